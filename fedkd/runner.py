@@ -210,7 +210,7 @@ def _rounds(
 
     After too many losses (see `RestartPolicy`), raise `EngineLost`.
     """
-    from fedkd.engine.restart_policy import RestartPolicy, restart_point
+    from fedkd.engine.started_engine import RestartPolicy, restart_point
     from fedkd.federation.checkpoint import CheckpointStore
     from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app

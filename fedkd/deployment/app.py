@@ -11,7 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from fedkd import __version__
-from fedkd.federation.node import DATA
+from fedkd.federation.context import DATA
 from fedkd.federation.server_app import WAITS
 
 

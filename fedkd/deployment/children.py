@@ -156,7 +156,6 @@ class Children:
                 os.kill(pid, number)
 
     def _left(self) -> list[int]:
-        """Return the running processes, orphans included."""
         own = {child.process.pid for child in self._started}
         running = [child.process.pid for child in self._started if not child.ended]
         for pid in descendants(os.getpid()):

@@ -20,7 +20,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_cert
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.deal import SERVER, client_folder, deal
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation.node import DATA, PARTITION, alone, participant
+from fedkd.federation.context import DATA, PARTITION, alone, participant
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import SCENARIO
 from fedkd.scenario.identity import digest_anywhere
@@ -85,11 +85,8 @@ class Local:
         if self.folder is not None:
             _Running(self, self.folder.absolute(), port).run()
             return
-        temporary = TemporaryFolder("fedkd-federation-")
-        try:
+        with closing(TemporaryFolder("fedkd-federation-")) as temporary:
             _Running(self, temporary.path, port).run()
-        finally:
-            temporary.close()
 
 
 class _Running:
@@ -124,9 +121,8 @@ class _Running:
             raise RunFailed(self._failure or "the run did not finish" + self._where_logs())
 
     def _where_logs(self) -> str:
-        return (
-            "; --keep DIR keeps the logs" if self._local.folder is None else f"; see {self._folder / 'logs'}"
-        )
+        kept = self._local.folder is not None
+        return f"; see {self._folder / 'logs'}" if kept else "; --keep DIR keeps the logs"
 
     def _prepare(self) -> None:
         try:
@@ -137,15 +133,13 @@ class _Running:
             raise UserError(f"cannot write to {self._folder}: {error.strerror}", key="--keep") from error
         if not self._nodes.exists():
             deal(self._local.plan, self._nodes, self._local.tell)
-        elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != self._scenario():
+        elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != digest_anywhere(
+            alone(self._local.plan).scenario
+        ):
             raise UserError("was dealt for another scenario; choose another folder", file=str(self._nodes))
         if not self._certificates.exists():
             make_certificates(self._certificates, clients=len(self._clients))
         _check_key(self._certificates)
-
-    def _scenario(self) -> str:
-        """Return what the nodes' scenario has to be, as a digest."""
-        return digest_anywhere(alone(self._local.plan).scenario)
 
     def _environment(self, name: str) -> dict[str, str]:
         """Return the environment of a process that finds nothing but its own."""
@@ -154,18 +148,15 @@ class _Running:
             folder.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key != "FEDKD_DATA"}
         search = [str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(":") if part]
-        return (
-            environment
-            | QUIET
-            | {
-                "FLWR_HOME": str(home),
-                "TMPDIR": str(temporary),
-                "XDG_CACHE_HOME": str(home / "cache"),
-                "MPLCONFIGDIR": str(home / "matplotlib"),
-                "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-                "PYTHONPATH": ":".join(search),
-            }
-        )
+        own = {
+            "FLWR_HOME": str(home),
+            "TMPDIR": str(temporary),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "MPLCONFIGDIR": str(home / "matplotlib"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+            "PYTHONPATH": ":".join(search),
+        }
+        return environment | QUIET | own
 
     def _start_superlink(self, children: Children) -> Child:
         environment = self._environment("superlink")
@@ -281,7 +272,6 @@ def _trust(authority: Path) -> ssl.SSLContext:
 
 
 def _check_key(certificates: Path) -> None:
-    """Refuse missing certificates, or a key that does not match."""
     for name in (AUTHORITY, CERTIFICATE, KEY):
         if not (certificates / name).is_file():
             raise UserError(f"has no {name}", file=str(certificates))
@@ -296,7 +286,6 @@ def _check_key(certificates: Path) -> None:
 
 
 def _check_port(port: int) -> int:
-    """Return the port if it is free; refuse it otherwise."""
     if not 0 < port < 65536:
         raise UserError(f"must be in 1..65535, got {port}", key="--port")
     try:
@@ -310,19 +299,14 @@ def _check_port(port: int) -> int:
 
 
 def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [server.getsockname()[1] for server in held]
-    finally:
-        for server in held:
-            server.close()
+    with ExitStack() as held:  # all at once, so that they differ
+        servers = [held.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
 
 
 def _last_words(log: Path) -> str:
     """Return the last line of a log, an error before all others."""
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = [_COLOURS.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
-    lines = [line for line in lines if line]
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [line for line in (_COLOURS.sub("", line).strip() for line in text.splitlines()) if line]
     errors = [line for line in lines if "error" in line.lower()]
     return one_line((errors or lines or ["without a word"])[-1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context
 
 from fedkd.clients.executor_choice import Choice, choose
 from fedkd.clients.factory import ClientFactory
@@ -17,8 +17,7 @@ from fedkd.data.load import Data
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
-from fedkd.engine.node_check import check_nodes
-from fedkd.engine.plugin_shipping import ShippedFolder, files_to_ship, with_shipped_files
+from fedkd.engine.node_check import ShippedFolder, check_nodes, files_to_ship, with_shipped_files
 from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_placement import gpu_share, room_for_actors
 from fedkd.engine.work_assignment import client_costs
@@ -77,11 +76,8 @@ class ScenarioWorkload:
         self._clients = ClientFactory(plan, data)
         self.room = Room() if memory is None else memory.room(plan)
 
-    def app(self, message: Message, context: Context) -> Message:
-        return app(message, context)
-
-    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-        return answer_together(requests)
+    app = staticmethod(app)
+    together = staticmethod(answer_together)
 
     def context(self, client: int) -> Context:
         return local_context(self._clients, client)
@@ -196,7 +192,7 @@ def with_selected_executor(
     engine = plan.scenario.engine
     share = engine.gpus_per_actor if cluster is None else gpu_share(engine, cluster, len(plan.blocks))
     placed = on_its_device(plan, share)
-    if cluster is None or cluster.alone:  # what this process sees, actors will
+    if cluster is None or cluster.alone:  # this process is like an actor
         choice = choose(placed, data, tell=tell)
     else:
         tell("finding out on the cluster whether clients train quicker one by one or together")

@@ -108,11 +108,9 @@ def secluded() -> Iterator[Seclusion]:
     from ray._private import ray_constants
 
     seclusion = Seclusion()
+    variables = {LOOPBACK_ALONE: "0", **seclusion.begin()}
     # ENABLE_RAY_CLUSTER was read from the environment when Ray was loaded.
-    with (
-        replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
-        environment({LOOPBACK_ALONE: "0", **seclusion.begin()}),
-    ):
+    with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False), environment(variables):
         try:
             yield seclusion
         except BaseException:
@@ -135,22 +133,22 @@ class Seclusion:
             return {}
         had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
         self._mode = "token" if had_token else "disabled"
-        self._set_mode("token")
+        _set_token_mode("token")
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def end(self) -> None:
         """Restore this process's mode, after Ray has been shut down."""
         if self._mode is not None:
-            self._set_mode(self._mode)
+            _set_token_mode(self._mode)
             self._mode = None
 
-    @staticmethod
-    def _set_mode(mode: str) -> None:
-        from ray import _raylet as library
 
-        raylet: Any = library
-        raylet.Config.initialize(json.dumps({"AUTH_MODE": mode}))
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+def _set_token_mode(mode: str) -> None:
+    from ray import _raylet as library
+
+    raylet: Any = library
+    raylet.Config.initialize(json.dumps({"AUTH_MODE": mode}))
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

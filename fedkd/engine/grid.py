@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +125,6 @@ class Blocks:
 
     @classmethod
     def alone(cls, clients: int) -> Blocks:
-        """Return blocks of one."""
         return cls([[client] for client in range(clients)])
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
@@ -143,3 +145,29 @@ class Blocks:
             key = (self.of(message), kind) if kind in msg.MAY_TRAIN else (number,)
             together.setdefault(key, []).append(message)
         return [sorted(own, key=lambda message: message.metadata.dst_node_id) for own in together.values()]
+
+
+TRIM_THRESHOLD_BYTES = 128 * 2**20
+"""Free memory kept at the heap's end."""
+MMAP_THRESHOLD_BYTES = 32 * 2**20
+"""Least size of pieces mapped by themselves: glibc's maximum."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep some freed memory; return whether it does.
+
+    By default glibc returns free memory at the heap's end above some hundred kilobytes. A step of a few
+    dozen images frees as much and asks for it again at once. New pages may take a quarter of its time.
+    Settings from outside stay; other systems have none.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)) and bool(
+        mallopt(_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    )

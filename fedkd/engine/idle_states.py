@@ -43,7 +43,6 @@ class IdleStates:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
         return self._end
 
     def put(self, client: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -53,14 +52,15 @@ class IdleStates:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, open as long as this lives
         start = self._take(len(data))
+        stop = start + len(data)
         try:
             self._file.seek(start)
             self._file.write(data)
             self._file.flush()
         except BaseException:
-            self._give(start, start + len(data))
+            self._give(start, stop)
             raise
-        self._places[client] = Place(start, start + len(data), tuple(arrays))
+        self._places[client] = Place(start, stop, tuple(arrays))
 
     def get(self, client: int) -> dict[str, np.ndarray]:
         """Return a client's state; raise `KeyError` if none is kept."""
@@ -80,13 +80,11 @@ class IdleStates:
         """Forget all states, and free the disk."""
         if self._file is not None:
             self._file.close()
-        self._file = None
+        self._file, self._end = None, 0
         self._places.clear()
         self._free.clear()
-        self._end = 0
 
     def _take(self, size: int) -> int:
-        """Return the start of a free piece of so many bytes."""
         for number, (start, stop) in enumerate(self._free):
             if stop - start >= size:
                 self._free[number : number + 1] = [(start + size, stop)] if stop - start > size else []
@@ -95,7 +93,6 @@ class IdleStates:
         return self._end - size
 
     def _give(self, start: int, stop: int) -> None:
-        """Return a piece, and join those that touch."""
         insort(self._free, (start, stop))
         joined: list[tuple[int, int]] = []
         for one in self._free:

@@ -47,7 +47,6 @@ class LiveClients:
     known already, and read back later, to the same bytes. A client without any message has no state.
 
     Args:
-        app: Handles a message.
         make_context: Returns a client's context.
         together: Handles messages of one kind to several clients at once; None: there are none.
         room: How many clients live at a time; None: all.
@@ -60,16 +59,13 @@ class LiveClients:
         together: Together | None = None,
         room: Room | None = None,
     ) -> None:
-        self._app = app
-        self._together = together
-        self._make_context = make_context
+        self._app, self._make_context, self._together = app, make_context, together
         self._room = room or Room()
         self._contexts: dict[int, Context] = {}  # the one that was asked something last stands last
         self._states = IdleStates(self._room.folder)  # of those put aside, and what others begin with
         self._unchanged: set[int] = set()  # those of the living that are what was written down, if anything
 
     def handle(self, message: Message) -> Message:
-        """Have a client handle a message; an exception becomes an error reply."""
         return answer(self._work, message, client_of(message.metadata.dst_node_id))
 
     def handle_together(self, messages: Sequence[Message]) -> list[Message]:
@@ -78,7 +74,7 @@ class LiveClients:
             return [self.handle(messages[0])]
         assert self._together is not None
         needed = {client_of(message.metadata.dst_node_id) for message in messages}
-        replies: dict[int, Message] = {}
+        outcomes: dict[int, Message | Exception] = {}
         requests: dict[int, tuple[Message, Context]] = {}
         for number, message in enumerate(messages):
             client = client_of(message.metadata.dst_node_id)
@@ -87,12 +83,12 @@ class LiveClients:
                     requests[number] = message, self.context(client, needed)
                     self._note(message, client)
             except Exception as error:
-                replies[number] = error_reply(message, error)
+                outcomes[number] = error
         with np.errstate(all="ignore"):
-            outcomes = self._together(list(requests.values())) if requests else []
-        for (number, (message, _)), outcome in zip(requests.items(), outcomes, strict=True):
-            replies[number] = error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
-        return [replies[number] for number in range(len(messages))]
+            done = self._together(list(requests.values())) if requests else []
+        outcomes |= zip(requests, done, strict=True)
+        told = [(message, outcomes[number]) for number, message in enumerate(messages)]
+        return [error_reply(m, outcome) if isinstance(outcome, Exception) else outcome for m, outcome in told]
 
     def _work(self, message: Message, client: int) -> Message:
         kind = message.metadata.message_type
@@ -126,7 +122,6 @@ class LiveClients:
         return self._room.clients is not None and len(self._contexts) >= self._room.clients
 
     def _make_room(self, needed: Collection[int]) -> None:
-        """Put clients aside until there is room for one more."""
         while self._is_full:
             client = next((client for client in self._contexts if client not in needed), None)
             if client is None:
@@ -139,7 +134,7 @@ class LiveClients:
         try:
             reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
             self._states.put(client, from_record(reply.content.array_records[msg.STATE]))
-        except Exception as error:  # it is told of by a client that is not to blame
+        except Exception as error:  # another client's reply reports it
             raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
 
     def _note(self, message: Message, client: int) -> None:
@@ -157,22 +152,19 @@ class LiveClients:
 
     def handle_keeping(self, message: Message) -> tuple[Message, ArrayRecord | None]:
         """Have a client handle a message; return the reply, and its state if that changed and is known."""
-        reply = self.handle(message)
+        reply, client = self.handle(message), client_of(message.metadata.dst_node_id)
         if not changed_by(message, reply):
             return reply, None
         try:
             with contained():
-                return reply, self._state_of(client_of(message.metadata.dst_node_id))
+                if client not in self._contexts and client in self._states:
+                    return reply, to_record(self._states.get(client))
+                told = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
+                # Copied: a record shares its arrays with the client, which goes on.
+                state = from_record(told.content.array_records[msg.STATE])
+                return reply, to_record({name: values.copy() for name, values in state.items()})
         except Exception as error:
             return error_reply(message, error), None
-
-    def _state_of(self, client: int) -> ArrayRecord:
-        if client not in self._contexts and client in self._states:
-            return to_record(self._states.get(client))
-        reply = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
-        # Copied: a record shares its arrays with the client, which goes on.
-        state = from_record(reply.content.array_records[msg.STATE])
-        return to_record({name: values.copy() for name, values in state.items()})
 
     def renew(self, client: int, state: ArrayRecord | None) -> None:
         """Make a client anew from a state before its next message; None: its initial state."""

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, Context, Message
 from ray import get_runtime_context
 
+from fedkd.engine.grid import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
-from fedkd.engine.malloc import keep_freed_memory
 from fedkd.federation.compat import assume_identity, client_of
 from fedkd.plugins import contained
 from fedkd.tracking.leftovers import TemporaryFolder
@@ -76,15 +76,11 @@ class ClientActor:
             self._held[number] = _Held(record, times)
 
     def handle(self, parts: Sequence[Part]) -> list[Message]:
-        """Handle one message, or messages of one kind to several clients together."""
-        messages = self._whole(parts)
-        self._begin(messages)
-        return self._clients.handle_together(messages)
+        return self._clients.handle_together(self._begin(parts))
 
     def handle_keeping(self, parts: Sequence[Part]) -> tuple[list[Message], dict[int, ArrayRecord]]:
         """Handle messages one by one; return the replies, and the clients' known states by client."""
-        messages = self._whole(parts)
-        self._begin(messages)
+        messages = self._begin(parts)
         done = [self._clients.handle_keeping(message) for message in messages]
         states = {
             client_of(message.metadata.dst_node_id): state
@@ -97,12 +93,8 @@ class ClientActor:
         """Make a client anew with its state among `states`; None: its initial state."""
         self._clients.renew(client, None if states is None else states[client])
 
-    def _begin(self, messages: Sequence[Message]) -> None:
-        alone = len(messages) == 1
-        self._note.begin(messages[0].metadata.message_id if alone else "")  # it may be any of them
-
-    def _whole(self, parts: Sequence[Part]) -> list[Message]:
-        """Return messages with their shared records."""
+    def _begin(self, parts: Sequence[Part]) -> list[Message]:
+        """Return messages with their shared records, and note a single one."""
         for message, places in parts:
             for name, number in places.items():
                 held = self._held[number]
@@ -110,7 +102,9 @@ class ClientActor:
                 held.uses -= 1
                 if not held.uses:
                     del self._held[number]
-        return [message for message, _ in parts]
+        messages = [message for message, _ in parts]
+        self._note.begin(messages[0].metadata.message_id if len(messages) == 1 else "")
+        return messages
 
 
 @dataclass

@@ -105,18 +105,16 @@ class RayGrid(EngineGrid):
         watch: RayWatch | None = None,
     ) -> None:
         super().__init__(len(costs))
-        self._watch = watch or RayWatch()
         assume_identity()
-        self._blocks = blocks or Blocks.alone(len(costs))
+        self._watch, self._blocks = watch or RayWatch(), blocks or Blocks.alone(len(costs))
         of_blocks = [sum(costs[client] for client in block) for block in self._blocks]
         owned = assign_work(of_blocks, actors)
         actor_of = {block: actor for actor, own in enumerate(owned) for block in own}
         self._owner = {client: actor_of[n] for n, block in enumerate(self._blocks) for client in block}
         self._priority = {block: place for own in owned for place, block in enumerate(own)}
         self._timeout = timeout
-        self._keeps_states = keeps_states
-        self._states: dict[int, Any] = {}  # where what a client was after its last message lies
-        self._patience = 120.0
+        self._keeps_states, self._patience = keeps_states, 120.0
+        self._states: dict[int, Any] = {}  # references to clients' states after their last messages
         self._arguments: tuple[Any, ...] = (make_workload, *(self._put(argument) for argument in arguments))
         self._actor_class = _actor_class(cpus_per_actor, gpus_per_actor)
         self._spares = list(spares)
@@ -173,20 +171,17 @@ class RayGrid(EngineGrid):
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         with self._watch.guard():
-            yield from self._work_through(messages)
-
-    def _work_through(self, messages: list[Message]) -> Iterator[Message]:
-        lend_idle(messages, self._owner, self._nodes)
-        batch = Batch(self._put_shared_records(messages))
-        self._hand_out(batch, list(self._calls(messages)))
-        while batch.waiting:
-            done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
-            for reference in sorted(done, key=lambda reference: batch.waiting[reference].number):
-                if reference in batch.waiting:  # else it was its actor's that has been replaced meanwhile
-                    yield from self._receive(batch, reference)
-            self._watch.check()
-            if self._timeout is not None:
-                yield from self._stop_late(batch, self._timeout)
+            lend_idle(messages, self._owner, self._nodes)
+            batch = Batch(self._put_shared_records(messages))
+            self._hand_out(batch, list(self._calls(messages)))
+            while batch.waiting:
+                done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
+                for reference in sorted(done, key=lambda reference: batch.waiting[reference].number):
+                    if reference in batch.waiting:  # its actor may have been replaced meanwhile
+                        yield from self._receive(batch, reference)
+                self._watch.check()
+                if self._timeout is not None:
+                    yield from self._stop_late(batch, self._timeout)
 
     def _hand_out(self, batch: Batch, calls: Sequence[tuple[int, Sequence[Message]]]) -> None:
         """Send each actor the records that its messages share with others, once, and then the messages."""
@@ -201,19 +196,15 @@ class RayGrid(EngineGrid):
                 # An actor works through its calls in their order: it has them when the messages come.
                 self._actors[actor].hold.remote(list(counted.items()), *references)
         for (actor, messages), own in zip(calls, parts, strict=True):
-            self._send(batch, actor, messages, own)
-
-    def _send(self, batch: Batch, actor: int, messages: Sequence[Message], parts: Sequence[Part]) -> None:
-        self._watch.check()
-        remote = self._actors[actor]
-        if self._keeps_states:
-            replies, states = remote.handle_keeping.options(num_returns=2).remote(parts)
-            batch.add(replies, actor, messages, states)
-        else:
-            batch.add(remote.handle.remote(parts), actor, messages)
+            self._watch.check()
+            remote = self._actors[actor]
+            if self._keeps_states:
+                replies, states = remote.handle_keeping.options(num_returns=2).remote(own)
+                batch.add(replies, actor, messages, states)
+            else:
+                batch.add(remote.handle.remote(own), actor, messages)
 
     def _renew(self, batch: Batch, client: int) -> None:
-        """Have a client made anew in its last state."""
         actor = self._owner[client]
         batch.add(self._actors[actor].renew.remote(client, self._states.get(client)), actor, ())
 
@@ -271,22 +262,17 @@ class RayGrid(EngineGrid):
         Where states are kept, another actor takes its place, and only the culprit fails.
         """
         lost = [message for call in batch.of(actor) for message in call.messages]
+        blamed = [message for message in lost if client_of(message.metadata.dst_node_id) == culprit]
+        others = [message for message in lost if client_of(message.metadata.dst_node_id) != culprit]
         batch.forget(actor)
         if self._keeps_states:
             self._replace(batch, actor)
-        failed, again = [], []
-        for message in lost:
-            if client_of(message.metadata.dst_node_id) == culprit:
-                failed.append(Message(failure, reply_to=message))
-            elif self._keeps_states:
-                again.append(message)
-            else:
-                failed.append(Message(Error(msg.NOT_HANDLED, reason), reply_to=message))
-        self._hand_out(batch, [(actor, [message]) for message in again])
-        yield from failed
+            self._hand_out(batch, [(actor, [message]) for message in others])
+        yield from (Message(failure, reply_to=message) for message in blamed)
+        if not self._keeps_states:
+            yield from (Message(Error(msg.NOT_HANDLED, reason), reply_to=message) for message in others)
 
     def _replace(self, batch: Batch, actor: int) -> None:
-        """Start an actor in place of a dead one, with the same clients in their last states."""
         self._notes.clear(actor)
         self._actors[actor] = self._start(actor)
         self._wait_for([actor])
@@ -315,7 +301,6 @@ class RayGrid(EngineGrid):
         return ray.put(value)
 
     def _put_shared_records(self, messages: list[Message]) -> dict[int, ray.ObjectRef]:
-        """Put every record of several messages into the object store, once."""
         uses: Counter[int] = Counter()
         records: dict[int, ArrayRecord] = {}
         for message in messages:

@@ -31,17 +31,11 @@ def alive_nodes() -> tuple[Node, ...]:
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     at_address = Counter(node["NodeManagerAddress"] for node in alive)
-    nodes = [
-        Node(
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            name=node["NodeManagerAddress"]
-            if at_address[node["NodeManagerAddress"]] == 1
-            else f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
-            id=node["NodeID"],
-        )
-        for node in alive
-    ]
+    nodes = []
+    for node in alive:
+        address, has = node["NodeManagerAddress"], node["Resources"]
+        name = address if at_address[address] == 1 else f"{address}:{node['NodeManagerPort']}"
+        nodes.append(Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name, node["NodeID"]))
     return tuple(sorted(nodes, key=lambda node: node.name))
 
 
@@ -50,10 +44,8 @@ def free_nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
     free = free_resources()
     if free is None:
         return tuple(nodes)
-    return tuple(
-        replace(node, cpus=free.get(node.id, {}).get("CPU", 0.0), gpus=free.get(node.id, {}).get("GPU", 0.0))
-        for node in nodes
-    )
+    left = ((node, free.get(node.id, {})) for node in nodes)
+    return tuple(replace(node, cpus=own.get("CPU", 0.0), gpus=own.get("GPU", 0.0)) for node, own in left)
 
 
 def own_node() -> str:

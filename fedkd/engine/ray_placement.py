@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from math import ceil
@@ -113,12 +114,7 @@ def room_for_actors(
 
 def fitting(engine: Engine, nodes: Iterable[Node], gpus_per_actor: float) -> int:
     """Return how many actors fit the nodes, each on one of them."""
-    return sum(
-        min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor))
-        if gpus_per_actor > 0
-        else _cpu_shares(node, engine)
-        for node in nodes
-    )
+    return sum(min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor)) for node in nodes)
 
 
 def _cpu_shares(node: Node, engine: Engine) -> int:
@@ -127,9 +123,9 @@ def _cpu_shares(node: Node, engine: Engine) -> int:
 
 def _gpu_shares(gpus: float, share: float) -> int:
     """Return how many shares the GPUs have; a share below one GPU lies within a single GPU."""
-    if share >= 1:
-        return int(gpus / share)
-    return int(gpus) * int(1 / share + 1e-9)
+    if share <= 0:
+        return sys.maxsize
+    return int(gpus / share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)
 
 
 def check_gpus(share: float, most: float, where: str) -> None:

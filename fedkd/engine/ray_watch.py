@@ -47,7 +47,6 @@ class RayWatch:
         self.lost = False
 
     def check(self) -> None:
-        """Raise `EngineLost` if one of them is dead."""
         for name, process in self._watched.items():
             how = process.end()
             if how is not None:
@@ -90,8 +89,6 @@ def watch_ray() -> RayWatch:
 
 
 class _Child:
-    """A process that this one has started."""
-
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import EngineLost, UserError
+from fedkd.errors import ActorsLost, EngineLost, UserError
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
 
@@ -33,18 +33,13 @@ class StartedEngine:
 
     Args:
         make: Returns a grid of clients in their initial states.
-        remake: Does so on the rest of a cluster, after actors were lost.
+        remake: Does so on the rest of a cluster, after actors were lost; None: as `make`.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        data: Data,
-        make: Callable[[], EngineGrid],
-        remake: Callable[[], EngineGrid] | None = None,
+        self, plan: Plan, data: Data, make: Callable[[], EngineGrid], remake: Callable[[], EngineGrid] | None
     ) -> None:
-        self.plan = plan
-        self.data = data
+        self.plan, self.data = plan, data
         self._remake = remake or make
         self.grid = make()
 
@@ -77,7 +72,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
             from fedkd.engine.clients import inline_grid, with_selected_executor
 
             plan = with_selected_executor(plan, data, tell)
-            engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder))
+            engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder), None)
         else:
             from fedkd.engine.ray_cluster import connect
 
@@ -125,7 +120,7 @@ def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
     engine, number = plan.scenario.engine, len(plan.blocks)
     try:
         actors, share = count_actors(engine, cluster, number), gpu_share(engine, cluster, number)
-    except UserError:  # which is told of when they are needed
+    except UserError:  # reported when they are needed
         return []
     with cluster.watch.guard():
         return start_spares(actors, WORKLOAD, engine.cpus_per_actor, share)
@@ -151,12 +146,9 @@ def _ray_grid_again(
     engine = scenario.engine.model_copy(update={"actors": None})
     plan = replace(plan, scenario=scenario.model_copy(update={"engine": engine}))
     began, waits = time.monotonic(), False
-    while True:
-        cluster.watch.check()
-        left = cluster.now()
-        lacking = _lacking(plan, left, number, on_gpus)
-        if lacking is None:
-            break
+    cluster.watch.check()
+    left = cluster.now()
+    while (lacking := _lacking(plan, left, number, on_gpus)) is not None:
         if time.monotonic() - began >= engine.start_timeout:
             raise EngineLost(
                 f"what is left of the Ray cluster is not enough: {lacking}, and no other node came within"
@@ -166,6 +158,8 @@ def _ray_grid_again(
             waits = True
             tell(f"waiting for another node: {lacking}")
         time.sleep(POLL_SECONDS)
+        cluster.watch.check()
+        left = cluster.now()
     try:
         return ray_grid(plan, data, left, folder, tell=tell)
     except UserError as error:
@@ -173,7 +167,6 @@ def _ray_grid_again(
 
 
 def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str | None:
-    """Return why no actor of the run fits a cluster; None: one does."""
     from fedkd.engine.ray_placement import count_actors, gpu_share
 
     try:
@@ -183,3 +176,50 @@ def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str
     if on_gpus and gpu_share(plan.scenario.engine, cluster, number) == 0:
         return "its clients were on GPUs, and no node has one"
     return None
+
+
+class RestartPolicy:
+    """Counts losses since the last checkpoint, and decides.
+
+    Rounds repeat to the byte, so a run may restart as long as it makes progress in between. It ends after
+    `limit` losses from one checkpoint, or when a client has lost its process twice in one round. A `tolerant`
+    run skips clients that die (see `Faults.on_client_error`), so it restarts only after a node's loss.
+    """
+
+    def __init__(self, limit: int, *, tolerant: bool = False) -> None:
+        self._limit, self._tolerant = limit, tolerant
+        self._saved: int | None = None
+        self._count = 0
+        self._blamed: tuple[int, int | None] | None = None
+
+    def record(self, loss: ActorsLost, saved: int) -> ActorsLost | None:
+        """Count a loss; return the error that ends the run, or None for a restart.
+
+        `saved` is the round of the last checkpoint; 0: there is none.
+        """
+        self._count = 1 + (self._count if saved == self._saved else 0)
+        blamed = None if loss.client is None else (loss.client, loss.round)
+        again = blamed is not None and blamed == self._blamed
+        self._saved, self._blamed = saved, blamed
+        if self._tolerant and blamed is not None:
+            return loss
+        if again:
+            why = f"as it did before the run went back to {restart_point(saved)}"
+        elif self._count <= self._limit:
+            return None
+        elif self._limit == 0:
+            return loss
+        else:
+            times = "once" if self._limit == 1 else f"{self._limit} times"
+            why = f"the run has gone back to {restart_point(saved)} {times} (engine.restarts)"
+        return ActorsLost(f"{loss.message}; {why}", client=loss.client, round=loss.round)
+
+    @property
+    def count(self) -> str:
+        """Number of this loss and the limit: "1 of 3"."""
+        return f"{self._count} of {self._limit}"
+
+
+def restart_point(saved: int) -> str:
+    """Return in words where a run restarts, by its last checkpoint's round; 0: there is none."""
+    return f"the checkpoint of round {saved}" if saved else "its beginning"

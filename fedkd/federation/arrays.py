@@ -38,7 +38,6 @@ class NumpyArray(Array):
         return buffer.getvalue()
 
     def numpy(self) -> np.ndarray:
-        """Return a copy of the array."""
         return self.values.copy()
 
     def deflate(self) -> bytes:

@@ -30,9 +30,7 @@ from fedkd.plan.plan import Plan
 from fedkd.server.in_flight import InFlight, Job
 from fedkd.tracking.memory import peak_memory_mb
 
-SHARED = "shared/"
-WAITING = "waiting/"
-DONE = "done/"
+SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,6 @@ class Reply:
         return int(self.figures[msg.NUM_EXAMPLES])
 
     def message(self, client: int, node: int) -> Message:
-        """Return it as a message."""
         figures: dict[str, Any] = {**self.figures, msg.NUM_EXAMPLES: self.samples}
         content = RecordDict(
             {
@@ -80,7 +77,6 @@ class Reply:
         return Message(content, reply_to=Message(RecordDict(), node, msg.TRAIN))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return it as arrays."""
         arrays = under("arrays/", self.arrays)
         for name, table in (("figures/", self.figures), ("chance/", self.chance)):
             arrays |= under(name, {key: np.array(value, dtype=np.float64) for key, value in table.items()})
@@ -88,7 +84,6 @@ class Reply:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray]) -> Reply:
-        """Return the reply of a `state`."""
         figures, chance = (
             {key: float(value) for key, value in below(name, arrays).items()}
             for name in ("figures/", "chance/")
@@ -121,7 +116,6 @@ class HeldMessages:
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray], node_of_client: Mapping[int, int]) -> None:
-        """Continue from a `state`."""
         records = {place: to_record(own) for place, own in by_number(below(SHARED, arrays)).items()}
         self.waiting = {}
         for client, own in by_number(below(WAITING, arrays)).items():
@@ -153,19 +147,16 @@ class AsynchronousRounds(Rounds):
 
     def __init__(self, plan: Plan, grid: Grid, strategy: KnowledgeFusion, control: RunControl) -> None:
         super().__init__(plan, grid, strategy, control)
-        scenario, clients = plan.scenario, plan.scenario.data.clients
-        assert scenario.asynchronous is not None and self._job_time is not None
-        self._time = self._job_time
-        self._fusing = strategy
-        self._buffer = scenario.asynchronous.buffer
-        self._flights = InFlight(clients, scenario.asynchronous.concurrency or clients, scenario.seed)
-        self._messages = HeldMessages()
+        settings, clients = plan.scenario.asynchronous, plan.scenario.data.clients
+        assert settings is not None and self._job_time is not None
+        self._time, self._fusing, self._messages = self._job_time, strategy, HeldMessages()
+        self._buffer = settings.buffer
+        self._flights = InFlight(clients, settings.concurrency or clients, plan.scenario.seed)
         self._brings_model = plan.capabilities.brings_model
         self._arrived: dict[int, Reply] = {}  # the last of every client's in the round under way
         self._measured = np.full((clients, len(LASTING)), nan)
 
     def _train(self, round: int) -> float | None:
-        """Have clients work until enough uploads have arrived, and fuse them; return the mean loss."""
         self._depart(round)
         arrived: list[tuple[Job, Reply]] = []
         while len(arrived) < self._buffer:
@@ -201,15 +192,13 @@ class AsynchronousRounds(Rounds):
 
     def _next(self, round: int) -> Job:
         """Return the job that is over next, once every job is done that could be over before it."""
-        job = self._flights.first()
-        if job is None:
+        if (job := self._flights.first()) is None:
             self._do_all(round)
             job = self._flights.first()
-            assert job is not None
+        assert job is not None
         return job
 
     def _do_all(self, round: int) -> None:
-        """Have all clients do their waiting jobs, together."""
         started = time.perf_counter()
         waiting, self._messages.waiting = self._messages.waiting, {}
         answers = self._messenger.send(round, "train", [waiting[client] for client in sorted(waiting)])
@@ -255,23 +244,19 @@ class AsynchronousRounds(Rounds):
         return super()._evaluate_if_due(round)
 
     def _evaluate(self, round: int) -> dict[str, float]:
+        replies = self._measure(round, self._evaluated if self._brings_model else self._answered())
+        rows = {client: metrics_of(reply) for client, reply in replies.items()}
         if self._brings_model:
-            replies = self._measure(round, self._evaluated)
-            rows = {client: metrics_of(reply) for client, reply in replies.items()}
             for client, row in rows.items():
                 self._set_two_moments(row, self._arrived.get(client))
         else:
-            replies = self._measure(round, self._answered())
-            found = {client: metrics_of(reply) for client, reply in replies.items()}
-            rows = {client: found.get(client) or self._as_before(client) for client in self._evaluated}
+            rows = {client: rows.get(client) or self._as_before(client) for client in self._evaluated}
         return self._measurements.measured(round, rows) | self._measurements.choices(round, replies)
 
     def _answered(self) -> list[int]:
-        """Return the evaluated clients whose uploads the round has fused."""
         return [client for client in self._evaluated if client in self._arrived]
 
     def _measure(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
-        """Evaluate some clients, and keep their lasting figures; return their replies."""
         replies = self._evaluation(round, clients) if clients else {}
         for client, reply in replies.items():
             row = metrics_of(reply)
@@ -316,8 +301,7 @@ def _layers(arrived: Arrived) -> list[list[tuple[Job, Reply]]]:
     """Return the uploads in parts without a client twice, each in client order."""
     layers: list[dict[int, tuple[Job, Reply]]] = []
     for job, reply in arrived:
-        layer = next((layer for layer in layers if job.client not in layer), None)
-        if layer is None:
-            layers.append(layer := {})
-        layer[job.client] = (job, reply)
+        if all(job.client in layer for layer in layers):
+            layers.append({})
+        next(layer for layer in layers if job.client not in layer)[job.client] = (job, reply)
     return [sorted(layer.values(), key=_client) for layer in layers]

@@ -58,15 +58,12 @@ class Checkpoint:
     """The state after the round `round`.
 
     Attributes:
-        offsets: Length of the run folder's tidy files.
-        digests: SHA-256 of each of them, up to there.
-        offsets_if_longer: Offsets without an evaluation made only because the run ends here.
-        digests_if_longer: Their digests.
+        offsets: Length of the run folder's tidy files; `digests` are their SHA-256.
+        offsets_if_longer: The same without an evaluation made only because the run ends here.
         scenario: What decides the results (see `fedkd.scenario.identity.decisive`).
         server: Arrays of the server's strategy.
         clients: State of every client that has one.
-        lasting: Names of the server's arrays that are never written into, so the next checkpoint may refer to
-            the same file.
+        lasting: Names of the server's arrays that are never written into, which later checkpoints may share.
     """
 
     round: int
@@ -209,7 +206,6 @@ class CheckpointStore:
             writing.result()
 
     def close(self) -> None:
-        """Finish writing and stop the thread."""
         try:
             self.wait()
         finally:
@@ -238,7 +234,6 @@ class CheckpointStore:
         return None
 
     def rounds(self) -> list[int]:
-        """Return the rounds with a checkpoint, in order."""
         return [round_of(path) for path in self._complete()]
 
     def client(self, client: int, round: int) -> SavedClient:
@@ -264,8 +259,7 @@ class CheckpointStore:
     def _write(self, checkpoint: Checkpoint) -> None:
         self._add(checkpoint.round, checkpoint.clients)
         final = self._folder / f"round-{checkpoint.round:05d}"
-        partial = self._folder / f".{final.name}.partial"
-        states = self._states | self._added
+        partial, states = self._folder / f".{final.name}.partial", self._states | self._added
         try:
             lasting = self._write_lasting(checkpoint)
             partial.mkdir()
@@ -284,11 +278,14 @@ class CheckpointStore:
         self._sweep()
 
     def _add(self, round: int, clients: Mapping[int, Arrays]) -> None:
-        """Write states that no checkpoint names yet."""
         pool = self._folder / CLIENTS
         if not self._added:
             pool.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            # Later checkpoints are damaged or incomplete: the run goes on from `_previous`.
+            sweep(self._folder)
+            for path in self._complete():
+                if round_of(path) > (round_of(self._previous) if self._previous else 0):
+                    shutil.rmtree(path)
         written = {client: pool / f"client-{client:05d}@{round:05d}.safetensors" for client in clients}
         for client, path in written.items():
             self._added[client] = write_arrays(path, clients[client], sync=False)
@@ -314,14 +311,6 @@ class CheckpointStore:
             found[name] = file
         return found
 
-    def _clear(self) -> None:
-        """Remove checkpoints later than the last whole one, and unfinished files."""
-        done = round_of(self._previous) if self._previous else 0
-        sweep(self._folder)
-        for path in self._complete():
-            if round_of(path) > done:
-                shutil.rmtree(path)
-
     def _fill(
         self,
         partial: Path,
@@ -329,7 +318,6 @@ class CheckpointStore:
         states: Mapping[int, SavedFile],
         lasting: Mapping[str, SavedFile],
     ) -> None:
-        """Write all files of a checkpoint outside of the pools."""
         own = {name: array for name, array in checkpoint.server.items() if name not in lasting}
         manifest = {
             "round": checkpoint.round,

@@ -19,8 +19,7 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.trials import shown, try_out
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.context import client_behind
-from fedkd.federation.node import node_of
+from fedkd.federation.context import client_behind, node_of
 from fedkd.federation.node_gate import check_leaving, refuse_message, refuse_to_answer
 from fedkd.plugins import contained
 from fedkd.training.evaluate import Score
@@ -33,7 +32,6 @@ ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
 
 
 def _train(client: Client, message: Message) -> Training[Message]:
-    """Apply pending guidance, train locally, and upload knowledge or weights."""
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
@@ -60,7 +58,6 @@ def _at_chance(client: Client) -> ConfigRecord:
 
 
 def _evaluate(client: Client, message: Message) -> Training[Message]:
-    """Apply guidance, evaluate, and report the accuracy gained by it."""
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     with client.prediction_threads(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
         yield from _receive(client, message.content, round, measured=True)
@@ -87,7 +84,6 @@ def _evaluated(
 
 
 def _finish(client: Client, message: Message) -> Training[Message]:
-    """Apply guidance, train once more, and evaluate."""
     round = _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round)

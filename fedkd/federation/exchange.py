@@ -83,13 +83,8 @@ class Exchange:
         measurements: Measurements,
         job_time: JobTime | None,
     ) -> None:
-        self._plan = plan
-        self._grid = grid
-        self._messenger = messenger
-        self._strategy = strategy
-        self._recorder = recorder
-        self._measurements = measurements
-        self._job_time = job_time
+        self._plan, self._grid, self._messenger, self._strategy = plan, grid, messenger, strategy
+        self._recorder, self._measurements, self._job_time = recorder, measurements, job_time
         self._node_of_client = messenger.node_of_client
         self.changed: set[int] = set()
         self.totals = Totals()

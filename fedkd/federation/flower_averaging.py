@@ -24,9 +24,7 @@ from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.orthogonal import OrthogonalTraining
 
-WEIGHTS = "weights/"
-STRATEGY = "strategy/"
-ORTHOGONAL = "orthogonal/"
+WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
 
 
 class FlowerAveraging(ServerStrategy):
@@ -49,18 +47,14 @@ class FlowerAveraging(ServerStrategy):
         stages: Sequence[Stage] = (),
         orthogonal: OrthogonalTraining | None = None,
     ) -> None:
-        self._strategy = strategy
-        self._half = half
-        self._weights = to_record(weights)
-        self._stages = stages
-        self._orthogonal = orthogonal
+        self._strategy, self._half, self._weights = strategy, half, to_record(weights)
+        self._stages, self._orthogonal = stages, orthogonal
         self._task = 0  # that all clients are at, where anything depends on it
         self._took_part: frozenset[int] = frozenset()  # nodes in this round
         self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
-        """Note the common task, on which orthogonal training depends."""
         self._task = next(iter(task_of.values()), 0)
 
     def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
@@ -142,17 +136,14 @@ class FlowerAveraging(ServerStrategy):
         return found
 
     def sent_bytes(self) -> int:
-        """Return the payload sent to clients since the last call."""
         sent, self._sent = self._sent, 0
         return sent
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the average, and the state of Flower's strategy."""
         arrays = under(STRATEGY, strategy_state(self._strategy)) | under(WEIGHTS, from_record(self._weights))
         return arrays | under(ORTHOGONAL, self._orthogonal.state() if self._orthogonal else {})
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         weights = below(WEIGHTS, arrays)
         # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
         self._weights = to_record({name: weights[name] for name in self._weights})
@@ -176,20 +167,17 @@ def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for attribute, value in vars(strategy).items():
         if isinstance(value, ArrayRecord):
-            value = from_record(value)
-            kind = "record"
-        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-            kind = "dict"
-        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-            value = {str(position): item for position, item in enumerate(value)}
-            kind = "list"
+            kind, table = "record", from_record(value)
+        elif isinstance(value, dict):
+            kind, table = "dict", value
+        elif isinstance(value, list):
+            kind, table = "list", {str(position): item for position, item in enumerate(value)}
         else:
             continue
         # The position is kept because Flower's strategies pair arrays up by their order; a file keeps none.
-        arrays |= {
-            f"{kind}|{attribute}|{position:05d}|{name}": item
-            for position, (name, item) in enumerate(value.items())
-        }
+        if all(isinstance(item, np.ndarray) for item in table.values()):
+            for position, (name, item) in enumerate(table.items()):
+                arrays[f"{kind}|{attribute}|{position:05d}|{name}"] = item
     return arrays
 
 

@@ -17,22 +17,13 @@ from fedkd.scenario.schema import FLOWER_PREFIX
 
 # Set by fedkd: the scenario selects participants, and the messages have their keys.
 _OWN_ARGUMENTS = {
-    "fraction_train": 1.0,
-    "fraction_evaluate": 1.0,
-    "min_train_nodes": 1,
-    "min_evaluate_nodes": 1,
-    "min_available_nodes": 1,
+    **dict.fromkeys(("fraction_train", "fraction_evaluate"), 1.0),
+    **dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1),
 }
 _HIDDEN = {
     *_OWN_ARGUMENTS,
-    "self",
-    "weighted_by_key",
-    "arrayrecord_key",
-    "configrecord_key",
-    "train_metrics_aggr_fn",
-    "evaluate_metrics_aggr_fn",
-    "train_loss_key",
-    "selection_rule",
+    *("self", "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key", "selection_rule"),
+    *("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"),
 }
 # FedProx with Flower's default μ = 0 is FedAvg.
 _DEFAULTS: dict[str, dict[str, Any]] = {"FedProx": {"proximal_mu": 0.01}}

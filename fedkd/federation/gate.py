@@ -69,7 +69,6 @@ def sift(
 
     Args:
         answers: Replies without an error, by client, ascending.
-        figures: Metrics that each reply must have.
         misfits_of: Checks the uploads; None: there are none.
     """
     misfits: dict[int, Unfit] = {}
@@ -85,7 +84,6 @@ def sift(
 
 
 def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
-    """Return a record of a type, empty if there is none."""
     found = content.get(name)
     return found if isinstance(found, kind) else {}  # type: ignore[return-value]
 
@@ -130,5 +128,4 @@ def opened(
 
 
 def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:
-    """Return the error of a run that ends with a refused reply."""
     return RunFailed(f"reply refused: {misfit}", client=client, round=round, diverged=misfit.diverged)

@@ -91,23 +91,17 @@ class JobTime:
         self._handed[client] = Handed(before.size + size, before.steps + steps)
 
     def _steps(self, content: RecordDict) -> int:
-        """Return the steps of distilling a message's guidance."""
-        fusion, training = self._plan.scenario.fusion, self._plan.scenario.training
-        if not teaches_targets(self._plan.strategy):
+        fusion, strategy = self._plan.scenario.fusion, self._plan.strategy
+        if not teaches_targets(strategy):
             return 0
-        rows = [
-            self._plan.strategy.taught_samples(from_record(content.array_records[name]))
-            for name in (msg.GUIDANCE, msg.MISSED)
-            if name in content
-        ]
-        batch = fusion.distill_batch_size or training.batch_size
+        batch = fusion.distill_batch_size or self._plan.scenario.training.batch_size
+        records = (content.array_records.get(name) for name in (msg.GUIDANCE, msg.MISSED))
+        rows = [strategy.taught_samples(from_record(record)) for record in records if record is not None]
         return sum(fusion.distill_epochs * -(-length // batch) for length in rows)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what a later round depends on."""
         rows = [(client, *handed) for client, handed in sorted(self._handed.items())]
         return {HANDED: np.array(rows, dtype=np.int64).reshape(-1, 3)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._handed = {int(client): Handed(int(size), int(steps)) for client, size, steps in arrays[HANDED]}

@@ -25,7 +25,7 @@ from fedkd.fusion.views import Arrays
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
-from fedkd.server.fusing import FusionReport, Links, ServerKnowledge
+from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.mailbox import Parcel
 from fedkd.server.peers import Mixing
 
@@ -59,35 +59,31 @@ class KnowledgeFusion(Strategy):
         exponent: float | None = None,
         peers: Mixing | None = None,
     ) -> None:
-        self.strategy = strategy
-        self._has_server = peers is None
-        self._min_available_nodes = min_available_nodes
+        self.strategy, self._stages = strategy, stages
+        self._has_server, self._min_available_nodes = peers is None, min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = FusingByTask(
-            strategy, of_task, bank, backward=backward, exponent=exponent, peers=peers
-        )
-        self._stages = stages
+        fusing = FusingByTask(strategy, of_task, bank, backward=backward, exponent=exponent, peers=peers)
+        self._fusing = fusing
+        self.cache_bytes, self.report, self.links = fusing.cache_bytes, fusing.report, fusing.links
+        self.state, self.restore = fusing.state, fusing.restore
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
         self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
-        """Set the node of each client; other nodes are known after their first reply."""
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
-        """Set every client's task: knowledge is fused among clients at the same one."""
         self._fusing.move(task_of)
 
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
     ) -> Result:
-        """Run all rounds (see `flwr.serverapp.strategy.Strategy.start`); there are no initial weights."""
+        """Run all rounds (see `flwr.serverapp.strategy.Strategy.start`), without initial weights."""
         return super().start(grid, initial_arrays or ArrayRecord(), num_rounds, **options)
 
     def summary(self) -> None:
-        """Log the strategy and its hyper-parameters."""
         logging.getLogger("flwr").info("\t└──> Fusion: %s", self.strategy)
 
     def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
@@ -167,7 +163,6 @@ class KnowledgeFusion(Strategy):
         return batch
 
     def _add_requests(self, round: int, messages: Sequence[Message]) -> None:
-        """Add the transfer samples that the clients of each task predict."""
         clients = [self._client_of_node.get(message.metadata.dst_node_id) for message in messages]
         for task, fusing in self._fusing.of_clients(clients).items():
             asked = fusing.request(round)
@@ -262,7 +257,6 @@ class KnowledgeFusion(Strategy):
         return None, _mean_metrics(answered)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the mean of the clients' metrics."""
         answered = _answered(replies)
         for reply in answered:
             if reply.metadata.src_node_id not in self._client_of_node:
@@ -279,26 +273,6 @@ class KnowledgeFusion(Strategy):
         sent, self._sent = self._sent, 0
         return sent
 
-    def cache_bytes(self) -> int | None:
-        """Return the bytes of the knowledge cache; None: there is none."""
-        return self._fusing.cache_bytes()
-
-    def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion, where the strategy has weights."""
-        return self._fusing.report()
-
-    def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: there is a server."""
-        return self._fusing.links()
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, keyed by client."""
-        return self._fusing.state()
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`; clients have to be introduced first."""
-        self._fusing.restore(arrays)
-
 
 def _answered(replies: Iterable[Message]) -> list[Message]:
     return sorted((reply for reply in replies if not reply.has_error()), key=msg.sender)
@@ -307,8 +281,7 @@ def _answered(replies: Iterable[Message]) -> list[Message]:
 def _mean_metrics(replies: Sequence[Message]) -> MetricRecord | None:
     if not replies:
         return None
-    rows = [reply.content.metric_records[msg.METRICS] for reply in replies]
-    names = [name for name in rows[0] if name != msg.NUM_EXAMPLES]
-    values = {name: [float(row[name]) for row in rows] for name in names}  # type: ignore[arg-type]
+    rows = [msg.metrics_of(reply) for reply in replies]
+    values = {name: [row[name] for row in rows] for name in rows[0] if name != msg.NUM_EXAMPLES}
     measured = {name: [value for value in of_all if not isnan(value)] for name, of_all in values.items()}
     return MetricRecord({name: float(np.mean(m)) if m else nan for name, m in measured.items()})

@@ -104,11 +104,9 @@ class Measurements:
                 self._record(found.round, split, metric, known)
 
     def clock(self, round: int, seconds: float) -> None:
-        """Record the simulated time at the end of a round."""
         self._recorder.metric("virtual_seconds", seconds, round=round, split="train")
 
     def knowledge_cache(self, round: int, kept: int | None) -> None:
-        """Record the bytes of the knowledge cache."""
         if kept is not None:
             self._recorder.metric("bank_bytes", kept, round=round, split="train")
 
@@ -117,8 +115,10 @@ class Measurements:
         if links is None:
             return
         write_links(self._folder, round, links.clients, links.heard, links.sizes, run=self._run)
-        of_client = (("bytes_sent", links.sizes.sum(axis=0)), ("bytes_received", links.sizes.sum(axis=1)))
-        for metric, sizes in of_client:
+        for metric, sizes in (
+            ("bytes_sent", links.sizes.sum(axis=0)),
+            ("bytes_received", links.sizes.sum(axis=1)),
+        ):
             self._record(round, "train", metric, dict(zip(links.clients, sizes.tolist(), strict=True)))
         number = int(links.heard.sum())
         self._recorder.metric("links", number, round=round, split="train")
@@ -153,7 +153,6 @@ class Measurements:
         return means | self._record_tasks(round, rows)
 
     def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-        """Record clients' metrics of every task of a stream; return the means by key."""
         means = {}
         keys = dict.fromkeys(key for row in rows.values() for key in row if is_task_metric(key))
         for key in keys:
@@ -178,24 +177,18 @@ class Measurements:
         return means
 
     def _by_task(self, round: int, values: Mapping[int, float]) -> dict[int | None, dict[int, float]]:
-        """Return values by the clients' tasks, ascending."""
         found: dict[int | None, dict[int, float]] = {}
         for client in sorted(values, key=lambda client: (self._schedule.task(client, round) or 0, client)):
             found.setdefault(self._schedule.task(client, round), {})[client] = values[client]
         return found
 
     def _record_curves(self, round: int, replies: Replies) -> None:
-        """Record the accuracy after each local epoch."""
         for client, reply in replies.items():
-            if msg.CURVES not in reply.content:
-                continue
-            task = self._schedule.task(client, round)
-            curves: Any = reply.content.config_records[msg.CURVES]
+            curves: Any = reply.content.config_records[msg.CURVES] if msg.CURVES in reply.content else {}
+            about: Any = {"round": round, "client": client, "task": self._schedule.task(client, round)}
             for split, curve in curves.items():
                 for epoch, accuracy in enumerate(curve, start=1):
-                    self._recorder.epoch(
-                        accuracy, round=round, client=client, task=task, epoch=epoch, split=split
-                    )
+                    self._recorder.epoch(accuracy, **about, epoch=epoch, split=split)
 
     def _record(
         self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
@@ -213,5 +206,4 @@ class Measurements:
         return mean
 
     def _counted(self, clients: Set[int]) -> list[int]:
-        """Return the clients of a mean, in client order."""
         return sorted(clients - self._poisoned) or sorted(clients)

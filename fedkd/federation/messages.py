@@ -99,7 +99,6 @@ _OF_FLOWER = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>", re.DOTALL)
 
 
 def identity(client: int) -> ConfigRecord:
-    """Return the record that names a reply's client."""
     return ConfigRecord({CLIENT: client})
 
 
@@ -120,7 +119,6 @@ def sender(reply: Message) -> int:
 
 
 def metrics_of(reply: Message) -> dict[str, float]:
-    """Return the metrics of a reply by name."""
     return {name: float(value) for name, value in reply.content.metric_records[METRICS].items()}  # type: ignore[arg-type]
 
 

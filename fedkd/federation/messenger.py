@@ -128,7 +128,6 @@ class Messenger:
                 )
 
     def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
-        """Send messages in client order; return all replies, errors included."""
         if hasattr(self._grid, "on_answer") and hasattr(self._grid, "on_reply"):
             self._grid.on_answer = lambda reply: self._answered(round, phase, reply)
             self._grid.on_reply = lambda done, total: self._control.observer.phase(round, phase, done, total)
@@ -151,7 +150,6 @@ class Messenger:
         return self._client_of_node[node]
 
     def _answered(self, round: int, phase: str, reply: Message) -> None:
-        """Report the seconds of a client's work, if its reply has them."""
         if reply.has_error() or msg.IDENTITY not in reply.content:
             return
         seconds = reply.content.config_records[msg.IDENTITY].get(msg.SECONDS)
@@ -253,7 +251,6 @@ def _check_all_there(
 
 
 def _check_federation(replies: Iterable[Message], deployment: Deployment | None) -> None:
-    """Refuse a node with another scenario or transfer set than the server's."""
     for reply in sorted(replies, key=msg.sender):
         said = reply.content.config_records[msg.IDENTITY].get(msg.FEDERATION)
         client = msg.sender(reply)
@@ -262,8 +259,5 @@ def _check_federation(replies: Iterable[Message], deployment: Deployment | None)
         if deployment is not None and said is None:
             raise RunFailed("has no share of its own (node-config: data)", client=client)
         if deployment is not None and said != deployment.federation:
-            raise UserError(
-                f"client {client} is of another federation: its scenario, its classes or its transfer set is"
-                " not the server's",
-                key="node-config.data",
-            )
+            reason = "its scenario, its classes or its transfer set is not the server's"
+            raise UserError(f"client {client} is of another federation: {reason}", key="node-config.data")

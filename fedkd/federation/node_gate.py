@@ -21,7 +21,7 @@ from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record
-from fedkd.federation.node import Participant
+from fedkd.federation.context import Participant
 from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.forms import Unfit, check_guidance, check_like, is_declared, sizes_of
 from fedkd.fusion.shared_model import SHARED
@@ -48,7 +48,6 @@ FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.L
 
 
 def kinds_accepted(plan: Plan) -> frozenset[str]:
-    """Return the kinds of messages that a plan's server sends."""
     end_task = {msg.END_TASK} if plan.learner is not None else set()
     finish = {msg.FINISH} if plan.scenario.finish == "trained" else set()
     return frozenset({msg.TRAIN, msg.EVALUATE} | end_task | finish)
@@ -147,7 +146,6 @@ def _check_number(name: str, value: object, kind: type, most: float) -> None:
 
 
 def _check_model(client: Client, arrays: Arrays) -> None:
-    """Check the weights that take the place of the client's."""
     own = client.weights()
     if strange := sorted(own.keys() ^ arrays.keys()):
         raise Unfit(f"the model has other arrays than the client's, such as {strange[0]}")
@@ -187,18 +185,16 @@ def refuse_to_answer(kind: str) -> None:
 
 def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
     """Refuse, by a `UserError`, a reply with records that the strategy does not exchange."""
-    for name in content:
-        if name != msg.ARRAYS and name not in FIGURES:
-            raise UserError(f"'{name}' is not for others to see: no strategy exchanges it")
+    strange = next((name for name in content if name != msg.ARRAYS and name not in FIGURES), None)
+    if strange is not None:
+        raise UserError(f"'{strange}' is not for others to see: no strategy exchanges it")
     arrays = from_record(content.array_records.get(msg.ARRAYS, {}))  # type: ignore[arg-type]
     if not arrays or (kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None):
         return  # orthogonal training exchanges sketches of layers' inputs
     strategy = plan.scenario.fusion.strategy
     if kind != msg.TRAIN or plan.capabilities.sends == "nothing":
         raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
-    if not is_declared(plan.strategy):
-        return
-    for name in arrays:
+    for name in arrays if is_declared(plan.strategy) else ():
         stages = name == SENT or name.endswith((CLASSES, WIDTH))
         if name not in plan.capabilities.kinds and not stages:
             raise UserError(f"'{strategy}' exchanges no array '{name}'")

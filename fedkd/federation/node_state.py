@@ -50,9 +50,8 @@ class NodeState:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = (self._folder / LOCK).open("w")
         except OSError as error:
-            raise UserError(
-                f"the client's state cannot be kept here: {error.strerror}", file=str(self._folder)
-            ) from error
+            reason = f"the client's state cannot be kept here: {error.strerror}"
+            raise UserError(reason, file=str(self._folder)) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             sweep(self._folder)  # what a killed process leaves is a private model
@@ -88,9 +87,8 @@ class NodeState:
                 said = {STEP: step, **self._owner}
                 save_file(arrays, file, metadata={**said, DIGEST: content_digest(said, arrays)})
         except OSError as error:
-            raise UserError(
-                f"the client's state cannot be kept: {error.strerror or error}", file=str(now)
-            ) from error
+            reason = f"the client's state cannot be kept: {error.strerror or error}"
+            raise UserError(reason, file=str(now)) from error
 
 
 def newest_state(folder: Path, client: int, federation: str) -> tuple[str, Arrays] | None:

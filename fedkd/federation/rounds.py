@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from flwr.app import Message
@@ -51,13 +52,9 @@ class Rounds:
         control: RunControl,
         transfer_labels: np.ndarray | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self._grid, self._strategy, self._control = plan, grid, strategy, control
+        self._schedule, self._observer = plan.schedule, control.observer
         self._probe = transfer_probe(plan.scenario, control, transfer_labels)
-        self._schedule = plan.schedule
-        self._grid = grid
-        self._strategy = strategy
-        self._control = control
-        self._observer = control.observer
         self._messenger = Messenger(grid, plan.scenario.data.clients, control, plan.scenario.faults)
         self._node_of_client = self._messenger.node_of_client
         clock = plan.clock
@@ -85,7 +82,10 @@ class Rounds:
                 began = self._observer.went_back if control.again else self._observer.run_started
                 began(scenario, control.folder, done)
                 if checkpoint is not None:
-                    self._restore(checkpoint)
+                    self._exchange.totals = checkpoint.totals
+                    self._strategy.begin_round(self._tasks(checkpoint.round))
+                    self._restore_server(checkpoint.server)
+                    self._exchange.hand_back(checkpoint.round, checkpoint.clients)
                 else:
                     self._begin()
                 last = self._plan.last_round
@@ -122,10 +122,10 @@ class Rounds:
 
     def _run_round(self, round: int) -> None:
         started, before = time.perf_counter(), self._exchange.totals
-        if round > self._plan.scenario.rounds:
+        finishes, neighbours = round > self._plan.scenario.rounds, None
+        evaluated: dict[str, float] = {}
+        if finishes:
             train_loss, evaluated = self._finish(round)
-            neighbours = None
-            self._record_clock(round)
         else:
             with self._exchange.charged_to_strategy(round):
                 self._strategy.begin_round(self._tasks(round))
@@ -136,7 +136,9 @@ class Rounds:
             self._measurements.links(round, self._strategy.links())
             self._end_task(round)
             self._record_failures(round)
-            self._record_clock(round)
+        if self._job_time is not None:
+            self._measurements.clock(round, self._exchange.totals.virtual_seconds)
+        if not finishes:
             evaluated = self._evaluate_if_due(round)
         self._record_failures(round)
         seconds = time.perf_counter() - started
@@ -164,7 +166,6 @@ class Rounds:
         )
 
     def _train(self, round: int) -> float | None:
-        """Have clients train, and fuse what they send; return the mean loss."""
         clients = self._schedule.participants(round)
         if not clients:  # all of them are away
             self._fuse(round, [])
@@ -193,15 +194,14 @@ class Rounds:
         if self._probe is None or not self._probe.is_due(round):
             return
         started = time.perf_counter()
-        clients = self._schedule.participants(round)
-        nodes = {client: self._node_of_client[client] for client in sorted(clients)}
-        found, sent = self._probe.measure(
-            round, nodes, lambda messages: self._exchange.probe(round, PHASE, messages)
-        )
+        nodes = {
+            client: self._node_of_client[client] for client in sorted(self._schedule.participants(round))
+        }
+        found, sent = self._probe.measure(round, nodes, partial(self._exchange.probe, round, PHASE))
         if found is not None:
             self._measurements.transferability(found)
         self._exchange.add(evaluation_bytes=sent)
-        self._exchange.record_time(round, PHASE, started, clients=len(clients), evaluation_bytes=sent)
+        self._exchange.record_time(round, PHASE, started, clients=len(nodes), evaluation_bytes=sent)
 
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)
@@ -226,7 +226,6 @@ class Rounds:
         return self._measurements.evaluation(round, self._evaluation(round, self._evaluated))
 
     def _evaluation(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
-        """Have clients evaluate; return their replies."""
         sent = self._exchange.write(round, msg.EVALUATE, clients)
         replies = self._exchange.send(round, "evaluate", sent)
         if self._plan.learner is not None:  # a task may have begun, for all of them
@@ -236,7 +235,6 @@ class Rounds:
         return replies
 
     def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
-        """Have clients train once more; return the mean loss and the measurements."""
         sent = self._exchange.write(round, msg.FINISH, self._evaluated)
         replies = self._exchange.send(round, "finish", sent)
         self._exchange.changed.update(replies)
@@ -244,7 +242,6 @@ class Rounds:
         return self._record_training(round, replies), self._measurements.evaluation(round, replies)
 
     def _tasks(self, round: int) -> dict[int, int]:
-        """Return every client's task in a round; 0 without a stream."""
         return {client: task or 0 for client, task in enumerate(self._schedule.tasks(round))}
 
     def _wait_for_all(self, round: int, sent: Sequence[Message], replies: Mapping[int, Message]) -> None:
@@ -259,17 +256,16 @@ class Rounds:
             self._observer.message(warning)
         return loss
 
-    def _record_clock(self, round: int) -> None:
-        if self._job_time is not None:
-            self._measurements.clock(round, self._exchange.totals.virtual_seconds)
-
     def _record_failures(self, round: int) -> None:
         self._measurements.failures(round, self._messenger.failures)
         self._messenger.failures.clear()
 
     def _save(self, round: int, store: CheckpointStore) -> None:
         if self._control.deployment is not None:  # clients keep their states to themselves
-            self._save_server()
+            self._exchange.changed.clear()
+            if arrays := self._strategy.state():
+                with replacing(self._control.folder / SERVER) as file:
+                    write_arrays(file, arrays)
             return
         started = time.perf_counter()
         states: Mapping[int, Arrays] = {}
@@ -279,22 +275,21 @@ class Rounds:
             states = portion
         self._exchange.record_time(round, "save", started)
         self._recorder.flush()
-        now = self._recorder.offsets(), self._recorder.digests()
-        longer, server = self._if_longer or now, self._server_state()
-        store.save(
-            Checkpoint(
-                round=round,
-                totals=self._exchange.totals,
-                offsets=now[0],
-                digests=now[1],
-                offsets_if_longer=longer[0],
-                digests_if_longer=longer[1],
-                scenario=decisive(self._plan.scenario),
-                server=server,
-                clients=states,
-                lasting={name for name in server if self._lasts(name)},
-            )
+        offsets, digests = self._recorder.offsets(), self._recorder.digests()
+        longer, server = self._if_longer or (offsets, digests), self._server_state()
+        checkpoint = Checkpoint(
+            round=round,
+            totals=self._exchange.totals,
+            offsets=offsets,
+            digests=digests,
+            offsets_if_longer=longer[0],
+            digests_if_longer=longer[1],
+            scenario=decisive(self._plan.scenario),
+            server=server,
+            clients=states,
+            lasting={name for name in server if self._lasts(name)},
         )
+        store.save(checkpoint)
         self._exchange.changed.clear()
 
     def _server_state(self) -> dict[str, np.ndarray]:
@@ -304,27 +299,11 @@ class Rounds:
         """Return whether an array of the server's state is never written into."""
         return waits(name)
 
-    def _save_server(self) -> None:
-        """Write the state of the server's strategy, such as the averaged model."""
-        self._exchange.changed.clear()
-        if arrays := self._strategy.state():
-            with replacing(self._control.folder / SERVER) as file:
-                write_arrays(file, arrays)
-
     def _kept(self, checkpoint: Checkpoint) -> tuple[Mapping[str, int], Mapping[str, str]]:
-        """Return the valid bytes of each of the run folder's files, and their digests.
-
-        A run that is made longer drops the evaluation at its former end.
-        """
+        """Return the valid bytes and digests of files; a longer run drops its former last evaluation."""
         if self._plan.scenario.rounds > checkpoint.scenario["rounds"]:
             return checkpoint.offsets_if_longer, checkpoint.digests_if_longer
         return checkpoint.offsets, checkpoint.digests
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self._exchange.totals = checkpoint.totals
-        self._strategy.begin_round(self._tasks(checkpoint.round))
-        self._restore_server(checkpoint.server)
-        self._exchange.hand_back(checkpoint.round, checkpoint.clients)
 
     def _restore_server(self, arrays: Arrays) -> None:
         self._strategy.restore(arrays)

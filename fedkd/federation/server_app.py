@@ -17,10 +17,9 @@ from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.asynchronous import AsynchronousRounds
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID
-from fedkd.federation.context import factory_of, plan_of
+from fedkd.federation.context import Participant, factory_of, plan_of, server_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.node import Participant, server_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
@@ -47,12 +46,8 @@ class ServerContext(Context):
     """The context of the ServerApp on fedkd's engines."""
 
     def __init__(self, plan: Plan, data: Data, control: RunControl) -> None:
-        super().__init__(
-            run_id=RUN_ID, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={}
-        )
-        self.plan = plan
-        self.data = data
-        self.control = control
+        super().__init__(RUN_ID, SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={})
+        self.plan, self.data, self.control = plan, data, control
         self.totals: Totals | None = None
 
 
@@ -110,7 +105,6 @@ def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ..
 
 
 def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:
-    """Run all rounds of a scenario and return what they cost."""
     return make_rounds(plan, grid, data, control).run()
 
 

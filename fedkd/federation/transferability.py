@@ -88,8 +88,8 @@ def _results(
     clients: Sequence[int], tried: Mapping[int, Message], samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return gains `[N, N, 2]` and answers `[N, N, M]` by receiver; gains of lost clients are NaN."""
-    gains = np.full((len(clients), len(clients), 2), np.nan)
-    answers = np.full((len(clients), len(clients), samples), -1, dtype=np.int64)
+    n = len(clients)
+    gains, answers = np.full((n, n, 2), np.nan), np.full((n, n, samples), -1, dtype=np.int64)
     for row, client in enumerate(clients):
         if client in tried:
             arrays = from_record(tried[client].content.array_records[msg.ARRAYS])
@@ -106,12 +106,10 @@ def transfer_probe(
         UserError: Clients are deployed nodes, which send only what their strategy exchanges.
     """
     wanted = None if scenario.measure is None else scenario.measure.transferability
-    if wanted is None:
-        return None
-    if control.deployment is not None:
+    if wanted is not None and control.deployment is not None:
         raise UserError(
             "is for simulations: it has clients show predictions that their strategy may not exchange, and"
             " learn from all others",
             key="measure.transferability",
         )
-    return TransferProbe(scenario, wanted, labels)
+    return None if wanted is None else TransferProbe(scenario, wanted, labels)

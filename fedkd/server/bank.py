@@ -30,7 +30,6 @@ class Upload:
 
     @property
     def size(self) -> int:
-        """Bytes of the arrays."""
         return sum(values.nbytes for values in self.arrays.values())
 
     def kept(self) -> Upload:
@@ -49,7 +48,6 @@ class KnowledgeCache:
         self._last |= {client: upload.kept() for client, upload in uploads.items()}
 
     def all(self) -> dict[int, Upload]:
-        """Return all uploads, in client order."""
         return dict(sorted(self._last.items()))
 
     def has(self, client: int) -> bool:
@@ -60,11 +58,9 @@ class KnowledgeCache:
 
     @property
     def size(self) -> int:
-        """Bytes of all arrays."""
         return sum(upload.size for upload in self._last.values())
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all uploads, keyed by client."""
         arrays: dict[str, np.ndarray] = {}
         for client, upload in self._last.items():
             arrays |= under(f"{client}/arrays/", upload.arrays)
@@ -136,10 +132,9 @@ def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
     ]
     total = sum(size for *_, size in kept)
     for _, minus_client, task, size in sorted(kept):
-        if total <= most:
-            return
-        caches[task].drop(-minus_client)
-        total -= size
+        if total > most:
+            caches[task].drop(-minus_client)
+            total -= size
 
 
 def _mean_of_sent(uploads: Sequence[Upload], name: str) -> tuple[np.ndarray, np.ndarray]:

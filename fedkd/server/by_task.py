@@ -40,25 +40,19 @@ class FusingByTask:
         exponent: float | None = None,
         peers: Mixing | None = None,
     ) -> None:
-        self._strategy = strategy
-        self._peers = peers
-        self._backward = backward
-        self._bank = bank
-        self._exponent = exponent
-        self._known = known
-        self._knows_tasks = strategy.capabilities.fuses_by_task
+        self._strategy, self._known, self._bank = strategy, known, bank
+        self._backward, self._exponent, self._peers = backward, exponent, peers
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
 
     def move(self, task_of: Mapping[int, int]) -> None:
         """Set every client's task; without a cache, tasks without clients are dropped."""
-        if not self._knows_tasks:
+        if not self._strategy.capabilities.fuses_by_task:
             return
         self._task_of = dict(task_of)
-        if self._bank is not None:
-            return
-        at = set(task_of.values())
-        self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
+        if self._bank is None:
+            at = set(task_of.values())
+            self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
 
     def task_of(self, client: int | None) -> int:
         """Return a client's task; the first for an unknown client (None)."""
@@ -66,13 +60,11 @@ class FusingByTask:
 
     def at(self, task: int) -> Fusing:
         if task not in self._by_task:
+            known, fusing = self._known(task), None
+            if self._peers is not None:
+                fusing = PeerFusing(self._strategy, known, self._peers)
             decay = None if self._bank is None else self._bank.decay
-            known = self._known(task)
-            self._by_task[task] = (
-                Fusing(self._strategy, known, decay, self._exponent)
-                if self._peers is None
-                else PeerFusing(self._strategy, known, self._peers)
-            )
+            self._by_task[task] = fusing or Fusing(self._strategy, known, decay, self._exponent)
         return self._by_task[task]
 
     def of(self, client: int | None) -> Fusing:
@@ -88,10 +80,9 @@ class FusingByTask:
         if client is None or not self._backward:
             return found
         for task, fusing in sorted(self._by_task.items()):
-            if task != self.task_of(client) and fusing.cache.has(client):
-                parcel = fusing.mailbox.take_missed(client)
-                if parcel is not None:
-                    found[task] = parcel
+            knows = task != self.task_of(client) and fusing.cache.has(client)
+            if knows and (parcel := fusing.mailbox.take_missed(client)) is not None:
+                found[task] = parcel
         return found
 
     def begin(self, clients: Collection[int]) -> None:
@@ -137,7 +128,6 @@ class FusingByTask:
         return merged_links(found) if found else None
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, by task."""
         arrays: dict[str, np.ndarray] = {}
         for task, fusing in sorted(self._by_task.items()):
             arrays |= under(f"{TASK}{task}/", fusing.state())
@@ -166,14 +156,12 @@ def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
         return reports[0]
     clients = sorted(client for report in reports for client in report.clients)
 
-    def table(name: str, between: float = np.nan) -> np.ndarray | None:
-        parts = [
-            (report.clients, values) for report in reports if (values := getattr(report, name)) is not None
-        ]
-        return _merged(clients, parts, between) if parts else None
+    def table(name: str) -> np.ndarray | None:
+        found = [(report.clients, getattr(report, name)) for report in reports]
+        parts = [(own, values) for own, values in found if values is not None]
+        return _merged(clients, parts, np.nan) if parts else None
 
-    weights = table("weights", between=0.0)
-    assert weights is not None
+    weights = _merged(clients, [(report.clients, report.weights) for report in reports], 0.0)
     told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
     return FusionReport(
         clients=tuple(clients),
@@ -186,7 +174,6 @@ def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
 
 
 def merged_links(links: Sequence[Links]) -> Links:
-    """Return the links among different clients as one, in client order."""
     if len(links) == 1:
         return links[0]
     clients = sorted(client for own in links for client in own.clients)

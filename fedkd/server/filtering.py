@@ -75,13 +75,10 @@ def _by_own_mean(logits: np.ndarray, q: np.ndarray, keep: np.ndarray) -> np.ndar
 
 def _by_others(logits: np.ndarray, q: np.ndarray, keep: np.ndarray, fuses: str) -> np.ndarray:
     """Return logits with the mean of the kept ones in place of dropped ones."""
-    if fuses == "logits":
-        mean, known = mean_of_kept(finite_logits(logits), keep)
-    else:
-        mean, known = mean_of_kept(q, keep)
+    mean, known = mean_of_kept(finite_logits(logits) if fuses == "logits" else q, keep)
+    if fuses != "logits":
         mean = np.log(np.maximum(mean, LEAST))
-    takes = ~keep & known
-    return np.where(takes[..., None], mean[None].astype(np.float32), logits)
+    return np.where((~keep & known)[..., None], mean[None].astype(np.float32), logits)
 
 
 def _mixed(

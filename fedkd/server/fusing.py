@@ -118,21 +118,17 @@ class Fusing:
         exponent: float | None = None,
     ) -> None:
         self.strategy = strategy
-        self.mailbox = Mailbox()
+        self.mailbox, self.cache = Mailbox(), KnowledgeCache()
         self.report: FusionReport | None = None
         self.links: Links | None = None
-        self._known = known
+        self.model: Arrays = {}
+        self._known, self._decay, self._exponent = known, decay, exponent
         self._request: np.ndarray | None = None
         self._started = False
         self._memory: dict[str, np.ndarray] = {}
-        self.cache = KnowledgeCache()
-        self._decay = decay
-        self._exponent = exponent
-        self.model: Arrays = {}
         self._networks: dict[str, tuple[Network, dict[str, int]]] = {}
 
     def architecture_of(self, client: int) -> str:
-        """Return the architecture of a client's model, "" if unknown."""
         models = self._models_of(0)
         return "" if models is None else models.architecture_of(client)
 
@@ -141,42 +137,40 @@ class Fusing:
 
         None: the network is unknown, or the upload has no weights.
         """
-        found: dict[str, int] = {}
+        capabilities, found = self.strategy.capabilities, dict[str, int]()
         samples = self._known.transfer_size if self._request is None else len(self._request)
-        if samples is not None and self.strategy.capabilities.uses_transfer_set:
+        if samples is not None and capabilities.uses_transfer_set:
             found |= {"M": samples, "Y": -(-samples // 8)}
         if self._known.classes is not None:
             found["C"] = self._known.classes
         models = self._models_of(0)
-        if models is None or Kind.WEIGHTS not in self.strategy.capabilities.kinds.values():
+        if models is None or Kind.WEIGHTS not in capabilities.kinds.values():
             return found, None
         networks = networks_of(self.strategy)
-        shared = networks.shared_model
-        own = models.architecture_of(client)
-        architecture = own if shared is None else models.architecture(shared, networks.shared_arguments)
+        architecture = models.architecture_of(client)
+        if networks.shared_model is not None:
+            architecture = models.architecture(networks.shared_model, networks.shared_arguments)
         if architecture not in self._networks:
             weights, trainable = models.initial_weights(architecture), models.trainable(architecture)
-            network = Network.like(weights, trainable)
-            self._networks[architecture] = network, sizes_of(self.strategy, weights, trainable)
+            sizes = sizes_of(self.strategy, weights, trainable)
+            self._networks[architecture] = Network.like(weights, trainable), sizes
         network, sizes = self._networks[architecture]
         return found | sizes, network
 
     def begin(self, clients: Iterable[int]) -> None:
         """Leave the strategy's initial guidance for all clients, before the first round."""
-        if self._started:
+        models, started, self._started = self._models(0), self._started, True
+        guidance = None if started or models is None else self.strategy.prepare(models)
+        if guidance is None:
             return
-        self._started = True
-        models = self._models(0)
-        guidance = self.strategy.prepare(models) if models is not None else None
-        if guidance is not None:
-            if not isinstance(guidance, Guidance):
-                raise TypeError(f"prepare returned a {type(guidance).__name__}; must be a Guidance")
-            check_arrays(guidance.memory, "the first guidance's memory")
-            check_arrays(guidance.shared, "what the first guidance gives clients")
-            self._memory = dict(guidance.memory)
-            if self.strategy.capabilities.brings_model:
-                self.model = dict(guidance.shared)
-                return
+        if not isinstance(guidance, Guidance):
+            raise TypeError(f"prepare returned a {type(guidance).__name__}; must be a Guidance")
+        check_arrays(guidance.memory, "the first guidance's memory")
+        check_arrays(guidance.shared, "what the first guidance gives clients")
+        self._memory = dict(guidance.memory)
+        if self.strategy.capabilities.brings_model:
+            self.model = dict(guidance.shared)
+        else:
             self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
 
     def request(self, round: int) -> np.ndarray | None:
@@ -238,22 +232,21 @@ class Fusing:
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
         """Return the uploads to fuse, in client order: the round's, and the cache's."""
-        ages_itself = self.strategy.capabilities.stale_decay is not None
-        waits = self._exponent is None
-        if self.strategy.capabilities.brings_model or (not ages_itself and self._decay is None and waits):
+        capabilities, waits = self.strategy.capabilities, self._exponent is None
+        ages_itself = capabilities.stale_decay is not None
+        if capabilities.brings_model or (not ages_itself and self._decay is None and waits):
             return dict(sorted(uploads.items()))
         self.cache.put(uploads)
         known = self.cache.all()
-        if ages_itself or (self.strategy.capabilities.weighs_age and not waits):
+        if ages_itself or (capabilities.weighs_age and not waits):
             return known
         ages = {client: round - upload.round for client, upload in known.items()}
         if self._exponent is not None:
             counts = staleness(np.array(list(ages.values())), self._exponent)
             factors = dict(zip(known, counts.tolist(), strict=True))
-        elif self._decay is not None:
-            factors = {client: self._decay**age for client, age in ages.items()}
         else:
-            return known
+            assert self._decay is not None
+            factors = {client: self._decay**age for client, age in ages.items()}
         new = [known[client] for client in sorted(uploads)]
         return fade(known, factors, new, self.strategy.kinds_of(new[0].arrays))
 
@@ -276,10 +269,7 @@ class Fusing:
         # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}
         sent = 0
-        for client, table in meant.items():
-            if not table:
-                continue
-            parcel = Parcel(round, table)
+        for client, parcel in ((client, Parcel(round, table)) for client, table in meant.items() if table):
             if client in took_part:
                 self.mailbox.put(client, parcel)
                 sent += parcel.size
@@ -322,12 +312,10 @@ class Fusing:
         return None if self._known.models is None else self._known.models(round)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, keyed by client."""
         arrays = under("memory/", self._memory) | under(PENDING, self.mailbox.state())
         return arrays | under("last/", self.cache.state()) | under(MODEL, self.model)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._started = True
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below(PENDING, arrays))

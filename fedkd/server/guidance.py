@@ -82,20 +82,17 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
 
 
 def _check_table(values: Any, name: str, shapes: list[list[int]] | None) -> None:
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        kind = (
-            f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
-        )
+    array = isinstance(values, np.ndarray)
+    if not array or values.dtype.kind != "f":
+        kind = f"an array of {values.dtype}" if array else f"a {type(values).__name__}"
         raise TypeError(f"the guidance's {name} are {kind}; must be a NumPy array of floats")
+    shape, wanted = list(values.shape), ""
     if shapes is None and values.ndim not in (2, 3):
-        raise ValueError(
-            f"the guidance's {name} have shape {list(values.shape)}; must be [N, M, C] or [M, C]"
-        )
-    if shapes is not None and list(values.shape) not in shapes:
-        shared = f", or {shapes[1]} shared by all" if len(shapes) > 1 else ""
-        raise ValueError(
-            f"the guidance's {name} have shape {list(values.shape)}; must be {shapes[0]}{shared}"
-        )
+        wanted = "[N, M, C] or [M, C]"
+    elif shapes is not None and shape not in shapes:
+        wanted = f"{shapes[0]}" + (f", or {shapes[1]} shared by all" if len(shapes) > 1 else "")
+    if wanted:
+        raise ValueError(f"the guidance's {name} have shape {shape}; must be {wanted}")
     _check_numbers(values, name)
 
 

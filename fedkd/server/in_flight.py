@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import isnan, nan
 
 import numpy as np
@@ -111,10 +111,7 @@ class InFlight:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on."""
-        rows = [
-            (job.client, job.began, job.key, job.start, job.working, job.size, job.steps, job.over)
-            for _, job in sorted(self._jobs.items())
-        ]
+        rows = [astuple(job) for _, job in sorted(self._jobs.items())]
         return {
             JOBS: np.array(rows, dtype=np.float64).reshape(-1, 8),
             KEYS: self._keys.copy(),
@@ -124,7 +121,8 @@ class InFlight:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._keys = arrays[KEYS].astype(np.int64)
         self._departures = int(arrays[DEPARTURES])
-        self._jobs = {}
-        for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist():
-            job = Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
-            self._jobs[job.client] = job
+        jobs = [
+            Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
+            for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist()
+        ]
+        self._jobs = {job.client: job for job in jobs}

@@ -20,7 +20,6 @@ class Parcel:
 
     @property
     def size(self) -> int:
-        """Payload in bytes."""
         return sum(values.nbytes for values in self.arrays.values())
 
 
@@ -70,7 +69,6 @@ class Mailbox:
         return self._missed.get(client) if leave else self._missed.pop(client, None)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that waits; a parcel of several clients is there once."""
         return under("own/", _state(self._own)) | under("missed/", _state(self._missed))
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:

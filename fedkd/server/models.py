@@ -132,13 +132,10 @@ class TransferSetModels:
         patience: int = 0,
     ) -> dict[str, np.ndarray]:
         """Train a model on the transfer set (see `ServerModels.train`)."""
-        self._calls += 1  # several models of one round must not see the same batches
-        purpose = f"server-train-{self._calls}"
-        model = self.network(architecture, weights)
-        arrays = [prepare_inputs(self._data.x, "cpu")] + [prepare_inputs(t, "cpu") for t in targets]
-        shuffled = numpy_generator(self._scenario.seed, purpose, round=self._round).permutation(
-            len(arrays[0])
-        )
+        purpose, model = self._purpose("train"), self.network(architecture, weights)
+        arrays = [prepare_inputs(values, "cpu") for values in (self._data.x, *targets)]
+        generator = numpy_generator(self._scenario.seed, purpose, round=self._round)
+        shuffled = generator.permutation(len(arrays[0]))
         kept_apart = int(validation * len(shuffled))
         apart = [array[torch.from_numpy(shuffled[:kept_apart])] for array in arrays]
         used = [array[torch.from_numpy(np.sort(shuffled[kept_apart:]))] for array in arrays]
@@ -147,19 +144,17 @@ class TransferSetModels:
             return loss(self._of_task(outputs), *wanted)
 
         stopping = EarlyStopping(apart, on_task, patience) if patience > 0 and kept_apart > 0 else None
-        job = TrainJob(
+        self._run(
+            purpose,
             model,
             used,
             lambda model, inputs, *wanted: on_task(model(inputs), *wanted),
             OptimizerSpec("adam", lr),
             epochs,
             batch_size,
-            generator=torch_generator(self._scenario.seed, purpose, round=self._round),
-            seed=derive_seed(self._scenario.seed, purpose, round=self._round),
             lr_schedule="cosine",
             early_stopping=stopping,
         )
-        _run(job)
         return weights_of(model)
 
     def fit(
@@ -175,27 +170,22 @@ class TransferSetModels:
         weight_decay: float = 0.0,
     ) -> None:
         """Train a network in place on arrays of the strategy's own (see `ServerModels.fit`)."""
+        inputs = [prepare_inputs(array, "cpu") for array in arrays]
+        spec = OptimizerSpec(optimizer, lr, weight_decay=weight_decay)
+        self._run(self._purpose("fit"), network, inputs, loss, spec, epochs, batch_size)
+
+    def _purpose(self, kind: str) -> str:
+        """Return another purpose for each training: models of one round must not see the same batches."""
         self._calls += 1
-        purpose = f"server-fit-{self._calls}"
-        _run(
-            TrainJob(
-                network,
-                [prepare_inputs(array, "cpu") for array in arrays],
-                loss,
-                OptimizerSpec(optimizer, lr, weight_decay=weight_decay),
-                epochs,
-                batch_size,
-                generator=torch_generator(self._scenario.seed, purpose, round=self._round),
-                seed=derive_seed(self._scenario.seed, purpose, round=self._round),
-            )
-        )
+        return f"server-{kind}-{self._calls}"
 
-
-def _run(job: TrainJob) -> None:
-    with torch_threads(1):
-        try:
-            fit(job)
-        except TrainingDiverged as error:
-            raise TrainingDiverged(
-                "the server's model diverged; a lower fusion.server_lr may help"
-            ) from error
+    def _run(self, purpose: str, *job: Any, **settings: Any) -> None:
+        settings["generator"] = torch_generator(self._scenario.seed, purpose, round=self._round)
+        settings["seed"] = derive_seed(self._scenario.seed, purpose, round=self._round)
+        with torch_threads(1):
+            try:
+                fit(TrainJob(*job, **settings))
+            except TrainingDiverged as error:
+                raise TrainingDiverged(
+                    "the server's model diverged; a lower fusion.server_lr may help"
+                ) from error

@@ -150,7 +150,6 @@ class OrthogonalTraining:
         return found
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on."""
         bases = {f"basis/{layer}": basis for layer, basis in self.bases.items()}
         return bases | {"ended": np.array(self._ended, dtype=np.int64)}
 

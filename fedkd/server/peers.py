@@ -40,8 +40,6 @@ class Mixing:
 
 
 class _Made(NamedTuple):
-    """The result of one fusion."""
-
     guidance: Guidance
     knowledge: Knowledge
     tables: dict[int, Arrays]
@@ -119,7 +117,10 @@ class PeerFusing(Fusing):
             memory = self._memories.get(client, nothing)
             key = (id(memory), *((author, id(upload)) for author, upload in known[client].items()))
             if key not in made:
-                made[key] = self._fuse_one(round, known[client], memory)
+                knowledge = self._knowledge(round, known[client])
+                guidance = self.strategy.fuse(knowledge, memory)
+                check_guidance(guidance, knowledge)
+                made[key] = _Made(guidance, knowledge, tables_of(guidance, knowledge)[0])
             own[client] = made[key]
         for client, result in own.items():
             # Equal memories stay one object, so that clients with equal knowledge stay together.
@@ -127,12 +128,6 @@ class PeerFusing(Fusing):
             if table := result.tables[client]:
                 self.mailbox.put(client, Parcel(round, table))
         self.report = _report(own) if all(one.guidance.weights is not None for one in own.values()) else None
-
-    def _fuse_one(self, round: int, known: Mapping[int, Upload], memory: Mapping[str, np.ndarray]) -> _Made:
-        knowledge = self._knowledge(round, known)
-        guidance = self.strategy.fuse(knowledge, memory)
-        check_guidance(guidance, knowledge)
-        return _Made(guidance, knowledge, tables_of(guidance, knowledge)[0])
 
     def _hear(self, uploads: Mapping[int, Upload], heard: np.ndarray) -> dict[int, dict[int, Upload]]:
         """Return every client's knowledge after the round, by author, and set `links`."""

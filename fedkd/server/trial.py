@@ -152,15 +152,12 @@ def _equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
+    # Only identity tells some objects apart, such as copies of a generator: these count as equal.
+    opaque = type(one) is type(other) and type(one).__eq__ is object.__eq__
     try:
-        return one is other or bool(one == other) or _is_opaque(one, other)
+        return one is other or bool(one == other) or opaque
     except Exception:  # somebody else's `__eq__`
         return True
-
-
-def _is_opaque(one: Any, other: Any) -> bool:
-    """Return whether only identity tells two objects apart, such as copies of a generator."""
-    return type(one) is type(other) and type(one).__eq__ is object.__eq__
 
 
 TRIED = 2
@@ -182,20 +179,14 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
     assert not strategy.capabilities.by_flower
     kept = Kept.of(strategy)
-    rounds = range(1, schedule.rounds + 1)
-    round = next((round for round in rounds if schedule.participants(round)), 1)
+    round = next((one for one in range(1, schedule.rounds + 1) if schedule.participants(one)), 1)
     everyone = schedule.participants(round)
     # Clients may begin with different tasks, which are not fused with each other: those of one are tried.
     at = schedule.task(everyone[0], round) if everyone else None
     task = data[at or 0].data if isinstance(data, FederatedStream) else data
     seen = TransferSet.of(data, at or 0, model_outputs(plan, data))
-    known = ServerKnowledge(
-        len(task.transfer_x),
-        task.transfer_y,
-        models=partial(UntrainedModels, plan, seen),
-        seed=scenario.seed,
-        rounds=scenario.rounds,
-    )
+    models, size = partial(UntrainedModels, plan, seen), len(task.transfer_x)
+    known = ServerKnowledge(size, task.transfer_y, models, scenario.seed, rounds=scenario.rounds)
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
     stages = upload_stages(scenario.fusion)
     request = fusing.request(round)
@@ -211,7 +202,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             client.enter(round)
             client.fit = FitSummary({}, 0, scenario.training.lr)
             arrays = client.upload(round, request)
-            sizes.append(_size(arrays))
+            sizes.append(sum(values.nbytes for values in arrays.values()))
             received = decode(stages, arrays, strategy.kinds_of(arrays))
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
@@ -231,11 +222,6 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
 
 
 def _untrained(strategy: FusionStrategy) -> FusionStrategy:
-    """Return a strategy whose server model, if it has one, is not trained."""
     if not isinstance(strategy, ServerModel) or strategy.server_model is None:
         return strategy
     return replace(strategy, server_epochs=0)  # type: ignore[type-var]
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(values.nbytes for values in arrays.values())

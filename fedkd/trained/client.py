@@ -26,7 +26,7 @@ from fedkd.data.share_file import MANIFEST
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.federation.checkpoint import CheckpointStore, SavedClient
-from fedkd.federation.node import participant
+from fedkd.federation.context import participant
 from fedkd.federation.node_state import newest_state
 from fedkd.models.mix import architecture_names
 from fedkd.namespaces import below
