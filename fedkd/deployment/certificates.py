@@ -41,12 +41,8 @@ def make_certificates(
 ) -> None:
     """Write an authority's certificate, the SuperLink's, and a pair of keys for every client.
 
-    Args:
-        hosts: Names and addresses of the SuperLink.
-        days: Validity of the certificates.
-
-    Raises:
-        UserError: There are certificates already, there is no host, or the folder cannot be written.
+    `hosts` are the names and addresses of the SuperLink, `days` the validity. Existing certificates, no
+    host, or a folder that cannot be written is a `UserError`.
     """
     if not hosts:
         raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")

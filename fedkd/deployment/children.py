@@ -93,10 +93,9 @@ class Children:
         each: Callable[[str], None],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> int:
-        """Run a process to its end and return its exit status.
+        """Run a process to its end and return its exit status; `each` gets every line of its output.
 
-        `each` gets every line of its output. `meanwhile` is called between lines, at least once a second;
-        its exceptions end the wait.
+        `meanwhile` is called at least once a second; its exceptions end the wait.
         """
         process = self._open(command, environment, folder, subprocess.PIPE)
         self._started.append(Child(str(command[0]), process, Path(os.devnull), told=True))

@@ -48,12 +48,8 @@ def check_deployable(plan: Plan) -> None:
 def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
     """Write every participant's share of a scenario's data; return the absolute folder.
 
-    Args:
-        out: The folder of ``server`` and ``client-0`` …; it appears when all shares are complete.
-        tell: Receives progress lines.
-
-    Raises:
-        UserError: The scenario can only be simulated, its data are missing, or `out` is not empty.
+    The folder, of ``server`` and ``client-0`` …, appears when all shares are complete. A scenario that can
+    only be simulated, missing data, or a folder that is not empty is a `UserError`.
     """
     check_deployable(plan)
     out = expanded(out, key="--out").absolute()

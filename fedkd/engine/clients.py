@@ -33,11 +33,8 @@ from fedkd.training.device import resolve_device
 class MemoryShare:
     """A process's share of the memory, from which it derives its room for clients.
 
-    Attributes:
-        client_bytes: Estimated memory of a client.
-        processes: Most processes on a machine.
-        gpu_share: Share of a GPU of each process.
-        folder: Place of idle clients' states, if the process's machine has it.
+    `client_bytes` is an estimate, `processes` the most on a machine, `gpu_share` that of each process,
+    `folder` the place of idle clients' states, if the machine has it.
     """
 
     client_bytes: int
@@ -57,12 +54,9 @@ class MemoryShare:
 
 
 class ScenarioWorkload:
-    """An actor's workload: fedkd's ClientApp for the clients of a scenario.
+    """An actor's workload: fedkd's ClientApp for the clients of a resolved scenario.
 
-    Args:
-        scenario_json: The resolved scenario.
-        memory: Determines how many clients live in the actor; None: all of its own.
-        folders: Files of the scenario's plug-ins, for actors on other machines.
+    `memory` determines how many live in the actor (None: all of its own); `folders` are plug-ins' files.
     """
 
     def __init__(
@@ -84,13 +78,9 @@ class ScenarioWorkload:
 
 
 def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
-    """Return a grid that runs the plan's clients in this process.
+    """Return a grid that runs the plan's clients in this process; idle states lie in `folder`.
 
-    Args:
-        folder: Place of idle clients' states; None: among temporary files.
-
-    Raises:
-        UserError: A client model cannot be built.
+    A model that cannot be built is a `UserError`.
     """
     models = checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
@@ -180,12 +170,7 @@ def with_selected_executor(
 ) -> Plan:
     """Return a plan with one of the two executors, measured if the scenario leaves it open.
 
-    Args:
-        tell: Receives progress and the choice.
-        cluster: Place of the clients; None: this process.
-
-    Raises:
-        EngineLost: Ray ended meanwhile.
+    Clients work on the cluster, None: in this process. `EngineLost` is raised if Ray ends meanwhile.
     """
     if plan.scenario.training.executor != "auto":
         return plan

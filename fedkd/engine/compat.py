@@ -64,9 +64,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def import_ray() -> None:
     """Load Ray so that it never ends this process.
 
-    Where the parent is process 1, as after a log-out or in a container, Ray takes that for a dead raylet
-    and ends this process with status 1 at the first failing call. It does not if the raylet's process id is
-    set.
+    If process 1 is the parent, Ray takes that for a dead raylet, and ends this process with status 1 at the
+    first failing call, unless the raylet's process id is set.
     """
     if "ray" in sys.modules or "RAY_RAYLET_PID" in os.environ:
         return
@@ -76,10 +75,7 @@ def import_ray() -> None:
 
 @contextmanager
 def lean() -> Iterator[None]:
-    """Start Ray in the block without its monitor, log reader and dashboard.
-
-    `ray.init` waits for them for one and a half CPU seconds even if they are switched off.
-    """
+    """Start Ray in the block without its monitor, log reader and dashboard: 1.5 CPU seconds less."""
     from ray._private import node, parameter
 
     with ExitStack() as changed:
@@ -101,9 +97,9 @@ def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
 def secluded() -> Iterator[Seclusion]:
     """Keep the Ray started in the block to this process; yield an object whose `end` undoes it.
 
-    By default Ray listens on all addresses of the machine and runs any code it is sent. In the block it
-    takes the loopback address alone and asks for a token. The environment is restored afterwards, so that
-    other child processes learn no token.
+    By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
+    alone and asks for a token. The environment is restored afterwards: no other child process learns the
+    token.
     """
     from ray._private import ray_constants
 

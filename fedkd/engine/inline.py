@@ -16,12 +16,8 @@ from fedkd.federation.compat import assume_identity, client_of
 class InlineGrid(EngineGrid):
     """Runs a ClientApp in this process.
 
-    Args:
-        make_context: Returns the context that a client keeps for the run.
-        blocks: Clients that are handled together; None: each alone.
-        together: Handles messages of one kind to a block.
-        keeps_states: Whether states are kept after each message, for clients that fail.
-        room: How many clients live at a time; None: all.
+    `blocks` are clients that `together` handles at once; None: each alone. With `keeps_states`, a client
+    that fails goes back to its state before the message. `room` says how many live at a time; None: all.
     """
 
     def __init__(

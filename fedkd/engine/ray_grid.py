@@ -28,12 +28,9 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of an actor.
+    """A call of an actor, with references to the clients' `states` afterwards, if they are kept.
 
-    Attributes:
-        messages: Messages to handle; empty: the actor makes a client anew.
-        number: Calls are handled, and reported, in this order.
-        states: Reference to the clients' states afterwards, if they are kept.
+    Without messages the actor makes a client anew. Calls are handled, and reported, by `number`.
     """
 
     actor: int
@@ -45,10 +42,8 @@ class Call:
 class Batch:
     """Messages on their way.
 
-    Attributes:
-        shared: Object references of records that several messages carry, by `id`.
-        waiting: Unanswered calls, in the order in which each actor handles them.
-        since: When each actor began with its first call.
+    `shared` has references to records of several messages by `id`, `waiting` the unanswered calls in the
+    order in which actors handle them, `since` the time when each actor began with its first.
     """
 
     def __init__(self, shared: dict[int, Any]) -> None:
@@ -72,21 +67,18 @@ class Batch:
 class RayGrid(EngineGrid):
     """Runs a ClientApp on Ray actors.
 
-    One actor owns each client as long as the grid lives. An actor handles its most expensive client first,
-    so that no long job is left for the end.
+    One actor owns each client for the grid's life, and handles its most expensive client first, so that no
+    long job is left for the end.
 
     Args:
-        make_workload: Called in every actor with `arguments`; returns its `Workload`.
-        arguments: Each is put into the object store once and shared.
+        make_workload: Called in every actor with `arguments`, which are put into the object store once.
         costs: Cost of every client's round, in any unit.
-        cpus_per_actor: CPUs that each actor reserves.
-        gpus_per_actor: GPUs that each actor reserves; fractions share one.
+        cpus_per_actor: CPUs that each actor reserves, as `gpus_per_actor`; fractions share a GPU.
         blocks: Clients that one actor handles together, whose replies come together; None: each alone.
         timeout: Seconds that a client has for a message; None: no limit.
-        keeps_states: Whether a client that fails goes back to its state before the message, and a lost actor
-            is replaced. Ray's object store then has every client's state after each message.
+        keeps_states: Whether the object store has every client's state after each message, so that a client
+            that fails goes back to its last, and a lost actor is replaced.
         spares: Actors started by `start_spares`, which are taken first.
-        watch: Checks that Ray is alive.
     """
 
     def __init__(
@@ -131,9 +123,7 @@ class RayGrid(EngineGrid):
     def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up, each within `patience` seconds after the one before.
 
-        Raises:
-            EngineLost: An actor did not come up, or died.
-            Exception: The workload could not be made.
+        An actor that is not raises `EngineLost`, a workload that cannot be made its own exception.
         """
         self._patience = patience
         self._wait_for(range(len(self._actors)))
@@ -352,11 +342,7 @@ def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
 def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
     """Set how many threads an evaluated client may use, on processors of its node's idle actors.
 
-    Where weights are averaged, one client is evaluated for all.
-
-    Args:
-        owner: Client index to its actor.
-        nodes: Actor to its node.
+    `owner` maps clients to actors, `nodes` actors to nodes. Averaged weights are evaluated by one client.
     """
     actor_of = [owner[client_of(message.metadata.dst_node_id)] for message in messages]
     busy = Counter(nodes[actor] for actor in set(actor_of))

@@ -58,7 +58,7 @@ def own_node() -> str:
 def lost_node(actor: Any, error: Exception) -> str | None:
     """Return the address of the dead node of an actor whose call raised `error`; None: the node lives.
 
-    A broken connection comes before Ray knows the cause, so the function waits for up to `DEATH_SECONDS`.
+    It may take `DEATH_SECONDS` until Ray knows the cause of a broken connection.
     """
     from ray.exceptions import ActorDiedError
 

@@ -25,8 +25,7 @@ def client_costs(
 ) -> list[float]:
     """Return an estimate of each client's work in a round, in floating-point operations.
 
-    A training step costs about three forward passes. The estimate decides only which actor owns a client.
-    `models` has one of each group, if they have been built.
+    It decides only which actor owns a client. `models` has one of each group, if they have been built.
     """
     scenario, models = plan.scenario, models or checked_models(plan, data)
     flops = {

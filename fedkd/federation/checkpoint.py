@@ -94,8 +94,7 @@ def round_of(path: Path) -> int:
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
     """Return a folder's checkpoint, and its files outside: clients' states, the server's arrays.
 
-    Raises:
-        Damaged: A file is not, to the bit, as it was written; so do the functions below.
+    These functions raise `Damaged` for a file that is not, to the bit, as it was written.
     """
     manifest = read_manifest(path)
     states, lasting = client_files(path, manifest), lasting_files(path, manifest)
@@ -165,10 +164,7 @@ LEAST_BYTES = 4096
 
 
 class CheckpointStore:
-    """Writes and reads the checkpoints of one run folder, in a thread of its own.
-
-    `tell` receives a line about each damaged checkpoint that is passed over.
-    """
+    """Writes and reads a run's checkpoints, in a thread; `tell` receives a line about damaged ones."""
 
     def __init__(self, run_folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         self._folder = run_folder / "checkpoints"
@@ -182,20 +178,12 @@ class CheckpointStore:
         self._spoken_of: dict[str, set[str]] = {}  # names of files in the two pools, by checkpoint
 
     def add(self, round: int, clients: Mapping[int, Arrays]) -> None:
-        """Write some clients' states in the background, ahead of their checkpoint, to save memory.
-
-        Raises:
-            OSError: An earlier write failed.
-        """
+        """Write some states ahead of their checkpoint, in the background; raise an earlier `OSError`."""
         self.wait()
         self._writing = self._writer.submit(self._add, round, clients)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint in the background, with the clients that changed and were not added.
-
-        Raises:
-            OSError: An earlier write failed.
-        """
+        """Write a checkpoint in the background, with changed clients; raise an earlier write's `OSError`."""
         self.wait()
         self._writing = self._writer.submit(self._write, checkpoint)
 
@@ -237,11 +225,7 @@ class CheckpointStore:
         return [round_of(path) for path in self._complete()]
 
     def client(self, client: int, round: int) -> SavedClient:
-        """Return one client's part of a round's checkpoint, without reading the others.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
+        """Return one client's part of a round's checkpoint; raise `UserError` if that is damaged."""
         path = self._folder / f"round-{round:05d}"
         try:
             manifest = read_manifest(path)

@@ -68,9 +68,7 @@ class NodeSubset(Grid):
 class Exchange:
     """Sends the messages of a strategy, and returns the replies that pass the gate.
 
-    Attributes:
-        changed: Clients that have changed since the last checkpoint.
-        totals: Costs of the run so far.
+    `changed` are the clients that have changed since the last checkpoint, `totals` the costs so far.
     """
 
     def __init__(
@@ -121,11 +119,7 @@ class Exchange:
         return self.admitted(round, phase, self._messenger.send(round, phase, sent))
 
     def admitted(self, round: int, phase: str, answers: Mapping[int, Message]) -> dict[int, Message]:
-        """Return the replies that pass the gate (see `fedkd.federation.gate`), in client order.
-
-        Raises:
-            RunFailed: A reply is refused, and the scenario ends the run then.
-        """
+        """Return the replies that pass the gate, in client order; a refusal may raise `RunFailed`."""
         uploads = self._strategy.misfits if phase == "train" else None
         sound, misfits = sift(answers, self._measurements.figures(phase), uploads)
         if misfits:
@@ -134,11 +128,7 @@ class Exchange:
 
     @contextmanager
     def charged_to_strategy(self, round: int) -> Iterator[None]:
-        """Name the strategy, which may be a plug-in, in its errors.
-
-        Raises:
-            RunFailed: It raised something.
-        """
+        """Turn the errors of the strategy, which may be a plug-in, into a `RunFailed` with its name."""
         try:
             # Numbers out of range are reported by the checks of what was made, not by NumPy, in passing.
             with contained(), np.errstate(all="ignore"):

@@ -30,13 +30,9 @@ WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
 class FlowerAveraging(ServerStrategy):
     """Has one of Flower's strategies average the clients' weights.
 
-    Every message brings the newest average, from which clients start.
-
-    Args:
-        half: The strategy's part on the clients.
-        weights: Initial weights of all clients.
-        stages: Stages that uploads have passed.
-        orthogonal: Keeps the average out of what old tasks use; None: it moves freely.
+    Every message brings the newest average, from which clients start. `half` is the strategy's part on the
+    clients, `stages` those that uploads have passed. `orthogonal` keeps the average out of what old tasks
+    use.
     """
 
     def __init__(

@@ -47,13 +47,9 @@ def flower_strategy_names() -> tuple[str, ...]:
 
 
 def flower_hyperparameters(name: str) -> dict[str, Any]:
-    """Return a Flower strategy's hyper-parameters and defaults (`inspect.Parameter.empty`: none).
+    """Return a strategy's hyper-parameters and defaults (`inspect.Parameter.empty`: none).
 
-    Args:
-        name: With or without the ``flwr:`` prefix.
-
-    Raises:
-        UserError: Flower ships no such strategy.
+    The ``flwr:`` prefix of `name` is optional; an unknown one is a `UserError`.
     """
     cls = _strategy_class(name)
     parameters = inspect.signature(cls).parameters.values()
@@ -62,11 +58,7 @@ def flower_hyperparameters(name: str) -> dict[str, Any]:
 
 
 def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strategy:
-    """Return the strategy, set to take every node of its grid.
-
-    Raises:
-        UserError: An unknown strategy, an unknown or missing hyper-parameter, or a wrong value.
-    """
+    """Return the strategy, set to take every node; raise `UserError` for wrong names or values."""
     cls = _strategy_class(name)
     known = flower_hyperparameters(name)
     for key in hyperparameters:

@@ -61,11 +61,9 @@ class JobTime:
         return self._clock.way(client, size)
 
     def work(self, client: int, job: int, handed: Handed, samples: int) -> float:
-        """Return the seconds of a client's work on a job.
+        """Return the seconds of a client's work on a job, with the draws of round `job`.
 
-        Args:
-            job: The round of its draws.
-            samples: The client's training samples, those kept apart included.
+        `samples` are all of the client's training samples, also those kept apart.
         """
         training = self._plan.scenario.training
         epochs = trained_epochs(self._plan.strategy, training.local_epochs)

@@ -92,7 +92,7 @@ class KnowledgeFusion(Strategy):
 
     def take_back(self, messages: Sequence[Message]) -> None:
         """Put back the guidance of messages that had no effect on their clients."""
-        arrays: dict[int, dict[str, np.ndarray]] = {}  # one table for all who were sent the same record
+        arrays: dict[int, dict[str, np.ndarray]] = {}  # one table for each record
         for message in messages:
             client, content = self._client_of_node.get(message.metadata.dst_node_id), message.content
             if client is None:
@@ -191,10 +191,8 @@ class KnowledgeFusion(Strategy):
     ) -> None:
         """Fuse the knowledge of all replies, and keep every client's guidance for later.
 
-        Args:
-            replies: Without errors, in client order.
-            begun: Rounds in which clients began their jobs, if not this one.
-            awaited: Replies of the round that come with another call.
+        The replies are without errors and in client order. `begun` has the rounds in which clients began
+        their jobs, if not this one; `awaited` counts replies of the round that come with another call.
         """
         for client, misfit in self.misfits(replies).items():
             raise refusal(misfit, client, round)
@@ -244,11 +242,7 @@ class KnowledgeFusion(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fuse the knowledge of all replies without error; return no weights, and the mean metrics.
-
-        Raises:
-            RunFailed: There is no reply, not even an error.
-        """
+        """Fuse the replies; return no weights, and the mean metrics; raise `RunFailed` without any reply."""
         replies = list(replies)
         if not replies:
             raise RunFailed("no node has answered", round=server_round)
@@ -265,11 +259,7 @@ class KnowledgeFusion(Strategy):
         return _mean_metrics(answered)
 
     def sent_bytes(self) -> int:
-        """Return the payload sent to clients since the last call.
-
-        Guidance counts with its round, whichever message brings it. Without a server it is what clients
-        received from each other.
-        """
+        """Return the payload sent to clients since the last call; without a server, what they received."""
         sent, self._sent = self._sent, 0
         return sent
 

@@ -131,10 +131,7 @@ class Measurements:
             self._recorder.metric(name, value, round=round, split="train", task=task)
 
     def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
-        """Record an evaluation; return the means, named as in `RoundReport.metrics`.
-
-        Before any training (round 0), only figures of single tasks are recorded.
-        """
+        """Record an evaluation; return the means by names of `RoundReport.metrics` (round 0: of tasks)."""
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
         return self.measured(round, rows) | self.choices(round, replies)
 

@@ -108,10 +108,7 @@ def old_tasks(content: RecordDict) -> list[int]:
 
 
 def sender(reply: Message) -> int:
-    """Return the client that a reply names, else its node id.
-
-    Node ids are random on Flower's runtimes, and so would be the order of sums.
-    """
+    """Return the client that a reply names, else its (random) node id."""
     content: RecordDict = reply.content
     if IDENTITY in content:
         return int(content.config_records[IDENTITY][CLIENT])  # type: ignore[arg-type]

@@ -29,9 +29,7 @@ BEYOND_REPAIR = frozenset({UserError.__name__, TrainingDiverged.__name__})
 class Messenger:
     """Sends messages to clients, and turns a client's failure into the run's.
 
-    Attributes:
-        node_of_client: Client index to node id, in client order.
-        failures: Number of failures in a round, by client, split and metric.
+    `failures` counts them in a round, by client, split and metric.
     """
 
     def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
@@ -98,14 +96,9 @@ class Messenger:
             del replies[client]
 
     def refuse(self, round: int, phase: str, misfits: Mapping[int, Unfit], answered: int) -> None:
-        """Leave out refused replies, or end the run (see `Faults.on_bad_upload`).
+        """Leave out refused replies, or end the run by `RunFailed` (see `Faults.on_bad_upload`).
 
-        Args:
-            misfits: Reasons by client, ascending.
-            answered: Number of all replies.
-
-        Raises:
-            RunFailed: The scenario ends the run, or too few replies are left.
+        `misfits` has the reasons by client, ascending; `answered` counts all replies.
         """
         client = next(iter(misfits))
         if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:

@@ -41,11 +41,7 @@ class NodeState:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the client's state for this process: others wait.
-
-        Raises:
-            UserError: The folder cannot be written.
-        """
+        """Lock the client's state for this process; raise `UserError` if the folder cannot be written."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = (self._folder / LOCK).open("w")
@@ -60,10 +56,8 @@ class NodeState:
     def at(self, step: str) -> Arrays | None:
         """Return the client's state before the message `step`; None: its initial state.
 
-        For a message that was answered already, that is the state before its first answer.
-
-        Raises:
-            UserError: The file is damaged, or another client's.
+        An answered message that comes again meets the state before its first answer. A damaged file, or
+        another client's, is a `UserError`.
         """
         now = _read(self._folder / NOW, self._owner)
         if now is not None and now[0] != step:
@@ -72,11 +66,7 @@ class NodeState:
         return None if before is None else before[1]
 
     def keep(self, step: str, state: Arrays) -> None:
-        """Keep the client's state after the message `step`.
-
-        Raises:
-            UserError: It cannot be written.
-        """
+        """Keep the client's state after the message `step`; raise `UserError` if it cannot be written."""
         now = self._folder / NOW
         try:
             if (found := _read(now, self._owner)) is not None and found[0] != step:
@@ -92,11 +82,7 @@ class NodeState:
 
 
 def newest_state(folder: Path, client: int, federation: str) -> tuple[str, Arrays] | None:
-    """Return the last message that a node's client has answered, in any run, and its state after it.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """Return the last message that a node's client answered in any run, and the state after it."""
     kept = sorted((folder / RUNS).glob(f"*/{NOW}"), key=lambda path: path.stat().st_mtime_ns)
     owner = {CLIENT: str(client), FEDERATION: federation}
     return _read(kept[-1], owner | {RUN: kept[-1].parent.name}) if kept else None

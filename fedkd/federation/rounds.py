@@ -40,8 +40,7 @@ from fedkd.tracking.totals import Totals
 class Rounds:
     """Runs the rounds of one scenario on one grid.
 
-    Args:
-        transfer_labels: True labels of the transfer set `[M]`, for measurements; None: unknown.
+    `transfer_labels` are the true labels of the transfer set `[M]`, for measurements; None: unknown.
     """
 
     def __init__(

@@ -28,8 +28,7 @@ class RunControl:
     Args:
         folder: The run folder; `scenario.toml` is already in it.
         stop_requested: Called after every round; True ends the run there, with its state saved.
-        resume: Whether to go on from the folder's latest checkpoint.
-        again: Whether a run under way goes back there, so that observers are not told of a new run.
+        resume: Whether to go on from the latest checkpoint; `again`: in a run under way, not a new one.
         deployment: Settings for deployed nodes; None: a simulation.
     """
 

@@ -16,8 +16,7 @@ from fedkd.server.fusing import FusionReport, Links
 class ServerStrategy(Protocol):
     """Write the messages to clients and process their replies.
 
-    `KnowledgeFusion` fuses knowledge; `FlowerAveraging` has one of Flower's strategies average weights. The
-    latter inherits the defaults.
+    Fedkd's own strategies are `KnowledgeFusion`, Flower's `FlowerAveraging`, which inherits defaults.
     """
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:

@@ -32,10 +32,7 @@ Send = Callable[[Sequence[Message]], "dict[int, Message]"]
 
 
 class TransferProbe:
-    """Measures each client's gain from each other in the rounds of `measure.transferability`.
-
-    `labels` of the transfer set `[M]` may be unknown.
-    """
+    """Measures each client's gain from each other; labels `[M]` may be unknown."""
 
     def __init__(self, scenario: Scenario, wanted: Transferability, labels: np.ndarray | None = None) -> None:
         self._wanted = wanted
@@ -100,11 +97,7 @@ def _results(
 def transfer_probe(
     scenario: Scenario, control: RunControl, labels: np.ndarray | None
 ) -> TransferProbe | None:
-    """Return the probe that measures the map; None: the scenario wants none.
-
-    Raises:
-        UserError: Clients are deployed nodes, which send only what their strategy exchanges.
-    """
+    """Return the map's probe, None if it is not wanted; raise `UserError` for deployed nodes."""
     wanted = None if scenario.measure is None else scenario.measure.transferability
     if wanted is not None and control.deployment is not None:
         raise UserError(

@@ -23,7 +23,6 @@ class FusingByTask:
     For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
 
     Args:
-        known: Returns the server's knowledge of a task.
         bank: The knowledge cache of absent clients and those at another task; None: there is none.
         backward: Whether guidance is also for clients at another task with knowledge in the cache.
         exponent: Of `staleness`, in asynchronous rounds; None: they are synchronous.
@@ -86,10 +85,7 @@ class FusingByTask:
         return found
 
     def begin(self, clients: Collection[int]) -> None:
-        """Leave the strategy's initial guidance for all clients, before a task's first round.
-
-        Unknown clients are at the first task.
-        """
+        """Leave initial guidance for all clients before a task's first round (unknown ones: the first)."""
         for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
 

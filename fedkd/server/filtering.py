@@ -30,17 +30,13 @@ def fuse_filtered(
     memory: Mapping[str, np.ndarray],
     filters: Sequence[Wanted],
 ) -> Filtered:
-    """Fuse the predictions that filters keep.
+    """Fuse the predictions that the server's filters keep.
 
     A strategy that mixes predictions under weights (`Capabilities.mixes`) mixes those kept; each receiver's
     weights on each sample sum to 1 again. In its estimate of what a client knows, the mean of its other
     predictions replaces dropped ones. For any other strategy, the other clients' mean replaces a dropped
     prediction. A sample without predictions gets no targets. If nothing is dropped, the result is that of
     the strategy's own `fuse`, to the last bit.
-
-    Args:
-        knowledge: The round's; it may name the predictions sent.
-        filters: On the server, in order; none was applied yet.
     """
     if not filters and SENT not in knowledge.extra:
         return Filtered(strategy.fuse(knowledge, memory))

@@ -27,7 +27,6 @@ class Weights:
         fan_in: Inputs n of every protected layer, by name.
         layer_of: The layer of a weight, by the weight's name.
         heads: Weights and biases of outputs of which every task has its own.
-        parameters: All parameters; other weights are buffers.
         units: Output units of every task, by task.
     """
 
@@ -41,9 +40,7 @@ class Weights:
     def of(cls, network: nn.Module, order: Sequence[int], units: Sequence[Sequence[int]]) -> Weights:
         """Return the roles in a network.
 
-        Args:
-            order: The tasks in the common order of all clients.
-            units: Output units of every task of the stream.
+        `order` has the tasks in the clients' common order, `units` the output units of every task.
         """
         layers = layers_of(network)
         own_heads = have_own_heads([torch.tensor(units[task]) for task in order])
@@ -60,8 +57,8 @@ class Weights:
 def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[int, int]:
     """Return the bytes that a client sends at the end of a task, and the most that it is sent.
 
-    It sends a sketch and a share of energy of every protected layer with `fan_in` inputs. It is sent at
-    most as many directions as a layer has inputs.
+    The former are a sketch and a share of energy of every protected layer with `fan_in` inputs, the latter
+    at most as many directions as a layer has inputs.
     """
     up = sum(4 * (inputs * (settings.width or inputs) + 1) for inputs in fan_in.values())
     return up, sum(4 * inputs * inputs for inputs in fan_in.values())
@@ -136,10 +133,7 @@ class OrthogonalTraining:
                 self.bases[layer] = basis
 
     def figures(self) -> dict[str, float]:
-        """Return the number and share of protected directions of every layer.
-
-        The energy is an estimate: the share of the last task's inputs within them.
-        """
+        """Return the number and share of protected directions of every layer, and their estimated energy."""
         found = {}
         for layer, fan_in in self._weights.fan_in.items():
             rank = self.bases[layer].shape[1] if layer in self.bases else 0
