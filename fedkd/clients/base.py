@@ -58,22 +58,15 @@ class Client:
     may run theirs together.
 
     Args:
-        plan: What to simulate.
         index: Client index, 0-based.
         samples: The client's samples, the transfer set and the common test set.
-        trainer: Its model.
         poison: What makes the client a poisoned one; None: nothing does.
         stream: Its tasks and their learner; None: there is no stream.
 
     Attributes:
-        executor: Runs its jobs.
         evaluated: Whether its accuracy before guidance is asked for.
-        applied_round: Round of the last guidance.
-        effect: Accuracies before and after fusion.
-        kept: Guidance that shapes local training.
         last_guidance: What is rehearsed; None: there has been none, or it is not rehearsed.
         fit: The last local training, until it is uploaded.
-        last_hits: Of the last training on own samples.
         kappa: How far the last answers leaned to own classes.
     """
 
@@ -350,13 +343,7 @@ class Client:
     def sent(
         self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], round: int
     ) -> dict[str, np.ndarray]:
-        """Return what becomes of arrays on their way out of the client: the client's half of all stages.
-
-        Args:
-            arrays: By name.
-            kinds: What each of them is.
-            round: Of the message.
-        """
+        """Return what becomes of arrays on their way out of the client: the client's half of all stages."""
         return encode(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
 
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
@@ -365,12 +352,7 @@ class Client:
         return self.sent(found, kinds_of(found), round)
 
     def learn(self, guidance: Arrays, round: int) -> Training[None]:
-        """Apply guidance; that of a round already applied is ignored.
-
-        Args:
-            guidance: What the strategy fused for this client.
-            round: Round the guidance belongs to.
-        """
+        """Apply guidance; that of a round already applied is ignored."""
         if round <= self.applied_round:
             return
         yield from self.trainer.pretrain()
@@ -394,9 +376,7 @@ class Client:
         """Apply guidance of a task of the stream that the client has left.
 
         Args:
-            task: The task.
             guidance: What the strategy fused of it for this client.
-            round: Round the guidance belongs to.
         """
         return self.networks.learn_old_task(task, guidance, round)
 

@@ -27,10 +27,7 @@ class EstimatorTrainer:
     """Fits an estimator, and fits it anew when guidance arrives (see `fedkd.models.estimator`).
 
     Args:
-        plan: What to simulate.
         index: Client index, 0-based.
-        samples: The client's.
-        model: The estimator behind its adapter.
     """
 
     def __init__(

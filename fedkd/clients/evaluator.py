@@ -26,9 +26,6 @@ class Evaluator:
     """Measures a client.
 
     It keeps nothing: figures from one message to the next are in the client's `effect`.
-
-    Args:
-        client: The one that is measured.
     """
 
     def __init__(self, client: Client) -> None:
@@ -49,12 +46,7 @@ class Evaluator:
         return logits
 
     def leaning(self, answer: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return logits `[n, C]` that lean to own classes, and κ: the scenario's, or what suits the client.
-
-        Args:
-            answer: From samples to a model's logits.
-            x: The samples.
-        """
+        """Return logits `[n, C]` with the logit adjustment of own classes, and its κ."""
         client = self._client
         kappa = client.scenario.fusion.own_prior
         if kappa == 0.0:
@@ -137,7 +129,6 @@ class Evaluator:
         """Take down that guidance comes in this round, and how the client does without it.
 
         Args:
-            round: That of the message that brings it.
             changes: Whether it changes the model at once: else there is nothing to measure.
         """
         client = self._client

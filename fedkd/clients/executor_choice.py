@@ -37,7 +37,6 @@ class Choice:
 
     Attributes:
         executor: ``"loop"`` or ``"vectorised"``.
-        told: The choice and its reason, for people.
     """
 
     executor: str
@@ -47,14 +46,7 @@ class Choice:
 def choose(
     plan: Plan, data: Data, clock: Clock = time.perf_counter, tell: Tell = lambda line: None
 ) -> Choice:
-    """Return which executor is quicker at a plan's first training on this process's device.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-        clock: Tells the seconds.
-        tell: Told before something is measured.
-    """
+    """Return which executor is quicker at a plan's first training on this process's device."""
     if plan.scenario.faults.goes_on:
         return Choice("loop", "loop: clients that may be skipped or tried again work alone")
     together = plan.with_executor("vectorised")

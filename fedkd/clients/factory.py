@@ -40,7 +40,6 @@ class ClientFactory:
     together; where samples are pooled, those of one architecture do.
 
     Args:
-        plan: What to simulate.
         data: The federation's data, or those of all its tasks.
     """
 

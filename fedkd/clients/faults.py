@@ -35,8 +35,6 @@ class Poison:
         Args:
             kind: What the values are. Without some of them, such as indices, an upload would not even look
                 right: they stay.
-            values: What an honest client would send.
-            generator: Of its own draws.
         """
         if self.kind == "flipped" or kind.is_honest:
             return values
@@ -77,8 +75,6 @@ def poison_of(scenario: Scenario, client: int, label_distribution: Callable[[], 
     """Return what makes a client a poisoned one; None: nothing does.
 
     Args:
-        scenario: The resolved scenario.
-        client: Client index.
         label_distribution: Returns the share of every class among each client's training labels, `[N, C]`;
             asked for a poisoned client alone.
     """

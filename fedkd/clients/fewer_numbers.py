@@ -44,11 +44,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Sifting(Stage):
-    """A client does not send predictions on transfer samples that it is not sure enough of.
-
-    Attributes:
-        filters: By confidence, in order.
-    """
+    """A client does not send predictions on transfer samples that it is not sure enough of."""
 
     filters: Sequence[Wanted]
 

@@ -44,7 +44,6 @@ class GuidanceEffect:
         """Take down that guidance comes in this round, and how the client does without it.
 
         Args:
-            round: That of the message that brings it.
             scores: The client's; None: guidance does not change the model at once.
         """
         self._round = round
@@ -80,7 +79,6 @@ class GuidanceEffect:
 
         Args:
             round: 1-based.
-            split: Of the accuracy.
             accuracy: Measured now, when the round's guidance has been applied.
 
         Returns:

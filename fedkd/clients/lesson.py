@@ -32,9 +32,6 @@ def task_batches(
     teaches in local training is about the present task's classes, so that such a one is refused.
 
     Args:
-        job: As it would be without a learner.
-        learning: The client's.
-        samples: What is trained on.
         held_out: What training stops on; None or empty: it does not stop early.
         patience: See `EarlyStopping`.
         local: The job's loss as it would be without a learner.

@@ -37,7 +37,6 @@ class ProximalTerm:
         """Return the term for a model, a scalar.
 
         Args:
-            model: The model.
             received: Weights to take in place of this term's own, where several clients train together.
         """
         pairs = zip(model.parameters(), received or self.received, strict=True)
@@ -85,9 +84,6 @@ class LocalLoss:
         """Return the mean loss over a batch.
 
         Args:
-            model: The client's.
-            inputs: Private samples.
-            labels: Theirs.
             *others: The samples' indices if there is a loss of the strategy's own, a batch of what is
                 rehearsed if anything is, then the constants.
         """

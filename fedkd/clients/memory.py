@@ -114,10 +114,8 @@ def clients_that_fit(of_client: int, share: float, gpu_share: float, device: tor
     """Return how many clients a process may keep in memory while nothing is asked of them.
 
     Args:
-        of_client: Bytes of a client.
         share: Share of this machine's memory that is the process's.
         gpu_share: Share of a GPU that is the process's, or how many are.
-        device: Where the clients are.
     """
     memory = share * machine_memory()
     if device.type == "cuda":

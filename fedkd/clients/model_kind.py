@@ -42,7 +42,6 @@ class Trained:
     """A local training that is over.
 
     Attributes:
-        loss: Mean loss.
         hits: Correct answers on the training samples; None: not counted.
         fit: What a strategy of weights asks about; None: the model is no network of the client's own.
     """
@@ -59,7 +58,6 @@ class Trainer(Protocol):
         """Train on the client's own samples.
 
         Args:
-            client: The one that trains.
             proximal_mu: μ of FedProx (Li et al. 2020): adds μ/2 · ‖w − w_received‖² to the loss.
 
         Raises:

@@ -22,7 +22,6 @@ def leaning(logits: np.ndarray, kappa: float, log_prior: np.ndarray) -> np.ndarr
 
     Args:
         logits: z, `[n, C]`.
-        kappa: κ.
         log_prior: log π, `[C]`.
     """
     return logits if kappa == 0.0 else logits + np.float32(kappa) * log_prior

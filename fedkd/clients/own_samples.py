@@ -43,11 +43,7 @@ def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int
     """Return the indices of the samples of one round of a task that passes over its samples once.
 
     Args:
-        samples: Number of the task's samples.
         part: Which of the task's rounds it is, 0-based.
-        parts: Rounds of the task.
-        seed: The scenario's seed.
-        client: Client index.
         task: Place of the task in the client's order.
 
     Returns:
@@ -91,9 +87,6 @@ def keep_apart(
 
     Args:
         labels: [n] int64 labels of the client's training samples.
-        share: Of them that is kept apart.
-        seed: The scenario's seed.
-        client: Client index.
         task: Index of the task whose samples these are; None: no stream.
     """
     number = number_kept_apart(len(labels), share)
@@ -108,15 +101,12 @@ class LocalSamples:
     """A client's samples of its present task, and those of them that it trains on.
 
     Args:
-        plan: What to simulate.
         index: Client index, 0-based.
         tasks: The client's data of every task; without a stream there is one.
         poison: What makes the client a poisoned one; None: nothing does.
         share: Share of the training samples that is kept apart; None: the client trains on all.
 
     Attributes:
-        data: The present task's data.
-        order: The client's tasks in its own order.
         place: Place of the present task in that order.
     """
 

@@ -43,7 +43,6 @@ class PooledModel(SharedModel):
     Args:
         network: As it is before the first round, on its device.
         samples: Inputs `[S, *input_shape]` and labels `[S]` of all clients, on the same device.
-        scenario: How to train.
         first: The first client of this architecture, whose draws the model's are.
     """
 
@@ -120,10 +119,7 @@ class Pool:
     """The pooled models of one process: one of each architecture that its clients have.
 
     Args:
-        plan: What to simulate.
-        data: The federation's data.
         factories: What makes the model of each client, N of them.
-        device: Where to train.
     """
 
     def __init__(
@@ -153,7 +149,6 @@ def first_alike(groups: Sequence[ClientGroup], client: int) -> int:
 
     Args:
         groups: The group of every client's model, N of them.
-        client: Trainee index.
     """
     own = groups[client]
     return next(n for n, other in enumerate(groups) if (other.model, other.args) == (own.model, own.args))
@@ -174,10 +169,7 @@ class PooledTrainer(NetworkTrainer):
     """Works in the pooled model of a client's architecture.
 
     Args:
-        plan: What to simulate.
         index: Client index, 0-based.
-        samples: The client's.
-        model: The process's model of the client's architecture.
     """
 
     def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: PooledModel) -> None:

@@ -24,7 +24,6 @@ class Rehearsed:
     Attributes:
         batches: Inputs ``[m, ...]`` and targets ``[m, ...]``.
         loss: A function of outputs ``[B, C]`` and targets ``[B, ...]``, a scalar.
-        weight: Factor of the loss.
         alike: Whether other clients of the scenario have the same loss, which does nothing but compute.
     """
 
@@ -45,7 +44,6 @@ class LastGuidance:
     Attributes:
         targets: ``[K, C]``.
         samples: Which transfer samples they are about, ``[K]``; None: all.
-        round: In which it was fused.
     """
 
     targets: np.ndarray

@@ -16,11 +16,7 @@ LEAST = 1e-7
 
 @dataclass(frozen=True)
 class RelationLoss:
-    """The loss on relations that a scenario asks for.
-
-    Attributes:
-        wanted: What it asks for.
-    """
+    """The loss on relations that a scenario asks for."""
 
     wanted: Relations
 

@@ -21,8 +21,6 @@ class Measured:
         """Return what some client has measured in this round, or else measure it.
 
         Args:
-            round: Whose fusion the weights come from.
-            what: Names what is measured.
             measure: Measures it, of weights that all clients have.
         """
         if round != self._round:
@@ -44,7 +42,6 @@ class SharedModel:
     As all of them evaluate the same weights, whatever depends on nothing else is measured once a round.
 
     Args:
-        network: The model, on its device.
         measured: What was measured; several models of which clients evaluate the same weights have one.
     """
 

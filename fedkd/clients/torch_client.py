@@ -74,15 +74,12 @@ class NetworkTrainer:
     """Trains a network by gradients, on the client's own samples and on guidance.
 
     Args:
-        plan: What to simulate.
         index: Client index, 0-based.
-        samples: The client's.
         model: The client's own network, on its device; or the one that the clients of a process share.
         auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
         stream: The client's tasks and their learner; None: there is no stream.
 
     Attributes:
-        network: The client's own, or the shared one.
         begin: Makes the network once more that the client began with; None: it has none of its own.
     """
 
@@ -398,9 +395,7 @@ class NetworkTrainer:
         """Return the job of minimising a loss on transfer samples.
 
         Args:
-            arrays: What the loss wants.
             loss: As for `TrainJob`.
-            round: Of the guidance.
             task: The old task that it is about; None: the present one, or there is no stream.
         """
         fusion, training = self._scenario.fusion, self._scenario.training
@@ -425,9 +420,7 @@ class NetworkTrainer:
         By the KL divergence at temperature 1, with the rate and the batches that guidance is distilled with.
 
         Args:
-            model: A copy of the client's.
             targets: `[M, C]` float32.
-            epochs: Passes over the transfer set.
             round: 1-based.
         """
         data = self._samples.data

@@ -61,7 +61,6 @@ def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) 
     Args:
         client: Its own training of the round is over.
         probabilities: Of each sender on the transfer set, `[N, M, C]` float32.
-        epochs: Passes over the transfer set.
         round: 1-based.
     """
     trainer = client.networks

@@ -79,13 +79,7 @@ class Workload:
 
 
 def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
-    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing.
-
-    Args:
-        plan: What is to be simulated.
-        data: All of it.
-        models: One of every group.
-    """
+    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing."""
     scenario, strategy = plan.scenario, plan.strategy
     costs = _costs(plan, data, models)
     made = made_auxiliaries(plan, data, models)
@@ -187,13 +181,7 @@ def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
 
 
 def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:
-    """Return the operations of a round's transferability map, which `measure.transferability` asks for.
-
-    Args:
-        plan: What is to be simulated.
-        data: All of it.
-        models: One of every group.
-    """
+    """Return the operations of a round's transferability map, which `measure.transferability` asks for."""
     scenario = plan.scenario
     assert scenario.measure is not None and scenario.measure.transferability is not None
     costs = _costs(plan, data, models)
@@ -210,7 +198,6 @@ class _Besides(NamedTuple):
     """Auxiliary networks of a client, in operations of a sample's forward pass.
 
     Attributes:
-        training: Sum over the passes of local training.
         answers: Of each network that an evaluation computes with.
     """
 

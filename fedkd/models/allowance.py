@@ -16,7 +16,6 @@ class Allowance(KernelMode):
     """While it is entered, tensors made from a size (`empty`, `zeros`, `randn`, …) may take so much in all.
 
     Args:
-        limit: Bytes.
         told: What the limit is, for the message: ``a quarter of this machine's memory``.
     """
 

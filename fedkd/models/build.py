@@ -28,7 +28,6 @@ class ModelFactory:
     """Makes fresh models of a client group.
 
     Args:
-        group: The model's name and arguments.
         input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
         outputs: Number of outputs: of classes C, or more.
         plugin_path: Folders whose ``.py`` files may be named by ``"module:factory"``.
@@ -51,9 +50,6 @@ class ModelFactory:
 
     def make(self, seed: int) -> nn.Module | Estimator:
         """Return a fresh model, a network in float32 on the CPU and in training mode.
-
-        Args:
-            seed: Derived seed of a network's initial weights.
 
         Raises:
             UserError: No such model, wrong arguments, a network that does not map ``[2, *input_shape]`` to
@@ -125,10 +121,6 @@ def build_group_models(
     """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
 
     Args:
-        scenario: Its client groups.
-        input_shape: Shape of a sample.
-        classes: Number of outputs.
-        input_dtype: Type of a sample.
         limit: Bytes that one model may take and why no more (see `Allowance`); absent: what there is.
 
     Raises:

@@ -14,9 +14,6 @@ class Classifier(nn.Module):
 
     Args:
         body: Maps ``[B, *input_shape]`` to features ``[B, F]``.
-        width: Number of features F.
-        classes: Number of classes C.
-        bias: Whether the head has one.
     """
 
     recordable: ClassVar[bool] = True
@@ -46,10 +43,7 @@ def projecting(
 
     Args:
         body: Makes features ``[B, F]``.
-        width: F.
-        classes: Number of classes C.
         projection: Features that the head is to see, ≥ 1; 0: the body's own.
-        bias: Whether layers have biases.
 
     Raises:
         UserError: `projection` is no such number.

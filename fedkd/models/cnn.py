@@ -25,7 +25,6 @@ def cnn(
 
     Args:
         input_shape: ``(channels, height, width)``, at least 4×4 with the default padding.
-        classes: Number of classes C.
         padding: Zeros around each convolution's input: 2 keeps the size, as in the paper; 0 is the common
             smaller variant (582,026 parameters on 28×28 digits).
         features: Width of the fully connected layer, 512 in the paper; strategies that compare features need

@@ -76,12 +76,7 @@ def sgd(input_shape: tuple[int, ...], classes: int, *, alpha: float = 1e-3, **ar
 
 
 class EstimatorModel:
-    """An estimator that can be refitted, and refitted again to the last bit.
-
-    Args:
-        make: Returns a fresh estimator.
-        classes: Number of classes C.
-    """
+    """An estimator that can be refitted, and refitted again to the last bit."""
 
     def __init__(self, make: Callable[[], Estimator], classes: int) -> None:
         self._make = make
@@ -97,7 +92,6 @@ class EstimatorModel:
             x: Private samples `[n, ...]`.
             y: Their labels `[n]`.
             transfer_x: The whole transfer set `[M, ...]`.
-            seed: Derived seed of what the estimator draws.
         """
         self._seed = seed
         estimator = self._make()
@@ -140,7 +134,6 @@ class EstimatorModel:
             transfer_x: The whole transfer set `[M, ...]`.
             samples: Indices of transfer samples `[K]`.
             probabilities: What the guidance says of them, `[K, C]`.
-            seed: Derived seed of what the estimator draws.
         """
         self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
         self.fit(x, y, transfer_x, seed)

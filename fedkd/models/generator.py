@@ -25,8 +25,6 @@ class Generator(nn.Module):
 
     Args:
         input_shape: ``(channels, height, width)`` or ``(features,)``.
-        classes: Number of labels K.
-        noise: Length of a noise vector.
         width: Channels of the last hidden layer of images, of which there are twice as many before; vectors
             have hidden layers of 8 and 16 times as many units.
     """

@@ -111,12 +111,7 @@ class IncrementalModel:
 
 
 def client_estimator(make: Callable[[], Any], classes: int) -> EstimatorModel | IncrementalModel:
-    """Return an estimator behind the adapter that suits it.
-
-    Args:
-        make: Returns a fresh estimator.
-        classes: Number of classes C.
-    """
+    """Return an estimator behind the adapter that suits it."""
     if callable(getattr(make(), "distill", None)):
         return IncrementalModel(make, classes)
     return EstimatorModel(make, classes)

@@ -43,11 +43,7 @@ class KernelMode(TorchDispatchMode):
 
 
 class FlopCounter(KernelMode):
-    """Counts multiplications and additions of matrix products and convolutions, by torch's own formulas.
-
-    Attributes:
-        total: Floating-point operations so far.
-    """
+    """Counts multiplications and additions of matrix products and convolutions, by torch's own formulas."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,6 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
 
     Args:
         input_shape: ``(channels, height, width)``, at least 4×4.
-        classes: Number of classes C.
         projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
             there is none.
 

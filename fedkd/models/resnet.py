@@ -17,8 +17,6 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut without parameters ("option A").
 
     Args:
-        channels: Channels of the input.
-        width: Channels of the output.
         stride: 2 halves the image; the shortcut then drops every other pixel and pads channels with zeros.
         norm: ``"group"`` or ``"batch"``.
     """
@@ -53,7 +51,6 @@ def resnet8(
 
     Args:
         input_shape: ``(channels, height, width)``.
-        classes: Number of classes C.
         norm: ``"group"`` or ``"batch"``.
         projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
             there is none.
@@ -76,7 +73,6 @@ def resnet20(
 
     Args:
         input_shape: ``(channels, height, width)``.
-        classes: Number of classes C.
         norm: ``"group"`` or ``"batch"``.
         projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
             there is none.

@@ -49,9 +49,6 @@ def benchmark_executors(
 
     Args:
         jobs: Of clients that would train together; their models and generators move on.
-        together: Most jobs that run together.
-        clock: Returns seconds.
-        fast: Whether the loop records steps.
 
     Returns:
         Medians of up to three turns; None: no two jobs can run together, or one fails.

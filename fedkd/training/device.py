@@ -67,11 +67,6 @@ def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = 
 
     Convolutions and pooling are faster in that layout, forwards and above all backwards. Shapes and values
     stay the same, but such weights are not contiguous: ``.contiguous()`` them where bytes are written.
-
-    Args:
-        model: The model.
-        device: Where it goes.
-        fast: Whether layers may use fedkd's own kernels.
     """
     model = model.to(device)
     if not fast:

@@ -52,7 +52,6 @@ def predict_in_batches(
     Args:
         model: Used by `outputs`.
         outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
-        x: The samples.
         batch_size: B; the last batch may be smaller. None: a size for the model.
         lanes: Batches that are predicted side by side, where processors are idle: on a CPU, by a model whose
             modules are recordable, so that they keep nothing of a forward pass.

@@ -38,12 +38,7 @@ class Executor(Protocol):
 
 
 class LoopExecutor:
-    """Runs one job after the other with `fedkd.training.loop.fit`, and records frequent steps.
-
-    Args:
-        replays: The recordings so far.
-        fast: Whether steps are recorded and replayed.
-    """
+    """Runs one job after the other with `fedkd.training.loop.fit`, and records frequent steps."""
 
     def __init__(self, replays: Replays | None = None, *, fast: bool = True) -> None:
         self._replays = (replays or Replays()) if fast else None
@@ -68,7 +63,6 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
 
     Args:
         trainings: None of them begun, and no two with one model.
-        executor: Runs their jobs.
     """
     outcomes: dict[int, T | Exception] = {}
     results: dict[int, FitResult | Exception | None] = dict.fromkeys(range(len(trainings)))

@@ -30,8 +30,6 @@ def gradient_of(
 
     Args:
         network: Its weights in `of` are set by every call, and alone have gradients.
-        model: Computes logits with the network.
-        of: Names of the weights.
         inputs: Samples ``[n, *input_shape]``.
         labels: ``[n]`` int64.
     """

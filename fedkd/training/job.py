@@ -70,7 +70,6 @@ class AuxNetwork:
     """A network that is trained in the same steps as a job's model, by a loss that includes it.
 
     Attributes:
-        name: Unique in the job.
         network: Trained in place, on the device of the arrays.
         lr: Learning rate; None: the optimiser's.
     """
@@ -94,11 +93,7 @@ class TrainJob:
         arrays: Tensors ``[n, ...]`` of one device: inputs, labels, targets, other arguments of `loss`.
         loss: Called as ``loss(model, *batch, *constants)`` with a batch ``[B, ...]`` of each array, of
             `aux_batches` too; returns the mean over the batch.
-        optimizer: The optimiser and its hyper-parameters.
-        epochs: Passes over the samples.
-        batch_size: Samples a batch.
         generator: CPU generator of the permutations; it moves on as the job is run.
-        seed: Seed of the model's own draws (dropout).
         autocast: bfloat16 autocast on a GPU; ignored on a CPU.
         correction: Added to the gradients after clipping: one tensor for each parameter that requires a
             gradient, in the model's order.
@@ -187,8 +182,6 @@ class FitResult:
 
     Attributes:
         loss: Mean loss over the samples of all epochs, each before its step; nan if there was no step.
-        steps: Optimiser steps.
-        samples: Samples seen in all epochs.
         hits: Samples classified correctly in the last epoch, each before its step; None if not counted.
         optimizer_state: State of the optimiser at the job's last weights: tensors on the device by names such
             as ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if the job has none.

@@ -28,7 +28,6 @@ def declares(part: object, *methods: str) -> bool:
     """Return whether the class of an object declares itself recordable.
 
     Args:
-        part: A module, a strategy or a learner.
         methods: Methods that steps call. A class that overrides none of them has its base's declaration;
             without methods, each class speaks for itself alone.
     """

@@ -28,7 +28,6 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
     device with one number of threads.
 
     Args:
-        job: The job.
         replays: Recordings of steps; None: none is replayed.
 
     Raises:

@@ -23,7 +23,6 @@ class OptimizerSpec:
 
     Attributes:
         name: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``.
-        lr: Learning rate.
         momentum: Momentum μ of `sgd`, ``v ← μv + g``, ``w ← w − lr·v``, and of `rmsprop`, where g is first
             divided by the root of its mean square (a moving one that keeps 0.99 a step).
         weight_decay: λ: adds ``λw`` to the gradient (`sgd`, `adam`, `rmsprop`) or shrinks ``w`` by ``lr·λ·w``
@@ -59,8 +58,6 @@ def make_optimizer(
     of the zoo's convolutional models, little for plain SGD. torch has none for RMSprop.
 
     Args:
-        spec: Which, and its hyper-parameters.
-        parameters: Of these.
         beside: Further parameters with a learning rate of their own; None: that of `spec`.
 
     Raises:
@@ -101,9 +98,7 @@ def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LR
     """Return what changes the learning rate from step to step; None: nothing does.
 
     Args:
-        optimizer: At its first learning rate.
         name: ``"constant"``, or ``"cosine"``: ``lr · ½(1 + cos(π s / S))`` after s steps.
-        steps: S, all that there may be.
 
     Raises:
         ValueError: No schedule of steps has this name.
@@ -160,10 +155,7 @@ def round_lr(lr: float, schedule: LrSchedule, round: int, rounds: int) -> float:
     """Return the learning rate of one round.
 
     Args:
-        lr: Learning rate of the first round.
-        schedule: How it goes on.
         round: 1-based.
-        rounds: Rounds of the run.
     """
     if schedule.name == "cosine":
         return lr * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / rounds))

@@ -63,8 +63,6 @@ def load_optimizer_state(
 
     Args:
         optimizer: From `fedkd.training.optimizer.make_optimizer` with `spec`.
-        spec: Its hyper-parameters.
-        named: The parameters by name.
         state: From `optimizer_state`, in any memory layout and on any device.
 
     Raises:

@@ -21,9 +21,7 @@ def in_parts(
     """Train in parts, one after another, each with its own seed and, unless kept, its own optimiser state.
 
     Args:
-        job: The job of all parameters at once.
         parts: Epochs of each part, and the parameters that it trains.
-        train: Trains a part.
 
     Raises:
         ValueError: A part has no parameters.

@@ -62,10 +62,6 @@ class Recording:
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
     """Take a step and record its kernels.
 
-    Args:
-        step: Takes it.
-        tensors: All that it uses or changes.
-
     Returns:
         The step's results, and the recording; None: the step cannot be replayed.
     """

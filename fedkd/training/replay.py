@@ -71,7 +71,6 @@ class Replays:
         Args:
             kind: Steps of equal kinds run the same kernels on tensors of the same shapes and layouts.
             changed: Tensors that it may change in place, always in one order.
-            read: Its other tensors, always in one order.
         """
         recording = self._proved.get(kind)
         if recording is None:
@@ -97,7 +96,6 @@ class Replays:
 
         Args:
             kind: As for `replay`.
-            step: Takes it.
             changed: As for `replay`.
             read: As for `replay`.
             intact: Tells after a step whether the next one of the kind uses the same tensors.

@@ -19,9 +19,6 @@ class Stepper:
     """Takes the steps of a job.
 
     Args:
-        job: The job.
-        parameters: Changed by the optimiser.
-        optimizer: The optimiser.
         replays: Recordings of steps; None: none is replayed.
         clipped: Parts of the parameters whose gradients are clipped alone; None: one part.
     """
@@ -59,8 +56,6 @@ class Stepper:
 
         Args:
             batches: Indices of samples ``[B]``.
-            sizes: B of each batch.
-            counts: Whether right answers are counted.
         """
         job = self._job
         arrays = (

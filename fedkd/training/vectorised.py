@@ -37,7 +37,6 @@ class VectorisedExecutor:
 
     Args:
         together: Most jobs at a time. Their weights, gradients and batches lie in memory once more.
-        fast: Whether the loop records steps.
     """
 
     def __init__(self, together: int, *, fast: bool = True) -> None:
