@@ -1,4 +1,4 @@
-"""From a plan and the federation's data to clients."""
+"""The factory of clients, from a plan and the federation's data."""
 
 from __future__ import annotations
 
@@ -36,11 +36,8 @@ from fedkd.training.weights import weights_of
 class ClientFactory:
     """Makes the clients of one process.
 
-    Where every message brings the weights along, all of them work in one model, or in as many as train
-    together; where samples are pooled, those of one architecture do.
-
-    Args:
-        data: The federation's data, or those of all its tasks.
+    Clients share a model where every message brings weights (one model per place of joint training), and
+    clients of one architecture where samples are pooled.
     """
 
     def __init__(self, plan: Plan, data: Data) -> None:
@@ -112,7 +109,7 @@ class ClientFactory:
         return self._own_model(index)
 
     def _own_model(self, index: int) -> object:
-        """Return a client's own model as it is before any training."""
+        """Return a client's own model before any training."""
         # Weights can be averaged, and masks compared, only among networks that began alike.
         alike = bool(self.plan.capabilities.needs & {"weights", "masks"})
         seed = self.plan.scenario.seed
@@ -144,21 +141,21 @@ def model_outputs(plan: Plan, data: Data) -> int:
 
 
 def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
-    """Return what makes the model of each client, N of them."""
+    """Return the model factory of each of the N clients."""
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
     made = {id(group): ModelFactory(group, shape, outputs, search, data.input_dtype) for group in plan.groups}
     return [made[id(group)] for group in plan.groups]
 
 
 def initial_network(plan: Plan, factory: ModelFactory) -> nn.Module:
-    """Return the network that all clients of a federation begin with whose weights are averaged."""
+    """Return the common initial network of clients whose weights are averaged."""
     network = factory.make(derive_seed(plan.scenario.seed, "initial-weights"))
     assert isinstance(network, nn.Module)
     return network
 
 
 def initial_weights(plan: Plan, data: Data) -> dict[str, np.ndarray]:
-    """Return the weights that a strategy starts from whose messages bring the model along; else nothing."""
+    """Return the initial weights of a strategy whose messages bring the model; else nothing."""
     if not plan.capabilities.brings_model:
         return {}
     network = prepare_model(initial_network(plan, model_factories(plan, data)[0]), "cpu")

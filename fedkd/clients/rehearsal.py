@@ -1,4 +1,4 @@
-"""What is learned over again along with private samples: a batch of it in every step of local training."""
+"""Rehearsed samples: an auxiliary batch in every step of local training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROUND = "round"
 
 @dataclass(frozen=True, eq=False)
 class Rehearsed:
-    """Other samples than private ones, in batches, and what they add to the loss of local training.
+    """Batches of other samples than private ones, and their term in the loss of local training.
 
     Attributes:
         batches: Inputs ``[m, ...]`` and targets ``[m, ...]``.
-        loss: A function of outputs ``[B, C]`` and targets ``[B, ...]``, a scalar.
-        alike: Whether other clients of the scenario have the same loss, which does nothing but compute.
+        loss: Outputs ``[B, C]`` and targets ``[B, ...]`` to a scalar.
+        alike: Whether all clients of the scenario have this loss, and it only computes.
     """
 
     batches: AuxBatches
@@ -33,7 +33,7 @@ class Rehearsed:
     alike: bool = False
 
     def __call__(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return what a batch adds, a scalar with gradients."""
+        """Return the term of a batch, a scalar with gradients."""
         return self.weight * self.loss(model(inputs), targets)
 
 
@@ -43,7 +43,8 @@ class LastGuidance:
 
     Attributes:
         targets: ``[K, C]``.
-        samples: Which transfer samples they are about, ``[K]``; None: all.
+        samples: Indices of their transfer samples ``[K]``; None: all.
+        round: Round of its fusion.
     """
 
     targets: np.ndarray
@@ -51,11 +52,11 @@ class LastGuidance:
     round: int
 
     def of(self, transfer: np.ndarray) -> np.ndarray:
-        """Return those of the transfer samples that it is about."""
+        """Return its samples among the transfer samples."""
         return transfer if self.samples is None else transfer[self.samples]
 
     def age(self, round: int) -> int:
-        """Return for how many rounds newer guidance has been missed when a round's training begins."""
+        """Return the number of rounds without newer guidance when a round's training begins."""
         return max(0, round - self.round - 1)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -65,7 +66,7 @@ class LastGuidance:
 
     @staticmethod
     def restored(arrays: Arrays) -> LastGuidance | None:
-        """Return what `state` was taken of; None: there was none."""
+        """Return the guidance of a `state`; None: there was none."""
         if not arrays:
             return None
         return LastGuidance(arrays[TARGETS], arrays.get(SAMPLES), int(arrays[ROUND]))

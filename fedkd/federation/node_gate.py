@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 
 from fedkd.clients.base import Client
-from fedkd.clients.fewer_numbers import CLASSES, SENT, WIDTH
+from fedkd.clients.upload import CLASSES, SENT, WIDTH
 from fedkd.data.federated import FederatedData
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError

@@ -1,4 +1,4 @@
-"""A limit on the memory that building a model may ask for, kept before the memory is gone."""
+"""A limit on the memory of building a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from fedkd.models.kernel_mode import KernelMode, schema_of
 
 
 class Allowance(KernelMode):
-    """While it is entered, tensors made from a size (`empty`, `zeros`, `randn`, …) may take so much in all.
+    """Limits the total bytes of tensors made from a size (`empty`, `zeros`, `randn`, …) in its block.
 
-    Args:
-        told: What the limit is, for the message: ``a quarter of this machine's memory``.
+    `told` describes the limit in the error: ``a quarter of this machine's memory``.
     """
 
     def __init__(self, limit: int, told: str) -> None:
@@ -26,11 +25,7 @@ class Allowance(KernelMode):
         self._asked = 0
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation unless it asks for too much.
-
-        Raises:
-            UserError: It does.
-        """
+        """Run an operation, or raise a `UserError` if it asks for too much."""
         first = schema_of(kernel).arguments[:1]
         if first and first[0].name == "size" and args:
             dtype = kwargs.get("dtype") or torch.get_default_dtype()

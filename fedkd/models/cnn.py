@@ -30,8 +30,7 @@ def cnn(
         features: Width of the fully connected layer, 512 in the paper; strategies that compare features need
             the same width in all clients (`lenet` has 84).
         dropout: Probability of dropping one of these units in training.
-        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
-            there is none.
+        projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
 
     Raises:
         UserError: The samples are not images, or too small.

@@ -1,4 +1,4 @@
-"""Sees every kernel that torch runs, without its compiler; has torch's private names that models use."""
+"""Access to every kernel that torch runs, and torch's private names for models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def schema_of(kernel: Any) -> Any:
 
 
 class KernelMode(TorchDispatchMode):
-    """A mode to be derived from: while it is entered, `run` is asked to run every kernel."""
+    """A base class: in its block, `run` gets every kernel."""
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a kernel and return its result."""
@@ -50,7 +50,7 @@ class FlopCounter(KernelMode):
         self.total = 0
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation and count what it does; one without a formula counts by its parts."""
+        """Run an operation and count it; one without a formula counts by its parts."""
         formula = flop_registry.get(kernel._overloadpacket)
         if formula is None:
             with self:

@@ -8,7 +8,7 @@ from math import ceil
 
 import numpy as np
 
-from fedkd.clients.fewer_numbers import SENT
+from fedkd.clients.upload import SENT
 from fedkd.fusion.filters import mean_of_kept
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax

@@ -1,6 +1,6 @@
-"""All of torch's private names that training and the floors above it use.
+"""Torch's private names in training and the floors above it, tested with torch 2.13.
 
-The tests have passed with torch 2.13. Names that models use are in `fedkd.models.kernel_mode`, a floor below.
+Those of models are in `fedkd.models.kernel_mode`.
 """
 
 from __future__ import annotations

@@ -46,17 +46,13 @@ class Stepper:
         self._looks = True
 
     def begin_epoch(self) -> None:
-        """Look anew for tensors of steps besides the model's and the batch."""
+        """Search anew for tensors of steps besides the model's and the batch."""
         self._looks = True
 
     def take(
         self, batches: Sequence[Tensor], sizes: Sequence[int], *, counts: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Take a step; return the loss of each batch and, if counted, its number of right answers.
-
-        Args:
-            batches: Indices of samples ``[B]``.
-        """
+        """Take a step on batches of indices ``[B]``; return their losses and, if counted, right answers."""
         job = self._job
         arrays = (
             [*(array.index_select(0, index) for array in job.arrays), *job.draw_aux()] for index in batches
@@ -164,7 +160,7 @@ class Stepper:
 
 
 def _replayable(job: TrainJob) -> bool:
-    """Return whether steps of a job may be replayed, but for its rules."""
+    """Return whether steps of a job may be replayed, apart from its rules."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
     if any(array.device.type != "cpu" for array in job.arrays):
