@@ -16,9 +16,9 @@ from fedkd.clients.draws import Draws
 from fedkd.clients.evaluator import Evaluator
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import GuidanceEffect
+from fedkd.clients.local_loss import LastGuidance
 from fedkd.clients.model_kind import Trainer
 from fedkd.clients.own_samples import LocalSamples
-from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.stream_client import TaskStream
 from fedkd.clients.torch_client import NetworkTrainer
 from fedkd.clients.upload import encode, upload_stages

@@ -13,7 +13,7 @@ from fedkd.clients.base import Client
 from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.faults import poison_of
 from fedkd.clients.own_samples import LocalSamples, share_held_out, share_kept_apart
-from fedkd.clients.pooled_client import Pool, PooledModel, PooledTrainer
+from fedkd.clients.pooled_client import PooledModel, PooledTrainer, first_alike, pooled_samples
 from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.clients.stream_client import TaskStream
 from fedkd.clients.torch_client import NetworkTrainer
@@ -28,7 +28,7 @@ from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed
-from fedkd.training.device import prepare_model, resolve_device
+from fedkd.training.device import prepare_inputs, prepare_model, resolve_device
 from fedkd.training.vectorised import make_executor
 from fedkd.training.weights import weights_of
 
@@ -54,7 +54,7 @@ class ClientFactory:
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block
         self._place = {client: place for block in plan.blocks for place, client in enumerate(block)}
-        self._pool: Pool | None = None
+        self._pooled: dict[int, PooledModel] = {}  # by the first client of an architecture
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
@@ -102,10 +102,16 @@ class ClientFactory:
                 self._shared[place] = SharedModel(network, self._measured)
             return self._shared[place]
         if self.plan.capabilities.pools:
-            if self._pool is None:
-                assert isinstance(self.data, FederatedData)
-                self._pool = Pool(self.plan, self.data, self._models, self._device)
-            return self._pool.model(index)
+            first = first_alike(self.plan.groups, index)
+            if first not in self._pooled:
+                samples = next((other.samples for other in self._pooled.values()), None)
+                if samples is None:
+                    assert isinstance(self.data, FederatedData)
+                    x, y = pooled_samples(self.plan.scenario, self.data)
+                    samples = prepare_inputs(x, self._device), prepare_inputs(y, self._device)
+                network = self._own_network(first)
+                self._pooled[first] = PooledModel(network, samples, self.plan.scenario, first)
+            return self._pooled[first]
         return self._own_model(index)
 
     def _own_model(self, index: int) -> object:

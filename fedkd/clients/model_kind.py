@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from fedkd.clients.rehearsal import LastGuidance
+from fedkd.clients.local_loss import LastGuidance
 from fedkd.data.federated import ClientData
 from fedkd.fusion.views import ClientView, FitSummary
 from fedkd.training.chance import Hits

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from math import nan
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fedkd.clients.faults import poison_of
@@ -20,13 +19,11 @@ from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.torch_client import NetworkTrainer, round_optimizer
 from fedkd.data.federated import FederatedData
 from fedkd.fusion.views import Arrays
-from fedkd.models.build import ModelFactory
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.chance import Hits, guessing_right
-from fedkd.training.device import prepare_inputs, prepare_model
 from fedkd.training.executor import Training
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import correct, cross_entropy
@@ -50,7 +47,7 @@ class PooledModel(SharedModel):
         self, network: nn.Module, samples: tuple[Tensor, Tensor], scenario: Scenario, first: int
     ) -> None:
         super().__init__(network)
-        self._samples = samples
+        self.samples = samples
         self._scenario = scenario
         self._first = first
         self._initial = weights_of(network)
@@ -79,7 +76,7 @@ class PooledModel(SharedModel):
         draws = {"client": self._first, "round": round}
         return TrainJob(
             self.network,
-            self._samples,
+            self.samples,
             _loss,
             round_optimizer(scenario, training.lr, round),
             training.local_epochs,
@@ -110,31 +107,6 @@ def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 def _scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(inputs)
     return cross_entropy(logits, labels), correct(logits, labels)
-
-
-class Pool:
-    """The pooled models of one process, one of each architecture; `factories` are those of the N clients."""
-
-    def __init__(
-        self, plan: Plan, data: FederatedData, factories: Sequence[ModelFactory], device: torch.device
-    ) -> None:
-        self._plan = plan
-        self._factories = factories
-        self._device = device
-        x, y = pooled_samples(plan.scenario, data)
-        self._samples = prepare_inputs(x, device), prepare_inputs(y, device)
-        self._models: dict[int, PooledModel] = {}
-
-    def model(self, client: int) -> PooledModel:
-        """Return the one model of a client's architecture."""
-        first = first_alike(self._plan.groups, client)
-        if first not in self._models:
-            scenario = self._plan.scenario
-            network = self._factories[first].make(derive_seed(scenario.seed, "initial-weights", client=first))
-            assert isinstance(network, nn.Module)
-            network = prepare_model(network, self._device, fast=scenario.training.fast)
-            self._models[first] = PooledModel(network, self._samples, scenario, first)
-        return self._models[first]
 
 
 def first_alike(groups: Sequence[ClientGroup], client: int) -> int:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.clients.draws import Draws
-from fedkd.clients.local_loss import LocalLoss, ProximalTerm, log_probabilities, relation_loss
+from fedkd.clients.local_loss import LocalLoss, ProximalTerm, Rehearsed, log_probabilities, relation_loss
 from fedkd.clients.model_kind import MODEL, Trained, Trainee
 from fedkd.clients.own_samples import LocalSamples
-from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.stream_client import TaskStream
 from fedkd.fusion.auxiliary import OWN, networks_of

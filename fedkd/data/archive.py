@@ -27,9 +27,6 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
 
     Args:
         path: A tar archive: plain, gzip, bzip2 or xz.
-
-    Raises:
-        UserError: The file is no tar archive, is cut short, or its wanted files do not fit into memory.
     """
     size = 0
     try:

@@ -72,9 +72,6 @@ def deal(
         task: Index of the task that the samples belong to, if to one alone.
         written: Every client's train indices from a file; None: the scheme decides.
         owners: [n] owner of each sample of the train split, if the data name them.
-
-    Raises:
-        UserError: More samples asked for than there are, or no partition.
     """
     data, seed = scenario.data, scenario.seed
     if written is None and data.partition.scheme == "file":

@@ -37,9 +37,6 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
 
     Args:
         hint: Advice for a user without a network, for the error.
-
-    Raises:
-        UserError: No server delivered the file.
     """
     if path.is_file() and file_md5(path) == md5:
         return path

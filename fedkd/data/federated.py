@@ -179,9 +179,6 @@ def federate(
         task: Index of the task that the samples belong to, if to one alone. Each task has its own draws; only
             a client's skew is the same in all tasks.
         written: Every client's train indices from a file; None: the scheme decides.
-
-    Raises:
-        UserError: More samples asked for than there are, or a heterogeneity that the samples cannot have.
     """
     scenario = sources.scenario
     seed = scenario.seed

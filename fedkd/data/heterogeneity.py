@@ -38,9 +38,6 @@ def draw_skews(
     """Draw the skew of each of N clients; empty if clients do not differ.
 
     Each kind has its own generator, so that it leaves the draws of the others alone.
-
-    Raises:
-        UserError: Vectors cannot be rotated or tinted, and labels of one class cannot be replaced.
     """
     if heterogeneity == Heterogeneity():
         return ()

@@ -26,9 +26,6 @@ def partition(
     Args:
         labels: [n] int64 labels of the samples that may be dealt.
         task: Index of the task that the samples belong to, if to one alone.
-
-    Raises:
-        UserError: There are too few samples.
     """
     floor = check_sizes(len(labels), clients, scheme)
     rng = numpy_generator(seed, "partition", task=task)
@@ -64,9 +61,6 @@ def deal_by_owner(
 
     Args:
         owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
-
-    Raises:
-        UserError: There are no owners, or too few that have enough samples.
     """
     if owners is None:
         raise UserError(

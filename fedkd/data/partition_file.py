@@ -25,9 +25,6 @@ def read_partition_file(
     Args:
         samples: Size of the data set's train split, which the indices refer to.
         search: The scenario's folders, for a relative path; then the working folder.
-
-    Raises:
-        UserError: No such file, or it is no partition.
     """
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)

@@ -28,11 +28,7 @@ def plugged_partition(
     *,
     task: int | None = None,
 ) -> list[np.ndarray]:
-    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`).
-
-    Raises:
-        UserError: No such function, wrong arguments, it raised, or what it returned is no partition.
-    """
+    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
     try:
         function = PARTITIONS.load(scheme.scheme, search)
     except UserError as error:

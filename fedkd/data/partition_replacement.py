@@ -43,9 +43,6 @@ def draw_with_replacement(
     Args:
         scheme: One of `SCHEMES`, with `samples_per_client`.
         test_fraction: Share of a client's samples for its local tests.
-
-    Raises:
-        UserError: A client cannot hold so many different samples.
     """
     for_tests = np.zeros(len(labels), dtype=bool)
     if test_fraction > 0.0:

@@ -72,9 +72,6 @@ def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
     """Bring all samples of a data set to one shape, converting between colour and grey if needed.
 
     uint8 images stay uint8, rounded as image libraries do: a quarter of the memory.
-
-    Raises:
-        UserError: The samples are vectors or integers.
     """
     if dataset.shape == shape:
         return dataset

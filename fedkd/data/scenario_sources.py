@@ -31,11 +31,7 @@ class Sources:
         return tuple(map(Path, self.scenario.plugin_path))
 
     def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
-        """Load a data set whose samples become private.
-
-        Raises:
-            UserError: Missing or malformed data, or the data set that the transfer set is drawn from.
-        """
+        """Load a data set whose samples become private."""
         transfer = self.scenario.data.transfer
         if (transfer.source, transfer.args) == (name, args):
             raise UserError(
@@ -54,12 +50,7 @@ class Sources:
         return measure(dataset.train_x) if self.scenario.data.normalise else as_stored(dataset.train_x)
 
     def public_samples(self, private: Dataset, statistics: Statistics) -> PublicSamples | None:
-        """Return transfer samples that no client owns; None: they are held out.
-
-        Raises:
-            UserError: Missing or malformed data, more samples asked for than there are, or samples of another
-                kind than the private ones.
-        """
+        """Return transfer samples that no client owns; None: they are held out."""
         transfer, seed = self.scenario.data.transfer, self.scenario.seed
         if transfer.source == "holdout":
             return None

@@ -64,9 +64,6 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
         labels: [n] int64.
         test_share: Share of every class that goes to the test split.
         seed: Seed of the data set, not of the scenario.
-
-    Raises:
-        UserError: One of the splits would be empty.
     """
     size = round(test_share * len(labels))
     if not 0 < size < len(labels):

@@ -26,9 +26,6 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
     Args:
         classes: Number of classes C of the data set.
         seed: Seed of a `shuffled` class order without its own.
-
-    Raises:
-        UserError: The classes cannot be grouped so.
     """
     if tasks.classes is not None:
         for task, listed in enumerate(tasks.classes):

@@ -19,11 +19,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | None = None) -> np.ndarray:
-    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M.
-
-    Raises:
-        UserError: Nothing would be left for the clients.
-    """
+    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M."""
     if size == 0:
         return available[:0]
     if size >= len(available):
@@ -50,9 +46,6 @@ def draw_skewed_holdout(
     Args:
         labels: [N] int64 labels of the train split.
         available: [n] train indices that may be held out.
-
-    Raises:
-        UserError: Nothing would be left for the clients.
     """
     if not 0 < size < len(available):
         return draw_holdout(available, size, seed=seed, task=task)
@@ -94,10 +87,6 @@ def foreign_samples(
 
     They are brought into the shape of the `private` data set and normalised by its `statistics`: a model must
     see both on one scale.
-
-    Raises:
-        UserError: Unknown data set, too few samples, shapes that cannot be converted, or integers in only one
-            of the two data sets.
     """
     key, name, shape = "data.transfer.source", request.name, private.shape
     if name not in DATASETS.names() and ":" not in name:

@@ -44,9 +44,6 @@ def projecting(
     Args:
         body: Makes features ``[B, width]``.
         projection: Width of the features of the head, ≥ 1; 0: the body's own.
-
-    Raises:
-        UserError: `projection` is no such number.
     """
     if type(projection) is not int or projection < 0:
         raise UserError(f"projection must be ≥ 0, got {projection!r}", key="clients.args")

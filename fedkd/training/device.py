@@ -16,11 +16,7 @@ from fedkd.training.thread_pools import thread_pools
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`: ``"auto"`` (a GPU if one is visible), ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        UserError: A GPU is asked for and there is none.
-    """
+    """Return the device called `name`: ``"auto"`` (a GPU if one is visible), ``"cpu"`` or ``"cuda"``."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"must be auto, cpu or cuda, got '{name}'", key="engine.device")
     available = torch.cuda.is_available()

@@ -66,11 +66,7 @@ def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the uint8 array of one IDX file, gzipped or not.
-
-    Raises:
-        UserError: The file is cut short or is no IDX file of unsigned bytes.
-    """
+    """Return the uint8 array of one IDX file, gzipped or not."""
     try:
         limit = memory_budget()
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

@@ -63,9 +63,6 @@ def locate(name: str) -> tuple[bool, str]:
 
     Args:
         name: Path with slashes; the part before `train/` or `test/` (or the class) is ignored.
-
-    Raises:
-        UserError: The image lies elsewhere.
     """
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "/")]
     for place, part in enumerate(parts[:-2]):

@@ -19,9 +19,6 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
 
     It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and, if
     wanted, `class_names` and `owners` of the train samples.
-
-    Raises:
-        UserError: It raised, or returned something else.
     """
     request.progress(f"calling {request.name}")
     try:
