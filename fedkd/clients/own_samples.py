@@ -39,19 +39,6 @@ class TrainingSplit:
         return (x[self.trained_on], y[self.trained_on]) if len(self.kept_apart) else (x, y)
 
 
-def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int, task: int) -> np.ndarray:
-    """Return the samples of one round of a task with a single pass: ascending int64 indices.
-
-    The rounds share all samples out as evenly as possible.
-
-    Args:
-        part: Round within the task, 0-based.
-        task: Place of the task in the client's order.
-    """
-    order = numpy_generator(seed, "one-pass", client=client, task=task).permutation(samples)
-    return np.sort(np.array_split(order, parts)[part])
-
-
 def share_held_out(plan: Plan) -> float | None:
     """Return the share of training samples that a client holds out to choose by; None: none."""
     chooses = plan.scenario.fusion.own_prior == "auto" or plan.capabilities.trials > 0
@@ -63,11 +50,6 @@ def share_kept_apart(plan: Plan) -> float | None:
     """Return the share that a client with a network holds out, to choose or to stop by; None: none."""
     stopping = plan.scenario.training.early_stopping
     return max(share_held_out(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
-
-
-def train_on_all(samples: int) -> TrainingSplit:
-    """Return the split of a client that holds nothing out."""
-    return TrainingSplit(np.arange(samples), np.arange(0))
 
 
 def number_kept_apart(samples: int, share: float) -> int:
@@ -87,7 +69,7 @@ def keep_apart(
     """
     number = number_kept_apart(len(labels), share)
     if number == 0:
-        return train_on_all(len(labels))
+        return TrainingSplit(np.arange(len(labels)), np.arange(0))
     generator = numpy_generator(seed, "validation", client=client, task=task)
     chosen = stratified_choice(labels, number, generator)
     return TrainingSplit(np.flatnonzero(~chosen), np.flatnonzero(chosen))
@@ -133,11 +115,10 @@ class LocalSamples:
     def split(self, place: int | None = None) -> TrainingSplit:
         """Return the split of a task's training samples; None: of the present task's."""
         place = self.place if place is None else place
-        labels = self._of(place).train_y
-        if self._share is None:
-            return train_on_all(len(labels))
-        task = self.order[place] if self._in_stream else None
-        return keep_apart(labels, self._share, seed=self._plan.scenario.seed, client=self._index, task=task)
+        seed, task = self._plan.scenario.seed, self.order[place] if self._in_stream else None
+        return keep_apart(
+            self._of(place).train_y, self._share or 0.0, seed=seed, client=self._index, task=task
+        )
 
     def _of(self, place: int) -> ClientData:
         return self.data if place == self.place else self.tasks[self.order[place]]
@@ -161,12 +142,15 @@ class LocalSamples:
         return rows[self.part(round, len(rows))] if online else rows
 
     def part(self, round: int, samples: int) -> np.ndarray:
-        """Return the present task's samples in a round of an online stream."""
+        """Return the indices of a round's samples, ascending, in a stream with a single pass.
+
+        The rounds of a task share its samples out as evenly as possible.
+        """
         schedule = self._plan.schedule
         part = schedule.rounds_into_task(self._index, round)
         parts = schedule.rounds_of_task(self._index, round)
-        seed = self._plan.scenario.seed
-        return part_of_round(samples, part, parts, seed=seed, client=self._index, task=self.place)
+        draw = numpy_generator(self._plan.scenario.seed, "one-pass", client=self._index, task=self.place)
+        return np.sort(np.array_split(draw.permutation(samples), parts)[part])
 
     def work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training; less for a straggler."""

@@ -232,12 +232,7 @@ def federate(
 
 
 def _private_samples(
-    dataset: Dataset,
-    statistics: Statistics,
-    dealt: Deal,
-    skew: Sequence[Skew],
-    seed: int,
-    task: int | None,
+    dataset: Dataset, statistics: Statistics, dealt: Deal, skew: Sequence[Skew], seed: int, task: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return all private samples [S, *input_shape], normalised, and labels [S], with each client's skew."""
     stored, true = dataset.train_x[dealt.private], dataset.train_y[dealt.private]

@@ -89,11 +89,7 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 
 
 def share_of_samples(
-    scenario: Scenario,
-    client: int,
-    samples: Dataset,
-    statistics: Statistics,
-    transfer_x: np.ndarray,
+    scenario: Scenario, client: int, samples: Dataset, statistics: Statistics, transfer_x: np.ndarray
 ) -> Share:
     """Return the share of a client that brings its own samples.
 

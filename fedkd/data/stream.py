@@ -92,8 +92,14 @@ class ClientStream(Sequence[ClientData]):
         self._blur, self._seed = blur, seed
         self._kept: dict[int, ClientData] = {}
 
-    def __getitem__(self, index: int) -> ClientData:  # type: ignore[override]  # without slices
-        """Return the client's data of a task."""
+    @overload
+    def __getitem__(self, index: int) -> ClientData: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ClientData, ...]: ...
+    def __getitem__(self, index: int | slice) -> ClientData | tuple[ClientData, ...]:
+        """Return the client's data of a task, or of those of a slice."""
+        if isinstance(index, slice):
+            return tuple(map(self._make, self._tasks[index]))
         task = self._tasks[index]
         data = self._kept.pop(task.index, None) or self._make(task)
         self._kept[task.index] = data

@@ -31,13 +31,7 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
 
 
 def draw_skewed_holdout(
-    labels: np.ndarray,
-    available: np.ndarray,
-    size: int,
-    alpha: float,
-    *,
-    seed: int,
-    task: int | None = None,
+    labels: np.ndarray, available: np.ndarray, size: int, alpha: float, *, seed: int, task: int | None = None
 ) -> np.ndarray:
     """Draw `size` = M transfer samples by a label mix from Dir(α), sorted.
 

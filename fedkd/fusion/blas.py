@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedkd.training.thread_pools import thread_pools
+from fedkd.training.device import thread_pools
 
 
 @contextmanager

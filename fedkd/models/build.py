@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError, described
-from fedkd.models.allowance import Allowance
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
-from fedkd.models.kernel_mode import FlopCounter
+from fedkd.models.kernel_mode import Allowance, FlopCounter
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
 from fedkd.plugins import contained

@@ -80,11 +80,7 @@ class Stepper:
         if told is not None:
             return told
         told = replays.take(
-            kind,
-            lambda: self._step([batch], [size], counts=counts),
-            self._changed,
-            read,
-            self._intact,
+            kind, lambda: self._step([batch], [size], counts=counts), self._changed, read, self._intact
         )
         # A step that is taken may have replaced tensors of the rules.
         self._looks = not replays.refuses(kind) and not self._intact()
