@@ -40,10 +40,7 @@ LONGEST_LABEL = 34
 """Letters of an axis's title in one line."""
 MOST_NUMBERS = 12
 """Rows and columns up to which a heat map's cells have their numbers, and all ticks are named."""
-BESIDE: Sequence[Mapping[str, Any]] = (
-    {"xytext": (3, 3), "va": "bottom"},
-    {"xytext": (3, -3), "va": "top"},
-)
+BESIDE: Sequence[Mapping[str, Any]] = ({"xytext": (3, 3), "va": "bottom"}, {"xytext": (3, -3), "va": "top"})
 """Where names of points stand, by turns, so that those of neighbours do not meet."""
 
 _PARAMETERS: Any = {

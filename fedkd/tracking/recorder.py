@@ -127,14 +127,7 @@ class Recorder:
         self._waiting[METRICS].append(json.dumps(row))
 
     def epoch(
-        self,
-        value: float,
-        *,
-        round: int,
-        client: int,
-        task: int | None,
-        epoch: int,
-        split: Split,
+        self, value: float, *, round: int, client: int, task: int | None, epoch: int, split: Split
     ) -> None:
         """Append a client's accuracy on the present task after a local epoch to `epochs.jsonl`.
 

@@ -32,13 +32,11 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
     shown = np.where(rounds > 0, sizes / 1e3, np.nan)
     alike = constant(shown)
     told = "" if alike is None else f" Every link carried {alike:.4g} kB."
-    yield Figure(
-        "links",
-        "Who heard whom",
+    caption = f"Bytes over each link, all rounds together; empty where there was none.{told}"
+    rows = [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()]
+    columns, data = (
         ["receiver", "sender", "rounds", "bytes"],
-        [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()],
         [heat_map(shown, names, names, unit="kB", digits=0)],
-        named_axes(x="sender", y="receiver") | {"showlegend": False},
-        f"Bytes over each link, all rounds together; empty where there was none.{told}",
-        height=min(240 + 22 * clients, 640),
     )
+    layout, height = named_axes("sender", "receiver") | {"showlegend": False}, min(240 + 22 * clients, 640)
+    yield Figure("links", "Who heard whom", columns, rows, data, layout, caption, height)

@@ -21,20 +21,16 @@ DIGITS = 3
 
 @dataclass(frozen=True)
 class NeighbourView:
-    """Tables over rounds, for the page to draw.
+    """Tables over rounds, for the page to draw, of clients or of architectures.
 
-    Attributes:
-        labels: Name of every client, or of every architecture.
-        of_clients: Whether they are clients.
-        rounds: By round: its number, the places in `labels` of those who took part, and tables among these,
-            receivers first: weights, and where they are known distances and what leaving out would change.
-        skipped: Rounds that are recorded and not shown.
+    A round has its number, the places in `labels` of those who took part, and tables among these, receivers
+    first: weights, and where they are known distances and what leaving out would change.
     """
 
     labels: Sequence[str]
     of_clients: bool
     rounds: Sequence[Mapping[str, Any]]
-    skipped: int
+    skipped: int  # recorded rounds that are not shown
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the page's script takes it."""

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.tracking.loggers.logger import (
-    Ending,
-    Figures,
-    LoggedRun,
-    files_of,
-    flat,
-    remember,
-    remembered,
-)
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, flat, remember, remembered
 from fedkd.tracking.loggers.picture import heat_map
 
 if TYPE_CHECKING:

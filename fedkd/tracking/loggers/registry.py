@@ -79,8 +79,7 @@ def check_loggers(scenario: Scenario) -> None:
     for kind, _ in wanted_loggers(scenario):
         if kind.extra and not kind.is_there:
             raise UserError(
-                f"{kind.package} is not installed; {how_to_install(kind.extra)}",
-                key=f"tracking.{kind.name}",
+                f"{kind.package} is not installed; {how_to_install(kind.extra)}", key=f"tracking.{kind.name}"
             )
 
 
