@@ -28,29 +28,19 @@ def accuracy_matrix(outcome: StreamOutcome, names: Sequence[str] = ()) -> Chart:
 
     Accuracies are those on the common test sets. The first row is that of the untrained models. The diagonal,
     where a task has just been learned, is outlined. Where clients learn in orders of their own, a row is each
-    one's first task, second task, and so on.
-
-    Args:
-        outcome: Result of the run.
-        names: Of the tasks; empty: they are numbered.
+    one's first task, second task, and so on. Without `names` the tasks are numbered.
     """
     labels = task_labels(outcome, names)
     order = "" if outcome.in_step else ", in each client's own order"
     panels = []
     for test in (outcome.test(protocol, "global") for protocol in outcome.protocols):
-        shown = 100.0 * np.vstack([test.b, test.R])
+        shown, after = 100.0 * np.vstack([test.b, test.R]), ["untrained", *labels]
         texts = [["" if isnan(value) else f"{value:.0f}" for value in row] for row in shown]
-        matrix = Matrix(
-            shown,
-            ["untrained", *labels],
-            labels,
-            "mean accuracy over clients (%)",
-            texts if len(labels) <= MOST_NUMBERS else None,
-            (0.0, 100.0),
-            [(task + 1, task) for task in range(len(labels))],
-        )
+        unit, diagonal = "mean accuracy over clients (%)", [(task + 1, task) for task in range(len(labels))]
+        few = texts if len(labels) <= MOST_NUMBERS else None
+        matrix = Matrix(shown, after, labels, unit, few, (0.0, 100.0), diagonal)
         rows = [
-            [matrix.rows[row], labels[column], None if isnan(value) else value / 100]
+            [after[row], labels[column], None if isnan(value) else value / 100]
             for (row, column), value in np.ndenumerate(shown)
         ]
         title = "\n".join([protocol_name(test.protocol), *_caption(outcome, test)])

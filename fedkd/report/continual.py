@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
 import numpy as np
 
-from fedkd.continual.metrics import Array
-from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.continual.outcome import StreamOutcome
 from fedkd.report.accuracy_matrix import draw_accuracy_matrix
 from fedkd.tracking.atomic import write_text_atomically
 
@@ -20,13 +19,7 @@ METRICS = "continual_metrics.csv"
 
 
 def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> None:
-    """Write `accuracy_matrix.csv`, `.png`, `.svg` and `.pdf` and `continual_metrics.csv` into a run folder.
-
-    Args:
-        outcome: What the run reached.
-        folder: The run folder.
-        names: Of the tasks; empty: they are numbered.
-    """
+    """Write the accuracy matrices, as CSV and figures, and `continual_metrics.csv` into a run folder."""
     write_text_atomically(folder / MATRIX, matrix_csv(outcome))
     write_text_atomically(folder / METRICS, metrics_csv(outcome))
     draw_accuracy_matrix(outcome, folder, names)
@@ -39,31 +32,16 @@ def matrix_csv(outcome: StreamOutcome) -> str:
     federation's mean, which is there if all learned the same at the same time; `after_task` for the
     untrained models.
     """
-    return _csv(
-        ("protocol", "split", "client", "after_task", "task", "accuracy"),
-        (
-            (test.protocol, test.split, client, *cell)
-            for test in outcome.tests
-            for client, tasks, (R, b) in _matrices(outcome, test)
-            for cell in _cells(tasks, R, b)
-        ),
-    )
-
-
-def _matrices(
-    outcome: StreamOutcome, test: ProtocolOutcome
-) -> Iterator[tuple[int | str, Sequence[int], tuple[Array, Array]]]:
-    """Yield R and b of the federation, where there are any, and of every client, with their tasks."""
-    if outcome.in_step:
-        yield "", outcome.histories[0].tasks, (test.R, test.b)
-    for client, matrices in test.clients.items():
-        yield client, outcome.histories[client].tasks, matrices
-
-
-def _cells(tasks: Sequence[int], R: Array, b: Array) -> Iterator[tuple[int | str, int, float]]:
-    for (row, column), value in np.ndenumerate(np.vstack([b, R])):
-        if not isnan(value):
-            yield tasks[row - 1] if row else "", tasks[column], float(value)
+    rows: list[Sequence[object]] = []
+    for test in outcome.tests:
+        found = [(client, outcome.histories[client].tasks, R, b) for client, (R, b) in test.clients.items()]
+        mean = [("", outcome.histories[0].tasks, test.R, test.b)] if outcome.in_step else []
+        for client, tasks, R, b in (*mean, *found):
+            for (row, column), value in np.ndenumerate(np.vstack([b, R])):
+                if not isnan(value):
+                    after = tasks[row - 1] if row else ""
+                    rows.append((test.protocol, test.split, client, after, tasks[column], float(value)))
+    return _csv(("protocol", "split", "client", "after_task", "task", "accuracy"), rows)
 
 
 def metrics_csv(outcome: StreamOutcome) -> str:
@@ -79,7 +57,7 @@ def metrics_csv(outcome: StreamOutcome) -> str:
     )
 
 
-def _csv(columns: Sequence[str], rows: Iterator[Sequence[object]]) -> str:
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

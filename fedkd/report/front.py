@@ -46,10 +46,7 @@ def local_against_global(study: Study) -> Chart:
 
 
 def accuracy_against_stored(study: Study) -> Chart:
-    """Return the average accuracy after a stream against the bytes that learners keep of each task.
-
-    Learners that keep nothing stand at the left: zero has a place on this scale.
-    """
+    """Return the average accuracy after a stream against the bytes that learners keep of each task."""
     shown = (metric("stored_bytes_per_task"), metric("average_accuracy"))
     title = "Average accuracy against stored bytes"
     chart = _points_chart(study, shown, "accuracy-against-stored", title)

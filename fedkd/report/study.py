@@ -15,11 +15,7 @@ Labels = tuple[str, ...]
 Curve = tuple[tuple[int, float], ...]
 """Pairs of a round, or a number of tasks, and a value."""
 
-_TITLES = {
-    "data.partition.alpha": "Dirichlet α",
-    "data.clients": "clients",
-    "data.transfer.size": "transfer size",
-}
+_TITLES = {"data.partition.alpha": "Dirichlet α", "data.transfer.size": "transfer size"}
 
 
 @dataclass(frozen=True)
@@ -32,27 +28,16 @@ class StudyAxis:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One finished run.
+    """One finished run; metrics are the federation's means."""
 
-    Attributes:
-        levels: Its label on every axis.
-        seed: Its seed.
-        final: Metric to the federation's mean after the last round, and what the whole run cost.
-        curves: Metric to (round, the federation's mean), for every round it was recorded in.
-        traffic: (round, bytes up and down since the start), for every round.
-        clock: (round, simulated seconds since the start), for every round; empty: there is no clock.
-        tasks: Metric to (tasks learned, the federation's mean over those tasks), of a stream of tasks.
-        is_bound: Whether it is no federation but says how far one could come: it is shown and not ranked.
-    """
-
-    levels: Labels
+    levels: Labels  # on every axis
     seed: int
-    final: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    traffic: tuple[tuple[int, int], ...] = ()
-    clock: Curve = ()
-    tasks: Mapping[str, Curve] = field(default_factory=dict)
-    is_bound: bool = False
+    final: Mapping[str, float] = field(default_factory=dict)  # after the last round, and costs of the run
+    curves: Mapping[str, Curve] = field(default_factory=dict)  # metric to (round, mean)
+    traffic: tuple[tuple[int, int], ...] = ()  # (round, bytes up and down since the start)
+    clock: Curve = ()  # (round, simulated seconds since the start); empty: no clock
+    tasks: Mapping[str, Curve] = field(default_factory=dict)  # metric to (tasks learned, mean over them)
+    is_bound: bool = False  # no federation, but says how far one could come: shown and not ranked
 
 
 @dataclass(frozen=True)
@@ -61,24 +46,15 @@ class Study:
 
     Runs that agree on all axes but the compared ones form a *block*; within a block, runs that agree on the
     compared axes too form a *group*, one run per seed.
-
-    Attributes:
-        name: Name of the bench.
-        axes: In the order of the bench file.
-        compared: Names of the axes along which groups are compared.
-        baseline: Label on every compared axis of the group that others are compared with; empty: none.
-        metrics: Names of what is shown.
-        runs: The finished ones.
-        missing: Number of runs that are not among them, failed or not yet run.
     """
 
     name: str
-    axes: tuple[StudyAxis, ...]
-    compared: tuple[str, ...]
-    baseline: Labels
+    axes: tuple[StudyAxis, ...]  # in the order of the bench file
+    compared: tuple[str, ...]  # names of the axes along which groups are compared
+    baseline: Labels  # on every compared axis, of the group that others are compared with; empty: none
     metrics: tuple[str, ...]
-    runs: tuple[StudyRun, ...]
-    missing: int = 0
+    runs: tuple[StudyRun, ...]  # the finished ones
+    missing: int = 0  # runs that failed or have not run yet
 
     @property
     def block_axes(self) -> tuple[StudyAxis, ...]:
@@ -103,26 +79,16 @@ class Study:
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
         """Labels on the block axes, to labels on the compared axes, to the group's runs in order of seeds."""
-        blocks = {}
-        for block in product(*(axis.levels for axis in self.block_axes)):
-            groups = product(*(axis.levels for axis in self.compared_axes))
-            blocks[block] = {group: tuple(self._runs_of(block, group)) for group in groups}
-        return blocks
-
-    def _runs_of(self, block: Labels, group: Labels) -> list[StudyRun]:
-        return self._grouped.get((block, group), [])
-
-    @cached_property
-    def _grouped(self) -> dict[tuple[Labels, Labels], list[StudyRun]]:
         grouped: dict[tuple[Labels, Labels], list[StudyRun]] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
-            grouped.setdefault((self.block_of(run), self.group_of(run)), []).append(run)
-        return grouped
-
-    def block_of(self, run: StudyRun) -> Labels:
-        """Return a run's labels on the axes that are held fixed."""
-        pairs = zip(self.axes, run.levels, strict=True)
-        return tuple(label for axis, label in pairs if axis.name not in self.compared)
+            pairs = zip(self.axes, run.levels, strict=True)
+            block = tuple(label for axis, label in pairs if axis.name not in self.compared)
+            grouped.setdefault((block, self.group_of(run)), []).append(run)
+        blocks = product(*(axis.levels for axis in self.block_axes))
+        groups = list(product(*(axis.levels for axis in self.compared_axes)))
+        return {
+            block: {group: tuple(grouped.get((block, group), ())) for group in groups} for block in blocks
+        }
 
     def group_of(self, run: StudyRun) -> Labels:
         """Return a run's labels on the compared axes."""

@@ -11,20 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
-from fedkd.report.study import Study, StudyRun
+from fedkd.report.study import Study
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.folder import STUDY
 
 
 def write_study(study: Study, folder: Path) -> None:
     """Write a study into a bench folder. What is no finite number is left out: JSON cannot say it."""
-    finite = replace(study, runs=tuple(map(_finite, study.runs)))
-    table = TypeAdapter(Study).dump_python(finite, mode="json")
+    finals = [{name: value for name, value in run.final.items() if isfinite(value)} for run in study.runs]
+    runs = tuple(replace(run, final=final) for run, final in zip(study.runs, finals, strict=True))
+    table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
     write_text_atomically(folder / STUDY, json.dumps(table, allow_nan=False) + "\n")
-
-
-def _finite(run: StudyRun) -> StudyRun:
-    return replace(run, final={name: value for name, value in run.final.items() if isfinite(value)})
 
 
 def read_study(folder: Path) -> Study:

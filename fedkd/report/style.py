@@ -44,27 +44,14 @@ BESIDE: Sequence[Mapping[str, Any]] = ({"xytext": (3, 3), "va": "bottom"}, {"xyt
 """Where names of points stand, by turns, so that those of neighbours do not meet."""
 
 _PARAMETERS: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 9,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.6, "lines.markersize": 3.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+    "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
     "text.parse_math": False,  # a name with $ in it is a name
-    # Ids in an SVG are salted hashes: with a fixed salt, equal figures are equal bytes.
-    "svg.hashsalt": "fedkd",
-    # Outlines that can be edited and that printers take, where matplotlib's own choice is bitmaps of a kind.
-    "pdf.fonttype": 42,
-}
+    "svg.hashsalt": "fedkd",  # ids in an SVG are salted hashes: a fixed salt makes equal figures equal bytes
+    "pdf.fonttype": 42,  # outlines that can be edited and printed
+}  # fmt: skip
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "png": ("Software",),
     "svg": ("Date", "Creator"),
@@ -97,10 +84,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def write_figure(draw: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
-    """Draw a figure of a run into its folder and return the files.
-
-    A run does not need its figures: without matplotlib there are none, and a warning is logged.
-    """
+    """Draw a figure of a run into its folder and return the files; without matplotlib log a warning."""
     try:
         with house_style():
             return save(draw(), folder, name)
@@ -206,9 +190,7 @@ def _draw(axes: Axes, panel: Panel) -> AxesImage | None:
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     style = _style(curve.look)
     if curve.x is None:
-        axes.axhline(
-            curve.y[-1], linewidth=curve.width, color=curve.look.colour, linestyle=style["linestyle"]
-        )
+        axes.axhline(curve.y[-1], linewidth=curve.width, **style | {"marker": ""})
         return
     axes.plot(curve.x, curve.y, linewidth=curve.width, markevery=max(1, len(curve.y) // 8), **style)
     if curve.band is not None:
