@@ -41,12 +41,7 @@ TRIED = 4
 
 
 class OfUnits(nn.Module):
-    """A network read through some of its outputs.
-
-    Args:
-        network: Maps ``[B, *input_shape]`` to all outputs ``[B, O]``.
-        units: Those to read ``[C]``.
-    """
+    """A network ``[B, *input_shape]`` → ``[B, O]`` read through some of its outputs, the units ``[C]``."""
 
     recordable: ClassVar[bool] = True
 
@@ -81,13 +76,7 @@ def network_source(
     """Return the source of a class that computes in evaluation mode what a network does, of torch alone.
 
     It is written from a symbolic trace, and tried: it takes the network's tensors and gives its outputs. A
-    network whose way through depends on the samples has none.
-
-    Args:
-        network: On the CPU.
-        name: Of the class.
-        input_shape: Shape of a sample.
-        dtype: Type of a sample.
+    network whose way through depends on the samples has none. The network is on the CPU.
     """
     network = network.eval()
     try:
@@ -134,12 +123,9 @@ def _written(network: nn.Module, name: str) -> str:
         if not path.startswith(held):  # what the trace reads, and what no sample ever comes by
             shape, kind = list(tensor.shape), str(tensor.dtype)
             made = f"torch.empty({shape}, dtype={kind})"
-            if isinstance(tensor, nn.Parameter):
-                put.append(
-                    f"_put(self, {path!r}, nn.Parameter({made}, requires_grad={tensor.requires_grad}))"
-                )
-            else:
-                put.append(f"_put(self, {path!r}, {made}, buffer=True)")
+            learns = f"nn.Parameter({made}, requires_grad={tensor.requires_grad})"
+            held_as = learns if isinstance(tensor, nn.Parameter) else f"{made}, buffer=True"
+            put.append(f"_put(self, {path!r}, {held_as})")
     code = traced.graph.python_code("self")
     body = re.sub(r";  \w+(?: = \w+)* = None", "", code.src)  # names set free on the way
     head, _, rest = body.strip().partition("\n")
@@ -160,11 +146,8 @@ def _imports(source: str, names: Mapping[str, Any]) -> list[str]:
     """Return the imports of the names that a source has from elsewhere."""
     lines = []
     for name, found in sorted(names.items()):
-        if (
-            name in ("torch", "nn", "__doc__")
-            or hasattr(builtins, name)
-            or not re.search(rf"\b{name}\b", source)
-        ):
+        known = name in ("torch", "nn", "__doc__") or hasattr(builtins, name)
+        if known or not re.search(rf"\b{name}\b", source):
             continue
         if isinstance(found, str):  # an annotation
             lines.append(f"{name} = {found!r}")
