@@ -28,7 +28,7 @@ from fedkd.federation.saved_arrays import Arrays
 from fedkd.namespaces import below, by_number, under
 from fedkd.plan.plan import Plan
 from fedkd.server.in_flight import InFlight, Job
-from fedkd.tracking.memory import peak_memory_mb
+from fedkd.tracking.totals import peak_memory_mb
 
 SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
 

@@ -26,9 +26,8 @@ from fedkd.federation.saved_arrays import Arrays
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
-from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
-from fedkd.tracking.totals import Totals
+from fedkd.tracking.totals import Totals, peak_memory_mb
 
 
 class NodeSubset(Grid):

@@ -32,23 +32,14 @@ KEPT = 64
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Who learned from whom in a round.
-
-    Attributes:
-        round: 1-based.
-        clients: The N clients whose knowledge was fused.
-        weights: `[N, N]`, or `[N, K]` with `senders`.
-        distances: Of the same shape; None: there were none.
-        left_out: Of the same shape; None: it was not worked out.
-        senders: Client of every column, by row, `[N, K]`; None: the columns are the clients.
-    """
+    """Who learned from whom in a round; tables are `[N, N]`, or `[N, K]` with `senders`."""
 
     round: int
-    clients: tuple[int, ...]
+    clients: tuple[int, ...]  # the N clients whose knowledge was fused
     weights: np.ndarray
-    distances: np.ndarray | None = None
-    left_out: np.ndarray | None = None
-    senders: np.ndarray | None = None
+    distances: np.ndarray | None = None  # None: there were none
+    left_out: np.ndarray | None = None  # None: not worked out
+    senders: np.ndarray | None = None  # client of every column, by row; None: the columns are the clients
 
 
 def write_neighbours(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
 
 
@@ -19,3 +21,9 @@ class Totals:
     """Wall-clock time of all rounds."""
     virtual_seconds: float = 0.0
     """Simulated time of all rounds, where there is a clock."""
+
+
+def peak_memory_mb() -> float:
+    """Return the largest memory this process has used, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

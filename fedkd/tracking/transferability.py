@@ -29,25 +29,15 @@ PREDICTED = "predicted_"
 
 @dataclass(frozen=True, eq=False)
 class TransferMap:
-    """The transferability map of a round; all tables are receivers first.
-
-    Attributes:
-        round: 1-based.
-        clients: The N clients that were measured.
-        gain_local: `[N, N]`.
-        gain_global: `[N, N]`.
-        predicted: Predictor to table `[N, N]`.
-        complement_by_class: `[N, N, C]`; None: labels are not known.
-        transfer_rate: `[N, N]`; None: labels are not known.
-    """
+    """The transferability map of a round; tables are `[N, N]`, receivers first."""
 
     round: int
-    clients: tuple[int, ...]
+    clients: tuple[int, ...]  # the N clients that were measured
     gain_local: np.ndarray
     gain_global: np.ndarray
-    predicted: Mapping[str, np.ndarray] = field(default_factory=dict)
-    complement_by_class: np.ndarray | None = None
-    transfer_rate: np.ndarray | None = None
+    predicted: Mapping[str, np.ndarray] = field(default_factory=dict)  # by predictor
+    complement_by_class: np.ndarray | None = None  # [N, N, C]; None: labels are not known
+    transfer_rate: np.ndarray | None = None  # None: labels are not known
 
     @property
     def gains(self) -> dict[Literal["local", "global"], np.ndarray]:
