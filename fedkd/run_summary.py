@@ -14,9 +14,10 @@ from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import accuracies_of_each, counted_clients
 from fedkd.plan.held_models import held_models
 from fedkd.plan.plan import Plan
+from fedkd.tracking.atomic import write_json_atomically
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.reached import times_to_accuracy
-from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, read_warnings, write_summary
+from fedkd.tracking.recorder import SUMMARY, MetricRow, read_epochs, read_metrics, read_warnings
 from fedkd.tracking.totals import Totals
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def finish_run(
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
-    write_summary(folder, summary)
+    write_json_atomically(folder / SUMMARY, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
 

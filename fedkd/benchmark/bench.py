@@ -161,7 +161,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
     from fedkd.report.figures import draw_figures
     from fedkd.report.latex import latex_table
     from fedkd.report.page.write import report_at_the_end
-    from fedkd.report.study_file import write_study
+    from fedkd.report.study import write_study
     from fedkd.report.tables import csv_table, markdown_table
 
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)

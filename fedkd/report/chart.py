@@ -17,12 +17,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 COLOUR_MAP = "cividis"
-LOG_RATIO = 20
-"""From this ratio of the largest size to the smallest, an axis is logarithmic."""
-MOST_BANDS = 5
-"""Groups with bands that one panel can show."""
-MOST_COLUMNS = 4
-"""Panels that stand side by side."""
+LOG_RATIO = 20  # from this ratio of the largest size to the smallest, an axis is logarithmic
+MOST_BANDS = 5  # groups with bands that one panel can show
+MOST_COLUMNS = 4  # panels that stand side by side
 
 
 class Look(NamedTuple):

@@ -15,8 +15,7 @@ from fedkd.report.study import Study, StudyRun, group_looks, group_title
 
 HOW_TO_READ = "Means over seeds; bands are 95 % intervals, from three seeds on; thin lines are seeds."
 
-OPEN = (-np.inf, np.inf)
-"""Limits of metrics without any."""
+OPEN = (-np.inf, np.inf)  # limits of metrics without any
 
 Across = Callable[[Sequence[StudyRun], np.ndarray], np.ndarray | None]
 """Runs of a group and rounds, `[R]`, to where these stand across, `[R]`; None: nowhere, a level line."""

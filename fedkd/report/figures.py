@@ -50,7 +50,7 @@ def metric_charts(study: Study, shown: Metric) -> Iterator[tuple[str, Callable[[
         yield f"rounds-{name}", partial(over_rounds, study, shown)
         if any(run.traffic and run.traffic[-1][1] for run in study.runs):
             yield f"traffic-{name}", partial(over_traffic, study, shown)
-        if study.has_clock:
+        if any(run.clock for run in study.runs):
             yield f"time-{name}", partial(over_time, study, shown)
     if any(len(run.tasks.get(name, ())) > 1 for run in study.runs):
         yield f"tasks-{name}", partial(over_tasks, study, shown)

@@ -76,9 +76,10 @@ def _front_panel(study: Study, block: Labels, moment: str, shown: tuple[Metric, 
     title = ", ".join(filter(None, (panel.title, moment)))
     if not points:
         return replace(panel, title=title)
-    marks: list[Curve | Point] = []
-    for curve in curves(list(points)):
-        marks.append(_line("", points[curve[0]].look.colour, [points[group].at for group in curve], "solid"))
+    marks: list[Curve | Point] = [
+        _line("", points[curve[0]].look.colour, [points[group].at for group in curve], "solid")
+        for curve in curves(list(points))
+    ]
     groups = study.blocks[block]
     real = {g: point for g, point in points.items() if not any(run.is_bound for run in groups[g])}
     best = undominated([point.at for point in real.values()])

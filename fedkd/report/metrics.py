@@ -71,8 +71,7 @@ def metric(name: str) -> Metric:
 _MOMENTS = {"accuracy_trained": "before fusion", "accuracy": "after fusion"}
 """The two moments of a round that accuracies are of."""
 
-_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")
-"""See `fedkd.tracking.reached`."""
+_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.tracking.reached`
 
 _WHOLE_RUN = {
     shown.name: shown

@@ -21,8 +21,7 @@ NAME = "schedule"
 AWAY, THERE = "·", "x"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MOST_TICKS = 12
-LEGEND_TASKS = 12
-"""Tasks up to which a legend names each; of more, a bar has the colours."""
+LEGEND_TASKS = 12  # tasks up to which a legend names each; of more, a bar has the colours
 
 
 def draw_schedule_figure(

@@ -1,19 +1,27 @@
-"""The runs of a bench, as tables and figures take them."""
+"""The runs of a bench, as tables and figures take them, and their file `study.json` of a bench folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from math import isfinite
+from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
 from fedkd.report.chart import BASELINE, Look, looks
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
+from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.folder import STUDY
 
 Labels = tuple[str, ...]
-Curve = tuple[tuple[int, float], ...]
-"""Pairs of a round, or a number of tasks, and a value."""
+Curve = tuple[tuple[int, float], ...]  # pairs of a round, or a number of tasks, and a value
 
 _TITLES = {"data.partition.alpha": "Dirichlet α", "data.transfer.size": "transfer size"}
 
@@ -65,11 +73,6 @@ class Study:
     def compared_axes(self) -> tuple[StudyAxis, ...]:
         """The axes along which groups are compared."""
         return tuple(axis for axis in self.axes if axis.name in self.compared)
-
-    @property
-    def has_clock(self) -> bool:
-        """Whether simulated time is known of some run."""
-        return any(run.clock for run in self.runs)
 
     @property
     def shown(self) -> tuple[Metric, ...]:
@@ -135,3 +138,34 @@ def group_looks(study: Study) -> dict[Labels, Look]:
 def told_by_colour(looks: Mapping[Labels, Look]) -> bool:
     """Return whether no two groups have one colour."""
     return len({look.colour for look in looks.values()}) == len(looks)
+
+
+def write_study(study: Study, folder: Path) -> None:
+    """Write a study into a bench folder. What is no finite number is left out: JSON cannot say it."""
+    finals = [{name: value for name, value in run.final.items() if isfinite(value)} for run in study.runs]
+    runs = tuple(replace(run, final=final) for run, final in zip(study.runs, finals, strict=True))
+    table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
+    write_text_atomically(folder / STUDY, json.dumps(table, allow_nan=False) + "\n")
+
+
+def read_study(folder: Path) -> Study:
+    """Read the study of a bench folder.
+
+    Raises:
+        UserError: There is none, or what is there is no study.
+    """
+    path = folder / STUDY
+    try:
+        study = TypeAdapter(Study).validate_python(parse_json(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            "not found; the bench writes it once its cells have run (until then: fedkd report RUN RUN …)",
+            file=str(path),
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
+    except (NotJson, ValidationError):
+        raise UserError("is no study of a bench; the bench writes it anew", file=str(path)) from None
+    if any(len(run.levels) != len(study.axes) for run in study.runs):
+        raise UserError("is no study of a bench; the bench writes it anew", file=str(path))
+    return study

@@ -34,10 +34,8 @@ MARKERS: Mapping[str, str] = {
 }  # fmt: skip
 """Dashes and symbols of Plotly as matplotlib calls them."""
 DOTS_PER_INCH = 200
-LEGEND_LINE = 0.2
-"""Inches that a line of a legend takes."""
-LONGEST_LABEL = 34
-"""Letters of an axis's title in one line."""
+LEGEND_LINE = 0.2  # inches that a line of a legend takes
+LONGEST_LABEL = 34  # letters of an axis's title in one line
 MOST_NUMBERS = 12
 """Rows and columns up to which a heat map's cells have their numbers, and all ticks are named."""
 BESIDE: Sequence[Mapping[str, Any]] = ({"xytext": (3, 3), "va": "bottom"}, {"xytext": (3, -3), "va": "top"})
@@ -62,11 +60,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style while the block runs.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Draw in the house style while the block runs; a UserError without matplotlib."""
     matplotlib = require("matplotlib", "a figure", "report")
     with matplotlib.rc_context(_PARAMETERS):
         yield

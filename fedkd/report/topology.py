@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 NAME = "topology"
 HEARS, HERSELF, NOT = "x", "o", "·"
-MOST_ROUNDS = 4
-"""Rounds that are drawn of a graph which changes."""
+MOST_ROUNDS = 4  # rounds that are drawn of a graph which changes
 MOST_CLIENTS = 500
 """Clients up to which it is worked out how quickly they come to agree: an eigenvalue of their square."""
 MOST_NAMED = 40

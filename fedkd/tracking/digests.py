@@ -16,8 +16,7 @@ from fedkd.tracking.atomic import write_bytes_atomically
 
 DIGEST, RUN = "digest", "run"
 """Arrays of a file besides its own: SHA-256 of all that it says, `[32]` uint8; and of the run it is of."""
-NO_RUN = 64 * "0"
-"""Stands for the digest of a run that nobody names."""
+NO_RUN = 64 * "0"  # stands for the digest of a run that nobody names
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -9,8 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-UNFINISHED = ("tmp", "partial")
-"""Endings of what is being written, under a name that begins with a dot."""
+UNFINISHED = ("tmp", "partial")  # endings of what is being written, under a name that begins with a dot
 
 
 def sweep(folder: Path, name: str = "*") -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, table_path, write_table
 from fedkd.tracking.neighbours import FUSION
 
 
@@ -49,11 +49,6 @@ def write_links(
         "bytes": sizes[links].astype(np.int64),
     }
     write_table(table_path(folder / FUSION, "links", round), arrays, run)
-
-
-def recorded_link_rounds(folder: Path) -> list[int]:
-    """Return the rounds of which a run folder has links, ascending."""
-    return rounds_with_tables(folder / FUSION, "links")
 
 
 def read_links(folder: Path, round: int) -> LinkTable | None:

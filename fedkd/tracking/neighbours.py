@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, table_path, write_table
 
 FUSION = "fusion"
-MOST_WHOLE = 500
-"""Clients up to which a round has whole tables: a megabyte each."""
+MOST_WHOLE = 500  # clients up to which a round has whole tables: a megabyte each
 KEPT = 64
 
 
@@ -63,11 +62,6 @@ def write_neighbours(
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
     write_table(table_path(folder / FUSION, "round", round), arrays, run)
-
-
-def recorded_rounds(folder: Path) -> list[int]:
-    """Return the rounds of which a run folder has tables, ascending."""
-    return rounds_with_tables(folder / FUSION, "round")
 
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.schedule import Schedule
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 
-Show = Callable[[str], None]
-"""Shows HTML in the place of what it showed last."""
+Show = Callable[[str], None]  # shows HTML in the place of what it showed last
 
 
 def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
@@ -70,16 +69,6 @@ QUIET_SECONDS = 30.0
 """Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
 
 
-class Lines(Protocol):
-    """Where lines go."""
-
-    def write(self, text: str, /) -> int:
-        """Take a text."""
-
-    def flush(self) -> None:
-        """Let go of what was taken."""
-
-
 class Display(FollowedRun):
     """Follows a run and the accuracy matrix of its stream, and tells how the run begins."""
 
@@ -112,9 +101,9 @@ class PlainProgress(Display):
     Of rounds that take long some say in between how far they are.
     """
 
-    def __init__(self, stream: Lines, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
-        self._stream: Lines | None = stream
+        self._stream = stream
         self._told, self._patience = clock(), QUIET_SECONDS
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
-from fedkd.tracking.atomic import sync_folder, unshare, write_json_atomically
+from fedkd.tracking.atomic import sync_folder, unshare
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -38,14 +38,11 @@ class MetricRow(TypedDict):
     """One line of `metrics.jsonl`."""
 
     round: int
-    client: int | None
-    """None: the federation's mean."""
-    task: int | None
-    """None: no stream."""
+    client: int | None  # None: the federation's mean
+    task: int | None  # None: no stream
     split: Split
     metric: str
-    value: float | None
-    """None: not a finite number."""
+    value: float | None  # None: not a finite number
 
 
 class Recorder:
@@ -169,11 +166,6 @@ class Recorder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json` of a run folder, whole or not at all."""
-    write_json_atomically(Path(folder) / SUMMARY, summary)
 
 
 def read_metrics(folder: Path | str) -> list[MetricRow]:

@@ -182,7 +182,7 @@ def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
     """Return the mean accuracies of every architecture, where there are several."""
     if len(architectures) < 2:
         return []
-    width, lines = max(map(len, architectures)), []
+    width, lines = max(map(len, architectures)), list[str]()
     for name, of in architectures.items():
         local, common = (percent((of.get(f"accuracy_{s}") or {}).get("mean")) for s in ("local", "global"))
         told = f"{name:<{width}}  {_clients(of['clients'])}  local {local:>7}  global {common:>7}"

@@ -169,6 +169,7 @@ class TrainedRun:
         if isinstance(self.data, FederatedStream):
             assert client.stream is not None
             return self._of_stream(client, client.stream, client.samples.place)
+        model: Any
         if isinstance(client.trainer, EstimatorTrainer):
             model = client.trainer.model.fitted
         else:

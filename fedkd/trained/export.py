@@ -115,8 +115,8 @@ class _Writer:
             kind = left_out[0].partition(",")[0].removeprefix("its model is ")
             why = f"no client of this run is a network of tensors, client 0 is {kind}"
             raise UserError(f"{why}; fedkd.load_client loads them", file=str(run.folder))
-        name, described = run.plan.scenario.name, {str(index): client for index, client in clients.items()}
-        described = {"fedkd": __version__, "run": name, "round": run.round, "clients": described}
+        described: dict[str, Any] = {"fedkd": __version__, "run": run.plan.scenario.name, "round": run.round}
+        described["clients"] = {str(index): client for index, client in clients.items()}
         text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
         (self._folder / CLIENTS).write_text(f"{text}\n", encoding="utf-8")
         sources = [

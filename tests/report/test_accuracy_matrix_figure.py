@@ -13,8 +13,7 @@ from matplotlib.patches import Rectangle
 from fedkd.continual.lessons import TaskHistory
 from fedkd.continual.metrics import summarise
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
-from fedkd.report.accuracy_matrix import accuracy_matrix
-from fedkd.report.continual import matrix_csv, metrics_csv, write_continual
+from fedkd.report.continual import accuracy_matrix, matrix_csv, metrics_csv, write_continual
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart
 

@@ -10,14 +10,13 @@ from fedkd.report.page.cost import known
 from fedkd.report.page.figure import Figure, Trace, line
 from fedkd.report.page.page import Page, Section
 from fedkd.report.page.record import RunRecord
-from fedkd.report.page.run import final_mean, folder_name
+from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
 from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
 
-HIDDEN_FROM = 8
-"""Runs from which on each has one line, its mean after fusion."""
+HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
 MOMENTS = {"before": "accuracy_trained", "after": "accuracy"}
 """Measurements of a round, relative to fusion, and their metrics."""
 CURVES = (
@@ -36,6 +35,7 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
     names = run_names(records)
     runs = dict(zip(names, records, strict=True))
     unfinished = [name for name, record in runs.items() if not record.done]
+    facts = [("runs", str(len(runs))), ("done", str(len(runs) - len(unfinished)))]
     sections = [
         Section("Results", [_results(runs)]),
         Section("What sets them apart", [*_differences(runs)]),
@@ -44,22 +44,18 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
         Section("Fusion", [figure for curve in CURVES for figure in _curve(runs, *curve)]),
         Section("Cost", [*_traffic(runs)]),
     ]
-    return Page(
-        title=" · ".join(names) if len(names) <= 3 else f"{len(names)} runs",
-        subtitle="fedkd · report of several runs side by side",
-        sections=sections,
-        facts=[("runs", str(len(runs))), ("done", str(len(runs) - len(unfinished)))],
-        notes=[f"Not done: {', '.join(unfinished)}."] if unfinished else [],
-        sources=[(f"{name}.toml", record.scenario_text) for name, record in runs.items()],
-    )
+    title = " · ".join(names) if len(names) <= 3 else f"{len(names)} runs"
+    notes = [f"Not done: {', '.join(unfinished)}."] if unfinished else []
+    sources = [(f"{name}.toml", record.scenario_text) for name, record in runs.items()]
+    return Page(title, "fedkd · report of several runs side by side", sections, facts, notes, sources)
 
 
 def run_names(records: Sequence[RunRecord]) -> list[str]:
     """Return a name for each of several runs: its folder's, with the folder above where two are alike."""
-    names = [folder_name(record.folder) for record in records]
+    paths = [record.folder.resolve() for record in records]
+    names = [path.name for path in paths]
     if len(set(names)) == len(names):
         return names
-    paths = [record.folder.resolve() for record in records]
     if len(set(paths)) == len(paths):
         return [f"{path.parent.name}/{path.name}" for path in paths]
     return [f"{place}: {name}" for place, name in enumerate(names, start=1)]

@@ -1,4 +1,4 @@
-"""What a run cost, and who dropped out of it: bytes, time by phase, failures."""
+"""The costs of a run: bytes, links, time by phase, failures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fedkd.report.chart import COLOURS, DASHES, looks
-from fedkd.report.page.figure import Figure, bar, line, log_axis, over_rounds
+from fedkd.report.page import figure as plot
+from fedkd.report.page.figure import Figure, bar, line, over_rounds
 from fedkd.report.page.record import RunRecord
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.links import read_links
+from fedkd.tracking.neighbours import FUSION
 
 MOST_PHASE_BARS = 120
+MOST_LINKED = 50  # clients up to which a page shows every pair
 COUNTS = ("bytes_up", "bytes_down", "evaluation_bytes")
 
 
@@ -49,7 +54,7 @@ def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
     ]
     rows = [[round, *map(int, sent[round])] for round in rounds]
     layout = over_rounds("MB")
-    layout["yaxis"] |= log_axis(totals[-1])
+    layout["yaxis"] |= plot.log_axis(totals[-1])
     title, caption = "Bytes sent since the start", "Payload of all clients' messages."
     return Figure("bytes", title, ["round", *COUNTS], rows, data, layout, caption)
 
@@ -91,3 +96,34 @@ def failure_figures(record: RunRecord) -> Iterator[Figure]:
     columns, layout = ["round", "client", "what", "times"], over_rounds("times", barmode="stack")
     caption = "They were skipped, and were absent from what failed."
     yield Figure("failures", "Clients that failed", columns, rows, data, layout, caption)
+
+
+def link_figures(record: RunRecord) -> Iterator[Figure]:
+    """Yield who heard whom and what that weighed over the run, where there is no server."""
+    clients = len(record.models)
+    if record.scenario.topology.graph == "star" or clients > MOST_LINKED:
+        return
+    rounds, sizes = np.zeros((clients, clients), dtype=np.int64), np.zeros((clients, clients), dtype=np.int64)
+    for round in rounds_with_tables(record.folder / FUSION, "links"):
+        table = read_links(record.folder, round)
+        if table is not None and table.clients and max(table.clients) < clients:
+            own = np.ix_(table.clients, table.clients)
+            rounds[own] += table.heard
+            sizes[own] += table.sizes
+    if not rounds.any():
+        return
+    names = [str(client) for client in range(clients)]
+    shown = np.where(rounds > 0, sizes / 1e3, np.nan)
+    alike = plot.constant(shown)
+    told = "" if alike is None else f" Every link carried {alike:.4g} kB."
+    caption = f"Bytes over each link, all rounds together; empty where there was none.{told}"
+    rows = [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()]
+    columns, data = (
+        ["receiver", "sender", "rounds", "bytes"],
+        [plot.heat_map(shown, names, names, unit="kB", digits=0)],
+    )
+    layout, height = (
+        plot.named_axes("sender", "receiver") | {"showlegend": False},
+        min(240 + 22 * clients, 640),
+    )
+    yield Figure("links", "Who heard whom", columns, rows, data, layout, caption, height)

@@ -14,10 +14,8 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import MAIN, SECOND, Figure, Trace, line
 from fedkd.report.page.record import RunRecord, Series
 
-ALL_IN_BAND = 10
-"""Clients below which a band is of all of them, from the lowest to the highest."""
-THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}
-"""Look of all lines beside the mean."""
+ALL_IN_BAND = 10  # clients below which a band is of all of them, from the lowest to the highest
+THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # look of all lines beside the mean
 MOMENTS = (("before", "accuracy_trained", SECOND), ("after", "accuracy", MAIN))
 """Measurements of a round, relative to fusion: word, metric, colour."""
 SPLITS = (("global", "on the common test set"), ("local", "on clients' own test data"))
@@ -150,8 +148,7 @@ def _ends(series: Series, rounds: Sequence[int], counted: Collection[int]) -> tu
     raise ValueError("no round has several clients")
 
 
-Line = tuple[str, str, str]
-"""Split, metric and name of a line."""
+Line = tuple[str, str, str]  # split, metric and name of a line
 EFFECTS: Sequence[tuple[str, str, str, float, Sequence[Line], str]] = (
     (
         "fusion-gain", "Fusion gain", "points", 100,

@@ -19,10 +19,8 @@ MAIN, SECOND = COLOURS[0], COLOURS[1]
 MUTED = "#808080"
 SCALE = COLOUR_MAP.capitalize()
 BAND_OPACITY = 0.18
-MOST_MARKERS = 30
-"""Points below which each has a marker."""
-FEW_CELLS = 200
-"""Cells up to which a heat map has its numbers in them."""
+MOST_MARKERS = 30  # points below which each has a marker
+FEW_CELLS = 200  # cells up to which a heat map has its numbers in them
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,13 @@ def band(
     name: str, x: Sequence[float], low: Iterable[float], high: Iterable[float], colour: str, **look: Any
 ) -> Trace:
     """Return the area between two lines as one closed trace."""
-    upper, lower = numbers(high), numbers(low)
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return {
         "type": "scatter", "mode": "lines", "name": plain(name), "x": [*x, *reversed(list(x))],
-        "y": [*upper, *reversed(lower)], "fill": "toself", "fillcolor": translucent(colour),
+        "y": [*numbers(high), *reversed(numbers(low))], "fill": "toself",
+        "fillcolor": f"rgba({red},{green},{blue},{BAND_OPACITY})",
         "line": {"width": 0, "color": colour}, "hoverinfo": "skip", **look,
     }  # fmt: skip
-
-
-def translucent(colour: str, opacity: float = BAND_OPACITY) -> str:
-    """Return a colour `#rrggbb` as it is where others shine through."""
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def heat_map(
@@ -162,8 +155,7 @@ def over_tasks(y: str, tasks: int) -> dict[str, Any]:
 
 # Charts -----------------------------------------------------------------------------------------------
 
-MOST_PANELS = 12
-"""Panels of a chart that a page shows; a page of more would not be read."""
+MOST_PANELS = 12  # panels of a chart that a page shows; a page of more would not be read
 
 
 def chart_figures(chart: Chart, most: int = MOST_PANELS) -> list[Figure]:
@@ -184,23 +176,21 @@ def _panel_layout(panel: Panel, chart: Chart) -> dict[str, Any]:
     if isinstance(panel.marks[0], Matrix):
         return named_axes(panel.x, panel.y) | {"showlegend": False}
     layout = axes(panel.x, panel.y, hovermode="x unified" if chart.ticks else "closest")
+    curves = [mark for mark in panel.marks if isinstance(mark, Curve)]
     if chart.ticks:
-        layout["xaxis"] |= {"tickformat": "d"}
-        if max((max(m.x) for m in panel.marks if isinstance(m, Curve) and m.x is not None), default=99) <= 20:
-            layout["xaxis"] |= {"dtick": 1}
+        last = max((max(curve.x) for curve in curves if curve.x is not None), default=99)
+        layout["xaxis"] |= {"tickformat": "d", **({"dtick": 1} if last <= 20 else {})}
     if chart.scale == "log":
         layout["xaxis"] |= {"type": "log"}
     if panel.reach is not None:
         layout["xaxis"] |= {"range": panel.reach[0]}
         layout["yaxis"] |= {"range": panel.reach[1]}
-    levels = [mark for mark in panel.marks if isinstance(mark, Curve) and mark.x is None]
-    if levels:
-        layout["shapes"] = [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": float(level.y[-1]),
-             "y1": float(level.y[-1]), "name": plain(level.name), "showlegend": True,
-             "line": {"color": level.look.colour, "dash": level.look.dash, "width": 2}}
-            for level in levels
-        ]  # fmt: skip
+    for level in (curve for curve in curves if curve.x is None):
+        style, y = {"color": level.look.colour, "dash": level.look.dash, "width": 2}, float(level.y[-1])
+        layout.setdefault("shapes", []).append(
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "name": plain(level.name),
+             "showlegend": True, "line": style}
+        )  # fmt: skip
     return layout
 
 
@@ -218,9 +208,9 @@ def traces(mark: Curve | Point | Matrix, name: str) -> list[Trace]:
     if mark.x is None:
         return []
     colour, dash, symbol = mark.look
-    hidden = look | {"showlegend": False}
-    found = [] if mark.band is None else [band(title, mark.x.tolist(), *mark.band, colour, **hidden)]
-    x, thin = mark.x.tolist(), {"mode": "lines", "opacity": 0.6, "width": 0.8, "dash": dash}
+    hidden, x = look | {"showlegend": False}, mark.x.tolist()
+    found = [] if mark.band is None else [band(title, x, *mark.band, colour, **hidden)]
+    thin = {"mode": "lines", "opacity": 0.6, "width": 0.8, "dash": dash}
     found += [line(title, x, seed, colour, **thin, **hidden) for seed in mark.seeds]
     own = {"symbol": symbol} if symbol else {"mode": "lines"}
     return [*found, line(title, x, mark.y, colour, dash=dash, **own, **look)]

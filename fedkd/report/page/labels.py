@@ -9,8 +9,7 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import Labels
 
-MOST_BARS = 40
-"""Clients up to which each has a bar of its own."""
+MOST_BARS = 40  # clients up to which each has a bar of its own
 MOST_ROWS = 1000
 PATTERNS = ("", "/", "x", "-", "|", "+", ".", "\\")
 

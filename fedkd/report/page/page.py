@@ -18,8 +18,7 @@ from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table
 from fedkd.tracking.folder import REPORT
 
-MARK = '<meta name="generator" content="fedkd report">'
-"""By which a page of fedkd's is known again."""
+MARK = '<meta name="generator" content="fedkd report">'  # by which a page of fedkd's is known again
 Item = Figure | Table | NeighbourView
 
 
@@ -101,12 +100,9 @@ def _asset(name: str) -> str:
 def _environment() -> Any:
     jinja2 = require("jinja2", REPORT, "report")
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.tests["figure"] = lambda item: isinstance(item, Figure)
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.tests["cell"] = lambda item: isinstance(item, Cell)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from fedkd.plan.poisoned import poisoned_clients
-from fedkd.report.page.cost import cost_figures, failure_figures
+from fedkd.report.page.cost import cost_figures, failure_figures, link_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.labels import label_figures
-from fedkd.report.page.links import link_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
 from fedkd.report.page.record import RunRecord, Series
@@ -23,14 +21,11 @@ from fedkd.report.page.stream import (
 )
 from fedkd.report.page.transferability import transfer_figures
 from fedkd.report.tables import Cell, Table
-from fedkd.scenario.schema import Scenario
 from fedkd.tracking.folder import SCENARIO
 from fedkd.tracking.wording import duration, moments, percent, size
 
-WARNINGS = {"at_chance": "no better than the majority class"}
-"""Names of warnings in words."""
-MOST_LISTED = 1000
-"""Clients that a table lists."""
+WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings in words
+MOST_LISTED = 1000  # clients that a table lists
 ERROR_FILE = "error.txt"
 
 
@@ -81,11 +76,13 @@ def _notes(record: RunRecord) -> Iterator[str]:
 def facts(record: RunRecord) -> list[tuple[str, str]]:
     """Return what to know of a run at first sight."""
     scenario = record.scenario
-    kinds = len(set(record.models))
+    kinds, scheme = len(set(record.models)), scenario.data.partition.scheme
+    alpha = getattr(scenario.data.partition, "alpha", None)
+    skew = f" (α = {alpha:g})" if isinstance(alpha, int | float) and "dirichlet" in scheme else ""
     told = [
         ("rounds", str(scenario.rounds) if record.done else f"{record.last_round} of {scenario.rounds}"),
         ("clients", f"{scenario.data.clients}, {kinds} architecture{'s' * (kinds > 1)}"),
-        ("data", describe_data(scenario)),
+        ("data", f"{scenario.data.dataset}, {scheme}{skew}"),
         ("strategy", scenario.fusion.strategy),
     ]
     if record.topology:
@@ -93,10 +90,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     if scenario.continual is not None:
         told.append(("learner", scenario.continual.learner))
     for split, name in (("global", "global accuracy"), ("local", "local accuracy")):
-        for ending, title in (
-            ("", name),
-            *((f"_{m}", f"{name}, {m} model") for m in record.models_told_apart),
-        ):
+        models = {f"_{model}": f"{name}, {model} model" for model in record.models_told_apart}
+        for ending, title in {"": name, **models}.items():
             before, after = (final_mean(record, split, f"accuracy{at}{ending}") for at in ("_trained", ""))
             if ending or after is not None:
                 told.append((title, moments(before, after)))
@@ -109,14 +104,6 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
             told.append(("simulated time", duration(final["virtual_seconds"])))
         told.append(("time", duration(record.summary["seconds"])))
     return told
-
-
-def describe_data(scenario: Scenario) -> str:
-    """Word the data of a scenario: `digits, dirichlet (α = 1)`."""
-    alpha = getattr(scenario.data.partition, "alpha", None)
-    scheme = scenario.data.partition.scheme
-    skew = f" (α = {alpha:g})" if isinstance(alpha, int | float) and "dirichlet" in scheme else ""
-    return f"{scenario.data.dataset}, {scheme}{skew}"
 
 
 def final_mean(record: RunRecord, split: str, name: str) -> float | None:
@@ -178,8 +165,3 @@ def _warnings(record: RunRecord) -> Iterator[Table]:
         " samples than always guessing the majority class; its share stands beside their accuracy."
     )
     yield Table("warnings", "Warnings", columns, rows, caption)
-
-
-def folder_name(folder: Path) -> str:
-    """Return what to call a run by its folder."""
-    return folder.resolve().name

@@ -12,8 +12,8 @@ from fedkd.continual.metrics import forgetting_per_task
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
 from fedkd.plan.held_models import held_models
 from fedkd.plan.schedule import Schedule
-from fedkd.report.accuracy_matrix import accuracy_matrix, task_labels
 from fedkd.report.chart import looks
+from fedkd.report.continual import accuracy_matrix, task_labels
 from fedkd.report.metrics import metric
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure
@@ -28,8 +28,7 @@ SAID_ELSEWHERE = (
     "loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "bank_bytes",
     "bytes_sent", "bytes_received", "bytes_per_link", "links",
 )  # fmt: skip
-Values = Mapping[tuple[int, int], float]
-"""Round and task to the mean over clients."""
+Values = Mapping[tuple[int, int], float]  # round and task to the mean over clients
 
 
 def outcome_of(record: RunRecord) -> StreamOutcome | None:

@@ -13,12 +13,11 @@ from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import RunRecord
 from fedkd.report.statistics import interval
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.transferability import FOLDER, TransferMap, read_transfer_map
 
-MOST_CLIENTS = 50
-"""Clients up to which every pair is shown; of more, the table alone."""
-MOST_ROUNDS = 20
-"""Maps that a page can show; of more, so many spread evenly."""
+MOST_CLIENTS = 50  # clients up to which every pair is shown; of more, the table alone
+MOST_ROUNDS = 20  # maps that a page can show; of more, so many spread evenly
 WORDS = {
     "distance": "−distance of mean predictions",
     "agreement": "agreement",
@@ -28,13 +27,12 @@ WORDS = {
 }
 MEASURED = {"local": "own test data", "global": "common test set"}
 GAP = 0.05
-MOST_NUMBERED = 6
-"""Clients up to which cells have their numbers in them."""
+MOST_NUMBERED = 6  # clients up to which cells have their numbers in them
 
 
 def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
     """Yield the maps and how good the predictors were; nothing if none was measured."""
-    recorded = mapped_rounds(record.folder)
+    recorded = rounds_with_tables(record.folder / FOLDER, "round")
     places = np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int)
     known = (read_transfer_map(record.folder, recorded[place]) for place in np.unique(places))
     clients = len(record.models)

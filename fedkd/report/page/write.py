@@ -13,8 +13,7 @@ from fedkd.report.page.comparison import comparison_page
 from fedkd.report.page.page import MARK, Page, render
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
-from fedkd.report.study import Study
-from fedkd.report.study_file import read_study
+from fedkd.report.study import Study, read_study
 from fedkd.tracking.atomic import write_bytes_atomically
 from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
 from fedkd.tracking.leftovers import sweep

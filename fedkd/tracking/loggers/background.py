@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedkd.tracking")
 
-MOST_WAITING = 1000
-"""Rounds that wait for a logger; of one that is slower still, further ones are left out."""
-PATIENCE = 60.0
-"""Seconds that a run which is over waits for a logger to write what it still has."""
+MOST_WAITING = 1000  # rounds that wait for a logger; of one that is slower still, further ones are left out
+PATIENCE = 60.0  # seconds that a run which is over waits for a logger to write what it still has
 Work = Callable[[], None]
 
 

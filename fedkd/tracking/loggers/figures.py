@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 OF_CLIENTS = ("accuracy", "accuracy_trained", "effective_neighbours")
 """Metrics whose values over clients are shown as histograms."""
 WEIGHTS = "fusion/weights"
-Span = tuple[int, int]
-"""Where in `metrics.jsonl` the rows of a round are, in bytes."""
+Span = tuple[int, int]  # where in `metrics.jsonl` the rows of a round are, in bytes
 
 
 class FigureMaker:

@@ -20,8 +20,7 @@ IDENTITY = "mlflow-id"
 FOLDER = "mlruns"
 URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "fedkd"
-MOST_PARAMS = 100
-"""Of one request."""
+MOST_PARAMS = 100  # of one request
 LONGEST_PARAM = 500
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
