@@ -107,7 +107,7 @@ def task_labels(outcome: StreamOutcome, names: Sequence[str] = ()) -> list[str]:
     tasks = range(len(outcome.tests[0].b))
     if not outcome.in_step or not names:
         return [str(place + 1) for place in tasks]
-    found = [names[task] if task < len(names) else f"task {task}" for task in outcome.lessons[0].tasks]
+    found = [names[task] if task < len(names) else f"task {task}" for task in outcome.histories[0].tasks]
     short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in found]
     return short if len(set(short)) == len(short) else [f"{n + 1}. {short[n]}" for n in tasks]
 
