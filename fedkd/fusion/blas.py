@@ -10,10 +10,6 @@ from fedkd.training.device import thread_pools
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Do the block's matrix products on one thread.
-
-    BLAS splits a product among its threads, and the split decides the last bit of a sum: without this the
-    same scenario would give different bytes on 1 and on 2 cores.
-    """
+    """Do the block's matrix products on one thread: the split among threads decides a sum's last bit."""
     with thread_pools().limit(limits=1, user_api="blas"):
         yield
