@@ -1,7 +1,4 @@
-"""APFL: a personal model that is mixed with the average, weight by weight.
-
-Y. Deng, M. M. Kamani and M. Mahdavi, "Adaptive Personalized Federated Learning", 2020, arXiv 2003.13461.
-"""
+"""APFL: a personal model is mixed with the average, weight by weight."""
 
 from __future__ import annotations
 
@@ -33,8 +30,8 @@ class APFL(PersonalModel):
         a ← clip(a − η_a ⟨v − w, ∇CE(v̄)⟩, 0, 1)    once a round, on its first batch, if η_a > 0
 
     Both take their steps on the same batches. When the average arrives, w changes and v̄ with it. The
-    authors' framework mixes outputs instead of weights and adds 0.02a to a's gradient; a library overwrites v
-    by v̄ after every round and begins with a = 1, which is training alone: neither is this.
+    authors' framework mixes outputs instead of weights and adds 0.02a to a's gradient. A library overwrites v
+    by v̄ after every round and begins with a = 1, training alone.
     """
 
     name: ClassVar[str] = "apfl"
@@ -48,8 +45,7 @@ class APFL(PersonalModel):
     inference: Literal["mixed", "shared"] = "mixed"
     """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
 
-    def share_of(self, client: ClientView) -> float:
-        """Return a client's a."""
+    def _share_of(self, client: ClientView) -> float:
         return float(client.memory.get(SHARE, self.share))
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
@@ -59,7 +55,7 @@ class APFL(PersonalModel):
 
         from fedkd.training.losses import cross_entropy
 
-        personal, share, memory = client.network(PERSONAL), self.share_of(client), client.memory
+        personal, share, memory = client.network(PERSONAL), self._share_of(client), client.memory
         moves = self.share_lr > 0
 
         def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
@@ -85,6 +81,6 @@ class APFL(PersonalModel):
         """Return a network with the weights v̄, or w."""
         if name == "shared":
             return client.network()
-        own, shared, share = client.weights(PERSONAL), client.weights(), self.share_of(client)
+        own, shared, share = client.weights(PERSONAL), client.weights(), self._share_of(client)
         mixed = {name: share * own[name] + (1 - share) * shared[name] for name in client.trainable()}
         return client.frozen(own | mixed, PERSONAL)

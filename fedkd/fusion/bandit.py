@@ -1,8 +1,6 @@
-"""`bandit`: every client tries teachers, and goes back to those after whom it did better.
+"""`bandit`: every client tries teachers, and returns to those after whom it did better.
 
-After Y. Fu et al., "Reinforcement-based Meta-Transfer Learning for Low-Resource Commonsense Reasoning", 2024,
-arXiv 2409.19075: sources are weighed by policy gradient on what they gain. The policy there is a recurrent
-network; here it is a softmax over clients.
+The paper's policy is a recurrent network; here it is a softmax over clients.
 """
 
 from __future__ import annotations
@@ -45,9 +43,9 @@ class Bandit(LocalObjective, TemperedLabels):
         r      = accuracy after K_n was learned − before, on own samples kept apart; sent with the next upload
         θ_n   ← θ_n + η (r − b_n) / s_n · (1_a − π_n)          b, s: running mean and deviation of rewards
 
-    Nothing is assumed about who is alike: a teacher is as good as what it did. So a poisoned client is found
-    out by those whom it harmed, one draw at a time: with N clients it takes several times N rounds. Samples
-    that are kept apart are not trained on, which can cost a small client more than it learns from them.
+    Nothing is assumed about similarity: a teacher is as good as its effect. So the clients that a poisoned
+    one harms find it out, one draw at a time: N clients need several times N rounds. Samples kept apart are
+    not trained on, which can cost a small client more than it learns from them.
     """
 
     name: ClassVar[str] = "bandit"
@@ -69,7 +67,6 @@ class Bandit(LocalObjective, TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="logits, and what the last guidance gained",
             kinds={"logits": Kind.TRANSFER_LOGITS, REWARD: Kind.SCORES},
@@ -111,7 +108,7 @@ class Bandit(LocalObjective, TemperedLabels):
         return policy / policy.sum()
 
     def _learn(self, kept: dict[str, np.ndarray], place: int, reward: float) -> None:
-        """Move the policy of a client by what its last teacher gained."""
+        """Move a client's policy by its last teacher's gain."""
         gained, *kept["moments"][place] = advantage(reward, *kept["moments"][place])
         toward = (kept["clients"] == kept["teacher"][place]) - kept["policy"][place]
         kept["theta"][place] += self.step * gained * toward
@@ -120,12 +117,12 @@ class Bandit(LocalObjective, TemperedLabels):
     # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Take down how well the client does, and learn."""
+        """Store the held-out accuracy before distillation, and learn."""
         client.memory[BEFORE] = held_out_accuracy(client)
         return super().apply(client, guidance)
 
     def before_training(self, client: ClientView) -> None:
-        """Find out what the last guidance has gained, now that it has been learned."""
+        """Measure the gain of the last guidance."""
         if BEFORE in client.memory:
             client.memory[REWARD] = held_out_accuracy(client) - client.memory.pop(BEFORE)
 
@@ -136,16 +133,16 @@ class Bandit(LocalObjective, TemperedLabels):
 
 
 def advantage(reward: float, mean: float, variance: float, count: float) -> tuple[float, float, float, float]:
-    """Return ``(r − b) / s``, and the moments of a client's rewards with this one among them.
+    """Return ``(r − b) / s``, and the updated moments of a client's rewards.
 
-    b and s are exponential averages over earlier rewards and over squared deviations from them, this one's
-    included, freed of their start at 0 as Adam's are. Before the first reward b is 0: nothing gained.
+    b and s are exponential averages of earlier rewards and of squared deviations, this one's included, with
+    the bias correction of Adam. Before the first reward b is 0.
 
     Args:
         reward: r.
-        mean: Average of rewards, as it is summed up.
-        variance: That of squared deviations.
-        count: How many there have been.
+        mean: Uncorrected average of rewards.
+        variance: Uncorrected average of squared deviations.
+        count: Number of earlier rewards.
     """
     apart = reward - (mean / (1.0 - DECAY**count) if count else 0.0)
     count += 1
@@ -156,11 +153,10 @@ def advantage(reward: float, mean: float, variance: float, count: float) -> tupl
 
 
 def _recall(memory: Mapping[str, np.ndarray], roster: Roster) -> dict[str, np.ndarray]:
-    """Return what is remembered of everyone, K clients, those that are new among them.
+    """Return what is remembered of all clients seen, K, new ones among them.
 
-    Returns:
-        `clients` [K]; `theta` [K, K]; `policy` [K, K], of which each drew last; `teacher` [K], the index of
-        whom it drew, −1 if what came of it is known or nobody was; `moments` [K, 3] (see `advantage`).
+    These are `clients` [K], `theta` [K, K], the `policy` [K, K] of each last draw, the drawn `teacher` [K]
+    (−1: none, or its reward is known) and `moments` [K, 3] (see `advantage`).
     """
     everyone = len(roster.clients)
     kept = {

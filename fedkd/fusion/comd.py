@@ -1,9 +1,4 @@
-"""`comd`: competitive distillation. On each sample those who do better teach those who do worse.
-
-X. Li, L. Lin, S. Wang and C. Qian, "Unlock the Power: Competitive Distillation for Multi-Modal Large Language
-Models", 2023, arXiv 2311.08213. There two multimodal language models are tuned on instructions and compete
-for the part of the teacher; here N classifiers compete for each transfer sample.
-"""
+"""`comd`: competitive distillation. On each sample better clients teach worse ones (arXiv 2311.08213)."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
 DRAWN = "comd/drawn"
-"""The transfer samples that a client drew of its last guidance, in its memory."""
+"""The transfer samples that a client drew of its last guidance."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,13 +34,13 @@ class CoMD(TemperedLabels):
         P_n(i)   = u/M + (1 − u) g_i / Σ g,  g_i = KL(K_n[i] ‖ q_n[i])
         learned: M samples drawn by P_n, `KL` at temperature T
 
-    Nobody is always the teacher: a small model that knows a class teaches a large one that does not, and is
-    taught elsewhere. Who is best on a sample is taught its own prediction there. Samples on which a client
-    lags are drawn more often, in one pass as long as the transfer set; with `uniform = 1` each comes once.
+    A small model that knows a class teaches a large one that does not, and is taught elsewhere. The best
+    client of a sample is taught its own prediction. Samples on which a client lags are drawn more often, in
+    one pass as long as the transfer set; with `uniform = 1` each comes once.
 
-    A public code that competes for images decides who teaches by the mean loss of a batch, which makes one
-    model the teacher of nearly all batches; here each sample decides. Without labels who stands apart loses:
-    where most clients are wrong alike, they teach the one that is right.
+    A public code chooses the teacher by the mean loss of a batch, nearly always the same model; here each
+    sample decides. Without labels the outlier loses: where most clients are wrong alike, they teach the one
+    that is right.
     """
 
     name: ClassVar[str] = "comd"
@@ -71,7 +66,6 @@ class CoMD(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             receives=TAUGHT,
             guides="each",
@@ -93,7 +87,7 @@ class CoMD(TemperedLabels):
         return Guidance(targets, weights)
 
     def _teachers(self, losses: np.ndarray, receiver: int) -> np.ndarray:
-        """Return what every sender counts for a receiver, sample by sample, `[N, M]`; columns sum to 1."""
+        """Return the senders' shares in a receiver's targets, `[N, M]`; columns sum to 1."""
         better = losses < losses[receiver] - self.margin
         count = better.sum(axis=0)
         share = better / np.maximum(count, 1)
@@ -109,7 +103,7 @@ class CoMD(TemperedLabels):
         return self.targets_of(client, guidance)
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation:
-        """Return the targets of the samples that were drawn, `[M, C]`, and which they are, `[M]`."""
+        """Return the drawn samples' targets, `[M, C]`, and their indices, `[M]`."""
         drawn = client.memory[DRAWN]
         return guidance["targets"][drawn], drawn
 
@@ -117,8 +111,8 @@ class CoMD(TemperedLabels):
 def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
     """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g``, `[M]` int64.
 
-    Drawn systematically, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times, and M P(i)
-    times in the mean. Where all g are 0, or u is 1, every sample comes once.
+    The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times. Where all g
+    are 0, or u is 1, every sample comes once.
 
     Args:
         lag: g, ≥ 0, `[M]`.

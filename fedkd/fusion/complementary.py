@@ -1,8 +1,6 @@
-"""`complementary`: learn from those who are right where one is wrong oneself, be they better or worse.
+"""`complementary`: learn from clients that are right where the learner is wrong, better or worse overall.
 
-K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
-On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
-2310.17653, which finds such knowledge between any two models; choosing clients by it is ours.
+The paper (arXiv 2310.17653) finds such knowledge between any two models; choosing clients by it is fedkd's.
 """
 
 from __future__ import annotations
@@ -36,9 +34,9 @@ class Complementary(TemperedLabels):
         T_n    = the 3 others of largest ρ⁺_nm > 0, and n itself
         K_n[i] = mean of q_m[i] over T_n
 
-    KnFu looks for those who are like the client, this for those who are not. A weak client complements a
-    strong one too: ρ⁺_nm − ρ⁺_mn is the difference of their accuracies, and both are above 0 as a rule.
-    Without labels m counts as right where the two disagree and it is surer, which a confident error is too.
+    KnFu chooses similar clients, this dissimilar ones. A weak client complements a strong one too: both ρ⁺
+    are usually above 0. Without labels m counts as right where the two disagree and it is surer, as a
+    confident error is too.
     """
 
     name: ClassVar[str] = "complementary"
@@ -54,7 +52,6 @@ class Complementary(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
         )
@@ -62,16 +59,12 @@ class Complementary(TemperedLabels):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`, personal, and the weights `[N, N]` that made it."""
         assert knowledge.logits is not None
-        rho = self._complement(knowledge)
+        said = knowledge.logits.argmax(axis=-1)
+        if self.judge == "labels":
+            rho = complement(said == knowledge.labels)
+        else:
+            rho = surer(said, log_confidence(knowledge.logits))
         keep = (nearest(-rho, self.teachers) & (rho > 0.0)) | np.eye(len(rho), dtype=bool)
         weights = effectiveness(np.zeros_like(rho), 0.0, keep=keep)
         q = softmax(knowledge.logits, self.temperature)
         return Guidance(combine(weights, q), weights, mixed=q)
-
-    def _complement(self, knowledge: Knowledge) -> np.ndarray:
-        """Return ρ⁺, receiver first, `[N, N]`."""
-        assert knowledge.logits is not None
-        said = knowledge.logits.argmax(axis=-1)
-        if self.judge == "labels":
-            return complement(said == knowledge.labels)
-        return surer(said, log_confidence(knowledge.logits))

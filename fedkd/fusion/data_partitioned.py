@@ -1,9 +1,4 @@
-"""`dp`: data-partitioned transfer. Learn each sample from whoever is surest of it, oneself included.
-
-K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
-On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
-2310.17653.
-"""
+"""`dp`: data-partitioned transfer. Each sample's surest client teaches it, the learner included."""
 
 from __future__ import annotations
 
@@ -36,10 +31,10 @@ class DataPartitioned(TemperedLabels):
         w_n(i)      = argmax_m W_nm · conf_m(x_i)           itself among the candidates; it wins ties
         target of n = q_w(i)[i]
 
-    The paper transfers between two pretrained models; the frozen student among the candidates is what keeps
-    it from forgetting: where a client is surest itself, it is taught its own prediction. Here every other
-    client is a teacher, equally (W = 1) or as near as KnFu finds it (`beta`). A confidently wrong client
-    teaches its error, so labels help, and so does a moderate `beta` where clients own few classes.
+    The paper transfers between two pretrained models; the student among the candidates prevents forgetting:
+    where a client is surest, it is taught its own prediction. Here every other client is a teacher, equally
+    (W = 1) or by KnFu's nearness (`beta`). A confidently wrong client teaches its error, so labels help, and
+    so does a moderate `beta` where clients own few classes.
     """
 
     name: ClassVar[str] = "dp"
@@ -57,7 +52,6 @@ class DataPartitioned(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="each",
             over_graph="each",
@@ -84,13 +78,13 @@ class DataPartitioned(TemperedLabels):
 
 
 def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-    """Return who teaches receiver n sample i, `[N, M]`: the client itself wherever nobody is surer.
+    """Return receiver n's teacher of sample i, `[N, M]`: itself in a tie, else the first of the surest.
 
-    Of others who are equally sure the first is taken. Receiver by receiver, so that no N×N×M array exists.
+    Receiver by receiver, so that no N×N×M array exists.
 
     Args:
         confidence: Logarithm of each client's confidence, `[N, M]`.
-        log_weights: Logarithm of what it weighs for each receiver, `[N, N]`.
+        log_weights: Logarithm of its weight for each receiver, `[N, N]`.
     """
     senders_last = np.ascontiguousarray(confidence.T)
     everyone = np.arange(len(senders_last))

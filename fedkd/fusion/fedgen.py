@@ -1,8 +1,4 @@
-"""FedGen: a generator of features, trained on the server against all heads, teaches every client.
-
-Z. Zhu, J. Hong and J. Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML
-2021, arXiv 2105.10056.
-"""
+"""FedGen: the server trains a generator of features that teaches every client (arXiv 2105.10056)."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
 GENERATOR = "generator"
 WEIGHT, BIAS = "head_weight", "head_bias"
 BODY = "body/"
-"""Begins the names of the packed weights of a body, where whole models are averaged."""
+"""Prefix of the packed weights of a body, where whole models are averaged."""
 CLASSES = "classes"
 
 
@@ -51,17 +47,16 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         client: CE(z(x), y) + a CE(head(G(ŷ, ε)), ŷ) + a KL(softmax head(G(y, ε)) held ‖ softmax z(x))
         w      ← Σ_n S_n w_n / Σ_n S_n                  all weights, or the head's alone: see `share`
 
-    ω_n[y] is n's share of the samples of class y; y and ŷ are drawn evenly from the classes that anybody has;
-    the norms are means over their elements, and the second term keeps G from making one thing of all ε.
-    Features have one width F, and heads are linear. Statistics of normalisation layers are averaged along.
-    With `share = "head"` bodies stay with their clients and may be of any architecture. All clients begin
-    with one head: a mean of heads that began apart would fit nobody's body. Clients learn
-    from G in evaluation mode, from the training on for which they have received it, with
-    a = strength · decay^round.
+    ω_n[y] is n's share of the samples of class y. y and ŷ are drawn evenly from the classes that any client
+    has. Norms are means over elements; the second term keeps G from ignoring ε. Features have one width F,
+    and heads are linear. Statistics of normalisation layers are averaged. With `share = "head"` bodies stay
+    with their clients and may be of any architecture. All clients begin with one head: a mean of unlike heads
+    would fit nobody's body. After they receive G, in evaluation mode, clients train with a = strength ·
+    decay^round.
 
     The authors' code averages whole models by default; `share = "head"` is its `partial` mode. Both public
-    codes draw ε from [0, 1); a library has no second term, weighs clients in the place of labels,
-    and drops G after training it, so that clients learn from one that is random for ever.
+    codes draw ε from [0, 1). A library has no second term, weighs clients in place of labels, and drops the
+    trained G, so that clients learn from a random one.
     """
 
     name: ClassVar[str] = "fedgen"
@@ -91,7 +86,6 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         needs: set[Need] = {"gradients", "features", "equal_features", "linear_head", "server"}
         whole = self.share == "model"
         if whole:
@@ -107,12 +101,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
                 BIAS: Kind.WEIGHTS,
                 "label_counts": Kind.LABEL_COUNTS,
             },
-            shapes={
-                f"{BODY}{PARAMETERS}": "W",
-                f"{BODY}{COUNTERS}": "V",
-                WEIGHT: "O F",
-                BIAS: "O",
-            },
+            shapes={f"{BODY}{PARAMETERS}": "W", f"{BODY}{COUNTERS}": "V", WEIGHT: "O F", BIAS: "O"},
             receives={
                 f"{BODY}{PARAMETERS}": "W",
                 f"{BODY}{COUNTERS}": "V",
@@ -131,7 +120,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         """Return the strategy with `share` filled in.
 
         Raises:
-            UserError: Whole models of several architectures shall be averaged.
+            UserError: Models of several architectures cannot be averaged.
         """
         if self.share == "model" and not one_architecture:
             raise UserError(
@@ -142,24 +131,20 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance | None:
-        """Return the head that all begin with, without a G; None where whole models begin alike."""
+        """Return the head that all clients begin with, without a G; None for whole models."""
         if self.share == "model":
             return None
         weights = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what it takes to train G, whose features all heads are asked about."""
+        """Return the operations of training G against all heads."""
         made = dense(extent.classes + self.noise, self.hidden, extent.width)
         asked = extent.clients * dense(extent.width, extent.classes)
         return TRAINING * self.server_steps * self.server_batch_size * (made + asked)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the mean weights, G (which is the memory too), and the `classes` [C] that anybody has.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return the mean weights, G (the memory too), and the known `classes` [C]."""
         from fedkd.training.weights import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
@@ -198,7 +183,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return Guidance(targets=None, shared=shared | made | {CLASSES: known}, memory=made | {CLASSES: known})
 
     def generator(self, classes: int, width: int) -> nn.Module:
-        """Return a fresh G for C classes and features of a width F."""
+        """Return a fresh G."""
         from torch import nn
 
         first = nn.Linear(classes + self.noise, self.hidden)
@@ -207,14 +192,13 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     # On a client --------------------------------------------------------------------------------------
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return G, which no client trains."""
         return {
             GENERATOR: AuxNetwork(
                 lambda make: self.generator(make.classes, make.width()),
                 trained=False,
                 sees="features",
                 passes=2 / 3,
-            ),
+            )
         }
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
@@ -226,7 +210,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return sent | {"label_counts": client.label_counts()}
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Load the mean weights, and take G over where there is one."""
+        """Load the mean weights, and G if there is one."""
         weights = client.weights()
         if self.share == "model":
             weights |= unpack(below(BODY, guidance), _body(weights))
@@ -238,7 +222,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         client.memory[CLASSES] = np.array(guidance[CLASSES])
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
-        """Return the client's loss; None, which is the cross entropy, until there is a G."""
+        """Return the client's loss; None: cross entropy, until there is a G."""
         if CLASSES not in client.memory or self.strength == 0.0:
             return None
         import torch
@@ -300,12 +284,7 @@ def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> 
 
 
 def diversity(noise: Tensor, features: Tensor) -> Tensor:
-    """Return ``exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)``, whose norms are means over elements.
-
-    Args:
-        noise: ε, `[B, Z]`.
-        features: G, `[B, F]`.
-    """
+    """Return ``exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)`` of ε `[B, Z]` and G `[B, F]`; norms are means."""
     apart = (noise[:, None] - noise[None]).square().mean(dim=2)
     made = (features[:, None] - features[None]).abs().mean(dim=2)
     return (-(apart * made).mean()).exp()

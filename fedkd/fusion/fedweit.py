@@ -1,8 +1,4 @@
-"""FedWeIT: an average of the units that clients make use of, and a knowledge base of their tasks' own parts.
-
-J. Yoon, W. Jeong, G. Lee, E. Yang and S. J. Hwang, "Federated Continual Learning with Weighted Inter-client
-Transfer", ICML 2021, arXiv 2003.03196. What clients make of it is the learner `fedkd.continual.fedweit`.
-"""
+"""FedWeIT's server and messages; the learner is `fedkd.continual.fedweit`."""
 
 from __future__ import annotations
 
@@ -47,15 +43,12 @@ class FedWeIT(LocalObjective, FusionStrategy):
         client n:  B_u ← the server's, of every unit that somebody sent, when its next training begins;
                    parts of the others, each once
 
-    So no client undoes what it has just learned before it ends its task, and an average has no effect
-    on what a client can do until it has trained from it.
+    An average changes a client only when it trains again, so no client unlearns its task before the end.
 
-    The paper averages ``B ⊙ m_t`` over all clients. With masks below 1 such a base shrinks round by round, so
-    what is sent is the base itself where the mask is large, as in the authors' code, which divides by the
-    number of senders too. Their code ranks masks by the size of the score, so that of a unit that is masked
-    out most surely is sent; ours by the mask.
+    The paper averages ``B ⊙ m_t``, and masks below 1 shrink such a base round by round. So clients send the
+    base itself where the mask is large, as in the authors' code, which ranks units by the size of the score.
 
-    All begin with one base. Whoever was away is sent the whole base, and all parts that it has missed.
+    All begin with one base. An absent client is sent the whole base, and all parts that it has missed.
     """
 
     name: ClassVar[str] = "fedweit"
@@ -147,7 +140,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         }
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse rows and parts that are not as many numbers as their bits say."""
+        """Refuse rows and parts that do not match their bits."""
         told = {PARTS: int(np.unpackbits(upload[PART_BITS]).sum())}
         if network is not None:
             layout = _layout(network.weights, network.trainable)
@@ -168,7 +161,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         return np.isin(np.arange(len(mask)), largest)
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Leave guidance on the client until it trains: newer rows in the place of older ones."""
+        """Store rows and parts until the client trains; newer rows replace older ones."""
         memory, fan_in = client.memory, _layout(client.weights(), client.trainable()).fan_in()
         rows = _unpacked(guidance[UNITS], fan_in)
         base, waiting = np.zeros(fan_in.sum(), np.float32), np.zeros(len(fan_in), bool)
@@ -180,7 +173,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         memory |= {name: np.array(values) for name, values in guidance.items() if name.startswith(KNOWN)}
 
     def before_training(self, client: ClientView) -> None:
-        """Take over the rows of the base that have arrived, and hand the learner the parts."""
+        """Load the stored rows of the base, and hand the learner the parts."""
         memory = client.memory
         if BASE not in memory:
             return
@@ -201,16 +194,13 @@ class FedWeIT(LocalObjective, FusionStrategy):
 def averaged(
     base: np.ndarray, rows: Sequence[np.ndarray], bits: Sequence[np.ndarray], fan_in: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the base with the mean of every unit over those who sent it, and which units somebody sent.
+    """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool.
 
     Args:
-        base: Before, `[P]`; a unit that nobody sent stays.
-        rows: What each client sent of it, in client order.
-        bits: Which units that is.
+        base: Before, `[P]`.
+        rows: Numbers of the units that each client sent.
+        bits: Which units these are.
         fan_in: Numbers of each unit, `[U]`.
-
-    Returns:
-        `[P]` float32, and `[U]` bool.
     """
     total, senders = np.zeros(len(base)), np.zeros(len(fan_in))
     for own, packed in zip(rows, bits, strict=True):
