@@ -17,13 +17,13 @@ from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.run_control import RunControl
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.complement import complement_by_class, transfer_rate
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.shift import START
 from fedkd.fusion.transferability import predicted
 from fedkd.scenario.schema import Scenario, Transferability
 from fedkd.tracking.transferability import TransferMap
+from fedkd.training.device import one_blas_thread
 
 PHASE = "transferability"
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.filters import Wanted
 from fedkd.fusion.forms import sizes_of
 from fedkd.fusion.given import check_arrays
@@ -23,6 +22,7 @@ from fedkd.server.bank import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
+from fedkd.training.device import one_blas_thread
 
 MODEL, PENDING = "model/", "pending/"
 """Prefixes in a `Fusing.state`: weights that messages bring, guidance that waits for clients."""

@@ -11,12 +11,12 @@ from torch import nn
 
 from fedkd.continual.layers import head_names, layers_of
 from fedkd.continual.subspace import have_own_heads, protected_layers
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import LEFT, SKETCH, extended, outside, share_left
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below
 from fedkd.scenario.schema import Orthogonal
+from fedkd.training.device import one_blas_thread
 
 
 @dataclass(frozen=True)

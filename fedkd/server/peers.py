@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.mixing import is_mutual, metropolis, push_sum
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays
@@ -21,6 +20,7 @@ from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Parcel
+from fedkd.training.device import one_blas_thread
 
 MEMORIES, HEARD = "memories/", "heard/"
 

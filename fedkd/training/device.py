@@ -63,6 +63,13 @@ def _found(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Do the block's matrix products on one thread: the split among threads decides a sum's last bit."""
+    with thread_pools().limit(limits=1, user_api="blas"):
+        yield
+
+
 def as_tensor(array: np.ndarray) -> Tensor:
     """Return a tensor that shares the memory of `array`, which must not be changed.
 

@@ -8,8 +8,7 @@ from types import ModuleType
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from fedkd.fusion.blas import one_blas_thread
-from fedkd.training.device import all_threads, thread_pools
+from fedkd.training.device import all_threads, one_blas_thread, thread_pools
 
 
 def numbers(api: str) -> set[int]:
