@@ -45,7 +45,7 @@ class APFL(PersonalModel):
     inference: Literal["mixed", "shared"] = "mixed"
     """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
 
-    def _share_of(self, client: ClientView) -> float:
+    def share_of(self, client: ClientView) -> float:
         return float(client.memory.get(SHARE, self.share))
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
@@ -55,7 +55,7 @@ class APFL(PersonalModel):
 
         from fedkd.training.losses import cross_entropy
 
-        personal, share, memory = client.network(PERSONAL), self._share_of(client), client.memory
+        personal, share, memory = client.network(PERSONAL), self.share_of(client), client.memory
         moves = self.share_lr > 0
 
         def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
@@ -81,6 +81,6 @@ class APFL(PersonalModel):
         """Return a network with the weights v̄, or w."""
         if name == "shared":
             return client.network()
-        own, shared, share = client.weights(PERSONAL), client.weights(), self._share_of(client)
+        own, shared, share = client.weights(PERSONAL), client.weights(), self.share_of(client)
         mixed = {name: share * own[name] + (1 - share) * shared[name] for name in client.trainable()}
         return client.frozen(own | mixed, PERSONAL)

@@ -42,13 +42,12 @@ class Maker(Protocol):
 class AuxNetwork:
     """A network that a client has besides its model.
 
-    It is part of the client's state, so checkpoints hold it. Messages carry it only if the strategy uploads
-    it.
+    Checkpoints hold it with the client's state. Messages carry it only if the strategy uploads it.
 
     Attributes:
-        make: Makes it, on the CPU; called once for a client, with torch's draws seeded. start: `shared`: all
-        clients begin with the same draws, as averaged models do; `client`: with their own. trained: Whether
-        local training changes it, in the same steps of the model's optimiser; gradients are
+        make: Makes it, on the CPU; called once for a client, with torch's draws seeded.
+        start: `shared`: all clients begin with the same draws, as averaged models do; `client`: each its own.
+        trained: Whether local training changes it, in the same steps of the model's optimiser; gradients are
             clipped for each network alone.
         lr: Learning rate of the first round; None: the model's.
         sees: Its inputs: samples, or features of another network.

@@ -13,15 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Guidance, Kind, Knowledge, LocalObjective, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.competence import held_out_accuracy
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -136,13 +133,8 @@ def advantage(reward: float, mean: float, variance: float, count: float) -> tupl
     """Return ``(r − b) / s``, and the updated moments of a client's rewards.
 
     b and s are exponential averages of earlier rewards and of squared deviations, this one's included, with
-    the bias correction of Adam. Before the first reward b is 0.
-
-    Args:
-        reward: r.
-        mean: Uncorrected average of rewards.
-        variance: Uncorrected average of squared deviations.
-        count: Number of earlier rewards.
+    Adam's bias correction. Before the first reward b is 0. Moments are the uncorrected averages `mean` and
+    `variance`, and the `count` of rewards.
     """
     apart = reward - (mean / (1.0 - DECAY**count) if count else 0.0)
     count += 1

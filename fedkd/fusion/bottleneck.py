@@ -16,11 +16,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.canonical_basis import canonical_rotation
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under

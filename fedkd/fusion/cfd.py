@@ -11,17 +11,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
+from fedkd.fusion import Guidance, Kind, Knowledge, ServerModel, softmax
 from fedkd.fusion.capabilities import REACH, TAUGHT, Capabilities
-from fedkd.fusion.extent import ServerModel
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.quantised import SHAPE, Version, difference, put_together, quantise, renew, soft_labels
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, Distillation, ServerModels
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
 STEPS = "steps"
@@ -104,7 +101,20 @@ class CFD(ServerModel, SoftLabels):
         heard = np.tile(fresh / fresh.sum(), (clients, 1))
         if self.server_model is None:
             return Guidance(shares, heard)
-        weights, labels = self._train(self.server_model, knowledge.server, shares, memory)
+        server = knowledge.server
+        assert server is not None
+        architecture = server.architecture(self.server_model, self.server_args)
+        weights = trained_on(
+            server,
+            architecture,
+            memory,
+            (shares,),
+            self.loss,
+            epochs=self.server_epochs,
+            batch_size=self.server_batch_size,
+            lr=self.server_lr,
+        )
+        labels = softmax(server.logits(architecture, weights))
         round = int(memory.get("round", 0)) + 1
         old = Version(memory["steps"], memory["since"]) if memory else None
         new = renew(old, quantise(labels, self.bits_down), round)
@@ -117,24 +127,6 @@ class CFD(ServerModel, SoftLabels):
         told[roster.present[knowledge.has_come]] = round
         kept = {"round": np.array(round), "clients": roster.clients, "told": told, **new._asdict()}
         return Guidance(None, heard, memory=kept | pack(weights), personal=personal)
-
-    def _train(
-        self, model: str, server: ServerModels | None, shares: np.ndarray, memory: Arrays
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the server model's weights after a round, and its probabilities `[M, C]`."""
-        assert server is not None
-        architecture = server.architecture(model, self.server_args)
-        weights = trained_on(
-            server,
-            architecture,
-            memory,
-            (shares,),
-            self.loss,
-            epochs=self.server_epochs,
-            batch_size=self.server_batch_size,
-            lr=self.server_lr,
-        )
-        return weights, softmax(server.logits(architecture, weights))
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Learn the shares; or merge new labels into the stored ones, and learn them all."""

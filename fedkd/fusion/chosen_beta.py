@@ -11,13 +11,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import class_experts, combine
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT

@@ -81,18 +81,13 @@ class CoMD(TemperedLabels):
         q = softmax(knowledge.logits, self.temperature)
         targets, weights = np.empty_like(q), np.empty((len(q), len(q)))
         for receiver in range(len(q)):  # receiver by receiver: no N×N×M array
-            share = self._teachers(losses, receiver)
+            better = losses < losses[receiver] - self.margin
+            count = better.sum(axis=0)
+            share = better / np.maximum(count, 1)
+            share[receiver, count == 0] = 1.0
             targets[receiver] = np.einsum("mi,mic->ic", share.astype(np.float32), q)
             weights[receiver] = share.mean(axis=1)
         return Guidance(targets, weights)
-
-    def _teachers(self, losses: np.ndarray, receiver: int) -> np.ndarray:
-        """Return the senders' shares in a receiver's targets, `[N, M]`; columns sum to 1."""
-        better = losses < losses[receiver] - self.margin
-        count = better.sum(axis=0)
-        share = better / np.maximum(count, 1)
-        share[receiver, count == 0] = 1.0
-        return share
 
     # On a client --------------------------------------------------------------------------------------
 
@@ -109,15 +104,10 @@ class CoMD(TemperedLabels):
 
 
 def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
-    """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g``, `[M]` int64.
+    """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g`` of lags g ≥ 0, `[M]` int64.
 
     The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times. Where all g
     are 0, or u is 1, every sample comes once.
-
-    Args:
-        lag: g, ≥ 0, `[M]`.
-        uniform: u.
-        generator: Of the one number.
     """
     samples, total = len(lag), lag.sum()
     if total == 0.0 or uniform == 1.0:

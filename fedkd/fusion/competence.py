@@ -9,14 +9,10 @@ from fedkd.fusion.views import ClientView
 
 
 def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """Return the cross entropy of every client's prediction of every sample, `[N, M]` float64.
+    """Return the cross entropy of predictions `[N, M, C]` to labels `[M]`, `[N, M]` float64.
 
     Without labels it is that to the others' mean, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``, so an
     outlier pays, right or wrong; a single client has 0.
-
-    Args:
-        logits: `[N, M, C]`.
-        labels: True classes, `[M]`; None: unknown.
     """
     log_q = log_softmax(logits)
     if labels is not None:

@@ -8,10 +8,7 @@ import numpy as np
 def complement(right: np.ndarray) -> np.ndarray:
     """Return ``ρ⁺[n, m]``, the share of samples that m has right and n wrong, receiver first, `[N, N]`.
 
-    ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies. NaN without samples.
-
-    Args:
-        right: Correct predictions, `[N, M]` bool.
+    ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies. `right` is `[N, M]`; NaN without samples.
     """
     clients, samples = right.shape
     if samples == 0:
@@ -26,13 +23,10 @@ def complement_by_class(right: np.ndarray, labels: np.ndarray, classes: int) -> 
 
 
 def transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
-    """Return the share of m's complementary samples that n has right after learning from m, `[N, N]`.
+    """Return the share of m's complementary samples that n has right after learning from m alone, `[N, N]`.
 
-    Receiver first; NaN where m complements n nowhere, as for m = n.
-
-    Args:
-        right: Correct predictions before, `[N, M]` bool.
-        taught: Correct predictions of n after learning from m alone, `[N, N, M]` bool.
+    Receiver first; NaN where m complements n nowhere, as for m = n. `right` `[N, M]` are correct predictions
+    before, `taught` `[N, N, M]` those of n after learning from m.
     """
     rate = np.full(taught.shape[:2], np.nan)
     for n, own in enumerate(right):
@@ -46,11 +40,7 @@ def transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
 def surer(answer: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Return the share of samples on which m disagrees with n and is surer, `[N, N]`; 0 without samples.
 
-    It replaces `complement` where there are no labels.
-
-    Args:
-        answer: Predicted classes, `[N, M]`.
-        confidence: Their confidence, in any measure, `[N, M]`.
+    It replaces `complement` where there are no labels. `answer` and `confidence` are `[N, M]`.
     """
     clients, samples = answer.shape
     share = np.zeros((clients, clients))

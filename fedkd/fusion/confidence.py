@@ -10,14 +10,10 @@ from fedkd.fusion.probabilities import finite_logits
 
 
 def log_confidence(logits: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
-    """Return the logarithm of each prediction's softmax probability of one class, `[...]` float32.
+    """Return the log-probability of `classes` `[...]`, or the likeliest, from logits `[..., C]`, float32.
 
     ``log p`` is computed as ``−log(1 + Σ_other exp(z_c − z_max))``, which keeps its digits down to 1e-38, so
     two predictions that both round to 1 are still told apart.
-
-    Args:
-        logits: `[..., C]`.
-        classes: The class, an integer array that broadcasts to `[...]`; None: the likeliest.
     """
     z = finite_logits(logits)
     best = z.argmax(axis=-1)[..., None]

@@ -9,12 +9,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.spectral_filter import spectral_filter
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -62,19 +60,18 @@ class Cronus(SoftLabels):
         """Return the robust mean probability, `[M, C]`, and the mean weights of `spectral`."""
         assert knowledge.logits is not None
         q, weights = softmax(knowledge.logits), None
-        if self.aggregate == "spectral":
-            robust, of_samples = spectral_filter(q, self.poisoned)
-            left = of_samples.mean(axis=1)
-            weights = np.tile(left / left.sum(), (len(left), 1))
-        else:
-            robust = self._aggregate(q)
-        return Guidance((robust / robust.sum(axis=-1, keepdims=True)).astype(np.float32), weights)
-
-    def _aggregate(self, q: np.ndarray) -> np.ndarray:
-        if self.aggregate == "geometric_median":
-            return geometric_median(q, tolerance=self.tolerance, max_iterations=self.max_iterations)
         mean = q.mean(axis=0, dtype=np.float64)
-        if self.aggregate == "mean":
-            return mean
-        by_class = median(q) if self.aggregate == "median" else trimmed_mean(q, self.trim)
-        return complete(by_class, mean)
+        match self.aggregate:
+            case "spectral":
+                robust, of_samples = spectral_filter(q, self.poisoned)
+                left = of_samples.mean(axis=1)
+                weights = np.tile(left / left.sum(), (len(left), 1))
+            case "geometric_median":
+                robust = geometric_median(q, tolerance=self.tolerance, max_iterations=self.max_iterations)
+            case "mean":
+                robust = mean
+            case "median":
+                robust = complete(median(q), mean)
+            case "trimmed_mean":
+                robust = complete(trimmed_mean(q, self.trim), mean)
+        return Guidance((robust / robust.sum(axis=-1, keepdims=True)).astype(np.float32), weights)

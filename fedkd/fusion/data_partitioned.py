@@ -10,13 +10,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.confidence import log_confidence
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
@@ -61,30 +59,25 @@ class DataPartitioned(TemperedLabels):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return targets `[N, M, C]`; the weights `[N, N]` say which share of samples each teacher won."""
         assert knowledge.logits is not None
-        labels = knowledge.labels if self.confidence == "true_class" else None
-        winner = _winners(log_confidence(knowledge.logits, labels), self._log_weights(knowledge.logits))
-        q = softmax(knowledge.logits, self.temperature)
+        logits, labels = knowledge.logits, knowledge.labels if self.confidence == "true_class" else None
+        log_weights = np.zeros((len(logits), len(logits)))
+        if self.beta is not None:
+            weights = effectiveness(
+                kl(distributions.expertise("soft", softmax(logits), None, None)), self.beta
+            )
+            with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
+                log_weights = np.log(weights)
+        winner = _winners(log_confidence(logits, labels), log_weights)
+        q = softmax(logits, self.temperature)
         clients, samples, _ = q.shape
         share = np.stack([np.bincount(row, minlength=clients) / samples for row in winner])
         return Guidance(targets=q[winner, np.arange(samples)], weights=share)
-
-    def _log_weights(self, logits: np.ndarray) -> np.ndarray:
-        if self.beta is None:
-            return np.zeros((len(logits), len(logits)))
-        p = distributions.estimate("soft", softmax(logits))
-        weights = effectiveness(kl(distributions.smooth(p, distributions.EPSILON["soft"])), self.beta)
-        with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
-            return np.log(weights)
 
 
 def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
     """Return receiver n's teacher of sample i, `[N, M]`: itself in a tie, else the first of the surest.
 
-    Receiver by receiver, so that no N×N×M array exists.
-
-    Args:
-        confidence: Logarithm of each client's confidence, `[N, M]`.
-        log_weights: Logarithm of its weight for each receiver, `[N, N]`.
+    Log-confidences are `[N, M]`, log-weights `[N, N]`. One receiver at a time: no N×N×M array exists.
     """
     senders_last = np.ascontiguousarray(confidence.T)
     everyone = np.arange(len(senders_last))

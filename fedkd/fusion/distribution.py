@@ -67,12 +67,12 @@ def moving_average(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return each client's distribution averaged over its rounds, `[N, C]`, and the memory.
 
-    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen.
+    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen. `memory` is what this function returned
+    last, averages of all clients seen; empty at first.
 
     Args:
         p: This round's distributions, `[N, C]`.
         clients: Their clients, ascending, N indices.
-        memory: What this function returned last: averages of all clients seen; empty at first.
         momentum: μ.
         fresh: Rows of this round, `[N]` bool; stale ones counted before and change nothing. None: all.
     """

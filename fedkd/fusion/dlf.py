@@ -9,15 +9,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import finite_logits, log_softmax, row_kl, softmax
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
@@ -120,11 +117,7 @@ class DLF(LocalObjective, TemperedLabels):
 def matched_strength(z: np.ndarray, shift: np.ndarray, moved: np.ndarray, most: float) -> np.ndarray:
     """Return each sample's α of ``KL(softmax(z + α Δ) ‖ softmax z) = moved``, at most `most`, `[M]`.
 
-    Args:
-        z: Logits of the receiver, `[M, C]` float64.
-        shift: Δ, `[M, C]` float64; α is 0 where Δ is.
-        moved: The KL to reach, `[M]`.
-        most: Largest α.
+    `z` are the receiver's logits and `shift` is Δ, `[M, C]` float64; α is 0 where Δ is. `moved` is `[M]`.
     """
     log_q = log_softmax(z)
 

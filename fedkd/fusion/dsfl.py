@@ -9,11 +9,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 

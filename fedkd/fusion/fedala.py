@@ -10,9 +10,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import unpack
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -67,7 +66,9 @@ class FedALA(LocalObjective, WeightAveraging):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the weights, and store those of the top layers as w_n."""
         weights = client.weights()
-        client.memory |= under(OWN, {name: weights[name] for name in self._top(client)})
+        client.memory |= under(
+            OWN, {name: weights[name] for name in top_layers(client.trainable(), self.layers)}
+        )
         return super().upload(client)
 
     def before_training(self, client: ClientView) -> None:
@@ -81,7 +82,7 @@ class FedALA(LocalObjective, WeightAveraging):
         """Load the average as far as Ω says; all of it before the first training."""
         current = client.weights()
         received = current | unpack(guidance, self._exchanged(current))
-        own, names = below(OWN, client.memory), self._top(client)
+        own, names = below(OWN, client.memory), top_layers(client.trainable(), self.layers)
         if own and self.lr > 0:
             ways = {name: received[name] - own[name] for name in names}
             rates = self._rates(client, received, ways)
@@ -112,9 +113,6 @@ class FedALA(LocalObjective, WeightAveraging):
             if len(losses) >= WINDOW and np.std(losses[-WINDOW:]) < self.tolerance:
                 break
         return rates
-
-    def _top(self, client: ClientView) -> list[str]:
-        return top_layers(client.trainable(), self.layers)
 
 
 def _mixed(received: Arrays, ways: Arrays, rates: Arrays) -> dict[str, np.ndarray]:

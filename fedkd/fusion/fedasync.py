@@ -9,8 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.server_steps import ServerSteps
 from fedkd.hyperparameters import STRICT
 

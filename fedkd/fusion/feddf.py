@@ -9,13 +9,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import Architecture, Arrays, ClientView, ServerModels
+from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -98,8 +96,18 @@ class FedDF(ServerCost, FusionStrategy):
                 total = total + finite_logits(logits)
             targets = softmax(total / len(uploads))
             for architecture, student in students.items():
-                start = unpack(student, like[architecture])
-                students[architecture] = self._distil(server, architecture, start, targets)
+                trained = server.train(
+                    architecture,
+                    unpack(student, like[architecture]),
+                    (targets,),
+                    self.server_loss,
+                    epochs=self.server_epochs,
+                    batch_size=self.server_batch_size,
+                    lr=self.server_lr,
+                    validation=self.validation,
+                    patience=self.patience,
+                )
+                students[architecture] = pack(trained)
         absent = {
             client: student
             for architecture, student in students.items()
@@ -108,22 +116,6 @@ class FedDF(ServerCost, FusionStrategy):
         }
         personal = [students[architecture] for architecture in architectures]
         return Guidance(targets=None, personal=personal, absent=absent)
-
-    def _distil(
-        self, server: ServerModels, architecture: Architecture, weights: Arrays, targets: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        trained = server.train(
-            architecture,
-            weights,
-            (targets,),
-            self.server_loss,
-            epochs=self.server_epochs,
-            batch_size=self.server_batch_size,
-            lr=self.server_lr,
-            validation=self.validation,
-            patience=self.patience,
-        )
-        return pack(trained)
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Load the architecture's student."""

@@ -12,16 +12,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
+from fedkd.fusion import AuxNetwork, AuxNetworks, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.averaging import in_body
 from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -217,8 +214,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         client.load_weights(weights | {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]})
         if CLASSES not in guidance:
             return
-        packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
-        client.load_weights(unpack(packed, client.weights(GENERATOR)), GENERATOR)
+        client.load_weights(unpack(guidance, client.weights(GENERATOR)), GENERATOR)
         client.memory[CLASSES] = np.array(guidance[CLASSES])
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
@@ -257,13 +253,7 @@ def _body(weights: Arrays) -> dict[str, np.ndarray]:
 
 
 def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> Any:
-    """Return G's loss on a batch of labels `[B]` and noise `[B, Z]`.
-
-    Args:
-        weights: Of the heads, `[N, C, F]`.
-        biases: Of the heads, `[N, C]`.
-        counts: Each client's samples of each class, `[N, C]`.
-    """
+    """Return G's loss on labels `[B]`, noise `[B, Z]`; heads are `[N, C, F]`, `[N, C]`, counts `[N, C]`."""
     import torch
     import torch.nn.functional as F
 

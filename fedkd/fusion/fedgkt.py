@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -95,6 +92,8 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server's logits of each client's samples, `[S, C]`; its weights are the memory."""
+        from fedkd.training.device import prepare_inputs, torch_threads
+        from fedkd.training.evaluate import predict_logits
         from fedkd.training.weights import weights_of
 
         assert knowledge.server is not None
@@ -115,12 +114,15 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
                 epochs=self.server_epochs,
                 batch_size=self.server_batch_size,
             )
+        with torch_threads(1):
+            answers = [predict_logits(network, prepare_inputs(own, "cpu")) for own in own_features]
+        personal = [{ANSWERS: own.numpy()} for own in answers]
         trained = pack(weights_of(network))
         shared = trained if self.inference == "server" else {}
         return Guidance(
             targets=None,
             shared=shared,
-            personal=[{ANSWERS: _answers(network, own)} for own in own_features],
+            personal=personal,
             for_absent={} if shared else None,
             memory=trained,
         )
@@ -162,8 +164,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         if ANSWERS in guidance:
             client.memory[ANSWERS] = np.array(guidance[ANSWERS])
         if PARAMETERS in guidance:
-            packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
-            client.load_weights(unpack(packed, client.weights(SERVER)), SERVER)
+            client.load_weights(unpack(guidance, client.weights(SERVER)), SERVER)
             client.memory[ON_TOP] = np.array(1, dtype=np.int64)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
@@ -192,31 +193,16 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         """Return the server's model on top of the client's features, once it has arrived."""
         if self.inference == "model" or ON_TOP not in client.memory:
             return None
-        return _stacked(client.network(), client.network(SERVER))
+        from torch import nn
 
+        class Stacked(nn.Module):
+            recordable: ClassVar[bool] = True
 
-def _answers(network: nn.Module, features: np.ndarray) -> np.ndarray:
-    """Return a network's logits of features `[S, F]`: `[S, C]` float32."""
-    from fedkd.training.device import prepare_inputs, torch_threads
-    from fedkd.training.evaluate import predict_logits
+            def __init__(self, below: Any, above: nn.Module) -> None:
+                super().__init__()
+                self.below, self.above = below, above
 
-    with torch_threads(1):
-        return predict_logits(network, prepare_inputs(features, "cpu")).numpy()
+            def forward(self, x: Tensor) -> Tensor:
+                return self.above(self.below.features(x).flatten(1).float())
 
-
-def _stacked(below: nn.Module, above: nn.Module) -> nn.Module:
-    from torch import nn
-
-    class Stacked(nn.Module):
-        """A model of features on top of another's body."""
-
-        recordable: ClassVar[bool] = True
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.below, self.above = below, above
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.above(self.below.features(x).flatten(1).float())  # type: ignore[operator]
-
-    return Stacked()
+        return Stacked(client.network(), client.network(SERVER))

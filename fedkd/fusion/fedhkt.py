@@ -10,15 +10,13 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.confidence import ambiguity, certainty
 from fedkd.fusion.extent import Extent
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.server_teacher import ServerTeacher
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 

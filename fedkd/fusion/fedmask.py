@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -92,7 +90,17 @@ class FedMask(FusionStrategy):
         voting = np.array([len(mask) > 0 for mask in sent])
         if not voting.any():
             return Guidance(targets=None)
-        check_one_start(knowledge.clients, knowledge.extra["fingerprint"])
+        starts: dict[bytes, int] = {}
+        for client, fingerprint in zip(knowledge.clients, knowledge.extra["fingerprint"], strict=True):
+            if len(fingerprint):
+                starts.setdefault(fingerprint.tobytes(), client)
+        if len(starts) > 1:
+            one, other, *_ = starts.values()
+            raise UserError(
+                f"'fedmask' needs clients that begin with the same weights; those of client {one} and client"
+                f" {other} differ, as where a model is not the same for the same seed",
+                key="clients.model",
+            )
         counts = np.maximum(knowledge.samples, 1) if self.weight_by_count else np.ones_like(knowledge.samples)
         counts = np.where(voting, counts, 0)
         votes = np.zeros(8 * max(map(len, sent)), dtype=np.int64)  # whole numbers: ties are ties
@@ -113,18 +121,3 @@ def log_odds(probabilities: np.ndarray) -> np.ndarray:
     """Return ``ln p/(1 − p)``, float32, of clipped probabilities."""
     p = np.clip(probabilities.astype(np.float64), LEAST, 1.0 - LEAST)
     return (np.log(p) - np.log1p(-p)).astype(np.float32)
-
-
-def check_one_start(clients: Sequence[int], fingerprints: Sequence[np.ndarray]) -> None:
-    """Raise UserError if clients began with different weights: their masks would mean different things."""
-    first: dict[bytes, int] = {}
-    for client, fingerprint in zip(clients, fingerprints, strict=True):
-        if len(fingerprint):
-            first.setdefault(fingerprint.tobytes(), client)
-    if len(first) > 1:
-        one, other, *_ = first.values()
-        raise UserError(
-            f"'fedmask' needs clients that begin with the same weights; those of client {one} and client"
-            f" {other} differ, as where a model is not the same for the same seed",
-            key="clients.model",
-        )

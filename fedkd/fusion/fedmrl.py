@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -74,7 +73,20 @@ class FedMRL(LocalObjective, SharedModel):
 
     def predictor(self, client: ClientView) -> nn.Module:
         """Return own model, shared model and V as one network."""
-        return _together(client.network(), client.network(SHARED), client.network(PROJECTION))
+        from torch import nn
+
+        class Together(nn.Module):
+            recordable: ClassVar[bool] = True
+
+            def __init__(self, own: Any, shared: Any, projection: nn.Module) -> None:
+                super().__init__()
+                self.own, self.shared, self.projection = own, shared, projection
+
+            def forward(self, x: Tensor) -> Tensor:
+                features = [network.features(x).flatten(1) for network in (self.shared, self.own)]
+                return self.own.head(representation(self.projection, *features))
+
+        return Together(client.network(), client.network(SHARED), client.network(PROJECTION))
 
 
 def _projection(make: Maker) -> nn.Module:
@@ -94,22 +106,3 @@ def representation(projection: nn.Module, shared: Tensor, own: Tensor) -> Tensor
     import torch
 
     return projection(torch.cat([shared.float(), own.float()], dim=1).to(next(projection.parameters()).dtype))
-
-
-def _together(own: Any, shared: Any, projection: nn.Module) -> nn.Module:
-    from torch import nn
-
-    class Together(nn.Module):
-        """The own head on the features of both."""
-
-        recordable: ClassVar[bool] = True
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.own, self.shared, self.projection = own, shared, projection
-
-        def forward(self, x: Tensor) -> Tensor:
-            features = [network.features(x).flatten(1) for network in (shared, own)]
-            return own.head(representation(projection, *features))
-
-    return Together()

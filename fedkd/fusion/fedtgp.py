@@ -11,14 +11,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.fedgh import owned_prototypes, prototypes_of
 from fedkd.fusion.fedproto import FedProto
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -94,13 +92,19 @@ class FedTGP(ServerCost, FedProto):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the learned `prototypes` `[C, F]`, and how many `owners` `[C]` were ever heard."""
         import torch
+        from torch import nn
 
         from fedkd.training.weights import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
         heard, classes = prototypes_of(knowledge, self.name)
         width, outputs = heard.shape[1], knowledge.label_counts.shape[1]
-        network = own_network(knowledge.server, lambda: _prototypes(outputs, width), memory)
+
+        def codes_to_prototypes() -> nn.Module:
+            code = nn.Embedding(outputs, width)
+            return nn.Sequential(code, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+        network = own_network(knowledge.server, codes_to_prototypes, memory)
         if self.server_epochs > 0 and len(classes):
             margin = min(margin_of(heard, classes, self.margin), self.margin_limit)
 
@@ -124,22 +128,10 @@ class FedTGP(ServerCost, FedProto):
         return Guidance(targets=None, shared=shared, memory=pack(weights_of(network)) | {"owners": owners})
 
 
-def _prototypes(classes: int, width: int) -> nn.Module:
-    """Return a code for each class, and the layers that map it to a prototype."""
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Embedding(classes, width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
-    )
-
-
 def margin_of(heard: np.ndarray, classes: np.ndarray, of: Literal["farthest", "nearest"]) -> float:
     """Return the largest distance of a class's mean to the `farthest` or `nearest` other; 0 for one class.
 
-    Args:
-        heard: Prototypes, `[S, F]`.
-        classes: Their classes, `[S]`.
-        of: Which other.
+    `heard` are prototypes `[S, F]` of `classes` `[S]`.
     """
     owned = np.unique(classes)
     if len(owned) < 2:
@@ -153,11 +145,7 @@ def margin_of(heard: np.ndarray, classes: np.ndarray, of: Literal["farthest", "n
 def server_loss(learned: Tensor, heard: Tensor, classes: Tensor, margin: float) -> Tensor:
     """Return the mean cross entropy over classes of ``−(distance + δ where the class is the right one)``.
 
-    Args:
-        learned: Prototypes of all classes, `[C, F]`.
-        heard: Clients' means, `[B, F]`.
-        classes: Their classes, `[B]`.
-        margin: δ.
+    `learned` are all prototypes `[C, F]`; `heard` are clients' means `[B, F]` of `classes` `[B]`.
     """
     import torch.nn.functional as F
 

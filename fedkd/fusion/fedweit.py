@@ -11,10 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.decomposition import Layout
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -196,11 +193,7 @@ def averaged(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool.
 
-    Args:
-        base: Before, `[P]`.
-        rows: Numbers of the units that each client sent.
-        bits: Which units these are.
-        fan_in: Numbers of each unit, `[U]`.
+    `rows` are the numbers of each client's sent units, `bits` these units; `fan_in` `[U]` are numbers a unit.
     """
     total, senders = np.zeros(len(base)), np.zeros(len(fan_in))
     for own, packed in zip(rows, bits, strict=True):

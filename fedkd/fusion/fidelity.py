@@ -28,13 +28,9 @@ def agreement(logits: np.ndarray, guidance: np.ndarray) -> float:
 
 
 def divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
-    """Return ``mean_i KL(guidance_i ‖ softmax(z_i))`` in nats, ≥ 0; nan without samples.
+    """Return ``mean_i KL(guidance_i ‖ softmax(z_i))`` of `[M, C]` in nats, ≥ 0; nan without samples.
 
-    It stays finite, because no probability is formed of the logits.
-
-    Args:
-        logits: The client's predictions z, `[M, C]`.
-        guidance: Probabilities, `[M, C]`; a zero adds nothing.
+    It stays finite, because no probability is formed of the logits. Zeros of the guidance add nothing.
     """
     if len(logits) == 0:
         return float("nan")

@@ -41,13 +41,9 @@ class Wanted(Protocol):
 
 
 def relevance(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Return each sender's probability of classes that a receiver lacks, ``Σ_c need[c] q_m[i, c]``, `[N, M]`.
+    """Return the probability of classes that a receiver lacks, ``Σ_c need[c] q_m[i, c]``, `[N, M]`.
 
-    ``need[c] = 1 − min(1, C p[c])``: 0 for a class with an even share, 1 for an unknown one.
-
-    Args:
-        q: Probabilities, `[N, M, C]`.
-        p: The receiver's class distribution, `[C]`.
+    ``need[c] = 1 − min(1, C p[c])`` of its class distribution p `[C]`: 0 for an even share, 1 for none.
     """
     need = 1.0 - np.minimum(1.0, len(p) * p)
     return q.astype(np.float64) @ need
@@ -81,12 +77,7 @@ def agreement(q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
 
 
 def class_shares(q: np.ndarray, sent: np.ndarray) -> np.ndarray:
-    """Return each client's mean prediction, `[N, C]` float64, over sent ones; uniform without any.
-
-    Args:
-        q: Probabilities, `[N, M, C]`.
-        sent: Predictions that count, `[N, M]` bool.
-    """
+    """Return each client's mean over `sent` `[N, M]` of q `[N, M, C]`, `[N, C]`; uniform without any."""
     number = sent.sum(axis=1)[:, None]
     total = np.einsum("nm,nmc->nc", sent.astype(np.float64), q.astype(np.float64))
     return np.divide(total, number, out=np.full(total.shape, 1.0 / q.shape[-1]), where=number > 0)
@@ -98,12 +89,9 @@ def is_personal(filters: Sequence[Wanted]) -> bool:
 
 
 def kept(filters: Sequence[Wanted], q: np.ndarray, sent: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the predictions that each receiver keeps, `[N, M]` bool; once if all keep the same.
+    """Yield the `sent` predictions that each receiver keeps, `[N, M]` bool; once if all keep the same.
 
-    Args:
-        filters: In order.
-        q: Probabilities, `[N, M, C]`.
-        sent: Predictions that exist, `[N, M]` bool.
+    `q` are probabilities, `[N, M, C]`; filters apply in order.
     """
     p = class_shares(q, sent)
     same: list[np.ndarray | None] = []

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import numpy as np
 
+from fedkd.errors import UserError
 from fedkd.fusion.averaging import exchanges
 from fedkd.fusion.capabilities import PREDICTIONS, TAUGHT
 from fedkd.fusion.kinds import Kind
@@ -101,7 +102,7 @@ def check_upload(
         strategy: States the forms.
         arrays: By name, past the server's half of all stages.
         sizes: Known sizes; a missing letter stands for any number.
-        network: The one whose weights it sends; None: unknown, or it sends none.
+        network: The sender's; None: unknown, or it sends no weights.
 
     Raises:
         Unfit: The first array that does not fit, and why.
@@ -113,7 +114,8 @@ def check_upload(
     for name, values in arrays.items():
         form = FORMS[kinds[name]]
         if values.dtype.kind not in form.types:
-            raise Unfit(f"array {name} is of type {values.dtype}, which {_kind(kinds[name])} cannot be")
+            kind = kinds[name].name.lower().replace("_", " ")
+            raise Unfit(f"array {name} is of type {values.dtype}, which {kind} cannot be")
         shape = strategy.capabilities.shapes.get(name, form.shape)
         bounds = (form.least, form.most)
         if shape is not None:
@@ -177,17 +179,22 @@ def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> No
 
 
 def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict[int, Unfit]:
-    """Compare uploads of clients of one architecture; return deviations from the majority, by client.
+    """Return how uploads of one architecture deviate from the majority, by client.
 
-    The majority decides about names and unknown capital letters; in a tie, the first client.
-
-    Args:
-        uploads: Each by itself fits, by client, ascending.
-        strategy: Theirs.
+    The majority decides about names and unknown capital letters; in a tie, the first client. Each upload fits
+    by itself; clients ascend.
     """
     found: dict[int, Unfit] = {}
     names = _most(tuple(sorted(arrays)) for arrays in uploads.values())
-    sizes = {client: _sizes(strategy, arrays) for client, arrays in uploads.items()}
+    sizes = {
+        client: {
+            letter: size
+            for name, values in arrays.items()
+            for letter, size in zip(_letters(strategy, arrays, name), values.shape, strict=False)
+            if letter.isupper()
+        }
+        for client, arrays in uploads.items()
+    }
     agreed = {
         letter: _most(own[letter] for own in sizes.values() if own.get(letter))
         for letter in sorted({letter for own in sizes.values() for letter in own})
@@ -209,14 +216,20 @@ def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict
     return found
 
 
-def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
-    """Return the sizes that a network's weights tell of its client's uploads.
+def check_feature_widths(strategy: str, clients: Sequence[int], widths: Sequence[int]) -> None:
+    """Raise UserError if features differ in width, with one client of each width."""
+    first: dict[int, int] = {}
+    for client, width in zip(clients, widths, strict=True):
+        first.setdefault(width, client)
+    if len(first) > 1:
+        seen = ", ".join(f"{width} (client {client})" for width, client in first.items())
+        raise UserError(
+            f"'{strategy}' needs models whose features are equally wide, got {seen}", key="clients.model"
+        )
 
-    Args:
-        strategy: Decides which weights leave the client.
-        weights: All parameters and buffers by name.
-        trainable: Names of those that are trained.
-    """
+
+def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
+    """Return the sizes in uploads of a network with these weights, of which some are trainable."""
     trained = set(trainable)
     packed = pack({name: values for name, values in weights.items() if exchanges(strategy, name)})
     real = {name: values.size for name, values in weights.items() if values.dtype.kind == "f"}
@@ -268,16 +281,6 @@ def _check_values(name: str, values: np.ndarray, least: float, most: float) -> N
     raise Unfit(f"array {name} has {wrong:g}, must be in {least:g} … {most:g}")
 
 
-def _sizes(strategy: FusionStrategy, arrays: Arrays) -> dict[str, int]:
-    """Return the sizes of capital letters in an upload."""
-    return {
-        letter: size
-        for name, values in arrays.items()
-        for letter, size in zip(_letters(strategy, arrays, name), values.shape, strict=False)
-        if letter.isupper()
-    }
-
-
 def _letters(strategy: FusionStrategy, arrays: Arrays, name: str) -> list[str]:
     shape = strategy.capabilities.shapes.get(name, FORMS[strategy.kinds_of(arrays)[name]].shape)
     match = _SHAPE.fullmatch(shape or "")
@@ -288,7 +291,3 @@ def _letters(strategy: FusionStrategy, arrays: Arrays, name: str) -> list[str]:
 def _most(found: Iterable[T]) -> T:
     """Return the most frequent one; in a tie the first."""
     return Counter(found).most_common(1)[0][0]
-
-
-def _kind(kind: Kind) -> str:
-    return kind.name.lower().replace("_", " ")
