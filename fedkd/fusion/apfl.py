@@ -40,8 +40,8 @@ class APFL(PersonalModel):
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """a: share of the client's own model in the mix, at first. 1 is training alone, 0 is FedAvg."""
     share_lr: Annotated[float, Field(ge=0)] = 0.0
-    """η_a: how far a client moves its a in a round; 0 keeps it. The paper takes the learning rate of
-    training, with which it moves little in a few rounds: try 0.01 to 0.1."""
+    """η_a: step of a in a round; 0 keeps it. The paper's learning rate of training moves it little in a few
+    rounds: try 0.01 to 0.1."""
     inference: Literal["mixed", "shared"] = "mixed"
     """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
 

@@ -1,4 +1,4 @@
-"""`bandit`: every client tries teachers, and returns to those after whom it did better.
+"""`bandit`: every client tries teachers, and returns to those with larger gains.
 
 The paper's policy is a recurrent network; here it is a softmax over clients.
 """
@@ -52,7 +52,7 @@ class Bandit(LocalObjective, TemperedLabels):
     """η: how far a round's reward moves a client's policy. Larger finds good teachers sooner, or the wrong
     ones: a single round's gain on few samples is mostly chance."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """ε: share of draws that go to everybody alike, so that nobody is given up; 1 draws uniformly."""
+    """ε: share of uniform draws, so that no client is given up; 1 draws uniformly."""
     own: Annotated[float, Field(ge=0, le=1)] = 0.5
     """w: what a client's own prediction counts in its target."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -74,14 +74,14 @@ class Bandit(LocalObjective, TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`; the weights `[N, N]` say whom each client drew."""
+        """Return K `[N, M, C]`; the weights `[N, N]` show each client's draw."""
         assert knowledge.logits is not None
         roster = enrol(memory, knowledge.clients)
         kept = _recall(memory, roster)
         chosen = []
         has_come = knowledge.has_come
         for row, (client, place) in enumerate(zip(knowledge.clients, roster.present, strict=True)):
-            if not has_come[row]:  # nobody is drawn for whom nothing is sent
+            if not has_come[row]:  # a client that receives nothing draws no teacher
                 chosen.append(row)
                 continue
             sent = knowledge.extra[REWARD][row]
@@ -99,7 +99,7 @@ class Bandit(LocalObjective, TemperedLabels):
         return Guidance(combine(weights, q), weights, kept, mixed=q)
 
     def _policy(self, theta: np.ndarray) -> np.ndarray:
-        """Return π over the clients whose θ these are, `[N]`."""
+        """Return π over the clients of these θ, `[N]`."""
         powers = np.exp(theta - theta.max())
         policy = (1.0 - self.floor) * powers / powers.sum() + self.floor / len(theta)
         return policy / policy.sum()

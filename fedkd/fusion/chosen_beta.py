@@ -56,8 +56,7 @@ class ChosenBeta(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss, as in `knfu`."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
-    """What a client has of each class, as in `knfu`: `soft`, `hard`, `calibrated`, or `shared`, which tells
-    the server the labels."""
+    """Class shares, as in `knfu`: `soft`, `hard`, `calibrated`; `shared` tells the server the labels."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None

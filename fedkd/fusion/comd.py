@@ -56,13 +56,11 @@ class CoMD(TemperedLabels):
     """What predictions are measured by: the `consensus` of all others, or the true `labels` of the transfer
     set, which the server then needs."""
     margin: Annotated[float, Field(ge=0)] = 0.1
-    """δ, in nats: by how much a teacher has to be better. 0 takes whoever is better at all; very large is
-    learning alone."""
+    """δ in nats: least advantage of a teacher. 0 takes any better client; a large one is learning alone."""
     uniform: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """u: share of draws that go to all samples alike; the rest go where a client lags. 1 takes every sample
-    once."""
+    """u: share of uniform draws; others go where a client lags. 1 takes every sample once."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of targets and of the loss (who is better is decided at 1)."""
+    """T of targets and of the loss (teachers are chosen at 1)."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -75,7 +73,7 @@ class CoMD(TemperedLabels):
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`; the weights `[N, N]` say which share of a receiver's samples who taught."""
+        """Return K `[N, M, C]`; the weights `[N, N]` are each teacher's share of a receiver's samples."""
         assert knowledge.logits is not None
         losses = sample_losses(knowledge.logits, knowledge.labels if self.judge == "labels" else None)
         q = softmax(knowledge.logits, self.temperature)

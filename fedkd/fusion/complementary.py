@@ -41,10 +41,10 @@ class Complementary(TemperedLabels):
     paper: ClassVar[str] = "after Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024"
 
     judge: Literal["labels", "confidence"] = "labels"
-    """Who is right where two disagree: whom true `labels` of the transfer set prove right, which the server
-    then needs, or who is surer."""
+    """Judge where two disagree: true `labels` of the transfer set, which the server then needs, or
+    `confidence`."""
     teachers: Annotated[int, Field(ge=0)] = 3
-    """How many others are heard (ties with the last are too); 0 is learning from oneself."""
+    """Number of teachers, ties included; 0 is learning alone."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss."""
 

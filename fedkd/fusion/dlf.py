@@ -56,13 +56,13 @@ class DLF(LocalObjective, TemperedLabels):
     beta: Annotated[float, Field(ge=0)] = 10.0
     """β of KnFu's weights W: how sharply a distant client loses weight. 0 weighs all neighbours alike."""
     neighbours: Annotated[int, Field(ge=0)] = 4
-    """How many nearest others are heard (ties with the last are too); 0: nobody, which is learning from
-    oneself. Each takes 30 predictions of the transfer set to be found a strength for."""
+    """Number of nearest others that are heard, ties included; 0 is learning alone. Each costs 30 predictions
+    of the transfer set."""
     strength: Annotated[float, Field(ge=0, le=1000)] | None = None
     """α of every neighbour and sample alike; absent: that which moves as far as the neighbour was moved. 0.5
     and 1 are the controls."""
     most: Annotated[float, Field(ge=0, le=1000)] = 1.5
-    """The largest strength α that is looked for."""
+    """Largest strength α."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature T of targets and of the loss."""
 

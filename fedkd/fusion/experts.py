@@ -56,8 +56,7 @@ class Experts(TemperedLabels):
     """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`. At 1 all clients are
     nearly equal experts and the target is nearly the mean."""
     weight_by_size: bool = False
-    """Multiply what a client has of each class by its number of training samples; for clients of very unequal
-    size."""
+    """Multiply class shares by the number of training samples; for clients of very unequal size."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""

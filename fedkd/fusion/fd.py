@@ -67,15 +67,13 @@ class FD(LocalObjective, FusionStrategy):
     """T of `kl`. A label's own class dominates its mean logits, so 2 to 4 lets more of the other classes
     through."""
     weight_by_count: bool = False
-    """Count each of the others by its number of samples of the label, instead of all alike as in the paper;
-    for clients of very unequal size."""
+    """Weigh clients by their samples of the label, not equally as in the paper; for very unequal clients."""
     leave_one_out: bool = True
-    """Whether a client's own answer is left out of what it is told. Without it all clients are told the same,
-    a client that is alone with a label by itself: it learns to keep to what it says on average."""
+    """Whether a client's own answer is left out of its means. Without it all clients receive the same, and a
+    label's only owner learns from itself."""
     owners_only: bool = True
-    """Whether means are over those who own a label. Otherwise the others count as having said 0 for every
-    class, which pulls labels that few own towards no answer at all; a label that nobody owns is still not
-    taught. It does not go with `weight_by_count`, by which they count for nothing."""
+    """Whether means are over owners of a label. Otherwise the others count as zeros, which pulls rare labels
+    towards no answer; a label without owners is not taught. It excludes `weight_by_count`."""
 
     def __post_init__(self) -> None:
         if self.weight_by_count and not self.owners_only:

@@ -48,8 +48,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     has. Norms are means over elements; the second term keeps G from ignoring ε. Features have one width F,
     and heads are linear. Statistics of normalisation layers are averaged. With `share = "head"` bodies stay
     with their clients and may be of any architecture. All clients begin with one head: a mean of unlike heads
-    would fit nobody's body. After they receive G, in evaluation mode, clients train with a = strength ·
-    decay^round.
+    would fit no body. Once they have G, in evaluation mode, clients train with a = strength · decay^round.
 
     The authors' code averages whole models by default; `share = "head"` is its `partial` mode. Both public
     codes draw ε from [0, 1). A library has no second term, weighs clients in place of labels, and drops the
@@ -65,10 +64,9 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """What clients average: the whole `model`, as in the authors' code, or the `head`, their partial mode.
     Absent: `model` where all clients have one architecture, `head` where they have several."""
     strength: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of what clients learn from G, before it decays; 10 in the paper. 0 leaves the average
-    alone."""
+    """Weight of G's lessons, before it decays; 10 in the paper. 0 leaves the average alone."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """What that is multiplied by in every round; 0.98 in the paper's code."""
+    """Factor of that weight in every round; 0.98 in the paper's code."""
     noise: Annotated[int, Field(gt=0, le=65536)] = 32
     """Length Z of ε; 32 in the paper."""
     hidden: Annotated[int, Field(gt=0, le=65536)] = 256

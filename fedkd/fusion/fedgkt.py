@@ -73,8 +73,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     server_hidden: tuple[Annotated[int, Field(gt=0)], ...] = (256, 256)
     """Hidden units of the server's model, layer by layer; none of them is a linear model."""
     server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over all clients' samples a round; up to 20 in the paper. The model lives on from round to
-    round."""
+    """Passes over all clients' samples a round; up to 20 in the paper. The model lives on between rounds."""
     server_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of the server's Adam."""
     server_batch_size: Annotated[int, Field(gt=0)] = 64

@@ -36,7 +36,7 @@ class FedHKD(LocalObjective, FusionStrategy):
 
     The pair (H, Q), its hyper-knowledge, teaches heads classes that a client has no sample of; the last term
     is `fedproto`'s. No transfer set is touched. C·(F + C + 1) numbers go up; C·(F + C) come down, and how
-    many clients own each class. A class that nobody uploaded teaches nothing.
+    many clients own each class. A class without an owner teaches nothing.
 
     The paper also averages weights of one architecture; this is its variant without, for any bodies with
     features of one width. In its public code the last owner of a class replaces the mean.

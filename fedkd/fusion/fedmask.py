@@ -55,8 +55,8 @@ class FedMask(FusionStrategy):
     )
 
     weight_by_count: bool = False
-    """Count each client by its number of training samples, instead of all alike as in the paper; for clients
-    of very unequal size, and with a knowledge bank, whose old masks count for less only so."""
+    """Weigh clients by training samples, not equally as in the paper; for clients of very unequal size. A
+    knowledge bank lets old masks count for less only so."""
 
     # On a client --------------------------------------------------------------------------------------
 

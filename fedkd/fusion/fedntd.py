@@ -39,8 +39,7 @@ class FedNTD(LocalObjective, WeightAveraging):
     beta: Annotated[float, Field(ge=0)] = 1.0
     """β: weight of the distillation beside the cross entropy; 0 is FedAvg."""
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
-    """τ: softness of both sides. 1 in the paper's experiments; 3 is said too, where the classes that are
-    nearly never answered should count as well."""
+    """τ: softness of both sides. 1 in the paper's experiments; 3 lets rarely answered classes count too."""
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return the cross entropy plus the distillation of the initial weights."""

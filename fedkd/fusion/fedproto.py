@@ -31,7 +31,7 @@ class FedProto(LocalObjective, FusionStrategy):
         loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F                      in local training
 
     Bodies may differ, their feature widths F may not. No transfer set is touched; a message is C×F numbers. A
-    sample whose class nobody uploaded adds cross entropy alone.
+    sample of a class without an owner adds cross entropy alone.
 
     The paper measures the nearest prototype, ``argmin_c ‖f(x) − P[c]‖``, instead of the classifier:
     ``inference = "prototypes"``. Then prototypes have an effect as soon as they arrive.

@@ -54,8 +54,7 @@ class FedTGP(ServerCost, FedProto):
     )
 
     strength: Annotated[float, Field(ge=0)] = 10.0
-    """λ: weight of the distance to prototypes; 10 in the paper. Prototypes that keep apart allow for more of
-    it than means do."""
+    """λ: weight of the distance to prototypes; 10 in the paper. Learned ones allow more than means."""
     margin: Literal["farthest", "nearest"] = "farthest"
     """δ: the largest distance between any two classes (`farthest`, the paper), or the largest of the
     distances of each to its `nearest` other class (the authors' code)."""

@@ -78,7 +78,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance:
-        """Return the initial base, whole; nobody has a part yet."""
+        """Return the whole initial base."""
         architecture = server.architecture_of(0)
         weights, trainable = server.initial_weights(architecture), server.trainable(architecture)
         layout = _layout(weights, trainable)
@@ -92,7 +92,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         return Guidance(None, memory=memory, shared=_rows(base, np.ones(layout.units, bool), layout.fan_in()))
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the new rows and parts for those who took part, and for others all that they lack."""
+        """Return new rows and parts for the round's clients, and all missing ones for others."""
         server, uploads, fan_in = knowledge.server, knowledge.extra, memory[FAN_IN]
         assert server is not None
         base, sent = averaged(memory[BASE], uploads[BASE], uploads[UNITS], fan_in)
@@ -107,7 +107,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         absent, tables = {}, dict[tuple[str, ...], Arrays]()
         for client in sorted(set(everyone).difference(knowledge.clients)):
             news = _news(known, client, last[client])
-            # Those who lack the same share one table, which is kept once.
+            # Clients that lack the same share one table, which is kept once.
             absent[client] = tables.setdefault(tuple(news), {**everything, **under(KNOWN, news)})
         personal = [{**rows, **under(KNOWN, _news(known, n, int(now[0]) - 1))} for n in knowledge.clients]
         last[list(knowledge.clients)] = now
