@@ -48,11 +48,7 @@ class Gossip(FusionStrategy):
     name: ClassVar[str] = "gossip"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="weights",
-        kinds={
-            PARAMETERS: Kind.WEIGHTS,
-            COUNTERS: Kind.COUNTERS,
-            MASS: Kind.MASS,
-        },
+        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS, MASS: Kind.MASS},
         shapes=PACKED,
         receives={**PACKED, MASS: "1"},
         guides="each",

@@ -67,10 +67,7 @@ class Moon(LocalObjective, WeightAveraging):
         from fedkd.training.losses import cross_entropy
 
         received = client.weights()
-        models: list[Any] = [
-            client.frozen(received),
-            client.frozen(unpack(_kept(client.memory), received)),
-        ]
+        models: list[Any] = [client.frozen(received), client.frozen(unpack(_kept(client.memory), received))]
 
         def loss(batch: LocalBatch) -> Tensor:
             assert batch.features is not None

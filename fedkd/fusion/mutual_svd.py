@@ -75,11 +75,7 @@ class FedKD(LocalObjective, SharedModel):
         return replace(
             SharedModel.capabilities,
             sends="changes of a small shared model, as factors of low rank",
-            kinds={
-                FACTORS: Kind.WEIGHTS,
-                RANKS: Kind.INDICES,
-                COUNTERS: Kind.COUNTERS,
-            },
+            kinds={FACTORS: Kind.WEIGHTS, RANKS: Kind.INDICES, COUNTERS: Kind.COUNTERS},
             shapes={FACTORS: "f", RANKS: "R", COUNTERS: "B"},
             receives={**PACKED, FACTORS: "f", RANKS: "R"},
             guides="each",

@@ -49,12 +49,7 @@ class Scaffold(LocalObjective, FusionStrategy):
     name: ClassVar[str] = "scaffold"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="weights and control variates",
-        kinds={
-            STEP: Kind.WEIGHTS,
-            CONTROL: Kind.WEIGHTS,
-            STATISTICS: Kind.WEIGHTS,
-            COUNTERS: Kind.COUNTERS,
-        },
+        kinds={STEP: Kind.WEIGHTS, CONTROL: Kind.WEIGHTS, STATISTICS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
         shapes={STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         receives={PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         guides="all_alike",

@@ -146,12 +146,7 @@ def learn_scales(
 
 
 def loss_and_gradient(
-    scales: np.ndarray,
-    start: np.ndarray,
-    z: np.ndarray,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    pull: float,
+    scales: np.ndarray, start: np.ndarray, z: np.ndarray, labels: np.ndarray, counts: np.ndarray, pull: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each receiver's loss `[N]` and its gradient in the scales `[N, N, K]` (see `learn_scales`)."""
     log_q = log_softmax(scaled(scales, z))

@@ -40,11 +40,7 @@ def effectiveness(
 
 
 def matched_beta(
-    d: np.ndarray,
-    perplexity: float,
-    *,
-    keep: np.ndarray | None = None,
-    log_prior: np.ndarray | None = None,
+    d: np.ndarray, perplexity: float, *, keep: np.ndarray | None = None, log_prior: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the β of each receiver at which it has so many effective neighbours, `[N, 1]`.
 
