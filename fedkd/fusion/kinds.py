@@ -1,4 +1,4 @@
-"""What an array is that a client uploads: whoever carries or spoils it asks this, never its name."""
+"""Kinds of uploaded arrays, by which servers and attacks treat them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 
 class Kind(Enum):
-    """What an uploaded array is.
+    """Meaning of an uploaded array.
 
     Members:
         TRANSFER_LOGITS: One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`.
@@ -52,20 +52,20 @@ class Kind(Enum):
 
     @property
     def is_logits_of_samples(self) -> bool:
-        """Whether a row is what the client predicts for one sample, so that it can be feigned."""
+        """Whether a row is the client's prediction for one sample, which can be forged."""
         return self in (Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS)
 
     @property
     def is_prediction(self) -> bool:
-        """Whether these are logits, or codes of them, whose precision a scenario chooses."""
+        """Whether these are logits or codes of them, whose precision a scenario chooses."""
         return self.is_logits_of_samples or self in (Kind.LABEL_LOGITS, Kind.CODES)
 
     @property
     def is_stacked(self) -> bool:
-        """Whether `Knowledge` holds all clients' as one array of its own, and not among `extra`."""
+        """Whether `Knowledge` holds all clients' arrays as one, outside `extra`."""
         return self in (Kind.TRANSFER_LOGITS, Kind.LABEL_COUNTS)
 
     @property
     def is_honest(self) -> bool:
-        """Whether even a poisoned client sends it as it is: without it its upload would not look right."""
+        """Whether even a poisoned client sends it unchanged, so that its upload looks right."""
         return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT)

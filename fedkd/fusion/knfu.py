@@ -1,7 +1,6 @@
-"""KnFu: every client gets its own fusion of the knowledge that is effective for it.
+"""KnFu: each client receives its own fusion of the knowledge that is effective for it.
 
-S. J. Seyedmohammadi, S. K. Atapour, J. Abouei and A. Mohammadi, "KnFu: Effective Knowledge Fusion", 2024,
-arXiv 2403.11892. The formulas are the natural reading of the paper, as reconstructed in our docs.
+Seyedmohammadi et al., arXiv 2403.11892. The formulas are reconstructed from the paper (see the docs).
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class KnFu(TemperedLabels):
         W_nm   = exp(−β d_nm) / Σ_k exp(−β d_nk)    effectiveness weights, self included
         K_n[i] = Σ_m W_nm q_m[i]                    effective knowledge, for client n alone
 
-    β moves between the baselines: 0 is FedMD with averaged probabilities, a large β is nearly local training.
-    The useful β depends on heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is
-    about 2.5 at α = 0.3, 0.8 at α = 1 and 0.08 at α = 10. Watch the effective number of neighbours:
-    near 1 or near N, β has stopped mattering.
+    β = 0 is FedMD with averaged probabilities; a large β is nearly local training. The useful β depends on
+    heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is about 2.5 at α = 0.3,
+    0.8 at α = 1 and 0.08 at α = 10. An effective number of neighbours near 1 or N says that β has stopped
+    mattering.
     """
 
     name: ClassVar[str] = "knfu"
@@ -112,7 +111,7 @@ class KnFu(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return effective knowledge `[N, M, C]`, personal, with the weights `[N, N]` that made it."""
+        """Return personal effective knowledge `[N, M, C]` and its weights `[N, N]`."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         p, kept = self._class_distributions(q, knowledge, memory)
@@ -120,8 +119,7 @@ class KnFu(TemperedLabels):
         weights = self._weights(d, knowledge)
         targets = combine(weights, q, expertise=p if self.per_class else None)
         if self.absent_by_experts:
-            prior = self._log_prior(knowledge)
-            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
+            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=self._log_prior(knowledge))
             targets = fill_in(targets, class_experts(everyone[0], q, p), p)
         return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
 
@@ -162,10 +160,9 @@ class KnFu(TemperedLabels):
         return effectiveness(d, beta, keep=keep, log_prior=prior)
 
     def _log_prior(self, knowledge: Knowledge) -> np.ndarray:
-        samples = knowledge.samples if self.weight_by_size else None
         return log_prior(
             len(knowledge.clients),
-            samples=samples,
+            samples=knowledge.samples if self.weight_by_size else None,
             age=knowledge.age,
             decay=self.stale_decay,
             freshness=knowledge.freshness,

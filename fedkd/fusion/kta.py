@@ -1,9 +1,6 @@
 """KTA: a market of predictions, where near and accurate clients are each other's teachers.
 
-W. Du, "Prediction-space knowledge markets for communication-efficient federated learning on multimedia
-tasks", 2025, arXiv 2512.00841. The paper's structure (a client–client similarity graph in prediction space,
-combined with accuracy on a labelled reference set; personal soft targets; two stages a round) is kept; the
-formula of the weights is as reconstructed here.
+Du, 2025, arXiv 2512.00841. The formula of the weights is as reconstructed here.
 """
 
 from __future__ import annotations
@@ -36,12 +33,11 @@ class KTA(TemperedLabels):
         W_nm   ∝ exp(−β d_nm + γ a_m)                over n's k nearest others and n itself
         K_n[i] = Σ_m W_nm q_m[i]                     soft targets, for client n alone
 
-    Two stages a round: first every client trains on its own labels, then it distils its teacher ensemble
-    `K_n`; both lower the same objective in turn, private loss plus distance to the neighbours' predictions.
-    The true labels of the transfer set never leave the server: they only tell whom to believe.
+    A round trains every client on its own labels, then distils its teacher ensemble `K_n`. The true labels
+    of the transfer set never leave the server.
 
-    β = 0 ranks by accuracy alone and γ = 0 by nearness alone (KnFu with `divergence = "prediction_kl"`); with
-    both 0 and no `neighbours` everybody gets the mean of all probabilities.
+    β = 0 ranks by accuracy alone and γ = 0 by nearness alone (KnFu with `divergence = "prediction_kl"`);
+    with both 0 and no `neighbours` all targets are the mean of all probabilities.
     """
 
     name: ClassVar[str] = "kta"
@@ -70,7 +66,7 @@ class KTA(TemperedLabels):
     closer together, so raise β with it."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return personal soft targets `[N, M, C]` and the weights `[N, N]` that made them."""
+        """Return personal soft targets `[N, M, C]` and their weights `[N, N]`."""
         assert knowledge.logits is not None and knowledge.labels is not None
         q = softmax(knowledge.logits, self.temperature)
         d = prediction_kl(q, self.epsilon) if self.divergence == "kl" else prediction_cosine(q)

@@ -13,23 +13,22 @@ from fedkd.training.device import one_blas_thread
 FACTORS = "factors"
 RANKS = "ranks"
 NOISE = 1e-14
-"""Share of the squares below which a direction is rounding: factors are float32."""
+"""Share of the squares below which a direction is rounding of float32 factors."""
 WHOLE = -1
-"""In the place of a rank: the numbers are sent as they are."""
+"""Rank of an array that is sent whole."""
 
 
 @one_blas_thread()
 def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
-    """Return a change of weights as `factors` [P] float32 and `ranks` [L] int32, one for each of its arrays.
+    """Return a change of weights as `factors` [P] float32 and `ranks` [L] int32, one for each array.
 
-    An array `[O, ...]` is one matrix of O rows. Of ``U diag(σ) Vᵀ`` the first k columns of U, σ and rows of
-    Vᵀ are kept, with the smallest k for which ``Σ_{j ≤ k} σ_j² ≥ energy · Σ_j σ_j²``. Where those are not
-    fewer numbers than the matrix has, and for vectors, it is sent whole; a change of nothing has rank 0.
-    Factors depend on the matrix alone, singular values of equal size included (see `fedkd.canonical_basis`).
+    An array `[O, ...]` is one matrix ``U diag(σ) Vᵀ`` of O rows, cut at the smallest rank k with ``Σ_{j ≤ k}
+    σ_j² ≥ energy · Σ_j σ_j²``. Vectors, and matrices whose factors are not fewer numbers, are sent whole.
+    Factors depend on the matrix alone, also where singular values are equal (see `fedkd.canonical_basis`).
 
     Args:
         change: Real arrays by name.
-        energy: Share of the squares that is kept of every matrix, in (0, 1].
+        energy: Share of the squares to keep of every matrix, in (0, 1].
     """
     parts: list[np.ndarray] = []
     ranks: list[int] = []
@@ -68,7 +67,7 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
         like: Arrays of the same shapes, in the same order.
 
     Raises:
-        ValueError: They are not those of such arrays.
+        ValueError: Factors and ranks do not fit these arrays.
     """
     flat, ranks = compressed[FACTORS].astype(np.float64), compressed[RANKS]
     if len(ranks) != len(like):
@@ -93,12 +92,7 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
 
 
 def factor_sizes(ranks: np.ndarray, like: Arrays) -> list[list[int]]:
-    """Return for each array how many numbers U, σ and Vᵀ have, or the array where it is sent whole.
-
-    Args:
-        ranks: As many as there are arrays.
-        like: The arrays.
-    """
+    """Return the sizes of U, σ and Vᵀ for each array, or its own size where it is sent whole."""
     sizes = []
     for values, rank in zip(like.values(), ranks.tolist(), strict=True):
         rows, columns = _matrix(values)
@@ -107,17 +101,17 @@ def factor_sizes(ranks: np.ndarray, like: Arrays) -> list[list[int]]:
 
 
 def _matrix(values: np.ndarray) -> tuple[int, int]:
-    """Return the rows and columns that an array has as one matrix."""
+    """Return the rows and columns of an array as one matrix."""
     return (len(values), values[0].size) if values.ndim > 1 and values.size else (values.size, 1)
 
 
 def real(weights: Arrays) -> dict[str, np.ndarray]:
-    """Return those of some weights that are real numbers, which counters are not."""
+    """Return the weights that are real numbers, without counters."""
     return {name: values for name, values in weights.items() if np.issubdtype(values.dtype, np.floating)}
 
 
 def moved(weights: Arrays, change: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights that have taken a change, in float32: the same numbers wherever it is worked out."""
+    """Return weights plus a change, in float32: equal wherever it is computed."""
     return {
         name: (values.astype(np.float64) + change[name]).astype(np.float32) if name in change else values
         for name, values in weights.items()

@@ -1,8 +1,7 @@
-"""`path`: a router of each client's own sends every transfer sample to those of its neighbours that know it.
+"""`path`: each client's own router sends every transfer sample to the neighbours that know it.
 
-After Path-PKT, of which no publication was found. It is said to let a model of one task route each sample
-among the models of others by a softmax over a few of them, with a balance loss and a z-loss. How the router
-is trained without a task loss is ours.
+After Path-PKT, of which no publication was found: a softmax over a few models of other tasks routes each
+sample, with a balance loss and a z-loss. The training of the router without a task loss is ours.
 """
 
 from __future__ import annotations
@@ -41,12 +40,11 @@ class Path(ServerCost, KnowsStart):
                   + balance · N Σ_m f_m mean_i g_nm(i) + z_loss · mean_i (log Σ_m exp s_nm(i))²
 
     t is the class experts' answer (see `experts`), or the true label; f the share of samples whose highest
-    score is m's. With `steps = 0` it is the guess alone that chooses, the same for all samples: with
-    `"distance"` and all neighbours that is KnFu. Guesses are the predictors of the transferability map, which
-    tells which of them to believe.
+    score is m's. With `steps = 0` the guess alone chooses, the same for all samples: with `"distance"` and
+    all neighbours that is KnFu. Guesses are the predictors of the transferability map.
 
-    The gate is learned from the whole transfer set at once. Taken over single samples, f would be the gate's
-    own choice of the moment and the balance loss would punish it for having made one.
+    The gate is learned from the whole transfer set at once: over single samples the balance loss would
+    punish every choice.
     """
 
     name: ClassVar[str] = "path"
@@ -87,11 +85,11 @@ class Path(ServerCost, KnowsStart):
 
     @property
     def tells_start(self) -> bool:
-        """Whether clients tell what they predicted before any training."""
+        """Whether clients send their mean prediction before any training."""
         return self.guess == "shift"
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what the four products of a step take, for every client's router."""
+        """Return the cost of a step's four products for every client's router."""
         a_step = 4 * 2.0 * extent.clients * extent.samples * extent.classes
         return self.steps * extent.clients * a_step
 
@@ -118,7 +116,7 @@ class Path(ServerCost, KnowsStart):
         return UNLABELLED[self.guess](q)
 
     def _wanted(self, q: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """Return what gates are to get right, `[M, C]`."""
+        """Return the answers that gates are trained on, `[M, C]`."""
         if self.supervision == "labels":
             assert labels is not None
             return np.eye(q.shape[-1])[labels]

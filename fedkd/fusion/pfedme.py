@@ -1,8 +1,4 @@
-"""pFedMe: personal models in the Moreau envelope of the clients' losses.
-
-C. T. Dinh, N. H. Tran and T. D. Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS
-2020, arXiv 2006.08848.
-"""
+"""pFedMe: personal models in the Moreau envelope of the clients' losses (arXiv 2006.08848)."""
 
 from __future__ import annotations
 
@@ -38,11 +34,10 @@ class PFedMe(PersonalModel):
         w   ← (1 − β) w + β Σ_n S_n w_n / Σ_n S_n
 
     The second line is a step of plain SGD at `training.lr`: other optimisers and momentum are refused. The
-    paper has lr 0.005 and batches of 20. θ has plain SGD of its own. θ begins every training
-    at the w that was received, as in the authors' code, and never leaves the client. The means are weighted
-    by samples, as all of fedkd's are. Only clients that take part in a round train in it; the authors train
-    all of them in every round, and have a weight decay of 1e-3 that their paper does not mention. A library's
-    β = 0 never moves the server.
+    paper has lr 0.005 and batches of 20. θ has plain SGD of its own, begins every training at the received
+    w, as in the authors' code, and never leaves the client. Means are weighted by samples. Only clients of
+    the round train in it; the authors train all clients in every round, and have a weight decay of 1e-3 that
+    their paper does not mention.
     """
 
     name: ClassVar[str] = "pfedme"
@@ -67,11 +62,11 @@ class PFedMe(PersonalModel):
     guidance)."""
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return θ, whose steps are not the optimiser's."""
+        """Return θ, which the optimiser leaves alone."""
         return {PERSONAL: AuxNetwork(lambda make: make.like_own(), trained=False, passes=self.personal_steps)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return w, shared by all; it is the memory as well, where the server stays behind the mean."""
+        """Return w, shared by all, and kept where the server stays behind the mean."""
         mean = dict(super().fuse(knowledge, memory).shared)
         if self.server_share == 1.0:
             return Guidance(targets=None, shared=mean)
@@ -82,7 +77,7 @@ class PFedMe(PersonalModel):
         return Guidance(targets=None, shared=mean, memory=mean)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after θ has taken its steps: its gradient moves w to θ."""
+        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after the steps of θ: its gradient moves w to θ."""
         import torch
 
         from fedkd.training.losses import cross_entropy

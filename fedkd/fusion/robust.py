@@ -19,11 +19,7 @@ def median(points: np.ndarray) -> np.ndarray:
 def trimmed_mean(points: np.ndarray, trim: float) -> np.ndarray:
     """Return the mean of every coordinate without its ``⌊trim · N⌋`` lowest and highest values, `[M, C]`.
 
-    It lies between the honest clients' extremes as long as no more than ``⌊trim · N⌋`` clients are not.
-
-    Args:
-        points: `[N, M, C]`.
-        trim: Share that is left out at either end, below ½.
+    It lies between the honest clients' extremes as long as at most ``⌊trim · N⌋`` clients are not; trim < ½.
     """
     clients = len(points)
     cut = int(trim * clients + 1e-9)  # 0.29 · 100 is a hair below 29
@@ -37,14 +33,9 @@ def geometric_median(points: np.ndarray, *, tolerance: float, max_iterations: in
     """Return for every sample the point with the least sum of distances to all clients, `[M, C]` float64.
 
     Weiszfeld's iteration ``y ← Σ x_n / ‖x_n − y‖ / Σ 1 / ‖x_n − y‖`` from the mean, as amended by Vardi and
-    Zhang ("The multivariate L1-median and associated data depth", PNAS 2000), so that it does not stop at a
-    client's point which is not the median. Half the clients or more would have to be dishonest to move it
-    arbitrarily far.
-
-    Args:
-        points: `[N, M, C]`.
-        tolerance: A sample is done when no coordinate moves by more than this.
-        max_iterations: Steps after which the estimate is taken as it is.
+    Zhang ("The multivariate L1-median and associated data depth", PNAS 2000) so that it does not stop at a
+    client's point. Only half of the clients could move it arbitrarily far. A sample is done when no
+    coordinate moves by more than the tolerance.
     """
     clients, samples, classes = points.shape
     step = max(1, _BLOCK // (clients * classes))
@@ -86,17 +77,11 @@ def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def complete(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return rows of non-negative values as distributions: what is missing to 1 is spread as the mean is.
+    """Return rows `[M, C]` of non-negative values as distributions: the rest to 1 is spread as the mean is.
 
-    Clients that are each certain of another class leave a median that is next to nothing at every class.
-    Divided by its sum it would be nearly certain of whichever class nobody quite ruled out. All that it says
-    is that no class has the majority's support; so a class gets of what is missing what it has in the mean:
-    one that nobody predicts next to nothing, and one that a minority forces no more than the mean would give
-    it. Rows of more than 1 are divided by their sum, which favours no class.
-
-    Args:
-        values: `[M, C]`.
-        mean: Distributions `[M, C]`.
+    Clients that are each certain of another class leave a median near 0 at every class. Divided by its sum
+    it would be certain of a class at random. Its rest follows the mean instead, so no minority gains more
+    than in the mean. Rows of more than 1 are divided by their sum.
     """
     total = values.sum(axis=-1, keepdims=True)
     return (values + np.maximum(1.0 - total, 0.0) * mean) / np.maximum(total, 1.0)

@@ -1,8 +1,4 @@
-"""SCAFFOLD: averaging of weights whose clients are kept from drifting apart.
-
-S. P. Karimireddy, S. Kale, M. Mohri, S. Reddi, S. Stich and A. T. Suresh, "SCAFFOLD: Stochastic Controlled
-Averaging for Federated Learning", ICML 2020, arXiv 1910.06378.
-"""
+"""SCAFFOLD: averaging of weights whose clients are kept from drifting apart (arXiv 1910.06378)."""
 
 from __future__ import annotations
 
@@ -21,10 +17,7 @@ from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 
-STATISTICS = "statistics"
-CONTROL = "control"
-OWN_CONTROL = "own_control"
-STEP = "step"
+STATISTICS, CONTROL, OWN_CONTROL, STEP = "statistics", "control", "own_control", "step"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,12 +31,10 @@ class Scaffold(LocalObjective, FusionStrategy):
         x ← x + η_g · mean_n (y_n − x)              over the round's clients
         c ← c + 1/N · Σ_n (c_n⁺ − c_n)              N: all clients of the federation
 
-    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and start
-    at 0. They need every step to be η times a gradient, hence SGD without momentum. N is what the server
-    knows of the federation, not the number of clients seen so far: those never seen have c_n = 0.
-
-    Everyone starts from the server's x and c, clients that were away from the newest. Statistics of
-    normalisation layers have no gradient and are averaged plainly.
+    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and
+    start at 0. They need every step to be η times a gradient, hence SGD without momentum. Everyone starts
+    from the server's newest x and c. Statistics of normalisation layers have no gradient and are averaged
+    plainly.
     """
 
     name: ClassVar[str] = "scaffold"
@@ -66,8 +57,6 @@ class Scaffold(LocalObjective, FusionStrategy):
     """η_g: share of the clients' mean step that the server takes; 1 is the mean itself, as in most of the
     paper's experiments. Below 1 damps rounds with few clients."""
 
-    # On the server ------------------------------------------------------------------------------------
-
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x, and c = 0."""
         architecture = server.architecture_of(0)
@@ -89,8 +78,6 @@ class Scaffold(LocalObjective, FusionStrategy):
                 CONTROL: (memory[CONTROL] + turned / server.clients).astype(np.float32),
             }
         )
-
-    # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Replace the client's weights by x, and keep c."""

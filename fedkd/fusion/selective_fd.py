@@ -1,7 +1,6 @@
-"""Selective-FD: clients say nothing about samples they do not know, the server nothing that is unclear.
+"""Selective-FD: clients send no predictions of unknown samples, the server none that are unclear.
 
-J. Shao, F. Wu and J. Zhang, "Selective knowledge sharing for privacy-preserving federated distillation
-without a good teacher", Nature Communications 15, 349, 2024 (arXiv 2304.01731).
+Shao, Wu and Zhang, Nature Communications 15, 349, 2024, arXiv 2304.01731.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ class SelectiveFD(SoftLabels):
         q̄_i  = mean over {n : i ∈ S_n} of softmax(z_n(x_i))
         keep i where ‖q̄_i − one-hot(q̄_i)‖₁ ≤ ambiguity  the server's selector
 
-    A skewed client is sure of its few classes on any image, and a plain mean believes it. Here it is heard
-    only where the sample looks like its own data. The paper's clients estimate a density ratio by kernels on
-    raw inputs; this is the cheaper reading that the model itself judges: a score of its logits, against a
-    quantile of the same score on the client's own training samples.
+    A skewed client is sure of its few classes on any image, so it is heard only where the sample looks like
+    its own data. The paper's clients estimate a density ratio by kernels on raw inputs. Here the model
+    itself judges: a score of its logits against a quantile of that score on own training samples.
     """
 
     name: ClassVar[str] = "selective_fd"
@@ -79,7 +77,7 @@ class SelectiveFD(SoftLabels):
         return {"samples": samples, "sample_logits": logits[samples]}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return probabilities `[K, C]` of the `samples` `[K]` that somebody knows and that are clear."""
+        """Return probabilities `[K, C]` of the `samples` `[K]` that are known and clear."""
         samples, logits = knowledge.extra["samples"], knowledge.extra["sample_logits"]
         size = max((int(indices[-1]) + 1 for indices in samples if len(indices)), default=0)
         votes, total = np.zeros(size), np.zeros((size, logits[0].shape[-1]))

@@ -1,4 +1,4 @@
-"""A model of the server's own, which lives on from round to round in the strategy's memory."""
+"""A model of the server's own, which lives on in the strategy's memory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def trained_on(
     batch_size: int,
     lr: float,
 ) -> dict[str, np.ndarray]:
-    """Return the model's weights after a round's training on the transfer set; with no epochs as they were.
+    """Return the model's weights after a round's training on the transfer set; without epochs unchanged.
 
     Args:
         server: Trains it.
         architecture: The model's.
-        memory: The packed weights of the round before; empty in the first, which begins with a fresh model.
+        memory: Its packed weights of the round before; empty in the first, for a fresh model.
         targets: Arrays `[M, ...]`, one row per transfer sample (see `ServerModels.train`).
-        loss: Called with the logits of a batch and its rows of every array in `targets`.
+        loss: Called with the logits of a batch and its rows of every target array.
         epochs: Passes over the transfer set.
         batch_size: Samples a step.
         lr: Initial learning rate.
@@ -46,12 +46,9 @@ def trained_on(
 
 
 def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arrays) -> nn.Module:
-    """Return a network of the strategy's own making, on the CPU.
+    """Return a network of the strategy's own making, on the CPU, with its packed weights in `memory` if any.
 
-    Args:
-        server: Seeds the fresh one.
-        make: Makes it; only torch's draws may differ from call to call.
-        memory: Its packed weights of the round before, among other arrays perhaps; without them it is fresh.
+    Only torch's draws of `make` may differ from call to call; `server` seeds them.
     """
     from fedkd.randomness import seeded_torch
     from fedkd.training.weights import load_weights, weights_of

@@ -1,4 +1,4 @@
-"""Strategies whose server has a model of its own, which learns from the clients and then teaches them."""
+"""Strategies whose server has a model that learns from the clients and then teaches them."""
 
 from __future__ import annotations
 
@@ -52,11 +52,7 @@ class ServerTeacher(ServerModel, TeacherLogits):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Train the server's model for a round; return its logits `[M, C]`, and its weights for the memory.
 
-        Args:
-            knowledge: The round's.
-            memory: That of the round before.
-            targets: Arrays `[M, ...]`, one row per transfer sample.
-            loss: Called with the logits of a batch and its rows of every array in `targets`.
+        Targets are arrays `[M, ...]`; the loss takes logits of a batch and its rows of each of them.
         """
         assert knowledge.server is not None
         server = knowledge.server

@@ -1,4 +1,4 @@
-"""From each client's probabilities to one distribution per sample: the mean, and two ways to sharpen it."""
+"""From clients' probabilities to one distribution per sample: the mean, and two ways to sharpen it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from fedkd.fusion.probabilities import softmax
 
 
 def mean_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the uniform mean over clients of ``softmax(z)``, `[M, C]` float32.
-
-    Args:
-        logits: `[N, M, C]`, float16 or float32.
-    """
+    """Return the uniform mean over clients of ``softmax(z)`` of logits `[N, M, C]`, `[M, C]` float32."""
     mean = softmax(logits).mean(axis=0, dtype=np.float64)
     return mean.astype(np.float32)
 
@@ -20,15 +16,12 @@ def mean_probabilities(logits: np.ndarray) -> np.ndarray:
 def entropy_reduction(mean: np.ndarray, temperature: float) -> np.ndarray:
     """Return ``softmax(mean / T)``, the entropy reduction aggregation (ERA) of DS-FL, `[M, C]`.
 
-    Probabilities play the part of logits, so two classes end up at most a factor exp(1/T) apart.
+    Two classes end up at most a factor exp(1/T) apart.
     """
     return softmax(mean, temperature)
 
 
 def power(mean: np.ndarray, exponent: float) -> np.ndarray:
-    """Return ``mean^b / Σ mean^b``, the enhanced ERA of SCARLET, `[M, C]`.
-
-    b = 1 changes nothing, above 1 the entropy falls, whatever the distribution; zeros stay zeros.
-    """
+    """Return ``mean^b / Σ mean^b``, the enhanced ERA of SCARLET, `[M, C]`; b > 1 lowers the entropy."""
     raised = (mean / mean.max(axis=-1, keepdims=True)) ** exponent  # the largest is 1: no row vanishes
     return raised / raised.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How far one client's knowledge is from another's: `d[n, m]`, receiver `n` first, `d[n, n] = 0`."""
+"""Distances of clients' knowledge: `d[n, m]`, receiver `n` first, `d[n, n] = 0`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,10 @@ def jensen_shannon(p: np.ndarray) -> np.ndarray:
 
 
 def prediction_kl(predictions: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return the mean over samples of ``KL(q_n[i] ‖ q_m[i])``, `[N, N]`.
+    """Return the mean over samples of ``KL(q_n[i] ‖ q_m[i])`` of probabilities `[N, M, C]`, `[N, N]`.
 
-    It is ``(Σ q_n log q_n − Q (log Q)ᵀ) / M``: matrix products, never an N×N×M array.
-
-    Args:
-        predictions: Probabilities, `[N, M, C]`.
-        epsilon: Smoothing of each row, which bounds the KL by about ``−log ε``.
+    It is ``(Σ q_n log q_n − Q (log Q)ᵀ) / M``: matrix products, never an N×N×M array. ε smooths each row,
+    which bounds the KL by about ``−log ε``.
     """
     clients, samples, _ = predictions.shape
     cross = np.zeros((clients, clients))

@@ -1,4 +1,4 @@
-"""What strategies have in common whose clients learn one distribution over classes per transfer sample."""
+"""Bases of strategies whose clients learn one distribution over classes per transfer sample."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TemperedLabels(FusionStrategy):
         return kd_kl(student_logits, targets, self.temperature)
 
     def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        """Return targets at temperature 1, the predictions of a client that follows them exactly."""
         return targets if self.temperature == 1 else power(targets, self.temperature)
 
 

@@ -1,9 +1,8 @@
-"""A mean that finds those who pull it along one direction, and takes their weight: `[N, M, C]` to `[M, C]`.
+"""A mean without clients that pull it along one direction: `[N, M, C]` to `[M, C]`.
 
 I. Diakonikolas, G. Kamath, D. M. Kane, J. Li, A. Moitra and A. Stewart, "Being Robust (in High Dimensions)
-Can Be Practical", ICML 2017, arXiv 1703.00893; with weights instead of points that are in or out, as in
-I. Diakonikolas and D. M. Kane, "Recent Advances in Algorithmic High-Dimensional Robust Statistics", 2019,
-arXiv 1911.05911.
+Can Be Practical", ICML 2017, arXiv 1703.00893; with weights as in I. Diakonikolas and D. M. Kane, "Recent
+Advances in Algorithmic High-Dimensional Robust Statistics", 2019, arXiv 1911.05911.
 """
 
 from __future__ import annotations
@@ -17,26 +16,22 @@ _GONE = 1e-3  # who has less than this share of the heaviest's weight is out, as
 
 
 def spectral_filter(points: np.ndarray, poisoned: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every sample the mean of the clients that are left, `[M, C]`, and their weights, `[N, M]`.
+    """Return for every sample the mean of the remaining clients, `[M, C]`, and their weights, `[N, M]`.
 
-    Of every sample, with all clients' weights ``w_n = 1/N`` at first::
+    For every sample, with weights ``w_n = 1/N`` at first::
 
         μ = Σ w_n x_n / Σ w_n,   Σ = Σ w_n (x_n − μ)(x_n − μ)ᵀ / Σ w_n
         v = the direction in which Σ is largest
         τ_n = (vᵀ(x_n − μ))²
         w_n ← w_n (1 − s · τ_n / max_m τ_m)          s = 1; less in the step that takes the last of 2ε
 
-    A share ε of clients that agree on something else than the others stretches Σ towards it, and loses more
-    than the honest do: those lose at most ε in all before the poisoned have lost theirs. So a mass of 2ε is
-    taken, and what is left is honest where honest predictions are close to each other.
-
-    Where several directions are equally large (three clients, each certain of another class) all of them
-    count, and who ties is treated alike. So neither a sign nor a basis that a linear algebra library chooses
-    decides anything. Whoever has next to nothing left is out.
+    Poisoned clients that agree stretch Σ towards them, and lose more weight than honest ones, which lose at
+    most ε before. So a mass of 2ε is taken, and the rest is honest where honest predictions are close.
+    Equally large directions all count, so no sign or basis of a linear algebra library decides anything.
 
     Args:
         points: `[N, M, C]`.
-        poisoned: ε, the share of clients that may be anything, below ½; 0: the plain mean.
+        poisoned: ε, the share of arbitrary clients, below ½; 0: the plain mean.
     """
     clients, samples, classes = points.shape
     step = max(1, _BLOCK // (clients * classes))
@@ -53,7 +48,7 @@ def spectral_filter(points: np.ndarray, poisoned: float) -> tuple[np.ndarray, np
 def _filter(x: np.ndarray, budget: float) -> np.ndarray:
     """Return weights `[M, N]`, rows that sum to 1, of samples-first points `[M, N, C]`.
 
-    A step that is not the last leaves whoever was farthest without weight, so there are no more than N.
+    Each step but the last removes the farthest client, so there are at most N.
     """
     samples, clients, _ = x.shape
     weights = np.full((samples, clients), 1.0 / clients)

@@ -1,9 +1,8 @@
-"""Samples out of a network alone: a generator is trained until the network recognises what it makes.
+"""Samples out of a network alone: a generator is trained until the network recognises its samples.
 
-The terms of the generator's loss, and the loop that alternates between it and a student: H. Chen et al.,
-"Data-Free Learning of Student Networks", ICCV 2019; the statistics after H. Yin et al., "Dreaming to
-Distill", CVPR 2020; as in J. Zhang et al., "TARGET", ICCV 2023. Of teacher t and student s only the logits of
-the classes met count::
+The generator's loss and the alternation with a student: H. Chen et al., "Data-Free Learning of Student
+Networks", ICCV 2019; the statistics after H. Yin et al., "Dreaming to Distill", CVPR 2020; as in J. Zhang et
+al., "TARGET", ICCV 2023. Logits of teacher t and student s are restricted to the classes met::
 
     L_G =   w_label · CE(t(x̂), y)                                      the label that was asked for
           + w_stat · Σ_l (‖μ_l(x̂) − μ_l‖ + ‖σ²_l(x̂) − σ²_l‖)           what normalisation layers are used to
@@ -32,22 +31,22 @@ from fedkd.training.uncompiled import uncompiled
 
 Divergence = Literal["kl", "js"]
 BETAS = (0.5, 0.999)
-"""Of the generator's Adam: the student changes what it is after, so old gradients soon mislead."""
+"""Of the generator's Adam: the student changes its aim, so old gradients soon mislead."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How samples are made.
+    """Settings of the synthesis.
 
     Attributes:
-        samples: How many, M ≥ 2.
-        batch_size: Samples that are made at once, ≥ 2; up to twice as many where M is no multiple of it.
+        samples: M ≥ 2.
+        batch_size: Samples generated at once, ≥ 2; up to twice as many where M is no multiple of it.
         steps: Steps of the generator for each batch.
         lr: Learning rate of its Adam.
         label_weight: Of the cross entropy to the label that was asked for.
         statistics_weight: Of the distance to the teacher's running statistics.
         adversarial_weight: Of the divergence between teacher and student; 0: there is no student.
-        divergence: Which.
+        divergence: Its kind.
         student_steps: Steps of the student after each batch, on batches of all samples so far.
         student_lr: Learning rate of its Adam.
         noise: Length of a noise vector.
@@ -69,12 +68,8 @@ class Recipe:
 
 
 class Synthetic(NamedTuple):
-    """Samples, and what they are.
-
-    Attributes:
-        samples: ``[M, *input_shape]``.
-        labels: ``[M]``, the labels that were asked for: output units.
-        logits: ``[M, K]``, what the teacher says of the classes met, in their order.
+    """Generated samples ``[M, *input_shape]``, the labels ``[M]`` that were asked for, as output units, and
+    the teacher's logits ``[M, K]`` of the classes met.
     """
 
     samples: Tensor
@@ -82,17 +77,8 @@ class Synthetic(NamedTuple):
     logits: Tensor
 
 
-# The terms --------------------------------------------------------------------------------------------
-
-
 def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Return ``KL(t_i ‖ s_i)``, or Jensen and Shannon's ``½ KL(t_i ‖ m_i) + ½ KL(s_i ‖ m_i)``, ``[B]``.
-
-    Args:
-        teacher: Logits ``[B, K]`` of t.
-        student: Logits ``[B, K]`` of s.
-        kind: Which; m = ½ (t + s).
-    """
+    """Return ``KL(t_i ‖ s_i)`` or the Jensen–Shannon divergence of logits ``[B, K]``, ``[B]``."""
     t, s = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
     if kind == "kl":
         return (t.exp() * (t - s)).sum(dim=1)
@@ -101,38 +87,28 @@ def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> 
 
 
 def adversarial_term(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Return ``− mean_i a_i D(t_i ‖ s_i)``, a_i = 1 where both name the same class, else 0.
+    """Return ``− mean_i a_i D(t_i ‖ s_i)`` of logits ``[B, K]``; a_i = 1 where both name the same class,
+    else 0.
 
-    Samples are wanted that the student has yet to learn about, but where it is wrong already there is nothing
-    to gain: a divergence without bound would draw the generator to where the teacher is wrong itself.
-
-    Args:
-        teacher: Logits ``[B, K]``.
-        student: Logits ``[B, K]``.
-        kind: Of the divergence.
+    Where the student is wrong already there is nothing to gain: an unbounded divergence would draw the
+    generator to the teacher's own errors.
     """
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)
     return -(divergence_by_sample(teacher, student, kind) * agree).mean()
 
 
 def statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Return ``‖μ(u) − μ‖₂ + ‖σ²(u) − σ²‖₂`` of what a normalisation layer receives, a scalar.
-
-    Args:
-        inputs: u, ``[B, F, ...]``.
-        mean: Running mean μ, ``[F]``.
-        variance: Running variance σ², ``[F]``.
-    """
+    """Return ``‖μ(u) − μ‖₂ + ‖σ²(u) − σ²‖₂`` of a normalisation layer's inputs u ``[B, F, ...]``."""
     axes = [axis for axis in range(inputs.dim()) if axis != 1]
-    found, spread = inputs.mean(dim=axes), inputs.var(dim=axes, unbiased=False)
-    return (found - mean).norm() + (spread - variance).norm()
+    spread = inputs.var(dim=axes, unbiased=False)
+    return (inputs.mean(dim=axes) - mean).norm() + (spread - variance).norm()
 
 
 @contextmanager
 def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list that takes the `statistics_distance` of every normalisation layer in a forward pass.
+    """Yield a list of the `statistics_distance` of each normalisation layer in a forward pass.
 
-    Layers without running statistics say nothing.
+    Layers without running statistics are left out.
     """
     distances: list[Tensor] = []
 
@@ -150,11 +126,8 @@ def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-# The loop ---------------------------------------------------------------------------------------------
-
-
 def draw_labels(count: int, classes: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return positions ``[count]`` in the classes met: all equally often, up to one, in random order."""
+    """Return positions ``[count]`` in the classes met, in random order, all equally often up to one."""
     lap = torch.arange(count) % len(classes)
     turned = torch.randperm(len(classes), generator=generator)[lap]
     return turned[torch.randperm(count, generator=generator)]
@@ -170,20 +143,20 @@ def synthesise(
 ) -> Synthetic:
     """Return samples of the classes that the teacher has met.
 
-    For each batch noise and labels are drawn, the generator takes its steps on them, and what it then makes
-    of them is kept; before the next batch the student learns from all that is kept. Generator and student go
-    on from batch to batch. On one thread: how many share a sum decides its last bit.
+    For each batch noise and labels are drawn, the generator takes its steps on them, and its samples are
+    kept; before the next batch the student learns from all samples kept. It runs on one thread: the number
+    of threads that share a sum decides its last bit.
 
     Args:
         teacher: On the CPU; it is left as it is.
-        student: A network of any kind with the same outputs; it is trained in place.
+        student: A network with the same outputs; it is trained in place.
         input_shape: Of a sample.
-        classes: The classes met, as outputs of both, K of them.
-        recipe: How.
+        classes: The K classes met, as outputs of both.
+        recipe: Settings.
         seed: Derived seed of all draws.
 
     Raises:
-        TrainingDiverged: Samples, or what the teacher says of them, are no finite numbers.
+        TrainingDiverged: Samples or the teacher's logits are not finite.
     """
     met = torch.tensor(list(classes))
     draws = torch.Generator().manual_seed(seed)
@@ -210,9 +183,10 @@ def synthesise(
                 raise TrainingDiverged(
                     "the generator of the server diverged; a lower fusion.generator_lr may help"
                 )
-            if recipe.adversarial_weight > 0.0 and sum(map(len, kept)) < recipe.samples:
-                _distil(student, learning, torch.cat(kept), torch.cat(said), met, recipe, draws)
-    return Synthetic(torch.cat(kept), met[labels], torch.cat(said))
+            samples, logits = torch.cat(kept), torch.cat(said)
+            if recipe.adversarial_weight > 0.0 and len(samples) < recipe.samples:
+                _distil(student, learning, samples, logits, met, recipe, draws)
+    return Synthetic(samples, met[labels], logits)
 
 
 def _generator_loss(
@@ -240,7 +214,7 @@ def _distil(
     recipe: Recipe,
     draws: torch.Generator,
 ) -> None:
-    """Train the student towards what the teacher says of samples."""
+    """Train the student on the teacher's logits of samples."""
     student.train()
     size = min(recipe.batch_size, len(samples))
     for _ in range(recipe.student_steps):
@@ -253,7 +227,7 @@ def _distil(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and have it gather no gradients of its own."""
+    """Put a model in evaluation mode, without gradients of its weights."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
