@@ -11,8 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.selection import asked_samples
-from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
-from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.soft_labels import SoftLabels, entropy_reduction, mean_probabilities
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 

@@ -114,22 +114,6 @@ class KnFu(TemperedLabels):
         """Return personal effective knowledge `[N, M, C]` and its weights `[N, N]`."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
-        p, kept = self._class_distributions(q, knowledge, memory)
-        d = self._distances(p, q)
-        weights = self._weights(d, knowledge)
-        targets = combine(weights, q, expertise=p if self.per_class else None)
-        if self.absent_by_experts:
-            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=self._log_prior(knowledge))
-            targets = fill_in(targets, class_experts(everyone[0], q, p), p)
-        return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
-
-    @property
-    def _smoothing(self) -> float:
-        return distributions.EPSILON[self.distribution] if self.epsilon is None else self.epsilon
-
-    def _class_distributions(
-        self, q: np.ndarray, knowledge: Knowledge, memory: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         p = distributions.estimate(self.distribution, q, knowledge.label_counts)
         kept: dict[str, np.ndarray] = {}
         if self.distribution_momentum > 0:
@@ -138,14 +122,24 @@ class KnFu(TemperedLabels):
             )
         if self.distribution == "calibrated":
             p = distributions.calibrate(p)
-        return distributions.smooth(p, self._smoothing), kept
+        epsilon = distributions.EPSILON[self.distribution] if self.epsilon is None else self.epsilon
+        p = distributions.smooth(p, epsilon)
+        d = self._distances(p, q, epsilon)
+        weights = self._weights(d, knowledge)
+        targets = combine(weights, q, expertise=p if self.per_class else None)
+        if self.absent_by_experts:
+            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=self._log_prior(knowledge))
+            targets = fill_in(targets, class_experts(everyone[0], q, p), p)
+        return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
 
-    def _distances(self, p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    def _distances(self, p: np.ndarray, q: np.ndarray, epsilon: float) -> np.ndarray:
         if self.divergence == "prediction_kl":
-            return prediction_kl(q, self._smoothing)
-        if self.divergence == "prediction_cosine":
-            return prediction_cosine(q)
-        return DIVERGENCES[self.divergence](p)
+            return prediction_kl(q, epsilon)
+        return (
+            prediction_cosine(q)
+            if self.divergence == "prediction_cosine"
+            else DIVERGENCES[self.divergence](p)
+        )
 
     def _weights(self, d: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         keep = np.ones(d.shape, dtype=bool)

@@ -98,9 +98,8 @@ def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: 
 def _recall(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> tuple[Roster, np.ndarray]:
     """Return all clients so far and their coefficients `[K, K]`; rows and columns of new ones are 1/K."""
     roster = enrol(memory, clients)
-    everyone = len(roster.clients)
+    everyone, known = len(roster.clients), len(roster.known)
     coefficients = np.full((everyone, everyone), 1.0 / everyone)
-    known = len(roster.known)
     if known:
         coefficients[np.ix_(roster.known, roster.known)] = memory["coefficients"] * (known / everyone)
     return roster, coefficients

@@ -30,8 +30,7 @@ def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
         change: Real arrays by name.
         energy: Share of the squares to keep of every matrix, in (0, 1].
     """
-    parts: list[np.ndarray] = []
-    ranks: list[int] = []
+    parts, ranks = [np.empty(0, np.float32)], []
     for values in change.values():
         factors = _factors(values, energy) if values.ndim > 1 and values.size else None
         if factors is None:
@@ -40,8 +39,7 @@ def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
         else:
             ranks.append(len(factors[1]))
             parts += [factor.ravel() for factor in factors]
-    flat = np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32)
-    return {FACTORS: flat, RANKS: np.array(ranks, dtype=np.int32)}
+    return {FACTORS: np.concatenate(parts).astype(np.float32), RANKS: np.array(ranks, dtype=np.int32)}
 
 
 def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -72,10 +70,10 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
     flat, ranks = compressed[FACTORS].astype(np.float64), compressed[RANKS]
     if len(ranks) != len(like):
         raise ValueError(f"got ranks of {len(ranks)} arrays; must be {len(like)}")
-    start = 0
-    change = {}
-    all_sizes = factor_sizes(ranks, like)
-    for (name, values), rank, sizes in zip(like.items(), ranks.tolist(), all_sizes, strict=True):
+    start, change = 0, {}
+    for (name, values), rank, sizes in zip(
+        like.items(), ranks.tolist(), factor_sizes(ranks, like), strict=True
+    ):
         rows, columns = _matrix(values)
         if start + sum(sizes) > len(flat):
             raise ValueError(f"got {len(flat)} factors, too few for {name}")

@@ -6,8 +6,8 @@ sample, with a balance loss and a z-loss. The training of the router without a t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -19,12 +19,15 @@ from fedkd.fusion import distribution as distributions
 from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.combine import class_experts
 from fedkd.fusion.extent import Extent, ServerCost
+from fedkd.fusion.gate import TIE, first_choices, row_softmax
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.routing import Router, mixed, train_router
 from fedkd.fusion.shift import KnowsStart, shift_cosine
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.transferability import UNLABELLED
 from fedkd.hyperparameters import STRICT
+
+LEAST = 1e-150
+"""Lower bound of a mixture's probability, so that no division by it overflows."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,7 +84,7 @@ class Path(ServerCost, KnowsStart):
             needs.add("transfer_labels")
         if self.guess == "shift":  # which untrained networks answer
             needs.add("gradients")
-        return replace(super().capabilities, guides="each", needs=needs)
+        return dataclasses.replace(super().capabilities, guides="each", needs=needs)
 
     @property
     def tells_start(self) -> bool:
@@ -90,8 +93,7 @@ class Path(ServerCost, KnowsStart):
 
     def server_cost(self, extent: Extent) -> float:
         """Return the cost of a step's four products for every client's router."""
-        a_step = 4 * 2.0 * extent.clients * extent.samples * extent.classes
-        return self.steps * extent.clients * a_step
+        return self.steps * extent.clients * (4 * 2.0 * extent.clients * extent.samples * extent.classes)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal targets `[N, M, C]`; the weights `[N, N]` are the mean gates."""
@@ -111,9 +113,7 @@ class Path(ServerCost, KnowsStart):
     def _guess(self, q: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         if self.guess == "shift":
             return shift_cosine(self.shift_of(knowledge))
-        if self.guess == "none":
-            return np.zeros((len(q), len(q)))
-        return UNLABELLED[self.guess](q)
+        return np.zeros((len(q), len(q))) if self.guess == "none" else UNLABELLED[self.guess](q)
 
     def _wanted(self, q: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """Return the answers that gates are trained on, `[M, C]`."""
@@ -123,3 +123,75 @@ class Path(ServerCost, KnowsStart):
         e = distributions.expertise("soft", q, None, None)
         everyone = np.full(len(q), 1.0 / len(q))
         return class_experts(everyone, q.astype(np.float32), e).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Router:
+    """The settings of a router.
+
+    Attributes:
+        begin: Scores of senders before training, `[N]`.
+        kept: Senders of a sample, ≥ 1; others tied with the last one stay too.
+        balance: Weight of the loss that evens out the use of senders.
+        z_loss: Weight of the loss on the size of scores.
+    """
+
+    begin: np.ndarray
+    kept: int
+    balance: float
+    z_loss: float
+
+    def gate(self, learned: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return ``g_m(i)``, rows that sum to 1, `[M, N]`, of A `[F, N]` and samples' features `[M, F]`."""
+        return self._gate_of(self.begin + features @ learned)
+
+    def _gate_of(self, scores: np.ndarray) -> np.ndarray:
+        place = max(scores.shape[1] - self.kept, 0)
+        last = np.partition(scores, place, axis=1)[:, place : place + 1]
+        return row_softmax(np.where(scores >= last - TIE, scores, -np.inf))
+
+    def loss(
+        self, learned: np.ndarray, features: np.ndarray, q: np.ndarray, wanted: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Return the loss of a router and its gradient in A, `[F, N]`.
+
+        Who is kept and who is asked most often are constants in it, as always in mixtures of experts.
+
+        Args:
+            learned: A, `[F, N]`.
+            features: Of the samples, `[M, F]`.
+            q: Probabilities of the senders, `[N, M, C]`.
+            wanted: The right answers, `[M, C]`.
+        """
+        scores = self.begin + features @ learned
+        gate = self._gate_of(scores)
+        samples, senders = gate.shape
+        by_sample = np.ascontiguousarray(q.transpose(1, 0, 2))
+        # Nobody gives what is wanted any probability: then nobody is to blame.
+        mix = np.maximum((gate[:, None, :] @ by_sample)[:, 0], LEAST)
+        asked, top = first_choices(scores), scores.max(axis=1)
+        log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+        value = -(wanted * np.log(mix)).sum() / samples
+        value += self.balance * senders * (asked @ gate.mean(axis=0)) + self.z_loss * (log_sum**2).mean()
+        # How much of what is wanted each sender answers for, `[M, N]`, at most 1.
+        share = gate * (by_sample @ (wanted / mix)[..., None])[..., 0]
+        slope = gate * share.sum(axis=1, keepdims=True) - share
+        slope += self.balance * senders * gate * (asked - gate @ asked[:, None])
+        slope += 2.0 * self.z_loss * log_sum[:, None] * row_softmax(scores)
+        return float(value), features.T @ (slope / samples)
+
+
+def train_router(
+    router: Router, features: np.ndarray, q: np.ndarray, wanted: np.ndarray, *, steps: int, lr: float
+) -> np.ndarray:
+    """Return A `[F, N]` after steps of gradient descent from 0 (see `Router.loss`)."""
+    learned = np.zeros((features.shape[1], len(q)))
+    for _ in range(steps):
+        learned = learned - lr * router.loss(learned, features, q, wanted)[1]
+    return learned
+
+
+def mixed(gate: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Return ``Σ_m g_m(i) q_m[i]``, `[M, C]` float32, of a gate `[M, N]` and probabilities `[N, M, C]`."""
+    fused = (gate[:, None, :] @ predictions.transpose(1, 0, 2).astype(np.float64))[:, 0]
+    return (fused / fused.sum(axis=-1, keepdims=True)).astype(np.float32)

@@ -67,9 +67,10 @@ class PFedMe(PersonalModel):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return w, shared by all, and kept where the server stays behind the mean."""
-        mean = dict(super().fuse(knowledge, memory).shared)
+        guidance = super().fuse(knowledge, memory)
         if self.server_share == 1.0:
-            return Guidance(targets=None, shared=mean)
+            return guidance
+        mean = dict(guidance.shared)
         if memory:
             before = memory[PARAMETERS].astype(np.float64)
             moved = before + self.server_share * (mean[PARAMETERS] - before)

@@ -41,23 +41,18 @@ def geometric_median(points: np.ndarray, *, tolerance: float, max_iterations: in
     step = max(1, _BLOCK // (clients * classes))
     result = np.empty((samples, classes))
     for start in range(0, samples, step):
-        block = points[:, start : start + step].transpose(1, 0, 2).astype(np.float64)
-        result[start : start + step] = _geometric_median(block, tolerance, max_iterations)
+        x = points[:, start : start + step].transpose(1, 0, 2).astype(np.float64)
+        y = x.mean(axis=1)
+        moving = np.arange(len(x))
+        for _ in range(max_iterations):
+            x_left, y_left = x[moving] if len(moving) < len(x) else x, y[moving]
+            updated = _weiszfeld_step(x_left, y_left)
+            y[moving] = updated
+            moving = moving[np.abs(updated - y_left).max(axis=-1) > tolerance]
+            if not len(moving):
+                break
+        result[start : start + step] = y
     return result
-
-
-def _geometric_median(x: np.ndarray, tolerance: float, max_iterations: int) -> np.ndarray:
-    """Return the geometric medians `[M, C]` of samples-first points `[M, N, C]`."""
-    y = x.mean(axis=1)
-    moving = np.arange(len(x))
-    for _ in range(max_iterations):
-        x_left, y_left = x[moving] if len(moving) < len(x) else x, y[moving]
-        updated = _weiszfeld_step(x_left, y_left)
-        y[moving] = updated
-        moving = moving[np.abs(updated - y_left).max(axis=-1) > tolerance]
-        if not len(moving):
-            break
-    return y
 
 
 def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:

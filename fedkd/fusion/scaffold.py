@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.averaging import AVERAGED
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import LocalObjective
@@ -38,16 +40,14 @@ class Scaffold(LocalObjective, FusionStrategy):
     """
 
     name: ClassVar[str] = "scaffold"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
         sends="weights and control variates",
         kinds={STEP: Kind.WEIGHTS, CONTROL: Kind.WEIGHTS, STATISTICS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
         shapes={STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         receives={PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
-        guides="all_alike",
-        needs={"gradients", "weights", "one_architecture", "plain_sgd"},
-        uses_transfer_set=False,
+        needs=AVERAGED.needs | {"plain_sgd"},
         reach="all clients, all the same, with their next message",
-        shares_model=True,
     )
     paper: ClassVar[str] = (
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"
@@ -103,12 +103,8 @@ class Scaffold(LocalObjective, FusionStrategy):
         if fit.steps > 0:
             refreshed = (own - control - step / (fit.steps * fit.lr)).astype(np.float32)
             client.memory[OWN_CONTROL] = refreshed
-        return {
-            STEP: step,
-            CONTROL: refreshed - own,
-            STATISTICS: trained[STATISTICS],
-            COUNTERS: trained[COUNTERS],
-        }
+        buffers = {name: trained[name] for name in (STATISTICS, COUNTERS)}
+        return {STEP: step, CONTROL: refreshed - own} | buffers
 
 
 def _to_everyone(arrays: dict[str, np.ndarray]) -> Guidance:

@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.roster import enlarge, enrol
 from fedkd.fusion.selection import draw_samples
-from fedkd.fusion.sharpen import mean_probabilities, power
-from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.soft_labels import SoftLabels, mean_probabilities, power
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights import uniform

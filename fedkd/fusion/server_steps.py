@@ -58,8 +58,8 @@ class ServerSteps(FusionStrategy):
         for weight, upload in zip(freshness, uploads, strict=True):
             total += weight * self._wanted(upload[PARAMETERS].astype(np.float64), x[PARAMETERS])
         count = int(memory.get(COUNT, 0)) + len(uploads)
-        seen = np.max([x[COUNTERS], memory.get(SEEN, x[COUNTERS])], axis=0)
-        seen = np.max([seen, *(upload[COUNTERS] for upload in uploads)], axis=0)
+        before = memory.get(SEEN, x[COUNTERS])
+        seen = np.max([x[COUNTERS], before, *(upload[COUNTERS] for upload in uploads)], axis=0)
         if knowledge.awaited:
             partly = {SUM: total, COUNT: np.array(count), SEEN: seen}
             return Guidance(targets=None, memory=under(MODEL, model) | partly)

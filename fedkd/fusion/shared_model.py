@@ -47,8 +47,7 @@ class SharedModel(AuxNetworks, FusionStrategy):
     @property
     def shared_arguments(self) -> dict[str, Any]:
         """The small model's arguments, with its default ones."""
-        is_default = self.shared_model == "mlp" and not self.shared_args
-        return {"hidden": [64]} if is_default else dict(self.shared_args)
+        return dict(self.shared_args) or ({"hidden": [64]} if self.shared_model == "mlp" else {})
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the small model."""

@@ -54,14 +54,16 @@ def prediction_kl(predictions: np.ndarray, epsilon: float) -> np.ndarray:
     for q in _blocks(predictions):
         q = smooth(q, epsilon)
         cross += q.reshape(clients, -1) @ np.log(q).reshape(clients, -1).T
-    return _without_noise((np.diag(cross)[:, None] - cross) / samples)
+    d = (np.diag(cross)[:, None] - cross) / samples
+    return np.where(d < _ROUNDING, 0.0, d)
 
 
 def prediction_cosine(predictions: np.ndarray) -> np.ndarray:
     """Return 1 − the cosine of flattened predictions `[N, M, C]`; `[N, N]`, between 0 and 1."""
     products = gram(predictions)
     norm = np.sqrt(np.diag(products))
-    return _without_noise(1.0 - products / np.outer(norm, norm))
+    d = 1.0 - products / np.outer(norm, norm)
+    return np.where(d < _ROUNDING, 0.0, d)
 
 
 def gram(predictions: np.ndarray) -> np.ndarray:
@@ -89,7 +91,3 @@ def _blocks(predictions: np.ndarray) -> Iterator[np.ndarray]:
     step = max(1, _BLOCK // (clients * classes))
     for start in range(0, samples, step):
         yield predictions[:, start : start + step].astype(np.float64)
-
-
-def _without_noise(d: np.ndarray) -> np.ndarray:
-    return np.where(d < _ROUNDING, 0.0, d)
