@@ -10,9 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
-from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
+from fedkd.fusion.robust import complete, geometric_median, median, spectral_filter, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.spectral_filter import spectral_filter
 from fedkd.hyperparameters import STRICT
 
 

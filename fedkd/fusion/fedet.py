@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.server_teacher import ServerTeacher
+from fedkd.fusion.server_model import ServerTeacher
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:

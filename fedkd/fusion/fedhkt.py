@@ -16,7 +16,7 @@ from fedkd.fusion.clustering import cluster
 from fedkd.fusion.confidence import ambiguity, certainty
 from fedkd.fusion.extent import Extent
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.fusion.server_teacher import ServerTeacher
+from fedkd.fusion.server_model import ServerTeacher
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 

@@ -22,8 +22,7 @@ from fedkd.hyperparameters import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class KTpFL(TemperedLabels):
-    """Keep a matrix of knowledge coefficients c; improve it a step each round; teach each client its own
-    mix.
+    """Keep a matrix of knowledge coefficients c; improve it a step each round; teach every client its mix.
 
     ::
 
@@ -34,10 +33,8 @@ class KTpFL(TemperedLabels):
 
     Clients gain weight whose predictions help to rebuild the receiver's; ρ keeps all near the mean. ρ's term
     is stepped on implicitly, so that a large ρ means uniform weights. τ = 0.2 is the authors' code; τ = 1,
-    the formula as printed, leaves no weight more than e times another.
-
-    With partial participation the coefficients of those present share the weight that they have in c. New
-    clients enter with the mean weight.
+    the formula as printed, leaves no weight more than e times another. Absent clients keep their
+    coefficients; new ones enter with the mean weight.
     """
 
     name: ClassVar[str] = "ktpfl"
@@ -77,18 +74,14 @@ class KTpFL(TemperedLabels):
 
 
 def mse_gradient(c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
-    """Return the gradient of ``MSE(q_n, Σ_m c_nm q_m)`` in every row of c, `[N, N]`.
-
-    It is ``2 / (M·C) · (Σ_k c_nk ⟨q_k, q_m⟩ − ⟨q_n, q_m⟩)``, with the inner products `[N, N]` computed once.
-    """
+    """Return the gradient of ``MSE(q_n, Σ_m c_nm q_m)`` in each row of c, `[N, N]`, by inner products."""
     return 2.0 / elements * (c @ products - products)
 
 
 def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: float) -> np.ndarray:
     """Return c after one step on ``MSE(q_n, Σ_m c_nm q_m) + ρ · MSE(c_n, 1/N)``, before the softmax.
 
-    A proximal step, explicit in the first term and implicit in the second: it solves ``c⁺ = c − lr ·
-    (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``.
+    It is implicit in the second term: ``c⁺ = c − lr · (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``.
     """
     clients = len(c)
     keep = 1.0 / (1.0 + 2.0 * lr * rho / clients)

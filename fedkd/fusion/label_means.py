@@ -14,12 +14,7 @@ def mean_of_label(values: np.ndarray, labels: np.ndarray, classes: int) -> np.nd
 
 
 def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return ``Σ_n w[n, c] v[n, c] / Σ_n w[n, c]``, `[C, K]` float32; 0 without weight.
-
-    Args:
-        values: `[N, C, K]`.
-        weights: `[N, C]`, 0 for a client without the label.
-    """
+    """Return ``Σ_n w[n, c] v[n, c] / Σ_n w[n, c]`` of v `[N, C, K]`, w `[N, C]`; 0 without weight."""
     total = np.einsum("nc,nck->ck", weights, values, dtype=np.float64)
     return _divide(total, weights.sum(axis=0, dtype=np.float64))
 
@@ -27,8 +22,7 @@ def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def mean_by_label_of_others(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return, for each client, `mean_by_label` over all the others, `[N, C, K]` float32.
 
-    It adds sums before and after each client: a difference to the total would keep the rounding of its own
-    values, which may be far larger than the others'.
+    A difference to the total would keep the rounding of the client's own values, which may be far larger.
     """
     totals = _sum_of_others(weights[..., None].astype(np.float64) * values)
     return _divide(totals, _sum_of_others(weights.astype(np.float64)))

@@ -12,15 +12,13 @@ MOST_TERMS = 30_000_000
 def left_out(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
     """Return how far guidance moves when a sender is left out and the others share its weight, `[N, N]`.
 
-    The mean total variation between ``K_n = Σ_m W_nm q_m`` and the same mix without sender m, in [0, 1]::
+    The mean total variation between ``K_n = Σ_m W_nm q_m`` and the same mix without sender m::
 
         W_nm / (1 − W_nm) · mean_i ½ Σ_c |q_m[i, c] − K_n[i, c]|
 
-    NaN for the only sender. Unlike the weight it tells an original sender from one that repeats the others.
-
-    Args:
-        weights: Receiver first, rows sum to 1, `[N, N]`.
-        mixed: The mixed probabilities, `[N, M, C]`.
+    It lies in [0, 1], and is NaN for the only sender. Unlike the weight it tells an original sender from one
+    that repeats the others. Weights `[N, N]` have the receiver first; `mixed` are the probabilities `[N, M,
+    C]`.
     """
     clients, samples = len(weights), mixed.shape[1]
     flat = mixed.reshape(clients, -1).astype(np.float32)

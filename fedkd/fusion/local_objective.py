@@ -54,10 +54,7 @@ class LocalObjective:
         return None
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
-        """Return the logits `[n, C]` of an evaluation by features `[n, F]` and the client's last guidance.
-
-        Only with `infers_from_guidance`.
-        """
+        """Return logits `[n, C]` by features `[n, F]` and the last guidance, with `infers_from_guidance`."""
         raise NotImplementedError(f"'{type(self).__name__}' does not define `infer`, so it cannot answer")
 
 

@@ -23,12 +23,8 @@ def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
     """Return a change of weights as `factors` [P] float32 and `ranks` [L] int32, one for each array.
 
     An array `[O, ...]` is one matrix ``U diag(σ) Vᵀ`` of O rows, cut at the smallest rank k with ``Σ_{j ≤ k}
-    σ_j² ≥ energy · Σ_j σ_j²``. Vectors, and matrices whose factors are not fewer numbers, are sent whole.
+    σ_j² ≥ energy · Σ_j σ_j²``. Vectors, and matrices with fewer numbers than their factors, are sent whole.
     Factors depend on the matrix alone, also where singular values are equal (see `fedkd.canonical_basis`).
-
-    Args:
-        change: Real arrays by name.
-        energy: Share of the squares to keep of every matrix, in (0, 1].
     """
     parts, ranks = [np.empty(0, np.float32)], []
     for values in change.values():
@@ -58,11 +54,7 @@ def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray,
 
 @one_blas_thread()
 def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
-    """Return the change that `compress` made small, by name, float64.
-
-    Args:
-        compressed: `factors` and `ranks`.
-        like: Arrays of the same shapes, in the same order.
+    """Return the change that `compress` made small, by name, float64; `like` has arrays of its shapes.
 
     Raises:
         ValueError: Factors and ranks do not fit these arrays.

@@ -176,7 +176,7 @@ class _Heard(NamedTuple):
     """The answers of a round.
 
     Attributes:
-        teachers: Rows `[A]` of the clients that heard the questions and answered.
+        teachers: Rows `[A]` of the clients that heard the questions.
         answers: Theirs, `[A, R, 2]` each.
         score: p_m[c] q_m[i, c], `[A, R, C]`.
         samples: Samples of the questions, `[R]`.
@@ -214,12 +214,9 @@ class _Heard(NamedTuple):
     def to(
         self, asked: np.ndarray, between: np.ndarray, own: int | None
     ) -> tuple[np.ndarray, Answers] | None:
-        """Return the teachers `[Q]` of a student's questions and their answers; None without any.
+        """Return teachers `[Q]` of `asked` samples `[Q]` between two classes `[Q, 2]`, and their answers.
 
-        Args:
-            asked: The samples, `[Q]`.
-            between: Their two classes, `[Q, 2]`.
-            own: The student's row; None: it is absent.
+        None without any. `own` is the student's row; None: it is absent.
         """
         others = np.flatnonzero(self.teachers != own)
         if not len(others) or not len(asked):

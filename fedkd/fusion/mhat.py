@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.server_teacher import ServerTeacher
+from fedkd.fusion.server_model import ServerTeacher
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 

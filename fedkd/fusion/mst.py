@@ -105,7 +105,7 @@ class MST(ServerCost, TemperedLabels):
         Args:
             logits: The client's own, `[M, C]`.
             losses: Its teachers', `[M, B]`.
-            seed: Of the gate's first weights, the same for all clients and rounds.
+            seed: Of the gate's first weights, equal for all.
         """
         z = finite_logits(logits).astype(np.float64)
         size = np.sqrt((z**2).mean())

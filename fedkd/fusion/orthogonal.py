@@ -97,8 +97,6 @@ def extended(
 
 
 def outside(step: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Return ``Δ − Δ U Uᵀ``, float64, of a layer's step Δ ``[out, n]`` or ``[out, c, h, w]`` and U ``[n,
-    r]``.
-    """
+    """Return ``Δ − Δ U Uᵀ``, float64, of a layer's step Δ ``[out, ...]`` and U ``[n, r]``."""
     delta, columns = step.reshape(len(step), -1).astype(np.float64), basis.astype(np.float64)
     return (delta - (delta @ columns) @ columns.T).reshape(step.shape)

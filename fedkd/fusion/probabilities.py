@@ -38,9 +38,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def row_kl(p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """Return ``KL(p ‖ q)`` in nats of each row `[..., C]` of p and log q, ≥ 0, `[...]` float64; 0 log 0 is
-    0.
-    """
+    """Return ``KL(p ‖ q)`` in nats, ≥ 0, of rows p and log q `[..., C]`, `[...]` float64; 0 log 0 is 0."""
     p = np.asarray(p, dtype=np.float64)
     log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
     return np.maximum((p * (log_p - log_q)).sum(axis=-1), 0.0)

@@ -19,11 +19,10 @@ def levels(bits: int) -> int:
 
 
 def quantise(probabilities: np.ndarray, bits: int) -> np.ndarray:
-    """Return each class's steps, `[M, C]` uint8, rows that sum to all of them.
+    """Return each class's steps, `[M, C]` uint8, rows that sum to all of them; b is 1 to 8.
 
-    It is the row with the least L1 distance to the probabilities `[M, C]`: every class gets its whole steps,
-    and the largest remainders get the rest, of equal ones the first. One bit is the likeliest class. b is 1
-    to 8.
+    It is the row with the least L1 distance to the probabilities: every class gets its whole steps, and the
+    largest remainders get the rest, of equal ones the first.
     """
     steps = levels(bits)
     wanted = probabilities.astype(np.float64)

@@ -151,8 +151,7 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
     """Return the class called `name`.
 
     Raises:
-        UserError: It does not exist, is not a dataclass derived from `FusionStrategy` with its methods, or
-            leaves open how its clients learn.
+        UserError: It is no dataclass derived from `FusionStrategy` with its methods.
     """
     cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
     _refuse(name, cls)

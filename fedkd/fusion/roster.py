@@ -9,13 +9,7 @@ import numpy as np
 
 
 class Roster(NamedTuple):
-    """All clients so far, in the order of rows in a strategy's memory.
-
-    Attributes:
-        clients: Client indices, ascending, `[K]`.
-        known: Positions of earlier clients, in their old order.
-        present: Positions of this round's clients, in their order, `[N]`.
-    """
+    """All clients so far `[K]`, ascending, with positions of earlier ones and of this round's `[N]`."""
 
     clients: np.ndarray
     known: np.ndarray

@@ -100,9 +100,7 @@ class ScaLearn(ServerCost, TemperedLabels):
 
 
 def scaled(scales: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Return ``Σ_m ω_nm z_m``, `[N, M, C]`, of ω `[N, N, 1]` or, class by class, `[N, N, C]`; receiver
-    first.
-    """
+    """Return ``Σ_m ω_nm z_m``, `[N, M, C]`, of ω `[N, N, 1]` or `[N, N, C]`, receiver first."""
     if scales.shape[-1] == 1:
         return np.tensordot(scales[..., 0], z, axes=1)
     return np.einsum("nmc,mic->nic", scales, z, optimize=True)

@@ -29,9 +29,7 @@ def mean_prediction(logits: np.ndarray) -> np.ndarray:
 def shifts(logits: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Return ``mean_i (softmax z_n(x_i) − softmax r_n(x_i))``, `[N, C]` float64.
 
-    Args:
-        logits: z, present predictions on the transfer set, `[N, M, C]`.
-        start: The mean of softmax r, predictions before any training, `[N, C]`.
+    z are present logits `[N, M, C]`; `start` is the mean of softmax r before any training, `[N, C]`.
     """
     # Whoever sends what cannot be a probability says nothing by its size.
     return mean_prediction(logits).astype(np.float64) - np.clip(start.astype(np.float64), 0.0, 1.0)

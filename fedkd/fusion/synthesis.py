@@ -68,9 +68,7 @@ class Recipe:
 
 
 class Synthetic(NamedTuple):
-    """Generated samples ``[M, *input_shape]``, the labels ``[M]`` that were asked for, as output units, and
-    the teacher's logits ``[M, K]`` of the classes met.
-    """
+    """Samples ``[M, *input_shape]``, their wanted labels ``[M]``, and logits ``[M, K]`` of classes met."""
 
     samples: Tensor
     labels: Tensor
@@ -78,7 +76,7 @@ class Synthetic(NamedTuple):
 
 
 def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Return ``KL(t_i ‖ s_i)`` or the Jensen–Shannon divergence of logits ``[B, K]``, ``[B]``."""
+    """Return ``KL(t_i ‖ s_i)`` or Jensen–Shannon divergences of logits ``[B, K]``, ``[B]``."""
     t, s = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
     if kind == "kl":
         return (t.exp() * (t - s)).sum(dim=1)
@@ -87,11 +85,10 @@ def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> 
 
 
 def adversarial_term(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Return ``− mean_i a_i D(t_i ‖ s_i)`` of logits ``[B, K]``; a_i = 1 where both name the same class,
-    else 0.
+    """Return ``− mean_i a_i D(t_i ‖ s_i)`` of logits ``[B, K]``; a_i = 1 where t and s agree, else 0.
 
-    Where the student is wrong already there is nothing to gain: an unbounded divergence would draw the
-    generator to the teacher's own errors.
+    A student that is wrong already has nothing to gain: an unbounded divergence would draw the generator to
+    the teacher's own errors.
     """
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)
     return -(divergence_by_sample(teacher, student, kind) * agree).mean()
@@ -143,13 +140,13 @@ def synthesise(
 ) -> Synthetic:
     """Return samples of the classes that the teacher has met.
 
-    For each batch noise and labels are drawn, the generator takes its steps on them, and its samples are
-    kept; before the next batch the student learns from all samples kept. It runs on one thread: the number
-    of threads that share a sum decides its last bit.
+    For each batch the generator takes its steps on drawn noise and labels, and its samples are kept; then
+    the student learns from all samples so far. It runs on one thread, so that sums are equal to the last
+    bit.
 
     Args:
         teacher: On the CPU; it is left as it is.
-        student: A network with the same outputs; it is trained in place.
+        student: A network with the same outputs, trained in place.
         input_shape: Of a sample.
         classes: The K classes met, as outputs of both.
         recipe: Settings.

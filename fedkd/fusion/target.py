@@ -170,9 +170,7 @@ class Target(LocalObjective, FusionStrategy):
         return Rehearsal(client.memory[SYNTHETIC], client.memory[SOFT_LABELS], loss)
 
     def rehearsal_loss(self, logits: Tensor, soft_labels: Tensor, classes: np.ndarray) -> Tensor:
-        """Return ``λ · T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and t `[B, K]` of
-        `classes` `[K]`.
-        """
+        """Return ``λ · T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and t `[B, K]`."""
         import torch
 
         from fedkd.training.losses import kd_kl

@@ -60,8 +60,7 @@ def predicted(
 
 
 def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of guess and gain `[N, N]` over the other senders of each receiver,
-    `[N]`.
+    """Return Spearman's correlation of guess and gain `[N, N]` over each receiver's senders, `[N]`.
 
     NaN without two senders that differ in both.
     """
@@ -77,9 +76,9 @@ def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return whether the guessed best sender of a receiver was one, `[N]`; receivers first.
+    """Return whether the guessed best sender of a receiver was one, `[N]`; NaN without senders.
 
-    A fraction where several were guessed alike; NaN without senders.
+    A fraction where several were guessed alike.
     """
     found = np.full(len(guess), np.nan)
     for n in range(len(guess)):
@@ -91,9 +90,7 @@ def hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def chance(gain: np.ndarray) -> np.ndarray:
-    """Return the probability that a blind guess of a receiver's best sender is right, `[N]`; NaN without
-    any.
-    """
+    """Return the probability that a blind guess of the best sender is right, `[N]`; NaN without any."""
     return hits(np.zeros_like(gain), gain)
 
 

@@ -35,15 +35,14 @@ ServerLoss = Callable[..., "Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class LocalBatch:
-    """One batch of a client's local training.
+    """One batch `[B]` of local training.
 
     Attributes:
-        model: The network in training, with `features` and `head` if the strategy needs features. In a stream
-            it returns logits of the present task.
-        index: Places among the client's own training samples, `[B]` int64.
+        model: The network in training, with `features` and `head` if the strategy needs features.
+        index: Places among the client's own training samples, int64.
         inputs: `[B, *input_shape]`.
-        labels: `[B]` int64.
-        logits: The model's, `[B, C]`.
+        labels: int64.
+        logits: The model's, `[B, C]`, of the present task in a stream.
         features: Penultimate features `[B, F]`; None where the strategy does not need them.
     """
 
@@ -65,12 +64,7 @@ gradient in these weights."""
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs of a local training in which a part of the weights is trained.
-
-    Attributes:
-        epochs: Number of epochs; a straggler takes at most one.
-        trains: Whether a parameter of this name is trained.
-    """
+    """Epochs of local training, at most one for a straggler, of parameters that `trains` selects."""
 
     epochs: int
     trains: Callable[[str], bool]
@@ -78,13 +72,7 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class FitSummary:
-    """A client's last local training.
-
-    Attributes:
-        start: Weights before it, by name.
-        steps: Optimiser steps K; 0 without training samples.
-        lr: Learning rate η.
-    """
+    """A client's last local training: its first weights, its steps K (0 without samples), its rate η."""
 
     start: Arrays
     steps: int
@@ -93,13 +81,7 @@ class FitSummary:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A client's predictions after it has tried guidance.
-
-    Attributes:
-        kept_logits: Of the held-out own samples, `[k, C]` float32.
-        kept_labels: Their labels, `[k]` int64.
-        transfer_logits: Of the requested transfer samples, `[A, C]` float32.
-    """
+    """Logits `[k, C]` and labels `[k]` of held-out own samples, and logits `[A, C]` of transfer samples."""
 
     kept_logits: np.ndarray
     kept_labels: np.ndarray
@@ -108,12 +90,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Shapes and types of a network's weights, before any are known.
-
-    Attributes:
-        weights: Zeros of the shapes and types of all parameters and buffers, by name.
-        trainable: Names of the trained parameters.
-    """
+    """Zeros of the shapes and types of a network's weights, and the names of the trained ones."""
 
     weights: Arrays
     trainable: tuple[str, ...]
@@ -153,13 +130,7 @@ class Supermask(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """Samples that a client replays, a batch in each step of local training.
-
-    Attributes:
-        samples: `[M, *input_shape]`.
-        targets: `[M, ...]`.
-        loss: Added to the loss of the private batch.
-    """
+    """Samples `[M, *input_shape]` to replay with targets `[M, ...]`; `loss` is added to that of a batch."""
 
     samples: np.ndarray
     targets: np.ndarray

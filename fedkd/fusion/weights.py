@@ -73,7 +73,7 @@ def log_prior(
 
     Args:
         clients: N.
-        samples: Training samples per client, `[N]`; an empty client counts as one sample.
+        samples: Training samples per client, `[N]`; none count as one.
         age: Rounds since a client's knowledge was computed, `[N]`.
         decay: ρ in (0, 1].
         freshness: s, `[N]`.
@@ -103,9 +103,8 @@ def nearest(d: np.ndarray, count: int) -> np.ndarray:
 def within(d: np.ndarray, threshold: float, kind: str) -> np.ndarray:
     """Return the mask `[N, N]` of each receiver and the others with ``d ≤ τ``.
 
-    τ is the quantile of all distances between two clients of order `threshold`, or this multiple of their
-    median, by `kind`. An absolute τ would not travel: distances vary by three orders of magnitude with
-    heterogeneity.
+    τ is the quantile of order `threshold` of the distances, or this multiple of their median, because
+    distances vary by three orders of magnitude with heterogeneity.
     """
     keep = np.eye(len(d), dtype=bool)
     between = d[~keep]
