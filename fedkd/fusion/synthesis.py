@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,42 +28,12 @@ from fedkd.training.device import torch_threads
 from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.uncompiled import uncompiled
 
+if TYPE_CHECKING:
+    from fedkd.fusion.target import Target
+
 Divergence = Literal["kl", "js"]
 BETAS = (0.5, 0.999)
 """Of the generator's Adam: the student changes its aim, so old gradients soon mislead."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of the synthesis.
-
-    Attributes:
-        samples: M ≥ 2.
-        batch_size: Samples generated at once, ≥ 2; up to twice as many where M is no multiple of it.
-        steps: Steps of the generator for each batch.
-        lr: Learning rate of its Adam.
-        label_weight: Of the cross entropy to the label that was asked for.
-        statistics_weight: Of the distance to the teacher's running statistics.
-        adversarial_weight: Of the divergence between teacher and student; 0: there is no student.
-        divergence: Its kind.
-        student_steps: Steps of the student after each batch, on batches of all samples so far.
-        student_lr: Learning rate of its Adam.
-        noise: Length of a noise vector.
-        width: Of the generator.
-    """
-
-    samples: int
-    batch_size: int
-    steps: int
-    lr: float
-    label_weight: float
-    statistics_weight: float
-    adversarial_weight: float
-    divergence: Divergence
-    student_steps: int
-    student_lr: float
-    noise: int
-    width: int
 
 
 class Synthetic(NamedTuple):
@@ -135,7 +104,7 @@ def synthesise(
     student: nn.Module,
     input_shape: Sequence[int],
     classes: Sequence[int],
-    recipe: Recipe,
+    recipe: Target,
     seed: int,
 ) -> Synthetic:
     """Return samples of the classes that the teacher has met.
@@ -149,7 +118,7 @@ def synthesise(
         student: A network with the same outputs, trained in place.
         input_shape: Of a sample.
         classes: The K classes met, as outputs of both.
-        recipe: Settings.
+        recipe: Hyper-parameters of the synthesis.
         seed: Derived seed of all draws.
 
     Raises:
@@ -158,17 +127,17 @@ def synthesise(
     met = torch.tensor(list(classes))
     draws = torch.Generator().manual_seed(seed)
     with torch_threads(1), seeded_torch(seed), _frozen(teacher), torch.enable_grad():
-        generator = Generator(input_shape, len(met), recipe.noise, recipe.width)
-        optimizer = uncompiled(torch.optim.Adam)(generator.parameters(), lr=recipe.lr, betas=BETAS)
+        generator = Generator(input_shape, len(met), recipe.noise, recipe.generator_width)
+        optimizer = uncompiled(torch.optim.Adam)(generator.parameters(), lr=recipe.generator_lr, betas=BETAS)
         learning = uncompiled(torch.optim.Adam)(student.parameters(), lr=recipe.student_lr)
         labels = draw_labels(recipe.samples, classes, draws)
         kept: list[Tensor] = []
         said: list[Tensor] = []
         # None smaller than the batch size: a batch of one has no variance.
-        for own in labels.tensor_split(max(recipe.samples // recipe.batch_size, 1)):
+        for own in labels.tensor_split(max(recipe.samples // recipe.synthesis_batch_size, 1)):
             noise = torch.randn(len(own), recipe.noise, generator=draws)
             rival = student if kept and recipe.adversarial_weight > 0.0 else None
-            for _ in range(recipe.steps):
+            for _ in range(recipe.generator_steps):
                 loss = _generator_loss(generator(noise, own), own, teacher, rival, met, recipe)
                 optimizer.zero_grad()
                 loss.backward()
@@ -187,7 +156,7 @@ def synthesise(
 
 
 def _generator_loss(
-    x: Tensor, labels: Tensor, teacher: nn.Module, student: nn.Module | None, met: Tensor, recipe: Recipe
+    x: Tensor, labels: Tensor, teacher: nn.Module, student: nn.Module | None, met: Tensor, recipe: Target
 ) -> Tensor:
     """Return L_G of a batch of samples ``[B, *input_shape]``."""
     with statistics_read(teacher) as distances:
@@ -208,12 +177,12 @@ def _distil(
     samples: Tensor,
     logits: Tensor,
     met: Tensor,
-    recipe: Recipe,
+    recipe: Target,
     draws: torch.Generator,
 ) -> None:
     """Train the student on the teacher's logits of samples."""
     student.train()
-    size = min(recipe.batch_size, len(samples))
+    size = min(recipe.synthesis_batch_size, len(samples))
     for _ in range(recipe.student_steps):
         rows = torch.randint(len(samples), (size,), generator=draws)
         loss = kd_kl(student(samples[rows])[:, met], logits[rows].softmax(dim=1), 1.0)

@@ -117,7 +117,7 @@ class Target(LocalObjective, FusionStrategy):
         self, server: ServerModels, averaged: Arrays, classes: Sequence[int]
     ) -> dict[str, np.ndarray]:
         """Return samples `[M, *input_shape]`, soft labels `[M, K]` and their outputs `[K]`."""
-        from fedkd.fusion.synthesis import Recipe, synthesise
+        from fedkd.fusion.synthesis import synthesise
 
         architecture = server.architecture_of(0)
         weights = unpack(averaged, server.initial_weights(architecture))
@@ -126,20 +126,7 @@ class Target(LocalObjective, FusionStrategy):
             server.network(architecture),
             server.input_shape,
             classes,
-            Recipe(
-                samples=self.samples,
-                batch_size=self.synthesis_batch_size,
-                steps=self.generator_steps,
-                lr=self.generator_lr,
-                label_weight=self.label_weight,
-                statistics_weight=self.statistics_weight,
-                adversarial_weight=self.adversarial_weight,
-                divergence=self.divergence,
-                student_steps=self.student_steps,
-                student_lr=self.student_lr,
-                noise=self.noise,
-                width=self.generator_width,
-            ),
+            self,
             server.seed("synthesis"),
         )
         return {
