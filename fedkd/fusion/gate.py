@@ -53,14 +53,8 @@ def train_gate(
 def gate_loss(gate: Gate, inputs: np.ndarray, losses: np.ndarray, balance: float) -> tuple[float, Gate]:
     """Return ``mean_i Σ_m g_m(i) ℓ_m(i) + w K Σ_m f_m mean_i g_m(i)`` and its gradient.
 
-    f, the share of samples on which m has the largest share, is held. The second term favours an even use of
-    teachers, where it has its minimum w.
-
-    Args:
-        gate: Of K teachers.
-        inputs: `[M, C]`, M > 0.
-        losses: ℓ of each teacher's answer, `[M, K]`.
-        balance: w.
+    ℓ are the losses `[M, K]` of each teacher's answer, w is `balance`, M > 0. f, the share of samples on
+    which m has the largest share, is held. The second term is least, w, where all teachers are used evenly.
     """
     samples, teachers = losses.shape
     hidden = gate.hidden(inputs)

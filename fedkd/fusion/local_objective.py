@@ -33,11 +33,8 @@ class LocalObjective:
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
         """Return the whole loss of private batches in the local training that begins.
 
-        It replaces the cross entropy and `local_loss`. Early stopping still judges by the cross entropy.
-
-        Args:
-            client: With the weights before training.
-            guidance: The client's last guidance with `uses_local_loss`; else, or before any, empty.
+        It replaces the cross entropy and `local_loss`; early stopping still judges by the cross entropy.
+        Guidance is the client's last with `uses_local_loss`; else, or before any, empty.
         """
         return None
 

@@ -173,13 +173,9 @@ class Message(SoftLabels):
 
 
 class _Heard(NamedTuple):
-    """The answers of a round.
+    """The answers of clients `[A]` that heard the questions about samples `[R]`.
 
-    Attributes:
-        teachers: Rows `[A]` of the clients that heard the questions.
-        answers: Theirs, `[A, R, 2]` each.
-        score: p_m[c] q_m[i, c], `[A, R, C]`.
-        samples: Samples of the questions, `[R]`.
+    The score `[A, R, C]` is p_m[c] q_m[i, c].
     """
 
     teachers: np.ndarray

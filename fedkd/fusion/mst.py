@@ -100,12 +100,9 @@ class MST(ServerCost, TemperedLabels):
         return Guidance(targets, weights, distances=d)
 
     def _shares(self, logits: np.ndarray, losses: np.ndarray, seed: int) -> np.ndarray:
-        """Return the teachers' shares of each sample, rows that sum to 1, `[M, B]`.
+        """Return the teachers' shares of each sample `[M, B]` by their losses `[M, B]`.
 
-        Args:
-            logits: The client's own, `[M, C]`.
-            losses: Its teachers', `[M, B]`.
-            seed: Of the gate's first weights, equal for all.
+        The seed of the gate's first weights is equal for all clients and rounds.
         """
         z = finite_logits(logits).astype(np.float64)
         size = np.sqrt((z**2).mean())

@@ -127,13 +127,9 @@ class Path(ServerCost, KnowsStart):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Router:
-    """The settings of a router.
+    """A router with first scores `begin` `[N]` and `kept` senders of a sample, ties included.
 
-    Attributes:
-        begin: Scores of senders before training, `[N]`.
-        kept: Senders of a sample, ≥ 1; others tied with the last one stay too.
-        balance: Weight of the loss that evens out the use of senders.
-        z_loss: Weight of the loss on the size of scores.
+    `balance` weighs the loss that evens out the use of senders, `z_loss` that on the size of scores.
     """
 
     begin: np.ndarray
@@ -153,12 +149,12 @@ class Router:
     def loss(
         self, learned: np.ndarray, features: np.ndarray, q: np.ndarray, wanted: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """Return the loss of a router and its gradient in A, `[F, N]`.
+        """Return the loss of a router and its gradient in A, both `[F, N]` like A itself.
 
-        Who is kept and who is asked most often are constants in it, as always in mixtures of experts.
+        The kept and the most used senders are constants in it, as always in mixtures of experts.
 
         Args:
-            learned: A, `[F, N]`.
+            learned: A.
             features: Of the samples, `[M, F]`.
             q: Probabilities of the senders, `[N, M, C]`.
             wanted: The right answers, `[M, C]`.

@@ -121,10 +121,10 @@ def learn_scales(
     Args:
         start: `[N, N, K]`, K being 1 or C.
         z: Logits of labelled samples, `[N, L, C]` float64.
-        labels: Their classes, `[L]`.
+        labels: `[L]`.
         counts: Weights of samples for a receiver, rows that sum to 1, `[N, L]`.
         steps: Of Adam, over all samples.
-        lr: Its learning rate.
+        lr: Of Adam.
         pull: λ of ``λ ‖ω − start‖²``.
     """
     scales, best = start.copy(), start.copy()

@@ -107,19 +107,11 @@ def synthesise(
     recipe: Target,
     seed: int,
 ) -> Synthetic:
-    """Return samples of the classes that the teacher has met.
+    """Return samples of the `classes` that the teacher has met, as outputs of teacher and student.
 
     For each batch the generator takes its steps on drawn noise and labels, and its samples are kept; then
-    the student learns from all samples so far. It runs on one thread, so that sums are equal to the last
-    bit.
-
-    Args:
-        teacher: On the CPU; it is left as it is.
-        student: A network with the same outputs, trained in place.
-        input_shape: Of a sample.
-        classes: The K classes met, as outputs of both.
-        recipe: Hyper-parameters of the synthesis.
-        seed: Derived seed of all draws.
+    the student is trained on all samples so far. One thread keeps sums equal to the last bit. The teacher is
+    on the CPU and stays as it is.
 
     Raises:
         TrainingDiverged: Samples or the teacher's logits are not finite.

@@ -120,11 +120,10 @@ class Supermask(Protocol):
         """Return the bits of weights in earlier tasks' masks, empty at first; None: no weight is trained."""
 
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
-        """Set the mask from all clients' masks; the client's own decides where they are divided.
+        """Set the mask by log odds `[≥ d]` of all clients' masks; where they are divided, the own one
+        decides.
 
-        Args:
-            log_odds: Log odds that a weight is in the mask, `[≥ d]` float32.
-            taken: Bits of the weights that are no longer trained; None: there are none.
+        `taken` are the bits of the weights that are no longer trained, if any.
         """
 
 
@@ -239,15 +238,9 @@ class ClientView(Protocol):
         """Distil targets `[K, C]` of transfer samples `[K]` at once; samples None: the whole transfer set."""
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
-        """Distil targets `[K, C]` of transfer samples `[K]` for one epoch, predict, and restore the model.
+        """Distil targets `[K, C]` for one epoch, predict the `asked` samples `[A]`, and restore the model.
 
-        Trials of a round share first weights and the order of samples. Only for a strategy that has
-        `trials`.
-
-        Args:
-            targets: `[K, C]`.
-            samples: Their transfer samples.
-            asked: Transfer samples to predict afterwards, `[A]`.
+        Trials of a round share first weights and order of samples. Only for a strategy that has `trials`.
         """
 
 
@@ -309,8 +302,8 @@ class ServerModels(Protocol):
             epochs: Maximum of passes.
             batch_size: Samples a step.
             lr: Initial learning rate.
-            validation: Share of the transfer set that is kept apart for early stopping.
-            patience: Epochs without a lower loss there before the best weights return; 0: never.
+            validation: Share of the samples for early stopping.
+            patience: Epochs without a lower loss on them before the best weights return; 0: never.
         """
 
     def fit(
@@ -325,18 +318,16 @@ class ServerModels(Protocol):
         batch_size: int,
         weight_decay: float = 0.0,
     ) -> None:
-        """Train a network in place on uploads or drawn samples, with a fresh optimiser and a constant `lr`.
+        """Train a network in place on uploads or drawn samples, on the CPU with one thread.
 
-        It runs on the CPU with one thread, in batches of the server's own draws: results are equal on every
-        machine.
+        Batches are the server's own draws, so results are equal on every machine.
 
         Args:
             network: On the CPU, made with draws from `seed`.
             arrays: `[n, ...]` each, one row per sample.
-            loss: Called as ``loss(network, *batch)`` with a batch `[B, ...]` of each array; returns a
-                scalar.
-            optimizer: Its kind.
-            lr: Learning rate.
+            loss: Maps the network and a batch `[B, ...]` of each array to a scalar.
+            optimizer: A fresh one.
+            lr: Constant learning rate.
             epochs: Passes over the samples.
             batch_size: Samples a step.
             weight_decay: Of the optimiser.

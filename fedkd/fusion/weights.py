@@ -71,12 +71,7 @@ def log_prior(
 ) -> np.ndarray:
     """Return the logarithm of ``samples · ρ^age · s``, `[N]`; factors that are None are left out.
 
-    Args:
-        clients: N.
-        samples: Training samples per client, `[N]`; none count as one.
-        age: Rounds since a client's knowledge was computed, `[N]`.
-        decay: ρ in (0, 1].
-        freshness: s, `[N]`.
+    Clients without training samples count as one; ρ is `decay` in (0, 1], s is `freshness`.
     """
     prior = np.zeros(clients)
     if samples is not None:
