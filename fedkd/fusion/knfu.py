@@ -47,11 +47,10 @@ class KnFu(TemperedLabels):
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
     beta: Annotated[float, Field(ge=0)] = 10.0
-    """β: how sharply a distant client loses weight; 10 in the paper. Aim at 1 / (typical distance) and sweep
-    it over powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
+    """β: how sharply distance costs weight; 10 in the paper. Aim at 1 / (typical distance) and sweep it over
+    powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings class
-    distributions closer together, so raise β with it."""
+    """T of predictions and loss. Above 1 distributions come closer together, so raise β with it."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
     """What a client's class distribution is: `soft` (mean prediction), `hard` (share of votes; sharper while
     models are unsure), `calibrated` (relative to the federation's mean; for a transfer set with unequal
@@ -65,28 +64,25 @@ class KnFu(TemperedLabels):
     """Smoothing of distributions; absent: 1e-6, or 1e-2 for `hard`. It bounds distances by about −log ε:
     raise it if single missing classes decide everything."""
     neighbours: Annotated[int, Field(ge=0)] | None = None
-    """Keep only so many nearest others besides the client itself (ties with the last stay); absent: all. A
-    guard against many slightly wrong neighbours; start at the expected size of a group of like clients."""
+    """Number of nearest others to keep, and those that tie with the last; absent: all. A guard against many
+    slightly wrong neighbours; start at the size of a group of like clients."""
     threshold: Annotated[float, Field(ge=0)] | None = None
-    """Keep only others within this distance, in units of `threshold_kind`, and the client itself; absent:
-    all."""
+    """Largest distance of others to keep, in units of `threshold_kind`; absent: all are kept."""
     threshold_kind: Literal["quantile", "median"] = "quantile"
-    """`quantile` of the distances between clients (0.25 keeps the closest quarter of pairs), or a multiple of
-    their `median`."""
+    """`quantile` of the distances (0.25 keeps the closest quarter of pairs) or multiple of their `median`."""
     weight_by_size: bool = False
     """Multiply weights by the sender's number of training samples; for clients of very unequal size."""
     per_class: bool = False
-    """An option of ours: class by class, a sender also counts in proportion to its own p_m[c], so that those
-    who have a class teach it: `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It
-    matters at a small β, where distant specialists still have weight; at β = 0 it is `experts`."""
+    """An option of ours: a sender also counts by its own p_m[c], class by class: `K_n[i,c] ∝ Σ_m W_nm p_m[c]
+    q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It matters at a small β; at β = 0 it is `experts`."""
     absent_by_experts: bool = False
-    """An option of ours: what a client lacks the class experts F of the whole federation tell it, whatever β
-    says (see `experts`): `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c], the share of F in
-    classes that the client has less of than its share. For a large β, which keeps to like clients."""
+    """An option of ours: class experts F of the whole federation teach a client's rare classes (see
+    `experts`): `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c]. For a large β, which keeps to
+    like clients."""
     perplexity: Annotated[float, Field(ge=1)] | None = None
-    """An option of ours: each client has a β of its own in place of `beta`, found so that its effective
-    number of neighbours is this; absent: `beta` for all. It makes up for distances that differ from client to
-    client and round to round; try a few."""
+    """An option of ours: each client has its own β instead of `beta`, at which its effective number of
+    neighbours is this; absent: `beta` for all. It makes up for distances that differ between clients and
+    rounds."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""

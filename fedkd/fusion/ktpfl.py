@@ -42,8 +42,7 @@ class KTpFL(TemperedLabels):
     paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0
-    """T of predictions and of the loss; 10 in the paper. It makes predictions alike, and so c uniform: 1 to 3
-    personalises more."""
+    """T of predictions and loss; 10 in the paper, which makes c uniform: 1 to 3 personalises more."""
     rho: Annotated[float, Field(ge=0)] = 0.7
     """ρ: how strongly coefficients are held at 1/N; 0.7 in the paper, which with T = 10 is nearly uniform. 0
     to 0.1 lets clients differ; very large is the plain mean of probabilities."""
@@ -51,8 +50,7 @@ class KTpFL(TemperedLabels):
     """Step size of c. The gradient of an MSE of probabilities is small, about 0.1 at T = 1 and 0.001 at
     T = 10: try 1 to 100, more with a large T, and watch the effective number of neighbours."""
     coefficient_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.2
-    """τ of the softmax over a client's coefficients: below 0.2 c decides for few teachers within a few
-    rounds, at 1 it stays near uniform."""
+    """τ of the softmax over coefficients: below 0.2 few teachers remain, at 1 it stays near uniform."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal targets `[N, M, C]` with the coefficients `[N, N]`."""

@@ -56,8 +56,8 @@ class Masters(TemperedLabels):
     distance_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.5
     """λ: how much nearness counts against being in the majority. 1 / λ nats are as bad as being outvoted."""
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of a client's training samples that it keeps apart to tell how strong it is; 0 goes by mean
-    confidence, which costs no samples and which overfitted clients have most of."""
+    """Share of a client's samples that it keeps apart to measure its strength; 0 uses mean confidence, which
+    costs no samples and which overfitted clients have most of."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; teachers are chosen at 1."""
 

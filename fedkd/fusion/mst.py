@@ -50,13 +50,11 @@ class MST(ServerCost, TemperedLabels):
     )
 
     judge: Literal["labels", "consensus"] = "labels"
-    """What a teacher's answer is measured by: true `labels` of the transfer set, which the server then needs,
-    or the `consensus` of all other clients."""
+    """Measure of teachers: true `labels` of the transfer set, or the `consensus` of all other clients."""
     neighbours: Annotated[int, Field(ge=1)] = 4
     """B: how many nearest others are teachers (ties with the last are too)."""
     divergence: Literal["prediction_kl", "kl"] = "prediction_kl"
-    """Who is near: by predictions, sample by sample, which tells domains apart; or by class distributions, as
-    KnFu has it."""
+    """Distance of predictions sample by sample, which tells domains apart, or of class distributions."""
     top: Annotated[int, Field(ge=1)] = 2
     """k: how many teachers a sample is learned from."""
     balance: Annotated[float, Field(ge=0, le=1e9)] = 0.1

@@ -65,8 +65,7 @@ class FedKD(LocalObjective, SharedModel):
     energy_end: Annotated[float, Field(gt=0, le=1)] = 0.98
     """e in the last round; 0.98 in the paper. 1 sends every change exactly."""
     least_loss: Annotated[float, Field(gt=0)] = 0.01
-    """What D is at least. The paper has no such bound; without any, teaching grows without end where both
-    models are right about all their samples."""
+    """Lower bound of D, which the paper lacks: teaching would grow without end for two perfect models."""
 
     @cached_property
     def capabilities(self) -> Capabilities:  # type: ignore[override]

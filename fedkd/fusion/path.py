@@ -62,11 +62,9 @@ class Path(ServerCost, KnowsStart):
     neighbours: Annotated[int, Field(ge=1)] = 5
     """Senders that a sample may be routed to, the client itself among them (ties with the last stay)."""
     supervision: Literal["experts", "labels"] = "experts"
-    """What the gate is to get right: the class `experts`' answer, or the transfer set's true `labels`, which
-    the server has to know."""
+    """Answers that train the gate: the class `experts`' or the transfer set's true `labels`."""
     steps: Annotated[int, Field(ge=0, le=10_000)] = 50
-    """Steps of gradient descent on the whole transfer set, in every round from the guess on; 0 leaves
-    that alone."""
+    """Steps of gradient descent on the whole transfer set in every round; 0 leaves the guess alone."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 2.0
     """Their size. A gate's gradient is a difference of probabilities: try 0.5 to 5."""
     balance: Annotated[float, Field(ge=0, le=1e6)] = 0.01

@@ -47,19 +47,16 @@ class PFedMe(PersonalModel):
     )
 
     strength: Annotated[float, Field(gt=0)] = 15.0
-    """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
-    the way in a step."""
+    """λ: how near θ is held to w; 15 in the paper. Keep η_p λ below 2; w moves by ηλ of the way a step."""
     personal_steps: Annotated[int, Field(ge=1)] = 5
     """K: steps of θ a batch; 5 in the paper. A round costs K trainings."""
     personal_lr: Annotated[float, Field(gt=0)] = 0.05
-    """η_p: learning rate of θ; 0.1 in the paper, which with λ = 15 leaves little room below the 2 that η_p
-    times λ and the loss's curvature have to stay under: a LeNet diverged with it."""
+    """η_p: learning rate of θ; 0.1 in the paper, with which a LeNet diverged: η_p times λ and the loss's
+    curvature has to stay below 2."""
     server_share: Annotated[float, Field(gt=0, le=2)] = 1.0
-    """β: how far the server goes to the clients' mean; 1 in most of the paper's experiments. In the first
-    round it goes all the way: there is nothing yet that it could stay at."""
+    """β: how far the server goes to the clients' mean; 1 in most of the paper's runs and in round 1."""
     inference: Literal["personal", "shared"] = "personal"
-    """What evaluations ask: θ of the last training, or w (the client's own after training, the average after
-    guidance)."""
+    """Model in evaluations: θ of the last training, or w (own after training, average after guidance)."""
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return θ, which the optimiser leaves alone."""

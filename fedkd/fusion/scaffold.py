@@ -54,8 +54,8 @@ class Scaffold(LocalObjective, FusionStrategy):
     )
 
     server_lr: Annotated[float, Field(gt=0)] = 1.0
-    """η_g: share of the clients' mean step that the server takes; 1 is the mean itself, as in most of the
-    paper's experiments. Below 1 damps rounds with few clients."""
+    """η_g: share of the clients' mean step that the server takes; 1 is the mean, as in most of the paper's
+    experiments. Below 1 damps rounds with few clients."""
 
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x, and c = 0."""

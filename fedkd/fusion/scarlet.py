@@ -40,16 +40,14 @@ class Scarlet(SoftLabels):
     paper: ClassVar[str] = "Azuma et al., Soft-Label Caching and Sharpening, arXiv 2504.19602, 2025"
 
     exponent: Annotated[float, Field(gt=0)] = 2.0
-    """b of enhanced ERA: 1 is the plain mean, above 1 sharpens at any number of classes, below 1 softens. Up
-    to 3 or so for very unlike clients, 1 for alike ones."""
+    """b of enhanced ERA: 1 is the plain mean, above 1 sharpens, below 1 softens. Up to 3 or so for very
+    unlike clients, 1 for alike ones."""
     cache_rounds: Annotated[int, Field(ge=0)] = 50
-    """D: a label is good for so many rounds, the one it was fused in included; 0 and 1 turn the cache off. A
-    large D saves bytes and teaches what the federation knew long ago: lower it while models still change
-    fast."""
+    """D: rounds for which a label is good, its own included; 0 and 1 turn the cache off. A large D saves
+    bytes but teaches old knowledge: lower it while models still change fast."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
-    """Transfer samples drawn each round; absent: a tenth of the transfer set, as in the authors' runs (1,000
-    of 10,000). The size of the transfer set draws all of it each round, but then every label dates from round
-    1 until D rounds are over."""
+    """Transfer samples drawn each round; absent: a tenth, as in the authors' runs (1,000 of 10,000). With
+    all of them, every label dates from round 1 until D rounds are over."""
 
     @cached_property
     def capabilities(self) -> Capabilities:

@@ -52,8 +52,8 @@ class SelectiveFD(SoftLabels):
     )
 
     selector: Literal["energy", "confidence"] = "energy"
-    """What tells a client that it knows a sample: `energy` (log Σ exp of its logits, which also falls where
-    no class fits) or `confidence` (log of the largest probability, blind to the size of logits)."""
+    """Score by which a client knows a sample: `energy` (log Σ exp of its logits, which also falls where no
+    class fits) or `confidence` (log of the largest probability, blind to the size of logits)."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A client votes on samples that score above this quantile of its own training samples; 0 is the most
     generous. Models are surer of what they were trained on, so lower it if hardly anybody votes."""
@@ -61,9 +61,8 @@ class SelectiveFD(SoftLabels):
     """The same score for every client instead of the quantile (`confidence`: log 0.9 is −0.105); absent: the
     quantile. A very low one lets all vote on all: the mean of probabilities."""
     ambiguity: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples of which one
-    class has at least half, 2 keeps all. Lower it for fewer and cleaner targets; raise it if nothing is
-    learned for long, because the means of young models are ambiguous."""
+    """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples with at least
+    half for one class, 2 keeps all. Lower it for fewer and cleaner targets; raise it for young models."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the known samples' indices, `samples` `[K]` int32, and logits, `sample_logits` `[K, C]`."""

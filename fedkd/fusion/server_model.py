@@ -67,18 +67,14 @@ class ServerTeacher(ServerModel, TeacherLogits):
     capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})
 
     server_model: str = "resnet20"
-    """The server's model: a zoo name or `"pkg.mod:factory"`. Larger than the clients', and fit for the data:
-    `mlp` where samples are not images."""
+    """Server's model: a zoo name or `"pkg.mod:factory"`, larger than the clients'; `mlp` if not images."""
     server_args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the server's model, e.g. its width; they multiply what the server can learn and
-    what a round costs."""
+    """Keyword arguments of the server's model, e.g. its width, which grows its capacity and costs."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of what clients learn from the server. Above 1 it also teaches how the server ranks the other
-    classes."""
+    """T of the distillation into clients. Above 1 it also teaches the ranking of other classes."""
     server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over the transfer set per round. The server model lives on from round to round; until it has
-    learned something it holds its clients back, so raise this for a small transfer set or few rounds: aim at
-    a hundred steps a round."""
+    """Passes over the transfer set per round. A server model that has learned too little holds its clients
+    back, so raise this for a small transfer set or few rounds: aim at a hundred steps a round."""
     server_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
     server_batch_size: Annotated[int, Field(gt=0)] = 64

@@ -52,17 +52,16 @@ class Target(LocalObjective, FusionStrategy):
     )
 
     strength: Annotated[float, Field(ge=0)] = 6.0
-    """λ: weight of what is rehearsed beside the cross entropy; the released 25 counts without T², which makes
-    it 6.25. With 1 a new task is learned better and the old ones are gone after two or three more. 0 is
-    FedAvg: nothing is made, nothing is sent."""
+    """λ: weight of rehearsal; the released 25 counts without T², which makes it 6.25. With 1 a new task is
+    learned better and old ones are gone after two or three more. 0 is FedAvg: nothing is made or sent."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
     """T of what is rehearsed; 2 in the released code. The higher, the more the unlikely classes count."""
     distil: Literal["met", "all"] = "all"
-    """Outputs that rehearsal is about: those of the classes met when the samples were made (`met`, as
-    released), or `all`, which also teaches that such a sample is none of a later class."""
+    """Outputs of rehearsal: of the classes met when the samples were made (`met`, as released), or `all`,
+    which also teaches that such a sample is none of a later class."""
     samples: Annotated[int, Field(ge=2)] = 1024
-    """Samples that stand in for all earlier tasks; 8,000 of CIFAR-100 in the released code. Every client
-    receives all of them after each task: they weigh four bytes a number."""
+    """Samples that stand in for earlier tasks; 8,000 of CIFAR-100 in the released code. Every client
+    receives all of them after each task, four bytes a number."""
     synthesis_batch_size: Annotated[int, Field(ge=2)] = 128
     """Samples that the generator makes at once, and is trained on together; 256 in the released code."""
     generator_steps: Annotated[int, Field(ge=0)] = 50
@@ -70,20 +69,19 @@ class Target(LocalObjective, FusionStrategy):
     generator_lr: Annotated[float, Field(gt=0)] = 2e-3
     """Learning rate of the generator's Adam; 0.002 in the released code."""
     generator_width: Annotated[int, Field(gt=0, le=1024)] = 32
-    """Channels of the generator's last hidden layer, and half of those before; 64 in the released code. Costs
+    """Channels of the generator's last hidden layer, half of those before; 64 in the released code. Costs
     grow with its square."""
     noise: Annotated[int, Field(gt=0, le=65536)] = 64
     """Length of the noise that a sample is made out of; 256 in the released code."""
     label_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross entropy to the label that was asked for; 0.5 in the released code."""
     statistics_weight: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of the distance to the running statistics of normalisation; 10 in the released code. Of a model
-    without any it is without effect, and samples look less like data."""
+    """Weight of the distance to running statistics; 10 in the released code. Without normalisation layers it
+    has no effect, and samples look less like data."""
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of what the student has left to learn; 1 in the released code. 0 does without a student."""
     divergence: Literal["kl", "js"] = "kl"
-    """How teacher and student are told apart: Kullback and Leibler's, or Jensen and Shannon's, which has a
-    bound."""
+    """Kullback–Leibler divergence of teacher and student, or Jensen–Shannon's, which has a bound."""
     student_steps: Annotated[int, Field(ge=0)] = 50
     """Steps of the student on all samples so far, after each batch of them; 400 in the released code."""
     student_lr: Annotated[float, Field(gt=0)] = 1e-3
