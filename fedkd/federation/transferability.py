@@ -23,7 +23,7 @@ from fedkd.fusion.shift import START
 from fedkd.fusion.transferability import predicted
 from fedkd.scenario.schema import Scenario, Transferability
 from fedkd.tracking.transferability import TransferMap
-from fedkd.training.device import one_blas_thread
+from fedkd.training.thread_pools import one_blas_thread
 
 PHASE = "transferability"
 

@@ -62,7 +62,7 @@ class DLF(LocalObjective, TemperedLabels):
     """α of every neighbour and sample alike; absent: that which moves as far as the neighbour was moved. 0.5
     and 1 are the controls."""
     most: Annotated[float, Field(ge=0, le=1000)] = 1.5
-    """Largest strength α."""
+    """Largest strength α that the search may give."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature T of targets and of the loss."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedkd.canonical_basis import canonical_rotation
 from fedkd.fusion.views import Arrays
-from fedkd.training.device import one_blas_thread
+from fedkd.training.thread_pools import one_blas_thread
 
 FACTORS = "factors"
 RANKS = "ranks"

@@ -22,7 +22,7 @@ from fedkd.server.bank import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
-from fedkd.training.device import one_blas_thread
+from fedkd.training.thread_pools import one_blas_thread
 
 MODEL, PENDING = "model/", "pending/"
 """Prefixes in a `Fusing.state`: weights that messages bring, guidance that waits for clients."""

@@ -16,7 +16,7 @@ from fedkd.fusion.orthogonal import LEFT, SKETCH, extended, outside, share_left
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below
 from fedkd.scenario.schema import Orthogonal
-from fedkd.training.device import one_blas_thread
+from fedkd.training.thread_pools import one_blas_thread
 
 
 @dataclass(frozen=True)

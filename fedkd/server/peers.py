@@ -20,7 +20,7 @@ from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Parcel
-from fedkd.training.device import one_blas_thread
+from fedkd.training.thread_pools import one_blas_thread
 
 MEMORIES, HEARD = "memories/", "heard/"
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
 from fedkd.models.batch_last import use_torch_kernels
+from fedkd.training.thread_pools import thread_pools
 
 
 def resolve_device(name: str) -> torch.device:
@@ -47,26 +45,6 @@ def torch_threads(number: int) -> Iterator[None]:
 def all_threads(number: int) -> Iterator[None]:
     """Limit every thread pool of the process, such as scikit-learn's, in the block."""
     with torch_threads(number), thread_pools().limit(limits=number):
-        yield
-
-
-def thread_pools() -> ThreadpoolController:
-    """Return the thread pools of the process's libraries, searched again after more modules were imported.
-
-    The search takes three milliseconds, too long for every small round.
-    """
-    return _found(len(sys.modules))
-
-
-@lru_cache(maxsize=1)
-def _found(modules: int) -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Do the block's matrix products on one thread: the split among threads decides a sum's last bit."""
-    with thread_pools().limit(limits=1, user_api="blas"):
         yield
 
 
