@@ -54,34 +54,20 @@ __all__ = [
 ]
 
 _LAZY = {
-    "BenchResult": "fedkd.benchmark.bench",
-    "Comparison": "fedkd.overview.compare",
-    "EngineLost": "fedkd.errors",
-    "Export": "fedkd.trained.export",
-    "FedkdError": "fedkd.errors",
-    "Interrupted": "fedkd.errors",
-    "RoundReport": "fedkd.tracking.events",
-    "RunEntry": "fedkd.overview.runs",
-    "RunFailed": "fedkd.errors",
-    "RunList": "fedkd.overview.runs",
-    "RunObserver": "fedkd.tracking.events",
-    "RunReport": "fedkd.tracking.events",
-    "RunResult": "fedkd.results",
-    "Scenario": "fedkd.scenario.schema",
-    "TrainedClient": "fedkd.trained.client",
-    "TrainingDiverged": "fedkd.errors",
-    "TuneResult": "fedkd.tuning.tune",
-    "UserError": "fedkd.errors",
-    "bench": "fedkd.benchmark.bench",
-    "compare": "fedkd.overview.compare",
-    "export": "fedkd.trained.export",
-    "load_client": "fedkd.trained.client",
-    "load_scenario": "fedkd.plan.load",
-    "resume": "fedkd.runner",
-    "run": "fedkd.runner",
-    "runs": "fedkd.overview.runs",
-    "tune": "fedkd.tuning.tune",
+    "benchmark.bench": ("BenchResult", "bench"),
+    "errors": ("EngineLost", "FedkdError", "Interrupted", "RunFailed", "TrainingDiverged", "UserError"),
+    "overview.compare": ("Comparison", "compare"),
+    "overview.runs": ("RunEntry", "RunList", "runs"),
+    "plan.load": ("load_scenario",),
+    "results": ("RunResult",),
+    "runner": ("resume", "run"),
+    "scenario.schema": ("Scenario",),
+    "tracking.events": ("RoundReport", "RunObserver", "RunReport"),
+    "trained.client": ("TrainedClient", "load_client"),
+    "trained.export": ("Export", "export"),
+    "tuning.tune": ("TuneResult", "tune"),
 }
+_MODULES = {name: f"fedkd.{module}" for module, names in _LAZY.items() for name in names}
 
 
 if not TYPE_CHECKING:  # else a type checker would take every name for granted
@@ -90,9 +76,9 @@ if not TYPE_CHECKING:  # else a type checker would take every name for granted
         """Import the public names on first use: the command line must not pay for what it does not need."""
         from importlib import import_module
 
-        if name not in _LAZY:
+        if name not in _MODULES:
             raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
-        return getattr(import_module(_LAZY[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
 
     def __dir__() -> list[str]:
         """Name what is public, imported already or on first use."""

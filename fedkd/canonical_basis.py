@@ -16,20 +16,18 @@ TIED = 1e-6
 
 
 def canonical_rotation(vectors: np.ndarray, energies: np.ndarray, floor: float) -> np.ndarray:
-    """Return the matrix that turns vectors into the canonical basis of their span, `[m, r]`.
+    """Return the matrix R that turns vectors into the canonical basis of their span, `[m, r]`.
 
-    ``V R`` ``[n, r]`` are the basis's columns. Where ``V σ Wᵀ`` is a matrix, ``Rᵀ Wᵀ`` are the other factor's
+    ``V R`` ``[n, r]`` has the basis in its columns. For a matrix ``V σ Wᵀ``, ``Rᵀ Wᵀ`` are the other factor's
     rows.
 
-    - Vectors whose energy is at most the floor are dropped.
-    - Each vector gets the sign that makes its largest entry positive, the first one of several.
-    - Vectors of equal energies are replaced by another basis of their span. Of the coordinate axes the one
-      nearest to the span is projected onto it, then the one nearest to what is left of the span.
+    - Vectors whose energy is at most the floor, that of rounding, are dropped.
+    - Each vector gets the sign that makes its first largest entry positive.
+    - Vectors of equal energies are replaced by projections of the coordinate axes nearest to their span.
 
     Args:
         vectors: Orthonormal columns V, `[n, m]` float64.
         energies: Their eigenvalues, or squared singular values, descending, `[m]`.
-        floor: Energy that rounding alone reaches.
     """
     kept = energies[energies > floor]
     rotation = np.zeros((len(energies), len(kept)))

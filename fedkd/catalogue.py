@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,7 @@ def strategies() -> Iterator[str]:
     from fedkd.fusion.capabilities import capabilities_of
     from fedkd.fusion.registry import STRATEGIES
 
-    families: dict[str, list[Line]] = {}
-    for name, strategy in _parts(STRATEGIES):
-        if isinstance(strategy, UserError):
-            families.setdefault("Cannot be used", []).append(("", name, str(strategy)))
-            continue
-        family, needed = told_of_strategy(strategy, capabilities_of(strategy))
-        families.setdefault(family, []).append((needed, marked(name, strategy), _summary(strategy)))
+    families = _families(STRATEGIES, lambda strategy: told_of_strategy(strategy, capabilities_of(strategy)))
     for name in flower_strategy_names():
         what = f"Flower's {_summary(getattr(flower, name))}"
         families.setdefault(FLOWERS, []).append((SHORT["one_architecture"], f"flwr:{name}", what))
@@ -124,8 +118,9 @@ def models() -> Iterator[str]:
             continue
         yield _row(name, _summary(factory))
         own = [p for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD][2:]
-        if own:
-            yield _row("", f"  args: {', '.join(map(_argument, own))}")
+        args = [p.name + (f" = {toml_value(p.default)}" if p.default is not p.empty else "") for p in own]
+        if args:
+            yield _row("", f"  args: {', '.join(args)}")
     yield _row('"mod:factory"', "Your own: factory(input_shape, classes, **args) returns a torch.nn.Module.")
 
 
@@ -133,23 +128,24 @@ def learners() -> Iterator[str]:
     """Yield every continual learner in a line, by family; details come by name."""
     from fedkd.continual.registry import LEARNERS
 
-    families: dict[str, list[Line]] = {}
-    for name, learner in _parts(LEARNERS):
-        if isinstance(learner, UserError):
-            families.setdefault("Cannot be used", []).append(("", name, str(learner)))
-            continue
-        families.setdefault(family_of_learner(learner), []).append(
-            ("", marked(name, learner), _summary(learner))
-        )
+    families = _families(LEARNERS, lambda learner: (family_of_learner(learner), ""))
     yield from grouped(families, LEARNER_FAMILIES, "learners")
 
 
-def details(what: str, name: str) -> Iterator[str]:
-    """Yield all that there is to say of one part of a list.
+def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dict[str, list[Line]]:
+    """Return the lines of a registry's parts by family; `told` returns a part's family and its needs."""
+    families: dict[str, list[Line]] = {}
+    for name, part in _parts(registry):
+        family, line = "Cannot be used", ("", name, str(part))
+        if not isinstance(part, UserError):
+            family, needed = told(part)
+            line = (needed, marked(name, part), _summary(part))
+        families.setdefault(family, []).append(line)
+    return families
 
-    Raises:
-        UserError: The list has no such part.
-    """
+
+def details(what: str, name: str) -> Iterator[str]:
+    """Yield all that there is to say of one part of a list."""
     from fedkd.continual.registry import LEARNERS
     from fedkd.plan.hyperparameters import canonical_strategy
 
@@ -180,16 +176,13 @@ def learner_details() -> Iterator[str]:
             yield _row(name, f"cannot be used: {learner}")
             continue
         yield _row(name, _summary(learner))
-        if learner.isolates:
+        averages = "not with strategies that average weights"
+        if learner.traits.isolates:
             but = f", but for {made_for[name]}" if name in made_for else ""
-            yield _row(
-                "", f"  gives each task weights of its own: not with strategies that average weights{but}"
-            )
-        if learner.scales_own_subspaces:
-            yield _row(
-                "", "  scales weights in each client's own way: not with strategies that average weights"
-            )
-        if learner.overrides("training_tasks", "rehearsed"):
+            yield _row("", f"  gives each task weights of its own: {averages}{but}")
+        if learner.traits.scales_own_subspaces:
+            yield _row("", f"  scales weights in each client's own way: {averages}")
+        if learner.overrides("batch"):
             yield _row("", "  trains on old tasks too: not with strategies that shape local training")
         for parameter in learner_hyperparameters(learner):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
@@ -264,7 +257,17 @@ def loggers() -> Iterator[str]:
 def scenarios() -> Iterator[str]:
     """Yield the shipped scenarios by name: what each shows, how long it takes; then those in ./scenarios."""
     yield from _shipped("scenario")
-    yield from _of_working_folder()
+    folder = Path.cwd() / "scenarios"
+    for path in sorted(folder.glob("**/*.toml")) if folder.resolve() != shipped_folder() else ():
+        relative = path.relative_to(folder)
+        if relative.parts[0] == BENCHES or path.name == "pyproject.toml":
+            continue
+        try:
+            parse_toml(path.read_text(encoding="utf-8"))
+            what = Shipped("", path).about()[0]
+        except (NotToml, UnicodeDecodeError, OSError):
+            what = "(not valid TOML)"
+        yield _row(f"scenarios/{relative}", what).rstrip()
 
 
 def benches() -> Iterator[str]:
@@ -284,23 +287,6 @@ def _shipped(kind: Kind) -> Iterator[str]:
         yield f"none: the folder of shipped {LISTED[kind]} is not there"
 
 
-def _of_working_folder() -> Iterator[str]:
-    """Yield the scenarios in ./scenarios by path, unless they are the shipped ones."""
-    folder = Path.cwd() / "scenarios"
-    if folder.resolve() == shipped_folder():
-        return
-    for path in sorted(folder.glob("**/*.toml")):
-        relative = path.relative_to(folder)
-        if relative.parts[0] == BENCHES or path.name == "pyproject.toml":
-            continue
-        try:
-            parse_toml(path.read_text(encoding="utf-8"))
-            what = Shipped("", path).about()[0]
-        except (NotToml, UnicodeDecodeError, OSError):
-            what = "(not valid TOML)"
-        yield _row(f"scenarios/{relative}", what).rstrip()
-
-
 def find_dataset(name: str) -> Path | None:
     """Return the folder of a data set in the data root or the user cache, or None."""
     from fedkd.data.request import data_root, user_cache
@@ -317,11 +303,6 @@ def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
             yield name, registry.load(name)
         except UserError as error:
             yield name, error
-
-
-def _argument(parameter: inspect.Parameter) -> str:
-    default = parameter.default
-    return parameter.name + (f" = {toml_value(default)}" if default is not parameter.empty else "")
 
 
 def _row(label: str, text: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedkd.data.load import Data
     from fedkd.plan.no_plugins import WithoutPlugins
     from fedkd.plan.plan import Plan
-    from fedkd.scenario.schema import Filter, Scenario
+    from fedkd.scenario.schema import Filter
 
 SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72
 """Lines and characters of a schedule."""
@@ -25,15 +25,7 @@ SHOWN_PARTS = 6
 
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Load and partition the data, build every model and try a round's exchange; yield a line each.
-
-    Args:
-        plan: The scenario's plan.
-        progress: Told of what takes long, such as a download.
-
-    Raises:
-        UserError: The first thing that would stop a run.
-    """
+    """Load the data, build every model and try a round's exchange; yield a line each."""
     from fedkd.data.load import load_data
     from fedkd.engine.ray_placement import check_local_gpus
     from fedkd.tracking.loggers.registry import check_loggers
@@ -44,9 +36,12 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     yield row("scenario", f"{scenario.name}, {counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
     parameters, work, sketches = yield from check_with(plan, data)
-    evaluated = scenario.evaluate_clients
-    told = "" if evaluated is None else f", {evaluated} are evaluated"
-    yield row("clients", f"{_at_work(scenario)}{told}")
+    clients, evaluated, unwaiting = scenario.data.clients, scenario.evaluate_clients, scenario.asynchronous
+    told = f"{scenario.clients_per_round or clients} of {clients} train in a round"
+    if unwaiting is not None:
+        told = f"{unwaiting.concurrency or clients} of {clients} are at work at a time"
+        told += f", a round is over after {counted(unwaiting.buffer, 'upload')}"
+    yield row("clients", told + ("" if evaluated is None else f", {evaluated} are evaluated"))
     yield row("traffic", traffic(plan, data, parameters))
     yield from kept_rows(plan, data, parameters)
     if sketches:
@@ -57,11 +52,7 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
 def check_without_plugins(
     unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
 ) -> Iterator[str]:
-    """Check as far as it goes without plug-ins; yield a line each, the last about what is left.
-
-    Raises:
-        UserError: The first thing that would stop a run.
-    """
+    """Check as far as it goes without plug-ins; yield a line each, the last about what is left."""
     from fedkd.data.federated import FederatedData
     from fedkd.data.load import load_data
     from fedkd.tracking.loggers.registry import check_loggers
@@ -80,14 +71,10 @@ def check_without_plugins(
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
-    """Build every model, and describe the models and the data, a line each.
+    """Build every model; yield lines about models and data.
 
     Returns:
-        Number of parameters that the largest model exchanges, the arithmetic of a round, and a text about
-        sketches that are sent at the end of a task; empty: there are none.
-
-    Raises:
-        UserError: The first thing that would stop a run.
+        Most parameters that a model exchanges, the work of a round, and words on sketches (empty: none).
     """
     from fedkd.clients.memory import checked_models
     from fedkd.clients.own_samples import share_held_out
@@ -100,8 +87,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     else:
         yield from stream_rows(scenario, data)
     models = checked_models(plan, data)
-    for text in _models(plan, models):
-        yield row("model", text)
+    yield from _model_rows(plan, models)
     yield row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.fusion.filters:
         yield row("", f"hears {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
@@ -117,22 +103,12 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     return most, work, sketches(plan, data, models[0])
 
 
-def _at_work(scenario: Scenario) -> str:
-    clients, unwaiting = scenario.data.clients, scenario.asynchronous
-    if unwaiting is None:
-        return f"{scenario.clients_per_round or clients} of {clients} train in a round"
-    working = unwaiting.concurrency or clients
-    uploads = counted(unwaiting.buffer, "upload")
-    return f"{working} of {clients} are at work at a time, a round is over after {uploads}"
-
-
 def _filtered(wanted: Filter) -> str:
     """Word a filter: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
     from fedkd.fusion.filters import THRESHOLDS
 
-    where = ", which alone is sent" if wanted.at == "upload" else ""
-    if wanted.votes == "equal":
-        where = " of equal votes"
+    sent = ", which alone is sent" if wanted.at == "upload" else ""
+    where = " of equal votes" if wanted.votes == "equal" else sent
     if wanted.quantile is not None:
         return f"all but the {100 * wanted.quantile:g} % least by {wanted.by}{where}"
     least = THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
@@ -163,13 +139,13 @@ def _graph_rows(plan: Plan) -> Iterator[str]:
     for line in graph_lines(plan.graph, rounds, SHOWN_ROUNDS, SHOWN_CLIENTS):
         yield row("", line)
     for name, pieces in separate(plan, plan.graph):
-        whose = f"clients of '{name}'" if name else "clients"
-        if len(pieces) == 1:
-            yield row("", f"client {pieces[0][0]} is alone: no other is of its architecture '{name}'")
-            continue
-        shown = [f"{{{', '.join(map(str, part))}}}" for part in pieces[:SHOWN_PARTS]]
-        more = f" and {len(pieces) - SHOWN_PARTS} more" * (len(pieces) > SHOWN_PARTS)
-        yield row("", f"{whose} fall into parts that never hear of each other: {' '.join(shown)}{more}")
+        told = f"client {pieces[0][0]} is alone: no other is of its architecture '{name}'"
+        if len(pieces) > 1:
+            told = f"clients of '{name}'" if name else "clients"
+            shown = [f"{{{', '.join(map(str, part))}}}" for part in pieces[:SHOWN_PARTS]]
+            more = f" and {len(pieces) - SHOWN_PARTS} more" * (len(pieces) > SHOWN_PARTS)
+            told += f" fall into parts that never hear of each other: {' '.join(shown)}{more}"
+        yield row("", told)
 
 
 def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
@@ -177,28 +153,23 @@ def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
     from fedkd.engine.clients import expected_room
 
     live, of_client = expected_room(plan, data)
-    clients = plan.scenario.data.clients
-    if plan.scenario.engine.live_clients is None and live >= clients:
-        return
-    each = f"up to {live:,} clients in memory in a process, of about {size(of_client)} each"
-    yield row("", f"{each}; what others are lies on disk once they have taken part")
+    if plan.scenario.engine.live_clients is not None or live < plan.scenario.data.clients:
+        each = f"up to {live:,} clients in memory in a process, of about {size(of_client)} each"
+        yield row("", f"{each}; what others are lies on disk once they have taken part")
 
 
-def _models(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
-    """Yield the line of every group's model."""
+def _model_rows(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
     from torch import nn
 
     from fedkd.models.build import count_parameters
 
-    scenario = plan.scenario
     clients = Counter(map(id, plan.groups))
-    for group, model in zip(scenario.clients, models, strict=True):
-        if not isinstance(model, nn.Module):
-            yield f"{group.model}: {counted(clients[id(group)], 'client')}, {type(model).__name__}"
-            continue
-        count = count_parameters(model)
-        args = f" ({_pairs(group.args)})" if group.args else ""
-        yield f"{group.model}{args}: {counted(clients[id(group)], 'client')}, {count:,} parameters"
+    for group, model in zip(plan.scenario.clients, models, strict=True):
+        name, what = group.model, type(model).__name__
+        if isinstance(model, nn.Module):
+            name += f" ({_pairs(group.args)})" if group.args else ""
+            what = f"{count_parameters(model):,} parameters"
+        yield row("model", f"{name}: {counted(clients[id(group)], 'client')}, {what}")
 
 
 def _named(name: str, hyperparameters: Mapping[str, Any] | None) -> str:

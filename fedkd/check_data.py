@@ -79,7 +79,6 @@ def _common_tests(scenario: Scenario) -> str:
 
 
 def _course(scenario: Scenario, continual: Continual) -> str:
-    """Word the tasks of a stream and their length."""
     stream, epochs = continual.tasks, counted(scenario.training.local_epochs, "epoch")
     tasks = f"{counted(stream.count or 1, 'task')} ({stream.kind})"
     if stream.order != "same":

@@ -40,34 +40,24 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
     if plan.graph is not None:
         return _links_traffic(plan, data, parameters)
     if "weights" in strategy.capabilities.needs:
+        from fedkd.data.load import first_task
         from fedkd.fusion.averaging import WeightAveraging
+        from fedkd.fusion.kinds import Kind
 
-        number = np.dtype(scenario.fusion.upload_dtype).itemsize
-        logits = _targets(plan, data)
-        weights = size(sampled * (parameters + logits) * number)
+        number, first = np.dtype(scenario.fusion.upload_dtype).itemsize, first_task(data)
+        beside = Kind.TRANSFER_LOGITS in strategy.capabilities.kinds.values()
+        sent = sampled * (parameters + (len(first.transfer_x) * first.classes if beside else 0))
         # What is made for a learner leaves some of them out, and sends something else now and then.
         weighed = strategy.capabilities.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.capabilities.learner is not None else "at least"
-        back = size(sampled * (parameters + logits) * 4)
-        return f"{least} {weights} up, {back} down in a round ({strategy.capabilities.sends})"
+        told = f"{least} {size(sent * number)} up, {size(sent * 4)} down in a round"
+        return f"{told} ({strategy.capabilities.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
     when = "the first round" if strategy.capabilities.upload_changes else "a round"
-    return (
-        f"about {size(up)} up, {size(down)} down in {when} ({strategy.capabilities.sends} up, guidance down)"
-    )
-
-
-def _targets(plan: Plan, data: Data) -> int:
-    """Return the numbers that predictions take which are sent beside weights, and targets that come back."""
-    from fedkd.data.load import first_task
-    from fedkd.fusion.kinds import Kind
-
-    if Kind.TRANSFER_LOGITS not in plan.capabilities.kinds.values():
-        return 0
-    first = first_task(data)
-    return len(first.transfer_x) * first.classes
+    told = f"{strategy.capabilities.sends} up, guidance down"
+    return f"about {size(up)} up, {size(down)} down in {when} ({told})"
 
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
@@ -118,8 +108,7 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
         each = _tried(plan, data)[0] // max(len(clients), 1)
     links = int(heard.sum()) - len(clients)
     told = f"about {size(links * each)} over {counted(links, 'link')} in round {round}"
-    told += f" ({plan.capabilities.sends})"
-    return told + ", and what is passed on" * scenario.topology.relay
+    return f"{told} ({plan.capabilities.sends})" + ", and what is passed on" * scenario.topology.relay
 
 
 def sketches(plan: Plan, data: Data, model: Any) -> str:
@@ -157,18 +146,13 @@ def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) 
     times = trial_work(plan, data, models) / max(work.training, 1.0)
     down = 4 * clients**2 * samples * data.classes
     up = clients * samples * (np.dtype(scenario.fusion.upload_dtype).itemsize * data.classes + 4 * clients)
-    yield row(
-        "",
-        f"about {times:.1f} times what clients train in a round; {size(up)} up, {size(down)} down each time",
-    )
+    told = f"about {times:.1f} times what clients train in a round"
+    yield row("", f"{told}; {size(up)} up, {size(down)} down each time")
 
 
 def testing(work: Workload) -> str:
     """Word what share of the arithmetic evaluations take, and what to set if it is most of it."""
     told = f"about {work.share:.0%} of the arithmetic"
-    remedies = work.remedies()
-    if not remedies:
-        return told
-    values = [f"{key} = {value}" for key, value in remedies.items()]
-    last = f" or {values[-1]}" if len(values) > 1 else ""
-    return f"{told}; for half of it: {', '.join(values[:-1] or values)}{last}"
+    *values, last = [f"{key} = {value}" for key, value in work.remedies().items()] or [""]
+    half = f"{', '.join(values)} or {last}" if values else last
+    return f"{told}; for half of it: {half}" if half else told

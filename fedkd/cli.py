@@ -40,9 +40,7 @@ def program() -> int:
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
     """Run one command and return its exit status.
 
-    Args:
-        argv: Words after ``fedkd``; absent: those of this process.
-        supervised: Whether runs on Ray may do so in a child process (see `fedkd.supervisor`).
+    `supervised` runs on Ray may move to a child process (see `fedkd.supervisor`).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -85,14 +83,13 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
         return _fail(f"{type(error).__name__}: {words_of(error)} ({hint})", 3)
 
 
-def _drop(error: BaseException) -> None:
+def _drop(error: BaseException | None) -> None:
     """Free the frames of an interrupt silently: an object that was half made may complain when it ends."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda told: None
     try:
-        known: BaseException | None = error
-        while known is not None:
-            traceback.clear_frames(known.__traceback__)
-            known = known.__context__
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
     finally:
         sys.unraisablehook = hook
 
@@ -150,14 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "search for the hyper-parameters with the highest accuracy on held-out samples, with Optuna"
     tune = verb("tune", verbs.tune_verb, text)
     _add_scenario(tune)
-    tune.add_argument(
-        "--search",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="key=range",
-        help="what to vary, e.g. training.lr=log:1e-4..1e-1 training.optimizer=adam,sgd",
-    )
+    text = "what to vary, e.g. training.lr=log:1e-4..1e-1 training.optimizer=adam,sgd"
+    _add_words(tune, "--search", "key=range", text)
     tune.add_argument("--trials", type=int, metavar="N", help="short for --set trials=N")
     tune.add_argument("--metric", metavar="NAME", help="short for --set metric=NAME")
     _add_out(tune, "folder (default: runs/tune-NAME)")
@@ -166,9 +157,8 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "make the page of a run or a bench, or of several runs side by side; it opens offline"
     report = verb("report", verbs.report_verb, text)
-    report.add_argument(
-        "folders", nargs="+", type=_folder, metavar="DIR", help="run folders, or a bench folder"
-    )
+    text = "run folders, or a bench folder"
+    report.add_argument("folders", nargs="+", type=_folder, metavar="DIR", help=text)
     text = "folder of report.html, or a file .html (default: the run's or bench's folder; for several, here)"
     _add_out(report, text)
     text = "follow a run from another terminal, or another machine that sees its folder, until it ends"
@@ -176,12 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_folder(watch)
     watch.add_argument("--once", action="store_true", help="say where it is now, in plain lines, and leave")
 
-    runs = verb(
-        "runs", verbs.runs_verb, "list the runs below a folder: how far they are, what they reached, when"
-    )
-    runs.add_argument(
-        "folder", nargs="?", type=_folder, default=Path("runs"), metavar="DIR", help="default: runs"
-    )
+    text = "list the runs below a folder: how far they are, what they reached, when"
+    runs = verb("runs", verbs.runs_verb, text)
+    folder: dict[str, Any] = {"type": _folder, "default": Path("runs"), "metavar": "DIR"}
+    runs.add_argument("folder", nargs="?", help="default: runs", **folder)
 
     text = "compare two runs client by client, and say what differs in their scenarios"
     compare = verb("compare", verbs.compare_verb, text)
@@ -209,9 +197,8 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = verb("list", verbs.list_verb, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
-    listing.add_argument(
-        "name", nargs="?", metavar="NAME", help="all about one of them, e.g. strategies knfu"
-    )
+    text = "all about one of them, e.g. strategies knfu"
+    listing.add_argument("name", nargs="?", metavar="NAME", help=text)
 
     text = "write a strategy, model or learner of your own to start from, with a scenario and a test"
     new = verb("new", verbs.new_verb, text)
@@ -233,14 +220,12 @@ def _folder(text: str) -> Path:
 def _add_scenario(parser: argparse.ArgumentParser, kind: Kind = "scenario") -> None:
     text = f"{kind} file, or the name of a shipped {kind}: fedkd list {LISTED[kind]}"
     parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=text)
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="key=value",
-        help="change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp",
-    )
+    text = "change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp"
+    _add_words(parser, "--set", "key=value", text)
+
+
+def _add_words(parser: argparse.ArgumentParser, option: str, metavar: str, text: str) -> None:
+    parser.add_argument(option, nargs="+", action="extend", default=[], metavar=metavar, help=text)
 
 
 def _add_run_folder(parser: argparse.ArgumentParser, name: str = "folder", metavar: str = "DIR") -> None:

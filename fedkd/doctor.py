@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     *("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "pydantic", "scikit-learn", "safetensors"),
@@ -86,24 +87,16 @@ def _ray_resources() -> str:
 
     from fedkd.engine.compat import allowed_cpus, lean, secluded
 
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with lean(), secluded() as seclusion:
-        ray.init(
-            address="local",
-            num_cpus=allowed_cpus(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        ray.init(address="local", num_cpus=allowed_cpus(), include_dashboard=False, **quiet)
     try:
         resources = ray.cluster_resources()
     finally:
         ray.shutdown()
         seclusion.end()
-    memory = resources.get("object_store_memory", 0) / 2**30
-    return (
-        f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs,"
-        f" {memory:.1f} GiB of shared memory for arrays"
-    )
+    cpus, gpus, memory = (resources.get(kind, 0) for kind in ("CPU", "GPU", "object_store_memory"))
+    return f"{cpus:g} CPUs, {gpus:g} GPUs, {memory / 2**30:.1f} GiB of shared memory for arrays"
 
 
 def _data_rows() -> Iterator[str]:
@@ -133,9 +126,7 @@ def _executor_rows() -> Iterator[str]:
         return
     yield _row("executors", f"measured, in {cache_file()}:")
     for what, (loop, vectorised) in measured:
-        model, size, device = (what.get(key, "?") for key in ("model", "batch_size", "device"))
-        yield _row(
-            "",
-            f"{model}, batches of {size}, {what.get('together', '?')} clients on {device}:"
-            f" {1e3 * loop:.3g} ms a step and client in the loop, {1e3 * vectorised:.3g} together",
-        )
+        keys = ("model", "batch_size", "together", "device")
+        model, size, together, device = (what.get(key, "?") for key in keys)
+        times = f"{1e3 * loop:.3g} ms a step and client in the loop, {1e3 * vectorised:.3g} together"
+        yield _row("", f"{model}, batches of {size}, {together} clients on {device}: {times}")

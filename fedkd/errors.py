@@ -10,6 +10,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 class FedkdError(Exception):
@@ -39,15 +40,17 @@ class UserError(FedkdError):
         return ": ".join(part for part in (self.file, self.key, self.message) if part)
 
     def __reduce__(self):
-        return _rebuild_user_error, (type(self), self.message, self.key, self.file)
+        return partial(type(self), key=self.key, file=self.file), (self.message,)
 
     def at(self, *, key: str | None = None, file: str | None = None) -> UserError:
         """Return this error with `key` and `file` filled in where they are still unknown."""
         return type(self)(self.message, key=self.key or key, file=self.file or file)
 
 
-def _rebuild_user_error(cls: type[UserError], message: str, key: str | None, file: str | None) -> UserError:
-    return cls(message, key=key, file=file)
+def refuse_if(wrong: object, message: str, key: str) -> None:
+    """Raise a `UserError` about a key if something is wrong with it."""
+    if wrong:
+        raise UserError(message, key=key)
 
 
 class TrainingDiverged(FedkdError):
@@ -58,9 +61,7 @@ class RunFailed(FedkdError):
     """The run failed while running (exit status 3).
 
     Args:
-        message: One line that names the cause.
         round: Round in which it happened, 1-based.
-        client: Index of the client that failed, if one did.
         details: The traceback, for the log file.
         diverged: Whether training led to numbers that are none: a result of the method, not an accident.
     """
@@ -94,9 +95,9 @@ class EngineLost(RunFailed):
 
 
 class ActorsLost(EngineLost):
-    """A process or a node that clients lived on is gone; what is left can go on from the last checkpoint.
+    """A process or a node that clients lived on is gone; the run can continue from the last checkpoint.
 
-    `client` is the one whose work a process died in; None: a whole node was lost, and no client is to blame.
+    `client` is the client at work in a process that died; None: a whole node was lost.
     """
 
 
@@ -146,13 +147,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that another one is a slip of; None: there is none."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
-    return next(iter([*near, *(other for other in known if _is_slip(name, other))]), None)
-
-
-def _is_slip(one: str, other: str) -> bool:
-    """Return whether two short names differ in the order of their letters, or in one of three or more."""
-    wrong = sum(a != b for a, b in zip(one, other, strict=False))
-    return sorted(one) == sorted(other) or (len(one) == len(other) >= 3 and wrong == 1)
+    for other in known:  # of short names: the order of their letters, or one letter of three or more
+        wrong = sum(a != b for a, b in zip(name, other, strict=False))
+        if sorted(name) == sorted(other) or (len(name) == len(other) >= 3 and wrong == 1):
+            near.append(other)
+    return next(iter(near), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -167,11 +166,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Let a script end as the command line does, where an error is one that a person can act on.
-
-    Raises:
-        SystemExit: With the exit status of the error, which is told on stderr.
-    """
+    """Let a script end as the command line does, where an error is one that a person can act on."""
     try:
         yield
     except FedkdError as error:

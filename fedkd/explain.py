@@ -31,11 +31,9 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Return a line such as ``must be ≥ 0, got -1``; the caller adds the key and the file.
+    """Return a line such as ``must be ≥ 0, got -1`` for an entry of ``ValidationError.errors()``.
 
-    Args:
-        error: An entry of ``ValidationError.errors()``.
-        known: Keys allowed where an unknown key stands, for the suggestion.
+    `known` are the keys that an unknown one may be a slip of.
     """
     kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
     if kind in _UNKNOWN:
@@ -44,16 +42,16 @@ def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
         return "missing, and it has no default"
     if kind in _BOUNDS:
         sign, bound = _BOUNDS[kind]
-        return f"must be {sign} {_show_number(context[bound])}, got {got}"
+        limit = context[bound]
+        return f"must be {sign} {f'{limit:g}' if isinstance(limit, float) else limit}, got {got}"
     if kind in ("literal_error", "enum"):
         allowed = context["expected"].replace(" or ", ", ")
         return f"must be {'one of ' * (', ' in allowed)}{allowed}, got {got}"
     if kind in _KINDS:
         return f"must be {_KINDS[kind]}, got {got}"
-    if kind == "too_short":
-        return f"must have at least {context['min_length']} entries, got {context['actual_length']}"
-    if kind == "too_long":
-        return f"must have at most {context['max_length']} entries, got {context['actual_length']}"
+    if kind in ("too_short", "too_long"):
+        end, bound = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        return f"must have at {end} {context[bound]} entries, got {context['actual_length']}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}, got {got}"
     if kind == "value_error":  # raised by a validator of ours, already worded for the user
@@ -68,7 +66,3 @@ def show_value(value: Any) -> str:
         return str(value).lower()
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _show_number(bound: Any) -> str:
-    return f"{bound:g}" if isinstance(bound, float) else str(bound)

@@ -45,24 +45,17 @@ WIDEST = 96
 
 
 def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
-    """Return a strategy's family, by what its clients send, and what it needs besides.
-
-    Args:
-        strategy: Its class.
-        can: What it needs and can at its defaults.
-    """
+    """Return a strategy's family, by what its clients send, and what it needs besides."""
     from fedkd.fusion.strategy import overrides
 
-    if can.sends == "nothing":
-        family = BASELINES
-    elif can.learner is not None or {"masks", "class_stream"} & can.needs:
-        family = STREAMS
-    elif overrides(strategy, "aux_networks"):
-        family = SECOND
-    elif "weights" in can.needs:
-        family = WEIGHTS
-    else:
-        family = PUBLIC if can.uses_transfer_set else STATISTICS
+    in_turn = (
+        (can.sends == "nothing", BASELINES),
+        (can.learner is not None or {"masks", "class_stream"} & can.needs, STREAMS),
+        (overrides(strategy, "aux_networks"), SECOND),
+        ("weights" in can.needs, WEIGHTS),
+        (can.uses_transfer_set, PUBLIC),
+    )
+    family = next((family for fits, family in in_turn if fits), STATISTICS)
     public = ["public data"] * (can.uses_transfer_set and family != PUBLIC)
     return family, ", ".join(public + [text for need, text in SHORT.items() if need in can.needs])
 
@@ -70,9 +63,9 @@ def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
 def family_of_learner(learner: Any) -> str:
     """Return a learner's family, by what it keeps of old tasks."""
     names = {field.name for field in fields(learner)}
-    if "memory_size" in names or learner.overrides("training_tasks", "rehearsed"):
+    if "memory_size" in names or learner.overrides("batch"):
         return REPLAY
-    return OWN if learner.isolates else ONE
+    return OWN if learner.traits.isolates else ONE
 
 
 def marked(name: str, part: Any) -> str:
@@ -81,13 +74,7 @@ def marked(name: str, part: Any) -> str:
 
 
 def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:
-    """Yield parts in lines, a heading for each family; those that need least come first.
-
-    Args:
-        families: Family to its parts.
-        order: The families that come first.
-        what: Name of the list.
-    """
+    """Yield parts in lines, a heading for each family; those that need least come first."""
     for family in dict.fromkeys([*(name for name in order if name in families), *families]):
         yield family
         for needed, name, text in sorted(families[family], key=lambda line: line[0]):

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.explain import explain_error
 from fedkd.plugins import Registry, contained
 
@@ -32,13 +32,7 @@ class HyperParameter(NamedTuple):
 
 
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
-    """Build a part from its table of a scenario.
-
-    Args:
-        cls: A dataclass.
-        name: Its name in the scenario.
-        hyperparameters: The part's own keys; those left out take their defaults.
-        key: Key that names it, e.g. ``fusion.strategy``; its hyper-parameters stand in the same table.
+    """Build a part from its table of a scenario; `key` names the part, e.g. ``fusion.strategy``.
 
     Raises:
         UserError: An unknown key or a value out of range, or the part's own check raised.
@@ -56,9 +50,8 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
         where = ".".join([table, *(str(part) for part in error["loc"])])
         raise UserError(explain_error(error, known), key=where) from invalid
     except PydanticUserError as unreadable:
-        raise UserError(
-            f"'{name}': its hyper-parameters cannot be checked: {unreadable.message.splitlines()[0]}", key=key
-        ) from unreadable
+        told = f"its hyper-parameters cannot be checked: {unreadable.message.splitlines()[0]}"
+        raise UserError(f"'{name}': {told}", key=key) from unreadable
     except UserError:
         raise
     except Exception as error:
@@ -68,40 +61,23 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
-    """Return the class called `name`, checked to be a usable part.
-
-    Args:
-        registry: The parts by name.
-        base: Class it must derive from.
-        name: A known name, or ``"pkg.mod:Class"``.
-        search: Folders whose Python files may be named.
-        key: Key that names it.
-
-    Raises:
-        UserError: It does not exist, or is not a dataclass derived from `base` with its methods.
+    """Return the class called `name`, a dataclass derived from `base` with its methods, or raise a
+    `UserError`.
     """
     try:
         cls = registry.load(name, search)
     except UserError as error:
         raise error.at(key=key) from error
-    problem = _problem(cls, base)
-    if problem:
-        raise UserError(f"'{name}' {problem}", key=key)
-    return cls
-
-
-def _problem(cls: Any, base: type) -> str | None:
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        return f"is not a class derived from {base.__module__}.{base.__qualname__}"
+    derived = isinstance(cls, type) and issubclass(cls, base)
+    refuse_if(not derived, f"'{name}' is not a class derived from {base.__module__}.{base.__qualname__}", key)
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
-    if abstract:
-        return f"does not define {' and '.join(f'`{name}`' for name in sorted(abstract))}"
-    if not hasattr(cls, "name"):
-        return "does not say its `name`"
+    missing = " and ".join(f"`{method}`" for method in sorted(abstract))
+    refuse_if(missing, f"'{name}' does not define {missing}", key)
+    refuse_if(not hasattr(cls, "name"), f"'{name}' does not say its `name`", key)
     # An inherited dataclass would do for is_dataclass, but the class's own fields would be ignored.
-    if "__dataclass_fields__" not in vars(cls):
-        return "is not a dataclass; put @dataclass(frozen=True) above it"
-    return None
+    plain = "__dataclass_fields__" not in vars(cls)
+    refuse_if(plain, f"'{name}' is not a dataclass; put @dataclass(frozen=True) above it", key)
+    return cls
 
 
 def hyperparameter_names(cls: type) -> list[str]:
@@ -112,7 +88,11 @@ def hyperparameter_names(cls: type) -> list[str]:
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
     """Return a part's hyper-parameters in the order in which it declares them."""
     hints = get_type_hints(cls, include_extras=True)
-    documented = _docstrings(cls)
+    documented: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
+            if field.description:
+                documented[name] = field.description
     return [
         HyperParameter(
             field.name,
@@ -123,16 +103,6 @@ def hyperparameters_of(cls: type) -> list[HyperParameter]:
         for field in dataclasses.fields(cls)
         if field.init
     ]
-
-
-def _docstrings(cls: type) -> dict[str, str]:
-    """Return the docstrings of a pydantic dataclass's fields, those of its bases included."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
-            if field.description:
-                found[name] = field.description
-    return found
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -155,12 +125,8 @@ def type_text(hint: Any) -> str:
         base, *extras = get_args(hint)
         bounds = [bound for extra in extras for bound in getattr(extra, "metadata", [extra])]
         signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-        limits = [
-            f"{sign} {getattr(bound, name)}"
-            for bound in bounds
-            for name, sign in signs.items()
-            if getattr(bound, name, None) is not None
-        ]
+        found = [(sign, getattr(bound, name, None)) for bound in bounds for name, sign in signs.items()]
+        limits = [f"{sign} {limit}" for sign, limit in found if limit is not None]
         return " ".join([type_text(base), " and ".join(limits)]).strip()
     if get_origin(hint) is Literal:
         return " | ".join(f'"{choice}"' for choice in get_args(hint))

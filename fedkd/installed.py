@@ -22,11 +22,7 @@ def how_to_install(extra: str) -> str:
 
 
 def require(package: str, feature: str, extra: str) -> ModuleType:
-    """Import a package of an extra.
-
-    Raises:
-        UserError: It is not installed; the message names the feature and the extra.
-    """
+    """Import a package of an extra; without it, raise a `UserError` that names the feature and the extra."""
     try:
         return import_module(package)
     except ImportError:

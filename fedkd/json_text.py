@@ -11,11 +11,7 @@ class NotJson(ValueError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a text.
-
-    Raises:
-        NotJson: Why it has none.
-    """
+    """Return the value of a text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -9,11 +9,7 @@ from fedkd.errors import UserError
 
 
 def expanded(path: str | os.PathLike[str], *, key: str | None = None) -> Path:
-    """Return a path with a leading ``~`` or ``~name`` replaced by that home folder.
-
-    Raises:
-        UserError: There is no such home folder; names the key.
-    """
+    """Return a path with a leading ``~`` or ``~name`` replaced; no such home is a `UserError` at the key."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -33,12 +33,8 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 class Registry:
     """The parts of one kind by name, imported only when asked for.
 
-    Args:
-        kind: Singular name used in messages, e.g. ``"model"``.
-        builtin: Name to ``"module:attribute"``.
-        group: Entry-point group in which installed packages declare theirs, e.g. ``"fedkd.models"``.
-        aliases: What else people call a part, in any spelling, to its name.
-        absent: Parts that people ask for and that do not exist, in any spelling, to a sentence each.
+    `builtin` maps names to ``"module:attribute"``, `aliases` other names to names, `absent` names of parts
+    that do not exist to a sentence. `group` is an entry-point group, e.g. ``"fedkd.models"``.
     """
 
     def __init__(
@@ -74,12 +70,8 @@ class Registry:
         return self._spelled.get(_plain(name), name)
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Return a decorator that registers what it decorates under `name`.
-
-        Importing the same definition again replaces it.
-
-        Raises:
-            UserError: The name is taken, or is no name.
+        """Return a decorator that registers a part under a free name; a definition imported again replaces
+        itself.
         """
         if not isinstance(name, str) or not name or ":" in name:
             raise UserError(f"a {self.kind} is registered under a name without ':', got {name!r}")
@@ -87,24 +79,17 @@ class Registry:
         def decorate(part: Part) -> Part:
             former = self._registered.get(name)
             if name in self._builtin or (former is not None and _origin(former) != _origin(part)):
-                taken = self._builtin.get(name) or _origin(former)
-                raise UserError(
-                    f"two {self.kind}s named '{name}': {taken} and {_origin(part)}; rename the latter"
-                )
+                two = f"{self._builtin.get(name) or _origin(former)} and {_origin(part)}"
+                raise UserError(f"two {self.kind}s named '{name}': {two}; rename the latter")
             self._registered[name] = part
             return part
 
         return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
-        """Return the object called `name`.
+        """Return the object called `name`; none, or two of that name, is a `UserError`.
 
-        Args:
-            name: A known name, or ``"pkg.mod:Name"``.
-            search: Folders whose ``.py`` files may be named, tried before installed packages.
-
-        Raises:
-            UserError: No such name, module or attribute; or the name stands for two objects.
+        `search` are folders of ``.py`` files, tried before installed packages.
         """
         self.check(name)
         if name in self._builtin:
@@ -117,11 +102,7 @@ class Registry:
         return load_object(name, search)
 
     def check(self, name: str) -> None:
-        """Check that `name` stands for one object or looks like ``"module:Name"``, importing nothing.
-
-        Raises:
-            UserError: It does not.
-        """
+        """Check that `name` stands for one object or looks like ``"module:Name"``, importing nothing."""
         if ":" in name:
             return
         claims = [_declared(entry) for entry in self._installed.get(name, ())]
@@ -131,14 +112,11 @@ class Registry:
             claims.insert(0, self._builtin[name])
         if not claims:
             advice = self._absent.get(_plain(name)) or did_you_mean(name, [*self.names(), *self.aliases])
-            raise UserError(
-                f"no {self.kind} named '{name}'; {advice} (a {self.kind} of your own is \"module:Name\")"
-            )
+            own = f'(a {self.kind} of your own is "module:Name")'
+            raise UserError(f"no {self.kind} named '{name}'; {advice} {own}")
         if len(claims) > 1:
-            raise UserError(
-                f"two {self.kind}s named '{name}': {' and '.join(claims)};"
-                ' rename one, uninstall its package, or say "module:Name"'
-            )
+            advice = 'rename one, uninstall its package, or say "module:Name"'
+            raise UserError(f"two {self.kind}s named '{name}': {' and '.join(claims)}; {advice}")
 
     @cached_property
     def _installed(self) -> dict[str, list[EntryPoint]]:
@@ -156,13 +134,6 @@ def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None
     """Import the modules that a scenario lists in ``plugins``, so that their parts are registered.
 
     Every process calls it before it looks up names of a scenario; a second call costs nothing.
-
-    Args:
-        modules: Their names.
-        search: The scenario's folders.
-
-    Raises:
-        UserError: No such module, or importing it fails.
     """
     for index, module in enumerate(modules):
         try:
@@ -172,11 +143,7 @@ def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
-    """Import ``"pkg.mod:Name"``, looking first for a file ``pkg/mod.py`` in the `search` folders.
-
-    Raises:
-        UserError: The reference is malformed, or its module or attribute does not exist or fails to import.
-    """
+    """Import ``"pkg.mod:Name"``, looking first for a file ``pkg/mod.py`` in the `search` folders."""
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise UserError(f"'{reference}' is not of the form \"package.module:Name\"")
@@ -192,13 +159,10 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code.
+    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code; ``sys.exit`` becomes a
+    `RuntimeError`.
 
     The block must not ``yield``: Python closes a generator with a GeneratorExit, which looks like the code's.
-
-    Raises:
-        RuntimeError: The code called ``sys.exit``, or raised something that is no `Exception`, which would
-            end the program silently and with a status of its own.
     """
     try:
         yield
@@ -219,10 +183,7 @@ class _SuddenEnd(SystemExit):
 
 @contextmanager
 def no_sudden_end() -> Iterator[None]:
-    """Make `os._exit` raise in this process, which would end silently, perhaps with status 0.
-
-    Forked processes still end by it.
-    """
+    """Make `os._exit` raise in this process, which would end silently; forked processes still end by it."""
     real, owner = os._exit, os.getpid()
 
     def refuse(status: int) -> NoReturn:
@@ -269,15 +230,13 @@ def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any 
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        previous = sys.modules.get(module_name)
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            if previous is None:
-                sys.modules.pop(module_name, None)
-            else:
-                sys.modules[module_name] = previous
+            sys.modules.pop(module_name, None)
+            if loaded is not None:
+                sys.modules[module_name] = loaded
             raise
         return module
     return None

@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 def derive_seed(
     seed: int, purpose: str, *, client: int | None = None, round: int | None = None, task: int | None = None
 ) -> int:
-    """Return the 63-bit seed of one purpose.
-
-    Args:
-        seed: The scenario's seed.
-        purpose: What the draw is for, e.g. ``"partition"`` or ``"batches"``.
-        client: Client index, if the draw is a client's.
-        round: Round, 1-based, if the draw is a round's.
-        task: Task index, if the draw is a task's.
-    """
+    """Return the 63-bit seed of one purpose, e.g. ``"batches"``, of a client, a 1-based round or a task."""
     label = f"{seed}|{purpose}|{client}|{round}|{task}".encode()
     return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest(), "little") >> 1
 
@@ -51,10 +43,7 @@ def torch_generator(
 
 @contextmanager
 def seeded_torch(seed: int) -> Iterator[None]:
-    """Give code that reads torch's global generator (initialisers, dropout) a stream of its own.
-
-    The global state is as before when the block ends, so nothing outside can tell it ran.
-    """
+    """Give code that reads torch's global generator (initialisers, dropout) a stream of its own."""
     import torch
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -25,12 +25,7 @@ SHOWN = (
 
 @dataclass(frozen=True, repr=False)
 class RunResult:
-    """A finished run.
-
-    Attributes:
-        folder: The run folder.
-        summary: The content of `summary.json`.
-    """
+    """A finished run: its folder, and the content of its `summary.json`."""
 
     folder: Path
     summary: dict[str, Any]
@@ -53,54 +48,34 @@ class RunResult:
 
     def __repr__(self) -> str:
         final = self.summary.get("final") or {}
-        told = [
-            f"{key}={percent(found['mean'])}"
-            for key in ("accuracy_local", "accuracy_global")
-            if (found := final.get(key)) is not None
-        ]
+        found = {key: final.get(key) for key in ("accuracy_local", "accuracy_global")}
+        told = [f"{key}={percent(value['mean'])}" for key, value in found.items() if value is not None]
         return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
 
     def _repr_html_(self) -> str:
-        """Return the page of a notebook: accuracies before and after fusion, by architecture, and costs."""
+        def mean(over_clients: Mapping[str, Any] | None) -> str:
+            if over_clients is None:
+                return percent(None)
+            return f"{percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
+
         final = self.summary.get("final") or {}
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
         if len(parts) == 2:  # one architecture is all of them
             parts = {"all clients": final}
-        titles = [
-            "clients",
-            *(f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("own training", "guided")),
-        ]
-        rows = [
-            [name, *(_mean(found.get(key)) for _, *keys in SHOWN for key in keys)]
-            for name, found in parts.items()
-        ]
+        moments = [f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("own training", "guided")]
+        keys = [key for _, *both in SHOWN for key in both]
+        rows = [[name, *(mean(found.get(key)) for key in keys)] for name, found in parts.items()]
         name, seed = self.summary.get("name"), self.summary.get("seed")
         title = f"<b>{escape(str(name))}</b>, seed {seed}, {self.summary.get('rounds')} rounds"
-        return title + table(titles, rows) + preformatted(_lines(self))
-
-
-def _lines(result: RunResult) -> list[str]:
-    """Return what the closing lines of a run say besides accuracies."""
-    without = ("local accuracy", "global accuracy", "before fusion", "architectures", " ")
-    lines = closing_lines(RunReport(result.folder, {**result.summary}))
-    return [line for line in lines if not line.startswith(without)]
-
-
-def _mean(over_clients: Mapping[str, Any] | None) -> str:
-    if over_clients is None:
-        return percent(None)
-    return f"{percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
+        without = ("local accuracy", "global accuracy", "before fusion", "architectures", " ")
+        lines = closing_lines(RunReport(self.folder, {**self.summary}))
+        besides = [line for line in lines if not line.startswith(without)]
+        return title + table(["clients", *moments], rows) + preformatted(besides)
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
-    """Return columns as a data frame; those of integers may have gaps.
-
-    Args:
-        columns: Name to values, all of one length; None: nothing is there.
-        library: As in `RunResult.frame`.
-
-    Raises:
-        UserError: It is not installed, or there is no such library.
+    """Return columns of one length as a data frame (see `RunResult.frame`); those of integers may have
+    gaps.
     """
     if library is not None and library not in FRAMES:
         raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")
@@ -115,10 +90,8 @@ def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> An
         return polars.DataFrame(dict(columns), strict=False)
     import pandas
 
-    whole = {name for name, values in columns.items() if all(v is None or isinstance(v, int) for v in values)}
-    return pandas.DataFrame(
-        {
-            name: pandas.array(values, dtype="Int64") if name in whole else values
-            for name, values in columns.items()
-        }
-    )
+    arrays: dict[str, Any] = dict(columns)
+    for name, values in columns.items():
+        if all(value is None or isinstance(value, int) for value in values):
+            arrays[name] = pandas.array(values, dtype="Int64")
+    return pandas.DataFrame(arrays)

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import RunFailed, UserError
+from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.paths import expanded
@@ -46,14 +46,8 @@ MOST_COUNTS = 5_000_000
 def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path]:
     """Make a run folder and hold it for this process; yield its absolute path.
 
-    Nothing is in it until `write_plan`. A folder that stays empty is removed.
-
-    Args:
-        scenario: The run's scenario.
-        out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
-
-    Raises:
-        UserError: `out` holds a run already, cannot be made, or another process works in it.
+    Without `out` it is the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, … An empty one is removed.
+    A folder that holds a run, or that another process works in, is a `UserError`.
     """
     try:
         folder = _free_folder(scenario) if out is None else expanded(out, key="--out").absolute()
@@ -61,11 +55,8 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     except OSError as error:
         raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}", key="--out") from error
     with locked(folder):
-        if (folder / SCENARIO).exists():
-            raise UserError(
-                f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another",
-                key="--out",
-            )
+        told = f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another"
+        refuse_if((folder / SCENARIO).exists(), told, "--out")
         try:
             yield folder
         finally:
@@ -77,13 +68,9 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write a run's resolved scenario, its schedule and its graph, if there is one.
+    """Write a run's schedule, its graph if there is one, and last its scenario, which makes a run folder.
 
-    The scenario comes last: it makes a folder a run folder. The schedule's file has the scenario's digest,
-    which reveals a scenario that changed before the first checkpoint.
-
-    Raises:
-        UserError: They cannot be written.
+    The scenario's digest in the schedule reveals a change of it before the first checkpoint.
     """
     try:
         _write_schedule(folder, plan)
@@ -96,8 +83,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 def _write_schedule(folder: Path, plan: Plan) -> None:
     table = {"scenario": digest_anywhere(plan.scenario), **json.loads(plan.schedule.to_json())}
-    text = json.dumps({**table, "digest": _digest_of(table)})
-    write_text_atomically(folder / SCHEDULE, f"{text}\n")
+    write_text_atomically(folder / SCHEDULE, json.dumps({**table, "digest": _digest_of(table)}) + "\n")
 
 
 def _digest_of(table: object) -> str:
@@ -105,48 +91,29 @@ def _digest_of(table: object) -> str:
 
 
 def _read_schedule(folder: Path) -> dict[str, Any] | None:
-    """Return what `schedule.json` holds; None: it is missing or damaged.
-
-    A file of a release that wrote no digest is taken as it is.
-    """
-    try:
+    """Return what `schedule.json` holds, with or without a digest; None: it is missing or damaged."""
+    with suppress(OSError, NotJson):
         table = parse_json((folder / SCHEDULE).read_bytes())
-    except (OSError, NotJson):
-        return None
-    if not isinstance(table, dict):
-        return None
-    digest = table.pop("digest", None)
-    return table if digest in (None, _digest_of(table)) else None
+        if isinstance(table, dict) and table.pop("digest", None) in (None, _digest_of(table)):
+            return table
+    return None
 
 
 def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
-    """Check the files of a resumed run that its checkpoints do not cover.
+    """Repair the files of a resumed run that its checkpoints do not cover: `schedule.json`, tables of rounds.
 
-    `schedule.json`, and tables of rounds that run again, are made again where they are damaged.
-
-    Args:
-        folder: The run folder.
-        plan: Its plan, with the rounds that it began with.
-        done: Rounds that are not run again.
-        tell: Told what is made again.
-
-    Raises:
-        UserError: A table of a round that is done is damaged, or another run's.
+    Of a table in the `done` rounds, which do not run again, damage is a `UserError`.
     """
     run = run_digest(plan.scenario)
     for path in sorted(path for kind in TABLES for path in (folder / kind).glob("*.npz")):
         number = path.stem.rpartition("-")[2]
         if not number.isdigit() or read_table(path, run) is not None:
             continue
-        if int(number) > done:
-            path.unlink()
-            tell(f"{path.parent.name}/{path.name} was damaged; it is made again")
-        else:
-            raise UserError(
-                "is not what was written: it is damaged, or another run's; put it back, or remove it to go on"
-                " without it",
-                file=str(path),
-            )
+        if int(number) <= done:
+            told = "is not what was written: it is damaged, or another run's"
+            raise UserError(f"{told}; put it back, or remove it to go on without it", file=str(path))
+        path.unlink()
+        tell(f"{path.parent.name}/{path.name} was damaged; it is made again")
     schedule = _read_schedule(folder)
     expected = json.loads(plan.schedule.to_json())
     if schedule is None or {key: schedule.get(key) for key in expected} != expected:
@@ -157,16 +124,8 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
     """Write every client's model, its owner's name, and its training samples of each class and task.
 
-    Counts of a stream do not include what `blur` adds. More than `MOST_COUNTS` are left out.
-
-    Args:
-        folder: The run folder.
-        plan: The run's plan.
-        data: The federation's data.
-        counted: Whether all samples are here; a deployed server has none of its clients'.
-
-    Raises:
-        OSError: It cannot be written.
+    Counts leave out what `blur` adds, more than `MOST_COUNTS`, and those of a deployed server (not
+    `counted`).
     """
     from fedkd.data.federated import FederatedData
 
@@ -177,22 +136,13 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
         for name, part in parts
     ]
     owners = {"owners": parts[0][1].owners} if parts[0][1].owners else {}
-    models = architecture_names(plan.groups)
-    text = json.dumps({"models": models, **owners, "tasks": tasks if told else []})
-    write_text_atomically(folder / CLIENTS, f"{text}\n")
+    table = {"models": architecture_names(plan.groups), **owners, "tasks": tasks if told else []}
+    write_text_atomically(folder / CLIENTS, json.dumps(table) + "\n")
 
 
 @contextmanager
 def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn errors of a full disk into one that says what is kept and how to go on.
-
-    Args:
-        folder: Where the block writes.
-        kept: Returns what is kept and how to go on.
-
-    Raises:
-        RunFailed: The block could not write.
-    """
+    """Turn errors of a full disk into a `RunFailed`, with the words of `kept` on how to go on."""
     try:
         yield
     except OSError as error:
@@ -202,23 +152,17 @@ def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
 
 
 def write_deployment(folder: Path, federation: str) -> None:
-    """Mark a run as one of deployed nodes, which no simulation may resume.
-
-    Args:
-        folder: The run folder.
-        federation: Digest of what all participants have in common.
-    """
+    """Mark a run as one of deployed nodes, which no simulation may resume."""
     write_json_atomically(folder / DEPLOYMENT, {"federation": federation})
 
 
 def refuse_deployed(folder: Path) -> None:
     """Raise `UserError` for a run of deployed nodes, which no simulation may resume."""
     if (folder / DEPLOYMENT).exists():
-        raise UserError(
+        told = (
             "was run by deployed nodes, which keep their clients' states to themselves; it cannot be gone on"
-            " with, only run anew (docs/deployment.md)",
-            file=str(folder),
         )
+        raise UserError(f"{told} with, only run anew (docs/deployment.md)", file=str(folder))
 
 
 def _free_folder(scenario: Scenario) -> Path:
@@ -233,11 +177,7 @@ def _free_folder(scenario: Scenario) -> Path:
 
 
 def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
-    """Return the plan of an existing run folder, with `rounds` in place of its own number.
-
-    Raises:
-        UserError: The folder is not a run folder.
-    """
+    """Return the plan of an existing run folder, with `rounds` in place of its own number."""
     try:
         if not (folder / SCENARIO).is_file():
             raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
@@ -247,55 +187,33 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
 
 
 def check_links(folder: Path, plan: Plan) -> None:
-    """Refuse to resume a run whose graph differs from the one that it began with.
-
-    Args:
-        folder: The run folder.
-        plan: Its plan, by its scenario and the file of the graph as they are now.
-
-    Raises:
-        UserError: The graph differs.
-    """
+    """Refuse to resume a run whose graph differs from the one that it began with."""
     try:
         text = (folder / TOPOLOGY).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # there is none, or it is lost
         return
     if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
-        raise UserError(
-            f"says other than {TOPOLOGY} who hears whom, by which the run began; put back the file that"
-            " topology.path names",
-            key="topology",
-            file=str(folder / SCENARIO),
-        )
+        told = f"says other than {TOPOLOGY} who hears whom, by which the run began"
+        told += "; put back the file that topology.path names"
+        raise UserError(told, key="topology", file=str(folder / SCENARIO))
 
 
 def check_beginning(folder: Path, plan: Plan) -> None:
-    """Refuse a run without a checkpoint whose scenario changed since it began.
-
-    Raises:
-        UserError: It changed.
-    """
-    schedule = _read_schedule(folder)
-    if schedule is None:  # lost, and with it nothing but what could be told of the scenario
-        return
-    known = schedule.get("scenario")
+    """Refuse a run without a checkpoint whose scenario changed since it began."""
+    file, known = folder / SCENARIO, (_read_schedule(folder) or {}).get("scenario")
     # Earlier versions wrote the other digest, which changes with the place.
     if known not in (None, digest_anywhere(plan.scenario), digest_of(plan.scenario)):
-        raise UserError(
+        told = (
             "was changed since the run began, and no round of it is saved; put it back, or start a run of its"
-            f" own: fedkd run {folder / SCENARIO}",
-            file=str(folder / SCENARIO),
         )
+        raise UserError(f"{told} own: fedkd run {file}", file=str(file))
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process, and remove what a killed process left half-written.
+    """Hold a run folder until the process ends, and remove half-written files of a killed process.
 
-    The lock goes with the process, however it ends.
-
-    Raises:
-        UserError: Another process works in it, or it cannot be written to.
+    A folder that another process holds, or that cannot be written to, is a `UserError`.
     """
     try:
         # A lock that is there already may be opened where nothing else can be written.

@@ -14,10 +14,10 @@ from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import accuracies_of_each, counted_clients
 from fedkd.plan.held_models import held_models
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import Scenario
+from fedkd.tracking.atomic import write_json_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.reached import time_figures
-from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, read_warnings, write_summary
+from fedkd.tracking.reached import times_to_accuracy
+from fedkd.tracking.recorder import SUMMARY, MetricRow, read_epochs, read_metrics, read_warnings
 from fedkd.tracking.totals import Totals
 
 if TYPE_CHECKING:
@@ -27,17 +27,7 @@ if TYPE_CHECKING:
 def finish_run(
     plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write the summary and the figures of a run, tell the observer, and return the summary.
-
-    Statistics are over all clients but poisoned ones.
-
-    Args:
-        plan: The run's plan.
-        folder: The run folder.
-        totals: Its costs.
-        observer: Told of the end.
-        tasks: Names of the stream's tasks, for figures.
-    """
+    """Write the summary and the figures of a run, tell the observer, and return the summary."""
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
     outcome = _outcome(plan, folder, rows, counted)
@@ -53,6 +43,11 @@ def finish_run(
         from fedkd.report.topology import draw_graph_figure
 
         draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
+    times, stream = {}, scenario.continual is not None
+    if scenario.clock is not None:
+        # The accuracy of a stream is of another task now and then.
+        reached = {} if stream else times_to_accuracy(rows, scenario.clock.targets)
+        times = {"virtual_seconds": totals.virtual_seconds, **reached}
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -64,7 +59,7 @@ def finish_run(
             "bytes_up": totals.bytes_up,
             "bytes_down": totals.bytes_down,
             "evaluation_bytes": totals.evaluation_bytes,
-            **_time(scenario, rows, totals),
+            **times,
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": None if outcome is None else _continual(outcome),
@@ -73,7 +68,7 @@ def finish_run(
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
-    write_summary(folder, summary)
+    write_json_atomically(folder / SUMMARY, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
 
@@ -81,9 +76,8 @@ def finish_run(
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
     """Return the summary's table of the last transferability map; empty: none was measured.
 
-    It says for each split how well each predictor ranked the gains: the mean of Spearman's correlation over
-    receivers, half the width of its 95 % interval, and how often the predictor named a best sender.
-    Receivers share senders, so the interval is about these clients.
+    Of each predictor it has the mean rank correlation (Spearman) over receivers, half of its 95 % interval,
+    and how often it named a best sender. Receivers share senders, so the interval is about these clients.
     """
     from fedkd.report.statistics import interval
 
@@ -104,26 +98,13 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
             hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
             predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
         hit_chance = list(of_split.get("hit_chance", {}).values())
-        table[split] = {
-            "chance": spread(hit_chance)["mean"] if hit_chance else None,
-            "predictors": predictors,
-        }
+        chance = spread(hit_chance)["mean"] if hit_chance else None
+        table[split] = {"chance": chance, "predictors": predictors}
     return {"transferability": table}
 
 
-def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict[str, Any]:
-    """Return figures of simulated time; empty without a clock."""
-    if scenario.clock is None:
-        return {}
-    stream = scenario.continual is not None
-    return time_figures(rows, totals.virtual_seconds, scenario.clock.targets, stream=stream)
-
-
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the clients that ended a task, or a run, no better than majority-class guessing.
-
-    They come by round and client, with their model, their training accuracy and that of guessing.
-    """
+    """Return the clients that ended a task, or a run, no better than majority-class guessing."""
     names = architecture_names(plan.groups)
     return [
         {"client": row["client"], "model": names[row["client"]]}
@@ -195,10 +176,5 @@ def _continual(outcome: StreamOutcome) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return mean, standard deviation (of the population), minimum, maximum, and the number of values n."""
     array = np.asarray(values, dtype=np.float64)
-    return {
-        "mean": float(array.mean()),
-        "std": float(array.std()),
-        "min": float(array.min()),
-        "max": float(array.max()),
-        "n": len(array),
-    }
+    figures = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
+    return {name: float(value) for name, value in figures.items()} | {"n": len(array)}

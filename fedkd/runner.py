@@ -89,22 +89,17 @@ def run(
 def _plan_of(
     scenario: Scenario | Plan | Mapping[str, Any] | str | Path, changes: Mapping[str, Any] | None = None
 ) -> Plan:
-    if changes and isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
+    if not isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
+        told = "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping"
+        raise UserError(f"{told}, got a {type(scenario).__name__}")
+    if changes:
         tables = scenario.scenario if isinstance(scenario, Plan) else scenario
         return plan_with(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)
-    match scenario:
-        case Plan():
-            return scenario
-        case Scenario():
-            return resolve_scenario(scenario)
-        case str() | os.PathLike():
-            return load_plan(scenario)
-        case Mapping():
-            return parse_plan(scenario)
-    raise UserError(
-        "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping,"
-        f" got a {type(scenario).__name__}"
-    )
+    if isinstance(scenario, Plan):
+        return scenario
+    if isinstance(scenario, Scenario):
+        return resolve_scenario(scenario)
+    return parse_plan(scenario) if isinstance(scenario, Mapping) else load_plan(scenario)
 
 
 def resume(
@@ -120,11 +115,7 @@ def resume(
     Its `metrics.jsonl` has the same bytes as that of an unbroken run.
 
     Args:
-        folder: The run folder.
         rounds: A larger number of rounds than the run's own, also of a finished run.
-        observers: Told what happens while it runs.
-        progress: As `run`.
-        report: As `run`.
 
     Raises:
         UserError: Not a run folder, another process works in it, or its scenario was changed.
@@ -162,11 +153,7 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
-    """Return the display, the observers, the files of the run folder and the scenario's loggers as one.
-
-    Raises:
-        UserError: A logger is not installed.
-    """
+    """Return the display, the observers, the files of the run folder and the scenario's loggers as one."""
     observers = [*([make_progress(quiet=False)] if progress else []), *observers]
     everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking != Tracking():
@@ -192,10 +179,8 @@ def _work(
         try:
             totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
         except (Interrupted, KeyboardInterrupt) as error:
-            told = (
-                f"{error}; go on with: fedkd resume {folder}" if str(error) else f"stopped at once; {go_on}"
-            )
-            raise Interrupted(told) from None
+            saved = f"{error}; go on with: fedkd resume {folder}"
+            raise Interrupted(saved if str(error) else f"stopped at once; {go_on}") from None
         except EngineLost as error:
             if stop.is_set():  # a signal to the whole process group stops Ray's processes too
                 raise Interrupted(f"stopped at once; {go_on}") from None
@@ -221,22 +206,17 @@ def _rounds(
     stopping: Callable[[], bool],
     resume: bool,
 ) -> Totals:
-    """Run all rounds; where actors are lost, go on from the last checkpoint.
+    """Run all rounds and return their costs; where actors are lost, go on from the last checkpoint.
 
-    Returns:
-        The costs of the rounds that count, without those that were lost.
-
-    Raises:
-        EngineLost: Too much was lost (see `RestartPolicy`), or what is left is not enough.
+    After too many losses (see `RestartPolicy`), raise `EngineLost`.
     """
-    from fedkd.engine.restart_policy import RestartPolicy, restart_point
+    from fedkd.engine.started_engine import RestartPolicy, restart_point
     from fedkd.federation.checkpoint import CheckpointStore
     from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app
 
-    policy = RestartPolicy(
-        plan.scenario.engine.restarts, tolerant=plan.scenario.faults.on_client_error != "fail"
-    )
+    tolerant = plan.scenario.faults.on_client_error != "fail"
+    policy = RestartPolicy(plan.scenario.engine.restarts, tolerant=tolerant)
     control = RunControl(folder, observer, stopping, resume)
     while True:
         context = ServerContext(plan, engine.data, control)
@@ -264,7 +244,6 @@ def _rounds(
 
 
 def _way_on(folder: Path) -> str:
-    """Say what is kept of a run that stops here, and how to go on."""
     if not (folder / SCENARIO).exists():
         return "nothing was written; start it again"
     return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
@@ -281,7 +260,6 @@ def _end_told(folder: Path) -> Iterator[None]:
 
 
 def _kept(folder: Path) -> str:
-    """Say which round of a run is saved, and how to go on once there is room."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     saved = CheckpointStore(folder).rounds()
@@ -302,21 +280,17 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     """Keep the traceback in the run folder and name the file in the message."""
     if not error.details:
         return error
+    file = folder / ERROR_FILE
     try:
-        (folder / ERROR_FILE).write_text(error.details, encoding="utf-8", errors="backslashreplace")
+        file.write_text(error.details, encoding="utf-8", errors="backslashreplace")
     except OSError:  # what failed is told all the same
         return error
-    return RunFailed(
-        f"{error.message} (traceback in {folder / ERROR_FILE})",
-        round=error.round,
-        client=error.client,
-        diverged=error.diverged,
-    )
+    told, diverged = f"{error.message} (traceback in {file})", error.diverged
+    return RunFailed(told, round=error.round, client=error.client, diverged=diverged)
 
 
 @contextmanager
 def _quiet_flower() -> Iterator[None]:
-    """Keep the progress lines of Flower's strategies away from fedkd's own."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -17,9 +17,8 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
-    """Set an event, and call `on_first`, at the first Ctrl-C, SIGTERM or SIGHUP; the next one interrupts.
-
-    A closed terminal (SIGHUP) never interrupts. Outside the main thread Python handles no signals.
+    """Set an event and call `on_first` at the first Ctrl-C, SIGTERM or SIGHUP; another one but SIGHUP
+    interrupts.
     """
     stop = threading.Event()
 
@@ -60,12 +59,8 @@ def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[No
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    previous = {
-        number: signal.signal(number, handler)
-        for number in numbers
-        if not (number == signal.SIGHUP and ignored)
-    }
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    previous = {number: signal.signal(number, handler) for number in numbers if number not in ignored}
     try:
         yield
     finally:

@@ -1,9 +1,8 @@
-"""A parent that outlives its run: it reports an end that the run could not report itself.
+"""A parent process that reports an end that the run in its child could not report itself.
 
-Ray ends the process that uses it, with status 1 and without a word, when the store of its objects has died. A
-plug-in may call `os._exit`. So the command line does the work of a run on Ray in a child process. The parent
-also ends processes that Ray leaves behind, and holds signals back while Ray starts: a Ray that is interrupted
-then can neither go on nor clean up.
+Ray ends its process with status 1 and without a word when its object store has died. A plug-in may call
+`os._exit`. The parent also ends processes that Ray leaves behind, and holds signals back while Ray starts: an
+interrupted start can neither go on nor clean up.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _shared: mmap.mmap | None = None
 def split_off() -> None:
     """Go on in a child process, in a process group of its own; the parent leaves with the child's status.
 
-    Every signal to the parent reaches the child once, SIGKILL included. Nothing happens but on Linux.
+    Every signal to the parent reaches the child once, SIGKILL included. Linux only.
     """
     global _to_parent, _shared
     if _libc is None or _to_parent is not None:
@@ -101,7 +100,11 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
     ended = status = 0
     insisted = False
     while not ended:
-        number = _next(awaited, POLL_SECONDS if held else None)
+        if held:
+            found = signal.sigtimedwait(awaited, POLL_SECONDS)
+            number = None if found is None else found.si_signo
+        else:
+            number = signal.sigwait(awaited)
         if number == signal.SIGTSTP:
             os.killpg(child, signal.SIGSTOP)
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -135,14 +138,6 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
         if -code == signal.SIGKILL:
             how += ", as the system does when memory runs out"
     _leave(f"the run broke off; {how}", lines, 3)
-
-
-def _next(awaited: set[signal.Signals], patience: float | None) -> int | None:
-    """Return the signal that comes next; None: none within so many seconds."""
-    if patience is None:
-        return signal.sigwait(awaited)
-    found = signal.sigtimedwait(awaited, patience)
-    return None if found is None else found.si_signo
 
 
 def _leave(what: str, lines: list[str], status: int) -> NoReturn:

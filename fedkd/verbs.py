@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from fedkd.address_space import check_address_space
@@ -14,7 +14,6 @@ LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers"
 
 
 def run_verb(args: argparse.Namespace) -> None:
-    """Simulate a scenario."""
     check_address_space()
     from fedkd.plan.load import load_plan
 
@@ -32,7 +31,6 @@ def run_verb(args: argparse.Namespace) -> None:
 
 
 def resume_verb(args: argparse.Namespace) -> None:
-    """Go on with a run."""
     check_address_space()
     from fedkd.run_folder import plan_of_run
 
@@ -45,15 +43,13 @@ def resume_verb(args: argparse.Namespace) -> None:
 
 
 def bench_verb(args: argparse.Namespace) -> None:
-    """Run every cell of a bench, or say what it would run."""
     check_address_space()
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
     from fedkd.benchmark.schema import load_bench
 
     path, overrides = _scenario_words(args, "bench")
     if args.dry_run:
-        for line in describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)):
-            print(line, flush=True)
+        _print(describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)))
         return
     if args.no_plugins:
         raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
@@ -69,7 +65,6 @@ def bench_verb(args: argparse.Namespace) -> None:
 
 
 def tune_verb(args: argparse.Namespace) -> None:
-    """Search for hyper-parameters, or say what would be searched."""
     check_address_space()
     from fedkd.tuning.results import SHOWN
     from fedkd.tuning.schema import load_search
@@ -82,8 +77,7 @@ def tune_verb(args: argparse.Namespace) -> None:
     overrides += [f"trials={args.trials}"] if args.trials is not None else []
     overrides += [f'metric="{args.metric}"'] if args.metric is not None else []
     if args.dry_run:
-        for line in describe_tune(plan_tune(path, overrides, args.search, args.out)):
-            print(line, flush=True)
+        _print(describe_tune(plan_tune(path, overrides, args.search, args.out)))
         return
     _supervise(args, lambda: load_search(path, overrides, args.search).spec.parallel)
     result = tune(path, search=args.search, out=args.out, overrides=overrides, quiet=args.quiet)
@@ -92,12 +86,16 @@ def tune_verb(args: argparse.Namespace) -> None:
 
 
 def report_verb(args: argparse.Namespace) -> None:
-    """Make a page."""
     from fedkd.benchmark.bench import study_so_far
     from fedkd.report.page.write import write_report
 
     study = study_so_far(args.folders[0]) if len(args.folders) == 1 else None
     print(f"report  {write_report(args.folders, args.out, study)}")
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
 
 
 def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
@@ -108,30 +106,24 @@ def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
 
 
 def watch_verb(args: argparse.Namespace) -> None:
-    """Follow a run."""
     from fedkd.watch import watch
 
     watch(args.folder, once=args.once)
 
 
 def runs_verb(args: argparse.Namespace) -> None:
-    """List the runs below a folder."""
     from fedkd.overview.runs import runs
 
-    for line in runs(args.folder).lines():
-        print(line)
+    _print(runs(args.folder).lines())
 
 
 def compare_verb(args: argparse.Namespace) -> None:
-    """Compare two runs."""
     from fedkd.overview.compare import compare
 
-    for line in compare(args.ours, args.theirs).lines():
-        print(line)
+    _print(compare(args.ours, args.theirs).lines())
 
 
 def export_verb(args: argparse.Namespace) -> None:
-    """Write trained clients."""
     check_address_space()
     from fedkd.trained.export import export
 
@@ -144,7 +136,6 @@ def export_verb(args: argparse.Namespace) -> None:
 
 
 def deal_verb(args: argparse.Namespace) -> None:
-    """Write every participant's share of a scenario's data."""
     check_address_space()
     from fedkd.deployment.deal import deal
     from fedkd.plan.load import load_plan
@@ -157,7 +148,6 @@ def deal_verb(args: argparse.Namespace) -> None:
 
 
 def check_verb(args: argparse.Namespace) -> None:
-    """Say what a scenario would do, or print a schema."""
     if args.schema:
         import json
 
@@ -176,62 +166,51 @@ def check_verb(args: argparse.Namespace) -> None:
     path, overrides = _scenario_words(args)
     plan = (load_without_plugins if args.no_plugins else load_plan)(path, overrides)
     with _naming(path):
-        lines = check_without_plugins(plan, print) if isinstance(plan, WithoutPlugins) else check(plan, print)
-        for line in lines:
-            print(line)
+        _print(check_without_plugins(plan, print) if isinstance(plan, WithoutPlugins) else check(plan, print))
     print("ok")
 
 
 def list_verb(args: argparse.Namespace) -> None:
-    """List what a scenario can name."""
     from fedkd import catalogue
 
     if args.name is not None:
-        for line in catalogue.details(args.what, args.name):
-            print(line)
+        _print(catalogue.details(args.what, args.name))
         return
     chosen = [args.what] if args.what else LISTS
     for position, what in enumerate(chosen):
         if len(chosen) > 1:
             print(f"{chr(10) * (position > 0)}{what}")
-        for line in getattr(catalogue, what)():
-            print(f"  {line}" if len(chosen) > 1 else line)
+        _print(f"  {line}" if len(chosen) > 1 else line for line in getattr(catalogue, what)())
 
 
 def new_verb(args: argparse.Namespace) -> None:
-    """Write a part of one's own to start from."""
     from fedkd.scaffold import new
 
-    for line in new(args.kind, args.name, args.out):
-        print(line)
+    _print(new(args.kind, args.name, args.out))
 
 
 def doctor_verb(args: argparse.Namespace) -> None:
-    """Say what is installed and found."""
     from fedkd.doctor import examine
 
-    for line in examine():
-        print(line, flush=True)
+    _print(examine())
 
 
 def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[str, list[str]]:
     """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
     words, file = list(args.set), args.scenario
     if file is None:
+        files = [word for word in words if "=" not in word and word.endswith(".toml")]
         known = names_of(kind)
-        file = next((word for word in words if "=" not in word and word.endswith(".toml")), None)
-        file = file or next((word for word in words if word in known), None)
+        file = next(iter([*files, *(word for word in words if word in known)]), None)
         if file is None:
-            raise UserError(
-                f"no {kind} file given, nor a name such as quickstart (see: fedkd list {LISTED[kind]})"
-            )
+            listing = f"fedkd list {LISTED[kind]}"
+            raise UserError(f"no {kind} file given, nor a name such as quickstart (see: {listing})")
         words.remove(file)
     return str(find_shipped(file, kind)), words
 
 
 @contextmanager
 def _naming(file: str) -> Iterator[None]:
-    """Put the scenario file's name before errors about its keys."""
     try:
         yield
     except UserError as error:

@@ -42,16 +42,9 @@ def watch(
     observer: RunObserver | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show a run's rounds so far, then those that follow, until it ends.
+    """Show a run's rounds so far, then those that follow, until it ends; write nothing into its folder.
 
-    Args:
-        folder: The run folder. Nothing is written into it.
-        once: Show where it is now, and return.
-        observer: What shows it; absent: a live table on a terminal, plain lines elsewhere.
-        sleep: Waits so many seconds.
-
-    Raises:
-        UserError: Not a run folder, or not one any more.
+    Without an observer it shows a live table on a terminal, plain lines elsewhere.
     """
     folder = expanded(folder).absolute()
     plan = plan_of_run(folder)
@@ -66,13 +59,7 @@ def watch(
 
 
 class _Follower:
-    """Reads what a run writes, and tells an observer of it as the run itself would.
-
-    Args:
-        plan: The run's.
-        folder: The run folder.
-        observer: Whom to tell.
-    """
+    """Reads what a run writes, and tells an observer of it as the run itself would."""
 
     def __init__(self, plan: Plan, folder: Path, observer: RunObserver) -> None:
         self._plan, self._folder, self._observer = plan, folder, observer
@@ -91,7 +78,9 @@ class _Follower:
         if self._read():
             self._told = 0
             self._observer.message("the run went back to an earlier round")
-        finished = self._finished(present, summary)
+        finished = max((round for round in self._costs if round > 0), default=0)
+        if summary is None:  # more may follow of a round that no word is said of
+            finished = finished - 1 if present is None else min(finished, present.finished)
         for round in range(self._told + 1, finished + 1):
             self._observer.round_finished(self._report(round))
         self._told = max(self._told, finished)
@@ -109,35 +98,23 @@ class _Follower:
             self._observer.message(f"nobody works in this folder, and the run is not done; {saved}")
         return True
 
-    def _finished(self, present: Present | None, summary: Mapping[str, Any] | None) -> int:
-        """Return the last round of which everything is written."""
-        known = [round for round in self._costs if round > 0]
-        last = max(known, default=0)
-        if summary is not None:
-            return last
-        # Of one that no word is said of, more may follow.
-        return min(last, present.finished) if present is not None else last - 1
-
     def _read(self) -> bool:
         """Take in new rows; return whether a resumed run has cut off rows that were read."""
         again = False
         for tail, found in ((self._metrics, self._rows), (self._timings, self._costs)):
             rows, cut = tail.read()
             if cut:
-                again = True
                 found.clear()
+            again = again or cut
             for row in rows:
                 found.setdefault(row["round"], []).append(row)
         return again
 
     def _report(self, round: int) -> RoundReport:
         """Return a round's report, as far as it can be read from the run folder."""
-        means = [
-            row for row in self._rows.get(round, []) if row["client"] is None and row["value"] is not None
-        ]
+        rows, costs, schedule = self._rows.get(round, []), self._costs.get(round, []), self._plan.schedule
+        means = [row for row in rows if row["client"] is None and row["value"] is not None]
         whole = {(row["split"], row["metric"]): row["value"] for row in means if row["task"] is None}
-        costs = self._costs.get(round, [])
-        schedule = self._plan.schedule
         return RoundReport(
             round=round,
             rounds=self._plan.last_round,
@@ -173,11 +150,7 @@ class _Follower:
 
 
 class _Tail:
-    """The lines that are added to a file.
-
-    Args:
-        path: The file, which need not be there yet.
-    """
+    """The lines that are added to a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -39,8 +39,7 @@ from fedkd.errors import UserError
 from fedkd.report.comparison import Entry, Row, compare, mark_differences, tally
 from fedkd.report.metrics import metric
 from fedkd.report.statistics import paired_difference
-from fedkd.report.study import Labels, Study, values_by_seed
-from fedkd.report.study_file import read_study
+from fedkd.report.study import Labels, Study, read_study, values_by_seed
 from fedkd.report.tables import DIFFERS, MISSING, TIED, difference_text, number_text, tally_text
 
 MARKED = re.compile(r"(<!-- results: (.*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)

@@ -12,7 +12,7 @@ from fedkd.deployment.deal import client_folder, deal
 from fedkd.engine.inline import InlineGrid
 from fedkd.federation.client_app import app as client_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
-from fedkd.federation.node_subset import NodeSubset
+from fedkd.federation.exchange import NodeSubset
 from fedkd.federation.server_app import app as server_app
 from fedkd.plan.plan import Plan
 

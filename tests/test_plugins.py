@@ -62,7 +62,7 @@ class FrozenBody(Learner):
     name: ClassVar[str] = "frozen-body"
     after: int = 1
 
-    def filter(self, context, gradients):
+    def project(self, context, gradients):
         if context.task < self.after:
             return gradients
         return {name: g if "3" in name else g.zero_() for name, g in gradients.items()}
@@ -257,12 +257,12 @@ def test_fedkd_list_shows_an_installed_learner(tmp_path: Path):
     (tmp_path / "listed_learner.py").write_text(
         "from dataclasses import dataclass\n"
         "from typing import ClassVar\n"
-        "from fedkd.continual.learner import Learner\n"
+        "from fedkd.continual.learner import Learner, LearnerTraits\n"
         "@dataclass(frozen=True)\n"
         "class Sleepy(Learner):\n"
         '    """Learn nothing in the afternoon."""\n'
         '    name: ClassVar[str] = "sleepy"\n'
-        "    isolates: ClassVar[bool] = True\n"
+        "    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True)\n"
         "    hours: int = 3\n"
     )
     install(tmp_path, "learners-of-mine", "fedkd.learners", sleepy="listed_learner:Sleepy", gone="no_mod:x")

@@ -18,6 +18,7 @@ from fedkd.benchmark.cells import (
     make_cells,
     plug_ins_of_cells,
     resolve_baseline,
+    run_name,
     shown_metrics,
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
@@ -34,16 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """A checked bench.
-
-    Attributes:
-        bench: The bench file.
-        axes: What varies.
-        cells: Every run, in the order in which they run.
-        compared: Axes along which cells are compared.
-        folder: The bench folder.
-        unopened: Dotted key to the plug-ins that cells name there, where none was imported.
-    """
+    """A checked bench; `unopened` maps keys to plug-ins that were not imported."""
 
     bench: Bench
     axes: tuple[Axis, ...]
@@ -68,11 +60,8 @@ class BenchPlan:
 class BenchResult:
     """A bench that has run.
 
-    Attributes:
-        folder: Holds `report.html`, `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`,
-            `table.tex`, `figures/`, `study.json`, `bench.toml` and `runs/`.
-        cells: Every cell with how it ended.
-        study: The runs that are done, for tables and figures of your own.
+    The folder holds `report.html`, `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`,
+    `table.tex`, `figures/`, `study.json`, `bench.toml` and `runs/`. `study` has the finished runs.
     """
 
     folder: Path
@@ -91,7 +80,6 @@ class BenchResult:
         return markdown_table(self.study)
 
     def _repr_html_(self) -> str:
-        """Return the page of a notebook: the table with its legend, and the folder."""
         from fedkd.tracking.html import from_markdown
 
         return from_markdown(f"{self.table()}\nresults {self.folder}")
@@ -106,15 +94,8 @@ def plan_bench(
 ) -> BenchPlan:
     """Read a bench file and resolve every cell; nothing runs.
 
-    Args:
-        path: The bench file.
-        overrides: ``key=value`` texts of ``--set``.
-        out: Folder of the bench; absent: ``runs/bench-NAME``.
-        plug_ins: Whether to import what cells name. A plan without them can only be described.
-
-    Raises:
-        UserError: The first thing that is wrong, with the cell's name if a cell is to blame; or the folder
-            holds runs of another bench.
+    Without `plug_ins` none is imported, and the plan can only be described. A mistake, or a folder with runs
+    of another bench, is a `UserError`.
     """
     from fedkd.benchmark.folder import check_folder
 
@@ -142,10 +123,8 @@ def bench(
     A cell that fails is recorded and does not stop the others; the next call tries it again.
 
     Args:
-        path: The bench file.
         out: Folder of the bench; absent: ``runs/bench-NAME``. On a cluster, all nodes must see it.
         overrides: ``key=value`` texts of ``--set``.
-        quiet: Show no progress.
 
     Raises:
         UserError: The bench cannot be run as it is; nothing has run.
@@ -182,7 +161,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
     from fedkd.report.figures import draw_figures
     from fedkd.report.latex import latex_table
     from fedkd.report.page.write import report_at_the_end
-    from fedkd.report.study_file import write_study
+    from fedkd.report.study import write_study
     from fedkd.report.tables import csv_table, markdown_table
 
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
@@ -205,15 +184,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
 def study_of(
     bench: Bench, axes: tuple[Axis, ...], done: Sequence[FinishedCell], metrics: Sequence[str], cells: int
 ) -> Study:
-    """Return the study of a bench.
-
-    Args:
-        bench: The bench file.
-        axes: What varies.
-        done: The cells that have a result.
-        metrics: Names of what is shown.
-        cells: Number of all cells.
-    """
+    """Return the study of a bench."""
     from fedkd.benchmark.results import study_run
     from fedkd.report.study import Study, StudyAxis
 
@@ -231,19 +202,20 @@ def study_of(
 
 
 def study_so_far(folder: Path) -> Study | None:
-    """Return the study of what is done of a bench; None: the one in its folder has all of it.
-
-    Args:
-        folder: The bench folder; of another folder there is none.
-
-    Raises:
-        UserError: Its bench file cannot be read, or no cell is done.
+    """Return the study of the finished cells of a bench folder; None: the study in the folder has all of
+    them.
     """
     from fedkd.benchmark.finished import DIGESTS
     from fedkd.benchmark.references import add_reference_metrics
 
-    newest = max((_written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
-    if not (folder / BENCH).is_file() or 0 < newest <= _written(folder / STUDY):
+    def written(path: Path) -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:  # there is none
+            return 0
+
+    newest = max((written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
+    if not (folder / BENCH).is_file() or 0 < newest <= written(folder / STUDY):
         return None
     bench = load_bench(folder / BENCH)
     axes = make_axes(bench)
@@ -255,10 +227,7 @@ def study_so_far(folder: Path) -> Study | None:
 
 
 def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[FinishedCell]:
-    """Yield the cells that are done.
-
-    Run folders are found by the names of cells: hashes need plug-ins and the place of the bench's file.
-    """
+    """Yield the finished cells, found by name: hashes need plug-ins and the place of the bench's file."""
     from fedkd.benchmark.finished import read_summary
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
@@ -267,7 +236,7 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
 
     folders = {path.name[:-9]: path for path in sorted(runs.glob("*-????????"))}
     for seed, levels in combinations(bench, axes):
-        name = Cell.name_of(levels, seed)
+        name = run_name(levels, seed)
         if name not in folders or (summary := read_summary(folders[name])) is None:
             continue
         with suppress(UserError):  # its scenario was damaged since
@@ -277,19 +246,9 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
             yield FinishedCell(cell, run, Outcome("done"), summary)
 
 
-def _written(path: Path) -> int:
-    """Return when a file was written, in nanoseconds; 0: there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
-    """Yield the lines of ``--dry-run``: the axes, the cells, which are done, and how long the rest takes.
-
-    Raises:
-        UserError: The first cell that cannot run, with its name, once all are listed.
+    """Yield the lines of ``--dry-run``; raise a `UserError` about the first cell that cannot run at the
+    end.
     """
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
-
-from pydantic import BaseModel
 
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
@@ -20,7 +18,7 @@ from fedkd.plan.unread_keys import OverrideLayers
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.identity import INERT, digest_of
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import Protocol, protocols
+from fedkd.scenario.stream import protocols
 
 FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
 """Beginning of a text that a spreadsheet takes for a formula; a number is none."""
@@ -32,12 +30,10 @@ RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metri
 
 @dataclass(frozen=True)
 class Level:
-    """One value of an axis.
+    """One value of an axis, and the dotted scenario keys that it sets.
 
-    Attributes:
-        label: Its name in tables and figures, e.g. ``0.1`` or ``knfu β=2``.
-        value: Its value in the results: a single value itself, else the label.
-        changes: Dotted scenario keys that it sets.
+    Its label stands in tables (``0.1``, ``knfu β=2``). Its value in results is a single value, else the
+    label.
     """
 
     label: str
@@ -55,13 +51,8 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run of the bench.
-
-    Attributes:
-        levels: Axis name to level, in the order of the axes.
-        seed: Seed of the run.
-        scenario: The resolved scenario.
-        hash: Digest of everything that decides the result (64 hexadecimal digits).
+    """One run of the bench: its levels by axis, and the digest of all that decides its result (64 hex
+    digits).
     """
 
     levels: Mapping[str, Level]
@@ -77,21 +68,7 @@ class Cell:
     @property
     def folder_name(self) -> str:
         """Name of the run folder, readable and unique."""
-        return f"{self.run_name}-{self.hash[:8]}"
-
-    @property
-    def run_name(self) -> str:
-        """The name of the cell's run: ``alpha0.1-fedmd-seed1``."""
-        return self.name_of(self.levels, self.seed)
-
-    @staticmethod
-    def name_of(levels: Mapping[str, Level], seed: int) -> str:
-        """Return the name of the run of a cell with these levels."""
-        words = [
-            level.label if isinstance(level.value, str) else axis.rpartition(".")[2] + level.label
-            for axis, level in levels.items()
-        ]
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([*words, f"seed{seed}"])).strip("-._")[:100]
+        return f"{run_name(self.levels, self.seed)}-{self.hash[:8]}"
 
 
 def cell_label(levels: Mapping[str, Level], seed: int) -> str:
@@ -100,12 +77,17 @@ def cell_label(levels: Mapping[str, Level], seed: int) -> str:
     return " ".join([*words, f"seed={seed}"])
 
 
-def make_axes(bench: Bench) -> tuple[Axis, ...]:
-    """Return the axes of a bench: the grid's, then the variants'.
+def run_name(levels: Mapping[str, Level], seed: int) -> str:
+    """Return the name of a cell's run: ``alpha0.1-fedmd-seed1``."""
+    words = [
+        level.label if isinstance(level.value, str) else axis.rpartition(".")[2] + level.label
+        for axis, level in levels.items()
+    ]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([*words, f"seed{seed}"])).strip("-._")[:100]
 
-    Raises:
-        UserError: Two levels of an axis are the same, or an axis has a name that means something else.
-    """
+
+def make_axes(bench: Bench) -> tuple[Axis, ...]:
+    """Return the axes of a bench: the grid's, then the variants'."""
     axes = [
         Axis(key, tuple(level_of(key, value) for value in values))
         for key, values in flatten(bench.spec.grid).items()
@@ -114,31 +96,22 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
         levels = tuple(Level(label, label, flatten(changes)) for label, changes in variants.items())
         axes.append(Axis(name, levels))
     for axis in axes:
+        key, labels = dotted(("grid", axis.name)), [level.label for level in axis.levels]
         if axis.name in RESERVED:
             raise UserError(
                 f"'{axis.name}' cannot be an axis; seeds have a key of their own", file=bench.file
             )
-        labels = [level.label for level in axis.levels]
         for label in (axis.name, *labels):
-            _check_label(label, axis, bench)
+            if not label.strip() or not label.isprintable() or FORMULA.match(label):
+                told = "a name is printable, and begins with none of = + - @ unless it is a number"
+                raise UserError(f"{label!r} cannot stand in a table; {told}", key=key, file=bench.file)
         repeated = next((label for label in labels if labels.count(label) > 1), None)
         if repeated is not None:
-            raise UserError(f"{repeated} is there twice", key=dotted(("grid", axis.name)), file=bench.file)
+            raise UserError(f"{repeated} is there twice", key=key, file=bench.file)
     names = [axis.name for axis in axes]
     if len(set(names)) < len(names):
         raise UserError("an axis of the grid and one of the variants have the same name", file=bench.file)
     return tuple(axes)
-
-
-def _check_label(label: str, axis: Axis, bench: Bench) -> None:
-    """Refuse a name that does not fit a line, or that a spreadsheet takes for a formula."""
-    if not label.strip() or not label.isprintable() or FORMULA.match(label):
-        raise UserError(
-            f"{label!r} cannot stand in a table; a name is printable, and begins with none of = + - @"
-            " unless it is a number",
-            key=dotted(("grid", axis.name)),
-            file=bench.file,
-        )
 
 
 def level_of(key: str, value: Any) -> Level:
@@ -160,18 +133,18 @@ def _text(value: Any) -> str:
 
 
 def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
-    """Return every cell of a bench, all cells of the first seed first, so that a table is soon complete.
+    """Return every cell of a bench, those of the first seed first, so that a table is soon complete.
 
-    Args:
-        bench: The bench.
-        plug_ins: Whether to import plug-ins; else scenarios lack the defaults of theirs.
-
-    Raises:
-        UserError: A cell cannot be run, with its name.
+    Without `plug_ins`, scenarios lack the defaults of their plug-ins.
     """
     axes = make_axes(bench)
     _check_fixed(bench, axes)
-    _check_number(bench, axes)
+    number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
+    if number > MOST_CELLS:
+        told = (
+            f"{len(bench.seeds):,} seeds for each combination make {number:,} cells; at most {MOST_CELLS:,}"
+        )
+        raise UserError(told, key="seeds", file=bench.file)
     cells = [make_cell(bench, levels, seed, plug_ins) for seed, levels in combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
@@ -194,22 +167,12 @@ def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
     return {key: ", ".join(names) for key, names in named.items()}
 
 
-def _check_number(bench: Bench, axes: tuple[Axis, ...]) -> None:
-    """Refuse a bench with too many cells, before they are made."""
-    number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
-    if number > MOST_CELLS:
-        raise UserError(
-            f"{len(bench.seeds):,} seeds for each combination make {number:,} cells; at most {MOST_CELLS:,}",
-            key="seeds",
-            file=bench.file,
-        )
-
-
 def combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:
     """Yield the seed and the levels of every cell."""
-    for seed in bench.seeds:
+    names = [axis.name for axis in axes]
+    for seed in bench.seeds:  # may be a range of any length
         for levels in product(*(axis.levels for axis in axes)):
-            yield seed, dict(zip((axis.name for axis in axes), levels, strict=True))
+            yield seed, dict(zip(names, levels, strict=True))
 
 
 def _check_fixed(bench: Bench, axes: tuple[Axis, ...]) -> None:
@@ -226,16 +189,7 @@ def _steps_into(table: str, key: str) -> bool:
 
 
 def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the tables of a cell's scenario, as its file would have them.
-
-    Args:
-        bench: The bench.
-        changes: Values of the cell's own, by dotted key.
-        seed: The run's seed.
-
-    Raises:
-        UserError: A change steps into a single value.
-    """
+    """Return the tables of a cell's scenario, as its file would have them."""
     common = flatten(bench.spec.set)
     tables = forget_hyperparameters(bench.base, {**common, **changes, **bench.fixed})
     tables = merged(tables, common, changes, bench.fixed)
@@ -251,14 +205,8 @@ def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> Override
 
 
 def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool = True) -> Cell:
-    """Return a cell of a bench.
-
-    Raises:
-        UserError: It cannot be run, with its name.
-    """
-    changes: dict[str, Any] = {}
-    for level in levels.values():
-        changes |= level.changes
+    """Return a cell of a bench."""
+    changes = {key: value for level in levels.values() for key, value in level.changes.items()}
     try:
         tables = cell_tables(bench, changes, seed)
         layers = cell_layers(bench, {name: level.changes for name, level in levels.items()})
@@ -275,9 +223,8 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
     except UserError as error:
         raise in_cell(error, cell_label(levels, seed), bench.file) from None
-    cell = Cell(levels, seed, scenario, digest_of(scenario))
-    tracking = scenario.tracking.grouped(bench.spec.name)
-    return replace(cell, scenario=scenario.model_copy(update={"name": cell.run_name, "tracking": tracking}))
+    named = {"name": run_name(levels, seed), "tracking": scenario.tracking.grouped(bench.spec.name)}
+    return Cell(levels, seed, scenario.model_copy(update=named), digest_of(scenario))
 
 
 def in_cell(error: UserError, label: str, file: str) -> UserError:
@@ -288,39 +235,32 @@ def in_cell(error: UserError, label: str, file: str) -> UserError:
 
 def data_key(scenario: Scenario) -> str:
     """Return a text of everything but the seed that decides a cell's data; many cells in a row share it."""
-    parts: list[BaseModel] = [scenario.data, scenario.heterogeneity]
-    head = ""
-    if scenario.continual is not None:
-        parts.append(scenario.continual.tasks)
-        head = str(scenario.continual.head)
-    return "".join([*(part.model_dump_json() for part in parts), head])
+    shared = scenario.data.model_dump_json() + scenario.heterogeneity.model_dump_json()
+    if (continual := scenario.continual) is None:
+        return shared
+    return f"{shared}{continual.tasks.model_dump_json()}{continual.head}"
 
 
 def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
-    """Return the baseline as axis name to the label of its level; empty if there is none.
-
-    Raises:
-        UserError: No such axis, or no such level on it.
-    """
-    baseline = {}
+    """Return the baseline as axis name to the label of its level; empty if there is none."""
+    given = flatten(bench.spec.baseline)
+    baseline = {name: _text(value) for name, value in given.items()}
     labels = {axis.name: [level.label for level in axis.levels] for axis in axes}
-    for name, value in flatten(bench.spec.baseline).items():
-        label, told = _text(value), None
-        if name not in labels:
-            told = f"no axis '{name}'; {did_you_mean(name, labels)}"
-        elif label not in labels[name]:
-            told = f"axis '{name}' has no value {value!r}; {did_you_mean(label, labels[name])}"
-        if told is not None:
-            raise UserError(told, key="baseline", file=bench.file)
-        baseline[name] = label
+    for name, label in baseline.items():
+        if label in labels.get(name, ()):
+            continue
+        told = f"no axis '{name}'; {did_you_mean(name, labels)}"
+        if name in labels:
+            told = f"axis '{name}' has no value {given[name]!r}; {did_you_mean(label, labels[name])}"
+        raise UserError(told, key="baseline", file=bench.file)
     return baseline
 
 
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the axes along which cells are compared: those that the baseline names.
+    """Return the axes along which cells are compared: those of the baseline, else one axis.
 
-    Without a baseline: the strategy, or the learner, else the first axis whose values are names, else the
-    last axis. Cells that agree on the other axes make one block of the table.
+    That is the strategy, the learner, the first axis whose values are names, or the last axis. Cells that
+    agree on the other axes form a block of the table.
     """
     if baseline:
         return tuple(axis.name for axis in axes if axis.name in baseline)
@@ -334,14 +274,12 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
     """Return the metrics of the table: those of the bench file, else the usual ones of its kind of cells."""
     if bench.spec.metrics is not None:
         return tuple(bench.spec.metrics)
-    streams = [cell.scenario for cell in cells if cell.scenario.continual is not None]
+    streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]
     if not streams:
         return ("accuracy_trained_local", "accuracy_local", "accuracy_trained_global", "accuracy_global")
-    tests: dict[Protocol, None] = {}
-    for scenario in streams:
-        given, unknown = protocols(scenario)
-        tests[given] = None
-        if scenario.continual is not None and scenario.continual.evaluate_without_task:
-            tests[unknown] = None
-    accuracies = [f"average_accuracy_{protocol}" for protocol in tests]
-    return (*accuracies, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")
+    tests = dict.fromkeys(
+        f"average_accuracy_{protocol}"
+        for scenario, own in streams
+        for protocol in protocols(scenario)[: 2 if own.evaluate_without_task else 1]
+    )
+    return (*tests, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")

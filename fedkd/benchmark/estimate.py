@@ -25,12 +25,7 @@ class Estimate(NamedTuple):
 
 
 class CellPace:
-    """Estimates the time of a cell from the cells that are done, from the most similar ones first.
-
-    Args:
-        seconds: What the cells that are done took.
-        compared: Axes along which the time is most likely to differ.
-    """
+    """Estimates a cell's time from finished cells, those with its levels on the `compared` axes first."""
 
     def __init__(self, seconds: Mapping[Cell, float] | None = None, compared: Sequence[str] = ()) -> None:
         self._compared = compared
@@ -59,16 +54,7 @@ class CellPace:
 
 
 def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Estimate:
-    """Estimate the time of the cells to run, from finished cells, else from one round of one cell.
-
-    Args:
-        cells: All cells.
-        folder: Where their run folders are.
-        compared: Axes along which the time is most likely to differ.
-
-    Raises:
-        RunFailed: The cell that was tried fails in its first round.
-    """
+    """Estimate the time of the cells to run, from finished cells, else from one round of one cell."""
     summaries = {cell: read_summary(folder / cell.folder_name) for cell in cells}
     waiting = [cell for cell, summary in summaries.items() if summary is None]
     if not waiting:
@@ -111,9 +97,8 @@ class _FirstRounds(RunObserver):
 
 
 def _time_one_round(cell: Cell) -> float:
-    """Return the seconds of a cell's first round, evaluation included; of an asynchronous run, the second.
-
-    In an asynchronous run's first round all clients do a job.
+    """Return the seconds of a cell's first round; of an asynchronous run, the second: in its first all
+    train.
     """
     with tempfile.TemporaryDirectory() as folder:
         tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": Tracking()})

@@ -51,18 +51,17 @@ def damage(folder: Path) -> str | None:
 
 
 def whole_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a cell that is done; None: it is not.
-
-    Raises:
-        Damaged: It was done, but one of the files that are read of it is not what was written.
-    """
+    """Return the summary of a finished cell; None: it is not finished. Raise `Damaged` for a changed file."""
     try:
         summary = parse_json((folder / SUMMARY).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, NotJson):
         raise Damaged(f"{SUMMARY} cannot be read") from None
-    if not _is_summary(summary):
+    found = summary if isinstance(summary, dict) else {}
+    tables = (found.get("final"), found.get("continual") or {})
+    whole = found.get("status") == "done" and isinstance(found.get("seconds"), int | float)
+    if not whole or not all(isinstance(table, Mapping) for table in tables):
         raise Damaged(f"{SUMMARY} is not that of a run that is done")
     try:
         digests = parse_json((folder / DIGESTS).read_bytes())
@@ -74,26 +73,14 @@ def whole_summary(folder: Path) -> dict[str, Any] | None:
     if not isinstance(digests, dict):
         raise Damaged(f"{DIGESTS} cannot be read")
     for name in READ:
-        _check_file(folder / name, digests.get(name))
+        try:
+            if file_digest(folder / name) != digests.get(name):
+                raise Damaged(f"{name} is not what was written")
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None
+        except OSError:
+            raise Damaged(f"{name} cannot be read") from None
     return summary
-
-
-def _is_summary(summary: Any) -> bool:
-    if not isinstance(summary, dict) or summary.get("status") != "done":
-        return False
-    seconds, tables = summary.get("seconds"), (summary.get("final"), summary.get("continual") or {})
-    return isinstance(seconds, int | float) and all(isinstance(table, Mapping) for table in tables)
-
-
-def _check_file(path: Path, digest: str | None) -> None:
-    try:
-        found = file_digest(path)
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
-    except OSError:
-        raise Damaged(f"{path.name} cannot be read") from None
-    if found != digest:
-        raise Damaged(f"{path.name} is not what was written")
 
 
 def _check_rows(folder: Path) -> None:

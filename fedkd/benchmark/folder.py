@@ -19,14 +19,15 @@ SHOWN_VALUES = 4
 
 
 def check_folder(cells: Sequence[Cell], folder: Path) -> None:
-    """Refuse a bench folder that holds runs of another bench, whose tables would be written over.
-
-    More seeds, values and variants only add cells, so a bench that has grown goes on in its folder.
-
-    Raises:
-        UserError: What the other bench had, and the way on.
+    """Refuse a bench folder that holds runs of another bench; more seeds, values and variants add cells
+    only.
     """
-    strangers = _strangers(cells, folder / "runs")
+    try:
+        found = sorted((folder / "runs").iterdir())
+    except OSError:  # not there yet, or unreadable: writing there says so
+        return
+    names = {cell.folder_name for cell in cells}
+    strangers = [path for path in found if path.name not in names and (path / SCENARIO).is_file()]
     if not strangers:
         return
     runs = f"{len(strangers)} run{'s' * (len(strangers) > 1)}"
@@ -35,15 +36,6 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
         f" choose another folder with --out, or remove what is not to be kept, such as {strangers[0]}",
         key="--out",
     )
-
-
-def _strangers(cells: Sequence[Cell], runs: Path) -> list[Path]:
-    try:
-        found = sorted(runs.iterdir())
-    except OSError:  # not there yet, or unreadable: writing there says so
-        return []
-    names = {cell.folder_name for cell in cells}
-    return [path for path in found if path.name not in names and (path / SCENARIO).is_file()]
 
 
 def _difference(run: Path, cells: Sequence[Cell]) -> str:

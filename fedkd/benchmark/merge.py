@@ -53,10 +53,7 @@ def value_at(tables: Any, key: str, missing: Any = None) -> Any:
 def merged(tables: Mapping[str, Any], *steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `tables` with the changes of all `steps` applied, one key at a time.
 
-    A number steps into a list: ``clients.0.model``.
-
-    Raises:
-        UserError: A change steps into something that is neither a table nor a list, or past a list's end.
+    A number steps into a list (``clients.0.model``). A step into a single value is a `UserError`.
     """
     result = deepcopy(dict(tables))
     for key, value in [pair for changes in steps for pair in flatten(changes).items()]:
@@ -84,14 +81,7 @@ def _child(table: Any, part: str, where: str) -> Any:
 
 
 def forget_hyperparameters(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return scenario tables without hyper-parameters of a strategy or learner that `changes` replace.
-
-    What every strategy has, such as `distill_epochs`, stays, and so does what every stream has.
-
-    Args:
-        tables: Of a scenario.
-        changes: Dotted keys to values.
-    """
+    """Return scenario tables without hyper-parameters of a strategy or learner that `changes` replace."""
     kept = dict(tables)
     for table in (FUSION, CONTINUAL):
         present, fields = kept.get(table.name, {}), table.section.model_fields

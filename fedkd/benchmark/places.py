@@ -16,8 +16,7 @@ import numpy as np
 
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
-from fedkd.engine.node_check import check_nodes, other_nodes
-from fedkd.engine.plugin_shipping import files_to_ship
+from fedkd.engine.node_check import check_nodes, files_to_ship, other_nodes
 from fedkd.engine.ray_cluster import RayCluster
 from fedkd.errors import EngineLost, FedkdError, UserError
 from fedkd.plan.plan import open_plan
@@ -30,23 +29,15 @@ MARK = ".nodes.tmp"
 
 @dataclass(frozen=True)
 class NodeReport:
-    """The data and the troubles that a cell finds on a machine.
-
-    Attributes:
-        trouble: Why it cannot run there, as the end of a sentence; empty: it can.
-        data: SHA-256 of its data.
-    """
+    """The SHA-256 of a cell's data on a node, or its trouble there, as the end of a sentence."""
 
     trouble: str = ""
     data: str = ""
 
 
 def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
-    """Return what a cell finds on this machine.
-
-    Args:
-        scenario_json: The cell's resolved scenario.
-        folder: The folder of run folders, where `MARK` is to be seen; None: not to be looked for.
+    """Return what a cell finds on this machine; with a folder of run folders, `MARK` has to be visible
+    there.
     """
     if folder is not None and not (Path(folder) / MARK).is_file():
         return NodeReport(f"does not see {folder}; put the bench on a disk that all nodes share")
@@ -70,18 +61,7 @@ def data_digest(data: Data) -> str:
 def check_all_nodes(
     jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCluster, share: float
 ) -> None:
-    """Compare all nodes that cells may run on with this machine, for each data set among the cells.
-
-    Args:
-        jobs: The cells' scenarios as JSON, and their run folders.
-        engine: What a cell reserves.
-        cluster: The cluster.
-        share: GPUs that a cell reserves.
-
-    Raises:
-        UserError: A node lacks something, or has other data.
-        EngineLost: A node does not answer.
-    """
+    """Compare all nodes that cells may run on with this machine, for each data set among the cells."""
     nodes = other_nodes(engine, cluster, share)
     if not nodes:
         return

@@ -20,13 +20,8 @@ VISIBLE_RUNNING = 8
 
 
 class BenchProgress:
-    """Counts cells and estimates the time left; subclasses show it.
-
-    Args:
-        cells: The cells that are to run, in order.
-        already_done: Cells that need not run.
-        compared: Axes along which the time of a cell is most likely to differ.
-        unknown: Further cells, of which more is known later (see `add`).
+    """Counts cells and estimates the time left; subclasses show it. `unknown` cells come later (see
+    `add`).
     """
 
     def __init__(
@@ -43,12 +38,7 @@ class BenchProgress:
         self._usual = 0.0
 
     def add(self, cells: Sequence[Cell], known: int) -> None:
-        """Take up cells that were not known so far.
-
-        Args:
-            cells: Those that are to run, in order.
-            known: Number of these cells and of those that need not run.
-        """
+        """Add cells to run; `known` counts them and those that are done, all unknown so far."""
         self._waiting |= dict.fromkeys(cells)
         self.already_done += known - len(cells)
         self._unknown -= known
@@ -91,11 +81,7 @@ class BenchProgress:
         return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))
 
     def counts(self, *, left: bool = False) -> str:
-        """Word how far it is: ``12/27 done, 1 failed, 2 running``.
-
-        Args:
-            left: Whether to say how long the rest takes, where that is known.
-        """
+        """Word how far it is: ``12/27 done, 1 failed, 2 running``."""
         words = [f"{self.already_done + self.done}/{self.total} done"]
         if self.failed:
             words.append(f"{self.failed} failed")
@@ -107,13 +93,7 @@ class BenchProgress:
 
 
 class PlainProgress(BenchProgress):
-    """One line per finished cell; silent once the stream is closed.
-
-    Args:
-        stream: Where lines go.
-        counted: Arguments of `BenchProgress`.
-        more: The same.
-    """
+    """One line per finished cell; silent once the stream is closed."""
 
     def __init__(self, stream: IO[str], *counted: Any, **more: Any) -> None:
         super().__init__(*counted, **more)
@@ -133,13 +113,7 @@ class PlainProgress(BenchProgress):
 
 
 class LiveProgress(BenchProgress):
-    """A bar with the cells that are running; failures stay on the screen above it.
-
-    Args:
-        console: Where the display goes.
-        counted: Arguments of `BenchProgress`.
-        more: The same.
-    """
+    """A bar with the cells that are running; failures stay on the screen above it."""
 
     def __init__(self, console: Console, *counted: Any, **more: Any) -> None:
         super().__init__(*counted, **more)

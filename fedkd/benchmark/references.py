@@ -22,11 +22,14 @@ from fedkd.plan.held_models import held_models
 from fedkd.tracking.recorder import read_metrics
 
 RELATIVE = ("intransigence", "gain_over_single")
+LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")
+"""Keys that set the learner."""
 
 
 def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
     """Return the cells, in order, with the metrics of those that are done relative to their references."""
-    shared = [axis.name for axis in axes if not _sets_learner(axis)]
+    changed = {axis.name: {key for level in axis.levels for key in level.changes} for axis in axes}
+    shared = [name for name, keys in changed.items() if keys.isdisjoint(LEARNER)]
     siblings: defaultdict[Hashable, list[FinishedCell]] = defaultdict(list)
     for finished_cell in finished:
         cell = finished_cell.cell
@@ -41,11 +44,6 @@ def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]
             continue
         relative |= {each.cell.hash: _relative(_outcome(each, joint, single)) for each in cells if each.done}
     return [replace(each, relative=relative.get(each.cell.hash, {})) for each in finished]
-
-
-def _sets_learner(axis: Axis) -> bool:
-    keys = {key.removesuffix("!") for level in axis.levels for key in level.changes}
-    return not keys.isdisjoint(("continual", "continual.learner"))
 
 
 def _reference(siblings: Sequence[FinishedCell], learner: str) -> StreamOutcome | None:

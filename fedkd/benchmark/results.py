@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import Outcome
-from fedkd.continual.lessons import Lessons
+from fedkd.continual.lessons import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan.build_schedule import build_schedule
 from fedkd.report.study import Curve, StudyRun
@@ -38,14 +39,9 @@ CELLS_NAMED = 3
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A cell of a bench after the bench has run.
+    """A cell after the bench has run; no summary: it is not done.
 
-    Attributes:
-        cell: The cell.
-        folder: Its run folder.
-        outcome: How it ended.
-        summary: Its `summary.json`; None: it is not done.
-        relative: Metrics relative to cells with a reference learner, by name.
+    `relative` has its metrics relative to cells with a reference learner.
     """
 
     cell: Cell
@@ -69,10 +65,9 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, Outcome
     """Return all cells with their outcomes; those without one were done before, or never ran."""
     finished = []
     for cell in cells:
-        run_folder = folder / cell.folder_name
-        summary = read_summary(run_folder)
-        usual = Outcome("done") if summary is not None else Outcome("pending")
-        finished.append(FinishedCell(cell, run_folder, outcomes.get(cell, usual), summary))
+        summary = read_summary(folder / cell.folder_name)
+        outcome = outcomes.get(cell) or Outcome("pending" if summary is None else "done")
+        finished.append(FinishedCell(cell, folder / cell.folder_name, outcome, summary))
     return finished
 
 
@@ -97,15 +92,16 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
 
 
 def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder: Path) -> None:
-    """Write `results.parquet` and `results.csv`: one row per cell, round, client, split, metric and task.
-
-    Cells are written in turn, so that a bench of any size takes the memory of a few cells.
-    """
+    """Write `results.parquet` and `results.csv`, a few cells at a time, so that memory stays small."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
-    schema = _schema(axes)
+    words = pa.dictionary(pa.int32(), pa.string())
+    columns = [(axis.name, _axis_type(axis)) for axis in axes]
+    columns += [("seed", pa.int64()), ("hash", words), ("status", words), ("round", pa.int32())]
+    columns += [("client", pa.int32()), ("task", pa.int32()), ("split", words), ("metric", words)]
+    schema = pa.schema([*columns, ("value", pa.float64())])
     plain = pa.schema([(field.name, _plain_type(field.type)) for field in schema])
     with (
         replacing(folder / "results.parquet") as columns_file,
@@ -116,16 +112,6 @@ def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder
         for table in _batches(finished, axes, schema):
             parquet.write_table(table)
             text.write_table(table.cast(plain))
-
-
-def _schema(axes: Sequence[Axis]) -> pa.Schema:
-    import pyarrow as pa
-
-    words = pa.dictionary(pa.int32(), pa.string())
-    columns = [(axis.name, _axis_type(axis)) for axis in axes]
-    columns += [("seed", pa.int64()), ("hash", words), ("status", words), ("round", pa.int32())]
-    columns += [("client", pa.int32()), ("task", pa.int32()), ("split", words), ("metric", words)]
-    return pa.schema([*columns, ("value", pa.float64())])
 
 
 def _axis_type(axis: Axis) -> pa.DataType:
@@ -151,11 +137,9 @@ def _batches(finished: Sequence[FinishedCell], axes: Sequence[Axis], schema: pa.
     waiting: list[pa.Table] = []
     rows = 0
     for cell in finished:
-        table = _cell_table(cell, axes, schema)
-        if table is None:
-            continue
-        waiting.append(table)
-        rows += len(table)
+        if (table := _cell_table(cell, axes, schema)) is not None:
+            waiting.append(table)
+            rows += len(table)
         if rows >= ROWS_AT_A_TIME:
             yield pa.concat_tables(waiting).unify_dictionaries()
             waiting, rows = [], 0
@@ -281,7 +265,7 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
     schedule = build_schedule(scenario)
     if not schedule.in_step:  # no round is the end of the same task for all
         return {}
-    lessons, curves = Lessons.of(schedule.course(0)), {}
+    lessons, curves = TaskHistory.of(schedule.course(0)), {}
     for name in map(accuracy_name, protocols(scenario)):
         rows = [row for row in of_tasks if (row["metric"], row["split"]) == (name, "global")]
         values = {(row["round"], row["task"]): row["value"] for row in rows}
@@ -296,10 +280,6 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
 
 def _traffic(folder: Path) -> tuple[tuple[int, int], ...]:
     """Return (round, bytes up and down since the start)."""
-    sent: dict[int, int] = {}
-    total = 0
-    for row in read_timings(folder):
-        if "round" in row:
-            total += row.get("bytes_up", 0) + row.get("bytes_down", 0)
-            sent[row["round"]] = total
-    return tuple(sent.items())
+    rows = [row for row in read_timings(folder) if "round" in row]
+    totals = accumulate(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
+    return tuple(dict(zip((row["round"] for row in rows), totals, strict=True)).items())

@@ -36,12 +36,7 @@ Work = Callable[[str, str, float | None], Outcome]
 
 
 class CellCheck:
-    """Loads every data set and builds every model of cells once, for one seed.
-
-    Args:
-        file: Name for error messages.
-        tell: Told of what takes long, such as a download.
-    """
+    """Loads every data set and builds every model of cells once, for one seed."""
 
     def __init__(self, file: str, tell: Callable[[str], None] | None = None) -> None:
         self._file = file
@@ -49,11 +44,7 @@ class CellCheck:
         self._checked: set[str] = set()
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Check cells.
-
-        Raises:
-            UserError: The first cell that cannot run, with its name.
-        """
+        """Check cells."""
         from fedkd.check import check_with
         from fedkd.data.load import load_data
         from fedkd.plan.plan import resolve
@@ -81,14 +72,7 @@ class CellCheck:
 
 
 class Scheduler:
-    """Runs cells that are not done yet; all calls share one set of worker processes.
-
-    Args:
-        runs: Folder of the run folders.
-        file: Name for error messages.
-        parallel: Whether cells run side by side on Ray.
-        progress: Shows what happens.
-    """
+    """Runs cells that are not done yet; all calls share one set of worker processes."""
 
     def __init__(self, runs: Path, file: str, parallel: bool, progress: BenchProgress) -> None:
         self.progress = progress
@@ -104,18 +88,7 @@ class Scheduler:
         work: Work = run_cell,
         damaged: Callable[[Path], str | None] = damage,
     ) -> dict[Cell, Outcome]:
-        """Check cells, then run them; a cell whose files are damaged begins anew.
-
-        Args:
-            cells: Those that are not done.
-            work: Runs one of them.
-            damaged: Says what is wrong with the files in a run folder.
-
-        Raises:
-            UserError: A cell cannot run, or the cluster lacks something.
-            EngineLost: Ray does not come up, or breaks down.
-            KeyboardInterrupt: A signal came. Running cells saved their state.
-        """
+        """Check cells, then run them; a damaged cell begins anew. A signal raises `KeyboardInterrupt`."""
         self._check.check(cells)
         for cell in cells:
             folder = self._runs / cell.folder_name
@@ -145,17 +118,7 @@ def scheduling(
 ) -> Iterator[Scheduler]:
     """Hold the folder of a bench or a search while its cells run.
 
-    Args:
-        folder: Made where it is missing; `runs` in it holds the run folders.
-        file: Name for error messages.
-        dumped: Name and text of the file that describes the bench or the search; written into the folder.
-        parallel: Whether cells run side by side on Ray.
-        progress: Makes the display.
-
-    Raises:
-        UserError: Nobody may write there, or another process does.
-        RunFailed: The disk is full.
-        Interrupted: A signal came.
+    `dumped` is the name and the text of the file that describes it. A signal raises `Interrupted`.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     try:
@@ -175,11 +138,7 @@ def scheduling(
 
 
 def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, Outcome]:
-    """Run jobs in this process, one after the other.
-
-    Returns:
-        The outcome of every job that ran. Ctrl-C lets the running job save its state; no other one starts.
-    """
+    """Run jobs one after the other; return the outcomes of those that ran. Ctrl-C starts no other job."""
     progress.slots(1)
     outcomes: dict[Cell, Outcome] = {}
     for cell, (scenario_json, folder) in jobs.items():
@@ -193,12 +152,7 @@ def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> d
 
 @contextmanager
 def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
-    """Start Ray, or join the cluster, and leave it after the block.
-
-    Raises:
-        UserError: There is no such cluster, not even one job fits it, or a node lacks what the jobs need.
-        EngineLost: Ray does not come up, or breaks down.
-    """
+    """Start Ray, or join the cluster, and leave it after the block."""
     progress.message("starting Ray")
     if_lost(GO_ON)
     cluster = connect(engine)
@@ -211,13 +165,7 @@ def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
 
 
 class RayRunner:
-    """Runs jobs as Ray tasks on one cluster, as many at a time as fit.
-
-    Args:
-        engine: What a job reserves.
-        cluster: Where they run.
-        progress: Shows what happens.
-    """
+    """Runs jobs as Ray tasks on one cluster, as many at a time as fit."""
 
     def __init__(self, engine: Engine, cluster: RayCluster, progress: BenchProgress) -> None:
         self._engine = engine
@@ -227,16 +175,9 @@ class RayRunner:
         self._running: dict[Any, Cell] = {}
 
     def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, Outcome]:
-        """Run jobs; after a signal those that run save their state, and no other one starts.
+        """Run jobs; return the outcomes of those that ran.
 
-        A second signal stops at once.
-
-        Returns:
-            The outcome of every job that ran.
-
-        Raises:
-            UserError: Not even one job fits, or a node lacks what the jobs need.
-            EngineLost: Ray breaks down.
+        After a signal running jobs save their state and no other job starts. A second signal stops at once.
         """
         import ray
 
@@ -277,11 +218,7 @@ class RayRunner:
         return outcomes
 
     def _wait_for_a_worker(self, options: Mapping[str, Any]) -> None:
-        """Return when a process for cells is up; a cell that waits for one looks like one that runs.
-
-        Raises:
-            EngineLost: None comes up.
-        """
+        """Return when a process for cells is up; a cell that waits for one looks like one that runs."""
         import ray
 
         nothing: Any = ray.remote(_nothing).options(**options)
@@ -343,7 +280,7 @@ def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> Outc
 
 
 def _nothing() -> None:
-    """Do what every worker can."""
+    pass
 
 
 def _first_line(error: Exception) -> str:

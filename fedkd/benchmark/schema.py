@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten, set_keys
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.explain import explain_error, show_value
 from fedkd.paths import expanded
 from fedkd.report.metrics import CONTINUAL_METRICS
@@ -25,17 +25,9 @@ from fedkd.scenario.schema import Section
 from fedkd.scenario.shipped import find_shipped, names_of
 
 METRICS = (
-    *(
-        f"{metric}_{split}"
-        for metric in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
-        for split in ("local", "global")
-    ),
-    "loss_train",
-    "effective_neighbours_train",
-    "bytes_up",
-    "bytes_down",
-    "seconds",
-    "virtual_seconds",
+    *("accuracy_trained_local", "accuracy_trained_global", "accuracy_local", "accuracy_global"),
+    *("loss_local", "loss_global", "fusion_gain_local", "fusion_gain_global", "loss_train"),
+    *("effective_neighbours_train", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
 """Metrics of every run; strategies, learners and streams record more."""
 
@@ -104,14 +96,8 @@ class BenchFile(ExperimentFile):
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench file, read.
-
-    Attributes:
-        spec: Its keys.
-        base: Tables of the base scenario.
-        folder: The folder that paths of the base scenario are relative to.
-        fixed: Dotted scenario keys of ``--set``, which override every cell.
-        file: Name for error messages.
+    """A bench file with its base scenario; `fixed` are dotted keys of ``--set``, which override every
+    cell.
     """
 
     spec: BenchFile
@@ -140,13 +126,7 @@ class Bench:
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """Read and check a bench file and its base scenario.
 
-    Args:
-        path: The TOML file, or the name of a bench that is shipped.
-        overrides: ``key=value`` texts of ``--set``. A key of the bench file (``seeds=1``) changes the bench;
-            any other is a scenario key, for every cell.
-
-    Raises:
-        UserError: The first thing that is wrong, with the file and the key.
+    An override of a bench key (``seeds=1``) changes the bench; any other is a scenario key for every cell.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"must be the path of a bench file, got a {type(path).__name__}")
@@ -160,7 +140,13 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     fixed = apply_overrides(mapping, overrides, BenchFile.model_fields)
     with explaining(file, BenchFile):
         spec = BenchFile.model_validate(mapping)
-        _check_spec(spec)
+        check_base_and_seeds(spec)
+        _check_metrics(spec.metrics or [])
+        for key, values in flatten(spec.grid).items():
+            wrong = not isinstance(values, list) or not values
+            refuse_if(wrong, f"must be a list of values, got {values!r}", dotted(("grid", key)))
+        for axis, variants in spec.variants.items():
+            refuse_if(not variants, "must have at least one variant", dotted(("variants", axis)))
         folder, base = base_scenario(spec, path)
     return Bench(spec, base, folder, fixed, file)
 
@@ -168,16 +154,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
 def apply_overrides(
     mapping: dict[str, Any], overrides: Sequence[str], keys: Collection[str]
 ) -> dict[str, Any]:
-    """Set keys of a file of a bench or a search; return the others, which are scenario keys, dotted.
-
-    Args:
-        mapping: Tables of the file; changed.
-        overrides: ``key=value`` texts of ``--set``.
-        keys: Those of the file.
-
-    Raises:
-        UserError: A key steps into a single value, or into variants.
-    """
+    """Set keys of a bench or search file in `mapping`; return the others, dotted scenario keys."""
     fixed = {}
     for text in overrides:
         (first, *rest), value = parse_override(text)
@@ -198,11 +175,7 @@ def apply_overrides(
 
 @contextmanager
 def explaining(file: str, model: type[ExperimentFile]) -> Iterator[None]:
-    """Have errors of the block name the file and the key.
-
-    Raises:
-        UserError: The first thing that is wrong.
-    """
+    """Have errors of the block name the file and the key."""
     try:
         yield
     except ValidationError as error:
@@ -238,23 +211,8 @@ def dump_file(kind: str, tables: Mapping[str, Any]) -> str:
     return header + tomli_w.dumps(tables)
 
 
-def _check_spec(spec: BenchFile) -> None:
-    check_base_and_seeds(spec)
-    _check_metrics(spec.metrics or [])
-    for key, values in flatten(spec.grid).items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"must be a list of values, got {values!r}", key=dotted(("grid", key)))
-    for axis, variants in spec.variants.items():
-        if not variants:
-            raise UserError("must have at least one variant", key=dotted(("variants", axis)))
-
-
 def check_base_and_seeds(spec: ExperimentFile) -> None:
-    """Check that there is one base scenario, and no seed twice.
-
-    Raises:
-        UserError: What is wrong.
-    """
+    """Check that there is one base scenario, and no seed twice."""
     if (spec.base is None) == (spec.scenario is None):
         given = "both are given" if spec.base else "neither is given"
         raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
@@ -280,15 +238,7 @@ def _check_metrics(metrics: list[str]) -> None:
 
 
 def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder that a base scenario's paths are relative to, and its tables.
-
-    Args:
-        spec: Names the base, or holds it.
-        path: The file that says so.
-
-    Raises:
-        UserError: There is no such file, or it is none.
-    """
+    """Return the folder that a base scenario's paths are relative to, and its tables."""
     if spec.base is None:
         return path.parent, dict(spec.scenario or {})
     base = path.parent / expanded(spec.base, key="base")
@@ -301,20 +251,12 @@ def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any
 
 
 def bench_json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a bench, its `[scenario]` included as far as a scenario's own schema goes.
-
-    It does not check keys of `set`, `grid`, `variants` and `baseline`: reading a bench does.
-    """
+    """Return the JSON schema of a bench; reading checks keys in `set`, `grid`, `variants` and `baseline`."""
     return with_scenario(BenchFile.model_json_schema(), "fedkd bench")
 
 
 def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
-    """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it.
-
-    Args:
-        schema: Of the file's model; changed.
-        title: Of the schema.
-    """
+    """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it."""
     from fedkd.plan.json_schema import json_schema
 
     scenario = json_schema()

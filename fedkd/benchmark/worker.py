@@ -26,15 +26,10 @@ Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended.
+    """How a cell ended; `told` is a remark for the display.
 
-    Attributes:
-        status: `done`, `failed` (see `error`), or `interrupted`, if it can be resumed. A trial of a search
-            may be `pruned`: stopped because others were better by then.
-        seconds: Wall-clock time of this call, loading included.
-        error: One line.
-        diverged: Whether it failed because training led to infinite numbers, or to none.
-        told: A remark for the display.
+    An `interrupted` cell can be resumed. A trial of a search may be `pruned`, behind the others. Training
+    that led to infinite numbers, or to none, has `diverged`.
     """
 
     status: Status
@@ -47,13 +42,9 @@ class Outcome:
 def run_cell(
     scenario_json: str, folder: str, gpus: float | None = None, observers: Sequence[RunObserver] = ()
 ) -> Outcome:
-    """Run a cell, or resume it; a failure is an outcome, with its traceback in the run folder.
+    """Run a cell inline, or resume it; a failure is an outcome, with its traceback in the run folder.
 
-    Args:
-        scenario_json: The resolved scenario; its engine is replaced by the inline one.
-        folder: The run folder.
-        gpus: GPUs that are reserved for the cell; absent: those of the scenario.
-        observers: Told what happens while it runs.
+    `gpus` replaces the GPUs of the scenario.
     """
     started = time.perf_counter()
     path = Path(folder)

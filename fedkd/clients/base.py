@@ -1,6 +1,6 @@
-"""One participant of the federation, composed of its samples, trainer, stream, evaluator and uploads.
+"""One participant of the federation: samples, trainer, stream, evaluator and uploads.
 
-Nothing here knows of messages or engines; `fedkd.federation.client_app` puts a client behind Flower.
+Messages and engines are outside; `fedkd.federation.client_app` puts a client behind Flower.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fedkd.clients.draws import Draws
 from fedkd.clients.evaluator import Evaluator
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import GuidanceEffect
+from fedkd.clients.local_loss import LastGuidance
 from fedkd.clients.model_kind import Trainer
 from fedkd.clients.own_samples import LocalSamples
-from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.stream_client import TaskStream
 from fedkd.clients.torch_client import NetworkTrainer
 from fedkd.clients.upload import encode, upload_stages
@@ -48,33 +48,31 @@ T = TypeVar("T")
 
 
 class Client:
-    """Trains, uploads what it knows, learns from guidance, evaluates.
+    """Trains, uploads its knowledge, learns from guidance, evaluates.
 
     A strategy sees it as `fedkd.fusion.views.ClientView`, which documents those members. Every draw derives
-    from (seed, purpose, client, round), so the whole state of a client between two messages is that of its
-    parts, what its strategy keeps, and the round of the last guidance it applied.
-
-    What trains is a coroutine of jobs (see `fedkd.training.executor`): whoever has several clients at hand
-    may run theirs together.
+    from (seed, purpose, client, round). So its state between two messages is that of its parts, the
+    strategy's arrays and the round of the last guidance. Trainings are coroutines of jobs (see
+    `fedkd.training.executor`), so that several clients can train together.
 
     Args:
         plan: What to simulate.
         index: Client index, 0-based.
         samples: The client's samples, the transfer set and the common test set.
         trainer: Its model.
-        poison: What makes the client a poisoned one; None: nothing does.
+        poison: None: the client is honest.
         stream: Its tasks and their learner; None: there is no stream.
 
     Attributes:
         executor: Runs its jobs.
-        evaluated: Whether its accuracy before guidance is asked for.
+        evaluated: Whether its accuracy before fusion is measured.
         applied_round: Round of the last guidance.
         effect: Accuracies before and after fusion.
         kept: Guidance that shapes local training.
-        last_guidance: What is rehearsed; None: there has been none, or it is not rehearsed.
+        last_guidance: Guidance to rehearse; None: none yet, or it is not rehearsed.
         fit: The last local training, until it is uploaded.
-        last_hits: Of the last training on own samples.
-        kappa: How far the last answers leaned to own classes.
+        last_hits: Right answers in the last training on private samples.
+        kappa: κ of the last logit adjustment.
     """
 
     def __init__(
@@ -115,11 +113,7 @@ class Client:
 
     @property
     def networks(self) -> NetworkTrainer:
-        """The trainer of the client's networks.
-
-        Raises:
-            UserError: The client's model is no network.
-        """
+        """The trainer of the client's networks; a `UserError` if its model is no network."""
         return self._network_trainer("network")
 
     def _network_trainer(self, what: str) -> NetworkTrainer:
@@ -129,30 +123,30 @@ class Client:
 
     @property
     def workplace(self) -> object:
-        """What only one client can work in at a time: itself, unless clients of the process share a model."""
+        """The model that clients of this process share, or the client itself: one training at a time."""
         shared = self.trainer.shared if isinstance(self.trainer, NetworkTrainer) else None
         return self if shared is None else shared
 
     @property
     def guidance_changes_predictions(self) -> bool:
-        """Whether guidance changes what the client predicts as soon as it arrives."""
+        """Whether guidance changes the client's predictions as soon as it arrives."""
         return not self.strategy.capabilities.uses_local_loss or answers_otherwise(self.strategy)
 
     @property
     def num_train_samples(self) -> int:
-        """Number of the client's training samples, those that it keeps apart for early stopping included."""
+        """Number of the client's training samples, with those held out for early stopping."""
         return len(self.data.train_y)
 
     def complete(self, training: Training[T]) -> T:
-        """Bring a training of this client to its end, and return what it returned."""
+        """Bring a training of this client to its end, and return its result."""
         return complete_alone(training, self.executor)
 
     def threads(self, number: int) -> AbstractContextManager[None]:
-        """Do the client's arithmetic on so many threads while the block runs."""
+        """Compute on this number of threads while the block runs."""
         return self.trainer.threads(number)
 
     def prediction_threads(self, lanes: int) -> AbstractContextManager[None]:
-        """Have so many threads predict while the block runs, as the processors of others are idle."""
+        """Predict on this number of threads while the block runs, if processors are idle."""
         trainer = self.trainer
         return trainer.prediction_threads(lanes) if isinstance(trainer, NetworkTrainer) else nullcontext()
 
@@ -164,14 +158,11 @@ class Client:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
         return self._network_trainer("features").features(x)
 
-    # What its strategy sees (`ClientView`) ------------------------------------------------------------
-
     def at(self, round: int, request: np.ndarray | None = None) -> Client:
         """Return the client as its strategy sees it in a round.
 
         Args:
-            round: The round whose draws are used: that of the message for an upload, that in which the
-                guidance was fused for learning.
+            round: Round of the draws: that of the message for an upload, that of the fusion for guidance.
             request: Indices of the transfer samples that the server asked for; None: all of them.
         """
         self.round, self._request = round, request
@@ -181,84 +172,68 @@ class Client:
         """Return the client as its strategy sees it between trainings: in the round of the last guidance."""
         return self.at(self.applied_round)
 
+    # Members of `ClientView` --------------------------------------------------------------------------
+
     @property
     def classes(self) -> int:
-        """Number of classes C."""
         return self.data.classes
 
     @property
     def rounds(self) -> int:
-        """Rounds of the whole run."""
         return self.scenario.rounds
 
     @property
     def batch_size(self) -> int:
-        """Samples of a batch of local training."""
         return self.scenario.training.batch_size
 
     @property
     def last_fit(self) -> FitSummary:
-        """The local training that this upload follows."""
         assert self.fit is not None
         return self.fit
 
     def logits(self) -> np.ndarray:
-        """Predict the requested transfer samples: `[M, C]` float32."""
         x = self.data.transfer_x
         return self.predict(x if self._request is None else x[self._request])
 
     def private_logits(self) -> np.ndarray:
-        """Predict the client's own training samples: `[S, C]` float32."""
         return self.predict(self.data.train_x)
 
     def private_features(self) -> np.ndarray:
-        """Return the features of the client's own training samples: `[S, F]` float32."""
         return self.features(self.data.train_x)
 
     def private_labels(self) -> np.ndarray:
-        """Return the labels that the client learns of its own training samples: `[S]` int64."""
         return self.samples.labels()
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the logits `[k, C]` and labels `[k]` of the own samples that are kept apart."""
         x, labels = self.samples.kept_apart()
         return self.predict(x) if len(labels) else np.empty((0, self.classes), dtype=np.float32), labels
 
     def label_counts(self) -> np.ndarray:
-        """Count the client's training samples of each class: `[C]` int64."""
         return np.bincount(self.data.train_y, minlength=self.classes)
 
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
-        """Average outputs over the client's training samples of each class: `[C, K]` float32."""
         outputs = self.private_logits() if of == "logits" else self.private_features()
         return mean_of_label(outputs, self.data.train_y, self.classes)
 
     def network(self, of: str = OWN) -> nn.Module:
-        """Return a network itself: the client's model, or an auxiliary one."""
         return self.networks.network_of(of)
 
     def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
-        """Return copies of all parameters and buffers by name."""
         return weights_of(self._network_trainer("weights").network_of(of))
 
     def load_weights(self, weights: Arrays, of: str = OWN) -> None:
-        """Replace all parameters and buffers; values are cast to each tensor's own type."""
         load_weights(self._network_trainer("weights").network_of(of), weights)
 
     def trainable(self) -> tuple[str, ...]:
-        """Return the names of those weights that are trained by gradients."""
         return trainable_names(self._network_trainer("weights").network)
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a network like one of the client's with other weights, which stays as it is."""
         return self._differentiable().frozen(weights, of)
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
         return self._differentiable().private_gradient(weights, of)
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
-        """Tell what the client would answer after an epoch of targets, and leave it as it is."""
         return self._differentiable().trial(self, targets, samples, asked)
 
     def _differentiable(self) -> NetworkTrainer:
@@ -267,19 +242,12 @@ class Client:
         raise self._needs("a network", "gradients")
 
     def own_rows(self) -> np.ndarray:
-        """Return which of the client's training samples this round's training is about, `[n]` ascending."""
         return self.samples.rows(self.round)
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Return the generator of what the strategy draws on this client for a purpose in this round."""
         return self._draws.numpy(f"strategy-{purpose}", self.round)
 
     def supermask(self) -> Supermask:
-        """Return the mask of the present task.
-
-        Raises:
-            TypeError: The strategy does not need masks, so nothing has made sure that clients' masks agree.
-        """
         found = None if self.stream is None else self.stream.supermask()
         if found is None:
             raise self._needs("masks", "masks")
@@ -290,28 +258,24 @@ class Client:
 
     @property
     def learned(self) -> tuple[int, ...]:
-        """The tasks of a stream that the client is through with, this round's training included."""
         return () if self.stream is None else self.stream.learned_by(self.round)
 
     def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return what the client's learner has for a strategy that is made for it."""
-        return {} if self.stream is None else self.stream.learning.tell(tasks)
+        return {} if self.stream is None else self.stream.learning.export_state(tasks)
 
     def tell_learner(self, arrays: Arrays) -> None:
-        """Hand the learner what it is to hear from such a strategy."""
         if self.stream is not None:
-            self.stream.learning.hear(arrays)
+            self.stream.learning.import_state(arrays)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
-        """Train on the transfer set at once, to lower the strategy's `loss`."""
-        self.complete(self._be_taught(targets, samples))
+        self.complete(self._distil(targets, samples))
 
     # Messages -----------------------------------------------------------------------------------------
 
     def enter(self, round: int) -> None:
         """Move on to a round's task; called with every message, before guidance.
 
-        The strategy forgets what it kept of the last task's knowledge.
+        The strategy forgets its knowledge of the last task.
         """
         if self.stream is None or not self.stream.enter(round):
             return
@@ -322,7 +286,7 @@ class Client:
         self.networks.enter_task()
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
-        """Train on the client's own samples and return the mean loss (see `Trainer.train`)."""
+        """Train on private samples and return the mean loss (see `Trainer.train`)."""
         yield from self.trainer.pretrain()
         objective_of(self.strategy).before_training(self.at(round))
         self.effect.forget()
@@ -331,14 +295,11 @@ class Client:
         return trained.loss
 
     def upload(self, round: int, request: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return what leaves the client after training, past all stages.
+        """Return the upload after training, past all stages.
 
         Args:
             round: Round, 1-based.
             request: Indices of the transfer samples that the server asked for; None: all of them.
-
-        Raises:
-            TrainingDiverged: The model predicts nothing any more.
         """
         if self.strategy.capabilities.sends == "nothing":
             return {}
@@ -350,13 +311,7 @@ class Client:
     def sent(
         self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], round: int
     ) -> dict[str, np.ndarray]:
-        """Return what becomes of arrays on their way out of the client: the client's half of all stages.
-
-        Args:
-            arrays: By name.
-            kinds: What each of them is.
-            round: Of the message.
-        """
+        """Return arrays of some kinds after the client's half of all stages of an upload."""
         return encode(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
 
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
@@ -365,12 +320,7 @@ class Client:
         return self.sent(found, kinds_of(found), round)
 
     def learn(self, guidance: Arrays, round: int) -> Training[None]:
-        """Apply guidance; that of a round already applied is ignored.
-
-        Args:
-            guidance: What the strategy fused for this client.
-            round: Round the guidance belongs to.
-        """
+        """Apply the guidance of a round; that of a round already applied is ignored."""
         if round <= self.applied_round:
             return
         yield from self.trainer.pretrain()
@@ -382,26 +332,20 @@ class Client:
         self.effect.follow(guidance)
         found = self.strategy.apply(self.at(round), guidance)
         if found is not None:
-            yield from self._be_taught(*found)
+            yield from self._distil(*found)
 
-    def _be_taught(self, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
-        """Distil targets `[K, C]` of transfer samples `[K]`, and keep them if they are to be rehearsed."""
+    def _distil(self, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
+        """Distil targets `[K, C]` of transfer samples `[K]`, and keep them to rehearse if asked."""
         if self.plan.recipe.rehearse > 0.0:
             self.last_guidance = LastGuidance(targets, samples, self.round)
         yield from self.trainer.distil(self, targets, samples)
 
     def learn_old_task(self, task: int, guidance: Arrays, round: int) -> Training[None]:
-        """Apply guidance of a task of the stream that the client has left.
-
-        Args:
-            task: The task.
-            guidance: What the strategy fused of it for this client.
-            round: Round the guidance belongs to.
-        """
+        """Apply guidance of a task of the stream that the client has left."""
         return self.networks.learn_old_task(task, guidance, round)
 
     def end_task(self) -> None:
-        """End the task under way, once everything about it has been learned, guidance included."""
+        """End the present task, after all training and guidance."""
         if self.stream is not None:
             self.stream.learning.end()
 
@@ -410,7 +354,7 @@ class Client:
         return {} if self.stream is None else self.stream.task_metrics(round, self.effect)
 
     def learner_report(self, round: int) -> dict[str, float]:
-        """Return what the client's learner has to say at the end of a task, by metric name."""
+        """Return the learner's report at the end of a task, by metric name."""
         return {} if self.stream is None else self.stream.learner_report(round)
 
     def learning_curves(self) -> dict[str, list[float]]:

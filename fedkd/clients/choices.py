@@ -1,8 +1,8 @@
-"""What a step of a model was measured to take in the loop and together with others, kept for the next run.
+"""Cached times of a model's step in the loop and in joint training.
 
 CACHE/fedkd/executors.json    {"version": 2, "measured": [{"what": {...}, "loop": s, "vectorised": s}]}
 
-It is a cache: what cannot be read, or is not what was written, counts as never measured.
+Unreadable entries count as never measured.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fedkd.tracking.atomic import write_json_atomically
 
 VERSION = 2
 MOST = 200
-"""Measurements that are kept, the newest."""
+"""Number of measurements to keep, the newest."""
 
 Measured = tuple[float, float]
 """Seconds of a client's step: in the loop, and together."""
 
 
 def cache_file() -> Path:
-    """Return where measurements are kept."""
+    """Return the path of the cache."""
     return user_cache() / "executors.json"
 
 
 def measured_steps() -> list[tuple[dict[str, Any], Measured]]:
-    """Return what was measured, by what and with which result, the oldest first."""
+    """Return all measurements: the measured setting and its times, oldest first."""
     try:
         stored = parse_json(cache_file().read_bytes())
     except (OSError, NotJson, RuntimeError):  # the last: a home folder of nobody
@@ -46,18 +46,14 @@ def measured_steps() -> list[tuple[dict[str, Any], Measured]]:
 def _row(row: Any) -> tuple[dict[str, Any], Measured] | None:
     if not isinstance(row, Mapping) or not isinstance(row.get("what"), dict):
         return None
-    loop, vectorised = row.get("loop"), row.get("vectorised")
-    for seconds in (loop, vectorised):
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            return None
-        if not isfinite(seconds) or seconds <= 0:
-            return None
-    assert isinstance(loop, int | float) and isinstance(vectorised, int | float)
-    return row["what"], (float(loop), float(vectorised))
+    seconds: list[Any] = [row.get("loop"), row.get("vectorised")]
+    if not all(type(value) in (int, float) and isfinite(value) and value > 0 for value in seconds):
+        return None
+    return row["what"], (float(seconds[0]), float(seconds[1]))
 
 
 def cached_step(what: Mapping[str, Any]) -> Measured | None:
-    """Return what was measured of something; None: nothing yet."""
+    """Return the times of a setting; None: never measured."""
     return next((measured for known, measured in reversed(measured_steps()) if known == what), None)
 
 

@@ -12,12 +12,7 @@ from fedkd.randomness import derive_seed, numpy_generator, torch_generator
 
 @dataclass(frozen=True)
 class Draws:
-    """The seeds and generators of one client.
-
-    Attributes:
-        seed: The scenario's.
-        client: Client index.
-    """
+    """The seeds and generators of one client."""
 
     seed: int
     client: int

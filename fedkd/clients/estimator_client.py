@@ -1,4 +1,4 @@
-"""The trainer of a model that is no torch module: anything with `fit` and `predict_proba`."""
+"""The trainer of a model that is no torch module: any classifier with `fit` and `predict_proba`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,7 @@ TRAINED_ROUND = "trained_round"
 
 
 class EstimatorTrainer:
-    """Fits an estimator, and fits it anew when guidance arrives (see `fedkd.models.estimator`).
-
-    Args:
-        plan: What to simulate.
-        index: Client index, 0-based.
-        samples: The client's.
-        model: The estimator behind its adapter.
-    """
+    """Fits an estimator, and refits it when guidance arrives (see `fedkd.models.estimator`)."""
 
     def __init__(
         self, plan: Plan, index: int, samples: LocalSamples, model: EstimatorModel | IncrementalModel
@@ -43,7 +36,7 @@ class EstimatorTrainer:
         self._trained_round = 0
 
     def threads(self, number: int) -> AbstractContextManager[None]:
-        """Compute on this number of threads, whichever library's, while the block runs."""
+        """Compute on this number of threads, in all libraries, while the block runs."""
         return all_threads(number)
 
     def pretrain(self) -> Training[None]:
@@ -51,7 +44,7 @@ class EstimatorTrainer:
         yield from ()
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
-        """Fit on the client's own samples and its last guidance; the loss is the log loss on own samples."""
+        """Fit on private samples and the last guidance, and return the log loss on private samples."""
         yield from ()  # an estimator fits itself: there is no job for an executor
         x, y, _ = self._samples.work(1, client.round)
         if not len(y):
@@ -62,9 +55,9 @@ class EstimatorTrainer:
         return Trained(found.loss, Hits(int(found.correct.sum()), len(y), guessing_right(y)))
 
     def _fit(self, client: Trainee, x: np.ndarray, y: np.ndarray) -> None:
-        """Fit on private samples, and on the last guidance where it is rehearsed.
+        """Fit on private samples, and on the last guidance if it is rehearsed.
 
-        An estimator that is refitted has it among what it is fitted on anyway, each sample with weight 1.
+        A refitted estimator has it among its samples anyway, each with weight 1.
         """
         model, transfer_x = self.model, client.data.transfer_x
         last, round = client.last_guidance, client.round
@@ -81,7 +74,7 @@ class EstimatorTrainer:
             model.learn(x, y, transfer_x, rows, wanted, self._draws.seed_of("rehearse", round))
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
-        """Refit on the samples of the last training together with the guidance, or distil it."""
+        """Refit on the samples of the last training and the guidance, or distil it."""
         yield from ()
         transfer_x = client.data.transfer_x
         rows = np.arange(len(transfer_x)) if samples is None else samples
@@ -96,7 +89,7 @@ class EstimatorTrainer:
         return self.model.predict_logits(x)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what a refit needs."""
+        """Return everything for a refit."""
         trained = {TRAINED_ROUND: np.array(self._trained_round, dtype=np.int64)}
         return under(MODEL, self.model.state() | trained)
 

@@ -1,8 +1,8 @@
-"""Which executor a scenario's clients are trained by, where it says ``executor = "auto"``.
+"""The choice of an executor for ``executor = "auto"``.
 
-The first training of a block of each group's clients is run both ways, on clients that are made for it and
-thrown away. What is quicker for all groups together is taken, and from then on is part of the scenario.
-Groups whose steps cannot be taken together have no say: they go through the loop under either.
+The first training of a block of each group's clients is run both ways, on throw-away clients. The scenario
+takes the executor that is quicker for all groups together. Groups that cannot train together are left out:
+they go through the loop under either.
 """
 
 from __future__ import annotations
@@ -33,12 +33,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Choice:
-    """An executor, and why.
-
-    Attributes:
-        executor: ``"loop"`` or ``"vectorised"``.
-        told: The choice and its reason, for people.
-    """
+    """The executor ``"loop"`` or ``"vectorised"``, and the reason in words."""
 
     executor: str
     told: str
@@ -47,14 +42,7 @@ class Choice:
 def choose(
     plan: Plan, data: Data, clock: Clock = time.perf_counter, tell: Tell = lambda line: None
 ) -> Choice:
-    """Return which executor is quicker at a plan's first training on this process's device.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-        clock: Tells the seconds.
-        tell: Told before something is measured.
-    """
+    """Return the executor that is quicker at a plan's first training on this process's device."""
     if plan.scenario.faults.goes_on:
         return Choice("loop", "loop: clients that may be skipped or tried again work alone")
     together = plan.with_executor("vectorised")
@@ -65,13 +53,13 @@ def choose(
             continue
         try:
             seconds = _of_group(together, data, group, blocks[id(group)], clock, tell)
-        except (
-            Exception
-        ) as error:  # a plug-in's, which is told of with its client and round if it comes again
+        except Exception as error:  # of a plug-in; the run reports it with its client and round
             return Choice("loop", f"loop: training together could not be tried ({type(error).__name__})")
         if seconds is None:
             continue
-        steps = _steps(together, data, group)
+        training, bounds = plan.scenario.training, first_task(data).train_bounds
+        sizes = [bounds[c][1] - bounds[c][0] for c, own in enumerate(together.groups) if own is group]
+        steps = training.local_epochs * max(1, sum(ceil(size / training.batch_size) for size in sizes))
         total = StepSeconds(total.loop + steps * seconds.loop, total.vectorised + steps * seconds.vectorised)
     if not total.loop:
         return Choice("loop", "loop: the clients' steps cannot be taken together")
@@ -82,41 +70,26 @@ def choose(
 def _of_group(
     plan: Plan, data: Data, group: ClientGroup, block: Sequence[int], clock: Clock, tell: Tell
 ) -> StepSeconds | None:
-    """Return what a step of a group's clients takes, from the cache if it is there."""
+    """Return the seconds of a step of a group's clients, from the cache if possible."""
     what = what_is_measured(plan, data, group, len(block))
     if (known := cached_step(what)) is not None:
         return StepSeconds(*known)
     tell(f"measuring whether {group.model} trains quicker one by one or together")
     with contained(), torch_threads(plan.scenario.engine.threads_per_client):
-        seconds = benchmark_executors(
-            _first_jobs(plan, data, block), len(block), clock, fast=plan.scenario.training.fast
-        )
+        factory = ClientFactory(plan, data)
+        jobs: list[TrainJob] = []
+        for index in block:
+            client = factory.build(index)
+            client.enter(1)
+            jobs += islice(client.train(1), 1)
+        seconds = benchmark_executors(jobs, len(block), clock, fast=plan.scenario.training.fast)
     if seconds is not None:
         cache_step(what, (seconds.loop, seconds.vectorised))
     return seconds
 
 
-def _first_jobs(plan: Plan, data: Data, block: Sequence[int]) -> list[TrainJob]:
-    """Return the first job of the first training of each client of a block."""
-    factory = ClientFactory(plan, data)
-    jobs: list[TrainJob] = []
-    for index in block:
-        client = factory.build(index)
-        client.enter(1)
-        jobs += islice(client.train(1), 1)
-    return jobs
-
-
-def _steps(plan: Plan, data: Data, group: ClientGroup) -> int:
-    """Return the steps that all clients of a group take in a round."""
-    training, bounds = plan.scenario.training, first_task(data).train_bounds
-    clients = [client for client, own in enumerate(plan.groups) if own is group]
-    batches = [ceil((bounds[c][1] - bounds[c][0]) / training.batch_size) for c in clients]
-    return training.local_epochs * max(1, int(sum(batches)))
-
-
 def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) -> dict[str, Any]:
-    """Return all that the time of a step depends on, as JSON has it."""
+    """Return everything that the time of a step depends on, as JSON has it."""
     scenario, device = plan.scenario, resolve_device(plan.scenario.engine.device)
     training = scenario.training
     told: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""From a plan and the federation's data to clients."""
+"""The factory of clients, from a plan and the federation's data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fedkd.clients.base import Client
 from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.faults import poison_of
 from fedkd.clients.own_samples import LocalSamples, share_held_out, share_kept_apart
-from fedkd.clients.pooled_client import Pool, PooledModel, PooledTrainer
+from fedkd.clients.pooled_client import PooledModel, PooledTrainer, first_alike, pooled_samples
 from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.clients.stream_client import TaskStream
 from fedkd.clients.torch_client import NetworkTrainer
+from fedkd.continual.mixins import extra_outputs
 from fedkd.data.federated import ClientData, FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
@@ -27,7 +28,7 @@ from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed
-from fedkd.training.device import prepare_model, resolve_device
+from fedkd.training.device import prepare_inputs, prepare_model, resolve_device
 from fedkd.training.vectorised import make_executor
 from fedkd.training.weights import weights_of
 
@@ -35,12 +36,8 @@ from fedkd.training.weights import weights_of
 class ClientFactory:
     """Makes the clients of one process.
 
-    Where every message brings the weights along, all of them work in one model, or in as many as train
-    together; where samples are pooled, those of one architecture do.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data, or those of all its tasks.
+    Clients share a model where every message brings weights (one model per place of joint training), and
+    clients of one architecture where samples are pooled.
     """
 
     def __init__(self, plan: Plan, data: Data) -> None:
@@ -57,7 +54,7 @@ class ClientFactory:
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block
         self._place = {client: place for block in plan.blocks for place, client in enumerate(block)}
-        self._pool: Pool | None = None
+        self._pooled: dict[int, PooledModel] = {}  # by the first client of an architecture
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
@@ -105,14 +102,20 @@ class ClientFactory:
                 self._shared[place] = SharedModel(network, self._measured)
             return self._shared[place]
         if self.plan.capabilities.pools:
-            if self._pool is None:
-                assert isinstance(self.data, FederatedData)
-                self._pool = Pool(self.plan, self.data, self._models, self._device)
-            return self._pool.model(index)
+            first = first_alike(self.plan.groups, index)
+            if first not in self._pooled:
+                samples = next((other.samples for other in self._pooled.values()), None)
+                if samples is None:
+                    assert isinstance(self.data, FederatedData)
+                    x, y = pooled_samples(self.plan.scenario, self.data)
+                    samples = prepare_inputs(x, self._device), prepare_inputs(y, self._device)
+                network = self._own_network(first)
+                self._pooled[first] = PooledModel(network, samples, self.plan.scenario, first)
+            return self._pooled[first]
         return self._own_model(index)
 
     def _own_model(self, index: int) -> object:
-        """Return a client's own model as it is before any training."""
+        """Return a client's own model before any training."""
         # Weights can be averaged, and masks compared, only among networks that began alike.
         alike = bool(self.plan.capabilities.needs & {"weights", "masks"})
         seed = self.plan.scenario.seed
@@ -139,26 +142,26 @@ def model_outputs(plan: Plan, data: Data) -> int:
     """Return the number of outputs of every client's model."""
     if isinstance(data, FederatedStream):
         assert plan.learner is not None
-        return data.outputs + plan.learner.superfluous
+        return data.outputs + extra_outputs(plan.learner)
     return data.classes
 
 
 def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
-    """Return what makes the model of each client, N of them."""
+    """Return the model factory of each of the N clients."""
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
     made = {id(group): ModelFactory(group, shape, outputs, search, data.input_dtype) for group in plan.groups}
     return [made[id(group)] for group in plan.groups]
 
 
 def initial_network(plan: Plan, factory: ModelFactory) -> nn.Module:
-    """Return the network that all clients of a federation begin with whose weights are averaged."""
+    """Return the common initial network of clients whose weights are averaged."""
     network = factory.make(derive_seed(plan.scenario.seed, "initial-weights"))
     assert isinstance(network, nn.Module)
     return network
 
 
 def initial_weights(plan: Plan, data: Data) -> dict[str, np.ndarray]:
-    """Return the weights that a strategy starts from whose messages bring the model along; else nothing."""
+    """Return the initial weights of a strategy whose messages bring the model; else nothing."""
     if not plan.capabilities.brings_model:
         return {}
     network = prepare_model(initial_network(plan, model_factories(plan, data)[0]), "cpu")

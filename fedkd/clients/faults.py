@@ -1,4 +1,4 @@
-"""What a poisoned client does: with the labels it learns from, and with what it uploads."""
+"""Attacks of poisoned clients: wrong labels and fake uploads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True, eq=False)
 class Poison:
-    """What a poisoned client does.
+    """The attack of a poisoned client.
 
     Args:
         kind: As in the scenario's `faults.poison`.
@@ -26,18 +26,11 @@ class Poison:
     victim: np.ndarray
 
     def labels(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """Return the labels it trains on: C − 1 − y if they are flipped."""
+        """Return the training labels: C − 1 − y if they are flipped."""
         return classes - 1 - labels if self.kind == "flipped" else labels
 
     def fake(self, kind: Kind, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return what it uploads in place of what it knows.
-
-        Args:
-            kind: What the values are. Without some of them, such as indices, an upload would not even look
-                right: they stay.
-            values: What an honest client would send.
-            generator: Of its own draws.
-        """
+        """Return the fake in place of honest values; some kinds, such as indices, stay valid."""
         if self.kind == "flipped" or kind.is_honest:
             return values
         if kind.is_logits_of_samples and self.kind == "imitation":
@@ -58,29 +51,22 @@ class Poison:
 
 
 def imitate(samples: int, victim: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return confident nonsense, logits `[M, C]` whose mean prediction is a victim's class distribution.
-
-    Every sample gets a class drawn from that distribution, whatever the sample is.
-    """
+    """Return confident logits `[M, C]` of random classes drawn from a victim's class distribution."""
     drawn = generator.choice(len(victim), samples, p=victim / victim.sum())
     return (10.0 * np.eye(len(victim))[drawn]).astype(np.float32)
 
 
 def constant(logits: np.ndarray) -> np.ndarray:
-    """Return logits `[M, C]` that are all but certain of class 0, whatever the sample is."""
+    """Return logits `[M, C]` that are almost certain of class 0."""
     rare = 1e-4 / max(logits.shape[1], 1)
     said = np.where(np.arange(logits.shape[1]) == 0, 1.0 - 1e-4 + rare, rare)
     return np.broadcast_to(np.log(said), logits.shape).astype(logits.dtype)
 
 
 def poison_of(scenario: Scenario, client: int, label_distribution: Callable[[], np.ndarray]) -> Poison | None:
-    """Return what makes a client a poisoned one; None: nothing does.
+    """Return the attack of a client; None: it is honest.
 
-    Args:
-        scenario: The resolved scenario.
-        client: Client index.
-        label_distribution: Returns the share of every class among each client's training labels, `[N, C]`;
-            asked for a poisoned client alone.
+    `label_distribution` returns each client's class shares `[N, C]`; it is called for poisoned clients only.
     """
     if client not in poisoned_clients(scenario):
         return None

@@ -1,4 +1,4 @@
-"""What guidance has done to a client: how it did just before, how it does now, how closely it follows."""
+"""The effect of guidance on a client: scores before and after fusion, and agreement with the targets."""
 
 from __future__ import annotations
 
@@ -23,29 +23,21 @@ MODELS = "models/"
 
 
 class GuidanceEffect:
-    """The two moments of a client's round, after its own training and after guidance, and their difference.
-
-    It remembers between two messages, so it is part of the client's state.
-    """
+    """Accuracies before fusion, and figures of the difference; a part of the client's state."""
 
     def __init__(self) -> None:
-        # Round in whose messages guidance came last, and the accuracies just before it had its effect; NaN:
-        # it had none on the model.
+        # Round of the last guidance, and the accuracies before it; NaN: it did not change the model.
         self._round = -1
         self._before: dict[Split, float] = dict.fromkeys(SPLITS, nan)
-        # The same of each model that is measured for itself, by its name and the split.
-        self._models_before: dict[str, float] = {}
-        # Until an evaluation has told what guidance did: which common test samples were right before it, and
-        # the guidance itself.
+        self._models_before: dict[str, float] = {}  # the same by model and split
+        # Until an evaluation: the right answers on the common test set before guidance, and the guidance.
         self._correct_before: np.ndarray | None = None
         self._followed: Arrays | None = None
 
     def begin(self, round: int, scores: Mapping[Split, Score] | None) -> None:
-        """Take down that guidance comes in this round, and how the client does without it.
+        """Record that guidance arrives in this round, and the scores before it.
 
-        Args:
-            round: That of the message that brings it.
-            scores: The client's; None: guidance does not change the model at once.
+        Without scores, guidance does not change the model at once.
         """
         self._round = round
         self._models_before = {}
@@ -56,36 +48,30 @@ class GuidanceEffect:
         self._correct_before = scores["global"].correct
 
     def begin_model(self, name: str, split: Split, accuracy: float) -> None:
-        """Take down how one of several models of the client does before guidance."""
+        """Record the accuracy of one of several models before fusion."""
         self._models_before[f"{name}_{split}"] = accuracy
 
     def begin_at(self, before: Mapping[Split, float]) -> None:
-        """Take other accuracies for those before guidance, such as those over several tasks."""
+        """Replace the accuracies before fusion, such as by those over several tasks."""
         self._before = dict(before)
 
     def follow(self, guidance: Arrays) -> None:
-        """Remember guidance until an evaluation has told how closely it is followed."""
+        """Remember guidance until the next evaluation."""
         self._followed = guidance
 
     def forget(self) -> None:
-        """Forget guidance that the client has trained on since."""
+        """Forget guidance after further training."""
         self._followed = self._correct_before = None
 
     def forget_flips(self) -> None:
-        """Forget which samples were right before: another model has taken the place of that one."""
+        """Forget the right answers before guidance, which replaced the model."""
         self._correct_before = None
 
     def before_and_after(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
-        """Return the accuracy after the client's own training and the one now, and what guidance gained.
+        """Return the metrics of a split before and after fusion, given the accuracy after it.
 
-        Args:
-            round: 1-based.
-            split: Of the accuracy.
-            accuracy: Measured now, when the round's guidance has been applied.
-
-        Returns:
-            `accuracy_trained`, the same as `accuracy` where nothing has changed the model since, `accuracy`,
-            and `fusion_gain`, NaN for a client that received no guidance in this round.
+        `accuracy_trained` equals `accuracy` if nothing has changed the model since; `fusion_gain` is NaN for
+        a client without guidance in this round.
         """
         guided = self._round == round
         changed = guided and not isnan(self._before[split])
@@ -94,7 +80,7 @@ class GuidanceEffect:
         return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
 
     def before_and_after_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
-        """Return the accuracy of one of several models at both moments, by the names of their metrics."""
+        """Return the accuracy of one of several models before and after fusion, by metric name."""
         before = self._models_before.get(f"{name}_{split}", nan) if self._round == round else nan
         trained = accuracy if isnan(before) else before
         return {f"accuracy_trained_{name}": trained, f"accuracy_{name}": accuracy}
@@ -105,15 +91,12 @@ class GuidanceEffect:
         correct: np.ndarray,
         follow: Callable[[Arrays], tuple[np.ndarray, np.ndarray] | None],
     ) -> dict[str, float]:
-        """Return how far the client now follows its guidance, and what that turned right and wrong.
-
-        It is told once, of the round's guidance.
+        """Return the agreement with the round's guidance, and the flips that it caused; once per guidance.
 
         Args:
-            round: 1-based.
-            correct: Which common test samples the client has right now.
-            follow: Returns the client's logits `[K, C]` where guidance has targets, and the probabilities
-                `[K, C]` that it asks for; None: it has none.
+            correct: Right answers on the common test set now.
+            follow: Returns the client's logits `[K, C]` on the samples of guidance and its target
+                probabilities `[K, C]`; None: no targets.
 
         Returns:
             `agreement` and `guidance_kl` on the transfer set, `positive_flips` and `negative_flips` on the

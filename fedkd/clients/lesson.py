@@ -11,6 +11,7 @@ from torch import Tensor
 from fedkd.clients.local_loss import LocalLoss
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.mixins import OwnLoss
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.chance import guessing_right
 from fedkd.training.early_stopping import EarlyStopping
@@ -31,9 +32,6 @@ def task_batches(
     teaches in local training is about the present task's classes, so that such a one is refused.
 
     Args:
-        job: As it would be without a learner.
-        learning: The client's.
-        samples: What is trained on.
         held_out: What training stops on; None or empty: it does not stop early.
         patience: See `EarlyStopping`.
         local: The job's loss as it would be without a learner.
@@ -42,7 +40,9 @@ def task_batches(
     proximal, rehearsed = local.proximal, local.rehearsed
 
     def criterion(outputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-        return learner.criterion(context, outputs, labels, of_task)
+        if isinstance(learner, OwnLoss):
+            return learner.loss(context, outputs, labels, of_task)
+        return context.cross_entropy(outputs, labels, of_task)
 
     def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor, *others: Tensor) -> Tensor:
         # First, so that the model has the outputs of private samples at hand afterwards.

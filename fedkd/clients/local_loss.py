@@ -1,4 +1,4 @@
-"""The loss that a client minimises on its own samples."""
+"""Losses of local training: cross entropy, FedProx's pull, guidance and rehearsed samples."""
 
 from __future__ import annotations
 
@@ -6,40 +6,93 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from fedkd.clients.rehearsal import Rehearsed
-from fedkd.fusion.views import LocalBatch, LocalStep
+from fedkd.fusion.views import Arrays, LocalBatch, LocalStep
+from fedkd.scenario.schema import Relations
+from fedkd.training.alongside import AuxBatches
 from fedkd.training.losses import correct, cross_entropy
+from fedkd.training.relations import angle_huber, distance_huber, graph_kl
+
+LEAST = 1e-7
+"""Least probability with its own logarithm."""
+TARGETS, SAMPLES, ROUND = "targets", "samples", "round"
+"""Names of a `LastGuidance`'s arrays."""
 
 Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
-"""What guidance adds: a function of logits ``[B, C]``, features ``[B, F]`` and labels ``[B]``, a scalar."""
+"""Term of guidance: logits ``[B, C]``, features ``[B, F]`` and labels ``[B]`` to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsed:
+    """Batches of other samples than private ones, and their term in the loss of local training.
+
+    Attributes:
+        batches: Inputs ``[m, ...]`` and targets ``[m, ...]``.
+        loss: Outputs ``[B, C]`` and targets ``[B, ...]`` to a scalar.
+        alike: Whether all clients of the scenario have this loss, and it only computes.
+    """
+
+    batches: AuxBatches
+    loss: Callable[[Tensor, Tensor], Tensor]
+    weight: float = 1.0
+    alike: bool = False
+
+    def __call__(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the term of a batch, a scalar with gradients."""
+        return self.weight * self.loss(model(inputs), targets)
+
+
+@dataclass(frozen=True, eq=False)
+class LastGuidance:
+    """The guidance that a client rehearses until the next comes.
+
+    Attributes:
+        targets: ``[K, C]``.
+        samples: Indices of their transfer samples ``[K]``; None: all.
+        round: Round of its fusion.
+    """
+
+    targets: np.ndarray
+    samples: np.ndarray | None
+    round: int
+
+    def of(self, transfer: np.ndarray) -> np.ndarray:
+        """Return its samples among the transfer samples."""
+        return transfer if self.samples is None else transfer[self.samples]
+
+    def age(self, round: int) -> int:
+        """Return the number of rounds without newer guidance when a round's training begins."""
+        return max(0, round - self.round - 1)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return it as arrays by name."""
+        arrays = {TARGETS: self.targets, ROUND: np.array(self.round, dtype=np.int64)}
+        return arrays if self.samples is None else arrays | {SAMPLES: self.samples}
+
+    @staticmethod
+    def restored(arrays: Arrays) -> LastGuidance | None:
+        """Return the guidance of a `state`; None: there was none."""
+        if not arrays:
+            return None
+        return LastGuidance(arrays[TARGETS], arrays.get(SAMPLES), int(arrays[ROUND]))
 
 
 @dataclass(frozen=True, eq=False)
 class ProximalTerm:
-    """FedProx's pull to the weights that training begins with (Li et al. 2020), ``μ/2 · ‖w − w_received‖²``.
-
-    Attributes:
-        mu: μ > 0.
-        received: Those weights, in the order of the model's parameters.
-    """
+    """FedProx's pull to the received weights (Li et al. 2020), ``μ/2 · ‖w − w_received‖²``."""
 
     mu: float
     received: Sequence[Tensor]
 
     @staticmethod
     def to_own_weights(model: nn.Module, mu: float) -> ProximalTerm:
-        """Return the pull to the weights that a model has now."""
+        """Return the pull to the present weights of a model."""
         return ProximalTerm(mu, [parameter.detach().clone() for parameter in model.parameters()])
 
     def __call__(self, model: nn.Module, received: Sequence[Tensor] = ()) -> Tensor:
-        """Return the term for a model, a scalar.
-
-        Args:
-            model: The model.
-            received: Weights to take in place of this term's own, where several clients train together.
-        """
+        """Return the scalar term for a model; joint training passes each client's `received` weights."""
         pairs = zip(model.parameters(), received or self.received, strict=True)
         squares: Tensor = sum((p - start).square().sum() for p, start in pairs)  # type: ignore[assignment]
         return 0.5 * self.mu * squares
@@ -47,16 +100,15 @@ class ProximalTerm:
 
 @dataclass(frozen=True, eq=False)
 class LocalLoss:
-    """Cross entropy, with FedProx's pull and with what the strategy's guidance adds; or the strategy's own.
+    """Cross entropy with FedProx's pull and the strategy's guidance; or the strategy's own loss.
 
-    With a loss of the strategy's own, it is called with the samples' indices after their labels.
+    A loss of the strategy's own gets the samples' indices after their labels.
 
     Attributes:
-        proximal: FedProx's pull; None: nothing pulls.
-        taught: What guidance adds; None: nothing.
-        with_features: Whether that, or the strategy's own loss, wants the model's features.
-        rehearsed: What is learned over again; None: nothing.
-        step: The loss that stands in place of the cross entropy and what guidance adds; None: none does.
+        taught: Term of guidance; None: none.
+        with_features: Whether that term, or the strategy's own loss, needs the model's features.
+        rehearsed: Auxiliary batches and their loss; None: none.
+        step: The strategy's own loss in place of cross entropy and guidance; None: none.
     """
 
     proximal: ProximalTerm | None = None
@@ -67,29 +119,25 @@ class LocalLoss:
 
     @property
     def constants(self) -> Sequence[Tensor]:
-        """What the loss is called with after a batch (see `TrainJob.constants`)."""
+        """Tensors after the batch (see `TrainJob.constants`)."""
         return () if self.proximal is None else self.proximal.received
 
     @property
     def own_alone(self) -> bool:
-        """Whether only arrays and constants are this client's own, so that others' may take their place."""
+        """Whether clients differ only in arrays and constants, so that they can train together."""
         alone = self.taught is None and self.step is None
         return alone and (self.rehearsed is None or self.rehearsed.alike)
 
     @property
     def weight_rehearsed(self) -> float:
-        """Weight of what is learned over again; 0: nothing is."""
+        """Weight of the rehearsed loss; 0: none."""
         return 0.0 if self.rehearsed is None else self.rehearsed.weight
 
     def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
         """Return the mean loss over a batch.
 
-        Args:
-            model: The client's.
-            inputs: Private samples.
-            labels: Theirs.
-            *others: The samples' indices if there is a loss of the strategy's own, a batch of what is
-                rehearsed if anything is, then the constants.
+        The other arguments are the samples' indices if the strategy has its own loss, a rehearsed batch if
+        there is one, and the constants.
         """
         return self._with_logits(model, inputs, labels, others)[0]
 
@@ -119,3 +167,22 @@ class LocalLoss:
         if extra is not None:
             value = value + extra
         return (value if self.proximal is None else value + self.proximal(model, others)), logits
+
+
+def relation_loss(wanted: Relations, features: Tensor, told: Tensor) -> Tensor:
+    """Return the scenario's loss on relations of a batch, a scalar.
+
+    Args:
+        wanted: Kind and weights.
+        features: The client's, ``[B, F]``.
+        told: Log-probabilities of the targets, ``[B, C]``.
+    """
+    if wanted.kind == "trg":
+        return wanted.weight * graph_kl(features, told, wanted.temperature)
+    value = wanted.distance * distance_huber(features, told)
+    return wanted.weight * (value + wanted.angle * angle_huber(features, told))
+
+
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Return the finite logarithms ``[K, C]`` float32 of targets' probabilities."""
+    return np.log(np.maximum(probabilities, LEAST)).astype(np.float32)

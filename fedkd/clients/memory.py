@@ -1,4 +1,4 @@
-"""Whether all clients' models fit into the memory that there is, found out from one of each architecture."""
+"""Checks of memory: estimates for all clients' models from one of each architecture."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from fedkd.plan.upload_memory import uploads_kept
 from fedkd.training.device import resolve_device
 
 STATES_AT_ONCE = 128
-"""Clients whose states the server's process has at a time, while they are saved or restored; and as many
-again, while they are written."""
+"""Clients whose states the server's process holds while they are saved or restored, and as many while they
+are written."""
 LIVE_SHARE = 0.25
-"""Of the memory of a machine or a GPU, that clients may take while nothing is asked of them."""
+"""Share of the memory of a machine or a GPU for idle clients."""
 OVERHEAD = 16_384
 """Bytes of a client besides its arrays."""
 ESTIMATOR_BYTES = 1_000_000
-"""What a model that is no network is taken to be: about a forest of a hundred small trees."""
+"""Assumed size of an estimator: about a forest of a hundred small trees."""
 
 
 def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
-    """Build one model of every group: what is wrong with one, or with its strategy, is told of now.
+    """Build one model of every group, and check the models, their memory and the strategy's requirements.
 
     Raises:
-        UserError: A model cannot be built, all of them do not fit into memory, or the strategy cannot work
-            with them.
+        UserError: A model cannot be built, all of them do not fit into memory, or the strategy cannot use
+            them.
     """
     shape, outputs = data.input_shape, model_outputs(plan, data)
     copies = copies_in_training(plan)
@@ -55,11 +55,7 @@ def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
 def made_auxiliaries(
     plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]
 ) -> list[dict[str, nn.Module]]:
-    """Return the auxiliary networks, by name, of a client of every group.
-
-    Raises:
-        UserError: Some of it cannot be made with a group's model.
-    """
+    """Return the auxiliary networks, by name, of a client of every group."""
     if not overrides(plan.strategy, "aux_networks"):
         return [{} for _ in models]
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
@@ -72,7 +68,7 @@ def made_auxiliaries(
 
 
 def _sizes(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> list[int]:
-    """Return the bytes of all networks of a client of every group; 0: its model is an estimator."""
+    """Return the bytes of all networks of a client of every group; 0 for an estimator."""
     return [
         _size(model) + sum(map(_size, made.values())) if isinstance(model, nn.Module) else 0
         for model, made in zip(models, made_auxiliaries(plan, data, models), strict=True)
@@ -80,21 +76,21 @@ def _sizes(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> l
 
 
 def _of_all_clients(plan: Plan, sizes: Sequence[int]) -> int:
-    """Return the sum over all clients of what one of every group takes."""
+    """Return the sum over all clients of a quantity per group."""
     number = Counter(map(id, plan.groups))
     return sum(number[id(group)] * size for group, size in zip(plan.scenario.clients, sizes, strict=True))
 
 
 def copies_in_training(plan: Plan) -> int:
-    """Return how often the size of a model is needed while it is trained: weights, gradients, moments."""
+    """Return the copies of a model's size during training: weights, gradients, moments."""
     optimizer = round_optimizer(plan.scenario, plan.scenario.training.lr, 1)
     return 2 + len([slot for slot in optimizer.slots if slot != "step"])
 
 
 def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> int:
-    """Return what a client takes in memory while nothing is asked of it, about; the mean over all groups.
+    """Return the approximate bytes of an idle client, the mean over all groups.
 
-    It has a model, the kept state of an optimiser, guidance, and what a learner remembers of each task.
+    It holds a model, a kept optimiser state, guidance, and a learner's memory of each task.
     """
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     # Until an evaluation has measured what it did; and what was learned of it until the next comes.
@@ -111,13 +107,12 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
 
 
 def clients_that_fit(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
-    """Return how many clients a process may keep in memory while nothing is asked of them.
+    """Return the number of idle clients that fit into a process's memory.
 
     Args:
         of_client: Bytes of a client.
-        share: Share of this machine's memory that is the process's.
-        gpu_share: Share of a GPU that is the process's, or how many are.
-        device: Where the clients are.
+        share: The process's share of this machine's memory.
+        gpu_share: The process's share of a GPU, or number of GPUs.
     """
     memory = share * machine_memory()
     if device.type == "cuda":
@@ -126,7 +121,7 @@ def clients_that_fit(of_client: int, share: float, gpu_share: float, device: tor
 
 
 def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
-    """Refuse models that this machine has no room for, if it is this machine that they are kept on."""
+    """Refuse models that do not fit into this machine, if they are kept on it."""
     scenario = plan.scenario
     elsewhere = scenario.engine.address is not None or resolve_device(scenario.engine.device).type != "cpu"
     if elsewhere:
@@ -153,7 +148,7 @@ def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
 
 
 def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> None:
-    """Refuse to keep uploads that the server's process has no room for: weights, or predictions."""
+    """Refuse to keep uploads that do not fit into the server's memory: weights, or predictions."""
     each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     if "weights" in plan.capabilities.needs:
         each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)

@@ -1,4 +1,4 @@
-"""A client's model as the client asks it: a network, or an estimator with `fit` and `predict_proba`."""
+"""The interface of a client's model: a network, or an estimator with `fit` and `predict_proba`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from fedkd.clients.rehearsal import LastGuidance
+from fedkd.clients.local_loss import LastGuidance
 from fedkd.data.federated import ClientData
 from fedkd.fusion.views import ClientView, FitSummary
 from fedkd.training.chance import Hits
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Trainee(ClientView, Protocol):
-    """A client as its trainer sees it: its `round` is that of the training, or of the guidance."""
+    """A client as its trainer sees it; `round` is that of the training, or of the guidance."""
 
     kept: dict[str, np.ndarray]
     """Guidance that shapes local training."""
@@ -34,17 +34,17 @@ class Trainee(ClientView, Protocol):
         """The data of the present task."""
 
     def complete(self, training: Training[T]) -> T:
-        """Bring a training to its end, and return what it returned."""
+        """Bring a training to its end, and return its result."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A local training that is over.
+    """A finished local training.
 
     Attributes:
         loss: Mean loss.
-        hits: Correct answers on the training samples; None: not counted.
-        fit: What a strategy of weights asks about; None: the model is no network of the client's own.
+        hits: Right answers on the training samples; None: not counted.
+        fit: For strategies that exchange weights; None: the client has no network of its own.
     """
 
     loss: float
@@ -53,13 +53,12 @@ class Trained:
 
 
 class Trainer(Protocol):
-    """Holds a client's model, trains it and asks it."""
+    """Holds, trains and evaluates a client's model."""
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
-        """Train on the client's own samples.
+        """Train on private samples.
 
         Args:
-            client: The one that trains.
             proximal_mu: μ of FedProx (Li et al. 2020): adds μ/2 · ‖w − w_received‖² to the loss.
 
         Raises:
@@ -67,7 +66,7 @@ class Trainer(Protocol):
         """
 
     def pretrain(self) -> Training[None]:
-        """Train once before the first training and the first guidance, where the strategy wants it."""
+        """Train once before the first training and the first guidance, if the strategy asks for it."""
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Train on transfer samples to match targets `[K, C]` (see `ClientView.distil`)."""

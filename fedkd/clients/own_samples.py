@@ -1,4 +1,4 @@
-"""Which of a client's training samples it trains on, and which it keeps apart: to stop, or to choose by."""
+"""A client's training samples, and those that it holds out for early stopping or choices."""
 
 from __future__ import annotations
 
@@ -16,70 +16,44 @@ from fedkd.plan.poisoned import round_half_up
 from fedkd.randomness import numpy_generator
 
 FEWEST = 2
-"""With fewer samples kept apart a loss on them says nothing."""
+"""Fewest held-out samples: a loss on fewer is meaningless."""
 
 HELD_OUT = 0.2
-"""Share of them that is kept apart where something is chosen and the scenario says no other."""
+"""Default share of held-out samples where a client chooses by them."""
 
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """Indices among a client's training samples, ascending; None is in both.
+    """Indices among a client's training samples, ascending and disjoint.
 
     Attributes:
         trained_on: [n − k] int64.
-        kept_apart: [k] int64; empty: training does not stop early, and nothing is chosen or measured by them.
+        kept_apart: [k] int64 held-out samples; empty: there is no early stopping and no choice.
     """
 
     trained_on: np.ndarray
     kept_apart: np.ndarray
 
     def of(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples [n, …] and labels [n] that are trained on, as they are where that is all."""
+        """Return the samples [n, …] and labels [n] that are trained on, without a copy if all are."""
         return (x[self.trained_on], y[self.trained_on]) if len(self.kept_apart) else (x, y)
 
 
-def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int, task: int) -> np.ndarray:
-    """Return the indices of the samples of one round of a task that passes over its samples once.
-
-    Args:
-        samples: Number of the task's samples.
-        part: Which of the task's rounds it is, 0-based.
-        parts: Rounds of the task.
-        seed: The scenario's seed.
-        client: Client index.
-        task: Place of the task in the client's order.
-
-    Returns:
-        Ascending int64. The rounds share all samples out as evenly as possible.
-    """
-    order = numpy_generator(seed, "one-pass", client=client, task=task).permutation(samples)
-    return np.sort(np.array_split(order, parts)[part])
-
-
 def share_held_out(plan: Plan) -> float | None:
-    """Return the share of its training samples that a client keeps apart to choose by; None: nothing is.
-
-    It is the scenario's, or what its strategy measures clients on if that is more.
-    """
+    """Return the share of training samples that a client holds out to choose by; None: none."""
     chooses = plan.scenario.fusion.own_prior == "auto" or plan.capabilities.trials > 0
     wanted = plan.scenario.training.held_out or (HELD_OUT if chooses else 0.0)
     return max(wanted, plan.capabilities.held_out_share) or None
 
 
 def share_kept_apart(plan: Plan) -> float | None:
-    """Return the share that a client with a network keeps apart, to choose or to stop by; None: nothing."""
+    """Return the share that a client with a network holds out, to choose or to stop by; None: none."""
     stopping = plan.scenario.training.early_stopping
     return max(share_held_out(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
 
 
-def train_on_all(samples: int) -> TrainingSplit:
-    """Return the indices of a client that keeps nothing apart."""
-    return TrainingSplit(np.arange(samples), np.arange(0))
-
-
 def number_kept_apart(samples: int, share: float) -> int:
-    """Return how many of a client's training samples are kept apart; 0 where it would be too few."""
+    """Return the number of held-out samples; 0 if it would be too small."""
     number = round_half_up(share * samples)
     return number if FEWEST <= number < samples else 0
 
@@ -87,37 +61,30 @@ def number_kept_apart(samples: int, share: float) -> int:
 def keep_apart(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
 ) -> TrainingSplit:
-    """Draw the samples that a client keeps apart, so that every class keeps its share.
+    """Draw the held-out samples of a client, with class shares kept.
 
     Args:
         labels: [n] int64 labels of the client's training samples.
-        share: Of them that is kept apart.
-        seed: The scenario's seed.
-        client: Client index.
-        task: Index of the task whose samples these are; None: no stream.
+        task: Index of the samples' task; None: no stream.
     """
     number = number_kept_apart(len(labels), share)
     if number == 0:
-        return train_on_all(len(labels))
+        return TrainingSplit(np.arange(len(labels)), np.arange(0))
     generator = numpy_generator(seed, "validation", client=client, task=task)
     chosen = stratified_choice(labels, number, generator)
     return TrainingSplit(np.flatnonzero(~chosen), np.flatnonzero(chosen))
 
 
 class LocalSamples:
-    """A client's samples of its present task, and those of them that it trains on.
+    """A client's samples of its present task, and the part that it trains on.
 
     Args:
-        plan: What to simulate.
-        index: Client index, 0-based.
         tasks: The client's data of every task; without a stream there is one.
-        poison: What makes the client a poisoned one; None: nothing does.
-        share: Share of the training samples that is kept apart; None: the client trains on all.
+        poison: None: the client is honest.
+        share: Share of held-out training samples; None: the client trains on all.
 
     Attributes:
-        data: The present task's data.
-        order: The client's tasks in its own order.
-        place: Place of the present task in that order.
+        place: Place of the present task in the client's own `order`.
     """
 
     def __init__(
@@ -141,50 +108,52 @@ class LocalSamples:
         self.data = self.tasks[self.order[place]]
 
     def labels(self, data: ClientData | None = None) -> np.ndarray:
-        """Return the labels that the client learns from: flipped ones for some of the poisoned."""
+        """Return the labels for training: flipped ones for some poisoned clients."""
         data = data or self.data
         return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)
 
     def split(self, place: int | None = None) -> TrainingSplit:
-        """Return which of a task's training samples the client trains on; None: of the present task's."""
+        """Return the split of a task's training samples; None: of the present task's."""
         place = self.place if place is None else place
-        labels = self._of(place).train_y
-        if self._share is None:
-            return train_on_all(len(labels))
-        task = self.order[place] if self._in_stream else None
-        return keep_apart(labels, self._share, seed=self._plan.scenario.seed, client=self._index, task=task)
+        seed, task = self._plan.scenario.seed, self.order[place] if self._in_stream else None
+        return keep_apart(
+            self._of(place).train_y, self._share or 0.0, seed=seed, client=self._index, task=task
+        )
 
     def _of(self, place: int) -> ClientData:
         return self.data if place == self.place else self.tasks[self.order[place]]
 
     def trained_on(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples `[n, …]` and labels `[n]` of a task that the client trains on."""
+        """Return the samples `[n, …]` and labels `[n]` of a task for training."""
         data = self._of(place)
         return self.split(place).of(data.train_x, self.labels(data))
 
     def kept_apart(self, place: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples `[k, …]` and labels `[k]` that the client never trains on."""
+        """Return the held-out samples `[k, …]` and labels `[k]`."""
         place = self.place if place is None else place
         data, rows = self._of(place), self.split(place).kept_apart
         return data.train_x[rows], self.labels(data)[rows]
 
     def rows(self, round: int) -> np.ndarray:
-        """Return the training samples of a round: indices, ascending; a part in an online stream."""
+        """Return the indices of a round's training samples, ascending; a part in an online stream."""
         rows = self.split().trained_on
         continual = self._plan.scenario.continual
         online = continual is not None and continual.online
         return rows[self.part(round, len(rows))] if online else rows
 
     def part(self, round: int, samples: int) -> np.ndarray:
-        """Return which of the present task's samples a round of an online stream trains on."""
+        """Return the indices of a round's samples, ascending, in a stream with a single pass.
+
+        The rounds of a task share its samples out as evenly as possible.
+        """
         schedule = self._plan.schedule
         part = schedule.rounds_into_task(self._index, round)
         parts = schedule.rounds_of_task(self._index, round)
-        seed = self._plan.scenario.seed
-        return part_of_round(samples, part, parts, seed=seed, client=self._index, task=self.place)
+        draw = numpy_generator(self._plan.scenario.seed, "one-pass", client=self._index, task=self.place)
+        return np.sort(np.array_split(draw.permutation(samples), parts)[part])
 
     def work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return the samples, labels and epochs of a round's local training: less for a straggler."""
+        """Return the samples, labels and epochs of a round's local training; less for a straggler."""
         x, y, rows = self.data.train_x, self.labels(), self.rows(round)
         if len(rows) != len(y):
             x, y = x[rows], y[rows]
@@ -192,7 +161,7 @@ class LocalSamples:
         return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
 
     def rows_of_work(self, round: int) -> np.ndarray:
-        """Return the indices of the samples that `work` gives."""
+        """Return the indices of the samples of `work`."""
         rows = self.rows(round)
         kept = self.straggle(round, [len(rows)])
         return rows if kept is None else rows[kept[0]]
@@ -205,6 +174,5 @@ class LocalSamples:
         draw = self._draws.numpy("straggler", round)
         if draw.random() >= slow.stragglers:
             return None
-        return [
-            np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
-        ]
+        work = slow.straggler_work
+        return [np.sort(draw.permutation(size)[: round_half_up(work * size)]) for size in sizes]

@@ -1,7 +1,7 @@
-"""Clients whose model is one for all of an architecture, trained on the samples of everybody together.
+"""Centralized clients: one model for all of an architecture, trained on the samples of all clients together.
 
-The model after r rounds depends on the scenario alone. So every process may train one of its own, as far as
-the rounds that it is asked about, and nothing changes with who shares a process or takes part in a round.
+The model after r rounds depends on the scenario alone. So every process trains its own copy up to the rounds
+that it is asked about, and results do not depend on processes or participation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from math import nan
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fedkd.clients.faults import poison_of
@@ -20,13 +19,11 @@ from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.torch_client import NetworkTrainer, round_optimizer
 from fedkd.data.federated import FederatedData
 from fedkd.fusion.views import Arrays
-from fedkd.models.build import ModelFactory
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.chance import Hits, guessing_right
-from fedkd.training.device import prepare_inputs, prepare_model
 from fedkd.training.executor import Training
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import correct, cross_entropy
@@ -38,20 +35,19 @@ LOSS = "pooled_loss"
 
 
 class PooledModel(SharedModel):
-    """One architecture's model and the rounds it has been trained for.
+    """One architecture's model and the number of rounds of its training.
 
     Args:
-        network: As it is before the first round, on its device.
+        network: The initial network, on its device.
         samples: Inputs `[S, *input_shape]` and labels `[S]` of all clients, on the same device.
-        scenario: How to train.
-        first: The first client of this architecture, whose draws the model's are.
+        first: The first client of this architecture, whose draws the model takes.
     """
 
     def __init__(
         self, network: nn.Module, samples: tuple[Tensor, Tensor], scenario: Scenario, first: int
     ) -> None:
         super().__init__(network)
-        self._samples = samples
+        self.samples = samples
         self._scenario = scenario
         self._first = first
         self._initial = weights_of(network)
@@ -63,11 +59,8 @@ class PooledModel(SharedModel):
     def advance(self, round: int) -> Training[float]:
         """Bring the model to the end of a round, and return that round's mean loss.
 
-        Rounds that it has not seen are trained in order. A process that serves several runs may be asked
-        about one that is past: then the model begins again.
-
-        Raises:
-            TrainingDiverged: The loss stopped being finite.
+        Missing rounds are trained in order. A past round, asked by another run of the process, makes the
+        model begin again.
         """
         if round < self._rounds:
             load_weights(self.network, self._initial)
@@ -83,7 +76,7 @@ class PooledModel(SharedModel):
         draws = {"client": self._first, "round": round}
         return TrainJob(
             self.network,
-            self._samples,
+            self.samples,
             _loss,
             round_optimizer(scenario, training.lr, round),
             training.local_epochs,
@@ -101,7 +94,7 @@ class PooledModel(SharedModel):
         return progress | under(WEIGHTS, weights_of(self.network))
 
     def restore(self, arrays: Arrays) -> None:
-        """Take over a state, unless the model has come as far already: every client brings one."""
+        """Take over a state, unless the model is as far already: every client brings one."""
         if int(arrays[ROUNDS]) > self._rounds:
             load_weights(self.network, below(WEIGHTS, arrays))
             self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
@@ -116,69 +109,24 @@ def _scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tens
     return cross_entropy(logits, labels), correct(logits, labels)
 
 
-class Pool:
-    """The pooled models of one process: one of each architecture that its clients have.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-        factories: What makes the model of each client, N of them.
-        device: Where to train.
-    """
-
-    def __init__(
-        self, plan: Plan, data: FederatedData, factories: Sequence[ModelFactory], device: torch.device
-    ) -> None:
-        self._plan = plan
-        self._factories = factories
-        self._device = device
-        x, y = pooled_samples(plan.scenario, data)
-        self._samples = prepare_inputs(x, device), prepare_inputs(y, device)
-        self._models: dict[int, PooledModel] = {}
-
-    def model(self, client: int) -> PooledModel:
-        """Return the one model of a client's architecture."""
-        first = first_alike(self._plan.groups, client)
-        if first not in self._models:
-            scenario = self._plan.scenario
-            network = self._factories[first].make(derive_seed(scenario.seed, "initial-weights", client=first))
-            assert isinstance(network, nn.Module)
-            network = prepare_model(network, self._device, fast=scenario.training.fast)
-            self._models[first] = PooledModel(network, self._samples, scenario, first)
-        return self._models[first]
-
-
 def first_alike(groups: Sequence[ClientGroup], client: int) -> int:
-    """Return the first client whose model and arguments are those of `client`.
-
-    Args:
-        groups: The group of every client's model, N of them.
-        client: Trainee index.
-    """
+    """Return the first client with the model and arguments of `client`; `groups` has N entries."""
     own = groups[client]
     return next(n for n, other in enumerate(groups) if (other.model, other.args) == (own.model, own.args))
 
 
 def pooled_samples(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray, np.ndarray]:
-    """Return what all clients train on, client after client: samples `[S, *input_shape]` and labels `[S]`."""
+    """Return all clients' training samples `[S, *input_shape]` and labels `[S]`, in client order."""
     shards = [data.client(n) for n in range(data.num_clients)]
-    poisons = [poison_of(scenario, n, data.label_distribution) for n in range(data.num_clients)]
-    labels = [
-        own.train_y if poison is None else poison.labels(own.train_y, own.classes)
-        for own, poison in zip(shards, poisons, strict=True)
-    ]
+    labels = []
+    for n, own in enumerate(shards):
+        poison = poison_of(scenario, n, data.label_distribution)
+        labels.append(own.train_y if poison is None else poison.labels(own.train_y, own.classes))
     return np.concatenate([own.train_x for own in shards]), np.concatenate(labels)
 
 
 class PooledTrainer(NetworkTrainer):
-    """Works in the pooled model of a client's architecture.
-
-    Args:
-        plan: What to simulate.
-        index: Client index, 0-based.
-        samples: The client's.
-        model: The process's model of the client's architecture.
-    """
+    """Works in the pooled model of a client's architecture."""
 
     def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: PooledModel) -> None:
         super().__init__(plan, index, samples, model)
@@ -190,7 +138,7 @@ class PooledTrainer(NetworkTrainer):
         return Trained(loss, self._pooled.last_hits)
 
     def catch_up(self, round: int) -> Training[None]:
-        """Bring the pooled model to a round's end, whether or not the client takes part in it."""
+        """Bring the pooled model to a round's end, also for clients that were not sampled."""
         yield from self._pooled.advance(round)
 
     def model_state(self) -> dict[str, np.ndarray]:
@@ -198,5 +146,5 @@ class PooledTrainer(NetworkTrainer):
         return self._pooled.state()
 
     def restore_model(self, arrays: Arrays) -> None:
-        """Bring the pooled model to where the state was taken, if it is not as far yet."""
+        """Bring the pooled model to the state, if it is not as far yet."""
         self._pooled.restore(arrays)

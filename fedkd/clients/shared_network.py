@@ -1,4 +1,4 @@
-"""A network in which clients of a process work in turn, and what they have measured of the same weights."""
+"""A network that clients of a process share, and measurements of its weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ T = TypeVar("T")
 
 
 class Measured:
-    """What clients of a process have measured that depends on nothing but weights that all of them have."""
+    """Measurements that depend only on weights that all clients of a process have."""
 
     def __init__(self) -> None:
         self._round = -1
         self._measured: dict[Hashable, Any] = {}
 
     def once(self, round: int, what: Hashable, measure: Callable[[], T]) -> T:
-        """Return what some client has measured in this round, or else measure it.
-
-        Args:
-            round: Whose fusion the weights come from.
-            what: Names what is measured.
-            measure: Measures it, of weights that all clients have.
-        """
+        """Return a round's measurement of this name, and measure it the first time."""
         if round != self._round:
             self.forget()
             self._round = round
@@ -33,19 +27,15 @@ class Measured:
         return cast("T", self._measured[what])
 
     def forget(self) -> None:
-        """Forget what was measured: the weights will be others."""
+        """Forget all measurements: the weights change."""
         self._round = -1
         self._measured.clear()
 
 
 class SharedModel:
-    """A model in which clients of a process work in turn, as where every message brings weights along.
+    """A model that clients of a process share in turn, where every message brings weights.
 
-    As all of them evaluate the same weights, whatever depends on nothing else is measured once a round.
-
-    Args:
-        network: The model, on its device.
-        measured: What was measured; several models of which clients evaluate the same weights have one.
+    Models with the same weights share one `measured`, so that each figure is measured once a round.
     """
 
     def __init__(self, network: nn.Module, measured: Measured | None = None) -> None:

@@ -24,7 +24,9 @@ from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.supermask import SupermaskLearner
 from fedkd.continual.task_model import TaskModel
+from fedkd.continual.traits import predicts_by_weights, shapes_training
 from fedkd.data.stream import FederatedStream
+from fedkd.errors import UserError
 from fedkd.fusion.orthogonal import LEFT, SKETCH
 from fedkd.fusion.views import Arrays, Supermask
 from fedkd.namespaces import below, under
@@ -93,7 +95,7 @@ class TaskStream:
             common_tasks=order if masks else None,
             fast=plan.scenario.training.fast,
         )
-        self.measured = measured if learner.answers_by_weights else None
+        self.measured = measured if predicts_by_weights(learner) else None
         self.tests = TaskTests(scenario, index, stream, order, self.learning, self._on_device, self.measured)
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
@@ -185,7 +187,7 @@ class TaskStream:
         """
         schedule, local_epochs = self._plan.schedule, self._plan.scenario.training.local_epochs
         self.curves = {}
-        if self.learning.learner.shapes_training:
+        if shapes_training(self.learning.learner):
             job = self._shaped(job, round, loss)
         return self.learning.fit(
             job,
@@ -200,13 +202,18 @@ class TaskStream:
         A straggler trains on less of each.
         """
         learner, context = self.learning.learner, self.learning.context
-        tasks, rehearsed = learner.training_tasks(context), learner.rehearsed(context)
+        tasks, replayed = learner.batch(context)
+        if self._continual.online and set(tasks) - {context.task}:
+            raise UserError(
+                f"must be false, as '{learner.name}' trains on all samples so far again",
+                key="continual.online",
+            )
         held_out, stopping = None, self._plan.scenario.training.early_stopping
         if stopping is not None and tasks:
             held_out = joined([self._kept_apart(task) for task in tasks])
         parts = [self._of_round(task, round) for task in tasks]
-        if rehearsed is not None:
-            parts.append(rehearsed)
+        if replayed is not None:
+            parts.append(replayed)
         kept = self._samples.straggle(round, [len(part.labels) for part in parts])
         if kept is not None:
             rows = [torch.from_numpy(own).to(context.device) for own in kept]

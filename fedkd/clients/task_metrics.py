@@ -1,4 +1,4 @@
-"""Names of what a client measures on the tasks of a stream, in replies and in `metrics.jsonl`."""
+"""Names of a client's metrics on the tasks of a stream, in replies and in `metrics.jsonl`."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from fedkd.clients.guidance_effect import SPLITS
 from fedkd.clients.shared_network import Measured
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
+from fedkd.continual.traits import predicts_by_weights
 from fedkd.data.stream import FederatedStream
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import main_protocol, protocols
@@ -148,7 +149,7 @@ class TaskTests:
         if self._answered is not None and asked in self._answered:
             return self._answered[asked][1]
         learner, context = self._learning.learner, self._learning.context
-        found = predict_in_batches(model, lambda x: learner.answers(context, model, x), self._on_device(x))
+        found = predict_in_batches(model, lambda x: learner.predict(context, model, x), self._on_device(x))
         answers = found.cpu().numpy()
         if self._answered is not None:
             self._answered[asked] = x, answers  # as long as the samples are held nobody else gets their place
@@ -181,14 +182,13 @@ class TaskTests:
                 the weights alone; any other is asked again with the present task's model.
             x: The samples.
         """
-        learner, context = self._learning.learner, self._learning.context
-        if learner.answers_by_weights:
+        if predicts_by_weights(self._learning.learner):
             return given, nan
         present, right = self._learning.model(), list[Tensor]()
         places = [place for place, of_place in enumerate(self._order) if of_place == task]
 
         def outputs(batch: Tensor) -> Tensor:
-            found, tasks = learner.outputs_and_tasks(context, present, batch)
+            found, tasks = self._learning.predict_without_task(present, batch)
             if tasks is not None:
                 right.append(tasks[:, places].any(dim=1))
             return found

@@ -1,4 +1,4 @@
-"""The trainer of a network, and of the networks that a strategy puts beside it."""
+"""The trainer of a network, and of a strategy's auxiliary networks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.clients.draws import Draws
-from fedkd.clients.local_loss import LocalLoss, ProximalTerm
+from fedkd.clients.local_loss import LocalLoss, ProximalTerm, Rehearsed, log_probabilities, relation_loss
 from fedkd.clients.model_kind import MODEL, Trained, Trainee
 from fedkd.clients.own_samples import LocalSamples
-from fedkd.clients.rehearsal import Rehearsed
-from fedkd.clients.relations import RelationLoss, told
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.stream_client import TaskStream
 from fedkd.fusion.auxiliary import OWN, networks_of
@@ -48,12 +46,9 @@ PRETRAINED = "pretrained"
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
-    """Return the optimiser of a scenario's training in one round.
+    """Return the optimiser of a scenario in one round, given the learning rate of the first round.
 
-    Args:
-        scenario: Says all but the learning rate.
-        lr: Learning rate of the first round.
-        round: 1-based; a training after the last round goes on at its rate.
+    Rounds are 1-based; a training after the last round keeps its rate.
     """
     training, within = scenario.training, min(round, scenario.rounds)
     schedule = LrSchedule(training.schedule, training.lr_decay, training.lr_step_rounds or 1)
@@ -71,19 +66,18 @@ def _follow(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
 
 
 class NetworkTrainer:
-    """Trains a network by gradients, on the client's own samples and on guidance.
+    """Trains a network by gradients, on private samples and on guidance.
 
     Args:
         plan: What to simulate.
         index: Client index, 0-based.
-        samples: The client's.
+        samples: The client's samples.
         model: The client's own network, on its device; or the one that the clients of a process share.
-        auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
+        auxiliaries: Auxiliary networks of its strategy by name, on the same device.
         stream: The client's tasks and their learner; None: there is no stream.
 
     Attributes:
-        network: The client's own, or the shared one.
-        begin: Makes the network once more that the client began with; None: it has none of its own.
+        begin: Makes the client's initial network once more; None: it has none of its own.
     """
 
     def __init__(
@@ -119,22 +113,14 @@ class NetworkTrainer:
     # Networks -----------------------------------------------------------------------------------------
 
     def network_of(self, name: str) -> nn.Module:
-        """Return the client's own network, or an auxiliary one.
-
-        Raises:
-            KeyError: It has none of this name.
-        """
+        """Return the client's own network, or an auxiliary one; a `KeyError` for unknown names."""
         if name != OWN and name not in self._auxiliaries:
             known = ", ".join([OWN, *self._auxiliaries])
             raise KeyError(f"'{self._strategy.name}' asks for a network '{name}'; clients have {known}")
         return self.network if name == OWN else self._auxiliaries[name]
 
     def fresh(self) -> nn.Module:
-        """Return a network like the client's own before it had learned anything.
-
-        Raises:
-            TypeError: The client has no network of its own.
-        """
+        """Return the client's initial network; a `TypeError` if it has none of its own."""
         if self.begin is None:
             raise TypeError(f"client {self._index} has no network of its own that it began with")
         return self.begin()
@@ -161,7 +147,7 @@ class NetworkTrainer:
 
     @contextmanager
     def prediction_threads(self, lanes: int) -> Iterator[None]:
-        """Have so many threads predict while the block runs, as the processors of others are idle."""
+        """Predict on this number of threads while the block runs, if processors are idle."""
         self._lanes = lanes
         try:
             yield
@@ -169,28 +155,28 @@ class NetworkTrainer:
             self._lanes = 1
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a network like one of the client's with other weights, which stays as it is."""
+        """Return a copy of a network with other weights, without gradients."""
         return self._as_seen(frozen_copy(self.network_of(of), weights))
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
+        """Return a function to the gradient of private samples' cross entropy in some weights."""
         network = frozen_copy(self.network, weights)
         x, y = self.on_device(self._samples.data.train_x), self.on_device(self._samples.labels())
         return gradient_of(network, self._as_seen(network), of, x, y)
 
     def _as_seen(self, network: nn.Module) -> nn.Module:
-        """Return a network as losses see it, of the present task."""
+        """Return a network in the form for losses of the present task."""
         return network if self._stream is None else self._stream.as_seen(network)
 
     # Training -----------------------------------------------------------------------------------------
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
-        """Train on the client's own samples."""
+        """Train on private samples."""
         round, strategy, training = client.round, self._strategy, self._scenario.training
         if self.shared is not None:
             self.shared.measured.forget()
         x, y, epochs = self._samples.work(training.local_epochs, round)
-        optimizer = self._optimizer(round, training.lr)
+        optimizer = round_optimizer(self._scenario, training.lr, round)
         own = self.shared is None or strategy.capabilities.sends_steps
         start = weights_of(self.network) if "weights" in strategy.capabilities.needs and own else {}
         proximal_mu = proximal_mu or objective_of(strategy).proximal_mu
@@ -199,6 +185,7 @@ class NetworkTrainer:
         loss = self._local_loss(client, proximal, rehearsed)
         index = () if loss.step is None else (self.on_device(self._samples.rows_of_work(round)),)
         beside = self._aux_networks(round)
+        alike = loss.own_alone and not beside
         job = TrainJob(
             self.network,
             (self.on_device(x), self.on_device(y), *index),
@@ -215,11 +202,7 @@ class NetworkTrainer:
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
             scored_loss=loss.scored,
             guessing=guessing_right(y),
-            kind=(
-                self._kind("train", proximal_mu, loss.weight_rehearsed)
-                if loss.own_alone and not beside
-                else None
-            ),
+            kind=self._kind("train", proximal_mu, loss.weight_rehearsed) if alike else None,
             replayable=loss.own_alone,
             constants=loss.constants,
             aux_batches=None if rehearsed is None else rehearsed.batches,
@@ -230,7 +213,7 @@ class NetworkTrainer:
         return Trained(result.loss, result.hits, FitSummary(start, result.steps, optimizer.lr))
 
     def pretrain(self) -> Training[None]:
-        """Train on the labelled transfer set, where the strategy begins with that."""
+        """Train on the labelled transfer set, if the strategy begins with it."""
         if self._strategy.capabilities.pretrain_epochs == 0 or self._pretrained:
             return
         self._pretrained = True
@@ -240,7 +223,7 @@ class NetworkTrainer:
             self.network,
             (self.on_device(data.transfer_x), self.on_device(data.public_y)),
             lambda model, inputs, labels: cross_entropy(model(inputs), labels),
-            self._optimizer(1, training.lr),
+            round_optimizer(self._scenario, training.lr, 1),
             self._strategy.capabilities.pretrain_epochs,
             training.batch_size,
             generator=self._draws.torch("pretrain-batches", 0),
@@ -252,11 +235,11 @@ class NetworkTrainer:
         )
 
     def catch_up(self, round: int) -> Training[None]:
-        """Train what a round's evaluation needs and no message has asked for: nothing of a client's own."""
+        """Train for a round's evaluation what no message has asked for: nothing of a client's own."""
         yield from ()
 
     def _early_stopping(self) -> EarlyStopping | None:
-        """Return when training on private samples stops; None: after its last epoch."""
+        """Return the rule that stops training on private samples; None: it runs all epochs."""
         wanted = self._scenario.training.early_stopping
         if wanted is None:
             return None
@@ -265,22 +248,16 @@ class NetworkTrainer:
         return EarlyStopping(arrays, cross_entropy, wanted.patience) if len(y) else None
 
     def _in_phases(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
-        """Train on private samples in the phases of the strategy, each with a seed of its own."""
+        """Train on private samples in the phases of the strategy, each with its own seed."""
         phases = objective_of(self._strategy).phases(job.epochs, last=client.round > self._scenario.rounds)
         if phases is None:
             return (yield from self._private_training(client, job, loss))
-        if self._samples.straggle(client.round, []) is not None:
-            phases = [replace(phase, epochs=min(phase.epochs, 1)) for phase in phases]
-        return (
-            yield from in_parts(
-                job,
-                [(phase.epochs, phase.trains) for phase in phases],
-                lambda part: self._private_training(client, part, loss),
-            )
-        )
+        slow = self._samples.straggle(client.round, []) is not None
+        parts = [(min(phase.epochs, 1) if slow else phase.epochs, phase.trains) for phase in phases]
+        return (yield from in_parts(job, parts, lambda part: self._private_training(client, part, loss)))
 
     def _private_training(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
-        """Train on private samples and labels by a job with a loss, under the learner of a stream."""
+        """Train on private samples, under the learner of a stream."""
         if self._stream is None:
             return (yield job)
         return (yield from self._stream.fit(job, client.round, loss))
@@ -302,14 +279,14 @@ class NetworkTrainer:
         ]
 
     def _rehearsal(self, client: Trainee) -> Rehearsed | None:
-        """Return what is rehearsed in a round: the last guidance, or what the strategy has sent for that."""
+        """Return the rehearsed batches of a round: the last guidance, or samples of the strategy."""
         last, strategy, round = client.last_guidance, self._strategy, client.round
         if last is not None and len(last.targets):
             decay = self._scenario.fusion.rehearse_decay
             weight = self._plan.recipe.rehearse * decay ** last.age(round)
             samples = last.of(client.data.transfer_x)
             batches = self._aux_batches(samples, np.asarray(last.targets, dtype=np.float32), round)
-            return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
+            return Rehearsed(batches, strategy.loss, weight, alike=declares(self._strategy, "loss"))
         wanted = objective_of(strategy).rehearsal(client)
         if wanted is None:
             return None
@@ -319,10 +296,6 @@ class NetworkTrainer:
         arrays = [self.on_device(samples), self.on_device(targets)]
         generator = self._draws.torch("rehearsal-batches", round)
         return AuxBatches(arrays, self._scenario.training.batch_size, generator)
-
-    @property
-    def _computes_loss_only(self) -> bool:
-        return declares(self._strategy, "loss")
 
     def _local_loss(
         self, client: Trainee, proximal: ProximalTerm | None, rehearsed: Rehearsed | None
@@ -336,10 +309,10 @@ class NetworkTrainer:
         )
 
     def _aux_networks(self, round: int) -> list[AuxNetwork]:
-        """Return the auxiliary networks that a round's local training trains along."""
+        """Return the auxiliary networks that local training trains too."""
         wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
         rates = {
-            name: None if own.lr is None else self._optimizer(round, own.lr).lr
+            name: None if own.lr is None else round_optimizer(self._scenario, own.lr, round).lr
             for name, own in wanted.items()
             if own.trained
         }
@@ -354,7 +327,7 @@ class NetworkTrainer:
             yield from self._guidance_training(self.distillation(targets, samples, client.round))
 
     def trial(self, client: Trainee, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
-        """Return what an epoch of distilling targets would lead to."""
+        """Return the answers after one epoch of distillation, and restore the weights."""
         began = weights_of(self.network)
         if len(samples):
             job = self.distillation(targets, samples, client.round)
@@ -365,22 +338,22 @@ class NetworkTrainer:
         return found
 
     def distillation(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
-        """Return the job of distilling targets `[K, C]` of transfer samples `[K]`, None: of all."""
+        """Return the job of distilling targets `[K, C]` of transfer samples `[K]`; None: of all."""
         fusion, strategy, data = self._scenario.fusion, self._strategy, self._samples.data
         gamma = self._plan.recipe.private_weight
         transfer_x = data.transfer_x if samples is None else data.transfer_x[samples]
         arrays = [self.on_device(transfer_x), self.on_device(np.asarray(targets, dtype=np.float32))]
-        relate = None if fusion.relations is None else RelationLoss(fusion.relations)
-        if relate is not None:
-            arrays.append(self.on_device(told(strategy.probabilities(targets))))
+        relations = fusion.relations
+        if relations is not None:
+            arrays.append(self.on_device(log_probabilities(strategy.probabilities(targets))))
 
         def loss(model: Any, inputs: Tensor, wanted: Tensor, *others: Tensor) -> Tensor:
-            if relate is None:
+            if relations is None:
                 value, private = strategy.loss(model(inputs), wanted), others
             else:
                 features, private = model.features(inputs), others[1:]
                 value = strategy.loss(model.head(features), wanted)
-                value = value + relate(features.flatten(1), others[0])
+                value = value + relation_loss(relations, features.flatten(1), others[0])
             if private:
                 own_inputs, labels = private
                 value = value + gamma * cross_entropy(model(own_inputs), labels)
@@ -395,20 +368,13 @@ class NetworkTrainer:
     def _on_transfer_set(
         self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, task: int | None = None
     ) -> TrainJob:
-        """Return the job of minimising a loss on transfer samples.
-
-        Args:
-            arrays: What the loss wants.
-            loss: As for `TrainJob`.
-            round: Of the guidance.
-            task: The old task that it is about; None: the present one, or there is no stream.
-        """
+        """Return the job of minimising a loss on transfer samples; `task` is an old one, or None."""
         fusion, training = self._scenario.fusion, self._scenario.training
         return TrainJob(
             self.network,
             arrays,
             loss,
-            self._optimizer(round, fusion.distill_lr or training.lr),
+            round_optimizer(self._scenario, fusion.distill_lr or training.lr, round),
             fusion.distill_epochs,
             fusion.distill_batch_size or training.batch_size,
             generator=self._draws.torch("distill-batches", round, task),
@@ -416,19 +382,13 @@ class NetworkTrainer:
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("distil") if fusion.relations is None else None,
-            replayable=self._computes_loss_only and fusion.relations is None,
+            replayable=declares(self._strategy, "loss") and fusion.relations is None,
         )
 
     def trial_job(self, model: nn.Module, targets: np.ndarray, epochs: int, round: int) -> TrainJob:
-        """Return the job of having another model like this one distil probabilities on the transfer set.
+        """Return the job of distilling probabilities `[M, C]` float32 into another model like this one.
 
-        By the KL divergence at temperature 1, with the rate and the batches that guidance is distilled with.
-
-        Args:
-            model: A copy of the client's.
-            targets: `[M, C]` float32.
-            epochs: Passes over the transfer set.
-            round: 1-based.
+        It lowers the KL divergence at temperature 1, with the rate and the batches of distillation.
         """
         data = self._samples.data
         arrays = [self.on_device(data.transfer_x), self.on_device(np.asarray(targets, np.float32))]
@@ -443,9 +403,9 @@ class NetworkTrainer:
         )
 
     def learn_old_task(self, task: int, guidance: Arrays, round: int) -> Training[None]:
-        """Distil guidance of an old task as that task, as far as the learner reopens it.
+        """Distil guidance of an old task as that task, if the learner reopens it.
 
-        No private samples come in, whatever `private_weight` says: those of old tasks are gone.
+        There is no cross entropy on private samples: those of old tasks are gone.
         """
         strategy, stream = self._strategy, self._stream
         if stream is None or (place := stream.reopens(task, round)) is None:
@@ -463,27 +423,24 @@ class NetworkTrainer:
         yield from stream.learning.teach_again(self._on_transfer_set(arrays, loss, round, task), place)
 
     def private_order(self, length: int, round: int) -> np.ndarray:
-        """Return `length` indices of own samples: whole shuffles of them, one after another."""
+        """Return `length` indices of private samples: whole shuffles, one after another."""
         generator = self._draws.numpy("distill-private", round)
         own = self._samples.split().trained_on
         shuffles = [generator.permutation(len(own)) for _ in range(-(-length // len(own)))]
         return own[np.concatenate(shuffles)[:length]]
 
     def _kind(self, purpose: str, *details: Hashable) -> Hashable:
-        """Return what names a job of all clients of the same group (see `TrainJob.kind`)."""
+        """Return the key of a job of all clients of the same group (see `TrainJob.kind`)."""
         return (purpose, id(self._plan.groups[self._index]), *details)
-
-    def _optimizer(self, round: int, lr: float) -> OptimizerSpec:
-        return round_optimizer(self._scenario, lr, round)
 
     # State --------------------------------------------------------------------------------------------
 
     def enter_task(self) -> None:
-        """Forget what the optimiser keeps of a learner's own tensors, such as scores: they are a task's."""
+        """Forget the optimiser's state of a learner's own tensors, such as scores of a task."""
         self._optimizer_state = of_model(self._optimizer_state)
 
     def model_state(self) -> dict[str, np.ndarray]:
-        """Return the weights; nothing where every message brings them along."""
+        """Return the weights; nothing where every message brings them."""
         return {} if self.shared is not None else weights_of(self.network)
 
     def restore_model(self, arrays: Arrays) -> None:
@@ -496,10 +453,8 @@ class NetworkTrainer:
         arrays = under(MODEL, self.model_state())
         for name, network in self._auxiliaries.items():
             arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
-        arrays |= under(
-            OPTIMIZER,
-            {name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()},
-        )
+        kept = {n: np.array(value.cpu().numpy(), order="C") for n, value in self._optimizer_state.items()}
+        arrays |= under(OPTIMIZER, kept)
         return arrays | ({PRETRAINED: np.array(1, dtype=np.int64)} if self._pretrained else {})
 
     def restore(self, arrays: Arrays) -> None:

@@ -1,6 +1,6 @@
-"""What a client would be if it learned from one other client alone: tried on copies, and forgotten.
+"""Trials of pairwise transfer: copies of a client that learn from one sender each.
 
-The client itself is never trained, and draws nothing that it would draw anyway: it is afterwards what it was.
+The client itself is not trained, and its own draws stay the same.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """What came of learning from each of N senders.
+    """Results of learning from each of N senders.
 
     Attributes:
-        gains: Change of accuracy on the client's own test data and on the common test set, `[N, 2]` float64;
-            NaN where there are no test samples.
-        answers: Class that the copy then says of each transfer sample, `[N, M]` int32.
+        gains: Change of accuracy on the local and on the common test set, `[N, 2]` float64; NaN without test
+            samples.
+        answers: The copy's class of each transfer sample, `[N, M]` int32.
     """
 
     gains: np.ndarray
@@ -39,14 +39,9 @@ class Trials:
 
 
 def shown(client: Client, round: int) -> dict[str, np.ndarray]:
-    """Return what a client knows and what it began with, as it would leave it, past all stages of an upload.
+    """Return a client's knowledge for trials, past all stages of an upload: its local training is over.
 
-    Args:
-        client: Its own training of the round is over.
-        round: 1-based.
-
-    Returns:
-        `logits` `[M, C]` on the transfer set, and `start` `[C]`, the mean prediction before any training.
+    `logits` are `[M, C]` on the transfer set, `start` is the initial mean prediction `[C]`.
     """
     x, trainer = client.data.transfer_x, client.networks
     start = mean_prediction(trainer.logits_of(trainer.fresh(), x))
@@ -54,15 +49,11 @@ def shown(client: Client, round: int) -> dict[str, np.ndarray]:
 
 
 def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Trials]:
-    """Have a copy of a client learn from each sender alone, and return what came of it.
-
-    Every copy sees the same batches in the same order, so that copies differ by what they are told only.
+    """Let a copy of a client learn from each sender alone, on the same batches in the same order.
 
     Args:
-        client: Its own training of the round is over.
         probabilities: Of each sender on the transfer set, `[N, M, C]` float32.
         epochs: Passes over the transfer set.
-        round: 1-based.
     """
     trainer = client.networks
     before = _accuracies(client, trainer.network)
@@ -76,7 +67,7 @@ def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) 
 
 
 def _accuracies(client: Client, model: nn.Module) -> np.ndarray:
-    """Return a model's accuracy on the client's own test data and on the common test set, `[2]`."""
+    """Return a model's accuracy on the local and on the common test set, `[2]`."""
     data, found = client.data, []
     tests = {"local": (data.test_x, data.test_y), "global": (data.global_x, data.global_y)}
     for split in SPLITS:

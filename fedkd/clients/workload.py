@@ -1,4 +1,4 @@
-"""What share of a run's arithmetic goes into evaluations, estimated before anything is trained."""
+"""Estimates of the arithmetic of evaluations before any training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from fedkd.clients.memory import made_auxiliaries
 from fedkd.clients.own_samples import number_kept_apart, share_held_out
+from fedkd.continual.traits import predicts_by_weights
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
@@ -33,8 +34,6 @@ class Workload:
         training: Local training with all networks, predictions of the transfer set, trials, distillation, and
             training on the server.
         evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
-        clients: Clients of the federation.
-        evaluated: Clients that are evaluated.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
         answered: Whether asynchronous rounds evaluate the clients that they answer.
@@ -55,9 +54,9 @@ class Workload:
         return self._evaluation / whole if whole else 0.0
 
     def remedies(self) -> dict[str, int]:
-        """Return what each key would have to be, changed alone, for evaluations to take at most half.
+        """Return the value of each key with which, changed alone, evaluations take at most half.
 
-        Without those that would not do: a value below 1, or the one that it has.
+        Useless values are left out: below 1, or the present one.
         """
         now = self._evaluation
         if now <= self.training:
@@ -72,19 +71,13 @@ class Workload:
 
     @property
     def _evaluation(self) -> float:
-        """Predictions for measurements in a round on average."""
+        """Average arithmetic of measurements in a round."""
         every = 1 if self.answered else self.every
         return self.evaluation * self.evaluated / self.clients / every
 
 
 def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
-    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing.
-
-    Args:
-        plan: What is to be simulated.
-        data: All of it.
-        models: One of every group.
-    """
+    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing."""
     scenario, strategy = plan.scenario, plan.strategy
     costs = _costs(plan, data, models)
     made = made_auxiliaries(plan, data, models)
@@ -97,10 +90,9 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     at_work = scenario.clients_per_round or clients if unwaiting is None else unwaiting.buffer
     sampled = at_work / clients
     answered = unwaiting is not None and not strategy.capabilities.brings_model
-    # Clients whose model guidance has changed are measured at both moments, the others at one.
-    guided = (
-        0.0 if strategy.capabilities.sends == "nothing" or strategy.capabilities.uses_local_loss else sampled
-    )
+    # Clients whose model guidance has changed are measured before and after fusion, the others once.
+    can = strategy.capabilities
+    guided = 0.0 if can.sends == "nothing" or can.uses_local_loss else sampled
     moments = sampled * (1 + bool(guided)) if answered else 1 + guided
     # Of weights that all clients are sent, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.capabilities.brings_model else 1.0
@@ -142,7 +134,7 @@ def _on_server(
     costs: Mapping[int, float],
     fused: int,
 ) -> float:
-    """Return what the server computes in a round, of the knowledge of so many clients; tasks alike."""
+    """Return the server's arithmetic in a round, averaged over tasks, with `fused` clients."""
     strategy, data = plan.strategy, tasks[0]
     if strategy.capabilities.by_flower or plan.graph is not None:
         return 0.0
@@ -178,7 +170,7 @@ def _on_server(
 
 
 def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
-    """Return how many penultimate features a model has."""
+    """Return the number of a model's penultimate features."""
     if not isinstance(model, nn.Module):
         return 0
     with predicting(model):
@@ -186,13 +178,7 @@ def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
 
 
 def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:
-    """Return the operations of a round's transferability map, which `measure.transferability` asks for.
-
-    Args:
-        plan: What is to be simulated.
-        data: All of it.
-        models: One of every group.
-    """
+    """Return the operations of a round's transferability map (`measure.transferability`)."""
     scenario = plan.scenario
     assert scenario.measure is not None and scenario.measure.transferability is not None
     costs = _costs(plan, data, models)
@@ -210,7 +196,7 @@ class _Besides(NamedTuple):
 
     Attributes:
         training: Sum over the passes of local training.
-        answers: Of each network that an evaluation computes with.
+        answers: One entry for each network in evaluations.
     """
 
     training: float
@@ -218,7 +204,7 @@ class _Besides(NamedTuple):
 
 
 def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> _Besides:
-    """Return what a client computes with auxiliary networks."""
+    """Return the arithmetic of a client's auxiliary networks."""
     strategy = plan.strategy
     training, answers = 0.0, []
     for name, auxiliary in networks_of(strategy).aux_networks().items() if made else ():
@@ -232,14 +218,14 @@ def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> _Besides:
 
 
 def _asked(plan: Plan, data: Data) -> float:
-    """Return how many tasks are tested in a round on average, each as often as it is asked about."""
+    """Return the average number of task evaluations in a round."""
     if not isinstance(data, FederatedStream) or plan.learner is None:
         return 1.0
     number = len(data)
     # After the t-th task all t are tested, and the one to come.
     met = sum(min(task + 1, number) for task in range(1, number + 1)) / number
     without = plan.scenario.continual is not None and plan.scenario.continual.evaluate_without_task
-    asks = 2 if without and not plan.learner.answers_by_weights else 1
+    asks = 2 if without and not predicts_by_weights(plan.learner) else 1
     return met * asks
 
 

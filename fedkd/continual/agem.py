@@ -49,7 +49,7 @@ class AGem(FastSteps, Learner):
         """Return remembered samples for the next step; none if nothing is remembered."""
         return episodes.draw(context, self.reference_batch_size) or ()
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return the gradients without what would raise the memory's loss."""
         episode = episodes.drawn(context, self.reference_batch_size)
         if episode is None or not gradients:
@@ -60,14 +60,14 @@ class AGem(FastSteps, Learner):
             episodes.replay_loss(context, episode), [trainable[name] for name in names], allow_unused=True
         )
         reference = {name: r for name, r in zip(names, found, strict=True) if r is not None}
-        return project(gradients, reference)
+        return remove_conflict(gradients, reference)
 
     def end_task(self, context: LearnerContext) -> None:
         """Take samples of the task into the memory."""
         episodes.remember(context, self.memory_size)
 
 
-def project(gradients: Tensors, reference: Tensors) -> Tensors:
+def remove_conflict(gradients: Tensors, reference: Tensors) -> Tensors:
     """Return ``g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r``; what `reference` does not name is zero there."""
     if not reference:
         return gradients

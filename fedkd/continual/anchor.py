@@ -1,47 +1,65 @@
-"""Quadratic penalties: weights are pulled back to where they were, each as hard as it is important."""
+"""Quadratic penalties: every weight is pulled back to an anchor, as hard as it is important."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.learner import Tensors
-from fedkd.namespaces import below, under
-
-IMPORTANCE = "importance/"
-"""Memory of Ω, one number a weight, by the parameter's name."""
-ANCHOR = "anchor/"
-"""Memory of θ*, the weights that Ω pulls to."""
+from fedkd.continual.fast_steps import FastSteps
+from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.state import LearnerState, Table, Value
 
 
-def remembered(context: LearnerContext, kind: str) -> Tensors:
-    """Return what is remembered of one kind, by parameter; empty: nothing yet.
+class AnchorState(LearnerState):
+    """What quadratic penalties remember, by parameter."""
 
-    Args:
-        context: The client's.
-        kind: Beginning of the names in memory, such as `IMPORTANCE`.
-    """
-    return below(kind, context.memory)
+    importance = Table()
+    """Ω, a number a weight."""
+    anchor = Table()
+    """θ*, the weights that Ω pulls to."""
+    path = Table()
+    """ω of SI, a number a weight, within a task."""
+    constant = Value()
+    """K of EWC, a scalar."""
 
 
-def remember(context: LearnerContext, kind: str, values: Mapping[str, Tensor]) -> None:
-    """Remember copies of tensors, one for each parameter, in the place of any earlier ones of their kind."""
-    copies = {name: tensor.detach().clone() for name, tensor in values.items()}
-    context.memory.update(under(kind, copies))
+class QuadraticPenalty(FastSteps, Learner):
+    """Base of learners with the penalty ``c · s · Σ_i Ω_i (θ_i − θ*_i)²``, s being `strength`."""
+
+    strength: float
+    factor: ClassVar[float] = 1.0
+    """c."""
+
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
+        """Return the penalty; None before any weight is important."""
+        distance = squared_distance(context)
+        return None if distance is None else self.factor * self.strength * distance
+
+
+def add_importance(context: LearnerContext, own: Tensors, decay: float = 1.0) -> None:
+    """Set ``Ω ← γ Ω + Ω_t`` with the last task's importance Ω_t."""
+    importance = AnchorState(context).importance
+    old = importance.part()
+    importance.put({name: decay * old[name] + omega if old else omega for name, omega in own.items()})
+
+
+def copies(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return detached copies by name."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def squared_distance(context: LearnerContext) -> Tensor | None:
-    """Return ``Σ_i Ω_i (θ_i − θ*_i)²``, a scalar; None before anything is important."""
-    importance, anchor = remembered(context, IMPORTANCE), remembered(context, ANCHOR)
-    if not importance:
-        return None
-    own = dict(context.network.named_parameters())
-    parts = [_Distance.apply(own[name], anchor[name], omega) for name, omega in importance.items()]
-    return torch.stack(parts).sum()
+    """Return ``Σ_i Ω_i (θ_i − θ*_i)²``, a scalar; None before any weight is important."""
+    state, own = AnchorState(context), dict(context.network.named_parameters())
+    anchor = state.anchor.part()
+    parts = [
+        _Distance.apply(own[name], anchor[name], omega) for name, omega in state.importance.part().items()
+    ]
+    return torch.stack(parts).sum() if parts else None
 
 
 class _Distance(torch.autograd.Function):

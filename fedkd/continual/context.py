@@ -23,23 +23,18 @@ class LearnerContext:
     """One client's network, and what its learner remembers about it.
 
     Attributes:
-        network: The client's network; its parameters are the plain weights.
-        memory: Everything the learner keeps from one step to the next, by names of its own choosing. It is
-            saved in checkpoints, and its bytes are what the learner is said to cost. Tensors lie on the
-            network's device.
+        network: The client's; its parameters are the plain weights.
+        memory: The learner's state by names, on the network's device (see `LearnerState`). Checkpoints save
+            it, and its bytes are the learner's cost.
         task: Task being learned, 0-based; −1 before the first.
-        phase: Phase of the task's training, as the learner named it.
+        phase: Phase of the task's training.
         units: Output units ``[C_t]`` of every task; a label y of task t belongs to unit ``units[t][y]``.
-        outputs: Number of output units O that belong to classes; a network may have further ones after them.
-        batch_size: Samples a training step.
-        step_cache: What a learner keeps for the steps of an epoch besides, by names of its own choosing,
-            because it would be dear to compute anew in each. It is neither saved nor counted, so it must
-            follow from the memory and from the weights. Empty when an epoch begins; None outside of an
-            epoch's steps.
-        position: How far an epoch has come in the present step: 0 in its first, 1 in its last (also if there
-            is but one), evenly between; None outside of an epoch's steps.
-        drawn: Samples of the present step, drawn ahead of it (see `FastSteps.draw`); None: the learner was
-            not asked to.
+        outputs: Number O of output units of classes; a network may have further ones after them.
+        step_cache: Results that all steps of an epoch share, by names. They follow from memory and weights,
+            so they are neither saved nor counted. Empty when an epoch begins; None outside of its steps.
+        position: Place of the step in its epoch, from 0 in the first to 1 in the last, also if there is but
+            one; None outside of an epoch's steps.
+        drawn: Samples of the present step, drawn ahead of it (see `FastSteps.draw`); None: none were drawn.
 
     Args:
         network: On its device.
@@ -49,8 +44,7 @@ class LearnerContext:
         seed: The scenario's seed.
         client: Client index.
         batch_size: Samples a training step.
-        common_tasks: Of every task a number that it goes by on all clients, where they are to begin tasks
-            alike; None: each client begins in its own way.
+        common_tasks: A number of every task that is the same on all clients, if they begin tasks alike.
     """
 
     def __init__(

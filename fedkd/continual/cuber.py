@@ -14,8 +14,9 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import StepForm
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
+from fedkd.continual.mixins import Phases
 from fedkd.continual.moving_steps import CoordinateSteps
-from fedkd.continual.reopened import Reopened
+from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
 from fedkd.continual.trgp import TRGP
@@ -31,7 +32,7 @@ NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 
 
 @dataclass(frozen=True, config=STRICT)
-class CUBER(TRGP):
+class CUBER(Phases, Reopenable, TRGP):
     """TRGP that also lets w change within the subspaces of old tasks whose loss the change should lower.
 
     With G the mean gradient of a layer at the start of a task, and G_j that of old task j at its own end, the
@@ -140,12 +141,12 @@ class CUBER(TRGP):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
         flexible = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
         return self.scaled(context, task, through=flexible if task == context.task else ())
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
         flexible = {
             memory.layer.weight_name: memory
@@ -156,7 +157,7 @@ class CUBER(TRGP):
             gradient = memory.layer.matrix(gradients[name])
             failed = [old for old in memory.flexible if not self.agree(memory, old, gradient)]
             self.move_to_forward(memory, failed)
-        filtered = super().filter(context, gradients)
+        filtered = super().project(context, gradients)
         for name, memory in flexible.items():
             held = self.held_back(memory, memory.layer.matrix(filtered[name]))
             filtered[name] = held.view_as(filtered[name])

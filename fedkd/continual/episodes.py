@@ -1,6 +1,6 @@
 """Episodic memory: a few samples of every task met, kept to be trained on or compared with later.
 
-What is kept lies in ``context.memory``: samples as they are, labels and tasks int64. The samples of a task
+Samples are kept as they are, labels and tasks as int64. The samples of a task
 are in order of precedence, so that a memory is made smaller by cutting off the last ones.
 """
 
@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.state import LearnerState, Table, TensorTable
 from fedkd.training.compat import BatchNorm
 
-SAMPLES = "episodes/samples"
-LABELS = "episodes/labels"
-TASKS = "episodes/tasks"
-PARTS = (SAMPLES, LABELS, TASKS)
 EPISODES = "episodes"
-DRAWS = f"{EPISODES}/draws"
+DRAWS = "draws"
 
 
 class Episode(NamedTuple):
@@ -34,6 +31,12 @@ class Episode(NamedTuple):
     samples: Tensor
     labels: Tensor
     tasks: Tensor
+
+
+class BufferState(LearnerState):
+    """The buffer of a learner: samples, labels and tasks as of `Episode`."""
+
+    episodes = Table()
 
 
 def remember(
@@ -56,27 +59,29 @@ def remember(
     x, y = context.samples()
     chosen = (precedence(y, context.generator("episodes")) if order is None else order)[:size]
     new = torch.full((len(chosen),), context.task, dtype=torch.int64, device=context.device)
-    parts = {SAMPLES: x[chosen], LABELS: y[chosen].long(), TASKS: new}
-    if TASKS in context.memory:
-        parts = {name: torch.cat([context.memory[name], values]) for name, values in parts.items()}
-    groups = parts[TASKS]
+    samples, held = Episode(x[chosen], y[chosen].long(), new), everything(context)
+    if held is not None:
+        samples = Episode(*map(torch.cat, zip(held, samples, strict=True)))
+    groups = samples.tasks
     if equal == "classes":
-        pairs = torch.stack([groups, parts[LABELS]], dim=1)
+        pairs = torch.stack([groups, samples.labels], dim=1)
         groups = pairs.unique(dim=0, return_inverse=True)[1]
     # The first samples of all are kept before any second one, and so on.
-    replace(context, Episode(*parts.values()), by_rank(groups)[:size].sort().values)
+    replace(context, samples, by_rank(groups)[:size].sort().values)
 
 
 def replace(context: LearnerContext, samples: Episode, rows: Tensor) -> None:
     """Let the memory consist of some rows ``[R]`` of samples; without any it stays as it is."""
+    buffer = BufferState(context).episodes
     if len(rows):
-        context.memory.update({name: values[rows] for name, values in zip(PARTS, samples, strict=True)})
-    context.memory.pop(DRAWS, None)
+        buffer.put({name: values[rows] for name, values in samples._asdict().items()})
+    buffer.pop(DRAWS, None)
 
 
 def everything(context: LearnerContext) -> Episode | None:
     """Return all that is remembered; None: nothing is."""
-    return Episode(*(context.memory[name] for name in PARTS)) if TASKS in context.memory else None
+    buffer = BufferState(context).episodes
+    return Episode(*(buffer[name] for name in Episode._fields)) if "tasks" in buffer else None
 
 
 def draw(context: LearnerContext, size: int | None) -> Episode | None:
@@ -90,10 +95,11 @@ def draw(context: LearnerContext, size: int | None) -> Episode | None:
     Returns:
         None where nothing is remembered, or one sample that BatchNorm would have no variance of.
     """
-    rows = fresh_rows(context, EPISODES, len(context.memory.get(TASKS, ())), size)
-    if rows is None:
+    held = everything(context)
+    rows = None if held is None else fresh_rows(context, EPISODES, len(held.tasks), size)
+    if held is None or rows is None:
         return None
-    return Episode(*(context.memory[name].index_select(0, rows) for name in PARTS))
+    return Episode(*(values.index_select(0, rows) for values in held))
 
 
 def drawn(context: LearnerContext, size: int | None) -> Episode | None:
@@ -120,15 +126,15 @@ def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None
     alone = number == 1 and any(isinstance(module, BatchNorm) for module in context.network.modules())
     if number == 0 or alone:
         return None
-    draws = counted(context, f"{owner}/draws", 1)
+    draws = counted(context, owner, 1)
     order = torch.randperm(count, generator=context.generator(f"{owner}-{draws}"))[:number]
     return order.to(context.device)
 
 
-def counted(context: LearnerContext, name: str, more: int) -> int:
-    """Return how far a counter in the memory has come, and count it up."""
-    # It stays on the CPU, where it is read in every step without waiting for another device.
-    counter = context.memory.setdefault(name, torch.zeros(1, dtype=torch.int64))
+def counted(context: LearnerContext, owner: str, more: int, name: str = DRAWS) -> int:
+    """Return an owner's counter in the memory, and count it up."""
+    # It stays on the CPU, where every step reads it without waiting for another device.
+    counter = TensorTable(context.memory, owner).setdefault(name, torch.zeros(1, dtype=torch.int64))
     before = int(counter)
     counter += more
     return before

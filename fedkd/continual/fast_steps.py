@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.mixins import task_parameters_of
 
 L = TypeVar("L", bound=Learner)
 
@@ -21,12 +22,12 @@ class StepForm(Generic[L]):
     """
 
     def parameters(self, learner: L, context: LearnerContext) -> Tensors:
-        """Return the effective parameters of the present task (see `Learner.effective`)."""
-        return learner.effective(context, context.task)
+        """Return the parameters of the present task (see `TaskParameters`)."""
+        return task_parameters_of(learner, context, context.task)
 
     def gradients(self, learner: L, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return the filtered gradients (see `Learner.filter`)."""
-        return learner.filter(context, gradients)
+        """Return the projected gradients (see `Learner.project`)."""
+        return learner.project(context, gradients)
 
     def end(self, learner: L, context: LearnerContext) -> None:
         """Write pending changes in ``context.step_cache`` to the weights, after the last step of an epoch."""
@@ -69,6 +70,6 @@ def step_form(learner: Learner, *, fast: bool = True) -> StepForm[Any]:
             if "step_form" in vars(cls):
                 found: StepForm[Any] = vars(cls)["step_form"]
                 return found
-            if {"effective", "filter"} & vars(cls).keys():
+            if {"task_parameters", "project"} & vars(cls).keys():
                 break
     return PLAIN

@@ -18,29 +18,41 @@ from torch import Tensor, nn
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.decomposition import Layout, head_of
 from fedkd.continual.layers import layers_of
-from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.masks import pack, unpack
+from fedkd.continual.mixins import Phases, StateExchange, TaskParameters
+from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
-from fedkd.namespaces import below, under
 
-MASK, PART, OWN, TARGET = "mask/", "part/", "own/", "target/"
-"""Of a task, in memory: ``mask/{task}/{name}`` and so on."""
-ATTENTION = "attention/"
-"""Of the present task: α, one number for each part that is lent."""
-LENDERS = "lenders"
-"""Of the present task: client and task of each part that is lent, ``[K, 2]``."""
-BORROWED = "borrowed/"
-"""Of a task that has ended: what came of α and the parts, sparse."""
-KNOWN = "known/"
-"""Parts of others: ``known/{client}/{task}/``, sparse, and when they were fused."""
 VALUES, BITS, STAMP = "values", "bits", "stamp"
 
 T = TypeVar("T")
 
 
+class WeITState(LearnerState):
+    """What FedWeIT remembers."""
+
+    mask = Table()
+    """Scores of masks, by task and weight."""
+    part = Table()
+    """Own parts, by task and weight."""
+    own = Table()
+    """Heads, biases and the like, by task and parameter."""
+    target = Table()
+    """B ⊙ m + A at the end of the last task, by task and weight."""
+    attention = Table()
+    """Of the present task: α, one number for each lent part, by weight."""
+    lenders = Value()
+    """Of the present task: client and task of each lent part, ``[K, 2]``."""
+    borrowed = Table()
+    """Σ α A of an ended task, sparse, by task."""
+    known = Table()
+    """Parts of others, sparse, with the time of their fusion, by client and task."""
+
+
 @dataclass(frozen=True, config=STRICT)
-class FedWeIT(Learner):
+class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     """Split weights into a base, a mask and a sparse part for each task, and parts that other clients lend.
 
     For the weights of two or more dimensions below the head, layer by layer and task by task::
@@ -73,8 +85,7 @@ class FedWeIT(Learner):
     source_note: ClassVar[str] = (
         "units rank by σ(s) and attention begins at 0, where the authors' code ranks by |s| and draws it"
     )
-    isolates: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True)
 
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
     """λ1 of own parts. The larger, the fewer weights of a part are left to be stored and sent, and the more a
@@ -130,48 +141,45 @@ class FedWeIT(Learner):
 
     def begin_phase(self, context: LearnerContext) -> None:
         """Begin the task's mask, its part, and the attention to what is lent; unless it has begun."""
-        task, memory = context.task, context.memory
+        task, state = context.task, WeITState(context)
         if _has_begun(context, task):
             return
         score = math.log(self.initial_mask / (1.0 - self.initial_mask))
         lenders = self._lenders(context)
-        memory[LENDERS] = torch.tensor(lenders, dtype=torch.int64, device=context.device).view(-1, 2)
+        state.lenders = torch.tensor(lenders, dtype=torch.int64, device=context.device).view(-1, 2)
         for name, base in _bases(context).items():
-            memory[f"{MASK}{task}/{name}"] = base.new_full((len(base),), score)
-            memory[f"{PART}{task}/{name}"] = self.initial_part * base.detach()
+            state.mask[task, name] = base.new_full((len(base),), score)
+            state.part[task, name] = self.initial_part * base.detach()
             if lenders:
-                memory[ATTENTION + name] = base.new_full((len(lenders),), self.initial_attention)
+                state.attention[name] = base.new_full((len(lenders),), self.initial_attention)
         for name, own in _others(context).items():
             rows = own[context.units[task]] if name in _head_names(context) else own
-            memory[f"{OWN}{task}/{name}"] = rows.detach().clone()
+            state.own[task, name] = rows.detach().clone()
 
     def trainable(self, context: LearnerContext) -> Tensors:
         """Return the base, all that is the task's own, and the own parts of earlier tasks."""
-        memory, task = context.memory, context.task
-        tensors = dict(_bases(context))
-        for kind in (f"{MASK}{task}/", f"{OWN}{task}/", PART, ATTENTION):
-            tensors |= under(kind, below(kind, memory))
-        return tensors
+        state, task = WeITState(context), context.task
+        own = state.mask.in_memory(task) | state.own.in_memory(task)
+        return {**_bases(context), **own, **state.part.in_memory(), **state.attention.in_memory()}
 
     def end_task(self, context: LearnerContext) -> None:
         """Make small weights of parts zero, keep what was borrowed, and what every task is held to."""
-        memory, task = context.memory, context.task
+        state, task = WeITState(context), context.task
         if not _has_begun(context, task):
             return
-        for name, part in below(PART, memory).items():
-            memory[PART + name] = self._pruned(part)
-        for kind in (f"{MASK}{task}/", f"{OWN}{task}/"):  # no longer trained
-            memory.update(under(kind, {name: t.detach() for name, t in below(kind, memory).items()}))
+        state.part.put({name: self._pruned(part) for name, part in state.part.part().items()})
+        for trained in (state.mask, state.own):
+            trained.put({name: tensor.detach() for name, tensor in trained.part(task).items()}, task)
         sum_of_lent = self._borrowed(context, task)
         if sum_of_lent:
             flat = torch.cat([values.detach().flatten() for values in sum_of_lent.values()])
-            memory.update(under(f"{BORROWED}{task}/", _sparse(flat)))
-        for name in [n for n in memory if n.startswith(ATTENTION) or n == LENDERS]:
-            del memory[name]
+            state.borrowed.put(_sparse(flat), task)
+        state.attention.drop()
+        state.lenders = None
         self._forget(context)
         for earlier in _begun(context):
             for name, weight in self._kept(context, earlier).items():
-                memory[f"{TARGET}{earlier}/{name}"] = weight.detach().contiguous()
+                state.target[earlier, name] = weight.detach().contiguous()
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return how the task's weights came about.
@@ -182,10 +190,10 @@ class FedWeIT(Learner):
         task = context.task
         if not _has_begun(context, task):
             return {}
-        parts = below(f"{PART}{task}/", context.memory)
+        parts = WeITState(context).part.part(task)
         gates = [_gate(context, task, name).detach() for name in parts]
         lent = self._borrowed(context, task)
-        whole = self.effective(context, task)
+        whole = self.task_parameters(context, task)
         weights = torch.cat([whole[name].detach().flatten() for name in parts])
         taken = torch.cat([values.detach().flatten() for values in lent.values()]) if lent else weights[:0]
         return {
@@ -196,7 +204,7 @@ class FedWeIT(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
         if not _has_begun(context, task):
             share = self.initial_mask + self.initial_part
@@ -205,7 +213,7 @@ class FedWeIT(Learner):
         for name, borrowed in lent.items():
             tensors[name] = tensors[name] + borrowed
         heads, first = _head_names(context), dict(context.network.named_parameters())
-        for name, own in below(f"{OWN}{task}/", context.memory).items():
+        for name, own in WeITState(context).own.part(task).items():
             if name in heads:
                 own = first[name].detach().index_copy(0, context.units[task], own)
             tensors[name] = own
@@ -213,15 +221,15 @@ class FedWeIT(Learner):
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor:
         """Return what sparse parts and masks cost, and what earlier tasks have moved by."""
-        memory, present = context.memory, context.task
+        state, present = WeITState(context), context.task
         masks = self.sparsity if self.mask_sparsity is None else self.mask_sparsity
-        parts = list(below(PART, memory).values())
+        parts = list(state.part.part().values())
         total = self.sparsity * torch.stack([part.abs().sum() for part in parts]).sum()
         if masks:
             gates = [_gate(context, present, name) for name in _bases(context)]
             total = total + masks * torch.stack([gate.sum() for gate in gates]).sum()
         if self.decay:
-            decayed = [memory[f"{kind}{present}/{name}"] for kind in (PART, MASK) for name in _bases(context)]
+            decayed = [kind[present, name] for kind in (state.part, state.mask) for name in _bases(context)]
             if present == 0:
                 decayed += _bases(context).values()
             total = total + 0.5 * self.decay * torch.stack([t.square().sum() for t in decayed]).sum()
@@ -229,7 +237,7 @@ class FedWeIT(Learner):
             for earlier in _begun(context):
                 if earlier != present:
                     for name, weight in self._kept(context, earlier).items():
-                        moved = weight - memory[f"{TARGET}{earlier}/{name}"]
+                        moved = weight - state.target[earlier, name]
                         total = total + self.retention * moved.square().sum()
         return total
 
@@ -239,7 +247,7 @@ class FedWeIT(Learner):
         for name, base in _bases(context).items():
             gate = _gate(context, task, name)
             shape = (-1, *[1] * (base.dim() - 1))
-            found[name] = base * gate.view(shape) + context.memory[f"{PART}{task}/{name}"]
+            found[name] = base * gate.view(shape) + WeITState(context).part[task, name]
         return found
 
     def _pruned(self, part: Tensor) -> Tensor:
@@ -248,17 +256,17 @@ class FedWeIT(Learner):
 
     # What others lend ---------------------------------------------------------------------------------
 
-    def tell(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
+    def export_state(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
         """Return the present mask as ``mask/{name}``, and parts as ``part/{task}/{name}``, pruned."""
-        told = {MASK + name: _gate(context, context.task, name) for name in _bases(context)}
+        told = {f"mask/{name}": _gate(context, context.task, name) for name in _bases(context)}
         for task in tasks:
-            parts = below(f"{PART}{task}/", context.memory)
-            told |= under(f"{PART}{task}/", {name: self._pruned(part) for name, part in parts.items()})
+            for name, part in WeITState(context).part.part(task).items():
+                told[f"part/{task}/{name}"] = self._pruned(part)
         return told
 
-    def hear(self, context: LearnerContext, told: Tensors) -> None:
+    def import_state(self, context: LearnerContext, state: Tensors) -> None:
         """Keep parts of others, ``{client}/{task}/`` `values`, `bits` and `stamp`, for tasks that begin."""
-        context.memory.update(under(KNOWN, told))
+        WeITState(context).known.put(state)
         self._forget(context)
 
     def _lenders(self, context: LearnerContext) -> list[tuple[int, int]]:
@@ -275,32 +283,31 @@ class FedWeIT(Learner):
 
     def _forget(self, context: LearnerContext) -> None:
         """Forget parts that no later task will be lent, and the present one is not."""
-        kept = {*self._lenders(context), *map(tuple, context.memory.get(LENDERS, torch.empty(0, 2)).tolist())}
-        for client, task in _stamps(context).keys() - kept:
-            for name in (VALUES, BITS, STAMP):
-                del context.memory[f"{KNOWN}{client}/{task}/{name}"]
+        lenders = WeITState(context).lenders
+        present = [] if lenders is None else lenders.tolist()
+        for client, task in _stamps(context).keys() - {*self._lenders(context), *map(tuple, present)}:
+            WeITState(context).known.drop(client, task)
 
     def _borrowed(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``Σ_i α_i A_i`` of a task, by name; empty where nothing was lent."""
-        kept = below(f"{BORROWED}{task}/", context.memory)
+        state = WeITState(context)
+        kept = state.borrowed.part(task)
         if kept:
             return _by_name(_layout(context), _dense(kept, _layout(context).size))
-        if task != context.task or not len(context.memory.get(LENDERS, ())):
+        if task != context.task or state.lenders is None or not len(state.lenders):
             return {}
         lent = self._lent(context)
-        return {
-            name: torch.tensordot(context.memory[ATTENTION + name], parts, dims=1)
-            for name, parts in lent.items()
-        }
+        return {name: torch.tensordot(state.attention[name], parts, dims=1) for name, parts in lent.items()}
 
     def _lent(self, context: LearnerContext) -> Tensors:
         """Return the parts that the present task is lent, ``[K, *shape]`` by name; once an epoch."""
 
         def stacked() -> Tensors:
-            layout = _layout(context)
+            layout, state = _layout(context), WeITState(context)
+            assert state.lenders is not None
             parts = [
-                _by_name(layout, _dense(below(f"{KNOWN}{client}/{task}/", context.memory), layout.size))
-                for client, task in context.memory[LENDERS].tolist()
+                _by_name(layout, _dense(state.known.part(client, task), layout.size))
+                for client, task in state.lenders.tolist()
             ]
             return {name: torch.stack([part[name] for part in parts]) for name in layout.shapes}
 
@@ -358,18 +365,18 @@ def _begun(context: LearnerContext) -> Iterator[int]:
 
 
 def _has_begun(context: LearnerContext, task: int) -> bool:
-    return f"{PART}{task}/{next(iter(_layout(context).shapes))}" in context.memory
+    return (task, next(iter(_layout(context).shapes))) in WeITState(context).part
 
 
 def _gate(context: LearnerContext, task: int, name: str) -> Tensor:
     """Return m of a task and layer, ``[out]``."""
-    return torch.sigmoid(context.memory[f"{MASK}{task}/{name}"])
+    return torch.sigmoid(WeITState(context).mask[task, name])
 
 
 def _stamps(context: LearnerContext) -> dict[tuple[int, int], int]:
     """Return when each part of others was fused, by client and task."""
     stamps = {}
-    for name, values in below(KNOWN, context.memory).items():
+    for name, values in WeITState(context).known.part().items():
         client, task, what = name.split("/")
         if what == STAMP:
             stamps[int(client), int(task)] = int(values)

@@ -13,10 +13,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual import episodes
+from fedkd.continual.baselines import Single
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import Episode
-from fedkd.continual.learner import WEIGHTS, Step
-from fedkd.continual.single import Single
+from fedkd.continual.learner import Batch, LearnerTraits, Step
+from fedkd.continual.mixins import WEIGHTS, Phases
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
@@ -25,11 +26,10 @@ EPOCH = "epoch "
 """Begins the name of the phase that is one epoch, with a learning rate of its own."""
 MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 """Of the authors' SGD."""
-CUTMIX_DRAWS = "cutmix/draws"
 
 
 @dataclass(frozen=True, config=STRICT)
-class GDumb(Single):
+class GDumb(Phases, Single):
     """Keep a few samples of every class met, and learn from nothing else, from the initial weights on.
 
     The *sampler* sees the samples of the stream one after the other, each once. Of the k places of the
@@ -60,7 +60,7 @@ class GDumb(Single):
         "Prabhu et al., GDumb: A Simple Approach that Questions Our Progress in Continual Learning, ECCV 2020"
     )
     source_note: ClassVar[str] = "it is asked in every round, and momentum begins anew with every epoch"
-    remembers_only: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = replace(Single.traits, replays_only=True)
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
     """k: samples kept of all tasks together, and all that is ever learned from."""
@@ -117,7 +117,7 @@ class GDumb(Single):
         """Return what makes a batch's loss that of a mixed batch, with the probability `cutmix`."""
         if self.cutmix == 0.0 or step.labels is None or step.tasks is None:
             return None
-        draw = episodes.counted(context, CUTMIX_DRAWS, 1)
+        draw = episodes.counted(context, "cutmix", 1)
         generator = context.generator(f"cutmix-{draw}")
         if float(torch.rand((), generator=generator)) >= self.cutmix:
             return None
@@ -129,13 +129,9 @@ class GDumb(Single):
         )
         return share * own + (1.0 - share) * other - step.loss
 
-    def training_tasks(self, context: LearnerContext) -> Sequence[int]:
-        """Return no task: only what is remembered is trained on."""
-        return ()
-
-    def rehearsed(self, context: LearnerContext) -> Episode | None:
-        """Return all that is remembered."""
-        return episodes.everything(context)
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the buffer alone."""
+        return Batch((), episodes.everything(context))
 
 
 def greedily_balanced(

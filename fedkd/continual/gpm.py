@@ -14,7 +14,8 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps, StepForm
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, forget_scratch, layer_memories
 from fedkd.continual.layers import Layer, head_names
-from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Tensors
+from fedkd.continual.mixins import task_parameters_of
 from fedkd.continual.subspace import (
     check_layers,
     draw,
@@ -56,8 +57,7 @@ class GPM(FastSteps, Learner):
     name: ClassVar[str] = "gpm"
     recordable: ClassVar[bool] = True
     paper: ClassVar[str] = "Saha, Garg & Roy, Gradient Projection Memory for Continual Learning, ICLR 2021"
-    confines: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(projects_updates=True, task_statistics=True)
     step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     threshold: Share | list[Share] = 0.97
@@ -136,7 +136,7 @@ class GPM(FastSteps, Learner):
         x, _ = draw(context, "representation", self.samples)
         if context.phase and len(x):
             layers, thresholds = self.layers(context), self.thresholds(context)
-            weights = self.effective(context, context.task)
+            weights = task_parameters_of(self, context, context.task)
             for name, inputs in layer_inputs(context, layers, x, weights).items():
                 self.extend(LayerMemory(context, layers[name]), inputs, thresholds[name])
         forget_scratch(context)
@@ -160,11 +160,11 @@ class GPM(FastSteps, Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected."""
         return {**gradients, **self.projected(context, gradients)}
 
-    def confine(self, context: LearnerContext, changes: Tensors) -> Tensors:
+    def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
         """Return changes outside of what is protected."""
         return self.projected(context, changes)
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from fedkd.continual.chain import chain_of, inputs_of, outputs_of
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer
-from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
+from fedkd.continual.mixins import Phases, StepObserver, TaskParameters
+from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
-EMBEDDINGS = "embeddings/"
-USED = "used/"
-TAUGHT = "taught"
 FARTHEST = 6.0
 """How far from 0 an embedding may go."""
 STEEPEST = 50.0
@@ -26,8 +25,19 @@ STEEPEST = 50.0
 UNDECIDED = 0.01
 
 
+class GateState(LearnerState):
+    """What HAT remembers."""
+
+    embeddings = Table()
+    """By task and layer."""
+    used = Table()
+    """How far earlier tasks use every unit, by layer."""
+    taught = Value()
+    """Output units of tasks that were trained, 1 or 0 ``[O]``."""
+
+
 @dataclass(frozen=True, config=STRICT)
-class HAT(Learner):
+class HAT(Phases, StepObserver, TaskParameters, Learner):
     """Give every unit a gate for each task, and hold weights between units that earlier tasks have opened.
 
     With an embedding e of every hidden unit for every task, trained with the weights::
@@ -55,9 +65,7 @@ class HAT(Learner):
         "Serrà et al., Overcoming Catastrophic Forgetting with Hard Attention to the Task, ICML 2018,"
         " arXiv 1801.01423"
     )
-    isolates: ClassVar[bool] = True
-    confines: ClassVar[bool] = True
-    follows_path: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, projects_updates=True)
 
     steepness: Annotated[float, Field(ge=1, le=1e5)] = 400.0
     """s_max; 400 in the paper. The larger, the nearer gates are to 0 and 1, and the less is forgotten; the
@@ -86,34 +94,33 @@ class HAT(Learner):
 
     def begin_phase(self, context: LearnerContext) -> None:
         """Draw the task's embeddings. A client that is never asked to train on a task has none of it."""
-        context.memory.update(
-            {_name(context.task, layer): e for layer, e in self._embeddings(context, context.task).items()}
-        )
+        GateState(context).embeddings.put(self._embeddings(context, context.task), context.task)
 
     def trainable(self, context: LearnerContext) -> Tensors:
         """Return the network's parameters and the task's embeddings."""
-        own = {_name(context.task, layer): e for layer, e in self._embeddings(context, context.task).items()}
-        return super().trainable(context) | own
+        return super().trainable(context) | GateState(context).embeddings.in_memory(context.task)
 
     def end_task(self, context: LearnerContext) -> None:
         """Count the task's units as used."""
         if not context.phase:
             return
+        state = GateState(context)
         with torch.no_grad():
             for layer, gate in self._gates(context, context.task, self.steepness).items():
-                context.memory[USED + layer] = torch.maximum(self._used(context, layer, gate), gate)
-        taught = context.memory.get(TAUGHT, torch.zeros(context.outputs, device=context.device)).clone()
+                state.used[layer] = torch.maximum(self._used(context, layer, gate), gate)
+        taught = torch.zeros(context.outputs, device=context.device)
+        taught = taught if state.taught is None else state.taught.clone()
         taught[context.units[context.task]] = 1.0
-        context.memory[TAUGHT] = taught
+        state.taught = taught
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return the shares of hidden units that tasks use, and of gates that are neither open nor shut.
 
         Such a one, of the last task's, is between 0.01 and 0.99.
         """
-        if USED + next(iter(_hidden(context))) not in context.memory:
+        if not GateState(context).used:
             return {}
-        used = torch.cat([context.memory[USED + layer] for layer in _hidden(context)])
+        used = torch.cat([GateState(context).used[layer] for layer in _hidden(context)])
         with torch.no_grad():
             gates = torch.cat(list(self._gates(context, context.task, self.steepness).values()))
         undecided = (gates > UNDECIDED) & (gates < 1 - UNDECIDED)
@@ -124,7 +131,7 @@ class HAT(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of hidden units, each times its gate."""
         hidden, tensors = _hidden(context), {}
         steepness = self._steepness(context) if task == context.task else self.steepness
@@ -147,11 +154,11 @@ class HAT(Learner):
             room.append(free.sum())
         return self.compression * torch.stack(opened).sum() / torch.stack(room).sum().clamp(min=1e-6)
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients of weights as far as no earlier task needs them, those of embeddings scaled."""
         return {**gradients, **self._unused(context, gradients), **self._compensated(context, gradients)}
 
-    def confine(self, context: LearnerContext, changes: Tensors) -> Tensors:
+    def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
         """Return changes of weights as far as no earlier task needs these."""
         return self._unused(context, changes)
 
@@ -171,9 +178,9 @@ class HAT(Learner):
 
     def _embeddings(self, context: LearnerContext, task: int) -> Tensors:
         """Return a task's embeddings by layer: those that it will begin with, if it has not been begun."""
-        hidden = _hidden(context)
-        if _name(task, next(iter(hidden))) in context.memory:
-            return {layer: context.memory[_name(task, layer)] for layer in hidden}
+        hidden, kept = _hidden(context), GateState(context).embeddings.part(task)
+        if kept:
+            return {layer: kept[layer] for layer in hidden}
         generator = context.generator("embeddings", task)
         return {
             name: torch.randn(outputs_of(layer), generator=generator).to(layer.module.weight)
@@ -186,21 +193,21 @@ class HAT(Learner):
 
     def _used(self, context: LearnerContext, layer: str, like: Tensor) -> Tensor:
         """Return how far earlier tasks use the units of a layer."""
-        return context.memory.get(USED + layer, torch.zeros_like(like))
+        return GateState(context).used.get(layer, torch.zeros_like(like))
 
     def _unused(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return the gradients of the network's parameters, each times 1 − min(a_i, a_j)."""
-        left: Tensors = {}
-        if TAUGHT not in context.memory:
+        left, state = dict[str, Tensor](), GateState(context)
+        if state.taught is None:
             return left
         before: Tensor | None = None
         for layer in chain_of(context.network):
             weight = layer.module.weight
             used = torch.ones(outputs_of(layer), device=context.device)
             if layer.is_head:
-                used[: context.outputs] = context.memory[TAUGHT]
+                used[: context.outputs] = state.taught
             else:
-                used = context.memory[USED + layer.name]
+                used = state.used[layer.name]
             inputs = torch.ones(inputs_of(layer), device=context.device)
             if before is not None:  # a channel becomes several inputs where it is flattened
                 inputs = before.repeat_interleave(inputs_of(layer) // len(before))
@@ -215,18 +222,14 @@ class HAT(Learner):
 
     def _compensated(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return the gradients of the embeddings as if s had been 1 all the time, times s_max."""
-        steepness, left = self._steepness(context), {}
+        steepness, embeddings, left = self._steepness(context), GateState(context).embeddings, {}
         for layer, e in self._embeddings(context, context.task).items():
-            name = _name(context.task, layer)
+            name = embeddings.name_of((context.task, layer))
             if name in gradients:
                 with torch.no_grad():
                     steep = (steepness * e).clamp(-STEEPEST, STEEPEST).cosh() + 1.0
                     left[name] = gradients[name] * (self.steepness / steepness) * steep / (e.cosh() + 1.0)
         return left
-
-
-def _name(task: int, layer: str) -> str:
-    return f"{EMBEDDINGS}{task}/{layer}"
 
 
 def _hidden(context: LearnerContext) -> dict[str, Layer]:

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from fedkd.continual import episodes
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import Episode
-from fedkd.continual.learner import Learner, Step
-from fedkd.continual.masks import pack, unpack
-from fedkd.continual.met import meet, met_units, present_units
+from fedkd.continual.learner import Batch, Learner, Step
+from fedkd.continual.met import mark_seen, note_present, noted_units, present_units, seen_units
+from fedkd.continual.mixins import OwnLoss
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
 
-PRESENT = "present"
 UNITS = "units"
 MEANS = "means"
 FEATURES_BATCH = 256
@@ -31,7 +30,7 @@ FARTHER = 5.0
 
 
 @dataclass(frozen=True, config=STRICT)
-class ICaRL(Learner):
+class ICaRL(OwnLoss, Learner):
     """Train a network with exemplars of old classes, and answer with the class whose exemplars are nearest.
 
     It departs from the paper in one point: herding aims at the mean μ of a class as it is, where the paper
@@ -86,18 +85,18 @@ class ICaRL(Learner):
 
     def begin_task(self, context: LearnerContext) -> None:
         """Keep the network for q, and note which classes are new."""
-        if bool(met_units(context).any()):
+        if bool(seen_units(context).any()):
             keep_teacher(context)
-        context.memory[PRESENT] = pack(present_units(context))
+        note_present(context)
 
-    def rehearsed(self, context: LearnerContext) -> Episode | None:
-        """Return all exemplars."""
-        return episodes.everything(context)
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the present task's samples and all exemplars."""
+        return Batch((context.task,), episodes.everything(context))
 
     def end_task(self, context: LearnerContext) -> None:
         """Choose exemplars of the new classes, for which those of old ones make room."""
         dismiss_teacher(context)
-        meet(context, present_units(context))
+        mark_seen(context, present_units(context))
         x, y = context.samples()
         if len(y):
             with predicting(context.network):
@@ -112,7 +111,7 @@ class ICaRL(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def criterion(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
+    def loss(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         """Return the part of the loss that is about the units of new classes."""
         wanted = F.one_hot(context.unit_of(labels, tasks), context.outputs)
         return _binary(outputs, wanted.float(), _units(context)[0])
@@ -126,7 +125,7 @@ class ICaRL(Learner):
 
     # Answers ------------------------------------------------------------------------------------------
 
-    def answers(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
+    def predict(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return ``−‖φ(x) − μ_y‖²`` for every unit ``[B, O]``, −5 for those of classes without exemplars."""
         if MEANS not in model.notes:
             model.notes[MEANS] = self._means(context, model)
@@ -199,8 +198,8 @@ def _units(context: LearnerContext) -> tuple[Tensor, Tensor]:
     """Return the units ``[·]`` of the present task's classes, and those that are old."""
     cache = context.step_cache
     if cache is None or UNITS not in cache:
-        present = unpack(context.memory[PRESENT], (context.outputs,))
-        old = met_units(context) & ~present
+        present = noted_units(context)
+        old = seen_units(context) & ~present
         found = present.nonzero()[:, 0], old.nonzero()[:, 0]
         if cache is None:
             return found

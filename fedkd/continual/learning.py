@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from fedkd.continual.context import LearnerContext, Samples
 from fedkd.continual.fast_steps import step_form
 from fedkd.continual.learner import Learner
-from fedkd.continual.reopened import ReopenedRules
+from fedkd.continual.mixins import (
+    WEIGHTS,
+    Phases,
+    StateExchange,
+    TaskInference,
+    extra_outputs,
+    task_parameters_of,
+)
+from fedkd.continual.reopened import Reopenable, Reopened, ReopenedRules
 from fedkd.continual.rules import LearnerRules
 from fedkd.continual.statistics import (
     keep_statistics,
@@ -83,7 +91,7 @@ class TaskLearning:
         """The last task that has been ended."""
         self.peak_bytes = 0
         """The most the learner has remembered at once."""
-        self._keeps_statistics = learner.task_statistics and bool(statistics_names(network))
+        self._keeps_statistics = learner.traits.task_statistics and bool(statistics_names(network))
         self._kernels = {name: p for name, p in network.named_parameters() if p.dim() == 4}
         learner.prepare(self.context)
 
@@ -131,7 +139,7 @@ class TaskLearning:
         """Return the network as it is for a task; None: the present one."""
         chosen = max(self.context.task, 0) if task is None else task
         units = self.context.units[chosen]
-        every = len(units) == self.context.outputs and self.learner.superfluous == 0
+        every = len(units) == self.context.outputs and extra_outputs(self.learner) == 0
         return TaskModel(self.context.network, None if every else units, self._substitutes(chosen))
 
     def substitutes(self) -> dict[str, Tensor]:
@@ -141,7 +149,7 @@ class TaskLearning:
     def _substitutes(self, task: int) -> dict[str, Tensor]:
         if task == self.context.task and self.context.step_cache is not None:
             return self._completed(task, self._form.parameters(self.learner, self.context))
-        return self._completed(task, self.learner.effective(self.context, task))
+        return self._completed(task, task_parameters_of(self.learner, self.context, task))
 
     def _completed(self, task: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return effective parameters laid out as the network's own, with the statistics of their task."""
@@ -154,16 +162,28 @@ class TaskLearning:
 
     # Between client and server ------------------------------------------------------------------------
 
-    def tell(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return what the learner has for a strategy that is made for it, of some tasks besides."""
+    def export_state(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the learner's arrays for a strategy made for it; empty without `StateExchange`."""
+        if not isinstance(self.learner, StateExchange):
+            return {}
         with torch.no_grad():
-            return arrays_of(self.learner.tell(self.context, tasks))
+            return arrays_of(self.learner.export_state(self.context, tasks))
 
-    def hear(self, told: Mapping[str, np.ndarray]) -> None:
-        """Hand the learner what it is to hear from such a strategy."""
-        tensors = {name: tensor.to(self.context.device) for name, tensor in tensors_of(told).items()}
-        self.learner.hear(self.context, tensors)
-        self._track_peak()
+    def import_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Hand the learner the arrays of such a strategy."""
+        if isinstance(self.learner, StateExchange):
+            tensors = {name: tensor.to(self.context.device) for name, tensor in tensors_of(arrays).items()}
+            self.learner.import_state(self.context, tensors)
+            self._track_peak()
+
+    # Predictions --------------------------------------------------------------------------------------
+
+    def predict_without_task(self, model: TaskModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return outputs and inferred tasks as `TaskInference`; other learners infer none."""
+        if isinstance(self.learner, TaskInference):
+            return self.learner.predict_without_task(self.context, model, x)
+        with torch.no_grad():
+            return self.learner.predict(self.context, model, x), None
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -189,7 +209,7 @@ class TaskLearning:
         epochs = range(first_epoch, first_epoch + job.epochs)
         results: list[FitResult] = []
         state = job.optimizer_state
-        for phase, group in groupby(epochs, lambda epoch: self.learner.phase_of(epoch, task_epochs)):
+        for phase, group in groupby(epochs, lambda epoch: self._phase_of(epoch, task_epochs)):
             part = replace(job, epochs=len(list(group)), seed=job.seed + len(results), optimizer_state=state)
             self._enter_phase(phase)
             results.append((yield from self._fit_phase(part, after_epoch, labelled=True)))
@@ -199,7 +219,7 @@ class TaskLearning:
 
     def distil(self, job: TrainJob) -> Training[FitResult]:
         """Train on guidance in the phase that the task is in."""
-        self._enter_phase(self.context.phase or self.learner.phase_of(0, 1))
+        self._enter_phase(self.context.phase or self._phase_of(0, 1))
         return (yield from self._fit_phase(job))
 
     def teach_again(self, job: TrainJob, task: int) -> Training[FitResult | None]:
@@ -209,12 +229,16 @@ class TaskLearning:
             job: As it would be without a learner; its loss is called with the task's `TaskModel`.
             task: One that has ended.
         """
-        reopened = self.learner.reopen(self.context, task)
+        learner = self.learner
+        if isinstance(learner, Reopenable):
+            reopened = learner.reopen(self.context, task)
+        else:
+            reopened = Reopened(learner, self.context, task)
         if reopened is None:
             return None
 
         def substitutes() -> dict[str, Tensor]:
-            return self._completed(task, reopened.effective())
+            return self._completed(task, reopened.task_parameters())
 
         spec = reopened.optimizer(job.optimizer)
         model = TaskModel(self.context.network, self.model(task).units)
@@ -225,17 +249,23 @@ class TaskLearning:
             reopened.close()
         return result
 
+    def _phase_of(self, epoch: int, epochs: int) -> str:
+        return self.learner.phase_of(epoch, epochs) if isinstance(self.learner, Phases) else WEIGHTS
+
     def _enter_phase(self, phase: str) -> None:
         if phase != self.context.phase:
             self.context.phase = phase
-            with torch.enable_grad():
-                self.learner.begin_phase(self.context)
-            self._track_peak()
+            if isinstance(self.learner, Phases):
+                with torch.enable_grad():
+                    self.learner.begin_phase(self.context)
+                self._track_peak()
 
     def _fit_phase(
         self, job: TrainJob, after_epoch: Callable[[], None] | None = None, *, labelled: bool = False
     ) -> Training[FitResult]:
-        spec = self.learner.optimizer(self.context, job.optimizer)
+        spec = job.optimizer
+        if isinstance(self.learner, Phases):
+            spec = self.learner.optimizer(self.context, spec)
         model = self.model()
         batches = len(batch_starts([job.model], len(job.arrays[0]), job.batch_size))
         rules = LearnerRules(

@@ -15,7 +15,7 @@ Course = Sequence[tuple[int | None, int, int]]
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TaskHistory:
     """The T tasks that a client learns, each once, in the order in which it meets them.
 
     Attributes:
@@ -30,14 +30,14 @@ class Lessons:
     ends: tuple[int, ...]
 
     @staticmethod
-    def of(course: Course) -> Lessons:
+    def of(course: Course) -> TaskHistory:
         """Return what a client learns with such a course."""
         met: dict[int, tuple[int, int]] = {}
         for task, first, last in course:
             if task is not None:
                 met.setdefault(task, (first, last))
         firsts, ends = zip(*met.values(), strict=True)
-        return Lessons(tuple(met), firsts, (*ends[:-1], course[-1][2]))
+        return TaskHistory(tuple(met), firsts, (*ends[:-1], course[-1][2]))
 
     def place(self, task: int) -> int:
         """Return the place of a task among those that the client learns; −1: it never meets it."""
@@ -47,7 +47,7 @@ class Lessons:
 def learned_tasks(
     steps: Iterable[Mapping[str, Any]],
     courses: Sequence[Course],
-    lessons: Sequence[Lessons],
+    history: Sequence[TaskHistory],
     models: Sequence[Hashable] | None = None,
 ) -> list[NDArray[np.bool_]]:
     """Return which of its tasks every client learned, N times `[T]`.
@@ -55,7 +55,7 @@ def learned_tasks(
     Args:
         steps: Rows of the losses of local training; those of a client say that it took a step in a round.
         courses: What every client did.
-        lessons: Its tasks.
+        history: Its tasks.
         models: Which model each client holds, `[N]`: clients that hold one model have all learned what any of
             them has. None: each holds its own.
     """
@@ -69,21 +69,21 @@ def learned_tasks(
         for model, own in zip(models, stepped, strict=True):
             of_model[model] |= own
         stepped = [of_model[model] for model in models]
-    pairs = zip(stepped, lessons, strict=True)
+    pairs = zip(stepped, history, strict=True)
     return [np.array([task in own for task in taught.tasks]) for own, taught in pairs]
 
 
-def early_and_late(lessons: Sequence[Lessons]) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
+def early_and_late(history: Sequence[TaskHistory]) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
     """Return of which of its tasks every client is among the first, and among the last, N times `[T]` each.
 
     Of a task that all begin in the same round, all are among the first and nobody is among the last.
     """
     begins: dict[int, list[int]] = defaultdict(list)
-    for own in lessons:
+    for own in history:
         for task, first in zip(own.tasks, own.firsts, strict=True):
             begins[task].append(first)
     early, last = [], []
-    for own in lessons:
+    for own in history:
         firsts = np.array(own.firsts)
         early.append(firsts == [min(begins[task]) for task in own.tasks])
         last.append(firsts == [max(begins[task]) for task in own.tasks])

@@ -14,13 +14,11 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.masks import pack, unpack
-from fedkd.continual.met import is_shared, meet, met_units, present_units
+from fedkd.continual.met import is_shared, mark_seen, note_present, noted_units, present_units, seen_units
 from fedkd.continual.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
 from fedkd.hyperparameters import STRICT
 from fedkd.training.losses import kd_kl
 
-PRESENT = "present"
 HEADS = "heads"
 
 
@@ -77,7 +75,7 @@ class LwF(FastSteps, Learner):
         if context.task > 0:
             keep_teacher(context)
         if self.distil == "seen" or self.compete == "seen":
-            context.memory[PRESENT] = pack(present_units(context))
+            note_present(context)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return the distillation loss of all heads, and what makes the mix and the competition."""
@@ -90,7 +88,7 @@ class LwF(FastSteps, Learner):
         for head in heads:
             wanted = (known[:, head] / self.temperature).softmax(1)
             if self.distil == "seen" and is_shared(context, context.task):
-                present = self._present(context)
+                present = noted_units(context)
                 present[head] = False
                 rivals = present.nonzero()[:, 0]  # of whom the teacher knows nothing
                 wanted = F.pad(wanted, (0, len(rivals)))
@@ -108,18 +106,15 @@ class LwF(FastSteps, Learner):
             return None
         outputs = step.outputs()[:, : context.outputs].float()
         assert step.tasks is not None
-        seen = met_units(context) | self._present(context)
+        seen = seen_units(context) | noted_units(context)
         target = context.units[context.task][step.labels]
         among_seen = F.cross_entropy(outputs.masked_fill(~seen, -torch.inf), target)
         return among_seen - context.cross_entropy(outputs, step.labels, step.tasks)
 
-    def _present(self, context: LearnerContext) -> Tensor:
-        return unpack(context.memory[PRESENT], (context.outputs,))
-
     def end_task(self, context: LearnerContext) -> None:
         """Dismiss the teacher, and note the classes met."""
         dismiss_teacher(context)
-        meet(context, present_units(context))
+        mark_seen(context, present_units(context))
 
     def prepare_steps(self, context: LearnerContext) -> None:
         """Find the heads."""
@@ -136,7 +131,7 @@ class LwF(FastSteps, Learner):
         return heads
 
     def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:
-        met = met_units(context)
+        met = seen_units(context)
         heads: list[Tensor] = []
         for own in context.units[: context.task]:
             known = own if self.distil == "all" else own[met[own]]

@@ -9,16 +9,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.anchor import AnchorState, QuadraticPenalty, add_importance, copies
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.importance import some_samples, summed_gradients
-from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class MAS(FastSteps, Learner):
+class MAS(QuadraticPenalty):
     """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
 
     ::
@@ -42,11 +40,6 @@ class MAS(FastSteps, Learner):
     """Samples of the task that Ω is measured on, drawn at random; absent: all. A few hundred are enough, and
     save time with convolutions; networks of linear layers take less than an epoch for all."""
 
-    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return ``λ Σ_i Ω_i (θ_i − θ_i*)²``."""
-        distance = squared_distance(context)
-        return None if distance is None else self.strength * distance
-
     def end_task(self, context: LearnerContext) -> None:
         """Add the task's importances, and anchor the present weights."""
 
@@ -54,8 +47,6 @@ class MAS(FastSteps, Learner):
             return context.logits_of(outputs, context.task).square().sum(1)
 
         x, y = some_samples(context, self.samples)
-        old = remembered(context, IMPORTANCE)
-        for name, total in summed_gradients(context.network, x, y, squared_norm, torch.abs).items():
-            own = total / max(len(x), 1)
-            context.memory[IMPORTANCE + name] = old[name] + own if old else own
-        remember(context, ANCHOR, self.trainable(context))
+        sums = summed_gradients(context.network, x, y, squared_norm, torch.abs)
+        add_importance(context, {name: total / max(len(x), 1) for name, total in sums.items()})
+        AnchorState(context).anchor.put(copies(self.trainable(context)))

@@ -11,10 +11,32 @@ from fedkd.continual import masks
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
 from fedkd.continual.masks import Rule
+from fedkd.continual.state import LearnerState, Table, Value
 
-SCORES, BITS = "scores", "bits"
-OTHERS = "others"
-"""The bits of weights that other clients have trained in earlier tasks of theirs."""
+
+class MaskState(LearnerState):
+    """What supermask learners remember."""
+
+    scores = Table()
+    """By slot and weight, while a mask is trained."""
+    bits = Table()
+    """By slot and weight, of settled masks."""
+    others = Table()
+    """Bits of weights that other clients trained in their earlier tasks, by weight."""
+    free = Table()
+    """Bits of the present task's own weights, by weight, within the task."""
+    free_share = Table()
+    """Share of a mask that no earlier one has, by slot."""
+    overlap = Table()
+    """Share of a mask that each earlier one has too, by slot."""
+    kkt = Table()
+    """The slot that lent its scores, by slot; −1: none."""
+    kkt_accuracies = Table()
+    """k-NN accuracies of all candidates, by slot."""
+    slots = Value()
+    """The mask that every task was last trained with, ``[T]``; −1: none."""
+    visits = Table()
+    """Tasks that a mask was trained on, ``[T]`` of 0 and 1, by slot."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +68,28 @@ class MaskMemory:
         """Number of weights of each layer."""
         return [weight.numel() for weight in self.weights.values()]
 
+    @property
+    def state(self) -> MaskState:
+        """The record of all masks."""
+        return MaskState(self.context)
+
     # Scores -------------------------------------------------------------------------------------------
 
     def has_scores(self, slot: int) -> bool:
         """Return whether a mask's scores are remembered."""
-        return f"{SCORES}/{slot}/{self.names[0]}" in self.context.memory
+        return (slot, self.names[0]) in self.state.scores
 
     def scores(self, slot: int) -> Tensors:
         """Return a mask's remembered scores themselves."""
-        return {name: self.context.memory[f"{SCORES}/{slot}/{name}"] for name in self.names}
+        return {name: self.state.scores[slot, name] for name in self.names}
 
     def set_scores(self, slot: int, scores: Tensors) -> None:
         """Remember a mask's scores."""
-        for name, values in scores.items():
-            self.context.memory[f"{SCORES}/{slot}/{name}"] = values
+        self.state.scores.put(scores, slot)
 
     def fresh_scores(self, slot: int) -> Tensors:
-        """Return the scores that a mask begins with, the same whenever they are asked for."""
-        generator = self.context.common_generator(SCORES, slot)
+        """Return the scores that a mask begins with, the same in every call."""
+        generator = self.context.common_generator("scores", slot)
         return {
             name: masks.initial_scores(weight.shape, generator).to(self.context.device)
             for name, weight in self.weights.items()
@@ -72,62 +98,47 @@ class MaskMemory:
     # Masks --------------------------------------------------------------------------------------------
 
     def is_settled(self, slot: int) -> bool:
-        """Return whether a mask will not change any more: it is kept as bits."""
-        return f"{BITS}/{slot}/{self.names[0]}" in self.context.memory
+        """Return whether a mask is final: it is kept as bits."""
+        return (slot, self.names[0]) in self.state.bits
 
     def has(self, slot: int) -> bool:
         """Return whether there is a mask, settled or in training."""
         return self.is_settled(slot) or self.has_scores(slot)
 
-    def settle(self, slot: int, *, keep_scores: bool) -> None:
-        """Turn a mask's scores into bits, unless that has been done."""
-        if self.is_settled(slot):
+    def settle(self, slot: int, *, keep_scores: bool, again: bool = False) -> None:
+        """Turn a mask's scores into bits, unless that has been done or it is to be done `again`."""
+        if self.is_settled(slot) and not again:
             return
         for name, scores in self.scores(slot).items():
-            self.context.memory[f"{BITS}/{slot}/{name}"] = masks.pack(self._mask_of(scores))
-            if keep_scores:
-                self.context.memory[f"{SCORES}/{slot}/{name}"] = scores.detach()
-            else:
-                del self.context.memory[f"{SCORES}/{slot}/{name}"]
-
-    def settle_again(self, slot: int) -> None:
-        """Turn the kept scores of a settled mask into its bits once more."""
-        for name, scores in self.scores(slot).items():
-            self.context.memory[f"{BITS}/{slot}/{name}"] = masks.pack(self._mask_of(scores))
-            self.context.memory[f"{SCORES}/{slot}/{name}"] = scores.detach()
+            self.state.bits[slot, name] = masks.pack(self._mask_of(scores))
+            self.state.scores[slot, name] = scores.detach()
+        if not keep_scores:
+            self.state.scores.drop(slot)
 
     def masks(self, slot: int) -> Tensors:
         """Return a mask, bool; one that is not there yet is that of its first scores."""
         if self.is_settled(slot):
-            memory = self.context.memory
-            return {
-                name: masks.unpack(memory[f"{BITS}/{slot}/{name}"], weight.shape)
-                for name, weight in self.weights.items()
-            }
+            bits = self.state.bits
+            return {name: masks.unpack(bits[slot, name], w.shape) for name, w in self.weights.items()}
         scores = self.scores(slot) if self.has_scores(slot) else self.fresh_scores(slot)
         return {name: self._mask_of(values) for name, values in scores.items()}
 
     def bits(self, slot: int) -> list[Tensor]:
         """Return a mask's bits, a tensor a layer."""
         if self.is_settled(slot):
-            return [self.context.memory[f"{BITS}/{slot}/{name}"] for name in self.names]
+            return [self.state.bits[slot, name] for name in self.names]
         return [masks.pack(mask) for mask in self.masks(slot).values()]
-
-    # Others -------------------------------------------------------------------------------------------
 
     def others(self) -> list[Tensor] | None:
         """Return the bits, a tensor a layer, of weights that are closed for others' sake; None: of none."""
-        memory = self.context.memory
-        found = [memory[f"{OTHERS}/{name}"] for name in self.names if f"{OTHERS}/{name}" in memory]
-        return found or None
+        others = self.state.others
+        return [others[name] for name in self.names if name in others] or None
 
     def set_others(self, bits: Sequence[Tensor] | None) -> None:
-        """Remember, in place of what was, which weights are closed for others' sake."""
-        for layer, name in enumerate(self.names):
-            if bits is None:
-                self.context.memory.pop(f"{OTHERS}/{name}", None)
-            else:
-                self.context.memory[f"{OTHERS}/{name}"] = bits[layer]
+        """Remember instead which weights are closed for others' sake."""
+        self.state.others.drop()
+        if bits is not None:
+            self.state.others.put(dict(zip(self.names, bits, strict=True)))
 
     # Weights ------------------------------------------------------------------------------------------
 

@@ -7,15 +7,37 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.masks import pack, unpack
+from fedkd.continual.state import LearnerState, Value
 
-MET = "met"
+
+class SeenState(LearnerState):
+    """Output units as bits."""
+
+    met = Value()
+    """Units of classes of earlier tasks."""
+    present = Value()
+    """Units of the present task."""
 
 
-def met_units(context: LearnerContext) -> Tensor:
+def seen_units(context: LearnerContext) -> Tensor:
     """Return which units are those of classes met in earlier tasks, ``[O]`` bool."""
-    if MET in context.memory:
-        return unpack(context.memory[MET], (context.outputs,))
-    return torch.zeros(context.outputs, dtype=torch.bool, device=context.device)
+    return _units(context, SeenState(context).met)
+
+
+def noted_units(context: LearnerContext) -> Tensor:
+    """Return the present task's units as `note_present` found them, ``[O]`` bool."""
+    return _units(context, SeenState(context).present)
+
+
+def note_present(context: LearnerContext) -> None:
+    """Remember the `present_units`, which steps then read without the samples."""
+    SeenState(context).present = pack(present_units(context))
+
+
+def _units(context: LearnerContext, bits: Tensor | None) -> Tensor:
+    if bits is None:
+        return torch.zeros(context.outputs, dtype=torch.bool, device=context.device)
+    return unpack(bits, (context.outputs,))
 
 
 def present_units(context: LearnerContext) -> Tensor:
@@ -30,9 +52,9 @@ def present_units(context: LearnerContext) -> Tensor:
     return present
 
 
-def meet(context: LearnerContext, units: Tensor) -> None:
+def mark_seen(context: LearnerContext, units: Tensor) -> None:
     """Remember further units ``[O]`` bool as met."""
-    context.memory[MET] = pack(met_units(context) | units)
+    SeenState(context).met = pack(seen_units(context) | units)
 
 
 def is_shared(context: LearnerContext, task: int) -> bool:

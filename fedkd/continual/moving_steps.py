@@ -16,6 +16,7 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
+from fedkd.continual.mixins import StepObserver
 from fedkd.continual.moving import Agreement, GradientParts, SubspaceCoordinates, agree
 from fedkd.continual.thin import FactoredWeight
 from fedkd.continual.thin_steps import FactoredSteps, max_inputs
@@ -37,7 +38,8 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
             return False
         if memory.context.device.type != "cpu":  # elsewhere large products cost less than many small ones
             return False
-        return not learner.overrides("penalty", "after_step")  # as classes derived from CUBER may
+        # Classes derived from CUBER may change weights by other means.
+        return not (learner.overrides("penalty") or isinstance(learner, StepObserver))
 
     def factored_weight(self, learner: CUBER, memory: LayerMemory) -> FactoredWeight | None:
         """Return what scales inputs instead of the weight, in coordinates where these apply."""

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.continual.curves import epochs_to_90
-from fedkd.continual.lessons import Course, Lessons, early_and_late, learned_tasks
+from fedkd.continual.lessons import Course, TaskHistory, early_and_late, learned_tasks
 from fedkd.continual.matrix import Row, accuracy_matrix, learning_curve
-from fedkd.continual.metrics import Array, summarise
+from fedkd.continual.metrics import Array, epochs_to_90, summarise
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import (
     TASK_GIVEN,
@@ -66,7 +65,7 @@ class StreamOutcome:
         tests: One per protocol and split.
         costs: `stored_bytes`, `stored_bytes_per_task` and `peak_bytes` of every client's learner at the end.
         counted: Clients that count in means over clients.
-        lessons: What every client learned, and when.
+        histories: What every client learned, and when.
         in_step: Whether all learned the same at the same time.
         learned: Which of its tasks every client learned, N times `[T]`; empty: all.
     """
@@ -76,7 +75,7 @@ class StreamOutcome:
     tests: tuple[ProtocolOutcome, ...]
     costs: Mapping[str, PerClient]
     counted: frozenset[int]
-    lessons: tuple[Lessons, ...]
+    histories: tuple[TaskHistory, ...]
     in_step: bool
     learned: Sequence[NDArray[np.bool_]] = ()
 
@@ -132,44 +131,38 @@ def stream_outcome(
     joint: StreamOutcome | None = None,
     single: StreamOutcome | None = None,
 ) -> StreamOutcome:
-    """Return what a run reached, from what it recorded.
+    """Return the outcome of a run, from its records.
 
-    The scenario's own protocol has figures that the other has not. `learning_area`, `epochs_to_90` and
-    `auc` are there if accuracies were recorded after every epoch: a task's curve is the accuracy just before
-    its first epoch and after each of those of the rounds that it is learned in; a client that missed an epoch
-    of a task has none of them.
-    `temporal_forgetting` and `spatial_forgetting` are the means over learned tasks j < T−1 of all drops on
-    task j since it was learned: by learning later tasks and by applying guidance. Where a client measured
-    both, they add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did.
-    A client that no guidance reached has no `spatial_forgetting`.
-    `rounds_to_90` is the mean over learned tasks of the rounds until 90 % of the accuracy is reached that the
-    task has been learned to, `rounds_to_90_early` over the tasks that nobody meets before the client,
-    `rounds_to_90_late` over those that somebody met before and nobody meets after it. They need an evaluation
-    every round.
+    The scenario's own protocol has further figures:
 
-    A client has learned a task if it took a training step in one of the task's rounds, or if a client did
-    that holds the same model. What is over tasks that were learned is so for every client on its own, see
-    `fedkd.continual.metrics`; a task that a client missed needs no accuracies or epochs for that.
+    - `learning_area`, `epochs_to_90` and `auc` need accuracies after every epoch. A task's curve is the
+      accuracy just before its first epoch and after each epoch of its rounds. A client that missed an epoch
+      of a task has none of them.
+    - `temporal_forgetting` and `spatial_forgetting` are means over learned tasks j < T−1 of all drops on task
+      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last` where a
+      client measured both. Each may be beyond ±1, as one makes good the other's drops.
+    - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy,
+      `rounds_to_90_early` over tasks that no client begins before, `rounds_to_90_late` over those that others
+      began before and none begins after. They need an evaluation every round.
+    - `task_inference_rate` is how often the learner infers the right task at the end, the mean over tasks.
 
-    `task_inference_rate` is there if the learner infers the task of samples that it is not told of: how often
-    it is right at the end, the mean over all tasks.
-
-    Every client is compared with itself in the reference runs: `intransigence` is there with `joint`, whose
-    accuracy on task k is its R[k, k], of a model trained on tasks 0 … k; `gain_over_single` with `single`.
+    A client has learned a task if it, or a client with the same model, took a training step in one of the
+    task's rounds. Every client is compared with itself in the reference runs: `intransigence` needs `joint`,
+    with R[k, k] of a model trained on tasks 0 … k, and `gain_over_single` needs `single`.
 
     Args:
         rows: Rows of `metrics.jsonl`, of the whole run.
-        scenario: What was run.
-        courses: What every client did: its tasks, each with the first and the last round spent on it.
+        scenario: The run's.
+        courses: Every client's tasks, each with the first and the last round spent on it.
         epochs: Rows of `epochs.jsonl`.
         counted: Clients that count in means over clients; None: all of them.
-        models: Which model each client holds, `[N]`: equal entries are one and the same; None: each its own.
-        joint: What joint training reached on the same stream.
-        single: What learning each task alone reached on the same stream.
+        models: The model of each client, `[N]`: equal entries are one and the same; None: each its own.
+        joint: Outcome of joint training on the same stream.
+        single: Outcome of learning each task alone on the same stream.
     """
     everyone = range(scenario.data.clients)
     tasks, main = task_count(scenario), main_protocol(scenario)
-    lessons, in_step = tuple(map(Lessons.of, courses)), len(set(map(tuple, courses))) == 1
+    histories, in_step = tuple(map(TaskHistory.of, courses)), len(set(map(tuple, courses))) == 1
     counted = frozenset(everyone if counted is None else counted)
     # A matrix is asked for once per client, and would look through the rows of all others every time.
     recorded: dict[tuple[str, str, int | None], list[Row]] = defaultdict(list)
@@ -179,8 +172,8 @@ def stream_outcome(
             recorded[row["metric"], row["split"], row["client"]].append(row)
         if (row["metric"], row["split"]) == ("loss", "train"):
             steps.append(row)
-    early, late = early_and_late(lessons)
-    learned = learned_tasks(steps, courses, lessons, models)
+    early, late = early_and_late(histories)
+    learned = learned_tasks(steps, courses, histories, models)
     trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in epochs:
         trained[row["split"], row["client"]].append(row)
@@ -188,7 +181,7 @@ def stream_outcome(
     def matrix(protocol: Protocol, split: Split, client: int | None) -> tuple[Array, Array]:
         metric = accuracy_name(protocol)
         return accuracy_matrix(
-            recorded[metric, split, client], lessons[client or 0], metric=metric, split=split, client=client
+            recorded[metric, split, client], histories[client or 0], metric=metric, split=split, client=client
         )
 
     def rate(split: Split, client: int) -> dict[str, float]:
@@ -197,7 +190,7 @@ def stream_outcome(
             return {}
         of_client = recorded[TASK_INFERENCE_RATE, split, client]
         at_end = {row["task"]: row["value"] for row in of_client if row["round"] == scenario.rounds}
-        own = lessons[client].tasks
+        own = histories[client].tasks
         rates = [nan if (value := at_end.get(task)) is None else value for task in own]
         return {TASK_INFERENCE_RATE: float(np.mean(rates))}
 
@@ -207,21 +200,18 @@ def stream_outcome(
         inferred = {} if protocol == TASK_GIVEN else rate(split, client)
         if protocol != main:
             return summarise(R, b, joint=upper, single=alone, learned=own) | inferred
-        epochs, taught = scenario.training.local_epochs, lessons[client]
+        epochs, taught = scenario.training.local_epochs, histories[client]
         curves = _curves(trained[split, client], taught, epochs, R, b) if trained else None
         drops = {
             cause: _total_drop(recorded[cause, split, client], taught, R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        rows, name = recorded[accuracy_name(main), split, client], accuracy_name(main)
-        rounds = np.array(
-            [
-                epochs_to_90(
-                    learning_curve(rows, taught, metric=name, split=split, client=client, place=place)
-                )
-                for place in range(len(R))
-            ]
-        )
+        name, rounds = accuracy_name(main), np.zeros(len(R))
+        for place in range(len(R)):
+            of_client = recorded[name, split, client]
+            rounds[place] = epochs_to_90(
+                learning_curve(of_client, taught, metric=name, split=split, client=client, place=place)
+            )
         pace = {
             "rounds_to_90": _mean_of(rounds[own]),
             "rounds_to_90_early": _mean_of(rounds[own & early[client]]),
@@ -237,19 +227,13 @@ def stream_outcome(
         return ProtocolOutcome(protocol, split, *mean, clients, found)
 
     tests = tuple(tested(protocol, split) for protocol in protocols(scenario) for split in SPLITS)
-    ends = {
-        name: {client: _last(recorded[name, "train", client]) for client in everyone}
+    stored, most = (
+        {client: _last(recorded[name, "train", client]) for client in everyone}
         for name in ("stored_bytes", "peak_bytes")
-    }
-    per_task = {
-        client: stored / len(lessons[client].tasks) for client, stored in ends["stored_bytes"].items()
-    }
-    costs = {
-        "stored_bytes": ends["stored_bytes"],
-        "stored_bytes_per_task": per_task,
-        "peak_bytes": ends["peak_bytes"],
-    }
-    return StreamOutcome(tasks, main, tests, costs, counted, lessons, in_step, learned)
+    )
+    per_task = {client: value / len(histories[client].tasks) for client, value in stored.items()}
+    costs = {"stored_bytes": stored, "stored_bytes_per_task": per_task, "peak_bytes": most}
+    return StreamOutcome(tasks, main, tests, costs, counted, histories, in_step, learned)
 
 
 def _mean(matrices: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -275,35 +259,35 @@ def _mean_of(values: Array) -> float:
     return float(values.mean()) if len(values) else nan
 
 
-def _curves(epochs: Sequence[Row], lessons: Lessons, each: int, R: Array, b: Array) -> list[Array]:
+def _curves(epochs: Sequence[Row], history: TaskHistory, each: int, R: Array, b: Array) -> list[Array]:
     """Return a client's learning curve on every task, [P · E + 1]; NaN where it did not train or measure.
 
     Args:
         epochs: What it measured after each.
-        lessons: What it learned.
+        history: What it learned.
         each: Epochs E of a round.
         R: Its accuracy on task j after learning task i.
         b: That of the untrained model.
     """
     curves = []
-    for place, first in enumerate(lessons.firsts):
-        rounds = lessons.ends[place] - first + 1
+    for place, first in enumerate(history.firsts):
+        rounds = history.ends[place] - first + 1
         curves.append(np.full(rounds * each + 1, nan))
         curves[-1][0] = R[place - 1, place] if place else b[0]
     for row in epochs:
-        place = lessons.place(row["task"])
-        if row["value"] is not None and lessons.firsts[place] <= row["round"] <= lessons.ends[place]:
-            curves[place][(row["round"] - lessons.firsts[place]) * each + row["epoch"]] = row["value"]
+        place = history.place(row["task"])
+        if row["value"] is not None and history.firsts[place] <= row["round"] <= history.ends[place]:
+            curves[place][(row["round"] - history.firsts[place]) * each + row["epoch"]] = row["value"]
     return curves
 
 
-def _total_drop(drops: Sequence[Row], lessons: Lessons, R: Array, learned: NDArray[np.bool_]) -> float:
+def _total_drop(drops: Sequence[Row], history: TaskHistory, R: Array, learned: NDArray[np.bool_]) -> float:
     """Return the mean over learned tasks j < T−1 of the sum of the drops on task j; NaN without any."""
     totals = np.zeros(len(R) - 1)
     if not drops or not len(totals):
         return nan
     for row in drops:
-        place = lessons.place(row["task"])
+        place = history.place(row["task"])
         if place < len(totals):
             totals[place] += nan if row["value"] is None else row["value"]
     # A task that the client has no test samples of has not gone without a drop.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import layers_of
-from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Tensors
+from fedkd.continual.mixins import Phases, TaskParameters
+from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
@@ -20,13 +22,21 @@ TRAIN = "train"
 RETRAIN = "retrain"
 FREE = 0
 """Owner of weights that no task has; those of task t belong to t + 1."""
-OWNERS = "owners/"
-SCALES = "scales"
-VECTORS = "vectors/"
+
+
+class PackState(LearnerState):
+    """What PackNet remembers."""
+
+    owners = Table()
+    """The task of every weight plus 1, by weight."""
+    scales = Value()
+    """Standard deviation of each weight's initial values."""
+    vectors = Table()
+    """Biases and the like, by task and parameter."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class PackNet(Learner):
+class PackNet(Phases, TaskParameters, Learner):
     """Train the free weights, keep the largest of them, retrain those; the rest is left to later tasks.
 
     It departs from the paper in one point: free weights start every further task at random, with the spread
@@ -55,9 +65,9 @@ class PackNet(Learner):
         " CVPR 2018, arXiv 1711.05769"
     )
     source_note: ClassVar[str] = "free weights restart at random, where the paper's restart at 0"
-    isolates: ClassVar[bool] = True
-    confines: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(
+        isolates=True, projects_updates=True, task_statistics=True
+    )
 
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a layer's free weights that a task takes, 0.25 to 0.5 in the paper; absent: 1 / (tasks left),
@@ -87,18 +97,21 @@ class PackNet(Learner):
         kind = torch.uint8 if context.tasks <= torch.iinfo(torch.uint8).max else torch.int16
         weights = [weight for _, weight in _weights(context)]
         for name, weight in _weights(context):
-            context.memory[OWNERS + name] = torch.full(weight.shape, FREE, dtype=kind, device=context.device)
-        context.memory[SCALES] = torch.stack([weight.detach().std(correction=0) for weight in weights])
+            PackState(context).owners[name] = torch.full(
+                weight.shape, FREE, dtype=kind, device=context.device
+            )
+        PackState(context).scales = torch.stack([weight.detach().std(correction=0) for weight in weights])
 
     def begin_task(self, context: LearnerContext) -> None:
         """Give the free weights new starting values, if earlier tasks left them at zero."""
         if context.task == 0:
             return
-        generator = context.generator("free-weights")
+        generator, scales = context.generator("free-weights"), PackState(context).scales
+        assert scales is not None
         with torch.no_grad():
-            for (name, weight), scale in zip(_weights(context), context.memory[SCALES], strict=True):
+            for (name, weight), scale in zip(_weights(context), scales, strict=True):
                 fresh = torch.randn(weight.shape, generator=generator).to(context.device) * scale
-                weight.copy_(torch.where(context.memory[OWNERS + name] == FREE, fresh, weight))
+                weight.copy_(torch.where(PackState(context).owners[name] == FREE, fresh, weight))
 
     def phase_of(self, epoch: int, epochs: int) -> str:
         """Return `train`, or `retrain` for the last epochs of several."""
@@ -120,32 +133,32 @@ class PackNet(Learner):
             _clear(context)
         if self.biases == "task":
             for name, values in _vectors(context).items():
-                context.memory[f"{VECTORS}{context.task}/{name}"] = values.detach().clone()
+                PackState(context).vectors[context.task, name] = values.detach().clone()
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return the share of all weights that no task owns yet."""
-        owners = torch.cat([context.memory[OWNERS + name].flatten() for name, _ in _weights(context)])
+        owners = torch.cat([PackState(context).owners[name].flatten() for name, _ in _weights(context)])
         return {"free_weights": float((owners == FREE).double().mean())}
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of an earlier task; those of the present one are the network's."""
         if task >= context.task:
             return {}
         tensors: Tensors = {}
         for name, weight in _weights(context):
-            owners = context.memory[OWNERS + name]
+            owners = PackState(context).owners[name]
             tensors[name] = torch.where((owners != FREE) & (owners <= task + 1), weight, 0.0)
         if self.biases == "task":
-            tensors |= {name: context.memory[f"{VECTORS}{task}/{name}"] for name in _vectors(context)}
+            tensors |= {name: PackState(context).vectors[task, name] for name in _vectors(context)}
         return tensors
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Leave nothing of the gradients of weights that are not the present phase's."""
         learning = context.task + 1 if context.phase == RETRAIN else FREE
         for name, gradient in gradients.items():
-            owners = context.memory.get(OWNERS + name)
+            owners = PackState(context).owners.get(name)
             if owners is not None:
                 gradient.masked_fill_(owners != learning, 0.0)
             elif self.biases == "first" and context.task > 0:
@@ -161,7 +174,7 @@ class PackNet(Learner):
             left_of_unit[units.cpu()] += 1
         heads = {layer.weight_name for layer in context.layers.values() if layer.is_head}
         for name, weight in _weights(context):
-            owners = context.memory[OWNERS + name].clone()
+            owners = PackState(context).owners[name].clone()
             if name in heads:
                 for unit in context.units[context.task].tolist():
                     self._take(
@@ -169,7 +182,7 @@ class PackNet(Learner):
                     )
             else:
                 self._take(context.task, owners, weight, context.tasks - context.task)
-            context.memory[OWNERS + name] = owners
+            PackState(context).owners[name] = owners
         _clear(context)
 
     def _take(self, task: int, owners: Tensor, weight: Tensor, left: int, *, last_all: bool = False) -> None:
@@ -210,4 +223,4 @@ def _clear(context: LearnerContext) -> None:
     """Make the free weights zero, as they count for the tasks so far."""
     with torch.no_grad():
         for name, weight in _weights(context):
-            weight.masked_fill_(context.memory[OWNERS + name] == FREE, 0.0)
+            weight.masked_fill_(PackState(context).owners[name] == FREE, 0.0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.errors import UserError
 from fedkd.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
 from fedkd.plugins import Registry
 
@@ -13,24 +14,62 @@ if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
 
 KEY = "continual.learner"
+RENAMED_HOOKS: Mapping[str, str] = {
+    "filter": "`project`",
+    "confine": "`project_update`",
+    "answers": "`predict`",
+    "training_tasks": "`batch`",
+    "rehearsed": "`batch`",
+    "criterion": "`loss` of the mixin `OwnLoss`",
+    "effective": "`task_parameters` of the mixin `TaskParameters`",
+    "outputs": "`predict_without_task` of the mixin `TaskInference`",
+    "outputs_and_tasks": "`predict_without_task` of the mixin `TaskInference`",
+    "superfluous": "`extra_outputs` of the mixin `TaskInference`",
+    "tell": "`export_state` of the mixin `StateExchange`",
+    "hear": "`import_state` of the mixin `StateExchange`",
+    "isolates": "`isolates` of `traits`",
+    "scales_own_subspaces": "`scales_own_subspaces` of `traits`",
+    "begins_anew": "`begins_anew` of `traits`",
+    "trains_masked_weights": "`trains_masked_weights` of `traits`",
+    "task_statistics": "`task_statistics` of `traits`",
+    "needs_boundaries": "`needs_boundaries` of `traits`",
+    "withholds_masks": "`withholds_masks` of `traits`",
+    "remembers_only": "`replays_only` of `traits`",
+    "confines": "`projects_updates` of `traits`",
+    "keeps_closed": "`closed` of `traits`",
+    "follows_path": "the mixin `StepObserver`",
+    "steps_only_read": "`recordable`",
+    "end_steps": "`end` of a `StepForm`",
+}
+"""Hooks of earlier releases and their successors."""
+MOVED_HOOKS: Mapping[str, str] = {
+    "phase_of": "Phases",
+    "begin_phase": "Phases",
+    "optimizer": "Phases",
+    "after_step": "StepObserver",
+    "reopen": "Reopenable",
+    "draw": "FastSteps",
+    "prepare_steps": "FastSteps",
+}
+"""Hooks that the base class had in earlier releases, and their mixins."""
 
 LEARNERS = Registry(
     "learner",
     {
-        "naive": "fedkd.continual.naive:Naive",
-        "joint": "fedkd.continual.joint:Joint",
-        "single": "fedkd.continual.single:Single",
-        "cumulative": "fedkd.continual.cumulative:Cumulative",
+        "naive": "fedkd.continual.baselines:Naive",
+        "joint": "fedkd.continual.baselines:Joint",
+        "single": "fedkd.continual.baselines:Single",
+        "cumulative": "fedkd.continual.baselines:Cumulative",
         "er": "fedkd.continual.er:ExperienceReplay",
         "agem": "fedkd.continual.agem:AGem",
         "der": "fedkd.continual.der:DER",
-        "der++": "fedkd.continual.derpp:DERpp",
+        "der++": "fedkd.continual.der:DERpp",
         "gdumb": "fedkd.continual.gdumb:GDumb",
         "icarl": "fedkd.continual.icarl:ICaRL",
         "packnet": "fedkd.continual.packnet:PackNet",
         "hat": "fedkd.continual.hat:HAT",
         "ewc": "fedkd.continual.ewc:EWC",
-        "online_ewc": "fedkd.continual.online_ewc:OnlineEWC",
+        "online_ewc": "fedkd.continual.ewc:OnlineEWC",
         "si": "fedkd.continual.si:SI",
         "mas": "fedkd.continual.mas:MAS",
         "lwf": "fedkd.continual.lwf:LwF",
@@ -39,7 +78,7 @@ LEARNERS = Registry(
         "cuber": "fedkd.continual.cuber:CUBER",
         "supsup": "fedkd.continual.supsup:SupSup",
         "ssnet": "fedkd.continual.ssnet:SSNeT",
-        "exssnet": "fedkd.continual.exssnet:ExSSNeT",
+        "exssnet": "fedkd.continual.ssnet:ExSSNeT",
         "fedweit": "fedkd.continual.fedweit:FedWeIT",
     },
     group="fedkd.learners",
@@ -80,7 +119,16 @@ def load_learner_class(name: str, search: Sequence[str | Path] = ()) -> type[Lea
     """
     from fedkd.continual.learner import Learner
 
-    return load_part(LEARNERS, Learner, name, search, key=KEY)
+    cls = load_part(LEARNERS, Learner, name, search, key=KEY)
+    mixins = {base.__name__ for base in cls.__mro__}
+    for base in cls.__mro__:
+        for hook in vars(base):
+            successor = RENAMED_HOOKS.get(hook)
+            if hook in MOVED_HOOKS and MOVED_HOOKS[hook] not in mixins:
+                successor = f"a hook of the mixin `{MOVED_HOOKS[hook]}`"
+            if successor is not None:
+                raise UserError(f"'{name}' defines `{hook}`, which is now {successor}", key=KEY)
+    return cls
 
 
 def learner_hyperparameters(

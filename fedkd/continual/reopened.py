@@ -5,18 +5,17 @@ What may change then is for the learner to say: only what no other task's guaran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.mixins import task_parameters_of
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.optimizer import OptimizerSpec
-
-if TYPE_CHECKING:
-    from fedkd.continual.learner import Learner, Step, Tensors
 
 
 class Reopened:
@@ -35,9 +34,9 @@ class Reopened:
         """Return the tensors that may change, by name."""
         return self.learner.trainable(self.context)
 
-    def effective(self) -> Tensors:
-        """Return the old task's effective parameters, with a graph back to `trainable` tensors."""
-        return self.learner.effective(self.context, self.task)
+    def task_parameters(self) -> Tensors:
+        """Return the old task's parameters, with a graph back to `trainable` tensors."""
+        return task_parameters_of(self.learner, self.context, self.task)
 
     def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
         """Return the optimiser of `trainable` tensors, given the scenario's."""
@@ -47,11 +46,11 @@ class Reopened:
         """Return what is added to the loss, a scalar; None: nothing."""
         return self.learner.penalty(self.context, step)
 
-    def filter(self, gradients: Tensors) -> Tensors:
+    def project(self, gradients: Tensors) -> Tensors:
         """Return what becomes of gradients, same names and shapes."""
-        return self.learner.filter(self.context, gradients)
+        return self.learner.project(self.context, gradients)
 
-    def confine(self, changes: Tensors) -> Tensors:
+    def project_update(self, changes: Tensors) -> Tensors:
         """Return what becomes of a step's changes where an optimiser may leave what gradients were let into.
 
         A change that is not returned stays.
@@ -62,15 +61,77 @@ class Reopened:
         """Close the task again."""
 
 
-class ReopenedRules:
+class Reopenable(ABC):
+    """Mixin of learners that say themselves which part of an old task guidance may change."""
+
+    @abstractmethod
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task opened for guidance (federated backward transfer); None: it stays closed.
+
+        Changes must touch that task alone: the guarantees of all others still hold.
+
+        Args:
+            context: Its ``task`` is the present one.
+            task: One that has ended.
+        """
+
+
+class ProjectedSteps:
+    """Gradients and updates of an optimiser's tensors, as a learner or a reopened task projects them.
+
+    Args:
+        trainable: The optimiser's tensors by name.
+        network: Its other parameters may get gradients too, which must not pile up.
+        optimizer: Some leave the space that gradients were projected to.
+    """
+
+    def __init__(self, trainable: Tensors, network: nn.Module, optimizer: OptimizerSpec) -> None:
+        # By name: an optimiser's state goes by their order, and memory out of a checkpoint keeps none.
+        self._trainable = {name: tensor.requires_grad_() for name, tensor in sorted(trainable.items())}
+        trained = {id(tensor) for tensor in self._trainable.values()}
+        self._untrained = [p for p in network.parameters() if id(p) not in trained]
+        self._drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
+        self._before: Tensors = {}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The tensors, in the order of their names."""
+        return list(self._trainable.values())
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._untrained:
+            parameter.grad = None
+
+    def _gradients(self) -> Tensors:
+        return {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+
+    def _project_gradients(self, project: Callable[[Tensors], Tensors]) -> None:
+        for name, gradient in project(self._gradients()).items():
+            self._trainable[name].grad = gradient
+
+    def _note_before(self) -> None:
+        self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+
+    def _project_changes(self, project: Callable[[Tensors], Tensors]) -> None:
+        with torch.no_grad():
+            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
+            for name, change in project(changes).items():
+                self._trainable[name].copy_(self._before[name] + change)
+
+
+class ReopenedRules(ProjectedSteps):
     """The `StepRules` of teaching an old task (see `LearnerRules`, those of the present one).
 
     Args:
-        reopened: What may change, and how.
-        model: The old task's, which is given new effective parameters before every step.
+        reopened: The part of the task that may change.
+        model: The old task's, which gets new parameters before every step.
         substitutes: Makes them.
         optimizer: Of `reopened`.
     """
+
+    idle = False
+    kind: Hashable | None = None
+    reads: Sequence[Tensor] = ()
 
     def __init__(
         self,
@@ -79,58 +140,27 @@ class ReopenedRules:
         substitutes: Callable[[], Tensors],
         optimizer: OptimizerSpec,
     ) -> None:
+        super().__init__(reopened.trainable(), reopened.context.network, optimizer)
         self._reopened, self._model, self._substitutes = reopened, model, substitutes
-        self._trainable = {
-            name: tensor.requires_grad_() for name, tensor in sorted(reopened.trainable().items())
-        }
-        trained = {id(tensor) for tensor in self._trainable.values()}
-        self._untrained = [p for p in reopened.context.network.parameters() if id(p) not in trained]
-        self._drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
-        self._before: Tensors = {}
-
-    @property
-    def idle(self) -> bool:
-        return False
-
-    @property
-    def kind(self) -> Hashable | None:
-        return None
-
-    @property
-    def reads(self) -> Sequence[Tensor]:
-        return ()
 
     def draw(self) -> Sequence[Tensor]:
         return ()
 
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return list(self._trainable.values())
-
     def before_step(self) -> None:
         self._model.substitute(self._substitutes())
-        for parameter in self._untrained:
-            parameter.grad = None
+        self._forget_gradients()
 
     def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
-        from fedkd.continual.learner import Step
-
         return self._reopened.penalty(Step(batch[0], self._model, loss))
 
     def after_backward(self) -> None:
-        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        for name, gradient in self._reopened.filter(gradients).items():
-            self._trainable[name].grad = gradient
+        self._project_gradients(self._reopened.project)
         if self._drifts:
-            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+            self._note_before()
 
     def after_step(self) -> None:
-        if not self._drifts:
-            return
-        with torch.no_grad():
-            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._reopened.confine(changes).items():
-                self._trainable[name].copy_(self._before[name] + change)
+        if self._drifts:
+            self._project_changes(self._reopened.project_update)
 
     def after_epoch(self) -> None:
         """Nothing is due."""

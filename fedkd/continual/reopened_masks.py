@@ -28,31 +28,31 @@ class ReopenedScores(Reopened):
 
     def __init__(self, learner: SupermaskLearner, context: LearnerContext, task: int) -> None:
         super().__init__(learner, context, task)
-        self._memory = learner.memory(context)
+        self._scores_of, self._memory = learner, learner.memory(context)
 
     def trainable(self) -> Tensors:
         """Return the task's scores."""
         return self._memory.scores(self.task)
 
-    def effective(self) -> Tensors:
+    def task_parameters(self) -> Tensors:
         """Return the weights under the mask that the scores make now."""
         return self._memory.trainable_mask(self.task)
 
     def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
         """Return the scores' own optimiser."""
-        return self.learner.optimizer(self.context, spec)
+        return self._scores_of.optimizer(self.context, spec)
 
     def penalty(self, step: Step) -> Tensor | None:
         """Return None: what tells tasks apart is learned from samples of the task's own."""
         return None
 
-    def filter(self, gradients: Tensors) -> Tensors:
+    def project(self, gradients: Tensors) -> Tensors:
         """Return all gradients."""
         return gradients
 
     def close(self) -> None:
         """Keep the mask that the scores make."""
-        self._memory.settle_again(self.task)
+        self._memory.settle(self.task, keep_scores=True, again=True)
 
 
 class ReopenedWeights(Reopened):
@@ -92,7 +92,7 @@ class ReopenedWeights(Reopened):
         """Return all weights that masks go over."""
         return self._memory.weights
 
-    def effective(self) -> Tensors:
+    def task_parameters(self) -> Tensors:
         """Return the weights under the task's mask."""
         return self._memory.masked_weights(self.task)
 
@@ -104,6 +104,6 @@ class ReopenedWeights(Reopened):
         """Return None: what tells tasks apart is learned from samples of the task's own."""
         return None
 
-    def filter(self, gradients: Tensors) -> Tensors:
+    def project(self, gradients: Tensors) -> Tensors:
         """Leave weights without a gradient that are not the task's alone."""
         return {name: masks.masked(gradient, self._own[name]) for name, gradient in gradients.items()}

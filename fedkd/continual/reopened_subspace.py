@@ -57,7 +57,7 @@ class ReopenedSubspace(Reopened):
         """Return the weights of layers with directions of the task's own, and of outputs of its own."""
         return {name: memory.layer.module.weight for name, (memory, _) in self._open.items()} | self._heads
 
-    def effective(self) -> Tensors:
+    def task_parameters(self) -> Tensors:
         """Return ``w̃``; the gradient of w goes through Q, since the old task's outputs depend on w so."""
         through = [memory.layer.name for memory, _ in self._open.values()]
         return self._cuber.scaled(self.context, self.task, through=through)
@@ -66,7 +66,7 @@ class ReopenedSubspace(Reopened):
         """Return None."""
         return None
 
-    def filter(self, gradients: Tensors) -> Tensors:
+    def project(self, gradients: Tensors) -> Tensors:
         """Return gradients in regime R3 within the task's own directions; of all others nothing."""
         left, agreed = {}, False
         for name, (memory, own) in self._open.items():
@@ -82,7 +82,7 @@ class ReopenedSubspace(Reopened):
             name: self._of_own_rows(gradients[name], agreed) for name in self._heads if name in gradients
         }
 
-    def confine(self, changes: Tensors) -> Tensors:
+    def project_update(self, changes: Tensors) -> Tensors:
         """Return changes within the task's own directions, and of its own outputs."""
         left = {
             name: project_onto(memory.layer.matrix(changes[name]), own).view_as(changes[name])

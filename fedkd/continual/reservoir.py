@@ -1,7 +1,7 @@
 """Reservoir memory: of all that was trained on so far, anything is as likely to be kept as anything else.
 
-Vitter, "Random Sampling with a Reservoir", ACM TOMS 11 (1), 1985. What is kept lies in ``context.memory``:
-samples as they are, outputs in float32, labels and tasks int64.
+Vitter, "Random Sampling with a Reservoir", ACM TOMS 11 (1), 1985. Samples are kept as
+they are, outputs as float32, labels and tasks as int64.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import counted, fresh_rows
+from fedkd.continual.state import LearnerState, Table
 
 RESERVOIR = "reservoir"
-SAMPLES = f"{RESERVOIR}/samples"
-LABELS = f"{RESERVOIR}/labels"
-TASKS = f"{RESERVOIR}/tasks"
-OUTPUTS = f"{RESERVOIR}/outputs"
-PARTS = (SAMPLES, LABELS, TASKS, OUTPUTS)
-OFFERED = f"{RESERVOIR}/offered"
+OFFERED = "offered"
+
+
+class ReservoirState(LearnerState):
+    """The reservoir: samples, labels, tasks and outputs as of `Kept`."""
+
+    reservoir = Table()
 
 
 class Kept(NamedTuple):
@@ -50,18 +52,19 @@ def offer(context: LearnerContext, batch: Kept, size: int) -> None:
         batch: The samples.
         size: Of the memory.
     """
-    offered = counted(context, OFFERED, len(batch.labels))
+    offered = counted(context, RESERVOIR, len(batch.labels), OFFERED)
     places = _places(offered, len(batch.labels), size, context.generator(f"{RESERVOIR}-offer-{offered}"))
-    held = len(context.memory[LABELS]) if LABELS in context.memory else 0
+    state = ReservoirState(context).reservoir
+    held = len(state.get("labels", ()))
     new = [row for place, row in places.items() if place >= held]  # as many as fill it up, in their order
     old = {place: row for place, row in places.items() if place < held}
-    for name, values in zip(PARTS, batch, strict=True):
+    for name, values in batch._asdict().items():
         if old:
             to, rows = (torch.tensor(list(index), device=context.device) for index in (old, old.values()))
-            context.memory[name].index_copy_(0, to, values[rows])
+            state[name].index_copy_(0, to, values[rows])
         if new:
             taken = values[torch.tensor(new, device=context.device)]
-            context.memory[name] = torch.cat([context.memory[name], taken]) if held else taken
+            state[name] = torch.cat([state[name], taken]) if held else taken
 
 
 def _places(offered: int, count: int, size: int, generator: torch.Generator) -> dict[int, int]:
@@ -78,5 +81,6 @@ def _places(offered: int, count: int, size: int, generator: torch.Generator) -> 
 
 def draw(context: LearnerContext, size: int | None) -> Kept | None:
     """Return a fresh batch of what is kept, all of it equally likely (see `episodes.fresh_rows`)."""
-    rows = fresh_rows(context, RESERVOIR, len(context.memory.get(LABELS, ())), size)
-    return None if rows is None else Kept(*(context.memory[name].index_select(0, rows) for name in PARTS))
+    state = ReservoirState(context).reservoir
+    rows = fresh_rows(context, RESERVOIR, len(state.get("labels", ())), size)
+    return None if rows is None else Kept(*(state[name].index_select(0, rows) for name in Kept._fields))

@@ -11,14 +11,17 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import PLAIN, FastSteps, StepForm
 from fedkd.continual.learner import Learner, Step
+from fedkd.continual.mixins import StepObserver
+from fedkd.continual.reopened import ProjectedSteps
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.thin import FactoredWeight
+from fedkd.continual.traits import leaves_steps_alone, shapes_training
 from fedkd.training.compat import tree_leaves
 from fedkd.training.known_modules import declares
 from fedkd.training.optimizer import OptimizerSpec
 
 
-class LearnerRules:
+class LearnerRules(ProjectedSteps):
     """The `StepRules` of one phase: what the learner says, put into effect on its trainable tensors.
 
     Args:
@@ -49,31 +52,23 @@ class LearnerRules:
         labelled: bool = False,
         form: StepForm[Any] = PLAIN,
     ) -> None:
+        super().__init__(learner.trainable(context), context.network, optimizer)
         self._form = form
         self._learner, self._context, self._model = learner, context, model
         self._substitutes = substitutes
         self._after_epoch = after_epoch
         self._steps, self._accumulate, self._labelled = steps, accumulate, labelled
         self._batches = 0
-        # By name: an optimiser's state goes by their order, and memory out of a checkpoint keeps none.
-        self._trainable = {
-            name: tensor.requires_grad_() for name, tensor in sorted(learner.trainable(context).items())
-        }
-        trained = {id(tensor) for tensor in self._trainable.values()}
-        # What is not trained now may still get gradients, which must not pile up.
-        self._untrained = [p for p in context.network.parameters() if id(p) not in trained]
-        drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
-        self._confines = learner.confines and drifts
-        self._before: dict[str, Tensor] = {}
+        self._confines = learner.traits.projects_updates and self._drifts
 
     @property
     def idle(self) -> bool:
-        return self._learner.leaves_steps_alone
+        return leaves_steps_alone(self._learner)
 
     @property
     def kind(self) -> Hashable | None:
         learner, context = self._learner, self._context
-        if not (learner.leaves_steps_alone or declares(learner)):
+        if not (leaves_steps_alone(learner) or declares(learner)):
             return None
         self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
@@ -94,7 +89,7 @@ class LearnerRules:
         """Have the learner compute what the steps of an epoch have in common."""
         if self._context.step_cache is None:
             self._context.step_cache = {}
-        if not self._learner.leaves_steps_alone:
+        if not leaves_steps_alone(self._learner):
             with torch.no_grad():
                 self._substitutes(self._context.task)
                 if isinstance(self._learner, FastSteps):
@@ -106,10 +101,6 @@ class LearnerRules:
         self._context.drawn = self._learner.draw(self._context)
         return self._context.drawn
 
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return list(self._trainable.values())
-
     def before_step(self) -> None:
         if self._context.step_cache is None:
             self._context.step_cache = {}
@@ -117,8 +108,7 @@ class LearnerRules:
         self._context.position = step / (self._steps - 1) if self._steps > 1 else 1.0
         self._batches += 1
         self._model.substitute(self._substitutes(self._context.task))
-        for parameter in self._untrained:
-            parameter.grad = None
+        self._forget_gradients()
 
     def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
         return self._learner.penalty(self._context, self._step(batch, loss))
@@ -127,31 +117,23 @@ class LearnerRules:
         if not self._labelled:
             return Step(batch[0], self._model, loss)
         inputs, labels, *others = batch
-        if others and self._learner.shapes_training:
+        if others and shapes_training(self._learner):
             return Step(inputs, self._model, loss, labels, others[0])
         return Step(inputs, self._model, loss, labels, torch.full_like(labels, self._context.task))
 
     def after_backward(self) -> None:
-        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        filtered = self._form.gradients(self._learner, self._context, gradients)
-        for name, gradient in filtered.items():
-            self._trainable[name].grad = gradient
-        if self._confines or self._learner.follows_path:
-            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+        self._project_gradients(
+            lambda gradients: self._form.gradients(self._learner, self._context, gradients)
+        )
+        if self._confines or isinstance(self._learner, StepObserver):
+            self._note_before()
 
     def after_step(self) -> None:
         if self._confines:
-            self._confine()
-        if self._learner.follows_path:
-            gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+            self._project_changes(lambda changes: self._learner.project_update(self._context, changes))
+        if isinstance(self._learner, StepObserver):
             with torch.no_grad():
-                self._learner.after_step(self._context, self._before, gradients)
-
-    def _confine(self) -> None:
-        with torch.no_grad():
-            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._learner.confine(self._context, changes).items():
-                self._trainable[name].copy_(self._before[name] + change)
+                self._learner.after_step(self._context, self._before, self._gradients())
 
     def after_epoch(self) -> None:
         # Also if nobody looks on, which must not make a difference.

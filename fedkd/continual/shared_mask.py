@@ -61,7 +61,7 @@ class SharedMask:
 
         None: the learner trains no weights, so that none is ever taken.
         """
-        if not self.learner.trains_masked_weights:
+        if not self.learner.traits.trains_masked_weights:
             return None
         earlier = [self._memory.masks(old) for old in self.learner.earlier(self.context, self._slot)]
         if not earlier:

@@ -8,17 +8,16 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered
+from fedkd.continual.anchor import AnchorState, add_importance, copies
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.mixins import StepObserver
 from fedkd.hyperparameters import STRICT
-
-PATH = "path/"
 
 
 @dataclass(frozen=True, config=STRICT)
-class SI(FastSteps, Learner):
+class SI(StepObserver, FastSteps, Learner):
     """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
 
     ::
@@ -37,7 +36,6 @@ class SI(FastSteps, Learner):
         "Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, ICML 2017,"
         " arXiv 1703.04200"
     )
-    follows_path: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """c. Sweep it over powers of ten. Split MNIST with Adam: 1e2 to 1e3 with a head a task, 1e3 to 1e4 with
@@ -49,11 +47,11 @@ class SI(FastSteps, Learner):
 
     def begin_task(self, context: LearnerContext) -> None:
         """Start the path here."""
-        weights = self.trainable(context)
-        remember(context, ANCHOR, weights)
-        remember(context, PATH, {name: torch.zeros_like(p) for name, p in weights.items()})
+        state, weights = AnchorState(context), self.trainable(context)
+        state.anchor.put(copies(weights))
+        state.path.put({name: torch.zeros_like(p) for name, p in weights.items()})
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Add the penalty's gradient."""
         for name, pull in self._pulls(context, self.trainable(context)).items():
             gradients[name] = gradients[name].add_(pull) if name in gradients else pull
@@ -61,24 +59,25 @@ class SI(FastSteps, Learner):
 
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Credit each weight with what its change has done to the loss, to first order."""
-        weights = self.trainable(context)
-        pulls = self._pulls(context, before)
+        weights, pulls = self.trainable(context), self._pulls(context, before)
         for name, gradient in gradients.items():
             own = gradient - pulls[name] if pulls else gradient
-            context.memory[PATH + name].addcmul_(own, weights[name] - before[name], value=-1.0)
+            AnchorState(context).path[name].addcmul_(own, weights[name] - before[name], value=-1.0)
 
     def _pulls(self, context: LearnerContext, weights: Tensors) -> Tensors:
-        anchor = remembered(context, ANCHOR)
+        state = AnchorState(context)
+        anchor = state.anchor.part()
         return {
             name: (weights[name].detach() - anchor[name]).mul_(omega).mul_(2.0 * self.strength)
-            for name, omega in remembered(context, IMPORTANCE).items()
+            for name, omega in state.importance.part().items()
         }
 
     def end_task(self, context: LearnerContext) -> None:
         """Turn the credit of the task into importance."""
-        old = remembered(context, IMPORTANCE)
-        for name, p in self.trainable(context).items():
-            moved = p.detach() - context.memory[ANCHOR + name]
-            earned = context.memory.pop(PATH + name).relu() / (moved.square() + self.damping)
-            context.memory[IMPORTANCE + name] = old[name] + earned if old else earned
-            context.memory[ANCHOR + name] = p.detach().clone()
+        state, weights = AnchorState(context), copies(self.trainable(context))
+        own = {
+            name: state.path.pop(name).relu() / ((p - state.anchor[name]).square() + self.damping)
+            for name, p in weights.items()
+        }
+        add_importance(context, own)
+        state.anchor.put(weights)

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.namespaces import under
+from fedkd.continual.state import LearnerState, Table
 from fedkd.training.compat import NormWithStatistics
 
-STATISTICS = "statistics/"
-"""Of a task that has been learned, in memory: ``statistics/{task}/{buffer}``."""
+
+class StatisticsState(LearnerState):
+    """Running statistics of learned tasks, by task and buffer."""
+
+    statistics = Table()
 
 
 def statistics_names(network: nn.Module) -> tuple[str, ...]:
@@ -40,9 +43,10 @@ def reset_statistics(network: nn.Module) -> None:
 def keep_statistics(context: LearnerContext) -> None:
     """Remember the network's statistics as those of the present task."""
     copies = {name: values.detach().clone() for name, values in present_statistics(context.network).items()}
-    context.memory.update(under(f"{STATISTICS}{context.task}/", copies))
+    StatisticsState(context).statistics.put(copies, context.task)
 
 
 def recall_statistics(context: LearnerContext, task: int) -> dict[str, Tensor]:
     """Return the statistics of a task that has been learned, by the names of the buffers."""
-    return {name: context.memory[f"{STATISTICS}{task}/{name}"] for name in statistics_names(context.network)}
+    statistics = StatisticsState(context).statistics
+    return {name: statistics[task, name] for name in statistics_names(context.network)}

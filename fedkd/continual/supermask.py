@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fedkd.continual import kkt, masks
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
-from fedkd.continual.learner import Learner, Step, Tensors
-from fedkd.continual.mask_memory import MaskMemory
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
+from fedkd.continual.mask_memory import MaskMemory, MaskState
+from fedkd.continual.mixins import Phases, TaskInference, TaskParameters
 from fedkd.continual.statistics import present_statistics, recall_statistics
 from fedkd.continual.task_inference import Superposition, keep_units
 from fedkd.continual.task_model import TaskModel
@@ -27,15 +28,13 @@ from fedkd.training.optimizer import OptimizerSpec
 
 MASK = "mask"
 """The phase in which scores are trained, and weights are not."""
-FREE_SHARE, OVERLAP = "free_share", "overlap"
-LENDER, LENDER_ACCURACIES = "kkt", "kkt_accuracies"
 SCORE_BITS = 32
 DEFAULT_SUPERFLUOUS = 100
 """SupSup's networks for ten classes have 500 outputs; a fifth of that tells tasks apart as well."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class SupermaskLearner(FastSteps, Learner):
+class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner):
     """Base of the learners that give every task a mask over the same weights.
 
     Only the weights of linear and convolutional layers count, the classifier's included; biases are zero and
@@ -43,8 +42,7 @@ class SupermaskLearner(FastSteps, Learner):
     mask, a bit a weight, and its statistics of normalisation layers.
     """
 
-    isolates: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True, withholds_masks=None)
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of a layer's weights that `topk` takes. 0.3 to 0.5 gives the best single masks; the sparser, the
@@ -115,7 +113,7 @@ class SupermaskLearner(FastSteps, Learner):
             raise UserError("needs a model with a method `features`", key="continual.kkt")
 
     @property
-    def superfluous(self) -> int:
+    def extra_outputs(self) -> int:
         """Number of further output units."""
         if self.superfluous_units is None:
             return DEFAULT_SUPERFLUOUS if self.objective == "superfluous" else 0
@@ -173,12 +171,8 @@ class SupermaskLearner(FastSteps, Learner):
         """Keep a mask's free share, and its overlap with every earlier one."""
         memory, earlier = self.memory(context), self.earlier(context, slot)
         share, overlaps = memory.free_share(slot, earlier), memory.overlaps(slot, earlier)
-        context.memory[f"{FREE_SHARE}/{slot}"] = torch.tensor(
-            share, dtype=torch.float64, device=context.device
-        )
-        context.memory[f"{OVERLAP}/{slot}"] = torch.tensor(
-            overlaps, dtype=torch.float64, device=context.device
-        )
+        memory.state.free_share[slot] = context.units[0].new_tensor(share, dtype=torch.float64)
+        memory.state.overlap[slot] = context.units[0].new_tensor(overlaps, dtype=torch.float64)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what the task's mask is like, and whose scores it began with.
@@ -201,9 +195,9 @@ class SupermaskLearner(FastSteps, Learner):
             "stored_bits_per_weight": self.stored_bits(bits, weights) / weights,
             "coded_bits_per_weight": masks.coded_bits(bits, memory.sizes),
         }
-        if f"{LENDER}/{slot}" in context.memory:
-            figures["kkt_task"] = float(context.memory[f"{LENDER}/{slot}"])
-            figures["kkt_accuracy"] = float(context.memory[f"{LENDER_ACCURACIES}/{slot}"].max())
+        if slot in memory.state.kkt:
+            figures["kkt_task"] = float(memory.state.kkt[slot])
+            figures["kkt_accuracy"] = float(memory.state.kkt_accuracies[slot].max())
             figures["kkt_chance"] = 1.0 / len(context.units[context.task])
         return figures
 
@@ -214,7 +208,7 @@ class SupermaskLearner(FastSteps, Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights under the task's mask; while it is learned, scores are what has gradients.
 
         A task that has no mask yet is seen through that of its first scores.
@@ -229,7 +223,7 @@ class SupermaskLearner(FastSteps, Learner):
 
         Together with the cross entropy of the task's logits it is the cross entropy over both kinds of units.
         """
-        if not self.superfluous:
+        if not self.extra_outputs:
             return None
         outputs = step.outputs()
         own = context.logits_of(outputs, context.task)
@@ -238,14 +232,10 @@ class SupermaskLearner(FastSteps, Learner):
 
     # Without the task ---------------------------------------------------------------------------------
 
-    def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
-        """Return the outputs under each sample's likeliest mask, the units of other tasks out of reach."""
-        return self.outputs_and_tasks(context, model, x)[0]
-
-    def outputs_and_tasks(
+    def predict_without_task(
         self, context: LearnerContext, model: TaskModel, x: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return also the tasks whose mask it is."""
+        """Return the outputs under each sample's likeliest mask, other units far below, and its tasks."""
         slots = self.slots(context)
         with predicting(context.network):
             if not slots:
@@ -313,11 +303,6 @@ class SupermaskLearner(FastSteps, Learner):
             return present_statistics(context.network)
         return recall_statistics(context, slot)
 
-    @property
-    def withholds_masks(self) -> str | None:
-        """Return None: masks are of one task each, over weights that do not change."""
-        return None
-
     # Knowledge transfer -------------------------------------------------------------------------------
 
     def _lender(self, context: LearnerContext, slot: int) -> int | None:
@@ -339,12 +324,9 @@ class SupermaskLearner(FastSteps, Learner):
         if not found:
             return None
         lender = kkt.best(candidates, found, classes)
-        context.memory[f"{LENDER}/{slot}"] = torch.tensor(
-            -1 if lender is None else lender, device=context.device
-        )
-        context.memory[f"{LENDER_ACCURACIES}/{slot}"] = torch.tensor(
-            found, dtype=torch.float64, device=context.device
-        )
+        state = MaskState(context)
+        state.kkt[slot] = torch.tensor(-1 if lender is None else lender, device=context.device)
+        state.kkt_accuracies[slot] = torch.tensor(found, dtype=torch.float64, device=context.device)
         return lender
 
     def _features(self, context: LearnerContext, slot: int, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -11,7 +12,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.reopened import Reopened
+from fedkd.continual.learner import LearnerTraits
+from fedkd.continual.mask_memory import MaskState
+from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.reopened_masks import ReopenedScores
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.supermask import MASK, SCORE_BITS, SupermaskLearner
@@ -19,10 +22,6 @@ from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
 
-SLOTS = "slots"
-"""Which mask every task of the stream was last trained with, ``[T]``; −1: none."""
-VISITS = "visits"
-"""Which tasks a mask was trained on, ``[T]`` of 0 and 1."""
 PROBE = 128
 """Samples that a decision about the task is made from."""
 FEWEST = 5
@@ -30,7 +29,7 @@ FEWEST = 5
 
 
 @dataclass(frozen=True, config=STRICT)
-class SupSup(SupermaskLearner):
+class SupSup(Reopenable, SupermaskLearner):
     """Train no weight, only which of them take part in a task.
 
     ::
@@ -70,10 +69,14 @@ class SupSup(SupermaskLearner):
     def _finds_tasks(self) -> bool:
         return self.boundaries == "unknown"
 
-    @property
-    def needs_boundaries(self) -> bool:
-        """Whether the learner wants to be told when a task begins."""
-        return not self._finds_tasks
+    def configured_traits(self) -> LearnerTraits:
+        """Return the traits: without boundaries several tasks may share a mask."""
+        if self._finds_tasks:
+            shared = "trains masks that several tasks may share (boundaries = 'unknown')"
+            alone = "finds tasks by itself (boundaries = 'unknown')"
+            return replace(self.traits, needs_boundaries=False, closed=shared, withholds_masks=alone)
+        closed = None if self.kkt else "forgets the scores of old masks; kkt = true keeps them"
+        return replace(self.traits, closed=closed)
 
     def check(self, network: nn.Module) -> None:
         """Refuse also running statistics: that every task has its own would tell the learner of the task."""
@@ -92,36 +95,25 @@ class SupSup(SupermaskLearner):
         """Choose the mask first, where boundaries are unknown."""
         if self._finds_tasks:
             slot = self._infer_slot(context)
-            context.memory.setdefault(SLOTS, context.units[0].new_full((context.tasks,), -1))[
-                context.task
-            ] = slot
-            visits = torch.zeros(context.tasks, dtype=torch.uint8, device=context.device)
-            context.memory.setdefault(f"{VISITS}/{slot}", visits)[context.task] = 1
+            state = MaskState(context)
+            if state.slots is None:
+                state.slots = context.units[0].new_full((context.tasks,), -1)
+            state.slots[context.task] = slot
+            unvisited = torch.zeros(context.tasks, dtype=torch.uint8, device=context.device)
+            state.visits.setdefault(slot, unvisited)[context.task] = 1
         super().begin_phase(context)
 
     def end_task(self, context: LearnerContext) -> None:
         """Keep the mask as bits, unless it may be trained again."""
         if not self._finds_tasks:
             super().end_task(context)
-        elif SLOTS in context.memory and context.memory[SLOTS][context.task] >= 0:
+        elif self._trained_slot(context, context.task) >= 0:
             self.remember_figures(context, self.slot(context, context.task))
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return also the number of `masks`, where it is the learner's own choice."""
         figures = super().report(context)
         return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
-
-    @property
-    def withholds_masks(self) -> str | None:
-        """Return why masks are the client's alone: it does not know which task they are of."""
-        return "finds tasks by itself (boundaries = 'unknown')" if self._finds_tasks else None
-
-    @property
-    def keeps_closed(self) -> str | None:
-        """Return why old masks stay: there are no scores of theirs any more, or they are of several tasks."""
-        if self._finds_tasks:
-            return "trains masks that several tasks may share (boundaries = 'unknown')"
-        return None if self.kkt else "forgets the scores of old masks; kkt = true keeps them"
 
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
         """Return an old task whose scores may change, and with them its mask."""
@@ -139,8 +131,12 @@ class SupSup(SupermaskLearner):
         """Return the mask that a task was last trained with; for one not met, the next to be opened."""
         if not self._finds_tasks:
             return task
-        chosen = int(context.memory[SLOTS][task]) if SLOTS in context.memory else -1
+        chosen = self._trained_slot(context, task)
         return len(self.slots(context)) if chosen < 0 else chosen
+
+    def _trained_slot(self, context: LearnerContext, task: int) -> int:
+        slots = MaskState(context).slots
+        return -1 if slots is None else int(slots[task])
 
     def slots(self, context: LearnerContext) -> list[int]:
         """Return the masks there are, in order."""
@@ -155,7 +151,7 @@ class SupSup(SupermaskLearner):
         """Return the output units `[C]` of the tasks that a mask was trained on."""
         if not self._finds_tasks:
             return super().units(context, slot)
-        tasks = context.memory[f"{VISITS}/{slot}"].nonzero().flatten().tolist()
+        tasks = MaskState(context).visits[slot].nonzero().flatten().tolist()
         return torch.cat([context.units[task] for task in tasks]).unique()
 
     def _infer_slot(self, context: LearnerContext) -> int:

@@ -5,30 +5,33 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.state import LearnerState, Table
 from fedkd.models.mode import predicting
-from fedkd.namespaces import below, under
 
-TEACHER = "teacher/"
+
+class TeacherState(LearnerState):
+    """The network before the present task, buffers included, by name; empty after the task."""
+
+    teacher = Table()
 
 
 def keep_teacher(context: LearnerContext) -> None:
-    """Remember the network as it is now, buffers included."""
+    """Remember the network as it is now."""
     copies = {name: values.detach().clone() for name, values in context.network.state_dict().items()}
-    context.memory.update(under(TEACHER, copies))
+    TeacherState(context).teacher.put(copies)
 
 
 def has_teacher(context: LearnerContext) -> bool:
     """Return whether there is a teacher: a task that has ended has none, though guidance may still come."""
-    return bool(below(TEACHER, context.memory))
+    return bool(TeacherState(context).teacher)
 
 
 def taught(context: LearnerContext, x: Tensor) -> Tensor:
     """Return all of the teacher's outputs ``[B, O]`` of samples ``[B, *input_shape]``, without gradients."""
     with predicting(context.network):
-        return context.run(x, below(TEACHER, context.memory)).float()
+        return context.run(x, TeacherState(context).teacher.part()).float()
 
 
 def dismiss_teacher(context: LearnerContext) -> None:
-    """Forget the teacher, if there is one."""
-    for name in under(TEACHER, below(TEACHER, context.memory)):
-        del context.memory[name]
+    """Forget the teacher."""
+    TeacherState(context).teacher.drop()

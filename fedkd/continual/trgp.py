@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -14,7 +15,8 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import StepForm
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import LayerMemory, layer_memories, scales_of
-from fedkd.continual.learner import Tensors
+from fedkd.continual.learner import LearnerTraits, Tensors
+from fedkd.continual.mixins import TaskParameters
 from fedkd.continual.subspace import (
     NOISE,
     draw,
@@ -29,7 +31,7 @@ from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class TRGP(GPM):
+class TRGP(TaskParameters, GPM):
     """GPM that scales old knowledge where a new task's gradient points to it ("trust region").
 
     With G the mean gradient of a layer at the start of a task, an old task j is related if
@@ -56,7 +58,7 @@ class TRGP(GPM):
         "Lin, Yang, Fan & Zhang, TRGP: Trust Region Gradient Projection for Continual Learning, ICLR 2022"
     )
 
-    scales_own_subspaces: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = replace(GPM.traits, scales_own_subspaces=True)
     step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     relatedness: Annotated[float, Field(ge=0)] = 0.5
@@ -129,7 +131,7 @@ class TRGP(GPM):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃`` of the layers in which a task is related to others."""
         return self.scaled(context, task)
 

@@ -27,11 +27,6 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
 
     Args:
         path: A tar archive: plain, gzip, bzip2 or xz.
-        wanted: Decides by the member's name.
-        key: Scenario key to blame.
-
-    Raises:
-        UserError: The file is no tar archive, is cut short, or what is wanted of it does not fit into memory.
     """
     size = 0
     try:

@@ -1,4 +1,4 @@
-"""How much memory may be asked for: what is compressed, or a number in a scenario, can claim anything."""
+"""Limits of memory: a compressed file, or a number in a scenario, can claim any size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from fedkd.errors import UserError
 
 SHARE = 0.5
-"""Of the machine's memory that one data set may take: data are held once more when they are dealt out."""
+"""Share of memory for one data set: dealing copies the data once more."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a container's limit is told, of either kind of control groups."""
+"""A container's limit, for either version of control groups."""
 
 
-@cache  # it is asked for every image of a data set
+@cache  # called for every image of a data set
 def machine_memory() -> int:
-    """Return the bytes of memory that there are: of the machine, or of the container if that is less."""
+    """Return the bytes of memory of the machine, or of the container if that is less."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for limit in LIMITS:
         with suppress(OSError, ValueError):  # not there, or "max"
@@ -32,15 +32,10 @@ def memory_budget() -> int:
 
 
 def check_fits(size: int, what: str, key: str) -> None:
-    """Refuse what would not fit into the share of the memory that data may take.
+    """Raise a `UserError` if `size` bytes exceed the share of memory for data.
 
     Args:
-        size: Bytes it would take.
-        what: What takes them, with the verb: ``a.npz unpacks to``.
-        key: Scenario key to blame.
-
-    Raises:
-        UserError: It does not fit.
+        what: Subject of the message, with its verb: ``a.npz unpacks to``.
     """
     budget = memory_budget()
     if size > budget:
@@ -53,8 +48,8 @@ def check_unpacked(path: Path, key: str) -> None:
     """Refuse a zip archive whose members would not fit into memory, before any is unpacked.
 
     Raises:
-        UserError: What they would take.
-        zipfile.BadZipFile: It is no archive.
+        UserError: They would not fit.
+        zipfile.BadZipFile: The file is no archive.
     """
     with zipfile.ZipFile(path) as archive:
         check_fits(sum(member.file_size for member in archive.infolist()), f"{path} unpacks to", key)

@@ -11,22 +11,21 @@ import numpy as np
 from fedkd.errors import UserError, described
 
 LARGEST = 1e15
-"""What a sample may hold: sums of squares of thousands of larger ones would leave float32."""
+"""Largest value in a sample: sums of squares of thousands of larger ones overflow float32."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples as their source stores them, before normalisation.
+    """Samples in the form of their source, before normalisation.
 
     Attributes:
-        name: What the scenario calls it.
         class_names: Name of every class, in label order; C = its length.
-        train_x: [n, *shape]; shape is (channels, height, width) of an image or (features,) of a vector.
-            uint8 in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up).
+        train_x: [n, *shape]; shape is (channels, height, width) of an image or (features,) of a vector. uint8
+            in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up).
         train_y: [n] int64 labels in 0..C-1.
         test_x: [m, *shape], of the same dtype as `train_x`.
         test_y: [m] int64.
-        owners: [n] whose each train sample is, by any numbers (int64) or by names; None: the data do not say.
+        owners: [n] owner of each train sample, a number (int64) or a name; None: unknown.
     """
 
     name: str
@@ -62,19 +61,14 @@ def dataset_from_arrays(
 ) -> Dataset:
     """Check a user's arrays and bring them into the form of a `Dataset`.
 
-    Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]. Everything but uint8
-    becomes float32, unless integers are to stay integers.
+    Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]. Other types than uint8
+    become float32.
 
     Args:
-        name: Name of the data set.
-        train_x: Samples of the train split.
-        train_y: Their integer labels, [n] or [n, 1].
-        test_x: Samples of the test split.
-        test_y: Their labels.
-        class_names: Names of the classes; absent: the labels 0..C-1 themselves, each of which must occur.
-        owners: Whose each train sample is: integers or names [n]; absent: the data do not say.
+        train_y: Integer labels, [n] or [n, 1]; `test_y` likewise.
+        class_names: None: the labels 0..C-1 themselves, each of which must occur.
+        owners: Owner of each train sample, integers or names [n]; None: unknown.
         integers: Whether integers other than uint8 become int64 instead.
-        key: Scenario key to blame.
 
     Raises:
         UserError: Shapes, dtypes or labels that do not fit together.

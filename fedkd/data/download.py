@@ -15,7 +15,7 @@ from fedkd.data.request import Progress
 from fedkd.errors import UserError
 
 TIMEOUT_SECONDS = 8.0
-"""Longest silence of a server. Short: without a network the user should read what to do, not wait."""
+"""Longest silence of a server; short, so that users without a network soon read the advice."""
 CHUNK_BYTES = 1 << 18
 
 
@@ -36,14 +36,7 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
     """Download `path` from the first of `urls` that answers with the right content.
 
     Args:
-        urls: The same file on several servers.
-        path: Where it goes.
-        md5: Checksum of the whole file.
-        hint: What a user without a network can do, for the error.
-        progress: Told every tenth of the file.
-
-    Raises:
-        UserError: No server delivered the file.
+        hint: Advice for a user without a network, for the error.
     """
     if path.is_file() and file_md5(path) == md5:
         return path

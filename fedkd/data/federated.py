@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
-from fedkd.data.deal import Bounds, Deal, deal
+from fedkd.data.deal import Deal, deal
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
 from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partition_replacement import SIZE
@@ -20,24 +20,22 @@ from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
 from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Heterogeneity, Scenario
+from fedkd.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client sees; views into `FederatedData`, no copies.
+    """The data of one client: views into `FederatedData`, no copies.
 
     Attributes:
-        train_x: [n, *input_shape] own training samples, float32; int64 where samples are integers.
+        train_x: [n, *input_shape] float32; int64 where samples are integers.
         train_y: [n] int64.
-        test_x: [m, *input_shape] own test samples, distributed like the training samples.
+        test_x: [m, *input_shape] local test samples, distributed like the training samples.
         test_y: [m] int64.
         transfer_x: [M, *input_shape] the transfer set.
         global_x: [K, *input_shape] the common test set.
         global_y: [K] int64.
-        classes: Number of classes C.
-        input_shape: Shape of one sample.
-        public_y: [M] int64 labels of the transfer set, for clients that train on it; None: for all others.
+        public_y: [M] int64 labels of the transfer set, for clients that train on it; else None.
     """
 
     train_x: np.ndarray
@@ -54,32 +52,28 @@ class ClientData:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """All data of a federation as plain arrays, so that it crosses processes without a copy.
+    """All data of a federation as plain arrays, so that they cross processes without a copy.
 
-    Samples are float32, C-contiguous and normalised: uint8 is divided by 255, then the mean of every
-    channel (of every feature of a vector) over the data set's whole train split is subtracted and the
-    standard deviation divided out. Where the scenario does not normalise they are as their source stores
-    them, uint8 divided by 255, and integers are int64.
+    Samples are C-contiguous float32. uint8 is divided by 255, then every channel (feature of a vector) gets
+    zero mean and unit variance over the data set's train split. Without normalisation samples keep the values
+    of their source, uint8 divided by 255, and integers are int64.
 
     Attributes:
-        name: Name of the data set.
-        class_names: Name of every class, in label order.
         input_shape: (channels, height, width) of an image, (features,) of a vector.
-        x: [S, *input_shape] all private samples, client after client, train before test; skewed where the
-            scenario has `heterogeneity`.
-        y: [S] int64 their labels; wrong ones among them where it has label noise.
+        x: [S, *input_shape] private samples, client after client, train before test, with clients' skew.
+        y: [S] int64 their labels, with label noise.
         train_bounds: Start and stop of every client's training samples in `x` and `y`.
         test_bounds: Start and stop of every client's test samples.
         source_index: [S] int64 index of every private sample in the data set's train split.
         transfer_x: [M, *input_shape] the transfer set, unlabelled.
         test_x: [K, *input_shape] the common test set.
         test_y: [K] int64.
-        transfer_y: [M] int64 labels of a held-out transfer set, for strategies whose server needs them;
-            None for other sources. Clients see them only to pretrain.
-        foreign_y: [M] int64 labels of a transfer set from another data set, in that one's classes; else None.
-        skew: What was drawn for every client; empty if clients differ in their labels only.
-        statistics: What the samples were normalised by, for samples that come later; None: not known.
-        owners: Name of the owner that each client is; empty where the data name none.
+        transfer_y: [M] int64 labels of a held-out transfer set, for servers that need them; clients use them
+            only to pretrain. None for other sources.
+        foreign_y: [M] int64 labels of a transfer set from another data set, in its classes; else None.
+        skew: Drawn skew of every client; empty if clients differ only in their labels.
+        statistics: Normalisation for samples that come later; None: unknown.
+        owners: Name of each client's owner; empty where the data name none.
     """
 
     name: str
@@ -135,7 +129,7 @@ class FederatedData:
         )
 
     def label_counts(self) -> np.ndarray:
-        """Return [N, C] int64: how many training samples of every class each client has."""
+        """Return [N, C] int64: each client's training samples of every class."""
         bounds = np.array(self.train_bounds).reshape(-1, 2)
         sizes = bounds[:, 1] - bounds[:, 0]
         owner = np.repeat(np.arange(self.num_clients), sizes)
@@ -153,13 +147,11 @@ class FederatedData:
 def load_federated_data(scenario: Scenario, progress: Progress | None = None) -> FederatedData:
     """Load the data set, deal it to the clients and draw the transfer set.
 
-    Private samples and a held-out transfer set come from the data set's train split, the common test
-    set from its test split; no sample is in two places, but for those that several clients have drawn with
-    replacement.
+    Private samples and a held-out transfer set come from the data set's train split, the common test set from
+    its test split.
 
     Args:
-        scenario: What to simulate; `data` and `seed` decide, and `plugin_path` for files and plug-ins.
-        progress: Told one line at a time what takes long (downloads, decoding).
+        progress: Called with one line at a time during downloads and decoding.
 
     Raises:
         UserError: Missing or malformed data, or more samples asked for than there are.
@@ -183,21 +175,21 @@ def federate(
     """Deal a data set to the clients.
 
     Args:
-        dataset: Samples as their source stores them.
-        statistics: What they are normalised by.
-        sources: Of the scenario.
         public: Transfer samples of another source; None: they are held out.
-        task: Index of the task whose samples these are, if they are a task's alone. Its draws are its own,
-            except a client's skew, which is the same in all tasks.
-        written: Every client's train indices where a file gave them; None: what the scheme says.
-
-    Raises:
-        UserError: More samples asked for than there are, or a heterogeneity that the samples cannot have.
+        task: Index of the task that the samples belong to, if to one alone. Each task has its own draws; only
+            a client's skew is the same in all tasks.
+        written: Every client's train indices from a file; None: the scheme decides.
     """
     scenario = sources.scenario
     seed = scenario.seed
     if is_integer(dataset.train_x):
-        _check_integers(scenario.heterogeneity)
+        for kind in ("rotation", "noise", "colour"):
+            if getattr(scenario.heterogeneity, kind):
+                raise UserError(
+                    "the samples are integers, which are looked up and cannot be changed by degrees;"
+                    " must be 0",
+                    key=f"heterogeneity.{kind}",
+                )
     dealt = deal(
         dataset.train_y,
         dataset.test_y,
@@ -214,17 +206,17 @@ def federate(
     skew = draw_skews(
         scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
     )
-    stored, true = dataset.train_x[dealt.private], dataset.train_y[dealt.private]
+    x, y = _private_samples(dataset, statistics, dealt, skew, seed, task)
     held_out, common = dealt.held_out, dealt.common
     tests = (dataset.train_x, dataset.train_y) if dealt.validates else (dataset.test_x, dataset.test_y)
-    # What a client holds out is like what it trains on, wrong labels included.
-    mislabelled = dealt.shares if dealt.validates else dealt.train_bounds
+    owners = dataset.owners if scenario.data.partition.scheme == "natural" else None
+    names = owners if owners is not None and owners.dtype.kind == "U" else None
     return FederatedData(
         name=dataset.name,
         class_names=dataset.class_names,
         input_shape=dataset.shape,
-        x=_private_samples(stored, statistics, skew, dealt.shares, seed, task),
-        y=_private_labels(true, dataset.classes, skew, mislabelled, seed, task),
+        x=x,
+        y=y,
         train_bounds=dealt.train_bounds,
         test_bounds=dealt.test_bounds,
         source_index=dealt.private,
@@ -235,64 +227,24 @@ def federate(
         foreign_y=None if public is None else public.y,
         skew=skew,
         statistics=statistics,
-        owners=_owner_names(dataset.owners, dealt) if scenario.data.partition.scheme == "natural" else (),
+        owners=() if names is None else tuple(str(names[dealt.private[start]]) for start, _ in dealt.shares),
     )
 
 
-def _owner_names(owners: np.ndarray | None, dealt: Deal) -> tuple[str, ...]:
-    """Return the name of each client's owner; nothing where owners are numbers."""
-    if owners is None or owners.dtype.kind != "U":
-        return ()
-    return tuple(str(owners[dealt.private[start]]) for start, _ in dealt.shares)
-
-
-def _check_integers(heterogeneity: Heterogeneity) -> None:
-    for kind in ("rotation", "noise", "colour"):
-        if getattr(heterogeneity, kind):
-            raise UserError(
-                "the samples are integers, which are looked up and cannot be changed by degrees; must be 0",
-                key=f"heterogeneity.{kind}",
-            )
-
-
 def _private_samples(
-    stored: np.ndarray,
-    statistics: Statistics,
-    skew: tuple[Skew, ...],
-    shares: Sequence[Bounds],
-    seed: int,
-    task: int | None,
-) -> np.ndarray:
-    """Return all private samples [S, *input_shape], normalised, those of each client with its own skew.
-
-    Args:
-        stored: As their source stores them, client after client.
-        statistics: Of the whole train split, unskewed.
-        skew: Of every client, or empty.
-        shares: Bounds of every client's samples, train and test.
-    """
-    x = statistics.normalise(stored)
-    for client, (drawn, bounds) in enumerate(zip(skew, shares, strict=False)):
-        own = slice(*bounds)
+    dataset: Dataset, statistics: Statistics, dealt: Deal, skew: Sequence[Skew], seed: int, task: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return all private samples [S, *input_shape], normalised, and labels [S], with each client's skew."""
+    stored, true = dataset.train_x[dealt.private], dataset.train_y[dealt.private]
+    x, y = statistics.normalise(stored), true.copy()
+    # Held-out samples are like training samples, wrong labels included.
+    mislabelled = dealt.shares if dealt.validates else dealt.train_bounds
+    for client, drawn in enumerate(skew):
+        own, noisy = slice(*dealt.shares[client]), slice(*mislabelled[client])
         if drawn.angle or drawn.colour:
             x[own] = statistics.normalise(skew_images(stored[own], drawn))
         if drawn.noise:
-            rng = numpy_generator(seed, "noise", client=client, task=task)
-            x[own] = add_noise(x[own], drawn.noise, rng)
-    return x
-
-
-def _private_labels(
-    true: np.ndarray,
-    classes: int,
-    skew: tuple[Skew, ...],
-    mislabelled: Sequence[Bounds],
-    seed: int,
-    task: int | None,
-) -> np.ndarray:
-    """Return the labels [S] of all private samples, some of each client's that may be wrong."""
-    y = true.copy()
-    for client, (drawn, bounds) in enumerate(zip(skew, mislabelled, strict=False)):
-        own, rng = slice(*bounds), numpy_generator(seed, "label-noise", client=client, task=task)
-        y[own] = replace_labels(true[own], classes, drawn.label_noise, rng)
-    return y
+            x[own] = add_noise(x[own], drawn.noise, numpy_generator(seed, "noise", client=client, task=task))
+        rng = numpy_generator(seed, "label-noise", client=client, task=task)
+        y[noisy] = replace_labels(true[noisy], dataset.classes, drawn.label_noise, rng)
+    return x, y

@@ -1,7 +1,7 @@
-"""How clients' data differ beyond their labels: turned, noisy, tinted samples and wrong training labels.
+"""Differences between clients' data beyond their labels: rotation, noise, tint, wrong training labels.
 
-A client's own domain is what it trains on and what it is tested on locally; the transfer set and the
-common test set stay as they are. Labels are only wrong where a client trains.
+Training and local test samples of a client share its skew; the transfer set and the common test set have
+none. Only training labels are wrong.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fedkd.scenario.schema import Heterogeneity
 
 @dataclass(frozen=True)
 class Skew:
-    """What was drawn for one client.
+    """The skew of one client.
 
     Attributes:
-        angle: Degrees by which its images are turned, counter-clockwise.
+        angle: Degrees of its images' counter-clockwise rotation.
         noise: Standard deviation of the noise on its samples, in units of the normalised data.
         colour: Factor of each channel; empty: all 1.
         label_noise: Share of its training labels that are replaced.
@@ -35,15 +35,9 @@ class Skew:
 def draw_skews(
     heterogeneity: Heterogeneity, clients: int, shape: tuple[int, ...], classes: int, *, seed: int
 ) -> tuple[Skew, ...]:
-    """Draw every client's skew.
+    """Draw the skew of each of N clients; empty if clients do not differ.
 
-    Each kind has a generator of its own, so that switching one on leaves the draws of the others alone.
-
-    Returns:
-        N skews; empty if clients do not differ.
-
-    Raises:
-        UserError: Vectors cannot be turned or tinted, and one class leaves no other to be mistaken for.
+    Each kind has its own generator, so that it leaves the draws of the others alone.
     """
     if heterogeneity == Heterogeneity():
         return ()
@@ -72,30 +66,22 @@ def draw_skews(
 
 
 def skew_images(images: np.ndarray, skew: Skew) -> np.ndarray:
-    """Turn and tint images as a camera would: before normalisation, where 0 is black.
+    """Rotate and tint images [n, channels, height, width], float32, before normalisation, where 0 is black.
 
-    Args:
-        images: [n, channels, height, width] uint8 in 0..255, or float32.
-        skew: The client's.
-
-    Returns:
-        Same shape, float32; uint8 input is divided by 255. Tinted values may exceed 1.
+    uint8 images are divided by 255. Tinted values may exceed 1.
     """
     out = images.astype(np.float32)
     if images.dtype == np.uint8:
         out /= 255.0
     if skew.angle:
         out = rotate(out, skew.angle)
-    if skew.colour:
-        out = scale_channels(out, skew.colour)
+    if skew.colour:  # a brightness, where there is one channel
+        out = out * np.array(skew.colour, dtype=np.float32)[:, None, None]
     return out
 
 
 def rotate(images: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn images [n, channels, height, width] float32 counter-clockwise; pixels from outside are 0.
-
-    Values are interpolated bilinearly.
-    """
+    """Rotate images [n, channels, height, width] float32 counter-clockwise, bilinearly; outside is 0."""
     height, width = images.shape[2:]
     down = np.arange(height)[:, None] - (height - 1) / 2
     right = np.arange(width)[None, :] - (width - 1) / 2
@@ -109,14 +95,6 @@ def rotate(images: np.ndarray, degrees: float) -> np.ndarray:
     upper = framed[:, :, top, left] * (1 - far) + framed[:, :, top, left + 1] * far
     lower = framed[:, :, top + 1, left] * (1 - far) + framed[:, :, top + 1, left + 1] * far
     return upper * (1 - low) + lower * low
-
-
-def scale_channels(images: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
-    """Multiply every channel of images [n, channels, height, width] by its own factor.
-
-    On images of one channel the factor is a brightness.
-    """
-    return images * np.array(factors, dtype=np.float32)[:, None, None]
 
 
 def add_noise(x: np.ndarray, std: float, generator: np.random.Generator) -> np.ndarray:

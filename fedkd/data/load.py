@@ -11,17 +11,12 @@ Data = FederatedData | FederatedStream
 
 
 def load_data(scenario: Scenario, progress: Progress | None = None) -> Data:
-    """Load all data of a scenario.
-
-    Raises:
-        UserError: Missing or malformed data, tasks that they do not make, or more samples asked for than
-            there are.
-    """
+    """Load all data of a scenario (see `load_federated_data` and `load_stream`)."""
     return (load_federated_data if scenario.continual is None else load_stream)(scenario, progress)
 
 
 def first_task(data: Data) -> FederatedData:
-    """Return the data of a federation at the beginning: of its first task, if it has any."""
+    """Return the data of a federation, or of the first task of a stream."""
     return data if isinstance(data, FederatedData) else data[0].data
 
 

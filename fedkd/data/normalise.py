@@ -17,7 +17,6 @@ class Statistics:
 
     Attributes:
         mean: [C, 1, 1] for images, [F] for vectors; float64.
-        std: Same shape, never zero.
     """
 
     mean: np.ndarray
@@ -34,7 +33,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class AsStored(Statistics):
-    """What leaves samples as they are stored, but for uint8, which is divided by 255."""
+    """Keeps samples as they are stored, but divides uint8 by 255."""
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return a new C-contiguous array: int64 of integers other than uint8, float32 of all else."""
@@ -47,7 +46,7 @@ class AsStored(Statistics):
 
 
 def as_stored(x: np.ndarray) -> AsStored:
-    """Return what leaves samples [n, C, H, W] or [n, F] as they are stored."""
+    """Return the normalisation that keeps samples [n, C, H, W] or [n, F] as they are stored."""
     shape = (x.shape[1], 1, 1) if x.ndim == 4 else (x.shape[1],)
     return AsStored(np.zeros(shape), np.ones(shape))
 
@@ -58,38 +57,19 @@ def is_integer(x: np.ndarray) -> bool:
 
 
 def measure(x: np.ndarray) -> Statistics:
-    """Return the statistics of a train split [n, C, H, W] or [n, F].
-
-    Sums are exact for uint8, and float64 otherwise.
-    """
+    """Return the statistics of a train split [n, C, H, W] or [n, F], in float64 (exact for uint8)."""
     axes = (0, 2, 3) if x.ndim == 4 else (0,)
-    count = x.size // x.shape[1]
-    unit = 255.0 if x.dtype == np.uint8 else 1.0
+    shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
+    count, unit = x.size // x.shape[1], 1.0
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)]
     if x.dtype == np.uint8:
-        total, squares = _uint8_sums(x, axes)
-        mean = total / count
-        variance = squares / count - mean**2
+        unit = 255.0
+        mean = sum(x[chunk].sum(axis=axes, dtype=np.uint64) for chunk in chunks) / count
+        squares = (np.square(x[chunk], dtype=np.uint16).sum(axis=axes, dtype=np.uint64) for chunk in chunks)
+        variance = sum(squares) / count - mean**2
     else:
         mean = x.mean(axis=axes, dtype=np.float64)
-        shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
-        variance = (
-            sum(
-                ((x[start : start + CHUNK] - mean.reshape(shape)) ** 2).sum(axis=axes)
-                for start in range(0, len(x), CHUNK)
-            )
-            / count
-        )
+        variance = sum(((x[chunk] - mean.reshape(shape)) ** 2).sum(axis=axes) for chunk in chunks) / count
     std = np.sqrt(np.maximum(variance, 0.0)) / unit
     std = np.where(std < SMALLEST_STD, 1.0, std)
-    mean = mean / unit
-    return Statistics(mean[:, None, None], std[:, None, None]) if x.ndim == 4 else Statistics(mean, std)
-
-
-def _uint8_sums(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    total = np.zeros(x.shape[1])
-    squares = np.zeros(x.shape[1])
-    for start in range(0, len(x), CHUNK):
-        chunk = x[start : start + CHUNK]
-        total += chunk.sum(axis=axes, dtype=np.uint64)
-        squares += np.square(chunk, dtype=np.uint16).sum(axis=axes, dtype=np.uint64)
-    return total, squares
+    return Statistics((mean / unit).reshape(shape), std.reshape(shape))

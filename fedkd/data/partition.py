@@ -1,11 +1,8 @@
-"""How labelled samples are dealt to clients: pure functions of labels, parameters and a generator.
+"""Partitions of labelled samples among clients: one sorted array of positions per client, all disjoint.
 
-Every scheme returns one sorted array of sample positions per client; no sample is dealt twice. The
-lower bound on a client's samples holds by construction or by repair, never by drawing again: a redraw
-may not end at small α.
-
-The label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-per-client`), Yurochkin
-et al. (2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
+The lower bound on a client's samples holds by construction or by repair: redraws may not end at small α. The
+label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-per-client`), Yurochkin et al.
+(2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
 """
 
 from __future__ import annotations
@@ -24,20 +21,11 @@ LEAST_SAMPLES = 2
 def partition(
     labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
 ) -> list[np.ndarray]:
-    """Deal samples to clients by one of the drawn schemes.
+    """Deal samples to clients by one of the drawn schemes, and return positions in `labels`.
 
     Args:
         labels: [n] int64 labels of the samples that may be dealt.
-        clients: Number of clients N.
-        scheme: The scheme and its parameters; any but `file`, which `fedkd.data.partition_file` reads.
-        seed: The scenario's seed.
-        task: Index of the task whose samples these are, if they are a task's alone.
-
-    Returns:
-        N sorted arrays of positions in `labels`.
-
-    Raises:
-        UserError: There are too few samples.
+        task: Index of the task that the samples belong to, if to one alone.
     """
     floor = check_sizes(len(labels), clients, scheme)
     rng = numpy_generator(seed, "partition", task=task)
@@ -63,17 +51,52 @@ def partition(
     return deal_counts(labels, mix_counts(mixes, sizes, supply, rng), rng)
 
 
+def deal_by_owner(
+    owners: np.ndarray | None, clients: int, scheme: Partition, seed: int, *, task: int | None = None
+) -> list[np.ndarray]:
+    """Give every client the samples of one owner (`scheme = "natural"`).
+
+    Owners of fewer than `min_samples` become no clients; of the others, the clients are drawn once and keep
+    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks.
+
+    Args:
+        owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
+    """
+    if owners is None:
+        raise UserError(
+            "'natural' needs data that say whose each sample is: 'synthetic', or `owners` beside the arrays"
+            " of an npz file or of a function of your own",
+            key="data.partition.scheme",
+        )
+    floor = fewest_samples(scheme)
+    names, sizes = np.unique(owners, return_counts=True)
+    by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
+    fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))
+    if len(fit) < clients:
+        raise UserError(
+            f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
+            f" are {len(names)} owners), got {clients}",
+            key="data.clients",
+        )
+    chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
+    if sizes[chosen].min() < floor:
+        client = int(sizes[chosen].argmin())
+        named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
+        raise UserError(
+            f"the owner that client {client}{named} stands for has {int(sizes[chosen].min())} samples of the"
+            f" task, needs {floor}",
+            key="data.partition.min_samples",
+        )
+    return [by_owner[place] for place in chosen]
+
+
 def fewest_samples(scheme: Partition) -> int:
     """Return the fewest samples that a client may hold."""
     return max(scheme.min_samples, LEAST_SAMPLES)
 
 
 def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
-    """Return the fewest samples a client may hold, once it is sure that there are enough.
-
-    Raises:
-        UserError: The request is impossible; the message gives the numbers.
-    """
+    """Return the fewest samples a client may hold, or raise a `UserError` if samples do not suffice."""
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
     if wanted is not None and wanted < floor:
@@ -119,10 +142,7 @@ def deal_shards(
 ) -> list[np.ndarray]:
     """Sort samples by label, cut them into N·k shards and deal k to every client.
 
-    Shards of one client differ by at most one sample, so that any `sizes` [N] can be met.
-
-    Raises:
-        UserError: A client has fewer samples than shards.
+    Shards of one client differ by at most one sample, to meet any `sizes` [N].
     """
     if shards_per_client > sizes.min():
         raise UserError(
@@ -152,10 +172,10 @@ def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Ge
 
 
 def circle_mixes(clients: int, classes: int) -> np.ndarray:
-    """Return [N, C]: client n sits at class n·C/N of a circle and asks for what is near, ``1 − 4 apart / C``.
+    """Return [N, C]: client n sits at class n·C/N of a circle and weights classes by ``1 − 4 apart / C``.
 
-    Neighbours by number are alike, and who sits opposite shares no class with it. Of fewer than four classes
-    what is less than one apart is near.
+    Neighbours by number are similar; opposite clients share no class. With fewer than four classes the
+    weights reach one class far.
     """
     apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
     return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
@@ -164,36 +184,22 @@ def circle_mixes(clients: int, classes: int) -> np.ndarray:
 def dirichlet_counts(
     supply: np.ndarray, clients: int, alpha: float, floor: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Deal every class out by proportions drawn from Dir(α), then lift small clients to `floor`.
-
-    Args:
-        supply: [C] samples of each class, all of which are dealt.
-        clients: Number of clients N.
-        alpha: Concentration.
-        floor: Fewest samples of a client; N·floor ≤ Σ supply.
-        rng: Source of the draw.
-
-    Returns:
-        [N, C] int64 whose columns sum to `supply`.
-    """
+    """Deal all of `supply` [C] by proportions from Dir(α), then lift small clients to `floor`: [N, C]."""
     shares = class_proportions(len(supply), clients, alpha, rng)
     counts = np.stack([apportion(shares[:, c], supply[c]) for c in range(len(supply))], axis=1)
     return lift_to_floor(counts, shares * supply, floor)
 
 
 def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndarray:
-    """Move samples from large clients to those below `floor`, and no more than that.
+    """Move as few samples as possible from large clients to those below `floor`: [N, C] int64.
 
-    A small client receives the classes it would hold most of (`wishes`), each from the client that
-    holds most of that class and can spare them: so its label mix keeps its character.
+    A small client receives the classes it would hold most of, each from the largest holder that can spare
+    samples. So its label mix keeps its character.
 
     Args:
         counts: [N, C] int64.
         wishes: [N, C] exact shares that `counts` were rounded from.
         floor: Fewest samples of a client; N·floor ≤ Σ counts.
-
-    Returns:
-        [N, C] int64 with the same column sums and every row sum ≥ floor.
     """
     counts = counts.copy()
     sizes = counts.sum(axis=1)
@@ -214,19 +220,15 @@ def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndar
 def mix_counts(
     mixes: np.ndarray, sizes: np.ndarray, supply: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Give every client its size, by its own label mix as far as the supply reaches.
+    """Give every client its size by its own label mix, as far as the supply reaches: [N, C] int64.
 
-    Clients are served in random order. When a class runs out, its mass goes to the client's other
-    classes in proportion; when all of those ran out, to whatever is left.
+    Clients are served in random order. The mass of an exhausted class goes to the client's other classes in
+    proportion, and then to all classes that are left.
 
     Args:
         mixes: [N, C] non-negative weights of the classes.
         sizes: [N] int64, Σ sizes ≤ Σ supply.
         supply: [C] int64 samples of each class.
-        rng: Source of the order.
-
-    Returns:
-        [N, C] int64 with row sums `sizes` and column sums ≤ `supply`.
     """
     left = supply.astype(np.int64)
     counts = np.zeros(mixes.shape, dtype=np.int64)

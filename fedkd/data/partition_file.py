@@ -1,4 +1,4 @@
-"""A partition that the user wrote down: `scheme = "file"`."""
+"""A partition from a JSON file: `scheme = "file"`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,11 @@ KEY = "data.partition.path"
 def read_partition_file(
     scheme: Partition, clients: int, samples: int, search: Iterable[Path] = ()
 ) -> list[np.ndarray]:
-    """Read a JSON list with one list of sample indices per client.
+    """Read a JSON list with one list of sample indices per client, and return them sorted, int64.
 
     Args:
-        scheme: Names the file, and the bounds its lists must keep.
-        clients: Number of clients N.
         samples: Size of the data set's train split, which the indices refer to.
         search: The scenario's folders, for a relative path; then the working folder.
-
-    Returns:
-        N sorted int64 arrays.
-
-    Raises:
-        UserError: No such file, or it is no partition.
     """
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
@@ -48,8 +40,17 @@ def read_partition_file(
     if len(lists) != clients:
         raise UserError(f"{path} deals to {len(lists)} clients, data.clients is {clients}", key=KEY)
     owner: dict[int, int] = {}
+    floor = fewest_samples(scheme)
     for client, indices in enumerate(lists):
-        _check_size(scheme, client, len(indices))
+        size = len(indices)
+        if size < floor:
+            raise UserError(f"client {client} has {size} samples, min_samples asks for {floor}", key=KEY)
+        if scheme.samples_per_client not in (None, size):
+            raise UserError(
+                f"client {client} has {size} samples in the file, got {scheme.samples_per_client};"
+                " leave the key out with scheme 'file'",
+                key="data.partition.samples_per_client",
+            )
         for index in indices:
             if type(index) is not int or not 0 <= index < samples:
                 raise UserError(
@@ -61,15 +62,3 @@ def read_partition_file(
                 )
             owner[index] = client
     return [np.sort(np.array(indices, dtype=np.int64)) for indices in lists]
-
-
-def _check_size(scheme: Partition, client: int, size: int) -> None:
-    floor = fewest_samples(scheme)
-    if size < floor:
-        raise UserError(f"client {client} has {size} samples, min_samples asks for {floor}", key=KEY)
-    if scheme.samples_per_client not in (None, size):
-        raise UserError(
-            f"client {client} has {size} samples in the file, got {scheme.samples_per_client};"
-            " leave the key out with scheme 'file'",
-            key="data.partition.samples_per_client",
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,22 @@ def plugged_partition(
     *,
     task: int | None = None,
 ) -> list[np.ndarray]:
-    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`).
-
-    Args:
-        scheme: Names the function and gives its arguments.
-        search: The scenario's folders.
-
-    Raises:
-        UserError: No such function, wrong arguments, it raised, or what it returned is no partition.
-    """
+    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
     try:
         function = PARTITIONS.load(scheme.scheme, search)
     except UserError as error:
         raise error.at(key=KEY) from error
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
-    _check_arguments(function, scheme)
+    if not callable(function):
+        raise UserError(f"'{name}' is not callable", key=KEY)
+    try:
+        inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
+    except TypeError as error:
+        raise UserError(
+            f"'{name}' must take (labels, clients, generator, **args): {error}", key="data.partition.args"
+        ) from error
+    except ValueError:  # compiled callables have no signature to check against
+        pass
     try:
         with contained():
             dealt = function(labels, clients, rng, **scheme.args)
@@ -51,20 +52,6 @@ def plugged_partition(
     except Exception as error:
         raise UserError(f"'{name}' raised {described(error)}", key=KEY) from error
     return _checked(dealt, len(labels), clients, scheme)
-
-
-def _check_arguments(function: Callable[..., Any], scheme: Partition) -> None:
-    if not callable(function):
-        raise UserError(f"'{scheme.scheme}' is not callable", key=KEY)
-    try:
-        inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
-    except TypeError as error:
-        raise UserError(
-            f"'{scheme.scheme}' must take (labels, clients, generator, **args): {error}",
-            key="data.partition.args",
-        ) from error
-    except ValueError:  # compiled callables have no signature to check against
-        return
 
 
 def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[np.ndarray]:

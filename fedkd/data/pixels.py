@@ -1,4 +1,4 @@
-"""What a task does to pixels: it permutes them, turns the image, or brings it to a common shape."""
+"""Changes of pixels in tasks: permutation, rotation, a common shape."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class Permutation:
-    """Moves every pixel to another place, all its channels together; of a vector, every feature.
+    """Moves every pixel with all its channels, or every feature of a vector, to another place.
 
-    Normalisation is one scale for all pixels of a channel, so it makes no difference which comes first.
+    It commutes with normalisation, which has one scale for all pixels of a channel.
 
     Attributes:
         source: [H·W] or [F] int64: the place in the original that each place of the result shows.
@@ -47,14 +47,12 @@ def draw_permutation(shape: tuple[int, ...], *, seed: int, task: int) -> Permuta
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Turns images counter-clockwise about their centre; what comes into view is black.
+    """Rotates images counter-clockwise about their centre; new pixels at the edges are black.
 
-    An interpolated pixel is a mean of pixels, so turning normalised images, with black normalised too, is the
-    same as normalising turned ones.
+    Interpolated pixels are means of pixels, so it commutes with normalisation if black is normalised too.
 
     Attributes:
-        degrees: Angle.
-        black: [C, 1, 1] float32 what 0 is after normalisation.
+        black: [C, 1, 1] float32: value of 0 after normalisation.
     """
 
     degrees: float
@@ -71,12 +69,9 @@ def black_of(statistics: Statistics) -> np.ndarray:
 
 
 def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
-    """Bring all samples of a data set to one shape, colour to grey or the other way round if need be.
+    """Bring all samples of a data set to one shape, converting between colour and grey if needed.
 
-    uint8 images stay uint8, rounded to its 256 levels as image libraries do: a quarter of the memory.
-
-    Raises:
-        UserError: Vectors have no other shape, nor have integers.
+    uint8 images stay uint8, rounded as image libraries do: a quarter of the memory.
     """
     if dataset.shape == shape:
         return dataset

@@ -11,10 +11,10 @@ DATASETS = Registry(
     "data set",
     {
         "digits": "fedkd.data.sources.digits:load",
-        "mnist": "fedkd.data.sources.mnist:load",
-        "fashion-mnist": "fedkd.data.sources.fashion_mnist:load",
-        "cifar10": "fedkd.data.sources.cifar10:load",
-        "cifar100": "fedkd.data.sources.cifar100:load",
+        "mnist": "fedkd.data.sources.idx:load_mnist",
+        "fashion-mnist": "fedkd.data.sources.idx:load_fashion_mnist",
+        "cifar10": "fedkd.data.sources.cifar:load_cifar10",
+        "cifar100": "fedkd.data.sources.cifar:load_cifar100",
         "synthetic": "fedkd.data.sources.synthetic:load",
         "npz": "fedkd.data.sources.npz:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
@@ -32,27 +32,23 @@ PARTITIONS = Registry(
         "shards": "fedkd.data.partition:deal_shards",
         "circle": "fedkd.data.partition:circle_mixes",
         "quantity": "fedkd.data.partition:draw_sizes",
-        "natural": "fedkd.data.partition_natural:deal_by_owner",
+        "natural": "fedkd.data.partition:deal_by_owner",
         "file": "fedkd.data.partition_file:read_partition_file",
     },
     group="fedkd.partitions",
 )
-"""What each scheme is at heart; `fedkd.data.partition` deals by them. A plug-in is a
-``function(labels, clients, generator, **args)`` that returns index arrays, one a client."""
+"""Core function of each scheme. A plug-in is a ``function(labels, clients, generator, **args)`` that returns
+one index array per client."""
 
 
 def load_dataset(
     request: SourceRequest, *, key: str = "data.dataset", args_key: str = "data.args"
 ) -> Dataset:
-    """Load the data set that `request` names, a built-in one or a plugged-in function's.
-
-    Args:
-        request: What to load and where to look.
-        key: Scenario key that named it.
-        args_key: Scenario key of its arguments.
+    """Load the built-in or plugged-in data set that `request` names.
 
     Raises:
-        UserError: No such data set, or its files are missing or malformed.
+        UserError: No such data set, or its files are missing or malformed. The error blames `key` or
+            `args_key`, the scenario keys of the name and of the arguments.
     """
     try:
         source = DATASETS.load(request.name, request.search)

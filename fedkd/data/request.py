@@ -19,7 +19,7 @@ def silent(line: str) -> None:
 
 
 def user_cache() -> Path:
-    """Return the folder for downloads and decoded images: `$XDG_CACHE_HOME/fedkd` or `~/.cache/fedkd`."""
+    """Return the folder of downloads and decoded images: `$XDG_CACHE_HOME/fedkd` or `~/.cache/fedkd`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fedkd"
 
@@ -42,14 +42,11 @@ class SourceRequest:
     """One data set to load.
 
     Attributes:
-        name: Name of the data set.
-        root: The data root.
         args: The scenario's `data.args`.
-        search: Folders of the scenario (`plugin_path`), for relative paths and plug-ins.
-        progress: Told one line at a time what takes long.
-        integers: Whether integer samples stay integers (int64), such as token ids; else they are numbers
-            like all others.
-        clients: Number of clients N, for sources that make the samples of each.
+        search: The scenario's folders (`plugin_path`), for relative paths and plug-ins.
+        progress: Called with one line at a time during downloads and decoding.
+        integers: Whether integer samples, such as token ids, stay integers (int64).
+        clients: Number of clients N, for sources with samples for each.
     """
 
     name: str
@@ -62,18 +59,18 @@ class SourceRequest:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where data sets are looked for: the data root, then the user cache."""
+        """Folders to search: the data root, then the user cache."""
         return tuple(dict.fromkeys((self.root, user_cache())))
 
     @property
     def download_folder(self) -> Path:
-        """Where downloads go: the data root if it takes files, else the user cache."""
+        """Folder of downloads: the data root if it is writable, else the user cache."""
         return self.root if writable(self.root) else user_cache()
 
     def arguments(self, **defaults: Any) -> dict[str, Any]:
         """Return `args` with `defaults` filled in, each checked against its default's type.
 
-        A default that is a type stands for "none by default, of this type if given".
+        A type as default means: None by default, of this type if given.
 
         Raises:
             UserError: An unknown argument, or one of the wrong type.
@@ -93,10 +90,9 @@ class SourceRequest:
         return {**absent, **self.args}
 
     def path(self, value: str | None) -> Path:
-        """Return the existing file or folder that `args.path` names.
+        """Return the existing file or folder of `args.path`.
 
-        A relative path is tried in the data root, then in the scenario's folders, then in the
-        working folder.
+        A relative path is tried in the data root, the scenario's folders and the working folder.
 
         Raises:
             UserError: No path is given, or nothing lies there.

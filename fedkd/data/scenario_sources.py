@@ -1,4 +1,4 @@
-"""Where a scenario's samples come from, and what they are normalised by."""
+"""The sources of a scenario's samples, and their normalisation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a scenario's samples come from.
-
-    Args:
-        scenario: What to simulate.
-        progress: Told one line at a time what takes long (downloads, decoding).
-    """
+    """The sources of a scenario's samples; `progress` is called with one line at a time."""
 
     scenario: Scenario
     progress: Progress = silent
@@ -36,16 +31,7 @@ class Sources:
         return tuple(map(Path, self.scenario.plugin_path))
 
     def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
-        """Load a data set whose samples become private.
-
-        Args:
-            name: Its name.
-            args: Its arguments.
-            key: Scenario key that names it.
-
-        Raises:
-            UserError: Missing or malformed data, or the data set that the transfer set is drawn from.
-        """
+        """Load a data set whose samples become private."""
         transfer = self.scenario.data.transfer
         if (transfer.source, transfer.args) == (name, args):
             raise UserError(
@@ -56,31 +42,15 @@ class Sources:
 
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:
         data = self.scenario.data
-        return SourceRequest(
-            name,
-            data_root(data.root),
-            args,
-            self.search,
-            self.progress,
-            integers=not data.normalise,
-            clients=data.clients,
-        )
+        root, integers = data_root(data.root), not data.normalise
+        return SourceRequest(name, root, args, self.search, self.progress, integers, data.clients)
 
     def statistics(self, dataset: Dataset) -> Statistics:
-        """Return what samples of a data set are normalised by, or what leaves them as they are stored."""
+        """Return the normalisation of a data set's samples."""
         return measure(dataset.train_x) if self.scenario.data.normalise else as_stored(dataset.train_x)
 
     def public_samples(self, private: Dataset, statistics: Statistics) -> PublicSamples | None:
-        """Return transfer samples that are nobody's, or None where they are held out.
-
-        Args:
-            private: The data set whose samples are private.
-            statistics: Of the private data.
-
-        Raises:
-            UserError: Missing or malformed data, more samples asked for than there are, or samples of another
-                kind than the private ones.
-        """
+        """Return transfer samples that no client owns; None: they are held out."""
         transfer, seed = self.scenario.data.transfer, self.scenario.seed
         if transfer.source == "holdout":
             return None

@@ -1,4 +1,4 @@
-"""What one participant of a federation has of its data, and nothing of what is another's."""
+"""The data of one participant of a federation, without those of others."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 
 NOBODYS = (0, 0)
-"""Bounds of the samples of a client that are not here."""
+"""Bounds of another client's samples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one participant has.
+    """The data of one participant.
 
     Attributes:
         client: Client index; None: it is the server.
-        data: The federation's data without the samples of others, whose bounds are empty. A client has the
-            transfer set and the common test set besides its own samples, the server the transfer set alone.
+        data: The federation's data with empty bounds for other clients. A client has the transfer set and the
+            common test set besides its own samples, the server the transfer set alone.
     """
 
     client: int | None
@@ -36,7 +36,7 @@ class Share:
 
     @property
     def owner(self) -> str:
-        """Whose it is, in words."""
+        """The participant, in words."""
         return "the server" if self.client is None else f"client {self.client}"
 
     @property
@@ -45,7 +45,7 @@ class Share:
         return [self.data] if isinstance(self.data, FederatedData) else [task.data for task in self.data]
 
     def common_digest(self) -> str:
-        """Return the SHA-256 of what is the same for all participants: classes, scale and transfer set."""
+        """Return the SHA-256 of all participants' common data: classes, scale and transfer set."""
         found = hashlib.sha256()
         for part in self.parts:
             assert part.statistics is not None
@@ -56,35 +56,23 @@ class Share:
 
 
 def share_of_client(data: Data, client: int, *, public_labels: bool = False) -> Share:
-    """Return what a client has of a federation's data.
-
-    Args:
-        data: All of them.
-        client: Client index.
-        public_labels: Whether it has the labels of the transfer set too, to pretrain on.
-    """
+    """Return the data of one client, with the transfer set's labels to pretrain on if asked."""
 
     def cut(part: FederatedData) -> FederatedData:
         own = part.client(client)
-        known = part.public_y if public_labels else None
         return replace(
             _of_others_nothing(part, client, len(own.train_y), len(own.test_y)),
             x=np.concatenate([own.train_x, own.test_x]),
             y=np.concatenate([own.train_y, own.test_y]),
             transfer_y=None,
-            foreign_y=known,
+            foreign_y=part.public_y if public_labels else None,
         )
 
     return Share(client, _in_every_part(data, cut))
 
 
 def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
-    """Return what the server has of a federation's data.
-
-    Args:
-        data: All of them.
-        transfer_labels: Whether its strategy needs the labels of the transfer set.
-    """
+    """Return the data of the server, with the transfer set's labels if its strategy needs them."""
 
     def cut(part: FederatedData) -> FederatedData:
         return replace(
@@ -101,21 +89,16 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 
 
 def share_of_samples(
-    scenario: Scenario,
-    client: int,
-    samples: Dataset,
-    statistics: Statistics,
-    transfer_x: np.ndarray,
+    scenario: Scenario, client: int, samples: Dataset, statistics: Statistics, transfer_x: np.ndarray
 ) -> Share:
-    """Return the share of a client that comes with samples of its own, which nobody deals to it.
+    """Return the share of a client that brings its own samples.
+
+    Class names and their order, the common test set, `statistics` and `transfer_x` are the same for all
+    clients.
 
     Args:
-        scenario: Says how many clients there are, and what part of the samples is for local tests.
-        client: Client index.
-        samples: The train split is the client's own; the test split is the common test set, the same for
-            every client of the federation. Class names and their order are the same for all, too.
-        statistics: What all clients normalise by, the same for all of them.
-        transfer_x: [M, *input_shape] the transfer set as its source stores it, the same for all.
+        samples: The train split is the client's own; the test split is the common test set.
+        transfer_x: [M, *input_shape] the transfer set in the form of its source.
 
     Raises:
         UserError: There are fewer than two samples, or those of the transfer set have another shape.
@@ -148,17 +131,10 @@ def share_of_samples(
 
 def _of_others_nothing(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
     """Return data with the bounds of one client's samples, `train` of them followed by `test`."""
-    bounds = [
-        [own if n == client else NOBODYS for n in range(part.num_clients)]
-        for own in ((0, train), (train, train + test))
-    ]
-    return replace(
-        part,
-        train_bounds=tuple(bounds[0]),
-        test_bounds=tuple(bounds[1]),
-        source_index=np.arange(train + test),
-        skew=(),
-    )
+    own = ((0, train), (train, train + test))
+    bounds = [tuple(b if n == client else NOBODYS for n in range(part.num_clients)) for b in own]
+    index = np.arange(train + test)
+    return replace(part, train_bounds=bounds[0], test_bounds=bounds[1], source_index=index, skew=())
 
 
 def _in_every_part(data: Data, cut: Callable[[FederatedData], FederatedData]) -> Data:
@@ -169,7 +145,7 @@ def _in_every_part(data: Data, cut: Callable[[FederatedData], FederatedData]) ->
 
 
 def _as_seen(task: Task, own: FederatedData) -> FederatedData:
-    """Return what is left of a task's data, with its pixels changed as the task changes them."""
+    """Return the rest of a task's data with the task's change of pixels."""
     if task.transform is None:
         return own
     return replace(

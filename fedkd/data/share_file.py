@@ -1,11 +1,7 @@
-"""A share in a folder of its own.
+"""A share in its own folder: `share.json` describes the arrays in `share.safetensors`.
 
-    share.json         whose it is, its classes, what samples were normalised by
-    share.safetensors  the arrays
-
-Samples lie there as their client sees them: normalised and, in a stream, changed as the task changes pixels.
-The JSON is written last. It has a digest of itself and one of the arrays, so that nothing half-written and
-nothing damaged is read. Nothing is a pickle.
+Samples are normalised and, in a stream, changed by the task. The JSON is written last. It has a digest of
+itself and one of the arrays, so that no partial or damaged file is read. There are no pickles.
 """
 
 from __future__ import annotations
@@ -42,8 +38,6 @@ SAMPLES = {"x": "y", "transfer_x": None, "test_x": "test_y"}
 REQUIRED = ("x", "transfer_x", "test_x", "y", "test_y")
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
-
-
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -52,7 +46,7 @@ class _Form(BaseModel):
 
 
 class _Part(_Form):
-    """What is said of the samples of a task; without a stream, of all of them."""
+    """The samples of a task, or of a federation without a stream."""
 
     name: str
     class_names: list[str] = Field(min_length=1)
@@ -65,7 +59,7 @@ class _Part(_Form):
 
 
 class _Stream(_Form):
-    """What is said of a stream."""
+    """The stream's own entries."""
 
     name: str
     unit_class: list[int]
@@ -75,7 +69,7 @@ class _Stream(_Form):
 
 
 class _Manifest(_Form):
-    """What `share.json` holds."""
+    """The content of `share.json`."""
 
     format: Literal[1]
     client: Count | None
@@ -84,26 +78,23 @@ class _Manifest(_Form):
     stream: _Stream | None
     arrays: Digest
     digest: Digest | None = None
-    """Of all the rest; None: an earlier release wrote none."""
+    """Digest of all other entries; None: an earlier release wrote none."""
 
     def own_digest(self) -> str:
-        """Return the SHA-256 of all that is said here."""
+        """Return the SHA-256 of all other entries."""
         text = json.dumps(self.model_dump(mode="json", exclude={"digest"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_share(folder: Path, share: Share) -> None:
-    """Write a share into an existing folder.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write a share into an existing folder."""
     arrays: dict[str, np.ndarray] = {}
     parts: list[_Part] = []
     stream = share.data if isinstance(share.data, FederatedStream) else None
     for place, part in enumerate(share.parts):
         assert part.statistics is not None
-        kept = {name: getattr(part, name) for name in _names(part)}
+        labels = [name for name in ("transfer_y", "foreign_y") if getattr(part, name) is not None]
+        kept = {name: getattr(part, name) for name in (*REQUIRED, *labels)}
         kept |= {"mean": part.statistics.mean, "std": part.statistics.std}
         arrays |= under(f"{place}/", {name: np.ascontiguousarray(values) for name, values in kept.items()})
         client = share.client
@@ -122,20 +113,21 @@ def write_share(folder: Path, share: Share) -> None:
             )
         )
     data = save(arrays)
-    manifest = _Manifest(
-        format=FORMAT,
-        client=share.client,
-        clients=share.data.num_clients,
-        parts=parts,
-        stream=None
-        if stream is None
-        else _Stream(
+    of_stream = None
+    if stream is not None:
+        of_stream = _Stream(
             name=stream.name,
             unit_class=list(stream.unit_class),
             class_names=list(stream.class_names),
             blur=stream.blur,
             seed=stream.seed,
-        ),
+        )
+    manifest = _Manifest(
+        format=FORMAT,
+        client=share.client,
+        clients=share.data.num_clients,
+        parts=parts,
+        stream=of_stream,
         arrays=hashlib.sha256(data).hexdigest(),
     )
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
@@ -147,16 +139,11 @@ def write_share(folder: Path, share: Share) -> None:
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _names(part: FederatedData) -> list[str]:
-    labels = [name for name in ("transfer_y", "foreign_y") if getattr(part, name) is not None]
-    return [*REQUIRED, *labels]
-
-
 def read_share(folder: Path) -> Share:
-    """Read what `write_share` wrote.
+    """Read a share that `write_share` wrote.
 
     Raises:
-        UserError: It is not there, not whole, or not what a share is.
+        UserError: It is missing, partial, or no share.
     """
     manifest = _read_manifest(folder / MANIFEST)
     path = folder / ARRAYS

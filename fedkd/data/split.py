@@ -1,4 +1,4 @@
-"""Splits that keep class shares: the common test set, a data set's own split, a client's local split."""
+"""Splits that keep class shares: common test set, a data set's test split, a client's local split."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
     Args:
         weights: [K] non-negative, not all zero.
-        total: Units to hand out.
-        rng: Breaks ties between equal remainders; absent: the lower index wins.
+        rng: Breaks ties between equal remainders; None: the lower index wins.
 
     Returns:
         [K] int64 that sums to `total`, each within one unit of its exact share.
@@ -30,18 +29,14 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `size` samples so that every class keeps its share.
+    """Choose `size` samples so that every class keeps its share: [n] bool, True for the chosen.
 
-    A class with a single sample is chosen only when the others cannot fill the size, so that what
-    is left over does not lose the class.
+    A class with a single sample is chosen only if the others cannot fill the size, so the rest keeps the
+    class.
 
     Args:
         labels: [n] int64.
         size: Samples to choose, 0..n.
-        rng: Source of the draw.
-
-    Returns:
-        [n] bool, True for the chosen.
     """
     counts = np.bincount(labels)
     plural = np.where(counts > 1, counts, 0)
@@ -68,10 +63,7 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
     Args:
         labels: [n] int64.
         test_share: Share of every class that goes to the test split.
-        seed: Part of the data set's identity, not the scenario's seed.
-
-    Raises:
-        UserError: One of the splits would be empty.
+        seed: Seed of the data set, not of the scenario.
     """
     size = round(test_share * len(labels))
     if not 0 < size < len(labels):
@@ -83,7 +75,7 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
 
 
 def test_size(samples: int, test_fraction: float) -> int:
-    """Return how many of at least 2 samples are for tests: some of both kinds, or none for a share of 0."""
+    """Return the number of test samples among at least 2: some of both kinds, or none for a share of 0."""
     return min(max(round(test_fraction * samples), 1), samples - 1) if test_fraction > 0.0 else 0
 
 
@@ -92,11 +84,8 @@ def local_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split one client's samples, labels [n] with n ≥ 2, into its train part and its local test part.
 
-    The test part has the client's own label distribution as far as class counts allow. Both parts have at
-    least one sample, unless `test_fraction` is 0.
-
-    Returns:
-        Shuffled positions of the train part and of the test part, together 0..n-1.
+    The test part keeps class shares. Both parts have at least one sample, unless `test_fraction` is 0. Both
+    are shuffled positions, together 0..n-1.
     """
     rng = numpy_generator(seed, "local-split", client=client, task=task)
     chosen = stratified_choice(labels, test_size(len(labels), test_fraction), rng)
@@ -108,10 +97,8 @@ def held_out_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a share of one client's training samples, labels [n], by class share.
 
-    At least one sample is held out and one is not; a single sample is not held out.
-
-    Returns:
-        Positions in 0..n-1, ascending: of training samples, and of held-out samples.
+    At least one sample is held out and one is not; a single sample is not held out. Returns ascending
+    positions of training samples and of held-out samples.
     """
     size = test_size(len(labels), share) if len(labels) > 1 else 0
     chosen = stratified_choice(labels, size, numpy_generator(seed, "held-out", client=client, task=task))

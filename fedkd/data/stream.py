@@ -1,4 +1,8 @@
-"""A stream of tasks, each of them a federation's data: classes in groups, changed pixels, or data sets."""
+"""A stream of tasks, each of them a federation's data: classes in groups, changed pixels, or data sets.
+
+Blurry streams are "Blurry-M" of Bang et al., "Rainbow Memory: Continual Learning with a Memory of Diverse
+Samples", CVPR 2021, arXiv 2103.17230: M % of a task's samples have classes of other tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from typing import Any, overload
 
 import numpy as np
 
-from fedkd.data.blur import blurred
 from fedkd.data.federated import ClientData
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
@@ -16,11 +19,12 @@ from fedkd.data.stream_parts import Part, changed_pixels, data_sets, grouped_cla
 from fedkd.data.stream_plan import Outputs, lay_out
 from fedkd.data.task import Task, Tests
 from fedkd.plugins import import_plugins
+from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import head_of
 
 KEPT = 2
-"""Tasks whose samples a client keeps at hand: the one it learns, and the one it is about to learn."""
+"""Tasks whose samples a client caches: the present one and the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +33,11 @@ class FederatedStream(Sequence[Task]):
 
     Attributes:
         name: Name of the data set, or of all of them.
-        tasks: The tasks.
-        unit_class: Identity of the class of every output unit; two units of one class share it (overlapping
-            windows of classes where each task has units of its own).
-        class_names: Name of every output unit's class.
+        unit_class: Identity of the class of every output unit; units of one class in several tasks share it.
+        class_names: Class name of every output unit.
         input_shape: Shape of one sample, the same in all tasks.
-        num_clients: Number of clients N.
         blur: Share of every task's training samples that comes with other tasks (see `blurred`).
-        seed: The scenario's, for the draw of these.
+        seed: Seed of that draw.
     """
 
     name: str
@@ -76,15 +77,13 @@ class FederatedStream(Sequence[Task]):
 
 
 class ClientStream(Sequence[ClientData]):
-    """What one client sees of every task; samples are made when they are asked for.
-
-    The last two tasks that were asked for stay at hand.
+    """The data of one client in every task, made on demand; the last two tasks are cached.
 
     Args:
         tasks: The stream's tasks.
         client: Client index.
         blur: Share of every task's training samples that comes with other tasks.
-        seed: The scenario's.
+        seed: Seed of that draw.
     """
 
     def __init__(self, tasks: tuple[Task, ...], client: int, blur: float = 0.0, seed: int = 0) -> None:
@@ -98,7 +97,7 @@ class ClientStream(Sequence[ClientData]):
     @overload
     def __getitem__(self, index: slice) -> tuple[ClientData, ...]: ...
     def __getitem__(self, index: int | slice) -> ClientData | tuple[ClientData, ...]:
-        """Return the client's samples of a task, or of those of a slice."""
+        """Return the client's data of a task, or of those of a slice."""
         if isinstance(index, slice):
             return tuple(map(self._make, self._tasks[index]))
         task = self._tasks[index]
@@ -115,7 +114,7 @@ class ClientStream(Sequence[ClientData]):
         return blurred(every, task.index, self._blur, seed=self._seed, client=self._client)
 
     def tests(self, task: int) -> Tests:
-        """Return what the client is tested on in a task, without making the samples it learns from."""
+        """Return the client's test samples of a task, without its training samples."""
         return self._tasks[task].tests(self._client)
 
     def __len__(self) -> int:
@@ -123,26 +122,23 @@ class ClientStream(Sequence[ClientData]):
         return len(self._tasks)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what it is made of, without the samples at hand."""
+        """Return the state without the cached samples."""
         return {**self.__dict__, "_kept": {}}
 
 
 def load_stream(scenario: Scenario, progress: Progress | None = None) -> FederatedStream:
     """Load the data of every task and deal each to the clients.
 
-    What a scenario says of its data holds within every task: each has its own partition, local test sets,
-    held-out transfer set and common test set, of the sizes that `data` gives. Transfer samples that are
-    nobody's (`noise`, another data set) are the same in all tasks, and so is the skew of a client. A
-    `permuted` or `rotated` stream is dealt once: its tasks hold the same samples in the same places, and what
-    a client's skew does to an image comes before what a task does to it.
+    Each task has its own partition, local test sets, held-out transfer set and common test set, of the sizes
+    in `data`. Transfer samples from elsewhere (`noise`, another data set) and a client's skew are the same in
+    all tasks. A `permuted` or `rotated` stream is dealt once: its tasks hold the same samples in the same
+    places, skewed before they are transformed.
 
-    `overlapping` tasks share samples, since each holds all samples of its classes: one that is a client's in
-    one task may be another's in the next, or one of its local test samples. Only the common test sets are
-    never learned from, in any task.
+    `overlapping` tasks share samples: a client's sample of one task may be another client's, or a local test
+    sample, in the next. Only common test sets are never trained on.
 
     Args:
-        scenario: What to simulate; `continual.tasks`, `data` and `seed` decide, and `plugin_path`.
-        progress: Told one line at a time what takes long (downloads, decoding).
+        progress: Called with one line at a time during downloads and decoding.
 
     Raises:
         UserError: Missing or malformed data, tasks they cannot make, or too few samples.
@@ -176,7 +172,7 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
 
 
 def _task(index: int, part: Part, outputs: Outputs, unit_names: tuple[str, ...]) -> Task:
-    """Return the task, its labels positions in its units."""
+    """Return the task, with labels as positions in its units."""
     units, own_units, data = outputs.units[index], outputs.own_units[index], part.data
     if units != own_units:
         unit = np.array(own_units)
@@ -191,9 +187,31 @@ def _task(index: int, part: Part, outputs: Outputs, unit_names: tuple[str, ...])
 
 
 def _unit_names(outputs: Outputs, parts: Sequence[Part], told_apart: bool) -> tuple[str, ...]:
-    """Name every output unit by its class; one that stands for several in turn by all of them: "0/2/4"."""
+    """Name every output unit by its class; a unit shared by several classes by all of them: "0/2/4"."""
     names: list[dict[str, None]] = [{} for _ in outputs.unit_class]
     for part, own in zip(parts, outputs.own_units, strict=True):
         for unit, name in zip(own, part.data.class_names, strict=True):
             names[unit][f"{name} ({part.name})" if told_apart else name] = None
     return tuple("/".join(of_unit) for of_unit in names)
+
+
+def blurred(tasks: Sequence[ClientData], task: int, share: float, *, seed: int, client: int) -> ClientData:
+    """Return a client's task with some training samples of all other tasks, in exchange for its own.
+
+    Every training sample is in one task. Test samples and the transfer set stay as they are.
+
+    Args:
+        tasks: All T tasks of the client, with labels of the same meaning.
+        task: Index of the returned task.
+        share: Share of every task's training samples that move.
+    """
+    x, y = [], []
+    for j, data in enumerate(tasks):
+        order = numpy_generator(seed, "blur", client=client, task=j).permutation(len(data.train_y))
+        leaving = int(share * len(order) + 0.5)
+        # The first part of those that leave goes to the next task, the second to the one after it, and so on.
+        parts = [order[leaving:], *np.array_split(order[:leaving], len(tasks) - 1)]
+        rows = np.sort(parts[(task - j) % len(tasks)])
+        x.append(data.train_x[rows])
+        y.append(data.train_y[rows])
+    return replace(tasks[task], train_x=np.concatenate(x), train_y=np.concatenate(y))

@@ -1,9 +1,8 @@
 """The tasks of each kind of stream, before their classes have output units.
 
-`split`, `permuted` and `rotated` are the habits of the field (van de Ven & Tolias 2019, arXiv:1904.07734;
-Lopez-Paz & Ranzato 2017, arXiv:1706.08840); `overlapping` and `datasets` those of Lin et al. (2022),
-arXiv:2211.00789. A `rotated` stream begins upright, a `permuted` one with the pixels as they are, unless its
-first task is to be permuted too.
+`split`, `permuted` and `rotated` follow van de Ven & Tolias (2019), arXiv:1904.07734, and Lopez-Paz & Ranzato
+(2017), arXiv:1706.08840; `overlapping` and `datasets` follow Lin et al. (2022), arXiv:2211.00789. A `rotated`
+stream begins upright, and a `permuted` one unpermuted unless `permute_first` is set.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import FederatedData, federate
-from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.normalise import is_integer
 from fedkd.data.partition import LEAST_SAMPLES
 from fedkd.data.partition_file import read_partition_file
 from fedkd.data.pixels import Rotation, Transform, black_of, draw_permutation, to_shape
@@ -32,10 +31,9 @@ class Part:
     """A task before its classes have output units.
 
     Attributes:
-        name: Of the task.
         classes: Identity of each of its classes, in label order.
         data: Its samples; label y is class `classes[y]`.
-        transform: What is done to them.
+        transform: Change of its pixels; None: none.
     """
 
     name: str
@@ -66,7 +64,7 @@ def grouped_classes(tasks: TaskStream, dataset: Dataset, sources: Sources) -> It
 
 
 def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.ndarray]:
-    """Return the samples of a group of classes, labels their places in it, and the train samples' indices."""
+    """Return the samples of a group of classes, relabelled by place, and the train samples' indices."""
     label = np.full(dataset.classes, -1)
     label[list(group)] = np.arange(len(group))
     train, test = (np.flatnonzero(label[y] >= 0) for y in (dataset.train_y, dataset.test_y))
@@ -83,7 +81,7 @@ def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.nda
 
 
 def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the part of a written partition that lies in a task, as places in its `members`."""
+    """Return a written partition within a task, as places in its `members`."""
     place = np.full(int(max(shard.max() for shard in written)) + 1, -1)
     place[members[members < len(place)]] = np.flatnonzero(members < len(place))
     places = [place[shard] for shard in written]
@@ -99,35 +97,30 @@ def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[
 
 
 def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Iterator[Part]:
-    """Yield the whole data set again and again, permuted or turned, the first time usually as it is."""
+    """Yield the whole data set once per task, permuted or rotated."""
+    key = "continual.tasks.kind"
     if tasks.kind == "rotated" and len(dataset.shape) != 3:
-        raise UserError(
-            f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}",
-            key="continual.tasks.kind",
-        )
+        told = f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}"
+        raise UserError(told, key=key)
     if tasks.kind == "rotated" and is_integer(dataset.train_x):
-        raise UserError(
-            "'rotated' needs images, the samples are integers to be looked up", key="continual.tasks.kind"
-        )
+        raise UserError("'rotated' needs images, the samples are integers to be looked up", key=key)
     statistics = sources.statistics(dataset)
     data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
     count = planned_count(tasks) or 1
     for index in range(count):
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))
-        name, transform = _change(tasks, index, count, data.input_shape, statistics, sources.scenario.seed)
+        transform: Transform | None = None
+        if tasks.kind == "permuted":
+            name = f"permutation {index}"
+            if index or tasks.permute_first:
+                transform = draw_permutation(data.input_shape, seed=sources.scenario.seed, task=index)
+            else:
+                name = "unpermuted"
+        else:
+            degrees = index * tasks.max_angle / count
+            name = f"{degrees:g}°"
+            transform = Rotation(degrees, black_of(statistics)) if index else None
         yield Part(name, classes, data, transform)
-
-
-def _change(
-    tasks: TaskStream, index: int, count: int, shape: tuple[int, ...], statistics: Statistics, seed: int
-) -> tuple[str, Transform | None]:
-    """Return the name and the transform of a permuted or rotated task."""
-    if tasks.kind == "permuted":
-        if index == 0 and not tasks.permute_first:
-            return "unpermuted", None
-        return f"permutation {index}", draw_permutation(shape, seed=seed, task=index)
-    degrees = index * tasks.max_angle / count
-    return f"{degrees:g}°", Rotation(degrees, black_of(statistics)) if index else None
 
 
 def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
@@ -166,7 +159,7 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
 
 @contextmanager
 def _told_of(index: int, name: str) -> Iterator[None]:
-    """Say of an error within a task which task it is."""
+    """Name the task in an error that leaves the block."""
     try:
         yield
     except UserError as error:

@@ -1,6 +1,6 @@
-"""The plan of a task stream: which classes a task has, and which outputs of a model they are.
+"""The plan of a task stream: the classes of each task, and their output units.
 
-What a head is follows the three scenarios of van de Ven & Tolias (2019), "Three scenarios for continual
+Heads follow the three scenarios of van de Ven & Tolias (2019), "Three scenarios for continual
 learning", arXiv:1904.07734: task-, domain- and class-incremental learning.
 """
 
@@ -21,18 +21,21 @@ DEFAULT_WINDOW = 4
 
 
 def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Return the classes of every task of a `split` or `overlapping` stream, in the order of their labels.
+    """Return the classes of every task of a `split` or `overlapping` stream, in label order.
 
     Args:
-        tasks: The stream.
-        classes: Classes C of the data set.
-        seed: The scenario's seed, for a `shuffled` class order that has none of its own.
-
-    Raises:
-        UserError: The classes cannot be grouped so.
+        classes: Number of classes C of the data set.
+        seed: Seed of a `shuffled` class order without its own.
     """
     if tasks.classes is not None:
-        return _listed(tasks.classes, classes)
+        for task, listed in enumerate(tasks.classes):
+            for place, label in enumerate(listed):
+                if label >= classes:
+                    raise UserError(
+                        f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}",
+                        key=f"continual.tasks.classes.{task}.{place}",
+                    )
+        return tuple(map(tuple, tasks.classes))
     order = np.arange(classes)
     if tasks.class_order == "shuffled":
         own = seed if tasks.class_seed is None else tasks.class_seed
@@ -41,20 +44,8 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
     return tuple(tuple(order[start:stop].tolist()) for start, stop in windows)
 
 
-def _listed(lists: Sequence[Sequence[int]], classes: int) -> tuple[tuple[int, ...], ...]:
-    """Return lists of classes as they are, if the data have them all."""
-    for task, own in enumerate(lists):
-        for place, label in enumerate(own):
-            if label >= classes:
-                raise UserError(
-                    f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}",
-                    key=f"continual.tasks.classes.{task}.{place}",
-                )
-    return tuple(map(tuple, lists))
-
-
 def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    """Return where every window of an `overlapping` stream starts and stops in the order of classes."""
+    """Return start and stop of every window of an `overlapping` stream in the order of classes."""
     width = tasks.classes_per_task or DEFAULT_WINDOW
     stride = tasks.stride or max(width // 2, 1)
     if width > classes:
@@ -74,7 +65,7 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    """Return where every task of a `split` stream starts and stops in the order of classes."""
+    """Return start and stop of every task of a `split` stream in the order of classes."""
     count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
     if first is not None and first >= classes:
         raise UserError(
@@ -122,9 +113,9 @@ def lay_out(head: Head, classes: Sequence[Sequence[int]]) -> Outputs:
     """Give every class of every task its output unit.
 
     Args:
-        head: `task`: each task has units of its own, one slice after another. `domain`: all tasks share
-            units, and the i-th is whatever class is the i-th of the task. `class`: every class of the
-            stream has one unit, in the order in which classes are met, and a task may answer with any.
+        head: `task`: each task has its own slice of units. `domain`: all tasks share units, the i-th for the
+            i-th class of each task. `class`: every class of the stream has one unit, in order of appearance,
+            and every task may answer with all of them.
         classes: [T] identities of each task's classes, in label order.
     """
     if head == "domain":

@@ -1,4 +1,4 @@
-"""One task of a stream: a federation's data, with its pixels changed or as they are."""
+"""One task of a stream: a federation's data, perhaps with changed pixels."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ class Task:
 
     Attributes:
         index: Position in the stream, from 0.
-        name: What people call it: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist".
+        name: For people: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist".
         units: Output units that its labels index into: a sample with label y belongs to unit `units[y]`.
-        own_units: Those of the classes that occur in it, in the order of the classes; the same as `units` but
-            where every class of the stream has a unit.
-        data: Its samples, before `transform`; labels are positions in `units`. Tasks that differ in their
-            pixels only hold the same arrays.
-        transform: What turns the samples of `data` into the task's; None: nothing.
+        own_units: Units of the classes that occur in it, in label order. It differs from `units` only where
+            every class of the stream has a unit.
+        data: Its samples before `transform`; tasks that differ only in their pixels share the arrays.
+        transform: Change of the samples; None: none.
     """
 
     index: int
@@ -55,7 +54,7 @@ class Task:
         return self._common("test_x")
 
     def client(self, n: int) -> ClientData:
-        """Return what client `n` sees of the task: views where nothing is transformed, else copies."""
+        """Return the data of client `n`: views where nothing is transformed, else copies."""
         data = self.data.client(n)
         if self.transform is None:
             return data
@@ -68,13 +67,13 @@ class Task:
         )
 
     def tests(self, n: int) -> Tests:
-        """Return what client `n` is tested on, without making the samples it learns from."""
+        """Return the test samples of client `n`, without its training samples."""
         data = self.data.client(n)
         own = data.test_x if self.transform is None else self.transform(data.test_x)
         return Tests(local=(own, data.test_y), common=(self.test_x, data.global_y))
 
     def _common(self, name: str) -> np.ndarray:
-        """Return samples that all clients see; those of one process share them while any holds them."""
+        """Return samples of all clients, shared in this process while a client holds them."""
         stored = getattr(self.data, name)
         if self.transform is None:
             return stored
@@ -84,9 +83,9 @@ class Task:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields without what was made from them."""
+        """Return the fields without the transformed samples."""
         return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the fields of a pickled task."""
+        """Restore the fields of a pickled task."""
         self.__dict__.update(state, _made=WeakValueDictionary())

@@ -19,11 +19,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | None = None) -> np.ndarray:
-    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M.
-
-    Raises:
-        UserError: Nothing would be left for the clients.
-    """
+    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M."""
     if size == 0:
         return available[:0]
     if size >= len(available):
@@ -35,27 +31,15 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
 
 
 def draw_skewed_holdout(
-    labels: np.ndarray,
-    available: np.ndarray,
-    size: int,
-    alpha: float,
-    *,
-    seed: int,
-    task: int | None = None,
+    labels: np.ndarray, available: np.ndarray, size: int, alpha: float, *, seed: int, task: int | None = None
 ) -> np.ndarray:
-    """Draw M transfer samples by a label mix from Dir(α), sorted.
+    """Draw `size` = M transfer samples by a label mix from Dir(α), sorted.
 
-    All samples of a class that is too small are drawn. The other classes make up for them in proportion to
-    their shares.
+    Classes that are too small give all their samples; the others make up for them in proportion.
 
     Args:
         labels: [N] int64 labels of the train split.
         available: [n] train indices that may be held out.
-        size: M.
-        alpha: α.
-
-    Raises:
-        UserError: Nothing would be left for the clients.
     """
     if not 0 < size < len(available):
         return draw_holdout(available, size, seed=seed, task=task)
@@ -79,11 +63,11 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
 
 
 class PublicSamples(NamedTuple):
-    """A transfer set that is nobody's.
+    """A transfer set that no client owns.
 
     Attributes:
         x: [M, *shape] normalised samples.
-        y: [M] int64 labels in the classes of the data set that they are from; None: they have none.
+        y: [M] int64 labels in the classes of their data set; None: they have none.
     """
 
     x: np.ndarray
@@ -93,21 +77,10 @@ class PublicSamples(NamedTuple):
 def foreign_samples(
     request: SourceRequest, size: int, private: Dataset, statistics: Statistics, *, seed: int
 ) -> PublicSamples:
-    """Draw the transfer samples from the train split of another data set.
+    """Draw `size` = M transfer samples from the train split of another data set, with their labels.
 
-    Args:
-        request: For a built-in data set, or a plug-in.
-        size: Number of samples M.
-        private: The private data set, into the shape of whose samples the foreign ones are brought.
-        statistics: Of the private data: a model must see both on one scale.
-        seed: The scenario's seed.
-
-    Returns:
-        Samples normalised like the private ones, and their labels.
-
-    Raises:
-        UserError: Unknown data set, too few samples, shapes that cannot be converted, or integers where the
-            private samples are none, or the other way round.
+    They are brought into the shape of the `private` data set and normalised by its `statistics`: a model must
+    see both on one scale.
     """
     key, name, shape = "data.transfer.source", request.name, private.shape
     if name not in DATASETS.names() and ":" not in name:
@@ -132,12 +105,10 @@ def foreign_samples(
 
 
 def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert images [n, c, h, w] to another (C, H, W) by a bilinear resize.
+    """Convert images [n, c, h, w] to [n, C, H, W] float32 by a bilinear resize.
 
-    Colour becomes grey by luminance, grey becomes any number of channels by replication.
-
-    Returns:
-        [n, C, H, W] float32; uint8 input is divided by 255.
+    Colour becomes grey by luminance, grey becomes any number of channels by replication. uint8 is divided by
+    255.
     """
     out = x.astype(np.float32) / 255.0 if x.dtype == np.uint8 else x.astype(np.float32)
     channels, height, width = shape
@@ -155,8 +126,7 @@ def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def bilinear_matrix(source: int, target: int) -> np.ndarray:
     """Return the [target, source] float32 matrix of a bilinear resize along one axis.
 
-    Pixel centres are aligned. When it shrinks, the triangle filter widens by the factor, so that every
-    source pixel counts (no aliasing).
+    Pixel centres are aligned. For shrinking, the triangle filter widens by the factor (no aliasing).
     """
     scale = source / target
     centres = (np.arange(target)[:, None] + 0.5) * scale - 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fedkd.errors import FedkdError, UserError, one_line
@@ -14,7 +15,7 @@ INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a federation as the words say; return the exit status."""
+    """Run a federation from command-line words; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="scripts/federation.sh",
         description="Run a scenario on a SuperLink and SuperNodes, all of them on this machine.",
@@ -57,7 +58,7 @@ def _run(args: argparse.Namespace) -> None:
         check_deployable(plan)
     except UserError as error:
         raise error.at(file=args.scenario) from None
-    tell = lambda line: print(line, flush=True)  # noqa: E731
+    tell = partial(print, flush=True)
     Local(plan, args.out, args.keep, args.port, args.wait, args.reply_within, tell).run()
 
 

@@ -1,7 +1,7 @@
-"""The Flower app of a deployed federation: it names fedkd's two apps, and holds no code.
+"""The Flower app of a deployed federation: it names fedkd's two apps, without code.
 
-What `flwr run` sends to the SuperLink and on to the nodes is this folder. So every node works with the fedkd
-that its owner has installed, and not with one that a message has brought.
+`flwr run` sends this folder to the SuperLink and the nodes. Every node therefore runs its owner's fedkd,
+and no code from a message.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ from pathlib import Path
 import tomli_w
 
 from fedkd import __version__
-from fedkd.federation.node import DATA
+from fedkd.federation.context import DATA
 from fedkd.federation.server_app import WAITS
 
 
 def write_app(folder: Path) -> None:
-    """Write the app into a new folder.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write the app into a new folder."""
     folder.mkdir(parents=True)
     flower = {
         "publisher": "fedkd",

@@ -1,11 +1,10 @@
-"""Certificates and keys of a federation: for trying out, and for those who have nobody else to issue them.
+"""Certificates and keys of a federation, for trials and for federations without an issuer.
 
-    ca.crt         what nodes trust, and whoever starts a run
-    superlink.crt  what the SuperLink shows them; superlink.key: its private key
-    client-0       the private key by which a node shows that it is the one that was registered; client-0.pub
+    ca.crt         the authority that nodes and users trust
+    superlink.crt  the SuperLink's certificate; superlink.key: its private key
+    client-0       the private key of a registered node; client-0.pub
 
-The authority's own private key is thrown away once it has signed: nobody can make another certificate that
-these nodes would trust.
+The authority's private key is discarded after signing: no other certificate can become trusted.
 
     python -m fedkd.deployment.certificates DIR --host NAME_OR_ADDRESS … --clients N
 """
@@ -24,12 +23,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedkd.deployment.deal import client_folder
@@ -39,7 +33,7 @@ AUTHORITY, CERTIFICATE, KEY = "ca.crt", "superlink.crt", "superlink.key"
 LOOPBACK = ("127.0.0.1", "localhost")
 DAYS = 365
 CLOCKS_DIFFER = timedelta(hours=1)
-"""By how much a certificate is valid before now: a node's clock may be behind."""
+"""A certificate is valid so long before now, for nodes whose clock is behind."""
 
 
 def make_certificates(
@@ -47,14 +41,8 @@ def make_certificates(
 ) -> None:
     """Write an authority's certificate, the SuperLink's, and a pair of keys for every client.
 
-    Args:
-        folder: Where to; it is made.
-        hosts: Names and addresses by which nodes reach the SuperLink.
-        clients: Number of clients.
-        days: How long the certificates are valid.
-
-    Raises:
-        UserError: There are certificates already, there is no host, or nothing can be written there.
+    `hosts` are the names and addresses of the SuperLink, `days` the validity. Existing certificates, no
+    host, or a folder that cannot be written is a `UserError`.
     """
     if not hosts:
         raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")
@@ -109,7 +97,7 @@ def _write_superlink(folder: Path, hosts: Sequence[str], days: int) -> None:
 
 
 def _write_pair(path: Path) -> None:
-    """Write a node's keys as Flower reads them: on the curve P-384, in the format of OpenSSH."""
+    """Write a node's keys in Flower's format: curve P-384, OpenSSH."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -117,7 +105,7 @@ def _write_pair(path: Path) -> None:
 
 
 def public_key(private: Path) -> Path:
-    """Return where the public key is that belongs to a private one."""
+    """Return the path of the public key of a private one."""
     return private.with_name(f"{private.name}.pub")
 
 
@@ -140,16 +128,12 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
     return x509.KeyUsage(
         digital_signature=not sign_certificates,
         key_cert_sign=sign_certificates,
         crl_sign=sign_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
+        **dict.fromkeys((*others, "encipher_only", "decipher_only"), False),
     )
 
 

@@ -1,4 +1,4 @@
-"""Child processes that are all gone when the block ends, with all that they have started."""
+"""Child processes that end with the block, together with all processes below them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import IO
 from fedkd.supervisor import adopt_orphans, descendants, end_with_parent
 
 Word = str | int | Path
-"""What a command is made of."""
+"""Part of a command."""
 GRACE = 10.0
-"""Seconds in which a process may end by itself once it is asked to."""
+"""Seconds that a process has to end after SIGTERM."""
 
 
 @dataclass(eq=False)
 class Child:
-    """A process that was started: its name for people, its log, and whether its end was reported."""
+    """A child process: its name, its log, and whether its end was reported."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -35,12 +35,11 @@ class Child:
 
     @property
     def ended(self) -> bool:
-        """Whether it has."""
         return self.process.poll() is not None
 
     @property
     def how(self) -> str:
-        """How it has ended, in words."""
+        """How it ended, in words."""
         status = self.process.returncode
         if status < 0:
             return f"was killed by {signal.Signals(-status).name}"
@@ -48,10 +47,10 @@ class Child:
 
 
 class Children:
-    """Starts processes, with logs in a folder; none of them, nor of theirs, is left after the block.
+    """Starts processes with logs in a folder; after the block, they and all processes below them have ended.
 
-    On Linux, processes that children leave behind become children of this one, so that they are found. If
-    this process is killed, the kernel asks those that it has started to end.
+    On Linux, orphans of the children become children of this process. If this process is killed, the kernel
+    sends SIGTERM to its children.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +66,7 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Whoever is impatient now would leave half of them running.
+        # A second Ctrl-C now would leave processes running.
         former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.stop()
@@ -79,7 +78,7 @@ class Children:
     def start(
         self, name: str, command: Sequence[Word], environment: Mapping[str, str], folder: Path
     ) -> Child:
-        """Start a process in a session of its own: a Ctrl-C reaches it through this process alone."""
+        """Start a process in a session of its own, which a Ctrl-C reaches only through this process."""
         log = self._folder / f"{name.replace(' ', '-')}.log"
         with log.open("ab") as file:
             process = self._open(command, environment, folder, file)
@@ -94,10 +93,9 @@ class Children:
         each: Callable[[str], None],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> int:
-        """Run a process to its end and return its exit status.
+        """Run a process to its end and return its exit status; `each` gets every line of its output.
 
-        `each` is handed every line of its output. `meanwhile` is called between two lines, at least once a
-        second; what it raises ends the wait.
+        `meanwhile` is called at least once a second; its exceptions end the wait.
         """
         process = self._open(command, environment, folder, subprocess.PIPE)
         self._started.append(Child(str(command[0]), process, Path(os.devnull), told=True))
@@ -126,14 +124,14 @@ class Children:
         )
 
     def newly_ended(self) -> list[Child]:
-        """Return those that have ended and were not returned yet."""
+        """Return the processes that have ended since the last call."""
         found = [child for child in self._started if not child.told and child.ended]
         for child in found:
             child.told = True
         return found
 
     def stop(self) -> None:
-        """End all of them, the last that was started first, and whatever they have started."""
+        """End all processes, the last started first, and all below them."""
         for child in reversed(self._started):
             if not child.ended:
                 with suppress(ProcessLookupError):
@@ -157,7 +155,6 @@ class Children:
                 os.kill(pid, number)
 
     def _left(self) -> list[int]:
-        """Return the processes that are still there, those of Popen and the orphans that came here."""
         own = {child.process.pid for child in self._started}
         running = [child.process.pid for child in self._started if not child.ended]
         for pid in descendants(os.getpid()):

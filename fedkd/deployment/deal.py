@@ -1,4 +1,4 @@
-"""A scenario's data, dealt into folders: one for every client, one for the server."""
+"""A scenario's data in folders: one for every client, one for the server."""
 
 from __future__ import annotations
 
@@ -20,53 +20,36 @@ SERVER = "server"
 
 
 def client_folder(client: int) -> str:
-    """Return the name of a client's folder."""
     return f"client-{client}"
 
 
 def check_deployable(plan: Plan) -> None:
     """Refuse a scenario that can only be simulated."""
     scenario = plan.scenario
-    if plan.capabilities.pools:
-        raise UserError(
-            f"'{scenario.fusion.strategy}' trains on all samples together, and each node has its own",
-            key="fusion.strategy",
-        )
-    if scenario.faults.poisoned > 0:
-        raise UserError(
-            "clients that lie are simulated; a deployed node is what it is: must be 0", key="faults.poisoned"
-        )
-    if scenario.faults.timeout is not None:
-        raise UserError(
-            "a client that is late goes on, to a state that nobody knows; a server of deployed nodes has"
-            " run-config reply-within instead",
-            key="faults.timeout",
-        )
-    if plan.graph is not None:
-        raise UserError(
-            "deployed nodes speak to a SuperLink and not to each other: must be 'star', got"
-            f" '{scenario.topology.graph}'",
-            key="topology.graph",
-        )
-    if scenario.training.executor == "vectorised":
-        raise UserError(
-            "clients that train together share a process, a node has its own: must be 'loop' or 'auto'",
-            key="training.executor",
-        )
+    refusals = {
+        "fusion.strategy": plan.capabilities.pools
+        and f"'{scenario.fusion.strategy}' trains on all samples together, and each node has its own",
+        "faults.poisoned": scenario.faults.poisoned > 0
+        and "clients that lie are simulated; a deployed node is what it is: must be 0",
+        "faults.timeout": scenario.faults.timeout is not None
+        and "a client that is late goes on, to a state that nobody knows; a server of deployed nodes has"
+        " run-config reply-within instead",
+        "topology.graph": plan.graph is not None
+        and "deployed nodes speak to a SuperLink and not to each other: must be 'star', got"
+        f" '{scenario.topology.graph}'",
+        "training.executor": scenario.training.executor == "vectorised"
+        and "clients that train together share a process, a node has its own: must be 'loop' or 'auto'",
+    }
+    for key, message in refusals.items():
+        if message:
+            raise UserError(message, key=key)
 
 
 def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
-    """Write every participant's share of a scenario's data, each into a folder of its own.
+    """Write every participant's share of a scenario's data; return the absolute folder.
 
-    Args:
-        out: The folder they go into, as ``server`` and ``client-0`` …; there when all of them are whole.
-        tell: Told of what takes long.
-
-    Returns:
-        `out`, absolute.
-
-    Raises:
-        UserError: The scenario can only be simulated, its data are not there, or there is something in `out`.
+    The folder, of ``server`` and ``client-0`` …, appears when all shares are complete. A scenario that can
+    only be simulated, missing data, or a folder that is not empty is a `UserError`.
     """
     check_deployable(plan)
     out = expanded(out, key="--out").absolute()
@@ -75,22 +58,19 @@ def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None)
     data = load_data(plan.scenario, tell)
     checked_models(plan, data)
     unfinished = out.with_name(f".{out.name}.unfinished")
-    clients = range(plan.scenario.data.clients)
 
     def write(name: str, share: Share) -> None:
         (unfinished / name).mkdir(parents=True, mode=0o700)
         write_share(unfinished / name, share)
-        text = dump_toml(plan.scenario, out / name)
-        (unfinished / name / SCENARIO).write_text(text, encoding="utf-8")
+        (unfinished / name / SCENARIO).write_text(dump_toml(plan.scenario, out / name), encoding="utf-8")
 
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         labels = "transfer_labels" in plan.capabilities.needs
-        write(SERVER, share_of_server(data, transfer_labels=labels))
         pretrains = plan.capabilities.pretrain_epochs > 0
-        for client in clients:
-            share = share_of_client(data, client, public_labels=pretrains)
-            write(client_folder(client), share)
+        write(SERVER, share_of_server(data, transfer_labels=labels))
+        for client in range(plan.scenario.data.clients):
+            write(client_folder(client), share_of_client(data, client, public_labels=pretrains))
         if out.exists():
             out.rmdir()
         unfinished.rename(out)

@@ -1,12 +1,12 @@
 """A whole federation on one machine: a SuperLink, a SuperNode for every client, over TLS on loopback.
 
-Each node is authenticated by a key of its own, has a folder with its own samples, and a process of its own
-for every message. All processes are started here, and all are gone at the end, however that comes.
+Each node has a key of its own, a folder with its own samples, and a process for every message. All
+processes end with the run, however it ends.
 
-    DIR/nodes/         every participant's share (see `fedkd deal`), and what the nodes keep of their clients
+    DIR/nodes/         every participant's share (see `fedkd deal`), and the nodes' states of clients
         certificates/  see `fedkd.deployment.certificates`
-        logs/          what the SuperLink, the nodes and the run have said
-        .flower/       what Flower keeps, of each process its own; another run begins with an empty one
+        logs/          of the SuperLink, the nodes and the run
+        .flower/       Flower's files, of each process its own; empty at the start of a run
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_cert
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.deal import SERVER, client_folder, deal
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation.node import DATA, PARTITION, alone, participant
+from fedkd.federation.context import DATA, PARTITION, alone, participant
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import SCENARIO
 from fedkd.scenario.identity import digest_anywhere
@@ -39,13 +39,13 @@ from fedkd.tracking.leftovers import TemporaryFolder
 
 HOST = "127.0.0.1"
 STARTUP = 120.0
-"""Seconds that the SuperLink has to answer: a busy machine may take one of the two minutes."""
+"""Seconds that the SuperLink has to answer; a busy machine takes half of them."""
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
-"""Flower reports nothing, installs nothing and asks nobody for a newer version."""
+"""Flower sends no reports, installs nothing and does not look for updates."""
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
 _ERROR = "error: "
@@ -57,10 +57,10 @@ class Local:
 
     Args:
         out: The run folder.
-        folder: Where everything else goes, kept at the end; absent: a temporary one that is removed. Shares
-            and certificates that are there already are used.
+        folder: Place of all other files, kept at the end, whose shares and certificates are used again;
+            None: a temporary one.
         port: Of the SuperLink; 0: a free one.
-        wait: Seconds that nodes have to come.
+        wait: Seconds in which nodes have to come.
         reply_within: Seconds that a node has for a reply; 0: as long as Flower keeps a message.
     """
 
@@ -76,7 +76,7 @@ class Local:
         """Start everything, run, and stop everything.
 
         Raises:
-            UserError: What was given is wrong: the scenario, the port, a certificate, somebody's data.
+            UserError: The scenario, the port, a certificate or a share is wrong.
             RunFailed: The run failed.
         """
         if (self.out / SCENARIO).exists():
@@ -85,15 +85,12 @@ class Local:
         if self.folder is not None:
             _Running(self, self.folder.absolute(), port).run()
             return
-        temporary = TemporaryFolder("fedkd-federation-")
-        try:
+        with closing(TemporaryFolder("fedkd-federation-")) as temporary:
             _Running(self, temporary.path, port).run()
-        finally:
-            temporary.close()
 
 
 class _Running:
-    """One run of a federation; everything but the results goes into a folder."""
+    """One run of a federation; all files but the results go into a folder."""
 
     def __init__(self, local: Local, folder: Path, port: int) -> None:
         self._local = local
@@ -124,11 +121,8 @@ class _Running:
             raise RunFailed(self._failure or "the run did not finish" + self._where_logs())
 
     def _where_logs(self) -> str:
-        return (
-            "; --keep DIR keeps the logs" if self._local.folder is None else f"; see {self._folder / 'logs'}"
-        )
-
-    # What is there before anything runs ---------------------------------------------------------------
+        kept = self._local.folder is not None
+        return f"; see {self._folder / 'logs'}" if kept else "; --keep DIR keeps the logs"
 
     def _prepare(self) -> None:
         try:
@@ -139,15 +133,13 @@ class _Running:
             raise UserError(f"cannot write to {self._folder}: {error.strerror}", key="--keep") from error
         if not self._nodes.exists():
             deal(self._local.plan, self._nodes, self._local.tell)
-        elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != self._scenario():
+        elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != digest_anywhere(
+            alone(self._local.plan).scenario
+        ):
             raise UserError("was dealt for another scenario; choose another folder", file=str(self._nodes))
         if not self._certificates.exists():
             make_certificates(self._certificates, clients=len(self._clients))
         _check_key(self._certificates)
-
-    def _scenario(self) -> str:
-        """Return what the nodes' scenario has to be, as a digest."""
-        return digest_anywhere(alone(self._local.plan).scenario)
 
     def _environment(self, name: str) -> dict[str, str]:
         """Return the environment of a process that finds nothing but its own."""
@@ -156,20 +148,15 @@ class _Running:
             folder.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key != "FEDKD_DATA"}
         search = [str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(":") if part]
-        return (
-            environment
-            | QUIET
-            | {
-                "FLWR_HOME": str(home),
-                "TMPDIR": str(temporary),
-                "XDG_CACHE_HOME": str(home / "cache"),
-                "MPLCONFIGDIR": str(home / "matplotlib"),
-                "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-                "PYTHONPATH": ":".join(search),
-            }
-        )
-
-    # The processes ------------------------------------------------------------------------------------
+        own = {
+            "FLWR_HOME": str(home),
+            "TMPDIR": str(temporary),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "MPLCONFIGDIR": str(home / "matplotlib"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+            "PYTHONPATH": ":".join(search),
+        }
+        return environment | QUIET | own
 
     def _start_superlink(self, children: Children) -> Child:
         environment = self._environment("superlink")
@@ -201,13 +188,13 @@ class _Running:
         return children.start(name, command, self._environment(own), self._folder)
 
     def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
-        """Have the SuperLink do something; what it says is told if it does not."""
+        """Send the SuperLink a command; an error has its output."""
         said: list[str] = []
         if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
             raise RunFailed(f"{what}: {one_line(' '.join(said))}")
 
     def _start_run(self, children: Children, superlink: Child) -> int:
-        """Start the run and tell what its server tells, until it ends; return the exit status."""
+        """Start the run and report its server's lines until it ends; return the exit status."""
         config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
         waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
         path = self._flower / "run.toml"
@@ -231,7 +218,7 @@ class _Running:
             self._local.tell(f"warning: {child.name} {child.how}; its last words: {_last_words(child.log)}")
 
     def _heard(self, line: str) -> None:
-        """Tell a line of the server's, unless it is Flower's own, or a traceback of what was told already."""
+        """Report a line of the server's, unless it is Flower's or a reported error's traceback."""
         plain = _COLOURS.sub("", line).strip()
         if self._failure is not None:
             self._wrong_input = self._wrong_input or plain.startswith("fedkd.errors.UserError")
@@ -241,10 +228,10 @@ class _Running:
             self._local.tell(line)
 
     def _wait_for(self, superlink: Child) -> None:
-        """Wait until the SuperLink answers, with a certificate that the nodes take; have `flwr` find it.
+        """Wait until the SuperLink answers with a trusted certificate; configure `flwr` to find it.
 
         Raises:
-            UserError: It shows another one.
+            UserError: Its certificate is another.
             RunFailed: It does not answer.
         """
         trust = _trust(self._authority)
@@ -285,7 +272,6 @@ def _trust(authority: Path) -> ssl.SSLContext:
 
 
 def _check_key(certificates: Path) -> None:
-    """Refuse certificates that are not there, or a key that is another's."""
     for name in (AUTHORITY, CERTIFICATE, KEY):
         if not (certificates / name).is_file():
             raise UserError(f"has no {name}", file=str(certificates))
@@ -300,7 +286,6 @@ def _check_key(certificates: Path) -> None:
 
 
 def _check_port(port: int) -> int:
-    """Return a port that nobody listens at; refuse another."""
     if not 0 < port < 65536:
         raise UserError(f"must be in 1..65535, got {port}", key="--port")
     try:
@@ -314,20 +299,14 @@ def _check_port(port: int) -> int:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that are free now, all different."""
-    held = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [server.getsockname()[1] for server in held]
-    finally:
-        for server in held:
-            server.close()
+    with ExitStack() as held:  # all at once, so that they differ
+        servers = [held.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
 
 
 def _last_words(log: Path) -> str:
-    """Return the last line of a log that says something, an error before all others."""
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = [_COLOURS.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
-    lines = [line for line in lines if line]
+    """Return the last line of a log, an error before all others."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [line for line in (_COLOURS.sub("", line).strip() for line in text.splitlines()) if line]
     errors = [line for line in lines if "error" in line.lower()]
     return one_line((errors or lines or ["without a word"])[-1])

@@ -8,35 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context
 
+from fedkd.clients.executor_choice import Choice, choose
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit
 from fedkd.data.load import Data
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
-from fedkd.engine.node_check import check_nodes
-from fedkd.engine.plugin_shipping import ShippedFolder, files_to_ship, with_shipped_files
+from fedkd.engine.node_check import ShippedFolder, check_nodes, files_to_ship, with_shipped_files
 from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_placement import gpu_share, room_for_actors
 from fedkd.engine.work_assignment import client_costs
+from fedkd.errors import described
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
-from fedkd.plan.plan import Plan, resolve
+from fedkd.plan.plan import Plan, open_plan, resolve
 from fedkd.scenario.load import scenario_from_json
 from fedkd.training.device import resolve_device
 
 
 @dataclass(frozen=True)
 class MemoryShare:
-    """What a process needs to know to say how many clients it has room for.
+    """A process's share of the memory, from which it derives its room for clients.
 
-    Attributes:
-        client_bytes: What a client takes in memory, about.
-        processes: Processes that share the memory of a machine, at most.
-        gpu_share: Share of a GPU that each has.
-        folder: Where the states of idle clients lie, if the process's machine has it.
+    `client_bytes` is an estimate, `processes` the most on a machine, `gpu_share` that of each process,
+    `folder` the place of idle clients' states, if the machine has it.
     """
 
     client_bytes: int
@@ -45,7 +43,7 @@ class MemoryShare:
     folder: Path | None = None
 
     def room(self, plan: Plan) -> Room:
-        """Return the room that there is on the device and the machine of this process."""
+        """Return the room on this process's device and machine."""
         clients, engine = plan.scenario.engine.live_clients, plan.scenario.engine
         if clients is None:
             here = max(1, int((os.cpu_count() or 1) / engine.cpus_per_actor))
@@ -56,16 +54,9 @@ class MemoryShare:
 
 
 class ScenarioWorkload:
-    """What one actor runs: fedkd's ClientApp for the clients of a scenario.
+    """An actor's workload: fedkd's ClientApp for the clients of a resolved scenario.
 
-    Args:
-        scenario_json: The resolved scenario.
-        data: The federation's data; its arrays lie in shared memory.
-        memory: Says how many clients the actor has room for; absent: all of its own.
-        folders: Files of the scenario's plug-ins, where the actor may be on another machine.
-
-    Attributes:
-        room: How many clients live in the actor at a time.
+    `memory` determines how many live in the actor (None: all of its own); `folders` are plug-ins' files.
     """
 
     def __init__(
@@ -79,27 +70,17 @@ class ScenarioWorkload:
         self._clients = ClientFactory(plan, data)
         self.room = Room() if memory is None else memory.room(plan)
 
-    def app(self, message: Message, context: Context) -> Message:
-        """Handle a message."""
-        return app(message, context)
-
-    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-        """Handle messages of one kind to several clients, whose jobs of training run together."""
-        return answer_together(requests)
+    app = staticmethod(app)
+    together = staticmethod(answer_together)
 
     def context(self, client: int) -> Context:
-        """Return the context that a client keeps for the whole run."""
         return local_context(self._clients, client)
 
 
 def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
-    """Return a grid that runs the plan's clients in this process.
+    """Return a grid that runs the plan's clients in this process; idle states lie in `folder`.
 
-    Args:
-        folder: Where the states of idle clients lie; None: where temporary files do.
-
-    Raises:
-        UserError: A client model cannot be built.
+    A model that cannot be built is a `UserError`.
     """
     models = checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
@@ -126,15 +107,13 @@ def ray_grid(
     """Return a grid that runs the plan's clients on Ray actors.
 
     Args:
-        cluster: Where.
-        folder: Where the states of idle clients lie, on machines that have it; else where temporary files do.
+        folder: Place of idle clients' states on machines that have it, else among temporary files.
         spares: Actors that have been started already.
-        tell: Told a line where others work on the cluster too.
+        tell: Receives a line if others use the cluster too.
 
     Raises:
-        UserError: A client model cannot be built, the actors do not fit the cluster, or a node lacks what
-            they need.
-        EngineLost: They do not come up.
+        UserError: A client model cannot be built, or the actors' needs do not fit the cluster or a node.
+        EngineLost: The actors do not come up.
     """
     from fedkd.engine.ray_grid import RayGrid
 
@@ -168,16 +147,63 @@ def ray_grid(
 
 
 def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
-    """Return the plan on the CPU where clients shall have no GPU: Ray does not hide one from them."""
+    """Return the plan on the CPU if clients have no GPU: Ray does not hide one from them."""
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
         return plan
     return plan.on_device("cpu")
 
 
 def expected_room(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return how many clients a process of this machine would have room for, and the bytes of each, about."""
+    """Return how many clients a process of this machine has room for, and the bytes of each."""
     engine, of_client = plan.scenario.engine, bytes_of_client(plan, data, checked_models(plan, data))
     processes = 1 if engine.kind == "inline" else engine.actors or len(plan.blocks)
     room = MemoryShare(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
     assert room.clients is not None
     return room.clients, of_client
+
+
+WAIT_SECONDS = 0.5
+
+
+def with_selected_executor(
+    plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
+) -> Plan:
+    """Return a plan with one of the two executors, measured if the scenario leaves it open.
+
+    Clients work on the cluster, None: in this process. `EngineLost` is raised if Ray ends meanwhile.
+    """
+    if plan.scenario.training.executor != "auto":
+        return plan
+    engine = plan.scenario.engine
+    share = engine.gpus_per_actor if cluster is None else gpu_share(engine, cluster, len(plan.blocks))
+    placed = on_its_device(plan, share)
+    if cluster is None or cluster.alone:  # this process is like an actor
+        choice = choose(placed, data, tell=tell)
+    else:
+        tell("finding out on the cluster whether clients train quicker one by one or together")
+        choice = _choose_on_cluster(placed, data, cluster, share or 0.0)
+    tell(f"executor {choice.told}")
+    return plan.with_executor(choice.executor)
+
+
+def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> Choice:
+    """Choose in a process of the cluster with an actor's resources."""
+    import ray
+
+    cpus = plan.scenario.engine.cpus_per_actor
+    work = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_choose)
+    with cluster.watch.guard():
+        waiting = [work.remote(plan.scenario.model_dump_json(), ray.put(data))]
+        while not ray.wait(waiting, timeout=WAIT_SECONDS)[0]:
+            cluster.watch.check()
+        cluster.watch.check()
+        try:
+            executor, told = ray.get(waiting[0])
+        except Exception as error:  # actors will tell of what is wrong there
+            return Choice("loop", f"loop: nothing could be measured on the cluster ({described(error)})")
+    return Choice(executor, told)
+
+
+def _choose(scenario_json: str, data: Any) -> tuple[str, str]:
+    choice = choose(open_plan(scenario_json), data)
+    return choice.executor, choice.told

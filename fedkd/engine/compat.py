@@ -1,4 +1,4 @@
-"""Private names of Ray, and what it has no setting for. A test has passed under Ray 2.55.
+"""Private names of Ray. Tests have passed under Ray 2.55.
 
 No other module of this room touches a private name. The range of the dependency in `pyproject.toml` ends
 where the tested versions do.
@@ -21,9 +21,9 @@ from typing import Any
 from fedkd.supervisor import descendants
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, it has Ray take the loopback address for that of the node, on Linux too."""
+"""Set to 0, Ray's node takes the loopback address, on Linux too."""
 PATIENT_SECONDS = 180
-"""How long each step of a patient start may take, instead of 5 to 60 seconds."""
+"""Limit of each step of a patient start, instead of 5 to 60 seconds."""
 _PATIENCE = {
     "RAY_agent_register_timeout_ms": str(1000 * PATIENT_SECONDS),
     "RAY_gcs_rpc_server_connect_timeout_s": str(PATIENT_SECONDS),
@@ -31,7 +31,7 @@ _PATIENCE = {
     "RAY_py_gcs_connect_timeout_s": str(PATIENT_SECONDS),
     "RAY_worker_register_timeout_seconds": str(PATIENT_SECONDS),
 }
-"""Environment variables that Ray's processes read when they start."""
+"""Environment variables of Ray's processes."""
 _SPARED = {"no_monitor": True, "include_log_monitor": False}
 
 
@@ -62,11 +62,10 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def import_ray() -> None:
-    """Load Ray so that it takes no part in deciding when this process ends.
+    """Load Ray so that it never ends this process.
 
-    Where the parent process is process 1, as after a log-out or in a container, Ray takes that for a dead
-    raylet. It then ends this process with status 1 at the first call that fails, as during shutdown. It does
-    not if it is told, when it is loaded, which process the raylet is.
+    If process 1 is the parent, Ray takes that for a dead raylet, and ends this process with status 1 at the
+    first failing call, unless the raylet's process id is set.
     """
     if "ray" in sys.modules or "RAY_RAYLET_PID" in os.environ:
         return
@@ -74,16 +73,9 @@ def import_ray() -> None:
         import ray  # noqa: F401
 
 
-# Starting a Ray of one's own ------------------------------------------------------------------------------
-
-
 @contextmanager
 def lean() -> Iterator[None]:
-    """Start Ray in the block without processes that a single run does not need.
-
-    These are an autoscaler's monitor, a reader of logs and a web server for a dashboard. `ray.init` waits
-    for them even where there is to be none: one and a half seconds of a CPU.
-    """
+    """Start Ray in the block without its monitor, log reader and dashboard: 1.5 CPU seconds less."""
     from ray._private import node, parameter
 
     with ExitStack() as changed:
@@ -103,20 +95,18 @@ def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
 
 @contextmanager
 def secluded() -> Iterator[Seclusion]:
-    """Keep the Ray that is started in the block to this process; yield what ends that.
+    """Keep the Ray started in the block to this process; yield an object whose `end` undoes it.
 
-    Left to itself, Ray listens on all addresses of the machine and runs what anybody sends. In the block it
-    takes the loopback address alone and asks for a token. Afterwards the environment is what it was: other
-    processes that this one starts learn no token.
+    By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
+    alone and asks for a token. The environment is restored afterwards: no other child process learns the
+    token.
     """
     from ray._private import ray_constants
 
     seclusion = Seclusion()
+    variables = {LOOPBACK_ALONE: "0", **seclusion.begin()}
     # ENABLE_RAY_CLUSTER was read from the environment when Ray was loaded.
-    with (
-        replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
-        environment({LOOPBACK_ALONE: "0", **seclusion.begin()}),
-    ):
+    with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False), environment(variables):
         try:
             yield seclusion
         except BaseException:
@@ -125,16 +115,13 @@ def secluded() -> Iterator[Seclusion]:
 
 
 class Seclusion:
-    """The token of a local Ray, which this process shows with every call."""
+    """The token mode of a local Ray in this process."""
 
     def __init__(self) -> None:
         self._mode: str | None = None
 
     def begin(self) -> dict[str, str]:
-        """Have this process ask for a token; return the environment in which Ray's processes do.
-
-        It is empty where Ray has no tokens.
-        """
+        """Have this process use a token; return the environment for Ray's processes, empty without tokens."""
         from ray import _raylet as library
 
         raylet: Any = library
@@ -142,22 +129,22 @@ class Seclusion:
             return {}
         had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
         self._mode = "token" if had_token else "disabled"
-        self._set_mode("token")
+        _set_token_mode("token")
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def end(self) -> None:
-        """Put this process's mode back; Ray has to have been shut down."""
+        """Restore this process's mode, after Ray has been shut down."""
         if self._mode is not None:
-            self._set_mode(self._mode)
+            _set_token_mode(self._mode)
             self._mode = None
 
-    @staticmethod
-    def _set_mode(mode: str) -> None:
-        from ray import _raylet as library
 
-        raylet: Any = library
-        raylet.Config.initialize(json.dumps({"AUTH_MODE": mode}))
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+def _set_token_mode(mode: str) -> None:
+    from ray import _raylet as library
+
+    raylet: Any = library
+    raylet.Config.initialize(json.dumps({"AUTH_MODE": mode}))
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -183,7 +170,7 @@ def _wait_for_node(get_node: Any, gcs_address: str, node_id: str) -> Any:
 
 
 def _has_raylet() -> bool:
-    """Return whether a raylet runs below this process, as far as the system tells."""
+    """Return whether a raylet runs below this process, or may."""
     if not Path("/proc/self/cmdline").exists():
         return True
     for pid in descendants(os.getpid()):
@@ -194,10 +181,7 @@ def _has_raylet() -> bool:
 
 
 def silence_raylet() -> None:
-    """Keep Ray's lines about a worker that died off standard output: fedkd names the client and the round.
-
-    ``log_to_driver=False`` only silences what workers print.
-    """
+    """Keep Ray's lines about dead workers off standard output; ``log_to_driver=False`` does not."""
     from ray._private import worker
 
     printed = getattr(worker, "print_to_stdstream", None)
@@ -213,10 +197,7 @@ def silence_raylet() -> None:
 
 
 def allowed_cpus() -> int | None:
-    """Return the CPUs that this process may run on, where they are fewer than Ray would count.
-
-    Ray asks the machine, or its container, but not what a batch system or ``taskset`` leaves to this process.
-    """
+    """Return the CPUs of this process if Ray would count more: it ignores batch systems and ``taskset``."""
     from ray._private.utils import get_num_cpus
 
     if not hasattr(os, "sched_getaffinity"):
@@ -225,25 +206,22 @@ def allowed_cpus() -> int | None:
     return allowed if allowed < get_num_cpus(override_docker_cpu_warning=True) else None
 
 
-# What Ray knows -------------------------------------------------------------------------------------------
-
-
 def own_ray_node() -> Any | None:
-    """Return Ray's node of this process; None where Ray's client server (``ray://``) stands between."""
+    """Return this process's node object; None through Ray's client server (``ray://``)."""
     from ray._private import worker
 
     return getattr(worker, "_global_node", None)
 
 
 def free_resources() -> Mapping[str, Mapping[str, float]] | None:
-    """Return what is free on each node, by its id; None through Ray's client server, which cannot tell."""
+    """Return the free resources of each node by id; None through Ray's client server."""
     from ray._private import state, worker
 
     return state.available_resources_per_node() if worker.global_worker.connected else None
 
 
 def node_of_actor(actor: Any) -> str | None:
-    """Return the id of the node that an actor is on, or was; None where Ray does not say."""
+    """Return the node id of an actor, dead or alive; None where Ray does not know it."""
     from ray._private import state
 
     with suppress(Exception):  # in public, Ray tells the actor itself alone

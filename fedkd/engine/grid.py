@@ -1,7 +1,10 @@
-"""Base of the engines' grids: a Flower `Grid` over numbered clients that tells of replies as they come."""
+"""Base of the engines' grids: a Flower `Grid` over numbered clients that reports replies as they come."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +27,7 @@ class EngineGrid(Grid):
 
     Attributes:
         on_answer: Called with every reply when it arrives, before `on_reply`.
-        on_reply: Called with (replies so far, messages sent) whenever a reply arrives.
+        on_reply: Called then with (replies so far, messages sent).
     """
 
     def __init__(self, num_clients: int) -> None:
@@ -40,20 +43,18 @@ class EngineGrid(Grid):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the grid holds; it cannot be used afterwards."""
+        """Release the grid's resources; it cannot be used afterwards."""
 
     @property
     def node_of_client(self) -> dict[int, int]:
-        """The node id of every client, in client order: nobody has to be asked."""
+        """The node id of every client, in client order."""
         return dict(enumerate(self._node_ids))
 
     def set_run(self, run: Run) -> None:
-        """Set the run this grid operates in."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run this grid operates in."""
         return self._run
 
     def create_message(
@@ -64,11 +65,9 @@ class EngineGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Return a new message to one node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return every client's node id, in client order."""
         return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -85,10 +84,7 @@ class EngineGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send the messages and return all replies, in client order whatever finished first.
-
-        Clients are simulated here and always answer, so `timeout` is not needed and not used.
-        """
+        """Return all replies in client order; simulated clients always answer, so without `timeout`."""
         return sorted(self._exchange(list(messages)), key=lambda reply: reply.metadata.src_node_id)
 
     def _exchange(self, messages: list[Message]) -> Iterator[Message]:
@@ -103,9 +99,9 @@ class EngineGrid(Grid):
 
 
 def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
-    """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
+    """Have a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
     try:
-        # What leaves the range of floats is told by who checks what was made, not by NumPy, in passing.
+        # Later checks report numbers out of range, not NumPy.
         with contained(), np.errstate(all="ignore"):
             return work(message, client)
     except Exception as error:
@@ -113,7 +109,7 @@ def answer(work: Callable[[Message, int], Message], message: Message, client: in
 
 
 def error_reply(message: Message, error: Exception) -> Message:
-    """Return the reply of a client that raised; its reason names the exception, then gives the traceback."""
+    """Return the reply of a client that raised: the exception's name, then the traceback."""
     reason = f"{described(error)}\n{''.join(traceback.format_exception(error))}"
     # What travels is UTF-8, which half a surrogate pair is not.
     reason = reason.encode(errors="backslashreplace").decode()
@@ -121,7 +117,7 @@ def error_reply(message: Message, error: Exception) -> Message:
 
 
 class Blocks:
-    """Blocks of clients that train together: messages of one kind to a block are handed over at once."""
+    """Blocks of clients that train together: one call handles messages of one kind to a block."""
 
     def __init__(self, blocks: Sequence[Sequence[int]]) -> None:
         self._blocks = [tuple(block) for block in blocks]
@@ -129,11 +125,9 @@ class Blocks:
 
     @classmethod
     def alone(cls, clients: int) -> Blocks:
-        """Return blocks of one."""
         return cls([[client] for client in range(clients)])
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        """Yield the clients of each block."""
         return iter(self._blocks)
 
     def of(self, message: Message) -> int:
@@ -141,9 +135,9 @@ class Blocks:
         return self._of[client_of(message.metadata.dst_node_id)]
 
     def split(self, messages: Sequence[Message]) -> list[list[Message]]:
-        """Return messages that go together: of one kind, to clients of one block, in the clients' order.
+        """Return messages of one kind to clients of one block as one list, in client order; others alone.
 
-        What is no matter of training goes alone. The lists are in the order of their first messages.
+        The lists are in the order of their first messages.
         """
         together: dict[tuple[object, ...], list[Message]] = {}
         for number, message in enumerate(messages):
@@ -151,3 +145,29 @@ class Blocks:
             key = (self.of(message), kind) if kind in msg.MAY_TRAIN else (number,)
             together.setdefault(key, []).append(message)
         return [sorted(own, key=lambda message: message.metadata.dst_node_id) for own in together.values()]
+
+
+TRIM_THRESHOLD_BYTES = 128 * 2**20
+"""Free memory kept at the heap's end."""
+MMAP_THRESHOLD_BYTES = 32 * 2**20
+"""Least size of pieces mapped by themselves: glibc's maximum."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep some freed memory; return whether it does.
+
+    By default glibc returns free memory at the heap's end above some hundred kilobytes. A step of a few
+    dozen images frees as much and asks for it again at once. New pages may take a quarter of its time.
+    Settings from outside stay; other systems have none.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)) and bool(
+        mallopt(_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    )

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 @dataclass(frozen=True)
 class Place:
-    """Where a client's state lies in the file, and the order of its arrays, which its bytes do not keep."""
+    """Place of a client's state in the file, and the order of its arrays, which its bytes do not keep."""
 
     start: int
     stop: int
@@ -23,12 +23,12 @@ class Place:
 
 
 class IdleStates:
-    """States of clients on disk, read as they were written, to the bit.
+    """States of clients on disk, to the bit.
 
-    The file is made when it is first needed. It has no name, so nothing is left however the process ends.
+    The file is made on first use. It has no name, so it vanishes however the process ends.
 
     Args:
-        folder: Where it lies; None, or a folder that this machine lacks: among temporary files.
+        folder: Its place; None, or a folder that this machine lacks: among temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -39,40 +39,31 @@ class IdleStates:
         self._end = 0
 
     def __contains__(self, client: int) -> bool:
-        """Return whether a client's state is kept."""
         return client in self._places
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
         return self._end
 
     def put(self, client: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a client's state, in place of the one that was kept.
-
-        Raises:
-            OSError: There is no room on the disk; nothing of the client is kept then.
-        """
+        """Keep a client's state in place of an earlier one; after an `OSError` none is kept."""
         data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
         self.drop(client)
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, open as long as this lives
         start = self._take(len(data))
+        stop = start + len(data)
         try:
             self._file.seek(start)
             self._file.write(data)
             self._file.flush()
         except BaseException:
-            self._give(start, start + len(data))
+            self._give(start, stop)
             raise
-        self._places[client] = Place(start, start + len(data), tuple(arrays))
+        self._places[client] = Place(start, stop, tuple(arrays))
 
     def get(self, client: int) -> dict[str, np.ndarray]:
-        """Return the state of a client; it stays.
-
-        Raises:
-            KeyError: None is kept.
-        """
+        """Return a client's state; raise `KeyError` if none is kept."""
         place = self._places[client]
         assert self._file is not None
         self._file.seek(place.start)
@@ -80,24 +71,20 @@ class IdleStates:
         return {name: arrays[name] for name in place.names}
 
     def drop(self, client: int) -> None:
-        """Forget a client's state, if one is kept."""
+        """Forget a client's state, if any."""
         place = self._places.pop(client, None)
         if place is not None:
             self._give(place.start, place.stop)
 
     def clear(self) -> None:
-        """Forget all, and give the disk back."""
+        """Forget all states, and free the disk."""
         if self._file is not None:
             self._file.close()
-        self._file = None
+        self._file, self._end = None, 0
         self._places.clear()
         self._free.clear()
-        self._end = 0
-
-    # Room in the file ---------------------------------------------------------------------------------
 
     def _take(self, size: int) -> int:
-        """Return where so many bytes are free: where others were, if they fit, else at the end."""
         for number, (start, stop) in enumerate(self._free):
             if stop - start >= size:
                 self._free[number : number + 1] = [(start + size, stop)] if stop - start > size else []
@@ -106,7 +93,6 @@ class IdleStates:
         return self._end - size
 
     def _give(self, start: int, stop: int) -> None:
-        """Take bytes back, and make one of those that touch."""
         insort(self._free, (start, stop))
         joined: list[tuple[int, int]] = []
         for one in self._free:

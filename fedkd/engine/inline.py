@@ -1,4 +1,4 @@
-"""The inline engine: every client in this process, one after the other, for debugging and for tests."""
+"""The inline engine: every client in this process, one by one, for debugging and tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 
 from flwr.app import Context, Message
 
-from fedkd.engine.grid import Blocks, EngineGrid
+from fedkd.engine.grid import Blocks, EngineGrid, keep_freed_memory
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.live_clients import LiveClients, Room, Together
-from fedkd.engine.malloc import keep_freed_memory
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.compat import assume_identity, client_of
 
@@ -17,13 +16,8 @@ from fedkd.federation.compat import assume_identity, client_of
 class InlineGrid(EngineGrid):
     """Runs a ClientApp in this process.
 
-    Args:
-        make_context: Client index to the context it keeps for the whole run.
-        blocks: Clients that are handed their messages together; absent: each is handed its own alone.
-        together: Handles messages of one kind to several clients at once; not used without blocks.
-        keeps_states: Whether a client that fails goes back to what it was before the message. The state of
-            every client is then kept after each message.
-        room: How many clients live at a time; absent: all.
+    `blocks` are clients that `together` handles at once; None: each alone. With `keeps_states`, a client
+    that fails goes back to its state before the message. `room` says how many live at a time; None: all.
     """
 
     def __init__(
@@ -60,7 +54,6 @@ class InlineGrid(EngineGrid):
             yield reply
 
     def close(self) -> None:
-        """Forget every client."""
         self._clients.clear()
         if self._states is not None:
             self._states.clear()

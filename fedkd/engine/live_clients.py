@@ -1,4 +1,4 @@
-"""The clients that live in a process; some are put aside, and some go back to an earlier state."""
+"""The live clients of a process; some are put aside, and some go back to an earlier state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedkd.plugins import contained
 
 App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]
-"""Returns the replies in the order of the requests; an exception where a client failed."""
+"""Returns a reply to each request, or an exception."""
 
 STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 """Message types that leave client state unchanged."""
@@ -30,10 +30,9 @@ class Room:
     """How many clients live in a process at a time.
 
     Attributes:
-        clients: So many, unless more are handed their messages together; None: all of them.
-        folder: Where the states of the others lie (see `IdleStates`).
-        evaluation_changes: Whether an evaluation that brings nothing may change a client, as when it begins
-            a task.
+        clients: Their number, unless more are handled together; None: all.
+        folder: Place of the others' states (see `IdleStates`).
+        evaluation_changes: Whether an evaluation without guidance may change a client, such as begin a task.
     """
 
     clients: int | None = None
@@ -42,17 +41,15 @@ class Room:
 
 
 class LiveClients:
-    """Clients' contexts, made when they are needed.
+    """Clients' contexts, made on first use.
 
-    Where there is room for some of them only, the least recently used one is put aside. Its state is written
-    down, unless it is known already, and it is made anew from that: to the same bytes. A client that has
-    never handled a message has no state.
+    Without room for all, the least recently used client is put aside: its state is written, unless it is
+    known already, and read back later, to the same bytes. A client without any message has no state.
 
     Args:
-        app: Handles a message.
-        make_context: Client index to the context that it keeps.
-        together: Handles messages of one kind to several clients at once; None: there are none such.
-        room: How many live at a time; absent: all.
+        make_context: Returns a client's context.
+        together: Handles messages of one kind to several clients at once; None: there are none.
+        room: How many clients live at a time; None: all.
     """
 
     def __init__(
@@ -62,25 +59,22 @@ class LiveClients:
         together: Together | None = None,
         room: Room | None = None,
     ) -> None:
-        self._app = app
-        self._together = together
-        self._make_context = make_context
+        self._app, self._make_context, self._together = app, make_context, together
         self._room = room or Room()
         self._contexts: dict[int, Context] = {}  # the one that was asked something last stands last
         self._states = IdleStates(self._room.folder)  # of those put aside, and what others begin with
         self._unchanged: set[int] = set()  # those of the living that are what was written down, if anything
 
     def handle(self, message: Message) -> Message:
-        """Let a client handle a message; an exception becomes an error reply."""
         return answer(self._work, message, client_of(message.metadata.dst_node_id))
 
     def handle_together(self, messages: Sequence[Message]) -> list[Message]:
-        """Let clients handle a message each, all of one kind; an exception becomes an error reply."""
+        """Have clients handle a message each, all of one kind; an exception becomes an error reply."""
         if len(messages) == 1:
             return [self.handle(messages[0])]
         assert self._together is not None
         needed = {client_of(message.metadata.dst_node_id) for message in messages}
-        replies: dict[int, Message] = {}
+        outcomes: dict[int, Message | Exception] = {}
         requests: dict[int, tuple[Message, Context]] = {}
         for number, message in enumerate(messages):
             client = client_of(message.metadata.dst_node_id)
@@ -89,17 +83,17 @@ class LiveClients:
                     requests[number] = message, self.context(client, needed)
                     self._note(message, client)
             except Exception as error:
-                replies[number] = error_reply(message, error)
+                outcomes[number] = error
         with np.errstate(all="ignore"):
-            outcomes = self._together(list(requests.values())) if requests else []
-        for (number, (message, _)), outcome in zip(requests.items(), outcomes, strict=True):
-            replies[number] = error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
-        return [replies[number] for number in range(len(messages))]
+            done = self._together(list(requests.values())) if requests else []
+        outcomes |= zip(requests, done, strict=True)
+        told = [(message, outcomes[number]) for number, message in enumerate(messages)]
+        return [error_reply(m, outcome) if isinstance(outcome, Exception) else outcome for m, outcome in told]
 
     def _work(self, message: Message, client: int) -> Message:
         kind = message.metadata.message_type
         if client not in self._contexts:
-            # What is written down is handed out, and taken in, without a client.
+            # A client that is put aside needs no room for its state's way.
             if kind == msg.EXPORT_STATE and client in self._states:
                 return _reply(message, client, to_record(self._states.get(client)))
             if kind == msg.IMPORT_STATE and self._is_full:
@@ -110,7 +104,7 @@ class LiveClients:
         return self._app(message, context)
 
     def context(self, client: int, needed: Collection[int] = ()) -> Context:
-        """Return the context of a client; those that are `needed` are not put aside for it."""
+        """Return the context of a client; clients that are `needed` are not put aside for it."""
         if client in self._contexts:
             self._contexts[client] = self._contexts.pop(client)
             return self._contexts[client]
@@ -123,14 +117,11 @@ class LiveClients:
         self._unchanged.add(client)
         return context
 
-    # Room ---------------------------------------------------------------------------------------------
-
     @property
     def _is_full(self) -> bool:
         return self._room.clients is not None and len(self._contexts) >= self._room.clients
 
     def _make_room(self, needed: Collection[int]) -> None:
-        """Put clients aside until there is room for one more, or nobody is left who may be."""
         while self._is_full:
             client = next((client for client in self._contexts if client not in needed), None)
             if client is None:
@@ -143,50 +134,40 @@ class LiveClients:
         try:
             reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
             self._states.put(client, from_record(reply.content.array_records[msg.STATE]))
-        except Exception as error:  # it is told of by a client that is not to blame
+        except Exception as error:  # another client's reply reports it
             raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
 
     def _note(self, message: Message, client: int) -> None:
-        """Take down that a client may be another one than was written down, once it handles a message."""
-        if self._may_change(message):
-            self._unchanged.discard(client)
-
-    def _may_change(self, message: Message) -> bool:
         kind = message.metadata.message_type
         if kind == msg.EVALUATE and not self._room.evaluation_changes:
-            return bool(msg.GUIDED & message.content.keys())
-        return kind not in STATELESS
+            changes = bool(msg.GUIDED & message.content.keys())
+        else:
+            changes = kind not in STATELESS
+        if changes:
+            self._unchanged.discard(client)
 
     def _forget(self, client: int) -> None:
         self._contexts.pop(client, None)
         self._unchanged.discard(client)
 
-    # Clients that failed ------------------------------------------------------------------------------
-
     def handle_keeping(self, message: Message) -> tuple[Message, ArrayRecord | None]:
-        """Let a client handle a message; return the reply, and what the client is then.
-
-        The latter is None where that is unknown, after an error, or what it was before.
-        """
-        reply = self.handle(message)
+        """Have a client handle a message; return the reply, and its state if that changed and is known."""
+        reply, client = self.handle(message), client_of(message.metadata.dst_node_id)
         if not changed_by(message, reply):
             return reply, None
         try:
             with contained():
-                return reply, self._state_of(client_of(message.metadata.dst_node_id))
+                if client not in self._contexts and client in self._states:
+                    return reply, to_record(self._states.get(client))
+                told = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
+                # Copied: a record shares its arrays with the client, which goes on.
+                state = from_record(told.content.array_records[msg.STATE])
+                return reply, to_record({name: values.copy() for name, values in state.items()})
         except Exception as error:
             return error_reply(message, error), None
 
-    def _state_of(self, client: int) -> ArrayRecord:
-        if client not in self._contexts and client in self._states:
-            return to_record(self._states.get(client))
-        reply = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
-        # Copied: a record shares its arrays with the client, which goes on.
-        state = from_record(reply.content.array_records[msg.STATE])
-        return to_record({name: values.copy() for name, values in state.items()})
-
     def renew(self, client: int, state: ArrayRecord | None) -> None:
-        """Have a client made anew from a state before its next message; None: as in the beginning."""
+        """Make a client anew from a state before its next message; None: its initial state."""
         self._forget(client)
         self._states.drop(client)
         if state is not None:
@@ -196,19 +177,17 @@ class LiveClients:
         return self._app(Message(content, context.node_id, kind), context)
 
     def clear(self) -> None:
-        """Forget everybody."""
         self._contexts.clear()
         self._unchanged.clear()
         self._states.clear()
 
 
 def changed_by(message: Message, reply: Message) -> bool:
-    """Return whether a client may have changed once it has answered a message."""
+    """Return whether a client may have changed with its reply to a message."""
     return not reply.has_error() and message.metadata.message_type not in STATELESS
 
 
 def _reply(message: Message, client: int, state: ArrayRecord | None = None) -> Message:
-    """Return what a client says to a message about its state."""
     told = RecordDict({msg.IDENTITY: msg.identity(client)})
     if state is not None:
         told[msg.STATE] = state

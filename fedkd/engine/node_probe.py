@@ -1,6 +1,6 @@
-"""What a node has of what a run needs: asked before the first round.
+"""Versions of packages and modules on a node, before the first round.
 
-It travels as source and imports nothing but the standard library: it has to run where there is no fedkd.
+The module travels as source and imports only the standard library: it also runs without fedkd.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from typing import Any
 
 
 def look_around(packages: list[str], modules: list[str]) -> dict[str, Any]:
-    """Return what is installed here.
-
-    Args:
-        packages: Names of packages whose version is asked for.
-        modules: Names of modules whose files are.
+    """Return the versions of packages and the digests of modules' files on this machine.
 
     Returns:
-        `packages`: version by name; None: not installed. `fedkd`: SHA-256 of its Python files; None: there
-        is none. `modules`: SHA-256 of the file by name; None: there is none.
+        `packages`: version by name; None: not installed. `fedkd`: SHA-256 of its Python files; None: not
+        installed. `modules`: SHA-256 of the file by name; None: not found.
     """
     import hashlib
     import importlib.metadata

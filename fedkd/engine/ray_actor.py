@@ -1,4 +1,4 @@
-"""The actor of the Ray engine: a process that owns some of the clients, and notes what it works on."""
+"""The actor of the Ray engine: a process that owns some of the clients and notes its current message."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, Context, Message
 from ray import get_runtime_context
 
+from fedkd.engine.grid import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
-from fedkd.engine.malloc import keep_freed_memory
 from fedkd.federation.compat import assume_identity, client_of
 from fedkd.plugins import contained
 from fedkd.tracking.leftovers import TemporaryFolder
@@ -27,27 +27,20 @@ Part = tuple[Message, Mapping[str, int]]
 
 
 class Workload(Protocol):
-    """What an actor runs: a ClientApp and the contexts of its clients. Made inside the actor."""
+    """A ClientApp and the contexts of an actor's clients, made inside the actor."""
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
 
     def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-        """Handle messages of one kind to several clients at once; an exception where a client failed.
-
-        Nobody asks for it where blocks are of one client.
-        """
+        """Handle messages of one kind to several clients at once; an exception where a client failed."""
 
     def context(self, client: int) -> Context:
         """Return the context that a client keeps for the whole run."""
 
 
 class ClientActor:
-    """Owns some clients: their live state stays here while the run lasts.
-
-    Args:
-        module: Imported at once, while whoever starts the actor has other work; None: there is none.
-    """
+    """Owns some clients, whose live state stays here for the run; imports `module` at once, if given."""
 
     def __init__(self, module: str | None = None) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -57,45 +50,37 @@ class ClientActor:
                 import_module(module)
 
     def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
-        """Make the workload, and return the id of the node that the actor is on.
+        """Make the workload, and return the id of the actor's node.
 
         Args:
-            note: The file in which it notes what it works on.
+            note: The file for its `WorkNote`.
             make_workload: Makes the `Workload`, in the actor's process.
-            arguments: Its arguments; object references have been resolved to shared, read-only arrays.
+            arguments: Its arguments; Ray has resolved references to shared, read-only arrays.
         """
         assume_identity()
         keep_freed_memory()
         self._note = WorkNote(note)
         with contained():
             self._workload: Workload = make_workload(*arguments)
-        room = getattr(self._workload, "room", None)  # one that says nothing has room for all
-        self._clients = LiveClients(self._workload.app, self._workload.context, self._together, room)
+        room = getattr(self._workload, "room", None)  # None: for all
+        self._clients = LiveClients(self._workload.app, self._workload.context, self._workload.together, room)
         return get_runtime_context().get_node_id()
 
     def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
-        """Keep records that messages to come share, fetched from the object store once.
+        """Keep records that several later messages share, fetched from the object store once.
 
         Args:
-            uses: For every record a number that parts name it by, and how often they do.
-            records: The records.
+            uses: Number and count of uses of each record; parts name it by the number.
         """
         for (number, times), record in zip(uses, records, strict=True):
             self._held[number] = _Held(record, times)
 
     def handle(self, parts: Sequence[Part]) -> list[Message]:
-        """Handle one message, or messages of one kind to several clients together."""
-        messages = self._whole(parts)
-        self._begin(messages)
-        return self._clients.handle_together(messages)
+        return self._clients.handle_together(self._begin(parts))
 
     def handle_keeping(self, parts: Sequence[Part]) -> tuple[list[Message], dict[int, ArrayRecord]]:
-        """Handle messages one after the other; return the replies, and what clients are then by their index.
-
-        What a client that raised is now nobody knows: see `renew`.
-        """
-        messages = self._whole(parts)
-        self._begin(messages)
+        """Handle messages one by one; return the replies, and the clients' known states by client."""
+        messages = self._begin(parts)
         done = [self._clients.handle_keeping(message) for message in messages]
         states = {
             client_of(message.metadata.dst_node_id): state
@@ -105,18 +90,11 @@ class ClientActor:
         return [reply for reply, _ in done], states
 
     def renew(self, client: int, states: Mapping[int, ArrayRecord] | None) -> None:
-        """Have a client made anew: of its state among `states`; None: as in the beginning."""
+        """Make a client anew with its state among `states`; None: its initial state."""
         self._clients.renew(client, None if states is None else states[client])
 
-    def _together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-        return self._workload.together(requests)
-
-    def _begin(self, messages: Sequence[Message]) -> None:
-        alone = len(messages) == 1
-        self._note.begin(messages[0].metadata.message_id if alone else "")  # it may be any of them
-
-    def _whole(self, parts: Sequence[Part]) -> list[Message]:
-        """Return messages with the records that they share with others put back in."""
+    def _begin(self, parts: Sequence[Part]) -> list[Message]:
+        """Return messages with their shared records, and note a single one."""
         for message, places in parts:
             for name, number in places.items():
                 held = self._held[number]
@@ -124,30 +102,25 @@ class ClientActor:
                 held.uses -= 1
                 if not held.uses:
                     del self._held[number]
-        return [message for message, _ in parts]
+        messages = [message for message, _ in parts]
+        self._note.begin(messages[0].metadata.message_id if len(messages) == 1 else "")
+        return messages
 
 
 @dataclass
 class _Held:
-    """A record, and how many messages to come have it."""
+    """A record, and how many later messages share it."""
 
     record: ArrayRecord
     uses: int
 
 
-# Work notes -----------------------------------------------------------------------------------------------
-
-# Which message was an actor at work on when it died? A reply that is done may die with its actor before it is
-# sent, so the first message without a reply need not be the culprit. Each actor therefore notes the message
-# that it begins in a small file. That costs microseconds; a message of its own to the driver would cost as
-# much as a small client's work.
+# A finished reply may be lost with its actor, so the first message without a reply need not be the culprit of
+# its death. Each actor therefore writes the message that it begins into a small file, within microseconds.
 
 
 class WorkNote:
-    """An actor's end: notes the message that it works on, in the file that the driver made.
-
-    On another node than the driver's there is none, and no note.
-    """
+    """An actor's note of its current message, in a file of the driver; no note on other nodes."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -156,13 +129,12 @@ class WorkNote:
             self._file = None
 
     def begin(self, message_id: str) -> None:
-        """Note that the work on a message begins."""
         if self._file is not None:
             os.pwrite(self._file, message_id.encode().ljust(ID_BYTES)[:ID_BYTES], 0)
 
 
 class WorkNotes:
-    """The driver's end: one file for each actor. The next driver removes what a killed one leaves."""
+    """The driver's files of notes, one for each actor."""
 
     def __init__(self, actors: int) -> None:
         self._folder = TemporaryFolder("fedkd-actors-")
@@ -171,16 +143,15 @@ class WorkNotes:
             self.clear(actor)
 
     def clear(self, actor: int) -> None:
-        """Begin an actor's note anew."""
+        """Reset an actor's note."""
         Path(self.paths[actor]).write_bytes(bytes(ID_BYTES))  # room, so that no note finds the disk full
 
     def read(self, actor: int) -> str | None:
-        """Return the id of the last message that an actor began, or None where there is no telling."""
+        """Return the id of the last message that an actor began; None: unknown."""
         try:
             return Path(self.paths[actor]).read_bytes().strip(b"\0 ").decode() or None
         except (OSError, UnicodeDecodeError):  # gone, or what nobody wrote as a note
             return None
 
     def close(self) -> None:
-        """Remove the files."""
         self._folder.close()

@@ -1,4 +1,4 @@
-"""Starting a Ray for one run, or joining a cluster."""
+"""Start of a Ray for one run, or of a connection to a cluster."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from fedkd.supervisor import descendants, end_processes_of_ray, held_signals
 
 Started = TypeVar("Started")
 
-# Read by Ray's processes when they start. The first: Ray leaves the visible GPUs as they are where an actor
-# holds no share of one, which it otherwise announces as its future default with a warning.
+# For Ray's processes. The first leaves the visible GPUs to actors without a share of one, without a warning.
 _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -40,13 +39,11 @@ _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
 }
 _JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
-"""Read by Ray when it is imported. A cluster that wants a token answers nobody else: Ray waits for it once,
-half a minute, instead of twenty times."""
+"""Read by Ray when it is imported: one wait of half a minute for a cluster that wants a token, not twenty."""
 
 LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600, "max_direct_call_object_size": 2**19}
-"""Of a Ray that is started here. Without its GCS, Ray would end this process after a minute, with status 1;
-so `RayWatch` tells of it first, however long a round takes. Replies of up to half a megabyte come with the
-call itself, where Ray would have all above 100 kB go through its object store, at a millisecond each."""
+"""Of a Ray started here. A minute after its GCS died Ray would end this process; `RayWatch` reports it first.
+Replies of up to 512 KiB come with the call; the object store would cost a millisecond each."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
 CONNECT_SECONDS = 5.0
@@ -57,10 +54,9 @@ class RayCluster:
     """A connection to Ray.
 
     Attributes:
-        nodes: The cluster's machines: an actor lies on one of them.
         owned: Whether this process started it and has to stop it.
-        watch: Says whether it is still there.
-        seclusion: Keeps others away from a Ray that was started here; None: others may work there too.
+        watch: Checks that it is alive.
+        seclusion: Of a Ray started here, for this run alone; None: others may use the cluster.
     """
 
     nodes: tuple[Node, ...]
@@ -70,21 +66,18 @@ class RayCluster:
 
     @property
     def cpus(self) -> float:
-        """CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     @property
     def alone(self) -> bool:
-        """Whether it is for this run alone, and on this machine only."""
+        """Whether it is for this run alone, on this machine."""
         return self.seclusion is not None
 
     def now(self) -> RayCluster:
-        """Return the cluster with the nodes that it has by now."""
         return replace(self, nodes=alive_nodes())
 
     def close(self) -> None:
@@ -98,11 +91,11 @@ class RayCluster:
 
 
 def connect(engine: Engine) -> RayCluster:
-    """Start a local Ray, or join the one that is running or named by ``engine.address``.
+    """Start a local Ray, or join the running one or the one at ``engine.address``.
 
     Raises:
         UserError: There is no cluster at the address.
-        EngineLost: A local one does not start, twice.
+        EngineLost: A local Ray does not start, twice.
     """
     for name, value in (_ENVIRONMENT | (_JOINING if engine.address is not None else {})).items():
         os.environ.setdefault(name, value)
@@ -134,10 +127,10 @@ def _start() -> Seclusion:
 
 
 def start_with_retry(start: Callable[[], Started]) -> Started:
-    """Start a Ray; where a busy machine does not bring it up, try once more with longer limits.
+    """Start a Ray; where a busy machine fails, try once more with longer limits.
 
     Raises:
-        EngineLost: It did not come up either time.
+        EngineLost: Both starts failed.
     """
     others = descendants(os.getpid())
     for patience in (nullcontext, patient):
@@ -154,7 +147,7 @@ def start_with_retry(start: Callable[[], Started]) -> Started:
 
 
 def _likely_cause() -> str:
-    """Return, as the end of a sentence, why Ray may not have started; empty without a hint."""
+    """Return a likely cause as the end of a sentence, or ""."""
     if (limit := limited_to()) is not None:
         return f"; the address space is limited to {limit}, which is the likely cause"
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -179,7 +172,7 @@ def _join(address: str) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Find out in seconds what Ray takes minutes to say: that nobody answers at ``host:port``."""
+    """Refuse an unreachable ``host:port`` in seconds; Ray takes minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:  # "auto", and ray:// addresses, are Ray's to look up
         return

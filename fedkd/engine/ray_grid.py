@@ -28,13 +28,9 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What an actor has been handed.
+    """A call of an actor, with references to the clients' `states` afterwards, if they are kept.
 
-    Attributes:
-        actor: The actor.
-        messages: What it is to handle; none: it makes a client anew.
-        number: Calls are worked through, and told of, in this order.
-        states: Where what the clients are then will lie, if it is kept.
+    Without messages the actor makes a client anew. Calls are handled, and reported, by `number`.
     """
 
     actor: int
@@ -46,10 +42,8 @@ class Call:
 class Batch:
     """Messages on their way.
 
-    Attributes:
-        shared: Where records lie that more than one message carries, by their `id`.
-        waiting: What actors have yet to answer, in the order in which each works through it.
-        since: When each actor began with the first of it.
+    `shared` has references to records of several messages by `id`, `waiting` the unanswered calls in the
+    order in which actors handle them, `since` the time when each actor began with its first.
     """
 
     def __init__(self, shared: dict[int, Any]) -> None:
@@ -59,40 +53,32 @@ class Batch:
         self._numbers = count()
 
     def add(self, reference: Any, actor: int, messages: Sequence[Message], states: Any = None) -> None:
-        """Take down a call."""
         if not any(call.actor == actor for call in self.waiting.values()):  # found soon, among thousands
             self.since[actor] = time.monotonic()
         self.waiting[reference] = Call(actor, tuple(messages), next(self._numbers), states)
 
     def of(self, actor: int) -> list[Call]:
-        """Return what one actor has yet to answer."""
         return [call for call in self.waiting.values() if call.actor == actor]
 
     def forget(self, actor: int) -> None:
-        """Wait for an actor no longer."""
         self.waiting = {ref: call for ref, call in self.waiting.items() if call.actor != actor}
 
 
 class RayGrid(EngineGrid):
     """Runs a ClientApp on Ray actors.
 
-    Each client is owned by one actor as long as the grid lives. An actor works through its messages most
-    expensive client first, so that no long job is left for the end.
+    One actor owns each client for the grid's life, and handles its most expensive client first, so that no
+    long job is left for the end.
 
     Args:
-        make_workload: Called in every actor with `arguments`; returns its `Workload`.
-        arguments: Arguments of `make_workload`; large ones are put into the object store once and shared.
+        make_workload: Called in every actor with `arguments`, which are put into the object store once.
         costs: Cost of every client's round, in any unit.
-        cpus_per_actor: CPUs each reserves.
-        gpus_per_actor: GPUs each reserves; fractions share one.
-        blocks: Clients that are handed their messages together, by one actor; absent: each alone. Replies
-            come, and progress is told, block by block.
-        timeout: Seconds that a client may take for a message; None: as long as it likes.
-        keeps_states: Whether a client that raised, died or was late goes back to what it was before the
-            message, and a lost actor is replaced. The state of every client then lies in Ray's object store,
-            written after each of its messages.
-        spares: Actors that have been started already (see `start_spares`): it takes them first.
-        watch: Says whether Ray is still there.
+        cpus_per_actor: CPUs that each actor reserves, as `gpus_per_actor`; fractions share a GPU.
+        blocks: Clients that one actor handles together, whose replies come together; None: each alone.
+        timeout: Seconds that a client has for a message; None: no limit.
+        keeps_states: Whether the object store has every client's state after each message, so that a client
+            that fails goes back to its last, and a lost actor is replaced.
+        spares: Actors started by `start_spares`, which are taken first.
     """
 
     def __init__(
@@ -111,18 +97,16 @@ class RayGrid(EngineGrid):
         watch: RayWatch | None = None,
     ) -> None:
         super().__init__(len(costs))
-        self._watch = watch or RayWatch()
         assume_identity()
-        self._blocks = blocks or Blocks.alone(len(costs))
+        self._watch, self._blocks = watch or RayWatch(), blocks or Blocks.alone(len(costs))
         of_blocks = [sum(costs[client] for client in block) for block in self._blocks]
         owned = assign_work(of_blocks, actors)
         actor_of = {block: actor for actor, own in enumerate(owned) for block in own}
         self._owner = {client: actor_of[n] for n, block in enumerate(self._blocks) for client in block}
         self._priority = {block: place for own in owned for place, block in enumerate(own)}
         self._timeout = timeout
-        self._keeps_states = keeps_states
-        self._states: dict[int, Any] = {}  # where what a client was after its last message lies
-        self._patience = 120.0
+        self._keeps_states, self._patience = keeps_states, 120.0
+        self._states: dict[int, Any] = {}  # references to clients' states after their last messages
         self._arguments: tuple[Any, ...] = (make_workload, *(self._put(argument) for argument in arguments))
         self._actor_class = _actor_class(cpus_per_actor, gpus_per_actor)
         self._spares = list(spares)
@@ -139,9 +123,7 @@ class RayGrid(EngineGrid):
     def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up, each within `patience` seconds after the one before.
 
-        Raises:
-            EngineLost: One is not, or died.
-            Exception: What the workload raised while it was being made.
+        An actor that is not raises `EngineLost`, a workload that cannot be made its own exception.
         """
         self._patience = patience
         self._wait_for(range(len(self._actors)))
@@ -158,7 +140,8 @@ class RayGrid(EngineGrid):
                 deadline = time.monotonic() + self._patience
             if waiting and time.monotonic() > deadline:
                 free, cpus = (
-                    of.get("CPU", 0.0) for of in (ray.available_resources(), ray.cluster_resources())
+                    ray.available_resources().get("CPU", 0.0),
+                    ray.cluster_resources().get("CPU", 0.0),
                 )
                 raise EngineLost(
                     f"{len(waiting)} of {len(actors)} Ray actors did not come up within {self._patience:g} s"
@@ -166,7 +149,7 @@ class RayGrid(EngineGrid):
                 )
 
     def _join(self, reference: Any) -> str:
-        """Take an actor in that has said whether it is up; return the node that it is on."""
+        """Return the node of an actor that is up."""
         try:
             node: str = ray.get(reference)
         except RayTaskError as error:
@@ -176,27 +159,22 @@ class RayGrid(EngineGrid):
             raise ActorsLost(f"a Ray actor died while it started: {_cause(error)}") from error
         return node
 
-    # A batch of messages --------------------------------------------------------------------------------
-
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         with self._watch.guard():
-            yield from self._work_through(messages)
-
-    def _work_through(self, messages: list[Message]) -> Iterator[Message]:
-        lend_idle(messages, self._owner, self._nodes)
-        batch = Batch(self._put_shared_records(messages))
-        self._hand_out(batch, list(self._calls(messages)))
-        while batch.waiting:
-            done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
-            for reference in sorted(done, key=lambda reference: batch.waiting[reference].number):
-                if reference in batch.waiting:  # else it was its actor's that has been replaced meanwhile
-                    yield from self._receive(batch, reference)
-            self._watch.check()
-            if self._timeout is not None:
-                yield from self._stop_late(batch, self._timeout)
+            lend_idle(messages, self._owner, self._nodes)
+            batch = Batch(self._put_shared_records(messages))
+            self._hand_out(batch, list(self._calls(messages)))
+            while batch.waiting:
+                done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
+                for reference in sorted(done, key=lambda reference: batch.waiting[reference].number):
+                    if reference in batch.waiting:  # its actor may have been replaced meanwhile
+                        yield from self._receive(batch, reference)
+                self._watch.check()
+                if self._timeout is not None:
+                    yield from self._stop_late(batch, self._timeout)
 
     def _hand_out(self, batch: Batch, calls: Sequence[tuple[int, Sequence[Message]]]) -> None:
-        """Hand messages to actors, and ahead of them, once to each actor, what they share with others."""
+        """Send each actor the records that its messages share with others, once, and then the messages."""
         uses: dict[int, Counter[int]] = {}
         parts = [[_without_shared(message, batch.shared) for message in own] for _, own in calls]
         for (actor, _), own in zip(calls, parts, strict=True):
@@ -208,24 +186,19 @@ class RayGrid(EngineGrid):
                 # An actor works through its calls in their order: it has them when the messages come.
                 self._actors[actor].hold.remote(list(counted.items()), *references)
         for (actor, messages), own in zip(calls, parts, strict=True):
-            self._send(batch, actor, messages, own)
-
-    def _send(self, batch: Batch, actor: int, messages: Sequence[Message], parts: Sequence[Part]) -> None:
-        self._watch.check()
-        remote = self._actors[actor]
-        if self._keeps_states:
-            replies, states = remote.handle_keeping.options(num_returns=2).remote(parts)
-            batch.add(replies, actor, messages, states)
-        else:
-            batch.add(remote.handle.remote(parts), actor, messages)
+            self._watch.check()
+            remote = self._actors[actor]
+            if self._keeps_states:
+                replies, states = remote.handle_keeping.options(num_returns=2).remote(own)
+                batch.add(replies, actor, messages, states)
+            else:
+                batch.add(remote.handle.remote(own), actor, messages)
 
     def _renew(self, batch: Batch, client: int) -> None:
-        """Have a client made anew, as what it was after the last message that it has answered."""
         actor = self._owner[client]
         batch.add(self._actors[actor].renew.remote(client, self._states.get(client)), actor, ())
 
     def _receive(self, batch: Batch, reference: Any) -> Iterator[Message]:
-        """Take what comes of a call, and yield the replies."""
         call = batch.waiting[reference]
         self._watch.check()
         try:
@@ -246,10 +219,7 @@ class RayGrid(EngineGrid):
                 self._renew(batch, client)
             yield reply
 
-    # Actors that are lost -------------------------------------------------------------------------------
-
     def _stop_late(self, batch: Batch, timeout: float) -> Iterator[Message]:
-        """Stop every actor whose client has been at work on a message for too long."""
         for actor in {call.actor for call in batch.waiting.values()}:
             number = len(batch.of(actor)[0].messages)
             if number and time.monotonic() - batch.since[actor] > number * timeout:
@@ -260,7 +230,6 @@ class RayGrid(EngineGrid):
                 yield from self._give_up(batch, actor, first, failure, reason)
 
     def _bury(self, batch: Batch, actor: int, error: RayError) -> Iterator[Message]:
-        """Answer for an actor that has died."""
         self._check_node(actor, error)
         first, *others = self._suspects(batch, actor)
         doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
@@ -269,7 +238,7 @@ class RayGrid(EngineGrid):
         yield from self._give_up(batch, actor, first, failure, reason)
 
     def _check_node(self, actor: int, error: RayError) -> None:
-        """Raise `EngineLost` if an actor was lost with Ray, `ActorsLost` if with its node and all on it."""
+        """Raise `EngineLost` if Ray is lost, `ActorsLost` if the actor's node is."""
         self._watch.check_after_failure()
         node = lost_node(self._actors[actor], error)
         if node is not None:
@@ -278,27 +247,22 @@ class RayGrid(EngineGrid):
     def _give_up(
         self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
     ) -> Iterator[Message]:
-        """Yield error replies for what a dead actor does not answer, sent replies that got lost included.
+        """Yield error replies for the unanswered messages of a dead actor.
 
-        Where the states of its clients are kept, another actor takes its place, and one client alone fails.
+        Where states are kept, another actor takes its place, and only the culprit fails.
         """
         lost = [message for call in batch.of(actor) for message in call.messages]
+        blamed = [message for message in lost if client_of(message.metadata.dst_node_id) == culprit]
+        others = [message for message in lost if client_of(message.metadata.dst_node_id) != culprit]
         batch.forget(actor)
         if self._keeps_states:
             self._replace(batch, actor)
-        failed, again = [], []
-        for message in lost:
-            if client_of(message.metadata.dst_node_id) == culprit:
-                failed.append(Message(failure, reply_to=message))
-            elif self._keeps_states:
-                again.append(message)
-            else:
-                failed.append(Message(Error(msg.NOT_HANDLED, reason), reply_to=message))
-        self._hand_out(batch, [(actor, [message]) for message in again])
-        yield from failed
+            self._hand_out(batch, [(actor, [message]) for message in others])
+        yield from (Message(failure, reply_to=message) for message in blamed)
+        if not self._keeps_states:
+            yield from (Message(Error(msg.NOT_HANDLED, reason), reply_to=message) for message in others)
 
     def _replace(self, batch: Batch, actor: int) -> None:
-        """Start an actor in place of a dead one, with the same clients as what they were."""
         self._notes.clear(actor)
         self._actors[actor] = self._start(actor)
         self._wait_for([actor])
@@ -308,7 +272,7 @@ class RayGrid(EngineGrid):
         batch.since[actor] = time.monotonic()
 
     def _suspects(self, batch: Batch, actor: int) -> list[int]:
-        """Return the client that an actor works for, or worked for when it died, or all that it may be."""
+        """Return the client that an actor last worked for, or all that it may be."""
         noted = self._notes.read(actor)
         unanswered = {
             message.metadata.message_id: client_of(message.metadata.dst_node_id)
@@ -317,10 +281,7 @@ class RayGrid(EngineGrid):
         }
         return [unanswered[noted]] if noted in unanswered else list(unanswered.values())
 
-    # Messages -------------------------------------------------------------------------------------------
-
     def _calls(self, messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
-        """Yield what each actor is handed at once, most expensive clients first."""
         by_priority = sorted(messages, key=lambda message: self._priority[self._blocks.of(message)])
         for own in self._blocks.split(by_priority):
             yield self._owner[client_of(own[0].metadata.dst_node_id)], own
@@ -330,7 +291,6 @@ class RayGrid(EngineGrid):
         return ray.put(value)
 
     def _put_shared_records(self, messages: list[Message]) -> dict[int, ray.ObjectRef]:
-        """Put every record that more than one message carries into the object store, once."""
         uses: Counter[int] = Counter()
         records: dict[int, ArrayRecord] = {}
         for message in messages:
@@ -340,7 +300,6 @@ class RayGrid(EngineGrid):
         return {key: self._put(records[key]) for key, number in uses.items() if number > 1}
 
     def close(self) -> None:
-        """Stop the actors."""
         if not self._watch.lost:
             for actor in [*self._actors, *self._spares]:
                 ray.kill(actor)
@@ -350,10 +309,7 @@ class RayGrid(EngineGrid):
 
 
 def start_spares(number: int, module: str, cpus_per_actor: float, gpus_per_actor: float) -> list[Any]:
-    """Start actors for a grid that is still to come; return at once.
-
-    They import `module`, where the workload is defined, and reserve what the grid's actors do.
-    """
+    """Start actors that import `module`, the workload's, for a later grid; return at once."""
     make = _actor_class(cpus_per_actor, gpus_per_actor)
     return [make.remote(module) for _ in range(number)]
 
@@ -363,18 +319,18 @@ def _actor_class(cpus: float, gpus: float) -> Any:
 
 
 def _cause(error: RayError) -> str:
-    """Return the line of an error of Ray's that says why a process died."""
+    """Return the line of Ray's error with the cause of death."""
     return str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
 
 
 def _one_of(clients: Sequence[int]) -> str:
-    """Return the clients as one names alternatives: ``2``, ``2 or 4``, ``2, 4 or 6``."""
+    """Return clients as alternatives: ``2``, ``2 or 4``, ``2, 4 or 6``."""
     *others, last = map(str, clients)
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
-    """Return the message without its shared records, and which of them belong into it, by name."""
+    """Return the message without its shared records, and their keys by name."""
     records = message.content.array_records
     places = {name: id(record) for name, record in records.items() if id(record) in shared}
     if not places:
@@ -384,14 +340,9 @@ def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
 
 
 def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
-    """Lend processors of idle actors to clients that are evaluated: say how many threads may predict.
+    """Set how many threads an evaluated client may use, on processors of its node's idle actors.
 
-    Few are evaluated where weights are averaged, one for all. Their actors share what is idle on their node.
-
-    Args:
-        messages: All that are under way.
-        owner: Client index to its actor.
-        nodes: Actor to its node.
+    `owner` maps clients to actors, `nodes` actors to nodes. Averaged weights are evaluated by one client.
     """
     actor_of = [owner[client_of(message.metadata.dst_node_id)] for message in messages]
     busy = Counter(nodes[actor] for actor in set(actor_of))

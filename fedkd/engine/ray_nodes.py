@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster: what each has, what of it is free, and whether one is lost."""
+"""The nodes of a Ray cluster: their resources, what is free of them, and their loss."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from fedkd.engine.compat import free_resources, node_of_actor
 
 DEATH_SECONDS = 60.0
-"""How long to wait for Ray to say whether a silent node is dead: that takes it fifteen seconds and more."""
+"""Longest wait for Ray's verdict on a silent node, which takes fifteen seconds and more."""
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a Ray cluster: its name is its address, with a port where several nodes share one."""
+    """A machine of a Ray cluster, named by its address; with a port where several nodes share it."""
 
     cpus: float
     gpus: float = 0.0
@@ -31,46 +31,34 @@ def alive_nodes() -> tuple[Node, ...]:
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     at_address = Counter(node["NodeManagerAddress"] for node in alive)
-    nodes = [
-        Node(
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            name=node["NodeManagerAddress"]
-            if at_address[node["NodeManagerAddress"]] == 1
-            else f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
-            id=node["NodeID"],
-        )
-        for node in alive
-    ]
+    nodes = []
+    for node in alive:
+        address, has = node["NodeManagerAddress"], node["Resources"]
+        name = address if at_address[address] == 1 else f"{address}:{node['NodeManagerPort']}"
+        nodes.append(Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name, node["NodeID"]))
     return tuple(sorted(nodes, key=lambda node: node.name))
 
 
 def free_nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """Return the nodes with what was free on them a moment ago; all of it where Ray cannot tell."""
+    """Return the nodes with their free resources; all of them where Ray cannot tell."""
     free = free_resources()
     if free is None:
         return tuple(nodes)
-    return tuple(
-        replace(node, cpus=free.get(node.id, {}).get("CPU", 0.0), gpus=free.get(node.id, {}).get("GPU", 0.0))
-        for node in nodes
-    )
+    left = ((node, free.get(node.id, {})) for node in nodes)
+    return tuple(replace(node, cpus=own.get("CPU", 0.0), gpus=own.get("GPU", 0.0)) for node, own in left)
 
 
 def own_node() -> str:
-    """Return the id of the node that this process is on, or is connected through."""
+    """Return the id of this process's node, or of the node of its connection."""
     import ray
 
     return ray.get_runtime_context().get_node_id()
 
 
 def lost_node(actor: Any, error: Exception) -> str | None:
-    """Return the address of the node that an actor was lost with; None: it was lost alone.
+    """Return the address of the dead node of an actor whose call raised `error`; None: the node lives.
 
-    A connection that breaks off comes before Ray knows why. It is waited for, up to `DEATH_SECONDS`.
-
-    Args:
-        actor: A handle to the actor.
-        error: What a call of it raised.
+    It may take `DEATH_SECONDS` until Ray knows the cause of a broken connection.
     """
     from ray.exceptions import ActorDiedError
 
@@ -86,7 +74,6 @@ def lost_node(actor: Any, error: Exception) -> str | None:
 
 
 def is_dead(node: Node) -> bool:
-    """Return whether Ray knows a node to be dead."""
     return _dead(node.id) is not None
 
 
@@ -99,7 +86,7 @@ def _dead(node_id: str) -> str | None:
 
 
 def _is_settled(actor: Any) -> bool:
-    """Return whether Ray knows an actor to be dead for good, or can reach it again."""
+    """Return whether Ray knows an actor to be dead for good, or reaches it again."""
     import ray
     from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 

@@ -1,7 +1,8 @@
-"""How many actors a Ray cluster has room for, and which share of a GPU each takes."""
+"""How many actors a Ray cluster has room for, and each actor's share of a GPU."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from math import ceil
@@ -13,14 +14,14 @@ from fedkd.scenario.schema import Engine
 
 GPU_KEY = "engine.gpus_per_actor"
 SETTLE_SECONDS = 3.0
-"""How long what is reserved may be that of actors that are just being stopped."""
+"""Seconds in which reserved resources may be those of actors that are being stopped."""
 POLL_SECONDS = 0.2
 
 
 def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
-    """Return the GPUs an actor reserves: where the scenario leaves it open, its share of all there are.
+    """Return the GPUs that an actor reserves: by default an equal share.
 
-    It is the same for all, and small enough for as many actors on a node as its CPUs are enough for.
+    It is small enough for as many actors on a node as its CPUs allow.
     """
     if engine.gpus_per_actor is not None:
         return engine.gpus_per_actor
@@ -35,10 +36,10 @@ def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
     """Return how many actors an idle cluster fits: at most ``engine.actors`` and one per client.
 
-    An actor lies on one node, so the CPUs that are left over on several are of no use to another one.
+    An actor lies on one node, so CPUs left over on several nodes do not make another one.
 
     Raises:
-        UserError: Not even one actor fits a node, or fewer than asked for.
+        UserError: No actor fits a node, or fewer than asked for.
     """
     gpus_per_actor = gpu_share(engine, cluster, num_clients)
     most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
@@ -69,18 +70,17 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
 def room_for_actors(
     engine: Engine, cluster: RayCluster, number: int, tell: Callable[[str], None] = lambda line: None
 ) -> int:
-    """Return how many actors to start: as many as fit what is free on the nodes, one by one.
+    """Return how many actors to start: as many as the free resources of the nodes fit.
 
-    A cluster of this run's own is free. On another one, fewer actors than would fit an idle cluster are
-    enough, unless the scenario says how many it wants. Without any room the function waits.
+    A cluster of this run's own is free. On another one, fewer actors than on an idle cluster are enough,
+    unless the scenario sets their number. Without any room the function waits.
 
     Args:
-        engine: What an actor reserves, and how long to wait.
-        number: Blocks of clients: there are no more actors than that.
-        tell: Told that others hold the room.
+        number: Blocks of clients, the most actors.
+        tell: Receives a line if others use the resources.
 
     Raises:
-        UserError: They would not fit if the cluster were idle (see `count_actors`).
+        UserError: They would not fit an idle cluster (see `count_actors`).
         EngineLost: There is no room after `Engine.start_timeout`.
     """
     wanted = count_actors(engine, cluster, number)
@@ -113,13 +113,8 @@ def room_for_actors(
 
 
 def fitting(engine: Engine, nodes: Iterable[Node], gpus_per_actor: float) -> int:
-    """Return how many actors fit the nodes, each of them on one."""
-    return sum(
-        min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor))
-        if gpus_per_actor > 0
-        else _cpu_shares(node, engine)
-        for node in nodes
-    )
+    """Return how many actors fit the nodes, each on one of them."""
+    return sum(min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor)) for node in nodes)
 
 
 def _cpu_shares(node: Node, engine: Engine) -> int:
@@ -127,22 +122,19 @@ def _cpu_shares(node: Node, engine: Engine) -> int:
 
 
 def _gpu_shares(gpus: float, share: float) -> int:
-    """Return how many shares the GPUs have; a share of less than one GPU lies within a single GPU."""
-    if share >= 1:
-        return int(gpus / share)
-    return int(gpus) * int(1 / share + 1e-9)
+    """Return how many shares the GPUs have; a share below one GPU lies within a single GPU."""
+    if share <= 0:
+        return sys.maxsize
+    return int(gpus / share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)
 
 
 def check_gpus(share: float, most: float, where: str) -> None:
-    """Refuse a share of GPUs that no node has.
+    """Refuse, by a `UserError`, a share of GPUs that no node has.
 
     Args:
         share: GPUs that an actor reserves.
-        most: GPUs of the node that has most.
-        where: Who has them, e.g. ``"the Ray cluster has"``.
-
-    Raises:
-        UserError: What there is.
+        most: GPUs of the node with most.
+        where: Owner of the GPUs, e.g. ``"the Ray cluster has"``.
     """
     if share > 0 and most == 0:
         raise UserError(
@@ -155,11 +147,7 @@ def check_gpus(share: float, most: float, where: str) -> None:
 
 
 def check_local_gpus(engine: Engine) -> None:
-    """Refuse, without starting Ray, what a run on this machine alone would refuse of its GPUs.
-
-    Raises:
-        UserError: What there is.
-    """
+    """Refuse a GPU share that this machine cannot give, without starting Ray."""
     if engine.kind != "ray" or engine.address is not None or not engine.gpus_per_actor:
         return
     import torch

@@ -1,7 +1,7 @@
 """Watch over the processes that Ray needs.
 
-Ray ends the program that uses it, with status 1 and without a word, in two cases: it reads or writes an
-object after the raylet has died, or the GCS is away for a minute. So callers of Ray ask here first.
+Ray ends the program with status 1 and without a message when it uses an object after the raylet has died,
+or when the GCS is away for a minute. Callers of Ray therefore check here first.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from fedkd.engine.compat import own_ray_node
 from fedkd.errors import EngineLost
 
 SETTLE_SECONDS = 1.0
-"""How long after a failed call a process may take to be seen dead."""
+"""Seconds after a failed call until a process is seen dead."""
 GCS_PROBE_SECONDS = 5.0
 GCS_LOST_SECONDS = 40.0
-"""How long the GCS of a cluster that was joined may be away: not the minute after which Ray gives up."""
+"""Seconds that a joined cluster's GCS may be away, below Ray's own limit of a minute."""
 RAYLET, GCS = "raylet", "gcs_server"
 
 
 class Watched(Protocol):
-    """Something that Ray cannot do without."""
+    """A process that Ray depends on."""
 
     def end(self) -> str | None:
-        """Return how it ended, as in "was killed by SIGKILL"; None while there is no sign of it."""
+        """Return how it ended, as in "was killed by SIGKILL"; None while it lives."""
 
 
 class RayWatch:
-    """Watches what one connection to Ray depends on.
+    """Watches the processes behind a connection to Ray.
 
     Attributes:
-        lost: Whether something has been found dead. From then on no call of Ray's is safe.
+        lost: Whether one has died; then no call of Ray's is safe.
     """
 
     def __init__(self, watched: Mapping[str, Watched] | None = None) -> None:
@@ -47,7 +47,6 @@ class RayWatch:
         self.lost = False
 
     def check(self) -> None:
-        """Raise `EngineLost` if one of them is dead."""
         for name, process in self._watched.items():
             how = process.end()
             if how is not None:
@@ -55,7 +54,7 @@ class RayWatch:
                 raise EngineLost(f"Ray's {name} {how}")
 
     def check_after_failure(self) -> None:
-        """Check for a moment: of two that die together, either may be seen first."""
+        """Check repeatedly for a moment: of two processes that die together, either may be seen first."""
         deadline = time.monotonic() + (SETTLE_SECONDS if self._watched else 0.0)
         while True:
             self.check()
@@ -65,7 +64,7 @@ class RayWatch:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn an `OSError` of Ray's sockets into `EngineLost`, so that no file of the run is blamed."""
+        """Turn an `OSError` of Ray's sockets into `EngineLost`, which blames no file of the run."""
         try:
             yield
         except OSError as error:
@@ -74,7 +73,7 @@ class RayWatch:
 
 
 def watch_ray() -> RayWatch:
-    """Return a watch over what this process's connection to Ray depends on."""
+    """Return a watch over this process's connection to Ray."""
     node = own_ray_node()
     if node is None:  # Ray's own client server stands between
         return RayWatch()
@@ -90,8 +89,6 @@ def watch_ray() -> RayWatch:
 
 
 class _Child:
-    """A process that this one has started."""
-
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
@@ -108,12 +105,7 @@ class _Child:
 
 
 class _Stranger:
-    """A process on this machine that somebody else has started.
-
-    Raises:
-        AttributeError: The system has no such files.
-        OSError: There is no such process.
-    """
+    """A process of somebody else's on this machine; raises `OSError` or `AttributeError` without one."""
 
     def __init__(self, pid: int) -> None:
         # A number alone could be another process's by then, or stay behind as a zombie.
@@ -128,7 +120,7 @@ class _Stranger:
 
 
 class _Gcs:
-    """The GCS of a cluster at ``host:port``, wherever it runs: it is there if it can be reached."""
+    """The GCS of a cluster at ``host:port``: alive if it can be reached."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -150,11 +142,7 @@ class _Gcs:
 
 
 def _listener(path: str) -> int:
-    """Return the process that listens at a socket of this machine.
-
-    Raises:
-        OSError: Nobody does, or the system does not tell.
-    """
+    """Return the process that listens at a socket of this machine; raise `OSError` if that is unknown."""
     if not hasattr(socket, "SO_PEERCRED"):
         raise OSError("the system does not tell")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -1,4 +1,4 @@
-"""An engine started for one run, with its data; and once more, when actors are lost."""
+"""An engine started for one run, with its data, and restarted when actors are lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import EngineLost, UserError
+from fedkd.errors import ActorsLost, EngineLost, UserError
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
 
@@ -23,28 +23,23 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 WORKLOAD = "fedkd.engine.clients"
-"""The module that actors import while there is nothing else to do for them."""
+"""The module that idle actors import."""
 
 Tell = Callable[[str], None]
 
 
 class StartedEngine:
-    """A started engine, the data that its clients have, and the plan with nothing left open.
+    """A started engine, the clients' data, and the plan with its executor selected.
 
     Args:
-        make: Returns a grid of clients as they are in the beginning.
-        remake: Does so on what is left, after actors were lost.
+        make: Returns a grid of clients in their initial states.
+        remake: Does so on the rest of a cluster, after actors were lost; None: as `make`.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        data: Data,
-        make: Callable[[], EngineGrid],
-        remake: Callable[[], EngineGrid] | None = None,
+        self, plan: Plan, data: Data, make: Callable[[], EngineGrid], remake: Callable[[], EngineGrid] | None
     ) -> None:
-        self.plan = plan
-        self.data = data
+        self.plan, self.data = plan, data
         self._remake = remake or make
         self.grid = make()
 
@@ -53,36 +48,31 @@ class StartedEngine:
 
         Raises:
             ActorsLost: More was lost meanwhile.
-            EngineLost: It does not come up on what is left.
+            EngineLost: The grid does not come up on the rest of the cluster.
         """
         self.grid.close()
         self.grid = self._remake()
 
     def close(self) -> None:
-        """Stop its actors."""
         self.grid.close()
 
 
 @contextmanager
 def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngine]:
-    """Load the data, start the engine, and stop it at the end.
-
-    Args:
-        tell: Told what takes long.
+    """Load the data, start the engine, and stop it at the end; `tell` receives progress lines.
 
     Raises:
-        UserError: The data are not there, or the scenario asks for what there is not.
+        UserError: The data are missing, or the cluster does not fit the scenario.
         EngineLost: Ray does not start, or the actors do not come up.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
         if plan.scenario.engine.kind == "inline":
             data = _load(plan.scenario, tell)
-            from fedkd.engine.clients import inline_grid
-            from fedkd.engine.select_executor import with_selected_executor
+            from fedkd.engine.clients import inline_grid, with_selected_executor
 
             plan = with_selected_executor(plan, data, tell)
-            engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder))
+            engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder), None)
         else:
             from fedkd.engine.ray_cluster import connect
 
@@ -96,8 +86,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
                 imported.result()  # two threads must not import the same packages at once
                 spares = _start_early(plan, cluster)
                 data = loading.result()
-            from fedkd.engine.clients import ray_grid
-            from fedkd.engine.select_executor import with_selected_executor
+            from fedkd.engine.clients import ray_grid, with_selected_executor
 
             plan = with_selected_executor(plan, data, tell, cluster)
             engine = StartedEngine(
@@ -111,8 +100,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
 
 
 def _import_all() -> None:
-    """Import what a run on Ray needs, but Ray."""
-    import fedkd.engine.select_executor
+    import fedkd.engine.clients
     import fedkd.federation.server_app  # noqa: F401
 
 
@@ -123,10 +111,7 @@ def _load(scenario: Scenario, tell: Tell) -> Data:
 
 
 def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
-    """Start actors of a Ray of its own before there is work, so that they import what they need meanwhile.
-
-    On a cluster of others, which may need the room, there are none.
-    """
+    """Start actors of this run's own Ray before there is work, so that they import packages meanwhile."""
     from fedkd.engine.ray_grid import start_spares
     from fedkd.engine.ray_placement import count_actors, gpu_share
 
@@ -135,7 +120,7 @@ def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
     engine, number = plan.scenario.engine, len(plan.blocks)
     try:
         actors, share = count_actors(engine, cluster, number), gpu_share(engine, cluster, number)
-    except UserError:  # which is told of when they are needed
+    except UserError:  # reported when they are needed
         return []
     with cluster.watch.guard():
         return start_spares(actors, WORKLOAD, engine.cpus_per_actor, share)
@@ -144,15 +129,13 @@ def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
 def _ray_grid_again(
     plan: Plan, data: Data, cluster: RayCluster, folder: Path | None, tell: Tell
 ) -> EngineGrid:
-    """Return a grid as `ray_grid` does, on what is left of a cluster that has lost some of its actors.
+    """Return a grid on the rest of a cluster that has lost actors, after waiting for room for one actor.
 
-    Where that is not enough for one actor, the function waits for another node: a cluster that is looked
-    after brings one up. Clients that were on a GPU are on one again: on the CPU the last bits of their
-    results would be others.
+    Clients that were on a GPU need one again: the CPU gives other last bits.
 
     Raises:
-        ActorsLost: A node, or an actor while it started, was lost meanwhile.
-        EngineLost: What is left is not enough, after `Engine.start_timeout`.
+        ActorsLost: A node, or a starting actor, was lost meanwhile.
+        EngineLost: There is no room after `Engine.start_timeout`.
     """
     from fedkd.engine.clients import ray_grid
     from fedkd.engine.ray_placement import gpu_share
@@ -163,12 +146,9 @@ def _ray_grid_again(
     engine = scenario.engine.model_copy(update={"actors": None})
     plan = replace(plan, scenario=scenario.model_copy(update={"engine": engine}))
     began, waits = time.monotonic(), False
-    while True:
-        cluster.watch.check()
-        left = cluster.now()
-        lacking = _lacking(plan, left, number, on_gpus)
-        if lacking is None:
-            break
+    cluster.watch.check()
+    left = cluster.now()
+    while (lacking := _lacking(plan, left, number, on_gpus)) is not None:
         if time.monotonic() - began >= engine.start_timeout:
             raise EngineLost(
                 f"what is left of the Ray cluster is not enough: {lacking}, and no other node came within"
@@ -178,6 +158,8 @@ def _ray_grid_again(
             waits = True
             tell(f"waiting for another node: {lacking}")
         time.sleep(POLL_SECONDS)
+        cluster.watch.check()
+        left = cluster.now()
     try:
         return ray_grid(plan, data, left, folder, tell=tell)
     except UserError as error:
@@ -185,7 +167,6 @@ def _ray_grid_again(
 
 
 def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str | None:
-    """Return why not even one actor of the run fits a cluster; None: one does."""
     from fedkd.engine.ray_placement import count_actors, gpu_share
 
     try:
@@ -195,3 +176,50 @@ def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str
     if on_gpus and gpu_share(plan.scenario.engine, cluster, number) == 0:
         return "its clients were on GPUs, and no node has one"
     return None
+
+
+class RestartPolicy:
+    """Counts losses since the last checkpoint, and decides.
+
+    Rounds repeat to the byte, so a run may restart as long as it makes progress in between. It ends after
+    `limit` losses from one checkpoint, or when a client has lost its process twice in one round. A `tolerant`
+    run skips clients that die (see `Faults.on_client_error`), so it restarts only after a node's loss.
+    """
+
+    def __init__(self, limit: int, *, tolerant: bool = False) -> None:
+        self._limit, self._tolerant = limit, tolerant
+        self._saved: int | None = None
+        self._count = 0
+        self._blamed: tuple[int, int | None] | None = None
+
+    def record(self, loss: ActorsLost, saved: int) -> ActorsLost | None:
+        """Count a loss; return the error that ends the run, or None for a restart.
+
+        `saved` is the round of the last checkpoint; 0: there is none.
+        """
+        self._count = 1 + (self._count if saved == self._saved else 0)
+        blamed = None if loss.client is None else (loss.client, loss.round)
+        again = blamed is not None and blamed == self._blamed
+        self._saved, self._blamed = saved, blamed
+        if self._tolerant and blamed is not None:
+            return loss
+        if again:
+            why = f"as it did before the run went back to {restart_point(saved)}"
+        elif self._count <= self._limit:
+            return None
+        elif self._limit == 0:
+            return loss
+        else:
+            times = "once" if self._limit == 1 else f"{self._limit} times"
+            why = f"the run has gone back to {restart_point(saved)} {times} (engine.restarts)"
+        return ActorsLost(f"{loss.message}; {why}", client=loss.client, round=loss.round)
+
+    @property
+    def count(self) -> str:
+        """Number of this loss and the limit: "1 of 3"."""
+        return f"{self._count} of {self._limit}"
+
+
+def restart_point(saved: int) -> str:
+    """Return in words where a run restarts, by its last checkpoint's round; 0: there is none."""
+    return f"the checkpoint of round {saved}" if saved else "its beginning"

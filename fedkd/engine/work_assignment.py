@@ -1,4 +1,4 @@
-"""Which actor owns which clients: an estimate of each client's work, dealt longest first."""
+"""Assignment of clients to actors: estimated work, longest first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 
 ESTIMATOR_FLOPS = 1_000_000
-"""What a sample is taken to cost a model that is not a network: about as much as a small one."""
+"""Assumed cost of a sample for a model that is no network."""
 
 
 def client_costs(
@@ -25,10 +25,7 @@ def client_costs(
 ) -> list[float]:
     """Return an estimate of each client's work in a round, in floating-point operations.
 
-    A training step costs about three forward passes. The estimate only decides which actor owns a client.
-
-    Args:
-        models: One of each group, if they have been built.
+    It decides only which actor owns a client. `models` has one of each group, if they have been built.
     """
     scenario, models = plan.scenario, models or checked_models(plan, data)
     flops = {
@@ -55,18 +52,11 @@ def client_costs(
 
 
 def assign_work(costs: Sequence[float], actors: int) -> list[list[int]]:
-    """Deal blocks of clients to actors so that the busiest has little to do: longest processing time first.
+    """Assign blocks to actors by longest processing time first; return each actor's blocks in that order.
 
     The most expensive block left goes to the actor with the least work (Graham, "Bounds on Multiprocessing
-    Timing Anomalies", 1969). Every block is charged one median cost on top of its own, for the work of a
-    round that does not depend on its size.
-
-    Args:
-        costs: Cost of each block's round, in any unit.
-        actors: Number of actors, at least 1.
-
-    Returns:
-        For each actor its blocks, most expensive first. Every block is in exactly one list.
+    Timing Anomalies", 1969). Every block costs one median in addition, for work that does not depend on its
+    size.
     """
     base = median(costs) if costs else 0.0
     order = sorted(range(len(costs)), key=lambda block: (-costs[block], block))

@@ -1,4 +1,4 @@
-"""NumPy arrays as Flower records, without a copy until a byte string is really needed."""
+"""NumPy arrays as Flower records, copied only when bytes are needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NUMPY_STYPE = "numpy.ndarray"
 class NumpyArray(Array):
     """A Flower `Array` over a live NumPy array, which must not be written to afterwards.
 
-    Flower's own class serialises every array with `np.save` and parses it again: two copies a message. Here
-    the bytes are made when Flower's runtimes ask for them; pickling hands over the array itself, so that Ray
-    moves it through shared memory. `values` is the array, read-only. `numpy` copies it, as users of Flower's
-    class may write into the result (q-FedAvg does).
+    Flower's class serialises every array with `np.save` and parses it again: two copies a message. Here
+    Flower's runtimes make the bytes on demand. Pickling hands over the array itself, so Ray moves it
+    through shared memory. `values` is the read-only array; `numpy` copies it, as q-FedAvg writes into the
+    result.
     """
 
     def __init__(self, values: np.ndarray) -> None:
@@ -38,11 +38,10 @@ class NumpyArray(Array):
         return buffer.getvalue()
 
     def numpy(self) -> np.ndarray:
-        """Return a copy of the array."""
         return self.values.copy()
 
     def deflate(self) -> bytes:
-        """Return what Flower sends ahead of the data, in which the class has to be one that Flower knows."""
+        """Return Flower's header of the data, which must name a class of Flower's."""
         return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def __reduce__(self):
@@ -50,15 +49,14 @@ class NumpyArray(Array):
 
 
 def values_of(array: Array) -> np.ndarray:
-    """Return what an array of a record holds, without a copy if possible; treat it as read-only."""
+    """Return the values of an array, without a copy if possible; treat them as read-only."""
     return array.values if isinstance(array, NumpyArray) else array.numpy()
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Return an ArrayRecord of `arrays`, which must not be written to afterwards."""
     record = ArrayRecord()
-    for name, values in arrays.items():
-        record[name] = NumpyArray(values)
+    record.update({name: NumpyArray(values) for name, values in arrays.items()})
     return record
 
 
@@ -68,7 +66,7 @@ def from_record(record: ArrayRecord) -> dict[str, np.ndarray]:
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Return the size of all arrays of a message in bytes, headers not counted."""
+    """Return the bytes of all arrays of a message, without headers."""
     return sum(
         np.dtype(array.dtype).itemsize * int(np.prod(array.shape, dtype=np.int64))
         for record in content.array_records.values()

@@ -1,38 +1,138 @@
-"""Rounds that wait for nobody: each ends when so many uploads have arrived, on a simulated clock.
+"""Asynchronous rounds: each ends after K uploads, on a simulated clock.
 
-A round is a version of what the server has. Nothing here reads a clock on a wall: when a job is over follows
-from draws of the seed and from the bytes that it takes, so a run is the same wherever it runs.
+A round is a version of the server's state. Draws of the seed and the bytes sent decide when a job is over,
+so every machine gives the same run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import nan
+from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.clients.guidance_effect import SPLITS
 from fedkd.federation import messages as msg
-from fedkd.federation.held_messages import HeldMessages, Reply, is_kept
+from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.job_time import Handed
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.messages import metrics_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.saved_arrays import Arrays
-from fedkd.namespaces import below, under
+from fedkd.namespaces import below, by_number, under
 from fedkd.plan.plan import Plan
 from fedkd.server.in_flight import InFlight, Job
-from fedkd.tracking.memory import peak_memory_mb
+from fedkd.tracking.totals import peak_memory_mb
+
+SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A client's reply to a job: its upload, its metrics, and its accuracy if it is at chance."""
+
+    arrays: Mapping[str, np.ndarray]
+    figures: Mapping[str, float]
+    chance: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reply: Message) -> Reply:
+        """Return a message's content; arrays are copied, as they may lie in memory lent for a moment."""
+        content = reply.content
+        told: Any = content.config_records[msg.AT_CHANCE] if msg.AT_CHANCE in content else {}
+        sent = from_record(content.array_records[msg.ARRAYS])
+        return cls(
+            {name: np.array(values) for name, values in sent.items()},
+            metrics_of(reply),
+            {name: float(value) for name, value in told.items()},
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the upload."""
+        return sum(values.nbytes for values in self.arrays.values())
+
+    @property
+    def samples(self) -> int:
+        """The client's training samples."""
+        return int(self.figures[msg.NUM_EXAMPLES])
+
+    def message(self, client: int, node: int) -> Message:
+        figures: dict[str, Any] = {**self.figures, msg.NUM_EXAMPLES: self.samples}
+        content = RecordDict(
+            {
+                msg.IDENTITY: msg.identity(client),
+                msg.ARRAYS: to_record(self.arrays),
+                msg.METRICS: MetricRecord(figures),
+            }
+        )
+        if self.chance:
+            content[msg.AT_CHANCE] = ConfigRecord(dict(self.chance))
+        return Message(content, reply_to=Message(RecordDict(), node, msg.TRAIN))
+
+    def state(self) -> dict[str, np.ndarray]:
+        arrays = under("arrays/", self.arrays)
+        for name, table in (("figures/", self.figures), ("chance/", self.chance)):
+            arrays |= under(name, {key: np.array(value, dtype=np.float64) for key, value in table.items()})
+        return arrays
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray]) -> Reply:
+        figures, chance = (
+            {key: float(value) for key, value in below(name, arrays).items()}
+            for name in ("figures/", "chance/")
+        )
+        return cls(below("arrays/", arrays), figures, chance)
+
+
+class HeldMessages:
+    """Messages that are not sent yet, and replies that have not arrived, by client."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, Message] = {}
+        self.done: dict[int, Reply] = {}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return them as arrays; a record of several messages is there once."""
+        arrays: dict[str, np.ndarray] = {}
+        place_of: dict[int, int] = {}
+        for client, message in sorted(self.waiting.items()):
+            own = f"{WAITING}{client}/"
+            config = message.content.config_records[msg.CONFIG]
+            arrays |= under(f"{own}config/", {name: np.array(value) for name, value in config.items()})
+            for name, record in message.content.array_records.items():
+                if id(record) not in place_of:
+                    place_of[id(record)] = len(place_of)
+                    arrays |= under(f"{SHARED}{place_of[id(record)]}/", from_record(record))
+                arrays[f"{own}records/{name}"] = np.array(place_of[id(record)], dtype=np.int64)
+        for client, reply in sorted(self.done.items()):
+            arrays |= under(f"{DONE}{client}/", reply.state())
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray], node_of_client: Mapping[int, int]) -> None:
+        records = {place: to_record(own) for place, own in by_number(below(SHARED, arrays)).items()}
+        self.waiting = {}
+        for client, own in by_number(below(WAITING, arrays)).items():
+            config = {name: value.item() for name, value in below("config/", own).items()}
+            content = RecordDict({msg.CONFIG: ConfigRecord(config)})
+            for name, place in below("records/", own).items():
+                content[name] = records[int(place)]
+            group = str(config[msg.SERVER_ROUND])
+            self.waiting[client] = Message(content, node_of_client[client], msg.TRAIN, group_id=group)
+        done = by_number(below(DONE, arrays))
+        self.done = {client: Reply.restored(own) for client, own in done.items()}
+
 
 FLIGHTS = "flights/"
 MEASURED = "measured"
 LASTING = ("accuracy_local", "accuracy_global", "loss_local", "loss_global")
-"""What an evaluation tells that stays true until a client changes; all else is about a round's guidance."""
+"""Metrics that stay true until a client changes; the others are about a round's guidance."""
 
 Arrived = Sequence[tuple[Job, Reply]]
 
@@ -40,28 +140,23 @@ Arrived = Sequence[tuple[Job, Reply]]
 class AsynchronousRounds(Rounds):
     """Runs rounds that end after K uploads, of any clients.
 
-    A client that has uploaded is handed the next job: at once where every message brings the server's model,
-    else with the fusion that its upload has a part in. It is evaluated when it is answered, and that stands
-    until it is answered again. Where every message brings the model, all are evaluated with the newest.
+    A client that has uploaded begins its next job: at once where every message brings the model, else
+    after the fusion of its upload. It is evaluated when it is answered, and its figures stand until the next
+    answer. Where every message brings the model, all clients are evaluated with the newest.
     """
 
     def __init__(self, plan: Plan, grid: Grid, strategy: KnowledgeFusion, control: RunControl) -> None:
         super().__init__(plan, grid, strategy, control)
-        scenario, clients = plan.scenario, plan.scenario.data.clients
-        assert scenario.asynchronous is not None and self._job_time is not None
-        self._time = self._job_time
-        self._fusing = strategy
-        self._buffer = scenario.asynchronous.buffer
-        self._flights = InFlight(clients, scenario.asynchronous.concurrency or clients, scenario.seed)
-        self._messages = HeldMessages()
+        settings, clients = plan.scenario.asynchronous, plan.scenario.data.clients
+        assert settings is not None and self._job_time is not None
+        self._time, self._fusing, self._messages = self._job_time, strategy, HeldMessages()
+        self._buffer = settings.buffer
+        self._flights = InFlight(clients, settings.concurrency or clients, plan.scenario.seed)
         self._brings_model = plan.capabilities.brings_model
         self._arrived: dict[int, Reply] = {}  # the last of every client's in the round under way
         self._measured = np.full((clients, len(LASTING)), nan)
 
-    # A round ------------------------------------------------------------------------------------------
-
     def _train(self, round: int) -> float | None:
-        """Have clients work until enough uploads have arrived, and fuse them; return the mean loss."""
         self._depart(round)
         arrived: list[tuple[Job, Reply]] = []
         while len(arrived) < self._buffer:
@@ -81,31 +176,29 @@ class AsynchronousRounds(Rounds):
         return self._record_training(round, replies)
 
     def _depart(self, round: int) -> None:
-        """Write the messages to all that begin a job now; they are sent when their replies are needed."""
+        """Write the messages of all jobs that begin now; they are sent when their replies are needed."""
         clients = self._flights.departing()
         if not clients:
             return
-        write, tells = self._strategy.train_messages, {msg.TELL_TRAINED: self._brings_model}
-        for message in self._exchange.write(round, write, clients, **tells):
+        tells = {msg.TELL_TRAINED: self._brings_model}
+        for message in self._exchange.write(round, msg.TRAIN, clients, **tells):
             client = self._messenger.client_of(message)
             key, handed = self._flights.key(client, round), self._time.begin(message)
             message.content.config_records[msg.CONFIG][msg.SERVER_ROUND] = key
-            least = self._time.before_work(client, handed) + self._time.work(client, key, handed, 0)
+            least = self._time.transfer(client, handed.size) + self._time.work(client, key, handed, 0)
             start = self._exchange.totals.virtual_seconds
             self._flights.depart(Job(client, round, key, start, least, handed.size, handed.steps))
             self._messages.waiting[client] = message
 
     def _next(self, round: int) -> Job:
-        """Return the job that is over next, once all are done that could be over before it."""
-        job = self._flights.first()
-        if job is None:
+        """Return the job that is over next, once every job is done that could be over before it."""
+        if (job := self._flights.first()) is None:
             self._do_all(round)
             job = self._flights.first()
-            assert job is not None
+        assert job is not None
         return job
 
     def _do_all(self, round: int) -> None:
-        """Have all clients do their jobs whose messages wait, together."""
         started = time.perf_counter()
         waiting, self._messages.waiting = self._messages.waiting, {}
         answers = self._messenger.send(round, "train", [waiting[client] for client in sorted(waiting)])
@@ -114,15 +207,15 @@ class AsynchronousRounds(Rounds):
         for client, message in replies.items():
             job, reply = self._flights.jobs[client], Reply.of(message)
             handed = Handed(job.size, job.steps)
-            before = self._time.before_work(client, handed)
+            before = self._time.transfer(client, handed.size)
             working = before + self._time.work(client, job.key, handed, reply.samples)
-            over = job.start + (working + self._time.after_work(client, reply.size))
+            over = job.start + (working + self._time.transfer(client, reply.size))
             self._flights.done(client, working, over)
             self._messages.done[client] = reply
         self._exchange.record_time(round, "train", started, clients=len(replies), memory_mb=peak_memory_mb())
 
     def _fuse_arrived(self, round: int, arrived: Arrived) -> None:
-        """Fuse what has arrived; what a client has sent in addition, by a call of its own."""
+        """Fuse the arrived uploads; a client's second upload is fused by another call."""
         started = time.perf_counter()
         self._observer.phase(round, "fuse", 0, 1)
         awaited = len(arrived)
@@ -138,66 +231,52 @@ class AsynchronousRounds(Rounds):
     def _message(self, client: int, reply: Reply) -> Message:
         return reply.message(client, self._node_of_client[client])
 
-    # Evaluation ---------------------------------------------------------------------------------------
-
     def _begin(self) -> None:
-        """Find out how clients do before any training: that stands until they are answered."""
+        """Measure clients before any training: these figures stand until they are answered."""
         if not self._brings_model:
             self._measure(0, self._evaluated)
             self._record_failures(0)
 
     def _evaluate_if_due(self, round: int) -> dict[str, float]:
-        """Evaluate those that are answered, in any case: they will have changed by the next evaluation."""
+        """Evaluate answered clients in any case: they change before the next evaluation."""
         if not self._plan.evaluates(round) and not self._brings_model:
             self._measure(round, self._answered())
         return super()._evaluate_if_due(round)
 
     def _evaluate(self, round: int) -> dict[str, float]:
+        replies = self._measure(round, self._evaluated if self._brings_model else self._answered())
+        rows = {client: metrics_of(reply) for client, reply in replies.items()}
         if self._brings_model:
-            replies = self._measure(round, self._evaluated)
-            rows = {client: metrics_of(reply) for client, reply in replies.items()}
             for client, row in rows.items():
                 self._set_two_moments(row, self._arrived.get(client))
         else:
-            replies = self._measure(round, self._answered())
-            found = {client: metrics_of(reply) for client, reply in replies.items()}
-            rows = {client: found.get(client) or self._as_before(client) for client in self._evaluated}
+            rows = {client: rows.get(client) or self._as_before(client) for client in self._evaluated}
         return self._measurements.measured(round, rows) | self._measurements.choices(round, replies)
 
     def _answered(self) -> list[int]:
-        """Return those who are evaluated of the clients whose uploads the round has fused."""
         return [client for client in self._evaluated if client in self._arrived]
 
     def _measure(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
-        """Evaluate some clients, and keep what stays true; return their replies."""
-        if not clients:
-            return {}
-        sent = self._exchange.write(round, self._strategy.evaluate_messages, clients)
-        replies = self._exchange.send(round, "evaluate", sent)
-        guided = [message for message in sent if msg.GUIDED & message.content.keys()]
-        self._exchange.changed.update(map(self._messenger.client_of, guided))
+        replies = self._evaluation(round, clients) if clients else {}
         for client, reply in replies.items():
             row = metrics_of(reply)
             self._measured[client] = [row[name] for name in LASTING]
         return replies
 
     def _as_before(self, client: int) -> dict[str, float]:
-        """Return what an evaluation would tell of a client that nobody has answered since the last."""
+        """Return the figures of a client that has had no answer since its last evaluation."""
         row = dict(zip(LASTING, self._measured[client].tolist(), strict=True))
-        for name in ("agreement", "guidance_kl", "positive_flips", "negative_flips"):
-            row[name] = nan
+        row |= dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
         self._set_two_moments(row, None)
         return row
 
     def _set_two_moments(self, row: dict[str, float], trained: Reply | None) -> None:
-        """Say how a client did after its own training: as its last upload tells, or no other than now."""
+        """Set the accuracies before fusion from the last upload, if there is one."""
         for split in SPLITS:
             accuracy = row[f"accuracy_{split}"]
             before = None if trained is None else trained.figures.get(f"{msg.TRAINED}{split}")
             row[f"accuracy_trained_{split}"] = accuracy if before is None else before
             row[f"fusion_gain_{split}"] = nan if before is None else accuracy - before
-
-    # State --------------------------------------------------------------------------------------------
 
     def _server_state(self) -> dict[str, np.ndarray]:
         own = self._flights.state() | self._messages.state() | {MEASURED: self._measured.copy()}
@@ -211,20 +290,18 @@ class AsynchronousRounds(Rounds):
         self._measured = np.array(own[MEASURED])
 
     def _lasts(self, name: str) -> bool:
-        return super()._lasts(name) or (name.startswith(FLIGHTS) and is_kept(name.removeprefix(FLIGHTS)))
+        return super()._lasts(name) or name.startswith((FLIGHTS + SHARED, FLIGHTS + DONE))
 
 
 def _client(flight: tuple[Job, Reply]) -> tuple[int, int]:
-    job, _ = flight
-    return job.client, job.key
+    return flight[0].client, flight[0].key
 
 
 def _layers(arrived: Arrived) -> list[list[tuple[Job, Reply]]]:
-    """Return what has arrived in parts in which there is no client twice, each in client order."""
+    """Return the uploads in parts without a client twice, each in client order."""
     layers: list[dict[int, tuple[Job, Reply]]] = []
     for job, reply in arrived:
-        layer = next((layer for layer in layers if job.client not in layer), None)
-        if layer is None:
-            layers.append(layer := {})
-        layer[job.client] = (job, reply)
+        if all(job.client in layer for layer in layers):
+            layers.append({})
+        next(layer for layer in layers if job.client not in layer)[job.client] = (job, reply)
     return [sorted(layer.values(), key=_client) for layer in layers]

@@ -1,16 +1,15 @@
 """Checkpoints: the whole state of a run after a round, on disk whole or not at all.
 
-    checkpoints/clients/client-00004@00002.safetensors  what client 4 was after round 2
+    checkpoints/clients/client-00004@00002.safetensors  client 4 after round 2
                 server/array-0123….safetensors          an array of the server's that has waited for long
-                round-00003/server.safetensors          what the server strategy carries
+                round-00003/server.safetensors          the server strategy's state
                             manifest.json               round, totals, offsets of the run's files, the
                                                         scenario; SHA-256 of every file and of its own content
 
-A checkpoint writes the clients that have changed since the last one. Then it writes its own folder under
-another name and renames it when it is complete. Its manifest names the file of every client's state. The last
-two are kept, in case the newest is damaged; files that neither names are removed. What the server keeps for
-absent clients for many rounds is written twice: with the checkpoint that it is new in, and by itself.
-A file that is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
+A checkpoint writes the clients that have changed since the last one. Its own folder has another name until it
+is complete. Its manifest names the file of every client's state. The last two checkpoints are kept, and the
+files that they name. Arrays that wait on the server for many rounds are written twice: with their first
+checkpoint, and by themselves. A damaged file is reported by name and not used. Nothing is a pickle.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,94 +32,175 @@ from fedkd.federation.saved_arrays import (
     Arrays,
     Damaged,
     SavedFile,
+    SavedStates,
+    sha256,
     sync_file,
     write_arrays,
     write_bytes,
 )
-from fedkd.federation.saved_checkpoint import (
-    ARRAY,
-    CLIENTS,
-    MANIFEST,
-    SERVER,
-    SERVER_POOL,
-    STATE,
-    Checkpoint,
-    SavedClient,
-    client_files,
-    digest_of,
-    lasting_files,
-    read_checkpoint,
-    read_manifest,
-    round_of,
-    server_arrays,
-)
+from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.leftovers import sweep
+from fedkd.tracking.totals import Totals
+
+SERVER = "server.safetensors"
+MANIFEST = "manifest.json"
+CLIENTS = "clients"
+SERVER_POOL = "server"
+ARRAY = "array"
+STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
+TABLES = ("offsets", "digests", "offsets_if_longer", "digests_if_longer", "scenario")
+"""Fields of a checkpoint that its manifest has as they are."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after the round `round`.
+
+    Attributes:
+        offsets: Length of the run folder's tidy files; `digests` are their SHA-256.
+        offsets_if_longer: The same without an evaluation made only because the run ends here.
+        scenario: What decides the results (see `fedkd.scenario.identity.decisive`).
+        server: Arrays of the server's strategy.
+        clients: State of every client that has one.
+        lasting: Names of the server's arrays that are never written into, which later checkpoints may share.
+    """
+
+    round: int
+    totals: Totals
+    offsets: Mapping[str, int]
+    digests: Mapping[str, str]
+    offsets_if_longer: Mapping[str, int]
+    digests_if_longer: Mapping[str, str]
+    scenario: Mapping[str, Any]
+    server: Arrays
+    clients: Mapping[int, Arrays]
+    lasting: Set[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class SavedClient:
+    """One client's part of a checkpoint; its state is None before its first round."""
+
+    round: int
+    state: Arrays | None
+    server: Arrays
+
+
+def round_of(path: Path) -> int:
+    return int(path.name.removeprefix("round-"))
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
+    """Return a folder's checkpoint, and its files outside: clients' states, the server's arrays.
+
+    These functions raise `Damaged` for a file that is not, to the bit, as it was written.
+    """
+    manifest = read_manifest(path)
+    states, lasting = client_files(path, manifest), lasting_files(path, manifest)
+    for file in states.values():
+        file.check()
+    checkpoint = Checkpoint(
+        round=manifest["round"],
+        totals=Totals(**manifest["totals"]),
+        **{name: manifest[name] for name in TABLES},
+        server=server_arrays(path, manifest),
+        clients=SavedStates(dict(states)),
+        lasting=lasting.keys(),
+    )
+    return checkpoint, states, lasting
+
+
+def server_arrays(path: Path, manifest: Mapping[str, Any]) -> Arrays:
+    """Return the server strategy's state, from both places."""
+    server = dict(SavedFile(path / SERVER, manifest["server"]).read())
+    for name, file in lasting_files(path, manifest).items():
+        server[name] = file.read()[ARRAY]
+    return dict(sorted(server.items()))
+
+
+def client_files(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:
+    """Return the file of every client's state that a manifest names."""
+    found, pool = manifest["clients"], path.parent / CLIENTS
+    matches = {name: STATE.fullmatch(name) for name in found}
+    return {int(match[1]): SavedFile(pool / name, found[name]) for name, match in matches.items() if match}
+
+
+def lasting_files(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
+    """Return the server's arrays with files of their own, by name."""
+    pool = path.parent / SERVER_POOL
+    return {
+        name: SavedFile(pool / f"array-{digest}.safetensors", digest)
+        for name, digest in manifest.get("lasting", {}).items()
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = parse_json((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise Damaged(f"{MANIFEST} is missing") from None
+    except (OSError, NotJson):
+        raise Damaged(f"{MANIFEST} cannot be read") from None
+    if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
+        raise Damaged(f"{MANIFEST} is not what was written")
+    if "clients" not in manifest:
+        raise Damaged("an earlier release of fedkd wrote it")
+    if manifest["round"] != round_of(path):
+        raise Damaged(f"it is that of round {manifest['round']}")
+    return manifest
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest's content, whatever its layout."""
+    return sha256(json.dumps(manifest, sort_keys=True).encode())
+
 
 KEPT = 2
 _NAME = re.compile(r"round-(\d+)")
 _LASTING = re.compile(r"array-[0-9a-f]{64}\.safetensors")
 LEAST_BYTES = 4096
-"""Of an array of the server's that has a file of its own once it has lasted."""
+"""Least size of a lasting array with a file of its own."""
 
 
 class CheckpointStore:
-    """Writes and reads the checkpoints of one run folder, in a thread of its own.
-
-    Args:
-        run_folder: Where.
-        tell: Told of a checkpoint that is passed over because it is damaged.
-    """
+    """Writes and reads a run's checkpoints, in a thread; `tell` receives a line about damaged ones."""
 
     def __init__(self, run_folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         self._folder = run_folder / "checkpoints"
         self._tell = tell
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._previous: Path | None = None  # what the next one leaves out, this one speaks of
-        self._states: dict[int, SavedFile] = {}  # of every client, as that one speaks of them
+        self._previous: Path | None = None  # the last checkpoint
+        self._states: dict[int, SavedFile] = {}  # of every client, as it names them
         self._added: dict[int, SavedFile] = {}  # written since
         self._lasting: dict[int, tuple[np.ndarray, SavedFile | None]] = {}  # arrays in it by their id
         self._spoken_of: dict[str, set[str]] = {}  # names of files in the two pools, by checkpoint
 
     def add(self, round: int, clients: Mapping[int, Arrays]) -> None:
-        """Write some clients' states in the background, ahead of their checkpoint, to save memory.
-
-        Raises:
-            OSError: What was to be written before could not be.
-        """
+        """Write some states ahead of their checkpoint, in the background; raise an earlier `OSError`."""
         self.wait()
         self._writing = self._writer.submit(self._add, round, clients)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint in the background.
-
-        `checkpoint.clients` need hold only the clients that changed since the last one and were not added.
-
-        Raises:
-            OSError: What was to be written before could not be.
-        """
+        """Write a checkpoint in the background, with changed clients; raise an earlier write's `OSError`."""
         self.wait()
         self._writing = self._writer.submit(self._write, checkpoint)
 
     def wait(self) -> None:
-        """Return when everything is on disk; raise the `OSError` if it could not be written."""
+        """Return when everything is on disk; raise the `OSError` of a write that failed."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def close(self) -> None:
-        """Finish writing and stop the thread."""
         try:
             self.wait()
         finally:
             self._writer.shutdown()
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None if there is none.
-
-        All of it is looked through; clients' states are read when they are asked for.
-        """
+        """Return the newest undamaged checkpoint, or None; clients' states are read on demand."""
         for path in reversed(self._complete()):
             try:
                 checkpoint, states, lasting = read_checkpoint(path)
@@ -134,7 +214,7 @@ class CheckpointStore:
         return None
 
     def began(self) -> tuple[Mapping[str, Any], int] | None:
-        """Return what decided the results of the newest checkpoint whose manifest is whole, and its round."""
+        """Return the decisive scenario and the round of the newest checkpoint with a whole manifest."""
         for path in reversed(self._complete()):
             with suppress(Damaged):
                 manifest = read_manifest(path)
@@ -142,15 +222,10 @@ class CheckpointStore:
         return None
 
     def rounds(self) -> list[int]:
-        """Return the rounds of which there is a checkpoint, in order."""
         return [round_of(path) for path in self._complete()]
 
     def client(self, client: int, round: int) -> SavedClient:
-        """Return what the checkpoint of a round has of a client, without reading all the others.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
+        """Return one client's part of a round's checkpoint; raise `UserError` if that is damaged."""
         path = self._folder / f"round-{round:05d}"
         try:
             manifest = read_manifest(path)
@@ -168,8 +243,7 @@ class CheckpointStore:
     def _write(self, checkpoint: Checkpoint) -> None:
         self._add(checkpoint.round, checkpoint.clients)
         final = self._folder / f"round-{checkpoint.round:05d}"
-        partial = self._folder / f".{final.name}.partial"
-        states = self._states | self._added
+        partial, states = self._folder / f".{final.name}.partial", self._states | self._added
         try:
             lasting = self._write_lasting(checkpoint)
             partial.mkdir()
@@ -188,45 +262,38 @@ class CheckpointStore:
         self._sweep()
 
     def _add(self, round: int, clients: Mapping[int, Arrays]) -> None:
-        """Write states that no checkpoint speaks of yet."""
         pool = self._folder / CLIENTS
         if not self._added:
             pool.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            # Later checkpoints are damaged or incomplete: the run goes on from `_previous`.
+            sweep(self._folder)
+            for path in self._complete():
+                if round_of(path) > (round_of(self._previous) if self._previous else 0):
+                    shutil.rmtree(path)
         written = {client: pool / f"client-{client:05d}@{round:05d}.safetensors" for client in clients}
         for client, path in written.items():
             self._added[client] = write_arrays(path, clients[client], sync=False)
-        # Only now: the first takes all others along, where a file system writes its journal at once.
+        # Last, as a file system may write its journal at once: the first sync then takes the others along.
         for path in written.values():
             sync_file(path)
 
     def _write_lasting(self, checkpoint: Checkpoint) -> dict[str, SavedFile]:
-        """Write the server's arrays that were in the checkpoint before; return their files by name."""
+        """Write the server's arrays that were in the last checkpoint; return their files by name."""
         found = {}
+        pool = self._folder / SERVER_POOL
         for name in sorted(checkpoint.lasting):
             array = checkpoint.server[name]
             known, file = self._lasting.get(id(array), (None, None))
             if known is not array or array.nbytes < LEAST_BYTES:
                 continue
-            found[name] = file or self._write_array(array)
+            if file is None:
+                pool.mkdir(exist_ok=True)
+                partial = pool / ".array.partial"
+                written = write_arrays(partial, {ARRAY: array})
+                file = SavedFile(pool / f"array-{written.digest}.safetensors", written.digest)
+                os.replace(partial, file.path)
+            found[name] = file
         return found
-
-    def _write_array(self, array: np.ndarray) -> SavedFile:
-        pool = self._folder / SERVER_POOL
-        pool.mkdir(exist_ok=True)
-        partial = pool / ".array.partial"
-        written = write_arrays(partial, {ARRAY: array})
-        file = SavedFile(pool / f"array-{written.digest}.safetensors", written.digest)
-        os.replace(partial, file.path)
-        return file
-
-    def _clear(self) -> None:
-        """Remove what is later than what the run goes on from: damaged, or not written to the end."""
-        done = round_of(self._previous) if self._previous else 0
-        sweep(self._folder)
-        for path in self._complete():
-            if round_of(path) > done:
-                shutil.rmtree(path)
 
     def _fill(
         self,
@@ -235,16 +302,11 @@ class CheckpointStore:
         states: Mapping[int, SavedFile],
         lasting: Mapping[str, SavedFile],
     ) -> None:
-        """Write all files of a checkpoint but for those that are there already."""
         own = {name: array for name, array in checkpoint.server.items() if name not in lasting}
         manifest = {
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
-            "offsets": dict(checkpoint.offsets),
-            "digests": dict(checkpoint.digests),
-            "offsets_if_longer": dict(checkpoint.offsets_if_longer),
-            "digests_if_longer": dict(checkpoint.digests_if_longer),
-            "scenario": dict(checkpoint.scenario),
+            **{name: dict(getattr(checkpoint, name)) for name in TABLES},
             "server": write_arrays(partial / SERVER, own).digest,
             "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
             "lasting": {name: file.digest for name, file in lasting.items()},
@@ -257,18 +319,15 @@ class CheckpointStore:
         sync_folder(partial)
 
     def _sweep(self) -> None:
-        """Remove states and arrays that no checkpoint speaks of any more."""
+        """Remove states and arrays that no checkpoint names any more."""
         kept = {path.name: path for path in self._complete()}
         known = {name: names for name, names in self._spoken_of.items() if name in kept}
         for name in kept.keys() - known.keys():
             known[name] = set()
             with suppress(Damaged):
                 manifest = read_manifest(kept[name])
-                files = [
-                    *client_files(kept[name], manifest).values(),
-                    *lasting_files(kept[name], manifest).values(),
-                ]
-                known[name] = {file.path.name for file in files}
+                for files in (client_files(kept[name], manifest), lasting_files(kept[name], manifest)):
+                    known[name] |= {file.path.name for file in files.values()}
         self._spoken_of = known
         wanted = set().union(*known.values())
         for pool, pattern in ((CLIENTS, STATE), (SERVER_POOL, _LASTING)):

@@ -1,7 +1,7 @@
 """The Flower ClientApp, the same on fedkd's engines, Flower's simulation and real SuperNodes.
 
-What a client does upon a message is a coroutine that returns the reply and yields jobs of training on the
-way, so that an engine may hand over the messages to several clients at once (`answer_together`).
+A handler is a coroutine that yields training jobs and returns the reply, so that an engine may handle
+messages to several clients at once (`answer_together`).
 """
 
 from __future__ import annotations
@@ -19,24 +19,19 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.trials import shown, try_out
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.context import client_behind
-from fedkd.federation.node import node_of
+from fedkd.federation.context import client_behind, node_of
 from fedkd.federation.node_gate import check_leaving, refuse_message, refuse_to_answer
 from fedkd.plugins import contained
 from fedkd.training.evaluate import Score
-from fedkd.training.executor import Executor, Training, complete
+from fedkd.training.executor import Training, complete
 
 app = ClientApp()
 
 ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
-"""Records of a reply that are there even if they are empty."""
-
-
-# What a client does ---------------------------------------------------------------------------------------
+"""Records that a reply has even if they are empty."""
 
 
 def _train(client: Client, message: Message) -> Training[Message]:
-    """Apply pending guidance, train locally, and upload knowledge or weights."""
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
@@ -55,7 +50,7 @@ def _train(client: Client, message: Message) -> Training[Message]:
 
 
 def _at_chance(client: Client) -> ConfigRecord:
-    """Return how a client does on its training samples if that is no better than guessing; else nothing."""
+    """Return the client's training accuracy if it is no better than guessing; else nothing."""
     hits = client.last_hits
     if hits is None or not hits.at_chance:
         return ConfigRecord()
@@ -63,7 +58,6 @@ def _at_chance(client: Client) -> ConfigRecord:
 
 
 def _evaluate(client: Client, message: Message) -> Training[Message]:
-    """Apply what the server sent, evaluate, and report the accuracy gained by it."""
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     with client.prediction_threads(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
         yield from _receive(client, message.content, round, measured=True)
@@ -75,10 +69,7 @@ def _evaluate(client: Client, message: Message) -> Training[Message]:
 def _evaluated(
     client: Client, message: Message, round: int, scores: Mapping[Split, Score], **told: float
 ) -> Message:
-    """Return how the client does now, by its scores, and what else is told.
-
-    Every reply has the same keys: what is not measured is NaN, such as the gain of a client without guidance.
-    """
+    """Return the reply to an evaluation; figures that are not measured are NaN."""
     metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, **told}
     for split, score in scores.items():
         moments = client.effect.before_and_after(round, split, score.accuracy)
@@ -93,7 +84,6 @@ def _evaluated(
 
 
 def _finish(client: Client, message: Message) -> Training[Message]:
-    """Apply what the server sent, train once more, and evaluate."""
     round = _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round)
@@ -106,7 +96,7 @@ def _finish(client: Client, message: Message) -> Training[Message]:
 
 
 def _end_task(client: Client, message: Message) -> Training[Message]:
-    """Apply what the server sent, and end the task under way; sketch its layers' inputs if asked to."""
+    """Apply guidance, and end the task; sketch its layers' inputs if asked to."""
     content, round = message.content, _round_of(message)
     yield from _receive(client, content, round, measured=True)
     told: dict[str, Any] = {}
@@ -121,13 +111,11 @@ def _end_task(client: Client, message: Message) -> Training[Message]:
 
 
 def _show(client: Client, message: Message) -> Training[Message]:
-    """Return what the client knows and what it began with; it is afterwards as before."""
     yield from ()
     return _reply(message, client, arrays=to_record(shown(client, _round_of(message))))
 
 
 def _try_out(client: Client, message: Message) -> Training[Message]:
-    """Have copies of the client learn from one sender each, and return what came of it."""
     content = message.content
     probabilities = values_of(content.array_records[msg.ARRAYS][msg.PROBABILITIES])
     epochs = int(content.config_records[msg.CONFIG][msg.EPOCHS])  # type: ignore[arg-type]
@@ -136,39 +124,35 @@ def _try_out(client: Client, message: Message) -> Training[Message]:
 
 
 def _export_state(client: Client, message: Message) -> Training[Message]:
-    """Return the client's whole state, for a checkpoint."""
     yield from ()
     return _reply(message, client, state=to_record(client.state()))
 
 
 def _import_state(client: Client, message: Message) -> Training[Message]:
-    """Take over a state from a checkpoint."""
     yield from ()
     client.restore(from_record(message.content.array_records[msg.STATE]))
     return _reply(message, client)
 
 
 def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Training[None]:
-    """Take what the server sent along: weights, or guidance that was fused in this round or before.
+    """Apply weights, or guidance of this round or an earlier one.
 
-    With `measured`, the client is measured just before guidance of this very round. Older guidance would have
-    come with an earlier evaluation, and says nothing of this round's worth.
+    With `measured`, the client is measured before guidance of this very round.
     """
     if content.array_records.get(msg.ARRAYS):
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
     client.enter(round)
-    config = content.config_records[msg.CONFIG]
+    config: Any = content.config_records[msg.CONFIG]
     for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
-        if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
+        if record not in content or (fused := int(config[of_round])) <= client.applied_round:
             continue
-        if measured and client.evaluated and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
+        if measured and client.evaluated and record == msg.GUIDANCE and fused == round:
             client.evaluator.measure_before_fusion(round, changes=client.guidance_changes_predictions)
-        guidance = from_record(content.array_records[record])
-        yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
+        yield from client.learn(from_record(content.array_records[record]), fused)
     for task in msg.old_tasks(content):
         name = f"{msg.OLD}{task}"
         guidance = from_record(content.array_records[name])
-        yield from client.learn_old_task(task, guidance, int(config[name]))  # type: ignore[arg-type]
+        yield from client.learn_old_task(task, guidance, int(config[name]))
 
 
 def _round_of(message: Message) -> int:
@@ -194,9 +178,9 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
 
 
 def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-    """Handle messages of one kind to different clients, whose jobs of training run together if they can.
+    """Handle messages of one kind to different clients, whose training jobs run together if they can.
 
-    The replies are in the order of the requests; where a client failed, there is an exception.
+    The replies are in the order of the requests, with an exception where a client failed.
     """
     outcomes: dict[int, Message | Exception] = {}
     began = time.perf_counter()
@@ -206,7 +190,7 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
             try:
                 with contained():
                     clients[number] = stack.enter_context(client_behind(context))
-            except Exception as error:  # one that cannot be made stops no other
+            except Exception as error:  # must not stop the others
                 outcomes[number] = error
         handled = [
             HANDLERS[requests[number][0].metadata.message_type](client, requests[number][0])
@@ -216,28 +200,22 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
             groups = [[one] for one in handled]  # they can only work in turn
         else:
             groups = [handled] if handled else []
-        done = [outcome for group in groups for outcome in complete(group, _executor_of(clients))]
+        executors = [client.executor for client in clients.values()]  # all the same
+        done = [outcome for group in groups for outcome in complete(group, executors[0])]
         share = (time.perf_counter() - began) / max(1, len(done))
         timed = [_timed(found, share) if isinstance(found, Message) else found for found in done]
         outcomes |= zip(clients, timed, strict=True)
     return [outcomes[number] for number in range(len(requests))]
 
 
-def _executor_of(clients: Mapping[int, Client]) -> Executor:
-    """Return the executor that clients of a process have in common."""
-    return next(iter(clients.values())).executor
-
-
-# Flower's side of it --------------------------------------------------------------------------------------
-
-
 def answer(message: Message, context: Context) -> Message:
-    """Have the client behind a context handle a message (see `HANDLERS`)."""
+    """Have the client of a context handle a message (see `HANDLERS`)."""
     began = time.perf_counter()
     kind, node = message.metadata.message_type, node_of(context)
     if node is not None:
         refuse_to_answer(kind)
-    with client_behind(context, _step_of(message)) as client:
+    round = _round_of(message) if msg.CONFIG in message.content else 0
+    with client_behind(context, f"{kind} {round}") as client:  # a repeated message has the same name
         if node is not None:
             refuse_message(node, client, message)
         reply = client.complete(HANDLERS[kind](client, message))
@@ -246,21 +224,14 @@ def answer(message: Message, context: Context) -> Message:
     return _timed(reply, time.perf_counter() - began)
 
 
-def _step_of(message: Message) -> str:
-    """Return what a message is called that a client answers once: once more, it is the same one."""
-    round = _round_of(message) if msg.CONFIG in message.content else 0
-    return f"{message.metadata.message_type} {round}"
-
-
 def _timed(reply: Message, seconds: float) -> Message:
-    """Have a reply tell how long the client has worked for it."""
     reply.content.config_records[msg.IDENTITY][msg.SECONDS] = seconds
     return reply
 
 
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Say which client this node is, and of which federation, if it has a share of its own."""
+    """Return the node's client, and its federation if it has a share of its own."""
     node = node_of(context)
     said = msg.identity(int(context.node_config["partition-id"]))
     if node is not None:

@@ -1,10 +1,8 @@
 """Private names of Flower, and the node ids of fedkd's engines. Holds for flwr 1.39 to 1.42.
 
 No other module of this room touches a private name. The range of the dependency in `pyproject.toml` ends
-where `scripts/test-flwr.sh` has passed.
-
-Building a `flwr.app.Message` reads the identity of the running task. Flower's own runtimes set it, and give
-messages their ids; other engines have to.
+where `scripts/test-flwr.sh` has passed. A `flwr.app.Message` needs the running task's identity and an id,
+which Flower's runtimes set themselves.
 """
 
 from __future__ import annotations
@@ -40,22 +38,22 @@ def assume_identity(node_id: int = SERVER_NODE_ID) -> None:
 
 
 def give_id(message: Message) -> None:
-    """Give a message that is about to be sent an id, which its reply names."""
+    """Give a message an id before it is sent, which its reply names."""
     message.metadata.__dict__["_message_id"] = uuid4().hex
 
 
 def with_content(message: Message, content: RecordDict) -> Message:
-    """Return the same message, with the same id, around other content."""
+    """Return a copy of a message with the same id and other content."""
     copied = Message.__new__(Message)
     copied.__dict__.update(message.__dict__, _content=content)
     return copied
 
 
 def node_id_of(client: int) -> int:
-    """Return the node id of client `client` on fedkd's engines: the server is node 1, client 0 is node 2."""
+    """Return the node id of a client on fedkd's engines: the server is node 1, client 0 is node 2."""
     return client + SERVER_NODE_ID + 1
 
 
 def client_of(node_id: int) -> int:
-    """Return the client index behind a node id of fedkd's engines."""
+    """Return the client index of a node id of fedkd's engines."""
     return node_id - SERVER_NODE_ID - 1

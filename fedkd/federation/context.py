@@ -1,10 +1,16 @@
-"""From a Flower context to the client behind it."""
+"""From a Flower context to the client behind it, on engines, Flower's simulation and deployed nodes.
+
+A deployed node has only its own samples, in its own folder: its share of the data (`fedkd.data.share_file`)
+with the scenario beside it. The node names the scenario's digest, so a server with another one refuses it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -12,56 +18,142 @@ from flwr.app import Context, RecordDict
 from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
+from fedkd.data.share import Share
+from fedkd.data.share_file import MANIFEST, read_share
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.compat import RUN_ID, node_id_of
-from fedkd.federation.node import alone, client_of_node, node_of
+from fedkd.federation.node_state import NodeState
 from fedkd.paths import expanded
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan, open_plan
+from fedkd.run_folder import SCENARIO
+from fedkd.scenario.identity import digest_anywhere
 from fedkd.training.device import torch_threads
+
+DATA = "data"
+"""Key of the folder in a node's configuration and in the server's run configuration."""
+PARTITION = "partition-id"
+
+
+@dataclass(frozen=True, eq=False)
+class Participant:
+    """A client or a server as its folder has it."""
+
+    folder: Path
+    plan: Plan
+    share: Share
+
+    @property
+    def federation(self) -> str:
+        """Digest common to all participants: scenario, classes, scale, transfer set."""
+        both = f"{digest_anywhere(self.plan.scenario)} {self.share.common_digest()}"
+        return sha256(both.encode()).hexdigest()
+
+
+def node_of(context: Context) -> Participant | None:
+    """Return the node of a client's context; None: a simulation.
+
+    Raises:
+        UserError: The folder is not the share of the node's client.
+    """
+    named = context.node_config.get(DATA)
+    if named is None:
+        return None
+    found = participant(str(named))
+    client, own = context.node_config.get(PARTITION), found.share.client
+    if client is None:
+        raise UserError(
+            f"names {found.folder}, the share of {found.share.owner}, and no {PARTITION}", key="node-config"
+        )
+    if own is None or int(client) != own:
+        raise UserError(
+            f"this node is client {client}, but {found.folder} has the samples of {found.share.owner}",
+            key="node-config",
+        )
+    return found
+
+
+def server_of(context: Context) -> Participant | None:
+    """Return the server's share; None: a simulation.
+
+    Raises:
+        UserError: The folder is not the server's share.
+    """
+    named = str(context.run_config.get(DATA, ""))
+    if not named:
+        return None
+    found = participant(named)
+    if found.share.client is not None:
+        raise UserError(f"{found.folder} has the samples of {found.share.owner}", key=f"run-config.{DATA}")
+    return found
+
+
+def participant(folder: str) -> Participant:
+    path = expanded(folder).absolute()
+    try:
+        written = (path / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        written = 0
+    return _read_once(path, written)
+
+
+@lru_cache(maxsize=64)
+def _read_once(folder: Path, written: int) -> Participant:
+    share = read_share(folder)
+    if not (folder / SCENARIO).is_file():
+        raise UserError(f"has no {SCENARIO} beside the share of {share.owner}", file=str(folder))
+    plan = alone(load_plan(folder / SCENARIO, written=False))
+    clients = plan.scenario.data.clients
+    if share.data.num_clients != clients:
+        raise UserError(
+            f"is of a federation of {share.data.num_clients} clients, the scenario beside it of {clients}",
+            file=str(folder / MANIFEST),
+        )
+    return Participant(folder, plan, share)
+
+
+def alone(plan: Plan) -> Plan:
+    """Return the plan for clients with a process each."""
+    return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
+
+
+@contextmanager
+def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
+    """Yield a node's client as it is before the message `step`; keep its state if the block ends well."""
+    assert node.share.client is not None
+    state = NodeState(node.folder, run, node.share.client, node.federation)
+    with state.held():
+        client = ClientFactory(node.plan, node.share.data).build(node.share.client)
+        with client.threads(node.plan.scenario.engine.threads_per_client):
+            if (known := state.at(step)) is not None:
+                client.restore(known)
+            yield client
+        state.keep(step, client.state())
 
 
 class LocalContext(Context):
-    """The context of a client that lives in this process for the whole run.
-
-    Args:
-        build: Makes the live client, on first use.
-    """
+    """The context of a client that lives in this process; `build` makes it on first use."""
 
     def __init__(self, client: int, threads: int, build: Callable[[], Client]) -> None:
-        super().__init__(
-            run_id=RUN_ID,
-            node_id=node_id_of(client),
-            node_config={"partition-id": client},
-            state=RecordDict(),
-            run_config={},
-        )
+        super().__init__(RUN_ID, node_id_of(client), {PARTITION: client}, RecordDict(), run_config={})
         self.threads = threads
-        self._build = build
-        self._client: Client | None = None
-
-    def client(self) -> Client:
-        """Return the live client."""
-        if self._client is None:
-            self._client = self._build()
-        return self._client
+        self.client = cache(build)
 
 
 def local_context(factory: ClientFactory, client: int) -> LocalContext:
-    """Return the context under which one of fedkd's engines runs a client."""
     threads = factory.plan.scenario.engine.threads_per_client
     return LocalContext(client, threads, lambda: factory.build(client))
 
 
 @contextmanager
 def client_behind(context: Context, step: str = "") -> Iterator[Client]:
-    """Yield the client behind a context, for the message named `step`.
+    """Yield the client of a context, for the message named `step`.
 
-    On fedkd's engines the live client stays in the process that owns it. A deployed node keeps its client in
-    its own folder. Flower's simulation moves the context between processes: there the client is rebuilt from
-    the context's state and written back to it.
+    On fedkd's engines the live client stays in its process. A deployed node keeps its client in its folder.
+    Flower's simulation moves the context between processes: the client is rebuilt from the context's state
+    and written back to it.
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
@@ -74,7 +166,14 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
             yield client
         return
     factory = factory_of(plan_of(context))
-    client = factory.build(_partition(context, factory.plan))
+    partition, clients = int(context.node_config[PARTITION]), factory.plan.scenario.data.clients
+    if partition >= clients:
+        raise UserError(
+            f"the federation has more nodes than the scenario's {clients} clients;"
+            f" run it with num-supernodes={clients}",
+            key="data.clients",
+        )
+    client = factory.build(partition)
     with client.threads(factory.plan.scenario.engine.threads_per_client):
         if msg.STATE in context.state:
             client.restore(from_record(context.state.array_records[msg.STATE]))
@@ -82,19 +181,8 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     context.state[msg.STATE] = to_record(client.state())
 
 
-def _partition(context: Context, plan: Plan) -> int:
-    partition, clients = int(context.node_config["partition-id"]), plan.scenario.data.clients
-    if partition >= clients:
-        raise UserError(
-            f"the federation has more nodes than the scenario's {clients} clients;"
-            f" run it with num-supernodes={clients}",
-            key="data.clients",
-        )
-    return partition
-
-
 def plan_of(context: Context) -> Plan:
-    """Return the plan of the scenario that a Flower run configuration names.
+    """Return the plan of the scenario in a Flower run configuration.
 
     Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
     (overrides separated by spaces).
@@ -113,7 +201,7 @@ def _load_once(path: str, overrides: str) -> Plan:
 
 
 def factory_of(plan: Plan) -> ClientFactory:
-    """Return the clients of a plan in a process that no engine of fedkd's has given its data."""
+    """Return the clients of a plan in a process without an engine of fedkd's."""
     return _factory_once(plan.scenario.model_dump_json())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,36 +17,57 @@ from fedkd.clients.memory import STATES_AT_ONCE
 from fedkd.errors import RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.compat import Run
 from fedkd.federation.gate import sift
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
-from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.saved_arrays import Arrays
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
-from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
-from fedkd.tracking.totals import Totals
+from fedkd.tracking.totals import Totals, peak_memory_mb
 
-Write = Callable[[int, ConfigRecord, Grid], list[Message]]
-"""Writes the messages of a phase: a method of `ServerStrategy`."""
+
+class NodeSubset(Grid):
+    """A grid that shows only some nodes of another one, in a fixed order.
+
+    Flower's strategies draw their clients with a global generator. Shown a subset and told to take all of it,
+    they have nothing to draw.
+    """
+
+    def __init__(self, grid: Grid, node_ids: Sequence[int]) -> None:
+        self._grid = grid
+        self._node_ids = list(node_ids)
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **options: Any) -> Message:
+        return self._grid.create_message(*args, **options)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._node_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, **options)
 
 
 class Exchange:
-    """Sends what a strategy writes, and takes the replies that pass the gate.
+    """Sends the messages of a strategy, and returns the replies that pass the gate.
 
-    Args:
-        messenger: Knows the nodes, and what is done about a client that fails.
-        strategy: Writes the messages.
-        recorder: Where timings are written.
-        measurements: Says which metrics a reply has to have.
-        job_time: Counts simulated time; None: there is no clock.
-
-    Attributes:
-        changed: Clients whose states are no longer those of the last checkpoint.
-        totals: What the run has cost so far.
+    `changed` are the clients that have changed since the last checkpoint, `totals` the costs so far.
     """
 
     def __init__(
@@ -59,27 +80,20 @@ class Exchange:
         measurements: Measurements,
         job_time: JobTime | None,
     ) -> None:
-        self._plan = plan
-        self._grid = grid
-        self._messenger = messenger
-        self._strategy = strategy
-        self._recorder = recorder
-        self._measurements = measurements
-        self._job_time = job_time
+        self._plan, self._grid, self._messenger, self._strategy = plan, grid, messenger, strategy
+        self._recorder, self._measurements, self._job_time = recorder, measurements, job_time
         self._node_of_client = messenger.node_of_client
         self.changed: set[int] = set()
         self.totals = Totals()
 
-    # Messages -----------------------------------------------------------------------------------------
-
-    def write(self, round: int, write: Write, clients: Iterable[int], **config: bool) -> list[Message]:
-        """Return the messages that the strategy writes to some clients."""
-        nodes = NodeSubset(self._grid, nodes_in_client_order(self._node_of_client, clients))
+    def write(self, round: int, kind: str, clients: Iterable[int], **config: bool) -> list[Message]:
+        """Return the strategy's messages of a kind to some clients, in client order."""
+        nodes = NodeSubset(self._grid, [self._node_of_client[client] for client in sorted(clients)])
         with self.charged_to_strategy(round):
-            return write(round, ConfigRecord({**config}), nodes)
+            return self._strategy.messages(kind, round, ConfigRecord({**config}), nodes)
 
     def send(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
-        """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""
+        """Send the messages of a phase, record their cost, and return the replies (see `Messenger`)."""
         started = time.perf_counter()
         answers = self._messenger.send(round, phase, sent)
         replies = self.admitted(round, phase, answers)
@@ -104,11 +118,7 @@ class Exchange:
         return self.admitted(round, phase, self._messenger.send(round, phase, sent))
 
     def admitted(self, round: int, phase: str, answers: Mapping[int, Message]) -> dict[int, Message]:
-        """Return the replies that pass the gate (see `fedkd.federation.gate`), in client order.
-
-        Raises:
-            RunFailed: One does not, and the scenario has the run end then.
-        """
+        """Return the replies that pass the gate, in client order; a refusal may raise `RunFailed`."""
         uploads = self._strategy.misfits if phase == "train" else None
         sound, misfits = sift(answers, self._measurements.figures(phase), uploads)
         if misfits:
@@ -117,11 +127,7 @@ class Exchange:
 
     @contextmanager
     def charged_to_strategy(self, round: int) -> Iterator[None]:
-        """Name the strategy, which may be a plug-in, for what it raises.
-
-        Raises:
-            RunFailed: It raised something.
-        """
+        """Turn the errors of the strategy, which may be a plug-in, into a `RunFailed` with its name."""
         try:
             # Numbers out of range are reported by the checks of what was made, not by NumPy, in passing.
             with contained(), np.errstate(all="ignore"):
@@ -137,10 +143,8 @@ class Exchange:
                 details=traceback.format_exc(),
             ) from error
 
-    # Costs --------------------------------------------------------------------------------------------
-
     def account(self, **up: int) -> dict[str, int]:
-        """Add what clients and the method have sent to the totals; return both as a timing has them."""
+        """Add the bytes sent by clients and by the method to the totals; return both for a timing."""
         cost = {**up, "bytes_down": self._strategy.sent_bytes()}
         self.add(**cost)
         return cost
@@ -151,13 +155,11 @@ class Exchange:
         self.totals = replace(self.totals, **sums)
 
     def record_time(self, round: int, phase: str, started: float, **more: Any) -> None:
-        """Record how long a phase has taken since `time.perf_counter` said `started`."""
+        """Record the seconds of a phase since `started` (`time.perf_counter`)."""
         self._recorder.timing(round=round, phase=phase, seconds=time.perf_counter() - started, **more)
 
-    # Clients' states, as many at a time as there is room for ------------------------------------------
-
     def fetch_states(self, round: int) -> Iterator[dict[int, Arrays]]:
-        """Yield the states of clients that have changed, in client order, portion by portion."""
+        """Yield the states of changed clients, in client order, portion by portion."""
         for portion in _portions(sorted(self.changed)):
             sent = [Message(RecordDict(), self._node_of_client[c], msg.EXPORT_STATE) for c in portion]
             yield {
@@ -166,7 +168,7 @@ class Exchange:
             }
 
     def hand_back(self, round: int, states: Mapping[int, Arrays]) -> None:
-        """Make clients what they were; of a checkpoint's states those of one portion are read at a time."""
+        """Restore the clients' states, reading those of one portion at a time."""
         for portion in _portions(sorted(states)):
             contents = {client: RecordDict({msg.STATE: to_record(states[client])}) for client in portion}
             sent = [Message(c, self._node_of_client[n], msg.IMPORT_STATE) for n, c in contents.items()]
@@ -178,7 +180,7 @@ def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
 
 
 def _evaluation_bytes(sent: Sequence[Message]) -> int:
-    """Return what was sent for the evaluation alone; guidance that rode along is the method's."""
+    """Return the bytes sent for the evaluation alone; guidance counts for the method."""
     contents = [message.content for message in sent]
     own = [RecordDict({msg.GUIDANCE: c[msg.GUIDANCE]}) for c in contents if msg.GUIDANCE in c]
     return sum(map(payload_bytes, contents)) - sum(map(payload_bytes, own))

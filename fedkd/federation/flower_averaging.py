@@ -1,4 +1,4 @@
-"""Flower's own strategies at work: they average weights.
+"""Flower's own strategies, which average weights.
 
 Every client has the same architecture. Batch-normalisation statistics are averaged like parameters.
 """
@@ -24,22 +24,15 @@ from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.orthogonal import OrthogonalTraining
 
-WEIGHTS = "weights/"
-STRATEGY = "strategy/"
-ORTHOGONAL = "orthogonal/"
+WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
 
 
 class FlowerAveraging(ServerStrategy):
     """Has one of Flower's strategies average the clients' weights.
 
-    Every message brings the newest average along, which is all that clients start from.
-
-    Args:
-        strategy: Flower's.
-        half: What clients do for it.
-        weights: What all clients begin with.
-        stages: What uploads have passed on their way.
-        orthogonal: What the average may not do, so that old tasks are not forgotten; None: it moves freely.
+    Every message brings the newest average, from which clients start. `half` is the strategy's part on the
+    clients, `stages` those that uploads have passed. `orthogonal` keeps the average out of what old tasks
+    use.
     """
 
     def __init__(
@@ -50,52 +43,46 @@ class FlowerAveraging(ServerStrategy):
         stages: Sequence[Stage] = (),
         orthogonal: OrthogonalTraining | None = None,
     ) -> None:
-        self._strategy = strategy
-        self._half = half
-        self._weights = to_record(weights)
-        self._stages = stages
-        self._orthogonal = orthogonal
+        self._strategy, self._half, self._weights = strategy, half, to_record(weights)
+        self._stages, self._orthogonal = stages, orthogonal
         self._task = 0  # that all clients are at, where anything depends on it
         self._took_part: frozenset[int] = frozenset()  # nodes in this round
         self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
-        """Take down the task, for what may depend on it; weights themselves know no tasks."""
         self._task = next(iter(task_of.values()), 0)
 
-    def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return what Flower's strategy has the nodes do."""
-        messages = list(self._strategy.configure_train(round, self._weights, config, nodes))
-        self._sent += sum(payload_bytes(message.content) for message in messages)
-        return messages
+    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the messages of Flower's strategy, or the average for all nodes.
 
-    def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return what Flower's strategy has the nodes do."""
-        return list(self._strategy.configure_evaluate(round, self._weights, config, nodes))
-
-    def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the average for all nodes, under which they end their task.
-
-        Where what a task has used is protected, those that took part in the round are sent what is protected
-        already, and asked for sketches of what they use besides.
+        At the end of a task, orthogonal training sends the participants of the round its bases, and asks for
+        sketches of what else they use.
         """
-        messages = self._messages(msg.END_TASK, round, config, nodes)
-        if self._orthogonal is not None:
+        if kind == msg.EVALUATE:
+            return list(self._strategy.configure_evaluate(round, self._weights, config, nodes))
+        if kind == msg.TRAIN:
+            messages = list(self._strategy.configure_train(round, self._weights, config, nodes))
+        else:
+            messages = []
+            for node in nodes.get_node_ids():
+                settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
+                content = RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights})
+                messages.append(Message(content, node, kind, group_id=str(round)))
+        if kind == msg.END_TASK and self._orthogonal is not None:
             bases = to_record(self._orthogonal.bases)
             for message in messages:
                 if message.metadata.dst_node_id in self._took_part:
                     message.content[msg.BASES] = bases
-                    self._sent += payload_bytes(RecordDict({msg.BASES: bases}))
+        self._sent += sum(payload_bytes(message.content) for message in messages)
         return messages
 
     def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
-        """Protect what clients' sketches say of the task; return how much of each layer is protected."""
+        """Protect what the clients' sketches span; return the protected share of each layer."""
         if self._orthogonal is None:
             return {}
-        asked = [reply for reply in replies if reply.metadata.src_node_id in self._took_part]
         sent = []
-        for reply in asked:
+        for reply in (reply for reply in replies if reply.metadata.src_node_id in self._took_part):
             try:
                 check_reply(msg.sender(reply), reply, (msg.NUM_EXAMPLES,))
                 upload = opened(reply, self._stages, kinds_of)
@@ -106,25 +93,11 @@ class FlowerAveraging(ServerStrategy):
         self._orthogonal.end_task([one.arrays for one in sent], [one.samples for one in sent])
         return self._orthogonal.figures()
 
-    def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the average for all nodes, from which they train a last time."""
-        return self._messages(msg.FINISH, round, config, nodes)
-
-    def _messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        messages = []
-        for node in nodes.get_node_ids():
-            settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
-            content = RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights})
-            self._sent += payload_bytes(content)
-            messages.append(Message(content, node, kind, group_id=str(round)))
-        return messages
-
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
-        """Have Flower's strategy average what clients sent, in client order; nothing, if nobody did.
+        """Have Flower's strategy average the uploads in client order, if there are any.
 
-        The average is what the strategies that know a last one (FedAdam and its like) take up from the next
-        messages. FedAvgM alone keeps its own: as all that it does is linear, what its steps carry along of
-        forbidden directions stays within them.
+        Strategies that keep the last average (such as FedAdam) read it from the next messages. FedAvgM alone
+        keeps its own. All its steps are linear, so its momentum stays within the forbidden directions.
         """
         self._took_part = frozenset(reply.metadata.src_node_id for reply in replies)
         if not replies:
@@ -142,7 +115,7 @@ class FlowerAveraging(ServerStrategy):
             self._weights = in_precision_of(self._weights, weights)
 
     def misfits(self, replies: Sequence[Message]) -> dict[int, Unfit]:
-        """Open uploads and return why those are refused that are no weights of the model, by client."""
+        """Open uploads; return why some are no weights of the model, by client."""
         found: dict[int, Unfit] = {}
         model = from_record(self._weights)
         for reply in replies:
@@ -159,17 +132,14 @@ class FlowerAveraging(ServerStrategy):
         return found
 
     def sent_bytes(self) -> int:
-        """Return the payload that the method has sent to clients since this was last asked."""
         sent, self._sent = self._sent, 0
         return sent
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the average, and what Flower's strategy carries from round to round."""
         arrays = under(STRATEGY, strategy_state(self._strategy)) | under(WEIGHTS, from_record(self._weights))
         return arrays | under(ORTHOGONAL, self._orthogonal.state() if self._orthogonal else {})
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         weights = below(WEIGHTS, arrays)
         # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
         self._weights = to_record({name: weights[name] for name in self._weights})
@@ -179,7 +149,7 @@ class FlowerAveraging(ServerStrategy):
 
 
 def _check_names(arrays: Arrays, model: Arrays) -> None:
-    """Refuse an upload that has other weights than the model, or in another order."""
+    """Refuse an upload with other weights than the model's, or in another order."""
     if list(arrays) == list(model):
         return
     missing = [name for name in model if name not in arrays]
@@ -189,27 +159,21 @@ def _check_names(arrays: Arrays, model: Arrays) -> None:
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
-    """Return the arrays that a Flower strategy carries from round to round (moments, current weights).
-
-    Flower's strategies keep them as attributes: a record, a dict or list of arrays, or a number.
-    """
+    """Return the arrays of a Flower strategy: attributes that are a record, a dict or list of arrays."""
     arrays: dict[str, np.ndarray] = {}
     for attribute, value in vars(strategy).items():
         if isinstance(value, ArrayRecord):
-            value = from_record(value)
-            kind = "record"
-        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-            kind = "dict"
-        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-            value = {str(position): item for position, item in enumerate(value)}
-            kind = "list"
+            kind, table = "record", from_record(value)
+        elif isinstance(value, dict):
+            kind, table = "dict", value
+        elif isinstance(value, list):
+            kind, table = "list", {str(position): item for position, item in enumerate(value)}
         else:
             continue
         # The position is kept because Flower's strategies pair arrays up by their order; a file keeps none.
-        arrays |= {
-            f"{kind}|{attribute}|{position:05d}|{name}": item
-            for position, (name, item) in enumerate(value.items())
-        }
+        if all(isinstance(item, np.ndarray) for item in table.values()):
+            for position, (name, item) in enumerate(table.items()):
+                arrays[f"{kind}|{attribute}|{position:05d}|{name}"] = item
     return arrays
 
 
@@ -220,19 +184,12 @@ def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> No
         kind, attribute, _, name = key.split("|", 3)
         groups.setdefault((kind, attribute), {})[name] = arrays[key]
     for (kind, attribute), items in groups.items():
-        if kind == "record":
-            setattr(strategy, attribute, to_record(items))
-        elif kind == "list":
-            setattr(strategy, attribute, list(items.values()))
-        else:
-            setattr(strategy, attribute, items)
+        values = {"record": to_record, "list": lambda items: list(items.values())}.get(kind, dict)(items)
+        setattr(strategy, attribute, values)
 
 
 def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
-    """Return fused weights in the model's own types.
-
-    Some strategies compute in float64, and their result would travel at twice the size.
-    """
+    """Return fused weights in the model's types; some strategies compute in float64."""
     arrays = {}
     for name, array in fused.items():
         wanted = np.dtype(model[name].dtype)

@@ -15,26 +15,17 @@ from flwr.serverapp.strategy import Strategy
 from fedkd.errors import UserError, did_you_mean
 from fedkd.scenario.schema import FLOWER_PREFIX
 
-# Set by fedkd: who takes part in a round is the scenario's business, and the keys are the messages'.
+# Set by fedkd: the scenario selects participants, and the messages have their keys.
 _OWN_ARGUMENTS = {
-    "fraction_train": 1.0,
-    "fraction_evaluate": 1.0,
-    "min_train_nodes": 1,
-    "min_evaluate_nodes": 1,
-    "min_available_nodes": 1,
+    **dict.fromkeys(("fraction_train", "fraction_evaluate"), 1.0),
+    **dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1),
 }
 _HIDDEN = {
     *_OWN_ARGUMENTS,
-    "self",
-    "weighted_by_key",
-    "arrayrecord_key",
-    "configrecord_key",
-    "train_metrics_aggr_fn",
-    "evaluate_metrics_aggr_fn",
-    "train_loss_key",
-    "selection_rule",
+    *("self", "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key", "selection_rule"),
+    *("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"),
 }
-# What Flower's own default makes something else of: FedProx with μ = 0 is FedAvg.
+# FedProx with Flower's default μ = 0 is FedAvg.
 _DEFAULTS: dict[str, dict[str, Any]] = {"FedProx": {"proximal_mu": 0.01}}
 _HINTS = {"client_learning_rate": ", such as that of training.lr"}
 # Wrappers around another strategy, and strategies of tree models: neither averages a network's weights.
@@ -43,7 +34,7 @@ _NOT_OFFERED = {"FedXgbBagging", "FedXgbCyclic"}
 
 @cache
 def flower_strategy_names() -> tuple[str, ...]:
-    """Return the names of the strategies that the installed Flower ships and a scenario can name."""
+    """Return the names of the installed Flower's strategies for a scenario."""
     return tuple(
         name
         for name in flower.__all__
@@ -56,16 +47,9 @@ def flower_strategy_names() -> tuple[str, ...]:
 
 
 def flower_hyperparameters(name: str) -> dict[str, Any]:
-    """Return the hyper-parameters of a Flower strategy and their defaults; FedProx has μ = 0.01.
+    """Return a strategy's hyper-parameters and defaults (`inspect.Parameter.empty`: none).
 
-    Args:
-        name: With or without the ``flwr:`` prefix.
-
-    Returns:
-        Name to default; `inspect.Parameter.empty` where a value must be given.
-
-    Raises:
-        UserError: Flower ships no such strategy.
+    The ``flwr:`` prefix of `name` is optional; an unknown one is a `UserError`.
     """
     cls = _strategy_class(name)
     parameters = inspect.signature(cls).parameters.values()
@@ -74,11 +58,7 @@ def flower_hyperparameters(name: str) -> dict[str, Any]:
 
 
 def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strategy:
-    """Return the strategy, set to take every node it is shown.
-
-    Raises:
-        UserError: No such strategy, an unknown or missing hyper-parameter, or a value it refuses.
-    """
+    """Return the strategy, set to take every node; raise `UserError` for wrong names or values."""
     cls = _strategy_class(name)
     known = flower_hyperparameters(name)
     for key in hyperparameters:
@@ -100,7 +80,7 @@ def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strat
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Have Flower's logger say nothing of values that the scenario chose on purpose."""
+    """Silence Flower's warnings about the scenario's values."""
     logger = logging.getLogger("flwr")
     was, logger.disabled = logger.disabled, True
     try:
@@ -110,7 +90,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_type(key: str, value: Any, wanted: Any) -> None:
-    """Refuse a value that Flower would only stumble over when it computes with it, and a negative μ."""
+    """Refuse a value of a wrong type, which Flower notices too late, and a negative μ."""
     allowed = {int: (int,), float: (int, float)}.get(wanted)
     if allowed and (isinstance(value, bool) or not isinstance(value, allowed)):
         name = "a whole number" if wanted is int else "a number"

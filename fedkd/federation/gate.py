@@ -1,7 +1,7 @@
-"""The server's gate for replies: the sender that was asked, sound figures, and an upload that fits.
+"""The server's gate for replies: sender, figures and uploads are checked before anything reads them.
 
-A reply passes here once, before anything reads it. A refusal names the client, the array or record, and the
-reason in one line; `faults.on_bad_upload` says what is done then.
+A refusal names the client, the array or record, and the reason in one line; `faults.on_bad_upload` decides
+what follows.
 """
 
 from __future__ import annotations
@@ -23,23 +23,17 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays
 
 MOST_SAMPLES = 2**40
-"""Training samples that a client may say it has."""
+"""Most training samples that a client may report."""
 LARGEST_FIGURE = 1e15
 TRAIN_LOSS = "train_loss"
 TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
 Misfits = Callable[[Sequence[Message]], Mapping[int, Unfit]]
-"""Says which of some replies have uploads that are refused, and why, by client."""
+"""Returns why uploads are refused, by client."""
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An upload past the server's half of all stages.
-
-    Attributes:
-        arrays: By name.
-        samples: The client's training samples.
-        size: Bytes on the way.
-    """
+    """An upload past the server's half of all stages, with the bytes that it had on the way."""
 
     arrays: dict[str, np.ndarray]
     samples: int
@@ -47,9 +41,9 @@ class Opened:
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
-    """Raise `Unfit` for the first thing that is wrong with a client's reply, its arrays left aside.
+    """Raise `Unfit` for the first fault in a client's reply, apart from its arrays.
 
-    It has to have the metrics `figures`.
+    It must have the metrics `figures`.
     """
     content = reply.content
     # Flower's views by type are tables made anew each time they are asked for.
@@ -75,8 +69,7 @@ def sift(
 
     Args:
         answers: Replies without an error, by client, ascending.
-        figures: Metrics that each has to have.
-        misfits_of: Checks the uploads; None: the replies bring none.
+        misfits_of: Checks the uploads; None: there are none.
     """
     misfits: dict[int, Unfit] = {}
     for client, reply in answers.items():
@@ -91,13 +84,12 @@ def sift(
 
 
 def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
-    """Return a record of a type; empty: there is none."""
     found = content.get(name)
     return found if isinstance(found, kind) else {}  # type: ignore[return-value]
 
 
 def _check_figure(name: str, value: Any) -> None:
-    """Check a number that a client tells; NaN declares that it was not measured."""
+    """Check a client's figure; NaN: not measured."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unfit(f"metric {name} is {value!r}, must be a number")
     if name == msg.NUM_EXAMPLES and not (isinstance(value, int) and 0 <= value <= MOST_SAMPLES):
@@ -111,7 +103,7 @@ def _check_figure(name: str, value: Any) -> None:
 def opened(
     reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
 ) -> Opened:
-    """Return what a reply uploads past some stages; `kinds_of` says what each array is.
+    """Return the upload of a reply past some stages; `kinds_of` returns each array's kind.
 
     Raises:
         Unfit: It cannot be read.
@@ -136,5 +128,4 @@ def opened(
 
 
 def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:
-    """Return the error of a run that ends with a reply that was refused."""
     return RunFailed(f"reply refused: {misfit}", client=client, round=round, diverged=misfit.diverged)

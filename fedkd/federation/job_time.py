@@ -1,4 +1,4 @@
-"""How long clients' jobs take on the simulated clock, by what they were handed and what they sent."""
+"""Durations of clients' jobs on the simulated clock, from the bytes and steps of each."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fedkd.plan.clock import VirtualClock
 from fedkd.plan.plan import Plan
 
 HANDED = "clock/handed"
-"""Name of what is kept in checkpoints: a row `client, bytes, steps` for whoever was handed something."""
+"""Name of the array in checkpoints: a row `client, bytes, steps` of each client."""
 
 
 class Handed(NamedTuple):
-    """What a client was handed for a job."""
+    """Weights and guidance that a client received for a job."""
 
     size: int = 0
-    """Bytes, weights and guidance alike."""
+    """In bytes."""
     steps: int = 0
-    """Steps that it takes to learn them."""
+    """Steps of distilling them."""
 
 
 class JobTime:
     """Counts how long a job takes: download, work, upload.
 
-    Guidance belongs to the job that begins with it, even if it came with an evaluation before. So how often a
-    run evaluates does not change its time. What only an evaluation needs takes none.
+    Guidance belongs to the job that begins with it, even if an evaluation brought it. So the frequency of
+    evaluations does not change simulated time, and an evaluation takes none.
     """
 
     def __init__(self, plan: Plan, clock: VirtualClock, client_of: Callable[[Message], int]) -> None:
@@ -45,33 +45,25 @@ class JobTime:
         self._handed: dict[int, Handed] = {}
 
     def hand(self, messages: Iterable[Message]) -> None:
-        """Take down guidance that goes along with an evaluation or the end of a task."""
+        """Count guidance that comes with an evaluation or the end of a task."""
         for message in messages:
             if msg.GUIDANCE in message.content:
                 self._add(self._client_of(message), RecordDict({msg.GUIDANCE: message.content[msg.GUIDANCE]}))
 
     def begin(self, message: Message) -> Handed:
-        """Return all that a client was handed for the job that a message has it do."""
+        """Return what a client has received for the job of a message."""
         client = self._client_of(message)
         self._add(client, message.content)
         return self._handed.pop(client)
 
-    def before_work(self, client: int, handed: Handed) -> float:
-        """Return how long it takes until a client has what it was handed."""
-        return self._clock.way(client, handed.size)
-
-    def after_work(self, client: int, size: int) -> float:
-        """Return how long an upload of so many bytes takes."""
+    def transfer(self, client: int, size: int) -> float:
+        """Return the seconds of a client's download or upload of so many bytes."""
         return self._clock.way(client, size)
 
     def work(self, client: int, job: int, handed: Handed, samples: int) -> float:
-        """Return how long a client works on a job.
+        """Return the seconds of a client's work on a job, with the draws of round `job`.
 
-        Args:
-            client: Client index.
-            job: The round whose draws it takes.
-            handed: What it has to learn besides its own samples.
-            samples: Its training samples, those that it keeps apart included.
+        `samples` are all of the client's training samples, also those kept apart.
         """
         training = self._plan.scenario.training
         epochs = trained_epochs(self._plan.strategy, training.local_epochs)
@@ -80,18 +72,15 @@ class JobTime:
         return self._clock.work(client, job, steps)
 
     def of_round(self, round: int, sent: Iterable[Message], replies: Mapping[int, Message]) -> float:
-        """Return how long a round takes whose server waits for all: as long as its slowest client.
-
-        Clients that failed are waited for no longer.
-        """
+        """Return the seconds of a synchronous round: those of its slowest client that did not fail."""
         longest = 0.0
         for message in sent:
             client, handed = self._client_of(message), self.begin(message)
             if client in replies:
                 reply = replies[client]
                 samples = int(metrics_of(reply)[msg.NUM_EXAMPLES])
-                taken = self.before_work(client, handed) + self.work(client, round, handed, samples)
-                longest = max(longest, taken + self.after_work(client, payload_bytes(reply.content)))
+                taken = self.transfer(client, handed.size) + self.work(client, round, handed, samples)
+                longest = max(longest, taken + self.transfer(client, payload_bytes(reply.content)))
         return longest
 
     def _add(self, client: int, content: RecordDict) -> None:
@@ -100,25 +89,17 @@ class JobTime:
         self._handed[client] = Handed(before.size + size, before.steps + steps)
 
     def _steps(self, content: RecordDict) -> int:
-        """Return the steps of distilling what a message brings, on the clients that distil."""
-        fusion, training = self._plan.scenario.fusion, self._plan.scenario.training
-        if not teaches_targets(self._plan.strategy):
+        fusion, strategy = self._plan.scenario.fusion, self._plan.strategy
+        if not teaches_targets(strategy):
             return 0
-        rows = [
-            self._plan.strategy.taught_samples(from_record(content.array_records[name]))
-            for name in (msg.GUIDANCE, msg.MISSED)
-            if name in content
-        ]
-        batch = fusion.distill_batch_size or training.batch_size
+        batch = fusion.distill_batch_size or self._plan.scenario.training.batch_size
+        records = (content.array_records.get(name) for name in (msg.GUIDANCE, msg.MISSED))
+        rows = [strategy.taught_samples(from_record(record)) for record in records if record is not None]
         return sum(fusion.distill_epochs * -(-length // batch) for length in rows)
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return what a later round depends on."""
         rows = [(client, *handed) for client, handed in sorted(self._handed.items())]
         return {HANDED: np.array(rows, dtype=np.int64).reshape(-1, 3)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._handed = {int(client): Handed(int(size), int(steps)) for client, size, steps in arrays[HANDED]}

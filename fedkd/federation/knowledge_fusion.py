@@ -25,7 +25,7 @@ from fedkd.fusion.views import Arrays
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
-from fedkd.server.fusing import FusionReport, Links, ServerKnowledge
+from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.mailbox import Parcel
 from fedkd.server.peers import Mixing
 
@@ -33,20 +33,18 @@ from fedkd.server.peers import Mixing
 class KnowledgeFusion(Strategy):
     """Runs a fusion strategy as a Flower strategy: ``KnowledgeFusion(KnFu(beta=10)).start(grid)``.
 
-    Every node trains and uploads knowledge; the server fuses it, in client order; the guidance rides on the
-    next message to each client, whichever that is. Its ClientApp is `fedkd.federation.client_app.app`, or
-    any app that keeps to the layout in `fedkd.federation.messages`.
+    Every node trains and uploads knowledge. The server fuses it in client order. The guidance comes with the
+    next message to each client. The ClientApp is `fedkd.federation.client_app.app`, or any app with the
+    layout in `fedkd.federation.messages`.
 
     Args:
-        strategy: How knowledge is fused.
-        known: What the server knows besides the messages, of each task of a stream or of the only one; only
-            some strategies need it.
-        stages: What uploads have passed on their way (see `fedkd.clients.upload`).
-        bank: The knowledge cache, of clients that are at another task or away; None: there is none.
-        backward: Whether clients are taught old tasks too, with the cache (see `FusingByTask`).
+        known: The server's knowledge besides the messages, of each task of a stream or of the only one.
+        stages: Stages that uploads have passed (see `fedkd.clients.upload`).
+        bank: The knowledge cache of absent clients and those at another task; None: there is none.
+        min_available_nodes: Nodes that a round of Flower's own loop waits for.
+        backward: Whether clients distil old tasks from the cache too (see `FusingByTask`).
         exponent: Of uploads' ages in asynchronous rounds (see `fedkd.server.bank.staleness`).
-        min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
-        peers: Who hears whom, where clients fuse by themselves what they hear; None: there is a server.
+        peers: Links between clients that fuse by themselves; None: there is a server.
     """
 
     def __init__(
@@ -61,110 +59,77 @@ class KnowledgeFusion(Strategy):
         exponent: float | None = None,
         peers: Mixing | None = None,
     ) -> None:
-        self.strategy = strategy
-        self._has_server = peers is None
-        self._min_available_nodes = min_available_nodes
+        self.strategy, self._stages = strategy, stages
+        self._has_server, self._min_available_nodes = peers is None, min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = FusingByTask(
-            strategy, of_task, bank, backward=backward, exponent=exponent, peers=peers
-        )
-        self._stages = stages
+        fusing = FusingByTask(strategy, of_task, bank, backward=backward, exponent=exponent, peers=peers)
+        self._fusing = fusing
+        self.cache_bytes, self.report, self.links = fusing.cache_bytes, fusing.report, fusing.links
+        self.state, self.restore = fusing.state, fusing.restore
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
         self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
-        """Say which node simulates each client; other nodes are known once they have replied."""
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
-        """Say which task of a stream every client is at: knowledge is fused among those at the same one."""
         self._fusing.move(task_of)
 
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
     ) -> Result:
-        """Run all rounds (see `flwr.serverapp.strategy.Strategy.start`); there are no initial weights."""
+        """Run all rounds (see `flwr.serverapp.strategy.Strategy.start`), without initial weights."""
         return super().start(grid, initial_arrays or ArrayRecord(), num_rounds, **options)
 
     def summary(self) -> None:
-        """Log the strategy and its hyper-parameters."""
         logging.getLogger("flwr").info("\t└──> Fusion: %s", self.strategy)
 
-    # Messages -----------------------------------------------------------------------------------------
-
-    def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return one train message per node, with its pending guidance."""
-        self._fusing.begin(self._client_of_node.values())
-        messages = self._messages(msg.TRAIN, round, config, nodes)
-        clients = [self._client_of_node.get(message.metadata.dst_node_id) for message in messages]
-        for task, fusing in self._fusing.of_clients(clients).items():
-            asked = fusing.request(round)
-            if asked is None:
-                continue
-            request = to_record({msg.SAMPLES: asked.astype(np.int32)})
-            for client, message in zip(clients, messages, strict=True):
-                if self._fusing.task_of(client) == task:
-                    message.content[msg.REQUEST] = request
-                    # Without a server everybody draws the same samples from the seed that all have.
-                    self._sent += payload_bytes(RecordDict({msg.REQUEST: request})) * self._has_server
-        return messages
-
-    def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return one evaluate message per node, with its pending guidance."""
-        return self._messages(msg.EVALUATE, round, config, nodes)
-
-    def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return one message per node that ends its task, with its pending guidance."""
-        return self._messages(msg.END_TASK, round, config, nodes)
-
     def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
-        """Take no notice: what clients know of the task they have sent."""
+        """Return no figures: clients have sent their knowledge of the task."""
         return {}
 
-    def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return one message per node that has it train a last time, with its pending guidance."""
-        return self._messages(msg.FINISH, round, config, nodes)
-
     def take_back(self, messages: Sequence[Message]) -> None:
-        """Put guidance back that went along with messages which had no effect on their clients."""
-        arrays: dict[int, dict[str, np.ndarray]] = {}  # one table for all who were sent the same record
+        """Put back the guidance of messages that had no effect on their clients."""
+        arrays: dict[int, dict[str, np.ndarray]] = {}  # one table for each record
         for message in messages:
             client, content = self._client_of_node.get(message.metadata.dst_node_id), message.content
             if client is None:
                 continue
+            settings: Any = content.config_records[msg.CONFIG] if msg.CONFIG in content else {}
+            mailbox = self._fusing.of(client).mailbox
             for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
                 if record not in content:
                     continue
                 sent = content.array_records[record]
-                table = arrays.setdefault(id(sent), from_record(sent))
-                parcel = Parcel(int(content.config_records[msg.CONFIG][of_round]), table)  # type: ignore[arg-type]
-                mailbox = self._fusing.of(client).mailbox
+                parcel = Parcel(int(settings[of_round]), arrays.setdefault(id(sent), from_record(sent)))
                 if record == msg.GUIDANCE:
                     mailbox.put(client, parcel)
                 else:
                     mailbox.put_missed([client], parcel)
             for task in msg.old_tasks(content):
                 name = f"{msg.OLD}{task}"
-                fused = int(content.config_records[msg.CONFIG][name])  # type: ignore[arg-type]
-                parcel = Parcel(fused, from_record(content.array_records[name]))
+                parcel = Parcel(int(settings[name]), from_record(content.array_records[name]))
                 self._fusing.at(task).mailbox.put_missed([client], parcel)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one train message per node, once there are enough, as Flower's own loop asks for them."""
+        """Return one train message per node, once there are enough, for Flower's own loop."""
         sample_nodes(grid, self._min_available_nodes, sample_size=0)
-        return self.train_messages(server_round, config, grid)
+        return self.messages(msg.TRAIN, server_round, config, grid)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one evaluate message per node of the grid, as Flower's own loop asks for them."""
-        return self.evaluate_messages(server_round, config, grid)
+        """Return one evaluate message per node, for Flower's own loop."""
+        return self.messages(msg.EVALUATE, server_round, config, grid)
 
-    def _messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return one message per node, with its pending guidance."""
+        if kind == msg.TRAIN:
+            self._fusing.begin(self._client_of_node.values())
         measures = kind == msg.EVALUATE
         batch = []
         for node in nodes.get_node_ids():
@@ -179,31 +144,42 @@ class KnowledgeFusion(Strategy):
             own = mailbox.take(client)
             if own is not None:
                 settings[msg.GUIDANCE_ROUND], content[msg.GUIDANCE] = own.round, self._record(own.arrays)
-            # Weights replace others, whenever they come; all else must not depend on who is evaluated when.
+            # Weights may come at any time; other guidance must not depend on when a client is evaluated.
             if not measures or "weights" in self.strategy.capabilities.needs:
                 missed = mailbox.take_missed(client, leave=measures)
                 if missed is not None:
-                    settings[msg.MISSED_ROUND], content[msg.MISSED] = (
-                        missed.round,
-                        self._record(missed.arrays),
-                    )
+                    settings[msg.MISSED_ROUND] = missed.round
+                    content[msg.MISSED] = self._record(missed.arrays)
                     self._sent += 0 if measures else missed.size
-            # Before a training alone, so that it does not depend on who is evaluated when.
+            # Only with a train message, for the same reason.
             old = self._fusing.take_old(client) if kind == msg.TRAIN else {}
             for task, parcel in old.items():
                 settings[f"{msg.OLD}{task}"] = parcel.round
                 content[f"{msg.OLD}{task}"] = self._record(parcel.arrays)
                 self._sent += parcel.size
             batch.append(Message(content, node, kind, group_id=str(round)))
+        if kind == msg.TRAIN:
+            self._add_requests(round, batch)
         return batch
 
+    def _add_requests(self, round: int, messages: Sequence[Message]) -> None:
+        clients = [self._client_of_node.get(message.metadata.dst_node_id) for message in messages]
+        for task, fusing in self._fusing.of_clients(clients).items():
+            asked = fusing.request(round)
+            if asked is None:
+                continue
+            request = to_record({msg.SAMPLES: asked.astype(np.int32)})
+            for client, message in zip(clients, messages, strict=True):
+                if self._fusing.task_of(client) == task:
+                    message.content[msg.REQUEST] = request
+                    # Without a server every client draws the same samples from the common seed.
+                    self._sent += payload_bytes(RecordDict({msg.REQUEST: request})) * self._has_server
+
     def _record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-        """Return one record for all that receive the same arrays, so that it can travel once."""
+        """Return one record for all that receive the same arrays, so that it travels once."""
         if id(arrays) not in self._records:
             self._records[id(arrays)] = (arrays, to_record(arrays))  # holding them keeps the id theirs
         return self._records[id(arrays)][1]
-
-    # Replies ------------------------------------------------------------------------------------------
 
     def fuse(
         self,
@@ -213,31 +189,24 @@ class KnowledgeFusion(Strategy):
         begun: Mapping[int, int] = MappingProxyType({}),
         awaited: int = 0,
     ) -> None:
-        """Fuse the knowledge of all replies and keep every client's guidance for later.
+        """Fuse the knowledge of all replies, and keep every client's guidance for later.
 
-        Args:
-            replies: Without errors, in client order.
-            begun: The rounds in which clients began what they send, where that was not this one.
-            awaited: Replies of the round that come with another call.
+        The replies are without errors and in client order. `begun` has the rounds in which clients began
+        their jobs, if not this one; `awaited` counts replies of the round that come with another call.
         """
         for client, misfit in self.misfits(replies).items():
             raise refusal(misfit, client, round)
         uploads = {}
         for reply in replies:
             client = self._client_of_node[reply.metadata.src_node_id]
-            found = self._opened[id(reply)][1]
-            begin = begun.get(client, round)
+            found, begin = self._opened[id(reply)][1], begun.get(client, round)
             uploads[client] = Upload(begin, found.arrays, found.samples, found.size)
         self._records.clear()
         self._opened.clear()
-        everyone = self._client_of_node.values()
-        self._sent += self._fusing.fuse(round, uploads, everyone, awaited=awaited)
+        self._sent += self._fusing.fuse(round, uploads, self._client_of_node.values(), awaited=awaited)
 
     def misfits(self, replies: Sequence[Message]) -> dict[int, Unfit]:
-        """Open uploads; return why some are refused, by client (see `fedkd.fusion.forms`).
-
-        Uploads that fit are kept open for `fuse`.
-        """
+        """Open uploads and keep them for `fuse`; return why some are refused, by client."""
         found: dict[int, Unfit] = {}
         alike: dict[tuple[int, str], dict[int, Arrays]] = {}
         for reply in replies:
@@ -263,7 +232,7 @@ class KnowledgeFusion(Strategy):
         return dict(sorted(found.items()))
 
     def _meet(self, reply: Message) -> int:
-        """Return the client that a node says it is; raise `Unfit` if another node is that client."""
+        """Return the client that a node names; raise `Unfit` if another node is that client."""
         client, node = msg.sender(reply), reply.metadata.src_node_id
         if client in self._client_of_node.values():
             raise Unfit(f"it says that it is client {client}, which another node is")
@@ -273,11 +242,7 @@ class KnowledgeFusion(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fuse the knowledge of all replies without error; return no weights, and the mean metrics.
-
-        Raises:
-            RunFailed: Nobody answered, not even with an error.
-        """
+        """Fuse the replies; return no weights, and the mean metrics; raise `RunFailed` without any reply."""
         replies = list(replies)
         if not replies:
             raise RunFailed("no node has answered", round=server_round)
@@ -286,7 +251,6 @@ class KnowledgeFusion(Strategy):
         return None, _mean_metrics(answered)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the mean of the clients' metrics."""
         answered = _answered(replies)
         for reply in answered:
             if reply.metadata.src_node_id not in self._client_of_node:
@@ -295,35 +259,9 @@ class KnowledgeFusion(Strategy):
         return _mean_metrics(answered)
 
     def sent_bytes(self) -> int:
-        """Return the payload that the method has sent to clients since this was last asked.
-
-        Guidance counts with its round, whichever message takes it along. Without a server it is what clients
-        received from each other.
-        """
+        """Return the payload sent to clients since the last call; without a server, what they received."""
         sent, self._sent = self._sent, 0
         return sent
-
-    def cache_bytes(self) -> int | None:
-        """Return the bytes that the knowledge bank keeps; None: there is none."""
-        return self._fusing.cache_bytes()
-
-    def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion, where the strategy has weights."""
-        return self._fusing.report()
-
-    def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: there is a server."""
-        return self._fusing.links()
-
-    # State --------------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, keyed by client so that node ids may change."""
-        return self._fusing.state()
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`; clients have to be introduced before the next messages."""
-        self._fusing.restore(arrays)
 
 
 def _answered(replies: Iterable[Message]) -> list[Message]:
@@ -333,8 +271,7 @@ def _answered(replies: Iterable[Message]) -> list[Message]:
 def _mean_metrics(replies: Sequence[Message]) -> MetricRecord | None:
     if not replies:
         return None
-    rows = [reply.content.metric_records[msg.METRICS] for reply in replies]
-    names = [name for name in rows[0] if name != msg.NUM_EXAMPLES]
-    values = {name: [float(row[name]) for row in rows] for name in names}  # type: ignore[arg-type]
+    rows = [msg.metrics_of(reply) for reply in replies]
+    values = {name: [row[name] for row in rows] for name in rows[0] if name != msg.NUM_EXAMPLES}
     measured = {name: [value for value in of_all if not isnan(value)] for name, of_all in values.items()}
     return MetricRecord({name: float(np.mean(m)) if m else nan for name, m in measured.items()})

@@ -1,4 +1,4 @@
-"""Record what clients measured in a round, and the federation's means of it."""
+"""Record clients' measurements of a round, and the federation's means."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
+from fedkd.clients.guidance_effect import SPLITS
 from fedkd.clients.task_metrics import TaskMetric, is_task_metric
 from fedkd.federation import messages as msg
 from fedkd.federation.gate import TRAIN_FIGURES, TRAIN_LOSS
@@ -26,28 +27,23 @@ from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import Recorder, Split
 from fedkd.tracking.transferability import TransferMap, write_transfer_map
 
-EVALUATED = (
-    ("local", "accuracy_trained", "accuracy_trained_local"),
-    ("local", "accuracy", "accuracy_local"),
-    ("local", "loss", "loss_local"),
-    ("local", "fusion_gain", "fusion_gain_local"),
-    ("global", "accuracy_trained", "accuracy_trained_global"),
-    ("global", "accuracy", "accuracy_global"),
-    ("global", "loss", "loss_global"),
-    ("global", "fusion_gain", "fusion_gain_global"),
-    ("global", "positive_flips", "positive_flips"),
-    ("global", "negative_flips", "negative_flips"),
-    ("train", "agreement", "agreement"),
-    ("train", "guidance_kl", "guidance_kl"),
+EVALUATED: tuple[tuple[Split, str, str], ...] = (
+    *(
+        (split, name, f"{name}_{split}")
+        for split in SPLITS
+        for name in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
+    ),
+    *(("global", name, name) for name in ("positive_flips", "negative_flips")),
+    *(("train", name, name) for name in ("agreement", "guidance_kl")),
 )
 """Split and name of every metric of an evaluation, and its key in a reply."""
 
 Replies = Mapping[int, Message]
-"""Of every client that was asked and not skipped, in client order."""
+"""By client, in client order."""
 
 
 class Measurements:
-    """Records what replies say, one metric after another."""
+    """Records the figures of replies."""
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._schedule = plan.schedule
@@ -58,23 +54,20 @@ class Measurements:
         self._poisoned = poisoned_clients(plan.scenario)
 
     def figures(self, phase: str) -> tuple[str, ...]:
-        """Return the metrics that a reply has to have."""
+        """Return the metrics that every reply must have."""
         measured = (msg.NUM_EXAMPLES, *(key for _, _, key in self._evaluated))
-        if phase == "train":
-            return TRAIN_FIGURES
-        if phase == "finish":
-            return (*measured, TRAIN_LOSS)
-        return measured if phase == "evaluate" else ()
+        of_phase = {"train": TRAIN_FIGURES, "evaluate": measured, "finish": (*measured, TRAIN_LOSS)}
+        return of_phase.get(phase, ())
 
     def training(self, round: int, replies: Replies) -> float | None:
-        """Record a round's local training; return the mean loss, None if nobody took a step."""
+        """Record a round's local training; return the mean loss, None without any step."""
         losses = {client: metrics_of(reply)[TRAIN_LOSS] for client, reply in replies.items()}
         trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
         self._record_curves(round, replies)
         return self._record(round, "train", "loss", trained) if trained else None
 
     def failures(self, round: int, counts: Mapping[tuple[int, Split, str], int]) -> None:
-        """Record how often clients failed in a round, by client, split and metric, and the sum."""
+        """Record the number of failures by client, split and metric, and their sum."""
         for split, metric in sorted({(split, metric) for _, split, metric in counts}):
             of_clients = {client: n for (client, *kind), n in counts.items() if kind == [split, metric]}
             for client in sorted(of_clients):
@@ -82,18 +75,11 @@ class Measurements:
             self._recorder.metric(metric, sum(of_clients.values()), round=round, split=split)
 
     def fusion(self, round: int, report: FusionReport | None) -> float | None:
-        """Record effective neighbours and the share of predictions left by filters; keep the whole matrix."""
+        """Record effective neighbours and the share of predictions left by filters; keep the matrices."""
         if report is None:
             return None
-        write_neighbours(
-            self._folder,
-            round,
-            report.clients,
-            report.weights,
-            report.distances,
-            report.left_out,
-            run=self._run,
-        )
+        tables = report.weights, report.distances, report.left_out
+        write_neighbours(self._folder, round, report.clients, *tables, run=self._run)
         if report.heard is not None:
             self._recorder.metric("predictions_heard", report.heard, round=round, split="train")
         counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
@@ -103,40 +89,36 @@ class Measurements:
     def transferability(self, found: TransferMap) -> None:
         """Record how well each predictor ranks the senders of every receiver, and keep the whole map."""
         write_transfer_map(self._folder, found, self._run)
-        for split, gain in found.gains.items():
-            told = {"transfer_gain": off_diagonal_mean(gain), "hit_chance": chance(gain)}
+        rows: list[tuple[Split, str, np.ndarray]] = []
+        for part, gain in found.gains.items():
+            rows += [(part, "transfer_gain", off_diagonal_mean(gain)), (part, "hit_chance", chance(gain))]
             for name, guess in found.predicted.items():
-                told |= {f"rank_{name}": rank_correlation(guess, gain), f"hit_{name}": hits(guess, gain)}
-            for metric, values in told.items():
-                self._record_known(found, split, metric, values)
+                rows.append((part, f"rank_{name}", rank_correlation(guess, gain)))
+                rows.append((part, f"hit_{name}", hits(guess, gain)))
         if found.transfer_rate is not None:
-            self._record_known(found, "train", "transfer_rate", off_diagonal_mean(found.transfer_rate))
-
-    def _record_known(self, found: TransferMap, split: Split, metric: str, values: np.ndarray) -> None:
-        known = {
-            client: value
-            for client, value in zip(found.clients, values.tolist(), strict=True)
-            if not isnan(value)
-        }
-        if known:
-            self._record(found.round, split, metric, known)
+            rows.append(("train", "transfer_rate", off_diagonal_mean(found.transfer_rate)))
+        for split, metric, values in rows:
+            by_client = zip(found.clients, values.tolist(), strict=True)
+            known = {client: value for client, value in by_client if not isnan(value)}
+            if known:
+                self._record(found.round, split, metric, known)
 
     def clock(self, round: int, seconds: float) -> None:
-        """Record how much simulated time has passed with the end of a round."""
         self._recorder.metric("virtual_seconds", seconds, round=round, split="train")
 
     def knowledge_cache(self, round: int, kept: int | None) -> None:
-        """Record the bytes that the knowledge cache keeps."""
         if kept is not None:
             self._recorder.metric("bank_bytes", kept, round=round, split="train")
 
     def links(self, round: int, links: Links | None) -> None:
-        """Record what every client sent and received over its links, and keep what went over which."""
+        """Record what every client sent and received over its links, and keep the links."""
         if links is None:
             return
         write_links(self._folder, round, links.clients, links.heard, links.sizes, run=self._run)
-        of_client = (("bytes_sent", links.sizes.sum(axis=0)), ("bytes_received", links.sizes.sum(axis=1)))
-        for metric, sizes in of_client:
+        for metric, sizes in (
+            ("bytes_sent", links.sizes.sum(axis=0)),
+            ("bytes_received", links.sizes.sum(axis=1)),
+        ):
             self._record(round, "train", metric, dict(zip(links.clients, sizes.tolist(), strict=True)))
         number = int(links.heard.sum())
         self._recorder.metric("links", number, round=round, split="train")
@@ -144,20 +126,17 @@ class Measurements:
             self._recorder.metric("bytes_per_link", links.total / number, round=round, split="train")
 
     def server(self, round: int, task: int | None, figures: Mapping[str, float]) -> None:
-        """Record what the server itself has to tell of a task that all clients have ended."""
+        """Record the server's own figures of a task that all clients have ended."""
         for name, value in figures.items():
             self._recorder.metric(name, value, round=round, split="train", task=task)
 
     def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
-        """Record an evaluation; return the means, named as in `RoundReport.metrics`.
-
-        Of round 0, before any training, what is known of single tasks is recorded alone.
-        """
+        """Record an evaluation; return the means by names of `RoundReport.metrics` (round 0: of tasks)."""
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
         return self.measured(round, rows) | self.choices(round, replies)
 
     def measured(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-        """Record what an evaluation has told, by client in client order (see `evaluation`)."""
+        """Record an evaluation's metrics, in client order (see `evaluation`)."""
         means = {}
         for split, metric, key in self._evaluated if round > 0 else ():
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
@@ -171,7 +150,6 @@ class Measurements:
         return means | self._record_tasks(round, rows)
 
     def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-        """Record what clients measured on every task of a stream; return the means by key."""
         means = {}
         keys = dict.fromkeys(key for row in rows.values() for key in row if is_task_metric(key))
         for key in keys:
@@ -182,7 +160,7 @@ class Measurements:
         return means
 
     def choices(self, round: int, replies: Replies) -> dict[str, float]:
-        """Record what clients have chosen, and what learners say at the end of a task; return the means."""
+        """Record clients' choices, and learners' figures at the end of a task; return the means."""
         records = {
             client: reply.content.config_records[msg.LEARNER]
             for client, reply in replies.items()
@@ -196,32 +174,26 @@ class Measurements:
         return means
 
     def _by_task(self, round: int, values: Mapping[int, float]) -> dict[int | None, dict[int, float]]:
-        """Return what clients said by the task they are at, ascending."""
         found: dict[int | None, dict[int, float]] = {}
         for client in sorted(values, key=lambda client: (self._schedule.task(client, round) or 0, client)):
             found.setdefault(self._schedule.task(client, round), {})[client] = values[client]
         return found
 
     def _record_curves(self, round: int, replies: Replies) -> None:
-        """Record the accuracy after each local epoch, where clients measured it."""
         for client, reply in replies.items():
-            if msg.CURVES not in reply.content:
-                continue
-            task = self._schedule.task(client, round)
-            curves: Any = reply.content.config_records[msg.CURVES]
+            curves: Any = reply.content.config_records[msg.CURVES] if msg.CURVES in reply.content else {}
+            about: Any = {"round": round, "client": client, "task": self._schedule.task(client, round)}
             for split, curve in curves.items():
                 for epoch, accuracy in enumerate(curve, start=1):
-                    self._recorder.epoch(
-                        accuracy, round=round, client=client, task=task, epoch=epoch, split=split
-                    )
+                    self._recorder.epoch(accuracy, **about, epoch=epoch, split=split)
 
     def _record(
         self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
     ) -> float:
-        """Record one metric of every client, in client order, then the federation's mean; return the mean.
+        """Record one metric of every client, in client order, and the mean; return the mean.
 
-        Poisoned clients are recorded and left out of the mean, unless there are no others. Without a task
-        that it is about, a client's value is recorded with the task that the client is at.
+        Poisoned clients are left out of the mean, unless there are no others. Without `task`, a client's
+        value gets the client's present task.
         """
         for client in sorted(values):
             own = self._schedule.task(client, round) if task is None else task
@@ -231,5 +203,4 @@ class Measurements:
         return mean
 
     def _counted(self, clients: Set[int]) -> list[int]:
-        """Return those of some clients that a mean is over, in client order."""
         return sorted(clients - self._poisoned) or sorted(clients)

@@ -1,31 +1,26 @@
-"""What the messages of a round carry, and what replies say.
+"""The records of messages and replies.
 
 | message              | to the client                              | back                                   |
 |----------------------|--------------------------------------------|----------------------------------------|
 | `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
 |                      | `guidance` {targets, …}, `missed` (newest  | `arrays` (knowledge or weights),       |
-|                      | guidance of rounds without the client),    | `curves` (accuracy after each epoch)   |
-|                      | `old-TASK` (of a task it has left),        |                                        |
-|                      | `request` {samples}; or `arrays` (weights) | `at-chance` (if training was no better |
-|                      |                                            | than guessing)                         |
-| `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
-|                      |                                            | (figures about a task that has ended,  |
-|                      |                                            | and what the client has chosen)        |
-| `query.end_task`     | the same, and `bases` (of what of each     | `identity`; then `arrays` (sketches),  |
-|                      | layer's inputs is protected) to those who  | `metrics` {num-examples}               |
-|                      | are to send sketches of the others         |                                        |
+|                      | of rounds without the client), `old-TASK`  | `curves` (accuracy after each epoch),  |
+|                      | (of a task it has left),                   | `at-chance` (if training was no better |
+|                      | `request` {samples}; or `arrays` (weights) | than guessing)                         |
+| `evaluate`           | the same                                   | `identity`, `metrics`, `learner` (of a |
+|                      |                                            | task that has ended, and choices)      |
+| `query.end_task`     | the same; `bases` (protected inputs of     | `identity`; then `arrays` (sketches),  |
+|                      | each layer) to clients that send sketches  | `metrics` {num-examples}               |
 | `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
-|                      |                                            | training, and of an evaluation),       |
-|                      |                                            | `at-chance`                            |
+|                      |                                            | training and evaluation), `at-chance`  |
 | `query.show`         | `config` {server-round}                    | `identity`, `arrays` {logits, start}   |
-| `query.try_out`      | the same, and `arrays` {probabilities of   | `identity`, `arrays` {gains, answers}  |
-|                      | all clients}                               |                                        |
+| `query.try_out`      | the same, `arrays` {all probabilities}     | `identity`, `arrays` {gains, answers}  |
 | `query.identify`     | nothing                                    | `identity` {client, federation}        |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
 
-Flower's own strategies send and expect one ArrayRecord `arrays`, one MetricRecord `metrics` and a
-ConfigRecord `config`; knowledge keeps the same keys, so both kinds speak to the same ClientApp.
+Flower's strategies have the same keys `arrays`, `metrics` and `config`, so both kinds speak to one
+ClientApp.
 """
 
 from __future__ import annotations
@@ -48,7 +43,7 @@ IDENTITY = "identity"
 LEARNER = "learner"
 METRICS = "metrics"
 OLD = "old-"
-"""Begins the record of guidance of an old task, named by its number, and the key of its round."""
+"""Prefix of an old task's record of guidance, and of the key of its round."""
 REQUEST = "request"
 STATE = "state"
 
@@ -73,19 +68,19 @@ GUIDANCE_ROUND = "guidance-round"
 MISSED_ROUND = "missed-round"
 MEASURE_TRAINED = "measure-trained"
 LANES = "lanes"
-"""In the configuration of an evaluation: how many threads may predict, as others' processors are idle."""
+"""Threads that may predict in an evaluation, on idle processors."""
 TELL_TRAINED = "tell-trained"
-"""In the configuration of a training: whether its reply tells the accuracies of what was trained."""
+"""Whether the reply to a training has the accuracies before fusion."""
 TRAINED = "accuracy_trained_"
-"""Begins the metrics of such a reply, which end with their splits."""
+"""Prefix of these metrics; their split follows."""
 PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 SAMPLES = "samples"
 CLIENT = "client"
 FEDERATION = "federation"
-"""In the identity of a deployed node: the digest of what all participants have in common."""
+"""In a deployed node's identity: the digest of its federation."""
 SECONDS = "seconds"
-"""In the identity: what the client's work on a message took; or an equal share, of several together."""
+"""In the identity: seconds of the client's work on a message, or its equal share."""
 EPOCHS = "epochs"
 PROBABILITIES = "probabilities"
 GAINS = "gains"
@@ -100,24 +95,20 @@ CLIENT_DIED = 5
 TIMED_OUT = 1001  # Flower has none for this
 
 _OF_FLOWER = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>", re.DOTALL)
-"""How Flower's runtimes write down what a ClientApp has raised."""
+"""Format of a ClientApp's exception on Flower's runtimes."""
 
 
 def identity(client: int) -> ConfigRecord:
-    """Return the record by which a reply says which client it is from."""
     return ConfigRecord({CLIENT: client})
 
 
 def old_tasks(content: RecordDict) -> list[int]:
-    """Return the old tasks that a message has guidance of, ascending."""
+    """Return the old tasks with guidance in a message, ascending."""
     return sorted(int(name.removeprefix(OLD)) for name in content.array_records if name.startswith(OLD))
 
 
 def sender(reply: Message) -> int:
-    """Return the client index a reply names, or its node id when the client does not say.
-
-    Node ids are random on Flower's runtimes; sums taken in their order would differ from run to run.
-    """
+    """Return the client that a reply names, else its (random) node id."""
     content: RecordDict = reply.content
     if IDENTITY in content:
         return int(content.config_records[IDENTITY][CLIENT])  # type: ignore[arg-type]
@@ -125,12 +116,11 @@ def sender(reply: Message) -> int:
 
 
 def metrics_of(reply: Message) -> dict[str, float]:
-    """Return the metrics of a reply by name."""
     return {name: float(value) for name, value in reply.content.metric_records[METRICS].items()}  # type: ignore[arg-type]
 
 
 def first_line(reply: Message) -> str:
-    """Return the first line of the reason of an error reply: what kind of error it was, and its words."""
+    """Return the first line of an error reply's reason: the kind of error, and its message."""
     reason = reply.error.reason or ""
     raised = _OF_FLOWER.fullmatch(reason)
     if raised is not None:
@@ -139,7 +129,7 @@ def first_line(reply: Message) -> str:
 
 
 def failure_of(reply: Message, client: int | None, round: int | None) -> Exception:
-    """Return the error that an error reply stands for; None: the client, or the round, is not known."""
+    """Return the error of an error reply; None: the client, or the round, is unknown."""
     reason = first_line(reply)
     if reply.error.code == CLIENT_DIED:
         return ActorsLost(reason.removesuffix("."), client=client, round=round)

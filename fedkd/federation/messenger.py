@@ -1,41 +1,35 @@
-"""Messages to clients, and their replies, in client order; what is done about a client that fails."""
+"""Messages to clients and their replies, in client order; nodes' identities; failures of clients."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.gate import refusal
-from fedkd.federation.introduction import identify
 from fedkd.federation.messages import failure_of, first_line
-from fedkd.federation.run_control import RunControl
+from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.fusion.forms import Unfit
 from fedkd.scenario.schema import Faults
 from fedkd.tracking.recorder import Split
 
 SKIPPABLE = frozenset({"train", "evaluate", "finish", "transferability"})
-"""Phases of a round that a client can be absent from. Every client ends its task, or there is no next one."""
+"""Phases that a client can miss; every client must end its task before the next."""
 RECORDED: dict[str, Split] = {"train": "train", "end task": "train", "finish": "train", "evaluate": "local"}
-"""Phases whose failures are recorded, and under which split."""
+"""Phases whose failures are recorded, and their splits."""
 BEYOND_REPAIR = frozenset({UserError.__name__, TrainingDiverged.__name__})
-"""Errors that end the run however the scenario has others dealt with: another try would not help."""
+"""Errors that end the run in any case: a retry would not help."""
 
 
 class Messenger:
     """Sends messages to clients, and turns a client's failure into the run's.
 
-    Args:
-        control: Whom to tell of the progress, and when the run is being stopped.
-        faults: What is done about a client that fails.
-
-    Attributes:
-        node_of_client: Client index to node id, in client order.
-        failures: How often clients have failed in a round that went on, by client, split and metric.
+    `failures` counts them in a round, by client, split and metric.
     """
 
     def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
@@ -49,70 +43,62 @@ class Messenger:
         self.failures: Counter[tuple[int, Split, str]] = Counter()
 
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
-        """Send messages and return the replies by client, in client order.
-
-        Of a client that failed and is skipped (see `Faults.on_client_error`) there is none.
+        """Send messages; return the replies by client, in client order, without those of skipped clients.
 
         Raises:
             RunFailed: A client failed, or did not answer.
             Interrupted: The actors were stopped together with the run.
-            UserError: A client found that the scenario is to blame.
+            UserError: A client found an error in the scenario.
         """
-        sent = sorted(messages, key=lambda message: self._client_of_node[message.metadata.dst_node_id])
-        replies = self._exchange(round, phase, sent)
-        self._leave_out_diverged(round, phase, replies)
-        failed = self._failed(replies, round)
-        for _ in range(self._faults.retries if self._faults.on_client_error == "retry" else 0):
-            if not failed:
-                break
-            self._note(failed, round, phase, "asking once more")
-            again = [_anew(message) for message in sent if self.client_of(message) in failed]
+        sent = sorted(messages, key=self.client_of)
+        replies: dict[int, Message] = {}
+        failed: dict[int, Message] = {}
+        again = sent
+        for attempt in range(1 + (self._faults.retries if self._faults.on_client_error == "retry" else 0)):
+            if attempt:
+                self._note(failed, round, phase, "asking once more")
+                again = [_copied(message) for message in sent if self.client_of(message) in failed]
             replies |= self._exchange(round, phase, again)
             self._leave_out_diverged(round, phase, replies)
             failed = self._failed(replies, round)
-        if not failed:
-            return dict(sorted(replies.items()))
+            if not failed:
+                return dict(sorted(replies.items()))
         if self._faults.on_client_error == "skip" and phase in SKIPPABLE:
             replied = {client: replies[client] for client in sorted(replies.keys() - failed.keys())}
             if len(replied) >= min(self._faults.min_replies, len(sent)):
                 self._note(failed, round, phase, "skipped")
                 return replied
+            client, reply = next(iter(failed.items()))
             raise RunFailed(
                 f"{len(replied)} of {len(sent)} clients have answered the {phase} message, fewer than"
-                f" faults.min_replies = {self._faults.min_replies}; {_first_failure(failed)}",
+                f" faults.min_replies = {self._faults.min_replies}; client {client}: {first_line(reply)}",
                 round=round,
-                details=next(iter(failed.values())).error.reason or "",
+                details=reply.error.reason or "",
             )
-        # What was lost because another client took its actor down is not where the trouble lies.
+        # A message lost with another client's actor is not the cause.
         causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
         client = (causes or list(failed))[0]
         raise failure_of(failed[client], client, round)
 
     def _leave_out_diverged(self, round: int, phase: str, replies: dict[int, Message]) -> None:
-        """Take out replies of clients whose training led to no numbers, where the scenario goes on then."""
+        """Remove replies of clients whose training diverged, if the scenario goes on without them."""
         if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:
             return
-        misfits = {
-            client: Unfit(first_line(replies[client]).partition(": ")[2], diverged=True)
-            for client in sorted(replies)
-            if replies[client].has_error() and _diverged(replies[client])
-        }
+        misfits = {}
+        for client in sorted(replies):
+            if replies[client].has_error():
+                kind, _, text = first_line(replies[client]).partition(": ")
+                if kind == TrainingDiverged.__name__:
+                    misfits[client] = Unfit(text, diverged=True)
         if misfits:
             self.refuse(round, phase, misfits, len(replies))
         for client in misfits:
             del replies[client]
 
     def refuse(self, round: int, phase: str, misfits: Mapping[int, Unfit], answered: int) -> None:
-        """Leave replies out that were refused, or end the run (see `Faults.on_bad_upload`).
+        """Leave out refused replies, or end the run by `RunFailed` (see `Faults.on_bad_upload`).
 
-        Args:
-            round: 1-based.
-            phase: "train" or the like.
-            misfits: What is wrong, by client, ascending.
-            answered: Number of replies, these included.
-
-        Raises:
-            RunFailed: The scenario has the run end, or too few replies are left.
+        `misfits` has the reasons by client, ascending; `answered` counts all replies.
         """
         client = next(iter(misfits))
         if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:
@@ -135,7 +121,6 @@ class Messenger:
                 )
 
     def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
-        """Send messages in client order; return the reply of each, errors included."""
         if hasattr(self._grid, "on_answer") and hasattr(self._grid, "on_reply"):
             self._grid.on_answer = lambda reply: self._answered(round, phase, reply)
             self._grid.on_reply = lambda done, total: self._control.observer.phase(round, phase, done, total)
@@ -150,7 +135,7 @@ class Messenger:
         return replies
 
     def _client_behind(self, reply: Message, sent: Sequence[Message]) -> int:
-        """Return the client of a reply; a SuperLink answers in its own name for a node that is gone."""
+        """Return the client of a reply; a SuperLink answers itself for a lost node."""
         node = reply.metadata.src_node_id
         if node not in self._client_of_node:
             answered = reply.metadata.reply_to_message_id
@@ -158,7 +143,6 @@ class Messenger:
         return self._client_of_node[node]
 
     def _answered(self, round: int, phase: str, reply: Message) -> None:
-        """Tell how long a client has worked for its reply, where it says so."""
         if reply.has_error() or msg.IDENTITY not in reply.content:
             return
         seconds = reply.content.config_records[msg.IDENTITY].get(msg.SECONDS)
@@ -175,7 +159,7 @@ class Messenger:
         failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}
         for client, reply in failed.items():
             if reply.error.code == msg.CLIENT_DIED and self._control.stop_requested():
-                # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
+                # A signal to the process group (timeout, a batch system) stops Ray's processes too.
                 raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
             if self._goes_on and first_line(reply).partition(": ")[0] in BEYOND_REPAIR:
                 raise failure_of(reply, client, round)
@@ -189,24 +173,84 @@ class Messenger:
             self._control.observer.message(f"client {client}, round {round}: {first_line(reply)}; {measure}")
 
     def client_of(self, message: Message) -> int:
-        """Return the client that a message is for."""
         return self._client_of_node[message.metadata.dst_node_id]
 
 
-def _anew(message: Message) -> Message:
-    """Return a message that says the same."""
-    return Message(
-        message.content,
-        message.metadata.dst_node_id,
-        message.metadata.message_type,
-        group_id=message.metadata.group_id,
-    )
+def _copied(message: Message) -> Message:
+    data = message.metadata
+    return Message(message.content, data.dst_node_id, data.message_type, group_id=data.group_id)
 
 
-def _diverged(reply: Message) -> bool:
-    return first_line(reply).partition(": ")[0] == TrainingDiverged.__name__
+PATIENCE = 60.0
+"""Seconds in which a simulation's nodes have to come."""
+POLL = 0.5
+KEY = "data.clients"
 
 
-def _first_failure(failed: Mapping[int, Message]) -> str:
-    client, reply = next(iter(failed.items()))
-    return f"client {client}: {first_line(reply)}"
+def identify(grid: Grid, expected: int, deployment: Deployment | None = None) -> dict[int, int]:
+    """Return the node id of each of the `expected` clients; on Flower's runtimes all nodes are asked.
+
+    Raises:
+        UserError: A client is missing, is there twice, or is of another federation.
+        RunFailed: A node could not name its client.
+    """
+    if hasattr(grid, "node_of_client"):
+        return dict(grid.node_of_client)
+    patience = PATIENCE if deployment is None else deployment.patience
+    deadline = time.monotonic() + patience
+    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < deadline:
+        time.sleep(POLL)
+    asked = [Message(RecordDict(), node, msg.IDENTIFY) for node in nodes]
+    within = None if deployment is None else patience
+    replies = list(grid.send_and_receive(asked, timeout=within)) if asked else []
+    nodes_of: dict[int, list[int]] = {}
+    for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+        if reply.has_error():
+            raise failure_of(reply, None, None)
+    for reply in replies:
+        nodes_of.setdefault(msg.sender(reply), []).append(reply.metadata.src_node_id)
+    _check_all_there(nodes_of, expected, len(nodes), within)
+    _check_federation(replies, deployment)
+    return {client: nodes_of[client][0] for client in range(expected)}
+
+
+def _check_all_there(
+    nodes_of: Mapping[int, list[int]], expected: int, nodes: int, patience: float | None
+) -> None:
+    """Refuse a federation with a missing client, or with two nodes of one client.
+
+    `nodes` were asked, which had `patience` seconds to come; None: it is a simulation.
+    """
+    for client, claimed in sorted(nodes_of.items()):
+        if client >= expected:
+            raise UserError(
+                f"a node says that it is client {client}; there are {expected}, from client 0 on"
+                f" (a simulation of Flower's: num-supernodes={expected})",
+                key=KEY,
+            )
+        if len(claimed) > 1:
+            ids = " and ".join(map(str, sorted(claimed)))
+            raise UserError(f"{len(claimed)} nodes say that they are client {client}: {ids}", key=KEY)
+    missing = [client for client in range(expected) if client not in nodes_of]
+    if missing:
+        hint = f"; give it one node per client (Flower: num-supernodes={expected})"
+        waited = hint if patience is None else f" after {patience:g} s"
+        named = f"client{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing[:10]))}"
+        more = ", …" if len(missing) > 10 else ""
+        raise UserError(
+            f"the federation has {nodes} nodes for {expected} clients{waited}; missing: {named}{more}",
+            key=KEY,
+        )
+
+
+def _check_federation(replies: Iterable[Message], deployment: Deployment | None) -> None:
+    for reply in sorted(replies, key=msg.sender):
+        said = reply.content.config_records[msg.IDENTITY].get(msg.FEDERATION)
+        client = msg.sender(reply)
+        if deployment is None and said is not None:
+            raise RunFailed("has a share of its own, the server has none (run-config: data)", client=client)
+        if deployment is not None and said is None:
+            raise RunFailed("has no share of its own (node-config: data)", client=client)
+        if deployment is not None and said != deployment.federation:
+            reason = "its scenario, its classes or its transfer set is not the server's"
+            raise UserError(f"client {client} is of another federation: {reason}", key="node-config.data")

@@ -1,7 +1,7 @@
-"""What a deployed node accepts from a server that is somebody else's, and what may leave it.
+"""The gate of a deployed node: which messages it accepts, and which records may leave it.
 
-A message is held against the node's own scenario and samples before any of it is applied. One that does not
-fit leaves the client as it was. Out go what the strategy exchanges, and figures.
+A message is compared with the node's own scenario and samples before it is applied. A refused message
+leaves the client unchanged. The node sends what the strategy exchanges, and figures.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from math import inf
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from fedkd.clients.base import Client
-from fedkd.clients.fewer_numbers import CLASSES, SENT, WIDTH
+from fedkd.clients.upload import CLASSES, SENT, WIDTH
 from fedkd.data.federated import FederatedData
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record
-from fedkd.federation.node import Participant
+from fedkd.federation.context import Participant
 from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.forms import Unfit, check_guidance, check_like, is_declared, sizes_of
 from fedkd.fusion.shared_model import SHARED
@@ -40,54 +40,39 @@ _NUMBERS: Mapping[str, tuple[type, float]] = {
 }
 """Keys of a message's configuration: type and largest value."""
 OF_NETWORK = frozenset("PBTSOF")
-"""Letters of shapes that a client's network decides."""
+"""Letters of shapes that depend on a client's network."""
 ASKED_IN_SIMULATIONS = frozenset({msg.EXPORT_STATE, msg.IMPORT_STATE, msg.SHOW, msg.TRY_OUT})
-"""Messages of a simulation: they move a client's whole state, or predictions that it would not exchange."""
+"""Messages of simulations: they move a client's whole state, or predictions that it does not exchange."""
 FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.LEARNER})
 """Records of numbers about a client."""
 
 
-# In -------------------------------------------------------------------------------------------------------
-
-
 def kinds_accepted(plan: Plan) -> frozenset[str]:
-    """Return the kinds of messages that a plan's server sends."""
-    kinds = {msg.TRAIN, msg.EVALUATE}
-    if plan.learner is not None:
-        kinds.add(msg.END_TASK)
-    if plan.scenario.finish == "trained":
-        kinds.add(msg.FINISH)
-    return frozenset(kinds)
+    end_task = {msg.END_TASK} if plan.learner is not None else set()
+    finish = {msg.FINISH} if plan.scenario.finish == "trained" else set()
+    return frozenset({msg.TRAIN, msg.EVALUATE} | end_task | finish)
 
 
 def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
-    """Return the records that a message of a kind may have; a name may end with ``*``."""
+    """Return the records that a message of a kind may have."""
     strategy, fusion = plan.strategy, plan.scenario.fusion
     found = {msg.CONFIG}
     if strategy.capabilities.brings_model:
         found.add(msg.ARRAYS)
     elif strategy.capabilities.sends != "nothing":
         found |= msg.GUIDED
-        asks = overrides(strategy, "request")
-        if kind == msg.TRAIN and asks:
+        if kind == msg.TRAIN and overrides(strategy, "request"):
             found.add(msg.REQUEST)
         if kind == msg.TRAIN and fusion.backward:
-            found |= {f"{msg.OLD}{task}" for task in range(_tasks(plan))}
+            tasks = (span.task or 0 for course in plan.schedule.courses for span in course)
+            found |= {f"{msg.OLD}{task}" for task in range(max(tasks, default=0) + 1)}
     if kind == msg.END_TASK and fusion.orthogonal is not None:
         found.add(msg.BASES)
     return frozenset(found)
 
 
-def _tasks(plan: Plan) -> int:
-    return max((span.task or 0 for course in plan.schedule.courses for span in course), default=0) + 1
-
-
 def refuse_message(node: Participant, client: Client, message: Message) -> None:
-    """Refuse a message that the server of the node's plan would not send.
-
-    Raises:
-        UserError: Which message, and why.
-    """
+    """Refuse a message that the server of the node's plan would not send, by a `UserError`."""
     kind = message.metadata.message_type
     try:
         check_message(node, client, kind, message.content)
@@ -96,7 +81,7 @@ def refuse_message(node: Participant, client: Client, message: Message) -> None:
 
 
 def check_message(node: Participant, client: Client, kind: str, content: RecordDict) -> None:
-    """Raise `Unfit` for the first thing in a message that a plan's server would not send."""
+    """Raise `Unfit` for the first fault in a message."""
     plan = node.plan
     if kind not in kinds_accepted(plan):
         raise Unfit(f"'{plan.scenario.fusion.strategy}' under this scenario sends no such message")
@@ -132,7 +117,7 @@ def _arrays(content: RecordDict, record: str) -> Arrays:
 
 def _check_config(plan: Plan, content: RecordDict) -> int:
     """Check the configuration of a message; return its round."""
-    config: ConfigRecord = content.config_records[msg.CONFIG]
+    config: Mapping[str, Any] = content.config_records[msg.CONFIG]
     for name, value in config.items():
         old = name.startswith(msg.OLD) and name in content
         expected = (int, inf) if old else _NUMBERS.get(name)
@@ -145,12 +130,11 @@ def _check_config(plan: Plan, content: RecordDict) -> int:
     for task in msg.old_tasks(content):
         if f"{msg.OLD}{task}" not in config:
             raise Unfit(f"{msg.CONFIG} has no round for the record '{msg.OLD}{task}'")
-    round: Any = config.get(msg.SERVER_ROUND)
+    round = config.get(msg.SERVER_ROUND)
     if round is None or round > plan.last_round:
         raise Unfit(f"{msg.SERVER_ROUND} is {round!r}, must be in 0 … {plan.last_round}")
     for key in (msg.GUIDANCE_ROUND, msg.MISSED_ROUND):
-        told: Any = config.get(key, 0)
-        if told > round:
+        if (told := config.get(key, 0)) > round:
             raise Unfit(f"{key} is {told}, later than the message's round {round}")
     return int(round)
 
@@ -162,7 +146,6 @@ def _check_number(name: str, value: object, kind: type, most: float) -> None:
 
 
 def _check_model(client: Client, arrays: Arrays) -> None:
-    """Check the weights that take the place of the client's."""
     own = client.weights()
     if strange := sorted(own.keys() ^ arrays.keys()):
         raise Unfit(f"the model has other arrays than the client's, such as {strange[0]}")
@@ -179,53 +162,39 @@ def _check_request(arrays: Arrays, size: int) -> None:
 
 
 def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
-    """Return a client's sizes of arrays in a task (see `fedkd.fusion.forms`); without a stream in task 0."""
+    """Return a client's sizes of arrays in a task (see `fedkd.fusion.forms`); 0 without a stream."""
     data = node.share.data
     part: FederatedData = data[task].data if isinstance(data, FederatedStream) else data
     samples = len(part.transfer_x)
     found = {"M": samples, "Y": -(-samples // 8), "C": part.classes}
     strategy = node.plan.strategy
-    letters = {
-        letter for shape in (strategy.capabilities.receives or {}).values() for letter in shape.split()
-    }
-    if letters & OF_NETWORK:
+    shapes = (strategy.capabilities.receives or {}).values()
+    if OF_NETWORK & {letter for shape in shapes for letter in shape.split()}:
+        shared = networks_of(strategy).shared_model is not None
         with suppress(FedkdError):  # the client's model is no network
-            weights = (
-                client.weights() if networks_of(strategy).shared_model is None else client.weights(SHARED)
-            )
+            weights = client.weights(SHARED) if shared else client.weights()
             found |= sizes_of(strategy, weights, client.trainable())
     return found
 
 
-# Out ------------------------------------------------------------------------------------------------------
-
-
 def refuse_to_answer(kind: str) -> None:
-    """Refuse a message that is for simulations alone."""
+    """Refuse a message of simulations."""
     if kind in ASKED_IN_SIMULATIONS:
         raise UserError(f"a deployed client keeps its state to itself; '{kind}' is for simulations")
 
 
 def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
-    """Refuse to send what the strategy does not exchange.
-
-    Raises:
-        UserError: There is something else in the reply.
-    """
-    for name in content:
-        if name != msg.ARRAYS and name not in FIGURES:
-            raise UserError(f"'{name}' is not for others to see: no strategy exchanges it")
+    """Refuse, by a `UserError`, a reply with records that the strategy does not exchange."""
+    strange = next((name for name in content if name != msg.ARRAYS and name not in FIGURES), None)
+    if strange is not None:
+        raise UserError(f"'{strange}' is not for others to see: no strategy exchanges it")
     arrays = from_record(content.array_records.get(msg.ARRAYS, {}))  # type: ignore[arg-type]
-    if not arrays:
-        return
+    if not arrays or (kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None):
+        return  # orthogonal training exchanges sketches of layers' inputs
     strategy = plan.scenario.fusion.strategy
-    if kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None:
-        return  # sketches of what layers receive, which is what it exchanges
     if kind != msg.TRAIN or plan.capabilities.sends == "nothing":
         raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
-    if not is_declared(plan.strategy):
-        return
-    for name in arrays:
+    for name in arrays if is_declared(plan.strategy) else ():
         stages = name == SENT or name.endswith((CLASSES, WIDTH))
         if name not in plan.capabilities.kinds and not stages:
             raise UserError(f"'{strategy}' exchanges no array '{name}'")

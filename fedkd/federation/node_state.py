@@ -1,13 +1,11 @@
-"""What a deployed node keeps of its client, in its own folder and nowhere else.
+"""The state that a deployed node keeps of its client, in its own folder.
 
     runs/RUN/now.safetensors     the client after the last message that it has answered
              before.safetensors  and before it
 
-Each file says whose state it is, of which run and federation, and has a digest of all that it says.
-
-A node has a process for every message, and may be stopped and started again between two of them. It goes on
-with what is here. A message that comes once more, because its answer was lost, is answered from what the
-client was before it: the same arithmetic again, and no training twice.
+Each file names its client, run and federation, and has a digest of all its content. A node has a process for
+every message, and may be restarted between two of them. A message that comes again, because its answer was
+lost, is answered from the state before it: the same arithmetic, and no training twice.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from fedkd.tracking.leftovers import sweep
 RUNS = "runs"
 NOW, BEFORE, LOCK = "now.safetensors", "before.safetensors", ".lock"
 STEP, CLIENT, RUN, FEDERATION, DIGEST = "step", "client", "run", "federation", "digest"
-"""What a file says of its arrays, and the SHA-256 of all of it."""
+"""Metadata of a file, and the SHA-256 of all of it."""
 
 
 class NodeState:
-    """The state of one node's client in one run of a federation, which a digest names."""
+    """The state of a node's client in one run of a federation, named by its digest."""
 
     def __init__(self, folder: Path, run: int, client: int, federation: str) -> None:
         self._folder = folder / RUNS / str(run)
@@ -43,30 +41,23 @@ class NodeState:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the client for this process: another one that wants it waits.
-
-        Raises:
-            UserError: Nobody may write there.
-        """
+        """Lock the client's state for this process; raise `UserError` if the folder cannot be written."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = (self._folder / LOCK).open("w")
         except OSError as error:
-            raise UserError(
-                f"the client's state cannot be kept here: {error.strerror}", file=str(self._folder)
-            ) from error
+            reason = f"the client's state cannot be kept here: {error.strerror}"
+            raise UserError(reason, file=str(self._folder)) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             sweep(self._folder)  # what a killed process leaves is a private model
             yield
 
     def at(self, step: str) -> Arrays | None:
-        """Return the client's state as a message meets it; None: the client as it was at the beginning.
+        """Return the client's state before the message `step`; None: its initial state.
 
-        A message (`step`) that was answered already meets what the client was before it.
-
-        Raises:
-            UserError: What was kept is damaged, or another client's.
+        An answered message that comes again meets the state before its first answer. A damaged file, or
+        another client's, is a `UserError`.
         """
         now = _read(self._folder / NOW, self._owner)
         if now is not None and now[0] != step:
@@ -75,11 +66,7 @@ class NodeState:
         return None if before is None else before[1]
 
     def keep(self, step: str, state: Arrays) -> None:
-        """Keep the state in which a message has left the client.
-
-        Raises:
-            UserError: It cannot be written.
-        """
+        """Keep the client's state after the message `step`; raise `UserError` if it cannot be written."""
         now = self._folder / NOW
         try:
             if (found := _read(now, self._owner)) is not None and found[0] != step:
@@ -90,28 +77,19 @@ class NodeState:
                 said = {STEP: step, **self._owner}
                 save_file(arrays, file, metadata={**said, DIGEST: content_digest(said, arrays)})
         except OSError as error:
-            raise UserError(
-                f"the client's state cannot be kept: {error.strerror or error}", file=str(now)
-            ) from error
+            reason = f"the client's state cannot be kept: {error.strerror or error}"
+            raise UserError(reason, file=str(now)) from error
 
 
 def newest_state(folder: Path, client: int, federation: str) -> tuple[str, Arrays] | None:
-    """Return the last message that a node's client has answered, in whatever run, and its state after it.
-
-    Raises:
-        UserError: What was kept is damaged.
-    """
+    """Return the last message that a node's client answered in any run, and the state after it."""
     kept = sorted((folder / RUNS).glob(f"*/{NOW}"), key=lambda path: path.stat().st_mtime_ns)
     owner = {CLIENT: str(client), FEDERATION: federation}
     return _read(kept[-1], owner | {RUN: kept[-1].parent.name}) if kept else None
 
 
 def _read(path: Path, owner: Mapping[str, str]) -> tuple[str, Arrays] | None:
-    """Return the step that a file names, and its arrays; None: there is no such file.
-
-    Raises:
-        UserError: It is not what was written, or it is of another client, run or federation.
-    """
+    """Return a file's step and arrays, None without a file; raise `UserError` if they do not fit."""
     try:
         if not path.exists():
             return None

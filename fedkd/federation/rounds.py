@@ -1,13 +1,14 @@
 """The rounds of a federation: train, fuse, end tasks, evaluate, record, save.
 
-One loop serves every strategy and every grid. It asks a `ServerStrategy` for the messages of each phase.
-Flower's own `start` would leave no room for checkpoints or for measuring each client.
+One loop serves every strategy and every grid. Flower's own `start` has no room for checkpoints or for
+measuring each client.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from flwr.app import Message
@@ -16,14 +17,13 @@ from flwr.serverapp import Grid
 from fedkd.errors import Interrupted, RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.chance import ChanceWatch
-from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.checkpoint import SERVER, Checkpoint, CheckpointStore
 from fedkd.federation.exchange import Exchange
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.saved_arrays import Arrays, write_arrays
-from fedkd.federation.saved_checkpoint import SERVER, Checkpoint
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.federation.transferability import PHASE, transfer_probe
 from fedkd.plan.evaluated import evaluated_clients
@@ -40,10 +40,7 @@ from fedkd.tracking.totals import Totals
 class Rounds:
     """Runs the rounds of one scenario on one grid.
 
-    Args:
-        strategy: Makes something of what clients send.
-        control: Where to write and whom to tell.
-        transfer_labels: True labels of the transfer set `[M]`, for what is measured; None: not known.
+    `transfer_labels` are the true labels of the transfer set `[M]`, for measurements; None: unknown.
     """
 
     def __init__(
@@ -54,13 +51,9 @@ class Rounds:
         control: RunControl,
         transfer_labels: np.ndarray | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self._grid, self._strategy, self._control = plan, grid, strategy, control
+        self._schedule, self._observer = plan.schedule, control.observer
         self._probe = transfer_probe(plan.scenario, control, transfer_labels)
-        self._schedule = plan.schedule
-        self._grid = grid
-        self._strategy = strategy
-        self._control = control
-        self._observer = control.observer
         self._messenger = Messenger(grid, plan.scenario.data.clients, control, plan.scenario.faults)
         self._node_of_client = self._messenger.node_of_client
         clock = plan.clock
@@ -69,14 +62,12 @@ class Rounds:
         self._evaluated = evaluated_clients(plan.scenario)
         self._if_longer: tuple[dict[str, int], dict[str, str]] | None = None
 
-    # The run ------------------------------------------------------------------------------------------
-
     def run(self) -> Totals:
-        """Run every round that is left; return what all rounds cost, those before a resume included.
+        """Run every remaining round; return the costs of all rounds.
 
         Raises:
             RunFailed: A client or the fusion failed.
-            Interrupted: `RunControl.stop_requested` said so; everything up to there is saved.
+            Interrupted: `RunControl.stop_requested` ended the run; its state is saved.
         """
         scenario, control = self._plan.scenario, self._control
         store = CheckpointStore(control.folder, self._observer.message)
@@ -90,7 +81,10 @@ class Rounds:
                 began = self._observer.went_back if control.again else self._observer.run_started
                 began(scenario, control.folder, done)
                 if checkpoint is not None:
-                    self._restore(checkpoint)
+                    self._exchange.totals = checkpoint.totals
+                    self._strategy.begin_round(self._tasks(checkpoint.round))
+                    self._restore_server(checkpoint.server)
+                    self._exchange.hand_back(checkpoint.round, checkpoint.clients)
                 else:
                     self._begin()
                 last = self._plan.last_round
@@ -111,42 +105,39 @@ class Rounds:
         return self._exchange.totals
 
     def _record_in(self, recorder: Recorder) -> None:
+        plan, strategy = self._plan, self._strategy
         self._recorder = recorder
-        self._measurements = Measurements(self._plan, recorder, self._control.folder)
-        self._chance = ChanceWatch(self._plan, recorder)
+        self._measurements = Measurements(plan, recorder, self._control.folder)
+        self._chance = ChanceWatch(plan, recorder)
         self._exchange = Exchange(
-            self._plan,
-            self._grid,
-            self._messenger,
-            self._strategy,
-            recorder,
-            self._measurements,
-            self._job_time,
+            plan, self._grid, self._messenger, strategy, recorder, self._measurements, self._job_time
         )
 
     def _begin(self) -> None:
-        """Find out how clients do on every task of a stream before any training."""
+        """Measure clients on every task of a stream before any training."""
         if self._plan.scenario.continual is not None:
             self._evaluate(0)
             self._record_failures(0)
 
-    # One round ----------------------------------------------------------------------------------------
-
     def _run_round(self, round: int) -> None:
         started, before = time.perf_counter(), self._exchange.totals
-        if round > self._plan.scenario.rounds:
+        finishes, neighbours = round > self._plan.scenario.rounds, None
+        evaluated: dict[str, float] = {}
+        if finishes:
             train_loss, evaluated = self._finish(round)
-            neighbours = None
-            self._record_clock(round)
         else:
             with self._exchange.charged_to_strategy(round):
                 self._strategy.begin_round(self._tasks(round))
             train_loss = self._train(round)
             self._measure_transfer(round)
-            neighbours = self._record_fusion(round)
+            neighbours = self._measurements.fusion(round, self._strategy.report())
+            self._measurements.knowledge_cache(round, self._strategy.cache_bytes())
+            self._measurements.links(round, self._strategy.links())
             self._end_task(round)
             self._record_failures(round)
-            self._record_clock(round)
+        if self._job_time is not None:
+            self._measurements.clock(round, self._exchange.totals.virtual_seconds)
+        if not finishes:
             evaluated = self._evaluate_if_due(round)
         self._record_failures(round)
         seconds = time.perf_counter() - started
@@ -174,15 +165,13 @@ class Rounds:
         )
 
     def _train(self, round: int) -> float | None:
-        """Have clients train, and fuse what they send; return the mean loss."""
         clients = self._schedule.participants(round)
         if not clients:  # all of them are away
             self._fuse(round, [])
             return None
-        # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
+        # An average replaces the client's own model, which is measured before; others wait for guidance.
         measured = self._plan.evaluates(round) and self._plan.capabilities.brings_model
-        write = self._strategy.train_messages
-        sent = self._exchange.write(round, write, clients, **{msg.MEASURE_TRAINED: measured})
+        sent = self._exchange.write(round, msg.TRAIN, clients, **{msg.MEASURE_TRAINED: measured})
         replies = self._exchange.send(round, "train", sent)
         self._exchange.changed.update(replies)
         self._wait_for_all(round, sent, replies)
@@ -195,30 +184,29 @@ class Rounds:
         with self._exchange.charged_to_strategy(round):
             self._strategy.fuse(round, replies)
         seconds, links = time.perf_counter() - started, self._strategy.links()
-        # What clients send each other has been sent once and received once.
+        # Without a server, clients send and receive the same bytes.
         cost = self._exchange.account(**({} if links is None else {"bytes_up": links.total}))
         self._recorder.timing(round=round, phase="fuse", seconds=seconds, **cost)
 
     def _measure_transfer(self, round: int) -> None:
-        """Measure and record who would gain from whom, if it is time; it is over before guidance comes."""
+        """Measure and record the transferability map, if it is due."""
         if self._probe is None or not self._probe.is_due(round):
             return
         started = time.perf_counter()
-        clients = self._schedule.participants(round)
-        nodes = {client: self._node_of_client[client] for client in sorted(clients)}
-        found, sent = self._probe.measure(
-            round, nodes, lambda messages: self._exchange.probe(round, PHASE, messages)
-        )
+        nodes = {
+            client: self._node_of_client[client] for client in sorted(self._schedule.participants(round))
+        }
+        found, sent = self._probe.measure(round, nodes, partial(self._exchange.probe, round, PHASE))
         if found is not None:
             self._measurements.transferability(found)
         self._exchange.add(evaluation_bytes=sent)
-        self._exchange.record_time(round, PHASE, started, clients=len(clients), evaluation_bytes=sent)
+        self._exchange.record_time(round, PHASE, started, clients=len(nodes), evaluation_bytes=sent)
 
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)
         if not clients:
             return
-        sent = self._exchange.write(round, self._strategy.end_task_messages, clients)
+        sent = self._exchange.write(round, msg.END_TASK, clients)
         replies = self._exchange.send(round, "end task", sent)
         self._exchange.changed.update(replies)
         with self._exchange.charged_to_strategy(round):
@@ -234,60 +222,49 @@ class Rounds:
         return self._evaluate(round)
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        sent = self._exchange.write(round, self._strategy.evaluate_messages, self._evaluated)
+        return self._measurements.evaluation(round, self._evaluation(round, self._evaluated))
+
+    def _evaluation(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
+        sent = self._exchange.write(round, msg.EVALUATE, clients)
         replies = self._exchange.send(round, "evaluate", sent)
         if self._plan.learner is not None:  # a task may have begun, for all of them
             self._exchange.changed.update(replies)
         guided = [message for message in sent if msg.GUIDED & message.content.keys()]
         self._exchange.changed.update(map(self._messenger.client_of, guided))
-        return self._measurements.evaluation(round, replies)
+        return replies
 
     def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
-        """Have clients train once more on their own; return the mean loss and what was measured."""
-        sent = self._exchange.write(round, self._strategy.finish_messages, self._evaluated)
+        sent = self._exchange.write(round, msg.FINISH, self._evaluated)
         replies = self._exchange.send(round, "finish", sent)
         self._exchange.changed.update(replies)
         self._wait_for_all(round, sent, replies)
         return self._record_training(round, replies), self._measurements.evaluation(round, replies)
 
     def _tasks(self, round: int) -> dict[int, int]:
-        """Return the task that every client is at in a round; 0 without a stream."""
         return {client: task or 0 for client, task in enumerate(self._schedule.tasks(round))}
 
-    # Records ------------------------------------------------------------------------------------------
-
     def _wait_for_all(self, round: int, sent: Sequence[Message], replies: Mapping[int, Message]) -> None:
-        """Have simulated time go on, where there is a clock, until the slowest client has answered."""
+        """Advance simulated time until the slowest client has answered."""
         if self._job_time is not None:
             self._exchange.add(virtual_seconds=self._job_time.of_round(round, sent, replies))
 
     def _record_training(self, round: int, replies: Mapping[int, Message]) -> float | None:
-        """Record local training, tell of clients that it taught nothing, and return the mean loss."""
+        """Record local training, warn of clients at chance, and return the mean loss."""
         loss = self._measurements.training(round, replies)
         if (warning := self._chance.look(round, replies)) is not None:
             self._observer.message(warning)
         return loss
 
-    def _record_fusion(self, round: int) -> float | None:
-        """Record what the fusion says of itself; return the mean number of effective neighbours."""
-        neighbours = self._measurements.fusion(round, self._strategy.report())
-        self._measurements.knowledge_cache(round, self._strategy.cache_bytes())
-        self._measurements.links(round, self._strategy.links())
-        return neighbours
-
-    def _record_clock(self, round: int) -> None:
-        if self._job_time is not None:
-            self._measurements.clock(round, self._exchange.totals.virtual_seconds)
-
     def _record_failures(self, round: int) -> None:
         self._measurements.failures(round, self._messenger.failures)
         self._messenger.failures.clear()
 
-    # Checkpoints --------------------------------------------------------------------------------------
-
     def _save(self, round: int, store: CheckpointStore) -> None:
         if self._control.deployment is not None:  # clients keep their states to themselves
-            self._save_server()
+            self._exchange.changed.clear()
+            if arrays := self._strategy.state():
+                with replacing(self._control.folder / SERVER) as file:
+                    write_arrays(file, arrays)
             return
         started = time.perf_counter()
         states: Mapping[int, Arrays] = {}
@@ -297,53 +274,35 @@ class Rounds:
             states = portion
         self._exchange.record_time(round, "save", started)
         self._recorder.flush()
-        now = self._recorder.offsets(), self._recorder.digests()
-        longer, server = self._if_longer or now, self._server_state()
-        store.save(
-            Checkpoint(
-                round=round,
-                totals=self._exchange.totals,
-                offsets=now[0],
-                digests=now[1],
-                offsets_if_longer=longer[0],
-                digests_if_longer=longer[1],
-                scenario=decisive(self._plan.scenario),
-                server=server,
-                clients=states,
-                lasting={name for name in server if self._lasts(name)},
-            )
+        offsets, digests = self._recorder.offsets(), self._recorder.digests()
+        longer, server = self._if_longer or (offsets, digests), self._server_state()
+        checkpoint = Checkpoint(
+            round=round,
+            totals=self._exchange.totals,
+            offsets=offsets,
+            digests=digests,
+            offsets_if_longer=longer[0],
+            digests_if_longer=longer[1],
+            scenario=decisive(self._plan.scenario),
+            server=server,
+            clients=states,
+            lasting={name for name in server if self._lasts(name)},
         )
+        store.save(checkpoint)
         self._exchange.changed.clear()
 
     def _server_state(self) -> dict[str, np.ndarray]:
-        """Return all of the server's that a later round depends on."""
         return self._strategy.state() | (self._job_time.state() if self._job_time is not None else {})
 
     def _lasts(self, name: str) -> bool:
-        """Return whether an array of that is one that nobody writes into."""
+        """Return whether an array of the server's state is never written into."""
         return waits(name)
 
-    def _save_server(self) -> None:
-        """Write what the server's strategy carries: of one that averages weights, the model."""
-        self._exchange.changed.clear()
-        if arrays := self._strategy.state():
-            with replacing(self._control.folder / SERVER) as file:
-                write_arrays(file, arrays)
-
     def _kept(self, checkpoint: Checkpoint) -> tuple[Mapping[str, int], Mapping[str, str]]:
-        """Return how much of the run folder's files stands: bytes of each file, and their digests.
-
-        That is all, or, of a run that is made longer, all but what the end of the run added.
-        """
+        """Return the valid bytes and digests of files; a longer run drops its former last evaluation."""
         if self._plan.scenario.rounds > checkpoint.scenario["rounds"]:
             return checkpoint.offsets_if_longer, checkpoint.digests_if_longer
         return checkpoint.offsets, checkpoint.digests
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self._exchange.totals = checkpoint.totals
-        self._strategy.begin_round(self._tasks(checkpoint.round))
-        self._restore_server(checkpoint.server)
-        self._exchange.hand_back(checkpoint.round, checkpoint.clients)
 
     def _restore_server(self, arrays: Arrays) -> None:
         self._strategy.restore(arrays)

@@ -1,4 +1,4 @@
-"""What a run needs besides its plan."""
+"""Where a run writes, and its server's settings."""
 
 from __future__ import annotations
 
@@ -11,30 +11,25 @@ from fedkd.tracking.events import RunObserver
 
 @dataclass(frozen=True)
 class Deployment:
-    """The server's settings for deployed nodes.
-
-    Args:
-        federation: Digest of what all participants have in common; a node with another one is refused.
-        patience: Seconds that all nodes have to come before the first round.
-        reply_within: Seconds that a node has for a reply; None: as long as Flower keeps a message.
-    """
+    """The server's settings for deployed nodes."""
 
     federation: str
+    """Digest common to all participants; a node with another one is refused."""
     patience: float = 60.0
+    """Seconds in which all nodes have to come before the first round."""
     reply_within: float | None = None
+    """Seconds that a node has for a reply; None: as long as Flower keeps a message."""
 
 
 @dataclass(frozen=True)
 class RunControl:
-    """Where a run writes, who watches it, and when it stops.
+    """Where a run writes, its observer, and when it stops.
 
     Args:
         folder: The run folder; `scenario.toml` is already in it.
-        observer: Told what happens.
-        stop_requested: Asked after every round; true ends the run there, with its state saved.
-        resume: Whether to go on from the folder's latest checkpoint.
-        again: Whether this is a run under way that goes back there: it does not begin for who watches.
-        deployment: Of nodes that keep their clients to themselves; None: a simulation.
+        stop_requested: Called after every round; True ends the run there, with its state saved.
+        resume: Whether to go on from the latest checkpoint; `again`: in a run under way, not a new one.
+        deployment: Settings for deployed nodes; None: a simulation.
     """
 
     folder: Path

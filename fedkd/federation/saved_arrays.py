@@ -1,4 +1,4 @@
-"""Files of arrays: written once, told by their digests, and never a pickle."""
+"""Files of arrays with digests; never a pickle."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Damaged(Exception):
-    """Something is not what was written; says what of it."""
+    """A file is not as it was written."""
 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file of arrays, and the SHA-256 of what was written."""
+    """A file of arrays, and the SHA-256 of its content."""
 
     path: Path
     digest: str
 
     def read(self) -> Arrays:
         """Return its arrays in the order of their names; raise `Damaged` if they were changed."""
-        with self._told_of():
+        with self._read_errors():
             data = self.path.read_bytes()
-            if sha256(data) == self.digest:
-                # A file keeps no order, and its reader's is another one every time.
-                return dict(sorted(load(data).items()))
-        raise Damaged(f"{self.path.name} is not what was written")
+            self._compare(sha256(data))
+            # A file keeps no order, and its reader's changes every time.
+            return dict(sorted(load(data).items()))
 
     def check(self) -> None:
-        """Raise `Damaged` if it is not what was written; nothing of it stays in memory."""
-        with self._told_of():
-            if file_digest(self.path) == self.digest:
-                return
-        raise Damaged(f"{self.path.name} is not what was written")
+        """Raise `Damaged` if it was changed; nothing of it stays in memory."""
+        with self._read_errors():
+            self._compare(file_digest(self.path))
+
+    def _compare(self, digest: str) -> None:
+        if digest != self.digest:
+            raise Damaged(f"{self.path.name} is not what was written")
 
     @contextmanager
-    def _told_of(self) -> Iterator[None]:
+    def _read_errors(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -57,17 +58,13 @@ class SavedFile:
 
 
 class SavedStates(Mapping[int, Arrays]):
-    """Clients' states, each read when it is asked for."""
+    """Clients' states by client, read on demand."""
 
     def __init__(self, files: Mapping[int, SavedFile]) -> None:
         self._files = files
 
     def __getitem__(self, client: int) -> Arrays:
-        """Return a client's state.
-
-        Raises:
-            UserError: Somebody has changed it since it was looked through.
-        """
+        """Return a client's state; raise `UserError` if it has been changed since the check."""
         file = self._files[client]
         try:
             return file.read()
@@ -75,23 +72,21 @@ class SavedStates(Mapping[int, Arrays]):
             raise UserError(str(damage), file=str(file.path.parent)) from damage
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the clients that have a state."""
         return iter(self._files)
 
     def __len__(self) -> int:
-        """Return how many have one."""
         return len(self._files)
 
 
 def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> SavedFile:
-    """Write a file of arrays, and wait until it is on disk unless told otherwise (see `sync_file`)."""
+    """Write a file of arrays; with `sync`, wait until it is on disk."""
     data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
     write_bytes(path, data, sync=sync)
     return SavedFile(path, sha256(data))
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a new file in the place of what is there, and wait until it is on disk unless told otherwise."""
+    """Write a new file in place of an older one; with `sync`, wait until it is on disk."""
     path.unlink(missing_ok=True)  # not written through: it may be a hard link
     with path.open("wb") as file:
         file.write(data)

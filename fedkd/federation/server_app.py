@@ -17,10 +17,9 @@ from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.asynchronous import AsynchronousRounds
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID
-from fedkd.federation.context import factory_of, plan_of
+from fedkd.federation.context import Participant, factory_of, plan_of, server_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.node import Participant, server_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
@@ -40,59 +39,45 @@ from fedkd.tracking.totals import Totals
 app = ServerApp()
 
 WAITS = {"wait": 60, "reply-within": 0}
-"""Keys of the run configuration of deployed nodes: seconds in which all have to come; and in which each has
-to reply to a message, 0: as long as Flower keeps one."""
+"""Keys of a deployment's run configuration: seconds for all nodes to come; for each reply, 0: as Flower's."""
 
 
 class ServerContext(Context):
-    """The context under which one of fedkd's engines runs the ServerApp.
-
-    Args:
-        data: The federation's data, of which the server touches the transfer set unwaiting.
-        control: Where to write and whom to tell.
-    """
+    """The context of the ServerApp on fedkd's engines."""
 
     def __init__(self, plan: Plan, data: Data, control: RunControl) -> None:
-        super().__init__(
-            run_id=RUN_ID, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={}
-        )
-        self.plan = plan
-        self.data = data
-        self.control = control
+        super().__init__(RUN_ID, SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={})
+        self.plan, self.data, self.control = plan, data, control
         self.totals: Totals | None = None
 
 
 def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     """Return the plan's strategy at work on the server."""
-    stages = upload_stages(plan.scenario.fusion)
+    scenario, fusion = plan.scenario, plan.scenario.fusion
+    stages = upload_stages(fusion)
     if not plan.capabilities.by_flower:
-        known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
-        unwaiting, topology, peers = plan.scenario.asynchronous, plan.scenario.topology, None
+        topology, peers = scenario.topology, None
         if plan.graph is not None:
             peers = Mixing(plan.graph, topology.mixing, topology.relay)
         return KnowledgeFusion(
             plan.strategy,
-            known,
+            partial(_server_knowledge, plan, data),
             stages,
             fusion.bank,
             backward=fusion.backward,
-            exponent=None if unwaiting is None else unwaiting.staleness,
+            exponent=None if scenario.asynchronous is None else scenario.asynchronous.staleness,
             peers=peers,
         )
     from fedkd.federation.flower_strategies import make_flower_strategy
 
-    fusion = plan.scenario.fusion
     strategy = make_flower_strategy(fusion.strategy, fusion.model_extra or {})
     orthogonal = None
     if fusion.orthogonal is not None:
-        orthogonal = OrthogonalTraining(fusion.orthogonal, _weights_of_stream(plan, data))
+        assert isinstance(data, FederatedStream)
+        network = initial_network(plan, model_factories(plan, data)[0])
+        weights = Weights.of(network, plan.schedule.order(0), [task.units for task in data])
+        orthogonal = OrthogonalTraining(fusion.orthogonal, weights)
     return FlowerAveraging(strategy, plan.strategy, initial_weights(plan, data), stages, orthogonal)
-
-
-def _weights_of_stream(plan: Plan, data: Data) -> Weights:
-    assert isinstance(data, FederatedStream)
-    network = initial_network(plan, model_factories(plan, data)[0])
-    return Weights.of(network, plan.schedule.order(0), [task.units for task in data])
 
 
 def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
@@ -111,7 +96,7 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
 
 
 def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ...] | None:
-    """Return the output units of the tasks so far, if all clients end one with a round to begin another."""
+    """Return the output units of the tasks so far if a round ends one, but the last, for all clients."""
     schedule = plan.schedule
     begun = schedule.order(0)[: schedule.place(0, round) + 1]
     if not schedule.in_step or not schedule.ends(0, round) or len(begun) == len(schedule.order(0)):
@@ -120,12 +105,11 @@ def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ..
 
 
 def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:
-    """Run all rounds of a scenario and return what they cost."""
     return make_rounds(plan, grid, data, control).run()
 
 
 def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Rounds:
-    """Return what runs the rounds of a scenario: they wait for all who take part, or for nobody."""
+    """Return the synchronous or asynchronous rounds of a scenario."""
     strategy = server_strategy(plan, data)
     if plan.scenario.asynchronous is None:
         return Rounds(plan, grid, strategy, control, first_task(data).transfer_y)
@@ -135,14 +119,14 @@ def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Roun
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the scenario on whatever grid this is."""
+    """Run the scenario on this grid."""
     if isinstance(context, ServerContext):
         context.totals = run_rounds(context.plan, grid, context.data, context.control)
         return
     # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
     try:
         _main(grid, context)
-    except Exception as error:  # said in one line before Flower's log shows where it was raised
+    except Exception as error:  # one line before the traceback in Flower's log
         said = str(error) if isinstance(error, FedkdError) else f"internal error: {described(error)}"
         print(f"error: {one_line(said)}", flush=True)
         raise
@@ -167,7 +151,7 @@ def _main(grid: Grid, context: Context) -> None:
         Observers([make_progress(quiet=False), PresentFile(), RunLog()]) as observer,
     ):
         data = factory_of(plan).data if own is None else own.share.data
-        # Who is missing is said before there is a run folder.
+        # A missing client is reported before there is a run folder.
         control = RunControl(folder, observer, deployment=_deployment(own, context))
         rounds = make_rounds(plan, grid, data, control)
         write_plan(folder, plan)
@@ -182,7 +166,7 @@ def _main(grid: Grid, context: Context) -> None:
 
 
 def _deployment(own: Participant | None, context: Context) -> Deployment | None:
-    """Return what the server of deployed nodes goes by; None: it is a simulation."""
+    """Return the settings for deployed nodes; None: it is a simulation."""
     if own is None:
         return None
     seconds = {key: context.run_config.get(key, default) for key, default in WAITS.items()}

@@ -14,73 +14,48 @@ from fedkd.server.fusing import FusionReport, Links
 
 
 class ServerStrategy(Protocol):
-    """Decides what clients are sent, and makes something of what they send back.
+    """Write the messages to clients and process their replies.
 
-    `KnowledgeFusion` fuses knowledge, `FlowerAveraging` has one of Flower's strategies average weights. The
-    latter inherits what it has no part in.
+    Fedkd's own strategies are `KnowledgeFusion`, Flower's `FlowerAveraging`, which inherits defaults.
     """
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
-        """Say which node simulates each client."""
+        """Set the node of each client."""
         return None
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
-        """Say which task of a stream every client is at from now on; 0 for all without one."""
+        """Set every client's task from now on; 0 for all without a stream."""
 
-    def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the messages that have the nodes train, with what waits for them."""
-
-    def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the messages that have the nodes evaluate, with what waits for them."""
-
-    def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the messages that have the nodes end their task, with what waits for them."""
+    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the nodes' messages of a kind (see `messages`), with the guidance that waits for them."""
 
     def end_task(self, round: int, replies: Sequence[Message]) -> Mapping[str, float]:
-        """Take what clients say as they end their task; return figures of the server's own, by metric name.
-
-        Args:
-            replies: Of those whose task is over, in client order.
-        """
+        """Process replies to the end of a task, in client order; return the server's figures by metric."""
         return {}
 
-    def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the messages that have the nodes train once more and evaluate, with what waits for them."""
-
     def take_back(self, messages: Sequence[Message]) -> None:
-        """Keep what waited for clients for their next message: these were sent, and had no effect."""
+        """Keep the guidance of messages that had no effect for the clients' next ones."""
         return None
 
     def sent_bytes(self) -> int:
-        """Return the payload that the method has sent to clients since this was last asked.
-
-        It is what would be sent if nobody were evaluated.
-        """
+        """Return the payload sent to clients since the last call, evaluation aside."""
 
     def misfits(self, replies: Sequence[Message]) -> Mapping[int, Unfit]:
-        """Return why uploads are refused, by client; they wait to be fused otherwise.
-
-        Args:
-            replies: To a training, without errors, in client order.
-        """
+        """Return why uploads are refused, by client; the others wait for `fuse`. Replies have no errors."""
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
-        """Make something of what clients sent after training.
-
-        Args:
-            replies: Without errors, in client order.
-        """
+        """Fuse uploads; the replies have no errors and are in client order."""
 
     def cache_bytes(self) -> int | None:
         """Return the bytes of the knowledge cache; None: there is none."""
         return None
 
     def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion; None: everybody receives the same."""
+        """Return who learned from whom in the last fusion; None: all receive the same."""
         return None
 
     def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: clients speak to a server."""
+        """Return who sent what to whom in the last fusion; None: there is a server."""
         return None
 
     def state(self) -> dict[str, np.ndarray]:

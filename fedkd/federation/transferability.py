@@ -1,7 +1,7 @@
-"""The transferability map: copies of clients learn from one other client each, and nobody is changed by it.
+"""The transferability map: copies of clients learn from one other client each.
 
-It is measured between a round's training and its guidance, by messages of its own. Predictions leave clients
-as an upload would, past all stages, whatever the strategy exchanges.
+It is measured between a round's training and its guidance, by messages of its own, and changes no client.
+Predictions leave clients as an upload would, past all stages.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.run_control import RunControl
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.complement import complement_by_class, transfer_rate
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.shift import START
 from fedkd.fusion.transferability import predicted
 from fedkd.scenario.schema import Scenario, Transferability
 from fedkd.tracking.transferability import TransferMap
+from fedkd.training.thread_pools import one_blas_thread
 
 PHASE = "transferability"
 
@@ -32,10 +32,7 @@ Send = Callable[[Sequence[Message]], "dict[int, Message]"]
 
 
 class TransferProbe:
-    """Measures who would gain how much from whom, in the rounds that `measure.transferability` names.
-
-    The true labels of the transfer set, `[M]`, may be unknown.
-    """
+    """Measures each client's gain from each other; labels `[M]` may be unknown."""
 
     def __init__(self, scenario: Scenario, wanted: Transferability, labels: np.ndarray | None = None) -> None:
         self._wanted = wanted
@@ -49,33 +46,24 @@ class TransferProbe:
     def measure(
         self, round: int, node_of_client: Mapping[int, int], send: Send
     ) -> tuple[TransferMap | None, int]:
-        """Return the map of a round, and the bytes of all messages; without a reply there is no map.
+        """Return a round's map, None without any reply, and the bytes of all messages.
 
-        A client that failed to show its predictions is not in the map. One that is lost while it learns is a
-        sender in it, and has no numbers as a receiver.
+        A client without predictions is not in the map. One that is lost while it learns is in it as a
+        sender; its numbers as a receiver are NaN.
         """
         if not node_of_client:
             return None, 0
         settings = ConfigRecord({msg.SERVER_ROUND: round, msg.EPOCHS: self._wanted.epochs})
-        shown = send(
-            [Message(RecordDict({msg.CONFIG: settings}), node, msg.SHOW) for node in node_of_client.values()]
-        )
+        question = RecordDict({msg.CONFIG: settings})
+        shown = send([Message(question, node, msg.SHOW) for node in node_of_client.values()])
         if not shown:
             return None, 0
         knowledge = [self._arrived(reply) for reply in shown.values()]
         logits = np.stack([arrays[LOGITS] for arrays in knowledge])
         probabilities = softmax(logits)
-        record = to_record({msg.PROBABILITIES: probabilities})  # one for all, so that it travels once
-        tried = send(
-            [
-                Message(
-                    RecordDict({msg.CONFIG: settings, msg.ARRAYS: record}),
-                    node_of_client[client],
-                    msg.TRY_OUT,
-                )
-                for client in shown
-            ]
-        )
+        # One record for all, so that it travels once.
+        lesson = RecordDict({msg.CONFIG: settings, msg.ARRAYS: to_record({msg.PROBABILITIES: probabilities})})
+        tried = send([Message(lesson, node_of_client[client], msg.TRY_OUT) for client in shown])
         gains, answers = _results(list(shown), tried, logits.shape[1])
         with one_blas_thread():
             guesses = predicted(logits, np.stack([arrays[START] for arrays in knowledge]), self._labels)
@@ -96,12 +84,9 @@ class TransferProbe:
 def _results(
     clients: Sequence[int], tried: Mapping[int, Message], samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what came of learning from each, by receiver: gains `[N, N, 2]` and answers `[N, N, M]`.
-
-    Gains of a client that was lost are NaN.
-    """
-    gains = np.full((len(clients), len(clients), 2), np.nan)
-    answers = np.full((len(clients), len(clients), samples), -1, dtype=np.int64)
+    """Return gains `[N, N, 2]` and answers `[N, N, M]` by receiver; gains of lost clients are NaN."""
+    n = len(clients)
+    gains, answers = np.full((n, n, 2), np.nan), np.full((n, n, samples), -1, dtype=np.int64)
     for row, client in enumerate(clients):
         if client in tried:
             arrays = from_record(tried[client].content.array_records[msg.ARRAYS])
@@ -112,18 +97,12 @@ def _results(
 def transfer_probe(
     scenario: Scenario, control: RunControl, labels: np.ndarray | None
 ) -> TransferProbe | None:
-    """Return what measures the map; None: the scenario wants none.
-
-    Raises:
-        UserError: Clients are deployed nodes, which tell nobody what their strategy does not exchange.
-    """
+    """Return the map's probe, None if it is not wanted; raise `UserError` for deployed nodes."""
     wanted = None if scenario.measure is None else scenario.measure.transferability
-    if wanted is None:
-        return None
-    if control.deployment is not None:
+    if wanted is not None and control.deployment is not None:
         raise UserError(
             "is for simulations: it has clients show predictions that their strategy may not exchange, and"
             " learn from all others",
             key="measure.transferability",
         )
-    return TransferProbe(scenario, wanted, labels)
+    return None if wanted is None else TransferProbe(scenario, wanted, labels)

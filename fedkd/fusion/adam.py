@@ -1,4 +1,4 @@
-"""Adam in NumPy, for the few numbers that a server learns of its own."""
+"""Adam in NumPy, for a server's few learned numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ EPSILON = 1e-8
 
 
 class Adam:
-    """Steps of Adam (Kingma and Ba 2015) on arrays that are kept elsewhere.
-
-    Args:
-        lr: Learning rate.
-    """
+    """Steps of Adam (Kingma and Ba 2015)."""
 
     def __init__(self, lr: float) -> None:
         self._lr = lr
@@ -23,7 +19,7 @@ class Adam:
         self._moments: list[tuple[np.ndarray, np.ndarray]] = []
 
     def step(self, arrays: Sequence[np.ndarray], gradients: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the arrays after a step down their gradients; those that were given stay as they are."""
+        """Return new arrays after a step down their gradients."""
         moments = self._moments or [(np.zeros_like(array), np.zeros_like(array)) for array in arrays]
         self._taken += 1
         self._moments, moved = [], []

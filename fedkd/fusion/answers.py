@@ -1,4 +1,4 @@
-"""What is said about a sample in four bytes: its two likeliest classes and how likely each of them is."""
+"""Answers about a sample in four bytes: its two likeliest classes and their probabilities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Answers(NamedTuple):
 
 
 def answers_of(probabilities: np.ndarray) -> Answers:
-    """Return what is said of predictions `[R, C]`; of a single class, that class twice."""
+    """Return answers of predictions `[R, C]`; of a single class, that class twice."""
     classes = two_likeliest(probabilities)
     shares = np.take_along_axis(probabilities, classes, axis=-1).astype(np.float64)
     if probabilities.shape[-1] == 1:
@@ -38,14 +38,9 @@ def two_likeliest(probabilities: np.ndarray) -> np.ndarray:
 
 
 def predictions(answers: Answers, classes: int) -> np.ndarray:
-    """Return the probabilities `[R, C]` float64 that answers stand for, the rest spread evenly.
+    """Return the probabilities `[R, C]` float64 of answers, the rest spread evenly.
 
-    Whatever is answered, rows sum to 1: of two shares that are more than everything, each keeps its part; a
-    class that is named twice has both.
-
-    Args:
-        answers: R of them.
-        classes: C.
+    Rows always sum to 1: two shares above 1 together keep their ratio; a class named twice has both.
     """
     named = answers.classes.astype(np.int64)
     shares = answers.shares.astype(np.float64)
@@ -58,6 +53,6 @@ def predictions(answers: Answers, classes: int) -> np.ndarray:
     number = others.sum(axis=1, keepdims=True)
     left = 1.0 - q.sum(axis=1, keepdims=True)
     q += np.divide(left * others, number, out=np.zeros_like(q), where=number > 0)
-    # Where there are no other classes, rounding alone is missing to 1; or all of it.
+    # Without other classes, rounding or everything is missing to 1.
     q += np.where(q.sum(axis=1, keepdims=True) > 0, 0.0, 1.0 / classes)
     return q / q.sum(axis=1, keepdims=True)

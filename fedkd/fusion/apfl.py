@@ -1,7 +1,4 @@
-"""APFL: a personal model that is mixed with the average, weight by weight.
-
-Y. Deng, M. M. Kamani and M. Mahdavi, "Adaptive Personalized Federated Learning", 2020, arXiv 2003.13461.
-"""
+"""APFL: a personal model is mixed with the average, weight by weight."""
 
 from __future__ import annotations
 
@@ -33,8 +30,8 @@ class APFL(PersonalModel):
         a ← clip(a − η_a ⟨v − w, ∇CE(v̄)⟩, 0, 1)    once a round, on its first batch, if η_a > 0
 
     Both take their steps on the same batches. When the average arrives, w changes and v̄ with it. The
-    authors' framework mixes outputs instead of weights and adds 0.02a to a's gradient; a library overwrites v
-    by v̄ after every round and begins with a = 1, which is training alone: neither is this.
+    authors' framework mixes outputs instead of weights and adds 0.02a to a's gradient. A library overwrites v
+    by v̄ after every round and begins with a = 1, training alone.
     """
 
     name: ClassVar[str] = "apfl"
@@ -43,13 +40,12 @@ class APFL(PersonalModel):
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """a: share of the client's own model in the mix, at first. 1 is training alone, 0 is FedAvg."""
     share_lr: Annotated[float, Field(ge=0)] = 0.0
-    """η_a: how far a client moves its a in a round; 0 keeps it. The paper takes the learning rate of
-    training, with which it moves little in a few rounds: try 0.01 to 0.1."""
+    """η_a: step of a in a round; 0 keeps it. The paper's learning rate of training moves it little in a few
+    rounds: try 0.01 to 0.1."""
     inference: Literal["mixed", "shared"] = "mixed"
     """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
 
     def share_of(self, client: ClientView) -> float:
-        """Return a client's a."""
         return float(client.memory.get(SHARE, self.share))
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:

@@ -18,30 +18,23 @@ OWN = "model"
 
 
 class Maker(Protocol):
-    """What a client has at hand to make an auxiliary network with."""
+    """What a client provides for making an auxiliary network."""
 
     @property
     def classes(self) -> int:
         """Number of classes C."""
 
     def width(self, network: str = OWN) -> int:
-        """Return the width F of the penultimate features of the client's model, or of an auxiliary before.
-
-        Raises:
-            UserError: It has no features.
-        """
+        """Return the feature width F of the model or of an earlier auxiliary; UserError without."""
 
     def like_own(self) -> nn.Module:
         """Return a fresh network of the architecture of the client's model."""
 
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
-        """Return a fresh network as the strategy's `shared_model` and `shared_args` say.
-
-        Args:
-            with_features: Whether it has to have `features` and `head`.
+        """Return a fresh network by the strategy's `shared_model` and `shared_args`.
 
         Raises:
-            UserError: There is no such model, or it lacks what it has to have.
+            UserError: There is no such model, or it lacks `features` and `head` that are asked for.
         """
 
 
@@ -49,19 +42,17 @@ class Maker(Protocol):
 class AuxNetwork:
     """A network that a client has besides its model.
 
-    It is part of the client's state, so it is in checkpoints and takes memory. No message carries it unless
-    the strategy uploads its weights.
+    Checkpoints hold it with the client's state. Messages carry it only if the strategy uploads it.
 
     Attributes:
         make: Makes it, on the CPU; called once for a client, with torch's draws seeded.
-        start: Whether all clients begin with the same draws (`shared`, those that models begin with which are
-            averaged), or each with its own (`client`).
-        trained: Whether local training changes its parameters, with the model's, in the same steps of the
-            same optimiser; gradients are clipped for each network alone.
+        start: `shared`: all clients begin with the same draws, as averaged models do; `client`: each its own.
+        trained: Whether local training changes it, in the same steps of the model's optimiser; gradients are
+            clipped for each network alone.
         lr: Learning rate of the first round; None: the model's.
-        sees: What it is called with: samples, or features of another network.
-        passes: Passes forward and back that it takes on a batch of local training; one without a way back is
-            a third. None: one if it is trained, else none.
+        sees: Its inputs: samples, or features of another network.
+        passes: Passes forward and back on a batch of local training; forward alone is a third. None: one if
+            it is trained, else none.
     """
 
     make: Callable[[Maker], nn.Module]
@@ -80,9 +71,9 @@ class AuxNetworks:
     shared_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of that model; a hyper-parameter."""
     evaluated_networks: ClassVar[tuple[str, ...]] = (OWN,)
-    """Networks that an evaluation computes with: the client's model, and auxiliary ones by name."""
+    """Networks of an evaluation: the client's model, and auxiliary ones by name."""
     eval_models: ClassVar[tuple[str, ...]] = ()
-    """Models that evaluations measure each for itself, as `accuracy_NAME` and `accuracy_trained_NAME`."""
+    """Models that evaluations measure separately, as `accuracy_NAME` and `accuracy_trained_NAME`."""
 
     @property
     def shared_arguments(self) -> dict[str, Any]:
@@ -94,10 +85,9 @@ class AuxNetworks:
         return {}
 
     def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return the network that evaluations ask; None: the client's model.
+        """Return the network that evaluations ask; None: the client's model. Uploads are the model's.
 
-        It maps samples `[B, *input_shape]` to logits `[B, C]`, on the device of the client's model. Uploads
-        are the client's own model's all the same.
+        It maps samples `[B, *input_shape]` to logits `[B, C]`, on the device of the client's model.
         """
         return None
 
@@ -117,3 +107,6 @@ _NONE = AuxNetworks()
 def networks_of(strategy: FusionStrategy) -> AuxNetworks:
     """Return a strategy's hooks for networks beside the client's model; without the mixin, neutral ones."""
     return strategy if isinstance(strategy, AuxNetworks) else _NONE
+
+
+"""Networks that a client has besides its model, and trains in the same steps."""

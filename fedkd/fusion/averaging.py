@@ -1,4 +1,4 @@
-"""Weights of a model that are averaged, and others that stay where they are; and what parts a model has."""
+"""Averaging of weights, and the parts of a model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
 HEAD = "head."
-"""Begins the names of the weights of a model's head: those of every model of the zoo, and of a plug-in's if
-it calls its last layer `head`. All others are the body's, statistics of normalisation layers included."""
+"""Prefix of the head's weights, in the zoo and in plug-ins with a last layer `head`. All others are the
+body's, statistics of normalisation layers included."""
 
 
 def in_head(name: str) -> bool:
@@ -46,14 +44,14 @@ AVERAGED = Capabilities(
 
 @dataclass(frozen=True, config=STRICT)
 class WeightAveraging(FusionStrategy):
-    """Base of strategies whose server does no more than FedAvg's, if perhaps with a part of the weights.
+    """Base of strategies whose server averages all or some of the weights, as FedAvg does.
 
     ::
 
         w ← Σ_n S_n w_n / Σ_n S_n      over the round's clients; S_n: training samples
 
-    Statistics of normalisation layers are averaged along, and counters are those of who has counted most. All
-    clients begin with the same weights, which their seed makes, so that the first round brings nothing down.
+    Statistics of normalisation layers are averaged; counters are the largest client's. All clients begin
+    with the weights of their seed, so the first round sends nothing down.
     """
 
     capabilities: ClassVar[Capabilities] = AVERAGED
@@ -63,7 +61,7 @@ class WeightAveraging(FusionStrategy):
         return True
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return what is exchanged of the client's weights, as `pack` has it."""
+        """Return the exchanged weights, packed."""
         return pack(self._exchanged(client.weights()))
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
@@ -71,7 +69,7 @@ class WeightAveraging(FusionStrategy):
         return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Put the mean in the place of what is exchanged; all else stays as it is."""
+        """Replace the exchanged weights by the mean."""
         own = client.weights()
         client.load_weights(own | unpack(guidance, self._exchanged(own)))
 
@@ -80,5 +78,5 @@ class WeightAveraging(FusionStrategy):
 
 
 def exchanges(strategy: FusionStrategy, weight: str) -> bool:
-    """Return whether a weight of this name leaves the clients of any strategy that needs `weights`."""
+    """Return whether a weight leaves the clients of a strategy that needs `weights`."""
     return not isinstance(strategy, WeightAveraging) or strategy.exchanges(weight)

@@ -1,8 +1,6 @@
-"""`bandit`: every client tries teachers, and goes back to those after whom it did better.
+"""`bandit`: every client tries teachers, and returns to those with larger gains.
 
-After Y. Fu et al., "Reinforcement-based Meta-Transfer Learning for Low-Resource Commonsense Reasoning", 2024,
-arXiv 2409.19075: sources are weighed by policy gradient on what they gain. The policy there is a recurrent
-network; here it is a softmax over clients.
+The paper's policy is a recurrent network; here it is a softmax over clients.
 """
 
 from __future__ import annotations
@@ -15,15 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Guidance, Kind, Knowledge, LocalObjective, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.competence import held_out_accuracy
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -45,9 +40,9 @@ class Bandit(LocalObjective, TemperedLabels):
         r      = accuracy after K_n was learned − before, on own samples kept apart; sent with the next upload
         θ_n   ← θ_n + η (r − b_n) / s_n · (1_a − π_n)          b, s: running mean and deviation of rewards
 
-    Nothing is assumed about who is alike: a teacher is as good as what it did. So a poisoned client is found
-    out by those whom it harmed, one draw at a time: with N clients it takes several times N rounds. Samples
-    that are kept apart are not trained on, which can cost a small client more than it learns from them.
+    Nothing is assumed about similarity: a teacher is as good as its effect. So the clients that a poisoned
+    one harms find it out, one draw at a time: N clients need several times N rounds. Samples kept apart are
+    not trained on, which can cost a small client more than it learns from them.
     """
 
     name: ClassVar[str] = "bandit"
@@ -57,7 +52,7 @@ class Bandit(LocalObjective, TemperedLabels):
     """η: how far a round's reward moves a client's policy. Larger finds good teachers sooner, or the wrong
     ones: a single round's gain on few samples is mostly chance."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """ε: share of draws that go to everybody alike, so that nobody is given up; 1 draws uniformly."""
+    """ε: share of uniform draws, so that no client is given up; 1 draws uniformly."""
     own: Annotated[float, Field(ge=0, le=1)] = 0.5
     """w: what a client's own prediction counts in its target."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -69,7 +64,6 @@ class Bandit(LocalObjective, TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="logits, and what the last guidance gained",
             kinds={"logits": Kind.TRANSFER_LOGITS, REWARD: Kind.SCORES},
@@ -80,14 +74,14 @@ class Bandit(LocalObjective, TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`; the weights `[N, N]` say whom each client drew."""
+        """Return K `[N, M, C]`; the weights `[N, N]` show each client's draw."""
         assert knowledge.logits is not None
         roster = enrol(memory, knowledge.clients)
         kept = _recall(memory, roster)
         chosen = []
         has_come = knowledge.has_come
         for row, (client, place) in enumerate(zip(knowledge.clients, roster.present, strict=True)):
-            if not has_come[row]:  # nobody is drawn for whom nothing is sent
+            if not has_come[row]:  # a client that receives nothing draws no teacher
                 chosen.append(row)
                 continue
             sent = knowledge.extra[REWARD][row]
@@ -105,13 +99,13 @@ class Bandit(LocalObjective, TemperedLabels):
         return Guidance(combine(weights, q), weights, kept, mixed=q)
 
     def _policy(self, theta: np.ndarray) -> np.ndarray:
-        """Return π over the clients whose θ these are, `[N]`."""
+        """Return π over the clients of these θ, `[N]`."""
         powers = np.exp(theta - theta.max())
         policy = (1.0 - self.floor) * powers / powers.sum() + self.floor / len(theta)
         return policy / policy.sum()
 
     def _learn(self, kept: dict[str, np.ndarray], place: int, reward: float) -> None:
-        """Move the policy of a client by what its last teacher gained."""
+        """Move a client's policy by its last teacher's gain."""
         gained, *kept["moments"][place] = advantage(reward, *kept["moments"][place])
         toward = (kept["clients"] == kept["teacher"][place]) - kept["policy"][place]
         kept["theta"][place] += self.step * gained * toward
@@ -120,12 +114,12 @@ class Bandit(LocalObjective, TemperedLabels):
     # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Take down how well the client does, and learn."""
+        """Store the held-out accuracy before distillation, and learn."""
         client.memory[BEFORE] = held_out_accuracy(client)
         return super().apply(client, guidance)
 
     def before_training(self, client: ClientView) -> None:
-        """Find out what the last guidance has gained, now that it has been learned."""
+        """Measure the gain of the last guidance."""
         if BEFORE in client.memory:
             client.memory[REWARD] = held_out_accuracy(client) - client.memory.pop(BEFORE)
 
@@ -136,16 +130,11 @@ class Bandit(LocalObjective, TemperedLabels):
 
 
 def advantage(reward: float, mean: float, variance: float, count: float) -> tuple[float, float, float, float]:
-    """Return ``(r − b) / s``, and the moments of a client's rewards with this one among them.
+    """Return ``(r − b) / s``, and the updated moments of a client's rewards.
 
-    b and s are exponential averages over earlier rewards and over squared deviations from them, this one's
-    included, freed of their start at 0 as Adam's are. Before the first reward b is 0: nothing gained.
-
-    Args:
-        reward: r.
-        mean: Average of rewards, as it is summed up.
-        variance: That of squared deviations.
-        count: How many there have been.
+    b and s are exponential averages of earlier rewards and of squared deviations, this one's included, with
+    Adam's bias correction. Before the first reward b is 0. Moments are the uncorrected averages `mean` and
+    `variance`, and the `count` of rewards.
     """
     apart = reward - (mean / (1.0 - DECAY**count) if count else 0.0)
     count += 1
@@ -156,11 +145,10 @@ def advantage(reward: float, mean: float, variance: float, count: float) -> tupl
 
 
 def _recall(memory: Mapping[str, np.ndarray], roster: Roster) -> dict[str, np.ndarray]:
-    """Return what is remembered of everyone, K clients, those that are new among them.
+    """Return what is remembered of all clients seen, K, new ones among them.
 
-    Returns:
-        `clients` [K]; `theta` [K, K]; `policy` [K, K], of which each drew last; `teacher` [K], the index of
-        whom it drew, −1 if what came of it is known or nobody was; `moments` [K, 3] (see `advantage`).
+    These are `clients` [K], `theta` [K, K], the `policy` [K, K] of each last draw, the drawn `teacher` [K]
+    (−1: none, or its reward is known) and `moments` [K, 3] (see `advantage`).
     """
     everyone = len(roster.clients)
     kept = {

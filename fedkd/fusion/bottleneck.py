@@ -1,7 +1,6 @@
-"""Bottleneck: KnFu on predictions that travel as short codes, which the server has learned from all of them.
+"""Bottleneck: KnFu on predictions that travel as short linear codes, which the server fits to the logits.
 
-The learned variant of `message`, after I. Wang et al., "Talking Models", 2023, arXiv 2310.03188. Of linear
-codes of logits the best in squares are known in closed form, so that nothing has to be trained for them.
+The learned variant of `message`. The best linear codes in squares have a closed form: nothing is trained.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.canonical_basis import canonical_rotation
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -45,13 +42,13 @@ class Bottleneck(KnFu):
         up     = Eᵀ(z̃_n[i] − μ),     the server reads μ + E · code
         down   = Eᵀ(log K_n[i] − its mean − μ),   K_n by `knfu`;   a client learns softmax(μ + E · code)
 
-    In the first round, and every `refresh` rounds, logits are sent whole and the server finds μ and E anew:
-    of all linear codes of b numbers these lose the least of the logits in squares, the less the larger b, and
-    with b = C − 1 nothing. They travel down with every guidance, (b + 1)·C numbers. Clients with another code
-    than the server's, as at the beginning of a task, are asked for whole logits.
+    In the first round and every `refresh` rounds, clients send whole logits and the server finds μ and E
+    anew. Of all linear codes of b numbers these lose least in squares; b = C − 1 loses nothing. Every
+    guidance carries them, (b + 1)·C numbers. Clients with another code, as after a change of task, are asked
+    for logits.
 
-    E is the same for every order of clients and samples (see `fedkd.canonical_basis`). Logits that span fewer
-    than b dimensions have codes of as many numbers; knowledge that is mixed from them may lose more.
+    E does not depend on the order of clients and samples (`fedkd.canonical_basis`). Where logits span fewer
+    than b dimensions, codes are as short as that, and mixtures of knowledge may lose more.
     """
 
     name: ClassVar[str] = "bottleneck"
@@ -69,7 +66,6 @@ class Bottleneck(KnFu):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return replace(
             super().capabilities,
             sends="codes of logits",
@@ -90,10 +86,7 @@ class Bottleneck(KnFu):
     # On a client --------------------------------------------------------------------------------------
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return `codes` `[M, b]` and no `whole_logits`, or the other way round where there is no code yet.
-
-        `about` `[1]` tells by a checksum which code it is.
-        """
+        """Return `codes` `[M, b]` or, without a code, `whole_logits`; `about` `[1]` is its checksum."""
         logits, coder = client.logits(), client.memory.get(CODER, NO_CODER)
         none = np.zeros((0, logits.shape[1]), dtype=logits.dtype)
         if coder.shape[1] == logits.shape[1]:
@@ -107,25 +100,23 @@ class Bottleneck(KnFu):
         return sent
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse uploads that have both whole logits and codes, or neither."""
         whole, codes = len(upload[WHOLE]), len(upload[CODES])
         if (whole == 0) == (codes == 0):
             return f"array {WHOLE} has {whole} rows and array {CODES} {codes}, one of them must have 0"
         return None
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Take the code over, unless whole logits are asked for, and learn what guidance says by it."""
+        """Store the code, unless whole logits are asked for, and learn the decoded guidance."""
         client.memory[CODER] = NO_CODER if guidance[AGAIN][0] else np.array(guidance[CODER])
         return self.targets_of(client, guidance)
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Return the probabilities that codes stand for, `[M, C]`; None: there are none."""
+        """Return the probabilities of the codes, `[M, C]`; None: there are none."""
         if CODES not in guidance:
             return None
         return softmax(decode(guidance[CODER], guidance[CODES])), None
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return how many codes there are."""
         return len(guidance[CODES]) if CODES in guidance else 0
 
     # On the server ------------------------------------------------------------------------------------
@@ -143,7 +134,12 @@ class Bottleneck(KnFu):
         if not read:
             return Guidance(None, shared=_shared(NO_CODER, again=True))
         logits = [whole[n] if len(whole[n]) else decode(coder, codes[n]) for n in read]
-        fused = super().fuse(_part(knowledge, read, np.stack(logits)), below("knfu/", memory))
+        rows: dict[str, Any] = {"logits": np.stack(logits)}
+        for name in ("samples", "label_counts", "age", "new", "freshness"):
+            array = getattr(knowledge, name)
+            rows[name] = None if array is None else array[read]
+        part = replace(knowledge, clients=tuple(knowledge.clients[n] for n in read), extra={}, **rows)
+        fused = super().fuse(part, below("knfu/", memory))
         assert fused.targets is not None and fused.weights is not None
         age = int(memory.get(AGE, 0)) + 1
         strangers = [n for n in np.flatnonzero(knowledge.has_come) if n not in read]
@@ -164,15 +160,6 @@ class Bottleneck(KnFu):
             personal=personal,
             for_absent={},
         )
-
-
-def _part(knowledge: Knowledge, read: list[int], logits: np.ndarray) -> Knowledge:
-    """Return the knowledge of those clients whose logits could be read."""
-    names = ("samples", "label_counts", "age", "new", "freshness")
-    given: dict[str, Any] = {name: getattr(knowledge, name) for name in names}
-    rows: dict[str, Any] = {name: None if array is None else array[read] for name, array in given.items()}
-    clients = tuple(knowledge.clients[n] for n in read)
-    return replace(knowledge, clients=clients, logits=logits, extra={}, **rows)
 
 
 def _shared(coder: np.ndarray, *, again: bool) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a fusion strategy needs of a scenario, and how its clients and server work: one frozen value."""
+"""A fusion strategy's needs and abilities: one frozen value."""
 
 from __future__ import annotations
 

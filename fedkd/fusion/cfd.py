@@ -1,8 +1,4 @@
-"""CFD: clients vote, one class per transfer sample; what the votes teach goes back in few bits.
-
-F. Sattler, A. Marban, R. Rischke and W. Samek, "CFD: Communication-Efficient Federated Distillation via
-Soft-Label Quantization and Delta Coding", IEEE TNSE, 2021, arXiv 2012.00632.
-"""
+"""CFD: clients vote, one class per transfer sample; quantised soft labels come back (arXiv 2012.00632)."""
 
 from __future__ import annotations
 
@@ -15,17 +11,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
+from fedkd.fusion import Guidance, Kind, Knowledge, ServerModel, softmax
 from fedkd.fusion.capabilities import REACH, TAUGHT, Capabilities
-from fedkd.fusion.extent import ServerModel
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.quantised import SHAPE, Version, difference, put_together, quantise, renew, soft_labels
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, Distillation, ServerModels
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
 STEPS = "steps"
@@ -40,20 +33,17 @@ class CFD(ServerModel, SoftLabels):
         v_n[i]  = argmax_c z_n(x_i)_c                  a byte a sample, two above 256 classes
         t[i, c] = share of clients with v_n[i] = c
 
-    The cheapest uplink: 4·C times smaller than float32 logits. Votes lose how sure a client is, so many
-    clients are needed before the shares say as much as a mean of probabilities; a single client teaches
-    itself its own hard labels.
+    The cheapest uplink: 4·C times smaller than float32 logits. Votes lose certainty, so many clients are
+    needed; a single client teaches itself its own hard labels.
 
-    Without a `server_model` the shares themselves are what clients learn, as float32. With one it is the
-    paper's downlink::
+    Without a `server_model` clients learn the shares, as float32. With one it is the paper's downlink::
 
         server ← minimise −mean_i Σ_c t[i, c] log softmax(z(x_i))_c
         s[i]   = softmax(z(x_i)) in steps of 1 / (2^b − 1) that add up to 1        b = `bits_down`
         down   = a bit for each sample, and b bits for each class of those whose s[i] the client lacks
 
-    The server keeps in mind which labels each client holds, so a client that was away gets what has changed
-    since, and nobody is sent anything twice. The paper's entropy coding is left out: a changed label costs
-    C·b bits, whatever it changed to. So is its delta coding of the uplink: all votes are sent each round.
+    The server remembers the labels that each client holds, and sends every change once. Two parts of the
+    paper are left out: entropy coding (a changed label costs C·b bits) and delta coding of votes.
     """
 
     name: ClassVar[str] = "cfd"
@@ -77,7 +67,6 @@ class CFD(ServerModel, SoftLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="hard labels",
             kinds={"votes": Kind.VOTES, "classes": Kind.CONSTANT},
@@ -92,11 +81,7 @@ class CFD(ServerModel, SoftLabels):
         )
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the client's `votes` `[M]` and the number of `classes`, which votes alone do not tell.
-
-        Raises:
-            TrainingDiverged: The model predicts nothing any more.
-        """
+        """Return `votes` `[M]` and the number of `classes` `[1]`; raise TrainingDiverged on NaN."""
         logits = client.logits()
         if np.isnan(logits).any():  # argmax would turn them into votes
             raise TrainingDiverged("predictions are not numbers (NaN); a lower training.lr may help")
@@ -105,8 +90,7 @@ class CFD(ServerModel, SoftLabels):
         return {"votes": votes, "classes": np.array([client.classes], dtype=np.uint32)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the shares of the votes, `[M, C]`, shared by all; or what each client lacks of the server
-        model's labels."""
+        """Return the vote shares `[M, C]`; or each client's missing labels of the server model."""
         votes = np.stack(knowledge.extra["votes"])
         classes = int(knowledge.extra["classes"][0][0])
         clients, samples = votes.shape
@@ -117,26 +101,9 @@ class CFD(ServerModel, SoftLabels):
         heard = np.tile(fresh / fresh.sum(), (clients, 1))
         if self.server_model is None:
             return Guidance(shares, heard)
-        weights, labels = self._train(self.server_model, knowledge.server, shares, memory)
-        round = int(memory.get("round", 0)) + 1
-        old = Version(memory["steps"], memory["since"]) if memory else None
-        new = renew(old, quantise(labels, self.bits_down), round)
-        roster = enrol(memory, knowledge.clients)
-        told = np.zeros(len(roster.clients), dtype=np.int64)
-        told[roster.known] = memory.get("told", np.empty(0, dtype=np.int64))
-        # Of whoever is not sent them now nobody knows which labels are there when something comes.
-        known = np.where(knowledge.has_come, told[roster.present], 0)
-        personal = [difference(new, int(since), self.bits_down) for since in known]
-        told[roster.present[knowledge.has_come]] = round
-        kept = {"round": np.array(round), "clients": roster.clients, "told": told, **new._asdict()}
-        return Guidance(None, heard, memory=kept | pack(weights), personal=personal)
-
-    def _train(
-        self, model: str, server: ServerModels | None, shares: np.ndarray, memory: Arrays
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the server model's weights after a round, and its probabilities `[M, C]`."""
+        server = knowledge.server
         assert server is not None
-        architecture = server.architecture(model, self.server_args)
+        architecture = server.architecture(self.server_model, self.server_args)
         weights = trained_on(
             server,
             architecture,
@@ -147,20 +114,31 @@ class CFD(ServerModel, SoftLabels):
             batch_size=self.server_batch_size,
             lr=self.server_lr,
         )
-        return weights, softmax(server.logits(architecture, weights))
+        labels = softmax(server.logits(architecture, weights))
+        round = int(memory.get("round", 0)) + 1
+        old = Version(memory["steps"], memory["since"]) if memory else None
+        new = renew(old, quantise(labels, self.bits_down), round)
+        roster = enrol(memory, knowledge.clients)
+        told = np.zeros(len(roster.clients), dtype=np.int64)
+        told[roster.known] = memory.get("told", np.empty(0, dtype=np.int64))
+        # Clients that are not sent labels now may lack any of them when the next message comes.
+        known = np.where(knowledge.has_come, told[roster.present], 0)
+        personal = [difference(new, int(since), self.bits_down) for since in known]
+        told[roster.present[knowledge.has_come]] = round
+        kept = {"round": np.array(round), "clients": roster.clients, "told": told, **new._asdict()}
+        return Guidance(None, heard, memory=kept | pack(weights), personal=personal)
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Learn the shares; or put new labels to those that the client keeps, and learn all of them."""
+        """Learn the shares; or merge new labels into the stored ones, and learn them all."""
         if SHAPE in guidance:
             client.memory[STEPS] = put_together(client.memory.get(STEPS), guidance, self.bits_down)
         return super().apply(client, guidance)
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Return shares; or the server model's labels, of which most may have come in earlier rounds."""
+        """Return shares, or all stored labels of the server model."""
         if SHAPE in guidance:
             return soft_labels(client.memory[STEPS], self.bits_down), None
         return super().targets_of(client, guidance)
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return how many labels there are, those included that a client has already."""
         return int(guidance[SHAPE][0]) if SHAPE in guidance else super().taught_samples(guidance)

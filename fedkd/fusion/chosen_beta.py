@@ -11,21 +11,18 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import class_experts, combine
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT
 
 EXPERTS = "experts"
-"""What the class experts take each transfer sample to be, `[M]`."""
+"""The class experts' class of each transfer sample, `[M]`."""
 CHOICE = "choice"
-"""Which of the β a client has chosen last, among what it remembers."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,14 +35,13 @@ class ChosenBeta(TemperedLabels):
         F[i, c] ∝ Σ_m p_m[c] q_m[i, c] / Σ_m p_m[c]          the class experts'
         β_n = argmax_β  accuracy_n + a · agreement_n          of the client after a trial epoch with K_n^β
 
-    A trial is one epoch on a share of the transfer set, from the same weights and in the same order for every
-    β, after which the client is as it was. The accuracy is on own samples that it never trains on
-    (`training.held_out`), never on a test set; the agreement is with the class of F, on transfer samples
-    outside of the trial whose class in F the client has no training sample of. Of equal ones the first is
-    taken. One β alone is KnFu with it, and nothing is tried.
+    A trial is one epoch on a share of the transfer set, with the same weights and order for every β; then the
+    client is reset. The accuracy is on held-out samples (`training.held_out`), never on a test set. The
+    agreement is with the class of F, on transfer samples outside the trial whose class the client lacks. The
+    first of equals wins. With one β nothing is tried.
 
-    Guidance is as many times as large as there are β, with a byte or two a sample for F's classes; a round
-    costs as many short trainings more.
+    Guidance grows with the number of β, plus a byte or two a sample for F's classes; a round costs as many
+    short trainings more.
     """
 
     name: ClassVar[str] = "chosen_beta"
@@ -60,8 +56,7 @@ class ChosenBeta(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss, as in `knfu`."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
-    """What a client has of each class, as in `knfu`: `soft`, `hard`, `calibrated`, or `shared`, which tells
-    the server the labels."""
+    """Class shares, as in `knfu`: `soft`, `hard`, `calibrated`; `shared` tells the server the labels."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -74,7 +69,6 @@ class ChosenBeta(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             receives={EXPERTS: "M", "targets_*": "M C"},
             guides="each",
@@ -112,7 +106,7 @@ class ChosenBeta(TemperedLabels):
         return guidance[_targets(chosen)], None
 
     def _best(self, client: ClientView, guidance: Arrays) -> int:
-        """Return which of the β does best in its trial."""
+        """Return the index of the β with the best trial."""
         experts = guidance[EXPERTS].astype(np.int64)
         tried = max(1, round(self.trial_share * len(experts)))
         order = client.generator("trial").permutation(len(experts))
@@ -126,23 +120,21 @@ class ChosenBeta(TemperedLabels):
         return int(np.argmax(scores))
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Return the targets that the client has chosen."""
+        """Return the chosen targets."""
         return guidance[_targets(int(client.memory[CHOICE]))], None
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return how many targets each of the β has."""
         return len(guidance[_targets(0)])
 
     def client_metrics(self, client: ClientView) -> dict[str, float]:
-        """Return the β that the client has chosen last, once it has been guided."""
+        """Return the last chosen β, once the client has been guided."""
         return {"beta": self.betas[int(client.memory[CHOICE])]} if CHOICE in client.memory else {}
 
 
 def _targets(place: int) -> str:
-    """Return what the targets for a β are called."""
     return f"targets_{place}"
 
 
 def _share(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of samples whose largest logit is the label's; 0 without samples."""
+    """Return the accuracy of logits; 0 without samples."""
     return float((logits.argmax(axis=1) == labels).mean()) if len(labels) else 0.0

@@ -1,4 +1,4 @@
-"""k-means over clients, without a random start: the same clients always form the same groups."""
+"""Deterministic k-means over clients."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import numpy as np
 
 
 def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> np.ndarray:
-    """Group points by k-means and return the membership matrix, `[K, N]` float64.
+    """Return the membership matrix of k-means over points `[N, D]` float32, `[K, N]` float64.
 
-    Row k holds 1 / (size of group k) for its points and 0 elsewhere, so that ``membership @ points`` are the
-    centroids. There are fewer groups than asked for if fewer points differ; no group is empty. Only exact
-    ties are decided by order.
-
-    Args:
-        points: `[N, D]` float32.
-        clusters: Most groups.
-        max_iterations: Steps of Lloyd's algorithm after which the groups are taken as they are.
+    Row k holds 1 / (size of group k) for its points, so ``membership @ points`` are the centroids. There are
+    fewer groups if fewer points differ; no group is empty. Only exact ties depend on order.
     """
     # By a power of two, which rounds nothing: squares of the largest floats are none.
     scaled = np.ldexp(points, -np.frexp(np.abs(points).max(initial=0.0))[1])
@@ -34,7 +28,7 @@ def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> 
 
 
 def _farthest_points(points: np.ndarray, count: int) -> list[int]:
-    """Take the point farthest from the origin, then the one farthest from all taken, while they differ."""
+    """Return the point farthest from the origin, then those farthest from all taken, while they differ."""
     distance = (points**2).sum(axis=1)
     chosen = [int(distance.argmax())]
     distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)

@@ -8,9 +8,8 @@ import numpy as np
 def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray | None = None) -> np.ndarray:
     """Return ``K_n[i] = Σ_m W[n, m] · q_m[i]`` as one matrix product, `[N, M, C]` float32.
 
-    With `expertise` a sender counts, class by class, for as much as it knows of that class:
-    ``K_n[i, c] ∝ Σ_m W[n, m] e_m[c] q_m[i, c] / Σ_k W[n, k] e_k[c]``, each row then renormalised. It
-    factorises, so it is one matrix product as well.
+    With `expertise` a sender counts, class by class, by its knowledge of that class:
+    ``K_n[i, c] ∝ Σ_m W[n, m] e_m[c] q_m[i, c] / Σ_k W[n, k] e_k[c]``, with rows renormalised.
 
     Args:
         weights: Rows sum to 1, `[N, N]`.
@@ -31,24 +30,20 @@ def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray 
 def class_experts(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray) -> np.ndarray:
     """Return ``F[i, c] ∝ Σ_m w_m e_m[c] q_m[i, c] / Σ_m w_m e_m[c]``, rows that sum to 1, `[M, C]` float32.
 
-    Args:
-        weights: w, sums to 1, `[N]`.
-        predictions: Probabilities q, `[N, M, C]` float32.
-        expertise: Positive share e of each class in each sender's knowledge, `[N, C]`.
+    `weights` w `[N]` sum to 1; `predictions` and `expertise` as for `combine`.
     """
     return combine(weights[None, :], predictions, expertise)[0]
 
 
 def fill_in(targets: np.ndarray, experts: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Return ``(1 − g_n[i]) t_n[i] + g_n[i] F[i]``: what each client's own targets lack, told by experts.
+    """Return ``(1 − g_n[i]) t_n[i] + g_n[i] F[i]``: experts fill in classes that a client lacks.
 
-    ``g_n[i] = Σ_c need_n[c] F[i, c]`` is how likely sample i is of a class that client n lacks, and
-    ``need_n[c] = 1 − min(1, C p_n[c])`` how much it lacks a class.
+    ``g_n[i] = Σ_c need_n[c] F[i, c]`` with ``need_n[c] = 1 − min(1, C p_n[c])``.
 
     Args:
         targets: t, `[N, M, C]` float32.
         experts: F, `[M, C]` float32.
-        p: What each client has of each class, rows that sum to 1, `[N, C]`.
+        p: Each client's class distribution, `[N, C]`.
     """
     need = 1.0 - np.minimum(1.0, p.shape[1] * p)
     gate = (need @ experts.T.astype(np.float64)).astype(np.float32)[..., None]

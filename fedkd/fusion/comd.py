@@ -1,9 +1,4 @@
-"""`comd`: competitive distillation. On each sample those who do better teach those who do worse.
-
-X. Li, L. Lin, S. Wang and C. Qian, "Unlock the Power: Competitive Distillation for Multi-Modal Large Language
-Models", 2023, arXiv 2311.08213. There two multimodal language models are tuned on instructions and compete
-for the part of the teacher; here N classifiers compete for each transfer sample.
-"""
+"""`comd`: competitive distillation. On each sample better clients teach worse ones (arXiv 2311.08213)."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
 DRAWN = "comd/drawn"
-"""The transfer samples that a client drew of its last guidance, in its memory."""
+"""The transfer samples that a client drew of its last guidance."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,13 +34,13 @@ class CoMD(TemperedLabels):
         P_n(i)   = u/M + (1 − u) g_i / Σ g,  g_i = KL(K_n[i] ‖ q_n[i])
         learned: M samples drawn by P_n, `KL` at temperature T
 
-    Nobody is always the teacher: a small model that knows a class teaches a large one that does not, and is
-    taught elsewhere. Who is best on a sample is taught its own prediction there. Samples on which a client
-    lags are drawn more often, in one pass as long as the transfer set; with `uniform = 1` each comes once.
+    A small model that knows a class teaches a large one that does not, and is taught elsewhere. The best
+    client of a sample is taught its own prediction. Samples on which a client lags are drawn more often, in
+    one pass as long as the transfer set; with `uniform = 1` each comes once.
 
-    A public code that competes for images decides who teaches by the mean loss of a batch, which makes one
-    model the teacher of nearly all batches; here each sample decides. Without labels who stands apart loses:
-    where most clients are wrong alike, they teach the one that is right.
+    A public code chooses the teacher by the mean loss of a batch, nearly always the same model; here each
+    sample decides. Without labels the outlier loses: where most clients are wrong alike, they teach the one
+    that is right.
     """
 
     name: ClassVar[str] = "comd"
@@ -61,17 +56,14 @@ class CoMD(TemperedLabels):
     """What predictions are measured by: the `consensus` of all others, or the true `labels` of the transfer
     set, which the server then needs."""
     margin: Annotated[float, Field(ge=0)] = 0.1
-    """δ, in nats: by how much a teacher has to be better. 0 takes whoever is better at all; very large is
-    learning alone."""
+    """δ in nats: least advantage of a teacher. 0 takes any better client; a large one is learning alone."""
     uniform: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """u: share of draws that go to all samples alike; the rest go where a client lags. 1 takes every sample
-    once."""
+    """u: share of uniform draws; others go where a client lags. 1 takes every sample once."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of targets and of the loss (who is better is decided at 1)."""
+    """T of targets and of the loss (teachers are chosen at 1)."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             receives=TAUGHT,
             guides="each",
@@ -81,24 +73,19 @@ class CoMD(TemperedLabels):
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`; the weights `[N, N]` say which share of a receiver's samples who taught."""
+        """Return K `[N, M, C]`; the weights `[N, N]` are each teacher's share of a receiver's samples."""
         assert knowledge.logits is not None
         losses = sample_losses(knowledge.logits, knowledge.labels if self.judge == "labels" else None)
         q = softmax(knowledge.logits, self.temperature)
         targets, weights = np.empty_like(q), np.empty((len(q), len(q)))
         for receiver in range(len(q)):  # receiver by receiver: no N×N×M array
-            share = self._teachers(losses, receiver)
+            better = losses < losses[receiver] - self.margin
+            count = better.sum(axis=0)
+            share = better / np.maximum(count, 1)
+            share[receiver, count == 0] = 1.0
             targets[receiver] = np.einsum("mi,mic->ic", share.astype(np.float32), q)
             weights[receiver] = share.mean(axis=1)
         return Guidance(targets, weights)
-
-    def _teachers(self, losses: np.ndarray, receiver: int) -> np.ndarray:
-        """Return what every sender counts for a receiver, sample by sample, `[N, M]`; columns sum to 1."""
-        better = losses < losses[receiver] - self.margin
-        count = better.sum(axis=0)
-        share = better / np.maximum(count, 1)
-        share[receiver, count == 0] = 1.0
-        return share
 
     # On a client --------------------------------------------------------------------------------------
 
@@ -109,21 +96,16 @@ class CoMD(TemperedLabels):
         return self.targets_of(client, guidance)
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation:
-        """Return the targets of the samples that were drawn, `[M, C]`, and which they are, `[M]`."""
+        """Return the drawn samples' targets, `[M, C]`, and their indices, `[M]`."""
         drawn = client.memory[DRAWN]
         return guidance["targets"][drawn], drawn
 
 
 def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
-    """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g``, `[M]` int64.
+    """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g`` of lags g ≥ 0, `[M]` int64.
 
-    Drawn systematically, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times, and M P(i)
-    times in the mean. Where all g are 0, or u is 1, every sample comes once.
-
-    Args:
-        lag: g, ≥ 0, `[M]`.
-        uniform: u.
-        generator: Of the one number.
+    The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times. Where all g
+    are 0, or u is 1, every sample comes once.
     """
     samples, total = len(lag), lag.sum()
     if total == 0.0 or uniform == 1.0:

@@ -1,8 +1,4 @@
-"""COMET: clients of like predictions form clusters; each learns its cluster's mean.
-
-Y. J. Cho, J. Wang, T. Chiruvolu and G. Joshi, "Personalized Federated Learning for Heterogeneous Clients
-with Clustered Knowledge Transfer", 2021, arXiv 2109.08119.
-"""
+"""COMET: clients of like predictions form clusters; each learns its cluster's mean."""
 
 from __future__ import annotations
 
@@ -14,10 +10,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -34,9 +29,9 @@ class Comet(FusionStrategy):
         t_n       = the centroid nearest to s_n
         loss      = λ · mean_i ‖s_n(x_i) − t_n[i]‖²     + private_weight · cross entropy on private samples
 
-    A middle way between one mean for all (`clusters` = 1) and personal weights (`knfu`): nobody learns from
-    another cluster at all. Clients minimise both terms of the loss at once, as in the paper:
-    `fusion.private_weight` is 1 by default. With 0 a client first trains privately, then learns its centroid.
+    A middle way between one mean for all (`clusters` = 1) and personal weights (`knfu`): clients learn from
+    their own cluster only. They minimise both terms at once, as in the paper: `fusion.private_weight` is 1
+    by default. With 0 a client first trains privately, then learns its centroid.
     """
 
     name: ClassVar[str] = "comet"
@@ -57,7 +52,6 @@ class Comet(FusionStrategy):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             trains_jointly=True,
             sends="logits",

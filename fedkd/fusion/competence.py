@@ -1,4 +1,4 @@
-"""How well each client does: on transfer samples, with labels or without; on own samples it keeps apart."""
+"""Clients' performance: on transfer samples, with or without labels, and on held-out samples of their own."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from fedkd.fusion.views import ClientView
 
 
 def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """Return the cross entropy of every client's prediction of every sample, `[N, M]` float64.
+    """Return the cross entropy of predictions `[N, M, C]` to labels `[M]`, `[N, M]` float64.
 
-    Without labels it is that to what the others say, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``: whoever
-    stands apart pays for it, be it right or wrong. A client alone has nobody to be measured by: 0.
-
-    Args:
-        logits: `[N, M, C]`.
-        labels: True classes, `[M]`; None: nobody knows them.
+    Without labels it is that to the others' mean, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``, so an
+    outlier pays, right or wrong; a single client has 0.
     """
     log_q = log_softmax(logits)
     if labels is not None:
@@ -30,10 +26,7 @@ def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.nd
 
 
 def held_out_accuracy(client: ClientView) -> np.ndarray:
-    """Return the share of right answers on the own samples that a client keeps apart, `[1]` float32.
-
-    0 where it keeps none apart.
-    """
+    """Return a client's accuracy on its held-out samples, `[1]` float32; 0 without any."""
     logits, labels = client.held_out()
     right = (logits.argmax(axis=-1) == labels).mean() if len(labels) else 0.0
     return np.array([right], dtype=np.float32)

@@ -1,9 +1,4 @@
-"""Complementary knowledge: what one model has right and another one wrong, whichever of them is better.
-
-K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
-On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
-2310.17653.
-"""
+"""Complementary knowledge: samples that one model has right and another wrong (Roth et al., 2310.17653)."""
 
 from __future__ import annotations
 
@@ -13,11 +8,7 @@ import numpy as np
 def complement(right: np.ndarray) -> np.ndarray:
     """Return ``ρ⁺[n, m]``, the share of samples that m has right and n wrong, receiver first, `[N, N]`.
 
-    ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies, a_m − a_n; but both may be well above 0: a
-    worse model knows something as well. NaN without samples.
-
-    Args:
-        right: Which samples each client has right, `[N, M]` bool.
+    ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies. `right` is `[N, M]`; NaN without samples.
     """
     clients, samples = right.shape
     if samples == 0:
@@ -27,25 +18,15 @@ def complement(right: np.ndarray) -> np.ndarray:
 
 
 def complement_by_class(right: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return ρ⁺ among the samples of each class, `[N, N, C]`; NaN for a class without any.
-
-    Args:
-        right: As for `complement`.
-        labels: True labels, `[M]`.
-        classes: C.
-    """
+    """Return ρ⁺ among the samples of each class by labels `[M]`, `[N, N, C]`; NaN for a class without any."""
     return np.stack([complement(right[:, labels == label]) for label in range(classes)], axis=-1)
 
 
 def transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
-    """Return which share of what m could teach n it has taught it, receiver first, `[N, N]`.
+    """Return the share of m's complementary samples that n has right after learning from m alone, `[N, N]`.
 
-    Of the samples that m has right and n wrong, those that n has right once it has learned from m alone; NaN
-    where there are none, as for m = n.
-
-    Args:
-        right: Which samples each client has right before, `[N, M]` bool.
-        taught: Which samples n has right after it has learned from m, `[N, N, M]` bool.
+    Receiver first; NaN where m complements n nowhere, as for m = n. `right` `[N, M]` are correct predictions
+    before, `taught` `[N, N, M]` those of n after learning from m.
     """
     rate = np.full(taught.shape[:2], np.nan)
     for n, own in enumerate(right):
@@ -57,13 +38,9 @@ def transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
 
 
 def surer(answer: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Return the share of samples on which m says something else than n and is surer of it, `[N, N]`.
+    """Return the share of samples on which m disagrees with n and is surer, `[N, N]`; 0 without samples.
 
-    Stands in for `complement` where there are no labels. 0 without samples.
-
-    Args:
-        answer: The class that each client says, `[N, M]`.
-        confidence: How sure it is, in any measure, `[N, M]`.
+    It replaces `complement` where there are no labels. `answer` and `confidence` are `[N, M]`.
     """
     clients, samples = answer.shape
     share = np.zeros((clients, clients))

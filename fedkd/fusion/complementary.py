@@ -1,8 +1,6 @@
-"""`complementary`: learn from those who are right where one is wrong oneself, be they better or worse.
+"""`complementary`: learn from clients that are right where the learner is wrong, better or worse overall.
 
-K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
-On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
-2310.17653, which finds such knowledge between any two models; choosing clients by it is ours.
+The paper (arXiv 2310.17653) finds such knowledge between any two models; choosing clients by it is fedkd's.
 """
 
 from __future__ import annotations
@@ -15,13 +13,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.combine import combine
 from fedkd.fusion.complement import complement, surer
 from fedkd.fusion.confidence import log_confidence
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
 
@@ -36,25 +32,24 @@ class Complementary(TemperedLabels):
         T_n    = the 3 others of largest ρ⁺_nm > 0, and n itself
         K_n[i] = mean of q_m[i] over T_n
 
-    KnFu looks for those who are like the client, this for those who are not. A weak client complements a
-    strong one too: ρ⁺_nm − ρ⁺_mn is the difference of their accuracies, and both are above 0 as a rule.
-    Without labels m counts as right where the two disagree and it is surer, which a confident error is too.
+    KnFu chooses similar clients, this dissimilar ones. A weak client complements a strong one too: both ρ⁺
+    are usually above 0. Without labels m counts as right where the two disagree and it is surer, as a
+    confident error is too.
     """
 
     name: ClassVar[str] = "complementary"
     paper: ClassVar[str] = "after Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024"
 
     judge: Literal["labels", "confidence"] = "labels"
-    """Who is right where two disagree: whom true `labels` of the transfer set prove right, which the server
-    then needs, or who is surer."""
+    """Judge where two disagree: true `labels` of the transfer set, which the server then needs, or
+    `confidence`."""
     teachers: Annotated[int, Field(ge=0)] = 3
-    """How many others are heard (ties with the last are too); 0 is learning from oneself."""
+    """Number of teachers, ties included; 0 is learning alone."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
         )
@@ -62,16 +57,12 @@ class Complementary(TemperedLabels):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`, personal, and the weights `[N, N]` that made it."""
         assert knowledge.logits is not None
-        rho = self._complement(knowledge)
+        said = knowledge.logits.argmax(axis=-1)
+        if self.judge == "labels":
+            rho = complement(said == knowledge.labels)
+        else:
+            rho = surer(said, log_confidence(knowledge.logits))
         keep = (nearest(-rho, self.teachers) & (rho > 0.0)) | np.eye(len(rho), dtype=bool)
         weights = effectiveness(np.zeros_like(rho), 0.0, keep=keep)
         q = softmax(knowledge.logits, self.temperature)
         return Guidance(combine(weights, q), weights, mixed=q)
-
-    def _complement(self, knowledge: Knowledge) -> np.ndarray:
-        """Return ρ⁺, receiver first, `[N, N]`."""
-        assert knowledge.logits is not None
-        said = knowledge.logits.argmax(axis=-1)
-        if self.judge == "labels":
-            return complement(said == knowledge.labels)
-        return surer(said, log_confidence(knowledge.logits))

@@ -1,4 +1,4 @@
-"""How sure predictions are, and what is unclear about them."""
+"""Confidence and ambiguity of predictions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from fedkd.fusion.probabilities import finite_logits
 
 
 def log_confidence(logits: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
-    """Return the logarithm of each prediction's softmax probability of one class, `[...]` float32.
+    """Return the log-probability of `classes` `[...]`, or the likeliest, from logits `[..., C]`, float32.
 
-    In the logarithm two predictions that both round to 1 are still told apart: ``log p`` is computed as
-    ``−log(1 + Σ_other exp(z_c − z_max))``, which keeps its digits down to 1e-38.
-
-    Args:
-        logits: `[..., C]`.
-        classes: Which class, an integer array that broadcasts to `[...]`; None: the likeliest.
+    ``log p`` is computed as ``−log(1 + Σ_other exp(z_c − z_max))``, which keeps its digits down to 1e-38, so
+    two predictions that both round to 1 are still told apart.
     """
     z = finite_logits(logits)
     best = z.argmax(axis=-1)[..., None]
@@ -32,12 +28,9 @@ def log_confidence(logits: np.ndarray, classes: np.ndarray | None = None) -> np.
 
 
 def energy(logits: np.ndarray) -> np.ndarray:
-    """Return ``log Σ_c exp z_c``, the negative free energy, `[...]`: high for what a model has seen before.
+    """Return ``log Σ_c exp z_c`` of `[..., C]`, the negative free energy: high for familiar samples.
 
     W. Liu et al., "Energy-based Out-of-distribution Detection", 2020.
-
-    Args:
-        logits: `[..., C]`.
     """
     z = finite_logits(logits)
     top = z.max(axis=-1)
@@ -49,11 +42,7 @@ FAMILIARITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"energy": energy, 
 
 
 def certainty(probabilities: np.ndarray) -> np.ndarray:
-    """Return ``1 − H(q) / log C``, `[...]` float64 in [0, 1]: 0 for what is uniform, 1 for one class alone.
-
-    Args:
-        probabilities: `[..., C]`, rows that sum to 1. Of a single class everybody is certain.
-    """
+    """Return ``1 − H(q) / log C`` of `[..., C]`, float64: 0 for uniform rows, 1 for one class alone."""
     classes = probabilities.shape[-1]
     if classes == 1:
         return np.ones(probabilities.shape[:-1])
@@ -63,9 +52,5 @@ def certainty(probabilities: np.ndarray) -> np.ndarray:
 
 
 def ambiguity(probabilities: np.ndarray) -> np.ndarray:
-    """Return the L1 distance of each row to its one-hot, ``2 (1 − max_c q_c)``, `[...]` in [0, 2).
-
-    Args:
-        probabilities: `[..., C]`, rows that sum to 1.
-    """
+    """Return the L1 distance of rows `[..., C]` to their one-hot, ``2 (1 − max_c q_c)``, in [0, 2)."""
     return 2.0 * (1.0 - probabilities.max(axis=-1))

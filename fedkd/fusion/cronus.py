@@ -1,8 +1,4 @@
-"""Cronus: everyone learns a robust mean of everyone's probabilities.
-
-H. Chang, V. Shejwalkar, R. Shokri and A. Houmansadr, "Cronus: Robust and Heterogeneous Collaborative Learning
-with Black-Box Knowledge Transfer", 2019, arXiv 1912.11279.
-"""
+"""Cronus: all clients learn a robust mean of their probabilities (arXiv 1912.11279)."""
 
 from __future__ import annotations
 
@@ -13,12 +9,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
+from fedkd.fusion.robust import complete, geometric_median, median, spectral_filter, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.spectral_filter import spectral_filter
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -26,18 +19,17 @@ from fedkd.hyperparameters import STRICT
 class Cronus(SoftLabels):
     """Estimate each sample's mean prediction so that a few poisoned clients cannot move it far.
 
-    A prediction has C numbers where a model has millions, and in few dimensions a robust mean is both cheap
-    and tight. Predictions are compared as probabilities: a logit has no bound, so one client could pull as
-    far as it likes. Clients train on private samples and soft-labelled transfer samples together, as in the
-    paper: `fusion.private_weight` is 1 by default. With 0 a client takes them in turn.
+    A prediction has C numbers where a model has millions, and in few dimensions a robust mean is cheap and
+    tight. Predictions are compared as probabilities, because one client's unbounded logits could pull as far
+    as it likes. Clients train on private and soft-labelled transfer samples together, as in the paper:
+    `fusion.private_weight` is 1 by default. With 0 a client takes them in turn.
 
     ::
 
         q_n[i] = softmax(z_n(x_i)),   t[i] = robust mean over n of q_n[i]
 
-    Robust means take the minority for wrong, so honest clients have to know the same classes. Where clients
-    own different classes, the clients that know a class are a minority, and their predictions are lost even
-    without an attacker.
+    Robust means reject minorities, so honest clients have to know the same classes. Where clients own
+    different classes, the few that know one are rejected even without an attacker.
     """
 
     name: ClassVar[str] = "cronus"
@@ -64,25 +56,21 @@ class Cronus(SoftLabels):
     """`geometric_median` stops after so many steps at the latest; most samples need ten to twenty."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the robust mean probability, `[M, C]`, shared by all.
-
-        Weights are those that `spectral` has left the clients with, averaged over samples.
-        """
+        """Return the robust mean probability, `[M, C]`, and the mean weights of `spectral`."""
         assert knowledge.logits is not None
         q, weights = softmax(knowledge.logits), None
-        if self.aggregate == "spectral":
-            robust, of_samples = spectral_filter(q, self.poisoned)
-            left = of_samples.mean(axis=1)
-            weights = np.tile(left / left.sum(), (len(left), 1))
-        else:
-            robust = self._aggregate(q)
-        return Guidance((robust / robust.sum(axis=-1, keepdims=True)).astype(np.float32), weights)
-
-    def _aggregate(self, q: np.ndarray) -> np.ndarray:
-        if self.aggregate == "geometric_median":
-            return geometric_median(q, tolerance=self.tolerance, max_iterations=self.max_iterations)
         mean = q.mean(axis=0, dtype=np.float64)
-        if self.aggregate == "mean":
-            return mean
-        by_class = median(q) if self.aggregate == "median" else trimmed_mean(q, self.trim)
-        return complete(by_class, mean)
+        match self.aggregate:
+            case "spectral":
+                robust, of_samples = spectral_filter(q, self.poisoned)
+                left = of_samples.mean(axis=1)
+                weights = np.tile(left / left.sum(), (len(left), 1))
+            case "geometric_median":
+                robust = geometric_median(q, tolerance=self.tolerance, max_iterations=self.max_iterations)
+            case "mean":
+                robust = mean
+            case "median":
+                robust = complete(median(q), mean)
+            case "trimmed_mean":
+                robust = complete(trimmed_mean(q, self.trim), mean)
+        return Guidance((robust / robust.sum(axis=-1, keepdims=True)).astype(np.float32), weights)

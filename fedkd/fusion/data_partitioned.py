@@ -1,9 +1,4 @@
-"""`dp`: data-partitioned transfer. Learn each sample from whoever is surest of it, oneself included.
-
-K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
-On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
-2310.17653.
-"""
+"""`dp`: data-partitioned transfer. Each sample's surest client teaches it, the learner included."""
 
 from __future__ import annotations
 
@@ -15,13 +10,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.confidence import log_confidence
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
@@ -36,10 +29,10 @@ class DataPartitioned(TemperedLabels):
         w_n(i)      = argmax_m W_nm · conf_m(x_i)           itself among the candidates; it wins ties
         target of n = q_w(i)[i]
 
-    The paper transfers between two pretrained models; the frozen student among the candidates is what keeps
-    it from forgetting: where a client is surest itself, it is taught its own prediction. Here every other
-    client is a teacher, equally (W = 1) or as near as KnFu finds it (`beta`). A confidently wrong client
-    teaches its error, so labels help, and so does a moderate `beta` where clients own few classes.
+    The paper transfers between two pretrained models; the student among the candidates prevents forgetting:
+    where a client is surest, it is taught its own prediction. Here every other client is a teacher, equally
+    (W = 1) or by KnFu's nearness (`beta`). A confidently wrong client teaches its error, so labels help, and
+    so does a moderate `beta` where clients own few classes.
     """
 
     name: ClassVar[str] = "dp"
@@ -57,7 +50,6 @@ class DataPartitioned(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="each",
             over_graph="each",
@@ -67,30 +59,25 @@ class DataPartitioned(TemperedLabels):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return targets `[N, M, C]`; the weights `[N, N]` say which share of samples each teacher won."""
         assert knowledge.logits is not None
-        labels = knowledge.labels if self.confidence == "true_class" else None
-        winner = _winners(log_confidence(knowledge.logits, labels), self._log_weights(knowledge.logits))
-        q = softmax(knowledge.logits, self.temperature)
+        logits, labels = knowledge.logits, knowledge.labels if self.confidence == "true_class" else None
+        log_weights = np.zeros((len(logits), len(logits)))
+        if self.beta is not None:
+            weights = effectiveness(
+                kl(distributions.expertise("soft", softmax(logits), None, None)), self.beta
+            )
+            with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
+                log_weights = np.log(weights)
+        winner = _winners(log_confidence(logits, labels), log_weights)
+        q = softmax(logits, self.temperature)
         clients, samples, _ = q.shape
         share = np.stack([np.bincount(row, minlength=clients) / samples for row in winner])
         return Guidance(targets=q[winner, np.arange(samples)], weights=share)
 
-    def _log_weights(self, logits: np.ndarray) -> np.ndarray:
-        if self.beta is None:
-            return np.zeros((len(logits), len(logits)))
-        p = distributions.estimate("soft", softmax(logits))
-        weights = effectiveness(kl(distributions.smooth(p, distributions.EPSILON["soft"])), self.beta)
-        with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
-            return np.log(weights)
-
 
 def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-    """Return who teaches receiver n sample i, `[N, M]`: the client itself wherever nobody is surer.
+    """Return receiver n's teacher of sample i, `[N, M]`: itself in a tie, else the first of the surest.
 
-    Of others who are equally sure the first is taken. Receiver by receiver, so that no N×N×M array exists.
-
-    Args:
-        confidence: Logarithm of each client's confidence, `[N, M]`.
-        log_weights: Logarithm of what it weighs for each receiver, `[N, N]`.
+    Log-confidences are `[N, M]`, log-weights `[N, N]`. One receiver at a time: no N×N×M array exists.
     """
     senders_last = np.ascontiguousarray(confidence.T)
     everyone = np.arange(len(senders_last))

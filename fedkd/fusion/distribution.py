@@ -16,8 +16,7 @@ def estimate(kind: str, predictions: np.ndarray, label_counts: np.ndarray | None
     """Return each client's class distribution, before calibration and smoothing, `[N, C]` float64.
 
     Args:
-        kind: `soft` and `calibrated` (mean prediction), `hard` (share of the votes) or `shared` (the true
-            label histogram, which only an ablation may know).
+        kind: `soft` and `calibrated`: mean prediction; `hard`: share of votes; `shared`: label histogram.
         predictions: Probabilities on the transfer set, `[N, M, C]`.
         label_counts: Training samples per class, `[N, C]` (`shared`).
     """
@@ -27,7 +26,9 @@ def estimate(kind: str, predictions: np.ndarray, label_counts: np.ndarray | None
         counts = np.asarray(label_counts, dtype=np.float64)
         return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     if kind == "hard":
-        return _vote_share(predictions)
+        clients, samples, classes = predictions.shape
+        cell = predictions.argmax(axis=-1) + classes * np.arange(clients)[:, None]
+        return np.bincount(cell.ravel(), minlength=clients * classes).reshape(clients, classes) / samples
     return predictions.mean(axis=1, dtype=np.float64)
 
 
@@ -36,11 +37,7 @@ def expertise(
 ) -> np.ndarray:
     """Return the positive share of each class in each client's knowledge, `[N, C]` float64.
 
-    Args:
-        kind: As for `estimate`; `calibrated` is that here.
-        predictions: Probabilities on the transfer set, `[N, M, C]`.
-        label_counts: Training samples per class, `[N, C]` (`shared`).
-        epsilon: Smoothing; None: what suits the kind.
+    As `estimate`, then calibrated and smoothed; `epsilon` None: the kind's default.
     """
     p = estimate(kind, predictions, label_counts)
     if kind == "calibrated":
@@ -48,25 +45,15 @@ def expertise(
     return smooth(p, EPSILON[kind] if epsilon is None else epsilon)
 
 
-def _vote_share(predictions: np.ndarray) -> np.ndarray:
-    clients, samples, classes = predictions.shape
-    cell = predictions.argmax(axis=-1) + classes * np.arange(clients)[:, None]
-    votes = np.bincount(cell.ravel(), minlength=clients * classes).reshape(clients, classes)
-    return votes / samples
-
-
 def calibrate(p: np.ndarray) -> np.ndarray:
-    """Divide by the transfer set's mean prediction and renormalise, `[N, C]`.
-
-    What everybody predicts often says something about the transfer set, not about a client.
-    """
+    """Divide by the federation's mean, which describes the transfer set, and renormalise, `[N, C]`."""
     mean = p.mean(axis=0)
     ratio = np.divide(p, mean, out=np.zeros_like(p), where=mean > 0)
     return ratio / ratio.sum(axis=1, keepdims=True)
 
 
 def smooth(p: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return ``(p + ε) / Σ(p + ε)`` over the last axis: no zero is left for a logarithm to meet."""
+    """Return ``(p + ε) / Σ(p + ε)`` over the last axis, for finite logarithms."""
     p = p + epsilon
     return p / p.sum(axis=-1, keepdims=True)
 
@@ -78,21 +65,16 @@ def moving_average(
     momentum: float,
     fresh: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Average each client's distribution over the rounds it took part in.
+    """Return each client's distribution averaged over its rounds, `[N, C]`, and the memory.
 
-    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen.
+    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen. `memory` is what this function returned
+    last, averages of all clients seen; empty at first.
 
     Args:
         p: This round's distributions, `[N, C]`.
-        clients: Whose they are, ascending, N indices.
-        memory: What this function returned last; empty at first.
+        clients: Their clients, ascending, N indices.
         momentum: μ.
-        fresh: Which rows are of this round, `[N]` bool; a stale row counted once already and leaves its
-            average as it is. None: all.
-
-    Returns:
-        The averages of `clients`, `[N, C]`, and the memory: ``clients`` (ascending indices of everyone seen
-        so far, `[K]`) and ``distribution`` (their averages, `[K, C]`).
+        fresh: Rows of this round, `[N]` bool; stale ones counted before and change nothing. None: all.
     """
     roster = enrol(memory, clients)
     everyone = np.zeros((len(roster.clients), p.shape[1]))
@@ -105,3 +87,6 @@ def moving_average(
     average = (1.0 - step)[:, None] * everyone[roster.present] + step[:, None] * p
     everyone[roster.present] = average
     return average, {"clients": roster.clients, "distribution": everyone}
+
+
+"""Class distributions `p_n`: the server's estimate of a client's knowledge of each class."""

@@ -1,8 +1,4 @@
-"""Ditto: a personal model that is held near the average, trained beside the one that is averaged.
-
-T. Li, S. Hu, A. Beirami and V. Smith, "Ditto: Fair and Robust Federated Learning Through Personalization",
-ICML 2021, arXiv 2012.04221.
-"""
+"""Ditto: a personal model is trained beside the averaged one, and held near it."""
 
 from __future__ import annotations
 
@@ -29,10 +25,9 @@ class Ditto(PersonalModel):
         v_n ← v_n − η (∇CE(v_n) + λ (v_n − w_received))     never sent
 
     Both take their steps on the same batches, so a round costs two trainings. The formulas are plain SGD;
-    another optimiser of the scenario steps by the same gradients. What answers in evaluations is
-    v, which guidance does not change: it shows in the next training. The accuracies of both are recorded,
-    `accuracy_personal` and `accuracy_shared`. A library's default of λ = 0 makes
-    v the model of a client that is alone.
+    another optimiser steps by the same gradients. v answers evaluations; guidance changes it in the next
+    training. `accuracy_personal` and `accuracy_shared` record both. A library's default of λ = 0 makes v a
+    local baseline.
     """
 
     name: ClassVar[str] = "ditto"

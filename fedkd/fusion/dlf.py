@@ -1,9 +1,4 @@
-"""`dlf`: dynamic logits fusion. What training has moved in the neighbours' logits is added to one's own.
-
-C. Fan, Z. Lu, W. Wei, J. Tian, X. Qu, D. Chen and Y. Cheng, "On Giant's Shoulders: Effortless Weak to Strong
-by Dynamic Logits Fusion", NeurIPS 2024, arXiv 2406.15480. There logits are fused while a language model
-decodes; here clients distil the fused logits.
-"""
+"""`dlf`: dynamic logits fusion. A client adds its neighbours' shifts by training (arXiv 2406.15480)."""
 
 from __future__ import annotations
 
@@ -14,15 +9,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import finite_logits, log_softmax, row_kl, softmax
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
@@ -41,10 +33,9 @@ class DLF(LocalObjective, TemperedLabels):
         α_nm(i) : KL(softmax(z_n + α Δ_m) ‖ softmax z_n) = KL(softmax z_m ‖ softmax r_m), on sample i
         K_n[i]  = softmax((z_n + Σ_{m≠n} W_nm α_nm(i) Δ_m) / T)       W: KnFu's, over the nearest
 
-    A mean of predictions draws a large model down to what small ones say. Here a neighbour moves it as far as
-    its own training has moved the neighbour, sample by sample, in the direction that it has learned, and what
-    the client knew stays. The left side rises with α (its derivative is α times the variance of Δ), so that α
-    is found by bisection; where even `most` moves too little, it is that.
+    A mean of predictions pulls a large model down to small ones. Here a neighbour moves a client's logits,
+    sample by sample, as far as its own training has moved it, and the client's knowledge stays. The left side
+    rises with α (its derivative is α times the variance of Δ), so bisection finds α, at most `most`.
     """
 
     name: ClassVar[str] = "dlf"
@@ -65,13 +56,13 @@ class DLF(LocalObjective, TemperedLabels):
     beta: Annotated[float, Field(ge=0)] = 10.0
     """β of KnFu's weights W: how sharply a distant client loses weight. 0 weighs all neighbours alike."""
     neighbours: Annotated[int, Field(ge=0)] = 4
-    """How many nearest others are heard (ties with the last are too); 0: nobody, which is learning from
-    oneself. Each takes 30 predictions of the transfer set to be found a strength for."""
+    """Number of nearest others that are heard, ties included; 0 is learning alone. Each costs 30 predictions
+    of the transfer set."""
     strength: Annotated[float, Field(ge=0, le=1000)] | None = None
     """α of every neighbour and sample alike; absent: that which moves as far as the neighbour was moved. 0.5
     and 1 are the controls."""
     most: Annotated[float, Field(ge=0, le=1000)] = 1.5
-    """The largest strength α that is looked for."""
+    """Largest strength α that the search may give."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature T of targets and of the loss."""
 
@@ -105,7 +96,7 @@ class DLF(LocalObjective, TemperedLabels):
     # On a client --------------------------------------------------------------------------------------
 
     def before_training(self, client: ClientView) -> None:
-        """Keep what the client predicts before its first training."""
+        """Store the predictions before the first training."""
         if INITIAL not in client.memory:
             client.memory[INITIAL] = client.logits()
 
@@ -124,13 +115,9 @@ class DLF(LocalObjective, TemperedLabels):
 
 
 def matched_strength(z: np.ndarray, shift: np.ndarray, moved: np.ndarray, most: float) -> np.ndarray:
-    """Return the α of every sample at which ``KL(softmax(z + α Δ) ‖ softmax z)`` is as large as asked, `[M]`.
+    """Return each sample's α of ``KL(softmax(z + α Δ) ‖ softmax z) = moved``, at most `most`, `[M]`.
 
-    Args:
-        z: Logits of who is moved, `[M, C]` float64.
-        shift: Δ, `[M, C]` float64; where it is 0, so is α.
-        moved: The KL that is asked for, `[M]`.
-        most: Largest α; where it is not enough, α is that.
+    `z` are the receiver's logits and `shift` is Δ, `[M, C]` float64; α is 0 where Δ is. `moved` is `[M]`.
     """
     log_q = log_softmax(z)
 
@@ -147,14 +134,11 @@ def matched_strength(z: np.ndarray, shift: np.ndarray, moved: np.ndarray, most: 
 
 
 def _recall(
-    memory: Mapping[str, np.ndarray],
-    clients: Sequence[int],
-    logits: np.ndarray,
-    sent: Sequence[np.ndarray],
+    memory: Mapping[str, np.ndarray], clients: Sequence[int], logits: np.ndarray, sent: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return what this round's clients predicted before training, `[N, M, C]` float64, and the memory.
+    """Return clients' predictions before training, `[N, M, C]` float64, and the memory.
 
-    Of a client that never said it, its predictions of now are taken: it has moved nowhere yet.
+    Those of a client that never sent them are its present ones: it has moved nowhere yet.
     """
     roster = enrol(memory, clients)
     everyone = np.zeros((len(roster.clients), *logits.shape[1:]), dtype=np.float32)

@@ -1,9 +1,4 @@
-"""DS-FL: everyone learns the sharpened mean of everyone's probabilities.
-
-S. Itahara, T. Nishio, Y. Koda, M. Morikura and K. Yamamoto, "Distillation-Based Semi-Supervised Federated
-Learning for Communication-Efficient Collaborative Training with Non-IID Private Data", 2020, arXiv
-2008.06180.
-"""
+"""DS-FL: all clients learn the sharpened mean of their probabilities (arXiv 2008.06180)."""
 
 from __future__ import annotations
 
@@ -14,11 +9,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.selection import asked_samples
-from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
-from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.soft_labels import SoftLabels, entropy_reduction, mean_probabilities
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 
@@ -32,9 +25,9 @@ class DSFL(SoftLabels):
         q[i] = mean_n softmax(z_n(x_i))
         t[i] = softmax(q[i] / T_era)          entropy reduction aggregation (ERA)
 
-    Clients with unlike data disagree, so their mean is vaguer than any of them; ERA makes it decide. It works
-    on probabilities, not on logits, and its reach depends on the number of classes: it sharpens a vague mean
-    where C < 1 / T_era, and softens one that is nearly certain already. `scarlet` has neither limit.
+    Clients with unlike data disagree, so their mean is vaguer than any of them; ERA sharpens it. It works on
+    probabilities and depends on the number of classes: it sharpens a vague mean where C < 1 / T_era, and
+    softens one that is nearly certain. `scarlet` has neither limit.
 
     The paper's server trains a global model on the targets as well; here only clients have models.
     """
@@ -56,7 +49,7 @@ class DSFL(SoftLabels):
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
-        """Return the round's samples, ascending; None: all of them."""
+        """Return the round's samples, ascending; None: all."""
         return asked_samples(transfer_size, self.samples_per_round, generator)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

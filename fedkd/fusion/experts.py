@@ -1,4 +1,4 @@
-"""`experts`: class by class, those who have a class teach it to everybody."""
+"""`experts`: class by class, clients that have a class teach it to all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import class_experts
-from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT
 
@@ -30,21 +28,19 @@ class Experts(TemperedLabels):
         e_m     = smooth(mean_i q_m[i])                           what client m seems to know
         F[i, c] ∝ Σ_m e_m[c] q_m[i, c] / Σ_m e_m[c]               rows renormalised, one target for all
 
-    A plain mean asks all clients about all classes. Of ten clients nine may never have seen a class, and nine
-    predictions of other classes outvote the one that knows. It is KnFu's `per_class` at β = 0, except that
-    one target serves all, so that it reaches clients that were absent too.
+    A plain mean asks all clients about all classes: nine that never saw a class outvote the one that knows
+    it. This is KnFu's `per_class` at β = 0 with one target for all, so it reaches absent clients too.
 
-    This is class weighting alone. Like every shared target it costs a client accuracy on data like its own
-    where clients train in turn; `training.recipe = "joint"` is what changes that, with any strategy. Under
-    the recipe class weighting adds up to a tenth to the gain of the plain mean, and more under partial
-    participation.
+    Like every shared target it costs accuracy on a client's own data where clients train in turn;
+    `training.recipe = "joint"` changes that. Under the recipe class weighting adds up to a tenth to the gain
+    of the plain mean, and more under partial participation.
 
-    Weighting sources by their distributions is due to Mansour, Mohri and Rostamizadeh ("Domain Adaptation
-    with Multiple Sources", 2008). FedGen weighs clients by their label counts (Zhu et al., 2021), UWA by
-    uncertainty (arXiv 2509.15147). Here class shares are estimated from mean predictions alone.
+    Mansour, Mohri and Rostamizadeh weigh sources by distributions ("Domain Adaptation with Multiple Sources",
+    2008), FedGen by label counts (Zhu et al., 2021), UWA by uncertainty (arXiv 2509.15147). Here mean
+    predictions estimate the class shares.
 
-    A client states its own expertise, by what it predicts. A poisoned client that always predicts one class
-    becomes the expert of that class, so all clients have to be trusted.
+    Clients state their own expertise. A poisoned client that always predicts one class becomes its expert,
+    so all clients have to be trusted.
     """
 
     name: ClassVar[str] = "experts"
@@ -60,15 +56,13 @@ class Experts(TemperedLabels):
     """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`. At 1 all clients are
     nearly equal experts and the target is nearly the mean."""
     weight_by_size: bool = False
-    """Multiply what a client has of each class by its number of training samples; for clients of very unequal
-    size."""
+    """Multiply class shares by the number of training samples; for clients of very unequal size."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="all_alike",
             weighs_age=True,
@@ -82,14 +76,8 @@ class Experts(TemperedLabels):
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         e = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)
-        clients = len(q)
         samples = knowledge.samples if self.weight_by_size else None
-        prior = log_prior(
-            clients,
-            samples=samples,
-            age=knowledge.age,
-            decay=self.stale_decay,
-            freshness=knowledge.freshness,
-        )
-        weights = effectiveness(np.zeros((clients, clients)), 0.0, log_prior=prior)
+        age, decay, freshness = knowledge.age, self.stale_decay, knowledge.freshness
+        prior = log_prior(len(q), samples=samples, age=age, decay=decay, freshness=freshness)
+        weights = effectiveness(np.zeros((len(q), len(q))), 0.0, log_prior=prior)
         return Guidance(class_experts(weights[0], q, e), weights)

@@ -1,4 +1,4 @@
-"""How much there is for a server to compute in a round, by which a strategy tells what it takes."""
+"""Size of a server's work in a round, from which strategies estimate their cost."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from types import MappingProxyType
 from typing import Any
 
 TRAINING = 3
-"""What a training step takes of a forward pass of its samples: that, and two as dear on the way back."""
+"""Forward passes that cost as much as a training step: backward costs two."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What comes to the server in a round, and what its models are.
+    """Numbers of a round, and costs of forward passes.
 
     Attributes:
         clients: Clients N whose knowledge is fused.
         samples: Transfer samples M.
         classes: Classes C.
-        private: Training samples of these clients, all together.
-        width: Penultimate features F of a client's model; 0: nobody knows.
-        model: Operations of a forward pass of the server's own model; 0: it has none of the zoo's.
-        architectures: Operations of a forward pass of each architecture among the clients' models, and how
-            many of these clients have it.
+        private: Training samples of these clients in total.
+        width: Penultimate features F of a client's model; 0: unknown.
+        model: Operations of a forward pass of the server's model; 0: it has none of the zoo's.
+        architectures: Operations of a forward pass of each client architecture, and its number of clients.
     """
 
     clients: int
@@ -40,7 +39,7 @@ class ServerCost:
     """Mixin: estimate of a fusion's arithmetic, ``class Mine(ServerCost, FusionStrategy)``."""
 
     def server_cost(self, extent: Extent) -> float:
-        """Return the operations of products and convolutions of a fusion, about."""
+        """Return the approximate operations of products and convolutions of a fusion."""
         return 0.0
 
 
@@ -52,7 +51,7 @@ class ServerModel(ServerCost):
     server_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the model; a hyper-parameter."""
     server_epochs: int = 0
-    """Passes over the transfer set in which it is trained; a hyper-parameter."""
+    """Epochs on the transfer set; a hyper-parameter."""
 
     def server_cost(self, extent: Extent) -> float:
         """Return the operations of training the model and of asking it."""
@@ -60,5 +59,5 @@ class ServerModel(ServerCost):
 
 
 def dense(*widths: int) -> float:
-    """Return the operations of a forward pass of linear layers, one behind the other, of these widths."""
+    """Return the operations of a forward pass of consecutive linear layers of these widths."""
     return 2.0 * sum(before * after for before, after in pairwise(widths))

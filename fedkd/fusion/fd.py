@@ -1,8 +1,4 @@
-"""FD: federated distillation without shared samples, from mean logits per label.
-
-E. Jeong, S. Oh, H. Kim, J. Park, M. Bennis and S.-L. Kim, "Communication-Efficient On-Device Machine
-Learning: Federated Distillation and Augmentation under Non-IID Private Data", 2018, arXiv 1811.11479.
-"""
+"""FD: federated distillation without shared samples, from mean logits per label (arXiv 1811.11479)."""
 
 from __future__ import annotations
 
@@ -14,12 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
@@ -37,21 +30,18 @@ class FD(LocalObjective, FusionStrategy):
         G_n[l] = mean over the others that own label l of F_m[l]                    leave-one-out, C×C down
         loss   = CE(z, y) + λ · T² · KL(softmax(G_n[y] / T) ‖ softmax(z / T))       in local training
 
-    No transfer set is touched, and the message is C×C whatever the model; so is what it can say: one average
-    answer per label. A sample whose label no other client owns adds cross entropy alone. Raw mean logits are
-    never the soft targets of a cross entropy: they do not sum to 1, and training diverges.
+    No transfer set is touched, and a message is C×C whatever the model: one mean answer per label. A sample
+    whose label no other client owns adds cross entropy alone. Raw mean logits never are the soft targets of a
+    cross entropy: they do not sum to 1, and training diverges.
 
-    Other code averages otherwise, under names like FedDistill: over all who own the label, the receiver
-    included (`leave_one_out`), and over those who do not own it as well (`owners_only`).
+    Other code, under names like FedDistill, averages over the receiver too (`leave_one_out`), and over
+    clients that do not own the label (`owners_only`).
     """
 
     name: ClassVar[str] = "fd"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="mean logits per label",
-        kinds={
-            "label_logits": Kind.LABEL_LOGITS,
-            "label_counts": Kind.LABEL_COUNTS,
-        },
+        kinds={"label_logits": Kind.LABEL_LOGITS, "label_counts": Kind.LABEL_COUNTS},
         receives={"label_logits": "C C", "owners": "C"},
         guides="each",
         over_graph="each",
@@ -77,15 +67,13 @@ class FD(LocalObjective, FusionStrategy):
     """T of `kl`. A label's own class dominates its mean logits, so 2 to 4 lets more of the other classes
     through."""
     weight_by_count: bool = False
-    """Count each of the others by its number of samples of the label, instead of all alike as in the paper;
-    for clients of very unequal size."""
+    """Weigh clients by their samples of the label, not equally as in the paper; for very unequal clients."""
     leave_one_out: bool = True
-    """Whether a client's own answer is left out of what it is told. Without it all clients are told the same,
-    a client that is alone with a label by itself: it learns to keep to what it says on average."""
+    """Whether a client's own answer is left out of its means. Without it all clients receive the same, and a
+    label's only owner learns from itself."""
     owners_only: bool = True
-    """Whether means are over those who own a label. Otherwise the others count as having said 0 for every
-    class, which pulls labels that few own towards no answer at all; a label that nobody owns is still not
-    taught. It does not go with `weight_by_count`, by which they count for nothing."""
+    """Whether means are over owners of a label. Otherwise the others count as zeros, which pulls rare labels
+    towards no answer; a label without owners is not taught. It excludes `weight_by_count`."""
 
     def __post_init__(self) -> None:
         if self.weight_by_count and not self.owners_only:
@@ -100,13 +88,12 @@ class FD(LocalObjective, FusionStrategy):
         return {"label_logits": client.class_means("logits"), "label_counts": client.label_counts()}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each client's answers of the others: `label_logits` `[C, C]`, from so many `owners` `[C]`.
-
-        To a client that took no part all who did are others.
-        """
+        """Return the others' `label_logits` `[C, C]` for each client, from so many `owners` `[C]`."""
         assert knowledge.label_counts is not None
         owned = knowledge.label_counts > 0
-        weights = self._weights(knowledge.label_counts)
+        weights: np.ndarray = owned if self.owners_only else np.ones(owned.shape)
+        if self.weight_by_count:
+            weights = knowledge.label_counts * 1.0
         if knowledge.freshness is not None:
             weights = weights * knowledge.freshness[:, None]
         logits = finite_logits(np.stack(knowledge.extra["label_logits"]))
@@ -126,14 +113,8 @@ class FD(LocalObjective, FusionStrategy):
             for_absent=of_all,
         )
 
-    def _weights(self, counts: np.ndarray) -> np.ndarray:
-        """Return how much each client's answer to a label counts, `[N, C]`."""
-        if self.weight_by_count:
-            return counts * 1.0
-        return counts > 0 if self.owners_only else np.ones(counts.shape)
-
     def local_loss(self, guidance: Arrays) -> LocalLoss:
-        """Return λ times the batch's mean distance to the others' answers for the samples' labels."""
+        """Return λ times the batch's mean distance to the others' answers."""
         import torch
 
         from fedkd.training.losses import kd_kl, logits_mse

@@ -1,8 +1,4 @@
-"""FedALA: on arrival, each weight of the top layers goes as far towards the average's as own samples want.
-
-J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma and H. Guan, "FedALA: Adaptive Local Aggregation for
-Personalized Federated Learning", AAAI 2023, arXiv 2212.01197.
-"""
+"""FedALA: each weight of the top layers moves towards the average as far as own samples want."""
 
 from __future__ import annotations
 
@@ -14,9 +10,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import unpack
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -26,7 +21,7 @@ OWN = "own/"
 RATES = "rates/"
 FOUND = "found/"
 WINDOW = 10
-"""Passes whose losses say whether the first search is over."""
+"""Passes whose losses decide whether the first search is over."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,15 +34,14 @@ class FedALA(LocalObjective, WeightAveraging):
         Ω ← clip(Ω − η ∇_ŵ CE(ŵ) ⊙ (w − w_n), 0, 1)      batch by batch on some of the client's own samples
 
     w is the average and w_n the client's model after its last own training. Ω, a number for every weight,
-    begins at 1, where ŵ is the average. The first time passes over the samples go on until the mean loss of
-    the last 10 has a standard deviation below `tolerance`, or there have been `passes`; later there is one.
-    The samples are drawn anew each time; the model is in evaluation mode.
+    begins at 1, where ŵ is the average. The first search lasts until the mean loss of the last 10 passes has
+    a standard deviation below `tolerance`, at most `passes`; later ones take one pass. Samples are drawn anew
+    each time; the model is in evaluation mode.
 
-    Layers are told apart by the names of weights: `a.b.weight` and `a.b.bias` are of the layer `a.b`, and the
-    top one is that which the model has made last, which in every model of the zoo is the head.
+    Names of weights tell layers apart: `a.b.weight` and `a.b.bias` are of the layer `a.b`. The top layer is
+    the one made last, in every model of the zoo the head.
 
-    An average that is followed by another one before the client trains again, as where it is evaluated and
-    does not take part, leaves nothing behind: w_n and Ω are those of its last training.
+    An average that arrives between two trainings and is replaced leaves w_n and Ω as they were.
     """
 
     name: ClassVar[str] = "fedala"
@@ -70,23 +64,25 @@ class FedALA(LocalObjective, WeightAveraging):
     """Passes of the first search at most: where batches disagree, losses may never come to rest."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the weights, and keep those of the top layers: they are w_n."""
+        """Return the weights, and store those of the top layers as w_n."""
         weights = client.weights()
-        client.memory |= under(OWN, {name: weights[name] for name in self._top(client)})
+        client.memory |= under(
+            OWN, {name: weights[name] for name in top_layers(client.trainable(), self.layers)}
+        )
         return super().upload(client)
 
     def before_training(self, client: ClientView) -> None:
-        """Let the Ω of the model that training begins with be the one to go on from."""
+        """Continue from the Ω of the model that training begins with."""
         found = below(FOUND, client.memory)
         client.memory |= under(RATES, found)
         for name in found:
             del client.memory[FOUND + name]
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Take over the average, as far as Ω says; all of it before the client has trained at all."""
+        """Load the average as far as Ω says; all of it before the first training."""
         current = client.weights()
         received = current | unpack(guidance, self._exchanged(current))
-        own, names = below(OWN, client.memory), self._top(client)
+        own, names = below(OWN, client.memory), top_layers(client.trainable(), self.layers)
         if own and self.lr > 0:
             ways = {name: received[name] - own[name] for name in names}
             rates = self._rates(client, received, ways)
@@ -95,13 +91,7 @@ class FedALA(LocalObjective, WeightAveraging):
         client.load_weights(received)
 
     def _rates(self, client: ClientView, received: Arrays, ways: Arrays) -> dict[str, np.ndarray]:
-        """Return Ω by name, `[0, 1]` float32, after a search on own samples.
-
-        Args:
-            client: The client.
-            received: w.
-            ways: w − w_n of the top layers.
-        """
+        """Return Ω by name, `[0, 1]` float32, found on own samples from w and the top layers' w − w_n."""
         known = below(RATES, client.memory)
         rates = known or {name: np.ones_like(way) for name, way in ways.items()}
         rows, size = client.own_rows(), client.batch_size
@@ -124,22 +114,14 @@ class FedALA(LocalObjective, WeightAveraging):
                 break
         return rates
 
-    def _top(self, client: ClientView) -> list[str]:
-        return top_layers(client.trainable(), self.layers)
-
 
 def _mixed(received: Arrays, ways: Arrays, rates: Arrays) -> dict[str, np.ndarray]:
-    """Return ŵ of the top layers, so written that it is w to the last bit where Ω is 1."""
+    """Return ŵ of the top layers; where Ω is 1 it is w to the last bit."""
     return {name: received[name] - (1 - rates[name]) * way for name, way in ways.items()}
 
 
 def top_layers(names: Sequence[str], layers: int) -> list[str]:
-    """Return the weights of so many layers at the end of a model, in its order.
-
-    Args:
-        names: Of its trained weights, in its order.
-        layers: How many, ≥ 1.
-    """
+    """Return the weights of a model's last layers, in the order of `names`."""
     all_layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     top = set(all_layers[-layers:])
     return [name for name in names if name.rpartition(".")[0] in top]

@@ -1,7 +1,4 @@
-"""FedAsync: a server that mixes every model into its own as it comes.
-
-C. Xie, S. Koyejo and I. Gupta, "Asynchronous Federated Optimization", OPT 2020, arXiv 1903.03934.
-"""
+"""FedAsync: the server mixes every model into its own on arrival (arXiv 1903.03934)."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.server_steps import ServerSteps
 from fedkd.hyperparameters import STRICT
 
@@ -28,8 +24,8 @@ class FedAsync(LocalObjective, ServerSteps):
         x ← (1 − α s(τ)) x + α s(τ) y                   y began τ versions of x ago
 
     This is with `asynchronous.buffer` 1. Of K models at once the mean counts: `x ← x + α (1/K) Σ_i s(τ_i)
-    (y_i − x)`. Unlike FedBuff's step, y − x also takes back what others have taught x since the client began,
-    so a client that is always late pulls to where x was.
+    (y_i − x)`. Unlike FedBuff's step, y − x also undoes what others have taught x since the client began,
+    so a client that is always late pulls back in time.
     """
 
     name: ClassVar[str] = "fedasync"

@@ -1,8 +1,4 @@
-"""FedBuff: averaging of what clients have learned, by a server that waits for some of them only.
-
-J. Nguyen, K. Malik, H. Zhan, A. Yousefpour, M. Rabbat, M. Malek and D. Huba, "Federated Learning with
-Buffered Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639.
-"""
+"""FedBuff: buffered averaging of clients' steps; the server waits for some only (arXiv 2106.06639)."""
 
 from __future__ import annotations
 
@@ -29,8 +25,8 @@ class FedBuff(ServerSteps):
         Δ_i = y_i − x at the download        what a client has learned
         x ← x + η_g (1/K) Σ_i s(τ_i) Δ_i     K uploads, τ_i versions of x old
 
-    Without `[asynchronous]` all are of age 0, and at η_g = 1 it is the plain mean of the clients' weights,
-    whatever their numbers of samples. `[asynchronous]` says K (`buffer`) and s (`staleness`).
+    Without `[asynchronous]` all are of age 0, and at η_g = 1 it is the unweighted mean of the clients'
+    weights. `[asynchronous]` sets K (`buffer`) and s (`staleness`).
     """
 
     name: ClassVar[str] = "fedbuff"

@@ -1,8 +1,4 @@
-"""FedDF: average the weights of each architecture, then distil everybody's ensemble into each average.
-
-T. Lin, L. Kong, S. U. Stich and M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated
-Learning", NeurIPS 2020, arXiv 2006.07242.
-"""
+"""FedDF: average each architecture's weights, then distil the ensemble into it (arXiv 2006.07242)."""
 
 from __future__ import annotations
 
@@ -13,13 +9,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import Architecture, Arrays, ClientView, ServerModels
+from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -36,13 +30,12 @@ class FedDF(ServerCost, FusionStrategy):
         w_a    = Σ_n samples_n w_n / Σ_n samples_n                       over the clients of architecture a
         w_a   ← minimise mean_i KL(softmax(z̄(x_i)) ‖ softmax(z_a(x_i)))  Adam, cosine, early stop
 
-    Every client starts its next local training from its architecture's newest student, also one that took no
-    part in the rounds before. Architectures learn from each other through the ensemble alone; one of which no
-    client takes part in a round keeps its student. All clients of an architecture begin alike. Statistics of
-    normalisation layers are averaged like weights.
+    Every client starts its next training from its architecture's newest student, absent clients too.
+    Architectures learn from each other through the ensemble alone, and one without clients in a round keeps
+    its student. All clients of an architecture begin alike. Statistics of normalisation layers are averaged.
 
-    The paper stops on labelled validation data; here it is the distillation loss on a part of the transfer
-    set, for which no label is needed.
+    The paper stops on labelled validation data; here the distillation loss on held-out transfer samples
+    needs no labels.
     """
 
     name: ClassVar[str] = "feddf"
@@ -74,11 +67,10 @@ class FedDF(ServerCost, FusionStrategy):
     """Stop after so many epochs without a lower validation loss, and keep the best weights; 0 never stops."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the client's weights, as flat `parameters` and `counters`."""
         return pack(client.weights())
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what the ensemble's predictions take, and to train a student of each architecture."""
+        """Return the operations of the ensemble's predictions and of each architecture's student."""
         if self.server_epochs == 0:
             return 0.0
         predicted = sum(cost * number for cost, number in extent.architectures.values())
@@ -87,7 +79,7 @@ class FedDF(ServerCost, FusionStrategy):
         return extent.samples * (predicted + students * an_epoch * self.server_epochs)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return, for each client of an architecture that took part, the weights of its student."""
+        """Return the student's weights for every client of an architecture that took part."""
         server = knowledge.server
         assert server is not None
         uploads = packs_of(knowledge.extra)
@@ -103,10 +95,19 @@ class FedDF(ServerCost, FusionStrategy):
                 logits = server.logits(architecture, unpack(upload, like[architecture]))
                 total = total + finite_logits(logits)
             targets = softmax(total / len(uploads))
-            students = {
-                architecture: self._distil(server, architecture, unpack(student, like[architecture]), targets)
-                for architecture, student in students.items()
-            }
+            for architecture, student in students.items():
+                trained = server.train(
+                    architecture,
+                    unpack(student, like[architecture]),
+                    (targets,),
+                    self.server_loss,
+                    epochs=self.server_epochs,
+                    batch_size=self.server_batch_size,
+                    lr=self.server_lr,
+                    validation=self.validation,
+                    patience=self.patience,
+                )
+                students[architecture] = pack(trained)
         absent = {
             client: student
             for architecture, student in students.items()
@@ -116,24 +117,8 @@ class FedDF(ServerCost, FusionStrategy):
         personal = [students[architecture] for architecture in architectures]
         return Guidance(targets=None, personal=personal, absent=absent)
 
-    def _distil(
-        self, server: ServerModels, architecture: Architecture, weights: Arrays, targets: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        trained = server.train(
-            architecture,
-            weights,
-            (targets,),
-            self.server_loss,
-            epochs=self.server_epochs,
-            batch_size=self.server_batch_size,
-            lr=self.server_lr,
-            validation=self.validation,
-            patience=self.patience,
-        )
-        return pack(trained)
-
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Replace the client's weights by its architecture's student."""
+        """Load the architecture's student."""
         client.load_weights(unpack(guidance, client.weights()))
 
     def server_loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,4 @@
-"""Fed-ET: small clients train a larger model on the server, which then teaches them.
-
-Y. J. Cho, A. Manoel, G. Joshi, R. Sim and D. Dimitriadis, "Heterogeneous Ensemble Knowledge Transfer for
-Training Large Models in Federated Learning", IJCAI 2022, arXiv 2204.12703.
-"""
+"""Fed-ET: small clients train a larger model on the server, which then teaches them (arXiv 2204.12703)."""
 
 from __future__ import annotations
 
@@ -14,10 +10,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.server_teacher import ServerTeacher
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.server_model import ServerTeacher
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -35,10 +30,10 @@ class FedET(ServerTeacher):
         s_div(x) = Σ_n α_n(x) z_n(x) over n with argmax z_n(x) ≠ y(x)          those who disagree
         server   ← minimise CE(z(x), y(x)) + λ · KL(softmax(s_div(x)) ‖ softmax(z(x)))
 
-    α is normalised over whom its sum runs over; a sample without disagreement has no second term. In the
-    paper clients send their small models, which the server runs itself and averages, and get its last layers
-    back. Here they send the logits that those models would give, and learn the server model's logits on the
-    transfer set: nobody needs a layer in common with anybody, and a message does not grow with the model.
+    α is normalised over the clients of its sum; a sample without disagreement has no second term. The paper's
+    clients send small models, which the server runs and averages, and receive its last layers. Here they send
+    logits, and learn the server's logits on the transfer set: architectures need no common layer, and
+    messages do not grow with the model.
     """
 
     name: ClassVar[str] = "fedet"
@@ -55,28 +50,23 @@ class FedET(ServerTeacher):
     clients are skewed, where a minority may be the one that has the class."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Train the server model and return its logits, `[M, C]`, shared by all; its weights are the
-        memory."""
+        """Return the trained server's logits, `[M, C]`, shared by all; its weights are the memory."""
         assert knowledge.logits is not None
         targets = consensus_and_diversity(knowledge.logits)
         logits, kept = self._taught(knowledge, memory, targets, self.server_loss)
         return Guidance(targets=logits, memory=kept)
 
     def server_loss(self, logits: Tensor, consensus: Tensor, diversity: Tensor) -> Tensor:
-        """Return the cross entropy to consensus labels `[B]` plus λ · KL to the diversity ensemble `[B,
-        C]`."""
+        """Return the cross entropy to labels `[B]` plus λ · KL to the diversity ensemble `[B, C]`."""
         from fedkd.training.losses import cross_entropy, kd_kl
 
         return cross_entropy(logits, consensus) + self.diversity * kd_kl(logits, diversity, 1.0)
 
 
 def consensus_and_diversity(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the clients' consensus labels `[M]` int64 and the probabilities of those who disagree, `[M, C]`.
+    """Return consensus labels `[M]` int64 and the dissenters' probabilities `[M, C]`, of logits `[N, M, C]`.
 
-    A row of the latter is all zeros where nobody disagrees: as the target of a KL it adds nothing.
-
-    Args:
-        logits: `[N, M, C]`.
+    Rows without dissent are all zeros: as the target of a KL they add nothing.
     """
     z = finite_logits(logits)
     certainty = z.var(axis=-1, dtype=np.float64)

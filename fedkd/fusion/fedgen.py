@@ -1,8 +1,4 @@
-"""FedGen: a generator of features, trained on the server against all heads, teaches every client.
-
-Z. Zhu, J. Hong and J. Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML
-2021, arXiv 2105.10056.
-"""
+"""FedGen: the server trains a generator of features that teaches every client (arXiv 2105.10056)."""
 
 from __future__ import annotations
 
@@ -16,16 +12,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
+from fedkd.fusion import AuxNetwork, AuxNetworks, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.averaging import in_body
 from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
 GENERATOR = "generator"
 WEIGHT, BIAS = "head_weight", "head_bias"
 BODY = "body/"
-"""Begins the names of the packed weights of a body, where whole models are averaged."""
+"""Prefix of the packed weights of a body, where whole models are averaged."""
 CLASSES = "classes"
 
 
@@ -51,17 +44,15 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         client: CE(z(x), y) + a CE(head(G(ŷ, ε)), ŷ) + a KL(softmax head(G(y, ε)) held ‖ softmax z(x))
         w      ← Σ_n S_n w_n / Σ_n S_n                  all weights, or the head's alone: see `share`
 
-    ω_n[y] is n's share of the samples of class y; y and ŷ are drawn evenly from the classes that anybody has;
-    the norms are means over their elements, and the second term keeps G from making one thing of all ε.
-    Features have one width F, and heads are linear. Statistics of normalisation layers are averaged along.
-    With `share = "head"` bodies stay with their clients and may be of any architecture. All clients begin
-    with one head: a mean of heads that began apart would fit nobody's body. Clients learn
-    from G in evaluation mode, from the training on for which they have received it, with
-    a = strength · decay^round.
+    ω_n[y] is n's share of the samples of class y. y and ŷ are drawn evenly from the classes that any client
+    has. Norms are means over elements; the second term keeps G from ignoring ε. Features have one width F,
+    and heads are linear. Statistics of normalisation layers are averaged. With `share = "head"` bodies stay
+    with their clients and may be of any architecture. All clients begin with one head: a mean of unlike heads
+    would fit no body. Once they have G, in evaluation mode, clients train with a = strength · decay^round.
 
     The authors' code averages whole models by default; `share = "head"` is its `partial` mode. Both public
-    codes draw ε from [0, 1); a library has no second term, weighs clients in the place of labels,
-    and drops G after training it, so that clients learn from one that is random for ever.
+    codes draw ε from [0, 1). A library has no second term, weighs clients in place of labels, and drops the
+    trained G, so that clients learn from a random one.
     """
 
     name: ClassVar[str] = "fedgen"
@@ -73,10 +64,9 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """What clients average: the whole `model`, as in the authors' code, or the `head`, their partial mode.
     Absent: `model` where all clients have one architecture, `head` where they have several."""
     strength: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of what clients learn from G, before it decays; 10 in the paper. 0 leaves the average
-    alone."""
+    """Weight of G's lessons, before it decays; 10 in the paper. 0 leaves the average alone."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """What that is multiplied by in every round; 0.98 in the paper's code."""
+    """Factor of that weight in every round; 0.98 in the paper's code."""
     noise: Annotated[int, Field(gt=0, le=65536)] = 32
     """Length Z of ε; 32 in the paper."""
     hidden: Annotated[int, Field(gt=0, le=65536)] = 256
@@ -91,7 +81,6 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         needs: set[Need] = {"gradients", "features", "equal_features", "linear_head", "server"}
         whole = self.share == "model"
         if whole:
@@ -107,12 +96,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
                 BIAS: Kind.WEIGHTS,
                 "label_counts": Kind.LABEL_COUNTS,
             },
-            shapes={
-                f"{BODY}{PARAMETERS}": "W",
-                f"{BODY}{COUNTERS}": "V",
-                WEIGHT: "O F",
-                BIAS: "O",
-            },
+            shapes={f"{BODY}{PARAMETERS}": "W", f"{BODY}{COUNTERS}": "V", WEIGHT: "O F", BIAS: "O"},
             receives={
                 f"{BODY}{PARAMETERS}": "W",
                 f"{BODY}{COUNTERS}": "V",
@@ -131,7 +115,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         """Return the strategy with `share` filled in.
 
         Raises:
-            UserError: Whole models of several architectures shall be averaged.
+            UserError: Models of several architectures cannot be averaged.
         """
         if self.share == "model" and not one_architecture:
             raise UserError(
@@ -142,24 +126,20 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance | None:
-        """Return the head that all begin with, without a G; None where whole models begin alike."""
+        """Return the head that all clients begin with, without a G; None for whole models."""
         if self.share == "model":
             return None
         weights = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what it takes to train G, whose features all heads are asked about."""
+        """Return the operations of training G against all heads."""
         made = dense(extent.classes + self.noise, self.hidden, extent.width)
         asked = extent.clients * dense(extent.width, extent.classes)
         return TRAINING * self.server_steps * self.server_batch_size * (made + asked)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the mean weights, G (which is the memory too), and the `classes` [C] that anybody has.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return the mean weights, G (the memory too), and the known `classes` [C]."""
         from fedkd.training.weights import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
@@ -198,7 +178,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return Guidance(targets=None, shared=shared | made | {CLASSES: known}, memory=made | {CLASSES: known})
 
     def generator(self, classes: int, width: int) -> nn.Module:
-        """Return a fresh G for C classes and features of a width F."""
+        """Return a fresh G."""
         from torch import nn
 
         first = nn.Linear(classes + self.noise, self.hidden)
@@ -207,14 +187,13 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     # On a client --------------------------------------------------------------------------------------
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return G, which no client trains."""
         return {
             GENERATOR: AuxNetwork(
                 lambda make: self.generator(make.classes, make.width()),
                 trained=False,
                 sees="features",
                 passes=2 / 3,
-            ),
+            )
         }
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
@@ -226,19 +205,18 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return sent | {"label_counts": client.label_counts()}
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Load the mean weights, and take G over where there is one."""
+        """Load the mean weights, and G if there is one."""
         weights = client.weights()
         if self.share == "model":
             weights |= unpack(below(BODY, guidance), _body(weights))
         client.load_weights(weights | {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]})
         if CLASSES not in guidance:
             return
-        packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
-        client.load_weights(unpack(packed, client.weights(GENERATOR)), GENERATOR)
+        client.load_weights(unpack(guidance, client.weights(GENERATOR)), GENERATOR)
         client.memory[CLASSES] = np.array(guidance[CLASSES])
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
-        """Return the client's loss; None, which is the cross entropy, until there is a G."""
+        """Return the client's loss; None: cross entropy, until there is a G."""
         if CLASSES not in client.memory or self.strength == 0.0:
             return None
         import torch
@@ -273,13 +251,7 @@ def _body(weights: Arrays) -> dict[str, np.ndarray]:
 
 
 def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> Any:
-    """Return G's loss on a batch of labels `[B]` and noise `[B, Z]`.
-
-    Args:
-        weights: Of the heads, `[N, C, F]`.
-        biases: Of the heads, `[N, C]`.
-        counts: Each client's samples of each class, `[N, C]`.
-    """
+    """Return G's loss on labels `[B]`, noise `[B, Z]`; heads are `[N, C, F]`, `[N, C]`, counts `[N, C]`."""
     import torch
     import torch.nn.functional as F
 
@@ -300,12 +272,7 @@ def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> 
 
 
 def diversity(noise: Tensor, features: Tensor) -> Tensor:
-    """Return ``exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)``, whose norms are means over elements.
-
-    Args:
-        noise: ε, `[B, Z]`.
-        features: G, `[B, F]`.
-    """
+    """Return ``exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)`` of ε `[B, Z]` and G `[B, F]`; norms are means."""
     apart = (noise[:, None] - noise[None]).square().mean(dim=2)
     made = (features[:, None] - features[None]).abs().mean(dim=2)
     return (-(apart * made).mean()).exp()

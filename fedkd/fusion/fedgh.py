@@ -1,8 +1,4 @@
-"""FedGH: a head for everybody, trained on the server on what the bodies say of each class.
-
-L. Yi, G. Wang, X. Liu, Z. Shi and H. Yu, "FedGH: Heterogeneous Federated Learning with Generalized Global
-Header", ACM Multimedia 2023, arXiv 2303.13137.
-"""
+"""FedGH: a global head, trained on the clients' mean features of each class (arXiv 2303.13137)."""
 
 from __future__ import annotations
 
@@ -13,13 +9,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -37,13 +31,13 @@ class FedGH(ServerCost, FusionStrategy):
         (W, b) ← minimise the mean of CE(W P_n[c] + b, c) over all n and the classes they own       by SGD
         head_n ← (W, b)                                                       everybody's, C×(F + 1) down
 
-    Bodies stay with their clients and may be of any architecture; their features are of one width F, and each
-    head is a single linear layer. The server's head lives on from round to round and goes to everybody, also
-    to those who took no part: with it a client knows of classes that it has never seen. Own training goes on
-    from it. Numbers of samples are not sent: every mean counts alike, as in the paper.
+    Bodies stay with their clients and may be of any architecture, with features of one width F; each head is
+    a single linear layer. The server's head lives on from round to round. All clients receive it, absent ones
+    too, and train on from it: with it they know classes that they never saw. Numbers of samples are not sent,
+    so every mean counts alike, as in the paper.
 
-    In the authors' code the server's step belongs to a client's optimiser, so that the head which is sent out
-    stays at its random start for ever; figures made with it are of something else.
+    In the authors' code the server's step belongs to a client's optimiser, so the head that is sent out
+    stays at its random start.
     """
 
     name: ClassVar[str] = "fedgh"
@@ -74,16 +68,12 @@ class FedGH(ServerCost, FusionStrategy):
         return owned_prototypes(client)
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what it takes to train the head on as many means as there can be."""
+        """Return the operations of training the head on N·C means."""
         means = extent.clients * extent.classes
         return TRAINING * self.server_epochs * means * dense(extent.width, extent.classes)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the trained head, `head_weight` `[C, F]` and `head_bias` `[C]`; it is the memory too.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return the trained head, `head_weight` `[C, F]` and `head_bias` `[C]`; it is the memory too."""
         assert knowledge.label_counts is not None and knowledge.server is not None
         from torch import nn
 
@@ -107,29 +97,25 @@ class FedGH(ServerCost, FusionStrategy):
         return Guidance(targets=None, shared=shared, memory=pack(trained))
 
     def server_loss(self, head: nn.Module, prototypes: Tensor, classes: Tensor) -> Tensor:
-        """Return the mean cross entropy of a head on prototypes `[B, F]` of classes `[B]`."""
+        """Return the mean cross entropy of prototypes `[B, F]` of classes `[B]`."""
         from fedkd.training.losses import cross_entropy
 
         return cross_entropy(head(prototypes), classes)
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Replace the client's head by the server's."""
+        """Load the server's head."""
         head = {"head.weight": guidance["head_weight"], "head.bias": guidance["head_bias"]}
         client.load_weights({**client.weights(), **head})
 
 
 def owned_prototypes(client: ClientView) -> dict[str, np.ndarray]:
-    """Return mean features of every class, `prototypes` `[C, F]`, and which are a client's, `owned` `[C]`."""
+    """Return mean features of every class, `prototypes` `[C, F]`, and the `owned` classes `[C]`."""
     owned = (client.label_counts() > 0).astype(np.uint8)
     return {"prototypes": client.class_means("features"), "owned": owned}
 
 
 def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return all prototypes that stand for samples, `[S, F]`, and their classes `[S]`, client after client.
-
-    Args:
-        knowledge: With `prototypes` and label counts, of which all above 0 count alike.
-        strategy: Whose it is.
+    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client.
 
     Raises:
         UserError: The clients' features differ in width.

@@ -1,29 +1,22 @@
-"""FedGKT: clients keep an extractor; a server trains what would sit on top of it, and both teach each other.
-
-C. He, M. Annavaram and S. Avestimehr, "Group Knowledge Transfer: Federated Learning of Large CNNs at the
-Edge", NeurIPS 2020, arXiv 2007.14513.
-"""
+"""FedGKT: clients keep an extractor; a server trains a model on its features (arXiv 2007.14513)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -47,27 +40,21 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         server:   s ← minimise KD_T(s(f) ← z) + α CE(s(f), y)    over the samples of all clients
         client n: minimise CE(z, y) + α KD_T(z ← s(f))           S C numbers down, from the next training on
 
-    KD_T(s ← t) = T² KL(softmax(t / T) ‖ softmax(s / T)). A model is cut where its `features` end; bodies may
-    be of any architecture, with features of one width F. What the server gives back is kept by sample, and
-    what is sent up is predicted in evaluation mode when training has ended. The authors' code finds logits by
-    the number of a batch, which a loader that shuffles fills with other samples, and takes them while the
-    server still learns.
+    KD_T(s ← t) = T² KL(softmax(t / T) ‖ softmax(s / T)). A model is cut where its `features` end. Bodies may
+    be of any architecture, with features of one width F. Uploads are predicted in evaluation mode after
+    training, and the server's logits are stored by sample. The authors' code finds them by the number of a
+    batch, which a shuffling loader fills with other samples, and takes them while the server still learns.
 
-    Labels and features of every sample leave the client: think of what that tells before it is used.
+    Labels and features of every sample leave the client: consider what that reveals.
 
-    What answers in evaluations is the server's model on the client's features, as in the paper. To be asked
-    on a client, where fedkd measures, it goes along with the guidance, and is counted there: the traffic of
-    the method itself is that of a run with ``inference = "model"``, which learns the same.
+    The server's model on the client's features answers evaluations, as in the paper. Clients measure
+    it, so guidance carries it and its traffic counts; ``inference = "model"`` learns the same without it.
     """
 
     name: ClassVar[str] = "fedgkt"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="features, logits and label of every own sample",
-        kinds={
-            FEATURES: Kind.FEATURES,
-            LOGITS: Kind.SAMPLE_LOGITS,
-            LABELS: Kind.SAMPLE_LABELS,
-        },
+        kinds={FEATURES: Kind.FEATURES, LOGITS: Kind.SAMPLE_LOGITS, LABELS: Kind.SAMPLE_LABELS},
         shapes={FEATURES: "s F", LOGITS: "s C"},
         receives={PARAMETERS: "p", COUNTERS: "c", ANSWERS: "n C"},
         guides="each",
@@ -86,8 +73,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     server_hidden: tuple[Annotated[int, Field(gt=0)], ...] = (256, 256)
     """Hidden units of the server's model, layer by layer; none of them is a linear model."""
     server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over all clients' samples a round; up to 20 in the paper. The model lives on from round to
-    round."""
+    """Passes over all clients' samples a round; up to 20 in the paper. The model lives on between rounds."""
     server_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of the server's Adam."""
     server_batch_size: Annotated[int, Field(gt=0)] = 64
@@ -99,16 +85,14 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what it takes to train on all samples of the clients, and to answer them."""
+        """Return the operations of training on all samples and of answering them."""
         forward = dense(extent.width, *self.server_hidden, extent.classes)
         return (TRAINING * self.server_epochs + 1) * extent.private * forward
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return what the server's model says of each client's samples, `[S, C]`; its weights are the memory.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return the server's logits of each client's samples, `[S, C]`; its weights are the memory."""
+        from fedkd.training.device import prepare_inputs, torch_threads
+        from fedkd.training.evaluate import predict_logits
         from fedkd.training.weights import weights_of
 
         assert knowledge.server is not None
@@ -116,8 +100,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         check_feature_widths(self.name, knowledge.clients, [own.shape[1] for own in uploads[FEATURES]])
         own_features = [own.astype(np.float32) for own in uploads[FEATURES]]
         features, labels = np.concatenate(own_features), np.concatenate(uploads[LABELS])
-        logits = [finite_logits(own) for own in uploads[LOGITS]]
-        said = softmax(np.concatenate(logits), self.temperature)
+        said = softmax(np.concatenate([finite_logits(own) for own in uploads[LOGITS]]), self.temperature)
         classes = said.shape[1]
         network = own_network(knowledge.server, lambda: self.network(features.shape[1], classes), memory)
         if self.server_epochs > 0 and len(labels):
@@ -130,37 +113,37 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
                 epochs=self.server_epochs,
                 batch_size=self.server_batch_size,
             )
+        with torch_threads(1):
+            answers = [predict_logits(network, prepare_inputs(own, "cpu")) for own in own_features]
+        personal = [{ANSWERS: own.numpy()} for own in answers]
         trained = pack(weights_of(network))
         shared = trained if self.inference == "server" else {}
         return Guidance(
             targets=None,
             shared=shared,
-            personal=[{ANSWERS: _answers(network, own)} for own in own_features],
+            personal=personal,
             for_absent={} if shared else None,
             memory=trained,
         )
 
     def server_loss(self, network: nn.Module, features: Tensor, labels: Tensor, said: Tensor) -> Tensor:
-        """Return ``KD_T(s ← z) + α CE(s, y)`` on features `[B, F]` of which clients `said` `[B, C]`, at T."""
+        """Return ``KD_T(s ← z) + α CE(s, y)`` of features `[B, F]` and clients' softmax(z / T) `[B, C]`."""
         from fedkd.training.losses import cross_entropy, kd_kl
 
         logits = network(features)
         return kd_kl(logits, said, self.temperature) + self.strength * cross_entropy(logits, labels)
 
     def network(self, width: int, classes: int) -> nn.Module:
-        """Return a fresh model of features of a width F."""
+        """Return a fresh model of features `[B, F]`."""
         from torch import nn
 
         widths = (width, *self.server_hidden)
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+        hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+        return nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 
     # On a client --------------------------------------------------------------------------------------
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return the server's model, which no client trains."""
         return {
             SERVER: AuxNetwork(
                 lambda make: self.network(make.width(), make.classes), trained=False, sees="features"
@@ -176,12 +159,11 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         }
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Keep the server's answers, and take its model over."""
+        """Store the server's answers and load its model."""
         if ANSWERS in guidance:
             client.memory[ANSWERS] = np.array(guidance[ANSWERS])
         if PARAMETERS in guidance:
-            packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
-            client.load_weights(unpack(packed, client.weights(SERVER)), SERVER)
+            client.load_weights(unpack(guidance, client.weights(SERVER)), SERVER)
             client.memory[ON_TOP] = np.array(1, dtype=np.int64)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
@@ -207,34 +189,19 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return (OWN, SERVER) if self.inference == "server" else (OWN,)
 
     def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return the server's model on top of the client's features, once it has come."""
+        """Return the server's model on top of the client's features, once it has arrived."""
         if self.inference == "model" or ON_TOP not in client.memory:
             return None
-        return _stacked(client.network(), client.network(SERVER))
+        from torch import nn
 
+        class Stacked(nn.Module):
+            recordable: ClassVar[bool] = True
 
-def _answers(network: nn.Module, features: np.ndarray) -> np.ndarray:
-    """Return what a network says of features `[S, F]`: `[S, C]` float32."""
-    from fedkd.training.device import prepare_inputs, torch_threads
-    from fedkd.training.evaluate import predict_logits
+            def __init__(self, below: Any, above: nn.Module) -> None:
+                super().__init__()
+                self.below, self.above = below, above
 
-    with torch_threads(1):
-        return predict_logits(network, prepare_inputs(features, "cpu")).numpy()
+            def forward(self, x: Tensor) -> Tensor:
+                return self.above(self.below.features(x).flatten(1).float())
 
-
-def _stacked(below: nn.Module, above: nn.Module) -> nn.Module:
-    from torch import nn
-
-    class Stacked(nn.Module):
-        """A model of features on top of those that another one makes."""
-
-        recordable: ClassVar[bool] = True
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.below, self.above = below, above
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.above(self.below.features(x).flatten(1).float())  # type: ignore[operator]
-
-    return Stacked()
+        return Stacked(client.network(), client.network(SERVER))

@@ -1,8 +1,4 @@
-"""FedHKD: class means of features and of predictions travel, and each head is taught on them.
-
-H. Chen, J. Wang and H. Vikalo, "The Best of Both Worlds: Accurate Global and Personalized Models through
-Federated Learning with Data-Free Hyper-Knowledge Distillation", ICLR 2023, arXiv 2301.08968.
-"""
+"""FedHKD: class means of features and predictions travel, and teach heads (arXiv 2301.08968)."""
 
 from __future__ import annotations
 
@@ -13,13 +9,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective, softmax
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.label_means import mean_by_label, mean_of_label
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -28,7 +20,7 @@ if TYPE_CHECKING:
 
 FEATURES, LOGITS, PROBABILITIES, OWNERS = "features", "label_logits", "probabilities", "owners"
 LEAST = 1e-7
-"""Probabilities below it travel as this: their logarithms have to be numbers, in float16 too."""
+"""Floor of probabilities, for finite logarithms in float16 too."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,23 +34,18 @@ class FedHKD(LocalObjective, FusionStrategy):
         H[c]   = Σ_n count_n[c] H_n[c] / Σ_n count_n[c],   Q[c] alike          over the clients that own c
         loss   = CE(z, y) + λ mean_c KL(Q[c] ‖ softmax(head(H[c]) / T)) + γ mean ‖f(x) − H[y]‖² / F
 
-    The pair (H, Q), its hyper-knowledge, speaks of classes that a client has no sample of, and its head
-    learns them; the last term is `fedproto`'s. No transfer set is touched. Sent are C·(F + C + 1) numbers,
-    received C·(F + C) and how many own each class. A class that nobody uploaded teaches nothing.
+    The pair (H, Q), its hyper-knowledge, teaches heads classes that a client has no sample of; the last term
+    is `fedproto`'s. No transfer set is touched. C·(F + C + 1) numbers go up; C·(F + C) come down, and how
+    many clients own each class. A class without an owner teaches nothing.
 
-    The paper also averages weights, where all clients have one architecture; this is its variant without, for
-    any mix of bodies with features of one width. In its public code the last owner of a class takes the place
-    of the others, as what averages them is never called.
+    The paper also averages weights of one architecture; this is its variant without, for any bodies with
+    features of one width. In its public code the last owner of a class replaces the mean.
     """
 
     name: ClassVar[str] = "fedhkd"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="mean features and mean predictions per class",
-        kinds={
-            FEATURES: Kind.FEATURES,
-            LOGITS: Kind.LABEL_LOGITS,
-            "label_counts": Kind.LABEL_COUNTS,
-        },
+        kinds={FEATURES: Kind.FEATURES, LOGITS: Kind.LABEL_LOGITS, "label_counts": Kind.LABEL_COUNTS},
         shapes={FEATURES: "C F"},
         receives={FEATURES: "C F", "probabilities": "C C", "owners": "C"},
         guides="all_alike",
@@ -95,11 +82,7 @@ class FedHKD(LocalObjective, FusionStrategy):
         return {FEATURES: features, LOGITS: np.log(np.maximum(said, LEAST)), "label_counts": counts}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return H `[C, F]`, Q `[C, C]`, and how many `owners` `[C]` each class has, shared by all.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return H `[C, F]`, Q `[C, C]`, and how many `owners` `[C]` each class has, shared by all."""
         assert knowledge.label_counts is not None
         uploads, counts = knowledge.extra[FEATURES], knowledge.label_counts
         check_feature_widths(self.name, knowledge.clients, [features.shape[1] for features in uploads])
@@ -112,7 +95,7 @@ class FedHKD(LocalObjective, FusionStrategy):
         return Guidance(targets=None, shared=shared)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
-        """Return the client's loss; None, which is the cross entropy, until there is hyper-knowledge."""
+        """Return the client's loss; None: cross entropy, until there is hyper-knowledge."""
         if not guidance or not guidance[OWNERS].any():
             return None
         import torch

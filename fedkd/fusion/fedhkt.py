@@ -1,8 +1,4 @@
-"""FedHKT: like clients average their weights; the groups' models teach one on the server, and it everybody.
-
-Y. Deng, J. Ren, C. Tang, F. Lyu, Y. Liu and Y. Zhang, "A Hierarchical Knowledge Transfer Framework for
-Heterogeneous Federated Learning", INFOCOM 2023. Only its abstract was at hand.
-"""
+"""FedHKT: groups average their weights; their models teach one on the server, which teaches all clients."""
 
 from __future__ import annotations
 
@@ -14,15 +10,13 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.confidence import ambiguity, certainty
 from fedkd.fusion.extent import Extent
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.server_teacher import ServerTeacher
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.server_model import ServerTeacher
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
@@ -34,7 +28,7 @@ if TYPE_CHECKING:
 class FedHKT(ServerTeacher):
     """Average weights in groups of like clients that teach a server model; written from an abstract.
 
-    This is written from the paper's abstract alone: the formulas are fedkd's.
+    The formulas are fedkd's.
 
     ::
 
@@ -45,19 +39,15 @@ class FedHKT(ServerTeacher):
         server  ← minimise mean KL(e[i] ‖ softmax(z(x_i))) over {i : ‖e[i] − one-hot(e[i])‖₁ ≤ ambiguity}
         client  ← w_g, then minimise T² · mean_i KL(softmax(z_server(x_i) / T) ‖ softmax(z_n(x_i) / T))
 
-    Two floors: weights within a group, where they are alike enough to be averaged, and predictions between
-    groups. A sample on which the ensemble is not clear teaches the server nothing.
+    Weights are averaged within a group, and predictions fused between groups. A sample on which the ensemble
+    is unclear teaches the server nothing.
     """
 
     name: ClassVar[str] = "fedhkt"
     capabilities: ClassVar[Capabilities] = replace(
         ServerTeacher.capabilities,
         sends="logits and weights",
-        kinds={
-            "logits": Kind.TRANSFER_LOGITS,
-            PARAMETERS: Kind.WEIGHTS,
-            COUNTERS: Kind.COUNTERS,
-        },
+        kinds={"logits": Kind.TRANSFER_LOGITS, PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
         shapes=PACKED,
         receives={**TAUGHT, **PACKED},
         guides="each",
@@ -83,12 +73,12 @@ class FedHKT(ServerTeacher):
         return {"logits": client.logits(), **pack(client.weights())}
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what the server's model takes, and what each group's weights are asked."""
+        """Return the operations of the server's model and of the groups' predictions."""
         asked = sum(cost * min(number, self.clusters) for cost, number in extent.architectures.values())
         return super().server_cost(extent) + extent.samples * asked
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the server model's logits, `[M, C]`, and for each client the mean weights of its group."""
+        """Return the server's logits, `[M, C]`, and each client's mean weights of its group."""
         assert knowledge.logits is not None and knowledge.server is not None
         server, uploads = knowledge.server, packs_of(knowledge.extra)
         membership = cluster(softmax(knowledge.logits).reshape(len(uploads), -1), self.clusters)
@@ -107,13 +97,12 @@ class FedHKT(ServerTeacher):
         return Guidance(targets=logits, personal=[means[group] for group in group_of], memory=kept)
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Take the group's weights, then learn what the server's model says."""
+        """Load the group's weights, then learn the server's logits."""
         client.load_weights(unpack(guidance, client.weights()))
         return super().apply(client, guidance)
 
     def server_loss(self, logits: Tensor, ensemble: Tensor) -> Tensor:
-        """Return the mean of ``KL(e_i ‖ softmax(z_i))`` over the clear ones of a batch `[B, C]`; 0 if none
-        is."""
+        """Return the mean of ``KL(e_i ‖ softmax(z_i))`` over the clear rows of `[B, C]`; 0 without any."""
         from fedkd.training.losses import kd_kl
 
         number = (ensemble.sum(dim=1) > 0).sum().clamp(min=1)
@@ -121,13 +110,7 @@ class FedHKT(ServerTeacher):
 
 
 def weighted_by_certainty(predictions: np.ndarray) -> np.ndarray:
-    """Return ``Σ_g a_g[i] q_g[i]``, `a_g[i]` in proportion to how certain `q_g[i]` is, `[M, C]` float64.
-
-    Where nobody is certain at all, all count alike.
-
-    Args:
-        predictions: q, `[G, M, C]`.
-    """
+    """Return ``Σ_g a_g[i] q_g[i]`` of `[G, M, C]`, a by certainty, else equal: `[M, C]` float64."""
     weights = certainty(predictions)
     weights[:, weights.max(axis=0) == 0.0] = 1.0
     return np.einsum("gm,gmc->mc", weights / weights.sum(axis=0), predictions)

@@ -1,26 +1,20 @@
-"""FedPM with a mask for every task: clients agree on which of the weights that all begin with take part.
-
-B. Isik, F. Pase, D. Gündüz, T. Weissman and M. Zorzi, "Sparse Random Networks for Communication-Efficient
-Federated Learning", ICLR 2023, arXiv 2209.15328.
-"""
+"""FedPM with a mask for every task: clients agree on a subset of common initial weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
 LEAST = 1e-6
-"""What a probability is at least, and 1 − it, so that its log-odds are a number."""
+"""Distance of probabilities to 0 and 1, for finite log-odds."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,25 +29,19 @@ class FedMask(FusionStrategy):
         S_n ← S_n's own sizes, largest first, to the weights in the order of (σ, |S_n|)      mask rule `topk`
         S_n ← |S_n| where σ > 0, −|S_n| where σ < 0, S_n where σ = 0                         `threshold`
 
-    All clients begin with the same weights, and a task with the same scores; masks are the learner's. FedPM's
-    own are drawn from sigmoid(S) in every step, and its clients go on from S = σ. Here masks follow from the
-    order, or the signs, of scores, of which σ has N + 1 different ones: so σ decides, a client's own scores
-    break ties, and they keep their sizes, which the learning rate of scores suits. Clients that agree are
-    left with the scores that they have.
+    All clients begin with the same weights, and a task with the same scores; masks are the learner's. FedPM
+    draws masks from sigmoid(S) in every step, and its clients continue from S = σ. Here masks follow from the
+    order or the signs of scores. σ has N + 1 values: it decides first, and a client's own scores break ties.
+    Scores keep their sizes, which suit their learning rate. Clients that agree keep their scores.
 
-    Learners that train weights (`exssnet`) do so once the mask is agreed on, and send no mask any more. With
-    their masks they send which weights their earlier tasks have taken, d further bits, and train those alone
-    that nobody has taken: these are still what all clients began with.
+    Learners that train weights (`exssnet`) do so once the mask is settled, and send no mask after that. They
+    also send the weights of their earlier tasks, d further bits, and train only weights that are still free.
     """
 
     name: ClassVar[str] = "fedmask"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="masks",
-        kinds={
-            "mask": Kind.MASKS,
-            "taken": Kind.MASKS,
-            "fingerprint": Kind.CONSTANT,
-        },
+        kinds={"mask": Kind.MASKS, "taken": Kind.MASKS, "fingerprint": Kind.CONSTANT},
         optional={"taken"},
         shapes={"mask": "W?", "taken": "W?", "fingerprint": "8?"},
         receives={"votes": "v", "voters": "", "taken": "W"},
@@ -67,15 +55,15 @@ class FedMask(FusionStrategy):
     )
 
     weight_by_count: bool = False
-    """Count each client by its number of training samples, instead of all alike as in the paper; for clients
-    of very unequal size, and with a knowledge bank, whose old masks count for less only so."""
+    """Weigh clients by training samples, not equally as in the paper; for clients of very unequal size. A
+    knowledge bank lets old masks count for less only so."""
 
     # On a client --------------------------------------------------------------------------------------
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the `mask` of the present task and what is `taken`, bits; empty once the mask is settled.
+        """Return bits of the task's `mask` and the `taken` weights; empty once the mask is settled.
 
-        The `fingerprint` of the weights that all clients should have begun with is 8 bytes.
+        The `fingerprint` of the common initial weights has 8 bytes.
         """
         own, nothing = client.supermask(), np.empty(0, dtype=np.uint8)
         settled, taken = own.is_settled, own.taken()
@@ -86,14 +74,14 @@ class FedMask(FusionStrategy):
         return sent if taken is None else sent | {"taken": nothing if settled else taken}
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Rank the client's scores by the log-odds of what all masks say."""
+        """Rank the client's scores by the log-odds of all masks."""
         probabilities = guidance["votes"] / float(guidance["voters"])
         client.supermask().agree(log_odds(probabilities), guidance.get("taken"))
 
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return how many `votes` of all `voters` every weight has, and which weights anybody has `taken`.
+        """Return each weight's `votes` out of all `voters`, and the `taken` weights.
 
         Raises:
             UserError: Clients began with different weights.
@@ -102,7 +90,17 @@ class FedMask(FusionStrategy):
         voting = np.array([len(mask) > 0 for mask in sent])
         if not voting.any():
             return Guidance(targets=None)
-        check_one_start(knowledge.clients, knowledge.extra["fingerprint"])
+        starts: dict[bytes, int] = {}
+        for client, fingerprint in zip(knowledge.clients, knowledge.extra["fingerprint"], strict=True):
+            if len(fingerprint):
+                starts.setdefault(fingerprint.tobytes(), client)
+        if len(starts) > 1:
+            one, other, *_ = starts.values()
+            raise UserError(
+                f"'fedmask' needs clients that begin with the same weights; those of client {one} and client"
+                f" {other} differ, as where a model is not the same for the same seed",
+                key="clients.model",
+            )
         counts = np.maximum(knowledge.samples, 1) if self.weight_by_count else np.ones_like(knowledge.samples)
         counts = np.where(voting, counts, 0)
         votes = np.zeros(8 * max(map(len, sent)), dtype=np.int64)  # whole numbers: ties are ties
@@ -120,25 +118,6 @@ class FedMask(FusionStrategy):
 
 
 def log_odds(probabilities: np.ndarray) -> np.ndarray:
-    """Return ``ln p/(1 − p)`` in float32, p kept `LEAST` away from 0 and 1."""
+    """Return ``ln p/(1 − p)``, float32, of clipped probabilities."""
     p = np.clip(probabilities.astype(np.float64), LEAST, 1.0 - LEAST)
     return (np.log(p) - np.log1p(-p)).astype(np.float32)
-
-
-def check_one_start(clients: Sequence[int], fingerprints: Sequence[np.ndarray]) -> None:
-    """Check that all clients began with the same weights, without which a mask means nothing to others.
-
-    Raises:
-        UserError: They did not; it names two that differ.
-    """
-    first: dict[bytes, int] = {}
-    for client, fingerprint in zip(clients, fingerprints, strict=True):
-        if len(fingerprint):
-            first.setdefault(fingerprint.tobytes(), client)
-    if len(first) > 1:
-        one, other, *_ = first.values()
-        raise UserError(
-            f"'fedmask' needs clients that begin with the same weights; those of client {one} and client"
-            f" {other} differ, as where a model is not the same for the same seed",
-            key="clients.model",
-        )

@@ -1,7 +1,4 @@
-"""FedMD: everyone learns the mean of everyone's logits.
-
-D. Li and J. Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", 2019, arXiv 1910.03581.
-"""
+"""FedMD: all clients learn the mean of their logits (arXiv 1910.03581)."""
 
 from __future__ import annotations
 
@@ -13,11 +10,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.probabilities import finite_logits
 from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.soft_labels import TeacherLogits
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -28,12 +24,12 @@ if TYPE_CHECKING:
 class FedMD(TeacherLogits):
     """Digest, then revisit: match the federation's mean logits on the transfer set, then train privately.
 
-    The plain form of averaging: no client is judged, all weigh the same. It does well where clients are alike
-    or are measured on balanced data, and costs points on a client's own skewed data.
+    The plain form of averaging: all clients weigh the same. It does well where clients are alike or are
+    measured on balanced data, and costs points on a client's own skewed data.
 
-    In the paper every party first trains on the public samples with their labels, and then on its own until
-    it converges. Here `pretrain_epochs` does the former, and the first round's local training stands for the
-    latter. Rounds of digest and revisit follow.
+    The paper's parties first train on the labelled public samples, then privately until they converge. Here
+    `pretrain_epochs` does the former, and the first round's local training the latter. Rounds of digest and
+    revisit follow.
     """
 
     name: ClassVar[str] = "fedmd"
@@ -56,7 +52,6 @@ class FedMD(TeacherLogits):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="all_alike", over_graph="each", averages="logits", pretrain_epochs=self.pretrain_epochs
         )
@@ -64,7 +59,7 @@ class FedMD(TeacherLogits):
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
-        """Return the round's alignment samples, ascending; None: all of them."""
+        """Return the round's alignment samples, ascending; None: all."""
         return asked_samples(transfer_size, self.samples_per_round, generator)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

@@ -1,8 +1,4 @@
-"""FedMRL: a shared model's features inside the own model's representation, nested like Matryoshka dolls.
-
-L. Yi, H. Yu, C. Ren, G. Wang, X. Liu and X. Li, "Federated Model Heterogeneous Matryoshka Representation
-Learning", NeurIPS 2024, arXiv 2406.00488.
-"""
+"""FedMRL: a shared model's features nested in the own representation (arXiv 2406.00488)."""
 
 from __future__ import annotations
 
@@ -13,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -24,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PROJECTION = "projection"
-"""From the features of both models to the representation."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,10 +32,9 @@ class FedMRL(LocalObjective, SharedModel):
         shared ← mean by samples of the shared models                     after every round
         answer = head_own(r)
 
-    F is the width of the own features and F_s, at most F, that of the shared model's. What comes with the
-    average changes r, and so the answers, at once. Of the authors' code, aliases of one network are
-    collected, so that what it calls a mean is the last client's; a library evaluates a fresh V in the place
-    of the one that was trained.
+    F is the width of the own features, F_s ≤ F that of the shared model's. A new average changes r, and the
+    answers, at once. The authors' code collects aliases of one network, so its mean is the last client's; a
+    library evaluates a fresh V in place of the trained one.
     """
 
     name: ClassVar[str] = "fedmrl"
@@ -55,7 +48,6 @@ class FedMRL(LocalObjective, SharedModel):
     evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, SHARED, PROJECTION)
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return the shared model, and V."""
         return {
             SHARED: AuxNetwork(lambda make: make.shared_model(with_features=True)),
             PROJECTION: AuxNetwork(_projection, start="client", sees="features"),
@@ -81,7 +73,20 @@ class FedMRL(LocalObjective, SharedModel):
 
     def predictor(self, client: ClientView) -> nn.Module:
         """Return own model, shared model and V as one network."""
-        return _together(client.network(), client.network(SHARED), client.network(PROJECTION))
+        from torch import nn
+
+        class Together(nn.Module):
+            recordable: ClassVar[bool] = True
+
+            def __init__(self, own: Any, shared: Any, projection: nn.Module) -> None:
+                super().__init__()
+                self.own, self.shared, self.projection = own, shared, projection
+
+            def forward(self, x: Tensor) -> Tensor:
+                features = [network.features(x).flatten(1) for network in (self.shared, self.own)]
+                return self.own.head(representation(self.projection, *features))
+
+        return Together(client.network(), client.network(SHARED), client.network(PROJECTION))
 
 
 def _projection(make: Maker) -> nn.Module:
@@ -97,32 +102,7 @@ def _projection(make: Maker) -> nn.Module:
 
 
 def representation(projection: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
-    """Return r `[B, F]`.
-
-    Args:
-        projection: V and b.
-        shared: The shared model's features, `[B, F_s]`.
-        own: The own model's, `[B, F]`.
-    """
+    """Return r `[B, F]` of features `[B, F_s]` and `[B, F]`."""
     import torch
 
     return projection(torch.cat([shared.float(), own.float()], dim=1).to(next(projection.parameters()).dtype))
-
-
-def _together(own: Any, shared: Any, projection: nn.Module) -> nn.Module:
-    from torch import nn
-
-    class Together(nn.Module):
-        """Answers by the own head, from the features of both."""
-
-        recordable: ClassVar[bool] = True
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.own, self.shared, self.projection = own, shared, projection
-
-        def forward(self, x: Tensor) -> Tensor:
-            features = [network.features(x).flatten(1) for network in (shared, own)]
-            return own.head(representation(projection, *features))
-
-    return Together()

@@ -1,8 +1,4 @@
-"""FedNTD: local training that preserves what the received model says of the classes that are not true.
-
-G. Lee, M. Jeong, Y. Shin, S. Bae and S.-Y. Yun, "Preservation of the Global Knowledge by Not-True
-Distillation in Federated Learning", NeurIPS 2022, arXiv 2106.03097.
-"""
+"""FedNTD: local training preserves the received model's answers about the classes that are not true."""
 
 from __future__ import annotations
 
@@ -12,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -30,8 +25,8 @@ class FedNTD(LocalObjective, WeightAveraging):
 
         loss = CE(z, y) + β · τ² · mean_i KL(softmax(ẑ_i^received / τ) ‖ softmax(ẑ_i / τ))
 
-    ẑ are the logits without that of the true class, which is dropped before the softmax: so the term has no
-    gradient in it, and leaves it to the labels. The received model is frozen and in evaluation mode.
+    ẑ are the logits without the true class's, dropped before the softmax: the term leaves that class to the
+    labels. The received model is frozen and in evaluation mode.
     """
 
     name: ClassVar[str] = "fedntd"
@@ -44,11 +39,10 @@ class FedNTD(LocalObjective, WeightAveraging):
     beta: Annotated[float, Field(ge=0)] = 1.0
     """β: weight of the distillation beside the cross entropy; 0 is FedAvg."""
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
-    """τ: softness of both sides. 1 in the paper's experiments; 3 is said too, where the classes that are
-    nearly never answered should count as well."""
+    """τ: softness of both sides. 1 in the paper's experiments; 3 lets rarely answered classes count too."""
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return the cross entropy with the distillation of the weights that training begins with."""
+        """Return the cross entropy plus the distillation of the initial weights."""
         from fedkd.training.losses import cross_entropy, kd_kl
 
         received = client.frozen(client.weights())

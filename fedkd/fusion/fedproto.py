@@ -1,8 +1,4 @@
-"""FedProto: clients of different architectures meet in a space of class prototypes.
-
-Y. Tan, G. Long, L. Liu, T. Zhou, Q. Lu, J. Jiang and C. Zhang, "FedProto: Federated Prototype Learning across
-Heterogeneous Clients", AAAI 2022, arXiv 2105.00243.
-"""
+"""FedProto: clients of unlike architectures share class prototypes (arXiv 2105.00243)."""
 
 from __future__ import annotations
 
@@ -14,12 +10,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.feature_widths import check_feature_widths
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
+from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.label_means import mean_by_label
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
@@ -38,10 +31,10 @@ class FedProto(LocalObjective, FusionStrategy):
         loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F                      in local training
 
     Bodies may differ, their feature widths F may not. No transfer set is touched; a message is C×F numbers. A
-    sample whose class nobody uploaded adds cross entropy alone.
+    sample of a class without an owner adds cross entropy alone.
 
-    The paper measures how well the nearest prototype tells the class, ``argmin_c ‖f(x) − P[c]‖``, and not the
-    classifier: ``inference = "prototypes"``. Then prototypes have an effect as soon as they arrive.
+    The paper measures the nearest prototype, ``argmin_c ‖f(x) − P[c]‖``, instead of the classifier:
+    ``inference = "prototypes"``. Then prototypes have an effect as soon as they arrive.
     """
 
     name: ClassVar[str] = "fedproto"
@@ -60,13 +53,9 @@ class FedProto(LocalObjective, FusionStrategy):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="mean features per class",
-            kinds={
-                "prototypes": Kind.FEATURES,
-                "label_counts": Kind.LABEL_COUNTS,
-            },
+            kinds={"prototypes": Kind.FEATURES, "label_counts": Kind.LABEL_COUNTS},
             shapes={"prototypes": "C F"},
             receives={"prototypes": "C F", "owners": "C"},
             guides="all_alike",
@@ -83,11 +72,7 @@ class FedProto(LocalObjective, FusionStrategy):
         return {"prototypes": client.class_means("features"), "label_counts": client.label_counts()}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the mean `prototypes` `[C, F]`, shared by all, from so many `owners` `[C]` of each class.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return the mean `prototypes` `[C, F]` and how many `owners` `[C]` each class has, shared by all."""
         assert knowledge.label_counts is not None
         uploads = knowledge.extra["prototypes"]
         check_feature_widths(self.name, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
@@ -96,10 +81,7 @@ class FedProto(LocalObjective, FusionStrategy):
         return Guidance(targets=None, shared={"prototypes": prototypes, "owners": owners})
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
-        """Return ``−‖f − P[c]‖²``, `[n, C]`.
-
-        A class without a prototype is farther than any other, by so much that its loss is a number.
-        """
+        """Return ``−‖f − P[c]‖²``, `[n, C]`; a class without a prototype is finite, and the farthest."""
         prototypes, owners = guidance["prototypes"].astype(np.float64), guidance["owners"]
         distances = np.zeros((len(features), len(prototypes)))
         for label in np.flatnonzero(owners):
@@ -108,7 +90,7 @@ class FedProto(LocalObjective, FusionStrategy):
         return -np.where(owners > 0, distances, 2 * farthest + 1)
 
     def local_loss(self, guidance: Arrays) -> LocalLoss:
-        """Return ``λ · mean ‖f − P[y]‖² / F`` over a batch; 0 for samples of a class nobody owns."""
+        """Return ``λ · mean ‖f − P[y]‖² / F`` of a batch; 0 for samples of a class without an owner."""
         import torch
 
         from fedkd.training.losses import logits_mse

@@ -1,8 +1,4 @@
-"""FedTGP: prototypes that the server trains to stay apart, in the place of means.
-
-J. Zhang, Y. Liu, Y. Hua and J. Cao, "FedTGP: Trainable Global Prototypes with Adaptive-Margin-Enhanced
-Contrastive Learning for Data and Model Heterogeneity in Federated Learning", AAAI 2024, arXiv 2401.03230.
-"""
+"""FedTGP: prototypes that the server trains to stay apart, in the place of means (arXiv 2401.03230)."""
 
 from __future__ import annotations
 
@@ -15,14 +11,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.fedgh import owned_prototypes, prototypes_of
 from fedkd.fusion.fedproto import FedProto
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -46,12 +40,11 @@ class FedTGP(ServerCost, FedProto):
         δ      = min(max_{c ≠ c'} ‖Q[c] − Q[c']‖, τ)                Q[c]: mean of P_n[c] over the clients
         loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F             in local training, as in FedProto
 
-    What the server trains lives on from round to round. Means of clients with few samples count as others do:
-    how many there are is not sent.
+    The server's parameters live on from round to round. Every mean counts alike: numbers of samples are
+    not sent.
 
-    Two things in which the authors' code is not their paper. Its δ is the largest of the classes' distances
-    to their nearest other class, which is smaller: ``margin = "nearest"``. And its accuracy is that of the
-    nearest prototype, not of the classifier: ``inference = "prototypes"``.
+    The authors' code differs in two ways. Its δ is the largest distance of a class to its nearest other
+    (``margin = "nearest"``). Its accuracy is that of the nearest prototype (``inference = "prototypes"``).
     """
 
     name: ClassVar[str] = "fedtgp"
@@ -61,8 +54,7 @@ class FedTGP(ServerCost, FedProto):
     )
 
     strength: Annotated[float, Field(ge=0)] = 10.0
-    """λ: weight of the distance to prototypes; 10 in the paper. Prototypes that keep apart allow for more of
-    it than means do."""
+    """λ: weight of the distance to prototypes; 10 in the paper. Learned ones allow more than means."""
     margin: Literal["farthest", "nearest"] = "farthest"
     """δ: the largest distance between any two classes (`farthest`, the paper), or the largest of the
     distances of each to its `nearest` other class (the authors' code)."""
@@ -77,7 +69,6 @@ class FedTGP(ServerCost, FedProto):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return replace(
             super().capabilities,
             kinds={"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS},
@@ -92,25 +83,27 @@ class FedTGP(ServerCost, FedProto):
         return owned_prototypes(client)
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what all prototypes take in every step, and their distances to what was heard."""
+        """Return the operations of making all prototypes in every step, and of their distances."""
         means, width = extent.clients * extent.classes, extent.width
         made = dense(width, width, width) / self.server_batch_size
         return TRAINING * self.server_epochs * means * extent.classes * (made + 2.0 * width)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the learned `prototypes` `[C, F]`, of which so many `owners` `[C]` were ever heard.
-
-        Raises:
-            UserError: The clients' features differ in width.
-        """
+        """Return the learned `prototypes` `[C, F]`, and how many `owners` `[C]` were ever heard."""
         import torch
+        from torch import nn
 
         from fedkd.training.weights import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
         heard, classes = prototypes_of(knowledge, self.name)
         width, outputs = heard.shape[1], knowledge.label_counts.shape[1]
-        network = own_network(knowledge.server, lambda: _prototypes(outputs, width), memory)
+
+        def codes_to_prototypes() -> nn.Module:
+            code = nn.Embedding(outputs, width)
+            return nn.Sequential(code, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+        network = own_network(knowledge.server, codes_to_prototypes, memory)
         if self.server_epochs > 0 and len(classes):
             margin = min(margin_of(heard, classes, self.margin), self.margin_limit)
 
@@ -128,29 +121,16 @@ class FedTGP(ServerCost, FedProto):
             )
         with torch.no_grad():
             learned = network(torch.arange(outputs)).numpy()
-        owners = memory.get("owners", np.zeros(outputs, np.int32)) + (knowledge.label_counts > 0).sum(
-            axis=0, dtype=np.int32
-        )
+        owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
+        owners += memory.get("owners", np.zeros(outputs, np.int32))
         shared = {"prototypes": learned, "owners": owners}
         return Guidance(targets=None, shared=shared, memory=pack(weights_of(network)) | {"owners": owners})
 
 
-def _prototypes(classes: int, width: int) -> nn.Module:
-    """Return what is learned: a code for each class, and what makes a prototype of it."""
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Embedding(classes, width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
-    )
-
-
 def margin_of(heard: np.ndarray, classes: np.ndarray, of: Literal["farthest", "nearest"]) -> float:
-    """Return the largest distance of a class's mean to the `farthest` or the `nearest` other one's.
+    """Return the largest distance of a class's mean to the `farthest` or `nearest` other; 0 for one class.
 
-    Args:
-        heard: Prototypes, `[S, F]`.
-        classes: What they are of, `[S]`; 0 if all are of one class.
-        of: Which other.
+    `heard` are prototypes `[S, F]` of `classes` `[S]`.
     """
     owned = np.unique(classes)
     if len(owned) < 2:
@@ -164,11 +144,7 @@ def margin_of(heard: np.ndarray, classes: np.ndarray, of: Literal["farthest", "n
 def server_loss(learned: Tensor, heard: Tensor, classes: Tensor, margin: float) -> Tensor:
     """Return the mean cross entropy over classes of ``−(distance + δ where the class is the right one)``.
 
-    Args:
-        learned: Prototypes of all classes, `[C, F]`.
-        heard: Clients' means, `[B, F]`.
-        classes: What they are of, `[B]`.
-        margin: δ.
+    `learned` are all prototypes `[C, F]`; `heard` are clients' means `[B, F]` of `classes` `[B]`.
     """
     import torch.nn.functional as F
 

@@ -1,8 +1,4 @@
-"""FedWeIT: an average of the units that clients make use of, and a knowledge base of their tasks' own parts.
-
-J. Yoon, W. Jeong, G. Lee, E. Yang and S. J. Hwang, "Federated Continual Learning with Weighted Inter-client
-Transfer", ICML 2021, arXiv 2003.03196. What clients make of it is the learner `fedkd.continual.fedweit`.
-"""
+"""FedWeIT's server and messages; the learner is `fedkd.continual.fedweit`."""
 
 from __future__ import annotations
 
@@ -15,10 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.decomposition import Layout
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -47,15 +40,12 @@ class FedWeIT(LocalObjective, FusionStrategy):
         client n:  B_u ← the server's, of every unit that somebody sent, when its next training begins;
                    parts of the others, each once
 
-    So no client undoes what it has just learned before it ends its task, and an average has no effect
-    on what a client can do until it has trained from it.
+    An average changes a client only when it trains again, so no client unlearns its task before the end.
 
-    The paper averages ``B ⊙ m_t`` over all clients. With masks below 1 such a base shrinks round by round, so
-    what is sent is the base itself where the mask is large, as in the authors' code, which divides by the
-    number of senders too. Their code ranks masks by the size of the score, so that of a unit that is masked
-    out most surely is sent; ours by the mask.
+    The paper averages ``B ⊙ m_t``, and masks below 1 shrink such a base round by round. So clients send the
+    base itself where the mask is large, as in the authors' code, which ranks units by the size of the score.
 
-    All begin with one base. Whoever was away is sent the whole base, and all parts that it has missed.
+    All begin with one base. An absent client is sent the whole base, and all parts that it has missed.
     """
 
     name: ClassVar[str] = "fedweit"
@@ -88,7 +78,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance:
-        """Return the initial base, whole; nobody has a part yet."""
+        """Return the whole initial base."""
         architecture = server.architecture_of(0)
         weights, trainable = server.initial_weights(architecture), server.trainable(architecture)
         layout = _layout(weights, trainable)
@@ -102,7 +92,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         return Guidance(None, memory=memory, shared=_rows(base, np.ones(layout.units, bool), layout.fan_in()))
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the new rows and parts for those who took part, and for others all that they lack."""
+        """Return new rows and parts for the round's clients, and all missing ones for others."""
         server, uploads, fan_in = knowledge.server, knowledge.extra, memory[FAN_IN]
         assert server is not None
         base, sent = averaged(memory[BASE], uploads[BASE], uploads[UNITS], fan_in)
@@ -117,7 +107,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         absent, tables = {}, dict[tuple[str, ...], Arrays]()
         for client in sorted(set(everyone).difference(knowledge.clients)):
             news = _news(known, client, last[client])
-            # Those who lack the same share one table, which is kept once.
+            # Clients that lack the same share one table, which is kept once.
             absent[client] = tables.setdefault(tuple(news), {**everything, **under(KNOWN, news)})
         personal = [{**rows, **under(KNOWN, _news(known, n, int(now[0]) - 1))} for n in knowledge.clients]
         last[list(knowledge.clients)] = now
@@ -147,7 +137,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         }
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse rows and parts that are not as many numbers as their bits say."""
+        """Refuse rows and parts that do not match their bits."""
         told = {PARTS: int(np.unpackbits(upload[PART_BITS]).sum())}
         if network is not None:
             layout = _layout(network.weights, network.trainable)
@@ -168,7 +158,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         return np.isin(np.arange(len(mask)), largest)
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Leave guidance on the client until it trains: newer rows in the place of older ones."""
+        """Store rows and parts until the client trains; newer rows replace older ones."""
         memory, fan_in = client.memory, _layout(client.weights(), client.trainable()).fan_in()
         rows = _unpacked(guidance[UNITS], fan_in)
         base, waiting = np.zeros(fan_in.sum(), np.float32), np.zeros(len(fan_in), bool)
@@ -180,7 +170,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         memory |= {name: np.array(values) for name, values in guidance.items() if name.startswith(KNOWN)}
 
     def before_training(self, client: ClientView) -> None:
-        """Take over the rows of the base that have arrived, and hand the learner the parts."""
+        """Load the stored rows of the base, and hand the learner the parts."""
         memory = client.memory
         if BASE not in memory:
             return
@@ -201,16 +191,9 @@ class FedWeIT(LocalObjective, FusionStrategy):
 def averaged(
     base: np.ndarray, rows: Sequence[np.ndarray], bits: Sequence[np.ndarray], fan_in: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the base with the mean of every unit over those who sent it, and which units somebody sent.
+    """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool.
 
-    Args:
-        base: Before, `[P]`; a unit that nobody sent stays.
-        rows: What each client sent of it, in client order.
-        bits: Which units that is.
-        fan_in: Numbers of each unit, `[U]`.
-
-    Returns:
-        `[P]` float32, and `[U]` bool.
+    `rows` are the numbers of each client's sent units, `bits` these units; `fan_in` `[U]` are numbers a unit.
     """
     total, senders = np.zeros(len(base)), np.zeros(len(fan_in))
     for own, packed in zip(rows, bits, strict=True):

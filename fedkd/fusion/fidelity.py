@@ -1,7 +1,7 @@
-"""How faithfully a client follows its guidance, and what following it changed.
+"""Fidelity of a client to its guidance, and its effect on predictions.
 
-Accuracy can rise while agreement with the teacher falls, so both are worth a look: S. Stanton et al., "Does
-Knowledge Distillation Really Work?", NeurIPS 2021, arXiv 2106.05945, and arXiv 2505.15442.
+Accuracy can rise while agreement with the teacher falls: S. Stanton et al., "Does Knowledge Distillation
+Really Work?", NeurIPS 2021, arXiv 2106.05945, and arXiv 2505.15442.
 """
 
 from __future__ import annotations
@@ -14,32 +14,23 @@ from fedkd.fusion.probabilities import finite_logits
 
 
 class Flips(NamedTuple):
-    """Shares of all samples whose prediction turned: wrong to right (`positive`), right to wrong."""
+    """Shares of all samples that turned right (`positive`) and wrong."""
 
     positive: float
     negative: float
 
 
 def agreement(logits: np.ndarray, guidance: np.ndarray) -> float:
-    """Return the share of samples whose likeliest class is the guidance's too; nan without samples.
-
-    Args:
-        logits: The client's predictions, `[M, C]`.
-        guidance: The targets of the same samples as probabilities or logits, `[M, C]`.
-    """
+    """Return the share of logits `[M, C]` whose top class is the guidance's `[M, C]`; nan without samples."""
     if len(logits) == 0:
         return float("nan")
     return float((logits.argmax(axis=-1) == guidance.argmax(axis=-1)).mean())
 
 
 def divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
-    """Return ``mean_i KL(guidance_i ‖ softmax(z_i))`` in nats, ≥ 0; nan without samples.
+    """Return ``mean_i KL(guidance_i ‖ softmax(z_i))`` of `[M, C]` in nats, ≥ 0; nan without samples.
 
-    It stays finite whatever the client predicts, because no probability is formed of its logits.
-
-    Args:
-        logits: The client's predictions z, `[M, C]`.
-        guidance: Probabilities, `[M, C]`; a zero adds nothing.
+    It stays finite, because no probability is formed of the logits. Zeros of the guidance add nothing.
     """
     if len(logits) == 0:
         return float("nan")
@@ -52,14 +43,9 @@ def divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
 
 
 def flips(before: np.ndarray, after: np.ndarray) -> Flips:
-    """Return which shares of samples guidance put right and spoiled; nan without samples.
+    """Return the shares of samples `[S]` bool that became correct and wrong; nan without samples.
 
-    Their difference is the gain in accuracy; a large sum behind a small gain says that knowledge was
-    exchanged rather than added.
-
-    Args:
-        before: Which samples were classified correctly before the guidance, `[S]` bool.
-        after: The same after it.
+    Their difference is the gain in accuracy; a large sum with a small gain means exchanged knowledge.
     """
     if len(before) == 0:
         return Flips(float("nan"), float("nan"))

@@ -1,8 +1,4 @@
-"""FML: a private model and a shared one teach each other.
-
-T. Shen, J. Zhang, X. Jia, F. Zhang, G. Huang, P. Zhou, K. Kuang, F. Wu and C. Wu, "Federated Mutual
-Learning", 2020, arXiv 2006.16765.
-"""
+"""FML: a private model and a shared one teach each other."""
 
 from __future__ import annotations
 
@@ -30,10 +26,9 @@ class FML(LocalObjective, SharedModel):
           + β CE(g, y) + (1 − β) KL(softmax z ‖ softmax g)     moves g alone
         g ← Σ_n S_n g_n / Σ_n S_n                              after every round
 
-    What answers in evaluations is z, which guidance does not change: it shows in the next training. A
-    library's α = β = 1 turns the teaching off (local training, and FedAvg of g); its KL is a mean over
-    classes too, which makes it C times weaker, and its teachers are not held, so that each loss moves the
-    other model.
+    z answers evaluations; guidance changes it in the next training. A library's α = β = 1 turns the teaching
+    off (local training, and FedAvg of g). Its KL is a mean over classes too, C times weaker, and its loss
+    moves both models.
     """
 
     name: ClassVar[str] = "fml"

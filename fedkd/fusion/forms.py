@@ -1,9 +1,9 @@
-"""What an array of an upload has to look like, by its kind and by what the server knows of the client.
+"""Forms of arrays: checks of uploads and guidance by kinds and known sizes.
 
-A shape is written with a letter for each dimension, ``"M C"``. Numbers stand for themselves. A capital letter
-is known to the server or the same for all clients of an architecture; a small one is the client's own, and
-the same in all arrays of the upload. ``?`` behind a letter allows for 0. ``<C`` at the end of a shape keeps
-every value below a size, ``=C`` asks for that value.
+A shape has a letter for each dimension, ``"M C"``; numbers stand for themselves. The server knows capital
+letters, or they agree for all clients of an architecture; a small letter is the client's own, and the same in
+all arrays of the upload. ``?`` behind a letter allows 0. ``<C`` at the end keeps every value below a size,
+``=C`` asks for that value.
 
 Letters that the server may know:
 
@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import numpy as np
 
+from fedkd.errors import UserError
 from fedkd.fusion.averaging import exchanges
 from fedkd.fusion.capabilities import PREDICTIONS, TAUGHT
 from fedkd.fusion.kinds import Kind
@@ -33,23 +34,18 @@ from fedkd.fusion.strategy import FusionStrategy, overrides
 from fedkd.fusion.views import Arrays, Network
 
 LARGEST = 1e15
-"""Real numbers of an upload lie within ± this: their squares are summed in float32."""
+"""Bound of real numbers: their squares are summed in float32."""
 MOST = 2**53
-"""Whole numbers of an upload are at most this: float64 holds all up to here."""
+"""Bound of whole numbers: float64 holds all up to here."""
 LABEL_COUNTS = "label_counts"
 
 T = TypeVar("T")
 Sizes = Mapping[str, int]
-"""What the letters of shapes stand for."""
+"""Values of the letters of shapes."""
 
 
 class Unfit(Exception):
-    """An upload is refused; says which array and why.
-
-    Args:
-        reason: One line.
-        diverged: Whether there are values that are no finite numbers, as training may lead to.
-    """
+    """A one-line reason to refuse an upload; `diverged`: it has values that are no finite numbers."""
 
     def __init__(self, reason: str, *, diverged: bool = False) -> None:
         super().__init__(reason)
@@ -58,7 +54,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What arrays of a kind look like.
+    """Form of arrays of a kind.
 
     Attributes:
         types: Letters of the NumPy types: f real, i and u whole, b true or false.
@@ -100,13 +96,13 @@ _SHAPE = re.compile(r"(?P<dimensions>[^<=]*)(?:(?P<relation>[<=])(?P<size>\w))?"
 def check_upload(
     strategy: FusionStrategy, arrays: Arrays, sizes: Sizes, network: Network | None = None
 ) -> None:
-    """Check the arrays of one upload: names, types, shapes, values, and whether they fit each other.
+    """Check one upload: names, types, shapes, values, and the fit of arrays to each other.
 
     Args:
-        strategy: Says what they have to be.
+        strategy: States the forms.
         arrays: By name, past the server's half of all stages.
-        sizes: What is known of the client; a letter that is missing stands for any number.
-        network: Whose weights it sends; None: unknown, or it sends none.
+        sizes: Known sizes; a missing letter stands for any number.
+        network: The sender's; None: unknown, or it sends no weights.
 
     Raises:
         Unfit: The first array that does not fit, and why.
@@ -118,7 +114,8 @@ def check_upload(
     for name, values in arrays.items():
         form = FORMS[kinds[name]]
         if values.dtype.kind not in form.types:
-            raise Unfit(f"array {name} is of type {values.dtype}, which {_kind(kinds[name])} cannot be")
+            kind = kinds[name].name.lower().replace("_", " ")
+            raise Unfit(f"array {name} is of type {values.dtype}, which {kind} cannot be")
         shape = strategy.capabilities.shapes.get(name, form.shape)
         bounds = (form.least, form.most)
         if shape is not None:
@@ -138,17 +135,13 @@ def required(strategy: FusionStrategy) -> set[str]:
 
 
 def is_declared(strategy: FusionStrategy) -> bool:
-    """Return whether a strategy says what it sends: an `upload` of its own needs `kinds` of its own."""
+    """Return whether a strategy states its upload: an `upload` of its own needs `kinds` of its own."""
     kinds = strategy.capabilities.kinds
     return bool(kinds) and (kinds is not PREDICTIONS or type(strategy).upload is FusionStrategy.upload)
 
 
 def check_like(name: str, values: np.ndarray, like: np.ndarray) -> None:
-    """Check a weight or a buffer against the server's own.
-
-    Raises:
-        Unfit: It is of another shape or type, or has values that no weight has.
-    """
+    """Check a weight or a buffer against the server's own: shape, type and values."""
     real = like.dtype.kind == "f"
     form = FORMS[Kind.WEIGHTS if real else Kind.COUNTERS]
     if values.dtype.kind not in form.types:
@@ -160,11 +153,6 @@ def check_like(name: str, values: np.ndarray, like: np.ndarray) -> None:
 
 def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> None:
     """Check the arrays of guidance: names, shapes, values.
-
-    Args:
-        strategy: Says what its clients receive.
-        arrays: By name.
-        sizes: What the client knows of itself.
 
     Raises:
         Unfit: The first array that does not fit, and why.
@@ -191,18 +179,22 @@ def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> No
 
 
 def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict[int, Unfit]:
-    """Compare uploads of clients that have one architecture; return who differs from most, and how.
+    """Return how uploads of one architecture deviate from the majority, by client.
 
-    Most decide about names, and about capital letters that the server does not know; of as many, those of the
-    first client.
-
-    Args:
-        uploads: Each by itself fits, by client, ascending.
-        strategy: Whose they are.
+    The majority decides about names and unknown capital letters; in a tie, the first client. Each upload fits
+    by itself; clients ascend.
     """
     found: dict[int, Unfit] = {}
     names = _most(tuple(sorted(arrays)) for arrays in uploads.values())
-    sizes = {client: _sizes(strategy, arrays) for client, arrays in uploads.items()}
+    sizes = {
+        client: {
+            letter: size
+            for name, values in arrays.items()
+            for letter, size in zip(_letters(strategy, arrays, name), values.shape, strict=False)
+            if letter.isupper()
+        }
+        for client, arrays in uploads.items()
+    }
     agreed = {
         letter: _most(own[letter] for own in sizes.values() if own.get(letter))
         for letter in sorted({letter for own in sizes.values() for letter in own})
@@ -224,14 +216,20 @@ def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict
     return found
 
 
-def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
-    """Return what a network's weights say of what its client sends.
+def check_feature_widths(strategy: str, clients: Sequence[int], widths: Sequence[int]) -> None:
+    """Raise UserError if features differ in width, with one client of each width."""
+    first: dict[int, int] = {}
+    for client, width in zip(clients, widths, strict=True):
+        first.setdefault(width, client)
+    if len(first) > 1:
+        seen = ", ".join(f"{width} (client {client})" for width, client in first.items())
+        raise UserError(
+            f"'{strategy}' needs models whose features are equally wide, got {seen}", key="clients.model"
+        )
 
-    Args:
-        strategy: Says which weights leave the client.
-        weights: All parameters and buffers by name.
-        trainable: Those that are trained.
-    """
+
+def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
+    """Return the sizes in uploads of a network with these weights, of which some are trainable."""
     trained = set(trainable)
     packed = pack({name: values for name, values in weights.items() if exchanges(strategy, name)})
     real = {name: values.size for name, values in weights.items() if values.dtype.kind == "f"}
@@ -247,13 +245,9 @@ def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]
 
 
 def _check_shape(
-    name: str,
-    found: tuple[int, ...],
-    shape: str,
-    known: dict[str, int],
-    bounds: tuple[float, float],
+    name: str, found: tuple[int, ...], shape: str, known: dict[str, int], bounds: tuple[float, float]
 ) -> tuple[float, float]:
-    """Check a shape, take down what its letters stand for, and return the bounds of the values."""
+    """Check a shape, record the sizes of its letters, and return the bounds of the values."""
     match = _SHAPE.fullmatch(shape)
     assert match is not None
     letters = match["dimensions"].split()
@@ -287,16 +281,6 @@ def _check_values(name: str, values: np.ndarray, least: float, most: float) -> N
     raise Unfit(f"array {name} has {wrong:g}, must be in {least:g} … {most:g}")
 
 
-def _sizes(strategy: FusionStrategy, arrays: Arrays) -> dict[str, int]:
-    """Return what capital letters stand for in an upload."""
-    return {
-        letter: size
-        for name, values in arrays.items()
-        for letter, size in zip(_letters(strategy, arrays, name), values.shape, strict=False)
-        if letter.isupper()
-    }
-
-
 def _letters(strategy: FusionStrategy, arrays: Arrays, name: str) -> list[str]:
     shape = strategy.capabilities.shapes.get(name, FORMS[strategy.kinds_of(arrays)[name]].shape)
     match = _SHAPE.fullmatch(shape or "")
@@ -305,9 +289,5 @@ def _letters(strategy: FusionStrategy, arrays: Arrays, name: str) -> list[str]:
 
 
 def _most(found: Iterable[T]) -> T:
-    """Return what there is most of; of as many the first."""
+    """Return the most frequent one; in a tie the first."""
     return Counter(found).most_common(1)[0][0]
-
-
-def _kind(kind: Kind) -> str:
-    return kind.name.lower().replace("_", " ")

@@ -1,4 +1,4 @@
-"""A gate: from a client's own logits of a sample to how much each of its teachers has to say about it."""
+"""A gate that maps a client's logits of a sample to shares of its teachers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ TIE = 1e-9
 
 
 class Gate(NamedTuple):
-    """Two layers, ``g = softmax(relu(x A + a) B + b)``.
-
-    Attributes:
-        into: A, `[C, H]`.
-        into_bias: a, `[H]`.
-        out: B, `[H, K]`.
-        out_bias: b, `[K]`.
-    """
+    """Two layers, ``g = softmax(relu(x A + a) B + b)``: A `[C, H]`, a `[H]`, B `[H, K]`, b `[K]`."""
 
     into: np.ndarray
     into_bias: np.ndarray
@@ -28,16 +21,16 @@ class Gate(NamedTuple):
     out_bias: np.ndarray
 
     def hidden(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the units of inputs `[M, C]`, `[M, H]`."""
+        """Return the hidden units of inputs `[M, C]`, `[M, H]`."""
         return np.maximum(inputs @ self.into + self.into_bias, 0.0)
 
     def shares(self, inputs: np.ndarray) -> np.ndarray:
         """Return g of inputs `[M, C]`, rows that sum to 1, `[M, K]`."""
-        return _softmax(self.hidden(inputs) @ self.out + self.out_bias)
+        return row_softmax(self.hidden(inputs) @ self.out + self.out_bias)
 
 
 def new_gate(classes: int, teachers: int, generator: np.random.Generator) -> Gate:
-    """Return a gate of 2C units that gives all teachers the same share, whatever the sample."""
+    """Return a gate of 2C units with equal shares of all teachers."""
     units, bound = 2 * classes, 1.0 / np.sqrt(classes)
     return Gate(
         generator.uniform(-bound, bound, (classes, units)),
@@ -50,7 +43,7 @@ def new_gate(classes: int, teachers: int, generator: np.random.Generator) -> Gat
 def train_gate(
     gate: Gate, inputs: np.ndarray, losses: np.ndarray, *, balance: float, steps: int, lr: float
 ) -> Gate:
-    """Return the gate after so many full-batch steps of Adam on its loss (see `gate_loss`)."""
+    """Return the gate after full-batch steps of Adam on `gate_loss`."""
     adam = Adam(lr)
     for _ in range(steps):
         gate = Gate(*adam.step(gate, gate_loss(gate, inputs, losses, balance)[1]))
@@ -60,18 +53,12 @@ def train_gate(
 def gate_loss(gate: Gate, inputs: np.ndarray, losses: np.ndarray, balance: float) -> tuple[float, Gate]:
     """Return ``mean_i Σ_m g_m(i) ℓ_m(i) + w K Σ_m f_m mean_i g_m(i)`` and its gradient.
 
-    f, the share of samples of which m has the largest share, is held: the second term draws weight away from
-    whoever is chosen more often than others. It is least, w, where all are chosen alike.
-
-    Args:
-        gate: K teachers.
-        inputs: `[M, C]`, M > 0.
-        losses: ℓ, what each teacher's answer costs, `[M, K]`.
-        balance: w.
+    ℓ are the losses `[M, K]` of each teacher's answer, w is `balance`, M > 0. f, the share of samples on
+    which m has the largest share, is held. The second term is least, w, where all teachers are used evenly.
     """
     samples, teachers = losses.shape
     hidden = gate.hidden(inputs)
-    shares = _softmax(hidden @ gate.out + gate.out_bias)
+    shares = row_softmax(hidden @ gate.out + gate.out_bias)
     costs = losses + balance * teachers * first_choices(shares)
     paid = (shares * costs).sum(axis=1, keepdims=True)
     below = shares * (costs - paid) / samples  # of the logits of shares, [M, K]
@@ -81,13 +68,13 @@ def gate_loss(gate: Gate, inputs: np.ndarray, losses: np.ndarray, balance: float
 
 
 def first_choices(shares: np.ndarray) -> np.ndarray:
-    """Return of what share of the samples each teacher has the largest share, `[K]`; ties are divided."""
+    """Return the share of samples on which each teacher has the largest share, `[K]`; ties are divided."""
     first = shares >= shares.max(axis=1, keepdims=True) - TIE
     return (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
 def largest(shares: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` largest shares of each row brought to sum 1, those tied with the last among them."""
+    """Return the `count` largest shares of each row, ties included, brought to sum 1."""
     if count >= shares.shape[1]:
         return shares
     last = np.sort(shares, axis=1)[:, -count, None]
@@ -95,6 +82,7 @@ def largest(shares: np.ndarray, count: int) -> np.ndarray:
     return kept / kept.sum(axis=1, keepdims=True)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def row_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of each row in the precision of the logits."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What somebody else's strategy hands over, checked where it is handed over."""
+"""Checks of arrays from plug-in strategies."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from fedkd.errors import UserError
 
 
 def check_arrays(given: Any, what: str) -> None:
-    """Check that something is a table of arrays of numbers by name.
-
-    Args:
-        given: What somebody else's code made.
-        what: What it is called.
+    """Check that `given`, called `what` in messages, maps names to arrays of numbers.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It does not.
     """
     if not isinstance(given, Mapping):
         raise TypeError(f"{what} is a {type(given).__name__}; must be a dict of NumPy arrays by name")
@@ -31,7 +27,7 @@ def check_arrays(given: Any, what: str) -> None:
 
 
 class Received(dict[str, np.ndarray]):
-    """Guidance as a client has received it: a strategy that asks for an array that is missing names it."""
+    """Guidance on a client; a missing array is an error that names it."""
 
     def __missing__(self, name: str) -> NoReturn:
         raise UserError(

@@ -1,9 +1,7 @@
-"""Gossip: clients average their models with those of their neighbours alone, and no server averages all.
+"""Gossip: clients average their models with those of their neighbours, without a server.
 
-X. Lian, C. Zhang, H. Zhang, C.-J. Hsieh, W. Zhang and J. Liu, "Can Decentralized Algorithms Outperform
-Centralized Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent", NeurIPS 2017,
-arXiv 1705.09056. Links that go one way: M. Assran, N. Loizou, N. Ballas and M. Rabbat, "Stochastic Gradient
-Push for Distributed Deep Learning", ICML 2019, arXiv 1811.10792.
+Lian et al., NeurIPS 2017, arXiv 1705.09056; directed links: Assran, Loizou, Ballas and Rabbat, "Stochastic
+Gradient Push for Distributed Deep Learning", ICML 2019, arXiv 1811.10792.
 """
 
 from __future__ import annotations
@@ -35,24 +33,19 @@ class Gossip(FusionStrategy):
         w_n ← Σ_m P_nm w_m                  masses, which all begin at 1
         z_n ← x_n / w_n                     what the client goes on with
 
-    P is that of the scenario's `topology`. With Metropolis weights its rows sum to 1, masses stay 1, and this
-    is ``z ← P (z + Δ)``; with those of push-sum, for links that go one way, masses undo what some are heard
-    more than others. Either way the sum of all x, and so the mean that everyone tends to, is kept. Clients
-    count alike, however many samples they have.
+    P is that of the scenario's `topology`. With Metropolis weights masses stay 1, and this is ``z ← P (z +
+    Δ)``. With push-sum, for directed links, masses undo that some clients are heard more than others. Either
+    way the sum of all x, and so the limit of everyone, is kept. Clients count alike, however many samples
+    they have.
 
-    Models are mixed among clients of one architecture, over the links between them. All begin with the same
-    weights. Statistics of normalisation layers are mixed along, by their masses; counters are those of who
-    has counted most.
+    Models are mixed among clients of one architecture, from equal first weights. Normalisation statistics
+    are mixed by their masses; counters are the maximum.
     """
 
     name: ClassVar[str] = "gossip"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="weights",
-        kinds={
-            PARAMETERS: Kind.WEIGHTS,
-            COUNTERS: Kind.COUNTERS,
-            MASS: Kind.MASS,
-        },
+        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS, MASS: Kind.MASS},
         shapes=PACKED,
         receives={**PACKED, MASS: "1"},
         guides="each",
@@ -74,7 +67,7 @@ class Gossip(FusionStrategy):
         return pack(weights) | {MASS: mass}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each client's own z and mass; the weights `[N, N]` are how much of whom is in it."""
+        """Return each client's z and mass; the weights `[N, N]` are the senders' shares in z."""
         assert knowledge.mixing is not None
         mixing, uploads = knowledge.mixing, packs_of(knowledge.extra)
         before = np.concatenate(knowledge.extra[MASS]).astype(np.float64)
@@ -101,16 +94,10 @@ class Gossip(FusionStrategy):
 
 
 def _numerators(weights: Arrays, start: Arrays, trained: set[str], mass: float) -> dict[str, np.ndarray]:
-    """Return x of a client whose mass is not 1.
+    """Return x of a client whose mass is not 1, of its weights z + Δ and their start z.
 
-    What was trained by gradients moves x as far as it has moved z. Statistics are multiplied by the mass: a
-    variance whose step counted more than itself could become negative.
-
-    Args:
-        weights: z + Δ, by name.
-        start: z, with which the training began.
-        trained: Names of what is trained by gradients.
-        mass: w.
+    Trained weights move x as far as z. Statistics are multiplied by the mass: a variance whose step counted
+    more than itself could become negative.
     """
     found = {}
     for name, values in weights.items():

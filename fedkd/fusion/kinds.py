@@ -1,71 +1,49 @@
-"""What an array is that a client uploads: whoever carries or spoils it asks this, never its name."""
+"""Kinds of uploaded arrays, by which servers and attacks treat them."""
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import Enum
 
 
 class Kind(Enum):
-    """What an uploaded array is.
+    """Kind of an uploaded array. Its value describes it, as "What leaves a client" in the docs shows."""
 
-    Members:
-        TRANSFER_LOGITS: One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`.
-        SAMPLE_LOGITS: One row per sample of the client's choice, `[K, C]`.
-        LABEL_LOGITS: One row per label, `[C, C]`.
-        CODES: Some numbers for each requested transfer sample, of which its logits can be read, `[M, b]`.
-        LABEL_COUNTS: Training samples of each label, `[C]`; they become `Knowledge.label_counts`.
-        FEATURES: Penultimate features, or means of them; sketches of what layers receive.
-        WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
-        MASKS: Which weights something is about, a bit each, packed into bytes.
-        COUNTERS: A model's buffers that are not real numbers.
-        MASS: What a client's weights have to be divided by, `[1]` (push-sum).
-        SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
-        VOTES: One class per requested transfer sample, `[M]`.
-        SAMPLE_CLASSES: The likeliest classes of each of some samples, `[K, k]`.
-        SHARES: How likely such classes are, in whole steps of 1/255, `[K, k]` uint8.
-        SCORES: How well the client does on own samples that it keeps apart, or by how much better.
-        INDICES: Which samples other arrays are about.
-        UNTRAINED: What a model says before any training: a function of its random weights alone.
-        CONSTANT: The same from every client, like the number of classes.
-        OTHER: None of these; what a strategy does not declare.
-    """
-
-    TRANSFER_LOGITS = auto()
-    SAMPLE_LOGITS = auto()
-    LABEL_LOGITS = auto()
-    CODES = auto()
-    LABEL_COUNTS = auto()
-    FEATURES = auto()
-    WEIGHTS = auto()
-    MASKS = auto()
-    COUNTERS = auto()
-    MASS = auto()
-    SAMPLE_LABELS = auto()
-    VOTES = auto()
-    SAMPLE_CLASSES = auto()
-    SHARES = auto()
-    SCORES = auto()
-    INDICES = auto()
-    UNTRAINED = auto()
-    CONSTANT = auto()
-    OTHER = auto()
+    TRANSFER_LOGITS = "One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`."
+    SAMPLE_LOGITS = "One row per sample of the client's choice, `[K, C]`."
+    LABEL_LOGITS = "One row per label, `[C, C]`."
+    CODES = "Some numbers for each requested transfer sample, of which its logits can be read, `[M, b]`."
+    LABEL_COUNTS = "Training samples of each label, `[C]`; they become `Knowledge.label_counts`."
+    FEATURES = "Penultimate features, or means of them; sketches of what layers receive."
+    WEIGHTS = "Parameters or statistics of a model, or steps and corrections of them."
+    MASKS = "Which weights something is about, a bit each, packed into bytes."
+    COUNTERS = "A model's buffers that are not real numbers."
+    MASS = "What a client's weights have to be divided by, `[1]` (push-sum)."
+    SAMPLE_LABELS = "The true class of each of a client's own samples, `[S]`."
+    VOTES = "One class per requested transfer sample, `[M]`."
+    SAMPLE_CLASSES = "The likeliest classes of each of some samples, `[K, k]`."
+    SHARES = "How likely such classes are, in whole steps of 1/255, `[K, k]` uint8."
+    SCORES = "How well the client does on own samples that it keeps apart, or by how much better."
+    INDICES = "Which samples other arrays are about."
+    UNTRAINED = "What a model says before any training: a function of its random weights alone."
+    CONSTANT = "The same from every client, like the number of classes."
+    OTHER = "None of these; what a strategy does not declare."
 
     @property
     def is_logits_of_samples(self) -> bool:
-        """Whether a row is what the client predicts for one sample, so that it can be feigned."""
+        """Whether a row is the client's prediction for one sample, which can be forged."""
         return self in (Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS)
 
     @property
     def is_prediction(self) -> bool:
-        """Whether these are logits, or codes of them, whose precision a scenario chooses."""
+        """Whether these are logits or codes of them, whose precision a scenario chooses."""
         return self.is_logits_of_samples or self in (Kind.LABEL_LOGITS, Kind.CODES)
 
     @property
     def is_stacked(self) -> bool:
-        """Whether `Knowledge` holds all clients' as one array of its own, and not among `extra`."""
+        """Whether `Knowledge` holds all clients' arrays as one, outside `extra`."""
         return self in (Kind.TRANSFER_LOGITS, Kind.LABEL_COUNTS)
 
     @property
     def is_honest(self) -> bool:
-        """Whether even a poisoned client sends it as it is: without it its upload would not look right."""
+        """Whether even a poisoned client sends it unchanged, so that its upload looks right."""
         return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT)

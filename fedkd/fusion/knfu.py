@@ -1,7 +1,6 @@
-"""KnFu: every client gets its own fusion of the knowledge that is effective for it.
+"""KnFu: each client receives its own fusion of the knowledge that is effective for it.
 
-S. J. Seyedmohammadi, S. K. Atapour, J. Abouei and A. Mohammadi, "KnFu: Effective Knowledge Fusion", 2024,
-arXiv 2403.11892. The formulas are the natural reading of the paper, as reconstructed in our docs.
+Seyedmohammadi et al., arXiv 2403.11892. The formulas are reconstructed from the paper (see the docs).
 """
 
 from __future__ import annotations
@@ -38,21 +37,20 @@ class KnFu(TemperedLabels):
         W_nm   = exp(−β d_nm) / Σ_k exp(−β d_nk)    effectiveness weights, self included
         K_n[i] = Σ_m W_nm q_m[i]                    effective knowledge, for client n alone
 
-    β moves between the baselines: 0 is FedMD with averaged probabilities, a large β is nearly local training.
-    The useful β depends on heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is
-    about 2.5 at α = 0.3, 0.8 at α = 1 and 0.08 at α = 10. Watch the effective number of neighbours:
-    near 1 or near N, β has stopped mattering.
+    β = 0 is FedMD with averaged probabilities; a large β is nearly local training. The useful β depends on
+    heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is about 2.5 at α = 0.3,
+    0.8 at α = 1 and 0.08 at α = 10. An effective number of neighbours near 1 or N says that β has stopped
+    mattering.
     """
 
     name: ClassVar[str] = "knfu"
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
     beta: Annotated[float, Field(ge=0)] = 10.0
-    """β: how sharply a distant client loses weight; 10 in the paper. Aim at 1 / (typical distance) and sweep
-    it over powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
+    """β: how sharply distance costs weight; 10 in the paper. Aim at 1 / (typical distance) and sweep it over
+    powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings class
-    distributions closer together, so raise β with it."""
+    """T of predictions and loss. Above 1 distributions come closer together, so raise β with it."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
     """What a client's class distribution is: `soft` (mean prediction), `hard` (share of votes; sharper while
     models are unsure), `calibrated` (relative to the federation's mean; for a transfer set with unequal
@@ -66,28 +64,25 @@ class KnFu(TemperedLabels):
     """Smoothing of distributions; absent: 1e-6, or 1e-2 for `hard`. It bounds distances by about −log ε:
     raise it if single missing classes decide everything."""
     neighbours: Annotated[int, Field(ge=0)] | None = None
-    """Keep only so many nearest others besides the client itself (ties with the last stay); absent: all. A
-    guard against many slightly wrong neighbours; start at the expected size of a group of like clients."""
+    """Number of nearest others to keep, and those that tie with the last; absent: all. A guard against many
+    slightly wrong neighbours; start at the size of a group of like clients."""
     threshold: Annotated[float, Field(ge=0)] | None = None
-    """Keep only others within this distance, in units of `threshold_kind`, and the client itself; absent:
-    all."""
+    """Largest distance of others to keep, in units of `threshold_kind`; absent: all are kept."""
     threshold_kind: Literal["quantile", "median"] = "quantile"
-    """`quantile` of the distances between clients (0.25 keeps the closest quarter of pairs), or a multiple of
-    their `median`."""
+    """`quantile` of the distances (0.25 keeps the closest quarter of pairs) or multiple of their `median`."""
     weight_by_size: bool = False
     """Multiply weights by the sender's number of training samples; for clients of very unequal size."""
     per_class: bool = False
-    """An option of ours: class by class, a sender also counts in proportion to its own p_m[c], so that those
-    who have a class teach it: `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It
-    matters at a small β, where distant specialists still have weight; at β = 0 it is `experts`."""
+    """An option of ours: a sender also counts by its own p_m[c], class by class: `K_n[i,c] ∝ Σ_m W_nm p_m[c]
+    q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It matters at a small β; at β = 0 it is `experts`."""
     absent_by_experts: bool = False
-    """An option of ours: what a client lacks the class experts F of the whole federation tell it, whatever β
-    says (see `experts`): `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c], the share of F in
-    classes that the client has less of than its share. For a large β, which keeps to like clients."""
+    """An option of ours: class experts F of the whole federation teach a client's rare classes (see
+    `experts`): `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c]. For a large β, which keeps to
+    like clients."""
     perplexity: Annotated[float, Field(ge=1)] | None = None
-    """An option of ours: each client has a β of its own in place of `beta`, found so that its effective
-    number of neighbours is this; absent: `beta` for all. It makes up for distances that differ from client to
-    client and round to round; try a few."""
+    """An option of ours: each client has its own β instead of `beta`, at which its effective number of
+    neighbours is this; absent: `beta` for all. It makes up for distances that differ between clients and
+    rounds."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
@@ -112,26 +107,9 @@ class KnFu(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return effective knowledge `[N, M, C]`, personal, with the weights `[N, N]` that made it."""
+        """Return personal effective knowledge `[N, M, C]` and its weights `[N, N]`."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
-        p, kept = self._class_distributions(q, knowledge, memory)
-        d = self._distances(p, q)
-        weights = self._weights(d, knowledge)
-        targets = combine(weights, q, expertise=p if self.per_class else None)
-        if self.absent_by_experts:
-            prior = self._log_prior(knowledge)
-            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
-            targets = fill_in(targets, class_experts(everyone[0], q, p), p)
-        return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
-
-    @property
-    def _smoothing(self) -> float:
-        return distributions.EPSILON[self.distribution] if self.epsilon is None else self.epsilon
-
-    def _class_distributions(
-        self, q: np.ndarray, knowledge: Knowledge, memory: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         p = distributions.estimate(self.distribution, q, knowledge.label_counts)
         kept: dict[str, np.ndarray] = {}
         if self.distribution_momentum > 0:
@@ -140,14 +118,24 @@ class KnFu(TemperedLabels):
             )
         if self.distribution == "calibrated":
             p = distributions.calibrate(p)
-        return distributions.smooth(p, self._smoothing), kept
+        epsilon = distributions.EPSILON[self.distribution] if self.epsilon is None else self.epsilon
+        p = distributions.smooth(p, epsilon)
+        d = self._distances(p, q, epsilon)
+        weights = self._weights(d, knowledge)
+        targets = combine(weights, q, expertise=p if self.per_class else None)
+        if self.absent_by_experts:
+            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=self._log_prior(knowledge))
+            targets = fill_in(targets, class_experts(everyone[0], q, p), p)
+        return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
 
-    def _distances(self, p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    def _distances(self, p: np.ndarray, q: np.ndarray, epsilon: float) -> np.ndarray:
         if self.divergence == "prediction_kl":
-            return prediction_kl(q, self._smoothing)
-        if self.divergence == "prediction_cosine":
-            return prediction_cosine(q)
-        return DIVERGENCES[self.divergence](p)
+            return prediction_kl(q, epsilon)
+        return (
+            prediction_cosine(q)
+            if self.divergence == "prediction_cosine"
+            else DIVERGENCES[self.divergence](p)
+        )
 
     def _weights(self, d: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         keep = np.ones(d.shape, dtype=bool)
@@ -162,10 +150,9 @@ class KnFu(TemperedLabels):
         return effectiveness(d, beta, keep=keep, log_prior=prior)
 
     def _log_prior(self, knowledge: Knowledge) -> np.ndarray:
-        samples = knowledge.samples if self.weight_by_size else None
         return log_prior(
             len(knowledge.clients),
-            samples=samples,
+            samples=knowledge.samples if self.weight_by_size else None,
             age=knowledge.age,
             decay=self.stale_decay,
             freshness=knowledge.freshness,

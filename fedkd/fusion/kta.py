@@ -1,9 +1,6 @@
 """KTA: a market of predictions, where near and accurate clients are each other's teachers.
 
-W. Du, "Prediction-space knowledge markets for communication-efficient federated learning on multimedia
-tasks", 2025, arXiv 2512.00841. The paper's structure (a client–client similarity graph in prediction space,
-combined with accuracy on a labelled reference set; personal soft targets; two stages a round) is kept; the
-formula of the weights is as reconstructed here.
+Du, 2025, arXiv 2512.00841. The formula of the weights is as reconstructed here.
 """
 
 from __future__ import annotations
@@ -36,12 +33,11 @@ class KTA(TemperedLabels):
         W_nm   ∝ exp(−β d_nm + γ a_m)                over n's k nearest others and n itself
         K_n[i] = Σ_m W_nm q_m[i]                     soft targets, for client n alone
 
-    Two stages a round: first every client trains on its own labels, then it distils its teacher ensemble
-    `K_n`; both lower the same objective in turn, private loss plus distance to the neighbours' predictions.
-    The true labels of the transfer set never leave the server: they only tell whom to believe.
+    A round trains every client on its own labels, then distils its teacher ensemble `K_n`. The true labels
+    of the transfer set never leave the server.
 
-    β = 0 ranks by accuracy alone and γ = 0 by nearness alone (KnFu with `divergence = "prediction_kl"`); with
-    both 0 and no `neighbours` everybody gets the mean of all probabilities.
+    β = 0 ranks by accuracy alone and γ = 0 by nearness alone (KnFu with `divergence = "prediction_kl"`);
+    with both 0 and no `neighbours` all targets are the mean of all probabilities.
     """
 
     name: ClassVar[str] = "kta"
@@ -51,26 +47,21 @@ class KTA(TemperedLabels):
     paper: ClassVar[str] = "Du, Prediction-space knowledge markets, arXiv 2512.00841, 2025"
 
     beta: Annotated[float, Field(ge=0)] = 1.0
-    """β: how sharply a distant client loses weight. Mean KL between skewed clients is several nats, so start
-    at 1 for `kl` and at 10 for `cosine`."""
+    """β: how sharply distance costs weight; start at 1 for `kl` (several nats), at 10 for `cosine`."""
     gamma: Annotated[float, Field(ge=0)] = 5.0
-    """γ: how sharply an inaccurate client loses weight: at 5, twenty points of accuracy are worth a factor e.
-    Raise it if some clients are broken or badly trained."""
+    """γ: how sharply errors cost weight: at 5, twenty points of accuracy are worth a factor e. Raise it if
+    some clients are broken or badly trained."""
     neighbours: Annotated[int, Field(ge=0)] | None = None
-    """Edges of the graph: so many nearest others besides the client itself; absent: all. Start at the
-    expected size of a group of like clients."""
+    """Number of nearest others in the graph; absent: all. Start at the size of a group of like clients."""
     divergence: Literal["kl", "cosine"] = "kl"
-    """Distance of two clients' predictions: mean `kl`, receiver first, or 1 − `cosine`, which is symmetric
-    and at most 1."""
+    """Distance of predictions: mean `kl`, receiver first, or 1 − `cosine`, symmetric and at most 1."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6
-    """Smoothing of predictions in `kl`; it bounds distances by about −log ε, so raise it if single confident
-    errors decide everything."""
+    """Smoothing in `kl`: it bounds distances by about −log ε. Raise it if single errors decide everything."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and draws clients
-    closer together, so raise β with it."""
+    """T of predictions and loss. Above 1 clients come closer together, so raise β with it."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return personal soft targets `[N, M, C]` and the weights `[N, N]` that made them."""
+        """Return personal soft targets `[N, M, C]` and their weights `[N, N]`."""
         assert knowledge.logits is not None and knowledge.labels is not None
         q = softmax(knowledge.logits, self.temperature)
         d = prediction_kl(q, self.epsilon) if self.divergence == "kl" else prediction_cosine(q)

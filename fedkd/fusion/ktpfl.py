@@ -1,8 +1,4 @@
-"""KT-pFL: how much each client learns from each other one is itself learned.
-
-J. Zhang, S. Guo, X. Ma, H. Wang, W. Xu and F. Wu, "Parameterized Knowledge Transfer for Personalized
-Federated Learning", NeurIPS 2021, arXiv 2111.02862.
-"""
+"""KT-pFL: the clients' weights for each other are learned (Zhang et al., NeurIPS 2021, arXiv 2111.02862)."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ from fedkd.hyperparameters import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class KTpFL(TemperedLabels):
-    """Keep a matrix of knowledge coefficients c; improve it a step each round; teach each client its own mix.
+    """Keep a matrix of knowledge coefficients c; improve it a step each round; teach every client its mix.
 
     ::
 
@@ -35,13 +31,10 @@ class KTpFL(TemperedLabels):
         c_n    ← softmax of (c_n after a gradient step on L) / τ
         t_n[i] = Σ_m c_nm q_m[i]                                  learned by KL at temperature T
 
-    Whose predictions would help to rebuild a client's own gains weight with that client; ρ keeps all near the
-    mean. Two steps are ours. ρ's term is stepped on implicitly, so that a large ρ means uniform weights
-    instead of leaping over them. And τ = 0.2 is what the authors' code has; τ = 1, the formula as printed,
-    leaves no weight more than e times another, as c lies between 0 and 1.
-
-    With partial participation the coefficients of those present share the weight that they have in c. Who is
-    new enters with the mean weight.
+    Clients gain weight whose predictions help to rebuild the receiver's; ρ keeps all near the mean. ρ's term
+    is stepped on implicitly, so that a large ρ means uniform weights. τ = 0.2 is the authors' code; τ = 1,
+    the formula as printed, leaves no weight more than e times another. Absent clients keep their
+    coefficients; new ones enter with the mean weight.
     """
 
     name: ClassVar[str] = "ktpfl"
@@ -49,8 +42,7 @@ class KTpFL(TemperedLabels):
     paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0
-    """T of predictions and of the loss; 10 in the paper. It makes predictions alike, and so c uniform: 1 to 3
-    personalises more."""
+    """T of predictions and loss; 10 in the paper, which makes c uniform: 1 to 3 personalises more."""
     rho: Annotated[float, Field(ge=0)] = 0.7
     """ρ: how strongly coefficients are held at 1/N; 0.7 in the paper, which with T = 10 is nearly uniform. 0
     to 0.1 lets clients differ; very large is the plain mean of probabilities."""
@@ -58,11 +50,10 @@ class KTpFL(TemperedLabels):
     """Step size of c. The gradient of an MSE of probabilities is small, about 0.1 at T = 1 and 0.001 at
     T = 10: try 1 to 100, more with a large T, and watch the effective number of neighbours."""
     coefficient_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.2
-    """τ of the softmax over a client's coefficients: below 0.2 c decides for few teachers within a few
-    rounds, at 1 it stays near uniform."""
+    """τ of the softmax over coefficients: below 0.2 few teachers remain, at 1 it stays near uniform."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each client's mix of all predictions, `[N, M, C]`, with the coefficients `[N, N]`."""
+        """Return personal targets `[N, M, C]` with the coefficients `[N, N]`."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         roster, coefficients = _recall(memory, knowledge.clients)
@@ -81,24 +72,14 @@ class KTpFL(TemperedLabels):
 
 
 def mse_gradient(c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
-    """Return the gradient of ``MSE(q_n, Σ_m c_nm q_m)`` for every row of c, `[N, N]`.
-
-    It is ``2 / (M·C) · (Σ_k c_nk ⟨q_k, q_m⟩ − ⟨q_n, q_m⟩)``: the inner products are all that is needed of
-    predictions, computed once in N²·M·C.
-
-    Args:
-        c: Coefficients, receiver first, `[N, N]`.
-        products: Inner products of flattened predictions, `[N, N]`.
-        elements: M·C, over which the MSE is a mean.
-    """
+    """Return the gradient of ``MSE(q_n, Σ_m c_nm q_m)`` in each row of c, `[N, N]`, by inner products."""
     return 2.0 / elements * (c @ products - products)
 
 
 def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: float) -> np.ndarray:
     """Return c after one step on ``MSE(q_n, Σ_m c_nm q_m) + ρ · MSE(c_n, 1/N)``, before the softmax.
 
-    Explicit in the first term and implicit in the second (a proximal step): it solves
-    ``c⁺ = c − lr · (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``, which for small lr is the plain gradient step.
+    It is implicit in the second term: ``c⁺ = c − lr · (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``.
     """
     clients = len(c)
     keep = 1.0 / (1.0 + 2.0 * lr * rho / clients)
@@ -106,11 +87,10 @@ def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: 
 
 
 def _recall(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> tuple[Roster, np.ndarray]:
-    """Return everyone seen so far and their coefficients `[K, K]`; rows and columns of the new are 1/K."""
+    """Return all clients so far and their coefficients `[K, K]`; rows and columns of new ones are 1/K."""
     roster = enrol(memory, clients)
-    everyone = len(roster.clients)
+    everyone, known = len(roster.clients), len(roster.known)
     coefficients = np.full((everyone, everyone), 1.0 / everyone)
-    known = len(roster.known)
     if known:
         coefficients[np.ix_(roster.known, roster.known)] = memory["coefficients"] * (known / everyone)
     return roster, coefficients

@@ -1,4 +1,4 @@
-"""Means of what is said about each label: over a client's samples of it, and over clients."""
+"""Means by label, over a client's samples and over clients."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ import numpy as np
 
 
 def mean_of_label(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return a client's mean over its samples of each label, `[C, K]` float32; zeros where it has none.
-
-    Args:
-        values: Of each sample, `[S, K]`.
-        labels: Theirs, `[S]`.
-        classes: C.
-    """
+    """Return the mean of `values` `[S, K]` over the samples of each label, `[C, K]` float32; else 0."""
     sums = np.zeros((classes, values.shape[1]))
     np.add.at(sums, labels, values)
     counts = np.bincount(labels, minlength=classes)
@@ -20,12 +14,7 @@ def mean_of_label(values: np.ndarray, labels: np.ndarray, classes: int) -> np.nd
 
 
 def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return ``Σ_n w[n, c] v[n, c] / Σ_n w[n, c]``, `[C, K]` float32; zeros where nobody has weight.
-
-    Args:
-        values: What each client says of each label, `[N, C, K]`.
-        weights: How much it counts, `[N, C]`, 0 for a client without the label.
-    """
+    """Return ``Σ_n w[n, c] v[n, c] / Σ_n w[n, c]`` of v `[N, C, K]`, w `[N, C]`; 0 without weight."""
     total = np.einsum("nc,nck->ck", weights, values, dtype=np.float64)
     return _divide(total, weights.sum(axis=0, dtype=np.float64))
 
@@ -33,8 +22,7 @@ def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def mean_by_label_of_others(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return, for each client, `mean_by_label` over all the others, `[N, C, K]` float32.
 
-    As sums before and after each client: taking it out of the total would leave the rounding of its own
-    values, which may be far larger than the others'.
+    A difference to the total would keep the rounding of the client's own values, which may be far larger.
     """
     totals = _sum_of_others(weights[..., None].astype(np.float64) * values)
     return _divide(totals, _sum_of_others(weights.astype(np.float64)))

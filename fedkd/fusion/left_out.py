@@ -1,4 +1,4 @@
-"""What a receiver's guidance would be without one of its senders: how much each of them mattered."""
+"""Influence of each sender on a receiver's guidance."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import numpy as np
 
 MOST_CLIENTS = 50
 MOST_TERMS = 30_000_000
-"""Clients N, and N²·M·C, up to which it is worked out in passing: a tenth of a second on a core."""
+"""Clients N, and N²·M·C, up to which the influence is computed in passing: a tenth of a second on a core."""
 
 
 def left_out(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
     """Return how far guidance moves when a sender is left out and the others share its weight, `[N, N]`.
 
-    It is the mean total variation between the receiver's guidance ``K_n = Σ_m W_nm q_m`` and the same mix
-    without sender m, ``(K_n − W_nm q_m) / (1 − W_nm)``, which is
+    The mean total variation between ``K_n = Σ_m W_nm q_m`` and the same mix without sender m::
 
         W_nm / (1 − W_nm) · mean_i ½ Σ_c |q_m[i, c] − K_n[i, c]|
 
-    From 0, without it the guidance would be the same, to 1. NaN where the sender is all there is. Unlike the
-    weight it tells a neighbour that says something of its own from one that says what all others say.
-
-    Args:
-        weights: Receiver first, rows sum to 1, `[N, N]`.
-        mixed: The probabilities that are mixed, `[N, M, C]`.
+    It lies in [0, 1], and is NaN for the only sender. Unlike the weight it tells an original sender from one
+    that repeats the others. Weights `[N, N]` have the receiver first; `mixed` are the probabilities `[N, M,
+    C]`.
     """
     clients, samples = len(weights), mixed.shape[1]
     flat = mixed.reshape(clients, -1).astype(np.float32)
@@ -38,5 +34,5 @@ def left_out(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
 
 
 def is_cheap(mixed: np.ndarray) -> bool:
-    """Return whether `left_out` of so many clients and samples is worked out in passing."""
+    """Return whether `left_out` of so many clients and samples is computed in passing."""
     return len(mixed) <= MOST_CLIENTS and len(mixed) * mixed.size <= MOST_TERMS

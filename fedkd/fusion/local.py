@@ -1,4 +1,4 @@
-"""`local`: nothing is exchanged. The lower baseline that every table must have."""
+"""`local`: no exchange, the lower baseline of every table."""
 
 from __future__ import annotations
 

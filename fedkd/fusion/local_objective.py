@@ -20,50 +20,38 @@ class LocalObjective:
     """μ of ``μ/2 · ‖w − w_received‖²``, added to the loss. A hyper-parameter of this name turns it on."""
 
     def before_training(self, client: ClientView) -> None:
-        """Prepare the client for the local training that now begins, such as by its `memory`."""
+        """Prepare the client for the local training that begins, such as by its `memory`."""
 
     def gradient_correction(self, client: ClientView) -> Arrays | None:
-        """Return arrays to add to every clipped gradient of the coming training, by parameter name."""
+        """Return arrays to add to every clipped gradient of the training, by parameter name."""
         return None
 
     def local_loss(self, guidance: Arrays) -> LocalLoss | None:
-        """Return a term of the local loss made of the client's last guidance, with `uses_local_loss`."""
+        """Return a term of the local loss by the client's last guidance, with `uses_local_loss`."""
         return None
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
-        """Return the whole loss of private batches in the local training that now begins.
+        """Return the whole loss of private batches in the local training that begins.
 
-        It replaces the cross entropy and `local_loss`. Early stopping still judges held-out samples by their
-        cross entropy.
-
-        Args:
-            client: Its weights are those that training begins with.
-            guidance: The client's last guidance with `uses_local_loss`; else, or before any, empty.
+        It replaces the cross entropy and `local_loss`; early stopping still judges by the cross entropy.
+        Guidance is the client's last with `uses_local_loss`; else, or before any, empty.
         """
         return None
 
     def phases(self, epochs: int, *, last: bool) -> Sequence[Phase] | None:
-        """Return the phases of a local training; None: all weights in one.
+        """Return the phases of a local training of ``training.local_epochs``; None: all weights in one.
 
-        A phase begins with a fresh optimiser, unless the scenario keeps its state.
-
-        Args:
-            epochs: ``training.local_epochs``.
-            last: Whether it is the training after the last fusion (``finish = "trained"``).
+        A phase begins with a fresh optimiser, unless the scenario keeps its state. `last` is the training
+        after the last fusion (``finish = "trained"``).
         """
         return None
 
     def rehearsal(self, client: ClientView) -> Rehearsal | None:
-        """Return samples to train on along with private ones, a batch as large as theirs each step."""
+        """Return samples to replay beside private ones, a batch as large as theirs each step."""
         return None
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
-        """Return the logits `[n, C]` of an evaluation by kept guidance, with `infers_from_guidance`.
-
-        Args:
-            features: Penultimate features of the samples, `[n, F]`.
-            guidance: The client's last guidance.
-        """
+        """Return logits `[n, C]` by features `[n, F]` and the last guidance, with `infers_from_guidance`."""
         raise NotImplementedError(f"'{type(self).__name__}' does not define `infer`, so it cannot answer")
 
 
@@ -71,11 +59,11 @@ _NONE = LocalObjective()
 
 
 def objective_of(strategy: FusionStrategy) -> LocalObjective:
-    """Return a strategy's hooks into local training; without the mixin, hooks that change nothing."""
+    """Return a strategy's hooks into local training; without the mixin, hooks without effect."""
     return strategy if isinstance(strategy, LocalObjective) else _NONE
 
 
 def trained_epochs(strategy: FusionStrategy, epochs: int) -> int:
-    """Return the epochs of a local training, all phases together, where a scenario asks for so many."""
+    """Return the epochs of a local training, all phases together."""
     phases = objective_of(strategy).phases(epochs, last=False)
     return epochs if phases is None else sum(phase.epochs for phase in phases)

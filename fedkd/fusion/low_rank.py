@@ -7,32 +7,26 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedkd.canonical_basis import canonical_rotation
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.views import Arrays
+from fedkd.training.thread_pools import one_blas_thread
 
 FACTORS = "factors"
 RANKS = "ranks"
 NOISE = 1e-14
-"""Share of the squares below which a direction is rounding: factors are float32."""
+"""Share of the squares below which a direction is rounding of float32 factors."""
 WHOLE = -1
-"""In the place of a rank: the numbers are sent as they are."""
+"""Rank of an array that is sent whole."""
 
 
 @one_blas_thread()
 def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
-    """Return a change of weights as `factors` [P] float32 and `ranks` [L] int32, one for each of its arrays.
+    """Return a change of weights as `factors` [P] float32 and `ranks` [L] int32, one for each array.
 
-    An array `[O, ...]` is one matrix of O rows. Of ``U diag(σ) Vᵀ`` the first k columns of U, σ and rows of
-    Vᵀ are kept, with the smallest k for which ``Σ_{j ≤ k} σ_j² ≥ energy · Σ_j σ_j²``. Where those are not
-    fewer numbers than the matrix has, and for vectors, it is sent whole; a change of nothing has rank 0.
-    Factors depend on the matrix alone, singular values of equal size included (see `fedkd.canonical_basis`).
-
-    Args:
-        change: Real arrays by name.
-        energy: Share of the squares that is kept of every matrix, in (0, 1].
+    An array `[O, ...]` is one matrix ``U diag(σ) Vᵀ`` of O rows, cut at the smallest rank k with ``Σ_{j ≤ k}
+    σ_j² ≥ energy · Σ_j σ_j²``. Vectors, and matrices with fewer numbers than their factors, are sent whole.
+    Factors depend on the matrix alone, also where singular values are equal (see `fedkd.canonical_basis`).
     """
-    parts: list[np.ndarray] = []
-    ranks: list[int] = []
+    parts, ranks = [np.empty(0, np.float32)], []
     for values in change.values():
         factors = _factors(values, energy) if values.ndim > 1 and values.size else None
         if factors is None:
@@ -41,8 +35,7 @@ def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
         else:
             ranks.append(len(factors[1]))
             parts += [factor.ravel() for factor in factors]
-    flat = np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32)
-    return {FACTORS: flat, RANKS: np.array(ranks, dtype=np.int32)}
+    return {FACTORS: np.concatenate(parts).astype(np.float32), RANKS: np.array(ranks, dtype=np.int32)}
 
 
 def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -61,22 +54,18 @@ def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray,
 
 @one_blas_thread()
 def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
-    """Return the change that `compress` made small, by name, float64.
-
-    Args:
-        compressed: `factors` and `ranks`.
-        like: Arrays of the same shapes, in the same order.
+    """Return the change that `compress` made small, by name, float64; `like` has arrays of its shapes.
 
     Raises:
-        ValueError: They are not those of such arrays.
+        ValueError: Factors and ranks do not fit these arrays.
     """
     flat, ranks = compressed[FACTORS].astype(np.float64), compressed[RANKS]
     if len(ranks) != len(like):
         raise ValueError(f"got ranks of {len(ranks)} arrays; must be {len(like)}")
-    start = 0
-    change = {}
-    all_sizes = factor_sizes(ranks, like)
-    for (name, values), rank, sizes in zip(like.items(), ranks.tolist(), all_sizes, strict=True):
+    start, change = 0, {}
+    for (name, values), rank, sizes in zip(
+        like.items(), ranks.tolist(), factor_sizes(ranks, like), strict=True
+    ):
         rows, columns = _matrix(values)
         if start + sum(sizes) > len(flat):
             raise ValueError(f"got {len(flat)} factors, too few for {name}")
@@ -93,12 +82,7 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
 
 
 def factor_sizes(ranks: np.ndarray, like: Arrays) -> list[list[int]]:
-    """Return for each array how many numbers U, σ and Vᵀ have, or the array where it is sent whole.
-
-    Args:
-        ranks: As many as there are arrays.
-        like: The arrays.
-    """
+    """Return the sizes of U, σ and Vᵀ for each array, or its own size where it is sent whole."""
     sizes = []
     for values, rank in zip(like.values(), ranks.tolist(), strict=True):
         rows, columns = _matrix(values)
@@ -107,17 +91,17 @@ def factor_sizes(ranks: np.ndarray, like: Arrays) -> list[list[int]]:
 
 
 def _matrix(values: np.ndarray) -> tuple[int, int]:
-    """Return the rows and columns that an array has as one matrix."""
+    """Return the rows and columns of an array as one matrix."""
     return (len(values), values[0].size) if values.ndim > 1 and values.size else (values.size, 1)
 
 
 def real(weights: Arrays) -> dict[str, np.ndarray]:
-    """Return those of some weights that are real numbers, which counters are not."""
+    """Return the weights that are real numbers, without counters."""
     return {name: values for name, values in weights.items() if np.issubdtype(values.dtype, np.floating)}
 
 
 def moved(weights: Arrays, change: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights that have taken a change, in float32: the same numbers wherever it is worked out."""
+    """Return weights plus a change, in float32: equal wherever it is computed."""
     return {
         name: (values.astype(np.float64) + change[name]).astype(np.float32) if name in change else values
         for name, values in weights.items()

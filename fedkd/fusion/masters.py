@@ -1,8 +1,7 @@
-"""`masters`: weak teachers before strong ones, and on each sample the one that is nearest and not alone.
+"""`masters`: weak teachers before strong ones; on each sample the nearest that the majority agrees with.
 
-After curricula of masked teachers, of which no publication was found: a strong teacher is too far from a
-student that knows little. There small weights of one teacher are left out and restored in the course of
-training; here weak clients come first.
+After curricula of masked teachers, of which no publication was found. There small weights of one teacher are
+left out and restored in the course of training; here weak clients come first.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class Masters(TemperedLabels):
         j_n(i) = argmax_j [argmax q_j[i] = ȳ_i] − λ KL(q_j[i] ‖ q_n[i])     heard, and not n itself
         K_n[i] = q_j[i] for this j;  q_n[i] where only n is heard
 
-    How strong a client is it says itself: its accuracy on own samples that it keeps apart. Nobody can check
-    that, and a poisoned client is as strong as it likes. With `held_out_share = 0` it is the mean confidence
-    of its predictions instead, and nothing is kept apart or sent.
+    A client's strength is its own report: its accuracy on own samples that it keeps apart, which poisoned
+    clients may forge. With `held_out_share = 0` it is the mean confidence of its predictions, and nothing is
+    kept apart or sent.
     """
 
     name: ClassVar[str] = "masters"
@@ -57,8 +56,8 @@ class Masters(TemperedLabels):
     distance_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.5
     """λ: how much nearness counts against being in the majority. 1 / λ nats are as bad as being outvoted."""
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of a client's training samples that it keeps apart to tell how strong it is; 0 goes by mean
-    confidence, which costs no samples and which overfitted clients have most of."""
+    """Share of a client's samples that it keeps apart to measure its strength; 0 uses mean confidence, which
+    costs no samples and which overfitted clients have most of."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; teachers are chosen at 1."""
 
@@ -75,10 +74,8 @@ class Masters(TemperedLabels):
             held_out_share=self.held_out_share,
         )
 
-    # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`; the weights `[N, N]` say which share of a receiver's samples who taught."""
+        """Return K `[N, M, C]`; the weights `[N, N]` are shares of a receiver's samples by teacher."""
         assert knowledge.logits is not None
         log_q = log_softmax(knowledge.logits)
         q = np.exp(log_q)
@@ -102,7 +99,7 @@ class Masters(TemperedLabels):
         return Guidance(targets, weights)
 
     def _heard(self, knowledge: Knowledge) -> np.ndarray:
-        """Return which rows are heard in this round, ascending; those as strong as the last one are too."""
+        """Return the rows heard in this round, ascending, with those that tie with the last."""
         strength = self._strength(knowledge)
         if self.order == "strong_first":
             strength = -strength
@@ -110,7 +107,7 @@ class Masters(TemperedLabels):
         return np.flatnonzero(strength <= last)
 
     def _strength(self, knowledge: Knowledge) -> np.ndarray:
-        """Return how strong each client is, or where it stands in a random order, `[N]`."""
+        """Return each client's strength, or its place in a random order, `[N]`."""
         assert knowledge.logits is not None
         if self.order == "random":
             draws = [numpy_generator(knowledge.seed, "masters-order", client=c) for c in knowledge.clients]
@@ -120,14 +117,12 @@ class Masters(TemperedLabels):
         return np.exp(log_confidence(knowledge.logits).astype(np.float64)).mean(axis=1)
 
     def number_heard(self, clients: int, round: int, rounds: int) -> int:
-        """Return J of so many clients in a round, at least 1."""
+        """Return J in a round, at least 1."""
         passed = 1.0 if self.warm_up == 0.0 else min(1.0, round / (self.warm_up * rounds))
         share = self.first_share + (1.0 - self.first_share) * passed
         return max(1, int(np.ceil(clients * share - 1e-9)))
 
-    # On a client --------------------------------------------------------------------------------------
-
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return logits and the accuracy on what is kept apart `[1]`, if anything is."""
+        """Return logits, and the accuracy on held-out samples `[1]` if there are any."""
         said = {} if self.held_out_share == 0.0 else {ACCURACY: held_out_accuracy(client)}
         return super().upload(client) | said

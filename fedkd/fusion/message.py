@@ -1,8 +1,4 @@
-"""Message: clients ask about what they are unsure of, and who knows best answers in four bytes.
-
-After I. Wang et al., "Talking Models: Distill Pre-trained Knowledge to Downstream Models via Interactive
-Communication", 2023, arXiv 2310.03188, where student and teacher exchange messages of few numbers.
-"""
+"""Message: clients ask about unsure samples, and the best client answers in four bytes."""
 
 from __future__ import annotations
 
@@ -42,13 +38,10 @@ class Message(SoftLabels):
         teacher of n = argmax over m ≠ n of max over the question's two classes c of p_m[c] q_m[i, c]
         loss         = cross entropy to the teacher's q_m[i], on the samples that n asked about
 
-    A question is heard a round later, so the first round teaches nothing. Sent up are a bit for each transfer
-    sample and two bytes for each question, and four bytes for each sample that anybody asked about; sent down
-    a bit for each transfer sample twice, and four bytes for each question. With ten classes the logits of
-    `knfu` are 40 bytes a sample each way.
-
-    Nobody but the student itself uses how unsure it is, so that is not sent. Above 256 classes, each takes a
-    byte more.
+    Answers come a round after the question, so the first round teaches nothing. A client sends a bit for
+    each transfer sample, two bytes for each question and four bytes for each sample that anybody asked
+    about. It receives two bits for each transfer sample and four bytes for each question. Above 256 classes,
+    each takes a byte more. With ten classes the logits of `knfu` are 40 bytes a sample each way.
     """
 
     name: ClassVar[str] = "message"
@@ -61,19 +54,8 @@ class Message(SoftLabels):
             SHARES: Kind.SHARES,
             ABOUT: Kind.CONSTANT,
         },
-        shapes={
-            ASKED: "Y",
-            BETWEEN: "q 2<C",
-            CLASSES: "r 2<C",
-            SHARES: "r 2",
-            ABOUT: "2",
-        },
-        receives={
-            QUESTIONS: "Y",
-            ANSWERED: "Y",
-            CLASSES: "q 2<C",
-            SHARES: "q 2",
-        },
+        shapes={ASKED: "Y", BETWEEN: "q 2<C", CLASSES: "r 2<C", SHARES: "r 2", ABOUT: "2"},
+        receives={QUESTIONS: "Y", ANSWERED: "Y", CLASSES: "q 2<C", SHARES: "q 2"},
         guides="each",
         upload_changes=True,
         requires_sync="has clients answer what was asked in the round before",
@@ -85,40 +67,36 @@ class Message(SoftLabels):
     )
 
     questions: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """κ: share of the transfer set that a client asks about each round. Bytes grow with what all of them ask
-    about together: ten clients at 0.2 ask about most of it unless they are unsure about the same. 0 leaves
-    every client alone."""
-
-    # On a client --------------------------------------------------------------------------------------
+    """κ: share of the transfer set that a client asks about each round. Bytes grow with all clients'
+    questions: ten clients at 0.2 ask about most of it unless they are unsure about the same. 0 leaves every
+    client alone."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return answers to what is asked, `classes` and `shares` `[R, 2]`, and a question.
+        """Return answers `classes` and `shares` `[R, 2]`, and the client's questions.
 
-        The question is a bit for each transfer sample, `asked` `[⌈M/8⌉]`, and for each that is set,
-        ascending, `between` which two classes, `[Q, 2]`. `about` `[2]` tells how many classes there are, and
-        by a checksum which questions the answers are to.
+        Questions are `asked` `[⌈M/8⌉]`, a bit for each transfer sample, and the two classes `between` `[Q,
+        2]`. `about` `[2]` is the number of classes and a checksum of the questions that the answers are to.
 
         Raises:
-            TrainingDiverged: The model predicts nothing any more.
+            TrainingDiverged: Predictions are NaN.
         """
         logits = client.logits()
-        if np.isnan(logits).any():  # nothing that is sent would show it
+        if np.isnan(logits).any():  # the arrays that are sent would not show it
             raise TrainingDiverged("predictions are not numbers (NaN); a lower training.lr may help")
         q = softmax(logits)
         questions = client.memory.get(QUESTIONS, _bits(np.empty(0, dtype=np.int64), len(q)))
         answers = answers_of(q[_members(questions, len(q))])
         asked = self._unsure(q)
-        between = two_likeliest(q[asked]).astype(answers.classes.dtype)
         return {
             CLASSES: answers.classes,
             SHARES: answers.shares,
             ASKED: _bits(asked, len(q)),
-            BETWEEN: between,
+            BETWEEN: two_likeliest(q[asked]).astype(answers.classes.dtype),
             ABOUT: np.array([q.shape[-1], crc32(questions.tobytes())], dtype=np.uint32),
         }
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse a wrong number of questions, or of classes."""
+        """Refuse a wrong number of questions or classes."""
         asked, between = np.unpackbits(upload[ASKED]), len(upload[BETWEEN])
         samples, classes = sizes.get("M", len(asked)), sizes.get("C", int(upload[ABOUT][0]))
         if asked[samples:].any():
@@ -132,7 +110,7 @@ class Message(SoftLabels):
         return None
 
     def _number(self, samples: int) -> int:
-        """Return Q, of so many transfer samples."""
+        """Return the number of questions Q."""
         return int(self.questions * samples + 0.5)
 
     def _unsure(self, q: np.ndarray) -> np.ndarray:
@@ -142,40 +120,41 @@ class Message(SoftLabels):
         return np.sort(order[: self._number(len(q))])
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Keep what is asked, for the next answers, and learn the answers to the client's own questions."""
+        """Keep the round's questions for the next answers, and learn the answers to the client's own."""
         client.memory[QUESTIONS] = np.array(guidance[QUESTIONS])
         return self.targets_of(client, guidance)
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Return what the answers say, `[K, C]`, and of which samples, `[K]`; None: there are no answers."""
+        """Return predictions `[K, C]` by the answers, and their samples `[K]`; None without answers."""
         if ANSWERED not in guidance:
             return None
         told = predictions(Answers(guidance[CLASSES], guidance[SHARES]), client.classes)
         return told.astype(np.float32), _members(guidance[ANSWERED])
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return how many answers there are."""
+        """Return the number of answers."""
         return len(guidance[CLASSES]) if ANSWERED in guidance else 0
 
-    # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each student's answers, all `questions` of the round, and who was whose teacher."""
+        """Return each student's answers, all `questions` of the round, and the teachers' shares."""
         extra, clients = knowledge.extra, knowledge.clients
         asked = np.stack(extra[ASKED])
         questions = np.bitwise_or.reduce(asked, axis=0)
         told: dict[int, Arrays] = {}
         taught = np.zeros((len(clients), len(clients)))
         answers = _Heard.of(extra, memory)
-        for student, bits, between in _students(memory):
-            own = clients.index(student) if student in clients else None
-            found = None if answers is None else answers.to(_members(bits), between, own)
-            if found is None:
-                continue
-            teachers, answer = found
-            told[student] = {ANSWERED: bits, CLASSES: answer.classes, SHARES: answer.shares}
-            if own is not None:
-                taught[own] = np.bincount(teachers, minlength=len(clients)) / len(teachers)
+        if answers is not None:
+            students = zip(memory["clients"].tolist(), memory[ASKED], memory[BETWEEN], strict=True)
+            for student, bits, between in students:
+                own = clients.index(student) if student in clients else None
+                found = answers.to(_members(bits), between, own)
+                if found is None:
+                    continue
+                teachers, answer = found
+                told[student] = {ANSWERED: bits, CLASSES: answer.classes, SHARES: answer.shares}
+                if own is not None:
+                    taught[own] = np.bincount(teachers, minlength=len(clients)) / len(teachers)
+        untaught = taught.sum(axis=1) == 0
         kept = {
             "clients": np.array(clients, dtype=np.int64),
             ASKED: asked,
@@ -184,7 +163,7 @@ class Message(SoftLabels):
         }
         return Guidance(
             targets=None,
-            weights=_with_those_alone(taught) if told else None,
+            weights=taught + np.diag(untaught.astype(float)) if told else None,
             memory=kept,
             shared={QUESTIONS: questions},
             personal=[told.get(client, {}) for client in clients],
@@ -193,21 +172,10 @@ class Message(SoftLabels):
         )
 
 
-def _students(memory: Mapping[str, np.ndarray]) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Return who asked in the round before, about which samples, and between which classes."""
-    if not memory:
-        return []
-    return list(zip(memory["clients"].tolist(), memory[ASKED], memory[BETWEEN], strict=True))
-
-
 class _Heard(NamedTuple):
-    """The answers of a round.
+    """The answers of clients `[A]` that heard the questions about samples `[R]`.
 
-    Attributes:
-        teachers: The rows of those who answered, `[A]`: not of who has not heard what was asked.
-        answers: Theirs, `[A, R, 2]` each.
-        score: p_m[c] q_m[i, c], `[A, R, C]`.
-        samples: What was asked about, `[R]`.
+    The score `[A, R, C]` is p_m[c] q_m[i, c].
     """
 
     teachers: np.ndarray
@@ -219,7 +187,7 @@ class _Heard(NamedTuple):
     def of(
         cls, uploads: Mapping[str, Sequence[np.ndarray]], memory: Mapping[str, np.ndarray]
     ) -> _Heard | None:
-        """Return the answers to what was asked in the round before; None: there are none."""
+        """Return the answers to the questions of the round before; None without any."""
         if not memory or not memory[QUESTIONS].any():
             return None
         of_these, samples = crc32(memory[QUESTIONS].tobytes()), _members(memory[QUESTIONS])
@@ -242,12 +210,9 @@ class _Heard(NamedTuple):
     def to(
         self, asked: np.ndarray, between: np.ndarray, own: int | None
     ) -> tuple[np.ndarray, Answers] | None:
-        """Return who teaches each of a student's questions, `[Q]`, and what; None: nobody does.
+        """Return teachers `[Q]` of `asked` samples `[Q]` between two classes `[Q, 2]`, and their answers.
 
-        Args:
-            asked: The samples, `[Q]`.
-            between: Which two classes, `[Q, 2]`.
-            own: The student's row; None: it is not there.
+        None without any. `own` is the student's row; None: it is absent.
         """
         others = np.flatnonzero(self.teachers != own)
         if not len(others) or not len(asked):
@@ -259,19 +224,13 @@ class _Heard(NamedTuple):
         return self.teachers[best], answer
 
 
-def _with_those_alone(taught: np.ndarray) -> np.ndarray:
-    """Return weights `[N, N]` in which whoever had no teacher has itself."""
-    alone = taught.sum(axis=1) == 0
-    return taught + np.diag(alone.astype(float))
-
-
 def _bits(members: np.ndarray, size: int) -> np.ndarray:
-    """Return a bit for each of `size` samples, packed; 1 for members."""
+    """Return a packed bit for each of `size` samples, 1 for members."""
     bits = np.zeros(size, dtype=np.uint8)
     bits[members] = 1
     return np.packbits(bits)
 
 
 def _members(bits: np.ndarray, size: int | None = None) -> np.ndarray:
-    """Return the samples whose bits are set, ascending, of so many if that is said."""
+    """Return the samples whose bits are set, ascending."""
     return np.flatnonzero(np.unpackbits(bits)[:size])

@@ -1,8 +1,4 @@
-"""MHAT: models of any architecture train one on the server by what they predict; it then teaches them.
-
-L. Hu, H. Yan, L. Li, Z. Pan, X. Liu and Z. Zhang, "MHAT: An efficient model-heterogenous aggregation training
-scheme for federated learning", Information Sciences 560, 2021. Only its abstract was at hand.
-"""
+"""MHAT (Hu et al., 2021): clients' predictions train a model on the server, which then teaches them."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.server_teacher import ServerTeacher
+from fedkd.fusion.server_model import ServerTeacher
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
@@ -33,9 +29,8 @@ class MHAT(ServerTeacher):
         server ← minimise T² · mean_i KL(q̄[i] ‖ softmax(z(x_i) / T))
         client ← minimise T² · mean_i KL(softmax(z_server(x_i) / T) ‖ softmax(z_n(x_i) / T))
 
-    What `fedet` is without weights and without those who disagree. The server's model remembers earlier
-    rounds, so that what clients learn is smoother than the mean of one round; it can never be better on the
-    transfer set than that mean, only more consistent.
+    It is `fedet` without weights and disagreement. The server's model remembers earlier rounds, so its
+    targets are smoother than the mean of one round, but never better on the transfer set.
     """
 
     name: ClassVar[str] = "mhat"
@@ -47,8 +42,7 @@ class MHAT(ServerTeacher):
     source_note: ClassVar[str] = "written from the abstract: losses, temperature and schedule are fedkd's"
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Train the server model and return its logits, `[M, C]`, shared by all; its weights are the
-        memory."""
+        """Train the server model; return its logits `[M, C]`, shared by all, and its weights as memory."""
         assert knowledge.logits is not None
         mean = softmax(knowledge.logits, self.temperature).mean(axis=0, dtype=np.float64).astype(np.float32)
         logits, kept = self._taught(knowledge, memory, (mean,), self.server_loss)

@@ -1,11 +1,7 @@
-"""MOON: local training that keeps features near the average model's and away from the client's last own.
-
-Q. Li, B. He and D. Song, "Model-Contrastive Federated Learning", CVPR 2021, arXiv 2103.16257.
-"""
+"""MOON: local training keeps features near the average model's and off the previous own one's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -16,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
+from fedkd.fusion.parameters import PARAMETERS, pack, unpack
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -32,12 +28,11 @@ class Moon(LocalObjective, WeightAveraging):
 
         loss = CE(z, y) − μ · mean_i log σ((cos(r_i, r_i^received) − cos(r_i, r_i^previous)) / τ)
 
-    r are the penultimate features. In the paper the classifier sits on a projection of two layers to 256
-    features, which is then a part of every client's model: `projection = 256` among a model's arguments.
+    r are the penultimate features. The paper's classifier sits on a projection of two layers to 256
+    features: `projection = 256` among a model's arguments.
 
-    The received model and the previous one, the client's own as it was after its last training, are frozen
-    and in evaluation mode, so that their statistics do not drift while batches pass through them. Until there
-    is a previous one, in a client's first training, the loss is the cross entropy alone.
+    The received model and the client's own after its last training are frozen in evaluation mode, so that
+    their statistics stay. In a client's first training the loss is the cross entropy alone.
     """
 
     name: ClassVar[str] = "moon"
@@ -53,7 +48,7 @@ class Moon(LocalObjective, WeightAveraging):
     """τ: the lower, the more the samples count whose features are nearer to the previous model's."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the weights, and keep them: they are the next training's previous ones."""
+        """Return the weights, and keep them as the next training's previous ones."""
         own = pack(client.weights())
         client.memory |= own
         return own
@@ -67,10 +62,7 @@ class Moon(LocalObjective, WeightAveraging):
         from fedkd.training.losses import cross_entropy
 
         received = client.weights()
-        models: list[Any] = [
-            client.frozen(received),
-            client.frozen(unpack(_kept(client.memory), received)),
-        ]
+        models: list[Any] = [client.frozen(received), client.frozen(unpack(client.memory, received))]
 
         def loss(batch: LocalBatch) -> Tensor:
             assert batch.features is not None
@@ -82,7 +74,3 @@ class Moon(LocalObjective, WeightAveraging):
             return cross_entropy(batch.logits, batch.labels) + self.mu * contrast
 
         return loss
-
-
-def _kept(memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: memory[name] for name in (PARAMETERS, COUNTERS)}

@@ -1,8 +1,4 @@
-"""`mst`: a mixture of specialised teachers. A gate sends each sample to the two that suit it.
-
-"MST-Distill: Mixture of Specialized Teachers for Cross-Modal Knowledge Distillation", 2025, arXiv 2507.07015.
-Its MaskNets, which adapt each teacher to the student, are absent here.
-"""
+"""`mst`: a mixture of specialised teachers, chosen by a gate for each sample (after arXiv 2507.07015)."""
 
 from __future__ import annotations
 
@@ -39,13 +35,11 @@ class MST(ServerCost, TemperedLabels):
         K_n[i] = Σ_m g_m(i) q_m[i] / Σ_m g_m(i)              over the k largest g, q at temperature T
 
     ℓ is a teacher's cross entropy to the label, f the share of samples of which it is the first choice. The
-    gate sees nothing but the client's own prediction: it learns where the client needs whom.
+    gate sees the client's own prediction alone.
 
-    A gate that is trained through the distillation loss, as public code can be read, learns the *laziest*
-    teacher, who says most nearly what the student says already; and one that only picks, with its share left
-    out of the loss, learns nothing but balance. So here it is trained on labels. Those are on the server, and
-    so is the gate, anew each round: what comes down is K, and for fixed shares its gradient is that of the
-    weighted sum of losses to the teachers.
+    A gate trained through the distillation loss learns the *laziest* teacher, who says most nearly what the
+    student says already. So it is trained on labels, on the server, anew each round. The server sends K: for
+    fixed shares its gradient is that of the weighted sum of losses to the teachers.
     """
 
     name: ClassVar[str] = "mst"
@@ -56,13 +50,11 @@ class MST(ServerCost, TemperedLabels):
     )
 
     judge: Literal["labels", "consensus"] = "labels"
-    """What a teacher's answer is measured by: true `labels` of the transfer set, which the server then needs,
-    or the `consensus` of all other clients."""
+    """Measure of teachers: true `labels` of the transfer set, or the `consensus` of all other clients."""
     neighbours: Annotated[int, Field(ge=1)] = 4
     """B: how many nearest others are teachers (ties with the last are too)."""
     divergence: Literal["prediction_kl", "kl"] = "prediction_kl"
-    """Who is near: by predictions, sample by sample, which tells domains apart; or by class distributions, as
-    KnFu has it."""
+    """Distance of predictions sample by sample, which tells domains apart, or of class distributions."""
     top: Annotated[int, Field(ge=1)] = 2
     """k: how many teachers a sample is learned from."""
     balance: Annotated[float, Field(ge=0, le=1e9)] = 0.1
@@ -77,12 +69,10 @@ class MST(ServerCost, TemperedLabels):
     @cached_property
     def capabilities(self) -> Capabilities:
         """Needs and abilities at these hyper-parameters."""
-        return Capabilities(
-            guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
-        )
+        return Capabilities(guides="each", needs={"transfer_labels"} if self.judge == "labels" else set())
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what it takes to train every client's gate."""
+        """Return the cost of training every client's gate."""
         teachers = min(self.neighbours, extent.clients - 1)
         gate = dense(extent.classes, 2 * extent.classes, teachers)
         return TRAINING * self.steps * extent.clients * extent.samples * gate
@@ -91,7 +81,11 @@ class MST(ServerCost, TemperedLabels):
         """Return K `[N, M, C]`; the weights `[N, N]` are the mean shares of teachers."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
-        d = self._distances(softmax(knowledge.logits))
+        predicted, epsilon = softmax(knowledge.logits), distributions.EPSILON["soft"]
+        if self.divergence == "prediction_kl":
+            d = prediction_kl(predicted, epsilon)
+        else:
+            d = kl(distributions.smooth(predicted.mean(axis=1, dtype=np.float64), epsilon))
         near = nearest(d, self.neighbours) & ~np.eye(len(q), dtype=bool)
         losses = sample_losses(knowledge.logits, knowledge.labels if self.judge == "labels" else None)
         targets, weights = q.copy(), np.eye(len(q))
@@ -103,19 +97,10 @@ class MST(ServerCost, TemperedLabels):
             weights[n, teachers] = shares.mean(axis=0)
         return Guidance(targets, weights, distances=d)
 
-    def _distances(self, q: np.ndarray) -> np.ndarray:
-        epsilon = distributions.EPSILON["soft"]
-        if self.divergence == "prediction_kl":
-            return prediction_kl(q, epsilon)
-        return kl(distributions.smooth(q.mean(axis=1, dtype=np.float64), epsilon))
-
     def _shares(self, logits: np.ndarray, losses: np.ndarray, seed: int) -> np.ndarray:
-        """Return what each teacher counts on each sample, rows that sum to 1, `[M, B]`.
+        """Return the teachers' shares of each sample `[M, B]` by their losses `[M, B]`.
 
-        Args:
-            logits: The client's own, `[M, C]`.
-            losses: Its teachers', `[M, B]`.
-            seed: Of the gate's first weights, the same for all clients and rounds.
+        The seed of the gate's first weights is equal for all clients and rounds.
         """
         z = finite_logits(logits).astype(np.float64)
         size = np.sqrt((z**2).mean())

@@ -1,7 +1,6 @@
-"""FedKD: a private model and a shared one teach each other, and the shared one's changes travel as an SVD.
+"""FedKD: a private and a shared model teach each other; the shared one's changes travel as an SVD.
 
-C. Wu, F. Wu, L. Lyu, Y. Huang and X. Xie, "Communication-Efficient Federated Learning via Knowledge
-Distillation", Nature Communications 13, 2022, arXiv 2108.13323.
+Wu et al., Nature Communications 13, 2022, arXiv 2108.13323.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROJECTION = "projection"
-"""From the shared model's features to the own model's."""
+"""Maps the shared model's features to the own model's."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -45,14 +44,14 @@ class FedKD(LocalObjective, SharedModel):
         Δ_n = g_n − g as received, every matrix as U_k σ_k V_k              up
         g   ← g + mean by samples of Δ_n, as U_k σ_k V_k again              down
 
-    h are features, W `[F, F_g]` is each client's own and learns from L_g. k is the smallest rank that keeps a
-    share e of a matrix's squares, and e grows from round to round; where the factors would be more numbers
-    than the matrix, it is sent whole, and a kernel of a convolution is one matrix of O rows. So e = 1 is
-    exact. Whoever took no part is sent g itself, for which its own would be out of date.
+    h are features; W `[F, F_g]` is each client's own and learns from L_g. k is the smallest rank that keeps
+    a share e of a matrix's squares, and e grows over the rounds. A matrix is sent whole where its factors
+    would be more numbers, so e = 1 is exact. The kernel of a convolution is one matrix of O rows. Absent
+    clients receive g itself.
 
-    Codes that are public look for "> e" among less than all ranks and keep nothing where all are needed,
-    which puts a layer to zero; they compress weights instead of changes, or convolutions kernel by kernel,
-    which takes more numbers than the kernels have. Divisors that are not held reward a high cross entropy.
+    Public codes keep nothing of a layer where all ranks are needed. They compress weights instead of
+    changes, or convolutions kernel by kernel, which takes more numbers than the kernels have. Divisors that
+    are not held reward a high cross entropy.
     """
 
     name: ClassVar[str] = "fedkd"
@@ -66,8 +65,7 @@ class FedKD(LocalObjective, SharedModel):
     energy_end: Annotated[float, Field(gt=0, le=1)] = 0.98
     """e in the last round; 0.98 in the paper. 1 sends every change exactly."""
     least_loss: Annotated[float, Field(gt=0)] = 0.01
-    """What D is at least. The paper has no such bound; without any, teaching grows without end where both
-    models are right about all their samples."""
+    """Lower bound of D, which the paper lacks: teaching would grow without end for two perfect models."""
 
     @cached_property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
@@ -75,11 +73,7 @@ class FedKD(LocalObjective, SharedModel):
         return replace(
             SharedModel.capabilities,
             sends="changes of a small shared model, as factors of low rank",
-            kinds={
-                FACTORS: Kind.WEIGHTS,
-                RANKS: Kind.INDICES,
-                COUNTERS: Kind.COUNTERS,
-            },
+            kinds={FACTORS: Kind.WEIGHTS, RANKS: Kind.INDICES, COUNTERS: Kind.COUNTERS},
             shapes={FACTORS: "f", RANKS: "R", COUNTERS: "B"},
             receives={**PACKED, FACTORS: "f", RANKS: "R"},
             guides="each",
@@ -95,36 +89,29 @@ class FedKD(LocalObjective, SharedModel):
         over = (round - 1) / (rounds - 1) if rounds > 1 else 0.0
         return self.energy_start + (self.energy_end - self.energy_start) * min(over, 1.0)
 
-    # On the server ------------------------------------------------------------------------------------
-
     def prepare(self, server: ServerModels) -> Guidance:
-        """Return g as it begins."""
+        """Return the initial g."""
         start = pack(server.initial_weights(self._architecture(server)))
         return Guidance(targets=None, shared=start, memory=start)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the compressed mean change for those who took part, and g for all others; it is the
-        memory."""
+        """Return the compressed mean change for participants and g for all others."""
         assert knowledge.server is not None
         like = knowledge.server.initial_weights(self._architecture(knowledge.server))
-        weights = unpack(memory, like)
-        samples = np.maximum(knowledge.samples, 1)
+        samples, uploads = np.maximum(knowledge.samples, 1), knowledge.extra
         mean = {name: np.zeros(values.shape) for name, values in real(like).items()}
-        uploads = knowledge.extra
         shares = samples / samples.sum()
         for share, factors, ranks in zip(shares, uploads[FACTORS], uploads[RANKS], strict=True):
             for name, values in decompress({FACTORS: factors, RANKS: ranks}, mean).items():
                 mean[name] += share * values
         counters = np.max(uploads[COUNTERS], axis=0)
         change = compress(mean, self.energy(knowledge.round, knowledge.rounds)) | {COUNTERS: counters}
-        newest = pack(moved(weights, decompress(change, mean))) | {COUNTERS: counters}
+        newest = pack(moved(unpack(memory, like), decompress(change, mean))) | {COUNTERS: counters}
         personal = [change] * len(knowledge.clients)
         return Guidance(targets=None, personal=personal, for_absent=newest, memory=newest)
 
     def _architecture(self, server: ServerModels) -> str:
         return server.architecture(self.shared_model, self.shared_arguments)
-
-    # On a client --------------------------------------------------------------------------------------
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return g and W."""
@@ -140,19 +127,19 @@ class FedKD(LocalObjective, SharedModel):
         }
 
     def before_training(self, client: ClientView) -> None:
-        """Keep g as it was received: changes are from there."""
+        """Keep g as received, the origin of changes."""
         client.memory |= pack(client.weights(SHARED))
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return how g has changed in training."""
+        """Return the change of g in training."""
         now = client.weights(SHARED)
         received = unpack(client.memory, now) if PARAMETERS in client.memory else {}
         change = {n: v.astype(np.float64) - received.get(n, 0.0) for n, v in real(now).items()}
-        counters = {COUNTERS: pack(now)[COUNTERS]}
-        return compress(change, self.energy(client.round, client.rounds)) | counters
+        compressed = compress(change, self.energy(client.round, client.rounds))
+        return compressed | {COUNTERS: pack(now)[COUNTERS]}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse factors that are not as many as the ranks say."""
+        """Refuse factors that do not fit the ranks."""
         if network is None:
             return None
         like, ranks = real(network.weights), upload[RANKS]
@@ -164,7 +151,7 @@ class FedKD(LocalObjective, SharedModel):
         return None
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Go on with g: as it is sent, or from where it was received last by the change that is sent."""
+        """Load g, or add its change to the g received last."""
         like = client.weights(SHARED)
         if FACTORS in guidance:
             received = unpack(client.memory, like)

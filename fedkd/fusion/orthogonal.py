@@ -1,9 +1,9 @@
-"""FOT: an average that keeps out of the subspaces that all clients' inputs of old tasks lie in.
+"""FOT: an average that keeps out of the subspaces of all clients' inputs of old tasks.
 
 Y. F. Bakman, D. N. Yaldiz, Y. H. Ezzeldin and S. Avestimehr, "Federated Orthogonal Training: Mitigating
 Global Catastrophic Forgetting in Continual Federated Learning", ICLR 2024, arXiv 2309.01289.
 
-With A the inputs of a layer, of all clients side by side, and U ``[n, r]`` the basis of what is protected::
+With A the inputs of a layer, of all clients side by side, and U ``[n, r]`` the protected basis::
 
     Y_c = (A_c − U Uᵀ A_c) Ω_c          each client, at the end of a task; Ω_c uniform in [−1, 1]
     ρ_c = ‖A_c − U Uᵀ A_c‖² / ‖A_c‖²
@@ -11,18 +11,15 @@ With A the inputs of a layer, of all clients side by side, and U ``[n, r]`` the 
     U ← QR [U, v_1 … v_k]               smallest k with e(k) ≥ 1 − (1 − ε)/ρ
     Δ ← Δ − Δ U Uᵀ                      in every round, Δ the step of the average
 
-where ρ is the mean of ρ_c, weighted by samples, and e(k) the share of the energy of ``A − U Uᵀ A`` that the
-first k directions hold. U holds ε of all energy once e is ``1 − (1 − ε)/ρ``. Energies are squares on both
-sides.
-
-Ω has independent entries of one variance, so the energies of Y along a fixed direction are those of what U
-leaves of A, in expectation and up to a factor. The v_i are not fixed. They fit the Ω that Y was made with,
-and hold more of Y than of A. So a tenth of the columns, H, is kept apart from the SVD, and measures::
+ρ is the mean of ρ_c by samples, e(k) the share of the energy (squares) of ``A − U Uᵀ A`` along the first k
+directions. In expectation Y has the energies of A along a fixed direction, but the v_i fit the Ω of Y and
+hold more of Y than of A. So a tenth of the columns, H, is kept apart from the SVD, and measures::
 
     e(k) = Σ_{i ≤ k} ‖v_iᵀ H‖² / ‖H‖²            unbiased, as the v_i know nothing of H's numbers
     e(k) = Σ_{i ≤ k} σ_i² / ‖Σ_c Y_c‖²           the authors' code, without H: an overestimate
 
-On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 % with sketches of 100 columns.
+On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 % with sketches of 100
+columns.
 """
 
 from __future__ import annotations
@@ -38,28 +35,23 @@ from fedkd.fusion.kinds import Kind
 from fedkd.training.device import torch_threads
 
 SKETCH, LEFT = "sketch/", "left/"
-"""What a client sends of every layer, by its name: Y_c ``[n, width]``, and ρ_c."""
+"""Prefixes of a client's arrays for each layer: Y_c ``[n, width]``, and ρ_c."""
 
 
 def kinds_of(upload: Iterable[str]) -> dict[str, Kind]:
-    """Return what each array is that a client sends, by name."""
+    """Return the kind of each of a client's arrays."""
     return {name: Kind.FEATURES if name.startswith(SKETCH) else Kind.OTHER for name in upload}
 
 
 def share_left(shares: Sequence[float], samples: Sequence[int]) -> float:
-    """Return ρ in [0, 1]: the clients' shares of energy that is left, weighted by their samples.
-
-    Args:
-        shares: ρ_c.
-        samples: Samples that each is about; without any, nothing is left.
-    """
+    """Return ρ in [0, 1]: the mean of the clients' ρ_c by samples; 0 without samples."""
     if sum(samples) == 0:
         return 0.0
     return float(np.clip(np.average(shares, weights=samples), 0.0, 1.0))
 
 
 Measure = Literal["measured", "sketch"]
-"""What the energy that directions hold is taken from: columns kept apart, or those that they were made of."""
+"""Columns that measure energy: those kept apart, or those that made the directions."""
 APART = 10
 """One column of so many is kept apart."""
 TINY = 1e-300
@@ -67,12 +59,7 @@ TINY = 1e-300
 
 
 class Protected(NamedTuple):
-    """What is protected once a task is over.
-
-    Attributes:
-        basis: U, ``[n, r + k]`` orthonormal float32.
-        energy: An estimate of the share of the energy of the task's inputs that it holds.
-    """
+    """The protected basis U after a task, ``[n, r + k]`` orthonormal float32, and its share of the energy."""
 
     basis: np.ndarray
     energy: float
@@ -81,17 +68,15 @@ class Protected(NamedTuple):
 def extended(
     basis: np.ndarray, sketch: np.ndarray, left: float, threshold: float, measure: Measure = "measured"
 ) -> Protected:
-    """Return U with what of a task is to be protected besides.
-
-    Where the directions of the sketch hold less than what is wanted, all of them are taken.
+    """Return U with the new directions of a task, at most all of the sketch's.
 
     Args:
         basis: U, ``[n, r]``.
         sketch: ``Σ_c Y_c``, ``[n, width]``; a single column, of a layer with one input, measures itself.
         left: ρ.
         threshold: ε.
-        measure: What k is chosen by. The energy is measured in either case. With `sketch` it is that of as
-            many directions of the other columns, which hold a little less than the directions taken.
+        measure: Choice of k. The energy is measured in either case; with `sketch`, of as many directions of
+            the other columns, which hold a little less than the directions taken.
     """
     wanted = 1.0 - (1.0 - threshold) / left if left > 0.0 else 0.0
     if wanted <= 0.0 or basis.shape[1] == len(basis):
@@ -112,11 +97,6 @@ def extended(
 
 
 def outside(step: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Return ``Δ − Δ U Uᵀ``, float64, shaped like Δ.
-
-    Args:
-        step: Δ, a layer's weight or what is added to it, ``[out, n]`` or a convolution's ``[out, c, h, w]``.
-        basis: U, ``[n, r]``.
-    """
+    """Return ``Δ − Δ U Uᵀ``, float64, of a layer's step Δ ``[out, ...]`` and U ``[n, r]``."""
     delta, columns = step.reshape(len(step), -1).astype(np.float64), basis.astype(np.float64)
     return (delta - (delta @ columns) @ columns.T).reshape(step.shape)

@@ -1,9 +1,7 @@
 """`panda`: learn from each client as far as it has learned in the same direction.
 
-After Q. Zhong, L. Ding, J. Liu, B. Du and D. Tao, "PanDa: Prompt Transfer Meets Knowledge Distillation for
-Efficient Model Adaptation", arXiv 2208.10160. There a target distils a source's knowledge, the loss
-multiplied by how similar the two tasks are. What stands for a task here is the shift of a client's mean
-prediction since before any training.
+After Zhong et al., PanDa, arXiv 2208.10160, where the distillation loss is multiplied by the similarity of
+two tasks. Here the shift of a client's mean prediction stands for its task.
 """
 
 from __future__ import annotations
@@ -37,12 +35,11 @@ class Panda(KnowsStart):
         W_nm   = s_nm / N for m ≠ n, and W_nn = 1 − Σ_m W_nm
         K_n[i] = Σ_m W_nm softmax(z_m(x_i) / T)                for client n alone
 
-    It is the paper's sum of losses, ``1/N Σ_m s_nm KD(z_n ← q_m)``: what a dissimilar client forfeits goes to
-    the client's own predictions, which pull at nothing when distillation begins and hold it back later. A
-    factor on the whole loss would do nothing under Adam, which divides by the size of gradients.
+    It is the paper's sum of losses, ``1/N Σ_m s_nm KD(z_n ← q_m)``: a dissimilar client's weight goes to the
+    client's own predictions. A factor on the whole loss would do nothing under Adam.
 
-    A client whose like is missing keeps to itself, as under KnFu with a large β, but a weight is at most 1/N:
-    with all alike it is the plain mean. Like KnFu's distance it sees label mixes, and no single samples.
+    A client without similar ones keeps to itself, as under KnFu with a large β, but a weight is at most 1/N:
+    among equal clients it is the plain mean. Like KnFu's distance it sees label mixes, not single samples.
     """
 
     name: ClassVar[str] = "panda"
@@ -59,7 +56,7 @@ class Panda(KnowsStart):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return personal targets `[N, M, C]` and the weights `[N, N]` that made them."""
+        """Return personal targets `[N, M, C]` and their weights `[N, N]`."""
         assert knowledge.logits is not None
         weights = similarity_weights(shift_cosine(self.shift_of(knowledge)))
         q = softmax(knowledge.logits, self.temperature)
@@ -67,11 +64,7 @@ class Panda(KnowsStart):
 
 
 def similarity_weights(cosine: np.ndarray) -> np.ndarray:
-    """Return ``max(0, cos_nm) / N`` for two clients, and what is left to 1 for oneself, `[N, N]`.
-
-    Args:
-        cosine: `[N, N]`, 1 on the diagonal.
-    """
+    """Return ``max(0, cos_nm) / N`` for two clients and the rest to 1 for oneself, `[N, N]`."""
     clients = len(cosine)
     weights = np.maximum(cosine, 0.0) / clients
     np.fill_diagonal(weights, 0.0)

@@ -1,4 +1,4 @@
-"""A model's weights as two flat arrays, so that those of any architecture travel and average alike."""
+"""A model's weights as two flat arrays, which any architecture sends and averages alike."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ def pack(weights: Arrays) -> dict[str, np.ndarray]:
     """Return `parameters` `[P]` float32 (normalisation statistics included) and `counters` `[B]` int64.
 
     Counters are the buffers that are not real numbers, like BatchNorm's number of batches seen.
-
-    Args:
-        weights: Parameters and buffers by name.
     """
     real = [values.ravel() for values in weights.values() if _is_real(values)]
     other = [values.ravel() for values in weights.values() if not _is_real(values)]
@@ -31,12 +28,7 @@ def pack(weights: Arrays) -> dict[str, np.ndarray]:
 
 
 def unpack(packed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
-    """Return the weights that `pack` made flat.
-
-    Args:
-        packed: `parameters` and `counters`.
-        like: Weights of the same architecture, for names, shapes and types.
-    """
+    """Return the weights that `pack` made flat, with names, shapes and types of the weights `like`."""
     start = {PARAMETERS: 0, COUNTERS: 0}
     weights = {}
     for name, values in like.items():
@@ -48,19 +40,15 @@ def unpack(packed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
 
 
 def packs_of(uploads: Mapping[str, Sequence[np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """Return each client's `pack`, as it lies in `Knowledge.extra` among what else they sent."""
+    """Return each client's `pack` out of `Knowledge.extra`."""
     pairs = zip(uploads[PARAMETERS], uploads[COUNTERS], strict=True)
     return [{PARAMETERS: parameters, COUNTERS: counters} for parameters, counters in pairs]
 
 
 def average(uploads: Sequence[Arrays], samples: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the mean of packed weights of one architecture, weighted by samples and added in float64.
+    """Return the mean of packed weights of one architecture by samples, added in float64.
 
-    Counters cannot be averaged; the mean model has seen as much as the one that has seen most.
-
-    Args:
-        uploads: Each client's `pack`.
-        samples: Training samples of each, `[N]`; a client without any counts as one.
+    Counters are the maximum. A client without samples `[N]` counts as one.
     """
     share = np.maximum(samples, 1) / np.maximum(samples, 1).sum()
     total = np.zeros(uploads[0][PARAMETERS].shape)

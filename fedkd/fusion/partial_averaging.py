@@ -1,14 +1,7 @@
 """Partial averaging: a part of the model is shared, the other part is the client's own.
 
-FedPer: M. G. Arivazhagan, V. Aggarwal, A. K. Singh and S. Choudhary, "Federated Learning with Personalization
-Layers", 2019, arXiv 1912.00818.
-FedRep: L. Collins, H. Hassani, A. Mokhtari and S. Shakkottai, "Exploiting Shared Representations for
-Personalized Federated Learning", ICML 2021, arXiv 2102.07078.
-FedBABU: J. Oh, S. Kim and S.-Y. Yun, "FedBABU: Toward Enhanced Representation for Federated Image
-Classification", ICLR 2022, arXiv 2106.06042.
-LG-FedAvg: P. P. Liang, T. Liu, L. Ziyin, N. B. Allen, R. P. Auerbach, D. Brent, R. Salakhutdinov and
-L.-P. Morency, "Think Locally, Act Globally: Federated Learning with Local and Global Representations", 2020,
-arXiv 2001.01523.
+FedPer: Arivazhagan et al., arXiv 1912.00818. FedRep: Collins et al., ICML 2021, arXiv 2102.07078. FedBABU:
+Oh, Kim and Yun, ICLR 2022, arXiv 2106.06042. LG-FedAvg: Liang et al., arXiv 2001.01523.
 """
 
 from __future__ import annotations
@@ -51,8 +44,8 @@ class FedPer(PartialAveraging):
 
         w = (body, head_n):   body ← Σ_n S_n body_n / Σ_n S_n,   head_n stays
 
-    Statistics of normalisation layers belong to the body, and are averaged with it. A head of the client's
-    own knows the client's classes: look at local accuracy, before and after the body has changed under it.
+    Statistics of normalisation layers belong to the body. The head knows the client's classes: look at local
+    accuracy, before and after fusion.
     """
 
     name: ClassVar[str] = "fedper"
@@ -71,9 +64,9 @@ class FedRep(LocalObjective, FedPer):
         body_n ← `local_epochs` of training the body, head_n as it is now
         body   ← Σ_n S_n body_n / Σ_n S_n
 
-    What differs from `fedper` is that the two are never trained together. Both phases have the scenario's
-    optimiser; the paper has SGD with lr 0.01, momentum 0.5 and batches of 10. A training after the last
-    fusion (`finish = "trained"`) is of the head alone, for the body that came last.
+    Unlike in `fedper`, the two are never trained together. Both phases have the scenario's optimiser; the
+    paper has SGD with lr 0.01, momentum 0.5 and batches of 10. A training after the last fusion (`finish =
+    "trained"`) is of the head alone.
     """
 
     name: ClassVar[str] = "fedrep"
@@ -87,7 +80,7 @@ class FedRep(LocalObjective, FedPer):
     head is cheap and its problem convex: enough of them that it is fitted."""
 
     def phases(self, epochs: int, *, last: bool) -> Sequence[Phase]:
-        """Return the head's phase, and the body's unless it is over with the last fusion."""
+        """Return the head's phase, and the body's unless the last fusion is over."""
         head = Phase(self.head_epochs, in_head)
         return [head] if last else [head, Phase(epochs, in_body)]
 
@@ -102,9 +95,9 @@ class FedBABU(LocalObjective, FedPer):
         body   ← Σ_n S_n body_n / Σ_n S_n
         at last:  body_n, head_n ← some epochs of SGD on both, alone
 
-    The last line is what makes it personal, and needs `finish = "trained"`: the accuracy of the last round is
-    that before it, the accuracy of the round after it that of the fine-tuned models. In the paper SGD has lr
-    0.1 and momentum 0.9, a tenth of that from the half of the rounds on and a hundredth from three quarters.
+    The last line personalises, and needs `finish = "trained"`; the round after the last has its accuracy.
+    The paper's SGD has lr 0.1 and momentum 0.9, a tenth of that from the half of the rounds on and a
+    hundredth from three quarters.
     """
 
     name: ClassVar[str] = "fedbabu"
@@ -129,11 +122,11 @@ class LGFedAvg(PartialAveraging):
 
         w = (body_n, head):   head ← Σ_n S_n head_n / Σ_n S_n,   body_n stays
 
-    Features have to be equally wide, and mean the same to a shared head only as far as it has made them.
-    Where architectures are mixed, all begin with client 0's head.
+    Features have to be equally wide, and share their meaning only as far as the shared head has made them.
+    Mixed architectures begin with client 0's head.
 
-    Published figures start from a model that FedAvg has trained, and are those of each client's best round by
-    test accuracy; here training begins at the beginning, and every round is told.
+    Published figures start from a model that FedAvg has trained, and are those of each client's best round
+    by test accuracy; here training begins at the beginning, and every round is told.
     """
 
     name: ClassVar[str] = "lg_fedavg"
@@ -150,7 +143,7 @@ class LGFedAvg(PartialAveraging):
     )
 
     def prepare(self, server: ServerModels) -> Guidance | None:
-        """Return the head that all begin with, unless they have the same in any case."""
+        """Return the common first head where architectures are mixed."""
         first = server.architecture_of(0)
         if len(server.clients_of(first)) == server.clients:
             return None

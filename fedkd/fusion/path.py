@@ -1,14 +1,13 @@
-"""`path`: a router of each client's own sends every transfer sample to those of its neighbours that know it.
+"""`path`: each client's own router sends every transfer sample to the neighbours that know it.
 
-After Path-PKT, of which no publication was found. It is said to let a model of one task route each sample
-among the models of others by a softmax over a few of them, with a balance loss and a z-loss. How the router
-is trained without a task loss is ours.
+After Path-PKT, of which no publication was found: a softmax over a few models of other tasks routes each
+sample, with a balance loss and a z-loss. The training of the router without a task loss is ours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -20,12 +19,15 @@ from fedkd.fusion import distribution as distributions
 from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.combine import class_experts
 from fedkd.fusion.extent import Extent, ServerCost
+from fedkd.fusion.gate import TIE, first_choices, row_softmax
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.routing import Router, mixed, train_router
 from fedkd.fusion.shift import KnowsStart, shift_cosine
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.transferability import UNLABELLED
 from fedkd.hyperparameters import STRICT
+
+LEAST = 1e-150
+"""Lower bound of a mixture's probability, so that no division by it overflows."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -41,12 +43,11 @@ class Path(ServerCost, KnowsStart):
                   + balance · N Σ_m f_m mean_i g_nm(i) + z_loss · mean_i (log Σ_m exp s_nm(i))²
 
     t is the class experts' answer (see `experts`), or the true label; f the share of samples whose highest
-    score is m's. With `steps = 0` it is the guess alone that chooses, the same for all samples: with
-    `"distance"` and all neighbours that is KnFu. Guesses are the predictors of the transferability map, which
-    tells which of them to believe.
+    score is m's. With `steps = 0` the guess alone chooses, the same for all samples: with `"distance"` and
+    all neighbours that is KnFu. Guesses are the predictors of the transferability map.
 
-    The gate is learned from the whole transfer set at once. Taken over single samples, f would be the gate's
-    own choice of the moment and the balance loss would punish it for having made one.
+    The gate is learned from the whole transfer set at once: over single samples the balance loss would
+    punish every choice.
     """
 
     name: ClassVar[str] = "path"
@@ -61,11 +62,9 @@ class Path(ServerCost, KnowsStart):
     neighbours: Annotated[int, Field(ge=1)] = 5
     """Senders that a sample may be routed to, the client itself among them (ties with the last stay)."""
     supervision: Literal["experts", "labels"] = "experts"
-    """What the gate is to get right: the class `experts`' answer, or the transfer set's true `labels`, which
-    the server has to know."""
+    """Answers that train the gate: the class `experts`' or the transfer set's true `labels`."""
     steps: Annotated[int, Field(ge=0, le=10_000)] = 50
-    """Steps of gradient descent on the whole transfer set, in every round from the guess on; 0 leaves
-    that alone."""
+    """Steps of gradient descent on the whole transfer set in every round; 0 leaves the guess alone."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 2.0
     """Their size. A gate's gradient is a difference of probabilities: try 0.5 to 5."""
     balance: Annotated[float, Field(ge=0, le=1e6)] = 0.01
@@ -83,17 +82,16 @@ class Path(ServerCost, KnowsStart):
             needs.add("transfer_labels")
         if self.guess == "shift":  # which untrained networks answer
             needs.add("gradients")
-        return replace(super().capabilities, guides="each", needs=needs)
+        return dataclasses.replace(super().capabilities, guides="each", needs=needs)
 
     @property
     def tells_start(self) -> bool:
-        """Whether clients tell what they predicted before any training."""
+        """Whether clients send their mean prediction before any training."""
         return self.guess == "shift"
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what the four products of a step take, for every client's router."""
-        a_step = 4 * 2.0 * extent.clients * extent.samples * extent.classes
-        return self.steps * extent.clients * a_step
+        """Return the cost of a step's four products for every client's router."""
+        return self.steps * extent.clients * (4 * 2.0 * extent.clients * extent.samples * extent.classes)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal targets `[N, M, C]`; the weights `[N, N]` are the mean gates."""
@@ -113,15 +111,81 @@ class Path(ServerCost, KnowsStart):
     def _guess(self, q: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         if self.guess == "shift":
             return shift_cosine(self.shift_of(knowledge))
-        if self.guess == "none":
-            return np.zeros((len(q), len(q)))
-        return UNLABELLED[self.guess](q)
+        return np.zeros((len(q), len(q))) if self.guess == "none" else UNLABELLED[self.guess](q)
 
     def _wanted(self, q: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """Return what gates are to get right, `[M, C]`."""
+        """Return the answers that gates are trained on, `[M, C]`."""
         if self.supervision == "labels":
             assert labels is not None
             return np.eye(q.shape[-1])[labels]
         e = distributions.expertise("soft", q, None, None)
         everyone = np.full(len(q), 1.0 / len(q))
         return class_experts(everyone, q.astype(np.float32), e).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Router:
+    """A router with first scores `begin` `[N]` and `kept` senders of a sample, ties included.
+
+    `balance` weighs the loss that evens out the use of senders, `z_loss` that on the size of scores.
+    """
+
+    begin: np.ndarray
+    kept: int
+    balance: float
+    z_loss: float
+
+    def gate(self, learned: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return ``g_m(i)``, rows that sum to 1, `[M, N]`, of A `[F, N]` and samples' features `[M, F]`."""
+        return self._gate_of(self.begin + features @ learned)
+
+    def _gate_of(self, scores: np.ndarray) -> np.ndarray:
+        place = max(scores.shape[1] - self.kept, 0)
+        last = np.partition(scores, place, axis=1)[:, place : place + 1]
+        return row_softmax(np.where(scores >= last - TIE, scores, -np.inf))
+
+    def loss(
+        self, learned: np.ndarray, features: np.ndarray, q: np.ndarray, wanted: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Return the loss of a router and its gradient in A, both `[F, N]` like A itself.
+
+        The kept and the most used senders are constants in it, as always in mixtures of experts.
+
+        Args:
+            learned: A.
+            features: Of the samples, `[M, F]`.
+            q: Probabilities of the senders, `[N, M, C]`.
+            wanted: The right answers, `[M, C]`.
+        """
+        scores = self.begin + features @ learned
+        gate = self._gate_of(scores)
+        samples, senders = gate.shape
+        by_sample = np.ascontiguousarray(q.transpose(1, 0, 2))
+        # Nobody gives what is wanted any probability: then nobody is to blame.
+        mix = np.maximum((gate[:, None, :] @ by_sample)[:, 0], LEAST)
+        asked, top = first_choices(scores), scores.max(axis=1)
+        log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+        value = -(wanted * np.log(mix)).sum() / samples
+        value += self.balance * senders * (asked @ gate.mean(axis=0)) + self.z_loss * (log_sum**2).mean()
+        # How much of what is wanted each sender answers for, `[M, N]`, at most 1.
+        share = gate * (by_sample @ (wanted / mix)[..., None])[..., 0]
+        slope = gate * share.sum(axis=1, keepdims=True) - share
+        slope += self.balance * senders * gate * (asked - gate @ asked[:, None])
+        slope += 2.0 * self.z_loss * log_sum[:, None] * row_softmax(scores)
+        return float(value), features.T @ (slope / samples)
+
+
+def train_router(
+    router: Router, features: np.ndarray, q: np.ndarray, wanted: np.ndarray, *, steps: int, lr: float
+) -> np.ndarray:
+    """Return A `[F, N]` after steps of gradient descent from 0 (see `Router.loss`)."""
+    learned = np.zeros((features.shape[1], len(q)))
+    for _ in range(steps):
+        learned = learned - lr * router.loss(learned, features, q, wanted)[1]
+    return learned
+
+
+def mixed(gate: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Return ``Σ_m g_m(i) q_m[i]``, `[M, C]` float32, of a gate `[M, N]` and probabilities `[N, M, C]`."""
+    fused = (gate[:, None, :] @ predictions.transpose(1, 0, 2).astype(np.float64))[:, 0]
+    return (fused / fused.sum(axis=-1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Personal models: FedAvg for the client's model w, and beside it a model of its own that answers."""
+"""Personal models: FedAvg for the client's model w, beside a personal model that answers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PERSONAL = "personal"
-"""The network that never leaves the client, and the name of what answers with it."""
+"""The network that never leaves the client, and its name among the measured models."""
 SHARED = "shared"
-"""The averaged model among the models that are measured."""
-BOTH = (PERSONAL, SHARED)
+"""The averaged model among the measured ones."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
     """Base of strategies whose clients train a personal model beside the averaged one.
 
-    Evaluations ask the personal model unless the hyper-parameter `inference` is ``"shared"``, and record
-    the accuracy of both.
+    The personal model answers in evaluations unless the hyper-parameter `inference` is ``"shared"``; the
+    accuracy of both is recorded.
     """
 
-    eval_models: ClassVar[tuple[str, ...]] = BOTH
+    eval_models: ClassVar[tuple[str, ...]] = (PERSONAL, SHARED)
     evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     if TYPE_CHECKING:
@@ -59,12 +58,7 @@ class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
 
 
 def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:
-    """Return ``‖v − w‖²`` over all parameters of a network v.
-
-    Args:
-        network: v.
-        others: w, in the order of v's parameters.
-    """
+    """Return ``‖v − w‖²`` over all parameters of a network v; `others` is w, in their order."""
     pairs = zip(network.parameters(), others, strict=True)
     squares: Tensor = sum((own - other).square().sum() for own, other in pairs)  # type: ignore[assignment]
     return squares

@@ -1,8 +1,4 @@
-"""pFedMe: personal models in the Moreau envelope of the clients' losses.
-
-C. T. Dinh, N. H. Tran and T. D. Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS
-2020, arXiv 2006.08848.
-"""
+"""pFedMe: personal models in the Moreau envelope of the clients' losses (arXiv 2006.08848)."""
 
 from __future__ import annotations
 
@@ -38,11 +34,10 @@ class PFedMe(PersonalModel):
         w   ← (1 − β) w + β Σ_n S_n w_n / Σ_n S_n
 
     The second line is a step of plain SGD at `training.lr`: other optimisers and momentum are refused. The
-    paper has lr 0.005 and batches of 20. θ has plain SGD of its own. θ begins every training
-    at the w that was received, as in the authors' code, and never leaves the client. The means are weighted
-    by samples, as all of fedkd's are. Only clients that take part in a round train in it; the authors train
-    all of them in every round, and have a weight decay of 1e-3 that their paper does not mention. A library's
-    β = 0 never moves the server.
+    paper has lr 0.005 and batches of 20. θ has plain SGD of its own, begins every training at the received
+    w, as in the authors' code, and never leaves the client. Means are weighted by samples. Only clients of
+    the round train in it; the authors train all clients in every round, and have a weight decay of 1e-3 that
+    their paper does not mention.
     """
 
     name: ClassVar[str] = "pfedme"
@@ -52,29 +47,27 @@ class PFedMe(PersonalModel):
     )
 
     strength: Annotated[float, Field(gt=0)] = 15.0
-    """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
-    the way in a step."""
+    """λ: how near θ is held to w; 15 in the paper. Keep η_p λ below 2; w moves by ηλ of the way a step."""
     personal_steps: Annotated[int, Field(ge=1)] = 5
     """K: steps of θ a batch; 5 in the paper. A round costs K trainings."""
     personal_lr: Annotated[float, Field(gt=0)] = 0.05
-    """η_p: learning rate of θ; 0.1 in the paper, which with λ = 15 leaves little room below the 2 that η_p
-    times λ and the loss's curvature have to stay under: a LeNet diverged with it."""
+    """η_p: learning rate of θ; 0.1 in the paper, with which a LeNet diverged: η_p times λ and the loss's
+    curvature has to stay below 2."""
     server_share: Annotated[float, Field(gt=0, le=2)] = 1.0
-    """β: how far the server goes to the clients' mean; 1 in most of the paper's experiments. In the first
-    round it goes all the way: there is nothing yet that it could stay at."""
+    """β: how far the server goes to the clients' mean; 1 in most of the paper's runs and in round 1."""
     inference: Literal["personal", "shared"] = "personal"
-    """What evaluations ask: θ of the last training, or w (the client's own after training, the average after
-    guidance)."""
+    """Model in evaluations: θ of the last training, or w (own after training, average after guidance)."""
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return θ, whose steps are not the optimiser's."""
+        """Return θ, which the optimiser leaves alone."""
         return {PERSONAL: AuxNetwork(lambda make: make.like_own(), trained=False, passes=self.personal_steps)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return w, shared by all; it is the memory as well, where the server stays behind the mean."""
-        mean = dict(super().fuse(knowledge, memory).shared)
+        """Return w, shared by all, and kept where the server stays behind the mean."""
+        guidance = super().fuse(knowledge, memory)
         if self.server_share == 1.0:
-            return Guidance(targets=None, shared=mean)
+            return guidance
+        mean = dict(guidance.shared)
         if memory:
             before = memory[PARAMETERS].astype(np.float64)
             moved = before + self.server_share * (mean[PARAMETERS] - before)
@@ -82,7 +75,7 @@ class PFedMe(PersonalModel):
         return Guidance(targets=None, shared=mean, memory=mean)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after θ has taken its steps: its gradient moves w to θ."""
+        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after the steps of θ: its gradient moves w to θ."""
         import torch
 
         from fedkd.training.losses import cross_entropy

@@ -1,4 +1,4 @@
-"""`pooled`: a model of each architecture, trained on all clients' samples. The upper end, beside `local`."""
+"""`pooled`: a model of each architecture, trained on all clients' samples; the upper baseline."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from fedkd.hyperparameters import STRICT
 class Pooled(FusionStrategy):
     """Centralised training: all clients of an architecture are one model, trained on everybody's samples.
 
-    What a federation could reach at best if data could be shared; that its samples would have to travel is
-    not counted as traffic. A round is `training.local_epochs` passes over the union of all clients' training
-    samples, so N equal clients make N times as many steps as each alone would, and every round is trained in
-    full: clients that are not sampled, drop out or are slow make no difference. The labels that a poisoned
-    client flips are flipped for all; what it would feign in an upload is never sent. The local accuracy is
-    that of the one model on each client's own test split.
+    The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
+    round is `training.local_epochs` passes over the union of all clients' training samples, so N equal
+    clients make N times the steps of one. Every round is trained in full, whatever clients are sampled, drop
+    out or are slow. Labels that a poisoned client flips are flipped for all; forged uploads are never sent.
+    The local accuracy is that of the one model on each client's own test split.
     """
 
     name: ClassVar[str] = "pooled"

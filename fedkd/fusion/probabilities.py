@@ -29,8 +29,7 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return ``log softmax(logits)`` over the last axis, in float64 and always finite.
 
-    Args:
-        logits: Finite if they are float64; of what clients send infinities are taken for large numbers.
+    float64 logits must be finite; infinities of others are taken for large numbers.
     """
     z = (logits if logits.dtype == np.float64 else finite_logits(logits)).astype(np.float64)
     z -= z.max(axis=-1, keepdims=True)
@@ -39,12 +38,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def row_kl(p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """Return ``KL(p ‖ q)`` of each row in nats, ≥ 0, `[...]` float64; a probability of 0 adds nothing.
-
-    Args:
-        p: Rows that sum to 1, `[..., C]`.
-        log_q: Logarithms of rows that sum to 1, `[..., C]`.
-    """
+    """Return ``KL(p ‖ q)`` in nats, ≥ 0, of rows p and log q `[..., C]`, `[...]` float64; 0 log 0 is 0."""
     p = np.asarray(p, dtype=np.float64)
     log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
     return np.maximum((p * (log_p - log_q)).sum(axis=-1), 0.0)

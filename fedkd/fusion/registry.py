@@ -1,4 +1,4 @@
-"""Fusion strategies by name, and their hyper-parameters checked in the scenario's own words."""
+"""Fusion strategies by name, and checks of their hyper-parameters."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ RENAMED: Mapping[str, str] = {
         "asks_anew": "capabilities.requests_vary",
     }.items()
 }
-"""Attributes and hooks of a strategy that have another name since version 0.3."""
+"""Attributes and hooks of strategies that were renamed in version 0.3."""
 
 
 def make_strategy(
@@ -136,11 +136,11 @@ def make_strategy(
 
     Args:
         name: A built-in name, or ``"pkg.mod:Class"``.
-        hyperparameters: The strategy's own keys; those left out take their defaults.
-        search: Folders whose Python files may be named.
+        hyperparameters: The strategy's own keys; missing ones take their defaults.
+        search: Folders of plug-ins.
 
     Raises:
-        UserError: No such strategy, a class that is not one, an unknown key or a value out of range.
+        UserError: Unknown strategy, unusable class, unknown key or value out of range.
     """
     made = build_part(load_strategy_class(name, search), name, hyperparameters, key=KEY)
     _refuse(name, made)
@@ -148,11 +148,10 @@ def make_strategy(
 
 
 def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[FusionStrategy]:
-    """Return the class called `name`, once it is sure to be a usable strategy.
+    """Return the class called `name`.
 
     Raises:
-        UserError: It does not exist, is not a dataclass derived from `FusionStrategy` with its methods, or
-            leaves open how its clients learn.
+        UserError: It is no dataclass derived from `FusionStrategy` with its methods.
     """
     cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
     _refuse(name, cls)
@@ -166,9 +165,9 @@ def _refuse(name: str, strategy: FusionStrategy | type[FusionStrategy]) -> None:
 
 
 def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
-    """Return the defect that would surface in a client in the middle of a run; None: none.
+    """Return the defect that would surface in a client in the middle of a run, if any.
 
-    Capabilities that depend on hyper-parameters are looked at once these are known.
+    Capabilities that depend on hyper-parameters are checked once these are known.
     """
     cls = strategy if isinstance(strategy, type) else type(strategy)
     can, own = strategy.capabilities, getattr(cls, "__dataclass_fields__", {})
@@ -181,19 +180,20 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
                 return f"has `{name}`, a hook of `{mixin.__name__}`, which must be one of its bases"
     if not isinstance(can, Capabilities):
         return None
+    gradients = "gradients" in can.needs
     distils = can.sends != "nothing" and not can.uses_local_loss and not overrides(cls, "apply")
     if distils and not overrides(cls, "loss"):
         return "does not define `loss`, what its clients minimise when they learn from guidance"
     if can.infers_from_guidance and not overrides(cls, "infer"):
         return "says that guidance answers, but does not define `infer`, which does"
-    if overrides(cls, "predictor") and "gradients" not in can.needs:
+    if overrides(cls, "predictor") and not gradients:
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
     several = issubclass(cls, AuxNetworks) and cls.eval_models
-    if several and (not overrides(cls, "eval_model") or "gradients" not in can.needs):
+    if several and (not overrides(cls, "eval_model") or not gradients):
         return 'has several models measured, so it defines `eval_model` and `needs` clients of "gradients"'
-    if can.trials and "gradients" not in can.needs:
+    if can.trials and not gradients:
         return 'has clients try guidance out, so it `needs` clients of "gradients"'
-    if overrides(cls, "aux_networks") and ("gradients" not in can.needs or can.pools or can.brings_model):
+    if overrides(cls, "aux_networks") and (not gradients or can.pools or can.brings_model):
         return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
     if can.pools and can.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
@@ -204,14 +204,14 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
 
 
 def source_of(strategy: type[FusionStrategy]) -> str:
-    """Return the paper of a strategy and the difference to it; empty if it is fedkd's own."""
+    """Return the paper of a strategy and the difference to it; empty for fedkd's own."""
     return "; ".join(text for text in (strategy.paper, strategy.source_note) if text)
 
 
 def strategy_hyperparameters(
     strategy: str | type[FusionStrategy], search: Sequence[str | Path] = ()
 ) -> list[HyperParameter]:
-    """Return a strategy's hyper-parameters in the order in which it declares them."""
+    """Return a strategy's hyper-parameters in the order of declaration."""
     return hyperparameters_of(
         load_strategy_class(strategy, search) if isinstance(strategy, str) else strategy
     )

@@ -6,6 +6,9 @@ import numpy as np
 
 _BLOCK = 1_000_000  # elements of a float64 block: 8 MB, so that one stays in cache
 _COINCIDE = 1e-12  # closer to a client than this is at it
+_NO_SPREAD = 1e-12  # variances below this are rounding of float32 probabilities
+_EQUAL = 1e-4  # variances that differ by less than this share have no order: rounding would choose one
+_GONE = 1e-3  # who has less than this share of the heaviest's weight is out, as are those who tie with it
 
 
 def median(points: np.ndarray) -> np.ndarray:
@@ -19,11 +22,7 @@ def median(points: np.ndarray) -> np.ndarray:
 def trimmed_mean(points: np.ndarray, trim: float) -> np.ndarray:
     """Return the mean of every coordinate without its ``⌊trim · N⌋`` lowest and highest values, `[M, C]`.
 
-    It lies between the honest clients' extremes as long as no more than ``⌊trim · N⌋`` clients are not.
-
-    Args:
-        points: `[N, M, C]`.
-        trim: Share that is left out at either end, below ½.
+    It lies between the honest clients' extremes as long as at most ``⌊trim · N⌋`` clients are not; trim < ½.
     """
     clients = len(points)
     cut = int(trim * clients + 1e-9)  # 0.29 · 100 is a hair below 29
@@ -37,36 +36,26 @@ def geometric_median(points: np.ndarray, *, tolerance: float, max_iterations: in
     """Return for every sample the point with the least sum of distances to all clients, `[M, C]` float64.
 
     Weiszfeld's iteration ``y ← Σ x_n / ‖x_n − y‖ / Σ 1 / ‖x_n − y‖`` from the mean, as amended by Vardi and
-    Zhang ("The multivariate L1-median and associated data depth", PNAS 2000), so that it does not stop at a
-    client's point which is not the median. Half the clients or more would have to be dishonest to move it
-    arbitrarily far.
-
-    Args:
-        points: `[N, M, C]`.
-        tolerance: A sample is done when no coordinate moves by more than this.
-        max_iterations: Steps after which the estimate is taken as it is.
+    Zhang ("The multivariate L1-median and associated data depth", PNAS 2000) so that it does not stop at a
+    client's point. Only half of the clients could move it arbitrarily far. A sample is done when no
+    coordinate moves by more than the tolerance.
     """
     clients, samples, classes = points.shape
     step = max(1, _BLOCK // (clients * classes))
     result = np.empty((samples, classes))
     for start in range(0, samples, step):
-        block = points[:, start : start + step].transpose(1, 0, 2).astype(np.float64)
-        result[start : start + step] = _geometric_median(block, tolerance, max_iterations)
+        x = points[:, start : start + step].transpose(1, 0, 2).astype(np.float64)
+        y = x.mean(axis=1)
+        moving = np.arange(len(x))
+        for _ in range(max_iterations):
+            x_left, y_left = x[moving] if len(moving) < len(x) else x, y[moving]
+            updated = _weiszfeld_step(x_left, y_left)
+            y[moving] = updated
+            moving = moving[np.abs(updated - y_left).max(axis=-1) > tolerance]
+            if not len(moving):
+                break
+        result[start : start + step] = y
     return result
-
-
-def _geometric_median(x: np.ndarray, tolerance: float, max_iterations: int) -> np.ndarray:
-    """Return the geometric medians `[M, C]` of samples-first points `[M, N, C]`."""
-    y = x.mean(axis=1)
-    moving = np.arange(len(x))
-    for _ in range(max_iterations):
-        x_left, y_left = x[moving] if len(moving) < len(x) else x, y[moving]
-        updated = _weiszfeld_step(x_left, y_left)
-        y[moving] = updated
-        moving = moving[np.abs(updated - y_left).max(axis=-1) > tolerance]
-        if not len(moving):
-            break
-    return y
 
 
 def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -86,17 +75,85 @@ def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def complete(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return rows of non-negative values as distributions: what is missing to 1 is spread as the mean is.
+    """Return rows `[M, C]` of non-negative values as distributions: the rest to 1 is spread as the mean is.
 
-    Clients that are each certain of another class leave a median that is next to nothing at every class.
-    Divided by its sum it would be nearly certain of whichever class nobody quite ruled out. All that it says
-    is that no class has the majority's support; so a class gets of what is missing what it has in the mean:
-    one that nobody predicts next to nothing, and one that a minority forces no more than the mean would give
-    it. Rows of more than 1 are divided by their sum, which favours no class.
-
-    Args:
-        values: `[M, C]`.
-        mean: Distributions `[M, C]`.
+    Clients that are each certain of another class leave a median near 0 at every class. Divided by its sum
+    it would be certain of a class at random. Its rest follows the mean instead, so no minority gains more
+    than in the mean. Rows of more than 1 are divided by their sum.
     """
     total = values.sum(axis=-1, keepdims=True)
     return (values + np.maximum(1.0 - total, 0.0) * mean) / np.maximum(total, 1.0)
+
+
+def spectral_filter(points: np.ndarray, poisoned: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every sample the mean of the remaining clients, `[M, C]`, and their weights, `[N, M]`.
+
+    Diakonikolas et al., "Being Robust (in High Dimensions) Can Be Practical", ICML 2017, arXiv 1703.00893,
+    with the weights of arXiv 1911.05911. For every sample, from ``w_n = 1/N``::
+
+        μ = Σ w_n x_n / Σ w_n,   Σ = Σ w_n (x_n − μ)(x_n − μ)ᵀ / Σ w_n
+        v = the direction in which Σ is largest
+        τ_n = (vᵀ(x_n − μ))²
+        w_n ← w_n (1 − s · τ_n / max_m τ_m)          s = 1; less in the step that takes the last of 2ε
+
+    Poisoned clients that agree stretch Σ towards them, and lose more weight than honest ones, which lose at
+    most ε before. So a mass of 2ε is taken, and the rest is honest where honest predictions are close.
+    Equally large directions all count, so no sign or basis of a linear algebra library decides anything.
+
+    Args:
+        points: `[N, M, C]`.
+        poisoned: ε, the share of arbitrary clients, below ½; 0: the plain mean.
+    """
+    clients, samples, classes = points.shape
+    step = max(1, _BLOCK // (clients * classes))
+    mean, weights = np.empty((samples, classes)), np.empty((clients, samples))
+    for start in range(0, samples, step):
+        block = slice(start, start + step)
+        x = points[:, block].transpose(1, 0, 2).astype(np.float64)
+        w = _filter(x, 2 * poisoned)
+        weights[:, block] = w.T
+        mean[block] = np.matmul(w[:, None, :], x)[:, 0]
+    return mean, weights
+
+
+def _filter(x: np.ndarray, budget: float) -> np.ndarray:
+    """Return weights `[M, N]`, rows that sum to 1, of samples-first points `[M, N, C]`.
+
+    Each step but the last removes the farthest client, so there are at most N.
+    """
+    samples, clients, _ = x.shape
+    weights = np.full((samples, clients), 1.0 / clients)
+    left = np.full(samples, budget)
+    at_work = np.flatnonzero(left > 0)
+    while len(at_work):
+        w = weights[at_work]
+        scores = np.where(w > 0, _scores(x[at_work] if len(at_work) < samples else x, w), 0.0)
+        farthest = scores.max(axis=1, keepdims=True)
+        taken = w * np.divide(scores, farthest, out=np.zeros_like(scores), where=farthest > 0)
+        total = taken.sum(axis=1)
+        share = np.divide(left[at_work], total, out=np.ones_like(total), where=total > left[at_work])
+        w = w - share[:, None] * taken
+        w[w < _GONE * w.max(axis=1, keepdims=True)] = 0.0
+        weights[at_work] = w
+        left[at_work] -= share * total
+        at_work = at_work[(share == 1.0) & (total > 0) & (left[at_work] > 0)]
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _scores(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return each client's squared distance to the mean along the largest directions, `[M, N]`."""
+    clients, classes = x.shape[1:]
+    w = w / w.sum(axis=1, keepdims=True)
+    difference = x - np.matmul(w[:, None, :], x)
+    a = np.sqrt(w)[:, :, None] * difference
+    if classes <= clients:
+        variances, directions = np.linalg.eigh(np.matmul(a.transpose(0, 2, 1), a))
+    else:  # the same variances from the smaller matrix; a direction is aᵀu / √λ
+        variances, left = np.linalg.eigh(np.matmul(a, a.transpose(0, 2, 1)))
+        directions = np.matmul(a.transpose(0, 2, 1), left)
+        directions /= np.sqrt(np.maximum(variances, _NO_SPREAD))[:, None]
+    largest = variances[:, -1:]
+    counts = (variances >= (1 - _EQUAL) * largest) & (largest > _NO_SPREAD)
+    several = max(1, int(counts.sum(axis=1).max()))  # nearly always one
+    along = np.matmul(difference, directions[:, :, -several:])
+    return np.matmul(along**2, counts[:, -several:, None] * 1.0)[:, :, 0]

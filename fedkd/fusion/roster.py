@@ -1,4 +1,4 @@
-"""What the server remembers of clients that do not all take part in every round."""
+"""Memory of clients that do not all take part in every round."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import numpy as np
 
 
 class Roster(NamedTuple):
-    """Everyone seen so far: the order of rows in a strategy's memory.
-
-    Attributes:
-        clients: Client indices, ascending, `[K]`.
-        known: Positions of those who were known before, in their old order.
-        present: Positions of this round's clients, in their order, `[N]`.
-    """
+    """All clients so far `[K]`, ascending, with positions of earlier ones and of this round's `[N]`."""
 
     clients: np.ndarray
     known: np.ndarray
@@ -23,12 +17,7 @@ class Roster(NamedTuple):
 
 
 def enrol(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> Roster:
-    """Add this round's clients to those that a strategy remembers.
-
-    Args:
-        memory: Has their indices as ``clients``, `[K]`; empty at first.
-        clients: This round's clients, ascending.
-    """
+    """Add this round's clients to the ``clients`` `[K]` of a memory, which is empty at first."""
     before = memory.get("clients", np.empty(0, dtype=np.int64))
     everyone = np.union1d(before, np.array(clients, dtype=np.int64))
     return Roster(everyone, np.searchsorted(everyone, before), np.searchsorted(everyone, clients))

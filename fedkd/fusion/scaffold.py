@@ -1,18 +1,16 @@
-"""SCAFFOLD: averaging of weights whose clients are kept from drifting apart.
-
-S. P. Karimireddy, S. Kale, M. Mohri, S. Reddi, S. Stich and A. T. Suresh, "SCAFFOLD: Stochastic Controlled
-Averaging for Federated Learning", ICML 2020, arXiv 1910.06378.
-"""
+"""SCAFFOLD: averaging of weights whose clients are kept from drifting apart (arXiv 1910.06378)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.averaging import AVERAGED
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import LocalObjective
@@ -21,10 +19,7 @@ from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 
-STATISTICS = "statistics"
-CONTROL = "control"
-OWN_CONTROL = "own_control"
-STEP = "step"
+STATISTICS, CONTROL, OWN_CONTROL, STEP = "statistics", "control", "own_control", "step"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,40 +33,29 @@ class Scaffold(LocalObjective, FusionStrategy):
         x ← x + η_g · mean_n (y_n − x)              over the round's clients
         c ← c + 1/N · Σ_n (c_n⁺ − c_n)              N: all clients of the federation
 
-    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and start
-    at 0. They need every step to be η times a gradient, hence SGD without momentum. N is what the server
-    knows of the federation, not the number of clients seen so far: those never seen have c_n = 0.
-
-    Everyone starts from the server's x and c, clients that were away from the newest. Statistics of
-    normalisation layers have no gradient and are averaged plainly.
+    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and
+    start at 0. They need every step to be η times a gradient, hence SGD without momentum. Everyone starts
+    from the server's newest x and c. Statistics of normalisation layers have no gradient and are averaged
+    plainly.
     """
 
     name: ClassVar[str] = "scaffold"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
         sends="weights and control variates",
-        kinds={
-            STEP: Kind.WEIGHTS,
-            CONTROL: Kind.WEIGHTS,
-            STATISTICS: Kind.WEIGHTS,
-            COUNTERS: Kind.COUNTERS,
-        },
+        kinds={STEP: Kind.WEIGHTS, CONTROL: Kind.WEIGHTS, STATISTICS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
         shapes={STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         receives={PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
-        guides="all_alike",
-        needs={"gradients", "weights", "one_architecture", "plain_sgd"},
-        uses_transfer_set=False,
+        needs=AVERAGED.needs | {"plain_sgd"},
         reach="all clients, all the same, with their next message",
-        shares_model=True,
     )
     paper: ClassVar[str] = (
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"
     )
 
     server_lr: Annotated[float, Field(gt=0)] = 1.0
-    """η_g: share of the clients' mean step that the server takes; 1 is the mean itself, as in most of the
-    paper's experiments. Below 1 damps rounds with few clients."""
-
-    # On the server ------------------------------------------------------------------------------------
+    """η_g: share of the clients' mean step that the server takes; 1 is the mean, as in most of the paper's
+    experiments. Below 1 damps rounds with few clients."""
 
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x, and c = 0."""
@@ -94,8 +78,6 @@ class Scaffold(LocalObjective, FusionStrategy):
                 CONTROL: (memory[CONTROL] + turned / server.clients).astype(np.float32),
             }
         )
-
-    # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Replace the client's weights by x, and keep c."""
@@ -121,12 +103,8 @@ class Scaffold(LocalObjective, FusionStrategy):
         if fit.steps > 0:
             refreshed = (own - control - step / (fit.steps * fit.lr)).astype(np.float32)
             client.memory[OWN_CONTROL] = refreshed
-        return {
-            STEP: step,
-            CONTROL: refreshed - own,
-            STATISTICS: trained[STATISTICS],
-            COUNTERS: trained[COUNTERS],
-        }
+        buffers = {name: trained[name] for name in (STATISTICS, COUNTERS)}
+        return {STEP: step, CONTROL: refreshed - own} | buffers
 
 
 def _to_everyone(arrays: dict[str, np.ndarray]) -> Guidance:

@@ -1,8 +1,7 @@
-"""`scalearn`: how much each client counts for each other one is learned from a few labels.
+"""`scalearn`: each client's weights of all others are learned from a few labels.
 
-M. Frohmann, C. Holtermann, S. Masoudian, A. Lauscher and N. Rekabsaz, "ScaLearn: Simple and Highly
-Parameter-Efficient Task Transfer by Learning to Scale", 2023, arXiv 2310.01217. There outputs of adapters are
-scaled, here logits.
+After Frohmann et al., "ScaLearn: Simple and Highly Parameter-Efficient Task Transfer by Learning to Scale",
+arXiv 2310.01217.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ class ScaLearn(ServerCost, TemperedLabels):
         L(ω_n) = Σ_i v_n(i) CE(Σ_m ω_nm z_m[i], y_i) / Σ_i v_n(i) + λ ‖ω_n − start‖²
         ω      : the best of 100 full-batch steps of Adam, over labelled transfer samples
 
-    The factors are free: they need not sum to 1, nor be positive, so that they sharpen and soften as well as
-    choose; a softmax over them would take that away. Without steps it is KnFu in logits; a client alone
-    learns its temperature. With few labels λ keeps ω where KnFu would have it.
+    Factors need not sum to 1 nor be positive, so they sharpen and soften as well as choose. Without steps it
+    is KnFu in logits; a client alone learns its temperature. With few labels λ keeps ω near KnFu's weights.
     """
 
     name: ClassVar[str] = "scalearn"
@@ -68,7 +66,7 @@ class ScaLearn(ServerCost, TemperedLabels):
     """T of targets and of the loss; factors are learned at 1."""
 
     def server_cost(self, extent: Extent) -> float:
-        """Return what it takes to add all logits up for every receiver in each step, and the way back."""
+        """Return the cost of fused logits for every receiver, forward and backward in each step."""
         labelled = extent.samples if self.labels is None else min(self.labels, extent.samples)
         once = 2.0 * extent.clients**2 * extent.classes
         return once * (extent.samples + 2 * (self.steps + 1) * labelled)
@@ -102,12 +100,7 @@ class ScaLearn(ServerCost, TemperedLabels):
 
 
 def scaled(scales: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Return ``Σ_m ω_nm z_m``, `[N, M, C]`.
-
-    Args:
-        scales: ω, receiver first, `[N, N, 1]`, or `[N, N, C]`: a factor for each class.
-        z: Logits, `[N, M, C]`.
-    """
+    """Return ``Σ_m ω_nm z_m``, `[N, M, C]`, of ω `[N, N, 1]` or `[N, N, C]`, receiver first."""
     if scales.shape[-1] == 1:
         return np.tensordot(scales[..., 0], z, axes=1)
     return np.einsum("nmc,mic->nic", scales, z, optimize=True)
@@ -123,15 +116,15 @@ def learn_scales(
     lr: float,
     pull: float,
 ) -> np.ndarray:
-    """Return those scales that Adam passes which have the least loss, for each receiver; at worst the start.
+    """Return the scales of least loss that Adam passes, for each receiver; at worst the start.
 
     Args:
-        start: Where it starts, `[N, N, K]`, K being 1 or C.
+        start: `[N, N, K]`, K being 1 or C.
         z: Logits of labelled samples, `[N, L, C]` float64.
-        labels: Their classes, `[L]`.
-        counts: What each sample counts for a receiver, rows that sum to 1, `[N, L]`.
-        steps: Of Adam, over all of them.
-        lr: Its learning rate.
+        labels: `[L]`.
+        counts: Weights of samples for a receiver, rows that sum to 1, `[N, L]`.
+        steps: Of Adam, over all samples.
+        lr: Of Adam.
         pull: λ of ``λ ‖ω − start‖²``.
     """
     scales, best = start.copy(), start.copy()
@@ -146,12 +139,7 @@ def learn_scales(
 
 
 def loss_and_gradient(
-    scales: np.ndarray,
-    start: np.ndarray,
-    z: np.ndarray,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    pull: float,
+    scales: np.ndarray, start: np.ndarray, z: np.ndarray, labels: np.ndarray, counts: np.ndarray, pull: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each receiver's loss `[N]` and its gradient in the scales `[N, N, K]` (see `learn_scales`)."""
     log_q = log_softmax(scaled(scales, z))

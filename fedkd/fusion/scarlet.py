@@ -1,8 +1,4 @@
-"""SCARLET: DS-FL with a cache of soft labels and a sharpening that keeps its strength in hand.
-
-K. Azuma, T. Nishio, Y. Kitagawa, W. Nakano and T. Tanimura, "Soft-Label Caching and Sharpening for
-Communication-Efficient Federated Distillation", 2025, arXiv 2504.19602.
-"""
+"""SCARLET: DS-FL with a cache of soft labels and a controlled sharpening (arXiv 2504.19602)."""
 
 from __future__ import annotations
 
@@ -17,15 +13,12 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.roster import enlarge, enrol
 from fedkd.fusion.selection import draw_samples
-from fedkd.fusion.sharpen import mean_probabilities, power
-from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.soft_labels import SoftLabels, mean_probabilities, power
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
-
-_TENTH = 10
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,26 +32,22 @@ class Scarlet(SoftLabels):
         y[i] = mean^b / Σ mean^b,  mean = mean_n softmax(z_n(x_i))        for i in R_t; kept by the server
         client n receives the labels of S_t that it lacks, keeps them, and learns all of S_t
 
-    A client that was away has missed labels, or holds old ones. The server therefore knows which label, by
-    the round it was fused in, each client holds of each sample (an integer per client and sample), and sends
-    what is missing and nothing else. So every participant of a round learns the same labels, and the bytes
-    that caching saves are simply not in the messages.
+    Absent clients have missed labels, or hold old ones. The server knows the round of each client's label of
+    each sample, and sends the missing ones alone. So every participant of a round learns the same labels.
     """
 
     name: ClassVar[str] = "scarlet"
     paper: ClassVar[str] = "Azuma et al., Soft-Label Caching and Sharpening, arXiv 2504.19602, 2025"
 
     exponent: Annotated[float, Field(gt=0)] = 2.0
-    """b of enhanced ERA: 1 is the plain mean, above 1 sharpens at any number of classes, below 1 softens. Up
-    to 3 or so for very unlike clients, 1 for alike ones."""
+    """b of enhanced ERA: 1 is the plain mean, above 1 sharpens, below 1 softens. Up to 3 or so for very
+    unlike clients, 1 for alike ones."""
     cache_rounds: Annotated[int, Field(ge=0)] = 50
-    """D: a label is good for so many rounds, the one it was fused in included; 0 and 1 turn the cache off. A
-    large D saves bytes and teaches what the federation knew long ago: lower it while models still change
-    fast."""
+    """D: rounds for which a label is good, its own included; 0 and 1 turn the cache off. A large D saves
+    bytes but teaches old knowledge: lower it while models still change fast."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
-    """Transfer samples drawn each round; absent: a tenth of the transfer set, as in the authors' runs (1,000
-    of 10,000). The size of the transfer set draws all of it each round, but then every label dates from round
-    1 until D rounds are over."""
+    """Transfer samples drawn each round; absent: a tenth, as in the authors' runs (1,000 of 10,000). With
+    all of them, every label dates from round 1 until D rounds are over."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -73,14 +62,14 @@ class Scarlet(SoftLabels):
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
-        """Return those of the round's samples that are not in the cache, ascending; there may be none."""
-        count = self.samples_per_round or -(-transfer_size // _TENTH)
+        """Return the round's samples outside the cache, ascending; there may be none."""
+        count = self.samples_per_round or -(-transfer_size // 10)
         drawn = draw_samples(transfer_size, count, generator)
         asked = np.setdiff1d(drawn, self._cached(memory))
         return None if len(asked) == transfer_size else asked
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return what each client lacks of the round's soft labels.
+        """Return the soft labels of the round that each client lacks.
 
         `shared` has ``wanted``, the samples to learn; `personal` has ``new_samples`` and ``new_labels``.
         """
@@ -123,7 +112,7 @@ class Scarlet(SoftLabels):
         )
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
-        """Add new labels to those the client keeps; learn the round's samples from them."""
+        """Add new labels to the client's, and learn the round's samples from them."""
         wanted, classes = guidance["wanted"], client.classes
         labels = client.memory.get("labels", np.empty((0, classes), dtype=np.float32))
         # What never came is not a number: learning it by mistake would fail at once.
@@ -133,11 +122,11 @@ class Scarlet(SoftLabels):
         return labels[wanted], wanted
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation:
-        """Return the round's samples and their labels, of which most may have come in earlier rounds."""
+        """Return the round's samples and their labels, most of them of earlier rounds."""
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return how many samples the round is about, those in the cache included."""
+        """Return the number of the round's samples, the cached included."""
         return len(guidance["wanted"])
 
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -146,10 +135,10 @@ class Scarlet(SoftLabels):
         return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in < self.cache_rounds))
 
     def _reused(self, memory: Mapping[str, np.ndarray], count: int, seed: int) -> np.ndarray:
-        """Return the cached part of the round's samples, so many of them.
+        """Return `count` cached samples of the round.
 
-        Of a uniform draw of S_t only its part R_t outside the cache was asked for. The other part is, given
-        its size, a uniform draw from the cache, independent of R_t: so it is drawn here, where it is needed.
+        Of a uniform draw of S_t the part outside the cache was asked for. The other part is, given its size,
+        an independent uniform draw from the cache, so it is drawn here.
         """
         cached = self._cached(memory)
         generator = numpy_generator(seed, "scarlet-cached-samples", round=_round(memory))
@@ -157,5 +146,5 @@ class Scarlet(SoftLabels):
 
 
 def _round(memory: Mapping[str, np.ndarray]) -> int:
-    """Return the number of the round that comes after this memory."""
+    """Return the number of the round after this memory."""
     return int(memory.get("round", 0)) + 1

@@ -1,7 +1,6 @@
-"""Selective-FD: clients say nothing about samples they do not know, the server nothing that is unclear.
+"""Selective-FD: clients send no predictions of unknown samples, the server none that are unclear.
 
-J. Shao, F. Wu and J. Zhang, "Selective knowledge sharing for privacy-preserving federated distillation
-without a good teacher", Nature Communications 15, 349, 2024 (arXiv 2304.01731).
+Shao, Wu and Zhang, Nature Communications 15, 349, 2024, arXiv 2304.01731.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ class SelectiveFD(SoftLabels):
         q̄_i  = mean over {n : i ∈ S_n} of softmax(z_n(x_i))
         keep i where ‖q̄_i − one-hot(q̄_i)‖₁ ≤ ambiguity  the server's selector
 
-    A skewed client is sure of its few classes on any image, and a plain mean believes it. Here it is heard
-    only where the sample looks like its own data. The paper's clients estimate a density ratio by kernels on
-    raw inputs; this is the cheaper reading that the model itself judges: a score of its logits, against a
-    quantile of the same score on the client's own training samples.
+    A skewed client is sure of its few classes on any image, so it is heard only where the sample looks like
+    its own data. The paper's clients estimate a density ratio by kernels on raw inputs. Here the model
+    itself judges: a score of its logits against a quantile of that score on own training samples.
     """
 
     name: ClassVar[str] = "selective_fd"
@@ -54,8 +52,8 @@ class SelectiveFD(SoftLabels):
     )
 
     selector: Literal["energy", "confidence"] = "energy"
-    """What tells a client that it knows a sample: `energy` (log Σ exp of its logits, which also falls where
-    no class fits) or `confidence` (log of the largest probability, blind to the size of logits)."""
+    """Score by which a client knows a sample: `energy` (log Σ exp of its logits, which also falls where no
+    class fits) or `confidence` (log of the largest probability, blind to the size of logits)."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A client votes on samples that score above this quantile of its own training samples; 0 is the most
     generous. Models are surer of what they were trained on, so lower it if hardly anybody votes."""
@@ -63,9 +61,8 @@ class SelectiveFD(SoftLabels):
     """The same score for every client instead of the quantile (`confidence`: log 0.9 is −0.105); absent: the
     quantile. A very low one lets all vote on all: the mean of probabilities."""
     ambiguity: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples of which one
-    class has at least half, 2 keeps all. Lower it for fewer and cleaner targets; raise it if nothing is
-    learned for long, because the means of young models are ambiguous."""
+    """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples with at least
+    half for one class, 2 keeps all. Lower it for fewer and cleaner targets; raise it for young models."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the known samples' indices, `samples` `[K]` int32, and logits, `sample_logits` `[K, C]`."""
@@ -79,7 +76,7 @@ class SelectiveFD(SoftLabels):
         return {"samples": samples, "sample_logits": logits[samples]}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return probabilities `[K, C]` of the `samples` `[K]` that somebody knows and that are clear."""
+        """Return probabilities `[K, C]` of the `samples` `[K]` that are known and clear."""
         samples, logits = knowledge.extra["samples"], knowledge.extra["sample_logits"]
         size = max((int(indices[-1]) + 1 for indices in samples if len(indices)), default=0)
         votes, total = np.zeros(size), np.zeros((size, logits[0].shape[-1]))

@@ -1,26 +1,24 @@
-"""A server that has a model of its own, which clients train from, and moves it by what they send."""
+"""A server whose model moves by the clients' uploads, and from which clients train."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.averaging import AVERAGED
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
 
-MODEL = "model/"
-SUM = "sum"
-COUNT = "count"
-SEEN = "seen"
+MODEL, SUM, COUNT, SEEN = "model/", "sum", "count", "seen"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,25 +29,19 @@ class ServerSteps(FusionStrategy):
 
         x ← x + η (1/K) Σ_i s(τ_i) u_i      over the round's K uploads
 
-    Where rounds are asynchronous, s(τ) = (1 + τ)^−a is what an upload counts that began τ versions of the
-    server's model ago; else it is 1. The sum is divided by K and not by Σ s: with old uploads alone the step
-    is smaller. Statistics of normalisation layers move along, and counters are those of who has counted most.
-    Every message brings x along, so clients keep no model.
+    In asynchronous rounds s(τ) = (1 + τ)^−a weighs an upload that began τ versions of the model ago; else it
+    is 1. The sum is divided by K and not by Σ s: with old uploads alone the step is smaller. Statistics of
+    normalisation layers move along; counters are the maximum. Every message carries x, so clients keep no
+    model.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
-        shapes=PACKED,
-        receives=PACKED,
-        guides="all_alike",
-        needs={"gradients", "weights", "one_architecture"},
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
         brings_model=True,
-        uses_transfer_set=False,
+        shares_model=False,
         weighs_age=True,
         reach="all clients, all the same, with every message",
     )
-
-    # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x."""
@@ -57,7 +49,7 @@ class ServerSteps(FusionStrategy):
         return Guidance(targets=None, memory=under(MODEL, model), shared=model)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the new x; if uploads of the round are still to come, what there is of the sum is kept."""
+        """Return the new x, or keep the sum so far while uploads of the round are awaited."""
         model = _sorted(below(MODEL, memory))
         x = pack(model)
         uploads = packs_of(knowledge.extra)
@@ -66,8 +58,8 @@ class ServerSteps(FusionStrategy):
         for weight, upload in zip(freshness, uploads, strict=True):
             total += weight * self._wanted(upload[PARAMETERS].astype(np.float64), x[PARAMETERS])
         count = int(memory.get(COUNT, 0)) + len(uploads)
-        seen = np.max([x[COUNTERS], memory.get(SEEN, x[COUNTERS])], axis=0)
-        seen = np.max([seen, *(upload[COUNTERS] for upload in uploads)], axis=0)
+        before = memory.get(SEEN, x[COUNTERS])
+        seen = np.max([x[COUNTERS], before, *(upload[COUNTERS] for upload in uploads)], axis=0)
         if knowledge.awaited:
             partly = {SUM: total, COUNT: np.array(count), SEEN: seen}
             return Guidance(targets=None, memory=under(MODEL, model) | partly)
@@ -82,12 +74,10 @@ class ServerSteps(FusionStrategy):
 
     @abstractmethod
     def _wanted(self, upload: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Return u, where an upload would have x go, `[P]` float64."""
-
-    # On a client --------------------------------------------------------------------------------------
+        """Return u, the step of x by an upload, `[P]` float64."""
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Replace the client's weights by x."""
+        """Load x."""
         client.load_weights(guidance)
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:

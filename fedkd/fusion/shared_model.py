@@ -1,8 +1,9 @@
-"""A small model that all clients share, beside models of their own that never leave them."""
+"""A small model that all clients share, beside private models of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,34 +11,31 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
+from fedkd.fusion.averaging import AVERAGED
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import average, pack, packs_of, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
 SHARED = "shared"
-"""The network that is exchanged."""
+"""Name of the exchanged network."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SharedModel(AuxNetworks, FusionStrategy):
     """Base of strategies whose server averages a small model that every client trains beside its own.
 
-    Own models may be of any architectures; nothing of them is sent. The small one is the same for all, and
-    all begin with the same weights, which their seed makes, so that the first round brings nothing down.
+    Own models may be of any architectures and stay private. The small one begins with the same weights, of a
+    common seed.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
         sends="the weights of a small shared model",
-        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
-        shapes=PACKED,
-        receives=PACKED,
-        guides="all_alike",
         needs={"gradients"},
-        uses_transfer_set=False,
         reach="all clients, all the same, with their next message",
+        shares_model=False,
     )
 
     shared_model: str = "mlp"
@@ -48,9 +46,8 @@ class SharedModel(AuxNetworks, FusionStrategy):
 
     @property
     def shared_arguments(self) -> dict[str, Any]:
-        """The small model's arguments, those that it has if none are given included."""
-        is_default = self.shared_model == "mlp" and not self.shared_args
-        return {"hidden": [64]} if is_default else dict(self.shared_args)
+        """The small model's arguments, with its default ones."""
+        return dict(self.shared_args) or ({"hidden": [64]} if self.shared_model == "mlp" else {})
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the small model."""
@@ -65,5 +62,5 @@ class SharedModel(AuxNetworks, FusionStrategy):
         return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Put the mean in the place of the client's small model."""
+        """Load the mean into the client's small model."""
         client.load_weights(unpack(guidance, client.weights(SHARED)), SHARED)

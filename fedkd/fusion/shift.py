@@ -1,4 +1,4 @@
-"""How a client's predictions have moved since before any training: the direction that it has learned in."""
+"""How a client's predictions have moved since before any training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkd.fusion.views import ClientView
 
 START = "start"
 STILL = 1e-3
-"""A shift that is shorter is none: predictions in float16 are off by as much."""
+"""Shorter shifts are rounding of float16 predictions."""
 
 
 def mean_prediction(logits: np.ndarray) -> np.ndarray:
@@ -29,19 +29,14 @@ def mean_prediction(logits: np.ndarray) -> np.ndarray:
 def shifts(logits: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Return ``mean_i (softmax z_n(x_i) − softmax r_n(x_i))``, `[N, C]` float64.
 
-    Args:
-        logits: z, predictions on the transfer set now, `[N, M, C]`.
-        start: The mean over samples of softmax r, the predictions before any training, `[N, C]`.
+    z are present logits `[N, M, C]`; `start` is the mean of softmax r before any training, `[N, C]`.
     """
     # Whoever sends what cannot be a probability says nothing by its size.
     return mean_prediction(logits).astype(np.float64) - np.clip(start.astype(np.float64), 0.0, 1.0)
 
 
 def shift_cosine(shift: np.ndarray) -> np.ndarray:
-    """Return the cosines of shifts `[N, C]`, `[N, N]` in [−1, 1].
-
-    Clients that have not moved are like each other (1) and unlike all others (0).
-    """
+    """Return the cosines of shifts `[N, C]`, `[N, N]`; clients that have not moved are alike."""
     length = np.sqrt((shift**2).sum(axis=1))
     still = length < STILL
     unit = np.divide(shift, length[:, None], out=np.zeros_like(shift), where=~still[:, None])
@@ -52,10 +47,9 @@ def shift_cosine(shift: np.ndarray) -> np.ndarray:
 
 
 class KnowsStart(LocalObjective, TemperedLabels):
-    """Base of strategies whose clients also tell what they predicted, in the mean, before any training.
+    """Base of strategies whose clients also send their mean prediction before any training, C numbers.
 
-    That is C numbers a round. A client keeps them from its first training on; in a stream of tasks they are
-    of the first one, or of the first with so many classes.
+    A client keeps them from its first training on; in a stream of tasks from the first with so many classes.
     """
 
     @cached_property
@@ -68,18 +62,18 @@ class KnowsStart(LocalObjective, TemperedLabels):
 
     @property
     def tells_start(self) -> bool:
-        """Whether clients tell it."""
+        """Whether clients send it."""
         return True
 
     def before_training(self, client: ClientView) -> None:
-        """Have the client keep its mean prediction, if it has never trained."""
+        """Keep the mean prediction of a client that has never trained."""
         if self.tells_start:
             self._start_of(client)
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the logits `[M, C]`, and `start` `[C]`."""
-        told = {START: self._start_of(client)} if self.tells_start else {}
-        return {**super().upload(client), **told}
+        arrays = super().upload(client)
+        return arrays | {START: self._start_of(client)} if self.tells_start else arrays
 
     def _start_of(self, client: ClientView) -> np.ndarray:
         if START not in client.memory or len(client.memory[START]) != client.classes:

@@ -1,4 +1,4 @@
-"""How far one client's knowledge is from another's: `d[n, m]`, receiver `n` first, `d[n, n] = 0`."""
+"""Distances of clients' knowledge: `d[n, m]`, receiver `n` first, `d[n, n] = 0`."""
 
 from __future__ import annotations
 
@@ -44,27 +44,26 @@ def jensen_shannon(p: np.ndarray) -> np.ndarray:
 
 
 def prediction_kl(predictions: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return the mean over samples of ``KL(q_n[i] ‖ q_m[i])``, `[N, N]`.
+    """Return the mean over samples of ``KL(q_n[i] ‖ q_m[i])`` of probabilities `[N, M, C]`, `[N, N]`.
 
-    It is ``(Σ q_n log q_n − Q (log Q)ᵀ) / M``: matrix products, never an N×N×M array.
-
-    Args:
-        predictions: Probabilities, `[N, M, C]`.
-        epsilon: Smoothing of each row, which bounds the KL by about ``−log ε``.
+    It is ``(Σ q_n log q_n − Q (log Q)ᵀ) / M``: matrix products, never an N×N×M array. ε smooths each row,
+    which bounds the KL by about ``−log ε``.
     """
     clients, samples, _ = predictions.shape
     cross = np.zeros((clients, clients))
     for q in _blocks(predictions):
         q = smooth(q, epsilon)
         cross += q.reshape(clients, -1) @ np.log(q).reshape(clients, -1).T
-    return _without_noise((np.diag(cross)[:, None] - cross) / samples)
+    d = (np.diag(cross)[:, None] - cross) / samples
+    return np.where(d < _ROUNDING, 0.0, d)
 
 
 def prediction_cosine(predictions: np.ndarray) -> np.ndarray:
     """Return 1 − the cosine of flattened predictions `[N, M, C]`; `[N, N]`, between 0 and 1."""
     products = gram(predictions)
     norm = np.sqrt(np.diag(products))
-    return _without_noise(1.0 - products / np.outer(norm, norm))
+    d = 1.0 - products / np.outer(norm, norm)
+    return np.where(d < _ROUNDING, 0.0, d)
 
 
 def gram(predictions: np.ndarray) -> np.ndarray:
@@ -92,7 +91,3 @@ def _blocks(predictions: np.ndarray) -> Iterator[np.ndarray]:
     step = max(1, _BLOCK // (clients * classes))
     for start in range(0, samples, step):
         yield predictions[:, start : start + step].astype(np.float64)
-
-
-def _without_noise(d: np.ndarray) -> np.ndarray:
-    return np.where(d < _ROUNDING, 0.0, d)

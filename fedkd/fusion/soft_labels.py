@@ -1,4 +1,4 @@
-"""What strategies have in common whose clients learn one distribution over classes per transfer sample."""
+"""Bases of strategies whose clients learn one distribution over classes per transfer sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.sharpen import power
 from fedkd.fusion.strategy import FusionStrategy
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class TemperedLabels(FusionStrategy):
         return kd_kl(student_logits, targets, self.temperature)
 
     def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        """Return targets at temperature 1, the predictions of a client that follows them exactly."""
         return targets if self.temperature == 1 else power(targets, self.temperature)
 
 
@@ -60,3 +59,23 @@ class TeacherLogits(FusionStrategy):
     def probabilities(self, targets: np.ndarray) -> np.ndarray:
         """Return targets as probabilities."""
         return softmax(targets)
+
+
+def mean_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the uniform mean over clients of ``softmax(z)`` of logits `[N, M, C]`, `[M, C]` float32."""
+    mean = softmax(logits).mean(axis=0, dtype=np.float64)
+    return mean.astype(np.float32)
+
+
+def entropy_reduction(mean: np.ndarray, temperature: float) -> np.ndarray:
+    """Return ``softmax(mean / T)``, the entropy reduction aggregation (ERA) of DS-FL, `[M, C]`.
+
+    Two classes end up at most a factor exp(1/T) apart.
+    """
+    return softmax(mean, temperature)
+
+
+def power(mean: np.ndarray, exponent: float) -> np.ndarray:
+    """Return ``mean^b / Σ mean^b``, the enhanced ERA of SCARLET, `[M, C]`; b > 1 lowers the entropy."""
+    raised = (mean / mean.max(axis=-1, keepdims=True)) ** exponent  # the largest is 1: no row vanishes
+    return raised / raised.sum(axis=-1, keepdims=True)

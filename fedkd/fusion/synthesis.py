@@ -1,9 +1,8 @@
-"""Samples out of a network alone: a generator is trained until the network recognises what it makes.
+"""Samples out of a network alone: a generator is trained until the network recognises its samples.
 
-The terms of the generator's loss, and the loop that alternates between it and a student: H. Chen et al.,
-"Data-Free Learning of Student Networks", ICCV 2019; the statistics after H. Yin et al., "Dreaming to
-Distill", CVPR 2020; as in J. Zhang et al., "TARGET", ICCV 2023. Of teacher t and student s only the logits of
-the classes met count::
+The generator's loss and the alternation with a student: H. Chen et al., "Data-Free Learning of Student
+Networks", ICCV 2019; the statistics after H. Yin et al., "Dreaming to Distill", CVPR 2020; as in J. Zhang et
+al., "TARGET", ICCV 2023. Logits of teacher t and student s are restricted to the classes met::
 
     L_G =   w_label · CE(t(x̂), y)                                      the label that was asked for
           + w_stat · Σ_l (‖μ_l(x̂) − μ_l‖ + ‖σ²_l(x̂) − σ²_l‖)           what normalisation layers are used to
@@ -14,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,69 +28,24 @@ from fedkd.training.device import torch_threads
 from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.uncompiled import uncompiled
 
+if TYPE_CHECKING:
+    from fedkd.fusion.target import Target
+
 Divergence = Literal["kl", "js"]
 BETAS = (0.5, 0.999)
-"""Of the generator's Adam: the student changes what it is after, so old gradients soon mislead."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How samples are made.
-
-    Attributes:
-        samples: How many, M ≥ 2.
-        batch_size: Samples that are made at once, ≥ 2; up to twice as many where M is no multiple of it.
-        steps: Steps of the generator for each batch.
-        lr: Learning rate of its Adam.
-        label_weight: Of the cross entropy to the label that was asked for.
-        statistics_weight: Of the distance to the teacher's running statistics.
-        adversarial_weight: Of the divergence between teacher and student; 0: there is no student.
-        divergence: Which.
-        student_steps: Steps of the student after each batch, on batches of all samples so far.
-        student_lr: Learning rate of its Adam.
-        noise: Length of a noise vector.
-        width: Of the generator.
-    """
-
-    samples: int
-    batch_size: int
-    steps: int
-    lr: float
-    label_weight: float
-    statistics_weight: float
-    adversarial_weight: float
-    divergence: Divergence
-    student_steps: int
-    student_lr: float
-    noise: int
-    width: int
+"""Of the generator's Adam: the student changes its aim, so old gradients soon mislead."""
 
 
 class Synthetic(NamedTuple):
-    """Samples, and what they are.
-
-    Attributes:
-        samples: ``[M, *input_shape]``.
-        labels: ``[M]``, the labels that were asked for: output units.
-        logits: ``[M, K]``, what the teacher says of the classes met, in their order.
-    """
+    """Samples ``[M, *input_shape]``, their wanted labels ``[M]``, and logits ``[M, K]`` of classes met."""
 
     samples: Tensor
     labels: Tensor
     logits: Tensor
 
 
-# The terms --------------------------------------------------------------------------------------------
-
-
 def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Return ``KL(t_i ‖ s_i)``, or Jensen and Shannon's ``½ KL(t_i ‖ m_i) + ½ KL(s_i ‖ m_i)``, ``[B]``.
-
-    Args:
-        teacher: Logits ``[B, K]`` of t.
-        student: Logits ``[B, K]`` of s.
-        kind: Which; m = ½ (t + s).
-    """
+    """Return ``KL(t_i ‖ s_i)`` or Jensen–Shannon divergences of logits ``[B, K]``, ``[B]``."""
     t, s = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
     if kind == "kl":
         return (t.exp() * (t - s)).sum(dim=1)
@@ -101,38 +54,27 @@ def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> 
 
 
 def adversarial_term(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
-    """Return ``− mean_i a_i D(t_i ‖ s_i)``, a_i = 1 where both name the same class, else 0.
+    """Return ``− mean_i a_i D(t_i ‖ s_i)`` of logits ``[B, K]``; a_i = 1 where t and s agree, else 0.
 
-    Samples are wanted that the student has yet to learn about, but where it is wrong already there is nothing
-    to gain: a divergence without bound would draw the generator to where the teacher is wrong itself.
-
-    Args:
-        teacher: Logits ``[B, K]``.
-        student: Logits ``[B, K]``.
-        kind: Of the divergence.
+    A student that is wrong already has nothing to gain: an unbounded divergence would draw the generator to
+    the teacher's own errors.
     """
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)
     return -(divergence_by_sample(teacher, student, kind) * agree).mean()
 
 
 def statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Return ``‖μ(u) − μ‖₂ + ‖σ²(u) − σ²‖₂`` of what a normalisation layer receives, a scalar.
-
-    Args:
-        inputs: u, ``[B, F, ...]``.
-        mean: Running mean μ, ``[F]``.
-        variance: Running variance σ², ``[F]``.
-    """
+    """Return ``‖μ(u) − μ‖₂ + ‖σ²(u) − σ²‖₂`` of a normalisation layer's inputs u ``[B, F, ...]``."""
     axes = [axis for axis in range(inputs.dim()) if axis != 1]
-    found, spread = inputs.mean(dim=axes), inputs.var(dim=axes, unbiased=False)
-    return (found - mean).norm() + (spread - variance).norm()
+    spread = inputs.var(dim=axes, unbiased=False)
+    return (inputs.mean(dim=axes) - mean).norm() + (spread - variance).norm()
 
 
 @contextmanager
 def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list that takes the `statistics_distance` of every normalisation layer in a forward pass.
+    """Yield a list of the `statistics_distance` of each normalisation layer in a forward pass.
 
-    Layers without running statistics say nothing.
+    Layers without running statistics are left out.
     """
     distances: list[Tensor] = []
 
@@ -150,11 +92,8 @@ def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-# The loop ---------------------------------------------------------------------------------------------
-
-
 def draw_labels(count: int, classes: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return positions ``[count]`` in the classes met: all equally often, up to one, in random order."""
+    """Return positions ``[count]`` in the classes met, in random order, all equally often up to one."""
     lap = torch.arange(count) % len(classes)
     turned = torch.randperm(len(classes), generator=generator)[lap]
     return turned[torch.randperm(count, generator=generator)]
@@ -165,40 +104,32 @@ def synthesise(
     student: nn.Module,
     input_shape: Sequence[int],
     classes: Sequence[int],
-    recipe: Recipe,
+    recipe: Target,
     seed: int,
 ) -> Synthetic:
-    """Return samples of the classes that the teacher has met.
+    """Return samples of the `classes` that the teacher has met, as outputs of teacher and student.
 
-    For each batch noise and labels are drawn, the generator takes its steps on them, and what it then makes
-    of them is kept; before the next batch the student learns from all that is kept. Generator and student go
-    on from batch to batch. On one thread: how many share a sum decides its last bit.
-
-    Args:
-        teacher: On the CPU; it is left as it is.
-        student: A network of any kind with the same outputs; it is trained in place.
-        input_shape: Of a sample.
-        classes: The classes met, as outputs of both, K of them.
-        recipe: How.
-        seed: Derived seed of all draws.
+    For each batch the generator takes its steps on drawn noise and labels, and its samples are kept; then
+    the student is trained on all samples so far. One thread keeps sums equal to the last bit. The teacher is
+    on the CPU and stays as it is.
 
     Raises:
-        TrainingDiverged: Samples, or what the teacher says of them, are no finite numbers.
+        TrainingDiverged: Samples or the teacher's logits are not finite.
     """
     met = torch.tensor(list(classes))
     draws = torch.Generator().manual_seed(seed)
     with torch_threads(1), seeded_torch(seed), _frozen(teacher), torch.enable_grad():
-        generator = Generator(input_shape, len(met), recipe.noise, recipe.width)
-        optimizer = uncompiled(torch.optim.Adam)(generator.parameters(), lr=recipe.lr, betas=BETAS)
+        generator = Generator(input_shape, len(met), recipe.noise, recipe.generator_width)
+        optimizer = uncompiled(torch.optim.Adam)(generator.parameters(), lr=recipe.generator_lr, betas=BETAS)
         learning = uncompiled(torch.optim.Adam)(student.parameters(), lr=recipe.student_lr)
         labels = draw_labels(recipe.samples, classes, draws)
         kept: list[Tensor] = []
         said: list[Tensor] = []
         # None smaller than the batch size: a batch of one has no variance.
-        for own in labels.tensor_split(max(recipe.samples // recipe.batch_size, 1)):
+        for own in labels.tensor_split(max(recipe.samples // recipe.synthesis_batch_size, 1)):
             noise = torch.randn(len(own), recipe.noise, generator=draws)
             rival = student if kept and recipe.adversarial_weight > 0.0 else None
-            for _ in range(recipe.steps):
+            for _ in range(recipe.generator_steps):
                 loss = _generator_loss(generator(noise, own), own, teacher, rival, met, recipe)
                 optimizer.zero_grad()
                 loss.backward()
@@ -210,13 +141,14 @@ def synthesise(
                 raise TrainingDiverged(
                     "the generator of the server diverged; a lower fusion.generator_lr may help"
                 )
-            if recipe.adversarial_weight > 0.0 and sum(map(len, kept)) < recipe.samples:
-                _distil(student, learning, torch.cat(kept), torch.cat(said), met, recipe, draws)
-    return Synthetic(torch.cat(kept), met[labels], torch.cat(said))
+            samples, logits = torch.cat(kept), torch.cat(said)
+            if recipe.adversarial_weight > 0.0 and len(samples) < recipe.samples:
+                _distil(student, learning, samples, logits, met, recipe, draws)
+    return Synthetic(samples, met[labels], logits)
 
 
 def _generator_loss(
-    x: Tensor, labels: Tensor, teacher: nn.Module, student: nn.Module | None, met: Tensor, recipe: Recipe
+    x: Tensor, labels: Tensor, teacher: nn.Module, student: nn.Module | None, met: Tensor, recipe: Target
 ) -> Tensor:
     """Return L_G of a batch of samples ``[B, *input_shape]``."""
     with statistics_read(teacher) as distances:
@@ -237,12 +169,12 @@ def _distil(
     samples: Tensor,
     logits: Tensor,
     met: Tensor,
-    recipe: Recipe,
+    recipe: Target,
     draws: torch.Generator,
 ) -> None:
-    """Train the student towards what the teacher says of samples."""
+    """Train the student on the teacher's logits of samples."""
     student.train()
-    size = min(recipe.batch_size, len(samples))
+    size = min(recipe.synthesis_batch_size, len(samples))
     for _ in range(recipe.student_steps):
         rows = torch.randint(len(samples), (size,), generator=draws)
         loss = kd_kl(student(samples[rows])[:, met], logits[rows].softmax(dim=1), 1.0)
@@ -253,7 +185,7 @@ def _distil(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and have it gather no gradients of its own."""
+    """Put a model in evaluation mode, without gradients of its weights."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -1,8 +1,4 @@
-"""TARGET: what the global model knew of earlier tasks, told by samples that a server made out of it.
-
-J. Zhang, C. Chen, W. Zhuang and L. Lyu, "TARGET: Federated Class-Continual Learning via Exemplar-Free
-Distillation", ICCV 2023, arXiv 2303.06937.
-"""
+"""TARGET: rehearsal of samples that the server generates (Zhang et al., ICCV 2023, arXiv 2303.06937)."""
 
 from __future__ import annotations
 
@@ -15,10 +11,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.averaging import AVERAGED
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import PACKED, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
@@ -27,9 +23,7 @@ from fedkd.hyperparameters import STRICT
 if TYPE_CHECKING:
     from torch import Tensor
 
-SYNTHETIC = "synthetic"
-SOFT_LABELS = "soft_labels"
-CLASSES = "classes"
+SYNTHETIC, SOFT_LABELS, CLASSES = "synthetic", "soft_labels", "classes"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,14 +37,13 @@ class Target(LocalObjective, FusionStrategy):
         t(x̂)  = softmax(z_w(x̂) / T) over the classes met
         loss  = CE(z(x), y) + λ · T² · mean KL(t(x̂) ‖ softmax(z(x̂) / T))    in the tasks that follow
 
-    The server has no data. It trains G so that the average recognises the label that was asked for, so that
-    normalisation layers receive what they are used to, and so that a student, which learns from all samples
-    made so far, has something left to learn (see `fedkd.fusion.synthesis`). Every client is sent the samples
-    and t with the last average of the task, and keeps them until the next ones, which are made of all classes
-    met by then.
+    The server has no data. It trains G on the average's cross entropy to the label, on the statistics of
+    normalisation layers, and against a student that learns from all samples so far (see
+    `fedkd.fusion.synthesis`). Every client receives samples and t with the last average of the task, and
+    keeps them until the next ones, of all classes met by then.
 
     The released code restricts the cross entropy to the classes of the present task; here they compete with
-    all others, which is what the samples of old ones are for.
+    all others.
     """
 
     name: ClassVar[str] = "target"
@@ -59,17 +52,16 @@ class Target(LocalObjective, FusionStrategy):
     )
 
     strength: Annotated[float, Field(ge=0)] = 6.0
-    """λ: weight of what is rehearsed beside the cross entropy; the released 25 counts without T², which makes
-    it 6.25. With 1 a new task is learned better and the old ones are gone after two or three more. 0 is
-    FedAvg: nothing is made, nothing is sent."""
+    """λ: weight of rehearsal; the released 25 counts without T², which makes it 6.25. With 1 a new task is
+    learned better and old ones are gone after two or three more. 0 is FedAvg: nothing is made or sent."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
     """T of what is rehearsed; 2 in the released code. The higher, the more the unlikely classes count."""
     distil: Literal["met", "all"] = "all"
-    """Outputs that rehearsal is about: those of the classes met when the samples were made (`met`, as
-    released), or `all`, which also teaches that such a sample is none of a later class."""
+    """Outputs of rehearsal: of the classes met when the samples were made (`met`, as released), or `all`,
+    which also teaches that such a sample is none of a later class."""
     samples: Annotated[int, Field(ge=2)] = 1024
-    """Samples that stand in for all earlier tasks; 8,000 of CIFAR-100 in the released code. Every client
-    receives all of them after each task: they weigh four bytes a number."""
+    """Samples that stand in for earlier tasks; 8,000 of CIFAR-100 in the released code. Every client
+    receives all of them after each task, four bytes a number."""
     synthesis_batch_size: Annotated[int, Field(ge=2)] = 128
     """Samples that the generator makes at once, and is trained on together; 256 in the released code."""
     generator_steps: Annotated[int, Field(ge=0)] = 50
@@ -77,20 +69,19 @@ class Target(LocalObjective, FusionStrategy):
     generator_lr: Annotated[float, Field(gt=0)] = 2e-3
     """Learning rate of the generator's Adam; 0.002 in the released code."""
     generator_width: Annotated[int, Field(gt=0, le=1024)] = 32
-    """Channels of the generator's last hidden layer, and half of those before; 64 in the released code. Costs
+    """Channels of the generator's last hidden layer, half of those before; 64 in the released code. Costs
     grow with its square."""
     noise: Annotated[int, Field(gt=0, le=65536)] = 64
     """Length of the noise that a sample is made out of; 256 in the released code."""
     label_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross entropy to the label that was asked for; 0.5 in the released code."""
     statistics_weight: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of the distance to the running statistics of normalisation; 10 in the released code. Of a model
-    without any it is without effect, and samples look less like data."""
+    """Weight of the distance to running statistics; 10 in the released code. Without normalisation layers it
+    has no effect, and samples look less like data."""
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of what the student has left to learn; 1 in the released code. 0 does without a student."""
     divergence: Literal["kl", "js"] = "kl"
-    """How teacher and student are told apart: Kullback and Leibler's, or Jensen and Shannon's, which has a
-    bound."""
+    """Kullback–Leibler divergence of teacher and student, or Jensen–Shannon's, which has a bound."""
     student_steps: Annotated[int, Field(ge=0)] = 50
     """Steps of the student on all samples so far, after each batch of them; 400 in the released code."""
     student_lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -99,21 +90,15 @@ class Target(LocalObjective, FusionStrategy):
     @cached_property
     def capabilities(self) -> Capabilities:
         """Needs and abilities at these hyper-parameters."""
-        return Capabilities(
-            sends="weights",
-            kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
-            shapes=PACKED,
+        return replace(
+            AVERAGED,
             receives={**PACKED, SYNTHETIC: "*", SOFT_LABELS: "n K", CLASSES: "K"},
-            guides="all_alike",
-            needs={"gradients", "weights", "one_architecture", "class_stream", "normalised_samples"},
-            uses_transfer_set=False,
+            needs=AVERAGED.needs | {"class_stream", "normalised_samples"},
             reach="all clients, all the same, with their next message; samples with that which ends a task",
-            shares_model=True,
             generated_samples=self.samples,
         )
 
     # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the average."""
         return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
@@ -129,8 +114,8 @@ class Target(LocalObjective, FusionStrategy):
     def _synthesise(
         self, server: ServerModels, averaged: Arrays, classes: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Return samples `[M, *input_shape]`, soft labels `[M, K]` and the outputs `[K]` they are about."""
-        from fedkd.fusion.synthesis import Recipe, synthesise
+        """Return samples `[M, *input_shape]`, soft labels `[M, K]` and their outputs `[K]`."""
+        from fedkd.fusion.synthesis import synthesise
 
         architecture = server.architecture_of(0)
         weights = unpack(averaged, server.initial_weights(architecture))
@@ -139,20 +124,7 @@ class Target(LocalObjective, FusionStrategy):
             server.network(architecture),
             server.input_shape,
             classes,
-            Recipe(
-                samples=self.samples,
-                batch_size=self.synthesis_batch_size,
-                steps=self.generator_steps,
-                lr=self.generator_lr,
-                label_weight=self.label_weight,
-                statistics_weight=self.statistics_weight,
-                adversarial_weight=self.adversarial_weight,
-                divergence=self.divergence,
-                student_steps=self.student_steps,
-                student_lr=self.student_lr,
-                noise=self.noise,
-                width=self.generator_width,
-            ),
+            self,
             server.seed("synthesis"),
         )
         return {
@@ -161,20 +133,18 @@ class Target(LocalObjective, FusionStrategy):
             CLASSES: np.array(classes, dtype=np.int64),
         }
 
-    # On a client --------------------------------------------------------------------------------------
-
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's weights, as flat `parameters` and `counters`."""
         return pack(client.weights())
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Replace the client's weights by the average, and what it rehearses by what came along, if any."""
+        """Load the average, and keep the samples that came with it, if any."""
         client.load_weights(unpack(guidance, client.weights()))
         if SYNTHETIC in guidance:
             client.memory |= {name: np.array(guidance[name]) for name in (SYNTHETIC, SOFT_LABELS, CLASSES)}
 
     def rehearsal(self, client: ClientView) -> Rehearsal | None:
-        """Return what was made after the last task; nothing in the first."""
+        """Return the samples of the last task's end; None in the first task."""
         if SYNTHETIC not in client.memory:
             return None
         classes = client.memory[CLASSES]
@@ -185,13 +155,7 @@ class Target(LocalObjective, FusionStrategy):
         return Rehearsal(client.memory[SYNTHETIC], client.memory[SOFT_LABELS], loss)
 
     def rehearsal_loss(self, logits: Tensor, soft_labels: Tensor, classes: np.ndarray) -> Tensor:
-        """Return ``λ · T² · mean_i KL(t_i ‖ softmax(z_i / T))``.
-
-        Args:
-            logits: z, `[B, C]`.
-            soft_labels: t, `[B, K]`.
-            classes: Which outputs t is about, `[K]`.
-        """
+        """Return ``λ · T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and t `[B, K]`."""
         import torch
 
         from fedkd.training.losses import kd_kl

@@ -1,7 +1,6 @@
-"""Whom a client would learn from: guesses made before anything is exchanged, and how good they turn out.
+"""Guesses from whom a client would learn, and their quality.
 
-After PANDA (Q. Zhong et al., "PanDa: Prompt Transfer Meets Knowledge Distillation for Efficient Model
-Adaptation", arXiv 2208.10160), which foretells by a similarity which source will help a target.
+After PANDA (Zhong et al., arXiv 2208.10160), which predicts the useful source by a similarity.
 """
 
 from __future__ import annotations
@@ -17,25 +16,17 @@ from fedkd.fusion.shift import shift_cosine, shifts
 from fedkd.fusion.similarity import kl
 
 TIED = 1e-12
-"""Gains are differences of accuracies: those that are nearer to each other than this are equal."""
+"""Gains this near to each other are equal: they are differences of accuracies."""
 
 
 def nearness(q: np.ndarray) -> np.ndarray:
-    """Return ``−KL(p_n ‖ p_m)`` of mean predictions p, as KnFu has it, `[N, N]`.
-
-    Args:
-        q: Probabilities on the transfer set, `[N, M, C]`.
-    """
+    """Return ``−KL(p_n ‖ p_m)`` of mean predictions p, as in KnFu, of probabilities `[N, M, C]`, `[N, N]`."""
     p = distributions.estimate("soft", q)
     return -kl(distributions.smooth(p, distributions.EPSILON["soft"]))
 
 
 def agreement(q: np.ndarray) -> np.ndarray:
-    """Return the share of samples on which both say the same class, `[N, N]`.
-
-    Args:
-        q: Probabilities on the transfer set, `[N, M, C]`, M ≥ 1.
-    """
+    """Return the share of samples on which both predict one class, `[N, N]`, of `[N, M, C]`, M ≥ 1."""
     answer = q.argmax(axis=-1)
     return np.stack([(answer == own).mean(axis=1) for own in answer])
 
@@ -47,20 +38,18 @@ UNLABELLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 """Guesses from probabilities `[N, M, C]` alone, by name; more is more."""
 PREDICTORS = (*UNLABELLED, "shift", "complement")
-"""All guesses, in the order in which they are told."""
+"""All guesses, in the order of reports."""
 
 
 def predicted(
     logits: np.ndarray, start: np.ndarray, labels: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Return how much each receiver (row) would gain by each sender, as every predictor has it, `[N, N]`.
-
-    They are in no unit: what counts is the order that each gives to the senders of a receiver.
+    """Return each predictor's gains of receivers (rows) by senders, `[N, N]`; only their order counts.
 
     Args:
         logits: On the transfer set, `[N, M, C]`, M ≥ 1.
         start: Mean prediction before any training, `[N, C]`.
-        labels: True labels of the transfer set, `[M]`; None: not known, and there is no `complement`.
+        labels: True labels of the transfer set, `[M]`; None: unknown, and there is no `complement`.
     """
     q = softmax(logits)
     tables = {name: guess(q) for name, guess in UNLABELLED.items()}
@@ -71,13 +60,9 @@ def predicted(
 
 
 def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of guess and gain over the senders of each receiver, `[N]`.
+    """Return Spearman's correlation of guess and gain `[N, N]` over each receiver's senders, `[N]`.
 
-    A client itself is no sender. NaN where there are not two senders that differ in both.
-
-    Args:
-        guess: Receiver first, `[N, N]`.
-        gain: The same.
+    NaN without two senders that differ in both.
     """
     found = np.full(len(guess), np.nan)
     for n in range(len(guess)):
@@ -91,30 +76,26 @@ def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return whether the sender that was guessed to be a receiver's best was one, `[N]`.
+    """Return whether the guessed best sender of a receiver was one, `[N]`; NaN without senders.
 
-    A fraction where several were guessed alike; NaN without senders.
-
-    Args:
-        guess: Receiver first, `[N, N]`.
-        gain: The same.
+    A fraction where several were guessed alike.
     """
     found = np.full(len(guess), np.nan)
     for n in range(len(guess)):
         known = _others(guess, gain, n)
         if known.any():
-            first = guess[n, known] >= guess[n, known].max() - TIED
-            found[n] = _best(gain[n, known])[first].mean()
+            own, gains = guess[n, known], gain[n, known]
+            found[n] = (gains >= gains.max() - TIED)[own >= own.max() - TIED].mean()
     return found
 
 
 def chance(gain: np.ndarray) -> np.ndarray:
-    """Return how often whoever guesses a receiver's best sender blindly is right, `[N]`; NaN without any."""
+    """Return the probability that a blind guess of the best sender is right, `[N]`; NaN without any."""
     return hits(np.zeros_like(gain), gain)
 
 
 def off_diagonal_mean(table: np.ndarray) -> np.ndarray:
-    """Return each receiver's mean over the senders whose value is known, `[N]`; NaN without any."""
+    """Return each receiver's mean over the senders of known value, `[N]`; NaN without any."""
     known = np.isfinite(table) & ~np.eye(len(table), dtype=bool)
     number = known.sum(axis=1)
     total = np.where(known, table, 0.0).sum(axis=1)
@@ -128,11 +109,7 @@ def _others(guess: np.ndarray, gain: np.ndarray, receiver: int) -> np.ndarray:
     return known
 
 
-def _best(gain: np.ndarray) -> np.ndarray:
-    return gain >= gain.max() - TIED
-
-
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, those of equal values their mean."""
+    """Return ranks from 1; equal values have their mean."""
     _, place, count = np.unique(np.round(values, 12), return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]

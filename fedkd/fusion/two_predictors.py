@@ -1,4 +1,4 @@
-"""`two_predictors`: a model that is never guided beside one that is, each asked about what it knows."""
+"""`two_predictors`: a distilled model and one without guidance, each asked about what it knows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ALONE = "alone"
-"""The network that is never guided and never leaves the client."""
+"""The network without guidance, which never leaves the client."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,8 +35,8 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
                                                    of which the client has no training sample
         p(x)  = (1 − g) a(x) + g b(x)              what answers in evaluations
 
-    The control for everything that has one model be good at both: it has nothing to forget, at twice the
-    memory and twice the arithmetic of own training. `a` is what `local` would make of other first weights.
+    It is the control for strategies with one model that is good at both: it forgets nothing, at twice the
+    memory and arithmetic of local training. `a` is `local` with other first weights.
     """
 
     name: ClassVar[str] = "two_predictors"
@@ -49,7 +49,7 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
         return replace(super().capabilities, needs={"gradients"})
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return a, each client's with a start of its own, as models have that are not averaged."""
+        """Return a, which starts from weights of each client's own."""
         return {ALONE: AuxNetwork(lambda make: make.like_own(), start="client")}
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:

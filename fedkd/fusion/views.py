@@ -1,4 +1,4 @@
-"""What a strategy may use of a client and of the server, without knowing how either works."""
+"""Interfaces through which a strategy uses a client and the server."""
 
 from __future__ import annotations
 
@@ -15,36 +15,34 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 Architecture = str
-"""Names a model and its arguments; clients of one architecture have weights of the same shapes."""
+"""Name of a model with its arguments; equal architectures have weights of equal shapes."""
 
 LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
-"""Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
-`[B]` of a private batch to a scalar that is added to the cross entropy."""
+"""Maps logits `[B, C]`, features `[B, F]` (None unless the strategy needs them) and labels `[B]` of a private
+batch to a scalar, which is added to the cross entropy."""
 
 LocalStep = Callable[["LocalBatch"], "Tensor | tuple[Tensor, Tensor]"]
-"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added.
+"""Maps a private batch to its whole loss, a scalar, to which no cross entropy is added.
 
-Where it is not the model's logits that answer, it returns those `[B, C]` that do along with the loss: right
-answers in training are counted by them."""
+Where other logits than the model's answer, it also returns those `[B, C]`: training accuracy counts them."""
 
 RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
+"""Maps logits `[B, C]` and targets `[B, ...]` of replayed samples to a scalar."""
 
 ServerLoss = Callable[..., "Tensor"]
-"""Logits `[B, C]` and the batch's rows of every target array to a scalar."""
+"""Maps logits `[B, C]` and the batch's rows of every target array to a scalar."""
 
 
 @dataclass(frozen=True, eq=False)
 class LocalBatch:
-    """One batch of a client's local training.
+    """One batch `[B]` of local training.
 
     Attributes:
-        model: The network in training. It maps samples to logits, of the present task in a stream, and has
-            `features` and `head` if the strategy needs features.
-        index: Places among the client's own training samples, `[B]` int64.
-        inputs: The samples, `[B, *input_shape]`.
-        labels: Their labels, `[B]` int64.
-        logits: The model's, `[B, C]`.
+        model: The network in training, with `features` and `head` if the strategy needs features.
+        index: Places among the client's own training samples, int64.
+        inputs: `[B, *input_shape]`.
+        labels: int64.
+        logits: The model's, `[B, C]`, of the present task in a stream.
         features: Penultimate features `[B, F]`; None where the strategy does not need them.
     """
 
@@ -57,21 +55,16 @@ class LocalBatch:
 
 
 Distillation = tuple[np.ndarray, "np.ndarray | None"]
-"""Targets `[K, C]` and the indices of their transfer samples `[K]`; None: the whole transfer set."""
+"""Targets `[K, C]` and indices of their transfer samples `[K]`; None: the whole transfer set."""
 
 PrivateGradient = Callable[[Arrays, np.ndarray], tuple[float, dict[str, np.ndarray]]]
-"""Values of some weights by name, and indices `[B]` of own training samples, to their mean cross entropy and
-its gradient in these weights."""
+"""Maps some weights by name and indices `[B]` of own training samples to the mean cross entropy and its
+gradient in these weights."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs of a local training in which some of the weights are trained and all others stay.
-
-    Attributes:
-        epochs: How many; a straggler takes at most one.
-        trains: Whether a parameter of this name is trained.
-    """
+    """Epochs of local training, at most one for a straggler, of parameters that `trains` selects."""
 
     epochs: int
     trains: Callable[[str], bool]
@@ -79,13 +72,7 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class FitSummary:
-    """A client's last local training.
-
-    Attributes:
-        start: The weights it began with, by name.
-        steps: Optimiser steps K; 0 if there was nothing to train on.
-        lr: Learning rate η.
-    """
+    """A client's last local training: its first weights, its steps K (0 without samples), its rate η."""
 
     start: Arrays
     steps: int
@@ -94,13 +81,7 @@ class FitSummary:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """The answers of a client that has tried some guidance.
-
-    Attributes:
-        kept_logits: Of the held-out own samples, `[k, C]` float32.
-        kept_labels: Their labels, `[k]` int64.
-        transfer_logits: Of the transfer samples that were asked about, `[A, C]` float32.
-    """
+    """Logits `[k, C]` and labels `[k]` of held-out own samples, and logits `[A, C]` of transfer samples."""
 
     kept_logits: np.ndarray
     kept_labels: np.ndarray
@@ -109,64 +90,46 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network as a server knows it before it has seen any weights.
-
-    Attributes:
-        weights: Arrays of the shapes and types of all parameters and buffers, by name; their values are 0.
-        trainable: Names of the parameters that are trained.
-    """
+    """Zeros of the shapes and types of a network's weights, and the names of the trained ones."""
 
     weights: Arrays
     trainable: tuple[str, ...]
 
     @classmethod
     def like(cls, weights: Arrays, trainable: Iterable[str]) -> Network:
-        """Return the network that has such weights; it takes no memory for their values."""
+        """Return the network of such weights, without memory for their values."""
         zeros = {name: np.broadcast_to(np.zeros((), w.dtype), w.shape) for name, w in weights.items()}
         return cls(zeros, tuple(trainable))
 
 
 class Supermask(Protocol):
-    """The mask that a client learns for its present task: which of its d weights take part.
-
-    Weights are counted layer after layer, in the network's order.
-    """
+    """The mask that a client learns for its present task, over all d weights in the network's order."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether it will not change any more."""
+        """Whether the mask is final."""
 
     @property
     def fingerprint(self) -> np.ndarray:
-        """Bytes `[8]` uint8 that tell the weights which the client began with from others."""
+        """Bytes `[8]` uint8 that identify the client's initial weights."""
 
     def bits(self) -> np.ndarray:
-        """Return its bits `[⌈d/8⌉]` uint8, as `numpy.packbits` packs them."""
+        """Return the packed bits `[⌈d/8⌉]` uint8, as of `numpy.packbits`."""
 
     def taken(self) -> np.ndarray | None:
-        """Return the bits of the weights that are in masks of earlier tasks; empty: there are none yet.
-
-        None: no weight is ever trained, so that none is taken.
-        """
+        """Return the bits of weights in earlier tasks' masks, empty at first; None: no weight is trained."""
 
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
-        """Make the mask anew of what all clients say; where they are divided, the client's own decides.
+        """Set the mask by log odds `[≥ d]` of all clients' masks; where they are divided, the own one
+        decides.
 
-        Args:
-            log_odds: That a weight takes part, `[≥ d]` float32.
-            taken: Bits of the weights that nobody may train any more; None: of none.
+        `taken` are the bits of the weights that are no longer trained, if any.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """Samples that a client replays: each step of local training takes a batch of them along.
-
-    Attributes:
-        samples: `[M, *input_shape]`.
-        targets: `[M, ...]`.
-        loss: Added to the loss of the private batch.
-    """
+    """Samples `[M, *input_shape]` to replay with targets `[M, ...]`; `loss` is added to that of a batch."""
 
     samples: np.ndarray
     targets: np.ndarray
@@ -177,9 +140,8 @@ class ClientView(Protocol):
     """A client as its strategy sees it."""
 
     memory: dict[str, np.ndarray]
-    """Arrays that the strategy keeps on this client from one call to the next, by names of its own; empty at
-    first. They are part of the client's state, so they are in checkpoints and never in messages. Replace an
-    array instead of writing into it."""
+    """Arrays that the strategy keeps on this client between calls, by names of its own; empty at first.
+    Checkpoints hold them, messages do not. Replace an array instead of writing into it."""
 
     @property
     def classes(self) -> int:
@@ -192,88 +154,67 @@ class ClientView(Protocol):
         """Predict the client's own training samples in evaluation mode: `[S, C]` float32."""
 
     def private_features(self) -> np.ndarray:
-        """Return the features of the client's own training samples, in evaluation mode: `[S, F]` float32."""
+        """Return features of the client's own training samples in evaluation mode: `[S, F]` float32."""
 
     def private_labels(self) -> np.ndarray:
-        """Return the labels that the client learns of its own training samples: `[S]` int64."""
+        """Return the labels of the client's own training samples: `[S]` int64."""
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the client predicts of the own samples that it keeps apart and never trains on.
+        """Return logits `[k, C]` float32 and labels `[k]` int64 of own samples that are never trained on.
 
-        They are training samples, never test samples; how many, says the strategy's `held_out_share`.
-
-        Returns:
-            Logits `[k, C]` float32 in evaluation mode and the labels that it learns `[k]` int64; none of a
-            client that has too few samples to keep two apart.
+        A `held_out_share` of the training samples, none of a client with too few to keep two apart.
         """
 
     @property
     def round(self) -> int:
-        """The round of the training, or that in which the guidance was fused; 1-based."""
+        """The round of the training or of the received guidance; 1-based."""
 
     @property
     def rounds(self) -> int:
         """Rounds of the whole run."""
 
     def network(self, of: str = OWN) -> nn.Module:
-        """Return a network itself, on the client's device: its model, or an auxiliary one by name.
-
-        It is to be read, asked without gradients, and trained by the loss of a `local_step`.
-        """
+        """Return the model or an auxiliary network, for reading, inference, or the loss of a `local_step`."""
 
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""
 
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
-        """Average outputs over the client's training samples of each class, in evaluation mode.
-
-        Returns:
-            `[C, K]` float32; zeros where the client has no sample of the class.
-        """
+        """Return mean outputs over own samples of each class, `[C, K]` float32; 0 without samples."""
 
     def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
-        """Return copies of all parameters and buffers by name, of the model or of an auxiliary network."""
+        """Return copies of all parameters and buffers by name."""
 
     def load_weights(self, weights: Arrays, of: str = OWN) -> None:
-        """Replace all parameters and buffers, of the model or of an auxiliary network."""
+        """Replace all parameters and buffers."""
 
     def trainable(self) -> tuple[str, ...]:
-        """Return the names of those weights that are trained by gradients, in the model's order."""
+        """Return the names of the weights that gradients train, in the model's order."""
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a network like the client's model, or an auxiliary one, with other weights, which stays so.
+        """Return a network on the client's device with other weights: in evaluation mode, untrained.
 
-        It is in evaluation mode, on the client's device, and none of its weights has a gradient; what is
-        computed with it has one with respect to its inputs. Called with samples it returns logits, of the
-        present task in a stream. Only for a strategy that needs `gradients`.
-
-        Args:
-            weights: All parameters and buffers by name.
-            of: Which network.
+        It maps samples to logits, of the present task in a stream, and gradients flow to its inputs. Only
+        for a strategy that needs `gradients`.
         """
 
     @property
     def batch_size(self) -> int:
-        """Samples of a batch of local training."""
+        """Batch size of local training."""
 
     def own_rows(self) -> np.ndarray:
-        """Return which of the client's training samples this round's training is about, `[n]` ascending.
+        """Return the indices `[n]`, ascending, of this round's training samples.
 
-        All but those that are kept apart to stop on; in a stream that passes over samples once, a part.
+        Samples kept apart for early stopping are left out.
         """
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Return the generator of what the strategy draws on this client for a purpose in this round."""
+        """Return the random generator for a purpose on this client in this round."""
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function that tells the gradient of own samples' cross entropy in some weights of a model.
+        """Return a function for the gradient of own samples' cross entropy in the weights named `of`.
 
-        The model is one like the client's own, in evaluation mode. Only for a strategy that needs
-        `gradients`.
-
-        Args:
-            weights: All of its parameters and buffers by name.
-            of: Which of them the gradient is in; their values are given with every call.
+        The model has these `weights` and is in evaluation mode. Only for a strategy that needs `gradients`.
         """
 
     def supermask(self) -> Supermask:
@@ -281,74 +222,59 @@ class ClientView(Protocol):
 
     @property
     def last_fit(self) -> FitSummary:
-        """The local training that this upload follows; only for a strategy that needs `weights`."""
+        """The last local training; only for a strategy that needs `weights`."""
 
     @property
     def learned(self) -> tuple[int, ...]:
-        """The tasks of a stream that the client is through with, this round's training included, in order."""
+        """Tasks of a stream that the client has finished, this round's training included, in order."""
 
     def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return what the client's learner has for a strategy that is made for it, by names of its own.
-
-        Args:
-            tasks: Places in the client's order of earlier tasks that the strategy asks about besides.
-        """
+        """Return the learner's arrays by name; `tasks` are places in the client's order of earlier tasks."""
 
     def tell_learner(self, arrays: Arrays) -> None:
-        """Hand the learner what it is to hear from such a strategy."""
+        """Hand a strategy's arrays to the learner that is made for it."""
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
-        """Train on the transfer set at once, with the strategy's `loss` and the `distill_` settings.
-
-        Args:
-            targets: `[K, C]`, one row per sample.
-            samples: Indices of the transfer samples the rows belong to, `[K]`; None: the whole transfer set.
-        """
+        """Distil targets `[K, C]` of transfer samples `[K]` at once; samples None: the whole transfer set."""
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
-        """Distil targets for one epoch, tell what comes of it, and put the client's model back.
+        """Distil targets `[K, C]` for one epoch, predict the `asked` samples `[A]`, and restore the model.
 
-        Trials of a round begin with the same weights and take the samples in the same order. Only for a
-        strategy that has `trials`.
-
-        Args:
-            targets: `[K, C]`, one row per sample.
-            samples: Indices of the transfer samples the rows belong to, `[K]`.
-            asked: Indices of the transfer samples to be answered afterwards, `[A]`.
+        Trials of a round share first weights and order of samples. Only for a strategy that has `trials`.
         """
 
 
 class ServerModels(Protocol):
-    """Models that the server can build, run and train, on the transfer set or on what clients uploaded."""
+    """Models that the server builds, runs and trains, on the transfer set or on uploads."""
 
     @property
     def clients(self) -> int:
-        """Number of clients of the whole federation N, whoever takes part in a round."""
+        """Number of clients N of the whole federation."""
 
     def architecture_of(self, client: int) -> Architecture:
         """Return the architecture of a client's model."""
 
     def clients_of(self, architecture: Architecture) -> list[int]:
-        """Return the clients with models of an architecture, ascending, whoever takes part in a round."""
+        """Return all clients with models of an architecture, ascending."""
 
     def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
-        """Return the architecture of a model of the zoo or of a plug-in."""
+        """Return the architecture of a zoo model or a plug-in."""
 
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
-        """Return the weights of a fresh model, the same whenever it is asked."""
+        """Return the weights of a fresh model, equal at each call."""
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return the names of those weights that are trained by gradients, in the model's order."""
+        """Return the names of the weights that gradients train, in the model's order."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a sample, ``(channels, height, width)`` or ``(features,)``."""
 
     def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
-        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
+        """Return a new network on the CPU; without weights a fresh one, equal at each call."""
 
     def seed(self, purpose: str) -> int:
-        """Return the seed of what the strategy draws itself for a purpose in this round."""
+        """Return the seed of the strategy's own draws for a purpose in this round."""
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""
@@ -369,16 +295,15 @@ class ServerModels(Protocol):
         """Train a model on the transfer set with Adam and a cosine schedule; return its new weights.
 
         Args:
-            architecture: What to train.
-            weights: Where it starts.
+            architecture: The model's.
+            weights: The start.
             targets: Arrays `[M, ...]`, one row per transfer sample.
-            loss: Called with the logits of a batch and its rows of every array in `targets`.
-            epochs: At most so many passes.
+            loss: Called with the logits of a batch and its rows of every target array.
+            epochs: Maximum of passes.
             batch_size: Samples a step.
             lr: Initial learning rate.
-            validation: Share of the transfer set that is kept apart to stop on.
-            patience: Stop after so many epochs without a lower loss there, and return the best weights; 0:
-                never stop early.
+            validation: Share of the samples for early stopping.
+            patience: Epochs without a lower loss on them before the best weights return; 0: never.
         """
 
     def fit(
@@ -393,17 +318,16 @@ class ServerModels(Protocol):
         batch_size: int,
         weight_decay: float = 0.0,
     ) -> None:
-        """Train a network in place on whatever the strategy has: what clients uploaded, or what it drew.
+        """Train a network in place on uploads or drawn samples, on the CPU with one thread.
 
-        On the CPU with one thread, in batches of the server's own draws, so that the same comes of the same
-        wherever the server runs.
+        Batches are the server's own draws, so results are equal on every machine.
 
         Args:
-            network: On the CPU; the strategy has made it with draws from `seed`.
+            network: On the CPU, made with draws from `seed`.
             arrays: `[n, ...]` each, one row per sample.
-            loss: Called as ``loss(network, *batch)`` with a batch `[B, ...]` of each array; returns a scalar.
-            optimizer: Which; it starts fresh.
-            lr: Its learning rate, all along.
+            loss: Maps the network and a batch `[B, ...]` of each array to a scalar.
+            optimizer: A fresh one.
+            lr: Constant learning rate.
             epochs: Passes over the samples.
             batch_size: Samples a step.
             weight_decay: Of the optimiser.

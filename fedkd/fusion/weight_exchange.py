@@ -1,4 +1,4 @@
-"""What a client does where the server averages models: it sends its weights, whole."""
+"""The client's part where one of Flower's strategies averages: it sends its weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from fedkd.fusion.views import Arrays, ClientView
 
 @dataclass(frozen=True)
 class WeightExchange(FusionStrategy):
-    """Send the model; there is no guidance, because the next model takes the place of the last.
-
-    Args:
-        name: The server's half, as a scenario names it: ``"flwr:FedAvg"``.
-    """
+    """Send the model, which the next message replaces; `name` is the server's part, as ``"flwr:FedAvg"``."""
 
     name: str
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -37,11 +33,11 @@ class WeightExchange(FusionStrategy):
         raise NotImplementedError(f"'{self.name}' averages on a server of Flower's")
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the client's parameters and buffers, by the names that its model gives them."""
+        """Return the client's parameters and buffers by name."""
         return client.weights()
 
     def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
-        """Return what each array is; the names are the model's, so its type has to say."""
+        """Return each array's kind by its type; the names are the model's."""
         return {
             name: Kind.WEIGHTS if np.issubdtype(values.dtype, np.floating) else Kind.COUNTERS
             for name, values in upload.items()

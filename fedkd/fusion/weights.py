@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 LOG10_BETA = (-6.0, 6.0)
-"""Between which β is looked for that gives a number of neighbours."""
+"""Range of β in the search for a number of neighbours."""
 BISECTIONS = 50
 
 
 def uniform(clients: int) -> np.ndarray:
-    """Return the weights of receivers that listen to everyone alike, `[N, N]`."""
+    """Return equal weights of all senders, `[N, N]`."""
     return np.full((clients, clients), 1.0 / clients)
 
 
@@ -25,8 +25,8 @@ def effectiveness(
 
     Args:
         d: Distances, receiver first, `[N, N]`.
-        beta: β ≥ 0, the same for all receivers or each one's own, `[N, 1]`; 0 ignores the distances.
-        keep: Which senders each receiver may use, `[N, N]` bool; the diagonal must be kept.
+        beta: β ≥ 0, one or each receiver's own, `[N, 1]`; 0 ignores the distances.
+        keep: Senders of each receiver, `[N, N]` bool, with the diagonal.
         log_prior: Logarithm of a factor per sender, `[N]` (see `log_prior`).
     """
     with np.errstate(over="ignore"):  # β near the largest float: −inf, a weight of 0
@@ -40,23 +40,13 @@ def effectiveness(
 
 
 def matched_beta(
-    d: np.ndarray,
-    perplexity: float,
-    *,
-    keep: np.ndarray | None = None,
-    log_prior: np.ndarray | None = None,
+    d: np.ndarray, perplexity: float, *, keep: np.ndarray | None = None, log_prior: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the β of each receiver at which it has so many effective neighbours, `[N, 1]`.
+    """Return the β of each receiver at which its effective neighbours are `perplexity` ≥ 1, `[N, 1]`.
 
-    The number falls with β, so β is found by bisection of its logarithm, as t-SNE finds its widths (van der
-    Maaten and Hinton 2008). A receiver that has fewer at β = 0 hears all of them alike; one that has more at
-    every β, because senders are equally near, gets the largest.
-
-    Args:
-        d: Distances, receiver first, `[N, N]`.
-        perplexity: The number, ≥ 1.
-        keep: As for `effectiveness`.
-        log_prior: As for `effectiveness`.
+    The number falls with β, so bisection of log β finds it, as t-SNE finds its widths (van der Maaten and
+    Hinton 2008). A receiver with fewer at β = 0 hears all alike; one with more at every β gets the largest.
+    The other arguments are those of `effectiveness`.
     """
 
     def neighbours(beta: np.ndarray) -> np.ndarray:
@@ -79,14 +69,9 @@ def log_prior(
     decay: float | None = None,
     freshness: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the logarithm of ``samples · ρ^age · s``, `[N]`; whatever is None does not count.
+    """Return the logarithm of ``samples · ρ^age · s``, `[N]`; factors that are None are left out.
 
-    Args:
-        clients: N.
-        samples: Training samples per client, `[N]`; an empty client counts as one sample.
-        age: Rounds since a client's knowledge was computed, `[N]`.
-        decay: ρ in (0, 1].
-        freshness: s, `[N]`.
+    Clients without training samples count as one; ρ is `decay` in (0, 1], s is `freshness`.
     """
     prior = np.zeros(clients)
     if samples is not None:
@@ -99,10 +84,7 @@ def log_prior(
 
 
 def nearest(d: np.ndarray, count: int) -> np.ndarray:
-    """Keep each receiver itself and its `count` nearest others, `[N, N]` bool.
-
-    Others tied with the last one kept stay too: the choice must not depend on the order of clients.
-    """
+    """Return the mask `[N, N]` of each receiver and its `count` nearest others, ties included."""
     keep = np.eye(len(d), dtype=bool)
     if 0 < count < len(d):
         others = np.where(keep, np.inf, d)
@@ -114,14 +96,10 @@ def nearest(d: np.ndarray, count: int) -> np.ndarray:
 
 
 def within(d: np.ndarray, threshold: float, kind: str) -> np.ndarray:
-    """Keep each receiver itself and the others with ``d ≤ τ``, `[N, N]` bool.
+    """Return the mask `[N, N]` of each receiver and the others with ``d ≤ τ``.
 
-    Args:
-        d: Distances, `[N, N]`.
-        threshold: What τ is in terms of all distances between two different clients: their quantile of this
-            order, or this multiple of their median. Distances vary by three orders of magnitude with
-            heterogeneity, so an absolute τ would not travel between scenarios.
-        kind: `quantile` or `median`.
+    τ is the quantile of order `threshold` of the distances, or this multiple of their median, because
+    distances vary by three orders of magnitude with heterogeneity.
     """
     keep = np.eye(len(d), dtype=bool)
     between = d[~keep]
@@ -132,6 +110,6 @@ def within(d: np.ndarray, threshold: float, kind: str) -> np.ndarray:
 
 
 def effective_neighbours(weights: np.ndarray) -> np.ndarray:
-    """Return ``exp(H(W_n))``, `[N]`: from 1 (listens to one client) to N (listens to all alike)."""
+    """Return ``exp(H(W_n))``, `[N]`, from 1 (listens to one client) to N (listens to all alike)."""
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
     return np.exp(-(weights * logs).sum(axis=1))

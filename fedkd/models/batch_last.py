@@ -1,12 +1,11 @@
-"""Images that lie in memory with their batch last, and a convolution of few channels that is quick on them.
+"""Images with their batch last in memory, and a convolution of few channels that is quick on them.
 
-Vectors of a CPU hold 8 or 16 numbers, which kernels for images take from neighbouring channels, or from
-neighbouring pixels where channels come first. Of a LeNet's 6 channels, or of rows of 10 pixels, they are half
-empty. A batch has 32 images as a rule: where the same pixel of all images lies together, ``[H, C, W, B]``,
-every kernel is quick. The tensor's shape is ``[B, C, H, W]`` all the same.
+CPU vectors hold 8 or 16 numbers, from neighbouring channels or pixels. The 6 channels of a LeNet, or rows of
+10 pixels, leave them half empty. A batch usually has 32 images: with the same pixel of all images together,
+``[H, C, W, B]`` in memory, every kernel is quick. The tensor's shape stays ``[B, C, H, W]``.
 
-Convolutions take sums in another order than torch's. In float32, outputs and gradients agree with float64
-within 1e-4 (``tests/models/test_batch_last.py``); pooling and flattening agree with torch to the bit.
+Convolutions add in another order than torch's. In float32, outputs and gradients agree with float64 within
+1e-4 (``tests/models/test_batch_last.py``); pooling and flattening agree with torch to the bit.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from torch.autograd.function import once_differentiable
 from fedkd.models.kernel_mode import transformed
 
 FEWEST = 16
-"""Images of a batch from which on vectors are filled with them."""
+"""Fewest images of a batch that fill vectors."""
 
 MANY = 16
-"""Channels of outputs from which on a weight's gradient is formed with these as the product's columns."""
+"""Fewest output channels that become the columns of a weight gradient's product."""
 
 FEW = 8
-"""Channels of outputs up to which a weight's gradient is formed of several rows of outputs at once."""
+"""Most output channels for which a weight's gradient joins several rows of outputs."""
 
 
 def use_torch_kernels(model: nn.Module) -> None:
-    """Have the layers of a model that have kernels of fedkd's own use torch's."""
+    """Make the layers of a model use torch's kernels instead of fedkd's."""
     for module in model.modules():
         if hasattr(type(module), "fedkd_kernels"):
             module.fedkd_kernels = False  # type: ignore[assignment]
 
 
 def batch_last(images: Tensor) -> Tensor:
-    """Return images ``[B, C, H, W]`` as they are called in memory, ``[H, C, W, B]``: a view."""
+    """Return images ``[B, C, H, W]`` in their memory order, ``[H, C, W, B]``: a view."""
     return images.permute(2, 1, 3, 0)
 
 
@@ -54,11 +53,10 @@ def lies_batch_last(images: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` for few channels: to rounding the same numbers; what it returns lies batch last.
+    """`torch.nn.Conv2d` for few channels, equal up to rounding; its output has the batch last in memory.
 
-    So it is on a CPU, for `FEWEST` images at least, with stride 1 and zeros for padding. All else, and
-    clients that train together, are left to torch. Last bits are others than torch's, as sums are formed in
-    another order.
+    That holds on a CPU, for at least `FEWEST` images, with stride 1 and zero padding. torch does everything
+    else, and joint training.
     """
 
     recordable: ClassVar[bool] = True
@@ -76,7 +74,7 @@ class Conv2d(nn.Conv2d):
 
     @property
     def _zeros_around(self) -> tuple[int, int] | None:
-        """Rows and columns of zeros at each edge; None: it is no plain convolution."""
+        """Rows and columns of zero padding at each edge; None: another kind of convolution."""
         once = self.stride == self.dilation == (1, 1) and self.groups == 1
         if not once or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return None
@@ -104,9 +102,9 @@ def _is_for_us(images: Tensor, weight: Tensor) -> bool:
 
 
 def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) -> Tensor:
-    """Return ``[H + 2 P, k', C, W', B]``: for each place k' in a kernel's row, the pixels that it meets.
+    """Return ``[H + 2 P, k', C, W', B]``: the pixels under each place k' in a kernel's row.
 
-    So the rows that a row of outputs is made from are one matrix ``[k · k' · C, W' · B]`` as they lie.
+    The inputs of a row of outputs are then one contiguous matrix ``[k · k' · C, W' · B]``.
     """
     rows, (tall, wide) = batch_last(images), padding
     height, channels, width, batch = rows.shape
@@ -122,9 +120,9 @@ def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) ->
 
 
 def _rows_met(windows: Tensor, tall: int, together: int = 1) -> Tensor:
-    """Return what each row of outputs is made from, ``[H', k · k' · C, W' · B]``: views that overlap.
+    """Return the inputs of each row of outputs, ``[H', k · k' · C, W' · B]``: views that overlap.
 
-    Or what so many rows together are made from, ``[H' / together, (together + k - 1) · k' · C, W' · B]``.
+    Or those of several rows together, ``[H' / together, (together + k - 1) · k' · C, W' · B]``.
     """
     height, wide, channels, across, batch = windows.shape
     several, length = wide * channels, across * batch
@@ -133,7 +131,7 @@ def _rows_met(windows: Tensor, tall: int, together: int = 1) -> Tensor:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """Return a weight ``[O, C, k, k']`` as ``[O, k · k' · C]``, as it lies if it is channels last."""
+    """Return a weight ``[O, C, k, k']`` as ``[O, k · k' · C]``, without a copy if channels last."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
@@ -146,7 +144,7 @@ def _convolve(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution with stride 1, each row of outputs, of all images, as one product of matrices."""
+    """A convolution with stride 1: each row of outputs, of all images, is one matrix product."""
 
     @staticmethod
     def forward(
@@ -174,7 +172,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _for_weight(outer: Tensor, windows: Tensor, shape: torch.Size) -> Tensor:
-    """Return the gradient of a weight, which lies channels last, given that of the outputs."""
+    """Return the gradient of a weight, channels last in memory, given that of the outputs."""
     number, channels, tall, wide = shape
     if number <= FEW and len(outer) % 4 == 0:
         return _for_small_weight(outer, windows, shape, together=4)
@@ -187,10 +185,9 @@ def _for_weight(outer: Tensor, windows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _for_small_weight(outer: Tensor, windows: Tensor, shape: torch.Size, together: int) -> Tensor:
-    """Return the same by products of several rows of outputs with all that these are made from.
+    """Return the same by products of several rows of outputs with all their inputs.
 
-    Each row's own gradient is a part of that. What is computed for nothing takes less time than products of
-    few rows waste.
+    The wasted part costs less than many small products.
     """
     number, channels, tall, wide = shape
     met, several = _rows_met(windows, tall, together), wide * channels
@@ -210,7 +207,7 @@ def _for_images(
     height, wide, channels, across, batch = windows
     down, number, length = outer.shape
     tall = weight.shape[2]
-    # Every row of inputs has met as many rows of outputs as a kernel is high, some of them beyond the edge.
+    # Each row of inputs contributes to as many rows of outputs as a kernel is high, some beyond the edge.
     padded = outer.new_zeros(down + 2 * (tall - 1), number, length)
     padded[tall - 1 : tall - 1 + down] = outer
     met = padded.as_strided((height, tall * number, length), (number * length, length, 1))
@@ -225,10 +222,7 @@ def _for_images(
 
 
 class HalvingMax(torch.autograd.Function):
-    """Maxima of 2×2 windows of images that lie batch last, and where they were as torch has it.
-
-    Of several maxima in a window the first one of the first row gets the gradient.
-    """
+    """Maxima of 2×2 windows of images with the batch last; ties get their gradient as in torch."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
@@ -256,7 +250,7 @@ class HalvingMax(torch.autograd.Function):
 
 
 class Flatten(nn.Flatten):
-    """`torch.nn.Flatten` whose gradient lies batch last where images did, as whoever made them needs it."""
+    """`torch.nn.Flatten` whose gradient has the batch last in memory if the images did."""
 
     recordable: ClassVar[bool] = True
     fedkd_kernels = True
@@ -271,7 +265,7 @@ class Flatten(nn.Flatten):
 
 
 class _Flattened(torch.autograd.Function):
-    """Images that lie batch last, flattened."""
+    """Flattened images with the batch last in memory."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
@@ -285,7 +279,7 @@ class _Flattened(torch.autograd.Function):
 
 
 def halved_max(images: Tensor) -> Tensor:
-    """Return what `HalvingMax` does, without a way back."""
+    """Return the output of `HalvingMax`, without a gradient."""
     rows = batch_last(images)
     down, across = rows.shape[0] // 2 * 2, rows.shape[2] // 2 * 2
     larger = torch.maximum(rows[0:down:2], rows[1:down:2])
@@ -293,7 +287,7 @@ def halved_max(images: Tensor) -> Tensor:
 
 
 def _columns(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every other column of rows ``[H, C, W, B]``, but for an odd last row and column."""
+    """Return the even and the odd columns of rows ``[H, C, W, B]``, without an odd last row and column."""
     down, across = rows.shape[0] // 2 * 2, rows.shape[2] // 2 * 2
     return rows[:down, :, 0:across:2], rows[:down, :, 1:across:2]
 

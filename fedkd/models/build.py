@@ -1,4 +1,4 @@
-"""From a scenario's client group to a checked model."""
+"""The factory of checked models from a scenario's client groups."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError, described
-from fedkd.models.allowance import Allowance
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
+from fedkd.models.kernel_mode import Allowance, FlopCounter
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
 from fedkd.plugins import contained
@@ -28,10 +28,9 @@ class ModelFactory:
     """Makes fresh models of a client group.
 
     Args:
-        group: The model's name and arguments.
         input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
         outputs: Number of outputs: of classes C, or more.
-        plugin_path: Folders whose ``.py`` files may be named by ``"module:factory"``.
+        plugin_path: Folders of ``.py`` files for ``"module:factory"``.
         input_dtype: Type of a sample: float32, or int64 of integers such as token ids.
     """
 
@@ -42,18 +41,11 @@ class ModelFactory:
     input_dtype: np.dtype | type = np.float32
 
     def load(self) -> None:
-        """Import what makes the model, for which the first one would have to wait.
-
-        Raises:
-            UserError: No such model, or wrong arguments.
-        """
+        """Import the model's code now; a `UserError` for unknown models or wrong arguments."""
         _factory(self.group, self.plugin_path)
 
     def make(self, seed: int) -> nn.Module | Estimator:
         """Return a fresh model, a network in float32 on the CPU and in training mode.
-
-        Args:
-            seed: Derived seed of a network's initial weights.
 
         Raises:
             UserError: No such model, wrong arguments, a network that does not map ``[2, *input_shape]`` to
@@ -63,8 +55,7 @@ class ModelFactory:
             model = self._call()
             if isinstance(model, nn.Module):
                 model = model.to(device="cpu", dtype=torch.float32)
-                # One forward pass finds a wrong shape now instead of in round 1, and makes lazy layers take
-                # theirs.
+                # One forward pass finds a wrong shape before round 1, and sets the shapes of lazy layers.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
             try:
@@ -72,7 +63,7 @@ class ModelFactory:
                     check_estimator(self.group.model, model)
             except UserError:
                 raise
-            except Exception as error:  # of an object that does not like to be looked at
+            except Exception as error:  # raised by an attribute of the object
                 told = f"'{self.group.model}' made a {type(model).__name__}, which raised {described(error)}"
                 raise UserError(told, key="clients.model") from error
             return model
@@ -81,7 +72,7 @@ class ModelFactory:
         return model.train()
 
     def fresh(self) -> Estimator:
-        """Return a fresh estimator, of a group whose model is one."""
+        """Return a fresh estimator, if the group's model is one."""
         return self._call()
 
     def _call(self) -> Any:
@@ -101,11 +92,7 @@ def build_model(
     plugin_path: Sequence[str | Path] = (),
     input_dtype: np.dtype | type = np.float32,
 ) -> nn.Module:
-    """Return a fresh network of a client group (see `ModelFactory.make`).
-
-    Raises:
-        UserError: As there, or the model is no network.
-    """
+    """Return a fresh network of a client group (see `ModelFactory.make`), or raise a `UserError`."""
     model = ModelFactory(group, input_shape, classes, plugin_path, input_dtype).make(seed)
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -122,14 +109,10 @@ def build_group_models(
     input_dtype: np.dtype | type = np.float32,
     limit: tuple[int, str] | None = None,
 ) -> list[nn.Module | Estimator]:
-    """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
+    """Return one model of every client group, in order, so that errors show before a run.
 
     Args:
-        scenario: Its client groups.
-        input_shape: Shape of a sample.
-        classes: Number of outputs.
-        input_dtype: Type of a sample.
-        limit: Bytes that one model may take and why no more (see `Allowance`); absent: what there is.
+        limit: Bytes of one model and the reason for the limit (see `Allowance`); None: no limit.
 
     Raises:
         UserError: As `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
@@ -163,20 +146,18 @@ def count_parameters(model: nn.Module) -> int:
 def blank_inputs(
     number: int, shape: Sequence[int], dtype: np.dtype | type, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return samples of zeros `[number, *shape]`: black images, or the token that everyone has."""
+    """Return samples of zeros `[number, *shape]`."""
     return torch.from_numpy(np.zeros((number, *shape), dtype)).to(device)
 
 
 def forward_flops(
     model: nn.Module, input_shape: Sequence[int], input_dtype: np.dtype | type = np.float32
 ) -> int:
-    """Return the floating-point operations of one sample's forward pass, a measure of a client's work.
+    """Return the floating-point operations of one sample's forward pass.
 
     Multiplications and additions of matrix products and convolutions count. A model that cannot be counted,
-    such as one of recurrent layers, is taken to multiply and add with each parameter once.
+    such as a recurrent one, counts as one multiplication and addition per parameter.
     """
-    from fedkd.models.kernel_mode import FlopCounter
-
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     counter = FlopCounter()
@@ -231,9 +212,9 @@ def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
-    """Return whether nothing can be passed by its place, as in torchvision's ``resnet18(*, weights=None)``.
+    """Return whether all parameters are keyword-only, as in torchvision's ``resnet18(*, weights=None)``.
 
-    The names of those are torchvision's: the number of classes is `num_classes`.
+    Its number of classes is `num_classes`, torchvision's name.
     """
     try:
         kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}

@@ -1,4 +1,4 @@
-"""What every model of the zoo is: a body that makes features, and a linear head."""
+"""The form of every model of the zoo: a body that makes features, and a linear head."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ class Classifier(nn.Module):
 
     Args:
         body: Maps ``[B, *input_shape]`` to features ``[B, F]``.
-        width: Number of features F.
-        classes: Number of classes C.
-        bias: Whether the head has one.
     """
 
     recordable: ClassVar[bool] = True
@@ -38,21 +35,15 @@ class Classifier(nn.Module):
 def projecting(
     body: nn.Sequential, width: int, classes: int, *, projection: int, bias: bool = True
 ) -> Classifier:
-    """Return a classifier of a body, with a projection of two layers between the two where one is asked for.
+    """Return a classifier of a body, with a two-layer projection before the head if asked for.
 
-    As of Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
-    and of MOON, which compares what comes of it: a layer as wide as the body's features, ReLU, and a layer of
-    `projection` outputs, which the head sits on. It is a part of the body.
+    As in Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, and
+    in MOON: a layer of the features' width, ReLU, and a layer of `projection` outputs below the head, part of
+    the body.
 
     Args:
-        body: Makes features ``[B, F]``.
-        width: F.
-        classes: Number of classes C.
-        projection: Features that the head is to see, ≥ 1; 0: the body's own.
-        bias: Whether layers have biases.
-
-    Raises:
-        UserError: `projection` is no such number.
+        body: Makes features ``[B, width]``.
+        projection: Width of the features of the head, ≥ 1; 0: the body's own.
     """
     if type(projection) is not int or projection < 0:
         raise UserError(f"projection must be ≥ 0, got {projection!r}", key="clients.args")
@@ -63,11 +54,7 @@ def projecting(
 
 
 def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return ``(channels, height, width)``, or say that `model` needs images.
-
-    Raises:
-        UserError: The samples are not images.
-    """
+    """Return ``(channels, height, width)``; other shapes are a `UserError`."""
     if len(input_shape) != 3:
         raise UserError(
             f"'{model}' needs images (channels, height, width), but a sample has shape {list(input_shape)};"
@@ -79,11 +66,7 @@ def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int
 
 
 def check_dropout(dropout: float) -> None:
-    """Refuse a dropout probability outside ``[0, 1)``.
-
-    Raises:
-        UserError: It is not a number there.
-    """
+    """Refuse a dropout probability outside ``[0, 1)`` by a `UserError`."""
     is_number = isinstance(dropout, (int, float)) and not isinstance(dropout, bool)
     if not is_number or not 0.0 <= dropout < 1.0:
         raise UserError(f"dropout must be ≥ 0 and < 1, got {dropout!r}", key="clients.args")

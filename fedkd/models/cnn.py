@@ -25,14 +25,12 @@ def cnn(
 
     Args:
         input_shape: ``(channels, height, width)``, at least 4×4 with the default padding.
-        classes: Number of classes C.
         padding: Zeros around each convolution's input: 2 keeps the size, as in the paper; 0 is the common
             smaller variant (582,026 parameters on 28×28 digits).
         features: Width of the fully connected layer, 512 in the paper; strategies that compare features need
             the same width in all clients (`lenet` has 84).
         dropout: Probability of dropping one of these units in training.
-        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
-            there is none.
+        projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
 
     Raises:
         UserError: The samples are not images, or too small.

@@ -1,10 +1,9 @@
-"""Any classifier with `fit` and `predict_proba` as a client model: a random forest beside a CNN.
+"""Client models with `fit` and `predict_proba`, such as a random forest beside a CNN.
 
-Such a model is not trained by gradients. It learns from guidance by *weighted refitting*: fitted afresh on
-the client's own samples, each with weight 1, together with every transfer sample once per class, weighted by
-the guidance's probability of that class. So all it remembers is the last guidance, which is what its
-checkpoint holds: arrays, not a pickle. A classifier that has a `distill` of its own learns in its own
-way: see `fedkd.models.incremental`.
+They learn from guidance by *weighted refitting*: they are fitted afresh on private samples, each with weight
+1, together with every transfer sample once per class, weighted by the guidance's probability of that class.
+So their state is the last guidance: arrays, not a pickle. A classifier with its own `distill` is not
+refitted: see `fedkd.models.incremental`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MOST_TREES = 100_000
 NEGLIGIBLE = 1e-2
 """Rows of guidance below this probability are left out of a refit."""
 LARGEST_LOGIT = 1e30
-"""More than any class needs to win; float32 ends at 3e38."""
+"""Larger logits change nothing; float32 ends at 3e38."""
 PROBABILITIES = "guidance/probabilities"
 SAMPLES = "guidance/samples"
 SEED = "seed"
@@ -34,12 +33,12 @@ Arrays = Mapping[str, np.ndarray]
 
 @runtime_checkable
 class Estimator(Protocol):
-    """What a classifier must offer, in scikit-learn's terms.
+    """The interface of a classifier, in scikit-learn's terms.
 
-    After `fit`, `classes_` names the columns of `predict_proba`; without it column c is class c. Instead of
-    `predict_proba` it may offer `predict_logits`, of the same shape. One whose `fit` takes no `sample_weight`
-    is refitted on the guidance's likeliest classes. One that has a parameter `random_state` gets a derived
-    seed before every fit.
+    After `fit`, `classes_` names the columns of `predict_proba`; without it column c is class c.
+    `predict_logits` of the same shape may replace `predict_proba`. If `fit` has no `sample_weight`, the
+    classifier is refitted on the guidance's likeliest classes. A parameter `random_state` gets a derived seed
+    before every fit.
     """
 
     def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Any:
@@ -76,12 +75,7 @@ def sgd(input_shape: tuple[int, ...], classes: int, *, alpha: float = 1e-3, **ar
 
 
 class EstimatorModel:
-    """An estimator that can be refitted, and refitted again to the last bit.
-
-    Args:
-        make: Returns a fresh estimator.
-        classes: Number of classes C.
-    """
+    """An estimator that can be refitted, and refitted again to the last bit."""
 
     def __init__(self, make: Callable[[], Estimator], classes: int) -> None:
         self._make = make
@@ -91,13 +85,12 @@ class EstimatorModel:
         self._seed = -1
 
     def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
-        """Fit on private samples and, if there has been guidance, on the transfer set weighted by it.
+        """Fit on private samples and, after guidance, on the transfer set weighted by it.
 
         Args:
             x: Private samples `[n, ...]`.
             y: Their labels `[n]`.
             transfer_x: The whole transfer set `[M, ...]`.
-            seed: Derived seed of what the estimator draws.
         """
         self._seed = seed
         estimator = self._make()
@@ -132,26 +125,22 @@ class EstimatorModel:
         probabilities: np.ndarray,
         seed: int,
     ) -> None:
-        """Take over guidance in place of the last, and fit with it.
+        """Replace the last guidance, and fit with it (other arguments: `fit`).
 
         Args:
-            x: Private samples `[n, ...]`.
-            y: Their labels `[n]`.
-            transfer_x: The whole transfer set `[M, ...]`.
             samples: Indices of transfer samples `[K]`.
-            probabilities: What the guidance says of them, `[K, C]`.
-            seed: Derived seed of what the estimator draws.
+            probabilities: Target probabilities `[K, C]`.
         """
         self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
         self.fit(x, y, transfer_x, seed)
 
     @property
     def fitted(self) -> Estimator | None:
-        """The estimator as it was last fitted; None: it never was."""
+        """The estimator after its last fit; None: there was none."""
         return self._fitted
 
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
-        """Return log-probabilities `[n, C]` float32; all classes alike before the first `fit`."""
+        """Return log-probabilities `[n, C]` float32; zeros before the first `fit`."""
         if self._fitted is None:
             return np.zeros((len(x), self._classes), dtype=np.float32)
         return predicted_logits(self._fitted, x, self._classes)
@@ -164,7 +153,7 @@ class EstimatorModel:
         return arrays
 
     def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
-        """Refit to what `state` was taken of."""
+        """Refit to a `state`."""
         if SAMPLES in arrays:
             self._guidance = (arrays[SAMPLES], arrays[PROBABILITIES])
         seed = int(arrays[SEED])
@@ -173,12 +162,10 @@ class EstimatorModel:
 
 
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    """Return a fitted estimator's logits, or log-probabilities, `[n, C]` float32.
-
-    A class it was never shown gets the least of all.
+    """Return a fitted estimator's logits, or log-probabilities, `[n, C]` float32; least for unseen classes.
 
     Raises:
-        UserError: The estimator predicts something of another shape, or no numbers.
+        UserError: The predictions have another shape, or are no numbers.
         TrainingDiverged: They are not finite.
     """
     if len(x) == 0:  # classifiers refuse to predict no sample at all
@@ -186,25 +173,20 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     gives_logits = callable(getattr(estimator, "predict_logits", None))
     method = "predict_logits" if gives_logits else "predict_proba"
     found = np.asarray(getattr(estimator, method)(flatten(x)))
+    said = f"`{method}` of {type(estimator).__name__} returned"
     if found.dtype.kind not in "biuf":
         raise UserError(
-            f"`{method}` of {type(estimator).__name__} returned {found.dtype} of shape {list(found.shape)};"
-            f" must be numbers {[len(x), classes]}",
+            f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}",
             key="clients.model",
         )
     found = found.astype(np.float64)
     columns = np.asarray(getattr(estimator, "classes_", np.arange(classes)), dtype=np.int64)
     if found.shape != (len(x), len(columns)):
-        raise UserError(
-            f"`{method}` of {type(estimator).__name__} returned {list(found.shape)};"
-            f" must be {[len(x), len(columns)]}",
-            key="clients.model",
-        )
+        told = f"{said} {list(found.shape)}; must be {[len(x), len(columns)]}"
+        raise UserError(told, key="clients.model")
     if not np.isfinite(found).all():
         told = next(str(value) for value in found.ravel() if not np.isfinite(value))
-        raise TrainingDiverged(
-            f"`{method}` of {type(estimator).__name__} returned {told}; must be finite numbers"
-        )
+        raise TrainingDiverged(f"{said} {told}; must be finite numbers")
     if gives_logits:
         logits = np.repeat(found.min(axis=1, keepdims=True) + np.log(FLOOR), classes, axis=1)
         logits[:, columns] = found
@@ -215,7 +197,7 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
 
 
 def set_seed(estimator: Any, seed: int) -> None:
-    """Seed what an estimator draws, in scikit-learn's way, if it has one."""
+    """Set an estimator's `random_state`, if it has one."""
     if hasattr(estimator, "get_params") and "random_state" in estimator.get_params():
         estimator.set_params(random_state=seed % 2**32)
 
@@ -229,7 +211,7 @@ def _takes_weights(estimator: Estimator) -> bool:
 
 
 class _Constant:
-    """Predicts the only class there is."""
+    """Predicts the only class."""
 
     def __init__(self, label: int) -> None:
         self.classes_ = np.array([label])
@@ -247,17 +229,13 @@ def flatten(x: np.ndarray) -> np.ndarray:
 
 
 def is_estimator_class(factory: Any) -> bool:
-    """Return whether a plug-in is a class of estimators itself, like scikit-learn's, and no factory."""
+    """Return whether a plug-in is a class of estimators, like scikit-learn's, and no factory."""
     predicts = hasattr(factory, "predict_proba") or hasattr(factory, "predict_logits")
     return isinstance(factory, type) and hasattr(factory, "fit") and predicts
 
 
 def check_estimator(name: str, estimator: Any) -> None:
-    """Refuse an object that is neither a torch module nor an estimator.
-
-    Raises:
-        UserError: It lacks `fit` or `predict_proba`, or what an estimator with a `distill` needs besides.
-    """
+    """Refuse an object that is neither a torch module nor an estimator, by a `UserError`."""
 
     def has(method: str) -> bool:
         return callable(getattr(estimator, method, None))

@@ -1,4 +1,4 @@
-"""Networks that make samples out of noise and a label."""
+"""Generators: networks that make samples from noise and a label."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ SLOPE = 0.2
 
 
 class Generator(nn.Module):
-    """Makes samples with mean 0 and variance 1 in every channel or feature, as normalised data have them.
+    """Makes samples with mean 0 and variance 1 in every channel or feature, like normalised data.
 
-    Its last layer sees to that, over a batch: it is all that is known of data which nobody has seen. So what
-    it makes depends on the whole batch, and is made in training mode.
-
-    Images grow out of a quarter of their sides by two steps of doubling, each followed by a 3×3 convolution
-    (Radford et al. 2016, with upsampling in place of transposed convolutions); vectors come out of two hidden
-    layers.
+    Its last layer normalises over a batch, so a sample depends on its whole batch and is made in training
+    mode. Images grow from a quarter of their sides by two steps of doubling, each followed by a 3×3
+    convolution (Radford et al. 2016, with upsampling in place of transposed convolutions); vectors come from
+    two hidden layers.
 
     Args:
         input_shape: ``(channels, height, width)`` or ``(features,)``.
         classes: Number of labels K.
         noise: Length of a noise vector.
-        width: Channels of the last hidden layer of images, of which there are twice as many before; vectors
-            have hidden layers of 8 and 16 times as many units.
+        width: Channels of the last hidden layer of images, twice as many before; vectors have hidden layers
+            of 8 and 16 times as many units.
     """
 
     recordable: ClassVar[bool] = True
@@ -45,19 +43,12 @@ class Generator(nn.Module):
                 nn.Linear(16 * width, input_shape[0]),
             )
         else:
-            channels, height, width_of_image = input_shape
-            self.body = _Growing(entries, (channels, height, width_of_image), width)
-        channels = input_shape[0]
+            self.body = _Growing(entries, input_shape, width)
         normalise = nn.BatchNorm1d if len(input_shape) == 1 else nn.BatchNorm2d
-        self.normalise = normalise(channels, affine=False, track_running_stats=False)
+        self.normalise = normalise(input_shape[0], affine=False, track_running_stats=False)
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Return samples ``[B, *input_shape]``.
-
-        Args:
-            noise: ``[B, Z]``.
-            labels: ``[B]`` int64 in ``0..K-1``.
-        """
+        """Return samples ``[B, *input_shape]`` of noise ``[B, Z]`` and labels ``[B]`` int64 in ``0..K-1``."""
         return self.normalise(self.body(torch.cat([noise, F.one_hot(labels, self.classes).float()], dim=1)))
 
 
@@ -66,7 +57,7 @@ class _Growing(nn.Module):
 
     recordable: ClassVar[bool] = True
 
-    def __init__(self, entries: int, shape: tuple[int, int, int], width: int) -> None:
+    def __init__(self, entries: int, shape: Sequence[int], width: int) -> None:
         super().__init__()
         channels, height, width_of_image = shape
         self.sides = [(-(-height // part), -(-width_of_image // part)) for part in (4, 2, 1)]

@@ -1,4 +1,4 @@
-"""Classifiers that learn from guidance in a way of their own, by a method `distill`."""
+"""Classifiers with their own way to learn from guidance, a method `distill`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,23 @@ OWN = "own/"
 
 @runtime_checkable
 class IncrementalEstimator(Estimator, Protocol):
-    """An estimator that learns from guidance in a way of its own instead of being refitted.
+    """An estimator with its own `distill` instead of refitting.
 
-    It lives as long as its client: `fit` is called once a round and had better go on from what is there.
+    It lives as long as its client: `fit` is called once a round and should continue from the present state.
     """
 
     def distill(self, X: np.ndarray, probabilities: np.ndarray) -> Any:
         """Learn `probabilities` `[m, C]` of the transfer samples `X` `[m, D]`."""
 
     def state(self) -> Arrays:
-        """Return all that has been learned, as arrays by name."""
+        """Return everything learned, as arrays by name."""
 
     def restore(self, arrays: Arrays) -> Any:
-        """Go on, in a fresh object, from what `state` returned."""
+        """Continue, in a fresh object, from a `state`."""
 
 
 class IncrementalModel:
-    """An estimator with a `distill` of its own, which says itself what it has learned.
-
-    The methods are those of `EstimatorModel`.
-
-    Args:
-        make: Returns a fresh estimator.
-        classes: Number of classes C.
-    """
+    """An estimator with its own `distill` and state, and the methods of `EstimatorModel`."""
 
     def __init__(self, make: Callable[[], IncrementalEstimator], classes: int) -> None:
         self._make = make
@@ -68,21 +61,17 @@ class IncrementalModel:
 
     @property
     def fitted(self) -> IncrementalEstimator | None:
-        """The estimator with all that it has learned; None: nothing yet."""
+        """The estimator; None: it has learned nothing yet."""
         return self._estimator if self._has_learned else None
 
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` float32; all classes alike before anything is learned."""
+        """Return logits `[n, C]` float32; zeros before the first `fit`."""
         if not self._has_learned:
             return np.zeros((len(x), self._classes), dtype=np.float32)
         return predicted_logits(self._estimator, x, self._classes)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the estimator's own state, if there is any yet.
-
-        Raises:
-            UserError: It is not a table of arrays.
-        """
+        """Return the estimator's own state, if any; a `UserError` if it is no table of arrays."""
         if not self._has_learned:
             return {}
         given = self._estimator.state()
@@ -102,7 +91,7 @@ class IncrementalModel:
         )
 
     def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
-        """Let a fresh estimator go on from its own state."""
+        """Let a fresh estimator continue from its own state."""
         self._estimator = self._make()
         own = {name.removeprefix(OWN): values for name, values in arrays.items() if name.startswith(OWN)}
         self._has_learned = bool(own)
@@ -111,12 +100,7 @@ class IncrementalModel:
 
 
 def client_estimator(make: Callable[[], Any], classes: int) -> EstimatorModel | IncrementalModel:
-    """Return an estimator behind the adapter that suits it.
-
-    Args:
-        make: Returns a fresh estimator.
-        classes: Number of classes C.
-    """
+    """Return an estimator behind its adapter; `make` returns a fresh one."""
     if callable(getattr(make(), "distill", None)):
         return IncrementalModel(make, classes)
     return EstimatorModel(make, classes)

@@ -1,13 +1,16 @@
-"""Sees every kernel that torch runs, without its compiler; has torch's private names that models use."""
+"""Access to every kernel that torch runs, and torch's private names for models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from fedkd.errors import UserError
 
 
 def transformed() -> bool:
@@ -21,7 +24,7 @@ def schema_of(kernel: Any) -> Any:
 
 
 class KernelMode(TorchDispatchMode):
-    """A mode to be derived from: while it is entered, `run` is asked to run every kernel."""
+    """A base class: in its block, `run` gets every kernel."""
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a kernel and return its result."""
@@ -43,18 +46,14 @@ class KernelMode(TorchDispatchMode):
 
 
 class FlopCounter(KernelMode):
-    """Counts multiplications and additions of matrix products and convolutions, by torch's own formulas.
-
-    Attributes:
-        total: Floating-point operations so far.
-    """
+    """Counts multiplications and additions of matrix products and convolutions, by torch's own formulas."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation and count what it does; one without a formula counts by its parts."""
+        """Run an operation and count it; one without a formula counts by its parts."""
         formula = flop_registry.get(kernel._overloadpacket)
         if formula is None:
             with self:
@@ -65,3 +64,30 @@ class FlopCounter(KernelMode):
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=result)
         return result
+
+
+class Allowance(KernelMode):
+    """Limits the total bytes of tensors made from a size (`empty`, `zeros`, `randn`, …) in its block.
+
+    `told` describes the limit in the error: ``a quarter of this machine's memory``.
+    """
+
+    def __init__(self, limit: int, told: str) -> None:
+        super().__init__()
+        self._limit = limit
+        self._told = told
+        self._asked = 0
+
+    def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation, or raise a `UserError` if it asks for too much."""
+        first = schema_of(kernel).arguments[:1]
+        if first and first[0].name == "size" and args:
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            self._asked += prod(args[0]) * dtype.itemsize
+            if self._asked > self._limit:
+                raise UserError(
+                    f"asks for {self._asked / 1e9:,.1f} GB or more; it may take {self._limit / 1e9:,.1f} GB,"
+                    f" {self._told}",
+                    key="clients.model",
+                )
+        return kernel(*args, **kwargs)

@@ -19,9 +19,7 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
 
     Args:
         input_shape: ``(channels, height, width)``, at least 4×4.
-        classes: Number of classes C.
-        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
-            there is none.
+        projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
 
     Raises:
         UserError: The samples are not images, or smaller than 4×4.

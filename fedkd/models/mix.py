@@ -1,4 +1,4 @@
-"""Which client gets which model."""
+"""The assignment of models to clients."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fedkd.scenario.schema import ClientGroup, Scenario
 def client_models(scenario: Scenario) -> list[ClientGroup]:
     """Return the group of every client, a list of length ``data.clients``.
 
-    Each group has clients in proportion to its share, and they are spread evenly over the client indices, so
-    that any few consecutive clients are a sample of the mix. Nothing is drawn.
+    Each group has clients in proportion to its share, spread evenly over the client indices, so that
+    consecutive clients are a sample of the mix. Nothing is drawn.
     """
     groups = scenario.clients
     clients = scenario.data.clients
@@ -28,7 +28,7 @@ def client_models(scenario: Scenario) -> list[ClientGroup]:
 
 
 def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
-    """Return the name of every group's architecture, with those arguments that tell it from its namesakes."""
+    """Return the name of every group's architecture, with the arguments that distinguish namesakes."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         kinds.setdefault(group.model, [])
@@ -38,19 +38,16 @@ def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
     def name(group: ClientGroup) -> str:
         others = [args for args in kinds[group.model] if args != group.args]
         own = {key: value for key, value in group.args.items() if any(o.get(key) != value for o in others)}
-        return (
-            f"{group.model} ({', '.join(f'{key}={value}' for key, value in own.items())})"
-            if own
-            else group.model
-        )
+        told = ", ".join(f"{key}={value}" for key, value in own.items())
+        return f"{group.model} ({told})" if own else group.model
 
     return [name(group) for group in groups]
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:
-    """Return how many clients each share gets: largest remainders, ties to the earlier share.
+    """Return the clients of each share: largest remainders, ties to the earlier share.
 
-    With at least as many clients as shares no share goes without; its client is taken from the largest.
+    With enough clients every share has one, taken from the largest.
     """
     # As decimals, exactly as written: 0.1 + 0.2 is 0.3 here.
     exact = [Fraction(str(share)) for share in shares]

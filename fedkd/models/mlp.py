@@ -27,13 +27,10 @@ def mlp(
     Decentralized Data", AISTATS 2017 (199,210 parameters on 28×28 digits).
 
     Args:
-        input_shape: Shape of a sample.
-        classes: Number of classes C.
         hidden: Width of each hidden layer; empty gives a linear classifier.
         dropout: Probability of dropping a hidden unit in training.
         bias: Whether layers have biases; the networks of subspace learners' papers have none.
-        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
-            there is none.
+        projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
 
     Raises:
         UserError: A width, the dropout probability or `bias` makes no sense.

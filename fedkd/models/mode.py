@@ -1,4 +1,4 @@
-"""Reading a model's predictions without changing the model."""
+"""Predictions that leave the model as it is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 @contextmanager
 def predicting(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode without gradients, and every module back in its own mode afterwards.
+    """Put `model` in evaluation mode without gradients, and restore every module's mode afterwards.
 
-    Not `torch.inference_mode`: what is predicted inside may become the target of a training step.
+    Not `torch.inference_mode`: predictions may become targets of a training step.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,4 +1,4 @@
-"""Max-pooling of 2×2 windows that is quick where few channels are pooled, or nobody will go back."""
+"""Max-pooling of 2×2 windows that is quick for few channels, or without gradients."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fedkd.models.batch_last import HalvingMax, halved_max, lies_batch_last
 class MaxPool2d(nn.MaxPool2d):
     """`torch.nn.MaxPool2d`, quicker on a CPU, and the same numbers.
 
-    torch's own kernel also notes where each maximum was, which only training needs, and goes through the
-    channels of one pixel at a time: of a LeNet's 6 it can take but 6 at once. This takes whole rows of images
-    that lie batch last and, without gradients, of those that are stored channels last.
+    torch's kernel also stores the place of each maximum, which only training needs, and vectorises over the
+    channels of one pixel: few in a LeNet. This one takes whole rows of images with the batch last and,
+    without gradients, of channels-last images.
     """
 
     recordable: ClassVar[bool] = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fedkd.plugins import Registry
 
 ESTIMATORS = ("random-forest", "gradient-boosting", "sgd")
-"""The models that are no networks: they learn from guidance by weighted refitting."""
+"""Models that learn from guidance by weighted refitting."""
 MODELS = Registry(
     "model",
     {

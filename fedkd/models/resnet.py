@@ -16,11 +16,8 @@ GROUPS = 2
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut without parameters ("option A").
 
-    Args:
-        channels: Channels of the input.
-        width: Channels of the output.
-        stride: 2 halves the image; the shortcut then drops every other pixel and pads channels with zeros.
-        norm: ``"group"`` or ``"batch"``.
+    With a `stride` of 2, which halves the image, the shortcut drops every other pixel and pads channels with
+    zeros. The `norm` is ``"group"`` or ``"batch"``.
     """
 
     recordable: ClassVar[bool] = True
@@ -53,10 +50,8 @@ def resnet8(
 
     Args:
         input_shape: ``(channels, height, width)``.
-        classes: Number of classes C.
         norm: ``"group"`` or ``"batch"``.
-        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
-            there is none.
+        projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
 
     Raises:
         UserError: The samples are not images, or `norm` is neither.
@@ -69,17 +64,15 @@ def resnet20(
 ) -> Classifier:
     """Return the 20-layer residual network for small images: three blocks a stage, 0.27 M parameters.
 
-    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: stages of 16, 32 and
-    64 channels, shortcuts without parameters. Batch statistics of non-IID shards disagree (Hsieh et al., "The
+    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: stages of 16, 32 and 64
+    channels, shortcuts without parameters. Batch statistics of non-IID shards disagree (Hsieh et al., "The
     Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020), so GroupNorm replaces BatchNorm by
     default, with two groups as in Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
 
     Args:
         input_shape: ``(channels, height, width)``.
-        classes: Number of classes C.
         norm: ``"group"`` or ``"batch"``.
-        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
-            there is none.
+        projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
 
     Raises:
         UserError: The samples are not images, or `norm` is neither.

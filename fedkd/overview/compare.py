@@ -46,14 +46,9 @@ TITLES = ("", "A", "B", "B − A", "better for")
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of two runs.
+    """One figure of two runs: means over the clients of A and of B (None: no client has it).
 
-    Attributes:
-        label: Its name.
-        ours: Its mean over the clients of A that have it; None: no client has.
-        theirs: The same of B.
-        difference: B minus A, paired by client, with its 95 % interval over clients; None: nothing to pair.
-        better: Number of clients for which B is better.
+    `difference` is B minus A, paired by client, with its 95 % interval; `better` counts clients better in B.
     """
 
     label: str
@@ -65,14 +60,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs compared.
+    """Two runs compared after the last evaluated round of each.
 
-    Attributes:
-        folders: Of A and B.
-        rounds: The last evaluated round of each, which the figures are of.
-        changed: Dotted scenario key to its values in A and in B; None: absent.
-        figures: The figures, compared client by client.
-        costs: Label to the costs of A and of B: bytes sent up and down, seconds.
+    `changed` maps scenario keys to their values in A and B (None: absent), `costs` labels to bytes and
+    seconds.
     """
 
     folders: tuple[Path, Path]
@@ -88,7 +79,8 @@ class Comparison:
 
     def lines(self) -> Iterator[str]:
         """Yield what there is to say, a line each."""
-        yield from (f"{letter}  {told}" for letter, told in self._runs())
+        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
+            yield f"{letter}  {folder}, round {round}"
         yield ""
         yield from self._differences()
         yield ""
@@ -97,13 +89,12 @@ class Comparison:
         yield from self._notes()
 
     def _repr_html_(self) -> str:
-        told = "".join(f"{letter}: {escape(told)}<br>" for letter, told in self._runs())
+        runs = zip("AB", self.folders, self.rounds, strict=True)
+        told = "".join(
+            f"{letter}: {escape(f'{folder}, round {round}')}<br>" for letter, folder, round in runs
+        )
         parts = (preformatted(self._differences()), table(TITLES, self._rows()), preformatted(self._notes()))
         return told + "".join(parts)
-
-    def _runs(self) -> Iterator[tuple[str, str]]:
-        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
-            yield letter, f"{folder}, round {round}"
 
     def _differences(self) -> Iterator[str]:
         if not self.changed:
@@ -131,14 +122,13 @@ class Comparison:
 def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     """Compare two runs client by client, each after its last evaluated round.
 
-    Args:
-        ours: Run folder A.
-        theirs: Run folder B.
-
     Raises:
         UserError: One is no run folder, or nothing in it was evaluated yet.
     """
-    folders = (_folder(ours), _folder(theirs))
+    for path in (ours, theirs):
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
+    folders = (expanded(ours), expanded(theirs))
     scenarios = tuple(map(_scenario, folders))
     found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]
     (our_round, ours_at), (their_round, theirs_at) = found
@@ -150,12 +140,6 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
         tuple(_compared(label, ours_at[label], theirs_at[label]) for label in ours_at if label in theirs_at),
         {label: (cost, their_costs[label]) for label, cost in our_costs.items()},
     )
-
-
-def _folder(path: str | Path) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
-    return expanded(path)
 
 
 def _scenario(folder: Path) -> Scenario:
@@ -182,11 +166,9 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
     if scenario.continual is not None and last == scenario.rounds:
         outcome = outcome_of(plan_of_run(folder), folder)
         known = outcome.figures() if outcome is not None else {}
-        found |= {
-            name: {client: value for client, value in known[name].items() if not isnan(value)}
-            for name in OF_STREAMS
-            if name in known
-        }
+        for name in OF_STREAMS:
+            values = known.get(name, {})
+            found[name] = {client: value for client, value in values.items() if not isnan(value)}
     return last, {key: values for key, values in found.items() if values}
 
 
@@ -220,10 +202,8 @@ def _costs(folder: Path) -> dict[str, str]:
 
 
 def _cells(figure: Compared) -> tuple[str, ...]:
-    difference = figure.difference
-    if difference is None:
-        told, better = MISSING, MISSING
-    else:
+    told, better, difference = MISSING, MISSING, figure.difference
+    if difference is not None:
         half = "" if difference.half is None else f" ± {100 * difference.half:.1f}"
         told = f"{points(difference.mean)}{half}"
         better = f"{figure.better} of {difference.seeds}"

@@ -35,16 +35,9 @@ class RunEntry:
     """A run, or all runs of a bench, as far as the folder tells.
 
     Attributes:
-        folder: The run folder, or the bench folder.
-        name: Of its scenario.
-        strategy: Its fusion strategy.
         status: `done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a
             word and can be resumed. Of a bench: how many of its runs are done.
-        finished: Its last finished round.
-        rounds: Rounds that it is to have.
         accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
-        accuracy_global: The same on the common test set.
-        seconds: What its rounds took.
         when: When anything was last written.
     """
 
@@ -62,22 +55,15 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class RunList:
-    """Runs below a folder, by their paths.
-
-    Attributes:
-        folder: The folder.
-        entries: Its runs.
-    """
+    """Runs below a folder, by their paths."""
 
     folder: Path
     entries: tuple[RunEntry, ...]
 
     def __iter__(self) -> Iterator[RunEntry]:
-        """Yield the runs."""
         return iter(self.entries)
 
     def __len__(self) -> int:
-        """Return the number of runs."""
         return len(self.entries)
 
     def lines(self) -> Iterator[str]:
@@ -105,11 +91,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
 def runs(folder: str | Path = "runs") -> RunList:
     """Return the runs below a folder: itself, if it is one, or those of a bench's cells.
 
-    Args:
-        folder: Where to look. A bench within it is told of as one, unless the folder is the bench's own.
-
-    Raises:
-        UserError: There is no such folder.
+    A bench within the folder is one entry. No such folder is a `UserError`.
     """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
@@ -160,12 +142,9 @@ def _entry(folder: Path) -> RunEntry:
     summary, present = _summary(folder), read_present(folder)
     said = "done" if present is None else present.status
     done = summary.get("rounds") == rounds and said == "done"
-    if done:
-        status = "done"
-    elif is_locked(folder):
+    status = "done" if done else said if said in ("failed", "interrupted") else "stopped"
+    if not done and is_locked(folder):
         status = "running"
-    else:
-        status = said if said in ("failed", "interrupted") else "stopped"
     final: Mapping[str, Any] = summary.get("final") or {} if done else {}
     return RunEntry(
         folder,
@@ -185,15 +164,10 @@ def _bench_entry(folder: Path) -> RunEntry:
     cells = [_entry(cell) for cell in sorted((folder / CELLS).iterdir()) if _is_run(cell)]
     done = sum(cell.status == "done" for cell in cells)
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
-    whens = [cell.when for cell in cells if cell.when is not None]
-    return RunEntry(
-        folder,
-        f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}",
-        MISSING,
-        f"{done} done",
-        seconds=sum(seconds) if seconds else None,
-        when=max(whens, default=None),
-    )
+    name = f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}"
+    when = max((cell.when for cell in cells if cell.when is not None), default=None)
+    spent = sum(seconds) if seconds else None
+    return RunEntry(folder, name, MISSING, f"{done} done", seconds=spent, when=when)
 
 
 def _summary(folder: Path) -> Mapping[str, Any]:

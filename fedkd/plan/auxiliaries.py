@@ -22,18 +22,7 @@ from fedkd.scenario.schema import ClientGroup
 def make_auxiliaries(
     strategy: FusionStrategy, factory: ModelFactory, model: nn.Module, seed: int, client: int
 ) -> dict[str, nn.Module]:
-    """Return the auxiliary networks of a client as they are before the first round, on the CPU.
-
-    Args:
-        strategy: Says which.
-        factory: Of the client's model.
-        model: The client's model, or one like it.
-        seed: The scenario's.
-        client: Client index, for weights that each client begins with alone.
-
-    Raises:
-        UserError: One cannot be made with this model and these data.
-    """
+    """Return the auxiliary networks of a client before the first round, on the CPU."""
     networks: dict[str, nn.Module] = {OWN: model}
     for name, auxiliary in networks_of(strategy).aux_networks().items():
         own = derive_seed(seed, f"initial-weights-{name}", client=client)

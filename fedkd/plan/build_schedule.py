@@ -1,8 +1,7 @@
 """Build the schedule of a scenario: drawn from the seed, or read from a file.
 
-The course of a client says in which order it meets tasks, for how long, and when it is away. Each client's
-part is drawn by itself. Times are settled round by round: a bound on the lag makes what one client does
-depend on where all others are.
+A client's course says in which order it meets tasks, for how long, and when it is away. Each client's part is
+drawn by itself. A bound on the lag settles times round by round, for all clients together.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.plan.poisoned import round_half_up
 from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
@@ -30,25 +29,22 @@ Orders = Sequence[tuple[int, ...]]
 def build_schedule(scenario: Scenario) -> Schedule:
     """Return the schedule of a scenario whose number of tasks is known.
 
-    Its rounds are those of the scenario where there is no stream, else those that the last client takes.
-
-    Raises:
-        UserError: The file it is read from is missing or does not fit, or it takes more rounds than can be.
+    A stream takes the rounds of the last client. A file that does not fit is a `UserError`.
     """
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
     if tasks is not None and "file" in (tasks.order, tasks.clock):
         search = map(Path, scenario.plugin_path)
-        from_file = read_schedule(tasks.schedule or "", scenario.data.clients, task_count(scenario), search)
-    courses = draw_courses(scenario, from_file)
+        from_file = _read_schedule(tasks.schedule or "", scenario.data.clients, task_count(scenario), search)
     distinct: dict[Course, int] = {}
+    courses = draw_courses(scenario, from_file)
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
-    if last > MOST_ROUNDS:
-        raise UserError(
-            f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
-            key=KEY if from_file is not None else "continual.rounds_per_task",
-        )
+    refuse_if(
+        last > MOST_ROUNDS,
+        f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
+        KEY if from_file is not None else "continual.rounds_per_task",
+    )
     return Schedule(
         clients=scenario.data.clients,
         rounds=scenario.rounds if tasks is None else last,
@@ -58,37 +54,29 @@ def build_schedule(scenario: Scenario) -> Schedule:
     )
 
 
-def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = ()) -> Schedule:
-    """Read a schedule of N clients and T tasks from a JSON file (see `read_file_of_clients`).
-
-    Raises:
-        UserError: No such file, or it is no schedule of so many clients and tasks.
-    """
+def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) -> Schedule:
     schedule, path = read_file_of_clients(name, clients, search, Schedule.from_json, key=KEY)
     for client in range(clients):
         for span in schedule.course(client):
-            if span.task is None or span.task >= tasks:
-                named = "no task" if span.task is None else f"task {span.task}"
-                raise UserError(
-                    f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
-                    key=KEY,
-                )
+            named = "no task" if span.task is None else f"task {span.task}"
+            refuse_if(
+                span.task is None or span.task >= tasks,
+                f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
+                KEY,
+            )
     return schedule
 
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
     """Return the course of every client, N of them.
 
-    Args:
-        scenario: Resolved as far as the number of its tasks.
-        from_file: What the stream's `schedule` file says, for an order or a clock of `file`.
-
-    Raises:
-        UserError: A client would join after the end.
+    `from_file` is the stream's `schedule` file. A client that joins after the end is a `UserError`.
     """
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
-    late, pauses = _late(population, clients, seed), _chosen(population.breaks, clients, seed, "breaks")
+    late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")
+    for n in _chosen(population.late, clients, seed, "late"):
+        late[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
     same = continual is None or (continual.tasks.order, continual.tasks.clock) == ("same", "lockstep")
     if same and population == Population():
         return (_shared_course(scenario),) * clients
@@ -100,7 +88,11 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     else:
         orders = draw_orders(continual, clients, task_count(scenario), seed, from_file)
         lengths = draw_lengths(continual, orders, seed)
-        breaks = {n: _break_place(len(orders[n]), n, seed) for n in pauses}
+        breaks = {
+            n: int(numpy_generator(seed, "break", client=n).integers(1, len(orders[n])))
+            for n in pauses
+            if len(orders[n]) > 1
+        }
         spans = _settle(lengths, late, breaks, population.break_rounds, continual.tasks.max_lag or inf)
         courses = [
             tuple(Span(task, *span) for task, span in zip(order, own, strict=True))
@@ -128,15 +120,8 @@ def draw_orders(
 ) -> Orders:
     """Return the tasks of every client in the order in which it learns them.
 
-    In an `overlapping` order the tasks lie on a circle, drawn once; clients take windows of it, spread
-    evenly, so that some share many tasks and some none, and every task is somebody's if they can hold them
-    all. Each goes through its window in an order of its own.
-
-    Args:
-        continual: Says how.
-        clients: Number of clients N.
-        count: Number of tasks T.
-        from_file: What the stream's `schedule` file says.
+    In an `overlapping` order the tasks lie on a circle, drawn once. Clients take evenly spread windows of it,
+    so that some share many tasks and some none, each in an order of its own.
     """
     tasks = continual.tasks
     if tasks.order == "file":
@@ -168,6 +153,7 @@ def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[i
             (1 + numpy_generator(seed, "task-rounds", client=n).poisson(each - 1, len(order))).tolist()
             for n, order in enumerate(orders)
         ]
+    pace_of = [each] * clients
     fastest, slowest = tasks.pace or (each, 3 * each)
     if tasks.clock == "groups":
         groups = tasks.groups or 2
@@ -175,12 +161,8 @@ def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[i
         group_of = numpy_generator(seed, "clock-groups").permutation(np.arange(clients) % groups)
         pace_of = paces[group_of].tolist()
     elif tasks.clock == "uniform":
-        pace_of = [
-            int(numpy_generator(seed, "pace", client=n).integers(fastest, slowest, endpoint=True))
-            for n in range(clients)
-        ]
-    else:
-        pace_of = [each] * clients
+        draws = (numpy_generator(seed, "pace", client=n) for n in range(clients))
+        pace_of = [int(draw.integers(fastest, slowest, endpoint=True)) for draw in draws]
     return [[pace] * len(order) for pace, order in zip(pace_of, orders, strict=True)]
 
 
@@ -193,15 +175,9 @@ def _settle(
 ) -> list[list[tuple[int, int]]]:
     """Return the first and the last round of every client's tasks.
 
-    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. The slowest is
-    looked for among those who are there and not through: nobody waits for a client that has not come yet.
-
-    Args:
-        lengths: Rounds of each client's tasks.
-        late: Rounds after which each client joins, `[N]`.
-        breaks: Of clients that pause, the place of the task before which they do.
-        break_rounds: Rounds of a break.
-        max_lag: Tasks between the fastest and the slowest.
+    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Clients that
+    have not come yet, or are through, hold nobody back. `late` has the rounds after which each client joins,
+    `[N]`; `breaks` the place of the task before which a client pauses.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])
@@ -239,31 +215,17 @@ def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
     return sorted(numpy_generator(seed, purpose).permutation(clients)[:number].tolist())
 
 
-def _late(population: Population, clients: int, seed: int) -> np.ndarray:
-    """Return the rounds after which each client joins, `[N]`; 0: it is there from the first."""
-    after = np.zeros(clients, dtype=int)
-    for n in _chosen(population.late, clients, seed, "late"):
-        after[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
-    return after
-
-
-def _break_place(tasks: int, client: int, seed: int) -> int:
-    """Return the place of the task before which a client pauses; −1: it has but one."""
-    return int(numpy_generator(seed, "break", client=client).integers(1, tasks)) if tasks > 1 else -1
-
-
 def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
     """Return the course of a client that learns one thing for all of the run."""
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
-    if first > last:
-        raise UserError(
-            f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
-            key="population.late_by",
-        )
+    refuse_if(
+        first > last,
+        f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
+        "population.late_by",
+    )
     if not pauses or last - first < away + 1:  # there must be a round before a break and one after it
         return (Span(None, first, last),)
-    generator = numpy_generator(scenario.seed, "break", client=client)
-    before = int(generator.integers(first, last - away))
+    before = int(numpy_generator(scenario.seed, "break", client=client).integers(first, last - away))
     return (Span(None, first, before), Span(None, before + away + 1, last))
 
 

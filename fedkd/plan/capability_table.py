@@ -58,7 +58,7 @@ CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
     "needs weights of the round": lambda c: "weights" in c.can.needs and c.returns_knowledge,
     "uploads weights": lambda c: "weights" in c.can.needs or Kind.WEIGHTS in c.can.kinds.values(),
     "needs masks that settle": lambda c: (
-        "masks" in c.can.needs and c.learner is not None and c.learner.trains_masked_weights
+        "masks" in c.can.needs and c.learner is not None and c.learner.traits.trains_masked_weights
     ),
     "needs server": lambda c: "server" in c.can.needs,
     "needs transfer_labels": lambda c: "transfer_labels" in c.can.needs,
@@ -98,9 +98,8 @@ KEYS: Mapping[str, Callable[[Case], bool]] = {
 
 
 class Row(NamedTuple):
-    """A capability and a key that do not go together.
-
-    ``{name}`` in the reason is the strategy, ``{case}`` the case. `at` is the key that the error names.
+    """A pair that does not go together; `at` is the key of the error, ``{name}`` the strategy, ``{case}``
+    the case.
     """
 
     capability: str
@@ -226,15 +225,7 @@ TABLE: Sequence[Row] = (
 
 
 def check_table(case: Case, keys: Collection[str] = tuple(KEYS)) -> None:
-    """Refuse a strategy that cannot do what a scenario's keys ask for.
-
-    Args:
-        case: Scenario and strategy.
-        keys: Which to look at.
-
-    Raises:
-        UserError: The reason of the first row that rules the case out.
-    """
+    """Refuse a strategy that cannot do what a scenario's keys ask for."""
     for row in TABLE:
         if row.key in keys and KEYS[row.key](case) and CAPABILITIES[row.capability](case):
             told = row.reason.format(name=case.scenario.fusion.strategy, case=case)

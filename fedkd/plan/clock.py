@@ -20,9 +20,6 @@ class VirtualClock:
 
         job of client n:  f_n · seconds · {|N(0, 1)|, 1, steps}      ln f_n ~ N(0, spread²)
         its message:      latency + 8 · bytes / (g_n · bandwidth)    ln g_n ~ N(0, bandwidth_spread²)
-
-    Attributes:
-        settings: What is typical of clients, and how far they differ.
     """
 
     seed: int

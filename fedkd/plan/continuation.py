@@ -17,16 +17,8 @@ TOLD = 3
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
     """Refuse to go on with a run under a scenario that would have led elsewhere.
 
-    More rounds are allowed: they lead to where a run of that many rounds would be. So are other measures
-    about clients that fail, with which a failed run goes on.
-
-    Args:
-        began: What was `decisive` when the run last saved its state.
-        done: Rounds that the run has behind it.
-        scenario: The run's from now on, resolved.
-
-    Raises:
-        UserError: What was changed, and to what.
+    More rounds are allowed, and other measures about clients that fail. `began` was `decisive` at the last
+    checkpoint, after `done` rounds.
     """
     changed = changed_keys(began, decisive(scenario))
     for key in HANDLING:
@@ -41,11 +33,8 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
         )
     if now < before:
         raise UserError(f"the run began with {before} rounds and cannot have fewer, got {now}", key="rounds")
-    if now > before and done > 0:
-        _check_longer(scenario, before, done)
-
-
-def _check_longer(scenario: Scenario, before: int, done: int) -> None:
+    if now == before or done == 0:
+        return
     if scenario.continual is not None:
         reason = "its tasks say how many rounds a stream takes"
     elif scenario.training.schedule == "cosine":

@@ -1,87 +1,116 @@
-"""Whether what a scenario says of orders, clocks and absences fits together."""
+"""Cross-field validation of orders, clocks, absences and asynchronous rounds."""
 
 from __future__ import annotations
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream
 from fedkd.scenario.stream import task_count
 
 
 def check_courses(scenario: Scenario) -> None:
-    """Check the keys that decide when a client learns what against each other.
-
-    Raises:
-        UserError: The first contradiction.
-    """
+    """Refuse keys that contradict each other about when a client learns what."""
     if scenario.continual is None:
         return
-    tasks, key = scenario.continual.tasks, "continual.tasks"
+    tasks, key, clients = scenario.continual.tasks, "continual.tasks", scenario.data.clients
     count = task_count(scenario)
-    if (tasks.tasks_per_client or 0) > count:
-        raise UserError(
-            f"must be ≤ {count}, the tasks there are, got {tasks.tasks_per_client}",
-            key=f"{key}.tasks_per_client",
-        )
-    if (tasks.groups or 0) > scenario.data.clients:
-        raise UserError(
-            f"must be ≤ data.clients ({scenario.data.clients}), got {tasks.groups}", key=f"{key}.groups"
-        )
-    if tasks.pace is not None and (len(tasks.pace) != 2 or tasks.pace[0] > tasks.pace[1]):
-        raise UserError(
-            f"must be the rounds a task of the fastest and of the slowest, e.g. [1, 3], got {tasks.pace}",
-            key=f"{key}.pace",
-        )
+    refuse_if(
+        (tasks.tasks_per_client or 0) > count,
+        f"must be ≤ {count}, the tasks there are, got {tasks.tasks_per_client}",
+        f"{key}.tasks_per_client",
+    )
+    refuse_if(
+        (tasks.groups or 0) > clients,
+        f"must be ≤ data.clients ({clients}), got {tasks.groups}",
+        f"{key}.groups",
+    )
+    refuse_if(
+        tasks.pace is not None and (len(tasks.pace) != 2 or tasks.pace[0] > tasks.pace[1]),
+        f"must be the rounds a task of the fastest and of the slowest, e.g. [1, 3], got {tasks.pace}",
+        f"{key}.pace",
+    )
     lessons, each = count * tasks.visits, scenario.continual.rounds_per_task
-    if lessons > MOST_TASKS:
-        raise UserError(
-            f"{count} tasks × {tasks.visits} visits are more than {MOST_TASKS} tasks", key=f"{key}.visits"
-        )
-    if lessons * each > MOST_ROUNDS:
-        raise UserError(
-            f"{lessons} tasks × {each} rounds_per_task are more than {MOST_ROUNDS} rounds",
-            key="continual.rounds_per_task",
-        )
+    refuse_if(
+        lessons > MOST_TASKS,
+        f"{count} tasks × {tasks.visits} visits are more than {MOST_TASKS} tasks",
+        f"{key}.visits",
+    )
+    refuse_if(
+        lessons * each > MOST_ROUNDS,
+        f"{lessons} tasks × {each} rounds_per_task are more than {MOST_ROUNDS} rounds",
+        "continual.rounds_per_task",
+    )
     _check_file(tasks, scenario.population)
 
 
 def _check_file(tasks: TaskStream, population: Population) -> None:
-    key = "continual.tasks"
-    if tasks.clock == "file" and tasks.order != "file":
-        raise UserError(
-            f"must be 'file' as the clock is: the file says both, got '{tasks.order}'", key=f"{key}.order"
-        )
-    reads = tasks.order == "file"
-    if reads and tasks.schedule is None:
-        raise UserError("order 'file' needs the path of a JSON file with the schedule", key=f"{key}.schedule")
-    if tasks.clock == "file" and population != Population():
-        changed = next(iter(population.model_dump(exclude_defaults=True)))
-        raise UserError(
-            "not allowed with clock 'file', which says who is there when", key=f"population.{changed}"
-        )
+    key, by_file = "continual.tasks", tasks.clock == "file"
+    refuse_if(
+        by_file and tasks.order != "file",
+        f"must be 'file' as the clock is: the file says both, got '{tasks.order}'",
+        f"{key}.order",
+    )
+    refuse_if(
+        tasks.order == "file" and tasks.schedule is None,
+        "order 'file' needs the path of a JSON file with the schedule",
+        f"{key}.schedule",
+    )
+    changed = next(iter(population.model_dump(exclude_defaults=True)), None)
+    refuse_if(
+        by_file and changed,
+        "not allowed with clock 'file', which says who is there when",
+        f"population.{changed}",
+    )
 
 
 def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
-    """Check that an average that is to keep out of old tasks is one, and that there are old tasks for all.
-
-    Raises:
-        UserError: It is none, or clients are not at the same task.
-    """
+    """Refuse `fusion.orthogonal` without an average of all clients and old tasks of all clients."""
     key, fusion = "fusion.orthogonal", scenario.fusion
     if fusion.orthogonal is None:
         return
-    if not fusion.from_flower:
-        raise UserError(
-            f"only Flower's strategies make one average of all clients that can be held back, such as"
-            f" 'flwr:FedAvg'; strategy is '{fusion.strategy}'",
-            key=key,
-        )
-    if scenario.continual is None:
-        raise UserError("needs a stream of tasks, which are not to be forgotten: [continual]", key=key)
-    if not schedule.in_step:
-        raise UserError(
-            "needs all clients at the same task: what the average must not change any more is what the old"
-            " tasks of all of them have used, and here some are still at what others have left; use"
-            " order = 'same' and clock = 'lockstep', with nobody late, on a break or leaving",
-            key=key,
-        )
+    refuse_if(
+        not fusion.from_flower,
+        "only Flower's strategies make one average of all clients that can be held back, such as"
+        f" 'flwr:FedAvg'; strategy is '{fusion.strategy}'",
+        key,
+    )
+    refuse_if(
+        scenario.continual is None, "needs a stream of tasks, which are not to be forgotten: [continual]", key
+    )
+    refuse_if(
+        not schedule.in_step,
+        "needs all clients at the same task: what the average must not change any more is what the old"
+        " tasks of all of them have used, and here some are still at what others have left; use"
+        " order = 'same' and clock = 'lockstep', with nobody late, on a break or leaving",
+        key,
+    )
+
+
+def check_asynchronous(scenario: Scenario) -> None:
+    """Refuse asynchronous rounds beside other keys about which clients take part when."""
+    asynchronous, clients = scenario.asynchronous, scenario.data.clients
+    if asynchronous is None:
+        return
+    working = asynchronous.concurrency or clients
+    refuse_if(
+        working > clients, f"must be ≤ data.clients ({clients}), got {working}", "asynchronous.concurrency"
+    )
+    refuse_if(
+        asynchronous.buffer > working,
+        f"must be ≤ {working}, the clients that are at work at a time, got {asynchronous.buffer}",
+        "asynchronous.buffer",
+    )
+    mapped = scenario.measure is not None and scenario.measure.transferability is not None
+    for key, is_set, reason in (
+        ("continual", scenario.continual is not None, "whose tasks are counted in rounds of all clients"),
+        ("clients_per_round", scenario.clients_per_round is not None, "use asynchronous.concurrency"),
+        ("finish", scenario.finish != "guided", "as it does not end for all clients at once"),
+        ("faults.dropout", scenario.faults.dropout > 0, "in which nobody is waited for in any case"),
+        ("faults.on_client_error", scenario.faults.on_client_error == "skip", "use 'fail' or 'retry'"),
+        ("faults.on_bad_upload", scenario.faults.on_bad_upload == "drop", "use 'fail'"),
+        ("population", scenario.population != Population(), "use asynchronous.concurrency"),
+        ("topology.graph", scenario.topology.graph != "star", "whose server nobody waits for"),
+        ("measure.transferability", mapped, "in which clients are never all between two rounds"),
+        ("fusion.bank", scenario.fusion.bank is not None, "which keeps a bank of knowledge by itself"),
+    ):
+        refuse_if(is_set, f"not allowed in a run that is asynchronous, {reason}", key)

@@ -17,10 +17,9 @@ _TRAINED = "accuracy_trained_"
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
-    """Return the clients that are evaluated, in order: all, or so many as the scenario says.
+    """Return the clients that are evaluated, in order: all, or as many as the scenario says.
 
-    They are drawn once, so that curves are of the same clients from round to round; poisoned ones, whose
-    figures count in no mean, only where the others are too few.
+    They are drawn once for all rounds; poisoned clients only where honest ones are too few.
     """
     clients, number = scenario.data.clients, scenario.evaluate_clients
     if number is None or number >= clients:

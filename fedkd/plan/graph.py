@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.errors import UserError, described
+from fedkd.errors import UserError, described, refuse_if
 from fedkd.json_text import parse_json
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.files import read_file_of_clients
@@ -29,14 +29,9 @@ Hears = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Graph:
-    """The links of a run.
+    """The links of a run among N clients, of a kind of `topology.graph` but a star.
 
-    Attributes:
-        clients: Number of clients N.
-        kind: As `topology.graph`, but for a star.
-        k: Others that each hears, where the kind has such a number.
-        order: As `topology.order`.
-        listed: Of kind `file`: whom each hears, for as many rounds as there are, taken in turn.
+    Of kind `file`, `listed` has whom each client hears, round by round, taken in turn.
     """
 
     clients: int
@@ -107,27 +102,14 @@ class Graph:
 
     def to_json(self) -> str:
         """Return the graph as JSON, which `from_json` reads back."""
-        table = {
-            "clients": self.clients,
-            "graph": self.kind,
-            "seed": self.seed,
-            "k": self.k,
-            "order": self.order,
-            **({"rounds": self.listed} if self.listed else {}),
-        }
-        return json.dumps(table) + "\n"
+        table = {"clients": self.clients, "graph": self.kind, "seed": self.seed, "k": self.k}
+        listed = {"rounds": self.listed} if self.listed else {}
+        return json.dumps(table | {"order": self.order} | listed) + "\n"
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Graph:
-        """Return the graph that `to_json` wrote, or that somebody has listed.
-
-        Args:
-            text: The JSON; a listed graph is ``{"hears": [[1], [0]]}``, or ``{"rounds": […]}`` with such a
-                list for each of some rounds.
-            file: Its file, for the error.
-
-        Raises:
-            UserError: The text is not such a graph.
+        """Return the graph that `to_json` wrote, or a listed one: ``{"hears": [[1], [0]]}`` or
+        ``{"rounds": […]}``.
         """
         try:
             table = parse_json(text)
@@ -163,24 +145,17 @@ def draw_graph(scenario: Scenario) -> Graph | None:
     topology, clients = scenario.topology, scenario.data.clients
     if topology.graph == "star":
         return None
-    if clients > MOST_CLIENTS:
-        raise UserError(
-            f"a graph is of at most {MOST_CLIENTS:,} clients, data.clients is {clients:,}",
-            key="topology.graph",
-        )
+    told = f"a graph is of at most {MOST_CLIENTS:,} clients, data.clients is {clients:,}"
+    refuse_if(clients > MOST_CLIENTS, told, "topology.graph")
     if topology.graph == "file":
+        key, search = "topology.path", map(Path, scenario.plugin_path)
         if topology.path is None:
-            raise UserError(
-                "graph 'file' needs the path of a JSON file with whom each client hears", key="topology.path"
-            )
-        search = map(Path, scenario.plugin_path)
-        graph, _ = read_file_of_clients(topology.path, clients, search, Graph.from_json, key="topology.path")
-    else:
-        k = USUAL_K if topology.k is None else topology.k
-        if (problem := _misfit(topology.graph, clients, k)) is not None:
-            raise UserError(problem, key="topology.k")
-        graph = Graph(clients, topology.graph, scenario.seed, k, topology.order)
-    return graph
+            raise UserError("graph 'file' needs the path of a JSON file with whom each client hears", key=key)
+        return read_file_of_clients(topology.path, clients, search, Graph.from_json, key=key)[0]
+    k = USUAL_K if topology.k is None else topology.k
+    if (problem := _misfit(topology.graph, clients, k)) is not None:
+        raise UserError(problem, key="topology.k")
+    return Graph(clients, topology.graph, scenario.seed, k, topology.order)
 
 
 def _misfit(kind: str, clients: int, k: int) -> str | None:

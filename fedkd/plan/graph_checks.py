@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.fusion.mixing import is_mutual, parts
 from fedkd.models.mix import architecture_names
 from fedkd.plan.capability_table import Case, check_table
@@ -20,52 +20,36 @@ LOOKED_AT = 200
 
 
 def check_graph(plan: Plan) -> None:
-    """Refuse a strategy that needs a server where there is none, or none where there is one.
-
-    Raises:
-        UserError: What cannot be, and why.
-    """
+    """Refuse a strategy that needs a server where there is none, or none where there is one."""
     strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
     name, kind = scenario.fusion.strategy, scenario.topology.graph
-    if graph is None:
-        if "graph" in strategy.capabilities.needs:
-            raise UserError(
-                f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
-                " another, such as 'ring', or for a star 'flwr:FedAvg'",
-                key=KEY,
-            )
-        return
-    if strategy.capabilities.sends == "nothing":
+    refuse_if(
+        graph is None and "graph" in strategy.capabilities.needs,
+        f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
+        " another, such as 'ring', or for a star 'flwr:FedAvg'",
+        KEY,
+    )
+    if graph is None or strategy.capabilities.sends == "nothing":
         return
     check_table(Case(scenario, strategy, plan.learner), ("topology.graph",))
-    for key, given in (
-        ("fusion.bank", scenario.fusion.bank),
-        ("fusion.orthogonal", scenario.fusion.orthogonal),
+    for key, given, what in (
+        ("fusion.bank", scenario.fusion.bank is not None, "is kept on a server"),
+        ("fusion.orthogonal", scenario.fusion.orthogonal is not None, "is kept on a server"),
+        ("fusion.filters", scenario.fusion.filters, "filter on a server"),
+        ("clock", scenario.clock is not None, "times the way to a server and back"),
     ):
-        if given is not None:
-            raise UserError(
-                f"is kept on a server; topology.graph is '{kind}', in which there is none", key=key
-            )
-    if scenario.fusion.filters:
-        raise UserError(
-            f"filter on a server; topology.graph is '{kind}', in which there is none", key="fusion.filters"
-        )
-    if scenario.clock is not None:
-        raise UserError(
-            f"times the way to a server and back; topology.graph is '{kind}', in which there is none",
-            key="clock",
-        )
-    if scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))):
-        raise UserError(
-            f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
-            key="topology.mixing",
-        )
-    if scenario.topology.relay and strategy.capabilities.stale_decay is None:
-        raise UserError(
-            "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
-            " with 'knfu' or 'experts'",
-            key="topology.relay",
-        )
+        refuse_if(given, f"{what}; topology.graph is '{kind}', in which there is none", key)
+    refuse_if(
+        scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))),
+        f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
+        "topology.mixing",
+    )
+    refuse_if(
+        scenario.topology.relay and strategy.capabilities.stale_decay is None,
+        "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
+        " with 'knfu' or 'experts'",
+        "topology.relay",
+    )
 
 
 def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
@@ -75,12 +59,11 @@ def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
 
 
 def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return which clients never hear of each other, however many rounds there are.
+    """Return the clients that never hear of each other, in any round.
 
     Returns:
-        Where weights are mixed, every architecture whose clients fall into parts, by name, with the parts in
-        client order; else all clients, under an empty name, if they do. Who is alone in an architecture mixes
-        with nobody: it is one part, and is there too.
+        By architecture where weights are mixed, else under an empty name: its connected parts in client
+        order, if there are several or one client is alone in its architecture.
     """
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":

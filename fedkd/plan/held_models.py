@@ -18,12 +18,9 @@ from fedkd.scenario.schema import Scenario
 def held_models(
     scenario: Scenario, schedule: Schedule, strategy: FusionStrategy | None = None
 ) -> tuple[Hashable, ...]:
-    """Return which model each client holds after fusion, `[N]`: equal entries are one and the same model.
+    """Return which model each client holds after fusion, `[N]`: equal entries are one model.
 
-    Args:
-        schedule: Which task each client is at.
-        strategy: The scenario's; None: it is bound anew. With one that is a plug-in, or that cannot be bound,
-            each client counts as holding a model of its own.
+    A strategy of None is bound anew; with a plug-in, or where that fails, each client holds its own model.
     """
     if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
         with suppress(UserError):

@@ -31,11 +31,6 @@ class Table:
     kind: str
     section: type[Section]
 
-    @property
-    def key(self) -> str:
-        """The key that names the part."""
-        return f"{self.name}.{self.kind}"
-
     def check_names(self, part: str, given: Iterable[str], known: Iterable[str]) -> None:
         """Refuse a key that neither the table nor the part knows."""
         allowed = [*known, *self.section.model_fields]
@@ -60,10 +55,7 @@ _FLOWER = "fedkd.federation.flower_strategies"
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
     """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
 
-    Of one of Flower's strategies it is the client's half. Extra keys of `fusion` are the hyper-parameters.
-
-    Raises:
-        UserError: No such strategy, or it does not know a key or allow a value.
+    Of Flower's strategies it is the client's half. An unknown name, key or value is a `UserError`.
     """
     fusion = scenario.fusion
     if fusion.from_flower:
@@ -78,11 +70,7 @@ def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
 
 
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
-    """Return the learner of a scenario, and its hyper-parameters, the table's extra keys, with defaults.
-
-    Raises:
-        UserError: No such learner, or it does not know a key or allow a value.
-    """
+    """Return the learner of a scenario, and its hyper-parameters with every default filled in."""
     name = continual.learner
     return _bind(CONTINUAL, name, continual.model_extra, lambda name: load_learner_class(name, search))
 
@@ -94,14 +82,14 @@ def _bind(
     load: Callable[[str], type[Part]],
     settle: Callable[[Part], Part] = lambda part: part,
 ) -> tuple[Part, dict[str, Any]]:
-    given = dict(extra or {})
+    given, key = dict(extra or {}), f"{table.name}.{table.kind}"
     try:
         cls = load(name)
         known = hyperparameter_names(cls)
         table.check_names(name, given, known)
-        part = settle(build_part(cls, name, given, key=table.key))
+        part = settle(build_part(cls, name, given, key=key))
     except UserError as error:
-        raise error.at(key=table.key) from None
+        raise error.at(key=key) from None
     return part, table.filled_in(given, {name: getattr(part, name) for name in known})
 
 
@@ -144,12 +132,10 @@ def canonical_strategy(name: str) -> str:
 
 def with_canonical_names(scenario: Scenario) -> Scenario:
     """Return a scenario that names its strategy and its learner as they are called here."""
-    strategy = canonical_strategy(scenario.fusion.strategy)
+    fusion, continual = scenario.fusion, scenario.continual
     changed: dict[str, Any] = {}
-    if strategy != scenario.fusion.strategy:
-        changed["fusion"] = scenario.fusion.model_copy(update={"strategy": strategy})
-    if scenario.continual is not None:
-        learner = LEARNERS.canonical(scenario.continual.learner)
-        if learner != scenario.continual.learner:
-            changed["continual"] = scenario.continual.model_copy(update={"learner": learner})
+    if (strategy := canonical_strategy(fusion.strategy)) != fusion.strategy:
+        changed["fusion"] = fusion.model_copy(update={"strategy": strategy})
+    if continual and (learner := LEARNERS.canonical(continual.learner)) != continual.learner:
+        changed["continual"] = continual.model_copy(update={"learner": learner})
     return scenario.model_copy(update=changed) if changed else scenario

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fedkd.continual.registry import LEARNERS
 from fedkd.data.registry import PARTITIONS
 from fedkd.fusion.registry import STRATEGIES
@@ -12,10 +14,9 @@ from fedkd.scenario.schema import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scenario, hyper-parameters of built-in strategies and learners included.
+    """Return the JSON schema of a scenario with the hyper-parameters of built-in strategies and learners.
 
-    Where strategies, or learners, share the name of a hyper-parameter, the schema allows what any of them
-    allows; loading a scenario checks it against the one it names.
+    A hyper-parameter that several parts share may have the values of any; loading checks it against its part.
     """
     schema = Scenario.model_json_schema()
     # A name that a plug-in registers is right too; editors still offer the built-in ones.
@@ -33,15 +34,10 @@ def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
     """Return the schema of every hyper-parameter of the built-in parts of one kind."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
     for part in registry.builtin:
-        for name, schema in _properties(registry.load(part)).items():
+        properties = TypeAdapter(registry.load(part)).json_schema().get("properties", {})
+        for name, schema in properties.items():
             variants.setdefault(name, {})[part] = schema
     return {name: _merged(schemas) for name, schemas in variants.items()}
-
-
-def _properties(part: type) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(part).json_schema().get("properties", {})
 
 
 def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:

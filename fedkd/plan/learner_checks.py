@@ -10,6 +10,7 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.traits import needs_boundaries, shapes_training, trains_on_old_tasks
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
@@ -25,7 +26,7 @@ KEY = "fusion.strategy"
 def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """Refuse a learner that cannot keep its word with these models and this strategy."""
     assert isinstance(data, FederatedStream)
-    scenario, needs = plan.scenario, plan.capabilities.needs
+    scenario, needs, traits = plan.scenario, plan.capabilities.needs, learner.traits
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
         if not isinstance(model, nn.Module):
             raise UserError(
@@ -36,42 +37,42 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
     made_for_it = plan.capabilities.learner == learner.name
-    if "weights" in needs and learner.isolates and not made_for_it:
+    if "weights" in needs and traits.isolates and not made_for_it:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
             " averaging would overwrite; use a strategy that exchanges predictions",
             key=KEY,
         )
-    if "weights" in needs and learner.scales_own_subspaces:
+    if "weights" in needs and traits.scales_own_subspaces:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' scales them for each task within subspaces"
             " that each client has found for itself, which an average does not fit; use a strategy that"
             " exchanges predictions",
             key=KEY,
         )
-    if "weights" in needs and learner.begins_anew and not _in_step(plan):
+    if "weights" in needs and traits.begins_anew and not _in_step(plan):
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
             " all clients have to be there in every round, at the same task",
             key=KEY,
         )
     assert scenario.continual is not None
-    if not scenario.continual.tasks.boundaries and learner.needs_boundaries:
+    if not scenario.continual.tasks.boundaries and needs_boundaries(learner):
         raise UserError(
             f"must be true, as '{learner.name}' has to be told when a task begins or ends",
             key="continual.tasks.boundaries",
         )
-    once = scenario.continual.online and not learner.remembers_only
+    once = scenario.continual.online and not traits.replays_only
     if once and scenario.training.local_epochs != 1:
         raise UserError(
             f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
             key="training.local_epochs",
         )
-    if once and learner.overrides("training_tasks"):
+    if once and traits.retrains_old_tasks:
         raise UserError(
             f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
         )
-    if learner.remembers_only and scenario.training.early_stopping is not None:
+    if traits.replays_only and scenario.training.early_stopping is not None:
         raise UserError(
             f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
             key="training.early_stopping",
@@ -86,12 +87,12 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
     shapes = plan.capabilities.uses_local_loss or any(
         overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")
     )
-    if shapes and learner.shapes_training:
+    if shapes and shapes_training(learner):
         what = (
             "teaches the present task's classes" if plan.capabilities.uses_local_loss else "rehearses others"
         )
         what = "has a loss of its own" if overrides(plan.strategy, "local_step") else what
-        old = learner.trains_on_old_tasks
+        old = trains_on_old_tasks(learner)
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
             f"'{strategy}' {what} in local training, where '{learner.name}'"
@@ -101,7 +102,7 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
     if (
         overrides(plan.strategy, "local_step")
         and not made_for_it
-        and (learner.isolates or learner.scales_own_subspaces)
+        and (traits.isolates or traits.scales_own_subspaces)
     ):
         raise UserError(
             f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
@@ -116,7 +117,7 @@ def _check_recipe(learner: Learner, plan: Plan) -> None:
     """Refuse to bring private samples or targets along where each is trained on once, or by itself."""
     assert plan.scenario.continual is not None
     why = "each sample is trained on once" if plan.scenario.continual.online else None
-    remembers = f"'{learner.name}' trains on what it remembers alone" if learner.remembers_only else None
+    remembers = f"'{learner.name}' trains on what it remembers alone" if learner.traits.replays_only else None
     for name, given, reason in (
         ("private_weight", plan.recipe.private_weight, remembers or why),
         ("rehearse", plan.recipe.rehearse, remembers),

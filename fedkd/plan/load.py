@@ -26,27 +26,16 @@ Found = TypeVar("Found")
 def load_plan(
     path: str | Path, overrides: Sequence[str] = (), seed: int | None = None, *, written: bool = True
 ) -> Plan:
-    """Read, check and resolve a scenario file.
+    """Read, check and resolve a scenario file; a mistake is a `UserError` with the file and the key.
 
-    Args:
-        path: The TOML file, or the name of a scenario that is shipped.
-        overrides: ``key=value`` texts of ``--set``, applied in order. A key of the file that they make moot
-            is left out.
-        seed: Replaces the file's seed.
-        written: Whether a person wrote the file, so that a key that nothing reads is a mistake; else a run.
-
-    Raises:
-        UserError: The first thing that is wrong, with the file and the key.
+    Overrides are ``key=value`` texts of ``--set``, applied in order; keys that they make moot are left out.
+    In a file that a person has `written`, a key that nothing reads is a mistake.
     """
     return _load(path, overrides, seed, partial(parse_plan, written=written))
 
 
 def load_without_plugins(path: str | Path, overrides: Sequence[str] = ()) -> Plan | WithoutPlugins:
-    """Read and check a scenario file without importing a plug-in (see `load_plan`).
-
-    Returns:
-        The plan; where the scenario names plug-ins, what can be known without them.
-    """
+    """Return the plan of a file; where it names plug-ins, what can be known without importing them."""
     return _load(path, overrides, None, parse_without_plugins)
 
 
@@ -80,33 +69,17 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Check and resolve a scenario given as nested tables.
-
-    Args:
-        mapping: What the TOML file would hold.
-        file: Name for error messages.
-        folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
-        layers: What was set over the file.
-        written: Whether a person wrote it (see `fedkd.plan.plan.resolve`).
-
-    Raises:
-        UserError: The first thing that is wrong.
+    """Check and resolve a scenario given as nested tables; without `folder` paths begin in the working
+    folder.
     """
     return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
 
 
 def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
-    """Resolve a scenario with values of its own changed.
+    """Resolve a scenario with values changed, by dotted key or name of a table (see `apply_values`).
 
-    With another strategy or learner, the hyper-parameters of the one before go. With another stream, the
-    number of rounds that followed from it goes.
-
-    Args:
-        scenario: A scenario, the path or the name of a scenario file, or its tables.
-        changes: Dotted key, or name of a table, to value (see `apply_values`).
-
-    Raises:
-        UserError: The first thing that is wrong.
+    Another strategy or learner drops the hyper-parameters of the former. Another stream drops the number of
+    rounds that followed from it.
     """
     file, folder = None, None
     if isinstance(scenario, str | Path):

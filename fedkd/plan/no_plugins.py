@@ -23,14 +23,12 @@ from fedkd.plugins import Registry
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
+OF_DATA = ("data.", "continual.tasks.")
+
 
 @dataclass(frozen=True, eq=False)
 class WithoutPlugins:
-    """A scenario of which nothing was imported; what its plug-ins would fill in is missing.
-
-    Attributes:
-        plug_ins: Dotted key to the plug-in that it names.
-    """
+    """A scenario of which nothing was imported, and its plug-ins by dotted key."""
 
     scenario: Scenario
     plug_ins: Mapping[str, str]
@@ -38,7 +36,7 @@ class WithoutPlugins:
     @property
     def knows_data(self) -> bool:
         """Whether the data are fedkd's own, so that they can be loaded and dealt."""
-        return not any(key.startswith(("data.", "continual.tasks.")) for key in self.plug_ins)
+        return not any(key.startswith(OF_DATA) for key in self.plug_ins)
 
 
 def plug_ins_of(scenario: Scenario) -> dict[str, str]:
@@ -51,10 +49,9 @@ def foreign_modules(scenario: Scenario) -> list[str]:
     """Return the modules of plug-ins that clients' processes import: of all but data sets and partitions."""
     modules = list(scenario.plugins)
     for key, (registry, name) in _foreign(scenario).items():
-        if ":" in name and not key.startswith(("data.", "continual.tasks.")):
-            modules.append(name.partition(":")[0])
-        elif not key.startswith(("data.", "continual.tasks.")):
-            modules.append(registry.load(name, scenario.plugin_path).__module__)
+        if not key.startswith(OF_DATA):
+            module, colon, _ = name.partition(":")
+            modules.append(module if colon else registry.load(name, scenario.plugin_path).__module__)
     return list(dict.fromkeys(modules))
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
-from fedkd.plan.asynchronous_checks import check_asynchronous, check_asynchronous_strategy
 from fedkd.plan.build_schedule import build_schedule
+from fedkd.plan.capability_table import Case, check_table
 from fedkd.plan.checks import check_names, check_one_architecture, check_scenario, check_transfer_size
 from fedkd.plan.clock import VirtualClock
-from fedkd.plan.course_checks import check_orthogonal
+from fedkd.plan.course_checks import check_asynchronous, check_orthogonal
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonical_names
 from fedkd.plan.recipe import Recipe, recipe_of
@@ -32,15 +32,9 @@ if TYPE_CHECKING:
 class Plan:
     """A scenario whose names have been looked up and whose hyper-parameters are bound.
 
-    It stays in its process: another one is sent the scenario and resolves it for itself (`open_plan`).
-
-    Attributes:
-        scenario: What to simulate, every default filled in: it loads back to an equal plan.
-        strategy: The fusion strategy, or the client's half of one of Flower's.
-        learner: Of a stream of tasks; None: there is none.
-        schedule: Who takes part when, and which task each client learns then.
-        groups: The group of every client's model, N of them.
-        graph: Who hears whom; None: there is a server.
+    The scenario has every default and loads back to an equal plan. Another process is sent the scenario and
+    resolves it for itself (`open_plan`). Of Flower's strategies it has the client's half. A graph of None
+    means a server.
     """
 
     scenario: Scenario
@@ -65,10 +59,10 @@ class Plan:
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Clients that are handed their messages together, each in one block; in the loop each is alone.
+        """Blocks of clients that are handed their messages together; in the loop each client is alone.
 
-        Clients that train together are neighbours of one group. As that may decide a last bit, the scenario
-        decides it, and not the number of processes.
+        Clients that train together are neighbours of one group. Blocks may decide a last bit, so the scenario
+        decides them, whatever the number of processes.
         """
         training, clients = self.scenario.training, range(len(self.groups))
         if training.executor != "vectorised":
@@ -112,13 +106,8 @@ class Plan:
 def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
     """Resolve a scenario; one that is resolved already stays equal.
 
-    Args:
-        layers: What was set over its file.
-        written: Whether a person wrote it, so that a key that nothing reads is a mistake.
-
-    Raises:
-        UserError: The first thing that is wrong: a name that nobody has, values that contradict each other, a
-            hyper-parameter that its strategy or learner does not know or allow.
+    An unknown name, a contradiction, a hyper-parameter that is not allowed, or in a scenario that a person
+    has `written` a key that nothing reads, is a `UserError`.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = with_canonical_names(scenario)
@@ -138,7 +127,7 @@ def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, writte
     if written:
         scenario = without_moot_keys(scenario, strategy, layers)
     check_transfer_size(scenario, strategy)
-    check_asynchronous_strategy(scenario, strategy)
+    check_table(Case(scenario, strategy), ("asynchronous",))
     filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))
     tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=filled_in)}
     learner = None

@@ -17,14 +17,9 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class Reader:
-    """When a key is read.
+    """When a key is read: in scenarios for which `reads` is true, some with the strategy (`asks_strategy`).
 
-    Attributes:
-        key: Dotted.
-        by: The keys that decide, dotted; an error shows the value of the first.
-        only: What the key is for, to go on after "it is for".
-        reads: Whether it is read in a scenario; some ask the strategy too.
-        asks_strategy: Whether `reads` needs the strategy.
+    `by` are the keys that decide; an error shows the first. `only` goes on after "it is for".
     """
 
     key: str

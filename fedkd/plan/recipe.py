@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The weights of the two losses that go along with another one.
+    """Weights of the two losses that go along with another one.
 
-    Attributes:
-        private_weight: γ, of the cross entropy on private batches in distillation.
-        rehearse: ρ, of the distillation loss on the last guidance in local training.
+    γ weighs the cross entropy on private batches in distillation, ρ distillation of the last targets in
+    training.
     """
 
     private_weight: float

@@ -12,24 +12,23 @@ from torch import nn
 from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.fusion.extent import ServerModel
 from fedkd.models.build import build_model
 from fedkd.plan.capability_table import Case, check_table
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.graph_checks import check_graph
 from fedkd.plan.learner_checks import check_learner
-from fedkd.plan.measure_checks import check_transferability
 from fedkd.plan.part_checks import (
     check_feature_widths,
+    check_filters,
     check_parts,
     check_relations,
     check_three_classes,
+    check_transferability,
     has_linear_head,
-    most_classes,
 )
 from fedkd.plan.plan import Plan
-from fedkd.plan.prediction_checks import check_filters
 from fedkd.plan.stream_checks import (
     check_backward,
     check_class_stream,
@@ -42,15 +41,8 @@ KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
-    """Refuse a strategy that the scenario's clients or data cannot serve.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-        models: One model of every client group, in order.
-
-    Raises:
-        UserError: What is missing, and whose model or which data lacks it.
+    """Refuse a strategy that the scenario's clients or data cannot serve; one model a client group, in
+    order.
     """
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
@@ -75,7 +67,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     check_graph(plan)
     if "masks" in needs:
         check_masks(plan)
-    check_filters(plan, most_classes(data))
+    check_filters(plan, data)
     if scenario.fusion.relations is not None:
         check_relations(plan, models)
     if "one_architecture" in needs:
@@ -119,17 +111,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
 
 def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:
     """Refuse a model of the server's that does not exist, or does not fit the data."""
-    scenario = plan.scenario
     group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
+    path, kind = plan.scenario.plugin_path, data.input_dtype
     try:
-        build_model(
-            group,
-            data.input_shape,
-            data.classes,
-            seed=0,
-            plugin_path=scenario.plugin_path,
-            input_dtype=data.input_dtype,
-        )
+        build_model(group, data.input_shape, data.classes, seed=0, plugin_path=path, input_dtype=kind)
     except UserError as error:
         key = (error.key or "clients.model").replace("clients.", "fusion.server_", 1)
         raise UserError(error.message, key=key, file=error.file) from error
@@ -139,11 +124,10 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
     """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
     key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
     given, labels = plan.capabilities.pretrain_epochs, data.public_y
-    if plan.learner is not None:
-        raise UserError(f"must be 0 in a stream of tasks, got {given}", key=key)
+    refuse_if(plan.learner is not None, f"must be 0 in a stream of tasks, got {given}", key)
     for group, model in zip(plan.scenario.clients, models, strict=True):
-        if not isinstance(model, nn.Module):
-            raise UserError(f"must be 0 as model '{group.model}' is not a network, got {given}", key=key)
+        told = f"must be 0 as model '{group.model}' is not a network, got {given}"
+        refuse_if(not isinstance(model, nn.Module), told, key)
     if labels is None or not len(labels):
         raise UserError(
             'must be 0 without a labelled transfer set, which data.transfer.source = "holdout" or another'
@@ -160,36 +144,34 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
 
 def _check_generated(plan: Plan, data: Data) -> None:
     """Refuse samples that cannot be made without having seen one, or not be kept."""
-    name, count, clients = (
-        plan.scenario.fusion.strategy,
-        plan.capabilities.generated_samples,
-        plan.scenario.data.clients,
+    name, settings = plan.scenario.fusion.strategy, plan.scenario.data
+    count, clients = plan.capabilities.generated_samples, settings.clients
+    refuse_if(
+        np.issubdtype(data.input_dtype, np.integer),
+        f"'{name}' generates samples of real numbers; those of the data are integers",
+        KEY,
     )
-    if np.issubdtype(data.input_dtype, np.integer):
-        raise UserError(
-            f"'{name}' generates samples of real numbers; those of the data are integers", key=KEY
-        )
-    if not plan.scenario.data.normalise:
-        raise UserError(
-            f"must be true with '{name}', which generates samples of mean 0 and variance 1",
-            key="data.normalise",
-        )
-    if len(data.input_shape) not in (1, 3):
-        shape = "×".join(map(str, data.input_shape))
-        raise UserError(f"'{name}' generates vectors and images; samples are of {shape}", key=KEY)
+    refuse_if(
+        not settings.normalise,
+        f"must be true with '{name}', which generates samples of mean 0 and variance 1",
+        "data.normalise",
+    )
+    shape = "×".join(map(str, data.input_shape))
+    refuse_if(
+        len(data.input_shape) not in (1, 3),
+        f"'{name}' generates vectors and images; samples are of {shape}",
+        KEY,
+    )
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
     check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:
     """Refuse whatever makes a local step something else than lr times a gradient."""
-    training = scenario.training
+    key, training = "training", scenario.training
     reason = f"a local step of '{scenario.fusion.strategy}' is lr times a gradient"
-    if training.optimizer != "sgd":
-        raise UserError(f"must be 'sgd', got '{training.optimizer}': {reason}", key="training.optimizer")
-    if training.momentum:
-        raise UserError(f"must be 0, got {training.momentum:g}: {reason}", key="training.momentum")
-    if training.early_stopping is not None:
-        raise UserError(
-            f"not allowed, because it goes back to earlier weights: {reason}", key="training.early_stopping"
-        )
+    chosen, momentum, stops = training.optimizer, training.momentum, training.early_stopping is not None
+    refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", f"{key}.optimizer")
+    refuse_if(momentum, f"must be 0, got {momentum:g}: {reason}", f"{key}.momentum")
+    told = f"not allowed, because it goes back to earlier weights: {reason}"
+    refuse_if(stops, told, f"{key}.early_stopping")

@@ -31,11 +31,9 @@ Course = tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Participation:
-    """Which of the clients that are there take part in a round.
+    """Which clients take part in a round: `clients_per_round` sampled without replacement (None: all).
 
-    Attributes:
-        clients_per_round: Clients that are sampled, without replacement; None: all of them.
-        dropout: Probability that a sampled client does not take part; one always does.
+    A sampled client drops out with probability `dropout`; one always takes part.
     """
 
     seed: int
@@ -63,12 +61,7 @@ class Participation:
 class Schedule:
     """The course of every client, and who takes part when.
 
-    Attributes:
-        clients: Number of clients N.
-        rounds: Rounds of the run.
-        courses: The distinct courses.
-        course_of: Which of them each client takes, N positions; empty: all take the first.
-        participation: Who of those that are there takes part.
+    `course_of` has each client's place among the distinct courses, N of them; empty: all take the first.
     """
 
     clients: int
@@ -86,9 +79,8 @@ class Schedule:
         return tuple(map(self.course, range(self.clients)))
 
     def task(self, client: int, round: int) -> int | None:
-        """Return the task that a client is at in a round: that of the last span begun; None: no stream.
-
-        Round 0, before any training, counts as the first span's.
+        """Return the task of the last span that a client has begun (in round 0 the first); None: no
+        stream.
         """
         return self._span(client, round).task
 
@@ -104,11 +96,6 @@ class Schedule:
     def in_step(self) -> bool:
         """Whether all clients take one course."""
         return len(self.courses) == 1
-
-    def begins(self, client: int, round: int) -> bool:
-        """Return whether a client begins a task with a round."""
-        span = self._span(client, round)
-        return span.task is not None and span.first == round
 
     def ends(self, client: int, round: int) -> bool:
         """Return whether a client's task is over with a round."""
@@ -133,14 +120,6 @@ class Schedule:
         """Return the task that every client is at in a round (see `task`), N of them."""
         spans = self._spans(round)
         return tuple(spans[course].task for course in self._courses())
-
-    def joins(self, client: int, round: int) -> bool:
-        """Return whether a client is there for the first time in a round."""
-        return self.course(client)[0].first == round
-
-    def leaves(self, client: int, round: int) -> bool:
-        """Return whether a client is there for the last time in a round."""
-        return self.course(client)[-1].last == round
 
     def is_member(self, client: int, round: int) -> bool:
         """Return whether a client is there in a round, sampled or not."""
@@ -187,37 +166,27 @@ class Schedule:
         courses = [
             {"clients": own, "spans": list(course)} for own, course in zip(clients, self.courses, strict=True)
         ]
-        table = {
-            "clients": self.clients,
-            "rounds": self.rounds,
-            "participation": asdict(self.participation),
-            "courses": courses,
-        }
-        return json.dumps(table) + "\n"
+        table = {"clients": self.clients, "rounds": self.rounds}
+        return json.dumps(table | {"participation": asdict(self.participation), "courses": courses}) + "\n"
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Schedule:
-        """Return the schedule that `to_json` wrote.
-
-        Raises:
-            UserError: The text is not such a schedule.
-        """
+        """Return the schedule that `to_json` wrote; any other text is a `UserError`."""
         try:
             table = parse_json(text)
             if type(table["clients"]) is not int or type(table["rounds"]) is not int:
                 raise ValueError("clients and rounds must be integers")
-            place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
-            listed = [client for course in table["courses"] for client in course["clients"]]
-            if not listed or len(listed) != table["clients"] or set(listed) != set(range(len(listed))):
+            clients, courses = table["clients"], table["courses"]
+            place_of = {c: place for place, course in enumerate(courses) for c in course["clients"]}
+            listed = [client for course in courses for client in course["clients"]]
+            if not listed or len(listed) != clients or set(listed) != set(range(clients)):
                 raise ValueError("every client must have one course")
             return Schedule(
-                clients=table["clients"],
-                rounds=table["rounds"],
-                courses=tuple(_read_course(course["spans"]) for course in table["courses"]),
-                participation=Participation(**table["participation"]),
-                course_of=()
-                if len(table["courses"]) == 1
-                else tuple(place_of[client] for client in range(table["clients"])),
+                clients,
+                table["rounds"],
+                tuple(_read_course(course["spans"]) for course in courses),
+                Participation(**table["participation"]),
+                () if len(courses) == 1 else tuple(place_of[client] for client in range(clients)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a schedule: {described(error)}", file=file) from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from fedkd.continual.mixins import Phases
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.subspace import check_layers
+from fedkd.continual.traits import why_closed
 from fedkd.errors import UserError
 from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
@@ -22,9 +24,10 @@ def check_masks(plan: Plan) -> None:
             f"'{name}' exchanges the masks of a stream's learner, with no [continual]; {those_that_do}",
             key=KEY,
         )
-    if learner.withholds_masks is not None:
+    withheld = learner.configured_traits().withholds_masks
+    if withheld is not None or not isinstance(learner, Phases):
         raise UserError(
-            f"'{name}' exchanges masks, and '{learner.name}' {learner.withholds_masks}; {those_that_do}",
+            f"'{name}' exchanges masks, and '{learner.name}' {withheld}; {those_that_do}",
             key=KEY,
         )
     local = scenario.training.local_epochs
@@ -44,7 +47,7 @@ def check_masks(plan: Plan) -> None:
 def check_backward(plan: Plan) -> None:
     """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
     strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
-    reason = None
+    reason, closed = None, None if learner is None else why_closed(learner)
     if learner is None:
         reason = "needs a stream of tasks, of which some are old: [continual]"
     elif fusion.bank is None:
@@ -56,8 +59,8 @@ def check_backward(plan: Plan) -> None:
         )
     elif strategy.capabilities.uses_local_loss or overrides(strategy, "apply"):
         reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
-    elif learner.keeps_closed is not None:
-        reason = f"not allowed: '{learner.name}' {learner.keeps_closed}"
+    elif closed is not None:
+        reason = f"not allowed: '{learner.name}' {closed}"
     if reason is not None:
         raise UserError(reason, key="fusion.backward")
 
@@ -68,7 +71,7 @@ def check_orthogonal(plan: Plan, model: nn.Module) -> None:
     assert learner is not None
     check_layers("orthogonal", model, key=key)
     running = statistics_names(model)
-    if running and not learner.task_statistics:
+    if running and not learner.traits.task_statistics:
         raise UserError(
             f"protects weights, but the running statistics of normalisation ('{running[0]}') are those of the"
             f" last task alone with learner '{learner.name}'; use a model without any, such as resnet8 with"

@@ -6,7 +6,7 @@ It is left out where a higher layer, such as ``--set``, made it moot.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,48 +15,38 @@ from pydantic import BaseModel
 from fedkd.errors import UserError
 from fedkd.explain import show_value
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.plan.readers import TABLE, Reader, at
+from fedkd.plan.readers import TABLE, at
 from fedkd.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """What was set over a scenario file, as dotted keys.
+    """Dotted keys that were set over a scenario file, the lowest layer first.
 
-    Attributes:
-        over: By ``--set``, by arguments or for all cells of a bench, the lowest layer first.
-        axes: For one cell of a bench, what each axis sets. None: it is no cell.
-        varied: What each axis of the bench sets at some of its levels.
+    `axes` are those of each axis for one cell of a bench (None: no cell); `varied` those at any of its
+    levels.
     """
 
     over: Sequence[Collection[str]] = ()
     axes: Sequence[Collection[str]] | None = None
     varied: Sequence[Collection[str]] = ()
 
-    def of(self, key: str) -> int:
-        """Return the highest layer that sets a key; 0: the file does."""
-        return _highest(key, [*self.over, *(self.axes or ())])
-
-    def of_any(self, keys: Collection[str]) -> int:
-        """Return the highest layer that may set one of some keys; 0: only the file does."""
-        return max(_highest(key, [*self.over, *self.varied]) for key in keys)
-
-    def is_axis(self, layer: int) -> bool:
-        """Return whether a layer is an axis."""
-        return layer > len(self.over)
-
-
-def _highest(key: str, layers: Sequence[Collection[str]]) -> int:
-    found = [n for n, keys in enumerate(layers, start=1) if any(_touch(key, own) for own in keys)]
-    return max(found, default=0)
-
 
 NO_OVERRIDES = OverrideLayers()
 
 
-def _touch(one: str, other: str) -> bool:
-    """Return whether two dotted keys are one, or one is a table around the other."""
-    return f"{one}.".startswith(f"{other}.") or other.startswith(f"{one}.")
+def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
+    """Return the number of the highest layer that sets a key, or a table around it or in it; 0: none."""
+    return max(
+        (
+            number
+            for number, layer in enumerate(layers, start=1)
+            if any(
+                f"{one}.".startswith(f"{own}.") or own.startswith(f"{one}.") for one in keys for own in layer
+            )
+        ),
+        default=0,
+    )
 
 
 def without_moot_keys(
@@ -64,33 +54,23 @@ def without_moot_keys(
 ) -> Scenario:
     """Return a scenario without keys that a higher layer made moot.
 
-    Args:
-        scenario: Its names are known.
-        strategy: Its strategy, for the rows that ask it; None: all other rows apply.
-        layers: What was set over the file.
-
-    Raises:
-        UserError: A key that nothing reads, beside or above what it depends on.
+    Without a strategy only rows that do not ask it apply. Other keys that nothing reads are a `UserError`.
     """
-    for row in _moot(scenario, strategy):
-        own, above = layers.of(row.key), layers.of_any(row.by)
-        crosses = own != above and layers.is_axis(own) and layers.is_axis(above)
+    given, fixed = scenario, len(layers.over)
+    for row in TABLE:
+        asked = row.asks_strategy == (strategy is not None) and is_set(given, row.key)
+        if not asked or row.reads(given, strategy):
+            continue
+        own = _highest([row.key], [*layers.over, *(layers.axes or ())])
+        above = _highest(row.by, [*layers.over, *layers.varied])
+        crosses = own != above and own > fixed and above > fixed
         if crosses or (layers.axes is not None and row.key.startswith("engine.")):
             continue  # another cell of the bench reads the key, or the bench itself
-        if above > own:
-            scenario = _left_out(scenario, row.key.split("."))
-            continue
-        raise UserError(
-            f"must be left out: it is for {row.only}, and {_shown(scenario, row.by[0])}", key=row.key
-        )
+        if above <= own:
+            shown = _shown(scenario, row.by[0])
+            raise UserError(f"must be left out: it is for {row.only}, and {shown}", key=row.key)
+        scenario = _left_out(scenario, row.key.split("."))
     return scenario
-
-
-def _moot(scenario: Scenario, strategy: FusionStrategy | None) -> Iterator[Reader]:
-    for row in TABLE:
-        asked = row.asks_strategy == (strategy is not None) and is_set(scenario, row.key)
-        if asked and not row.reads(scenario, strategy):
-            yield row
 
 
 def is_set(scenario: Scenario, key: str) -> bool:

@@ -18,10 +18,10 @@ MOST_FOLLOWED = 200
 
 
 def uploads_kept(plan: Plan) -> int:
-    """Return how many uploads are kept in the server's process, at most, were all clients there.
+    """Return how many uploads the server's process keeps at most, were all clients there.
 
-    Asynchronous rounds keep those of clients at work, fusion with old knowledge the newest of each client,
-    and a graph what clients have heard.
+    Asynchronous rounds keep those of clients at work, stale knowledge the newest of each client, a graph all
+    that clients have heard.
     """
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
@@ -59,13 +59,8 @@ def _remembered(graph: Graph, rounds: int, *, relay: bool) -> int:
         earlier, age = age, np.where(newest > 0, round - newest, -1)
         settled = graph.stays and np.array_equal(earlier, age)
         if settled or round > last - TAKEN:
-            most = max(most, _distinct(newest))
+            ordered = np.sort(newest, axis=0)  # distinct rounds above 0, column by column
+            most = max(most, int((np.diff(ordered, axis=0) > 0).sum() + (ordered[0] > 0).sum()))
         if settled:
             break
     return most
-
-
-def _distinct(newest: np.ndarray) -> int:
-    """Return how many numbers above 0 there are in the columns of an array, each once a column."""
-    ordered = np.sort(newest, axis=0)
-    return int((np.diff(ordered, axis=0) > 0).sum() + (ordered[0] > 0).sum())

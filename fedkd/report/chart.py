@@ -17,12 +17,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 COLOUR_MAP = "cividis"
-LOG_RATIO = 20
-"""From this ratio of the largest size to the smallest, an axis is logarithmic."""
-MOST_BANDS = 5
-"""Groups with bands that one panel can show."""
-MOST_COLUMNS = 4
-"""Panels that stand side by side."""
+LOG_RATIO = 20  # from this ratio of the largest size to the smallest, an axis is logarithmic
+MOST_BANDS = 5  # groups with bands that one panel can show
+MOST_COLUMNS = 4  # panels that stand side by side
 
 
 class Look(NamedTuple):
@@ -39,13 +36,10 @@ CONTEXT = Look("#BBBBBB")
 
 def looks(count: int) -> list[Look]:
     """Return as many looks, the first 35 of them different."""
+    colours, dashes = len(COLOURS), len(DASHES)
     return [
-        Look(
-            COLOURS[place % len(COLOURS)],
-            DASHES[place // len(COLOURS) % len(DASHES)],
-            SYMBOLS[place % len(SYMBOLS)],
-        )
-        for place in range(count)
+        Look(COLOURS[n % colours], DASHES[n // colours % dashes], SYMBOLS[n % len(SYMBOLS)])
+        for n in range(count)
     ]
 
 
@@ -57,27 +51,16 @@ def is_wide(sizes: Sequence[float]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A line with its spread.
+    """A line with its spread."""
 
-    Attributes:
-        name: In the legend; empty: it has no entry.
-        look: How it is drawn.
-        x: `[R]`; None: a level line at the last value.
-        y: `[R]`.
-        half: Half widths of 95 % intervals, `[R]`; None: no band.
-        seeds: Thin lines, `[n, R]`, where there is no band.
-        limits: Values that no band exceeds.
-        width: Of the line in points.
-    """
-
-    name: str
+    name: str  # in the legend; empty: no entry
     look: Look
-    x: np.ndarray | None
-    y: np.ndarray
-    half: np.ndarray | None = None
-    seeds: np.ndarray | Sequence[np.ndarray] = ()
-    limits: tuple[float, float] = (-np.inf, np.inf)
-    width: float = 1.6
+    x: np.ndarray | None  # [R]; None: a level line at the last value
+    y: np.ndarray  # [R]
+    half: np.ndarray | None = None  # half widths of 95 % intervals [R]; None: no band
+    seeds: np.ndarray | Sequence[np.ndarray] = ()  # thin lines [n, R], where there is no band
+    limits: tuple[float, float] = (-np.inf, np.inf)  # of bands
+    width: float = 1.6  # points
 
     @property
     def band(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -89,69 +72,40 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """A pair of means with their 95 % intervals, or with the values of few seeds.
-
-    Attributes:
-        name: In the legend.
-        look: How it is drawn.
-        at: The means.
-        half: Half widths of the intervals along both axes; None: no interval.
-        seeds: Pairs of values, where an interval is missing.
-        named: Whether the name stands beside the point too.
-    """
+    """A pair of means with their 95 % intervals, or with the values of few seeds."""
 
     name: str
     look: Look
     at: tuple[float, float]
-    half: tuple[float | None, float | None] = (None, None)
-    seeds: Sequence[tuple[float, float]] = ()
-    named: bool = False
+    half: tuple[float | None, float | None] = (None, None)  # half widths along both axes; None: no interval
+    seeds: Sequence[tuple[float, float]] = ()  # where an interval is missing
+    named: bool = False  # beside the point too
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A heat map, first row on top.
+    """A heat map, first row on top."""
 
-    Attributes:
-        values: `[R, C]`; NaN is left empty.
-        rows: Names of the rows.
-        columns: Names of the columns.
-        unit: Of the values, beside the colour scale.
-        texts: Of the cells, row by row; absent: none.
-        limits: Of the colour scale; absent: those of the values.
-        outlined: Row and column of cells with a frame.
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # [R, C]; NaN is left empty
     rows: Sequence[str]
     columns: Sequence[str]
     unit: str
-    texts: Sequence[Sequence[str]] | None = None
-    limits: tuple[float, float] | None = None
-    outlined: Sequence[tuple[int, int]] = ()
+    texts: Sequence[Sequence[str]] | None = None  # of the cells, row by row
+    limits: tuple[float, float] | None = None  # of the colour scale; None: those of the values
+    outlined: Sequence[tuple[int, int]] = ()  # row and column of cells with a frame
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: Of the panel.
-        marks: In the order of drawing.
-        x: Title of the axis across.
-        y: Title of the axis up.
-        columns: Of the numbers in it, for a CSV file.
-        rows: The numbers.
-        reach: Limits of both axes; absent: those of the marks.
-    """
+    """One pair of axes, titled `x` and `y`, with its numbers for a CSV file, `columns` and `rows`."""
 
     title: str
-    marks: Sequence[Curve | Point | Matrix]
+    marks: Sequence[Curve | Point | Matrix]  # in the order of drawing
     x: str
     y: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
-    reach: tuple[tuple[float, float], tuple[float, float]] | None = None
+    reach: tuple[tuple[float, float], tuple[float, float]] | None = None  # limits of both axes
 
     def without_spread(self) -> Panel:
         """Return the same panel without bands and thin lines, if it has too many of them."""
@@ -163,29 +117,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels that make up one figure.
+    """Panels that make up one figure."""
 
-    Attributes:
-        name: Of its files.
-        title: For a person.
-        panels: Row by row; None: an empty place.
-        across: Panels in a row.
-        caption: How to read it.
-        scale: Of the axes across.
-        ticks: `whole`: at whole numbers only.
-        shared: Whether panels have the same axes.
-        least: Smallest value above 0 across, where the scale is `symlog`.
-    """
-
-    name: str
+    name: str  # of its files
     title: str
-    panels: Sequence[Panel | None]
-    across: int = 1
+    panels: Sequence[Panel | None]  # row by row; None: an empty place
+    across: int = 1  # panels in a row
     caption: str = ""
-    scale: Literal["linear", "log", "symlog"] = "linear"
+    scale: Literal["linear", "log", "symlog"] = "linear"  # of the axes across
     ticks: Literal["", "whole"] = ""
-    shared: bool = True
-    least: float = 1.0
+    shared: bool = True  # whether panels have the same axes
+    least: float = 1.0  # smallest value above 0 across, where the scale is symlog
 
     @property
     def drawn(self) -> list[Panel]:
@@ -200,19 +142,9 @@ class Chart:
         if len(self.drawn) > 1:
             return replace(self, panels=[panel.without_spread() for panel in self.drawn])
         (panel,), (of_panel,) = self.drawn, curves
+        grey = [replace(curve, name="", look=CONTEXT, half=None, seeds=(), width=0.8) for curve in of_panel]
         panels = [
-            replace(
-                panel,
-                title=own.name,
-                marks=[
-                    *(
-                        replace(other, name="", look=CONTEXT, half=None, seeds=(), width=0.8)
-                        for other in of_panel
-                        if other is not own
-                    ),
-                    replace(own, name=""),
-                ],
-            )
-            for own in of_panel
+            replace(panel, title=own.name, marks=[*grey[:at], *grey[at + 1 :], replace(own, name="")])
+            for at, own in enumerate(of_panel)
         ]
         return replace(self, panels=panels, across=min(MOST_COLUMNS, ceil(len(panels) ** 0.5)))

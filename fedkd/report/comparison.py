@@ -12,21 +12,18 @@ from fedkd.report.study import Labels, Study, StudyRun, values_by_seed
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric of one group.
+    """One metric of one group."""
 
-    Attributes:
-        value: Mean over seeds with its interval; None: not recorded.
-        difference: To the baseline, paired by seed; None: there is none, or this is the baseline.
-        best: Whether no other group of the block has a better mean.
-        tied: Whether the interval of the paired difference to the best group contains 0.
-        differs: Whether the difference is significant among all of the table's differences of its metric.
-    """
+    value: Interval | None = None  # mean over seeds; None: not recorded
+    difference: Interval | None = None  # to the baseline, paired by seed; None: of the baseline itself
+    best: bool = False  # no other group of the block has a better mean
+    tied: bool = False  # the interval of the paired difference to the best group contains 0
+    differs: bool = False  # significant among all of the table's differences of its metric
 
-    value: Interval | None = None
-    difference: Interval | None = None
-    best: bool = False
-    tied: bool = False
-    differs: bool = False
+    @property
+    def p(self) -> float | None:
+        """The p-value of the difference; None: it cannot be tested."""
+        return None if self.difference is None else self.difference.p
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,7 @@ class Row:
 
 
 def compare(study: Study) -> list[Row]:
-    """Return one row per group, block by block.
-
-    The differences of one metric, over all rows, are a family: which of them are significant is decided
-    among them all.
-    """
+    """Return one row per group, block by block; differences of one metric are a family of tests."""
     rows: list[Row] = []
     for block, groups in study.blocks.items():
         columns = [_column(groups, metric, study.baseline) for metric in study.shown]
@@ -59,36 +52,24 @@ def compare(study: Study) -> list[Row]:
 
 def mark_differences(family: Sequence[Entry]) -> list[Entry]:
     """Return entries of one metric, those marked whose difference is significant among them all."""
-    tested = [index for index, entry in enumerate(family) if _p_of(entry) is not None]
-    p_values = [p for entry in family if (p := _p_of(entry)) is not None]
-    found = {index for index, yes in zip(tested, discoveries(p_values), strict=True) if yes}
-    return [replace(entry, differs=index in found) for index, entry in enumerate(family)]
-
-
-def _p_of(entry: Entry) -> float | None:
-    return None if entry.difference is None else entry.difference.p
+    tested = {index: entry.p for index, entry in enumerate(family) if entry.p is not None}
+    marks = dict(zip(tested, discoveries(list(tested.values())), strict=True))
+    return [replace(entry, differs=marks.get(index, False)) for index, entry in enumerate(family)]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many differences of a table were tested, and how many of their intervals exclude 0.
+    """How many differences of a table were tested, and how many of their intervals exclude 0."""
 
-    Attributes:
-        tested: Number of differences that vary over seeds.
-        excluding: Number of their intervals that exclude 0.
-        by_chance: Expected number of intervals that exclude 0 if nothing differs from the baseline.
-        marked: Number of differences that are significant after the correction.
-    """
-
-    tested: int
+    tested: int  # differences that vary over seeds
     excluding: int
-    by_chance: float
-    marked: int
+    by_chance: float  # expected number of intervals that exclude 0 if nothing differs
+    marked: int  # significant after the correction
 
 
 def tally(rows: Sequence[Row]) -> Tally:
     """Count the differences of a table."""
-    entries = [entry for row in rows for entry in row.entries if _p_of(entry) is not None]
+    entries = [entry for row in rows for entry in row.entries if entry.p is not None]
     excluding = sum(bool(entry.difference and entry.difference.excludes_zero()) for entry in entries)
     marked = sum(entry.differs for entry in entries)
     return Tally(len(entries), excluding, (1.0 - LEVEL) * len(entries), marked)
@@ -100,7 +81,7 @@ def _column(
     """Return one metric of all groups of a block."""
     values = {group: values_by_seed(runs, metric.name) for group, runs in groups.items()}
     means = {group: interval(list(by_seed.values())) for group, by_seed in values.items() if by_seed}
-    ranked = {group: mean.mean for group, mean in means.items() if not _is_bound(groups[group])}
+    ranked = {g: mean.mean for g, mean in means.items() if not all(run.is_bound for run in groups[g])}
     best = _best(ranked, metric)
     reference = values.get(baseline, {})
     column = {}
@@ -109,10 +90,6 @@ def _column(
         tied = group in ranked and _tied(group, best, values)
         column[group] = Entry(means.get(group), difference, group in best, tied)
     return column
-
-
-def _is_bound(runs: Sequence[StudyRun]) -> bool:
-    return all(run.is_bound for run in runs)
 
 
 def _best(means: Mapping[Labels, float], metric: Metric) -> set[Labels]:

@@ -1,32 +1,30 @@
-"""What a run over a stream of tasks leaves in its folder: accuracy matrices and continual metrics."""
+"""Accuracy matrices and continual metrics of a run over a stream of tasks, as files and as a chart."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
 import numpy as np
 
-from fedkd.continual.metrics import Array
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
-from fedkd.report.accuracy_matrix import draw_accuracy_matrix
+from fedkd.report.chart import Chart, Matrix, Panel
+from fedkd.report.metrics import metric
+from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
 from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.wording import protocol_name
 
 MATRIX = "accuracy_matrix.csv"
 METRICS = "continual_metrics.csv"
+FIGURE = "accuracy_matrix"
+LONGEST_NAME = 24
 
 
 def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> None:
-    """Write `accuracy_matrix.csv`, `.png`, `.svg` and `.pdf` and `continual_metrics.csv` into a run folder.
-
-    Args:
-        outcome: What the run reached.
-        folder: The run folder.
-        names: Of the tasks; empty: they are numbered.
-    """
+    """Write the accuracy matrices, as CSV and figures, and `continual_metrics.csv` into a run folder."""
     write_text_atomically(folder / MATRIX, matrix_csv(outcome))
     write_text_atomically(folder / METRICS, metrics_csv(outcome))
     draw_accuracy_matrix(outcome, folder, names)
@@ -39,31 +37,16 @@ def matrix_csv(outcome: StreamOutcome) -> str:
     federation's mean, which is there if all learned the same at the same time; `after_task` for the
     untrained models.
     """
-    return _csv(
-        ("protocol", "split", "client", "after_task", "task", "accuracy"),
-        (
-            (test.protocol, test.split, client, *cell)
-            for test in outcome.tests
-            for client, tasks, (R, b) in _matrices(outcome, test)
-            for cell in _cells(tasks, R, b)
-        ),
-    )
-
-
-def _matrices(
-    outcome: StreamOutcome, test: ProtocolOutcome
-) -> Iterator[tuple[int | str, Sequence[int], tuple[Array, Array]]]:
-    """Yield R and b of the federation, where there are any, and of every client, with their tasks."""
-    if outcome.in_step:
-        yield "", outcome.lessons[0].tasks, (test.R, test.b)
-    for client, matrices in test.clients.items():
-        yield client, outcome.lessons[client].tasks, matrices
-
-
-def _cells(tasks: Sequence[int], R: Array, b: Array) -> Iterator[tuple[int | str, int, float]]:
-    for (row, column), value in np.ndenumerate(np.vstack([b, R])):
-        if not isnan(value):
-            yield tasks[row - 1] if row else "", tasks[column], float(value)
+    rows: list[Sequence[object]] = []
+    for test in outcome.tests:
+        found = [(client, outcome.histories[client].tasks, R, b) for client, (R, b) in test.clients.items()]
+        mean = [("", outcome.histories[0].tasks, test.R, test.b)] if outcome.in_step else []
+        for client, tasks, R, b in (*mean, *found):
+            for (row, column), value in np.ndenumerate(np.vstack([b, R])):
+                if not isnan(value):
+                    after = tasks[row - 1] if row else ""
+                    rows.append((test.protocol, test.split, client, after, tasks[column], float(value)))
+    return _csv(("protocol", "split", "client", "after_task", "task", "accuracy"), rows)
 
 
 def metrics_csv(outcome: StreamOutcome) -> str:
@@ -79,9 +62,68 @@ def metrics_csv(outcome: StreamOutcome) -> str:
     )
 
 
-def _csv(columns: Sequence[str], rows: Iterator[Sequence[object]]) -> str:
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Draw the matrices into a run folder as `accuracy_matrix.png`, `.svg` and `.pdf`; return the files."""
+    return write_figure(lambda: draw_chart(accuracy_matrix(outcome, names)), folder, FIGURE)
+
+
+def accuracy_matrix(outcome: StreamOutcome, names: Sequence[str] = ()) -> Chart:
+    """Return the federation's mean accuracy on every task after every task, a panel a protocol.
+
+    Accuracies are those on the common test sets. The first row is that of the untrained models. The diagonal,
+    where a task has just been learned, is outlined. Where clients learn in orders of their own, a row is each
+    one's first task, second task, and so on. Without `names` the tasks are numbered.
+    """
+    labels = task_labels(outcome, names)
+    order = "" if outcome.in_step else ", in each client's own order"
+    panels = []
+    for test in (outcome.test(protocol, "global") for protocol in outcome.protocols):
+        shown, after = 100.0 * np.vstack([test.b, test.R]), ["untrained", *labels]
+        texts = [["" if isnan(value) else f"{value:.0f}" for value in row] for row in shown]
+        unit, diagonal = "mean accuracy over clients (%)", [(task + 1, task) for task in range(len(labels))]
+        few = texts if len(labels) <= MOST_NUMBERS else None
+        matrix = Matrix(shown, after, labels, unit, few, (0.0, 100.0), diagonal)
+        rows = [
+            [after[row], labels[column], None if isnan(value) else value / 100]
+            for (row, column), value in np.ndenumerate(shown)
+        ]
+        title = "\n".join([protocol_name(test.protocol), *_caption(outcome, test)])
+        axes = f"accuracy on task{order}", f"after task{order}"
+        panels.append(Panel(title, [matrix], *axes, ("after", "task", "accuracy"), rows))
+    caption = "Mean over clients, on the tasks' common test sets."
+    return Chart(FIGURE, "Accuracy matrix", panels, len(panels), caption)
+
+
+def task_labels(outcome: StreamOutcome, names: Sequence[str] = ()) -> list[str]:
+    """Return names of the tasks in the order of learning, no two alike; numbers where orders differ."""
+    tasks = range(len(outcome.tests[0].b))
+    if not outcome.in_step or not names:
+        return [str(place + 1) for place in tasks]
+    found = [names[task] if task < len(names) else f"task {task}" for task in outcome.histories[0].tasks]
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in found]
+    return short if len(set(short)) == len(short) else [f"{n + 1}. {short[n]}" for n in tasks]
+
+
+def _caption(outcome: StreamOutcome, test: ProtocolOutcome) -> list[str]:
+    """Return the means over clients in words: `average accuracy 97.1 %`, `BWT -2.0 points`.
+
+    Those of the mean matrix would differ where clients have learned different tasks.
+    """
+    parts = []
+    for name in ("average_accuracy", "bwt"):
+        shown = metric(name)
+        values = [value for value in outcome.values(test, name).values() if not isnan(value)]
+        if values:
+            value = float(np.mean(values))
+            sign = "+" if shown.unit == "points" else ""
+            number = f"{round(value * shown.scale, shown.decimals) + 0.0:{sign}.{shown.decimals}f}"
+            parts.append(f"{shown.title} {number} {shown.unit}")
+    return parts

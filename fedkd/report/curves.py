@@ -15,6 +15,8 @@ from fedkd.report.study import Study, StudyRun, group_looks, group_title
 
 HOW_TO_READ = "Means over seeds; bands are 95 % intervals, from three seeds on; thin lines are seeds."
 
+OPEN = (-np.inf, np.inf)  # limits of metrics without any
+
 Across = Callable[[Sequence[StudyRun], np.ndarray], np.ndarray | None]
 """Runs of a group and rounds, `[R]`, to where these stand across, `[R]`; None: nowhere, a level line."""
 
@@ -81,35 +83,25 @@ def _chart(
             rounds, mean, half, seeds = found
             place = rounds if across is None else across(own, rounds)
             few = half is None and len(seeds) > 1 and place is not None
-            curves.append(
-                Curve(
-                    group_title(group),
-                    looks[group],
-                    place,
-                    mean * shown.scale,
-                    None if half is None else half * shown.scale,
-                    seeds * shown.scale if few else (),
-                    (0.0, 100.0) if shown.unit == "%" else (-np.inf, np.inf),
-                )
+            thin = seeds * shown.scale if few else ()
+            spread = None if half is None else half * shown.scale
+            title, look, limits = (
+                group_title(group),
+                looks[group],
+                (0.0, 100.0) if shown.unit == "%" else OPEN,
             )
+            curves.append(Curve(title, look, place, mean * shown.scale, spread, thin, limits))
             halves = [""] * len(rounds) if half is None else half.tolist()
             at = [""] * len(rounds) if place is None else place.tolist()
-            rows += [
-                [group_title(group) or study.name, *row]
-                for row in zip(at, mean.tolist(), halves, strict=True)
-            ]
+            numbers = zip(at, mean.tolist(), halves, strict=True)
+            rows += [[title or study.name, *row] for row in numbers]
         columns = ("group", "x", "mean", "half_width")
         panels.append(Panel(study.block_title(block), curves, x, shown.label, columns, rows))
     ends = [c.x[-1] for panel in panels for c in panel.marks if isinstance(c, Curve) and c.x is not None]
-    return Chart(
-        f"{kind}-{shown.name}",
-        words.capitalize(),
-        panels,
-        panels_across(study),
-        HOW_TO_READ,
-        "log" if across is not None and is_wide(ends) else "linear",
-        "whole" if across is None else "",
-    )
+    name, title, width = f"{kind}-{shown.name}", words.capitalize(), panels_across(study)
+    if across is None:
+        return Chart(name, title, panels, width, HOW_TO_READ, ticks="whole")
+    return Chart(name, title, panels, width, HOW_TO_READ, "log" if is_wide(ends) else "linear")
 
 
 def panels_across(study: Study) -> int:
@@ -123,14 +115,10 @@ def panels_across(study: Study) -> int:
 def curve_over_seeds(
     curves: Sequence[Sequence[tuple[float, float]]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray] | None:
-    """Return curves of several seeds as one; None: they share no point, or there are none.
+    """Return curves of n seeds, pairs of x and value, as one; None: they share no point.
 
-    Args:
-        curves: Pairs of x and value, of each of n seeds.
-
-    Returns:
-        Where all have a value `[R]`, the mean `[R]`, half widths of the 95 % intervals `[R]` (None below
-        three seeds) and the values `[n, R]`.
+    These are where all have a value `[R]`, the mean `[R]`, half widths of the 95 % intervals `[R]` (None
+    below three seeds) and the values `[n, R]`.
     """
     tables = [dict(curve) for curve in curves]
     shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []

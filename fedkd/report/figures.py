@@ -9,16 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.errors import UserError
+from fedkd.report import front
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.curves import over_rounds, over_tasks, over_time, over_traffic
-from fedkd.report.front import (
-    AFTER,
-    BEFORE,
-    FEWEST_ON_A_CURVE,
-    accuracy_against_stored,
-    local_against_global,
-    local_global_front,
-)
 from fedkd.report.metrics import Metric
 from fedkd.report.statistics import FEWEST_SEEDS, Interval
 from fedkd.report.study import Study, final_interval, group_looks, told_by_colour
@@ -26,13 +19,7 @@ from fedkd.report.style import draw_chart, house_style, save
 
 
 def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print) -> list[Path]:
-    """Draw every figure that the runs of a study allow, and return the files.
-
-    Args:
-        study: What to show.
-        folder: Where; made where it is missing.
-        tell: Told of a figure that could not be drawn; the others are.
-    """
+    """Draw every figure that the runs of a study allow; `tell` of those that could not be drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, chart in study_charts(study):
@@ -63,7 +50,7 @@ def metric_charts(study: Study, shown: Metric) -> Iterator[tuple[str, Callable[[
         yield f"rounds-{name}", partial(over_rounds, study, shown)
         if any(run.traffic and run.traffic[-1][1] for run in study.runs):
             yield f"traffic-{name}", partial(over_traffic, study, shown)
-        if study.has_clock:
+        if any(run.clock for run in study.runs):
             yield f"time-{name}", partial(over_time, study, shown)
     if any(len(run.tasks.get(name, ())) > 1 for run in study.runs):
         yield f"tasks-{name}", partial(over_tasks, study, shown)
@@ -74,18 +61,18 @@ def metric_charts(study: Study, shown: Metric) -> Iterator[tuple[str, Callable[[
 
 def plane_charts(study: Study) -> Iterator[tuple[str, Callable[[], Chart]]]:
     """Yield the charts of one final value against another."""
-    plane = {shown.name for shown in AFTER}
-    both = plane | {shown.name for shown in BEFORE}
+    plane = {shown.name for shown in front.AFTER}
+    both = plane | {shown.name for shown in front.BEFORE}
     on_plane = {study.group_of(run) for run in study.runs if run.final.keys() >= plane}
     groups = {study.group_of(run) for run in study.runs if run.final.keys() >= both}
-    has_front = len(groups) >= FEWEST_ON_A_CURVE
+    has_front = len(groups) >= front.FEWEST_ON_A_CURVE
     # The front names its best groups: it stands for the plane where there are more groups than colours.
     if on_plane and (told_by_colour(group_looks(study)) or not has_front or groups != on_plane):
-        yield "local-against-global", partial(local_against_global, study)
+        yield "local-against-global", partial(front.local_against_global, study)
     if has_front:
-        yield "front", partial(local_global_front, study)
+        yield "front", partial(front.local_global_front, study)
     if any({"average_accuracy", "stored_bytes_per_task"} <= run.final.keys() for run in study.runs):
-        yield "accuracy-against-stored", partial(accuracy_against_stored, study)
+        yield "accuracy-against-stored", partial(front.accuracy_against_stored, study)
 
 
 def heat_map(study: Study, shown: Metric) -> Chart:

@@ -46,10 +46,7 @@ def local_against_global(study: Study) -> Chart:
 
 
 def accuracy_against_stored(study: Study) -> Chart:
-    """Return the average accuracy after a stream against the bytes that learners keep of each task.
-
-    Learners that keep nothing stand at the left: zero has a place on this scale.
-    """
+    """Return the average accuracy after a stream against the bytes that learners keep of each task."""
     shown = (metric("stored_bytes_per_task"), metric("average_accuracy"))
     title = "Average accuracy against stored bytes"
     chart = _points_chart(study, shown, "accuracy-against-stored", title)
@@ -79,9 +76,10 @@ def _front_panel(study: Study, block: Labels, moment: str, shown: tuple[Metric, 
     title = ", ".join(filter(None, (panel.title, moment)))
     if not points:
         return replace(panel, title=title)
-    marks: list[Curve | Point] = []
-    for curve in curves(list(points)):
-        marks.append(_line("", points[curve[0]].look.colour, [points[group].at for group in curve], "solid"))
+    marks: list[Curve | Point] = [
+        _line("", points[curve[0]].look.colour, [points[group].at for group in curve], "solid")
+        for curve in curves(list(points))
+    ]
     groups = study.blocks[block]
     real = {g: point for g, point in points.items() if not any(run.is_bound for run in groups[g])}
     best = undominated([point.at for point in real.values()])

@@ -9,21 +9,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as tables and figures show it.
+    """A metric as tables and figures show it."""
 
-    Attributes:
-        name: As in the bench file, e.g. ``accuracy_local``.
-        title: For a person.
-        unit: Of the scaled value; empty: none.
-        scale: Shown value = recorded value × scale.
-        decimals: Digits after the point.
-        better: Which end is good; None: neither.
-    """
-
-    name: str
+    name: str  # as in the bench file, e.g. accuracy_local
     title: str
     unit: str = ""
-    scale: float = 1.0
+    scale: float = 1.0  # shown value = recorded value × scale
     decimals: int = 3
     better: Literal["higher", "lower"] | None = None
 
@@ -80,15 +71,17 @@ def metric(name: str) -> Metric:
 _MOMENTS = {"accuracy_trained": "before fusion", "accuracy": "after fusion"}
 """The two moments of a round that accuracies are of."""
 
-_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")
-"""See `fedkd.tracking.reached`."""
+_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.tracking.reached`
 
 _WHOLE_RUN = {
-    "evaluation_bytes": Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
-    "bytes_up": Metric("bytes_up", "sent by clients", "MB", 1e-6, 2, "lower"),
-    "bytes_down": Metric("bytes_down", "received by clients", "MB", 1e-6, 2, "lower"),
-    "seconds": Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
-    "virtual_seconds": Metric("virtual_seconds", "simulated time of a run", "s", 1.0, 1, "lower"),
+    shown.name: shown
+    for shown in (
+        Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
+        Metric("bytes_up", "sent by clients", "MB", 1e-6, 2, "lower"),
+        Metric("bytes_down", "received by clients", "MB", 1e-6, 2, "lower"),
+        Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
+        Metric("virtual_seconds", "simulated time of a run", "s", 1.0, 1, "lower"),
+    )
 }
 
 _CONTINUAL = {

@@ -21,21 +21,13 @@ NAME = "schedule"
 AWAY, THERE = "·", "x"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MOST_TICKS = 12
-LEGEND_TASKS = 12
-"""Tasks up to which a legend names each; of more, a bar has the colours."""
+LEGEND_TASKS = 12  # tasks up to which a legend names each; of more, a bar has the colours
 
 
 def draw_schedule_figure(
     schedule: Schedule, folder: Path, names: Sequence[str] = (), outcome: StreamOutcome | None = None
 ) -> list[Path]:
-    """Draw a schedule into a run folder as `schedule.png`, `.svg` and `.pdf`; return the files.
-
-    Args:
-        schedule: Whose.
-        folder: The run folder.
-        names: Of the tasks; empty: they are numbered.
-        outcome: What the run over the tasks reached; None: there is no stream.
-    """
+    """Draw a schedule into a run folder as `schedule.png`, `.svg` and `.pdf`; return the files."""
     return write_figure(lambda: schedule_figure(schedule, names, outcome), folder, NAME)
 
 
@@ -44,13 +36,13 @@ def schedule_figure(
 ) -> Figure:
     """Draw who learns which task when; white where a client is away. Sampling and dropout are not in it.
 
-    Beside it, if there is an outcome, how well each client knows each of its tasks at the end, on the common
-    test sets and in the scenario's own protocol, and the mean over them.
+    With an outcome of a stream, each client's accuracies on its tasks at the end are drawn beside it, on the
+    common test sets and in the scenario's own protocol, with their mean. Tasks without names are numbered.
     """
     from matplotlib import colormaps
     from matplotlib.patches import Patch
 
-    tasks = _tasks(schedule)
+    tasks = 1 + max(span.task or 0 for course in schedule.courses for span in course)
     table = np.full((schedule.clients, schedule.rounds), np.nan)
     for client in range(schedule.clients):
         for span in schedule.course(client):
@@ -67,8 +59,7 @@ def schedule_figure(
         table, cmap=colours, vmin=-0.5, vmax=max(tasks, 2) - 0.5, aspect="auto", extent=extent,
         interpolation="nearest",
     )  # fmt: skip
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.set_yticks(range(0, schedule.clients, -(-schedule.clients // MOST_TICKS)))
     axes.set_xlabel("round")
     axes.set_ylabel("client")
@@ -87,7 +78,7 @@ def _draw_ends(axes: Axes, outcome: StreamOutcome, colours: Sequence[tuple[float
     """Draw the accuracies of every client at the end, a dot a task and a line at their mean."""
     test = outcome.test(outcome.evaluation, "global")
     for client, (R, _) in test.clients.items():
-        tasks, end = outcome.lessons[client].tasks, 100.0 * R[-1]
+        tasks, end = outcome.histories[client].tasks, 100.0 * R[-1]
         axes.vlines(end.mean(), client - 0.4, client + 0.4, colors="black", linewidth=1.2)
         axes.scatter(
             end, [client] * len(tasks), c=[colours[task] for task in tasks], s=14, edgecolors="black",
@@ -101,10 +92,7 @@ def _draw_ends(axes: Axes, outcome: StreamOutcome, colours: Sequence[tuple[float
 def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:
     """Return a schedule as text: a line a client and a character a round, the task's digit.
 
-    Args:
-        schedule: Whose.
-        width: Characters of a line; of a longer run every so many rounds have one.
-        height: Lines; of more clients, the first.
+    Of a run of more rounds than `width`, every so many have one; of more clients than `height`, the first.
     """
     every = max(-(-schedule.rounds // width), 1)
     lines = []
@@ -121,10 +109,5 @@ def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:
 def _sign(schedule: Schedule, client: int, round: int) -> str:
     if not schedule.is_member(client, round):
         return AWAY
-    if schedule.task(client, round) is None:
-        return THERE
-    return DIGITS[(schedule.task(client, round) or 0) % len(DIGITS)]
-
-
-def _tasks(schedule: Schedule) -> int:
-    return 1 + max(span.task or 0 for course in schedule.courses for span in course)
+    task = schedule.task(client, round)
+    return THERE if task is None else DIGITS[task % len(DIGITS)]

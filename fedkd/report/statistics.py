@@ -27,19 +27,12 @@ FALSE_DISCOVERY_RATE = 0.05
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval, ``mean ± half``.
-
-    Attributes:
-        mean: Mean over seeds.
-        half: Half the width of the interval; None: one seed has no spread.
-        seeds: Number of seeds n.
-        p: Two-sided p-value of Student's test that the mean is 0; None: nothing varies that could be tested.
-    """
+    """A mean over seeds with its confidence interval, ``mean ± half``."""
 
     mean: float
-    half: float | None
+    half: float | None  # None: one seed has no spread
     seeds: int
-    p: float | None = None
+    p: float | None = None  # two-sided, of Student's test that the mean is 0; None: nothing varies
 
     def excludes_zero(self) -> bool | None:
         """Return whether 0 lies outside the interval; None: there is no interval."""
@@ -47,54 +40,29 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of `values` with Student's interval, t_{n-1} · s / √n, where s² divides by n - 1.
-
-    Args:
-        values: One value per seed, n ≥ 1.
-        level: Confidence.
-    """
+    """Return the mean of n ≥ 1 seeds' values with Student's interval, t_{n-1} · s / √n, s² over n - 1."""
     array = np.asarray(values, dtype=np.float64)
     n = len(array)
     if n == 1:
         return Interval(float(array[0]), None, 1)
+    # Imported here: scipy.stats takes a second, and a dry run needs none of it.
+    from scipy.stats import t
+
     mean, error = float(array.mean()), float(array.std(ddof=1)) / sqrt(n)
-    p = _p_value(mean / error, n - 1) if error > 0.0 else None
-    return Interval(mean, _student(level, n - 1) * error, n, p)
+    p = float(2.0 * t.sf(abs(mean / error), n - 1)) if error > 0.0 else None
+    return Interval(mean, float(t.ppf(0.5 + level / 2, n - 1)) * error, n, p)
 
 
 def paired_difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL
 ) -> Interval | None:
-    """Return the mean of ``ours - theirs`` over the seeds that both have; None: there is no such seed.
-
-    Args:
-        ours: Seed to value.
-        theirs: Seed to value.
-        level: Confidence.
-    """
+    """Return the mean of ``ours - theirs`` over the seeds that both have; None: there is no such seed."""
     shared = [seed for seed in ours if seed in theirs]
     return interval([ours[seed] - theirs[seed] for seed in shared], level) if shared else None
 
 
-def _student(level: float, degrees: int) -> float:
-    # Imported here: scipy.stats takes a second, and a dry run needs none of it.
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + level / 2, degrees))
-
-
-def _p_value(statistic: float, degrees: int) -> float:
-    from scipy.stats import t
-
-    return float(2.0 * t.sf(abs(statistic), degrees))
-
-
 def discoveries(family: Sequence[float]) -> list[bool]:
-    """Return which p-values are significant at the false discovery rate, by Benjamini and Hochberg.
-
-    Args:
-        family: The p-values of all tests that are read together, in any order.
-    """
+    """Return which p-values of a family of tests are significant, by Benjamini and Hochberg."""
     from scipy.stats import false_discovery_control
 
     if not family:

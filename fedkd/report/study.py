@@ -1,25 +1,29 @@
-"""The runs of a bench, as tables and figures take them."""
+"""The runs of a bench, as tables and figures take them, and their file `study.json` of a bench folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from math import isfinite
+from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
 from fedkd.report.chart import BASELINE, Look, looks
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
+from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.folder import STUDY
 
 Labels = tuple[str, ...]
-Curve = tuple[tuple[int, float], ...]
-"""Pairs of a round, or a number of tasks, and a value."""
+Curve = tuple[tuple[int, float], ...]  # pairs of a round, or a number of tasks, and a value
 
-_TITLES = {
-    "data.partition.alpha": "Dirichlet α",
-    "data.clients": "clients",
-    "data.transfer.size": "transfer size",
-}
+_TITLES = {"data.partition.alpha": "Dirichlet α", "data.transfer.size": "transfer size"}
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,16 @@ class StudyAxis:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One finished run.
+    """One finished run; metrics are the federation's means."""
 
-    Attributes:
-        levels: Its label on every axis.
-        seed: Its seed.
-        final: Metric to the federation's mean after the last round, and what the whole run cost.
-        curves: Metric to (round, the federation's mean), for every round it was recorded in.
-        traffic: (round, bytes up and down since the start), for every round.
-        clock: (round, simulated seconds since the start), for every round; empty: there is no clock.
-        tasks: Metric to (tasks learned, the federation's mean over those tasks), of a stream of tasks.
-        is_bound: Whether it is no federation but says how far one could come: it is shown and not ranked.
-    """
-
-    levels: Labels
+    levels: Labels  # on every axis
     seed: int
-    final: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    traffic: tuple[tuple[int, int], ...] = ()
-    clock: Curve = ()
-    tasks: Mapping[str, Curve] = field(default_factory=dict)
-    is_bound: bool = False
+    final: Mapping[str, float] = field(default_factory=dict)  # after the last round, and costs of the run
+    curves: Mapping[str, Curve] = field(default_factory=dict)  # metric to (round, mean)
+    traffic: tuple[tuple[int, int], ...] = ()  # (round, bytes up and down since the start)
+    clock: Curve = ()  # (round, simulated seconds since the start); empty: no clock
+    tasks: Mapping[str, Curve] = field(default_factory=dict)  # metric to (tasks learned, mean over them)
+    is_bound: bool = False  # no federation, but says how far one could come: shown and not ranked
 
 
 @dataclass(frozen=True)
@@ -61,24 +54,15 @@ class Study:
 
     Runs that agree on all axes but the compared ones form a *block*; within a block, runs that agree on the
     compared axes too form a *group*, one run per seed.
-
-    Attributes:
-        name: Name of the bench.
-        axes: In the order of the bench file.
-        compared: Names of the axes along which groups are compared.
-        baseline: Label on every compared axis of the group that others are compared with; empty: none.
-        metrics: Names of what is shown.
-        runs: The finished ones.
-        missing: Number of runs that are not among them, failed or not yet run.
     """
 
     name: str
-    axes: tuple[StudyAxis, ...]
-    compared: tuple[str, ...]
-    baseline: Labels
+    axes: tuple[StudyAxis, ...]  # in the order of the bench file
+    compared: tuple[str, ...]  # names of the axes along which groups are compared
+    baseline: Labels  # on every compared axis, of the group that others are compared with; empty: none
     metrics: tuple[str, ...]
-    runs: tuple[StudyRun, ...]
-    missing: int = 0
+    runs: tuple[StudyRun, ...]  # the finished ones
+    missing: int = 0  # runs that failed or have not run yet
 
     @property
     def block_axes(self) -> tuple[StudyAxis, ...]:
@@ -91,11 +75,6 @@ class Study:
         return tuple(axis for axis in self.axes if axis.name in self.compared)
 
     @property
-    def has_clock(self) -> bool:
-        """Whether simulated time is known of some run."""
-        return any(run.clock for run in self.runs)
-
-    @property
     def shown(self) -> tuple[Metric, ...]:
         """The metrics that are shown."""
         return tuple(metric(name) for name in self.metrics)
@@ -103,26 +82,16 @@ class Study:
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
         """Labels on the block axes, to labels on the compared axes, to the group's runs in order of seeds."""
-        blocks = {}
-        for block in product(*(axis.levels for axis in self.block_axes)):
-            groups = product(*(axis.levels for axis in self.compared_axes))
-            blocks[block] = {group: tuple(self._runs_of(block, group)) for group in groups}
-        return blocks
-
-    def _runs_of(self, block: Labels, group: Labels) -> list[StudyRun]:
-        return self._grouped.get((block, group), [])
-
-    @cached_property
-    def _grouped(self) -> dict[tuple[Labels, Labels], list[StudyRun]]:
         grouped: dict[tuple[Labels, Labels], list[StudyRun]] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
-            grouped.setdefault((self.block_of(run), self.group_of(run)), []).append(run)
-        return grouped
-
-    def block_of(self, run: StudyRun) -> Labels:
-        """Return a run's labels on the axes that are held fixed."""
-        pairs = zip(self.axes, run.levels, strict=True)
-        return tuple(label for axis, label in pairs if axis.name not in self.compared)
+            pairs = zip(self.axes, run.levels, strict=True)
+            block = tuple(label for axis, label in pairs if axis.name not in self.compared)
+            grouped.setdefault((block, self.group_of(run)), []).append(run)
+        blocks = product(*(axis.levels for axis in self.block_axes))
+        groups = list(product(*(axis.levels for axis in self.compared_axes)))
+        return {
+            block: {group: tuple(grouped.get((block, group), ())) for group in groups} for block in blocks
+        }
 
     def group_of(self, run: StudyRun) -> Labels:
         """Return a run's labels on the compared axes."""
@@ -169,3 +138,34 @@ def group_looks(study: Study) -> dict[Labels, Look]:
 def told_by_colour(looks: Mapping[Labels, Look]) -> bool:
     """Return whether no two groups have one colour."""
     return len({look.colour for look in looks.values()}) == len(looks)
+
+
+def write_study(study: Study, folder: Path) -> None:
+    """Write a study into a bench folder. What is no finite number is left out: JSON cannot say it."""
+    finals = [{name: value for name, value in run.final.items() if isfinite(value)} for run in study.runs]
+    runs = tuple(replace(run, final=final) for run, final in zip(study.runs, finals, strict=True))
+    table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
+    write_text_atomically(folder / STUDY, json.dumps(table, allow_nan=False) + "\n")
+
+
+def read_study(folder: Path) -> Study:
+    """Read the study of a bench folder.
+
+    Raises:
+        UserError: There is none, or what is there is no study.
+    """
+    path = folder / STUDY
+    try:
+        study = TypeAdapter(Study).validate_python(parse_json(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            "not found; the bench writes it once its cells have run (until then: fedkd report RUN RUN …)",
+            file=str(path),
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
+    except (NotJson, ValidationError):
+        raise UserError("is no study of a bench; the bench writes it anew", file=str(path)) from None
+    if any(len(run.levels) != len(study.axes) for run in study.runs):
+        raise UserError("is no study of a bench; the bench writes it anew", file=str(path))
+    return study

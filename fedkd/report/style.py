@@ -34,40 +34,22 @@ MARKERS: Mapping[str, str] = {
 }  # fmt: skip
 """Dashes and symbols of Plotly as matplotlib calls them."""
 DOTS_PER_INCH = 200
-LEGEND_LINE = 0.2
-"""Inches that a line of a legend takes."""
-LONGEST_LABEL = 34
-"""Letters of an axis's title in one line."""
+LEGEND_LINE = 0.2  # inches that a line of a legend takes
+LONGEST_LABEL = 34  # letters of an axis's title in one line
 MOST_NUMBERS = 12
 """Rows and columns up to which a heat map's cells have their numbers, and all ticks are named."""
-BESIDE: Sequence[Mapping[str, Any]] = (
-    {"xytext": (3, 3), "va": "bottom"},
-    {"xytext": (3, -3), "va": "top"},
-)
+BESIDE: Sequence[Mapping[str, Any]] = ({"xytext": (3, 3), "va": "bottom"}, {"xytext": (3, -3), "va": "top"})
 """Where names of points stand, by turns, so that those of neighbours do not meet."""
 
 _PARAMETERS: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 9,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.6, "lines.markersize": 3.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
+    "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
     "text.parse_math": False,  # a name with $ in it is a name
-    # Ids in an SVG are salted hashes: with a fixed salt, equal figures are equal bytes.
-    "svg.hashsalt": "fedkd",
-    # Outlines that can be edited and that printers take, where matplotlib's own choice is bitmaps of a kind.
-    "pdf.fonttype": 42,
-}
+    "svg.hashsalt": "fedkd",  # ids in an SVG are salted hashes: a fixed salt makes equal figures equal bytes
+    "pdf.fonttype": 42,  # outlines that can be edited and printed
+}  # fmt: skip
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "png": ("Software",),
     "svg": ("Date", "Creator"),
@@ -78,11 +60,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style while the block runs.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Draw in the house style while the block runs; a UserError without matplotlib."""
     matplotlib = require("matplotlib", "a figure", "report")
     with matplotlib.rc_context(_PARAMETERS):
         yield
@@ -100,10 +78,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def write_figure(draw: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
-    """Draw a figure of a run into its folder and return the files.
-
-    A run does not need its figures: without matplotlib there are none, and a warning is logged.
-    """
+    """Draw a figure of a run into its folder and return the files; without matplotlib log a warning."""
     try:
         with house_style():
             return save(draw(), folder, name)
@@ -209,9 +184,7 @@ def _draw(axes: Axes, panel: Panel) -> AxesImage | None:
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     style = _style(curve.look)
     if curve.x is None:
-        axes.axhline(
-            curve.y[-1], linewidth=curve.width, color=curve.look.colour, linestyle=style["linestyle"]
-        )
+        axes.axhline(curve.y[-1], linewidth=curve.width, **style | {"marker": ""})
         return
     axes.plot(curve.x, curve.y, linewidth=curve.width, markevery=max(1, len(curve.y) // 8), **style)
     if curve.band is not None:

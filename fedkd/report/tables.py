@@ -21,38 +21,23 @@ DIFFERS = "‡"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
-
-    Attributes:
-        text: Shown.
-        value: Sorted by and written to files; None: nothing is known.
-        strong: Whether it stands out.
-    """
+    """A cell of a table: the text that is shown, and the value that it is sorted by and written as."""
 
     text: str
     value: float | None = None
-    strong: bool = False
+    strong: bool = False  # whether it stands out
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, as Markdown, LaTeX and pages show it.
+    """A table, as Markdown, LaTeX and pages show it; cells are numbers, texts or a `Cell`."""
 
-    Attributes:
-        name: Of its file, and unique on the page.
-        title: For a person.
-        columns: Headings.
-        rows: Cells: numbers as numbers, a `Cell` where what is shown is more than the number.
-        caption: How to read it.
-        open: Whether a page shows it from the start.
-    """
-
-    name: str
+    name: str  # of its file, unique on the page
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
-    open: bool = True
+    open: bool = True  # whether a page shows it from the start
 
     @property
     def heads(self) -> list[tuple[str, bool]]:
@@ -77,14 +62,12 @@ def comparison_table(study: Study) -> Table:
 
 def _cells(row: Row, study: Study) -> Iterator[Cell]:
     for shown, entry in zip(study.shown, row.entries, strict=True):
-        text = number_text(entry.value, shown) + f" {TIED}" * (entry.tied and not entry.best)
-        yield Cell(text, _scaled(entry.value, shown), entry.best)
+        value, difference = entry.value, entry.difference
+        text = number_text(value, shown) + f" {TIED}" * (entry.tied and not entry.best)
+        yield Cell(text, None if value is None else value.mean * shown.scale, entry.best)
         if study.baseline:
-            yield Cell(difference_text(entry, shown), _scaled(entry.difference, shown))
-
-
-def _scaled(value: Interval | None, shown: Metric) -> float | None:
-    return None if value is None else value.mean * shown.scale
+            scaled = None if difference is None else difference.mean * shown.scale
+            yield Cell(difference_text(entry, shown), scaled)
 
 
 def markdown_table(study: Study) -> str:
@@ -102,7 +85,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name so that Markdown shows it as it is: no cell of its own, no tag, no link, no picture."""
+    """Return a name that Markdown shows as it is."""
     return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", name)
 
 
@@ -190,19 +173,11 @@ def csv_table(study: Study) -> str:
     for row in compare(study):
         for metric, entry in zip(study.shown, row.entries, strict=True):
             seeds = entry.value.seeds if entry.value else 0
-            writer.writerow(
-                [*row.block, *row.group, metric.name, seeds]
-                + [*_pair(entry.value), *_pair(entry.difference), _p(entry.difference)]
-                + [str(flag).lower() for flag in (entry.best, entry.tied, entry.differs)]
-            )
+            told = [*_parts(entry.value)[:2], *_parts(entry.difference)]
+            flags = [str(flag).lower() for flag in (entry.best, entry.tied, entry.differs)]
+            writer.writerow([*row.block, *row.group, metric.name, seeds, *told, *flags])
     return text.getvalue()
 
 
-def _pair(value: Interval | None) -> tuple[float | str, float | str]:
-    if value is None:
-        return "", ""
-    return value.mean, "" if value.half is None else value.half
-
-
-def _p(difference: Interval | None) -> float | str:
-    return "" if difference is None or difference.p is None else difference.p
+def _parts(value: Interval | None) -> tuple[float | None, ...]:
+    return (None, None, None) if value is None else (value.mean, value.half, value.p)

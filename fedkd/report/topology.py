@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 NAME = "topology"
 HEARS, HERSELF, NOT = "x", "o", "·"
-MOST_ROUNDS = 4
-"""Rounds that are drawn of a graph which changes."""
+MOST_ROUNDS = 4  # rounds that are drawn of a graph which changes
 MOST_CLIENTS = 500
 """Clients up to which it is worked out how quickly they come to agree: an eigenvalue of their square."""
 MOST_NAMED = 40
@@ -50,11 +49,7 @@ def graph_title(graph: Graph, rounds: int) -> str:
 def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]:
     """Return a graph as text: a line for each receiver, a sign for each sender, its rounds side by side.
 
-    Args:
-        graph: Whose.
-        rounds: Of the run.
-        width: Characters of a line.
-        height: Lines; of more clients, the first.
+    Of more clients than `width` or `height`, the first are shown.
     """
     clients, numbers = graph.clients, shown_rounds(graph, rounds)
     columns = min(clients, width)
@@ -85,10 +80,7 @@ def draw_graph_figure(graph: Graph, rounds: int, folder: Path) -> list[Path]:
 def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figure:
     """Draw who hears whom, clients on a circle; an arrow to the receiver where hearing is not mutual.
 
-    Args:
-        graph: Whose.
-        rounds: Of the run: of a graph that changes the first few are drawn side by side.
-        groups: Of every client, for its colour; empty: all alike.
+    Of a graph that changes the first rounds are drawn side by side. A client's colour is that of its group.
     """
     from matplotlib.collections import LineCollection
 
@@ -109,9 +101,7 @@ def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figur
         if graph.clients <= MOST_NAMED:
             for client, (x, y) in enumerate(1.22 * points):
                 axes.text(x, y, str(client), ha="center", va="center", fontsize=7)
-        axes.set_xlim(-1.4, 1.4)
-        axes.set_ylim(-1.4, 1.4)
-        axes.set_aspect("equal")
+        axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
         axes.axis("off")
         if not graph.stays:
             axes.set_title(f"round {round}", fontsize=8)

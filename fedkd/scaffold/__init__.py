@@ -27,8 +27,10 @@ IMPORTED = (
     "knowledge",
     "learner",
     "learner_context",
+    "learner_state",
     "mapping",
     "step",
+    "table",
     "tensor",
     "user_error",
 )

@@ -14,16 +14,14 @@ Percent = Annotated[int, Field(ge=1, le=100)]
 
 
 class Clock(Section):
-    """Simulated time: how long clients take for their jobs, and messages for their way.
+    """Simulated time of jobs and messages, drawn from the seed.
 
-    No clock on a wall is read: all of it is drawn from the seed. Where rounds wait for everybody it changes
-    nothing that is learned.
+    Where rounds wait for everybody it changes nothing that is learned.
     """
 
     work: Literal["drawn", "steady", "steps"] = "drawn"
-    """How long a client takes for one job, times a factor of its own: `drawn` (`seconds` · |N(0, 1)|, anew
-    for every job), `steady` (`seconds`, always), `steps` (`seconds` for each batch that it learns from, those
-    of guidance included)."""
+    """Time of a job, times a factor of the client: `drawn` (`seconds` · |N(0, 1)|, anew for every job),
+    `steady` (`seconds`), `steps` (`seconds` a batch, those of distillation included)."""
     seconds: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
     """Simulated seconds, of a client whose factor is 1."""
     spread: Spread = 1.0
@@ -46,5 +44,5 @@ class Asynchronous(Section):
     concurrency: PositiveInt | None = None
     """Clients at work at a time, at most; whoever comes next is drawn from the seed. Absent: all of them."""
     staleness: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
-    """a of s(τ) = (1 + τ)^−a, what an upload counts that began τ versions ago: 0, all count alike. A
-    strategy's own `stale_decay` takes its place."""
+    """a of s(τ) = (1 + τ)^−a, the weight of an upload that began τ versions ago; a strategy's
+    `stale_decay` wins."""

@@ -10,12 +10,7 @@ from fedkd.scenario.schema import Scenario
 
 
 def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
-    """Return `scenario` as TOML with every default written out, ``None`` as an absent key.
-
-    Args:
-        scenario: The scenario; the text loads back to an equal one.
-        folder: Folder of the file, if its paths are to be relative.
-    """
+    """Return `scenario` as TOML with every default; with a folder, paths are relative to it."""
     import tomli_w
 
     header = "# The resolved scenario: running it again repeats the run.\n"

@@ -36,13 +36,7 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
 
 
 def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
-    """Return the message about an unknown key, with a suggestion.
-
-    Args:
-        name: The key.
-        known: The keys of its table.
-        of: Its owner, such as ``" for strategy 'knfu'"``.
-    """
+    """Return the message about an unknown key `of` something, e.g. ``" for strategy 'knfu'"``."""
     told = asked_for(name)
     if told is None and (elsewhere := _places().get(name)):
         told = f"did you mean {' or '.join(elsewhere[:MOST_PLACES])}?"

@@ -11,15 +11,8 @@ from fedkd.paths import expanded
 
 
 def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
-    """Return the file of a name.
-
-    Args:
-        name: A path; a relative one is looked for in each folder.
-        search: The scenario's folders; then comes the working folder.
-        key: Of the scenario, for error messages.
-
-    Raises:
-        UserError: There is none, or none can have such a name.
+    """Return the file of a name; a relative one lies in a folder of the scenario, or in the working
+    folder.
     """
     given = expanded(name, key=key)
     try:
@@ -46,15 +39,7 @@ def read_file_of_clients(
 ) -> tuple[Read, Path]:
     """Read a schedule or a graph of N clients from a JSON file; return it, and where it was found.
 
-    Args:
-        name: The file; see `find_file`, as for `search` and `key`.
-        clients: Number of clients N.
-        search: The scenario's folders.
-        parse: Makes it of the file's text.
-        key: Of the scenario, for error messages.
-
-    Raises:
-        UserError: No such file, it is not for so many clients, or `parse` refuses it.
+    A missing file, another number of clients, or an error of `parse` is a `UserError` at the key.
     """
     path = find_file(name, search, key=key)
     try:

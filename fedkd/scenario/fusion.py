@@ -25,8 +25,8 @@ class Bank(Section):
     """The knowledge bank: what every client last knew of each task, kept on the server and fused along."""
 
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
-    """What knowledge counts, a round of its age: 0.98 halves it in 34 rounds, 1 never lets it fade. A
-    strategy's own `stale_decay` takes its place."""
+    """Weight of knowledge a round of its age: 0.98 halves it in 34 rounds; a strategy's `stale_decay`
+    wins."""
     megabytes: Annotated[float, Field(gt=0.0)] | None = None
     """Most that is kept; beyond, the oldest knowledge is forgotten first. Absent: no bound."""
 
@@ -35,41 +35,40 @@ class Orthogonal(Section):
     """Federated orthogonal training: the average moves only where the inputs of old tasks' layers are not."""
 
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.94
-    """ε: share of the energy of a layer's inputs, over all clients, that is protected after every task.
-    Higher forgets less and leaves less room; on permuted MNIST the paper takes 0.96 where samples are dealt
-    evenly and 0.94 where by labels."""
+    """ε: share of the energy of a layer's inputs, over all clients, that every task protects. Higher
+    forgets less and leaves less room. The paper's values on permuted MNIST: 0.96 for even partitions, 0.94
+    by labels."""
     threshold_increment: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """What ε grows by with every task, up to 1; 0.001 in the paper on streams other than permuted MNIST."""
     energy: Literal["measured", "sketch"] = "measured"
-    """Whose energy ε is a share of. `measured`: that of the inputs, estimated without bias from a tenth of
-    the sketch's columns. `sketch`: that of the sketch, as in the authors' code. Its directions hold more of
-    the sketch than of the inputs: on permuted MNIST 0.94 protects 0.92, with 100 columns 0.79."""
+    """Whose energy ε is a share of. `measured`: the inputs', estimated without bias from a tenth of the
+    sketch's columns. `sketch`: the sketch's, as in the authors' code; on permuted MNIST 0.94 of it
+    protects 0.92 of the inputs' energy, with 100 columns 0.79."""
     width: Annotated[int, Field(ge=2)] | None = None
-    """Columns of a client's sketch of a layer's inputs; absent: as many as the layer has inputs. Fewer weigh
-    less. A task adds no more directions than a sketch has columns, so that narrow ones may fall short of ε:
-    `protected_energy` says by how much."""
+    """Columns of a client's sketch of a layer's inputs; absent: as many as inputs. A task adds at most as
+    many directions, so narrow sketches may miss ε: see `protected_energy`."""
 
 
 class Filter(Section):
-    """Which predictions on transfer samples are heard: each is weighed in [0, 1], and dropped if it weighs
-    too little. A sample of which nobody's prediction is left is not taught."""
+    """Which predictions on transfer samples count: each has a weight in [0, 1], and is dropped if that is
+    too low. A sample without predictions is not taught.
+    """
 
     by: Literal["confidence", "agreement", "relevance"] = "agreement"
     """`confidence`: 1 − entropy / log C. `agreement`: the share of the others' `votes` for the same class.
-    `relevance`: how likely the sample is of classes that the receiver lacks; for strategies
-    that mix predictions for each client (`knfu`, `kta`, `ktpfl`, `comet`)."""
+    `relevance`: how likely the sample is of classes that the receiver lacks (`knfu`, `kta`, `ktpfl`,
+    `comet`)."""
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """The least weight that is kept; 0 keeps all. Absent: 0.5, for `agreement` 0.3."""
     votes: Literal["class_shares", "equal"] = "class_shares"
-    """What a vote of `agreement` counts. `class_shares`: the share of the class in the client's predictions,
-    its own claim, so that two colluding clients defeat the filter. `equal`: the same for all clients;
-    colluders pass once they are more than `threshold` of the others, and a class that few clients know is
-    dropped."""
+    """Weight of a vote in `agreement`. `class_shares`: the share of the class that the client claims, so
+    that two colluders defeat the filter. `equal`: colluders need more than `threshold` of the others, and
+    classes that few clients know are dropped."""
     quantile: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """In its place the share that is dropped of what filters before it have left, whatever it weighs."""
+    """Instead of a threshold: the share of predictions left by earlier filters that is dropped."""
     at: Literal["fusion", "upload"] = "fusion"
-    """`fusion`: the server drops what it was sent. `upload`: a client does not send what it drops, and a bit
-    for each sample instead; by `confidence` alone, for which it needs nobody else."""
+    """`fusion`: the server drops predictions. `upload`: the client sends a bit a sample instead;
+    `confidence` only."""
 
     @model_validator(mode="after")
     def _check(self) -> Filter:
@@ -85,12 +84,13 @@ class Filter(Section):
 
 
 class Relations(Section):
-    """What clients learn of how transfer samples are related: of their features, batch by batch, beside what
-    the strategy teaches of each sample. Nothing more is sent: the relations are those of the targets."""
+    """Relations of transfer samples that clients learn besides targets, on features, batch by batch. They
+    are those of the targets: nothing more is sent.
+    """
 
     kind: Literal["trg", "rkd"] = "trg"
-    """`trg`: which others a sample is most like, as a distribution over the batch, compared by KL. `rkd`: how
-    far samples are apart, and at what angles, compared by Huber losses; it wants larger batches less."""
+    """`trg`: similarities to the rest of the batch, as a distribution, compared by KL. `rkd`: distances
+    and angles, compared by Huber losses; it depends less on large batches."""
     weight: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     """What the loss on relations counts beside the strategy's."""
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.1
@@ -118,44 +118,42 @@ class Fusion(Section):
     distill_lr: Annotated[float, Field(gt=0.0)] | None = None
     """Learning rate of distillation; absent: `training.lr`."""
     private_weight: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
-    """γ: weight of the cross entropy on private batches that is added to the distillation loss. Absent: as
-    `training.recipe` says; with `alternating` 1 for strategies whose papers train on both at once (`cronus`,
-    `comet`), 0 for all others."""
+    """γ: weight of the cross entropy on private batches in distillation. Absent: as `training.recipe`
+    says; with `alternating` 1 for strategies whose papers train on both (`cronus`, `comet`), else 0."""
     upload_top: PositiveInt | None = None
-    """Classes of each uploaded prediction that are sent, the likeliest ones; the server spreads the rest
-    evenly over the others. A value and a byte a class. Absent: all classes."""
+    """Classes of a prediction that are sent, the likeliest; the server spreads the rest evenly. Absent:
+    all."""
     filters: list[Filter] = []
-    """Which predictions are heard, one filter after another, with any strategy whose clients send predictions
-    on transfer samples and learn targets of them. Absent: all."""
+    """Filters of predictions, applied in turn, for strategies whose clients send predictions on transfer
+    samples and learn targets of them. Absent: all predictions count."""
     relations: Relations | None = None
-    """Have clients learn how transfer samples are related, too, for strategies whose guidance is targets and
-    networks with features; `{}` for its defaults. Absent: each sample's target alone."""
+    """Teach relations of transfer samples too, for networks with features and strategies whose guidance is
+    targets; `{}` for its defaults. Absent: targets only."""
     rehearse: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
-    """ρ: weight of the distillation loss on a transfer batch of the last targets, added in every step of
-    local training. It keeps local training from undoing distillation. Absent: 0, with the recipe `joint` 0.3.
-    Strategies without targets refuse it. A step then costs two forward and backward passes."""
+    """ρ: weight of the distillation loss on a transfer batch of the last targets, in every step of local
+    training. It keeps local training from undoing distillation, and doubles a step's passes. Absent: 0,
+    with the recipe `joint` 0.3. Strategies without targets refuse it."""
     rehearse_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """What ρ is multiplied by for every round of newer guidance that a client has missed; try 0.9 where few
-    clients take part."""
+    """Factor of ρ for every round of guidance that a client missed; try 0.9 where few clients take part."""
     own_prior: Annotated[
         Annotated[float, Field(ge=0.0, le=1e6)] | Literal["auto"], BeforeValidator(_number_or_auto)
     ] = 0.0
-    """κ: evaluations take `argmax z_c + κ log π_c` for a client's answer, π the shares of classes in its own
-    training samples, on both test sets. It changes nothing that is learned or sent. Above 0 a client leans to
-    its own classes: better on data like its own, worse on all others; 0.1 or 0.2 is enough. `"auto"`: each
-    client has its own, the smallest of 0, 0.05, 0.1, 0.2, 0.3, 0.5 and 1 whose accuracy on the samples that
-    it keeps apart (`training.held_out`) is within one standard error of the best."""
+    """κ: clients answer evaluations by `argmax z_c + κ log π_c`, π the class shares of their training
+    samples, on both test sets. It changes nothing that is learned or sent. Above 0 a client is better on
+    data like its own and worse on others; 0.1 or 0.2 is enough. `"auto"`: each client takes the smallest
+    of 0, 0.05, 0.1, 0.2, 0.3, 0.5 and 1 whose accuracy on its kept samples (`training.held_out`) is within
+    one standard error of the best."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
     bank: Bank | None = None
-    """Keep the last knowledge of every client about each task: who meets a task late is taught by those who
-    learned it before, and who takes part by those who are away. Absent: only the round's is fused."""
+    """Keep every client's last knowledge about each task and fuse it too, so that clients that are away,
+    or at other tasks, still teach. Absent: only the round's knowledge is fused."""
     backward: bool = False
-    """Whether clients are also taught their old tasks by those who meet them later, with the `bank`
-    (federated backward transfer). What of an old task may change then is for the learner to say."""
+    """Whether clients are also taught old tasks by those who meet them later, with the `bank` (federated
+    backward transfer). The learner decides what of an old task may change."""
     orthogonal: Orthogonal | None = None
-    """Have an average of Flower's strategies keep out of what old tasks have used, in a stream that all
-    clients learn in step (FOT); `{}` for its defaults. Absent: the average moves freely."""
+    """Keep the average of a Flower strategy out of the inputs of old tasks, in a stream that all clients
+    learn in step (FOT); `{}` for its defaults. Absent: the average moves freely."""
 
     @property
     def from_flower(self) -> bool:

@@ -11,8 +11,7 @@ from fedkd.scenario.schema import Faults, Scenario
 from fedkd.scenario.topology import Topology
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
-"""Keys that decide no result. Two keys of `engine` change last bits: `decisive` counts `threads_per_client`,
-and `device` may change with the machine."""
+"""Keys that decide no result. Of `engine`, `decisive` counts `threads_per_client`; `device` may change."""
 HANDLING = ("timeout", "on_client_error", "on_bad_upload", "retries", "min_replies")
 """Keys of `faults` about clients that fail; without failures they decide nothing."""
 LATER: Mapping[tuple[str, ...], Any] = {
@@ -35,9 +34,8 @@ PLACES = ("plugin_path", "data.root")
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """Return everything in a resolved scenario that decides its results, as JSON has it.
-
-    The engine's number of threads is part of it: the last bit of every sum depends on it.
+    """Return all that decides the results of a resolved scenario, as JSON has it, the number of threads
+    included.
     """
     tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
     usual = Faults().model_dump(mode="json")
@@ -93,12 +91,8 @@ def digest_anywhere(scenario: Scenario) -> str:
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys at which two scenarios differ, with both values, in order; None: absent.
-
-    Args:
-        before: Keys that were `decisive`.
-        now: Keys that are.
-        places: Whether `PLACES` count too.
+    """Return the dotted keys at which two scenarios differ, with both values (None: absent); `PLACES` if
+    asked.
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {

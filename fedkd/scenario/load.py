@@ -32,17 +32,11 @@ def read_scenario(
 ) -> Scenario:
     """Check the fields of a scenario given as nested tables.
 
-    Args:
-        mapping: The tables of a TOML file.
-        file: Name for error messages.
-        folder: Folder of plug-ins and of relative paths; absent: the working folder.
-
-    Returns:
-        The scenario with absolute folders, its own among them if it names files there. Defaults of a resolved
-        scenario do not count as set.
+    Relative paths and plug-ins are those of `folder`, else of the working folder. Folders of the result are
+    absolute, its own among them if it names files there. Defaults of a resolved scenario do not count as set.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: The first mistake.
     """
     if "search" in mapping:
         raise UserError(f"is a search, not a scenario; run it with: fedkd tune {file or 'FILE'}", file=file)
@@ -66,11 +60,7 @@ def scenario_from_json(text: str | bytes) -> Scenario:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UserError: The file cannot be read, is not TOML (with the line), or is empty.
-    """
+    """Read a TOML file; one that is missing, empty or malformed (with the line) is a `UserError`."""
     try:
         if tables := parse_toml(Path(path).read_text(encoding="utf-8")):
             return tables

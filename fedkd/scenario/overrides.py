@@ -15,12 +15,8 @@ LONGEST = 100
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Split ``a.b=value`` into its key and its value.
-
-    The value is TOML, or a bare word: ``fusion.strategy=fedmd`` needs no quotes, which a shell would remove.
-
-    Raises:
-        UserError: No ``=``, an empty key or value, or a string, list or table that is not closed.
+    """Split ``a.b=value`` into its key and its value: TOML, or a bare word, as in
+    ``fusion.strategy=fedmd``.
     """
     try:
         text.encode()
@@ -34,15 +30,9 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[str]:
-    """Apply overrides to a parsed scenario file in place, in order; missing tables are created.
+    """Apply overrides to scenario tables in place; return the dotted keys that were set.
 
-    A number steps into a list: ``clients.0.model=mlp``; the number after the last entry appends one.
-
-    Returns:
-        The dotted keys that were set, so that errors can name their origin.
-
-    Raises:
-        UserError: Malformed override, or one that steps into a single value.
+    Missing tables are created. A number steps into a list (``clients.0.model=mlp``), or appends an entry.
     """
     written = set()
     for text in overrides:
@@ -53,12 +43,8 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
 
 
 def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]:
-    """Apply values, by dotted key, to a scenario's tables in place; return the dotted keys that were set.
-
-    A table changes the keys that it has, and leaves its neighbours as they are.
-
-    Raises:
-        UserError: A key steps into a single value.
+    """Apply values by dotted key to scenario tables in place; return the keys. A table changes its keys
+    only.
     """
     written = set()
     for key, value in values.items():

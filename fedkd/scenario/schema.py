@@ -1,7 +1,7 @@
 """The scenario: everything that decides a run, one documented field at a time.
 
-The models below, in `sections` and in `tracking` are the single source of the file format: loading,
-``--set``, the error messages and the JSON schema for editors all come from them.
+Loading, ``--set``, error messages and the JSON schema all come from these models and those of `sections` and
+`tracking`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Heterogeneity(Section):
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
     """Each client's images are turned by an angle of its own, uniform within ± this many degrees."""
     noise: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
-    """Each client's samples carry Gaussian noise of its own standard deviation, uniform up to this; in units
-    of the normalised data."""
+    """Standard deviation of each client's Gaussian noise, uniform up to this, in units of the normalised
+    data."""
     colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Each client's channels are scaled by factors of its own, uniform within 1 ± this."""
     label_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Each client trains on labels of which a share of its own, uniform up to this, is replaced by another
-    class. Its test labels stay true."""
+    """Share of each client's training labels that another class replaces, uniform up to this; tests stay
+    true."""
 
 
 class Faults(Section):
@@ -53,8 +53,8 @@ class Faults(Section):
     """Share of clients that are poisoned, drawn once; their own accuracy is left out of the means."""
     poison: Literal["random", "flipped", "imitation", "constant"] = "random"
     """What a poisoned client uploads: `random` predictions; those of a model trained on `flipped` labels;
-    `imitation`: random predictions with the class distribution of a victim's, which fools class-distribution
-    weights; `constant`: class 0 of every sample, in which all poisoned clients agree."""
+    `imitation`: random predictions with a victim's class distribution, against class-distribution weights;
+    `constant`: class 0 of every sample, in agreement with all poisoned clients."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Probability that a client that was sampled for a round does not take part in it; one always does."""
     stragglers: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -62,21 +62,20 @@ class Faults(Section):
     straggler_work: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Share of its training samples a slow client gets through, once."""
     timeout: Annotated[float, Field(gt=0.0)] | None = None
-    """Seconds for a client to answer one message, making the client included; who takes longer has failed.
-    Absent: no end. The Ray engine alone can interrupt a client."""
+    """Seconds for a client to answer a message, else it has failed; absent: no limit. Only with the Ray
+    engine."""
     on_client_error: Literal["fail", "skip", "retry"] = "fail"
-    """What is done when a client raises an error, dies with its process, or does not answer in time: `fail`
-    ends the run; `skip` counts the client as absent, in the state it had before; `retry` asks it once more
-    from that state. A loss that is no number is `on_bad_upload`'s business."""
+    """What follows when a client raises an error, dies, or is late: `fail` ends the run; `skip` counts it
+    as absent, in its state before; `retry` asks it again from that state. A loss that is no number falls
+    under `on_bad_upload`."""
     on_bad_upload: Literal["fail", "drop"] = "fail"
-    """What is done about a reply that the server refuses, because it names another client, or its numbers,
-    shapes or types cannot be: `fail` ends the run; `drop` leaves it out as if the client had not replied, and
-    counts it. With `drop` a client whose loss or upload is no number goes back to its state before, too."""
+    """What follows when the server refuses a reply, as it names another client or its numbers, shapes or
+    types are wrong: `fail` ends the run; `drop` leaves it out and counts it. With `drop`, a client whose
+    loss or upload is no number goes back to its state before."""
     retries: PositiveInt = 1
     """How often `retry` asks once more before the run ends."""
     min_replies: PositiveInt = 1
-    """Replies that a message to several clients needs after `skip` or `drop` has left some out; with fewer
-    the run ends."""
+    """Replies that a message to several clients needs after `skip` or `drop`; with fewer the run ends."""
 
     @property
     def goes_on(self) -> bool:
@@ -85,9 +84,8 @@ class Faults(Section):
 
 
 class Population(Section):
-    """Clients that are not there from the first round to the last, drawn once from the seed.
-
-    What a client is away for it does not learn: the course of a late client begins late.
+    """Clients that are absent for a time, drawn once from the seed. The course of a late client begins
+    late.
     """
 
     late: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -103,16 +101,14 @@ class Population(Section):
 
 
 class Transferability(Section):
-    """The transferability map: whom each client would learn from if it learned from one other alone.
+    """The transferability map: the gain of each client if it learned from one other alone.
 
-    In each of these rounds, when clients have trained and before they are guided, a copy of every client
-    distils the predictions of every other one, and of itself, on the transfer set; it is measured and thrown
-    away. Beside that stands what several predictors would have guessed. Nothing else of the run changes.
+    In the given rounds, after local training, a copy of every client distils the predictions of every client
+    on the transfer set. It is measured beside the guesses of several predictors, and thrown away.
     """
 
     rounds: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
-    """Rounds in which it is measured, ascending; those after the last one are never reached. A round costs N²
-    distillations of N clients."""
+    """Rounds of the map, ascending, as far as the run goes; a round costs N² distillations of N clients."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     """Passes of a copy over the transfer set, with the learning rate and the batches of `fusion`."""
 
@@ -134,23 +130,21 @@ class Engine(Section):
     cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
     """CPUs an actor reserves."""
     gpus_per_actor: Annotated[float, Field(ge=0.0)] | None = None
-    """GPUs an actor reserves; fractions share a GPU. Absent: the cluster's GPUs, if it has any, are shared
-    out among the actors; 0: none."""
+    """GPUs an actor reserves; fractions share a GPU. Absent: actors share the cluster's GPUs; 0: none."""
     threads_per_client: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Threads of one client's arithmetic, whatever its actor's share of CPUs. Results depend on it: the last
-    bits of sums do."""
+    """Threads of one client's arithmetic, whatever its CPUs. Results depend on it: the last bits of sums
+    do."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: the GPU where the actor holds a share of one, else the CPU. Results depend on it: the last bits
-    of sums do."""
+    """`auto`: the GPU where the actor holds a share of one, else the CPU. Results depend on it, by last
+    bits."""
     address: str | None = None
     """Address of an existing Ray cluster, or `"auto"`; absent: a local one."""
     live_clients: PositiveInt | None = None
-    """Clients that a process keeps in memory at a time; of the others, those that have taken part lie on
-    disk, as they are, until they are needed. Absent: as many as a quarter of its share of the memory has room
-    for, of the GPU's where clients are on one."""
+    """Clients that a process keeps in memory; others that have taken part lie on disk until needed.
+    Absent: as many as fit a quarter of its share of the memory, the GPU's where clients are on one."""
     start_timeout: Annotated[float, Field(gt=0.0)] = 120.0
     """Seconds within which the first actor has to be up, and each further one after the last, else the run
-    fails: on a cluster where others work, how long to wait for room."""
+    fails."""
     restarts: Annotated[int, Field(ge=0, le=1000)] = 3
     """How often a run begins again from one checkpoint after actors, or the nodes they were on, were lost."""
 
@@ -169,20 +163,19 @@ class Scenario(Section):
     evaluate_every: PositiveInt = 1
     """Evaluate after every so many rounds, and always after the last. Never changes what is learned."""
     evaluate_clients: PositiveInt | None = None
-    """Clients that are evaluated, drawn once; absent: all of them. Never changes what is learned. For many
-    clients, whose evaluation takes longer than their training."""
+    """Clients that are evaluated, drawn once; absent: all. Never changes what is learned; saves time with
+    many."""
     finish: Literal["guided", "trained"] = "guided"
-    """How the run ends: with the guidance of the last round (`guided`), or with one more training of every
-    client that is evaluated on its own samples after it (`trained`), recorded as a further round. Many papers
-    report the latter."""
+    """How the run ends: with the last fusion (`guided`), or with one more local training of every
+    evaluated client (`trained`), recorded as a further round, as in many papers."""
     checkpoint_every: PositiveInt = 1
     """Save the whole state after every so many rounds, and always after the last."""
     plugin_path: list[str] = []
-    """Folders, relative to the scenario file, whose Python files may be named by `"module:Name"` and where
-    relative paths are looked for; the scenario file's own folder is added where it holds one of them."""
+    """Folders, relative to the scenario file, of Python files named by `"module:Name"` and of relative
+    paths; the scenario file's own folder is added where it holds one of them."""
     plugins: list[str] = []
-    """Modules to import first, installed or beside the scenario file: what they register (`fedkd.register`)
-    can then be named like a built-in part."""
+    """Modules to import first, installed or beside the scenario file, which register parts
+    (`fedkd.register`)."""
     data: Data = Data()
     clients: Annotated[list[ClientGroup], Field(min_length=1)] = [ClientGroup()]
     """The mix of client models."""
@@ -194,8 +187,8 @@ class Scenario(Section):
     clock: Clock | None = None
     """Simulated time; `{}` for its defaults. Absent: there is none, unless rounds are asynchronous."""
     asynchronous: Asynchronous | None = None
-    """Have the server fuse after so many uploads, whoever they are of; `{}` for its defaults. Absent: a round
-    waits for all that take part in it."""
+    """Fuse after a number of uploads, from any clients; `{}` for its defaults. Absent: rounds wait for
+    all."""
     topology: Topology = Topology()
     continual: Continual | None = None
     measure: Measure | None = None

@@ -33,12 +33,12 @@ class Partition(Section):
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5
     """Concentration of the Dirichlet draws: small is heterogeneous."""
     samples_per_client: PositiveInt | None = None
-    """Samples of every client (`quantity`: on average) before its local test split; absent: all private
-    samples are dealt out."""
+    """Samples of every client (`quantity`: on average) before its local test split; absent: all are dealt
+    out."""
     replacement: bool = False
-    """Whether clients draw from all samples, so that several may hold the same: there may be more clients
-    than samples then. No client holds one twice, or trains on what another is tested on. `iid`, `dirichlet`,
-    `dirichlet-per-client` and `quantity` allow it, with `samples_per_client`."""
+    """Whether clients draw from all samples, so that several may hold the same, and there may be more
+    clients than samples. No client holds one twice, or trains on a test sample of another. For `iid`,
+    `dirichlet`, `dirichlet-per-client` and `quantity`, with `samples_per_client`."""
     shards_per_client: PositiveInt = 2
     """Label-sorted shards a client holds (`shards`)."""
     min_samples: PositiveInt = 10
@@ -57,8 +57,7 @@ class Transfer(Section):
     size: Annotated[int, Field(ge=0)] = 1000
     """Number of transfer samples M; 0 only for strategies that do without (`local`, `fd`, averaging, …)."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] | None = None
-    """Concentration of the label mix of held-out samples, drawn from Dir(α): small is unbalanced. Absent: the
-    mix of the data set."""
+    """α of the Dirichlet label mix of held-out samples: small is unbalanced. Absent: the data set's mix."""
 
 
 class Data(Section):
@@ -71,8 +70,8 @@ class Data(Section):
     """Arguments of the data set: `path` for `npz` and `image-folder`, `alpha`, `beta`, … for `synthetic`,
     keywords of a plugged-in function."""
     root: str | None = None
-    """Folder that holds the data sets, relative to the scenario file or the working folder; absent:
-    `$FEDKD_DATA`, else a user cache."""
+    """Folder of the data sets, beside the scenario file or in the working folder; absent: `$FEDKD_DATA`,
+    else a user cache."""
     clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Number of clients N."""
     partition: Partition = Partition()
@@ -83,9 +82,9 @@ class Data(Section):
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of each client's samples kept for its local accuracy; 0: there are no local test sets."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of each client's training samples that is held out, by class share, and takes the place of all
-    test samples: the client's own are its local test set, those of all clients together the common one. Test
-    samples are nobody's. For choosing hyper-parameters, as `fedkd tune` does. Absent: tests are tests."""
+    """Share of each client's training samples that is held out, by class share, and replaces all test
+    samples: a client's own are its local test set, those of all the common one. For choosing
+    hyper-parameters, as `fedkd tune` does. Absent: tests use test samples."""
     test_size: PositiveInt | None = None
     """Size of the common test set, drawn by class share from the data set's own test split; absent: all."""
 
@@ -103,12 +102,10 @@ class ClientGroup(Section):
 
 
 class EarlyStopping(Section):
-    """Ends local training where samples that a client keeps apart say so, at the weights that suit them best.
+    """Ends local training by the loss on kept samples, at the best weights, those before training included.
 
-    The weights that training began with are a candidate too. What is kept apart is drawn once per client and
-    task and never trained on, though it counts among the client's training samples wherever those are counted
-    or averaged over. A client of which it would be fewer than 2 samples keeps none apart and trains all its
-    epochs, and so does a model that is no network.
+    Kept samples are drawn once per client and task. They are never trained on, but count among the client's
+    training samples. Clients that would keep fewer than 2, and models that are no networks, train all epochs.
     """
 
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
@@ -121,9 +118,9 @@ class Training(Section):
     """How every client trains on its own samples; distillation has the optimiser's settings in common."""
 
     recipe: Literal["alternating", "joint"] = "alternating"
-    """How a client trains on private samples and on targets, whatever strategy made them. `alternating`: one
-    after the other, unless the strategy's paper trains on both at once. `joint`: each along with the other;
-    `fusion.private_weight` is then 1 and `fusion.rehearse` 0.3, where they are absent."""
+    """How a client trains on private samples and targets. `alternating`: one after the other, unless the
+    strategy's paper trains on both at once. `joint`: each along with the other; `fusion.private_weight` is
+    then 1 and `fusion.rehearse` 0.3, where they are absent."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     """The optimiser."""
     optimizer_state: Literal["fresh", "kept"] = "fresh"
@@ -136,8 +133,8 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """L2 penalty (`sgd`, `adam`, `rmsprop`) or decoupled decay (`adamw`)."""
     schedule: Literal["constant", "cosine", "step", "exponential"] = "constant"
-    """The learning rate from round to round of the run: `cosine` falls to zero; `step` drops every so many
-    rounds; `exponential` drops every round."""
+    """The learning rate over rounds: `cosine` falls to zero; `step` drops every few, `exponential` every
+    round."""
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Factor of every drop; absent: 0.1 for `step`, 0.99 for `exponential`."""
     lr_step_rounds: PositiveInt | None = None
@@ -147,25 +144,24 @@ class Training(Section):
     batch_size: PositiveInt = 32
     """Samples a batch."""
     accumulate: PositiveInt = 1
-    """Batches an optimiser step, whose gradients are averaged: for batches that do not fit the memory.
-    Distillation too."""
+    """Batches an optimiser step, whose gradients are averaged, for batches beyond the memory; distillation
+    too."""
     local_epochs: PositiveInt = 1
     """Passes over the client's own samples per round."""
     early_stopping: EarlyStopping | None = None
     """Whether local training may end before its last epoch; absent: never."""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of each client's training samples that it never trains on, by class share: what it chooses by
-    where it chooses something for itself (`fusion.own_prior = "auto"`, the strategy `chosen_beta`). It is
-    never a test sample. Absent: 0.2 where something is chosen, else none; what `early_stopping` keeps apart
-    serves for both. A client of which it would be fewer than 2 samples keeps none."""
+    """Share of each client's training samples, by class share, that it chooses by and never trains on
+    (`fusion.own_prior = "auto"`, `chosen_beta`). Absent: 0.2 where something is chosen, else none; those
+    of `early_stopping` serve for both. A client that would keep fewer than 2 keeps none."""
     autocast: bool = False
     """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
     executor: Literal["loop", "vectorised", "auto"] = "loop"
-    """How a process trains its clients: in a `loop`, one after the other; or `vectorised`, those of one model
-    together, a step of all at once, which pays on a GPU. The two round differently. `auto`: what is quicker
-    where the run begins, which is measured once and then stands in the run folder's scenario."""
+    """How a process trains its clients: one after the other (`loop`), or those of one model together, a
+    step of all at once (`vectorised`), which pays on a GPU. The two round differently. `auto` measures
+    once which is quicker, and writes it into the run folder's scenario."""
     together: Annotated[int, Field(ge=1, le=4096)] = 16
     """Clients that `vectorised` trains together, at most: their weights lie in memory once more."""
     fast: bool = True
     """Whether steps are recorded and replayed, gradients factored, and layers computed by fedkd's kernels.
-    `false` runs the plain code beside it: the same results, but for the order in which sums are taken."""
+    `false` runs plain code: the same results, but for the order of sums."""

@@ -68,14 +68,10 @@ def names_of(kind: Kind) -> dict[str, Path]:
 
 
 def find_shipped(given: str | Path, kind: Kind) -> Path:
-    """Return the file of a path or, where there is none, the shipped file of this name.
+    """Return the file of a path, or else the shipped file of this name; those of the other kind by whole
+    names.
 
-    Args:
-        given: A path or a name; a missing path ending in ``.toml`` is returned as it is.
-        kind: Kind of file; shipped files of the other kind are found by their whole names.
-
-    Raises:
-        UserError: There is no such file, and nothing shipped of that name.
+    A missing path ending in ``.toml`` is returned as it is. An unknown name is a `UserError`.
     """
     path, name = Path(given), str(given)
     try:

@@ -25,9 +25,8 @@ def head_of(continual: Continual) -> Head:
 
 
 def planned_count(tasks: TaskStream) -> int | None:
-    """Return the number of tasks as far as the scenario alone says it.
-
-    None for `overlapping` windows without a count: there are as many as fit the classes of the data.
+    """Return the number of tasks as far as the scenario says it; None: `overlapping` windows without a
+    count.
     """
     if tasks.count is None and tasks.classes is not None:
         return len(tasks.classes)
@@ -37,11 +36,7 @@ def planned_count(tasks: TaskStream) -> int | None:
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
-    """Return the scenario with the number of tasks and the head of its stream filled in.
-
-    Raises:
-        UserError: It does not say how many tasks there are.
-    """
+    """Return the scenario with the number of tasks and the head of its stream filled in."""
     continual = scenario.continual
     if continual is None:
         return scenario
@@ -57,15 +52,7 @@ def resolve_stream(scenario: Scenario) -> Scenario:
 
 
 def resolve_rounds(scenario: Scenario, rounds: int) -> Scenario:
-    """Return the scenario with the rounds that its stream takes filled in.
-
-    Args:
-        scenario: What to simulate.
-        rounds: Those of its schedule.
-
-    Raises:
-        UserError: It asks for another number.
-    """
+    """Return the scenario with the rounds that its stream takes filled in."""
     if scenario.continual is None:
         return scenario
     if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:
@@ -92,9 +79,8 @@ def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the test that the scenario's head is made for, whose mean over tasks is its `accuracy`.
-
-    Where there is no test without the task, it is the one with.
+    """Return the test that the head is made for, whose mean is `accuracy`; without any other, the
+    given-task one.
     """
     assert scenario.continual is not None
     given, unknown = protocols(scenario)

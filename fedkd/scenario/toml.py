@@ -14,11 +14,7 @@ class NotToml(ValueError):
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a text.
-
-    Raises:
-        NotToml: Why it has none.
-    """
+    """Return the tables of a text."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

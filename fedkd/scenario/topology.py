@@ -27,18 +27,17 @@ class Topology(Section):
     drawn each round); `one_peer_exponential` (in round t client n hears n + 2^((t − 1) mod ⌈log₂ N⌉) alone);
     `complete`; `file` (as `path` says)."""
     k: Annotated[int, Field(ge=2)] | None = None
-    """Others that each client hears in `k_regular` and `random_regular`, an even number below N; absent: 4.
-    Random rings may have a link in common, so that somebody hears fewer."""
+    """Others that a client hears in `k_regular` and `random_regular`, even and below N (fewer where random
+    rings share links); absent: 4."""
     order: Literal["numbered", "shuffled"] = "numbered"
-    """Who sits where in `ring`, `k_regular` and `one_peer_exponential`: by client number, or as it is drawn
-    once for the run."""
+    """Seats in `ring`, `k_regular` and `one_peer_exponential`: by client number, or drawn once for the
+    run."""
     path: str | None = None
     """JSON file with whom each client hears (`file`): `{"hears": [[1, 2], [0], [0]]}`, or with such a list
     for each round, taken in turn, `{"rounds": [[…], […]]}`; or what a run has left in `topology.json`."""
     mixing: Literal["metropolis", "push_sum"] | None = None
-    """How weights of models are mixed (`gossip`): `metropolis`, 1 / (1 + the larger number of links), where
-    everyone is heard by those whom it hears; `push_sum` needs no such thing. Absent: `metropolis` in every
-    round in which it can be."""
+    """How `gossip` mixes weights: `metropolis`, 1 / (1 + the larger number of links), needs links both
+    ways; `push_sum` does not. Absent: `metropolis` in every round that allows it."""
     relay: bool = False
-    """Whether clients also pass on what they have heard from others, the newest of each: what is said goes
-    one link further every round. The strategy weighs it by its age, so it needs a `stale_decay`."""
+    """Whether clients pass on the newest that they heard of others, one link a round. The strategy weighs
+    it by its age, so it needs a `stale_decay`."""

@@ -16,8 +16,8 @@ class LoggerSection(Section):
     """What every logger is told."""
 
     pictures_every: Annotated[int, Field(ge=0)] = 10
-    """Rounds from one picture to the next: who learned from whom as a heat map, accuracies and neighbours of
-    the clients as histograms. There is always one of the first and of the last round; 0: none at all."""
+    """Rounds between pictures: a heat map of who learned from whom, histograms of accuracies and
+    neighbours. The first and the last round always have one; 0: none at all."""
 
 
 class Wandb(LoggerSection):
@@ -30,31 +30,28 @@ class Wandb(LoggerSection):
     entity: str | None = None
     """User or team that owns the project; absent: the account's default."""
     group: str | None = None
-    """Group that wandb shows the run in, e.g. all seeds of one setting; of a bench's or a search's runs:
-    absent, its name."""
+    """Group of the run, e.g. all seeds of a setting; absent: the name of its bench or search."""
     name: str | None = None
     """What wandb calls the run; absent: the scenario's name and seed."""
     tags: list[str] = Field(default_factory=list)
     """Tags of the run."""
     artifacts: list[Artifact] = Field(default_factory=list)
-    """Files that are kept as artifacts once the run is done: its `record` (scenario, schedule, metrics,
-    timings, summary), its last `checkpoint`."""
+    """Artifacts of a finished run: its `record` (scenario, metrics, timings, …), its last `checkpoint`."""
 
 
 class TensorBoard(LoggerSection):
     """Logging to TensorBoard's event files, with the extra `tensorboard`."""
 
     folder: str | None = None
-    """Folder that gets one of its own for every run, e.g. to compare many; relative to where fedkd runs.
-    Absent: `tensorboard` in the run folder."""
+    """Folder that gets one for every run, in the working folder; absent: `tensorboard` in the run folder."""
 
 
 class Mlflow(LoggerSection):
     """Logging to MLflow, with the extra `mlflow`."""
 
     uri: str | None = None
-    """Where runs are tracked: a server's address, a folder, or `sqlite:///FILE`. Absent:
-    `$MLFLOW_TRACKING_URI`, else the folder `mlruns` in the run folder."""
+    """A server's address, a folder, or `sqlite:///FILE`. Absent: `$MLFLOW_TRACKING_URI`, else `mlruns` in
+    the run folder."""
     experiment: str | None = None
     """Experiment the run belongs to; absent: the name of the bench or the search, else `fedkd`."""
     name: str | None = None
@@ -62,8 +59,7 @@ class Mlflow(LoggerSection):
     tags: dict[str, str] = Field(default_factory=dict)
     """Tags of the run."""
     artifacts: list[Artifact] = Field(default_factory=list)
-    """Files that are kept as artifacts once the run is done: its `record` (scenario, schedule, metrics,
-    timings, summary), its last `checkpoint`."""
+    """Artifacts of a finished run: its `record` (scenario, metrics, timings, …), its last `checkpoint`."""
 
 
 class Tracking(Section):

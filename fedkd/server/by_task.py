@@ -1,4 +1,4 @@
-"""Knowledge of a stream of tasks: fused among those who are at the same task, each task by itself."""
+"""Knowledge of a stream of tasks: each task's clients are fused by themselves."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ TASK = "task/"
 
 
 class FusingByTask:
-    """Hands a strategy the knowledge of one task at a time, which it takes for the only one.
+    """Has a strategy fuse one task at a time, as if it were the only one.
 
-    To a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
+    For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
 
     Args:
-        strategy: How knowledge is fused.
-        known: What the server knows besides, of each task.
-        bank: The knowledge cache, of clients at another task or away; None: there is none.
-        backward: Whether guidance is also for clients at another task whose knowledge the cache has.
-        exponent: That of `staleness`, in asynchronous rounds; None: they are synchronous.
-        peers: Who hears whom; None: there is a server.
+        bank: The knowledge cache of absent clients and those at another task; None: there is none.
+        backward: Whether guidance is also for clients at another task with knowledge in the cache.
+        exponent: Of `staleness`, in asynchronous rounds; None: they are synchronous.
+        peers: Links between clients; None: there is a server.
     """
 
     def __init__(
@@ -41,67 +39,53 @@ class FusingByTask:
         exponent: float | None = None,
         peers: Mixing | None = None,
     ) -> None:
-        self._strategy = strategy
-        self._peers = peers
-        self._backward = backward
-        self._bank = bank
-        self._exponent = exponent
-        self._known = known
-        self._knows_tasks = strategy.capabilities.fuses_by_task
+        self._strategy, self._known, self._bank = strategy, known, bank
+        self._backward, self._exponent, self._peers = backward, exponent, peers
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
 
     def move(self, task_of: Mapping[int, int]) -> None:
-        """Say which task every client is at; without a cache, tasks that all have left are forgotten."""
-        if not self._knows_tasks:
+        """Set every client's task; without a cache, tasks without clients are dropped."""
+        if not self._strategy.capabilities.fuses_by_task:
             return
         self._task_of = dict(task_of)
-        if self._bank is not None:
-            return
-        at = set(task_of.values())
-        self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
+        if self._bank is None:
+            at = set(task_of.values())
+            self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
 
     def task_of(self, client: int | None) -> int:
-        """Return the task that a client is at; that of a client which is not known is the first."""
+        """Return a client's task; the first for an unknown client (None)."""
         return 0 if client is None else self._task_of.get(client, 0)
 
     def at(self, task: int) -> Fusing:
-        """Return what fuses the knowledge of a task."""
         if task not in self._by_task:
+            known, fusing = self._known(task), None
+            if self._peers is not None:
+                fusing = PeerFusing(self._strategy, known, self._peers)
             decay = None if self._bank is None else self._bank.decay
-            known = self._known(task)
-            self._by_task[task] = (
-                Fusing(self._strategy, known, decay, self._exponent)
-                if self._peers is None
-                else PeerFusing(self._strategy, known, self._peers)
-            )
+            self._by_task[task] = fusing or Fusing(self._strategy, known, decay, self._exponent)
         return self._by_task[task]
 
     def of(self, client: int | None) -> Fusing:
-        """Return what fuses the knowledge of the task that a client is at."""
         return self.at(self.task_of(client))
 
     def of_clients(self, clients: Iterable[int | None]) -> dict[int, Fusing]:
-        """Return what fuses the knowledge of every task that some clients are at, by task, ascending."""
+        """Return the fusing of every task of some clients, by task, ascending."""
         return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
 
     def take_old(self, client: int | None) -> dict[int, Parcel]:
-        """Take the newest guidance of every other task that waits for a client who knows it, by task."""
+        """Take the newest guidance of other tasks that a client knows and that waits for it, by task."""
         found: dict[int, Parcel] = {}
         if client is None or not self._backward:
             return found
         for task, fusing in sorted(self._by_task.items()):
-            if task != self.task_of(client) and fusing.cache.has(client):
-                parcel = fusing.mailbox.take_missed(client)
-                if parcel is not None:
-                    found[task] = parcel
+            knows = task != self.task_of(client) and fusing.cache.has(client)
+            if knows and (parcel := fusing.mailbox.take_missed(client)) is not None:
+                found[task] = parcel
         return found
 
     def begin(self, clients: Collection[int]) -> None:
-        """Leave the strategy's first guidance for all clients, before the first round of a task.
-
-        Clients that are not known yet are at the first task.
-        """
+        """Leave initial guidance for all clients before a task's first round (unknown ones: the first)."""
         for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
 
@@ -123,62 +107,57 @@ class FusingByTask:
         return sent
 
     def cache_bytes(self) -> int | None:
-        """Return the bytes of what the cache keeps; None: there is none."""
+        """Return the bytes of the cache; None: there is none."""
         return None if self._bank is None else sum(cache.size for cache in self._caches().values())
 
     def _caches(self) -> dict[int, KnowledgeCache]:
         return {task: fusing.cache for task, fusing in self._by_task.items()}
 
     def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion: nobody from those at another task."""
+        """Return who learned from whom in the last fusion, within tasks."""
         found = [fusing.report for _, fusing in sorted(self._by_task.items()) if fusing.report is not None]
         return merged_reports(found) if found else None
 
     def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: there is a server, or nobody spoke."""
+        """Return who sent what to whom in the last fusion; None: there is a server, or nothing was sent."""
         found = [fusing.links for _, fusing in sorted(self._by_task.items()) if fusing.links is not None]
         return merged_links(found) if found else None
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, by task."""
         arrays: dict[str, np.ndarray] = {}
         for task, fusing in sorted(self._by_task.items()):
             arrays |= under(f"{TASK}{task}/", fusing.state())
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`, once it has been said which task every client is at."""
+        """Continue from a `state`, after `move`."""
         saved = by_number(below(TASK, arrays))
         for task in sorted(saved.keys() | set(self._task_of.values())):
             self.at(task).restore(saved.get(task, {}))
 
 
 def model_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the weights that messages bring along, by name, of a `state` without a stream; else nothing."""
+    """Return the weights that messages bring, from a `state` without a stream; else nothing."""
     return below(f"{TASK}0/{MODEL}", arrays)
 
 
 def waits(name: str) -> bool:
-    """Return whether an array of a `state` is guidance that waits for a client, which nobody writes into."""
+    """Return whether an array of a `state` is waiting guidance, which is never written into."""
     return name.removeprefix(TASK).partition("/")[2].startswith(PENDING) if name.startswith(TASK) else False
 
 
 def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
-    """Return several reports on different clients as one, in client order, with no weight between them."""
+    """Return reports on different clients as one, in client order, with no weight between them."""
     if len(reports) == 1:
         return reports[0]
     clients = sorted(client for report in reports for client in report.clients)
 
-    def table(name: str, between: float = np.nan) -> np.ndarray | None:
-        parts = [
-            (report.clients, values) for report in reports if (values := getattr(report, name)) is not None
-        ]
-        return _merged(clients, parts, between) if parts else None
+    def table(name: str) -> np.ndarray | None:
+        found = [(report.clients, getattr(report, name)) for report in reports]
+        parts = [(own, values) for own, values in found if values is not None]
+        return _merged(clients, parts, np.nan) if parts else None
 
-    weights = table("weights", between=0.0)
-    assert weights is not None
+    weights = _merged(clients, [(report.clients, report.weights) for report in reports], 0.0)
     told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
     return FusionReport(
         clients=tuple(clients),
@@ -191,7 +170,6 @@ def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
 
 
 def merged_links(links: Sequence[Links]) -> Links:
-    """Return the links among different clients as one, in client order."""
     if len(links) == 1:
         return links[0]
     clients = sorted(client for own in links for client in own.clients)
@@ -203,8 +181,8 @@ def merged_links(links: Sequence[Links]) -> Links:
 def _merged(
     clients: Sequence[int], parts: Sequence[tuple[Sequence[int], np.ndarray]], between: float
 ) -> np.ndarray:
-    """Return tables of some clients each as one of all, `[N, N]` float64, with `between` in other places."""
-    # A client is in two parts if the cache has its knowledge of a task that it left: its last place counts.
+    """Return tables of some clients each as one of all `[N, N]` float64, with `between` elsewhere."""
+    # A client is in two parts if the cache has its knowledge of a former task: its last place counts.
     place = {client: position for position, client in enumerate(clients)}
     whole = np.full((len(clients), len(clients)), between)
     for own, values in parts:

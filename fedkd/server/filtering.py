@@ -1,4 +1,4 @@
-"""Fusion of what filters leave of clients' predictions, with any strategy whose guidance is targets."""
+"""Fusion of filtered predictions, with any strategy whose guidance is targets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Filtered:
-    """Guidance, and the share of all predictions that was kept for it, over receivers; None: no filters."""
+    """Guidance, and the share of predictions that was kept, over receivers; None: no filters."""
 
     guidance: Guidance
     heard: float | None = None
@@ -30,18 +30,13 @@ def fuse_filtered(
     memory: Mapping[str, np.ndarray],
     filters: Sequence[Wanted],
 ) -> Filtered:
-    """Fuse what filters leave.
+    """Fuse the predictions that the server's filters keep.
 
-    A strategy that mixes predictions under weights (`Capabilities.mixes`) mixes those that are left; the
-    weights of each receiver on each sample sum to 1 again. In what a client seems to know, the mean of its
-    others stands in for what is dropped. To any other strategy, a client that is dropped from a sample says
-    what the others say on average. A sample of which nobody is left is not taught. Where nothing is dropped,
-    the result is that of the strategy's own `fuse`, to the last bit.
-
-    Args:
-        knowledge: The round's; it may say which predictions were sent.
-        memory: As for `FusionStrategy.fuse`.
-        filters: On the server, in order; none of them was applied yet.
+    A strategy that mixes predictions under weights (`Capabilities.mixes`) mixes those kept; each receiver's
+    weights on each sample sum to 1 again. In its estimate of what a client knows, the mean of its other
+    predictions replaces dropped ones. For any other strategy, the other clients' mean replaces a dropped
+    prediction. A sample without predictions gets no targets. If nothing is dropped, the result is that of
+    the strategy's own `fuse`, to the last bit.
     """
     if not filters and SENT not in knowledge.extra:
         return Filtered(strategy.fuse(knowledge, memory))
@@ -69,26 +64,23 @@ def fuse_filtered(
 
 
 def _by_own_mean(logits: np.ndarray, q: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Return logits in which each client's mean prediction stands in for those that are dropped."""
+    """Return logits with each client's mean prediction in place of dropped ones."""
     own = np.log(np.maximum(class_shares(q, keep), LEAST))
     return np.where(keep[..., None], logits, own[:, None, :].astype(logits.dtype))
 
 
 def _by_others(logits: np.ndarray, q: np.ndarray, keep: np.ndarray, fuses: str) -> np.ndarray:
-    """Return logits in which the mean of those that are left stands in for those that are dropped."""
-    if fuses == "logits":
-        mean, known = mean_of_kept(finite_logits(logits), keep)
-    else:
-        mean, known = mean_of_kept(q, keep)
+    """Return logits with the mean of the kept ones in place of dropped ones."""
+    mean, known = mean_of_kept(finite_logits(logits) if fuses == "logits" else q, keep)
+    if fuses != "logits":
         mean = np.log(np.maximum(mean, LEAST))
-    takes = ~keep & known
-    return np.where(takes[..., None], mean[None].astype(np.float32), logits)
+    return np.where((~keep & known)[..., None], mean[None].astype(np.float32), logits)
 
 
 def _mixed(
     guidance: Guidance, keeps: Iterator[np.ndarray], knowledge: Knowledge, filters: Sequence[Wanted]
 ) -> Guidance:
-    """Return guidance mixed anew, for each receiver of what it keeps."""
+    """Return guidance mixed anew from what each receiver keeps."""
     weights, mixed = guidance.weights, guidance.mixed
     if weights is None or mixed is None:
         raise TypeError("a strategy that `mixes` has to return the weights of its guidance and what is mixed")
@@ -103,7 +95,7 @@ def _mixed(
 
 
 def _left(guidance: Guidance, keep: np.ndarray, knowledge: Knowledge) -> Guidance:
-    """Return guidance of the samples alone of which somebody is left."""
+    """Return guidance of the samples with any prediction left."""
     targets, taught = guidance.targets, np.logical_or.reduce(keep, axis=0)
     if targets is None or taught.all():
         return replace(guidance, mixed=None)
@@ -114,7 +106,7 @@ def _left(guidance: Guidance, keep: np.ndarray, knowledge: Knowledge) -> Guidanc
 
 
 def _personal(guidance: Guidance, targets: np.ndarray, taught: np.ndarray, knowledge: Knowledge) -> Guidance:
-    """Return guidance of each receiver's own targets `[N, M, C]`, of some samples alone, `[N, M]`."""
+    """Return guidance of each receiver's targets `[N, M, C]`, of the samples in `taught` `[N, M]`."""
     others = guidance.personal or [{}] * len(targets)
     tables = [
         {**arrays, **_some(own, rows, knowledge)}
@@ -124,7 +116,7 @@ def _personal(guidance: Guidance, targets: np.ndarray, taught: np.ndarray, knowl
 
 
 def _some(targets: np.ndarray, taught: np.ndarray, knowledge: Knowledge) -> dict[str, np.ndarray]:
-    """Return the targets `[K, C]` of some samples, and which these are, `[K]`; nothing if there are none."""
+    """Return the targets `[K, C]` of some samples and their indices `[K]`; nothing without samples."""
     if not taught.any():
         return {}
     samples = np.flatnonzero(taught) if knowledge.request is None else knowledge.request[taught]

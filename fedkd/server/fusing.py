@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.filters import Wanted
 from fedkd.fusion.forms import sizes_of
 from fedkd.fusion.given import check_arrays
@@ -23,25 +22,23 @@ from fedkd.server.bank import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
+from fedkd.training.thread_pools import one_blas_thread
 
-MODEL = "model/"
-"""Begins the names of the weights that messages bring along, in a `Fusing.state`."""
-PENDING = "pending/"
-"""Begins the names of what waits for clients, in a `Fusing.state`."""
+MODEL, PENDING = "model/", "pending/"
+"""Prefixes in a `Fusing.state`: weights that messages bring, guidance that waits for clients."""
 
 
 @dataclass(frozen=True, eq=False)
 class ServerKnowledge:
-    """What the server knows besides what clients upload, of a federation or of one of its tasks.
+    """The server's knowledge besides uploads, of a federation or of one of its tasks.
 
     Args:
         transfer_size: Number of transfer samples M; None: the whole transfer set is always used.
-        labels: True labels of the transfer set `[M]`, for strategies that need them.
-        models: From a round to what the server can train, for strategies that train models there.
-        seed: Seeds the server's draws.
-        classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
+        labels: True labels of the transfer set `[M]`.
+        models: Returns a round's trainable models.
+        classes_met: Returns a round's `Knowledge.classes_met`; None: there is no stream.
         rounds: Rounds of the whole run.
-        filters: Which predictions are heard, in order.
+        filters: Filters of predictions, in order.
         classes: Number of classes C; None: unknown.
     """
 
@@ -60,13 +57,13 @@ class FusionReport:
     """Who learned how much from whom in a fusion.
 
     Attributes:
-        clients: The clients whose knowledge was fused, N of them, some with old knowledge.
+        clients: The N clients whose knowledge was fused, some of it old.
         weights: Their effectiveness weights, receiver first, `[N, N]`.
-        present: Those who took part in the round.
-        distances: What the weights follow from, `[N, N]`; None: no distance.
-        left_out: How far each receiver's guidance would move without each sender, `[N, N]` (see
+        present: Participants of the round.
+        distances: Distances behind the weights, `[N, N]`; None: there are none.
+        left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
             `fedkd.fusion.left_out`); None: unknown, or too many clients.
-        heard: Share of all predictions that filters have left; None: there are no filters.
+        heard: Share of predictions that filters have left; None: there are no filters.
     """
 
     clients: tuple[int, ...]
@@ -79,12 +76,12 @@ class FusionReport:
 
 @dataclass(frozen=True, eq=False)
 class Links:
-    """What clients sent each other in a round, where there is no server.
+    """What clients sent each other in a round without a server.
 
     Attributes:
-        clients: Those that took part, ascending, N of them.
+        clients: The N participants, ascending.
         heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
-        sizes: Bytes that went over each link, `[N, N]` int64.
+        sizes: Bytes over each link, `[N, N]` int64.
     """
 
     clients: tuple[int, ...]
@@ -93,25 +90,23 @@ class Links:
 
     @property
     def total(self) -> int:
-        """Bytes over all links: what all clients have sent, and what all have received."""
+        """Bytes over all links."""
         return int(self.sizes.sum())
 
 
 class Fusing:
-    """Fuses what clients upload, in client order, and keeps what it makes of it until it is sent.
+    """Fuses uploads in client order, and keeps guidance until it is sent.
 
     Args:
-        known: What the server knows besides.
-        decay: What knowledge of an earlier round counts, a round (see `fade`); None: only that of the round
-            is fused, unless the strategy itself weighs old knowledge.
-        exponent: That of `staleness`, where the server does not wait for everybody; None: it does.
+        decay: Weight of knowledge per round of age (see `fade`); None: only the round's knowledge is
+            fused, unless the strategy weighs old knowledge.
+        exponent: Of `staleness`, in asynchronous rounds; None: rounds are synchronous.
 
     Attributes:
-        strategy: As given.
         mailbox: Guidance that waits to be sent.
-        report: On the last fusion, where the strategy has weights; else None.
-        links: Of the last fusion, where clients speak to each other; else None.
-        cache: The last knowledge of every client, where more than that of the round is fused.
+        report: On the last fusion; None: without weights.
+        links: Of the last fusion; None: there is a server.
+        cache: Every client's last knowledge, if old knowledge is fused.
         model: The newest weights by name, of a strategy whose messages bring the model.
     """
 
@@ -123,70 +118,63 @@ class Fusing:
         exponent: float | None = None,
     ) -> None:
         self.strategy = strategy
-        self.mailbox = Mailbox()
+        self.mailbox, self.cache = Mailbox(), KnowledgeCache()
         self.report: FusionReport | None = None
         self.links: Links | None = None
-        self._known = known
+        self.model: Arrays = {}
+        self._known, self._decay, self._exponent = known, decay, exponent
         self._request: np.ndarray | None = None
         self._started = False
         self._memory: dict[str, np.ndarray] = {}
-        self.cache = KnowledgeCache()
-        self._decay = decay
-        self._exponent = exponent
-        self.model: Arrays = {}
         self._networks: dict[str, tuple[Network, dict[str, int]]] = {}
 
     def architecture_of(self, client: int) -> str:
-        """Return the architecture of a client's model, empty where the server does not know it."""
         models = self._models_of(0)
         return "" if models is None else models.architecture_of(client)
 
     def expects(self, client: int) -> tuple[dict[str, int], Network | None]:
-        """Return what is known of a client's upload (see `fedkd.fusion.forms`).
+        """Return the sizes of a client's upload by letter (see `fedkd.fusion.forms`), and its network.
 
-        Returns:
-            Sizes by letter, and the network whose weights it has; None: unknown, or it has none.
+        None: the network is unknown, or the upload has no weights.
         """
-        found: dict[str, int] = {}
+        capabilities, found = self.strategy.capabilities, dict[str, int]()
         samples = self._known.transfer_size if self._request is None else len(self._request)
-        if samples is not None and self.strategy.capabilities.uses_transfer_set:
+        if samples is not None and capabilities.uses_transfer_set:
             found |= {"M": samples, "Y": -(-samples // 8)}
         if self._known.classes is not None:
             found["C"] = self._known.classes
         models = self._models_of(0)
-        if models is None or Kind.WEIGHTS not in self.strategy.capabilities.kinds.values():
+        if models is None or Kind.WEIGHTS not in capabilities.kinds.values():
             return found, None
         networks = networks_of(self.strategy)
-        shared = networks.shared_model
-        own = models.architecture_of(client)
-        architecture = own if shared is None else models.architecture(shared, networks.shared_arguments)
+        architecture = models.architecture_of(client)
+        if networks.shared_model is not None:
+            architecture = models.architecture(networks.shared_model, networks.shared_arguments)
         if architecture not in self._networks:
             weights, trainable = models.initial_weights(architecture), models.trainable(architecture)
-            network = Network.like(weights, trainable)
-            self._networks[architecture] = network, sizes_of(self.strategy, weights, trainable)
+            sizes = sizes_of(self.strategy, weights, trainable)
+            self._networks[architecture] = Network.like(weights, trainable), sizes
         network, sizes = self._networks[architecture]
         return found | sizes, network
 
     def begin(self, clients: Iterable[int]) -> None:
-        """Leave the strategy's first words for all clients, before the first round and only then."""
-        if self._started:
+        """Leave the strategy's initial guidance for all clients, before the first round."""
+        models, started, self._started = self._models(0), self._started, True
+        guidance = None if started or models is None else self.strategy.prepare(models)
+        if guidance is None:
             return
-        self._started = True
-        models = self._models(0)
-        guidance = self.strategy.prepare(models) if models is not None else None
-        if guidance is not None:
-            if not isinstance(guidance, Guidance):
-                raise TypeError(f"prepare returned a {type(guidance).__name__}; must be a Guidance")
-            check_arrays(guidance.memory, "the first guidance's memory")
-            check_arrays(guidance.shared, "what the first guidance gives clients")
-            self._memory = dict(guidance.memory)
-            if self.strategy.capabilities.brings_model:
-                self.model = dict(guidance.shared)
-                return
+        if not isinstance(guidance, Guidance):
+            raise TypeError(f"prepare returned a {type(guidance).__name__}; must be a Guidance")
+        check_arrays(guidance.memory, "the first guidance's memory")
+        check_arrays(guidance.shared, "what the first guidance gives clients")
+        self._memory = dict(guidance.memory)
+        if self.strategy.capabilities.brings_model:
+            self.model = dict(guidance.shared)
+        else:
             self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
 
     def request(self, round: int) -> np.ndarray | None:
-        """Return the transfer samples that clients shall predict in a round, ascending; None: all of them."""
+        """Return the transfer samples that clients predict in a round, ascending; None: all."""
         self._request = None
         if self._known.transfer_size is not None:
             generator = numpy_generator(self._known.seed, "request", round=round)
@@ -207,11 +195,10 @@ class Fusing:
         """Fuse a round's uploads, and put guidance into the mailbox; return its bytes for participants.
 
         Args:
-            round: 1-based.
             uploads: By client.
-            everyone: All clients that are known.
-            elsewhere: Clients that this is no guidance for, whatever the strategy makes for absent ones.
-            backward: Whether those of them whose knowledge was fused get it, as guidance that they missed.
+            everyone: All known clients.
+            elsewhere: Clients at another task, which get no guidance for absent ones.
+            backward: Whether those of them with fused knowledge get guidance as if they had missed it.
             awaited: Uploads of the round that come with another call.
         """
         self.report = None
@@ -244,28 +231,27 @@ class Fusing:
         return self._post(round, here, knowledge, uploads.keys(), everyone)
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
-        """Return what is fused in a round, in client order: what was sent, and what the cache has."""
-        ages_itself = self.strategy.capabilities.stale_decay is not None
-        waits = self._exponent is None
-        if self.strategy.capabilities.brings_model or (not ages_itself and self._decay is None and waits):
+        """Return the uploads to fuse, in client order: the round's, and the cache's."""
+        capabilities, waits = self.strategy.capabilities, self._exponent is None
+        ages_itself = capabilities.stale_decay is not None
+        if capabilities.brings_model or (not ages_itself and self._decay is None and waits):
             return dict(sorted(uploads.items()))
         self.cache.put(uploads)
         known = self.cache.all()
-        if ages_itself or (self.strategy.capabilities.weighs_age and not waits):
+        if ages_itself or (capabilities.weighs_age and not waits):
             return known
         ages = {client: round - upload.round for client, upload in known.items()}
         if self._exponent is not None:
             counts = staleness(np.array(list(ages.values())), self._exponent)
             factors = dict(zip(known, counts.tolist(), strict=True))
-        elif self._decay is not None:
-            factors = {client: self._decay**age for client, age in ages.items()}
         else:
-            return known
+            assert self._decay is not None
+            factors = {client: self._decay**age for client, age in ages.items()}
         new = [known[client] for client in sorted(uploads)]
         return fade(known, factors, new, self.strategy.kinds_of(new[0].arrays))
 
     def _freshness(self, round: int, uploads: Mapping[int, Upload], exponent: float) -> np.ndarray | None:
-        """Return what each upload counts by its age, where that is left to the strategy; else None."""
+        """Return the staleness weight of each upload if the strategy applies it; else None."""
         if self.strategy.capabilities.stale_decay is not None or not self.strategy.capabilities.weighs_age:
             return None
         return staleness(np.array([round - upload.round for upload in uploads.values()]), exponent)
@@ -278,15 +264,12 @@ class Fusing:
         took_part: Set[int],
         everyone: Iterable[int],
     ) -> int:
-        """Leave guidance for whom it is meant; return the bytes of what is for those who took part."""
+        """Put guidance into the mailbox; return the bytes for participants."""
         by_client, for_others = tables_of(guidance, knowledge)
         # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}
         sent = 0
-        for client, table in meant.items():
-            if not table:
-                continue
-            parcel = Parcel(round, table)
+        for client, parcel in ((client, Parcel(round, table)) for client, table in meant.items() if table):
             if client in took_part:
                 self.mailbox.put(client, parcel)
                 sent += parcel.size
@@ -328,15 +311,11 @@ class Fusing:
     def _models_of(self, round: int) -> ServerModels | None:
         return None if self._known.models is None else self._known.models(round)
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, keyed by client."""
         arrays = under("memory/", self._memory) | under(PENDING, self.mailbox.state())
         return arrays | under("last/", self.cache.state()) | under(MODEL, self.model)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._started = True
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below(PENDING, arrays))
@@ -354,7 +333,6 @@ def report_of(
 
 
 def _check_request(request: Any, size: int) -> None:
-    """Check that a strategy asks for indices of transfer samples, ascending."""
     if request is None:
         return
     if not isinstance(request, np.ndarray) or request.ndim != 1 or request.dtype.kind not in "iu":
@@ -365,7 +343,6 @@ def _check_request(request: Any, size: int) -> None:
 
 
 def _check_alike(uploads: Mapping[int, Upload]) -> None:
-    """Check that all clients sent arrays of the same names."""
     (first, upload), *others = uploads.items()
     for client, other in others:
         if other.arrays.keys() != upload.arrays.keys():

@@ -1,4 +1,4 @@
-"""From what a strategy returns to what each client is sent."""
+"""From a strategy's guidance to each client's arrays."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SAMPLES = "samples"
 
 
 def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Arrays], Arrays]:
-    """Return what each client receives, by client index, and what all others do; empty where it is nothing.
+    """Return each client's arrays, by client index, and those of all others; empty: nothing.
 
-    Clients that receive the same arrays share one table, so that it can travel once.
+    Clients with the same arrays share one table, which can travel once.
     """
     shared = dict(guidance.shared)
     if guidance.targets is not None and knowledge.request is not None:
@@ -42,11 +42,11 @@ def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Array
 
 
 def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
-    """Check what a strategy returned: a slip of its own would surface in a client, far from its cause.
+    """Check a strategy's guidance, whose errors would surface in a client, far from their cause.
 
     Raises:
-        TypeError: Something is of another type than it must be.
-        ValueError: Something has another shape than it must have, or is not all numbers.
+        TypeError: A part has the wrong type.
+        ValueError: A part has the wrong shape, or NaN.
     """
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
@@ -82,21 +82,17 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
 
 
 def _check_table(values: Any, name: str, shapes: list[list[int]] | None) -> None:
-    """Check that something is an array of real numbers, of one of some shapes."""
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        kind = (
-            f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
-        )
+    array = isinstance(values, np.ndarray)
+    if not array or values.dtype.kind != "f":
+        kind = f"an array of {values.dtype}" if array else f"a {type(values).__name__}"
         raise TypeError(f"the guidance's {name} are {kind}; must be a NumPy array of floats")
+    shape, wanted = list(values.shape), ""
     if shapes is None and values.ndim not in (2, 3):
-        raise ValueError(
-            f"the guidance's {name} have shape {list(values.shape)}; must be [N, M, C] or [M, C]"
-        )
-    if shapes is not None and list(values.shape) not in shapes:
-        shared = f", or {shapes[1]} shared by all" if len(shapes) > 1 else ""
-        raise ValueError(
-            f"the guidance's {name} have shape {list(values.shape)}; must be {shapes[0]}{shared}"
-        )
+        wanted = "[N, M, C] or [M, C]"
+    elif shapes is not None and shape not in shapes:
+        wanted = f"{shapes[0]}" + (f", or {shapes[1]} shared by all" if len(shapes) > 1 else "")
+    if wanted:
+        raise ValueError(f"the guidance's {name} have shape {shape}; must be {wanted}")
     _check_numbers(values, name)
 
 

@@ -1,9 +1,9 @@
-"""Jobs of clients on the simulated clock, in rounds that wait for nobody."""
+"""Jobs of clients on the simulated clock, in asynchronous rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import isnan, nan
 
 import numpy as np
@@ -17,16 +17,16 @@ DEPARTURES = "departures"
 
 @dataclass(frozen=True)
 class Job:
-    """What a client does between a download and an upload.
+    """A client's work between a download and an upload.
 
     Attributes:
-        began: The round that was under way when it began.
-        key: The round whose draws it takes.
-        start: When it began, in simulated seconds.
-        working: Seconds until it has worked; before it was done, at least so many.
-        size: Bytes that the client was handed for it.
-        steps: Steps that it takes to learn them.
-        over: When its upload arrives; NaN: nobody knows yet, because it was not done yet.
+        began: Round under way at its beginning.
+        key: Round of its draws.
+        start: Its beginning, in simulated seconds.
+        working: Seconds of work, or at least so many before it was done.
+        size: Bytes of the download.
+        steps: Steps of distilling it.
+        over: Arrival of its upload; NaN: unknown before it was done.
     """
 
     client: int
@@ -40,20 +40,20 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was done, so that it is known when it is over."""
+        """Whether the work was done, so that `over` is known."""
         return not isnan(self.over)
 
     @property
     def earliest(self) -> float:
-        """When it is over, or else before when it cannot be."""
+        """When it is over, or a lower bound."""
         return self.over if self.is_done else self.start + self.working
 
 
 class InFlight:
-    """The jobs that are under way, at most `concurrency` of them, and one a client.
+    """The jobs under way, at most `concurrency` of them, and one a client.
 
-    Events are in the order of (time, client). Jobs are really done when it must be known which of them is
-    over first: all at once, as none depends on another.
+    Events are ordered by (time, client). Clients really work when the first job to end must be known: all
+    at once, as jobs are independent.
     """
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
@@ -67,11 +67,10 @@ class InFlight:
 
     @property
     def jobs(self) -> Mapping[int, Job]:
-        """The jobs under way, by client."""
         return self._jobs
 
     def departing(self) -> list[int]:
-        """Return the clients that begin a job now, ascending: idle ones, as many as there is room for."""
+        """Return the idle clients that begin a job now, ascending, drawn if there are too many."""
         idle = sorted(set(range(self._clients)) - self._jobs.keys() - self._held)
         room = min(self._concurrency - len(self._jobs), len(idle))
         if room == len(idle):
@@ -83,42 +82,36 @@ class InFlight:
         return chosen
 
     def key(self, client: int, round: int) -> int:
-        """Return the round whose draws a client's next job takes: this one, or one not used yet."""
+        """Return the round of the draws of a client's next job: this one, or one not used yet."""
         return max(round, int(self._keys[client]) + 1)
 
     def depart(self, job: Job) -> None:
-        """Take down that a client begins a job."""
         self._jobs[job.client] = job
         self._keys[job.client] = job.key
 
     def done(self, client: int, working: float, over: float) -> None:
-        """Take down how long a client works on its job, and when its upload arrives."""
+        """Set the duration of a client's work, and the arrival of its upload."""
         self._jobs[client] = replace(self._jobs[client], working=working, over=over)
 
     def first(self) -> Job | None:
-        """Return the job that is over first; None: one that was not done yet might be."""
+        """Return the job that is over first; None: a job that was not done yet might be."""
         job = min(self._jobs.values(), key=lambda job: (job.earliest, job.client))
         waiting = [other.earliest for other in self._jobs.values() if not other.is_done]
         return job if job.is_done and all(job.over < earliest for earliest in waiting) else None
 
     def land(self, client: int, *, hold: bool) -> None:
-        """Take down that a client's upload has arrived; if held, the client waits to be released."""
+        """End a client's job; a held client waits for `release`."""
         del self._jobs[client]
         if hold:
             self._held.add(client)
 
     def release(self) -> None:
-        """Take down that all who waited have been answered."""
+        """Release the clients that were held, which have been answered."""
         self._held.clear()
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, after one."""
-        rows = [
-            (job.client, job.began, job.key, job.start, job.working, job.size, job.steps, job.over)
-            for _, job in sorted(self._jobs.items())
-        ]
+        """Return all that a later round depends on."""
+        rows = [astuple(job) for _, job in sorted(self._jobs.items())]
         return {
             JOBS: np.array(rows, dtype=np.float64).reshape(-1, 8),
             KEYS: self._keys.copy(),
@@ -126,10 +119,10 @@ class InFlight:
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._keys = arrays[KEYS].astype(np.int64)
         self._departures = int(arrays[DEPARTURES])
-        self._jobs = {}
-        for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist():
-            job = Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
-            self._jobs[job.client] = job
+        jobs = [
+            Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
+            for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist()
+        ]
+        self._jobs = {job.client: job for job in jobs}

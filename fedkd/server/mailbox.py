@@ -1,4 +1,4 @@
-"""Guidance that has been fused and not been sent yet."""
+"""Guidance that has been fused and not yet sent."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from fedkd.namespaces import below, by_number, under
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """Guidance on its way: the round it was fused in, and its arrays, in one table where they are shared."""
+    """Guidance on its way: its round, and its arrays, one table for all that share it."""
 
     round: int
     arrays: Arrays
 
     @property
     def size(self) -> int:
-        """Payload in bytes."""
         return sum(values.nbytes for values in self.arrays.values())
 
 
 class Mailbox:
-    """Guidance that waits: of a round that a client took part in, and the newest that it missed since.
+    """Guidance that waits: of the last round that a client took part in, and the newest that it missed.
 
-    The former goes along with any next message, the latter with the next one of the method's own.
+    The former goes with any next message, the latter with the method's own next one.
     """
 
     def __init__(self) -> None:
         self._own: dict[int, Parcel] = {}
         self._missed: dict[int, Parcel] = {}
-        self._for_all: Parcel | None = None  # what somebody receives who is not known yet
+        self._for_all: Parcel | None = None  # for clients that are not known yet
 
     def put(self, client: int, parcel: Parcel) -> None:
         """Leave guidance of a round that the client took part in."""
@@ -43,25 +42,25 @@ class Mailbox:
             del self._missed[client]
 
     def put_missed(self, clients: Iterable[int], parcel: Parcel) -> None:
-        """Leave guidance for clients that took no part, in place of what they missed before."""
+        """Leave guidance for absent clients, in place of what they missed before."""
         self._missed |= dict.fromkeys(clients, parcel)
 
     def put_for_all(self, clients: Iterable[int], parcel: Parcel) -> None:
-        """Leave guidance for clients that took no part, and for everyone who is not known yet."""
+        """Leave guidance for absent clients, and for those that are not known yet."""
         self._for_all = parcel
         self.put_missed(clients, parcel)
 
     def meet(self, client: int) -> None:
-        """Take down that somebody is known now who has taken no part: what is for all waits there too."""
+        """Note a new client: the guidance for all waits for it too."""
         if self._for_all is not None:
             self.put_missed([client], self._for_all)
 
     def take(self, client: int | None) -> Parcel | None:
-        """Return what waits for a client of a round that it took part in, once."""
+        """Return, once, a client's guidance of its last round."""
         return None if client is None else self._own.pop(client, None)
 
     def take_missed(self, client: int | None, *, leave: bool = False) -> Parcel | None:
-        """Return the newest that a client missed, or what is for all if the client is not known (None).
+        """Return the newest that a client missed, or what is for all if it is unknown (None).
 
         With `leave` it stays, to be sent once more.
         """
@@ -70,11 +69,9 @@ class Mailbox:
         return self._missed.get(client) if leave else self._missed.pop(client, None)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that waits; a parcel that several wait for is there once."""
         return under("own/", _state(self._own)) | under("missed/", _state(self._missed))
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._own, self._missed = _restored(below("own/", arrays)), _restored(below("missed/", arrays))
 
 

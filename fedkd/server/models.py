@@ -30,12 +30,12 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 @dataclass(frozen=True, eq=False)
 class TransferSet:
-    """What the server may see of a federation's data, or of a task's.
+    """The server's view of a federation's data, or of a task's.
 
     Attributes:
         x: Transfer samples `[M, *input_shape]`.
         outputs: Number of outputs of every client's model.
-        units: Those of them that are the task's logits; None: all.
+        units: Outputs that are the task's logits; None: all.
     """
 
     x: np.ndarray
@@ -52,14 +52,9 @@ class TransferSet:
 
 
 class TransferSetModels:
-    """What `fedkd.fusion.views.ServerModels` promises, for one round.
+    """The models of one round (see `fedkd.fusion.views.ServerModels`), on the CPU.
 
-    The server works on the CPU with a fixed number of threads, so that its part does not depend on where the
-    clients run.
-
-    Args:
-        data: What it sees.
-        round: The round whose draws are used.
+    A fixed number of threads makes the server's results independent of the clients' machines.
     """
 
     def __init__(self, plan: Plan, data: TransferSet, round: int) -> None:
@@ -71,33 +66,27 @@ class TransferSetModels:
 
     @property
     def clients(self) -> int:
-        """Number of clients of the whole federation."""
         return self._scenario.data.clients
 
     def architecture_of(self, client: int) -> Architecture:
-        """Return the architecture of a client's model."""
         group = self._groups[client]
         return self.architecture(group.model, group.args)
 
     def clients_of(self, architecture: Architecture) -> list[int]:
-        """Return the clients with models of an architecture, ascending."""
         return [client for client in range(self.clients) if self.architecture_of(client) == architecture]
 
     def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
-        """Return the architecture of a model of the zoo or of a plug-in."""
         return json.dumps({"model": model, "args": dict(args)}, sort_keys=True)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of a sample."""
         return self._data.x.shape[1:]
 
     def seed(self, purpose: str) -> int:
-        """Return the seed of what the strategy draws itself for a purpose in this round."""
         return derive_seed(self._scenario.seed, f"server-{purpose}", round=self._round)
 
     def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
-        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
+        """Return a network on the CPU; without weights, a fresh one, always the same."""
         group = ClientGroup.model_validate(json.loads(architecture))
         seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
         model = build_model(
@@ -114,11 +103,9 @@ class TransferSetModels:
         return model
 
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
-        """Return the weights of a fresh model, the same whenever it is asked."""
         return weights_of(self.network(architecture))
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return the names of those weights that are trained by gradients."""
         return trainable_names(self.network(architecture))
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
@@ -145,13 +132,10 @@ class TransferSetModels:
         patience: int = 0,
     ) -> dict[str, np.ndarray]:
         """Train a model on the transfer set (see `ServerModels.train`)."""
-        self._calls += 1  # several models of one round must not see the same batches
-        purpose = f"server-train-{self._calls}"
-        model = self.network(architecture, weights)
-        arrays = [prepare_inputs(self._data.x, "cpu")] + [prepare_inputs(t, "cpu") for t in targets]
-        shuffled = numpy_generator(self._scenario.seed, purpose, round=self._round).permutation(
-            len(arrays[0])
-        )
+        purpose, model = self._purpose("train"), self.network(architecture, weights)
+        arrays = [prepare_inputs(values, "cpu") for values in (self._data.x, *targets)]
+        generator = numpy_generator(self._scenario.seed, purpose, round=self._round)
+        shuffled = generator.permutation(len(arrays[0]))
         kept_apart = int(validation * len(shuffled))
         apart = [array[torch.from_numpy(shuffled[:kept_apart])] for array in arrays]
         used = [array[torch.from_numpy(np.sort(shuffled[kept_apart:]))] for array in arrays]
@@ -160,19 +144,17 @@ class TransferSetModels:
             return loss(self._of_task(outputs), *wanted)
 
         stopping = EarlyStopping(apart, on_task, patience) if patience > 0 and kept_apart > 0 else None
-        job = TrainJob(
+        self._run(
+            purpose,
             model,
             used,
             lambda model, inputs, *wanted: on_task(model(inputs), *wanted),
             OptimizerSpec("adam", lr),
             epochs,
             batch_size,
-            generator=torch_generator(self._scenario.seed, purpose, round=self._round),
-            seed=derive_seed(self._scenario.seed, purpose, round=self._round),
             lr_schedule="cosine",
             early_stopping=stopping,
         )
-        _run(job)
         return weights_of(model)
 
     def fit(
@@ -188,27 +170,22 @@ class TransferSetModels:
         weight_decay: float = 0.0,
     ) -> None:
         """Train a network in place on arrays of the strategy's own (see `ServerModels.fit`)."""
+        inputs = [prepare_inputs(array, "cpu") for array in arrays]
+        spec = OptimizerSpec(optimizer, lr, weight_decay=weight_decay)
+        self._run(self._purpose("fit"), network, inputs, loss, spec, epochs, batch_size)
+
+    def _purpose(self, kind: str) -> str:
+        """Return another purpose for each training: models of one round must not see the same batches."""
         self._calls += 1
-        purpose = f"server-fit-{self._calls}"
-        _run(
-            TrainJob(
-                network,
-                [prepare_inputs(array, "cpu") for array in arrays],
-                loss,
-                OptimizerSpec(optimizer, lr, weight_decay=weight_decay),
-                epochs,
-                batch_size,
-                generator=torch_generator(self._scenario.seed, purpose, round=self._round),
-                seed=derive_seed(self._scenario.seed, purpose, round=self._round),
-            )
-        )
+        return f"server-{kind}-{self._calls}"
 
-
-def _run(job: TrainJob) -> None:
-    with torch_threads(1):
-        try:
-            fit(job)
-        except TrainingDiverged as error:
-            raise TrainingDiverged(
-                "the server's model diverged; a lower fusion.server_lr may help"
-            ) from error
+    def _run(self, purpose: str, *job: Any, **settings: Any) -> None:
+        settings["generator"] = torch_generator(self._scenario.seed, purpose, round=self._round)
+        settings["seed"] = derive_seed(self._scenario.seed, purpose, round=self._round)
+        with torch_threads(1):
+            try:
+                fit(TrainJob(*job, **settings))
+            except TrainingDiverged as error:
+                raise TrainingDiverged(
+                    "the server's model diverged; a lower fusion.server_lr may help"
+                ) from error

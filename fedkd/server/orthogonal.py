@@ -1,4 +1,4 @@
-"""Federated orthogonal training on the server: what is protected, and what an average may not do to it."""
+"""Federated orthogonal training on the server: the protected subspaces, and the limits of an average."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from torch import nn
 
 from fedkd.continual.layers import head_names, layers_of
 from fedkd.continual.subspace import have_own_heads, protected_layers
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import LEFT, SKETCH, extended, outside, share_left
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below
 from fedkd.scenario.schema import Orthogonal
+from fedkd.training.thread_pools import one_blas_thread
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What is what among the weights of a network.
+    """The roles of a network's weights.
 
     Attributes:
-        fan_in: Inputs n of every layer that is protected, by name.
-        layer_of: The layer whose weight it is, by the weight's name.
+        fan_in: Inputs n of every protected layer, by name.
+        layer_of: The layer of a weight, by the weight's name.
         heads: Weights and biases of outputs of which every task has its own.
-        parameters: All parameters; other weights are buffers.
-        units: Output units of every task that clients meet, by task.
+        units: Output units of every task, by task.
     """
 
     fan_in: Mapping[str, int]
@@ -39,12 +38,9 @@ class Weights:
 
     @classmethod
     def of(cls, network: nn.Module, order: Sequence[int], units: Sequence[Sequence[int]]) -> Weights:
-        """Return what is what in a network.
+        """Return the roles in a network.
 
-        Args:
-            network: Of every client's architecture.
-            order: The tasks in the order that all clients meet them.
-            units: Output units of every task of the stream.
+        `order` has the tasks in the clients' common order, `units` the output units of every task.
         """
         layers = layers_of(network)
         own_heads = have_own_heads([torch.tensor(units[task]) for task in order])
@@ -59,29 +55,25 @@ class Weights:
 
 
 def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[int, int]:
-    """Return the bytes that a client sends at the end of a task, and the most that it is sent for it.
+    """Return the bytes that a client sends at the end of a task, and the most that it is sent.
 
-    It sends a sketch and a share of energy of every protected layer, whose inputs `fan_in` counts. It is sent
-    what is protected already: at most as many directions as a layer has inputs.
+    The former are a sketch and a share of energy of every protected layer with `fan_in` inputs, the latter
+    at most as many directions as a layer has inputs.
     """
     up = sum(4 * (inputs * (settings.width or inputs) + 1) for inputs in fan_in.values())
     return up, sum(4 * inputs * inputs for inputs in fan_in.values())
 
 
 class OrthogonalTraining:
-    """Keeps an average out of what all clients' old tasks have used (see `fedkd.fusion.orthogonal`).
+    """Keeps an average out of the subspaces of all clients' old tasks (see `fedkd.fusion.orthogonal`).
 
-    What a step of the average may change once a task is over:
+    After the first task, a step of the average may change
 
     - weights of linear and convolutional layers, outside of U;
-    - weights and biases of outputs, the present task's alone, where every task has its own. Where tasks share
-      them, the output layer is one like any other;
-    - no other parameters, which are biases and the scales and shifts of normalisation: no direction of theirs
-      leaves old outputs alone. (The authors' code lets biases go on.)
-
-    Args:
-        settings: ε, and how it grows.
-        weights: Of every client's network.
+    - weights and biases of the present task's outputs, where every task has its own; shared outputs are a
+      layer like any other;
+    - no other parameters (biases, scales and shifts of normalisation): every direction of theirs changes old
+      outputs. (The authors' code lets biases go on.)
     """
 
     def __init__(self, settings: Orthogonal, weights: Weights) -> None:
@@ -89,11 +81,11 @@ class OrthogonalTraining:
         self._weights = weights
         self._ended = 0  # tasks that are over
         self.bases: dict[str, np.ndarray] = {}
-        """U ``[n, r]`` float32 of every layer of which something is protected, by name."""
+        """U ``[n, r]`` float32 of every layer with protected directions, by name."""
         self._energies: dict[str, float] = {}  # of the task that has just ended
 
     def confined(self, before: Arrays, after: Arrays, task: int) -> dict[str, np.ndarray]:
-        """Return the average of the round before, and of the step to the new one what is allowed."""
+        """Return the last average plus the allowed part of the step to the new one."""
         if not self._ended:
             return dict(after)
         with one_blas_thread():
@@ -124,12 +116,7 @@ class OrthogonalTraining:
                 check_like(name, arrays[name], np.empty(shape, np.float32))
 
     def end_task(self, sketches: Sequence[Arrays], samples: Sequence[int]) -> None:
-        """Protect what the clients' sketches say of a task.
-
-        Args:
-            sketches: Of every client that sent one, in client order.
-            samples: Training samples of each.
-        """
+        """Protect the task's subspaces, from the clients' sketches and numbers of training samples."""
         self._energies.clear()
         if not sketches:
             return
@@ -146,10 +133,7 @@ class OrthogonalTraining:
                 self.bases[layer] = basis
 
     def figures(self) -> dict[str, float]:
-        """Return how many directions of every layer are protected, and their share of all.
-
-        With them an estimate of the share of the energy of the last task's inputs that they hold.
-        """
+        """Return the number and share of protected directions of every layer, and their estimated energy."""
         found = {}
         for layer, fan_in in self._weights.fan_in.items():
             rank = self.bases[layer].shape[1] if layer in self.bases else 0
@@ -159,14 +143,10 @@ class OrthogonalTraining:
                 found[f"protected_energy/{layer}"] = self._energies[layer]
         return found
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on."""
         bases = {f"basis/{layer}": basis for layer, basis in self.bases.items()}
         return bases | {"ended": np.array(self._ended, dtype=np.int64)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         self._ended = int(arrays["ended"])
         self.bases = below("basis/", arrays)

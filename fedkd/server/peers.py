@@ -1,6 +1,6 @@
-"""Fusion without a server: every client fuses what it has heard from those that it is linked to.
+"""Fusion without a server: every client fuses the knowledge of its neighbours.
 
-A run works it out in one place, as if each client did so by itself.
+A run computes it in one place, as if each client did so itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.mixing import is_mutual, metropolis, push_sum
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays
@@ -21,43 +20,37 @@ from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Parcel
+from fedkd.training.thread_pools import one_blas_thread
 
 MEMORIES, HEARD = "memories/", "heard/"
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Who hears whom without a server, as the scenario's `topology` says."""
+    """The links between clients, from the scenario's `topology`."""
 
     graph: Graph
     mixing: str | None = None
     relay: bool = False
 
     def matrix(self, heard: np.ndarray) -> np.ndarray:
-        """Return how much each takes of each over links `[N, N]`, float64 (see `fedkd.fusion.mixing`)."""
+        """Return the mixing weights over links `[N, N]`, float64 (see `fedkd.fusion.mixing`)."""
         plain = is_mutual(heard) if self.mixing is None else self.mixing == "metropolis"
         return metropolis(heard) if plain else push_sum(heard)
 
 
 class _Made(NamedTuple):
-    """What came of one fusion of some uploads."""
-
     guidance: Guidance
     knowledge: Knowledge
     tables: dict[int, Arrays]
 
 
 class PeerFusing(Fusing):
-    """Has every client of a round fuse what it hears, and keeps what it makes of it until it is sent.
+    """Has every client of a round fuse what it hears, and keeps guidance until it is sent.
 
-    Guidance is for those alone that took part, as nobody else has heard anything. A strategy's memory is each
-    client's own. Where it weighs old knowledge (`stale_decay`), clients keep the newest that they have heard
-    of everyone, and with `relay` they pass it on: a receiver asks its neighbours for what is newer than what
-    it has, each thing once.
-
-    Args:
-        known: What is known besides what clients say.
-        peers: Who hears whom.
+    Only participants get guidance. A strategy's memory is each client's own. Where it weighs old knowledge
+    (`stale_decay`), clients keep the newest of every author, and with `relay` pass it on: a receiver asks
+    its neighbours for newer knowledge than its own, each item once.
     """
 
     def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, peers: Mixing) -> None:
@@ -78,8 +71,7 @@ class PeerFusing(Fusing):
     ) -> int:
         """Fuse the knowledge of a round at every client; return the bytes that clients received.
 
-        Absent clients hear nothing, old tasks need a server, and a round waits for everyone: the other
-        arguments are not used.
+        The other arguments need a server and are not used.
         """
         self.report = self.links = None
         if not uploads or self.strategy.capabilities.sends == "nothing":
@@ -95,10 +87,8 @@ class PeerFusing(Fusing):
         assert self.links is not None
         return self.links.total
 
-    # Mixed --------------------------------------------------------------------------------------------
-
     def _mix(self, round: int, uploads: Mapping[int, Upload], heard: np.ndarray) -> None:
-        """Hand a strategy everything, and how much each takes of each of its own architecture."""
+        """Have the strategy fuse all at once, under mixing weights among equal architectures."""
         knowledge = self._knowledge(round, uploads)
         if knowledge.server is not None:
             kinds = np.array([knowledge.server.architecture_of(client) for client in uploads])
@@ -116,10 +106,8 @@ class PeerFusing(Fusing):
         sizes = others * np.array([upload.sent for upload in uploads.values()], dtype=np.int64)
         self.links = Links(knowledge.clients, others, sizes)
 
-    # Each by itself -----------------------------------------------------------------------------------
-
     def _fuse_each(self, round: int, uploads: Mapping[int, Upload], heard: np.ndarray) -> None:
-        """Call a strategy for every client, once for those who know the same."""
+        """Have the strategy fuse for every client, once for those with equal knowledge."""
         clients = tuple(uploads)
         known = self._hear(uploads, heard)
         nothing: Mapping[str, np.ndarray] = {}
@@ -129,23 +117,20 @@ class PeerFusing(Fusing):
             memory = self._memories.get(client, nothing)
             key = (id(memory), *((author, id(upload)) for author, upload in known[client].items()))
             if key not in made:
-                made[key] = self._fuse_one(round, known[client], memory)
+                knowledge = self._knowledge(round, known[client])
+                guidance = self.strategy.fuse(knowledge, memory)
+                check_guidance(guidance, knowledge)
+                made[key] = _Made(guidance, knowledge, tables_of(guidance, knowledge)[0])
             own[client] = made[key]
         for client, result in own.items():
-            # Equal memories stay one object, so that who knows the same goes on together.
+            # Equal memories stay one object, so that clients with equal knowledge stay together.
             self._memories[client] = result.guidance.memory
             if table := result.tables[client]:
                 self.mailbox.put(client, Parcel(round, table))
         self.report = _report(own) if all(one.guidance.weights is not None for one in own.values()) else None
 
-    def _fuse_one(self, round: int, known: Mapping[int, Upload], memory: Mapping[str, np.ndarray]) -> _Made:
-        knowledge = self._knowledge(round, known)
-        guidance = self.strategy.fuse(knowledge, memory)
-        check_guidance(guidance, knowledge)
-        return _Made(guidance, knowledge, tables_of(guidance, knowledge)[0])
-
     def _hear(self, uploads: Mapping[int, Upload], heard: np.ndarray) -> dict[int, dict[int, Upload]]:
-        """Return what every client of the round knows after it, by author, and take down what was sent."""
+        """Return every client's knowledge after the round, by author, and set `links`."""
         clients = tuple(uploads)
         keeps = self.strategy.capabilities.stale_decay is not None
         if keeps:  # copied: the arrays may lie in shared memory that is only lent for the round
@@ -175,7 +160,7 @@ class PeerFusing(Fusing):
     def _newer(
         self, table: Mapping[int, Upload], senders: Iterable[tuple[int, int]]
     ) -> list[tuple[int, int]]:
-        """Return the authors of whom a sender had something newer before the round, and its column."""
+        """Return the authors with newer knowledge at a sender before the round, and its column."""
         newest: dict[int, tuple[int, int]] = {}
         for sender, column in senders:
             for author, upload in self._heard.get(sender, {}).items():
@@ -186,10 +171,8 @@ class PeerFusing(Fusing):
                     newest[author] = (upload.round, column)
         return [(author, column) for author, (_, column) in sorted(newest.items())]
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on, keyed by client; what several have is there once."""
+        """Return all that a later round depends on; shared objects are there once."""
         arrays = super().state()
         memories: dict[int, list[int]] = {}
         for client in sorted(self._memories):
@@ -210,7 +193,6 @@ class PeerFusing(Fusing):
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a `state`."""
         super().restore(arrays)
         self._memories, self._heard = {}, {}
         for own in by_number(below(MEMORIES, arrays)).values():
@@ -224,7 +206,7 @@ class PeerFusing(Fusing):
 
 
 def _report(own: Mapping[int, _Made]) -> FusionReport:
-    """Return who learned from whom: of every client the row of its own fusion."""
+    """Return who learned from whom: each client's row of its own fusion."""
     authors = sorted({author for made in own.values() for author in made.knowledge.clients})
     place = {author: position for position, author in enumerate(authors)}
     weights = np.eye(len(authors))
@@ -243,7 +225,7 @@ def _report(own: Mapping[int, _Made]) -> FusionReport:
             mixed[client] = guidance.mixed[row]
         fresh &= knowledge.age is None or not knowledge.age.any()
     known = any(made.guidance.distances is not None for made in own.values())
-    # What is older than the round is not what its author mixes now.
+    # Old knowledge differs from its author's present mix.
     whole = fresh and len(mixed) == len(authors)
     guidance = Guidance(
         targets=None,

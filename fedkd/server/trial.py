@@ -1,62 +1,192 @@
-"""Try out what a round would send, on a few clients that have not learned anything yet."""
+"""A trial of a round's exchange, on a few untrained clients."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.clients.upload import decode, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
+from fedkd.errors import UserError
 from fedkd.fusion.extent import ServerModel
-from fedkd.fusion.strategy import FusionStrategy
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
+from fedkd.fusion.views import Architecture, Arrays, FitSummary, ServerLoss
 from fedkd.plan.plan import Plan
 from fedkd.server.bank import Upload
-from fedkd.server.contracts import Kept, UntrainedModels, check_pure, check_targets
 from fedkd.server.fusing import Fusing, ServerKnowledge
-from fedkd.server.models import TransferSet
+from fedkd.server.models import TransferSet, TransferSetModels
+from fedkd.training.device import prepare_inputs
+from fedkd.training.weights import weights_of
+
+KEY = "fusion.strategy"
+LOOKED_AT = 8
+"""Samples whose targets are checked."""
+
+
+class UntrainedModels(TransferSetModels):
+    """Models on the server that are not trained: a loss is computed once, on two samples."""
+
+    def train(
+        self,
+        architecture: Architecture,
+        weights: Arrays,
+        targets: tuple[np.ndarray, ...],
+        loss: ServerLoss,
+        **settings: Any,
+    ) -> dict[str, np.ndarray]:
+        """Return the weights unchanged."""
+        network = self.network(architecture, weights)
+        outputs = self._of_task(network.eval()(prepare_inputs(self._data.x[:2], "cpu")))
+        loss(outputs, *(prepare_inputs(values[:2], "cpu") for values in targets))
+        return weights_of(network)
+
+    def fit(self, network: nn.Module, arrays: Any, loss: Callable[..., Tensor], **settings: Any) -> None:
+        """Leave the network unchanged."""
+        training = network.training
+        loss(network.eval(), *(prepare_inputs(values[:2], "cpu") for values in arrays))
+        network.train(training)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The attributes of a strategy and its classes, by class and name; hyper-parameters by name."""
+
+    values: Mapping[str, Any]
+
+    @staticmethod
+    def of(strategy: FusionStrategy) -> Kept:
+        """Return a copy of hyper-parameters and class attributes, which can change."""
+        found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}  # type: ignore[arg-type]
+        for owner in type(strategy).__mro__:
+            if issubclass(owner, FusionStrategy) and owner not in (FusionStrategy, FusionStrategy):
+                found |= {f"{owner.__name__}.{name}": value for name, value in vars(owner).items()}
+        return Kept({name: _copied(value) for name, value in found.items() if _is_data(name, value)})
+
+    def changed(self, later: Kept) -> str | None:
+        """Return the first name with a changed or new value; None: there is none."""
+        names = dict.fromkeys([*self.values, *later.values])
+        return next((n for n in names if not _equal(self.values.get(n), later.values.get(n))), None)
+
+
+def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: Kept) -> None:
+    """Refuse a strategy with state outside of `Guidance.memory`.
+
+    Args:
+        strategy: After two fusions of equal knowledge.
+        first: State of the server after one of them.
+        second: State of the server after the other.
+        before: Of the strategy before both.
+    """
+    advice = "keep what must last in Guidance.memory, and draw from Knowledge.seed"
+    changed = before.changed(Kept.of(strategy))
+    if changed is not None:
+        raise UserError(f"'{strategy.name}' must not change '{changed}' in a round; {advice}", key=KEY)
+    for name in {**first, **second}:
+        if not _equal(first.get(name), second.get(name)):
+            raise UserError(
+                f"'{strategy.name}' must answer equal knowledge equally, got other {name.rpartition('/')[2]}"
+                f" from a second `fuse`; {advice}",
+                key=KEY,
+            )
+
+
+def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
+    """Refuse targets that are no distributions if the loss takes them for some.
+
+    Such a loss does not change when a constant is added to a student's logits, but does when it is added to
+    its targets.
+    """
+    targets = guidance.get("targets")
+    asked = not overrides(strategy, "targets_of") and teaches_targets(strategy)
+    if targets is None or not asked or not len(targets):
+        return
+    rows = np.asarray(targets[:LOOKED_AT], dtype=np.float32)
+    sums = rows.sum(axis=1)
+    if rows.min() >= -1e-4 and np.abs(sums - 1.0).max() <= 1e-2:
+        return
+    wanted = torch.from_numpy(rows)
+    student = torch.linspace(-1.0, 1.0, rows.size).reshape(rows.shape).sin()
+    plain, shifted, moved = (
+        float(strategy.loss(z, t))
+        for z, t in ((student, wanted), (student + 3.0, wanted), (student, wanted + 3.0))
+    )
+    sees_softmax = np.isnan(plain) or np.isclose(plain, shifted, rtol=1e-3, atol=1e-4)
+    if sees_softmax and not np.isclose(plain, moved, rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"'{strategy.name}' must give probabilities as targets, which its `loss` compares with a softmax;"
+            f" got rows from {rows.min():.3g} to {rows.max():.3g} that sum to {sums[0]:.3g}",
+            key=KEY,
+        )
+
+
+def _is_data(name: str, value: Any) -> bool:
+    last = name.rpartition(".")[2]
+    described = callable(value) or isinstance(value, property | classmethod | staticmethod | cached_property)
+    return not described and not last.startswith(("__", "_abc_"))
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # what cannot be copied is compared by being the same
+        return value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray | Tensor) or isinstance(other, np.ndarray | Tensor):
+        if type(one) is not type(other) or one.shape != other.shape:
+            return False
+        values = (np.asarray(one), np.asarray(other))
+        return np.array_equal(*values, equal_nan=values[0].dtype.kind == "f")
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    # Only identity tells some objects apart, such as copies of a generator: these count as equal.
+    opaque = type(one) is type(other) and type(one).__eq__ is object.__eq__
+    try:
+        return one is other or bool(one == other) or opaque
+    except Exception:  # somebody else's `__eq__`
+        return True
+
 
 TRIED = 2
-"""Clients of every architecture that are tried: guidance of one may lack what there is among several."""
+"""Clients of every architecture in the trial: a single one may get less guidance."""
 
 
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes that the participants of the first round send, and those that they are sent for it.
+    """Return the bytes that the first round's participants send, and those that they are sent for it.
 
-    The latter are guidance and requests. Where untrained clients agree on nothing, guidance counts as a float
-    for each class and sample. The server's models are untrained, and nothing is filtered.
-
-    Args:
-        plan: Its strategy exchanges knowledge of other kinds than weights.
-        data: The federation's data; of a stream the first task's are taken.
+    The latter are guidance and requests. Where untrained clients agree on nothing, guidance counts as a
+    float for each class and sample. The server's models are untrained, and nothing is filtered. Of a
+    stream, the first task's data are taken.
 
     Raises:
-        UserError: The strategy breaks a promise (see `fedkd.server.contracts`).
+        UserError: The strategy breaks a contract (see `check_pure` and `check_targets`).
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
     assert not strategy.capabilities.by_flower
     kept = Kept.of(strategy)
-    rounds = range(1, schedule.rounds + 1)
-    round = next((round for round in rounds if schedule.participants(round)), 1)
+    round = next((one for one in range(1, schedule.rounds + 1) if schedule.participants(one)), 1)
     everyone = schedule.participants(round)
     # Clients may begin with different tasks, which are not fused with each other: those of one are tried.
     at = schedule.task(everyone[0], round) if everyone else None
     task = data[at or 0].data if isinstance(data, FederatedStream) else data
     seen = TransferSet.of(data, at or 0, model_outputs(plan, data))
-    known = ServerKnowledge(
-        len(task.transfer_x),
-        task.transfer_y,
-        models=partial(UntrainedModels, plan, seen),
-        seed=scenario.seed,
-        rounds=scenario.rounds,
-    )
+    models, size = partial(UntrainedModels, plan, seen), len(task.transfer_x)
+    known = ServerKnowledge(size, task.transfer_y, models, scenario.seed, rounds=scenario.rounds)
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
     stages = upload_stages(scenario.fusion)
     request = fusing.request(round)
@@ -72,7 +202,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             client.enter(round)
             client.fit = FitSummary({}, 0, scenario.training.lr)
             arrays = client.upload(round, request)
-            sizes.append(_size(arrays))
+            sizes.append(sum(values.nbytes for values in arrays.values()))
             received = decode(stages, arrays, strategy.kinds_of(arrays))
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
@@ -92,11 +222,6 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
 
 
 def _untrained(strategy: FusionStrategy) -> FusionStrategy:
-    """Return a strategy whose server's model, if it has one, says what it says in the beginning."""
     if not isinstance(strategy, ServerModel) or strategy.server_model is None:
         return strategy
     return replace(strategy, server_epochs=0)  # type: ignore[type-var]
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(values.nbytes for values in arrays.values())

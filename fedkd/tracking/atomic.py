@@ -17,10 +17,7 @@ def write_text_atomically(path: Path | str, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path | str, content: bytes) -> None:
-    """Replace the file at `path` by `content`, durably.
-
-    Whoever reads `path`, and whenever the machine stops, finds the old content or the new one, never a mix.
-    """
+    """Replace the file at `path` by `content`, durably: readers find the old content or the new one."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -53,11 +50,7 @@ def unshare(path: Path) -> None:
 
 
 def write_json_atomically(path: Path | str, value: Any) -> None:
-    """Replace the file at `path` by `value` as indented JSON, durably.
-
-    Raises:
-        ValueError: A number in `value` is NaN or infinite, which JSON cannot say.
-    """
+    """Replace the file at `path` by `value` as indented JSON, durably; a ValueError if it is not finite."""
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -16,8 +16,7 @@ from fedkd.tracking.atomic import write_bytes_atomically
 
 DIGEST, RUN = "digest", "run"
 """Arrays of a file besides its own: SHA-256 of all that it says, `[32]` uint8; and of the run it is of."""
-NO_RUN = 64 * "0"
-"""Stands for the digest of a run that nobody names."""
+NO_RUN = 64 * "0"  # stands for the digest of a run that nobody names
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,12 +32,9 @@ def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
 
 
 def write_table(path: Path, arrays: Arrays, run: str) -> None:
-    """Write arrays as a ``.npz`` that says which run it is of; the same bytes for the same arrays.
+    """Write arrays as a ``.npz`` with the digest of its run; the same bytes for the same arrays.
 
-    Args:
-        path: Where; the name of the file is part of what is digested.
-        arrays: By name.
-        run: Digest of the run's scenario, in hexadecimal digits.
+    The name of the file is part of what is digested.
     """
     told = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
     digest = bytes.fromhex(content_digest({"file": path.name}, told))
@@ -51,11 +47,8 @@ def write_table(path: Path, arrays: Arrays, run: str) -> None:
 def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | None:
     """Return the arrays of a file; None: there is none, or it is not what was written.
 
-    A file of a release that wrote no digests is taken as it is.
-
-    Args:
-        path: Where.
-        run: The run that it has to be of, if it says so; None: any.
+    A file of a release that wrote no digests is taken as it is. `run` is the digest of the run that the
+    file must be of, if it says so.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,10 +62,9 @@ class RunReport:
 
 
 class RunObserver:
-    """Watches a run. Every hook does nothing until a subclass overrides it.
+    """Watches a run without changing it. Every hook does nothing until a subclass overrides it.
 
-    An observer is told, never asked: it cannot change a run. As a context manager it calls `closed` on the
-    way out, whether the run finished, failed or was interrupted.
+    As a context manager it calls `closed` on the way out, however the run ended.
     """
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
@@ -107,13 +107,10 @@ class RunObserver:
 
 
 class Observers(RunObserver):
-    """Tells several observers, in order, and keeps their troubles away from the run.
+    """Tells several observers, in order, and keeps their failures away from the run.
 
     An observer that raises is closed and dropped, with one warning in the log. `KeyboardInterrupt` and
-    `SystemExit` pass: they are meant for the run.
-
-    Args:
-        observers: Told in this order; the display comes first, so that the others may speak through it.
+    `SystemExit` pass: they are meant for the run. The display comes first: others may speak through it.
     """
 
     def __init__(self, observers: Iterable[RunObserver]) -> None:
@@ -122,43 +119,21 @@ class Observers(RunObserver):
     def __len__(self) -> int:
         return len(self._observers)
 
-    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        self._tell(lambda observer: observer.run_started(scenario, folder, resumed_from))
-
-    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        self._tell(lambda observer: observer.went_back(scenario, folder, done))
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._tell(lambda observer: observer.phase(round, phase, done, total))
-
-    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        self._tell(lambda observer: observer.answered(round, phase, client, seconds))
-
-    def round_finished(self, report: RoundReport) -> None:
-        self._tell(lambda observer: observer.round_finished(report))
-
-    def run_finished(self, report: RunReport) -> None:
-        self._tell(lambda observer: observer.run_finished(report))
-
-    def message(self, text: str) -> None:
-        self._tell(lambda observer: observer.message(text))
-
-    def failed(self, error: BaseException) -> None:
-        self._tell(lambda observer: observer.failed(error))
-
-    def closed(self) -> None:
-        self._tell(lambda observer: observer.closed())
-
-    def _tell(self, hook: Callable[[RunObserver], None]) -> None:
+    def _tell(self, hook: str, *told: Any) -> None:
         for observer in list(self._observers):
             try:
-                hook(observer)
+                getattr(observer, hook)(*told)
             except Exception as error:
-                self._drop(observer, error)
+                self._observers.remove(observer)
+                with suppress(Exception):
+                    observer.closed()
+                name = type(observer).__name__
+                log.warning("%s failed and is switched off: %s: %s", name, type(error).__name__, error)
 
-    def _drop(self, observer: RunObserver, error: Exception) -> None:
-        self._observers.remove(observer)
-        with suppress(Exception):
-            observer.closed()
-        name = type(observer).__name__
-        log.warning("%s failed and is switched off: %s: %s", name, type(error).__name__, error)
+
+HOOKS = (
+    "run_started", "went_back", "phase", "answered", "round_finished", "run_finished", "message", "failed",
+    "closed",
+)  # fmt: skip
+for _hook in HOOKS:
+    setattr(Observers, _hook, partialmethod(Observers._tell, _hook))

@@ -11,18 +11,11 @@ LEFT = 'style="text-align:left"'
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
-    """Return a table.
-
-    Args:
-        titles: Of the columns.
-        rows: Cells as texts.
-        names: How many columns from the left hold names, which are set flush left.
-    """
+    """Return a table, whose first `names` columns are set flush left."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        aligned = [
-            f"<{tag} {LEFT if n < names else RIGHT}>{escape(cell)}</{tag}>" for n, cell in enumerate(cells)
-        ]
+        sides = [LEFT if place < names else RIGHT for place in range(len(cells))]
+        aligned = [f"<{tag} {side}>{escape(cell)}</{tag}>" for side, cell in zip(sides, cells, strict=True)]
         return f"<tr>{''.join(aligned)}</tr>"
 
     body = "".join(line("td", row) for row in rows)

@@ -9,18 +9,13 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-UNFINISHED = ("tmp", "partial")
-"""Endings of what is being written, under a name that begins with a dot."""
+UNFINISHED = ("tmp", "partial")  # endings of what is being written, under a name that begins with a dot
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what was not finished in a folder and in the folders directly below it.
+    """Remove unfinished files in a folder and in those directly below it; of one `name`, in the folder alone.
 
     It is for the process that holds the folder's lock: others may be writing.
-
-    Args:
-        folder: The folder.
-        name: Of the files that were to be written; in their own folder alone if it is not all of them.
     """
     for ending in UNFINISHED:
         patterns = [f".{name}.{ending}", f"*/.{name}.{ending}"] if name == "*" else [f".{name}.*.{ending}"]
@@ -31,11 +26,7 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it.
-
-    Raises:
-        OSError: It cannot be removed.
-    """
+    """Remove a file, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -43,12 +34,9 @@ def remove(path: Path) -> None:
 
 
 class TemporaryFolder:
-    """A folder among the temporary ones until it is closed; those that killed processes left are removed.
+    """A temporary folder until it is closed, locked by its process.
 
-    Its process holds a lock on it, which goes with the process.
-
-    Args:
-        prefix: Begins its name, and the names of those that are removed.
+    Folders of the same prefix that killed processes left are removed.
     """
 
     def __init__(self, prefix: str) -> None:

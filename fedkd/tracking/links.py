@@ -16,25 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, table_path, write_table
 from fedkd.tracking.neighbours import FUSION
 
 
 @dataclass(frozen=True, eq=False)
 class LinkTable:
-    """What clients sent each other in a round.
-
-    Attributes:
-        round: 1-based.
-        clients: The N clients that took part.
-        heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
-        sizes: Bytes that went over each link, `[N, N]` int64.
-    """
+    """What clients sent each other in a round."""
 
     round: int
-    clients: tuple[int, ...]
-    heard: np.ndarray
-    sizes: np.ndarray
+    clients: tuple[int, ...]  # the N clients that took part
+    heard: np.ndarray  # who heard whom, receiver first, [N, N] bool; the diagonal is false
+    sizes: np.ndarray  # bytes that went over each link, [N, N] int64
 
 
 def write_links(
@@ -47,20 +40,15 @@ def write_links(
     run: str = NO_RUN,
 ) -> None:
     """Write a round's links (see `LinkTable`) into the folder of the run with this digest."""
-    names = np.array(clients)
-    receiver, sender = np.nonzero(heard)
+    names, links = np.array(clients), np.nonzero(heard)
+    receiver, sender = (names[places] for places in links)
     arrays = {
         "clients": names,
-        "receiver": names[receiver],
-        "sender": names[sender],
-        "bytes": sizes[receiver, sender].astype(np.int64),
+        "receiver": receiver,
+        "sender": sender,
+        "bytes": sizes[links].astype(np.int64),
     }
     write_table(table_path(folder / FUSION, "links", round), arrays, run)
-
-
-def recorded_link_rounds(folder: Path) -> list[int]:
-    """Return the rounds of which a run folder has links, ascending."""
-    return rounds_with_tables(folder / FUSION, "links")
 
 
 def read_links(folder: Path, round: int) -> LinkTable | None:

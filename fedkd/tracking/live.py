@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,25 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.schedule import Schedule
+from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunReport
-from fedkd.tracking.phase_watch import FollowedRun
-from fedkd.tracking.progress import opening_lines
-from fedkd.tracking.recorder import read_metrics
-from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
-from fedkd.tracking.wording import (
-    MISSING,
-    closing_lines,
-    count,
-    gain,
-    moments,
-    points,
-    protocol_name,
-    share,
-    size,
-    time_left,
-)
+from fedkd.tracking.progress import Display
+from fedkd.tracking.task_matrix import TaskMatrix
 
 if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
@@ -48,27 +33,16 @@ LINES_AROUND_TASKS = 3
 TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
 COLUMNS = (
-    "\nround",
-    "local acc.\nbefore/after",
-    "global acc.\nbefore/after",
-    "fusion\ngain",
-    "\nup",
-    "\ndown",
+    "\nround", "local acc.\nbefore/after", "global acc.\nbefore/after", "fusion\ngain", "\nup", "\ndown",
     "\nsec.",
-)
+)  # fmt: skip
 TASK_COLUMN, NEIGHBOURS_COLUMN = "\ntask", "effective\nneighbours"
-TASK_PLACE, NEIGHBOURS_PLACE = 1, -3
 # Widths of the terminal from which on there is room for these columns.
 WIDTH_WITH_TASK, WIDTH_WITH_NEIGHBOURS, WIDTH_WITH_BOTH = 90, 94, 102
 
 
-class RunTable(FollowedRun):
-    """A table of the last rounds above a bar with the phase and the time left.
-
-    Args:
-        console: Gives the width and the height.
-        clock: Returns seconds.
-    """
+class RunTable(Display):
+    """A table of the last rounds above a bar with the phase and the time left, as wide as the console."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -76,31 +50,18 @@ class RunTable(FollowedRun):
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
         self._shown_from, self._running = 0, False
         self._watch.phase = "starting"
-        self._schedule: Schedule | None = None
-        self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        for line in opening_lines(scenario, folder, resumed_from):
-            self.message(line)
         super().run_started(scenario, folder, resumed_from)
-        if scenario.continual is not None:
-            self._schedule = build_schedule(scenario)
-            self._recall(scenario, folder, resumed_from)
+        if resumed_from:
+            self._recall(scenario, folder)
         self._shown_from, self._running = resumed_from, True
         self._watch.phase = "starting"
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
         super().went_back(scenario, folder, done)
-        self._recall(scenario, folder, done=1)
         kept = [report for report in self._reports if report.round <= done]
         self._reports = deque(kept, maxlen=VISIBLE_ROUNDS)
-
-    def _recall(self, scenario: Scenario, folder: Path, done: int) -> None:
-        """Begin the accuracy matrix, with what was recorded if rounds are done."""
-        matrix = main_matrix(scenario)
-        if matrix is not None and done:
-            matrix.recall(read_metrics(folder))
-        self._matrix = matrix
 
     def round_finished(self, report: RoundReport) -> None:
         self._reports.append(report)
@@ -110,7 +71,7 @@ class RunTable(FollowedRun):
 
     def run_finished(self, report: RunReport) -> None:
         self.closed()
-        for line in closing_lines(report):
+        for line in wording.closing_lines(report):
             self.message(line)
 
     def failed(self, error: BaseException) -> None:
@@ -143,25 +104,21 @@ class RunTable(FollowedRun):
         with_task = stream and width >= WIDTH_WITH_TASK
         with_neighbours = width >= (WIDTH_WITH_BOTH if stream else WIDTH_WITH_NEIGHBOURS)
 
-        def whole(cells: list[RenderableType], task: str, neighbours: str) -> list[RenderableType]:
-            cells = list(cells)
-            if with_neighbours:
-                cells.insert(NEIGHBOURS_PLACE, neighbours)
-            if with_task:
-                cells.insert(TASK_PLACE, task)
-            return cells
+        def whole(cells: Sequence[RenderableType], task: str, neighbours: str) -> list[RenderableType]:
+            tasks, others = [task] * with_task, [neighbours] * with_neighbours
+            return [cells[0], *tasks, *cells[1:-3], *others, *cells[-3:]]
 
-        for title in whole(list(COLUMNS), TASK_COLUMN, NEIGHBOURS_COLUMN):
+        for title in whole(COLUMNS, TASK_COLUMN, NEIGHBOURS_COLUMN):
             table.add_column(title, justify="right", no_wrap=True)
         if visible[0].round > self._shown_from + 1:
             table.add_row("⋮")
         for report in visible:
-            neighbours = count(report.effective_neighbours)
+            neighbours = wording.count(report.effective_neighbours)
             table.add_row(*whole(_cells(report, self._clients), self._task(report.task), neighbours))
         return table
 
     def _task(self, task: int | None) -> str:
-        return MISSING if task is None or self._matrix is None else f"{task + 1}/{self._matrix.tasks}"
+        return wording.MISSING if task is None or self._matrix is None else f"{task + 1}/{self._matrix.tasks}"
 
     def _accuracies(self, matrix: TaskMatrix, learned: Mapping[int, list[float | None]]) -> RenderableType:
         """Return the last rows of the accuracy matrix, and as many of its columns as fit the width."""
@@ -174,19 +131,20 @@ class RunTable(FollowedRun):
             table.add_column(str(task + 1), justify="right", min_width=TASK_COLUMN_WIDTH - 2, no_wrap=True)
         for task, accuracies in learned.items():
             cells = [
-                Text(share(accuracies[j]) if accuracies[j] is not None else "", style="bold" * (j == task))
+                Text(
+                    wording.share(accuracies[j]) if accuracies[j] is not None else "",
+                    style="bold" * (j == task),
+                )
                 for j in columns
             ]
             table.add_row(f"after {task + 1}", *cells)
-        title = f"{protocol_name(matrix.protocol)} accuracy (%) on common test sets"
+        title = f"{wording.protocol_name(matrix.protocol)} accuracy (%) on common test sets"
         return Group(Text(title, no_wrap=True, overflow="ellipsis"), table)
 
     def _bar(self) -> RenderableType:
+        bar = ProgressBar(total=max(1, self._rounds), completed=self._finished, width=24)
         line = Table.grid(padding=(0, 2))
-        line.add_row(
-            ProgressBar(total=max(1, self._rounds), completed=self._finished, width=24),
-            Text(self._status(), no_wrap=True, overflow="ellipsis"),
-        )
+        line.add_row(bar, Text(self._status(), no_wrap=True, overflow="ellipsis"))
         return line
 
     def _status(self) -> str:
@@ -196,16 +154,12 @@ class RunTable(FollowedRun):
             parts.append(f"task {self._task(self._schedule.task(0, self._watch.round))}")
         parts += self._watch.parts(with_left=left is None)
         if left is not None:
-            parts.append(f"{time_left(left)} left")
+            parts.append(f"{wording.time_left(left)} left")
         return " · ".join(parts)
 
 
 class LiveProgress(RunTable):
-    """The table on a terminal, where its last state stays; other output appears above it.
-
-    Args:
-        console: The terminal; None: standard output.
-    """
+    """The table on a terminal, where its last state stays; other output appears above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console or Console())
@@ -229,14 +183,14 @@ class LiveProgress(RunTable):
 
 
 def _cells(report: RoundReport, clients: int) -> list[RenderableType]:
-    sign = points(report.fusion_gain)
-    colour = {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (MISSING, "+0.0 pt") else ""
+    sign = wording.points(report.fusion_gain)
+    colour = {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (wording.MISSING, "+0.0 pt") else ""
     return [
         f"{report.round}/{report.rounds}",
-        moments(report.accuracy_trained_local, report.accuracy_local),
-        moments(report.accuracy_trained_global, report.accuracy_global),
-        Text(gain(report, clients, of_all=False), style=colour),
-        size(report.bytes_up),
-        size(report.bytes_down),
+        wording.moments(report.accuracy_trained_local, report.accuracy_local),
+        wording.moments(report.accuracy_trained_global, report.accuracy_global),
+        Text(wording.gain(report, clients, of_all=False), style=colour),
+        wording.size(report.bytes_up),
+        wording.size(report.bytes_down),
         f"{report.seconds:.1f}" if report.seconds < 99.95 else f"{report.seconds:.0f}",
     ]

@@ -22,33 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, table_path, write_table
 
 FUSION = "fusion"
-MOST_WHOLE = 500
-"""Clients up to which a round has whole tables: a megabyte each."""
+MOST_WHOLE = 500  # clients up to which a round has whole tables: a megabyte each
 KEPT = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Who learned from whom in a round.
-
-    Attributes:
-        round: 1-based.
-        clients: The N clients whose knowledge was fused.
-        weights: `[N, N]`, or `[N, K]` with `senders`.
-        distances: Of the same shape; None: there were none.
-        left_out: Of the same shape; None: it was not worked out.
-        senders: Client of every column, by row, `[N, K]`; None: the columns are the clients.
-    """
+    """Who learned from whom in a round; tables are `[N, N]`, or `[N, K]` with `senders`."""
 
     round: int
-    clients: tuple[int, ...]
+    clients: tuple[int, ...]  # the N clients whose knowledge was fused
     weights: np.ndarray
-    distances: np.ndarray | None = None
-    left_out: np.ndarray | None = None
-    senders: np.ndarray | None = None
+    distances: np.ndarray | None = None  # None: there were none
+    left_out: np.ndarray | None = None  # None: not worked out
+    senders: np.ndarray | None = None  # client of every column, by row; None: the columns are the clients
 
 
 def write_neighbours(
@@ -72,11 +62,6 @@ def write_neighbours(
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
     write_table(table_path(folder / FUSION, "round", round), arrays, run)
-
-
-def recorded_rounds(folder: Path) -> list[int]:
-    """Return the rounds of which a run folder has tables, ascending."""
-    return rounds_with_tables(folder / FUSION, "round")
 
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:

@@ -24,12 +24,7 @@ FORMAT = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}
 
 
 class NotebookProgress(RunTable):
-    """The table of a run as HTML, with all messages below it.
-
-    Args:
-        show: Replaces the HTML that it showed last.
-        clock: Returns seconds.
-    """
+    """The table of a run as HTML, with all messages below it; `show` replaces what it showed last."""
 
     def __init__(self, show: Show, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(_console(), clock)
@@ -68,11 +63,6 @@ class NotebookProgress(RunTable):
 
 def _console() -> Console:
     return Console(
-        file=io.StringIO(),
-        record=True,
-        width=WIDTH,
-        height=HEIGHT,
-        color_system="truecolor",
-        force_terminal=True,
-        force_jupyter=False,
-    )
+        file=io.StringIO(), record=True, width=WIDTH, height=HEIGHT, color_system="truecolor",
+        force_terminal=True, force_jupyter=False,
+    )  # fmt: skip

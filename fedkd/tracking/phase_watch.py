@@ -20,41 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slowest:
-    """The client whose work has taken longest in the present phase.
-
-    Attributes:
-        client: Client index.
-        seconds: Of its work.
-    """
+    """The client whose work has taken longest in the present phase."""
 
     client: int
     seconds: float
 
 
 class PhaseWatch:
-    """Follows the phases of a run's rounds.
+    """Follows the phases of a run's rounds by a clock in seconds.
 
-    Args:
-        clock: Returns seconds.
-
-    Attributes:
-        round: The round under way, 1-based; 0 before the first.
-        phase: Its phase; empty between two.
-        done: Clients that have finished it.
-        total: Clients that take part in it.
-        slowest: Of those that have finished; None: none has, or is known to be.
+    `done` of `total` clients have finished the `phase` (empty between two) of the `round` (0 before the
+    first), with the `slowest` among them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
-        self.round, self.phase = 0, ""
-        self.done = self.total = 0
-        self.slowest: Slowest | None = None
+        self.rest(0)
 
     def rest(self, round: int) -> None:
         """Take down that nothing of a round has begun yet."""
-        self.round, self.phase, self.done, self.total, self.slowest = round, "", 0, 0, None
+        self.round, self.phase, self.done, self.total = round, "", 0, 0
+        self.slowest: Slowest | None = None
 
     def follow(self, round: int, phase: str, done: int, total: int) -> None:
         """Take down how far a phase is, as an observer is told."""
@@ -65,9 +52,8 @@ class PhaseWatch:
 
     def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
         """Take down that a client has finished the phase."""
-        if (round, phase) == (self.round, self.phase) and (
-            self.slowest is None or seconds > self.slowest.seconds
-        ):
+        longest = self.slowest is None or seconds > self.slowest.seconds
+        if (round, phase) == (self.round, self.phase) and longest:
             self.slowest = Slowest(client, seconds)
 
     def left(self) -> float | None:
@@ -89,11 +75,7 @@ class PhaseWatch:
 
 
 class Pace:
-    """Estimates the time left from the last rounds, so that a slow first round is soon forgotten.
-
-    Args:
-        window: Number of rounds that the estimate looks back on.
-    """
+    """Estimates the time left from the last rounds, so that a slow first round is soon forgotten."""
 
     def __init__(self, window: int = 5) -> None:
         self._seconds: deque[float] = deque(maxlen=window)
@@ -103,11 +85,9 @@ class Pace:
         self._seconds.append(seconds)
 
     def left(self, rounds: int, elapsed: float = 0.0) -> float | None:
-        """Return the seconds that `rounds` more rounds take; None: no round is finished yet.
+        """Return the seconds that `rounds` more take; None: no round is finished yet.
 
-        Args:
-            rounds: Rounds to go, the one under way included.
-            elapsed: Seconds that the round under way has taken so far.
+        The round under way is among them, and has taken `elapsed` seconds so far.
         """
         if not self._seconds:
             return None
@@ -116,11 +96,7 @@ class Pace:
 
 
 class FollowedRun(RunObserver):
-    """Follows a run for a display.
-
-    Args:
-        clock: Returns seconds.
-    """
+    """Follows a run for a display."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -31,37 +31,21 @@ EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Present:
-    """Where a run is.
+    """Where a run is; `done` of `total` clients have finished the phase under way."""
 
-    Attributes:
-        status: `running`, `done`, `failed` or `interrupted`.
-        finished: Its last finished round.
-        rounds: Rounds of the whole run.
-        round: The one under way.
-        phase: Its phase; empty: none has begun.
-        done: Clients that have finished the phase.
-        total: Clients that take part in it.
-        slowest: The one among them that took longest.
-        error: One line, of a run that failed or was interrupted.
-    """
-
-    status: str
-    finished: int
+    status: str  # running, done, failed or interrupted
+    finished: int  # rounds
     rounds: int
-    round: int
-    phase: str
+    round: int  # the one under way
+    phase: str  # empty: none has begun
     done: int
     total: int
     slowest: Slowest | None = None
-    error: str | None = None
+    error: str | None = None  # one line, of a run that failed or was interrupted
 
 
 class PresentFile(FollowedRun):
-    """Keeps `progress.json` up to date.
-
-    Args:
-        clock: Returns seconds.
-    """
+    """Keeps `progress.json` up to date."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)

@@ -7,25 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
+from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.phase_watch import FollowedRun
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
-from fedkd.tracking.wording import (
-    closing_lines,
-    count,
-    duration,
-    gain,
-    learned_line,
-    moments,
-    size,
-    time_left,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,17 +24,11 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 
-Show = Callable[[str], None]
-"""Shows HTML in the place of what it showed last."""
+Show = Callable[[str], None]  # shows HTML in the place of what it showed last
 
 
 def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
-    """Return the display that suits where the output goes.
-
-    Args:
-        quiet: Show nothing at all.
-        console: Where to show it; None: standard output. rich is imported only where there is a terminal.
-    """
+    """Return the display that suits where the output goes, a console or else standard output."""
     if quiet:
         return RunObserver()
     if console is None:
@@ -84,39 +69,45 @@ QUIET_SECONDS = 30.0
 """Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
 
 
-class Lines(Protocol):
-    """Where lines go."""
+class Display(FollowedRun):
+    """Follows a run and the accuracy matrix of its stream, and tells how the run begins."""
 
-    def write(self, text: str, /) -> int:
-        """Take a text."""
-
-    def flush(self) -> None:
-        """Let go of what was taken."""
-
-
-class PlainProgress(FollowedRun):
-    """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
-
-    Of rounds that take long some say in between how far they are.
-
-    Args:
-        stream: Where the lines go; each is flushed at once.
-        clock: Returns seconds.
-    """
-
-    def __init__(self, stream: Lines, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
-        self._stream: Lines | None = stream
-        self._told, self._patience = clock(), QUIET_SECONDS
         self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        self._schedule = build_schedule(scenario)
-        self._matrix = main_matrix(scenario)
         super().run_started(scenario, folder, resumed_from)
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
+        self._schedule = build_schedule(scenario) if scenario.continual is not None else None
+        self._matrix = main_matrix(scenario)
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        super().went_back(scenario, folder, done)
+        self._recall(scenario, folder)
+
+    def _recall(self, scenario: Scenario, folder: Path) -> None:
+        """Begin the accuracy matrix anew, with what was recorded."""
+        self._matrix = main_matrix(scenario)
+        if self._matrix is not None:
+            self._matrix.recall(read_metrics(folder))
+
+
+class PlainProgress(Display):
+    """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
+
+    Of rounds that take long some say in between how far they are.
+    """
+
+    def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._stream = stream
+        self._told, self._patience = clock(), QUIET_SECONDS
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        super().run_started(scenario, folder, resumed_from)
         self._told, self._patience = self._clock(), QUIET_SECONDS
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
@@ -131,49 +122,33 @@ class PlainProgress(FollowedRun):
         parts = [f"      {self._watch.round:>{width}}/{self._rounds}", *self._watch.parts(with_left=True)]
         self.message("  ".join(parts))
 
-    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        super().went_back(scenario, folder, done)
-        self._matrix = main_matrix(scenario)
-        if self._matrix is not None:
-            self._matrix.recall(read_metrics(folder))
-
     def round_finished(self, report: RoundReport) -> None:
         self._told, self._patience = self._clock(), QUIET_SECONDS
         super().round_finished(report)
-        width = len(str(report.rounds))
-        left = self._pace.left(report.rounds - report.round)
+        matrix, task, parts = self._matrix, report.task, []
+        if matrix is not None and task is not None:
+            parts = [f"task {task + 1:>{len(str(matrix.tasks))}}/{matrix.tasks}"]
         parts = [
-            f"round {report.round:>{width + 1}}/{report.rounds}",
-            *self._task(report),
-            f"local {moments(report.accuracy_trained_local, report.accuracy_local):>14}",
-            f"global {moments(report.accuracy_trained_global, report.accuracy_global):>14}",
-            f"gain {gain(report, self._clients):>8}",
-            f"neighbours {count(report.effective_neighbours):>4}",
-            f"up {size(report.bytes_up):>8}",
-            f"down {size(report.bytes_down):>8}",
-            f"{duration(report.seconds):>6}",
+            f"round {report.round:>{len(str(report.rounds)) + 1}}/{report.rounds}",
+            *parts,
+            f"local {wording.moments(report.accuracy_trained_local, report.accuracy_local):>14}",
+            f"global {wording.moments(report.accuracy_trained_global, report.accuracy_global):>14}",
+            f"gain {wording.gain(report, self._clients):>8}",
+            f"neighbours {wording.count(report.effective_neighbours):>4}",
+            f"up {wording.size(report.bytes_up):>8}",
+            f"down {wording.size(report.bytes_down):>8}",
+            f"{wording.duration(report.seconds):>6}",
         ]
         if report.round < report.rounds:
-            parts.append(f"left {time_left(left)}")
+            parts.append(f"left {wording.time_left(self._pace.left(report.rounds - report.round))}")
         self.message("  ".join(parts))
-        self._end_task(report)
-
-    def _task(self, report: RoundReport) -> list[str]:
-        if self._matrix is None or report.task is None:
-            return []
-        tasks = self._matrix.tasks
-        return [f"task {report.task + 1:>{len(str(tasks))}}/{tasks}"]
-
-    def _end_task(self, report: RoundReport) -> None:
-        """Show the accuracies on all tasks so far if one is over with this round."""
-        if self._schedule is None or self._matrix is None or report.task is None:
-            return
-        self._matrix.add(report)
-        if self._schedule.ending(report.round):
-            self.message(learned_line(self._matrix, report.task))
+        if self._schedule is not None and matrix is not None and task is not None:
+            matrix.add(report)
+            if self._schedule.ending(report.round):
+                self.message(wording.learned_line(matrix, task))
 
     def run_finished(self, report: RunReport) -> None:
-        for line in ["", *closing_lines(report)]:
+        for line in ["", *wording.closing_lines(report)]:
             self.message(line)
 
     def message(self, text: str) -> None:

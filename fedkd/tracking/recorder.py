@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
-from fedkd.tracking.atomic import sync_folder, unshare, write_json_atomically
+from fedkd.tracking.atomic import sync_folder, unshare
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -38,17 +38,11 @@ class MetricRow(TypedDict):
     """One line of `metrics.jsonl`."""
 
     round: int
-    client: int | None
-    """None: the federation's mean."""
-    task: int | None
-    """None: no stream."""
+    client: int | None  # None: the federation's mean
+    task: int | None  # None: no stream
     split: Split
     metric: str
-    value: float | None
-    """None: not a finite number."""
-
-
-_ROW = MetricRow.__required_keys__
+    value: float | None  # None: not a finite number
 
 
 class Recorder:
@@ -60,11 +54,11 @@ class Recorder:
     Args:
         folder: The run folder; created if missing.
         offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, all files start empty.
-        digests: SHA-256 of what is to be kept of each file, from the same checkpoint.
+        digests: SHA-256 of these bytes.
         epochs: Whether there is an `epochs.jsonl` too.
 
     Raises:
-        UserError: What is to be kept of a file is not there any more, to the bit.
+        UserError: The bytes to keep have changed.
     """
 
     def __init__(
@@ -79,21 +73,14 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         names = (METRICS, TIMINGS, *([EPOCHS] if epochs else []), WARNINGS)
         keep = {name: (offsets or {}).get(name, 0) for name in names}
+        digests = digests or {}
         # All are checked before either is cut: a refused resume leaves the folder as it was.
-        self._hashes = {
-            name: _checked_hash(folder / name, offset, (digests or {}).get(name))
-            for name, offset in keep.items()
-        }
+        self._hashes = {name: _checked_hash(folder / name, keep[name], digests.get(name)) for name in names}
         if keep[WARNINGS] == 0:
             (folder / WARNINGS).unlink(missing_ok=True)
-        self._folder = folder
-        self._files = {
-            name: _open_at(folder / name, offset)
-            for name, offset in keep.items()
-            if name != WARNINGS or offset
-        }
-        self._waiting: dict[str, list[str]] = {name: [] for name in keep}
-        self._offsets = keep
+        self._folder, self._offsets = folder, keep
+        self._files = {name: _open_at(folder / name, offset) for name, offset in self.offsets().items()}
+        self._waiting: dict[str, list[str]] = {name: [] for name in names}
         sync_folder(folder)
 
     def metric(
@@ -106,15 +93,9 @@ class Recorder:
         split: Split,
         task: int | None = None,
     ) -> None:
-        """Append one value to `metrics.jsonl`.
+        """Append one value to `metrics.jsonl`; see `MetricRow`.
 
-        Args:
-            metric: What was measured, e.g. `"accuracy"`.
-            value: A number; None, NaN and infinities are written as null.
-            round: 1-based.
-            client: Client index; None: the federation's mean.
-            split: The samples it was measured on.
-            task: Task index; None: no stream.
+        None, NaN and infinities are written as null.
         """
         row: MetricRow = {
             "round": int(round),
@@ -127,14 +108,7 @@ class Recorder:
         self._waiting[METRICS].append(json.dumps(row))
 
     def epoch(
-        self,
-        value: float,
-        *,
-        round: int,
-        client: int,
-        task: int | None,
-        epoch: int,
-        split: Split,
+        self, value: float, *, round: int, client: int, task: int | None, epoch: int, split: Split
     ) -> None:
         """Append a client's accuracy on the present task after a local epoch to `epochs.jsonl`.
 
@@ -163,9 +137,10 @@ class Recorder:
                 if name not in self._files:
                     self._files[name] = _open_at(self._folder / name, 0)
                     sync_folder(self._folder)
-                self._files[name].write(data)
-                self._files[name].flush()
-                os.fsync(self._files[name].fileno())
+                file = self._files[name]
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
                 self._offsets[name] += len(data)
                 self._hashes[name].update(data)
 
@@ -193,15 +168,8 @@ class Recorder:
         self.close()
 
 
-def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json` of a run folder, whole or not at all."""
-    write_json_atomically(Path(folder) / SUMMARY, summary)
-
-
 def read_metrics(folder: Path | str) -> list[MetricRow]:
-    """Return the rows of a run folder's `metrics.jsonl`, in the order they were recorded.
-
-    A last line that a killed run left half-written is skipped.
+    """Return the rows of a run folder's `metrics.jsonl` in order, without a half-written last line.
 
     Raises:
         UserError: There is no such file, or another line is not JSON, or no row of metrics.
@@ -209,8 +177,8 @@ def read_metrics(folder: Path | str) -> list[MetricRow]:
     path = Path(folder) / METRICS
     rows = _read_rows(path)
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not row.keys() >= _ROW:
-            lacks = sorted(_ROW - row.keys()) if isinstance(row, dict) else []
+        if not isinstance(row, dict) or not row.keys() >= MetricRow.__required_keys__:
+            lacks = sorted(MetricRow.__required_keys__ - row.keys()) if isinstance(row, dict) else []
             told = f"it lacks '{lacks[0]}'" if lacks else f"it is a {type(row).__name__}"
             raise UserError(f"line {number} is no row of metrics: {told}", file=str(path))
     return cast("list[MetricRow]", rows)
@@ -233,11 +201,7 @@ def read_timings(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -261,29 +225,20 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
-    """Return the hash of the first bytes of a file, which are to be kept.
-
-    Raises:
-        UserError: They are not what they were.
-    """
-    found, left = hashlib.sha256(), offset
+    """Return the hash of the bytes to keep of a file, unless they have changed."""
+    found, left, why = hashlib.sha256(), offset, ""
     length = path.stat().st_size if path.exists() else 0
-    if length < offset:
-        raise UserError(
-            f"has {length} bytes, but the checkpoint needs {offset}: the file was changed since",
-            file=str(path),
-        )
-    if offset:
+    if offset and length >= offset:
         with path.open("rb") as file:
             while left and (block := file.read(min(left, BLOCK_BYTES))):
                 found.update(block)
                 left -= len(block)
-    if digest not in (None, found.hexdigest()):
-        raise UserError(
-            f"its first {offset} bytes are not what they were when the checkpoint was written: the file was"
-            " changed since",
-            file=str(path),
-        )
+    if length < offset:
+        why = f"has {length} bytes, but the checkpoint needs {offset}"
+    elif digest not in (None, found.hexdigest()):
+        why = f"its first {offset} bytes are not what they were when the checkpoint was written"
+    if why:
+        raise UserError(f"{why}: the file was changed since", file=str(path))
     return found
 
 
@@ -303,5 +258,4 @@ def _json_number(value: SupportsFloat | None) -> int | float | None:
         return None
     if isinstance(value, Integral):
         return int(value)
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return float(value) if math.isfinite(float(value)) else None

@@ -27,26 +27,18 @@ class RunLog(PlainProgress):
     """
 
     def __init__(self) -> None:
+        super().__init__(None)
         self._waiting: list[tuple[datetime, str]] = []
         self._file: IO[str] | None = None
-        super().__init__(self)
 
-    def write(self, text: str) -> int:
-        """Take what is told, as a stream would."""
+    def message(self, text: str) -> None:
         now = datetime.now().astimezone()
-        for line in text.splitlines():
-            if line:
-                self._waiting.append((now, line))
-        return len(text)
-
-    def flush(self) -> None:
-        """Put what was taken into the file, if there is one already."""
-        if self._file is None:
-            return
-        lines = [f"{when:%Y-%m-%d %H:%M:%S%z}  {line}" for when, line in self._waiting]
-        self._waiting.clear()
-        with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
-            print(*lines, sep="\n", end="\n" * bool(lines), file=self._file, flush=True)
+        self._waiting += [(now, line) for line in text.splitlines() if line]
+        if self._file is not None:
+            lines = [f"{when:%Y-%m-%d %H:%M:%S%z}  {line}" for when, line in self._waiting]
+            self._waiting.clear()
+            with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
+                print(*lines, sep="\n", end="\n" * bool(lines), file=self._file, flush=True)
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         unshare(folder / RUN_LOG)

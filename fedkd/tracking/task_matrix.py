@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 class TaskMatrix:
     """The federation's mean accuracy on every task after every task, on the common test sets.
 
-    The row of the task that is being learned is that of its last evaluated round.
-
-    Args:
-        scenario: What is run; it has a stream.
-        protocol: How models are tested; None: as the scenario's head is made for.
+    The row of the task that is being learned is that of its last evaluated round. Models are tested by a
+    protocol, or as the scenario's head is made for.
     """
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
@@ -83,18 +80,12 @@ class TaskMatrix:
 
     def _missed_by_some(self, task: int) -> bool:
         """Return whether a task is learned by none of the clients that hold some model."""
-        if not self._may_miss:
-            return False
-        if task not in self._missed:
-            schedule = self._schedule
-            there = {
-                self._models[client]
-                for round in range(1, schedule.rounds + 1)
-                if schedule.task(0, round) == task
-                for client in schedule.participants(round)
-            }
+        if self._may_miss and task not in self._missed:
+            rounds = range(1, self._schedule.rounds + 1)
+            of_task = [round for round in rounds if self._schedule.task(0, round) == task]
+            there = {self._models[n] for round in of_task for n in self._schedule.participants(round)}
             self._missed[task] = len(there) < len(set(self._models))
-        return self._missed[task]
+        return self._missed.get(task, False)
 
 
 def main_matrix(scenario: Scenario) -> TaskMatrix | None:

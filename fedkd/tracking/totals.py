@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
 
 
@@ -9,13 +11,14 @@ from dataclasses import dataclass
 class Totals:
     """What has been spent so far."""
 
-    bytes_up: int = 0
-    """Payload that clients have sent, to the server or, without one, to each other."""
-    bytes_down: int = 0
-    """Payload that the method has sent to clients, as if nobody were evaluated."""
-    evaluation_bytes: int = 0
-    """Payload sent to clients for the sake of evaluations alone."""
-    seconds: float = 0.0
-    """Wall-clock time of all rounds."""
-    virtual_seconds: float = 0.0
-    """Simulated time of all rounds, where there is a clock."""
+    bytes_up: int = 0  # payload that clients have sent, to the server or, without one, to each other
+    bytes_down: int = 0  # payload that the method has sent to clients, evaluations left out
+    evaluation_bytes: int = 0  # payload sent to clients for evaluations alone
+    seconds: float = 0.0  # wall-clock time of all rounds
+    virtual_seconds: float = 0.0  # simulated time of all rounds, where there is a clock
+
+
+def peak_memory_mb() -> float:
+    """Return the largest memory this process has used, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

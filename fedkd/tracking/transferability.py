@@ -14,14 +14,14 @@ The last two are there where labels of the transfer set are known. NaN: there is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, table_path, write_table
 
 FOLDER = "transferability"
 PREDICTED = "predicted_"
@@ -29,25 +29,15 @@ PREDICTED = "predicted_"
 
 @dataclass(frozen=True, eq=False)
 class TransferMap:
-    """The transferability map of a round; all tables are receivers first.
-
-    Attributes:
-        round: 1-based.
-        clients: The N clients that were measured.
-        gain_local: `[N, N]`.
-        gain_global: `[N, N]`.
-        predicted: Predictor to table `[N, N]`.
-        complement_by_class: `[N, N, C]`; None: labels are not known.
-        transfer_rate: `[N, N]`; None: labels are not known.
-    """
+    """The transferability map of a round; tables are `[N, N]`, receivers first."""
 
     round: int
-    clients: tuple[int, ...]
+    clients: tuple[int, ...]  # the N clients that were measured
     gain_local: np.ndarray
     gain_global: np.ndarray
-    predicted: Mapping[str, np.ndarray] = field(default_factory=dict)
-    complement_by_class: np.ndarray | None = None
-    transfer_rate: np.ndarray | None = None
+    predicted: Mapping[str, np.ndarray] = field(default_factory=dict)  # by predictor
+    complement_by_class: np.ndarray | None = None  # [N, N, C]; None: labels are not known
+    transfer_rate: np.ndarray | None = None  # None: labels are not known
 
     @property
     def gains(self) -> dict[Literal["local", "global"], np.ndarray]:
@@ -65,11 +55,6 @@ def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN) -> N
     write_table(table_path(folder / FOLDER, "round", found.round), {"clients": clients, **known}, run)
 
 
-def mapped_rounds(folder: Path) -> list[int]:
-    """Return the rounds of which a run folder has a map, ascending."""
-    return rounds_with_tables(folder / FOLDER, "round")
-
-
 def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
     """Return a round's map; None: there is none, or it cannot be read as such."""
     arrays = read_table(table_path(folder / FOLDER, "round", round))
@@ -79,18 +64,14 @@ def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
         clients = tuple(map(int, arrays.pop("clients")))
         if list(clients) != sorted(set(clients)) or min(clients, default=0) < 0:
             return None
-        if not all(_fits(name, table, len(clients)) for name, table in arrays.items()):
-            return None
+        for name, table in arrays.items():
+            shape = table.shape[:2] if name == "complement_by_class" else table.shape
+            if table.dtype.kind != "f" or shape != (len(clients), len(clients)):
+                return None
         local, common = arrays["gain_local"], arrays["gain_global"]
     except (ValueError, KeyError, TypeError):
         return None
-    predicted = {
-        name.removeprefix(PREDICTED): table for name, table in arrays.items() if name.startswith(PREDICTED)
-    }
+    names = [name.removeprefix(PREDICTED) for name in arrays if name.startswith(PREDICTED)]
+    predicted = {name: arrays[PREDICTED + name] for name in names}
     rest = arrays.get("complement_by_class"), arrays.get("transfer_rate")
     return TransferMap(round, clients, local, common, predicted, *rest)
-
-
-def _fits(name: str, table: np.ndarray, clients: int) -> bool:
-    dimensions: Sequence[int] = table.shape[:2] if name == "complement_by_class" else table.shape
-    return table.dtype.kind == "f" and tuple(dimensions) == (clients, clients)

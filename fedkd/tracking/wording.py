@@ -36,10 +36,7 @@ def points(difference: float | None) -> str:
 def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
     """Word a fusion gain, with its number of clients if they are fewer: `-35.0 pt (10 of 200)`.
 
-    Args:
-        report: A round, whose accuracies are means over all clients that are evaluated.
-        clients: Number of these.
-        of_all: Whether there is room for their number too.
+    `clients` are those that are evaluated; their number is left out unless `of_all`.
     """
     text, guided = points(report.fusion_gain), report.metrics.get("train/guided_clients")
     if report.fusion_gain is None or guided is None or guided == clients:
@@ -72,12 +69,10 @@ def duration(seconds: float) -> str:
     """Word a wall-clock time: `1.2 s`, `45 s`, `3 min 05 s`, `2 h 05 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def time_left(seconds: float | None) -> str:
@@ -115,25 +110,29 @@ def learned_line(matrix: TaskMatrix, task: int) -> str:
 def closing_lines(report: RunReport) -> list[str]:
     """Return the lines that end a run: where its results are, what it reached, what it cost."""
     final = report.summary.get("final") or {}
-    lines = [f"results          {report.folder}"]
+    lines = [_line("results", str(report.folder))]
     for split in ("local", "global"):
-        lines.append(f"{f'{split} accuracy':<15}  {_spread(final.get(f'accuracy_{split}'))}")
-        trained = final.get(f"accuracy_trained_{split}")
-        if trained is not None and trained != final.get(f"accuracy_{split}"):
-            lines.append(f"{'before fusion':<15}  {_spread(trained)}")
+        found, before = (final.get(f"accuracy{moment}_{split}") for moment in ("", "_trained"))
+        lines.append(_line(f"{split} accuracy", _spread(found)))
+        if before is not None and before != found:
+            lines.append(_line("before fusion", _spread(before)))
         lines += _model_lines(final, split)
     lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
     lines += _transferability_lines(report.summary.get("transferability"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
     if up is not None and down is not None:
-        lines.append(f"traffic          up {size(up)}, down {size(down)}")
+        lines.append(_line("traffic", f"up {size(up)}, down {size(down)}"))
     if (simulated := final.get("virtual_seconds")) is not None:
-        lines.append(f"simulated time   {duration(simulated)}")
+        lines.append(_line("simulated time", duration(simulated)))
         lines += _reached_lines(final)
     if (seconds := report.summary.get("seconds")) is not None:
-        lines.append(f"time             {duration(seconds)}")
+        lines.append(_line("time", duration(seconds)))
     return lines
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<15}  {text}"
 
 
 def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
@@ -155,21 +154,19 @@ def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
 
 
 def _reached_lines(final: Mapping[str, Any]) -> list[str]:
-    """Return what a summary says of targets that were reached, a text a split: `50 %: 3.2 s, 70 %: –`."""
+    """Return when targets were reached, a line a split: `50 %: 3.2 s, 70 %: –`."""
     lines = []
     for split in ("local", "global"):
-        told = {}
-        for name, value in final.items():
-            if name.startswith("seconds_to_") and name.endswith(f"_{split}"):
-                told[int(name.split("_")[2])] = MISSING if value is None else duration(value)
-        if told:
-            text = ", ".join(f"{target} %: {value}" for target, value in sorted(told.items()))
-            lines.append(f"{f'{split} reached':<15}  {text}")
+        names = [name for name in final if name.startswith("seconds_to_") and name.endswith(f"_{split}")]
+        told = sorted((int(name.split("_")[2]), final[name]) for name in names)
+        words = [f"{target} %: {MISSING if at is None else duration(at)}" for target, at in told]
+        if words:
+            lines.append(_line(f"{split} reached", ", ".join(words)))
     return lines
 
 
 def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
-    """Return what each of a client's models reaches on a split, where several are told apart."""
+    """Return the accuracies of each of a client's models on a split, where several are told apart."""
     lines = []
     for key, found in final.items():
         name = key.removeprefix("accuracy_").removesuffix(f"_{split}")
@@ -185,16 +182,12 @@ def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
     """Return the mean accuracies of every architecture, where there are several."""
     if len(architectures) < 2:
         return []
-    width = max(map(len, architectures))
-    means = {
-        name: [percent((found.get(f"accuracy_{split}") or {}).get("mean")) for split in ("local", "global")]
-        for name, found in architectures.items()
-    }
-    lines = [
-        f"{name:<{width}}  {_clients(architectures[name]['clients'])}  local {local:>7}  global {common:>7}"
-        for name, (local, common) in means.items()
-    ]
-    return [f"{'architectures' if not number else '':<15}  {line}" for number, line in enumerate(lines)]
+    width, lines = max(map(len, architectures)), list[str]()
+    for name, of in architectures.items():
+        local, common = (percent((of.get(f"accuracy_{s}") or {}).get("mean")) for s in ("local", "global"))
+        told = f"{name:<{width}}  {_clients(of['clients'])}  local {local:>7}  global {common:>7}"
+        lines.append(_line("" if lines else "architectures", told))
+    return lines
 
 
 def _clients(number: int) -> str:
@@ -228,14 +221,14 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     ):
         rows.append((label, [_with_worst(table.get(f"{name}_{test}"), word, clients) for test in tests]))
     width = max(len(cells[0]) for _, cells in rows)
-    lines = [
-        f"{label:<15}  {'  '.join(f'{cell:<{width}}' for cell in cells)}".rstrip() for label, cells in rows
-    ]
+    lines = [_line(label, "  ".join(f"{cell:<{width}}" for cell in cells)).rstrip() for label, cells in rows]
     if (rate := table.get("task_inference_rate")) is not None:
-        lines.append(f"{'task inferred':<15}  {_with_worst(rate, percent, clients)}")
+        lines.append(_line("task inferred", _with_worst(rate, percent, clients)))
     stored, most = table.get("stored_bytes_per_task"), table.get("peak_bytes")
     if stored is not None and most is not None:
-        lines.append(f"{'stored':<15}  {size(stored['mean'])} a task and client, at most {size(most['max'])}")
+        lines.append(
+            _line("stored", f"{size(stored['mean'])} a task and client, at most {size(most['max'])}")
+        )
     given, unknown = (table.get(AVERAGE + test) for test in tests)
     if given is not None and unknown is not None and given["mean"] < unknown["mean"] - 1e-9:
         lines.append("warning: models do worse with the task given than without it; something is broken")

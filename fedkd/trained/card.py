@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from fedkd import __version__
-from fedkd.continual.learner import Learner
 from fedkd.data.load import first_task, task_names
 from fedkd.data.pixels import Rotation
 from fedkd.data.stream import FederatedStream
@@ -29,34 +28,21 @@ client.model           # torch module in evaluation mode, of normalised samples:
 
 @dataclass(frozen=True)
 class Entry:
-    """A client of an export.
-
-    Attributes:
-        index: Client index.
-        architecture: Its name.
-        parameters: Trainable scalars.
-        file: Where its tensors are.
-        network: The class that takes them; None: it could not be written down.
-        owner: Name of the owner whose samples the client holds; None: the data name none.
-    """
+    """A client of an export."""
 
     index: int
     architecture: str
-    parameters: int
-    file: str
-    network: str | None
-    owner: str | None = None
+    parameters: int  # trainable scalars
+    file: str  # of its tensors
+    network: str | None  # the class that takes them; None: it could not be written down
+    owner: str | None = None  # of its samples; None: the data name none
 
 
 def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str]) -> str:
-    """Return the card of a run's exported clients.
-
-    Args:
-        run: The run.
-        entries: What was exported.
-        left_out: Why other clients were not, by index.
-    """
+    """Return the card of a run's exported clients; others are `left_out` for a reason, by index."""
     scenario = run.plan.scenario
+    task = ", task=0" if isinstance(run.data, FederatedStream) else ""
+    samples = ", ".join(map(str, ("n", *run.data.input_shape)))
     learner = f" Tasks are learned with `{scenario.continual.learner}`." if scenario.continual else ""
     parts = [
         f"# {_plain(scenario.name)}: {len(entries)} trained clients",
@@ -67,7 +53,7 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         "## Use",
         f"`load.py` wants torch (these files were written with {version('torch')}), numpy and safetensors,"
         " and no fedkd.",
-        _use(run, entries),
+        USE.format(index=entries[0].index, task=task, samples=f"[{samples}]"),
         "## Data",
         *_data(run),
         *_notes(run, entries, left_out),
@@ -89,50 +75,37 @@ def _code(toml: str) -> str:
 
 
 def _tests(scenario: Scenario) -> str:
-    if scenario.data.validation is not None:
-        return (
-            "*local*: on training samples that the client held out, *global*: on those of all clients; test"
-            " samples were not looked at."
-        )
-    return "*local*: on test data distributed like the client's own, *global*: on the common test set."
+    if scenario.data.validation is None:
+        return "*local*: on test data distributed like the client's own, *global*: on the common test set."
+    return (
+        "*local*: on training samples that the client held out, *global*: on those of all clients; test"
+        " samples were not looked at."
+    )
 
 
 def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
-    found = _accuracies(run)
+    # A card without figures is still one.
+    rows = read_metrics(run.folder) if (run.folder / METRICS).exists() else []
+    found = {
+        (row["client"], row["split"], row["metric"]): row["value"]
+        for row in rows
+        if row["round"] == run.round and row["client"] is not None
+    }
     named = any(entry.owner is not None for entry in entries)
     lines = [
         f"| client |{' owner |' * named} model | parameters | local | global | file |",
         f"| --: |{' --- |' * named} --- | --: | --: | --: | --- |",
     ]
     for entry in entries:
+        before, after = "accuracy_trained", "accuracy"
         own = [
-            moments(*(found.get((entry.index, split, metric)) for metric in ("accuracy_trained", "accuracy")))
+            moments(found.get((entry.index, split, before)), found.get((entry.index, split, after)))
             for split in ("local", "global")
         ]
         owner = f" {_plain(entry.owner or '')} |" * named
         model = f"{_plain(entry.architecture)} | {entry.parameters:,}"
         lines.append(f"| {entry.index} |{owner} {model} | {own[0]} | {own[1]} | `{entry.file}` |")
     return "\n".join(lines)
-
-
-def _accuracies(run: TrainedRun) -> dict[tuple[int, str, str], float]:
-    if not (run.folder / METRICS).exists():  # a card without figures is still one
-        return {}
-    return {
-        (row["client"], row["split"], row["metric"]): row["value"]
-        for row in read_metrics(run.folder)
-        if row["round"] == run.round
-        and row["client"] is not None
-        and row["value"] is not None
-        and row["metric"] in ("accuracy", "accuracy_trained")
-    }
-
-
-def _use(run: TrainedRun, entries: Sequence[Entry]) -> str:
-    shape = ", ".join(map(str, ("n", *run.data.input_shape)))
-    first = entries[0].index
-    task = ", task=0" if isinstance(run.data, FederatedStream) else ""
-    return USE.format(index=first, task=task, samples=f"[{shape}]")
 
 
 def _data(run: TrainedRun) -> list[str]:
@@ -147,13 +120,12 @@ def _data(run: TrainedRun) -> list[str]:
     if isinstance(data, FederatedStream):
         tasks = "; ".join(f"{n}: {_plain(name)}" for n, name in enumerate(task_names(data)))
         told.append(f"Tasks: {tasks}. A model answers with the classes of its task.")
-    if not scenario.data.normalise:
-        told.append("Samples are taken as they are stored; uint8 is divided by 255.")
-    else:
-        told.append(
-            "Samples are normalised by the train split's mean and standard deviation, which `clients.json`"
-            " has; uint8 is divided by 255 first."
-        )
+    told.append(
+        "Samples are normalised by the train split's mean and standard deviation, which `clients.json`"
+        " has; uint8 is divided by 255 first."
+        if scenario.data.normalise
+        else "Samples are taken as they are stored; uint8 is divided by 255."
+    )
     if first_task(data).skew:
         told.append("Clients' own samples were changed, each client's in its own way (`heterogeneity`).")
     return told
@@ -180,23 +152,19 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
             f"Accuracies are those of answers that lean to each client's own classes (`own_prior ="
             f" {told}`), which these files do not."
         )
-    if plan.learner is not None and _answers_otherwise(plan.learner):
+    if plan.learner is not None and plan.learner.overrides("predict"):
         notes.append(
             f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's outputs:"
             " these files answer otherwise than the accuracies say."
         )
     if isinstance(run.data, FederatedStream):
-        turned = [task for task in run.data if isinstance(task.transform, Rotation)]
         notes += [
             f"Task {task.index} is of images turned by {_plain(task.name)}, which `load.py` does not do."
-            for task in turned
+            for task in run.data
+            if isinstance(task.transform, Rotation)
         ]
     if plan.capabilities.brings_model:
         notes.append("The server averages weights: all clients of this round are the same network.")
         if plan.scenario.finish == "trained":
             notes.append("A last private training is in the accuracies and not in the average.")
     return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []
-
-
-def _answers_otherwise(learner: Learner) -> bool:
-    return learner.overrides("answers")

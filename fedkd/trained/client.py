@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from fedkd.clients.base import Client
 from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.stream_client import TaskStream
-from fedkd.continual.task_model import TaskModel
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
 from fedkd.data.normalise import Statistics
@@ -25,10 +23,9 @@ from fedkd.data.request import Progress
 from fedkd.data.share_file import MANIFEST
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
-from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.federation.node import participant
+from fedkd.federation.checkpoint import CheckpointStore, SavedClient
+from fedkd.federation.context import participant
 from fedkd.federation.node_state import newest_state
-from fedkd.federation.saved_checkpoint import SavedClient
 from fedkd.models.mix import architecture_names
 from fedkd.namespaces import below
 from fedkd.paths import expanded
@@ -47,18 +44,15 @@ class TrainedClient:
     them.
 
     Attributes:
-        index: Client index.
         round: The round after which the model is as it is here.
         architecture: Name of the model, with the arguments that tell it from others of the run.
         model: The module in evaluation mode, on the CPU. It maps normalised samples ``[n, *input_shape]`` to
-            logits ``[n, C]``: the client's own, or the one that its strategy has evaluations ask in its
-            place. Of a client that is no network: the fitted estimator.
+            logits ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a
+            client without a network: the fitted estimator.
         classes: Name of every class, in the order of the outputs.
-        input_shape: Shape of a sample.
-        normalisation: What samples are normalised by.
         task: The task of the stream that the model is of; None without a stream.
-        task_name: What people call it.
         tasks: The tasks that the client has met, in the order of their last visits; none without a stream.
+        transform: What the task does to normalised samples; None: nothing.
         owner: Name of the owner whose samples the client holds; None: the data name none.
     """
 
@@ -73,16 +67,12 @@ class TrainedClient:
     task_name: str | None = None
     tasks: tuple[int, ...] = ()
     transform: Transform | None = None
-    """What the task does to normalised samples; None: nothing."""
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
     owner: str | None = None
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """Return samples as the model was trained on them.
-
-        Args:
-            x: Samples ``[n, *input_shape]`` as the data set stores them.
+        """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them.
 
         Raises:
             UserError: They have another shape.
@@ -95,11 +85,10 @@ class TrainedClient:
         return x if self.transform is None else self.transform(x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Return ``[n, C]`` float32: what the run's evaluations took for the client's answers.
+        """Return the client's answers in the run's evaluations, ``[n, C]`` float32.
 
-        Usually the model's outputs; an estimator's are log-probabilities. Where a strategy or a learner
-        answers in another way (FedProto by prototypes, iCaRL by exemplars), so do these, and the model's
-        outputs differ.
+        Usually these are the model's outputs; an estimator's are log-probabilities. Some strategies and
+        learners answer in another way: FedProto by prototypes, iCaRL by exemplars.
         """
         x = self.normalise(x)
         return self._answer(x) if len(x) else np.zeros((0, len(self.classes)), dtype=np.float32)
@@ -151,10 +140,8 @@ class TrainedRun:
         if not kept:
             raise UserError("has no checkpoint yet, so there is no trained client", file=str(self.folder))
         if round is not None and round not in kept:
-            told = " and ".join(map(str, kept))
-            raise UserError(
-                f"no checkpoint of round {round!r}; there are those of {told}", file=str(self.folder)
-            )
+            why = f"no checkpoint of round {round!r}; there are those of {' and '.join(map(str, kept))}"
+            raise UserError(why, file=str(self.folder))
         self.round = kept[-1] if round is None else round
         self.data: Data = load_data(self.plan.scenario, progress)
         self.architectures = architecture_names(self.plan.groups)
@@ -172,14 +159,24 @@ class TrainedRun:
         # A factory of its own: clients of one may share a model.
         client = ClientFactory(self.plan, self.data).build(index)
         with client.threads(self.plan.scenario.engine.threads_per_client):
-            self._restore(client, saved)
+            if saved.state is not None:
+                client.restore(saved.state)
+            if self.plan.capabilities.brings_model:  # clients have none of their own: they have the server's
+                from fedkd.federation.flower_averaging import WEIGHTS
+                from fedkd.server.by_task import model_in
+
+                client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
         if isinstance(self.data, FederatedStream):
             assert client.stream is not None
             return self._of_stream(client, client.stream, client.samples.place)
-        return self._trained(client, self.data, model=_model_of(client), _answer=client.evaluator.answer)
+        model: Any
+        if isinstance(client.trainer, EstimatorTrainer):
+            model = client.trainer.model.fitted
+        else:
+            model = (client.evaluator.predictor() or client.networks.network).eval()
+        return self._trained(client, self.data, model=model, _answer=client.evaluator.answer)
 
     def _trained(self, client: Client, data: FederatedData, **told: Any) -> TrainedClient:
-        """Return a client with what its data say of its model, and what else is told."""
         assert data.statistics is not None
         return TrainedClient(
             index=client.index,
@@ -195,21 +192,13 @@ class TrainedRun:
     def _saved(self, index: int) -> SavedClient:
         return self._store.client(index, self.round)
 
-    def _restore(self, client: Client, saved: SavedClient) -> None:
-        if saved.state is not None:
-            client.restore(saved.state)
-        if self.plan.capabilities.brings_model:  # clients have none of their own: they work in the server's
-            from fedkd.federation.flower_averaging import WEIGHTS
-            from fedkd.server.by_task import model_in
-
-            client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
-
     def _of_stream(self, client: Client, stream: TaskStream, place: int) -> TrainedClient:
         """Return a client's model of the task at a place in its order."""
         assert isinstance(self.data, FederatedStream)
         order, met = self.plan.schedule.order(client.index), tuple(stream.tests.met())
         task = self.data[order[place]]
         read = stream.learning.model(place)
+        network = with_tensors(copy.deepcopy(read.network), read.substitutes).eval()
         units = None if read.units is None else read.units.cpu().numpy()
 
         def answer(x: np.ndarray) -> np.ndarray:
@@ -219,7 +208,7 @@ class TrainedRun:
         return self._trained(
             client,
             task.data,
-            model=of_units(_effective(read), read.units),
+            model=of_units(network, read.units),
             task=task.index,
             task_name=task.name,
             tasks=met,
@@ -231,9 +220,6 @@ class TrainedRun:
 
 class TrainedNode(TrainedRun):
     """The client of a deployed node, as its newest run has left it.
-
-    Args:
-        folder: The node's.
 
     Raises:
         UserError: The folder is no node's, or its client has learned nothing yet.
@@ -263,9 +249,9 @@ class TrainedNode(TrainedRun):
 def load_client(folder: str | Path, index: int, *, round: int | None = None) -> TrainedClient:
     """Return a client of a run as it is after a round, with its trained model; Ray is not started.
 
-    A model is what the checkpoint has: whatever guidance still waits for the client's next message is not
-    in it. At the end of a run none waits for clients that are evaluated. Where the server averages weights,
-    it is the average; a last private training (`finish = "trained"`) leaves nothing behind then.
+    A model is that of the checkpoint, without guidance that still waits for the client's next message. At
+    the end of a run none waits for clients that are evaluated. Where the server averages weights, the model
+    is the average, without a last private training (`finish = "trained"`).
 
     Args:
         folder: The run folder; or that of a deployed node, whose newest run is taken.
@@ -280,15 +266,3 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
             raise UserError("a node keeps its client as it is after its last message: no round can be chosen")
         return TrainedNode(Path(folder)).client(index)
     return TrainedRun(folder, round).client(index)
-
-
-def _effective(read: TaskModel) -> nn.Module:
-    """Return the network with the tensors in place that stand in for its own in a task."""
-    return with_tensors(copy.deepcopy(read.network), read.substitutes).eval()
-
-
-def _model_of(client: Client) -> Any:
-    """Return the network that evaluations ask; of an estimator what its adapter has fitted."""
-    if isinstance(client.trainer, EstimatorTrainer):
-        return client.trainer.model.fitted
-    return (client.evaluator.predictor() or client.networks.network).eval()

@@ -42,7 +42,6 @@ class Export:
     """What was exported.
 
     Attributes:
-        folder: Where.
         clients: Indices of those that are there.
         left_out: Why others are not, by index.
         without_network: Indices of those whose network could not be written down as source.
@@ -75,11 +74,8 @@ def export(
     """
     run = TrainedRun(folder, round, progress)
     target = expanded(out, key="--out").absolute() if out else run.folder / FOLDER
-    if (
-        target.exists()
-        and not (target / CLIENTS).is_file()
-        and (not target.is_dir() or any(target.iterdir()))
-    ):
+    foreign = target.exists() and not (target / CLIENTS).is_file()
+    if foreign and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} holds something that is no export; choose another folder", key="--out")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -116,18 +112,11 @@ class _Writer:
                 kind = "nothing yet" if client.model is None else f"a {type(client.model).__name__}"
                 left_out[index] = f"its model is {kind}, and no network of tensors; see fedkd.load_client"
         if not clients:
-            raise UserError(
-                "no client of this run is a network of tensors, client 0 is"
-                f" {left_out[0].partition(',')[0][13:]};"
-                " fedkd.load_client loads them",
-                file=str(run.folder),
-            )
-        described = {
-            "fedkd": __version__,
-            "run": run.plan.scenario.name,
-            "round": run.round,
-            "clients": {str(index): client for index, client in clients.items()},
-        }
+            kind = left_out[0].partition(",")[0].removeprefix("its model is ")
+            why = f"no client of this run is a network of tensors, client 0 is {kind}"
+            raise UserError(f"{why}; fedkd.load_client loads them", file=str(run.folder))
+        described: dict[str, Any] = {"fedkd": __version__, "run": run.plan.scenario.name, "round": run.round}
+        described["clients"] = {str(index): client for index, client in clients.items()}
         text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
         (self._folder / CLIENTS).write_text(f"{text}\n", encoding="utf-8")
         sources = [
@@ -142,47 +131,27 @@ class _Writer:
     def _client(self, client: TrainedClient) -> dict[str, Any]:
         """Write the files of a client; return what clients.json says of it."""
         read = [client.of_task(task) for task in client.tasks] or [client]
-        networks = [_whole(of_task.model) for of_task in read]
+        models = [of_task.model for of_task in read]
+        networks = [model.network if isinstance(model, OfUnits) else model for model in models]
         stem, same = f"client-{client.index:05d}", all(_equal(networks[0], other) for other in networks[1:])
-        models, dtype = [], self._run.data.input_dtype
+        told, dtype = [], self._run.data.input_dtype
         for of_task, network in zip(read, networks, strict=True):
             file = f"{stem}.safetensors" if same else f"{stem}-task-{of_task.task:03d}.safetensors"
             if not (self._folder / file).exists():
                 self._save(file, network, of_task)
-            models.append(_described(of_task, file, dtype.kind == "i"))
+            told.append(_described(of_task, file, dtype.kind == "i"))
         source = network_source(networks[0], "Network", client.input_shape, dtype)
         name = None if source is None else self._classes.setdefault(source, f"Network{len(self._classes)}")
-        entry = Entry(
-            client.index,
-            client.architecture,
-            count_parameters(networks[0]),
-            models[-1]["file"],
-            name,
-            client.owner,
-        )
-        self._entries.append(entry)
-        return {
-            "architecture": client.architecture,
-            **({} if client.owner is None else {"owner": client.owner}),
-            "parameters": entry.parameters,
-            "network": name,
-            "models": models,
-        }
+        parameters, kind, owner = count_parameters(networks[0]), client.architecture, client.owner
+        self._entries.append(Entry(client.index, kind, parameters, told[-1]["file"], name, owner))
+        owned = {} if owner is None else {"owner": owner}
+        return {"architecture": kind, **owned, "parameters": parameters, "network": name, "models": told}
 
     def _save(self, file: str, network: nn.Module, client: TrainedClient) -> None:
         tensors = {name: _plain(tensor) for name, tensor in network.state_dict().items()}
-        told = {
-            "format": "pt",
-            "run": self._run.plan.scenario.name,
-            "client": str(client.index),
-            "round": str(client.round),
-            "architecture": client.architecture,
-        }
+        told = {"format": "pt", "run": self._run.plan.scenario.name, "client": str(client.index)}
+        told |= {"round": str(client.round), "architecture": client.architecture}
         save_file(tensors, self._folder / file, metadata=told)
-
-
-def _whole(model: nn.Module) -> nn.Module:
-    return model.network if isinstance(model, OfUnits) else model
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
@@ -199,6 +168,7 @@ def _described(client: TrainedClient, file: str, integers: bool) -> dict[str, An
     """Return what clients.json says of a model."""
     units = client.model.units.tolist() if isinstance(client.model, OfUnits) else None
     transform, statistics = client.transform, client.normalisation
+    normalisation = {"mean": statistics.mean.tolist(), "std": statistics.std.tolist(), "integers": integers}
     return {
         "task": client.task,
         "task_name": client.task_name,
@@ -206,11 +176,7 @@ def _described(client: TrainedClient, file: str, integers: bool) -> dict[str, An
         "units": units,
         "classes": list(client.classes),
         "input_shape": list(client.input_shape),
-        "normalisation": {
-            "mean": statistics.mean.tolist(),
-            "std": statistics.std.tolist(),
-            "integers": integers,
-        },
+        "normalisation": normalisation,
         "permutation": transform.source.tolist() if isinstance(transform, Permutation) else None,
         "degrees": transform.degrees if isinstance(transform, Rotation) else None,
     }

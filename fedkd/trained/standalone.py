@@ -51,9 +51,8 @@ class Loaded:
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return samples [n, ...], as the data set stores them, as the model was trained on them."""
         if self.degrees is not None:
-            raise ValueError(
-                f"samples of this task are turned by {self.degrees:g}°: hand turned ones to `model`"
-            )
+            told = f"samples of this task are turned by {self.degrees:g}°: hand turned ones to `model`"
+            raise ValueError(told)
         x, of = np.asarray(x), self.normalisation
         if of["integers"]:
             return x.astype(np.int64)
@@ -98,9 +97,8 @@ def load(client: int, task: int | None = None, network: torch.nn.Module | None =
     if network is None:
         name = known[str(client)]["network"]
         if name is None:
-            raise ValueError(
-                f"client {client} needs `network`: a {known[str(client)]['architecture']} of yours"
-            )
+            kind = known[str(client)]["architecture"]
+            raise ValueError(f"client {client} needs `network`: a {kind} of yours")
         network = _class(name)()
     network.load_state_dict(load_file(FOLDER / found["file"]))
     model = network if found["units"] is None else OfUnits(network, found["units"])

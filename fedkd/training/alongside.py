@@ -13,7 +13,6 @@ class AuxBatches:
 
     Args:
         arrays: Tensors ``[m, ...]`` of one device, m ≥ 1.
-        batch_size: Samples of a batch, at most m.
         generator: CPU generator of the shuffles, of this object alone.
     """
 

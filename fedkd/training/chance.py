@@ -40,10 +40,9 @@ class Hits:
     def at_chance(self) -> bool:
         """Whether these hits are no better than majority-class guessing.
 
-        With n samples, m of them of the most frequent class, they are if they exceed m by at most ``2σ``,
-        ``σ = √(m (n − m) / n)``: the standard deviation of a guess that is right with probability m / n.
-        Where even n is less than ``4σ`` above m, no hits are at chance: it takes 16 samples of two balanced
-        classes, and about as many of other classes where one has nearly all.
+        With n samples, m of them of the most frequent class, hits must exceed m by more than ``2σ``, ``σ =
+        √(m (n − m) / n)``: the standard deviation of a guess that is right with probability m / n. Where n is
+        less than ``4σ`` above m, no hits are at chance.
         """
         others = self.samples - self.guessing
         if others <= 0:

@@ -1,6 +1,6 @@
-"""All of torch's private names that training and the floors above it use.
+"""Torch's private names in training and the floors above it, tested with torch 2.13.
 
-The tests have passed with torch 2.13. Names that models use are in `fedkd.models.kernel_mode`, a floor below.
+Those of models are in `fedkd.models.kernel_mode`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormWithStatistics
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map_only as tree_map_only
 
-from fedkd.models.kernel_mode import schema_of, transformed
+from fedkd.models.kernel_mode import schema_of as schema_of
+from fedkd.models.kernel_mode import transformed as transformed
 
-__all__ = [
-    "BatchNorm",
-    "NormWithStatistics",
-    "below_autograd",
-    "has_hooks",
-    "schema_of",
-    "transformed",
-    "tree_leaves",
-    "tree_map_only",
-    "two_sided_padding",
-    "version",
-]
-
+__all__ = ["BatchNorm", "NormWithStatistics"]
 below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
     torch._C, "_AutoDispatchBelowAutograd", nullcontext
 )

@@ -45,16 +45,9 @@ class StepSeconds:
 def benchmark_executors(
     jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter, *, fast: bool = True
 ) -> StepSeconds | None:
-    """Run jobs both ways in turn, and return the seconds of a step.
+    """Run jobs both ways in turn, and return the median seconds of a step of up to three turns.
 
-    Args:
-        jobs: Of clients that would train together; their models and generators move on.
-        together: Most jobs that run together.
-        clock: Returns seconds.
-        fast: Whether the loop records steps.
-
-    Returns:
-        Medians of up to three turns; None: no two jobs can run together, or one fails.
+    The result is None if no two jobs can run together, or one fails. The jobs' models and generators move on.
     """
     if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
         return None
@@ -78,7 +71,7 @@ def benchmark_executors(
 
 
 def _cut(job: TrainJob, steps: int) -> TrainJob:
-    """Return the first steps of a job, on as many samples as they need, taken again if there are fewer."""
+    """Return the first steps of a job, with repeated samples if there are too few."""
     needed = steps * job.batch_size
     arrays = [array[:needed] for array in job.arrays]
     epochs = ceil(steps / max(1, ceil(len(arrays[0]) / job.batch_size)))

@@ -1,4 +1,4 @@
-"""Moving models and arrays to where the work runs, in the memory layout that is fastest there."""
+"""Device, threads and memory layout of models and arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from fedkd.training.thread_pools import thread_pools
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`: ``"auto"`` (a GPU if one is visible), ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        UserError: A GPU is asked for and there is none.
-    """
+    """Return the device called `name`: ``"auto"`` (a GPU if one is visible), ``"cpu"`` or ``"cuda"``."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"must be auto, cpu or cuda, got '{name}'", key="engine.device")
     available = torch.cuda.is_available()
@@ -36,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Do the block's arithmetic on so many threads, which decide the last bits of sums."""
+    """Compute on this number of torch threads in the block; it affects the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -47,7 +43,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 @contextmanager
 def all_threads(number: int) -> Iterator[None]:
-    """Do the same for every pool of threads in the process, such as scikit-learn's."""
+    """Limit every thread pool of the process, such as scikit-learn's, in the block."""
     with torch_threads(number), thread_pools().limit(limits=number):
         yield
 
@@ -55,7 +51,7 @@ def all_threads(number: int) -> Iterator[None]:
 def as_tensor(array: np.ndarray) -> Tensor:
     """Return a tensor that shares the memory of `array`, which must not be changed.
 
-    Arrays in Ray's shared memory are read-only; torch has no such tensors, and its warning is dropped here.
+    Arrays in Ray's shared memory are read-only; torch's warning about that is dropped.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -65,13 +61,8 @@ def as_tensor(array: np.ndarray) -> Tensor:
 def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = True) -> nn.Module:
     """Move `model` to the device; a model with 2-D convolutions is stored channels last.
 
-    Convolutions and pooling are faster in that layout, forwards and above all backwards. Shapes and values
-    stay the same, but such weights are not contiguous: ``.contiguous()`` them where bytes are written.
-
-    Args:
-        model: The model.
-        device: Where it goes.
-        fast: Whether layers may use fedkd's own kernels.
+    Convolutions and pooling are faster in that layout. Such weights are not contiguous: ``.contiguous()``
+    them where bytes are written. `fast` allows fedkd's own kernels.
     """
     model = model.to(device)
     if not fast:
@@ -83,10 +74,9 @@ def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = 
 
 
 def prepare_inputs(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
-    """Return samples, labels or targets as a tensor on the device, without a copy if they are there.
+    """Return samples, labels or targets as a tensor on the device, without a copy if possible.
 
-    Images stay channels first: convolutions convert batches at no measurable cost, and converting the array
-    would copy a shard that actors share.
+    Images stay channels first: converting the array would copy a shard that actors share.
     """
     tensor = as_tensor(array) if isinstance(array, np.ndarray) else array
     return tensor.to(device)

@@ -22,8 +22,8 @@ class EarlyStopping:
     Attributes:
         arrays: Held-out tensors ``[n, ...]``, n ≥ 1: inputs, then further arguments of `loss`.
         loss: Called as ``loss(logits, *arrays[1:])`` with the logits ``[n, C]`` in evaluation mode.
-        patience: Epochs in a row without a lower loss before it stops, ≥ 1; 5 to 10 are usual.
-        outputs: Called as ``outputs(model, inputs)`` for the loss's first argument; None: the logits.
+        patience: Epochs in a row without a lower loss before the stop, ≥ 1; usually 5 to 10.
+        outputs: ``outputs(model, inputs)`` replaces the logits; None: the logits.
     """
 
     arrays: Sequence[Tensor]

@@ -17,9 +17,9 @@ from fedkd.training.known_modules import all_recordable
 from fedkd.training.losses import in_floats
 
 AT_ONCE = 256
-"""Samples that are predicted at a time."""
+"""Batch size of predictions."""
 AT_ONCE_BATCH_LAST = 128
-"""The same where images lie batch last, and all of a layer passes the cache once for each kernel."""
+"""Batch size of predictions where images lie batch last, for the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Score:
     """Score of predictions on labelled samples.
 
     Attributes:
-        accuracy: Share of samples whose largest logit is the label's; nan without samples.
+        accuracy: Share of samples with the largest logit at the label; nan without samples.
         loss: Mean cross entropy, added in float64; nan without samples.
-        correct: ``[n]`` bool, which samples are classified correctly.
+        correct: ``[n]`` bool, correct samples.
     """
 
     accuracy: float
@@ -52,10 +52,8 @@ def predict_in_batches(
     Args:
         model: Used by `outputs`.
         outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
-        x: The samples.
         batch_size: B; the last batch may be smaller. None: a size for the model.
-        lanes: Batches that are predicted side by side, where processors are idle: on a CPU, by a model whose
-            modules are recordable, so that they keep nothing of a forward pass.
+        lanes: Batches side by side on idle processors: on a CPU, if all modules of the model are recordable.
     """
     if batch_size is None:
         own = any(isinstance(module, Conv2d) for module in model.modules())
@@ -72,7 +70,7 @@ def predict_in_batches(
 def _each(outputs: Callable[[Tensor], Tensor], parts: Sequence[Tensor], lanes: int) -> list[Tensor]:
     if lanes == 1:
         return [outputs(part) for part in parts]
-    # Every thread has to be told itself how many it has for a product, and that nobody will go back.
+    # Thread number and gradient mode are per thread.
     number = torch.get_num_threads()
     with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(number,)) as pool:
         return list(pool.map(torch.no_grad()(outputs), parts))
@@ -84,7 +82,7 @@ def predict_logits(model: nn.Module, x: Tensor, batch_size: int | None = None, l
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:
-    """Return the score of logits ``[n, C]`` on labels ``[n]``, whatever kind of model they are from."""
+    """Return the score of logits ``[n, C]`` on labels ``[n]``."""
     if not len(labels):
         return Score(nan, nan, np.zeros(0, dtype=bool))
     z = logits.astype(np.float64)

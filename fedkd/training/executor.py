@@ -1,7 +1,7 @@
-"""Executors of jobs, and trainings of many clients that run side by side.
+"""Executors of jobs, and trainings of many clients side by side.
 
 A client's training is one coroutine: it yields a `TrainJob`, is sent the `FitResult`, and goes on to the next
-job or its end. Its code reads from top to bottom, and an executor can still run many clients' jobs at once::
+job or its end. An executor can run many clients' jobs at once::
 
     def training(client) -> Training[float]:
         result = yield TrainJob(client.model, ...)
@@ -31,19 +31,14 @@ class Executor(Protocol):
     """Runs independent jobs."""
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return the results of jobs, of which no two share a model, a generator or rules.
+        """Return the results of jobs in order, with an exception for each job that failed.
 
-        They come in the jobs' order, with an exception for each job that failed.
+        No two jobs share a model, a generator or rules.
         """
 
 
 class LoopExecutor:
-    """Runs one job after the other with `fedkd.training.loop.fit`, and records frequent steps.
-
-    Args:
-        replays: The recordings so far.
-        fast: Whether steps are recorded and replayed.
-    """
+    """Runs one job after the other with `fedkd.training.loop.fit`; if `fast`, records frequent steps."""
 
     def __init__(self, replays: Replays | None = None, *, fast: bool = True) -> None:
         self._replays = (replays or Replays()) if fast else None
@@ -63,12 +58,8 @@ class LoopExecutor:
 def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
     """Run trainings side by side to their ends, and return their values.
 
-    In every turn the executor gets the next job of each training, in the order of `trainings`. A job's
-    exception is raised where its training yielded the job; one that leaves a training is its outcome.
-
-    Args:
-        trainings: None of them begun, and no two with one model.
-        executor: Runs their jobs.
+    In every turn the executor gets the next job of each training, in order. A job's exception is raised where
+    its training yielded the job; one that leaves a training is its outcome. No two trainings share a model.
     """
     outcomes: dict[int, T | Exception] = {}
     results: dict[int, FitResult | Exception | None] = dict.fromkeys(range(len(trainings)))
@@ -77,7 +68,10 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
         for number, result in results.items():
             try:
                 with contained():
-                    jobs[number] = _advance(trainings[number], result)
+                    if isinstance(result, Exception):
+                        jobs[number] = trainings[number].throw(result)
+                    else:  # the first message of a coroutine is None
+                        jobs[number] = trainings[number].send(result)  # type: ignore[arg-type]
             except StopIteration as end:
                 outcomes[number] = end.value
             except Exception as error:
@@ -86,21 +80,8 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
     return [outcomes[number] for number in range(len(trainings))]
 
 
-def _advance(training: Training[T], result: FitResult | Exception | None) -> TrainJob:
-    """Return a training's next job, given the result of its last one, if there was one."""
-    if result is None:
-        return next(training)
-    if isinstance(result, Exception):
-        return training.throw(result)
-    return training.send(result)
-
-
 def complete_alone(training: Training[T], executor: Executor | None = None) -> T:
-    """Run one training to its end, by default in the loop, and return its value.
-
-    Raises:
-        Exception: The training or one of its jobs failed.
-    """
+    """Run one training to its end, by default in the loop, and return its value or raise its exception."""
     (outcome,) = complete([training], executor or LoopExecutor())
     if isinstance(outcome, Exception):
         raise outcome

@@ -1,4 +1,4 @@
-"""Copies of a model with other weights, which only compute."""
+"""Copies of a model with other weights, without training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedkd.training.losses import cross_entropy
 from fedkd.training.weights import arrays_of, load_weights
 
 Gradient = Callable[[Mapping[str, np.ndarray], np.ndarray], "tuple[float, dict[str, np.ndarray]]"]
-"""Values of some weights by name, and indices ``[B]`` of samples, to a loss and its gradient in them."""
+"""Values of some weights by name and indices ``[B]`` of samples to a loss and its gradient."""
 
 
 def frozen_copy(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
@@ -29,9 +29,8 @@ def gradient_of(
     """Return a function that computes the gradient of a cross entropy in some weights of a network.
 
     Args:
-        network: Its weights in `of` are set by every call, and alone have gradients.
+        network: Every call sets its weights in `of`, and only these have gradients.
         model: Computes logits with the network.
-        of: Names of the weights.
         inputs: Samples ``[n, *input_shape]``.
         labels: ``[n]`` int64.
     """

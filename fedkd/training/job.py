@@ -34,20 +34,17 @@ class StepRules(Protocol):
         """Tensors besides the model's that a step reads or changes in place, always in one order."""
 
     def draw(self) -> Sequence[Tensor]:
-        """Draw the next step's samples besides its batch, before every step of rules that have a kind.
-
-        A recording would not draw anew in the step itself.
-        """
+        """Draw the next step's samples besides its batch, outside of recordings, if there is a kind."""
 
     @property
     def parameters(self) -> Sequence[Tensor]:
-        """The leaf tensors that the optimiser changes, in place of the model's parameters."""
+        """The leaf tensors of the optimiser, in place of the model's parameters."""
 
     def before_step(self) -> None:
         """Called before the forward pass of every batch."""
 
     def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
-        """Return a scalar that is added to the loss of a batch, `[B, ...]` of each array; None: nothing.
+        """Return a scalar to add to the loss of a batch, `[B, ...]` of each array; None: nothing.
 
         In a step of several batches it has the weight of its batch's loss.
         """
@@ -56,7 +53,7 @@ class StepRules(Protocol):
         """Called once a step to change gradients, which are averaged, clipped and corrected."""
 
     def after_step(self) -> None:
-        """Called after the optimiser has changed the parameters, as a part of the step."""
+        """Called after the optimiser has changed the parameters."""
 
     def after_epoch(self) -> None:
         """Called after every epoch."""
@@ -67,12 +64,9 @@ class StepRules(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AuxNetwork:
-    """A network that is trained in the same steps as a job's model, by a loss that includes it.
+    """A network trained in place in the same steps as a job's model, by a loss that includes it.
 
-    Attributes:
-        name: Unique in the job.
-        network: Trained in place, on the device of the arrays.
-        lr: Learning rate; None: the optimiser's.
+    Its `name` is unique in the job; `lr` None means the optimiser's.
     """
 
     name: str
@@ -94,32 +88,28 @@ class TrainJob:
         arrays: Tensors ``[n, ...]`` of one device: inputs, labels, targets, other arguments of `loss`.
         loss: Called as ``loss(model, *batch, *constants)`` with a batch ``[B, ...]`` of each array, of
             `aux_batches` too; returns the mean over the batch.
-        optimizer: The optimiser and its hyper-parameters.
-        epochs: Passes over the samples.
-        batch_size: Samples a batch.
-        generator: CPU generator of the permutations; it moves on as the job is run.
+        generator: CPU generator of the permutations; it moves on with the job.
         seed: Seed of the model's own draws (dropout).
         autocast: bfloat16 autocast on a GPU; ignored on a CPU.
         correction: Added to the gradients after clipping: one tensor for each parameter that requires a
             gradient, in the model's order.
         rules: Rules of every step; they have the last word on gradients and weights.
-        accumulate: Batches a step, ≥ 1. The gradient is that of the mean over all their samples, in the
-            memory of one batch; only BatchNorm sees them apart. An epoch's last step may have fewer.
-        lr_schedule: Learning rate over the steps of the job: constant, or half a cosine down to zero after
-            the last of all epochs.
-        early_stopping: Stops before the last epoch and restores the best weights; records of rules stay.
-            With it, a loss that is not finite ends the training without an error.
-        scored_loss: Called like `loss` in its place in epochs that may be the last; returns the loss and the
-            number of samples that were classified correctly. None: they are not counted.
+        accumulate: Batches a step, ≥ 1, in the memory of one batch. The gradient is that of the mean over all
+            their samples; only BatchNorm sees them apart. An epoch's last step may have fewer.
+        lr_schedule: Learning rate over the steps of the job: constant, or half a cosine down to zero.
+        early_stopping: Stops before the last epoch and restores the best weights; records of rules stay. With
+            it, a loss that is not finite ends the training without an error.
+        scored_loss: Replaces `loss` in epochs that may be the last; returns the loss and the number of
+            correctly classified samples. None: they are not counted.
         kind: Key that is equal for jobs that differ only in weights, arrays, constants, corrections,
-            generators and seeds, so that executors may run them together. None: like no other.
-        replayable: Whether the losses compute the same from the same tensors at each call, and do nothing
-            else. Then steps may be recorded and replayed (see `fedkd.training.replay`).
-        aux_batches: Other samples of which each batch gets one more batch; rules and epochs ignore them.
-        constants: Tensors that the losses get after the batches, the same in every step.
+            generators and seeds, so that executors may run them together. None: unique.
+        replayable: Whether the losses only compute, and the same from the same tensors at each call. Then
+            steps may be recorded and replayed (see `fedkd.training.replay`).
+        aux_batches: Other samples: each batch gets one more batch of them. Rules and epochs ignore them.
+        constants: Tensors after the batches, the same in every step.
         guessing: Number of samples of the most frequent class.
-        optimizer_state: State of the optimiser after earlier jobs (`FitResult.optimizer_state`, at first
-            empty), which it continues exactly. None: a fresh optimiser, whose state is dropped.
+        optimizer_state: Optimiser state of earlier jobs to continue exactly (`FitResult.optimizer_state`, at
+            first empty). None: a fresh optimiser, whose state is dropped.
         aux_networks: Networks that are trained too; each is clipped alone. Such a job has no `kind`.
 
     Raises:
@@ -156,11 +146,7 @@ class TrainJob:
             raise ValueError("a job with auxiliary networks is like no other, so its kind is None")
 
     def signature(self, tensors: Mapping[str, Tensor] | None = None) -> Hashable:
-        """Return a key of the kernels that a step of the job runs, but for the sizes of batches.
-
-        Args:
-            tensors: The model's parameters and buffers by name, if known.
-        """
+        """Return a key of the kernels of a step, without batch sizes; `tensors` of the model, if known."""
         if tensors is None:
             tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
         aux = () if self.aux_batches is None else self.aux_batches.arrays
@@ -187,11 +173,9 @@ class FitResult:
 
     Attributes:
         loss: Mean loss over the samples of all epochs, each before its step; nan if there was no step.
-        steps: Optimiser steps.
-        samples: Samples seen in all epochs.
-        hits: Samples classified correctly in the last epoch, each before its step; None if not counted.
-        optimizer_state: State of the optimiser at the job's last weights: tensors on the device by names such
-            as ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if the job has none.
+        hits: Right answers in the last epoch, each before its step; None if not counted.
+        optimizer_state: Optimiser state at the last weights: tensors on the device by names such as
+            ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if the job has none.
     """
 
     loss: float
@@ -206,8 +190,7 @@ def together(results: Sequence[FitResult]) -> FitResult:
     samples = sum(result.samples for result in results)
     total = 0.0
     for result in results:
-        if result.samples:
-            total += result.loss * result.samples
+        total += result.loss * result.samples if result.samples else 0.0
     hits = [result.hits for result in results if result.hits is not None]
     return FitResult(
         total / samples if samples else float("nan"),

@@ -1,7 +1,7 @@
-"""Recordable code: it computes the same from the same tensors at each call, and does nothing else.
+"""Recordable code only computes, and the same from the same tensors at each call.
 
 A class declares that by ``recordable: ClassVar[bool] = True``; then its training steps may be recorded and
-replayed. The declaration does not pass on to code that a derived class adds.
+replayed. A derived class that adds code must declare it again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ def is_recordable(module: nn.Module) -> bool:
 
 
 def declares(part: object, *methods: str) -> bool:
-    """Return whether the class of an object declares itself recordable.
+    """Return whether the class of a module, strategy or learner declares itself recordable.
 
     Args:
-        part: A module, a strategy or a learner.
         methods: Methods that steps call. A class that overrides none of them has its base's declaration;
-            without methods, each class speaks for itself alone.
+            without methods, each class declares for itself.
     """
     for cls in type(part).__mro__:
         own = vars(cls)

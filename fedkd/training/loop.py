@@ -23,12 +23,11 @@ from fedkd.training.step import Stepper
 def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
     """Train the job's model in place and leave it in training mode.
 
-    Each epoch visits the samples in a fresh permutation. The last batch may be smaller; BatchNorm leaves out
-    a last batch of one sample, which has no variance. The same job gives the same weights to the bit, on one
-    device with one number of threads.
+    Each epoch visits the samples in a fresh permutation. The last batch may be smaller; models with BatchNorm
+    skip a last batch of one sample, which has no variance. The same job gives the same weights to the bit, on
+    one device with one number of threads.
 
     Args:
-        job: The job.
         replays: Recordings of steps; None: none is replayed.
 
     Raises:
@@ -106,7 +105,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
 
 
 def batch_starts(networks: Iterable[nn.Module], samples: int, batch_size: int) -> range:
-    """Return where the batches of an epoch start; see `fit` for the one that is left out."""
+    """Return the starts of an epoch's batches (see `fit` for the skipped one)."""
     starts = range(0, samples, batch_size)
     alone = samples % batch_size == 1 and len(starts) > 1 and batch_size > 1
     if alone and any(isinstance(module, BatchNorm) for network in networks for module in network.modules()):
@@ -141,5 +140,5 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 
 
 def diverged(what: str) -> TrainingDiverged:
-    """Return the error of a training that diverged, and what may help."""
+    """Return the error of a training that diverged."""
     return TrainingDiverged(f"{what}; a lower training.lr may help")

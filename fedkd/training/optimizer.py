@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +20,15 @@ SCHEDULES = ("constant", "cosine", "step", "exponential")
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """Which optimiser, and its hyper-parameters.
+    """An optimiser's name and its hyper-parameters.
 
     Attributes:
         name: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``.
-        lr: Learning rate.
         momentum: Momentum μ of `sgd`, ``v ← μv + g``, ``w ← w − lr·v``, and of `rmsprop`, where g is first
-            divided by the root of its mean square (a moving one that keeps 0.99 a step).
+            divided by the root of its moving mean square (0.99 kept per step).
         weight_decay: λ: adds ``λw`` to the gradient (`sgd`, `adam`, `rmsprop`) or shrinks ``w`` by ``lr·λ·w``
             (`adamw`).
-        clip_norm: The gradient is scaled down to this norm where it is longer; None: never.
+        clip_norm: Largest norm of the gradient, which is scaled down to it; None: no limit.
     """
 
     name: str
@@ -39,7 +39,7 @@ class OptimizerSpec:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """What the optimiser remembers of every parameter, by torch's names."""
+        """Names of the state of every parameter, in torch's terms."""
         momentum = ("momentum_buffer",) if self.momentum > 0.0 else ()
         if self.name == "sgd":
             return momentum
@@ -55,13 +55,11 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a fresh optimiser of the parameters that require a gradient.
 
-    The fused kernels update all parameters in one call, on CPUs too: a fifth to a third off a whole Adam step
-    of the zoo's convolutional models, little for plain SGD. torch has none for RMSprop.
+    Fused kernels update all parameters in one call: a fifth to a third off an Adam step of small
+    convolutional models. torch has none for RMSprop.
 
     Args:
-        spec: Which, and its hyper-parameters.
-        parameters: Of these.
-        beside: Further parameters with a learning rate of their own; None: that of `spec`.
+        beside: Further parameters with their own learning rate; None: that of `spec`.
 
     Raises:
         UserError: No optimiser has this name.
@@ -79,31 +77,24 @@ def make_optimizer(
 
 def _of_parameters(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    common: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name == "sgd":
-        return uncompiled(torch.optim.SGD)(
-            trainable, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
-        )
+        return uncompiled(torch.optim.SGD)(trainable, momentum=spec.momentum, fused=True, **common)
     if spec.name == "adam":
-        return uncompiled(torch.optim.Adam)(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        return uncompiled(torch.optim.Adam)(trainable, fused=True, **common)
     if spec.name == "adamw":
-        adamw = uncompiled(torch.optim.AdamW)
-        return adamw(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        return uncompiled(torch.optim.AdamW)(trainable, fused=True, **common)
     if spec.name == "rmsprop":
-        return uncompiled(torch.optim.RMSprop)(
-            trainable, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
-        )
+        return uncompiled(torch.optim.RMSprop)(trainable, momentum=spec.momentum, **common)
     raise UserError(
         f"no optimizer named '{spec.name}'; {did_you_mean(spec.name, OPTIMIZERS)}", key="training.optimizer"
     )
 
 
 def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LRScheduler | None:
-    """Return what changes the learning rate from step to step; None: nothing does.
+    """Return the schedule of the learning rate from step to step; None: it is constant.
 
-    Args:
-        optimizer: At its first learning rate.
-        name: ``"constant"``, or ``"cosine"``: ``lr · ½(1 + cos(π s / S))`` after s steps.
-        steps: S, all that there may be.
+    ``"cosine"`` is ``lr · ½(1 + cos(π s / S))`` after s of at most S = `steps` steps.
 
     Raises:
         ValueError: No schedule of steps has this name.
@@ -117,7 +108,7 @@ def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LR
 
 @dataclass(frozen=True)
 class LrSchedule:
-    """How the learning rate changes from round to round.
+    """The learning rate from round to round.
 
     Attributes:
         name: With lr the learning rate of round 1, round r of R has
@@ -126,7 +117,7 @@ class LrSchedule:
             - ``"cosine"``: ``lr · ½(1 + cos(π (r − 1) / R))`` (Loshchilov & Hutter 2017, without restarts);
             - ``"step"``: ``lr · decay^⌊(r − 1) / step_rounds⌋``;
             - ``"exponential"``: ``lr · decay^(r − 1)``.
-        decay: Factor in (0, 1]; None: 0.1, which suits a few steps, or 0.99 for every round (`exponential`).
+        decay: Factor in (0, 1]; None: 0.1, or 0.99 for `exponential`.
         step_rounds: Rounds between two drops, ≥ 1.
 
     Raises:
@@ -150,21 +141,14 @@ class LrSchedule:
 
     @property
     def factor(self) -> float:
-        """What the learning rate is multiplied by at every drop."""
+        """Factor of the learning rate at every drop."""
         if self.decay is not None:
             return self.decay
         return 0.99 if self.name == "exponential" else 0.1
 
 
 def round_lr(lr: float, schedule: LrSchedule, round: int, rounds: int) -> float:
-    """Return the learning rate of one round.
-
-    Args:
-        lr: Learning rate of the first round.
-        schedule: How it goes on.
-        round: 1-based.
-        rounds: Rounds of the run.
-    """
+    """Return the learning rate of a 1-based round, given that of the first."""
     if schedule.name == "cosine":
         return lr * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / rounds))
     if schedule.name == "step":

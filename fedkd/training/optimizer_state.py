@@ -11,7 +11,7 @@ from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
 LOOSE = "tensor."
-"""Begins the names of tensors that are trained and not the model's own, such as a learner's scores."""
+"""Prefix of the names of trained tensors outside the model, such as a learner's scores."""
 
 
 def names_of(parameters: Sequence[Tensor], own: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor
 
 
 def of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the part of a state that is of the model's own parameters."""
+    """Return the state of the model's own parameters."""
     return {name: value for name, value in state.items() if not name.partition("/")[2].startswith(LOOSE)}
 
 
@@ -58,13 +58,11 @@ def load_optimizer_state(
 ) -> None:
     """Let a fresh optimiser continue from copies of a state.
 
-    A parameter whose state is incomplete begins afresh: a learner may train other tensors, or with another
-    optimiser, than before. Other entries are ignored.
+    A parameter whose state is incomplete begins afresh: a learner may change the trained tensors or the
+    optimiser. Other entries are ignored.
 
     Args:
         optimizer: From `fedkd.training.optimizer.make_optimizer` with `spec`.
-        spec: Its hyper-parameters.
-        named: The parameters by name.
         state: From `optimizer_state`, in any memory layout and on any device.
 
     Raises:
@@ -74,17 +72,13 @@ def load_optimizer_state(
         found = {slot: state[f"{slot}/{name}"] for slot in spec.slots if f"{slot}/{name}" in state}
         if len(found) < len(spec.slots):
             continue
+        fused = bool(optimizer.defaults.get("fused"))
         for slot, value in found.items():
-            optimizer.state[parameter][slot] = (
-                _counter(value, parameter, fused=bool(optimizer.defaults.get("fused")))
-                if slot == "step"
-                else _laid_out_like(parameter, value, f"{slot}/{name}")
-            )
-
-
-def _counter(value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
-    """Return a copy of a step counter, where the optimiser looks for it."""
-    return value.detach().to(parameter.device if fused else "cpu", copy=True)
+            if slot == "step":
+                state_of = value.detach().to(parameter.device if fused else "cpu", copy=True)
+            else:
+                state_of = _laid_out_like(parameter, value, f"{slot}/{name}")
+            optimizer.state[parameter][slot] = state_of
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor, name: str) -> Tensor:

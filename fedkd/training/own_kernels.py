@@ -1,7 +1,7 @@
 """Functions of CPU tensors that are one kernel of a recorded step.
 
-Work with few numbers is quicker in NumPy over the tensors' own memory, but a recording would not see it. So
-such a function is registered with torch as a kernel; a recording calls the function itself.
+NumPy over the tensors' memory is quicker for few numbers, but a recording would miss it. So such a function
+is registered with torch as a kernel; a recording calls the function itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def own_kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that makes a function a kernel with a signature as torch writes it.
+    """Return a decorator that makes a function a kernel with a signature in torch's form.
 
     In ``"add_one(Tensor(a!) values) -> ()"`` the tensor with ``!`` is changed in place.
     """
@@ -33,5 +33,5 @@ def own_kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def function_of(kernel: Any) -> Callable[..., Any]:
-    """Return the function of a kernel of our own; of any other, the kernel itself."""
+    """Return the function of one of our kernels; of any other, the kernel itself."""
     return _FUNCTIONS.get(kernel, kernel)

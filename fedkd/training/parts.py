@@ -1,4 +1,4 @@
-"""Training a model part by part: some parameters for some epochs, while all others stay as they are."""
+"""Training of a model part by part: some parameters for some epochs, with the others frozen."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ Trains = Callable[[str], bool]
 def in_parts(
     job: TrainJob, parts: Sequence[tuple[int, Trains]], train: Callable[[TrainJob], Training[FitResult]]
 ) -> Training[FitResult]:
-    """Train in parts, one after another, each with its own seed and, unless kept, its own optimiser state.
+    """Train in parts, each with its own seed and, unless kept, its own optimiser state.
 
     Args:
-        job: The job of all parameters at once.
-        parts: Epochs of each part, and the parameters that it trains.
+        parts: Epochs and trained parameters of each part.
         train: Trains a part.
 
     Raises:
@@ -42,8 +41,7 @@ def in_parts(
 def only(model: nn.Module, trains: Trains) -> Iterator[None]:
     """Let only chosen ones of a model's trainable parameters require a gradient in the block.
 
-    Raises:
-        ValueError: None is chosen.
+    None chosen is a `ValueError`.
     """
     before = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not any(trains(name) for name, _ in before):

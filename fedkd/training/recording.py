@@ -1,6 +1,6 @@
-"""Recordings: the kernels of a step, written down and run once more.
+"""Recordings: the kernels of a step, to be run once more.
 
-Kernels are recorded below autograd, so that a replay spares autograd, Python, modules and hooks. Tensors are
+Kernels are recorded below autograd, so that a replay skips autograd, Python, modules and hooks. Tensors are
 referenced weakly, as autograd copies a gradient that has another reference.
 """
 
@@ -50,24 +50,15 @@ class Recording:
         self._forward: Callable[..., list[Tensor]] = GraphModule(nn.Module(), graph).forward
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Run the kernels and return the step's results.
-
-        Raises:
-            DecidedOtherwiseError: A branch that depends on a value is another one this time.
-        """
+        """Run the kernels and return the step's results; `DecidedOtherwiseError` for another branch."""
         with torch.no_grad(), below_autograd():
             return self._forward(*tensors)
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
-    """Take a step and record its kernels.
+    """Take a step and record its kernels, given all tensors that it uses or changes.
 
-    Args:
-        step: Takes it.
-        tensors: All that it uses or changes.
-
-    Returns:
-        The step's results, and the recording; None: the step cannot be replayed.
+    The recording is None if the step cannot be replayed.
     """
     recorder = _Recorder(tensors)
     with recorder:
@@ -88,13 +79,9 @@ class _Number:
 
 @dataclass(frozen=True)
 class _Call:
-    """A kernel that was run.
+    """A kernel that was run, with a `_Number` for every tensor.
 
     Attributes:
-        kernel: The kernel.
-        args: Its arguments, a `_Number` for every tensor.
-        kwargs: Those by name.
-        result: Its result, likewise.
         looks: Whether its result's shape or Python value depends on values.
         pure: Whether it only returns its result.
         changes_outside: Whether it may have changed tensors from before the step.

@@ -1,7 +1,6 @@
-"""What the samples of a batch are to each other: losses that compare these relations and not the samples.
+"""Losses on the relations between samples of a batch.
 
-A student's features and a teacher's outputs need not be equally wide: only rows of each are compared, with
-rows of the same.
+A student's features and a teacher's outputs may differ in width: rows are compared with rows of the same.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ from torch import Tensor
 from fedkd.training.losses import in_floats, kd_kl
 
 FAR = -1e9
-"""In a softmax a share of exactly 0, whose logarithm is a number."""
+"""Score with a softmax of exactly 0 and a finite logarithm."""
 
 
 def graph_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return ``mean_i KL(softmax_{j≠i}(A_t[i, j] / τ) ‖ softmax_{j≠i}(A_s[i, j] / τ))``.
+    """Return ``mean_i KL(softmax_{j≠i}(A_t[i, j] / τ) ‖ softmax_{j≠i}(A_s[i, j] / τ))`` of the cosines A.
 
-    A are the cosines between rows. These are the relations of TRG, "Knowledge Distillation via Token-level
-    Relationship Graph", arXiv 2306.12442, 2023. It does not change where all of the student's rows are turned
-    or scaled. A row of zeros has cosine 0 with every other; a batch of one sample has no relations.
+    TRG, "Knowledge Distillation via Token-level Relationship Graph", arXiv 2306.12442, 2023. Rotating or
+    scaling all of the student's rows does not change it. A row of zeros has cosine 0 with every other; a
+    batch of one sample has no relations.
 
     Args:
         student: ``[B, F]``.
         teacher: ``[B, K]``, constants.
-        temperature: τ > 0; the smaller, the more the nearest alone count.
+        temperature: τ > 0; small values stress the nearest samples.
     """
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
 
@@ -38,26 +37,18 @@ def graph_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def distance_huber(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean over pairs of the Huber distance between both's distances, each over its own mean.
+    """Return the mean Huber distance between the pairwise distances of both, each over its own mean.
 
     RKD-D: W. Park et al., "Relational Knowledge Distillation", CVPR 2019. As in the authors' code a mean
-    distance is over the pairs that are apart, and the loss over all ``B²``.
-
-    Args:
-        student: ``[B, F]``.
-        teacher: ``[B, K]``, constants.
+    distance is over distinct pairs, and the loss over all ``B²``. Student ``[B, F]``, teacher ``[B, K]``.
     """
     return F.smooth_l1_loss(_distances(in_floats(student)), _distances(in_floats(teacher.detach())))
 
 
 def angle_huber(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean over ``B³`` triples of the Huber distance between both's cosines of the angle at one.
+    """Return the mean Huber distance, over ``B³`` triples, between both's cosines of angles.
 
-    RKD-A, of the same paper.
-
-    Args:
-        student: ``[B, F]``.
-        teacher: ``[B, K]``, constants.
+    RKD-A, of the same paper. Student ``[B, F]``, teacher ``[B, K]``.
     """
     return F.smooth_l1_loss(_angles(in_floats(student)), _angles(in_floats(teacher.detach())))
 

@@ -1,8 +1,7 @@
 """Steps that are recorded once, kernel by kernel, and then replayed.
 
-A step of a small model is mostly overhead of autograd and the optimiser. A recording is the list of kernels
-of a whole step, optimiser included, as a function of its tensors. It runs the same kernels on the same values
-in the same order, so that results are the same to the bit.
+A step of a small model is mostly overhead of autograd and the optimiser. A recording runs the same kernels on
+the same values in the same order, optimiser included, so that results are the same to the bit.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from fedkd.training.recording import DecidedOtherwiseError, Recording, Step, record
 
 PATIENCE = 64
-"""Steps of a kind before it is recorded, which takes the time of about as many."""
+"""Steps of a kind before it is recorded: a recording takes about as long."""
 
 MOST = 256
 """Kinds, and recordings, after which all are forgotten: each new learning rate makes new kinds."""
@@ -29,7 +28,7 @@ class Replays:
     """Recordings of steps by their kind, made when they pay.
 
     A recording is used only after it has reproduced one step bit for bit, on another batch than its own.
-    Steps that use undeclared tensors or values are never replayed. They may branch on booleans before they
+    Steps with undeclared tensors or values are never replayed. Steps may branch on booleans before they
     change anything; a step that branches differently from its recording is taken.
 
     Args:
@@ -93,14 +92,9 @@ class Replays:
         read: Sequence[Tensor],
         intact: Callable[[], bool] = lambda: True,
     ) -> list[Tensor]:
-        """Take a step, record it if it is time, and return its result.
+        """Take a step, record it if it is time, and return its result (arguments: `replay`).
 
-        Args:
-            kind: As for `replay`.
-            step: Takes it.
-            changed: As for `replay`.
-            read: As for `replay`.
-            intact: Tells after a step whether the next one of the kind uses the same tensors.
+        `intact` returns after a step whether the next one of the kind uses the same tensors.
         """
         if kind in self._refused or kind in self._proved:  # proved: this one was decided otherwise
             return step()

@@ -19,9 +19,6 @@ class Stepper:
     """Takes the steps of a job.
 
     Args:
-        job: The job.
-        parameters: Changed by the optimiser.
-        optimizer: The optimiser.
         replays: Recordings of steps; None: none is replayed.
         clipped: Parts of the parameters whose gradients are clipped alone; None: one part.
     """
@@ -49,19 +46,13 @@ class Stepper:
         self._looks = True
 
     def begin_epoch(self) -> None:
-        """Look anew for tensors of steps besides the model's and the batch."""
+        """Search anew for tensors of steps besides the model's and the batch."""
         self._looks = True
 
     def take(
         self, batches: Sequence[Tensor], sizes: Sequence[int], *, counts: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Take a step; return the loss of each batch and, if counted, its number of right answers.
-
-        Args:
-            batches: Indices of samples ``[B]``.
-            sizes: B of each batch.
-            counts: Whether right answers are counted.
-        """
+        """Take a step on batches of indices ``[B]``; return their losses and, if counted, right answers."""
         job = self._job
         arrays = (
             [*(array.index_select(0, index) for array in job.arrays), *job.draw_aux()] for index in batches
@@ -89,11 +80,7 @@ class Stepper:
         if told is not None:
             return told
         told = replays.take(
-            kind,
-            lambda: self._step([batch], [size], counts=counts),
-            self._changed,
-            read,
-            self._intact,
+            kind, lambda: self._step([batch], [size], counts=counts), self._changed, read, self._intact
         )
         # A step that is taken may have replaced tensors of the rules.
         self._looks = not replays.refuses(kind) and not self._intact()
@@ -169,7 +156,7 @@ class Stepper:
 
 
 def _replayable(job: TrainJob) -> bool:
-    """Return whether steps of a job may be replayed, but for its rules."""
+    """Return whether steps of a job may be replayed, apart from its rules."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
     if any(array.device.type != "cpu" for array in job.arrays):

@@ -1,15 +1,17 @@
-"""The pools of threads in the process: torch's, BLAS's, scikit-learn's."""
+"""Thread pools of numerical libraries, without torch."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 
 def thread_pools() -> ThreadpoolController:
-    """Return the thread pools of the process's libraries, found anew after more modules were imported.
+    """Return the thread pools of the process's libraries, searched again after more modules were imported.
 
     The search takes three milliseconds, too long for every small round.
     """
@@ -18,5 +20,11 @@ def thread_pools() -> ThreadpoolController:
 
 @lru_cache(maxsize=1)
 def _found(modules: int) -> ThreadpoolController:
-    """Return the pools of a process that has imported so many modules."""
     return ThreadpoolController()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Do the block's matrix products on one thread: the split among threads decides a sum's last bit."""
+    with thread_pools().limit(limits=1, user_api="blas"):
+        yield

@@ -1,7 +1,7 @@
 """torch's optimisers without its compiler.
 
-torch guards them from `torch.compile` by functions that import the compiler on their first call: a second of
-a CPU and tens of megabytes in every process of a run. fedkd compiles no step and unwraps them.
+torch's guards against `torch.compile` import the compiler on their first call: a second and tens of megabytes
+in every process. fedkd compiles no step and unwraps them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ Optimizers = TypeVar("Optimizers", bound=Optimizer)
 
 @functools.cache
 def uncompiled(optimizer: type[Optimizers]) -> type[Optimizers]:
-    """Return the class of an optimiser that does what a given one does, to the last bit.
-
-    Args:
-        optimizer: One of torch's, which is not differentiated through.
-    """
+    """Return the unwrapped class of one of torch's optimisers, the same to the last bit."""
     guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     own: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in guarded}
     own["step"] = _without_gradients(inspect.unwrap(optimizer.step))

@@ -1,7 +1,7 @@
-"""Training several models of one architecture together: their weights stacked, a step of all at once.
+"""Joint training of several models of one architecture, with stacked weights.
 
-A step of a small model is mostly overhead: the interpreter, and a dozen kernels of a few microseconds each.
-With the weights of k models stacked, ``[k, ...]``, ``torch.func.vmap`` runs the same dozen kernels for all k.
+A step of a small model is mostly overhead of the interpreter and of a dozen small kernels. With the weights
+of k models stacked, ``[k, ...]``, ``torch.func.vmap`` runs the same kernels for all k.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ Tensors = dict[str, Tensor]
 class VectorisedExecutor:
     """Runs jobs of equal kind, shapes, optimiser, epochs and batch size together, and others in a loop.
 
-    Each model sees the batches that it would see alone, in the same order. Results differ from the loop's by
-    the order of sums, and are the same to the bit whenever the same jobs run together. The loop runs jobs
-    with rules that change steps, early stopping, accumulated gradients or a schedule over steps; and those
-    that `vmap` cannot run alike: dropout, buffers that training changes, a loss that branches on values.
+    Each model sees its own batches in its own order. Results differ from the loop's by the order of sums, and
+    are the same to the bit if the same jobs run together. The loop runs jobs with rules that change steps,
+    early stopping, accumulated gradients or a schedule over steps; and those that `vmap` cannot run: dropout,
+    buffers that training changes, a loss that branches on values.
 
     Args:
-        together: Most jobs at a time. Their weights, gradients and batches lie in memory once more.
-        fast: Whether the loop records steps.
+        together: Most jobs at a time, with a second copy of their weights, gradients and batches.
     """
 
     def __init__(self, together: int, *, fast: bool = True) -> None:
@@ -91,7 +90,7 @@ class NotForVmapError(Exception):
 
 
 def kind_of(job: TrainJob) -> Hashable | None:
-    """Return a key that is equal for jobs that can be run together; None: the loop runs this one."""
+    """Return a key that is equal for jobs that can run together; None: the loop runs this one."""
     steps_as_they_are = job.rules is None or job.rules.idle
     if job.kind is None or not steps_as_they_are or job.early_stopping is not None:
         return None
@@ -103,13 +102,9 @@ def kind_of(job: TrainJob) -> Hashable | None:
 
 
 def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-    """Train the models of jobs of one `kind_of` in place, each as `fedkd.training.loop.fit` would.
+    """Train the models of jobs of one `kind_of` in place; an exception for those that diverged.
 
-    Returns:
-        Results in the order of the jobs; an exception for those that diverged.
-
-    Raises:
-        NotForVmapError: The jobs cannot be run together.
+    Raises `NotForVmapError` if they cannot run together.
     """
     size = jobs[0].batch_size
     # The longest jobs first: those with batches left are in front, so that no weight is moved.

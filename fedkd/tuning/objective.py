@@ -23,32 +23,22 @@ DEFAULT = OBJECTIVES[0]
 
 
 def check_metric(name: str) -> None:
-    """Refuse a metric that is no objective.
-
-    Raises:
-        UserError: It is measured on test samples, is no accuracy, or does not exist.
-    """
+    """Refuse a metric that is no objective."""
     if name in OBJECTIVES:
         return
+    told = f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}"
     if PREFIX + name in OBJECTIVES:
-        raise UserError(
+        told = (
             f"'{name}' is measured on test samples, which no search may look at; on held-out samples it is"
-            f" '{PREFIX}{name}'",
-            key="metric",
+            f" '{PREFIX}{name}'"
         )
-    if name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
-        raise UserError(
-            f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}", key="metric"
-        )
-    raise UserError(f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}", key="metric")
+    elif name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
+        told = f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
+    raise UserError(told, key="metric")
 
 
 def check_metric_of(name: str, scenario: Scenario) -> None:
-    """Refuse a metric that the scenario's runs do not have.
-
-    Raises:
-        UserError: It belongs to streams, or to streams of another kind.
-    """
+    """Refuse a metric that the scenario's runs do not have."""
     protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
     if protocol not in PROTOCOLS:
         return
@@ -71,12 +61,7 @@ def final_value(name: str, summary: Mapping[str, Any]) -> float | None:
 
 
 class Curve:
-    """The objective of a run by round.
-
-    Args:
-        name: The metric.
-        scenario: The run's scenario.
-    """
+    """The objective of a run by round."""
 
     def __init__(self, name: str, scenario: Scenario) -> None:
         self._key = name.removeprefix(PREFIX)

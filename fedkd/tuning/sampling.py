@@ -1,8 +1,7 @@
-"""Draws the values of trials with Optuna.
+"""Draws the values of trials with Optuna, in batches.
 
-Trials are drawn in batches. A batch depends on the scenario's seed, its own number, and the results of
-earlier batches, in the order of their trials: neither on which trial ended first, nor on how many ran at a
-time.
+A batch depends on the scenario's seed, its own number, and the results of earlier batches in the order of
+their trials. The order in which trials end does not matter.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ EXTRA = "tune"
 
 
 def check_optuna() -> None:
-    """Refuse to search without Optuna.
-
-    Raises:
-        UserError: How to install it.
-    """
+    """Refuse to search without Optuna."""
     from importlib.util import find_spec
 
     if find_spec("optuna") is None:
@@ -43,16 +38,9 @@ def draw(
     seed: int,
     batch: int,
 ) -> list[dict[str, Any]]:
-    """Return the values of the trials of a batch.
+    """Return the values of the trials of a batch, 0-based; fewer trials are the first of them.
 
-    Args:
-        space: What varies.
-        known: All trials of earlier batches, in order.
-        number: Trials to draw; a smaller number gives the first of them.
-        sampler: `tpe` or `random`.
-        startup: Trials that have to be known before the sampler learns from them.
-        seed: The scenario's.
-        batch: 0-based.
+    The sampler learns from the `known` trials of earlier batches once there are `startup` of them.
     """
     import optuna
 
@@ -63,20 +51,16 @@ def draw(
         chosen = optuna.samplers.RandomSampler(seed=own)
     else:
         chosen = optuna.samplers.TPESampler(seed=own, n_startup_trials=startup, constant_liar=True)
-    distributions = {dimension.key: _distribution(dimension) for dimension in space}
+    distributions = {found.key: _distribution(found) for found in space}
     study = optuna.create_study(direction="maximize", sampler=chosen)
     for trial in known:
         study.add_trial(_told(trial, space, distributions))
-    drawn = [study.ask(distributions).params for _ in range(number)]
-    return [
-        {
-            dimension.key: dimension.choices[values[dimension.key]]
-            if dimension.choices
-            else dimension.rounded(values[dimension.key])
-            for dimension in space
-        }
-        for values in drawn
-    ]
+
+    def value(dimension: Dimension, drawn: Any) -> Any:
+        return dimension.choices[drawn] if dimension.choices else dimension.rounded(drawn)
+
+    batch_values = [study.ask(distributions).params for _ in range(number)]
+    return [{found.key: value(found, values[found.key]) for found in space} for values in batch_values]
 
 
 def _distribution(dimension: Dimension) -> Any:
@@ -94,12 +78,10 @@ def _distribution(dimension: Dimension) -> Any:
 def _told(trial: Trial, space: Sequence[Dimension], distributions: Mapping[str, Any]) -> Any:
     from optuna.trial import TrialState, create_trial
 
-    params = {
-        dimension.key: _place(dimension, trial.values[dimension.key])
-        if dimension.choices
-        else trial.values[dimension.key]
-        for dimension in space
-    }
+    params = {found.key: trial.values[found.key] for found in space}
+    for found in space:
+        if found.choices:
+            params[found.key] = list(map(repr, found.choices)).index(repr(params[found.key]))
     # Optuna ranks a trial that is pruned without any value last: so is one that diverged.
     done = trial.status == "done"
     return create_trial(
@@ -109,7 +91,3 @@ def _told(trial: Trial, space: Sequence[Dimension], distributions: Mapping[str, 
         distributions=dict(distributions),
         intermediate_values={} if trial.status == "diverged" else dict(trial.curve),
     )
-
-
-def _place(dimension: Dimension, value: Any) -> int:
-    return next(n for n, choice in enumerate(dimension.choices) if repr(choice) == repr(value))

@@ -78,13 +78,8 @@ class TuneFile(ExperimentFile):
 
 @dataclass(frozen=True)
 class Search:
-    """The file of a search, read.
-
-    Attributes:
-        spec: Its keys.
-        bench: Its base and the keys set in every trial, as a bench of one cell; trials are measured on
-            held-out samples.
-        space: The search space.
+    """The file of a search; `bench` has its base and the keys of every trial, measured on held-out
+    samples.
     """
 
     spec: TuneFile
@@ -102,14 +97,8 @@ def load_search(
 ) -> Search:
     """Read and check the file of a search, or the scenario that is searched.
 
-    Args:
-        path: The TOML file, of a search or of a scenario, or the name of a scenario that is shipped.
-        overrides: ``key=value`` texts of ``--set``. A key of the search's file (``trials=50``) changes the
-            search; any other is a scenario key, for every trial.
-        search: More to vary: texts of ``--search``, or a table like the file's `search`.
-
-    Raises:
-        UserError: The first thing that is wrong, with the file and the key.
+    An override of a search key (``trials=50``) changes the search; any other is a scenario key for every
+    trial. `search` are texts of ``--search``, or a table like the file's `search`.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"must be the path of a file, got a {type(path).__name__}")
@@ -147,18 +136,16 @@ def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
         varied = next((found.key for found in space if overlapping(key, found.key)), None)
         if varied is not None:
             raise UserError(f"is searched; it cannot be set for all trials ({varied})", key=key)
-    seeds = [_own_seed(spec, base, fixed)] if spec.seeds is None else spec.seeds
+    seeds = spec.seeds
+    if seeds is None:
+        usual = base.get("seed", Scenario.model_fields["seed"].default)
+        own = fixed.get("seed", flatten(spec.set).get("seed", usual))
+        if not isinstance(own, int) or isinstance(own, bool) or own < 0:
+            raise UserError(f"must be an integer ≥ 0, got {own!r}", key="seed")
+        seeds = [own]
     bench_file = BenchFile(name=spec.name, scenario=base, seeds=seeds, set=spec.set, parallel=spec.parallel)
     bench = Bench(bench_file, base, folder, {"data.validation": share_of(spec, base), **fixed}, str(path))
     return Search(spec, bench, space)
-
-
-def _own_seed(spec: TuneFile, base: Mapping[str, Any], fixed: Mapping[str, Any]) -> int:
-    usual = Scenario.model_fields["seed"].default
-    said = fixed.get("seed", flatten(spec.set).get("seed", base.get("seed", usual)))
-    if not isinstance(said, int) or isinstance(said, bool) or said < 0:
-        raise UserError(f"must be an integer ≥ 0, got {said!r}", key="seed")
-    return said
 
 
 def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
@@ -172,11 +159,10 @@ def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
 
 def dump_search(search: Search) -> str:
     """Return a search as one TOML file, with its base scenario and the overrides of the command line."""
-    told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    for key in ("base", "scenario", "search"):
-        told.pop(key, None)
-    fixed = {key: value for key, value in search.bench.fixed.items() if key != "data.validation"}
-    told |= {"validation": search.bench.fixed["data.validation"], "seeds": list(search.seeds)}
+    left_out = {"base", "scenario", "search"}
+    told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=left_out)
+    fixed = dict(search.bench.fixed)
+    told |= {"validation": fixed.pop("data.validation"), "seeds": list(search.seeds)}
     if fixed:
         told["set"] = told.get("set", {}) | fixed
     varied = {"search": flat_search(search.spec.search)}
@@ -184,10 +170,7 @@ def dump_search(search: Search) -> str:
 
 
 def search_json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a search, its `[scenario]` included as far as a scenario's own schema goes.
-
-    It does not check keys of `set` and `search`: reading a search does.
-    """
+    """Return the JSON schema of a search; reading it checks keys of `set` and `search`."""
     schema = with_scenario(TuneFile.model_json_schema(), "fedkd search")
     schema["properties"]["metric"]["enum"] = list(OBJECTIVES)
     schema["$defs"]["Range"] = Range.model_json_schema()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import overlapping
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.explain import explain_error
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.overrides import parse_override
@@ -46,12 +46,8 @@ class Range(Section):
 
 @dataclass(frozen=True)
 class Dimension:
-    """One scenario key that is searched.
-
-    Attributes:
-        key: Dotted; with a `!` at its end, the whole table is replaced.
-        choices: Its values; empty: it has a range.
-        range: Its range; None: it has choices.
+    """One dotted scenario key that is searched, by choices or a range; a final `!` replaces the whole
+    table.
     """
 
     key: str
@@ -97,11 +93,7 @@ class Dimension:
 
 
 def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
-    """Return the dimensions of a `[search]` table, in its order.
-
-    Raises:
-        UserError: It is wrong, with the key.
-    """
+    """Return the dimensions of a `[search]` table, in its order."""
     found = list(_within(search, ""))
     if not found:
         raise UserError(
@@ -111,14 +103,14 @@ def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
     for name in names:
         key = name.removesuffix("!")
         where = dotted(("search", *key.split(".")))
-        if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
-            raise UserError(
-                "does not decide how well clients learn, or decides what that is measured on; it cannot be"
-                " searched",
-                key=where,
-            )
-        if any(other != name and overlapping(other, name) for other in names):
-            raise UserError("is searched twice, as a whole and in part", key=where)
+        refuse_if(
+            any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED),
+            "does not decide how well clients learn, or decides what that is measured on; it cannot be"
+            " searched",
+            where,
+        )
+        twice = any(other != name and overlapping(other, name) for other in names)
+        refuse_if(twice, "is searched twice, as a whole and in part", where)
     return tuple(found)
 
 
@@ -134,14 +126,8 @@ def _within(table: Mapping[str, Any], prefix: str) -> list[Dimension]:
 
 
 def dimension_of(key: str, value: Any) -> Dimension:
-    """Return a key with its range, or its choices.
-
-    Args:
-        key: Dotted.
-        value: `{ low = …, high = … }`, a list of values, or a text such as ``log:1e-4..1e-1``.
-
-    Raises:
-        UserError: It is none of these.
+    """Return the dimension of ``{ low = …, high = … }``, a list of values, or a text as
+    ``log:1e-4..1e-1``.
     """
     where = dotted(("search", *key.split(".")))
     if isinstance(value, str):
@@ -156,12 +142,10 @@ def dimension_of(key: str, value: Any) -> Dimension:
             place = ".".join(map(str, first["loc"][:1]))
             raise UserError(explain_error(first, Range.model_fields), key=f"{where}.{place}") from None
     if isinstance(value, list | tuple):
-        choices = tuple(value)
-        if len(choices) < 2:
-            raise UserError(f"must be a list of at least two values, got {list(choices)!r}", key=where)
-        if len({repr(choice) for choice in choices}) < len(choices):
-            raise UserError(f"must be different values, got {list(choices)!r}", key=where)
-        return Dimension(key, choices)
+        given = list(value)
+        refuse_if(len(given) < 2, f"must be a list of at least two values, got {given!r}", where)
+        refuse_if(len(set(map(repr, given))) < len(given), f"must be different values, got {given!r}", where)
+        return Dimension(key, tuple(given))
     raise UserError(
         f"must be {{ low = …, high = … }} or a list of values, got {value!r}; one value is for [set]",
         key=where,
@@ -169,31 +153,21 @@ def dimension_of(key: str, value: Any) -> Dimension:
 
 
 def _checked(found: Range, where: str) -> Range:
-    if isinstance(found.low, bool) or isinstance(found.high, bool):
-        raise UserError("must be numbers; true and false are a list of values", key=where)
-    if not found.low < found.high:
-        raise UserError(f"low must be less than high, got {found.low!r} and {found.high!r}", key=where)
-    if found.log and found.low <= 0:
-        raise UserError(f"the logarithm needs low above 0, got {found.low!r}", key=where)
-    if found.step is not None and (found.step <= 0 or found.log):
-        told = "cannot go with log" if found.log else f"must be > 0, got {found.step!r}"
-        raise UserError(told, key=f"{where}.step")
-    steps = 1.0 if found.step is None else (found.high - found.low) / found.step
-    if not isclose(steps, round(steps), abs_tol=1e-9):
-        raise UserError(
-            f"high must be low and a whole number of steps, got {found.low!r}, {found.high!r} and steps of"
-            f" {found.step!r}",
-            key=where,
-        )
+    low, high, step = found.low, found.high, found.step
+    is_bool = isinstance(low, bool) or isinstance(high, bool)
+    refuse_if(is_bool, "must be numbers; true and false are a list of values", where)
+    refuse_if(not low < high, f"low must be less than high, got {low!r} and {high!r}", where)
+    refuse_if(found.log and low <= 0, f"the logarithm needs low above 0, got {low!r}", where)
+    told = "cannot go with log" if found.log else f"must be > 0, got {step!r}"
+    refuse_if(step is not None and (step <= 0 or found.log), told, f"{where}.step")
+    steps = 1.0 if step is None else (high - low) / step
+    told = f"high must be low and a whole number of steps, got {low!r}, {high!r} and steps of {step!r}"
+    refuse_if(not isclose(steps, round(steps), abs_tol=1e-9), told, where)
     return found
 
 
 def parse_search(texts: Sequence[str]) -> dict[str, Any]:
-    """Return texts of ``--search`` as a `[search]` table.
-
-    Raises:
-        UserError: One of them is of no known form.
-    """
+    """Return texts of ``--search`` as a `[search]` table."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, said = text.partition("=")

@@ -36,11 +36,7 @@ TRIAL = "trial.json"
 
 @dataclass(frozen=True, eq=False)
 class TrialRun(Cell):
-    """One run of a trial.
-
-    Attributes:
-        trial: 0-based number of the trial; two trials may try the same values, in one folder.
-    """
+    """One run of a trial, 0-based; two trials may try the same values, in one folder."""
 
     trial: int = 0
 
@@ -52,17 +48,10 @@ class TrialRun(Cell):
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that has ended.
+    """A trial that has ended: `done`, `pruned` (behind the others) or `diverged` (no value).
 
-    Attributes:
-        number: 0-based.
-        values: The values that it tried, by scenario key.
-        status: `done`; `pruned`, stopped because others were better by then; `diverged`.
-        value: The objective, the mean over seeds: at its end, or where the first of its runs was stopped;
-            None: it diverged.
-        rounds: Rounds that all of its runs finished.
-        curve: Round to the objective, the mean over seeds.
-        folders: Its runs' folders, in the order of the seeds.
+    The value is the mean over seeds at the end, or where its first run was stopped; the curve the same by
+    round.
     """
 
     number: int
@@ -75,34 +64,25 @@ class Trial:
 
 
 def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
-    """Return the runs of a trial, one for each seed.
-
-    Raises:
-        UserError: It cannot be run, with its name.
-    """
+    """Return the runs of a trial, one for each seed."""
     levels = {key: level_of(key, value) for key, value in values.items()}
     found = []
     for seed in search.seeds:
         try:
             cell = make_cell(search.bench, levels, seed)
         except UserError as error:
-            raise UserError(
-                error.message.replace("cell '", f"trial {number} '", 1), file=error.file
-            ) from None
+            told = error.message.replace("cell '", f"trial {number} '", 1)
+            raise UserError(told, file=error.file) from None
         try:
             check_metric_of(search.spec.metric, cell.scenario)
         except UserError as error:
             raise error.at(file=search.bench.file) from None
-        found.append(TrialRun(cell.levels, cell.seed, cell.scenario, cell.hash, number))
+        found.append(TrialRun(**vars(cell), trial=number))
     return found
 
 
 def check_space(search: Search) -> None:
-    """Resolve scenarios with every end of a range and every choice, alone and with choices of the others.
-
-    Raises:
-        UserError: The first value that makes no valid scenario, with its key.
-    """
+    """Resolve scenarios with every end of a range and every choice, alone and with choices of the others."""
     for place, dimension in enumerate(search.space):
         for value in dimension.tried:
             _try(search, dimension, {dimension.key: value})
@@ -148,25 +128,15 @@ def base_values(search: Search) -> dict[str, Any] | None:
 
 
 def make_trial(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, TrialRecord]]) -> Trial:
-    """Return a trial whose runs have all ended.
-
-    It is done if all runs are, diverged if one did, and pruned in any other case.
-
-    Args:
-        number: 0-based.
-        values: The values that it tried.
-        runs: The folders of its runs, and how each ended.
-    """
+    """Return a trial whose runs have ended: done if all are, diverged if one did, else pruned."""
     records = [record for _, record in runs]
     shared = sorted(set.intersection(*(set(record.curve) for record in records)))
     curve = {round: fmean(record.curve[round] for record in records) for round in shared}
-    value: float | None
     states = {record.status for record in records}
     status = next((status for status in ("diverged", "pruned") if status in states), "done")
+    value = curve[shared[-1]] if status == "pruned" and shared else None
     if status == "done":
         value = fmean(record.value for record in records if record.value is not None)
-    else:
-        value = curve[shared[-1]] if status == "pruned" and shared else None
     rounds = min((max(record.curve, default=0) for record in records), default=0)
     return Trial(number, dict(values), status, value, rounds, curve, tuple(path for path, _ in runs))
 
@@ -192,14 +162,9 @@ def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Decides about a trial's runs: when one is stopped that is behind the others.
+    """When a run is stopped that is behind the others.
 
-    Attributes:
-        metric: The objective.
-        prunes: Whether runs are stopped at all.
-        startup: Runs that have to be known before one is stopped.
-        warmup: Rounds in which none is.
-        known: Curves of runs that were finished before this batch of trials began, by seed.
+    It compares after `warmup` rounds, once `startup` runs are known: curves of earlier batches, by seed.
     """
 
     metric: str
@@ -211,13 +176,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """How one run of a trial ended.
-
-    Attributes:
-        status: `done`, `pruned`, or `diverged`.
-        value: The objective at the end, or where the run was stopped; None: it diverged.
-        curve: Round to the objective.
-        error: One line.
+    """How one run of a trial ended: `done`, `pruned` or `diverged` (without a value), and its curve by
+    round.
     """
 
     status: str
@@ -234,24 +194,15 @@ def read_record(folder: Path) -> TrialRecord | None:
         record = TrialRecord(str(found["status"]), found["value"], curve, str(found["error"]))
     except (OSError, NotJson, KeyError, TypeError, ValueError):
         return None
-    if record.status not in ("done", "pruned", "diverged"):
-        return None
-    if record.value is not None and not (isinstance(record.value, float) and isfinite(record.value)):
-        return None
-    if record.status == "done" and (record.value is None or read_summary(folder) is None):
-        return None
-    return record
+    value, status = record.value, record.status
+    fits = value is None or (isinstance(value, float) and isfinite(value))
+    if status == "done":
+        fits = fits and value is not None and read_summary(folder) is not None
+    return record if fits and status in ("done", "pruned", "diverged") else None
 
 
 def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
-    """Run a trial with one seed, or resume it; write how it ended into its folder.
-
-    Args:
-        rule: Decides when to stop it early.
-        scenario_json: As in `run_cell`.
-        folder: As in `run_cell`.
-        gpus: As in `run_cell`.
-    """
+    """Run a trial with one seed, or resume it; write how it ended into its folder."""
     watcher = _Follower(rule, scenario_from_json(scenario_json))
     outcome = run_cell(scenario_json, folder, gpus, observers=[watcher])
     curve = watcher.curve.values
@@ -265,9 +216,8 @@ def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = 
     if outcome.status == "interrupted" and watcher.stopped is not None:
         reached = curve[watcher.stopped]
         write_record(folder, TrialRecord("pruned", reached, curve))
-        return replace(
-            outcome, status="pruned", told=f"{percent(reached)} after round {watcher.stopped}: behind"
-        )
+        told = f"{percent(reached)} after round {watcher.stopped}: behind"
+        return replace(outcome, status="pruned", told=told)
     if outcome.status == "failed" and outcome.diverged:
         write_record(folder, TrialRecord("diverged", None, curve, outcome.error))
     return outcome
@@ -279,10 +229,7 @@ def write_record(folder: str, record: TrialRecord) -> None:
 
 
 class _Follower(RunObserver):
-    """Follows a run's curve, and stops the run by Optuna's `MedianPruner`.
-
-    It compares the best value so far with the median of what the others had reached by the same round.
-    """
+    """Stops a run by Optuna's `MedianPruner`: its best value so far is below the others' median by then."""
 
     def __init__(self, rule: Rule, scenario: Scenario) -> None:
         self.curve = Curve(rule.metric, scenario)
@@ -299,7 +246,16 @@ class _Follower(RunObserver):
                 return
         if not self._rule.prunes or len(self._others) < self._rule.startup:
             return
-        self._trial = _pruned_by_median(self._others, self._rule)
+        import optuna
+
+        rule, warmup = self._rule, self._rule.warmup + 1
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=rule.startup, n_warmup_steps=warmup)
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        for curve in self._others:
+            last = curve[max(curve)] if curve else 0.0
+            study.add_trial(optuna.trial.create_trial(value=last, intermediate_values=dict(curve)))
+        self._trial = study.ask()
         for round, value in sorted(self.curve.values.items()):
             self._trial.report(value, round)
 
@@ -311,16 +267,3 @@ class _Follower(RunObserver):
         if self._trial.should_prune():
             self.stopped = report.round
             raise KeyboardInterrupt  # after any other exception of an observer, the run goes on
-
-
-def _pruned_by_median(others: tuple[Mapping[int, float], ...], rule: Rule) -> Any:
-    """Return a trial of Optuna's that knows the others."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=rule.startup, n_warmup_steps=rule.warmup + 1)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    for curve in others:
-        last = curve[max(curve)] if curve else 0.0
-        study.add_trial(optuna.trial.create_trial(value=last, intermediate_values=dict(curve)))
-    return study.ask()

@@ -41,13 +41,7 @@ MAY_GROW = ("trials", "parallel")
 
 @dataclass(frozen=True)
 class TunePlan:
-    """A checked search.
-
-    Attributes:
-        search: Its file.
-        folder: The search's folder.
-        first: Values of the base, which are the first trial; None: they are outside the search space.
-    """
+    """A checked search; `first` are the base's values, the first trial; None: outside the search space."""
 
     search: Search
     folder: Path
@@ -65,9 +59,7 @@ class TuneResult:
 
     Attributes:
         folder: Holds `best.toml`, `table.md`, `trials.csv`, `search.json`, `tune.toml` and `runs/`.
-        trials: All of them, in order.
         best: The trial with the highest value.
-        search: The search.
     """
 
     folder: Path
@@ -88,7 +80,6 @@ class TuneResult:
         return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        """Return the page of a notebook: the table with its legend, and the folder."""
         from fedkd.tracking.html import from_markdown
 
         return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
@@ -100,17 +91,7 @@ def plan_tune(
     search: Mapping[str, Any] | Sequence[str] = (),
     out: str | Path | None = None,
 ) -> TunePlan:
-    """Read a search and check it; nothing runs.
-
-    Args:
-        path: As in `tune`.
-        overrides: As in `tune`.
-        search: As in `tune`.
-        out: As in `tune`.
-
-    Raises:
-        UserError: The first thing that is wrong, or the folder holds another search.
-    """
+    """Read a search and check it, its folder too; nothing runs."""
     check_optuna()
     read = load_search(path, overrides, search)
     check_space(read)
@@ -175,7 +156,18 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
     trials: list[Trial] = []
     curves: dict[int, list[Mapping[int, float]]] = {}
     for batch, first in enumerate(range(0, spec.trials, spec.together)):
-        values = _batch_values(plan, trials, batch, min(spec.together, spec.trials - first))
+        base = [plan.first] if batch == 0 and plan.first is not None else []
+        number = min(spec.together, spec.trials - first) - len(base)
+        drawn = draw(
+            plan.search.space,
+            trials,
+            number,
+            sampler=spec.sampler,
+            startup=spec.startup,
+            seed=plan.search.seeds[0],
+            batch=batch,
+        )
+        values: list[Mapping[str, Any]] = [*base, *drawn]
         runs_of_trials = [runs_of(plan.search, n, own) for n, own in enumerate(values, start=first)]
         runs = {run.hash: run for runs in runs_of_trials for run in runs}  # two may try the same
         folders = {hash: plan.runs / run.folder_name for hash, run in runs.items()}
@@ -205,26 +197,7 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
     return trials
 
 
-def _batch_values(
-    plan: TunePlan, trials: Sequence[Trial], batch: int, number: int
-) -> list[Mapping[str, Any]]:
-    """Return the values of a batch's trials; the very first are the base's own."""
-    spec = plan.search.spec
-    own = [plan.first] if batch == 0 and plan.first is not None else []
-    drawn = draw(
-        plan.search.space,
-        trials,
-        number - len(own),
-        sampler=spec.sampler,
-        startup=spec.startup,
-        seed=plan.search.seeds[0],
-        batch=batch,
-    )
-    return [*own, *drawn]
-
-
 def _damage(folder: Path) -> str | None:
-    """Return what is wrong with a run that had ended."""
     if (reason := damage(folder)) is not None:
         return reason
     return f"{TRIAL} is not what was written" if (folder / TRIAL).exists() else None
@@ -242,11 +215,8 @@ def _check_folder(plan: TunePlan) -> None:
     except (OSError, UnicodeDecodeError, NotToml):
         raise UserError("cannot be read; choose another folder with --out", file=str(path)) from None
     now = parse_toml(dump_search(plan.search))
-    changed = [
-        key
-        for key in dict.fromkeys([*before, *now])
-        if key not in MAY_GROW and before.get(key) != now.get(key)
-    ]
+    keys = [key for key in dict.fromkeys([*before, *now]) if key not in MAY_GROW]
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         verb = "was" if len(changed) == 1 else "were"
         told = f"{plan.folder} holds another search: {', '.join(changed)} {verb} different"
@@ -265,7 +235,5 @@ def describe_tune(plan: TunePlan) -> Iterator[str]:
     yield f"trials   {spec.trials}, {spec.together} at a time by {spec.sampler} → {plan.folder}"
     yield f"seeds    {seeds}"
     yield f"pruner   {spec.pruner}" + f", once {spec.startup} runs are known" * (spec.pruner != "none")
-    if plan.first is not None:
-        yield f"first    the base: {in_words(plan.first)}"
-    else:
-        yield "first    drawn: the base's values are not among those that are searched"
+    drawn = "drawn: the base's values are not among those that are searched"
+    yield f"first    {drawn if plan.first is None else f'the base: {in_words(plan.first)}'}"

@@ -28,13 +28,13 @@ import torch
 from peers.split_mnist import compare_with_avalanche
 from torch import Tensor, nn
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.cuber import CUBER
 from fedkd.continual.er import ExperienceReplay
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import layer_memories
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
-from fedkd.continual.naive import Naive
 from fedkd.continual.trgp import TRGP
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest, data_root

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from fedkd.continual.learner import Learner
+from fedkd.continual.mixins import TaskInference, TaskParameters
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance
 from fedkd.training.losses import kd_kl
@@ -136,7 +137,7 @@ class Mean(FusionStrategy):
 
 
 @dataclass(frozen=True)
-class Holding(Learner):
+class Holding(TaskInference, TaskParameters, Learner):
     name: ClassVar[str] = "holding"
 
     def check(self, network):
@@ -148,8 +149,8 @@ class Holding(Learner):
     def begin_task(self, context):
         return at("learner.begin_task", lambda: None)
 
-    def training_tasks(self, context):
-        return at("learner.training_tasks", lambda: (context.task,))
+    def batch(self, context):
+        return at("learner.batch", lambda: super(Holding, self).batch(context))
 
     def trainable(self, context):
         return at("learner.trainable", lambda: super(Holding, self).trainable(context))
@@ -160,17 +161,17 @@ class Holding(Learner):
     def report(self, context):
         return at("learner.report", lambda: dict(held=1.0))
 
-    def effective(self, context, task):
-        return at("learner.effective", lambda: dict())
+    def task_parameters(self, context, task):
+        return at("learner.task_parameters", lambda: dict())
 
     def penalty(self, context, step):
         return at("learner.penalty", lambda: None)
 
-    def filter(self, context, gradients):
-        return at("learner.filter", lambda: gradients)
+    def project(self, context, gradients):
+        return at("learner.project", lambda: gradients)
 
-    def outputs(self, context, model, x):
-        return at("learner.outputs", lambda: super(Holding, self).outputs(context, model, x))
+    def predict_without_task(self, context, model, x):
+        return at("learner.predict_without_task", lambda: (self.predict(context, model, x), None))
 
 
 def data():
@@ -191,8 +192,8 @@ PLACES = {
         *("apply", "loss", "probabilities"),
     ),
     "learner": (
-        *("check", "prepare", "begin_task", "training_tasks", "trainable", "end_task", "report", "effective"),
-        *("penalty", "filter", "outputs"),
+        *("check", "prepare", "begin_task", "batch", "trainable", "end_task", "report", "task_parameters"),
+        *("penalty", "project", "predict_without_task"),
     ),
 }
 DEEDS = (

@@ -103,11 +103,11 @@ def _strategy(name: str) -> str:
 def _learner(name: str) -> str:
     learner = LEARNERS.load(name)
     facts = []
-    if learner.isolates:
+    if learner.traits.isolates:
         facts.append("Gives each task weights of its own: not with strategies that average weights.")
-    if learner.scales_own_subspaces:
+    if learner.traits.scales_own_subspaces:
         facts.append("Scales weights in each client's own way: not with strategies that average weights.")
-    if learner.overrides("training_tasks", "rehearsed"):
+    if learner.overrides("batch"):
         facts.append("Trains on old tasks too: not with strategies that shape local training.")
     return _part(
         name, learner, facts, learner_hyperparameters(learner), learner.source(), results.of_learner(name)

@@ -41,7 +41,7 @@ LEGEND = (
 
 def uploads_page() -> str:
     """Return the page of what clients send."""
-    kinds = [[code(kind.name.lower()), prose(said)] for kind, said in _members().items()]
+    kinds = [[code(kind.name.lower()), prose(kind.value)] for kind in Kind]
     return page(
         "What leaves a client",
         "What a client sends after its local training, strategy by strategy. The table is measured: every"
@@ -152,18 +152,6 @@ def _product(itemsize: int, sizes: Sequence[str]) -> str:
     letters = [size for size in sizes if not size.isdigit()]
     factor = itemsize * prod(numbers)
     return " · ".join([str(factor), *letters] if factor > 1 or not letters else letters)
-
-
-def _members() -> dict[Kind, str]:
-    """Return what the docstring of `Kind` says of each member."""
-    found: dict[Kind, str] = {}
-    text = " ".join((Kind.__doc__ or "").partition("Members:")[2].split())
-    names = [f"{kind.name}: " for kind in Kind]
-    for kind, name in zip(Kind, names, strict=True):
-        rest = text.partition(name)[2]
-        ends = [rest.find(other) for other in names if rest.find(other) > 0]
-        found[kind] = rest[: min(ends, default=len(rest))].strip()
-    return found
 
 
 class _Mask:

@@ -27,7 +27,7 @@ from fedkd.cli import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
-from fedkd.report.study_file import read_study, write_study
+from fedkd.report.study import read_study, write_study
 from fedkd.tracking.events import RoundReport
 
 

@@ -122,7 +122,7 @@ def test_variants_name_sets_of_keys(write, tables):
     assert (knfu.scenario.fusion.model_extra["beta"], knfu.scenario.fusion.distill_epochs) == (2.0, 4)
     assert (fedavg.scenario.clients[0].model, fedavg.scenario.fusion.distill_epochs) == ("lenet", 1)
     assert fedmd.scenario.fusion.distill_epochs == 1
-    assert knfu.run_name == "KnFu-2-seed1"
+    assert knfu.scenario.name == "KnFu-2-seed1"
 
 
 def test_set_on_the_command_line_has_the_last_word(write, tables):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedkd.clients.factory import ClientFactory
+from fedkd.continual.mixins import extra_outputs
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import Capabilities
@@ -163,6 +164,6 @@ def test_learners_that_it_does_not_go_with_are_named(learner, reason, digits_sce
     tables["continual"] = {"learner": learner, "head": "task", "tasks": {"kind": "split", "count": 5}}
     plan = replace(parse_plan(tables), strategy=Watching())
     data = load_data(plan.scenario)
-    models = build_group_models(plan.scenario, data.input_shape, data.outputs + plan.learner.superfluous)
+    models = build_group_models(plan.scenario, data.input_shape, data.outputs + extra_outputs(plan.learner))
     with pytest.raises(UserError, match=reason):
         check_requirements(plan, data, models)

@@ -8,7 +8,7 @@ import torch
 from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit, copies_in_training
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.models.allowance import Allowance
+from fedkd.models.kernel_mode import Allowance
 from fedkd.plan.load import parse_plan
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedkd.clients.factory import ClientFactory
-from fedkd.continual.naive import Naive
+from fedkd.continual.baselines import Naive
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.local import Local

@@ -13,9 +13,8 @@ from fedkd.clients.base import Client
 from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.lesson import of_task, task_batches
-from fedkd.clients.local_loss import LocalLoss
+from fedkd.clients.local_loss import LastGuidance, LocalLoss, Rehearsed
 from fedkd.clients.memory import checked_models
-from fedkd.clients.rehearsal import LastGuidance, Rehearsed
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.fidelity import divergence

@@ -14,7 +14,9 @@ from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner
+from fedkd.continual.mixins import TaskInference
 from fedkd.continual.task_model import TaskModel
+from fedkd.continual.traits import needs_boundaries
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
 from fedkd.training.job import TrainJob
@@ -107,7 +109,7 @@ def test_online_exemplars_may_be_trained_on_again(online_client):
     job = client.train(4).send(None)
     of_task = job.arrays[2].tolist()
     learning = client.stream.learning
-    assert of_task.count(0) == len(learning.learner.rehearsed(learning.context).labels) > 0
+    assert of_task.count(0) == len(learning.learner.batch(learning.context).replayed.labels) > 0
     assert abs(3 * of_task.count(1) - len(client.data.train_y)) < 3
 
 
@@ -125,7 +127,7 @@ def test_boundaries_can_be_withheld_from_who_needs_none(learner, joint_client):
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3, "boundaries": False}
     table = learner | {"head": "class", "tasks": tasks}
     client = joint_client(continual=table, fusion={"strategy": "local"})
-    assert not client.stream.learning.learner.needs_boundaries
+    assert not needs_boundaries(client.stream.learning.learner)
 
 
 def test_a_strategy_that_asks_for_masks_has_to_say_so(joint_client):
@@ -144,7 +146,7 @@ class Closing(Learner):
 
     name: ClassVar[str] = "closing"
 
-    def answers(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
+    def predict(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         outputs = model.outputs(x)
         closed = torch.ones(outputs.shape[1], dtype=torch.bool)
         closed[model.units] = False
@@ -152,13 +154,13 @@ class Closing(Learner):
 
 
 @dataclass(frozen=True)
-class Inferring(Closing):
+class Inferring(TaskInference, Closing):
     """Answer without the task by an inference of its own: always the first class."""
 
     name: ClassVar[str] = "inferring"
 
-    def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
-        return -torch.arange(9.0).expand(len(x), -1)
+    def predict_without_task(self, context, model, x):
+        return -torch.arange(9.0).expand(len(x), -1), None
 
 
 @pytest.mark.parametrize("learner", [Closing(), Inferring()], ids=lambda learner: learner.name)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedkd.continual.lessons import Lessons
+from fedkd.continual.lessons import TaskHistory
 from fedkd.continual.matrix import accuracy_matrix, learning_curve
 from fedkd.continual.metrics import learning_area
 from fedkd.tracking.recorder import Recorder, read_metrics
@@ -38,7 +38,7 @@ OTHERS = [
     row(2, 0, 0.04, metric="accuracy_class_incremental"),
     row(2, None, 0.05),
 ]
-LESSONS = Lessons(tasks=(0, 1, 2), firsts=(1, 3, 5), ends=(2, 4, 6))
+LESSONS = TaskHistory(tasks=(0, 1, 2), firsts=(1, 3, 5), ends=(2, 4, 6))
 PLACE = {"metric": METRIC, "split": "global", "client": 4}
 
 
@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_nan():
 
 
 def test_rounds_after_the_stream_are_not_read():
-    R, _ = accuracy_matrix([row(1, 0, 0.9), row(2, 0, 0.1)], Lessons((0,), (1,), (1,)), **PLACE)
+    R, _ = accuracy_matrix([row(1, 0, 0.9), row(2, 0, 0.1)], TaskHistory((0,), (1,), (1,)), **PLACE)
     np.testing.assert_array_equal(R, [[0.9]])
 
 
@@ -91,7 +91,7 @@ def test_curve_runs_from_before_a_task_to_its_last_round(task, expected):
 
 def test_curve_of_a_run_evaluated_every_second_round():
     rows = [row(0, 0, 0.0), row(2, 0, 0.5), row(4, 0, 1.0)]
-    curve = learning_curve(rows, Lessons((0,), (1,), (4,)), **PLACE, place=0)
+    curve = learning_curve(rows, TaskHistory((0,), (1,), (4,)), **PLACE, place=0)
     np.testing.assert_array_equal(curve, [0.0, NAN, 0.5, NAN, 1.0])
     assert np.isnan(learning_area(curve))
     assert learning_area(curve[::2]) == 0.5
@@ -120,17 +120,17 @@ def test_value_recorded_twice_is_refused():
 
 def test_a_matrix_is_in_the_order_in_which_a_client_learns():
     # Task 2 in rounds 2–4, task 0 in 5–6; task 1 is none of this client's.
-    lessons = Lessons.of([(2, 2, 4), (0, 5, 6)])
-    R, b = accuracy_matrix(ROWS, lessons, **PLACE)
+    history = TaskHistory.of([(2, 2, 4), (0, 5, 6)])
+    R, b = accuracy_matrix(ROWS, history, **PLACE)
     np.testing.assert_array_equal(R, [[0.32, 0.80], [0.60, 0.75]])
     np.testing.assert_array_equal(b, [0.12, 0.10])
-    curve = learning_curve(ROWS, lessons, **PLACE, place=0)
+    curve = learning_curve(ROWS, history, **PLACE, place=0)
     np.testing.assert_array_equal(curve, [NAN, 0.22, NAN, 0.32])
-    assert lessons.place(2) == 0 and lessons.place(1) == -1
+    assert history.place(2) == 0 and history.place(1) == -1
 
 
 def test_a_task_that_comes_back_has_been_learned_once_and_the_last_row_is_that_of_the_end():
-    assert Lessons.of([(1, 1, 2), (0, 3, 4), (1, 5, 5), (0, 6, 9)]) == Lessons((1, 0), (1, 3), (2, 9))
+    assert TaskHistory.of([(1, 1, 2), (0, 3, 4), (1, 5, 5), (0, 6, 9)]) == TaskHistory((1, 0), (1, 3), (2, 9))
 
 
 def test_a_task_that_a_client_does_not_have_is_refused():

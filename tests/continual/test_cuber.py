@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, learn, small_stream, small_units, start, train
 from torch.func import functional_call
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.cuber import CUBER
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import (
@@ -21,7 +22,6 @@ from fedkd.continual.layer_memory import (
     SCRATCH,
     LayerMemory,
 )
-from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
 from fedkd.continual.trgp import TRGP
 from fedkd.errors import UserError

@@ -11,10 +11,9 @@ from small_learning import fit_task, guide, learn, small_stream, small_units, st
 from torch import nn
 
 from fedkd.continual import reservoir
-from fedkd.continual.der import DER
-from fedkd.continual.derpp import DERpp
+from fedkd.continual.baselines import Naive
+from fedkd.continual.der import DER, DERpp
 from fedkd.continual.learner import Step
-from fedkd.continual.naive import Naive
 from fedkd.continual.reservoir import Kept
 from fedkd.models.mlp import mlp
 from fedkd.randomness import seeded_torch
@@ -47,7 +46,7 @@ def test_every_offer_is_as_likely_to_be_kept_whatever_the_batches():
         learning.enter(0)
         for first in range(0, offered, 7):
             reservoir.offer(learning.context, numbered(first, 7), size)
-        kept = learning.context.memory[reservoir.LABELS]
+        kept = learning.context.memory["reservoir/labels"]
         assert len(kept) == size == len(kept.unique())
         counts[kept.numpy()] += 1
     share = size / offered
@@ -72,7 +71,8 @@ def test_what_is_kept_belongs_together():
     learning.enter(0)
     for first in range(0, 64, 8):
         reservoir.offer(learning.context, numbered(first, 8), 12)
-    kept = [learning.context.memory[name] for name in reservoir.PARTS]
+    state = reservoir.ReservoirState(learning.context).reservoir
+    kept = [state[name] for name in reservoir.Kept._fields]
     for values in kept:
         assert torch.equal(values if values.dim() == 1 else values[:, 3].long(), kept[1])
 
@@ -87,8 +87,8 @@ def test_logits_are_those_before_the_step_and_of_every_output():
     learning.context.outputs = 6
     fit_task(learning, stream, 0, epochs=1)
     memory = learning.context.memory
-    torch.testing.assert_close(memory[reservoir.OUTPUTS], before(memory[reservoir.SAMPLES]).detach())
-    assert memory[reservoir.OUTPUTS].shape == (8, 6) and not torch.equal(weights(net), weights(before))
+    torch.testing.assert_close(memory["reservoir/outputs"], before(memory["reservoir/samples"]).detach())
+    assert memory["reservoir/outputs"].shape == (8, 6) and not torch.equal(weights(net), weights(before))
 
 
 @pytest.mark.parametrize("learner", [DER(alpha=0.3), DERpp(alpha=0.3, beta=0.7)], ids=["der", "der++"])
@@ -101,7 +101,7 @@ def test_loss_by_hand(learner):
     context, model = learning.context, learning.model()
     state = learning.state()
     value = learner.penalty(context, Step(x, model, model(x).sum(), y, torch.full((4,), 1))).item()
-    assert context.memory[reservoir.TASKS].tolist() == [0] * 24 + [1] * 4  # two epochs of 12, and these
+    assert context.memory["reservoir/tasks"].tolist() == [0] * 24 + [1] * 4  # two epochs of 12, and these
 
     learning.restore(state)
     W, b = (p.detach().numpy().astype(np.float64) for p in (net.weight, net.bias))
@@ -145,7 +145,9 @@ def test_guidance_meets_the_memory_and_leaves_nothing_in_it():
     learning.enter(1)
     free = start(Naive(), copy.deepcopy(learning.context.network), stream)
     free.enter(1)
-    samples, outputs = (learning.context.memory[n].clone() for n in (reservoir.SAMPLES, reservoir.OUTPUTS))
+    samples, outputs = (
+        learning.context.memory[n].clone() for n in ("reservoir/samples", "reservoir/outputs")
+    )
     x = torch.randn(16, 6, generator=torch.Generator().manual_seed(8))
 
     def astray(learning):
@@ -163,7 +165,7 @@ def test_guidance_meets_the_memory_and_leaves_nothing_in_it():
             return float((learning.context.network(samples) - outputs).square().mean())
 
     assert astray(learning) < 0.8 * astray(free)
-    assert torch.equal(learning.context.memory[reservoir.SAMPLES], samples)
+    assert torch.equal(learning.context.memory["reservoir/samples"], samples)
 
 
 def test_old_answers_are_not_lost_to_contrary_ones():

@@ -40,7 +40,7 @@ def begun(learner, told=()):
     """Return a learner within its first task, with parts that others lend."""
     learning = start(learner, network(), STREAM)
     for part in told:
-        learning.hear(part)
+        learning.import_state(part)
     fit_task(learning, STREAM, 0, epochs=1, optimizer=ADAM, task_epochs=2)
     return learning
 
@@ -66,7 +66,7 @@ def test_effective_weights_are_base_under_masks_own_part_and_attended_parts_of_o
     memory = learning.context.memory
     assert memory["lenders"].tolist() == [[1, 2], [3, 0]]
     assert all(memory[f"attention/{name}"].detach().abs().min() > 0 for name in LAYERS), "it learns from 0"
-    effective = learning.learner.effective(learning.context, 0)
+    effective = learning.learner.task_parameters(learning.context, 0)
     for name, expected in by_hand(learning, 0, [one, two]).items():
         assert_allclose(effective[name].detach().numpy(), expected, rtol=0, atol=1e-6)
     # Outputs of the task are its own rows of the head, which the network itself does not learn.
@@ -103,9 +103,9 @@ def test_a_task_begins_at_its_share_of_the_base_which_decays_in_the_first_task()
     learner = FedWeIT(sparsity=0.0, decay=0.1)
     learning = start(learner, network(), STREAM)
     learning.enter(0)
-    unmet = learner.effective(learning.context, 0)
+    unmet = learner.task_parameters(learning.context, 0)
     learner.begin_phase(learning.context)
-    effective, squares = learner.effective(learning.context, 0), 0.0
+    effective, squares = learner.task_parameters(learning.context, 0), 0.0
     for name in LAYERS:
         base = network().get_parameter(name).detach()
         assert_allclose(effective[name].detach(), base * (0.5 + 1 / 3), rtol=1e-6)
@@ -152,9 +152,9 @@ def test_without_a_part_and_without_lenders_it_is_the_base_under_its_mask():
         context.memory[f"part/0/{name}"].data.zero_()
         gate = torch.sigmoid(context.memory[f"mask/0/{name}"])
         base = context.network.get_parameter(name)
-        assert torch.equal(learning.learner.effective(context, 0)[name], base * gate[:, None])
+        assert torch.equal(learning.learner.task_parameters(context, 0)[name], base * gate[:, None])
         # A task that has not been met, too, under the mask that it will begin with.
-        assert torch.equal(learning.learner.effective(context, 1)[name], base * 0.25)
+        assert torch.equal(learning.learner.task_parameters(context, 1)[name], base * 0.25)
 
 
 def test_no_attention_is_no_transfer():
@@ -174,7 +174,7 @@ def test_what_was_borrowed_stays_with_a_task_when_it_ends_and_lenders_have_gone_
     learning = begun(FedWeIT(threshold=0.0), [lent(1, 0, 1)[0]])
     x = STREAM[0][0]
     before = learning.model(0)(x)
-    learning.hear(lent(1, 1, 2)[0])
+    learning.import_state(lent(1, 1, 2)[0])
     learning.end()
     assert [name for name in learning.context.memory if name.startswith("known/")] == [
         f"known/1/1/{what}" for what in ("values", "bits", "stamp")
@@ -193,7 +193,7 @@ def test_who_lends_to_a_task_is_settled_when_it_begins(borrow, lenders):
     told = [lent(1, 1, 1)[0] | lent(4, 2, 1)[0], lent(1, 0, 2)[0]]
     learning = begun(FedWeIT(borrow=borrow), told)
     assert learning.context.memory["lenders"].tolist() == lenders
-    learning.hear(lent(4, 1, 3)[0])
+    learning.import_state(lent(4, 1, 3)[0])
     fit_task(learning, STREAM, 0, first=1, epochs=1, optimizer=ADAM)
     assert learning.context.memory["lenders"].tolist() == lenders
 
@@ -206,7 +206,7 @@ def test_small_weights_of_parts_are_zero_when_a_task_has_ended():
     assert parts[parts != 0].abs().min() > 0.01 and 0.1 < (parts != 0).double().mean() < 0.9
     share = torch.cat([learning.context.memory[f"part/2/{name}"].flatten() for name in LAYERS]) != 0
     assert learning.learner.report(learning.context)["part_density"] == pytest.approx(share.double().mean())
-    told = learning.tell([0, 2])
+    told = learning.export_state([0, 2])
     assert told.keys() == {
         *(f"mask/{name}" for name in LAYERS),
         *(f"part/{t}/{name}" for t in (0, 2) for name in LAYERS),

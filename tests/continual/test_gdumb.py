@@ -8,8 +8,7 @@ import pytest
 import torch
 from small_learning import fit_task, small_stream, start
 
-from fedkd.continual import episodes
-from fedkd.continual.cumulative import Cumulative
+from fedkd.continual.baselines import Cumulative
 from fedkd.continual.gdumb import GDumb, greedily_balanced, pasted, restarted
 from fedkd.continual.learner import Step
 from fedkd.errors import UserError
@@ -58,8 +57,8 @@ def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alon
     for task in range(3):
         learning.enter(task)
         assert all(torch.equal(p, q) for p, q in zip(net.parameters(), initial, strict=True))
-        assert list(learning.learner.training_tasks(learning.context)) == []
-        found = learning.learner.rehearsed(learning.context)
+        assert list(learning.learner.batch(learning.context).tasks) == []
+        found = learning.learner.batch(learning.context).replayed
         pairs = Counter(zip(found.tasks.tolist(), found.labels.tolist(), strict=True))
         assert len(found.labels) == 10 and len(pairs) == 2 * (task + 1)
         assert max(pairs.values()) - min(pairs.values()) <= 1
@@ -68,7 +67,7 @@ def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alon
             assert stream[of_task][1][at] == label
         fit_task(learning, stream, task)
         learning.end()
-    assert learning.context.memory[episodes.SAMPLES].shape == (10, 6)
+    assert learning.context.memory["episodes/samples"].shape == (10, 6)
 
 
 def test_cumulative_goes_on_where_it_is():
@@ -79,7 +78,7 @@ def test_cumulative_goes_on_where_it_is():
     before = [p.detach().clone() for p in net.parameters()]
     learning.enter(1)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
-    assert tuple(learning.learner.training_tasks(learning.context)) == (0, 1)
+    assert tuple(learning.learner.batch(learning.context).tasks) == (0, 1)
     assert learning.context.stored_bytes() == 0
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS
-from fedkd.continual.naive import Naive
+from fedkd.continual.learner import LearnerTraits
 from fedkd.continual.registry import make_learner
 from fedkd.errors import UserError
 from fedkd.models.mlp import mlp
@@ -132,7 +133,7 @@ def test_without_projected_changes_weight_decay_forgets():
     """The promise above is not kept for nothing."""
 
     class Unconfined(GPM):
-        confines = False
+        traits = LearnerTraits(task_statistics=True)
 
     stream = flat_stream(2)
     net = network()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, guide, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.hat import HAT, TAUGHT, USED
+from fedkd.continual.hat import HAT, GateState
 from fedkd.continual.learner import Step
 from fedkd.errors import UserError
 from fedkd.models.cnn import cnn
@@ -101,10 +101,10 @@ def test_gradients_by_hand():
     g = torch.Generator().manual_seed(3)
     gradients = {name: torch.randn(t.shape, generator=g) for name, t in learner.trainable(context).items()}
     context.position = 0.25
-    found = learner.filter(context, {name: values.clone() for name, values in gradients.items()})
+    found = learner.project(context, {name: values.clone() for name, values in gradients.items()})
 
     a, b = (1 / (1 + np.exp(-5.0 * e.detach().numpy())) for e in embeddings(learning, 0).values())
-    np.testing.assert_allclose(context.memory[USED + "body.1"], a, rtol=1e-5)
+    np.testing.assert_allclose(GateState(context).used["body.1"], a, rtol=1e-5)
     head = np.array([1.0, 1.0, 0.0, 0.0])  # the units of task 0
     factors = {
         "body.1.weight": 1 - np.minimum(a[:, None], np.ones((1, 6))),
@@ -121,7 +121,9 @@ def test_gradients_by_hand():
     assert factors.keys() == found.keys()
     for name, factor in factors.items():
         np.testing.assert_allclose(found[name], factor * gradients[name].numpy(), rtol=1e-4, atol=1e-6)
-    assert learner.confine(context, dict(gradients)).keys() == {n for n in gradients if "embed" not in n}
+    assert learner.project_update(context, dict(gradients)).keys() == {
+        n for n in gradients if "embed" not in n
+    }
 
 
 def test_penalty_by_hand():
@@ -140,7 +142,7 @@ def test_penalty_by_hand():
     )
     assert value.item() == pytest.approx(0.3 * (new * (1 - old)).sum() / (1 - old).sum(), rel=1e-5)
     learning.context.memory.update(
-        {name: torch.ones_like(v) for name, v in learning.context.memory.items() if USED in name}
+        {name: torch.ones_like(v) for name, v in learning.context.memory.items() if name.startswith("used/")}
     )
     full = learning.learner.penalty(learning.context, Step(x, model, model(x).sum()))
     assert full.item() == 0.0, "nothing is left to be saved"
@@ -206,7 +208,7 @@ def test_what_is_reported():
     learning = start(HAT(), network(), stream)
     learning.enter(0)
     learning.end()
-    assert learning.learner.report(learning.context) == {} and TAUGHT not in learning.context.memory
+    assert learning.learner.report(learning.context) == {} and GateState(learning.context).taught is None
     fit_task(learning, stream, 1)
     decide(learning, 1)
     learning.end()

@@ -10,7 +10,6 @@ import torch
 from small_learning import fit_task, guide, small_stream, start, train
 from torch import nn
 
-from fedkd.continual import episodes
 from fedkd.continual.icarl import FARTHER, ICaRL, herding
 from fedkd.continual.learner import Step
 from fedkd.errors import UserError
@@ -37,12 +36,12 @@ def learn_task(learning, data, task, *, epochs=2):
     learning.enter(task)
     learner, context = learning.learner, learning.context
     own = (*data[task], torch.full((len(data[task][1]),), task))
-    held = learner.rehearsed(context)
+    held = learner.batch(context).replayed
     arrays = own if held is None else tuple(map(torch.cat, zip(own, held, strict=True)))
     train(
         learning,
         arrays,
-        lambda model, x, y, t: learner.criterion(context, model.outputs(x), y, t),
+        lambda model, x, y, t: learner.loss(context, model.outputs(x), y, t),
         optimizer=SGD,
         epochs=range(epochs),
         task_epochs=epochs,
@@ -83,11 +82,11 @@ def test_classes_keep_the_first_of_their_exemplars():
     learning.end()
     memory = learning.context.memory
     for label, best in enumerate(expected):
-        assert torch.equal(memory[episodes.SAMPLES][memory[episodes.LABELS] == label], best)
+        assert torch.equal(memory["episodes/samples"][memory["episodes/labels"] == label], best)
     for task in (1, 2):
         fit_task(learning, data, task)
         learning.end()
-    held = [memory[name] for name in episodes.PARTS]
+    held = [memory[name] for name in ("episodes/samples", "episodes/labels", "episodes/tasks")]
     for label, best in enumerate(expected):
         assert torch.equal(held[0][(held[2] == 0) & (held[1] == label)], best[:2])
     assert len(held[1]) == 12
@@ -109,10 +108,10 @@ def test_loss_by_hand(apart, temperature):
         for p in net.parameters():
             p += 0.1
     learner, context, model = learning.learner, learning.context, learning.model()
-    held = learner.rehearsed(context)
+    held = learner.batch(context).replayed
     x, y = torch.cat([data[1][0][:5], held.samples]), torch.cat([data[1][1][:5], held.labels])
     tasks = torch.tensor([1] * 5 + [0] * 8)
-    loss = learner.criterion(context, model.outputs(x), y, tasks)
+    loss = learner.loss(context, model.outputs(x), y, tasks)
     loss = loss + learner.penalty(context, Step(x, model, loss, y, tasks))
 
     with torch.no_grad():
@@ -131,7 +130,7 @@ def test_first_task_is_told_apart_by_its_labels_alone():
     learning.enter(0)
     model, x = learning.model(), data[0][0]
     assert learning.learner.penalty(learning.context, Step(x, model, model(x).sum())) is None
-    assert learning.learner.rehearsed(learning.context) is None
+    assert learning.learner.batch(learning.context).replayed is None
 
 
 # The answer -----------------------------------------------------------------------------------------------
@@ -155,8 +154,8 @@ def test_answer_is_the_nearest_mean_of_the_network_as_it_is_now(apart):
     )
     x = torch.cat([data[0][0][:6], data[1][0][:6]])
     net.eval()
-    found = learning.learner.answers(learning.context, learning.model(), x).numpy()
-    held = learning.learner.rehearsed(learning.context)
+    found = learning.learner.predict(learning.context, learning.model(), x).numpy()
+    held = learning.learner.batch(learning.context).replayed
     phi = directions(net, x)
     for unit in range(4):
         task, label = divmod(unit, 2)
@@ -167,21 +166,21 @@ def test_answer_is_the_nearest_mean_of_the_network_as_it_is_now(apart):
     assert (found[:, 4:] == -FARTHER).all()
     # A second batch does not make the means anew, and a model of changed weights does.
     model = learning.model()
-    first = learning.learner.answers(learning.context, model, x)
-    assert torch.equal(learning.learner.answers(learning.context, model, x.clone()), first)
+    first = learning.learner.predict(learning.context, model, x)
+    assert torch.equal(learning.learner.predict(learning.context, model, x.clone()), first)
 
 
 def test_own_samples_stand_in_until_the_task_ends():
     data, net = stream(samples=30), network()
     learning = start(ICaRL(memory_size=8), net, data)
     assert torch.equal(
-        learning.learner.answers(learning.context, learning.model(0), data[0][0]), net(data[0][0])
+        learning.learner.predict(learning.context, learning.model(0), data[0][0]), net(data[0][0])
     )
     fit_task(learning, data, 0, epochs=8)
     x, y = data[0]
 
     def right():
-        answers = learning.learner.answers(learning.context, learning.model(), x)
+        answers = learning.learner.predict(learning.context, learning.model(), x)
         assert (answers[:, 2:] == -FARTHER).all()
         return float((answers[:, :2].argmax(1) == y).double().mean())
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from small_learning import small_stream, start
 from torch import nn
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.fisher import fisher_diagonal
 from fedkd.continual.importance import some_samples, summed_gradients
-from fedkd.continual.naive import Naive
 from fedkd.models.cnn import cnn
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -14,11 +16,13 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start, train
 from torch import nn
 
-from fedkd.continual.learner import Learner
-from fedkd.continual.naive import Naive
+from fedkd.continual.baselines import Naive
+from fedkd.continual.learner import Batch, Learner, LearnerTraits
+from fedkd.continual.mixins import Phases, TaskParameters
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
 from fedkd.continual.rules import LearnerRules
 from fedkd.continual.task_model import TaskModel
+from fedkd.errors import UserError
 from fedkd.models.cnn import cnn
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
@@ -45,6 +49,31 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_base_of_learners_has_few_public_names():
+    public = [name for name in dir(Learner) if not name.startswith("_")]
+    assert len(public) <= 20, public
+
+
+@pytest.mark.parametrize(
+    ("definition", "successor"),
+    [
+        ("def filter(self, context, gradients): ...", "`filter`, which is now `project`"),
+        ("def rehearsed(self, context): ...", "`rehearsed`, which is now `batch`"),
+        ("isolates = True", "`isolates`, which is now `isolates` of `traits`"),
+        ("steps_only_read = True", "`steps_only_read`, which is now `recordable`"),
+        ("def begin_phase(self, context): ...", "`begin_phase`, which is now a hook of the mixin `Phases`"),
+    ],
+)
+def test_a_hook_of_an_earlier_release_is_an_error_that_names_its_successor(definition, successor, tmp_path):
+    (tmp_path / "earlier.py").write_text(
+        "from dataclasses import dataclass\nfrom fedkd.continual.learner import Learner\n"
+        f"@dataclass(frozen=True)\nclass Mine(Learner):\n    name = 'mine'\n    {definition}\n"
+    )
+    with pytest.raises(UserError, match=re.escape(f"'earlier:Mine' defines {successor}")):
+        make_learner("earlier:Mine", {}, [tmp_path])
+    sys.modules.pop("earlier", None)
 
 
 # Every learner ------------------------------------------------------------------------------------------
@@ -142,11 +171,11 @@ def test_references_begin_anew(name, trained_on):
     assert not equal(weights(learning.context.network), untrained)
     learning.enter(1)
     assert equal(weights(learning.context.network), untrained)
-    assert tuple(learning.learner.training_tasks(learning.context)) == trained_on
+    assert tuple(learning.learner.batch(learning.context).tasks) == trained_on
 
 
 @dataclass(frozen=True)
-class Diary(Learner):
+class Diary(Phases, Learner):
     """Writes down when it is called."""
 
     name: ClassVar[str] = "diary"
@@ -218,8 +247,8 @@ class Watch(Learner):
 class WatchAll(Watch):
     """The same of a learner that trains on samples of several tasks."""
 
-    def training_tasks(self, context):
-        return (0, context.task)
+    def batch(self, context):
+        return Batch((0, context.task))
 
 
 def test_a_step_is_told_how_far_its_epoch_is_and_whose_samples_it_has():
@@ -256,9 +285,9 @@ class FirstInputOnly(Learner):
     """Changes only the weights of the first input, and leaves everything else where it is."""
 
     name: ClassVar[str] = "first-input-only"
-    confines: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(projects_updates=True)
 
-    def filter(self, context, gradients):
+    def project(self, context, gradients):
         kept = torch.zeros(6)
         kept[0] = 1.0
         return {name: g * kept if name == "body.1.weight" else 0 * g for name, g in gradients.items()}
@@ -287,12 +316,12 @@ def test_what_is_filtered_out_does_not_move_whatever_the_optimiser(optimizer):
 
 
 @dataclass(frozen=True)
-class Doubled(Learner):
+class Doubled(TaskParameters, Learner):
     """Sees every weight doubled, and pulls it to zero."""
 
     name: ClassVar[str] = "doubled"
 
-    def effective(self, context, task):
+    def task_parameters(self, context, task):
         return {name: 2.0 * p for name, p in context.network.named_parameters()}
 
     def penalty(self, context, step):
@@ -376,7 +405,7 @@ def test_a_kept_optimiser_goes_on_in_the_next_round(name):
 @dataclass(frozen=True)
 class ApartStatistics(Learner):
     name: ClassVar[str] = "apart"
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(task_statistics=True)
 
 
 def test_every_task_keeps_its_own_statistics():
@@ -405,7 +434,7 @@ class Rebuilt(Learner):
 
     name: ClassVar[str] = "rebuilt"
 
-    def filter(self, context, gradients):
+    def project(self, context, gradients):
         return {name: gradient.contiguous().clone() for name, gradient in gradients.items()}
 
 
@@ -460,7 +489,7 @@ def test_what_is_trained_is_in_the_order_of_names():
     """An optimiser's state goes by that order, and memory that comes out of a checkpoint has none."""
 
     class Unordered(SimpleNamespace):
-        confines = False
+        traits = LearnerTraits()
 
         def trainable(self, context):
             return {name: torch.zeros(int(name)) for name in ("10", "2", "1")}

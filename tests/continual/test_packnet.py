@@ -6,7 +6,7 @@ import torch
 from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.packnet import OWNERS, RETRAIN, TRAIN, PackNet
+from fedkd.continual.packnet import RETRAIN, TRAIN, PackNet, PackState
 from fedkd.continual.registry import make_learner
 from fedkd.errors import UserError
 from fedkd.models.cnn import cnn
@@ -31,8 +31,7 @@ def network(outputs, width=12):
 
 
 def owners(learning):
-    memory = learning.context.memory
-    return {name.removeprefix(OWNERS): memory[name] for name in memory if name.startswith(OWNERS)}
+    return PackState(learning.context).owners.part()
 
 
 def owned(learning, name):
@@ -225,7 +224,7 @@ def test_ten_tasks_are_learned_and_none_forgotten():
 def test_effective_weights_are_those_of_owners_so_far():
     stream = small_stream(3)
     learning = learn(PackNet(), network(6), stream)
-    effective = learning.learner.effective(learning.context, 1)
+    effective = learning.learner.task_parameters(learning.context, 1)
     weight = learning.context.network.body[1].weight.detach().numpy()
     owner = owners(learning)["body.1.weight"].numpy()
     np.testing.assert_array_equal(

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from small_learning import fit_task, guide, learn, small_stream, small_units, start
 
-from fedkd.continual.ewc import EWC
+from fedkd.continual.baselines import Naive
+from fedkd.continual.ewc import EWC, OnlineEWC
 from fedkd.continual.learner import Step
 from fedkd.continual.lwf import LwF
 from fedkd.continual.mas import MAS
-from fedkd.continual.naive import Naive
-from fedkd.continual.online_ewc import OnlineEWC
 from fedkd.continual.si import SI
 from fedkd.errors import TrainingDiverged
 from fedkd.models.mlp import mlp

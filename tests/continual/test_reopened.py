@@ -9,12 +9,12 @@ from small_learning import SGD, learn, small_stream
 
 from fedkd.continual import masks
 from fedkd.continual.cuber import CUBER
-from fedkd.continual.exssnet import ExSSNeT
 from fedkd.continual.layer_memory import LayerMemory
 from fedkd.continual.registry import LEARNERS, load_learner_class
 from fedkd.continual.reopened_subspace import own_directions
-from fedkd.continual.ssnet import SSNeT
+from fedkd.continual.ssnet import ExSSNeT, SSNeT
 from fedkd.continual.supsup import SupSup
+from fedkd.continual.traits import why_closed
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
 from fedkd.training.executor import complete_alone
@@ -163,9 +163,9 @@ def test_who_closes_nothing_learns_by_its_usual_rules(name):
 
 
 def test_who_keeps_old_tasks_closed_says_why():
-    closed = {name: load_learner_class(name)().keeps_closed for name in LEARNERS.builtin}
+    closed = {name: why_closed(load_learner_class(name)()) for name in LEARNERS.builtin}
     opened = {name for name, why in closed.items() if why is None}
     assert opened == {*USUAL, "cuber", "ssnet", "exssnet"}
-    assert "kkt = true" in closed["supsup"] and SupSup(kkt=True).keeps_closed is None
-    assert "unknown" in SupSup(boundaries="unknown").keeps_closed
+    assert "kkt = true" in closed["supsup"] and why_closed(SupSup(kkt=True)) is None
+    assert "unknown" in why_closed(SupSup(boundaries="unknown"))
     assert "old tasks anyway" in closed["joint"] and "fresh network" in closed["single"]

@@ -7,10 +7,10 @@ from small_learning import SGD, fit_task, learn, small_stream, small_units, star
 from torch import nn
 
 from fedkd.continual import episodes
-from fedkd.continual.agem import AGem, project
+from fedkd.continual.agem import AGem, remove_conflict
+from fedkd.continual.baselines import Naive
 from fedkd.continual.er import ExperienceReplay
 from fedkd.continual.learner import Step
-from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
@@ -30,7 +30,7 @@ def weights(module):
 def counts(learning):
     """How many samples are kept of every class of every task met, as (task, label): number."""
     memory = learning.context.memory
-    pairs = list(zip(memory[episodes.TASKS].tolist(), memory[episodes.LABELS].tolist(), strict=True))
+    pairs = list(zip(memory["episodes/tasks"].tolist(), memory["episodes/labels"].tolist(), strict=True))
     return {pair: pairs.count(pair) for pair in sorted(set(pairs))}
 
 
@@ -49,12 +49,12 @@ def test_shares_of_the_memory_shrink_as_tasks_arrive():
     learning.enter(0)
     learning.end()
     assert counts(learning) == {(0, 0): 5, (0, 1): 5}
-    first = learning.context.memory[episodes.SAMPLES].clone()
+    first = learning.context.memory["episodes/samples"].clone()
     learning.enter(1)
     learning.end()
     assert counts(learning) == {(0, 0): 3, (0, 1): 2, (1, 0): 3, (1, 1): 2}
     # What remains of task 0 is the beginning of what there was.
-    torch.testing.assert_close(learning.context.memory[episodes.SAMPLES][:5], first[:5], rtol=0, atol=0)
+    torch.testing.assert_close(learning.context.memory["episodes/samples"][:5], first[:5], rtol=0, atol=0)
     learning.enter(2)
     learning.end()
     # 10 = 4 + 3 + 3, a remainder going to the first task and class.
@@ -64,7 +64,9 @@ def test_shares_of_the_memory_shrink_as_tasks_arrive():
 def test_samples_are_remembered_with_their_own_labels():
     stream = small_stream(2, samples=20)
     learning = learn(ExperienceReplay(memory_size=12), network(), stream, epochs=1)
-    x, y, tasks = (learning.context.memory[n] for n in (episodes.SAMPLES, episodes.LABELS, episodes.TASKS))
+    x, y, tasks = (
+        learning.context.memory[n] for n in ("episodes/samples", "episodes/labels", "episodes/tasks")
+    )
     for sample, label, task in zip(x, y.tolist(), tasks.tolist(), strict=True):
         (at,) = (stream[task][0] == sample).all(1).nonzero()[:, 0].tolist()
         assert stream[task][1][at] == label
@@ -97,7 +99,7 @@ def test_which_samples_are_kept_depends_on_the_seed():
     kept = [
         learn(
             ExperienceReplay(memory_size=6), network(), small_stream(2), epochs=1, seed=seed
-        ).context.memory[episodes.SAMPLES]
+        ).context.memory["episodes/samples"]
         for seed in (1, 1, 2)
     ]
     assert torch.equal(kept[0], kept[1])
@@ -147,7 +149,7 @@ def test_loss_is_the_mix_of_new_and_remembered_samples(mix):
     loss = nn.functional.cross_entropy(model(x), y)
     total = loss + learning.learner.penalty(learning.context, Step(x, model, loss))
 
-    learning.context.memory.pop(episodes.DRAWS)
+    learning.context.memory.pop("episodes/draws")
     old = episodes.draw(learning.context, 6)
     assert set(old.tasks.tolist()) == {0, 1}
     W, b = (p.detach().numpy().astype(np.float64) for p in (net.weight, net.bias))
@@ -217,14 +219,14 @@ def test_projection_of_a_contrary_gradient():
     gradients, reference = vectors(0, -1.0)
     g, r = flat(gradients), flat(reference)
     assert g @ r < 0
-    projected = flat(project(gradients, reference))
+    projected = flat(remove_conflict(gradients, reference))
     np.testing.assert_allclose(projected, g - (g @ r) / (r @ r) * r, rtol=1e-5, atol=1e-6)
     assert abs(projected @ r) < 1e-5 * np.linalg.norm(g) * np.linalg.norm(r)
 
 
 def test_gradient_that_agrees_is_left_alone():
     gradients, reference = vectors(1, 1.0)
-    projected = project(gradients, reference)
+    projected = remove_conflict(gradients, reference)
     assert all(torch.equal(projected[name], g) for name, g in gradients.items())
 
 
@@ -232,17 +234,17 @@ def test_projection_is_of_all_parameters_together():
     # Contrary in one tensor, but not as a whole.
     gradients = {"a": torch.tensor([-1.0]), "b": torch.tensor([2.0])}
     reference = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
-    assert project(gradients, reference)["a"].item() == -1.0
+    assert remove_conflict(gradients, reference)["a"].item() == -1.0
     # As a whole: ⟨g, r⟩ = −2 + 1 = −1, ⟨r, r⟩ = 2, so g + r/2.
     gradients = {"a": torch.tensor([-2.0]), "b": torch.tensor([1.0]), "c": torch.tensor([3.0])}
-    projected = project(gradients, reference)
+    projected = remove_conflict(gradients, reference)
     assert [projected[name].item() for name in "abc"] == [-1.5, 1.5, 3.0]
 
 
 def test_zero_reference_takes_nothing_away():
     gradients = {"a": torch.tensor([-1.0, 2.0])}
-    assert torch.equal(project(gradients, {"a": torch.zeros(2)})["a"], gradients["a"])
-    assert project(gradients, {}) is gradients
+    assert torch.equal(remove_conflict(gradients, {"a": torch.zeros(2)})["a"], gradients["a"])
+    assert remove_conflict(gradients, {}) is gradients
 
 
 def linear_gradient(W, b, x, y):
@@ -315,7 +317,7 @@ def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(
         learning.end()
     fit_task(learning, stream, 2, epochs=1, task_epochs=2)
     state, copied = copy.deepcopy(learning.state()), copy.deepcopy(net)
-    assert int(state["memory/" + episodes.DRAWS][0]) == 3
+    assert int(state["memory/" + "episodes/draws"][0]) == 3
 
     def finish(learning):
         fit_task(learning, stream, 2, first=1, epochs=1)
@@ -329,7 +331,7 @@ def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(
     assert torch.equal(found, expected)
     assert found_memory.keys() == memory.keys()
     assert all(torch.equal(found_memory[name], memory[name]) for name in memory)
-    assert episodes.DRAWS not in memory  # scratch of a task
+    assert "episodes/draws" not in memory  # scratch of a task
 
 
 @pytest.mark.parametrize("name", ["er", "agem"])
@@ -337,5 +339,5 @@ def test_they_are_built_from_their_defaults_and_survive_a_task_without_samples(n
     stream = small_stream(3)
     stream[1] = (stream[1][0][:0], stream[1][1][:0])
     learning = learn(make_learner(name, {}), network(), stream)
-    assert set(learning.context.memory[episodes.TASKS].tolist()) == {0, 2}
+    assert set(learning.context.memory["episodes/tasks"].tolist()) == {0, 2}
     assert bool(weights(learning.context.network).isfinite().all())

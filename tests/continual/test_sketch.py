@@ -7,7 +7,7 @@ import torch
 from small_learning import small_stream, start
 from torch import nn
 
-from fedkd.continual.naive import Naive
+from fedkd.continual.baselines import Naive
 from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import layer_inputs
 from fedkd.models.mlp import mlp

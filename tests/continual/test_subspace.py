@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small_learning import small_stream, start
 from torch import nn
 
-from fedkd.continual.naive import Naive
+from fedkd.continual.baselines import Naive
 from fedkd.continual.subspace import (
     check_layers,
     draw,

@@ -9,11 +9,10 @@ from small_learning import fit_task, guide, learn, small_stream, small_units, st
 from torch import nn
 
 from fedkd.continual import masks
-from fedkd.continual.exssnet import ExSSNeT
 from fedkd.continual.learner import Step
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
-from fedkd.continual.ssnet import SSNeT
+from fedkd.continual.ssnet import ExSSNeT, SSNeT
 from fedkd.continual.supsup import SupSup
 from fedkd.errors import UserError
 from fedkd.models.cnn import cnn
@@ -85,7 +84,7 @@ def test_the_first_of_many_tasks_stays_as_it_was(name, rule, tasks):
         first = predict_logits(learning.model(0), x) if first is None else first
     assert torch.equal(predict_logits(learning.model(0), x), first)
     assert len(learner.slots(learning.context)) == tasks
-    outputs = learner.outputs(learning.context, learning.model(), x)
+    outputs = learner.predict_without_task(learning.context, learning.model(), x)[0]
     assert outputs.shape == (4, 2) and outputs.isfinite().all()
 
 
@@ -167,7 +166,7 @@ def test_tasks_of_different_sizes_and_empty_ones(name):
 def test_a_single_task(name):
     stream = small_stream(1)
     learning = learn(make_learner(name, {}), small_mlp(2), stream)
-    outputs = learning.learner.outputs(learning.context, learning.model(0), stream[0][0])
+    outputs = learning.learner.predict_without_task(learning.context, learning.model(0), stream[0][0])[0]
     assert torch.equal(outputs, predict_logits(learning.model(0), stream[0][0]))
 
 

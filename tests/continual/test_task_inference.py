@@ -204,7 +204,7 @@ def test_the_task_is_found(objective):
             for task, (x, _) in enumerate(stream)
         ]
         assert torch.stack(right).mean() > 0.8
-        outputs = finder.outputs(learning.context, learning.model(), stream[0][0])
+        outputs = finder.predict_without_task(learning.context, learning.model(), stream[0][0])[0]
         assert outputs.shape == (60, 2)
 
 
@@ -214,7 +214,7 @@ def test_outputs_are_those_of_the_inferred_task():
     learning = learn(learner, network_of("batch", 6), stream, optimizer=ADAM)
     x = torch.cat([x for x, _ in stream])
     modes = [module.training for module in learning.context.network.modules()]
-    outputs = learner.outputs(learning.context, learning.model(), x)
+    outputs = learner.predict_without_task(learning.context, learning.model(), x)[0]
     assert modes == [module.training for module in learning.context.network.modules()]
     learning.context.network.eval()
     inferred = learner.infer(learning.context, [0, 1, 2], x)
@@ -236,8 +236,7 @@ def test_the_tasks_are_those_of_the_inferred_mask():
     x = torch.cat([x for x, _ in stream])
     learning.context.network.eval()
     inferred = learner.infer(learning.context, [0, 2], x)  # a position among the masks there are
-    outputs, tasks = learner.outputs_and_tasks(learning.context, learning.model(), x)
-    assert torch.equal(outputs, learner.outputs(learning.context, learning.model(), x))
+    _, tasks = learner.predict_without_task(learning.context, learning.model(), x)
     assert torch.equal(tasks.int().argmax(dim=1), 2 * inferred) and torch.equal(
         tasks.sum(dim=1), torch.ones(len(x))
     )
@@ -249,7 +248,9 @@ def test_tasks_that_share_a_mask_are_inferred_together():
     learner, learning = unknown([first, second, first], epochs=8)
     slots = learning.context.memory["slots"].tolist()
     assert slots[0] == slots[2] != slots[1]
-    _, tasks = learner.outputs_and_tasks(learning.context, learning.model(), torch.cat([first[0], second[0]]))
+    _, tasks = learner.predict_without_task(
+        learning.context, learning.model(), torch.cat([first[0], second[0]])
+    )
     assert torch.equal(tasks[:, 0], tasks[:, 2]) and not (tasks[:, 0] & tasks[:, 1]).any()
     assert tasks[:200, 0].float().mean() > 0.8 and tasks[200:, 1].float().mean() > 0.8
 
@@ -258,10 +259,8 @@ def test_a_learner_that_infers_nothing_says_so():
     stream = small_stream(2)
     learner = make_learner("packnet", {})
     learning = learn(learner, mlp((6,), 4, hidden=(16,)), stream, optimizer=ADAM)
-    outputs, tasks = learner.outputs_and_tasks(learning.context, learning.model(), stream[0][0])
-    assert tasks is None and torch.equal(
-        outputs, learner.outputs(learning.context, learning.model(), stream[0][0])
-    )
+    outputs, tasks = learning.predict_without_task(learning.model(), stream[0][0])
+    assert tasks is None and torch.equal(outputs, learning.model().outputs(stream[0][0]))
 
 
 def test_tasks_without_training_are_no_candidates():
@@ -271,7 +270,8 @@ def test_tasks_without_training_are_no_candidates():
     x = stream[0][0]
     learning.enter(0)
     model = learning.model()
-    assert torch.equal(learner.outputs(learning.context, model.eval(), x), model.outputs(x))
+    outputs, _ = learner.predict_without_task(learning.context, model.eval(), x)
+    assert torch.equal(outputs, model.outputs(x))
     fit_task(learning, stream, 2)
     assert learner.slots(learning.context) == [2]
 
@@ -298,7 +298,7 @@ def test_new_tasks_open_new_masks_and_old_ones_are_found_again():
     assert learner.report(learning.context)["masks"] == len(learner.slots(learning.context))
     for task, (x, y) in enumerate([first, second]):
         assert (predict_logits(learning.model(task), x).argmax(1) == y).float().mean() > 0.8
-    outputs = learner.outputs(learning.context, learning.model(), first[0])
+    outputs = learner.predict_without_task(learning.context, learning.model(), first[0])[0]
     assert (outputs.argmax(1) == first[1]).float().mean() > 0.8
 
 

@@ -14,6 +14,7 @@ from fedkd.continual.fast_steps import PLAIN as PLAIN_FORM
 from fedkd.continual.fast_steps import step_form
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS, REGIME, SCALE
+from fedkd.continual.mixins import task_parameters_of
 from fedkd.continual.moving import SubspaceCoordinates
 from fedkd.continual.moving_steps import CoordinateSteps
 from fedkd.continual.thin import FactoredWeight, Scaling
@@ -287,15 +288,15 @@ def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
     assert context.memory.keys() == others.memory.keys()
     assert any(name.startswith(SCALE) for name in context.memory) == (learner.name != "gpm")
     for task in range(3):  # directions of either sign are the same
-        theirs = learner.effective(others, task)
-        for name, weight in learner.effective(context, task).items():
+        theirs = task_parameters_of(learner, others, task)
+        for name, weight in task_parameters_of(learner, context, task).items():
             torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-10)
 
 
 def test_a_derived_class_that_overrides_a_step_has_the_plain_form():
     class Mine(GPM):
-        def filter(self, context, gradients):
-            return super().filter(context, gradients)
+        def project(self, context, gradients):
+            return super().project(context, gradients)
 
     class Named(GPM):
         """Overrides nothing that a form computes."""
@@ -446,7 +447,7 @@ def test_the_cache_is_for_the_steps_of_an_epoch_only():
 
         def evaluate(learning=learning):
             assert learning.context.step_cache is None
-            found = learning.learner.effective(learning.context, 1)
+            found = learning.learner.task_parameters(learning.context, 1)
             assert found and not any(isinstance(weight, FactoredWeight) for weight in found.values())
             predict_logits(learning.model(1), stream[1][0])
             learning.context.network.train()

@@ -10,9 +10,9 @@ from small_learning import SGD, fit_task, learn, small_stream, small_units, star
 from torch import nn
 from torch.func import functional_call
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS, COLUMNS, SCALE, LayerMemory
-from fedkd.continual.naive import Naive
 from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
@@ -164,7 +164,7 @@ def test_with_the_identity_the_effective_weight_is_the_weight():
     learning = start(trgp(), net, stream, SHARED[:2])
     fit_task(learning, stream, 0)
     learning.enter(1)
-    found = learning.learner.effective(learning.context, 1)
+    found = learning.learner.task_parameters(learning.context, 1)
     assert found
     for name, weight in found.items():
         assert torch.equal(weight, net.get_parameter(name))
@@ -222,7 +222,7 @@ def test_steps_of_weights_and_scales_are_those_of_the_formulas():
         np.testing.assert_allclose(context.memory[f"{SCALE}2/{name}/{j}"].detach(), scale, atol=2e-5)
         assert np.abs(scale - np.eye(len(scale))).max() > 1e-3
     for name, values in effective().items():
-        found = learning.learner.effective(context, 2)
+        found = learning.learner.task_parameters(context, 2)
         np.testing.assert_allclose(found[name].detach(), values, atol=2e-5)
     assert any(np.abs(w[name] - start_w[name]).max() > 1e-3 for name in w)
 
@@ -304,11 +304,14 @@ def test_convolutions_own_heads_and_missed_tasks():
     learning.enter(3)  # 1 has no samples, 2 was missed
     memory = learning.context.memory
     assert not any(name.startswith((f"{SCALE}1/", f"{SCALE}2/", f"{COLUMNS}2/")) for name in memory)
-    assert learning.learner.effective(learning.context, 2) == {}
+    assert learning.learner.task_parameters(learning.context, 2) == {}
     fit_task(learning, stream, 3)
     learning.end()
     assert f"{SCALE}3/body.0/0" in memory and f"{SCALE}3/head/0" not in memory
-    assert learning.learner.effective(learning.context, 3)["body.0.weight"].shape == net.body[0].weight.shape
+    assert (
+        learning.learner.task_parameters(learning.context, 3)["body.0.weight"].shape
+        == net.body[0].weight.shape
+    )
     assert predict_logits(learning.model(0), stream[0][0]).isfinite().all()
 
 
@@ -317,4 +320,4 @@ def test_a_layer_alone_is_a_network():
     net = nn.Linear(12, 2)
     learning = learn(trgp(), net, stream, SHARED[:2])
     assert f"{SCALE}1//0" in learning.context.memory
-    assert learning.learner.effective(learning.context, 1).keys() == {"weight"}
+    assert learning.learner.task_parameters(learning.context, 1).keys() == {"weight"}

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedkd.data.blur import blurred
 from fedkd.data.federated import ClientData
+from fedkd.data.stream import blurred
 
 
 def tasks_of(*sizes):

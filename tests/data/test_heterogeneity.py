@@ -10,7 +10,6 @@ from fedkd.data.heterogeneity import (
     draw_skews,
     replace_labels,
     rotate,
-    scale_channels,
     skew_images,
 )
 from fedkd.errors import UserError
@@ -70,7 +69,7 @@ def test_a_turn_brings_in_black_and_works_before_normalisation(scenario):
 
 def test_channels_have_factors_of_their_own():
     images = random_images(4, 3, 2, 2)
-    scaled = scale_channels(images, (0.5, 1.0, 1.5))
+    scaled = skew_images(images, Skew(colour=(0.5, 1.0, 1.5)))
     assert np.allclose(scaled[:, 0], images[:, 0] / 2) and np.allclose(scaled[:, 2], images[:, 2] * 1.5)
     assert np.array_equal(scaled[:, 1], images[:, 1]) and scaled.dtype == np.float32
 

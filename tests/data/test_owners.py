@@ -11,7 +11,7 @@ import fedkd
 from fedkd.check import check
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import load_federated_data
-from fedkd.data.partition_natural import deal_by_owner
+from fedkd.data.partition import deal_by_owner
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest
 from fedkd.data.stream import load_stream

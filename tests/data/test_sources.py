@@ -19,8 +19,8 @@ from PIL import Image
 from fedkd.data.dataset import Dataset
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest, data_root
-from fedkd.data.sources import cifar10, image_folder
-from fedkd.data.sources.cifar import ArrayUnpickler
+from fedkd.data.sources import image_folder
+from fedkd.data.sources.cifar import CIFAR10, ArrayUnpickler
 from fedkd.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -173,7 +173,7 @@ def cifar10_binary(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     folder.mkdir(parents=True)
     (folder / "batches.meta.txt").write_text("\n".join(f"class{c}" for c in range(10)) + "\n\n")
     parts = []
-    for file in (*cifar10.FORMAT.train_files, cifar10.FORMAT.test_file):
+    for file in (*CIFAR10.train_files, CIFAR10.test_file):
         content, x, y = cifar_records(10, 1, 10)
         (folder / file).write_bytes(content)
         parts.append((x, y))

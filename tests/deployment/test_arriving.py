@@ -18,7 +18,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
 from fedkd.federation.client_app import app as client_app
 from fedkd.federation.compat import assume_identity, node_id_of
-from fedkd.federation.node import Participant
+from fedkd.federation.context import Participant
 from fedkd.federation.node_gate import check_message, kinds_accepted, records_accepted
 from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.forms import Unfit

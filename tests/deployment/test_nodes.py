@@ -18,8 +18,8 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.client_app import app as client_app
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
+from fedkd.federation.context import participant
 from fedkd.federation.messages import first_line
-from fedkd.federation.node import participant
 from fedkd.federation.node_gate import check_leaving
 
 STREAM = {

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from fedkd.engine.malloc import keep_freed_memory
+from fedkd.engine.grid import keep_freed_memory
 
 
 def faults_of_steps(steps: int) -> int:

@@ -14,8 +14,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted
-from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.federation.saved_checkpoint import Checkpoint
+from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.fusion.feddf import FedDF
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation import asynchronous
-from fedkd.federation.saved_checkpoint import read_checkpoint
+from fedkd.federation.checkpoint import read_checkpoint
 from fedkd.fusion.fedbuff import FedBuff
 from fedkd.fusion.parameters import PARAMETERS
 from fedkd.plan.load import parse_scenario

@@ -13,8 +13,7 @@ import pytest
 
 from fedkd.federation import checkpoint as module
 from fedkd.federation import saved_arrays
-from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.federation.saved_checkpoint import Checkpoint, digest_of
+from fedkd.federation.checkpoint import Checkpoint, CheckpointStore, digest_of
 from fedkd.tracking.totals import Totals
 
 EVERY_TYPE = {

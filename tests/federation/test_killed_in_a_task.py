@@ -28,11 +28,11 @@ STEPS = []
 class Mortal({learner}):
     name: ClassVar[str] = "mortal"
 
-    def filter(self, context, gradients):
+    def project(self, context, gradients):
         STEPS.append(context.task)
         if len(STEPS) == int(os.environ.get("LAST_STEP", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().filter(context, gradients)
+        return super().project(context, gradients)
 """
 TABLES: dict[str, Any] = {
     "name": "mortal",
@@ -61,7 +61,7 @@ TABLES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("module", "learner", "step"), [("exssnet", "ExSSNeT", 40), ("cuber", "CUBER", 60)])
+@pytest.mark.parametrize(("module", "learner", "step"), [("ssnet", "ExSSNeT", 40), ("cuber", "CUBER", 60)])
 def test_killed_between_two_steps_of_a_task(module, learner, step, tmp_path):
     plugin = f"{module}_dies_at_step_{step}"
     (tmp_path / f"{plugin}.py").write_text(MORTAL.format(module=module, learner=learner))

@@ -17,8 +17,8 @@ from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
 from fedkd.federation.compat import node_id_of
+from fedkd.federation.exchange import NodeSubset
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.node_subset import NodeSubset
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
@@ -100,7 +100,7 @@ def train_round(
     strategy: KnowledgeFusion, federation: Federation, round: int, clients=tuple(range(N))
 ) -> None:
     cohort = NodeSubset(federation.grid, [federation.nodes[client] for client in clients])
-    requests = strategy.train_messages(round, ConfigRecord(), cohort)
+    requests = strategy.messages("train", round, ConfigRecord(), cohort)
     strategy.aggregate_train(round, federation.grid.send_and_receive(requests))
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from flwr.app import Message, RecordDict
 
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
-
-
-def test_nodes_come_in_client_order_whatever_their_ids():
-    assert nodes_in_client_order({0: 77, 1: 5, 2: 31}, [2, 0]) == [77, 31]
+from fedkd.federation.exchange import NodeSubset
 
 
 def test_a_subset_shows_its_nodes_only_and_talks_through_the_whole_grid():

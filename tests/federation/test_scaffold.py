@@ -20,8 +20,8 @@ from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.compat import node_id_of
+from fedkd.federation.exchange import NodeSubset
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.node_subset import NodeSubset
 from fedkd.federation.server_app import server_strategy
 from fedkd.fusion.scaffold import Scaffold
 from fedkd.fusion.strategy import Knowledge
@@ -215,7 +215,7 @@ class Federation:
 
     def train(self, round: int, clients: list[int]) -> dict[int, int]:
         cohort = NodeSubset(self.grid, [node_id_of(n) for n in clients])
-        messages = self.strategy.train_messages(round, ConfigRecord(), cohort)
+        messages = self.strategy.messages("train", round, ConfigRecord(), cohort)
         replies = []
         send = self.grid.send_and_receive
         self.grid.send_and_receive = lambda sent: replies.extend(send(sent)) or replies

@@ -14,7 +14,8 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.graph import Graph
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.links import read_links, recorded_link_rounds
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.links import read_links
 from fedkd.tracking.neighbours import read_neighbours
 
 ABOUT_LINKS = {"bytes_sent", "bytes_received", "bytes_per_link", "links"}
@@ -41,7 +42,7 @@ def test_over_all_links_a_run_is_that_of_a_server(digits_scenario, tmp_path):
 def test_who_heard_whom_is_kept_and_counted(digits_scenario, tmp_path):
     run = fedkd.run(scenario(digits_scenario, "matching", seed=3), out=tmp_path / "run")
     graph = Graph.from_json((run.folder / "topology.json").read_text())
-    assert graph == Graph(4, "matching", 3) and recorded_link_rounds(run.folder) == [1, 2]
+    assert graph == Graph(4, "matching", 3) and rounds_with_tables(run.folder / "fusion", "links") == [1, 2]
     for round in (1, 2):
         links = read_links(run.folder, round)
         edges = graph.edges(round)

@@ -25,8 +25,9 @@ from fedkd.federation.compat import assume_identity
 from fedkd.federation.transferability import TransferProbe
 from fedkd.plan.load import load_scenario, parse_plan
 from fedkd.scenario.schema import Transferability
+from fedkd.tracking.digests import rounds_with_tables
 from fedkd.tracking.events import RunReport
-from fedkd.tracking.transferability import mapped_rounds, read_transfer_map
+from fedkd.tracking.transferability import read_transfer_map
 from fedkd.tracking.wording import closing_lines
 
 MEASURED = ("transfer_gain", "transfer_rate", "hit_", "rank_")
@@ -66,7 +67,7 @@ def test_nothing_else_changes_and_a_resumed_run_has_the_same_maps(small, tmp_pat
         fedkd.run(wanted, out=tmp_path / "stopped", observers=[StopInRound(2)])
     fedkd.resume(tmp_path / "stopped")
     assert lines(tmp_path / "stopped") == lines(tmp_path / "with")
-    assert mapped_rounds(tmp_path / "with") == [2, 3]
+    assert rounds_with_tables(tmp_path / "with" / "transferability", "round") == [2, 3]
     for round in (2, 3):
         name = Path("transferability") / f"round-{round:05d}.npz"
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "with" / name).read_bytes()

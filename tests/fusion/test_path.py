@@ -6,9 +6,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from fedkd.errors import UserError
 from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.path import Path
+from fedkd.fusion.path import Path, Router, mixed, train_router
 from fedkd.fusion.registry import make_strategy
-from fedkd.fusion.routing import Router, mixed, train_router
 from fedkd.fusion.strategy import Knowledge
 
 

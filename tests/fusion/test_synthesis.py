@@ -13,7 +13,6 @@ from torch import nn
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.synthesis import (
-    Recipe,
     _generator_loss,
     adversarial_term,
     divergence_by_sample,
@@ -22,14 +21,15 @@ from fedkd.fusion.synthesis import (
     statistics_read,
     synthesise,
 )
+from fedkd.fusion.target import Target
 from fedkd.models.generator import Generator
 from fedkd.randomness import seeded_torch
 
-RECIPE = Recipe(
+RECIPE = Target(
     samples=40,
-    batch_size=20,
-    steps=40,
-    lr=1e-2,
+    synthesis_batch_size=20,
+    generator_steps=40,
+    generator_lr=1e-2,
     label_weight=1.0,
     statistics_weight=1.0,
     adversarial_weight=1.0,
@@ -37,7 +37,7 @@ RECIPE = Recipe(
     student_steps=10,
     student_lr=1e-2,
     noise=8,
-    width=4,
+    generator_width=4,
 )
 MET = (1, 3, 4)
 
@@ -147,7 +147,7 @@ def test_the_teacher_recognises_what_was_asked_for_and_is_left_as_it_was():
     assert made.samples.shape == (40, 6) and made.logits.shape == (40, 3)
     assert set(made.labels.tolist()) == set(MET)
     right = torch.tensor(MET)[made.logits.argmax(dim=1)] == made.labels
-    untrained = synthesise(teacher, networks()[1], (6,), MET, replace(RECIPE, steps=0), seed=5)
+    untrained = synthesise(teacher, networks()[1], (6,), MET, replace(RECIPE, generator_steps=0), seed=5)
     guessed = torch.tensor(MET)[untrained.logits.argmax(dim=1)] == untrained.labels
     assert right.float().mean() > 0.9 > 0.6 > guessed.float().mean()
     assert_allclose(teacher.eval()(made.samples)[:, list(MET)].detach(), made.logits, atol=1e-6)
@@ -158,7 +158,7 @@ def test_the_teacher_recognises_what_was_asked_for_and_is_left_as_it_was():
 
 
 def test_the_same_seed_makes_the_same():
-    recipe = replace(RECIPE, steps=3)
+    recipe = replace(RECIPE, generator_steps=3)
     first, second, other = (
         synthesise(*networks(), (6,), MET, recipe, seed=seed).samples for seed in (5, 5, 6)
     )
@@ -166,7 +166,7 @@ def test_the_same_seed_makes_the_same():
 
 
 def test_without_an_adversary_the_student_plays_no_part():
-    recipe = replace(RECIPE, adversarial_weight=0.0, steps=3)
+    recipe = replace(RECIPE, adversarial_weight=0.0, generator_steps=3)
     teacher, student = networks()
     untouched = deepcopy(student.state_dict())
     first = synthesise(teacher, student, (6,), MET, recipe, seed=5)

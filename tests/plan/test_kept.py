@@ -8,7 +8,7 @@ import fedkd
 from fedkd.clients import memory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.federation.saved_checkpoint import read_checkpoint
+from fedkd.federation.checkpoint import read_checkpoint
 from fedkd.plan.load import parse_plan
 from fedkd.plan.upload_memory import uploads_kept
 

@@ -135,10 +135,8 @@ def test_without_a_stream_there_is_one_course_without_tasks():
     schedule = schedule_of(rounds=4)
     for round in range(5):
         assert schedule.task(0, round) is None
-        assert not schedule.begins(0, round) and not schedule.ends(0, round)
+        assert not schedule.ends(0, round)
         assert schedule.ending(round) == ()
-    assert [schedule.joins(9, round) for round in range(1, 5)] == [True, False, False, False]
-    assert [schedule.leaves(9, round) for round in range(1, 5)] == [False, False, False, True]
     assert [schedule.rounds_into_task(9, round) for round in range(1, 5)] == [0, 1, 2, 3]
 
 
@@ -148,12 +146,9 @@ def test_in_lockstep_all_clients_learn_the_same_task():
     rounds = range(1, 13)
     for client in (0, 4, 9):
         assert [schedule.task(client, round) for round in rounds] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-        assert [round for round in rounds if schedule.begins(client, round)] == [1, 4, 7, 10]
         assert [round for round in rounds if schedule.ends(client, round)] == [3, 6, 9, 12]
         assert [schedule.rounds_into_task(client, round) for round in rounds] == [0, 1, 2] * 4
-        assert [round for round in rounds if schedule.joins(client, round)] == [1]
-        assert [round for round in rounds if schedule.leaves(client, round)] == [12]
-    assert schedule.task(0, 0) == 0 and not schedule.begins(0, 0)
+    assert schedule.task(0, 0) == 0
     assert {round: schedule.ending(round) for round in rounds if schedule.ending(round)} == dict.fromkeys(
         (3, 6, 9, 12), tuple(range(10))
     )
@@ -165,16 +160,9 @@ def test_each_client_has_its_own_course():
     assert [GAP.task(1, round) for round in rounds] == [1, 1, 1, 1, 1, 0, 0, 0, 0]
     assert [GAP.is_member(0, round) for round in rounds] == [True] * 8 + [False]
     assert [round for round in rounds if GAP.is_member(1, round)] == [2, 3, 6, 7]
-    assert [round for round in rounds if GAP.begins(1, round)] == [2, 6]
     assert [round for round in rounds if GAP.ends(1, round)] == [3, 7]
     assert [GAP.ending(round) for round in rounds] == [(), (0, 2), (1,), (), (0, 2), (), (1,), (0, 2), ()]
     assert [GAP.rounds_into_task(1, round) for round in (2, 3, 6, 7)] == [0, 1, 0, 1]
-    assert [(GAP.joins(1, round), GAP.leaves(1, round)) for round in (2, 3, 6, 7)] == [
-        (True, False),
-        (False, False),
-        (False, False),
-        (False, True),
-    ]
     assert [GAP.participants(round) for round in (1, 2, 4, 9)] == [(0, 2), (0, 1, 2), (0, 2), ()]
     assert GAP.present(1, 3) and not GAP.present(1, 4)
 

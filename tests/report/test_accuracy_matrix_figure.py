@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from fedkd.continual.lessons import Lessons
+from fedkd.continual.lessons import TaskHistory
 from fedkd.continual.metrics import summarise
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
-from fedkd.report.accuracy_matrix import accuracy_matrix
-from fedkd.report.continual import matrix_csv, metrics_csv, write_continual
+from fedkd.report.continual import accuracy_matrix, matrix_csv, metrics_csv, write_continual
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart
 
@@ -34,9 +33,9 @@ def outcome_of(R, b) -> StreamOutcome:
             metrics = {client: summarise(*pair) for client, pair in clients.items()}
             mean = (0.75 * share * R, 0.75 * share * b)
             tests.append(ProtocolOutcome(protocol, split, *mean, clients, metrics))
-    lessons = (Lessons.of([(task, task + 1, task + 1) for task in range(len(R))]),) * 2
+    histories = (TaskHistory.of([(task, task + 1, task + 1) for task in range(len(R))]),) * 2
     counted = frozenset({0, 1})
-    return StreamOutcome(len(R), "task_incremental", tuple(tests), {}, counted, lessons, in_step=True)
+    return StreamOutcome(len(R), "task_incremental", tuple(tests), {}, counted, histories, in_step=True)
 
 
 def triangle(tasks: int):
@@ -155,8 +154,8 @@ def test_continual_metrics_have_titles_and_a_direction(name, label, better):
 
 
 def test_where_clients_learn_in_orders_of_their_own_the_csv_names_tasks_and_the_figure_places():
-    own = (Lessons.of([(2, 1, 1), (0, 2, 2)]), Lessons.of([(0, 1, 1), (1, 2, 2)]))
-    outcome = replace(outcome_of(R, b), lessons=own, in_step=False)
+    own = (TaskHistory.of([(2, 1, 1), (0, 2, 2)]), TaskHistory.of([(0, 1, 1), (1, 2, 2)]))
+    outcome = replace(outcome_of(R, b), histories=own, in_step=False)
     rows = list(csv.DictReader(io.StringIO(matrix_csv(outcome))))
     assert {row["client"] for row in rows} == {"0", "1"}
     first = [row for row in rows if row["client"] == "0" and row["protocol"] == "task_incremental"]

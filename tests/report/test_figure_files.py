@@ -13,7 +13,7 @@ from fedkd.report import figures
 from fedkd.report.page import page
 from fedkd.report.page.write import write_report
 from fedkd.report.schedule import draw_schedule_figure
-from fedkd.report.study_file import write_study
+from fedkd.report.study import write_study
 
 pytestmark = pytest.mark.usefixtures("rendered")
 

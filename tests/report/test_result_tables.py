@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.report.study import StudyAxis
-from fedkd.report.study_file import write_study
+from fedkd.report.study import StudyAxis, write_study
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 

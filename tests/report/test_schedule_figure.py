@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedkd.continual.lessons import Lessons
+from fedkd.continual.lessons import TaskHistory
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.plan.schedule import Participation, Schedule, Span
 from fedkd.report.schedule import draw_schedule_figure, schedule_figure, schedule_lines
@@ -53,12 +53,12 @@ def test_beside_it_stands_what_each_client_knows_of_its_own_tasks_at_the_end(tmp
     nothing, ends = np.zeros(2), {0: [0.6, 0.9], 1: [0.5, 0.7], 2: [0.8, 1.0]}
     clients = {client: (np.array([[0.1, 0.2], end]), nothing) for client, end in ends.items()}
     test = ProtocolOutcome("task_incremental", "global", np.zeros((2, 2)), nothing, clients, {})
-    lessons = tuple(Lessons.of(TWO.course(client)) for client in range(3))
-    outcome = StreamOutcome(3, "task_incremental", (test,), {}, frozenset(range(3)), lessons, False)
+    histories = tuple(TaskHistory.of(TWO.course(client)) for client in range(3))
+    outcome = StreamOutcome(3, "task_incremental", (test,), {}, frozenset(range(3)), histories, False)
     of_tasks, axes = schedule_figure(TWO, ["zero", "one", "two"], outcome).axes
     assert [line.get_segments()[0][0][0] for line in axes.collections[::2]] == [75.0, 60.0, 90.0]
     colours = of_tasks.get_images()[0].cmap
     for client, dots in enumerate(axes.collections[1::2]):
         assert_allclose(dots.get_offsets()[:, 0], 100 * np.array(ends[client]))
-        assert_allclose(dots.get_facecolors(), [colours(task) for task in lessons[client].tasks])
+        assert_allclose(dots.get_facecolors(), [colours(task) for task in histories[client].tasks])
     assert draw_schedule_figure(TWO, tmp_path, (), outcome)[1].stat().st_size > 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.clients.fewer_numbers import SENT
+from fedkd.clients.upload import SENT
 from fedkd.fusion.dsfl import DSFL
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.kinds import Kind

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedkd.tracking.links import read_links, recorded_link_rounds, write_links
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.links import read_links, write_links
 
 HEARD = np.array([[False, True, False], [False, False, False], [True, True, False]])
 SIZES = np.array([[0, 5, 0], [0, 0, 0], [7, 2**40, 0]])
@@ -15,7 +16,9 @@ SIZES = np.array([[0, 5, 0], [0, 0, 0], [7, 2**40, 0]])
 def test_comes_back_as_it_was(tmp_path):
     write_links(tmp_path, 12, [2, 5, 6], HEARD, SIZES)
     found = read_links(tmp_path, 12)
-    assert (found.round, found.clients) == (12, (2, 5, 6)) and recorded_link_rounds(tmp_path) == [12]
+    assert (found.round, found.clients) == (12, (2, 5, 6)) and rounds_with_tables(
+        tmp_path / "fusion", "links"
+    ) == [12]
     assert_array_equal(found.heard, HEARD)
     assert_array_equal(found.sizes, SIZES)
     assert read_links(tmp_path, 1) is None

@@ -19,8 +19,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.background import BackgroundLogger
 from fedkd.tracking.loggers.figures import FigureMaker
-from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, flat
-from fedkd.tracking.loggers.picture import NOTHING, heat_map
+from fedkd.tracking.loggers.logger import GREY, Ending, Figures, LoggedRun, flat, heat_map
 from fedkd.tracking.loggers.registry import LOGGERS, LoggerKind, make_loggers, wanted_loggers
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import METRICS, Recorder
@@ -206,7 +205,7 @@ def test_a_heat_map_is_dark_at_0_light_at_1_and_grey_where_nothing_is():
     assert picture.shape == (480, 480, 3) and picture.dtype == np.uint8
     dark, light = picture[0, 0].astype(int), picture[0, -1].astype(int)
     assert dark.sum() < light.sum()
-    assert picture[-1, 0].tolist() == list(NOTHING) and picture[-1, -1].tolist() == light.tolist()
+    assert picture[-1, 0].tolist() == list(GREY) and picture[-1, -1].tolist() == light.tolist()
     assert heat_map(np.zeros((1000, 3))).shape == (1000, 3, 3)
 
 

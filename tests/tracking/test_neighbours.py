@@ -5,7 +5,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.tracking import neighbours
-from fedkd.tracking.neighbours import read_neighbours, recorded_rounds, write_neighbours
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.neighbours import read_neighbours, write_neighbours
 
 W = np.array([[0.5, 0.2, 0.3], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]])
 
@@ -20,7 +21,7 @@ def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
     assert read is not None and read.clients == (1, 4, 7) and read.left_out is None and read.senders is None
     assert_array_equal(read.weights, W.astype(np.float32))
     assert_array_equal(read.distances, (W * 2).astype(np.float32))
-    assert recorded_rounds(tmp_path) == [3]
+    assert rounds_with_tables(tmp_path / "fusion", "round") == [3]
 
 
 def test_of_many_clients_the_greatest_weights_are_kept(tmp_path, monkeypatch):
@@ -28,7 +29,7 @@ def test_of_many_clients_the_greatest_weights_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "KEPT", 2)
     write_neighbours(tmp_path, 100_000, (1, 4, 7), W, left_out=W / 2)
     read = read_neighbours(tmp_path, 100_000)
-    assert read is not None and recorded_rounds(tmp_path) == [100_000]
+    assert read is not None and rounds_with_tables(tmp_path / "fusion", "round") == [100_000]
     assert_array_equal(read.senders, [[1, 7], [4, 1], [7, 1]])
     assert_array_equal(read.weights, np.float32([[0.5, 0.3], [0.5, 0.25], [1.0, 0.0]]))
     assert_array_equal(read.left_out, read.weights / 2)
@@ -39,7 +40,7 @@ def test_what_is_no_table_is_not_read(tmp_path, content):
     (tmp_path / "fusion").mkdir()
     (tmp_path / "fusion" / "round-00001.npz").write_bytes(content)
     (tmp_path / "fusion" / "round-x.npz").write_bytes(content)
-    assert recorded_rounds(tmp_path) == [1]
+    assert rounds_with_tables(tmp_path / "fusion", "round") == [1]
     assert read_neighbours(tmp_path, 1) is None and read_neighbours(tmp_path, 2) is None
 
 

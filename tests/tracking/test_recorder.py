@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.tracking.recorder import Recorder, read_metrics, read_timings, write_summary
+from fedkd.tracking.atomic import write_json_atomically
+from fedkd.tracking.recorder import Recorder, read_metrics, read_timings
 
 
 def test_a_metric_line_is_exactly_the_contract(tmp_path):
@@ -128,7 +129,10 @@ def test_reading_no_run_folder_is_the_users_error(tmp_path):
 
 
 def test_summary_is_readable_json(tmp_path):
-    write_summary(tmp_path, {"name": "γ-run", "final": {"accuracy_local": {"mean": 0.5}}, "continual": None})
+    write_json_atomically(
+        tmp_path / "summary.json",
+        {"name": "γ-run", "final": {"accuracy_local": {"mean": 0.5}}, "continual": None},
+    )
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == {
         "name": "γ-run",
         "final": {"accuracy_local": {"mean": 0.5}},

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map, write_transfer_map
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.transferability import TransferMap, read_transfer_map, write_transfer_map
 
 GAIN = np.array([[0.0, -0.25], [0.125, np.nan]])
 
@@ -26,7 +27,7 @@ def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
     file = tmp_path / "transferability" / "round-00012.npz"
     first = file.read_bytes()
     write_transfer_map(tmp_path, written)
-    assert file.read_bytes() == first and mapped_rounds(tmp_path) == [12]
+    assert file.read_bytes() == first and rounds_with_tables(tmp_path / "transferability", "round") == [12]
     read = read_transfer_map(tmp_path, 12)
     assert read is not None and read.clients == (1, 4) and read.predicted.keys() == {"shift"}
     for name in (field.name for field in fields(TransferMap)):
@@ -56,4 +57,7 @@ def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
 def test_what_is_no_map_is_not_read(tmp_path, content):
     (tmp_path / "transferability").mkdir()
     (tmp_path / "transferability" / "round-00001.npz").write_bytes(content)
-    assert mapped_rounds(tmp_path) == [1] and read_transfer_map(tmp_path, 1) is None
+    assert (
+        rounds_with_tables(tmp_path / "transferability", "round") == [1]
+        and read_transfer_map(tmp_path, 1) is None
+    )

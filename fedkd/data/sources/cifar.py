@@ -27,18 +27,12 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """What tells the two data sets' files apart.
+    """The files of one of the two data sets, in the binary distribution and in torchvision's.
 
     Attributes:
-        archive: File name of the binary distribution.
-        md5: Its checksum, from the authors' page.
-        folder: Folder inside it.
-        train_files: Record files of the train split, in order.
-        test_file: Record file of the test split.
-        names_file: Text file with a class name per line.
+        md5: Checksum of the archive, from the authors' page.
         label_bytes: Bytes before the pixels of a record; the last of them is the (fine) label.
-        torchvision_class: Class of `torchvision.datasets` that knows the pickled batches.
-        label_key: Where a pickled batch keeps its labels.
+        label_key: Key of the labels in torchvision's pickled batches.
     """
 
     archive: str
@@ -57,11 +51,44 @@ class CifarFormat:
         return (*self.train_files, self.test_file, self.names_file)
 
 
-def load_cifar(request: SourceRequest, form: CifarFormat) -> Dataset:
-    """Return CIFAR as uint8 [n, 3, 32, 32], downloading it if it is nowhere to be found.
+CIFAR10 = CifarFormat(
+    archive="cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    folder="cifar-10-batches-bin",
+    train_files=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    test_file="test_batch.bin",
+    names_file="batches.meta.txt",
+    label_bytes=1,
+    torchvision_class="CIFAR10",
+    label_key="labels",
+)
+CIFAR100 = CifarFormat(
+    archive="cifar-100-binary.tar.gz",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+    folder="cifar-100-binary",
+    train_files=("train.bin",),
+    test_file="test.bin",
+    names_file="fine_label_names.txt",
+    label_bytes=2,
+    torchvision_class="CIFAR100",
+    label_key="fine_labels",
+)
 
-    Looked for in `<root>` and `<root>/<name>`, in this order: the unpacked binary files, the binary
-    archive, torchvision's pickled batches.
+
+def load_cifar10(request: SourceRequest) -> Dataset:
+    """Return CIFAR-10, uint8 [n, 3, 32, 32]: ten classes."""
+    return _load(request, CIFAR10)
+
+
+def load_cifar100(request: SourceRequest) -> Dataset:
+    """Return CIFAR-100, uint8 [n, 3, 32, 32]: a hundred (fine) classes."""
+    return _load(request, CIFAR100)
+
+
+def _load(request: SourceRequest, form: CifarFormat) -> Dataset:
+    """Search `<root>` and `<root>/<name>`, and download the data set if neither has it.
+
+    Order: unpacked binary files, the binary archive, torchvision's pickled batches.
     """
     request.arguments()
     for base in (base / sub for base in request.folders for sub in ("", request.name)):
@@ -84,7 +111,6 @@ def load_cifar(request: SourceRequest, form: CifarFormat) -> Dataset:
 
 
 def _archive_members(path: Path, form: CifarFormat) -> dict[str, bytes]:
-    """Return the wanted files of the archive, read in memory: nothing is unpacked to disk."""
     members = tar_members(path, lambda name: Path(name).name in form.files, key="data.root")
     found = {Path(name).name: content for name, content in members}
     missing = [name for name in form.files if name not in found]
@@ -106,7 +132,7 @@ def _from_files(request: SourceRequest, form: CifarFormat, files: dict[str, byte
 
 
 def _records(content: bytes, name: str, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images [n, 3, 32, 32] and labels [n] of one file of fixed-length records."""
+    """Return images [n, 3, 32, 32] and labels [n] of a record file."""
     width = label_bytes + PIXELS
     if not content or len(content) % width:
         raise UserError(f"{name} is not whole: {len(content)} bytes are not a multiple of {width}")
@@ -127,10 +153,8 @@ def _from_torchvision(request: SourceRequest, form: CifarFormat, base: Path) -> 
     if not folder.is_dir():
         return None
     meta = [(source.meta["filename"], source.meta["md5"])]
-    batches = {
-        name: _load_checked(folder / name, md5)
-        for name, md5 in [*source.train_list, *source.test_list, *meta]
-    }
+    files = [*source.train_list, *source.test_list, *meta]
+    batches = {name: _load_checked(folder / name, md5) for name, md5 in files}
     names = tuple(str(name) for name in batches[source.meta["filename"]][source.meta["key"]])
     x, y = [], []
     for files in (source.train_list, source.test_list):
@@ -151,21 +175,15 @@ def _load_checked(path: Path, md5: str) -> Any:
 class ArrayUnpickler(pickle.Unpickler):
     """Builds NumPy arrays and Python's plain containers, and refuses everything else."""
 
-    ALLOWED = frozenset(
-        (
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        )
+    ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return an allowed constructor.
-
-        Raises:
-            UserError: Any other name.
-        """
+        """Return an allowed constructor; any other name is a `UserError`."""
         if (module, name) not in self.ALLOWED:
             raise UserError(f"refused to load {module}.{name} from a pickle")
         # NumPy 2 renamed the module that older pickles name.

@@ -21,8 +21,8 @@ TEST_SHARE = 0.2
 def load(request: SourceRequest) -> Dataset:
     """Return the digits, [n, 1, 8, 8] in 0..1.
 
-    scikit-learn ships no test split. Ours is a fifth of every class and belongs to the data set: it
-    does not change with the scenario's seed.
+    scikit-learn ships no test split. This one is a fifth of every class and independent of the scenario's
+    seed.
     """
     request.arguments()
     rows = _rows()
@@ -33,19 +33,16 @@ def load(request: SourceRequest) -> Dataset:
     return Dataset(request.name, names, x[~test], y[~test], x[test], y[test])
 
 
-@cache  # a tenth of a megabyte, which a bench of small runs would read again and again
+@cache  # a bench of small runs would read it again and again
 def _rows() -> np.ndarray:
-    """Return pixels and label of every digit `[1797, 65]` uint8, to be looked at only.
-
-    They are read without importing scikit-learn if possible: that takes a CPU as long as all else that is
-    done before the first round of a small run.
-    """
+    """Return pixels and label of every digit `[1797, 65]` uint8, read-only."""
     rows = _read().astype(np.uint8)
     rows.flags.writeable = False
     return rows
 
 
 def _read() -> np.ndarray:
+    # Without importing scikit-learn if possible: that takes as long as all other work before the first round.
     package = find_spec("sklearn")
     for folder in package.submodule_search_locations or () if package else ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"

@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and its successors (LeCun, Cortes & Burges, 1998)."""
+"""MNIST and Fashion-MNIST: 60,000 + 10,000 grey images of 28×28 pixels, in IDX files."""
 
 from __future__ import annotations
 
@@ -21,53 +21,52 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 UINT8 = 0x08
+CLOTHES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 
 
-def load_idx_dataset(request: SourceRequest, torchvision_class: str, class_names: tuple[str, ...]) -> Dataset:
-    """Return a data set of four IDX files, downloading them if they are nowhere to be found.
+def load_mnist(request: SourceRequest) -> Dataset:
+    """Return MNIST's handwritten digits (LeCun, Cortes & Burges, 1998), uint8 [n, 1, 28, 28]."""
+    return _load(request, "MNIST", tuple(map(str, range(10))))
 
-    The files, gzipped or not, are looked for in `<root>/<name>` and in torchvision's own layout
-    `<root>/<torchvision_class>/raw`.
 
-    Args:
-        request: What to load and where to look.
-        torchvision_class: Class of `torchvision.datasets` that knows the addresses and checksums.
-        class_names: Names of the classes.
+def load_fashion_mnist(request: SourceRequest) -> Dataset:
+    """Return Fashion-MNIST's clothes (Xiao, Rasul & Vollgraf, 2017), uint8 [n, 1, 28, 28]."""
+    return _load(request, "FashionMNIST", CLOTHES)
+
+
+def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str, ...]) -> Dataset:
+    """Search for the four files, gzipped or not, and download them if they are missing.
+
+    Folders: `<root>/<name>`, and `<root>/<torchvision_class>/raw`, torchvision's layout. The torchvision
+    class knows addresses and checksums.
     """
     request.arguments()
     layouts = [Path(request.name), Path(torchvision_class) / "raw"]
     for folder in (base / layout for base in request.folders for layout in layouts):
-        paths = [_existing(folder, file) for file in FILES]
-        if all(paths):
+        found = [_existing(folder, file) for file in FILES]
+        paths = [path for path in found if path is not None]
+        if len(paths) == len(FILES):
             break
     else:
         paths = _download(request, torchvision_class)
-    arrays = [read_idx(path) for path in paths if path is not None]
-    for images, labels, path in ((arrays[0], arrays[1], paths[1]), (arrays[2], arrays[3], paths[3])):
+    train_x, train_y, test_x, test_y = map(read_idx, paths)
+    for images, labels, path in ((train_x, train_y, paths[1]), (test_x, test_y, paths[3])):
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(class_names):
             raise UserError(f"{path} does not fit its images: [n, H, W] and labels [n] belong together")
-    train_x, train_y, test_x, test_y = arrays
     if train_x.shape[1:] != test_x.shape[1:]:
         sizes = ["×".join(map(str, images.shape[:0:-1])) for images in (train_x, test_x)]
         raise UserError(
             f"images are of one size: those of {paths[0]} are {sizes[0]}, of {paths[2]} {sizes[1]}"
         )
-    return Dataset(
-        request.name,
-        class_names,
-        train_x[:, None],
-        train_y.astype(np.int64),
-        test_x[:, None],
-        test_y.astype(np.int64),
-    )
+    y, test = train_y.astype(np.int64), test_y.astype(np.int64)
+    return Dataset(request.name, class_names, train_x[:, None], y, test_x[:, None], test)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the uint8 array of one IDX file, gzipped or not.
-
-    Raises:
-        UserError: The file is cut short or is no IDX file of unsigned bytes.
-    """
+    """Return the uint8 array of one IDX file, gzipped or not."""
     try:
         limit = memory_budget()
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -88,7 +87,7 @@ def _existing(folder: Path, file: str) -> Path | None:
     return next((path for path in (folder / f"{file}.gz", folder / file) if path.is_file()), None)
 
 
-def _download(request: SourceRequest, torchvision_class: str) -> list[Path | None]:
+def _download(request: SourceRequest, torchvision_class: str) -> list[Path]:
     import torchvision.datasets
 
     source = getattr(torchvision.datasets, torchvision_class)

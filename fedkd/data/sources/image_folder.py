@@ -29,10 +29,10 @@ MOST_PIXELS = 50_000_000
 def load(request: SourceRequest) -> Dataset:
     """Return the images of `train/<class>/*` and `test/<class>/*`, or of `<class>/*` alone.
 
-    `data.args`: `path` of the folder or the `.tar`, `.tar.gz`, `.tar.xz`; `size`, to resize to a square
-    of that many pixels; `grayscale`; and where there is no `test/`, the share of the test split
-    (`test_share`) and its seed (`split_seed`). Classes and files are taken in sorted order. Decoded images
-    are kept in the user cache until the path, size or time of a file changes.
+    `data.args`: `path` of the folder or the `.tar`, `.tar.gz`, `.tar.xz`; `size`, to resize to a square of
+    that many pixels; `grayscale`; without a `test/`, the share of the test split (`test_share`) and its seed
+    (`split_seed`). Classes and files are sorted. Decoded images stay in the user cache until the path, size
+    or time of a file changes.
 
     Returns:
         uint8 [n, 3, H, W], or [n, 1, H, W] if `grayscale`.
@@ -62,10 +62,7 @@ def locate(name: str) -> tuple[bool, str]:
     """Return whether an image belongs to the test split, and its class.
 
     Args:
-        name: Path with slashes; whatever leads up to `train/` or `test/` (or to the class) is ignored.
-
-    Raises:
-        UserError: The image lies elsewhere.
+        name: Path with slashes; the part before `train/` or `test/` (or the class) is ignored.
     """
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "/")]
     for place, part in enumerate(parts[:-2]):
@@ -84,17 +81,15 @@ def _decode_all(
     """Return x [n, C, H, W] uint8, y [n], is_test [n] bool and class_names [C], sorted by file name."""
     request.progress(f"decoding the images of {path}")
     images: dict[str, np.ndarray] = {}
-    shape_of, decoded = "", 0
+    first, decoded = "", 0
     files = tar_members(path, _is_image, key=KEY) if path.is_file() else _folder_images(path)
     for name, content in files:
         image = _decode(name, content, size, grayscale)
-        shape_of = shape_of or name
-        if image.shape != images.get(shape_of, image).shape:
-            raise UserError(
-                f"{name} is {image.shape[2]}×{image.shape[1]}, {shape_of} is {images[shape_of].shape[2]}×"
-                f"{images[shape_of].shape[1]}; set data.args.size",
-                key=KEY,
-            )
+        first = first or name
+        if image.shape != images.get(first, image).shape:
+            (_, height, width), (_, first_height, first_width) = image.shape, images[first].shape
+            told = f"{name} is {width}×{height}, {first} is {first_width}×{first_height}"
+            raise UserError(f"{told}; set data.args.size", key=KEY)
         images[name] = image
         decoded += 2 * image.nbytes  # they are copied into one array when all are there
         check_fits(decoded, f"the images of {path}, decoded, take more than", KEY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ SPLIT = ("train_x", "train_y", "test_x", "test_y")
 
 
 def load(request: SourceRequest) -> Dataset:
-    """Return the arrays `train_x, train_y, test_x, test_y`, or `x, y` with a test split of our own.
+    """Return the arrays `train_x, train_y, test_x, test_y`, or `x, y` with a test split drawn from them.
 
-    `class_names` [C] is optional, and so are `owners`: whose each sample of `train_x`, or of `x`, is, for the
-    partition scheme `natural`. Arguments: `path`; and for `x, y` the share of the test split
-    (`test_share`) and its seed (`split_seed`), which is apart from the scenario's so that runs with
-    different seeds are compared on the same test set. Pickled objects are refused.
+    `class_names` [C] is optional, and so are `owners` of the samples of `train_x`, or of `x`, for the
+    partition scheme `natural`. Arguments: `path`; and for `x, y` the share of the test split (`test_share`)
+    and its seed (`split_seed`), apart from the scenario's seed so that runs share one test set. Pickled
+    objects are refused.
 
     Raises:
         UserError: No such file, arrays missing, or arrays that do not fit together.
@@ -39,33 +40,21 @@ def load(request: SourceRequest) -> Dataset:
     except (OSError, ValueError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path} as .npz without pickled objects: {error}", key=KEY) from error
     names = arrays.get("class_names")
-    class_names = None if names is None else [str(name) for name in names.ravel()]
+    details: dict[str, Any] = {
+        "class_names": None if names is None else [str(name) for name in names.ravel()],
+        "owners": arrays.get("owners"),
+        "integers": request.integers,
+        "key": KEY,
+    }
     if all(name in arrays for name in SPLIT):
-        return dataset_from_arrays(
-            request.name,
-            *(arrays[name] for name in SPLIT),
-            class_names=class_names,
-            owners=arrays.get("owners"),
-            integers=request.integers,
-            key=KEY,
-        )
+        return dataset_from_arrays(request.name, *(arrays[name] for name in SPLIT), **details)
     if "x" not in arrays or "y" not in arrays:
         raise UserError(
             f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}", key=KEY
         )
     x, y = arrays["x"], arrays["y"]
-    # The whole is checked before it is split, so that messages speak of the user's arrays.
-    whole = dataset_from_arrays(
-        request.name,
-        x,
-        y,
-        x,
-        y,
-        class_names=class_names,
-        owners=arrays.get("owners"),
-        integers=request.integers,
-        key=KEY,
-    )
+    # The whole is checked before it is split, so that messages name the user's arrays.
+    whole = dataset_from_arrays(request.name, x, y, x, y, **details)
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
     return Dataset(
         request.name,

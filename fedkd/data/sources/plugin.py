@@ -15,13 +15,10 @@ OTHERS = ("class_names", "owners")
 
 
 def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
-    """Call `function(**data.args)` and check what it returns.
+    """Call `function(**data.args)` and check its result.
 
-    It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and,
-    if wanted, `class_names` and `owners`, which say whose each train sample is.
-
-    Raises:
-        UserError: It raised, or returned something else.
+    It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and, if
+    wanted, `class_names` and `owners` of the train samples.
     """
     request.progress(f"calling {request.name}")
     try:
@@ -37,9 +34,8 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Dataset):
-        return [getattr(result, field) for field in ARRAYS], {
-            field: getattr(result, field) for field in OTHERS
-        }
+        others = {field: getattr(result, field) for field in OTHERS}
+        return [getattr(result, field) for field in ARRAYS], others
     if isinstance(result, Mapping):
         for field in result:
             if field not in (*ARRAYS, *OTHERS):

@@ -1,4 +1,4 @@
-"""Samples made for every client, Synthetic(α, β), for as many clients as there are to be; no file is needed.
+"""Synthetic(α, β): samples for every client and for any number of clients, without a file.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
 arXiv:1812.06127, after Shamir, Srebro & Zhang (ICML 2014).
@@ -35,15 +35,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
 def load(request: SourceRequest) -> Dataset:
     """Return samples [n, features] float32 whose owners are the clients, in the clients' order.
 
-    Client k labels its samples by a model of its own, y = argmax(W x + b), and draws them about a mean of its
-    own: u ~ N(0, α²), W and b ~ N(u, 1); B ~ N(0, β²), v_j ~ N(B, 1), x_j ~ N(v_j, j^-1.2). α says how
-    much clients' models differ and β how much their samples do. They are standard deviations, as in the
-    authors' program; the paper writes N(0, α). With `iid` all clients have one model and one mean, v = 0.
+    Client k labels its samples by its own model, y = argmax(W x + b), and draws them about its own mean: u ~
+    N(0, α²), W and b ~ N(u, 1); B ~ N(0, β²), v_j ~ N(B, 1), x_j ~ N(v_j, j^-1.2). α sets how much clients'
+    models differ, β how much their samples do. Both are standard deviations, as in the authors' program; the
+    paper writes N(0, α). With `iid` all clients have one model and one mean, v = 0.
 
-    A client has `least` samples and a number from a log-normal distribution (`log_mean`, `log_std`), in all
-    at most `most`; `test_share` of them, at least one, belong to the common test set, and the rest to the
-    train split. Everything derives from the data set's own `seed`, not the scenario's, and from the client's
-    number: the data of the first 1,000 clients are the same among 1,000 and among 10,000.
+    A client has `least` samples and a number from a log-normal distribution (`log_mean`, `log_std`), at most
+    `most` in all. `test_share` of them, at least one, belong to the common test set. Draws derive from the
+    data set's own `seed` and the client's number: client 7 has the same samples among 10 clients and among
+    10,000.
 
     Arguments: `alpha`, `beta`, `iid`, `features`, `classes`, `least`, `log_mean`, `log_std`, `most`,
     `test_share`, `seed`, and `clients`, by default `data.clients`.
@@ -101,21 +101,15 @@ def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray
 
 def _sizes(args: dict) -> np.ndarray:
     """Return how many samples every client has, train and test together, N of them."""
-    draws = [
-        numpy_generator(args["seed"], "synthetic-size", client=client).standard_normal()
-        for client in range(args["clients"])
-    ]
+    generators = (numpy_generator(args["seed"], "synthetic-size", client=k) for k in range(args["clients"]))
+    draws = [generator.standard_normal() for generator in generators]
     drawn = np.exp(np.minimum(args["log_mean"] + args["log_std"] * np.array(draws), 30.0))
     sizes = args["least"] + drawn.astype(np.int64)
     return sizes if args["most"] is None else np.minimum(sizes, args["most"])
 
 
 def _check(args: dict) -> None:
-    """Check the arguments' ranges.
-
-    Raises:
-        UserError: One is outside of its own.
-    """
+    """Check the arguments' ranges."""
     for name, (least, most) in BOUNDS.items():
         if args[name] is not None and not least <= args[name] <= most:
             raise UserError(f"must be ≥ {least:g} and ≤ {most:g}, got {args[name]}", key=f"data.args.{name}")

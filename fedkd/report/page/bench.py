@@ -16,41 +16,26 @@ from fedkd.tracking.folder import CELLS
 
 
 def bench_page(study: Study, folder: Path, source: str | None) -> Page:
-    """Return the page of a bench.
-
-    Args:
-        study: Its runs.
-        folder: The bench folder.
-        source: The bench file; None: it is not known.
-    """
+    """Return the page of a bench folder; `source` is the text of its bench file, if known."""
     sections = [Section("Comparison", [comparison_table(study)], explained(study))]
     for shown in study.shown:
-        sections.append(
-            Section(shown.label[:1].upper() + shown.label[1:], _figures(metric_charts(study, shown)))
-        )
+        title = shown.label[:1].upper() + shown.label[1:]
+        sections.append(Section(title, _figures(metric_charts(study, shown))))
     sections.append(Section("Final values against each other", _figures(plane_charts(study))))
     sections.append(Section("Cells", [*_cells(folder)]))
-    dropped = len(study.blocks) - MOST_PANELS
-    notes = (
-        [f"{study.missing} of {study.missing + len(study.runs)} runs are missing."] if study.missing else []
-    )
-    if dropped > 0:
-        notes.append(
-            f"Figures are of the first {MOST_PANELS} of {len(study.blocks)} settings; tables are of all."
-        )
+    runs, blocks, notes = len(study.runs), len(study.blocks), []
+    if study.missing:
+        notes.append(f"{study.missing} of {study.missing + runs} runs are missing.")
+    if blocks > MOST_PANELS:
+        notes.append(f"Figures are of the first {MOST_PANELS} of {blocks} settings; tables are of all.")
     seeds = sorted({run.seed for run in study.runs})
-    return Page(
-        title=study.name,
-        subtitle="fedkd · report of a bench",
-        sections=sections,
-        facts=[
-            ("runs", str(len(study.runs))),
-            ("seeds", ", ".join(map(str, seeds)) if len(seeds) <= 8 else str(len(seeds))),
-            *((study.title(axis), ", ".join(axis.levels)) for axis in study.axes if len(axis.levels) <= 8),
-        ],
-        notes=notes,
-        sources=[("bench.toml", source)] if source is not None else [],
-    )
+    facts = [
+        ("runs", str(runs)),
+        ("seeds", ", ".join(map(str, seeds)) if len(seeds) <= 8 else str(len(seeds))),
+        *((study.title(axis), ", ".join(axis.levels)) for axis in study.axes if len(axis.levels) <= 8),
+    ]
+    sources = [("bench.toml", source)] if source is not None else []
+    return Page(study.name, "fedkd · report of a bench", sections, facts, notes, sources)
 
 
 def _figures(charts: Iterable[tuple[str, Callable[[], Chart]]]) -> list[Figure]:

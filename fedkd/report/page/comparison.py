@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedkd.report.chart import looks
-from fedkd.report.page.figure import Figure, Trace, axes, line, log_axis, over_rounds, over_tasks
+from fedkd.report.page import figure as plot
+from fedkd.report.page.cost import known
+from fedkd.report.page.figure import Figure, Trace, line
 from fedkd.report.page.page import Page, Section
 from fedkd.report.page.record import RunRecord
-from fedkd.report.page.run import final_mean, folder_name
+from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
 from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
 
-HIDDEN_FROM = 8
-"""Runs from which on each has one line, its mean after fusion."""
+HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
 MOMENTS = {"before": "accuracy_trained", "after": "accuracy"}
 """Measurements of a round, relative to fusion, and their metrics."""
 CURVES = (
@@ -34,6 +35,7 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
     names = run_names(records)
     runs = dict(zip(names, records, strict=True))
     unfinished = [name for name, record in runs.items() if not record.done]
+    facts = [("runs", str(len(runs))), ("done", str(len(runs) - len(unfinished)))]
     sections = [
         Section("Results", [_results(runs)]),
         Section("What sets them apart", [*_differences(runs)]),
@@ -42,42 +44,35 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
         Section("Fusion", [figure for curve in CURVES for figure in _curve(runs, *curve)]),
         Section("Cost", [*_traffic(runs)]),
     ]
-    return Page(
-        title=" · ".join(names) if len(names) <= 3 else f"{len(names)} runs",
-        subtitle="fedkd · report of several runs side by side",
-        sections=sections,
-        facts=[("runs", str(len(runs))), ("done", str(len(runs) - len(unfinished)))],
-        notes=[f"Not done: {', '.join(unfinished)}."] if unfinished else [],
-        sources=[(f"{name}.toml", record.scenario_text) for name, record in runs.items()],
-    )
+    title = " · ".join(names) if len(names) <= 3 else f"{len(names)} runs"
+    notes = [f"Not done: {', '.join(unfinished)}."] if unfinished else []
+    sources = [(f"{name}.toml", record.scenario_text) for name, record in runs.items()]
+    return Page(title, "fedkd · report of several runs side by side", sections, facts, notes, sources)
 
 
 def run_names(records: Sequence[RunRecord]) -> list[str]:
     """Return a name for each of several runs: its folder's, with the folder above where two are alike."""
-    names = [folder_name(record.folder) for record in records]
+    paths = [record.folder.resolve() for record in records]
+    names = [path.name for path in paths]
     if len(set(names)) == len(names):
         return names
-    paths = [record.folder.resolve() for record in records]
-    return (
-        [f"{path.parent.name}/{path.name}" for path in paths]
-        if len(set(paths)) == len(paths)
-        else [f"{place}: {name}" for place, name in enumerate(names, start=1)]
-    )
+    if len(set(paths)) == len(paths):
+        return [f"{path.parent.name}/{path.name}" for path in paths]
+    return [f"{place}: {name}" for place, name in enumerate(names, start=1)]
 
 
 def _results(runs: Mapping[str, RunRecord]) -> Table:
+    measured = [(split, moment) for split in ("global", "local") for moment in MOMENTS]
     columns = ["run", "strategy", "seed", "rounds"]
-    columns += [f"{split}, {moment} fusion (%)" for split in ("global", "local") for moment in MOMENTS]
-    columns += ["sent (MB)", "time (s)"]
+    columns += [f"{split}, {moment} fusion (%)" for split, moment in measured] + ["sent (MB)", "time (s)"]
     rows = []
     for name, record in runs.items():
         row: list[object] = [name, record.scenario.fusion.strategy, record.scenario.seed, record.last_round]
-        for split in ("global", "local"):
-            for metric in MOMENTS.values():
-                value = final_mean(record, split, metric)
-                row.append(Cell("–") if value is None else Cell(f"{100 * value:.1f}", 100 * value))
+        for split, moment in measured:
+            value = final_mean(record, split, MOMENTS[moment])
+            row.append(Cell("–") if value is None else Cell(f"{100 * value:.1f}", 100 * value))
         sent = sum(_sent(record).values()) / 1e6
-        seconds = sum(_number(row.get("seconds")) for row in record.timings)
+        seconds = sum(known(row.get("seconds")) for row in record.timings)
         rows.append([*row, Cell(f"{sent:.2f}", sent), Cell(f"{seconds:.1f}", seconds)])
     caption = (
         "Means over clients after the last round that was evaluated. One run each: no intervals, and no"
@@ -96,12 +91,11 @@ def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
     if not keys:
         return
     values = [dict(changed_keys({}, table)) for table in tables]
-    rows = [[key, *(_shown(of_run.get(key)) for of_run in values)] for key in keys]
+    ends = [[of_run.get(key, (None, None))[1] for of_run in values] for key in keys]
+    rows = [
+        [key, *("–" if end is None else str(end) for end in row)] for key, row in zip(keys, ends, strict=True)
+    ]
     yield Table("differences", "Keys that differ", ["key", *runs], rows)
-
-
-def _shown(pair: tuple[object, object] | None) -> str:
-    return "–" if pair is None or pair[1] is None else str(pair[1])
 
 
 def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
@@ -119,16 +113,9 @@ def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
                     data.append(line(label, series.rounds, y, colour, symbol=symbol, **own))
         if data:
             more = "" if few else " After fusion; the CSV has the values before fusion too."
-            yield Figure(
-                f"accuracy-{split}",
-                f"Accuracy {where}",
-                ["run", "round", "moment", "accuracy"],
-                rows,
-                data,
-                over_rounds("accuracy (%)"),
-                f"Means over clients.{more}",
-                420,
-            )
+            columns, layout = ["run", "round", "moment", "accuracy"], plot.over_rounds("accuracy (%)")
+            caption = f"Means over clients.{more}"
+            yield Figure(f"accuracy-{split}", f"Accuracy {where}", columns, rows, data, layout, caption, 420)
 
 
 def _lines(
@@ -156,7 +143,7 @@ def _curve(
     data, rows = _lines(runs, find)
     if data:
         columns = ["run", "round", metric]
-        yield Figure(name, title, columns, rows, data, over_rounds(unit), "Means over clients.")
+        yield Figure(name, title, columns, rows, data, plot.over_rounds(unit), "Means over clients.")
 
 
 def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
@@ -171,15 +158,12 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
 
     data, rows = _lines(runs, find)
     if data:
-        yield Figure(
-            "average-accuracy",
-            "Average accuracy over the tasks so far",
-            ["run", "protocol", "tasks", "accuracy"],
-            rows,
-            data,
-            over_tasks("accuracy (%)", max(len(trace["x"]) for trace in data)),
-            "After each task, over all until then, on the common test sets; each by its scenario's protocol.",
+        title, columns = "Average accuracy over the tasks so far", ["run", "protocol", "tasks", "accuracy"]
+        layout = plot.over_tasks("accuracy (%)", max(len(trace["x"]) for trace in data))
+        caption = (
+            "After each task, over all until then, on the common test sets; each by its scenario's protocol."
         )
+        yield Figure("average-accuracy", title, columns, rows, data, layout, caption)
 
 
 def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
@@ -195,17 +179,13 @@ def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
 
     data, rows = _lines(runs, find)
     if data:
-        layout = axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
-        layout["xaxis"] |= log_axis(trace["x"][-1] for trace in data)
-        yield Figure(
-            "traffic",
-            "Global accuracy against bytes",
-            ["run", "round", "bytes", "accuracy"],
-            rows,
-            data,
-            layout,
-            "Payload of the method's own messages, of all clients. Runs that send nothing are not in it.",
+        title, columns = "Global accuracy against bytes", ["run", "round", "bytes", "accuracy"]
+        layout = plot.axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
+        layout["xaxis"] |= plot.log_axis(trace["x"][-1] for trace in data)
+        caption = (
+            "Payload of the method's own messages, of all clients. Runs that send nothing are not in it."
         )
+        yield Figure("traffic", title, columns, rows, data, layout, caption)
 
 
 def _sent(record: RunRecord) -> dict[int, float]:
@@ -213,10 +193,6 @@ def _sent(record: RunRecord) -> dict[int, float]:
     sent: dict[int, float] = {}
     for row in record.timings:
         if isinstance(row.get("round"), int):
-            own = _number(row.get("bytes_up")) + _number(row.get("bytes_down"))
+            own = known(row.get("bytes_up")) + known(row.get("bytes_down"))
             sent[row["round"]] = sent.get(row["round"], 0.0) + own
     return sent
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

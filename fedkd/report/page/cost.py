@@ -1,4 +1,4 @@
-"""What a run cost, and who dropped out of it: bytes, time by phase, failures."""
+"""The costs of a run: bytes, links, time by phase, failures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fedkd.report.chart import COLOURS, DASHES, looks
-from fedkd.report.page.figure import Figure, bar, line, log_axis, over_rounds
+from fedkd.report.page import figure as plot
+from fedkd.report.page.figure import Figure, bar, line, over_rounds
 from fedkd.report.page.record import RunRecord
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.links import read_links
+from fedkd.tracking.neighbours import FUSION
 
 MOST_PHASE_BARS = 120
+MOST_LINKED = 50  # clients up to which a page shows every pair
+COUNTS = ("bytes_up", "bytes_down", "evaluation_bytes")
 
 
 def cost_figures(record: RunRecord) -> Iterator[Figure]:
@@ -21,27 +27,23 @@ def cost_figures(record: RunRecord) -> Iterator[Figure]:
     for row in record.timings:
         if not isinstance(row, Mapping) or not isinstance(row.get("round"), int):
             continue
-        for at, key in enumerate(("bytes_up", "bytes_down", "evaluation_bytes")):
-            sent[row["round"]][at] += _known(row.get(key))
+        for at, key in enumerate(COUNTS):
+            sent[row["round"]][at] += known(row.get(key))
         if isinstance(row.get("phase"), str):
-            seconds[row["phase"]][row["round"]] += _known(row.get("seconds"))
+            seconds[row["phase"]][row["round"]] += known(row.get("seconds"))
     if any(any(of_round) for of_round in sent.values()):
         yield _bytes(sent, between=record.scenario.topology.graph != "star")
     if seconds:
         yield _phases(seconds)
 
 
-def _known(value: object) -> float:
+def known(value: object) -> float:
+    """Return a recorded number; 0 where there is none."""
     return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
-    """Return the figure of what was sent.
-
-    Args:
-        sent: By round: up, down and for evaluation.
-        between: Whether clients send each other what others send a server, and receive it as often.
-    """
+    """Return the figure of what was sent, up, down and for evaluation; `between` clients, up is down too."""
     rounds = sorted(sent)
     totals = np.cumsum([sent[round] for round in rounds], axis=0)
     names = ("between clients" if between else "to the server", "to the clients", "for evaluation alone")
@@ -52,16 +54,9 @@ def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
     ]
     rows = [[round, *map(int, sent[round])] for round in rounds]
     layout = over_rounds("MB")
-    layout["yaxis"] |= log_axis(totals[-1])
-    return Figure(
-        "bytes",
-        "Bytes sent since the start",
-        ["round", "bytes_up", "bytes_down", "evaluation_bytes"],
-        rows,
-        data,
-        layout,
-        "Payload of all clients' messages.",
-    )
+    layout["yaxis"] |= plot.log_axis(totals[-1])
+    title, caption = "Bytes sent since the start", "Payload of all clients' messages."
+    return Figure("bytes", title, ["round", *COUNTS], rows, data, layout, caption)
 
 
 def _phases(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -70,24 +65,12 @@ def _phases(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
     starts = rounds[::width]
     data = []
     for (phase, of_round), (colour, _, _) in zip(seconds.items(), looks(len(seconds)), strict=True):
-        of_bar = [
-            sum(of_round.get(round, 0.0) for round in rounds[at : at + width])
-            for at in range(0, len(rounds), width)
-        ]
-        data.append(bar(phase, starts, of_bar, colour))
-    rows = [
-        [round, phase, of_round[round]] for phase, of_round in seconds.items() for round in sorted(of_round)
-    ]
+        spans = (rounds[at : at + width] for at in range(0, len(rounds), width))
+        data.append(bar(phase, starts, [sum(of_round.get(r, 0.0) for r in span) for span in spans], colour))
+    rows = [[at, phase, value] for phase, of in seconds.items() for at, value in sorted(of.items())]
     caption = "Wall-clock time on the server." + (f" A bar is {width} rounds." if width > 1 else "")
-    return Figure(
-        "time",
-        "Time by phase",
-        ["round", "phase", "seconds"],
-        rows,
-        data,
-        over_rounds("seconds", barmode="stack"),
-        caption,
-    )
+    layout = over_rounds("seconds", barmode="stack")
+    return Figure("time", "Time by phase", ["round", "phase", "seconds"], rows, data, layout, caption)
 
 
 def failure_figures(record: RunRecord) -> Iterator[Figure]:
@@ -110,12 +93,37 @@ def failure_figures(record: RunRecord) -> Iterator[Figure]:
         for round in series.rounds
         for client, value in series.clients.get(round, {}).items()
     ]
-    yield Figure(
-        "failures",
-        "Clients that failed",
-        ["round", "client", "what", "times"],
-        rows,
-        data,
-        over_rounds("times", barmode="stack"),
-        "They were skipped, and were absent from what failed.",
+    columns, layout = ["round", "client", "what", "times"], over_rounds("times", barmode="stack")
+    caption = "They were skipped, and were absent from what failed."
+    yield Figure("failures", "Clients that failed", columns, rows, data, layout, caption)
+
+
+def link_figures(record: RunRecord) -> Iterator[Figure]:
+    """Yield who heard whom and what that weighed over the run, where there is no server."""
+    clients = len(record.models)
+    if record.scenario.topology.graph == "star" or clients > MOST_LINKED:
+        return
+    rounds, sizes = np.zeros((clients, clients), dtype=np.int64), np.zeros((clients, clients), dtype=np.int64)
+    for round in rounds_with_tables(record.folder / FUSION, "links"):
+        table = read_links(record.folder, round)
+        if table is not None and table.clients and max(table.clients) < clients:
+            own = np.ix_(table.clients, table.clients)
+            rounds[own] += table.heard
+            sizes[own] += table.sizes
+    if not rounds.any():
+        return
+    names = [str(client) for client in range(clients)]
+    shown = np.where(rounds > 0, sizes / 1e3, np.nan)
+    alike = plot.constant(shown)
+    told = "" if alike is None else f" Every link carried {alike:.4g} kB."
+    caption = f"Bytes over each link, all rounds together; empty where there was none.{told}"
+    rows = [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()]
+    columns, data = (
+        ["receiver", "sender", "rounds", "bytes"],
+        [plot.heat_map(shown, names, names, unit="kB", digits=0)],
     )
+    layout, height = (
+        plot.named_axes("sender", "receiver") | {"showlegend": False},
+        min(240 + 22 * clients, 640),
+    )
+    yield Figure("links", "Who heard whom", columns, rows, data, layout, caption, height)

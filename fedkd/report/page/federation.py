@@ -10,24 +10,12 @@ from typing import Any
 import numpy as np
 
 from fedkd.report.chart import looks
-from fedkd.report.page.figure import (
-    MAIN,
-    MUTED,
-    SECOND,
-    Figure,
-    Trace,
-    axes,
-    band,
-    line,
-    log_axis,
-    over_rounds,
-)
+from fedkd.report.page import figure as plot
+from fedkd.report.page.figure import MAIN, SECOND, Figure, Trace, line
 from fedkd.report.page.record import RunRecord, Series
 
-ALL_IN_BAND = 10
-"""Clients below which a band is of all of them, from the lowest to the highest."""
-THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}
-"""Look of all lines beside the mean."""
+ALL_IN_BAND = 10  # clients below which a band is of all of them, from the lowest to the highest
+THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # look of all lines beside the mean
 MOMENTS = (("before", "accuracy_trained", SECOND), ("after", "accuracy", MAIN))
 """Measurements of a round, relative to fusion: word, metric, colour."""
 SPLITS = (("global", "on the common test set"), ("local", "on clients' own test data"))
@@ -50,7 +38,7 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
     columns: dict[str, Sequence[float | None]] = {after: _means(fused, rounds)}
     data: list[Trace] = []
     if several:
-        data.append(band(words, rounds, 100 * low, 100 * high, MAIN))
+        data.append(plot.band(words, rounds, 100 * low, 100 * high, MAIN))
         columns |= {f"{words}, low": low.tolist(), f"{words}, high": high.tolist()}
 
     def draw(label: str, values: Sequence[float | None], colour: str, **look: Any) -> None:
@@ -65,24 +53,17 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
             values = _means(record.series(split, f"{metric}_{name}"), rounds)
             draw(f"{name} model, {moment} fusion", values, colour, dash=dash, **THIN)
     if several:
-        for word, dash, client in zip(
-            ("worst", "best"), ("dot", "dashdot"), _ends(fused, rounds, counted), strict=True
-        ):
+        worst, best = _ends(fused, rounds, counted)
+        for word, dash, client in (("worst", "dot", worst), ("best", "dashdot", best)):
             values = [fused.clients.get(round, {}).get(client) for round in rounds]
-            draw(f"{word}: {record.client_name(client)}", values, MUTED, dash=dash, **THIN)
+            draw(f"{word}: {record.client_name(client)}", values, plot.MUTED, dash=dash, **THIN)
     if trained.means and record.fused:
         draw("before fusion, mean", _means(trained, rounds), SECOND, dash="dash", legendrank=2)
     data.append(line(after, rounds, _percent(columns[after]), MAIN, width=4, legendrank=1))
-    return Figure(
-        f"accuracy-{split}",
-        f"Accuracy {where}",
-        ["round", *columns],
-        [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)],
-        data,
-        over_rounds("accuracy (%)"),
-        _how_to_read(record, words if several else "", bool(groups)),
-        400,
-    )
+    rows = [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)]
+    title, heads, layout = f"Accuracy {where}", ["round", *columns], plot.over_rounds("accuracy (%)")
+    caption = _how_to_read(record, words if several else "", bool(groups))
+    return Figure(f"accuracy-{split}", title, heads, rows, data, layout, caption, 400)
 
 
 def _how_to_read(record: RunRecord, spread: str, architectures: bool) -> str:
@@ -114,21 +95,16 @@ def time_figures(record: RunRecord) -> Iterator[Figure]:
                 data.append(line(title, [passed[round] for round in rounds], values, colour, dash=dash))
     rows = [[round, passed[round], *(of.get(round) for of in columns.values())] for round in sorted(passed)]
     if data:
-        yield Figure(
-            "accuracy-time",
-            "Accuracy over simulated time",
-            ["round", "virtual_seconds", *columns],
-            rows,
-            data,
-            axes("simulated time (s)", "accuracy (%)", hovermode="closest"),
-            "Means over clients. Time is that of the scenario's clock: no run takes as long.",
-        )
+        title, heads = "Accuracy over simulated time", ["round", "virtual_seconds", *columns]
+        layout = plot.axes("simulated time (s)", "accuracy (%)", hovermode="closest")
+        caption = "Means over clients. Time is that of the scenario's clock: no run takes as long."
+        yield Figure("accuracy-time", title, heads, rows, data, layout, caption)
 
 
 def spread_of(
     series: Series, rounds: Sequence[int], counted: Collection[int]
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return the lower and the upper end of a band over clients, and what it is of in words."""
+    """Return the lower and upper end of a band over clients, `[R]`, and its name."""
     values = [list(_of(series, round, counted).values()) or [np.nan] for round in rounds]
     few = max(map(len, values), default=0) < ALL_IN_BAND
     ends = (0, 100) if few else (10, 90)
@@ -172,102 +148,72 @@ def _ends(series: Series, rounds: Sequence[int], counted: Collection[int]) -> tu
     raise ValueError("no round has several clients")
 
 
-def effect_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield what fusion did: gain, fidelity, flips, neighbours, and the loss of local training."""
-    yield from _bands(
-        record,
-        "fusion-gain",
-        "Fusion gain",
-        "points",
-        100,
+Line = tuple[str, str, str]  # split, metric and name of a line
+EFFECTS: Sequence[tuple[str, str, str, float, Sequence[Line], str]] = (
+    (
+        "fusion-gain", "Fusion gain", "points", 100,
         [("global", "fusion_gain", "on the common test set"), ("local", "fusion_gain", "on own test data")],
         "Accuracy after fusion minus accuracy before fusion, over clients that received targets or weights."
         " Fusion helped above zero.",
-    )
-    yield from _bands(
-        record,
-        "fidelity",
-        "Fidelity",
-        "transfer samples (%)",
-        100,
+    ),
+    (
+        "fidelity", "Fidelity", "transfer samples (%)", 100,
         [("train", "agreement", "client's class is that of its targets")],
         "How often a client predicts the class of its targets after distillation, on the transfer set.",
-    )
-    yield from _bands(
-        record,
-        "guidance-kl",
-        "Distance from targets",
-        "KL (nats)",
-        1,
+    ),
+    (
+        "guidance-kl", "Distance from targets", "KL (nats)", 1,
         [("train", "guidance_kl", "KL from the client's predictions to its targets")],
         "Distance between a client's predictions and its targets on the transfer set; 0 means equal.",
-    )
-    yield from _bands(
-        record,
-        "flips",
-        "Predictions that changed",
-        "common test samples (%)",
-        100,
+    ),
+    (
+        "flips", "Predictions that changed", "common test samples (%)", 100,
         [("global", "positive_flips", "wrong to right"), ("global", "negative_flips", "right to wrong")],
         "Their difference is the gain; large flips behind a small gain mean that knowledge was exchanged"
         " rather than added.",
-    )
-    yield from _bands(
-        record,
-        "effective-neighbours",
-        "Effective neighbours",
-        "clients",
-        1,
+    ),
+    (
+        "effective-neighbours", "Effective neighbours", "clients", 1,
         [("train", "effective_neighbours", "clients that a client effectively learned from")],
         "From 1, a single client, to N, all clients alike.",
-    )
-    yield from _bands(
-        record,
-        "loss",
-        "Training loss",
-        "loss",
-        1,
+    ),
+    (
+        "loss", "Training loss", "loss", 1,
         [("train", "loss", "local training")],
         "Mean over the steps of a round.",
-    )
+    ),
+)  # fmt: skip
+"""Name, title, unit, scale, lines and caption of the figures of means over rounds."""
 
 
-def _bands(
-    record: RunRecord,
-    name: str,
-    title: str,
-    unit: str,
-    scale: float,
-    lines: Sequence[tuple[str, str, str]],
-    caption: str,
-) -> Iterator[Figure]:
-    """Yield a figure of means with bands over clients, if any of the metrics was recorded."""
-    data: list[Trace] = []
-    rows: list[list[object]] = []
-    of_what = ""
-    for (split, what, label), (colour, dash, _) in zip(lines, looks(len(lines)), strict=True):
-        series = record.series(split, what)
-        rounds = series.rounds
-        if not rounds:
-            continue
-        low, high, words = spread_of(series, rounds, record.counted)
-        means = _means(series, rounds)
-        if any(len(_of(series, round, record.counted)) > 1 for round in rounds):
-            data.append(band(words, rounds, scale * low, scale * high, colour, showlegend=False))
-            of_what = f" Bands: {words}."
-        scaled = [None if value is None else scale * value for value in means]
-        data.append(line(label, rounds, scaled, colour, dash=dash))
-        rows += [[r, split, what, m, a, b] for r, m, a, b in zip(rounds, means, low, high, strict=True)]
-    if data:
-        columns = ["round", "split", "metric", "mean", "low", "high"]
-        layout = over_rounds(unit, showlegend=len(lines) > 1)
-        if unit == "loss":
-            layout["yaxis"] |= _loss_axis(rows)
-        yield Figure(name, title, columns, rows, data, layout, caption + of_what)
+def effect_figures(record: RunRecord) -> Iterator[Figure]:
+    """Yield what fusion did, as means with bands over clients: of what was recorded."""
+    for name, title, unit, scale, lines, caption in EFFECTS:
+        data: list[Trace] = []
+        rows: list[list[object]] = []
+        of_what = ""
+        for (split, what, label), (colour, dash, _) in zip(lines, looks(len(lines)), strict=True):
+            series = record.series(split, what)
+            rounds = series.rounds
+            if not rounds:
+                continue
+            low, high, words = spread_of(series, rounds, record.counted)
+            means = [series.means[round] for round in rounds]
+            if any(len(_of(series, round, record.counted)) > 1 for round in rounds):
+                data.append(plot.band(words, rounds, scale * low, scale * high, colour, showlegend=False))
+                of_what = f" Bands: {words}."
+            data.append(line(label, rounds, [scale * mean for mean in means], colour, dash=dash))
+            rows += [[r, split, what, m, a, b] for r, m, a, b in zip(rounds, means, low, high, strict=True)]
+        if data:
+            columns = ["round", "split", "metric", "mean", "low", "high"]
+            layout = plot.over_rounds(unit, showlegend=len(lines) > 1)
+            if unit == "loss":
+                layout["yaxis"] |= _loss_axis(rows)
+            yield Figure(name, title, columns, rows, data, layout, caption + of_what)
 
 
 def _loss_axis(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
     """Return a logarithmic axis where one mean is far above most, as when a training diverges."""
     means, lows = (np.array([row[at] for row in rows], dtype=float) for at in (3, 4))
     positive = lows[np.isfinite(lows)].min(initial=np.inf) > 0
-    return log_axis([means.max(), float(np.median(means))]) if positive else {}
+    return plot.log_axis([means.max(), float(np.median(means))]) if positive else {}

@@ -19,37 +19,25 @@ MAIN, SECOND = COLOURS[0], COLOURS[1]
 MUTED = "#808080"
 SCALE = COLOUR_MAP.capitalize()
 BAND_OPACITY = 0.18
-MOST_MARKERS = 30
-"""Points below which each has a marker."""
-FEW_CELLS = 200
-"""Cells up to which a heat map has its numbers in them."""
+MOST_MARKERS = 30  # points below which each has a marker
+FEW_CELLS = 200  # cells up to which a heat map has its numbers in them
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a page shows as one picture, with a caption and its numbers as CSV.
+    """One picture of a page, with a caption and its numbers as a CSV file, `columns` and `rows`."""
 
-    Attributes:
-        name: Of its files, and unique on the page.
-        title: For a person.
-        columns: Of the numbers.
-        rows: The numbers in it, in full.
-        data: Traces, as Plotly has them. Names in them are to be `plain`.
-        layout: What is special about it, as Plotly has it; the page adds what all have in common.
-        caption: How to read it.
-        height: Pixels.
-        frames: Instead of one picture several, with a slider: label to traces.
-    """
-
-    name: str
+    name: str  # of its files, unique on the page
     title: str
     columns: Sequence[str]
     rows: Rows
-    data: Sequence[Trace] = ()
-    layout: Mapping[str, Any] = field(default_factory=dict)
+    data: Sequence[Trace] = ()  # with names that are `plain`
+    layout: Mapping[str, Any] = field(default_factory=dict)  # beside what all figures have in common
     caption: str = ""
-    height: int = 340
-    frames: Sequence[tuple[str, Sequence[Trace]]] = ()
+    height: int = 340  # pixels
+    frames: Sequence[
+        tuple[str, Sequence[Trace]]
+    ] = ()  # for a slider, in the place of `data`: label to traces
 
 
 def in_frames(frames: Sequence[tuple[str, Sequence[Trace]]]) -> dict[str, Any]:
@@ -58,12 +46,12 @@ def in_frames(frames: Sequence[tuple[str, Sequence[Trace]]]) -> dict[str, Any]:
 
 
 def plain(text: object) -> str:
-    """Return a name so that Plotly, which takes some tags for its own, shows it as it is."""
+    """Return a name that Plotly shows as it is, tags included."""
     return escape(str(text), quote=False)
 
 
 def number(value: float | None) -> float | None:
-    """Return a number as JSON has it: what is not finite is nothing."""
+    """Return a number as JSON has it; None where it is not finite."""
     return None if value is None or not isfinite(value) else float(value)
 
 
@@ -74,11 +62,11 @@ def numbers(values: Iterable[float | None]) -> list[float | None]:
 
 def grid(table: np.ndarray, digits: int = 6) -> list[list[float | None]]:
     """Return a matrix as JSON has it, to so many significant digits."""
-    return [[None if not isfinite(v) else float(f"{v:.{digits}g}") for v in row] for row in table.tolist()]
+    return [[float(f"{v:.{digits}g}") if isfinite(v) else None for v in row] for row in table.tolist()]
 
 
 def line(name: str, x: Sequence[float], y: Iterable[float | None], colour: str, **look: Any) -> Trace:
-    """Return a line; single points have a marker to be seen by."""
+    """Return a line; few points have markers."""
     y = numbers(y)
     style = {"color": colour, "width": look.pop("width", 2), "dash": look.pop("dash", "solid")}
     mode = "lines+markers" if len(x) < MOST_MARKERS else "lines"
@@ -90,28 +78,20 @@ def line(name: str, x: Sequence[float], y: Iterable[float | None], colour: str, 
 def band(
     name: str, x: Sequence[float], low: Iterable[float], high: Iterable[float], colour: str, **look: Any
 ) -> Trace:
-    """Return the area between two lines, as one trace: there along the upper one, back along the lower."""
-    upper, lower = numbers(high), numbers(low)
+    """Return the area between two lines as one closed trace."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return {
         "type": "scatter", "mode": "lines", "name": plain(name), "x": [*x, *reversed(list(x))],
-        "y": [*upper, *reversed(lower)], "fill": "toself", "fillcolor": translucent(colour),
+        "y": [*numbers(high), *reversed(numbers(low))], "fill": "toself",
+        "fillcolor": f"rgba({red},{green},{blue},{BAND_OPACITY})",
         "line": {"width": 0, "color": colour}, "hoverinfo": "skip", **look,
     }  # fmt: skip
-
-
-def translucent(colour: str, opacity: float = BAND_OPACITY) -> str:
-    """Return a colour `#rrggbb` as it is where others shine through."""
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def heat_map(
     z: np.ndarray, x: Sequence[Any], y: Sequence[Any], *, unit: str = "", digits: int = 1, **look: Any
 ) -> Trace:
-    """Return a heat map of a matrix, first row on top.
-
-    Small ones have their numbers in the cells. A constant has no colour scale.
-    """
+    """Return a heat map, first row on top; numbers in few cells, no colour scale of a constant."""
     trace: Trace = {
         "type": "heatmap", "z": grid(z), "x": [plain(v) for v in x], "y": [plain(v) for v in y],
         "colorscale": SCALE, "hoverongaps": False, "xgap": 1, "ygap": 1,
@@ -129,6 +109,13 @@ def constant(z: np.ndarray) -> float | None:
     return float(known[0]) if known.size == 1 else None
 
 
+def known_mean(table: np.ndarray, axis: int) -> np.ndarray:
+    """Return the mean of the finite values along an axis; NaN where there are none."""
+    known = np.isfinite(table)
+    count, total = known.sum(axis=axis), np.where(known, table, 0.0).sum(axis=axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
 def bar(name: str, x: Sequence[Any], y: Sequence[float | None], colour: str) -> Trace:
     """Return bars that show a zero as a line; a missing value has none."""
     lines = {"color": colour, "width": [4 if value == 0 else 0 for value in y]}
@@ -141,9 +128,8 @@ def log_axis(sizes: Iterable[float]) -> dict[str, str]:
     return {"type": "log"} if is_wide(list(sizes)) else {}
 
 
-def named_axes(**titles: str) -> dict[str, Any]:
+def named_axes(x: str, y: str = "") -> dict[str, Any]:
     """Return axes whose ticks are names, first row on top."""
-    x, y = titles.get("x", ""), titles.get("y", "")
     return {
         "xaxis": {"title": {"text": x}, "type": "category", "showgrid": False},
         "yaxis": {"title": {"text": y}, "type": "category", "autorange": "reversed", "showgrid": False},
@@ -169,59 +155,49 @@ def over_tasks(y: str, tasks: int) -> dict[str, Any]:
 
 # Charts -----------------------------------------------------------------------------------------------
 
-MOST_PANELS = 12
-"""Panels of a chart that a page shows; a page of more would not be read."""
+MOST_PANELS = 12  # panels of a chart that a page shows; a page of more would not be read
 
 
 def chart_figures(chart: Chart, most: int = MOST_PANELS) -> list[Figure]:
     """Return a figure for each of a chart's first panels that has something in it."""
-    found = [(place, panel) for place, panel in enumerate(chart.drawn[:most]) if panel.marks]
-    alone = len(chart.panels) == 1
-    return [
-        Figure(
-            chart.name if alone and isinstance(panel.marks[0], Matrix) else f"{chart.name}-{place}",
-            f"{chart.title}: {panel.title}" if panel.title else chart.title,
-            panel.columns,
-            panel.rows,
-            [trace for mark in panel.without_spread().marks for trace in traces(mark, chart.title)],
-            _panel_layout(panel, chart),
-            chart.caption,
-            360,
-        )
-        for place, panel in found
-    ]
+    figures = []
+    for place, panel in enumerate(chart.drawn[:most]):
+        if panel.marks:
+            alone = len(chart.panels) == 1 and isinstance(panel.marks[0], Matrix)
+            name = chart.name if alone else f"{chart.name}-{place}"
+            title = f"{chart.title}: {panel.title}" if panel.title else chart.title
+            data = [trace for mark in panel.without_spread().marks for trace in traces(mark, chart.title)]
+            layout = _panel_layout(panel, chart)
+            figures.append(Figure(name, title, panel.columns, panel.rows, data, layout, chart.caption, 360))
+    return figures
 
 
 def _panel_layout(panel: Panel, chart: Chart) -> dict[str, Any]:
     if isinstance(panel.marks[0], Matrix):
-        return named_axes(x=panel.x, y=panel.y) | {"showlegend": False}
+        return named_axes(panel.x, panel.y) | {"showlegend": False}
     layout = axes(panel.x, panel.y, hovermode="x unified" if chart.ticks else "closest")
+    curves = [mark for mark in panel.marks if isinstance(mark, Curve)]
     if chart.ticks:
-        layout["xaxis"] |= {"tickformat": "d"}
-        if max((max(m.x) for m in panel.marks if isinstance(m, Curve) and m.x is not None), default=99) <= 20:
-            layout["xaxis"] |= {"dtick": 1}
+        last = max((max(curve.x) for curve in curves if curve.x is not None), default=99)
+        layout["xaxis"] |= {"tickformat": "d", **({"dtick": 1} if last <= 20 else {})}
     if chart.scale == "log":
         layout["xaxis"] |= {"type": "log"}
     if panel.reach is not None:
         layout["xaxis"] |= {"range": panel.reach[0]}
         layout["yaxis"] |= {"range": panel.reach[1]}
-    levels = [mark for mark in panel.marks if isinstance(mark, Curve) and mark.x is None]
-    if levels:
-        layout["shapes"] = [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": float(level.y[-1]),
-             "y1": float(level.y[-1]), "name": plain(level.name), "showlegend": True,
-             "line": {"color": level.look.colour, "dash": level.look.dash, "width": 2}}
-            for level in levels
-        ]  # fmt: skip
+    for level in (curve for curve in curves if curve.x is None):
+        style, y = {"color": level.look.colour, "dash": level.look.dash, "width": 2}, float(level.y[-1])
+        layout.setdefault("shapes", []).append(
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "name": plain(level.name),
+             "showlegend": True, "line": style}
+        )  # fmt: skip
     return layout
 
 
 def traces(mark: Curve | Point | Matrix, name: str) -> list[Trace]:
-    """Return a mark of a chart as Plotly draws it.
+    """Return a mark of a chart as Plotly draws it; `name` is for marks without one.
 
-    Args:
-        mark: What to draw; level lines are shapes of the layout.
-        name: Of a mark that has none.
+    Level lines have no traces: they are shapes of the layout.
     """
     if isinstance(mark, Matrix):
         return [_matrix(mark)]
@@ -232,9 +208,9 @@ def traces(mark: Curve | Point | Matrix, name: str) -> list[Trace]:
     if mark.x is None:
         return []
     colour, dash, symbol = mark.look
-    hidden = look | {"showlegend": False}
-    found = [] if mark.band is None else [band(title, mark.x.tolist(), *mark.band, colour, **hidden)]
-    x, thin = mark.x.tolist(), {"mode": "lines", "opacity": 0.6, "width": 0.8, "dash": dash}
+    hidden, x = look | {"showlegend": False}, mark.x.tolist()
+    found = [] if mark.band is None else [band(title, x, *mark.band, colour, **hidden)]
+    thin = {"mode": "lines", "opacity": 0.6, "width": 0.8, "dash": dash}
     found += [line(title, x, seed, colour, **thin, **hidden) for seed in mark.seeds]
     own = {"symbol": symbol} if symbol else {"mode": "lines"}
     return [*found, line(title, x, mark.y, colour, dash=dash, **own, **look)]
@@ -260,10 +236,8 @@ def _point(point: Point, title: str, look: Mapping[str, Any]) -> list[Trace]:
 def _matrix(matrix: Matrix) -> Trace:
     own: dict[str, Any] = {}
     if matrix.limits is not None:
-        own = {"zmin": matrix.limits[0], "zmax": matrix.limits[1]}
+        own = dict(zip(("zmin", "zmax"), matrix.limits, strict=True))
     if matrix.texts is not None:
-        own |= {
-            "texttemplate": "%{text}",
-            "text": [[t.replace("\n", "<br>") for t in row] for row in matrix.texts],
-        }
+        texts = [[text.replace("\n", "<br>") for text in row] for row in matrix.texts]
+        own |= {"texttemplate": "%{text}", "text": texts}
     return heat_map(matrix.values, matrix.columns, matrix.rows, unit=matrix.unit, **own)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fedkd.report.chart import looks
-from fedkd.report.page.figure import Figure, Trace, axes, constant, heat_map, in_frames, named_axes, plain
+from fedkd.report.page import figure as plot
+from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import Labels
 
-MOST_BARS = 40
-"""Clients up to which each has a bar of its own."""
+MOST_BARS = 40  # clients up to which each has a bar of its own
 MOST_ROWS = 1000
+PATTERNS = ("", "/", "x", "-", "|", "+", ".", "\\")
 
 
 def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
@@ -19,73 +20,42 @@ def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
         return
     everyone = len(labels[0].train)
     shown = range(0, everyone, -(-everyone // MOST_ROWS))
-    clients = len(shown)
-    bars = clients <= MOST_BARS
+    bars = len(shown) <= MOST_BARS
     draw = _label_bars if bars else _label_map
-    frames = [(f"task {task.name}", draw(task, shown)) for task in labels]
+    frames = plot.in_frames([(f"task {task.name}", draw(task, shown)) for task in labels])
     rows = [
         [task.name, client, task.classes[label], count]
         for task in labels
         for client in shown
         for label, count in enumerate(task.train[client].tolist())
     ]
-    layout = (
-        axes("client", "training samples", barmode="stack") if bars else named_axes(x="class", y="client")
-    )
+    layout = plot.named_axes("class", "client")
     if bars:
-        layout["xaxis"] |= {"dtick": 1 if clients <= 20 else 5, "tickformat": "d"}
+        layout = plot.axes("client", "training samples", barmode="stack")
+        layout["xaxis"] |= {"dtick": 1 if len(shown) <= 20 else 5, "tickformat": "d"}
         layout["legend"] = {"title": {"text": "class  "}}
     caption = "Training samples of each class, as the partition dealt them to the clients."
     if shown.step > 1:
         caption += f" One client in {shown.step} is shown."
-    alike = {constant(task.train[shown].astype(float)) for task in labels}
+    alike = {plot.constant(task.train[shown].astype(float)) for task in labels}
     if not bars and len(alike) == 1 and None not in alike:
         caption += f" Every count is {alike.pop():g}."
-    yield Figure(
-        "labels",
-        "Label distribution",
-        ["task", "client", "class", "samples"],
-        rows,
-        layout=layout,
-        caption=caption,
-        height=380,
-        **in_frames(frames),
-    )
+    title, columns = "Label distribution", ["task", "client", "class", "samples"]
+    yield Figure("labels", title, columns, rows, layout=layout, caption=caption, height=380, **frames)
 
 
 def _label_bars(task: Labels, shown: range) -> list[Trace]:
-    return [
-        {
-            "type": "bar",
-            "name": plain(name),
-            "x": list(shown),
-            "y": task.train[shown, label].tolist(),
-            "marker": {"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.3}},
-        }
-        for label, (name, (colour, pattern)) in enumerate(
-            zip(task.classes, _fills(len(task.classes)), strict=True)
-        )
-    ]
-
-
-def _fills(count: int) -> list[tuple[str, str]]:
-    """Return a colour and a pattern for each of many bars; the patterns tell apart those of one colour."""
-    patterns = ("", "/", "x", "-", "|", "+", ".", "\\")
-    colours = [colour for colour, _, _ in looks(count)]
-    first = len(dict.fromkeys(colours))
-    return [(colour, patterns[place // first % len(patterns)]) for place, colour in enumerate(colours)]
+    colours = [colour for colour, _, _ in looks(len(task.classes))]
+    different, traces = len(set(colours)), []
+    for label, (name, colour) in enumerate(zip(task.classes, colours, strict=True)):
+        pattern = PATTERNS[label // different % len(PATTERNS)]  # tells apart bars of one colour
+        fill = {"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.3}}
+        y = task.train[shown, label].tolist()
+        traces.append({"type": "bar", "name": plot.plain(name), "x": list(shown), "y": y, "marker": fill})
+    return traces
 
 
 def _label_map(task: Labels, shown: range) -> list[Trace]:
     """Return a row a client, one image for thousands of them."""
-    return [
-        heat_map(
-            task.train[shown].astype(float),
-            task.classes,
-            shown,
-            unit="samples",
-            digits=0,
-            xgap=0,
-            ygap=0,
-        )
-    ]
+    counts = task.train[shown].astype(float)
+    return [plot.heat_map(counts, task.classes, shown, unit="samples", digits=0, xgap=0, ygap=0)]

@@ -10,31 +10,26 @@ import numpy as np
 
 from fedkd.report.page.figure import grid
 from fedkd.report.page.record import RunRecord
-from fedkd.tracking.neighbours import Neighbours, read_neighbours, recorded_rounds
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.neighbours import FUSION, Neighbours, read_neighbours
 
-MOST_CLIENTS = 50
-"""Clients up to which a page shows every pair; of more, architectures stand in for them."""
-MOST_ROUNDS = 40
-"""Rounds that a page can show; of more, so many spread evenly."""
+MOST_CLIENTS = 50  # clients up to which a page shows every pair; of more, architectures stand in for them
+MOST_ROUNDS = 40  # rounds that a page can show; of more, so many spread evenly
 DIGITS = 3
 
 
 @dataclass(frozen=True)
 class NeighbourView:
-    """Tables over rounds, for the page to draw.
+    """Tables over rounds, for the page to draw, of clients or of architectures.
 
-    Attributes:
-        labels: Name of every client, or of every architecture.
-        of_clients: Whether they are clients.
-        rounds: By round: its number, the places in `labels` of those who took part, and tables among these,
-            receivers first: weights, and where they are known distances and what leaving out would change.
-        skipped: Rounds that are recorded and not shown.
+    A round has its number, the places in `labels` of those who took part, and tables among these, receivers
+    first: weights, and where they are known distances and what leaving out would change.
     """
 
     labels: Sequence[str]
     of_clients: bool
     rounds: Sequence[Mapping[str, Any]]
-    skipped: int
+    skipped: int  # recorded rounds that are not shown
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the page's script takes it."""
@@ -43,7 +38,7 @@ class NeighbourView:
 
 def neighbour_view(record: RunRecord) -> NeighbourView | None:
     """Return what a run recorded of its weights; None: nothing, or nothing that can be shown."""
-    recorded = recorded_rounds(record.folder)
+    recorded = rounds_with_tables(record.folder / FUSION, "round")
     if not recorded or len(record.models) < 2:
         return None
     places = np.unique(np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int))

@@ -18,20 +18,13 @@ from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table
 from fedkd.tracking.folder import REPORT
 
-MARK = '<meta name="generator" content="fedkd report">'
-"""By which a page of fedkd's is known again."""
+MARK = '<meta name="generator" content="fedkd report">'  # by which a page of fedkd's is known again
 Item = Figure | Table | NeighbourView
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with figures and tables below it.
-
-    Attributes:
-        title: The heading.
-        items: In order; without any the section is left out.
-        text: What to know first.
-    """
+    """A heading with a text, figures and tables below it; left out without items."""
 
     title: str
     items: Sequence[Item]
@@ -40,23 +33,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows.
-
-    Attributes:
-        title: The heading of all.
-        subtitle: What it is a report of.
-        sections: In order.
-        facts: Labels and values, the first things to be read.
-        notes: What a reader must not overlook, such as that a run is not done.
-        sources: Name and text of the files that made it.
-    """
+    """What a page shows."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
-    facts: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = ()
-    sources: Sequence[tuple[str, str]] = ()
+    facts: Sequence[tuple[str, str]] = ()  # labels and values at the top
+    notes: Sequence[str] = ()  # warnings, such as that a run is not done
+    sources: Sequence[tuple[str, str]] = ()  # name and text of the files that made it
 
 
 def render(page: Page) -> str:
@@ -71,30 +55,21 @@ def render(page: Page) -> str:
 
 def _payload(sections: Sequence[Section]) -> dict[str, Any]:
     """Return what the page's script draws and saves, by name."""
-    items = [item for section in sections for item in section.items]
-    figures = [item for item in items if isinstance(item, Figure)]
-    tables = [item for item in items if isinstance(item, Table)]
-    views = [item for item in items if isinstance(item, NeighbourView)]
-    return {
-        "figures": {figure.name: _figure(figure) for figure in figures},
-        "tables": {
-            table.name: {"columns": table.columns, "rows": [[*map(_value, row)] for row in table.rows]}
-            for table in tables
-        },
-        "neighbours": views[0].as_json() if views else None,
-    }
-
-
-def _figure(figure: Figure) -> dict[str, Any]:
-    return {
-        "title": figure.title,
-        "data": figure.data,
-        "layout": figure.layout,
-        "height": figure.height,
-        "frames": [{"label": label, "data": data} for label, data in figure.frames],
-        "columns": figure.columns,
-        "rows": [[*map(_value, row)] for row in figure.rows],
-    }
+    figures: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
+    neighbours = None
+    for item in (item for section in sections for item in section.items):
+        if isinstance(item, NeighbourView):
+            neighbours = item.as_json()
+            continue
+        numbers = {"columns": item.columns, "rows": [[*map(_value, row)] for row in item.rows]}
+        if isinstance(item, Table):
+            tables[item.name] = numbers
+            continue
+        drawn = {name: getattr(item, name) for name in ("title", "data", "layout", "height")}
+        frames = [{"label": label, "data": data} for label, data in item.frames]
+        figures[item.name] = {**drawn, "frames": frames, **numbers}
+    return {"figures": figures, "tables": tables, "neighbours": neighbours}
 
 
 def _value(cell: Any) -> Any:
@@ -125,12 +100,9 @@ def _asset(name: str) -> str:
 def _environment() -> Any:
     jinja2 = require("jinja2", REPORT, "report")
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.tests["figure"] = lambda item: isinstance(item, Figure)
     environment.tests["table"] = lambda item: isinstance(item, Table)
     environment.tests["cell"] = lambda item: isinstance(item, Cell)

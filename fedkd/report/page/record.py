@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,30 +35,19 @@ from fedkd.tracking.recorder import (
 
 @dataclass(frozen=True)
 class Labels:
-    """Who was dealt what of a task, or of the only one.
+    """Training samples of each class that every client has of a task, or of the only one."""
 
-    Attributes:
-        name: Of the task; empty: there is no stream.
-        classes: Names of its classes.
-        train: How many training samples of each class every client has, `[N, C]`.
-    """
-
-    name: str
+    name: str  # of the task; empty: no stream
     classes: tuple[str, ...]
-    train: np.ndarray
+    train: np.ndarray  # [N, C]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One metric over rounds.
+    """One metric over rounds."""
 
-    Attributes:
-        clients: Round to client to value, where it is a number.
-        means: Round to the federation's mean, as it was recorded.
-    """
-
-    clients: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-    means: Mapping[int, float] = field(default_factory=dict)
+    clients: Mapping[int, Mapping[int, float]] = field(default_factory=dict)  # round to client to value
+    means: Mapping[int, float] = field(default_factory=dict)  # round to the federation's mean
 
     @property
     def rounds(self) -> list[int]:
@@ -67,21 +57,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run as its folder tells of it.
-
-    Attributes:
-        folder: The run folder.
-        scenario: What was run.
-        scenario_text: The same, as `scenario.toml` has it.
-        rows: Of `metrics.jsonl`.
-        timings: Of `timings.jsonl`.
-        warnings: Of `warnings.jsonl`.
-        summary: `summary.json`; None: the run is not done.
-        schedule: Who is at which task when; None: the file is not there.
-        models: Name of every client's architecture.
-        labels: Who was dealt what, task by task; empty: it is not told.
-        owners: Name of each client's owner; empty: the data name none.
-    """
+    """A run as its folder tells of it."""
 
     folder: Path
     scenario: Scenario
@@ -89,11 +65,11 @@ class RunRecord:
     rows: Sequence[MetricRow]
     timings: Sequence[Mapping[str, Any]]
     warnings: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any] | None
-    schedule: Schedule | None
-    models: tuple[str, ...]
-    labels: tuple[Labels, ...]
-    owners: tuple[str, ...]
+    summary: Mapping[str, Any] | None  # None: the run is not done
+    schedule: Schedule | None  # None: the file is not there
+    models: tuple[str, ...]  # every client's architecture
+    labels: tuple[Labels, ...]  # task by task; empty: not told
+    owners: tuple[str, ...]  # of each client; empty: the data name none
 
     @property
     def title(self) -> str:
@@ -128,7 +104,7 @@ class RunRecord:
 
     @cached_property
     def models_told_apart(self) -> tuple[str, ...]:
-        """Those of a client's models whose accuracies are recorded each for itself, whichever answers."""
+        """Models of a client whose accuracies are recorded separately."""
         return models_told_apart(row["metric"] for row in self.rows)
 
     @cached_property
@@ -190,6 +166,7 @@ def read_record(folder: Path) -> RunRecord:
         raise UserError(f"neither a run folder (it has no {SCENARIO}) nor a bench folder", file=str(folder))
     scenario = read_scenario(read_toml(path), file=str(path), folder=folder)
     models = tuple(architecture_names(client_models(scenario)))
+    dealt = _json(folder / CLIENTS) or {}
     return RunRecord(
         folder=folder,
         scenario=scenario,
@@ -200,13 +177,12 @@ def read_record(folder: Path) -> RunRecord:
         summary=_json(folder / SUMMARY),
         schedule=_schedule(folder / SCHEDULE),
         models=models,
-        labels=_labels(folder / CLIENTS, len(models)),
-        owners=_owners(folder / CLIENTS, len(models)),
+        labels=_labels(dealt, len(models)),
+        owners=_owners(dealt, len(models)),
     )
 
 
 def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
-    """Return the rows of `metrics.jsonl` that are rows; none of a run that has not got so far."""
     if not (folder / METRICS).exists():
         return []
     rows = read_metrics(folder)
@@ -216,9 +192,7 @@ def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
     return rows
 
 
-def _is_row(row: Any, clients: int) -> bool:
-    if not isinstance(row, dict) or not row.keys() >= MetricRow.__annotations__.keys():
-        return False
+def _is_row(row: MetricRow, clients: int) -> bool:
     client, task, value = row["client"], row["task"], row["value"]
     return (
         isinstance(row["round"], int)
@@ -231,35 +205,29 @@ def _is_row(row: Any, clients: int) -> bool:
 
 
 def _json(path: Path) -> Any:
-    """Return what a JSON file holds; None: it is not there, or holds something else."""
-    try:
+    """Return the table that a JSON file holds; None: it is not there, or holds something else."""
+    with suppress(OSError, NotJson):
         value = parse_json(path.read_bytes())
-    except (OSError, NotJson):
-        return None
-    return value if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def _schedule(path: Path) -> Schedule | None:
-    try:
+    with suppress(OSError, UnicodeDecodeError, UserError):
         return Schedule.from_json(path.read_text(encoding="utf-8"), file=str(path))
-    except (OSError, UnicodeDecodeError, UserError):
-        return None
+    return None
 
 
-def _owners(path: Path, clients: int) -> tuple[str, ...]:
-    """Return the name of each client's owner; nothing where the file names none."""
-    table = _json(path)
-    found = table.get("owners") if isinstance(table, dict) else None
+def _owners(table: Mapping[str, Any], clients: int) -> tuple[str, ...]:
+    found = table.get("owners")
     return tuple(map(str, found)) if isinstance(found, list) and len(found) == clients else ()
 
 
-def _labels(path: Path, clients: int) -> tuple[Labels, ...]:
-    """Return who was dealt what; nothing where the file is not there or says something else."""
-    table = _json(path)
+def _labels(table: Mapping[str, Any], clients: int) -> tuple[Labels, ...]:
     try:
         found = tuple(
             Labels(str(task["name"]), tuple(map(str, task["classes"])), np.array(task["train"], np.int64))
-            for task in (table or {}).get("tasks", [])
+            for task in table.get("tasks", [])
         )
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         return ()

@@ -12,22 +12,11 @@ from fedkd.continual.metrics import forgetting_per_task
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
 from fedkd.plan.held_models import held_models
 from fedkd.plan.schedule import Schedule
-from fedkd.report.accuracy_matrix import accuracy_matrix, task_labels
 from fedkd.report.chart import looks
+from fedkd.report.continual import accuracy_matrix, task_labels
 from fedkd.report.metrics import metric
-from fedkd.report.page.figure import (
-    Figure,
-    axes,
-    bar,
-    chart_figures,
-    heat_map,
-    line,
-    log_axis,
-    named_axes,
-    number,
-    over_tasks,
-    plain,
-)
+from fedkd.report.page import figure as plot
+from fedkd.report.page.figure import Figure
 from fedkd.report.page.record import RunRecord
 from fedkd.report.tables import Cell, Table
 from fedkd.tracking.wording import protocol_name
@@ -35,40 +24,34 @@ from fedkd.tracking.wording import protocol_name
 MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "density": "density"}
 STORED = {"stored_bytes": "stored", "peak_bytes": "stored at most"}
 REGIME, REGIMES = "regime/", {1: "R1, no forgetting", 2: "R2, forward", 3: "R3, backward"}
-SAID_ELSEWHERE = ("loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "bank_bytes")
-OVER_LINKS = ("bytes_sent", "bytes_received", "bytes_per_link", "links")
+SAID_ELSEWHERE = (
+    "loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "bank_bytes",
+    "bytes_sent", "bytes_received", "bytes_per_link", "links",
+)  # fmt: skip
+Values = Mapping[tuple[int, int], float]  # round and task to the mean over clients
 
 
 def outcome_of(record: RunRecord) -> StreamOutcome | None:
     """Return what a run reached so far; None: there is no stream, or too little of it yet."""
     if record.scenario.continual is None or record.schedule is None:
         return None
-    courses = record.schedule.every_course()
+    courses, models = record.schedule.every_course(), held_models(record.scenario, record.schedule)
+    epochs, counted = record.epochs(), record.counted
     return stream_outcome(
-        record.rows,
-        record.scenario,
-        courses,
-        epochs=record.epochs(),
-        counted=record.counted,
-        models=held_models(record.scenario, record.schedule),
+        record.rows, record.scenario, courses, epochs=epochs, counted=counted, models=models
     )
-
-
-def task_names(record: RunRecord, outcome: StreamOutcome) -> list[str]:
-    """Return names of the tasks in the order of learning; numbers where every client has an order."""
-    return task_labels(outcome, [task.name for task in record.labels])
 
 
 def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
     """Yield the accuracy matrix under each protocol, on the common test sets."""
     chart = accuracy_matrix(outcome, [task.name for task in record.labels])
-    for protocol, figure in zip(outcome.protocols, chart_figures(chart), strict=True):
+    for protocol, figure in zip(outcome.protocols, plot.chart_figures(chart), strict=True):
         own = "" if protocol != outcome.evaluation else " The scenario's own protocol."
         yield replace(
             figure,
             name=f"matrix-{protocol}",
             title=f"Accuracy matrix, {protocol_name(protocol)}",
-            layout=named_axes(x=f"accuracy on {_axis(record)}", y="after") | {"showlegend": False},
+            layout=plot.named_axes(f"accuracy on {_axis(record)}", "after") | {"showlegend": False},
             caption=f"{chart.caption}{own}",
             height=min(246 + 26 * len(outcome.tests[0].b), 640),
         )
@@ -76,44 +59,30 @@ def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure
 
 def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
     """Yield how much of each task is gone at the end, and the average accuracy as tasks come."""
-    names = task_names(record, outcome)
+    names = task_labels(outcome, [task.name for task in record.labels])
     tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
-    data, rows = [], []
-    for test, (colour, _, _) in zip(tests, looks(len(tests)), strict=True):
-        lost, clients = forgotten(outcome, test)
-        shown = [None if isnan(v) else 100 * v for v in lost]
-        data.append(bar(protocol_name(test.protocol), [plain(n) for n in names[:-1]], shown, colour))
-        rows += [
-            [test.protocol, name, number(v), n] for name, v, n in zip(names[:-1], lost, clients, strict=True)
-        ]
-    if any(value is not None for trace in data for value in trace["y"]):
-        yield Figure(
-            "forgetting",
-            "Forgetting by task",
-            ["protocol", "task", "forgetting", "clients"],
-            rows,
-            data,
-            named_axes(x=_axis(record)) | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"},
-            "Best accuracy on the task since it was learned, before the last task, minus that at the end;"
-            " mean over the clients that learned it.",
-        )
-    data, rows = [], []
+    bars, lines, losses, averages = [], [], [], []
     for test, (colour, dash, _) in zip(tests, looks(len(tests)), strict=True):
-        averages = average_so_far(test.R)
-        learned = range(1, len(averages) + 1)
-        shown = [100 * value for value in averages]
-        data.append(line(protocol_name(test.protocol), learned, shown, colour, dash=dash))
-        rows += [[test.protocol, n, number(v)] for n, v in zip(learned, averages, strict=True)]
-    layout = over_tasks("accuracy (%)", len(names))
-    yield Figure(
-        "average-accuracy",
-        "Average accuracy over the tasks so far",
-        ["protocol", "tasks", "accuracy"],
-        rows,
-        data,
-        layout,
-        "After each task, over all tasks until then.",
-    )
+        lost, clients = forgotten(outcome, test)
+        title, mean = protocol_name(test.protocol), average_so_far(test.R)
+        bars.append(plot.bar(title, [*map(plot.plain, names[:-1])], (100 * lost).tolist(), colour))
+        found = zip(names[:-1], plot.numbers(lost), clients, strict=True)
+        losses += [[test.protocol, *row] for row in found]
+        shown = [100 * value for value in mean]
+        lines.append(plot.line(title, range(1, len(mean) + 1), shown, colour, dash=dash))
+        averages += [[test.protocol, learned, value] for learned, value in enumerate(mean, start=1)]
+    if any(value is not None for trace in bars for value in trace["y"]):
+        layout = plot.named_axes(_axis(record)) | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"}
+        caption = (
+            "Best accuracy on the task since it was learned, before the last task, minus that at the end;"
+            " mean over the clients that learned it."
+        )
+        columns = ["protocol", "task", "forgetting", "clients"]
+        yield Figure("forgetting", "Forgetting by task", columns, losses, bars, layout, caption)
+    title, columns = "Average accuracy over the tasks so far", ["protocol", "tasks", "accuracy"]
+    layout = plot.over_tasks("accuracy (%)", len(names))
+    caption = "After each task, over all tasks until then."
+    yield Figure("average-accuracy", title, columns, averages, lines, layout, caption)
 
 
 def average_so_far(R: np.ndarray) -> list[float]:
@@ -125,10 +94,6 @@ def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray
     """Return how much of each task but the last is gone at the end, `[T−1]`, and of how many clients.
 
     It is the mean over the clients that count in means and have learned the task; NaN where there are none.
-
-    Args:
-        outcome: What the run reached.
-        test: What it reached under a protocol.
     """
     lost = np.full((len(test.clients) + 1, len(test.R) - 1), np.nan)
     for row, client in enumerate(sorted(outcome.counted & test.clients.keys())):
@@ -137,14 +102,7 @@ def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray
             lost[row] = forgetting_per_task(R)
             if outcome.learned:
                 lost[row, ~outcome.learned[client][:-1]] = np.nan
-    known = ~np.isnan(lost)
-    mean = np.divide(
-        np.where(known, lost, 0.0).sum(axis=0),
-        known.sum(axis=0),
-        out=np.full(lost.shape[1], np.nan),
-        where=known.any(axis=0),
-    )
-    return mean, known.sum(axis=0).tolist()
+    return plot.known_mean(lost, axis=0), (~np.isnan(lost)).sum(axis=0).tolist()
 
 
 def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
@@ -152,49 +110,31 @@ def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
     every = max(-(-schedule.clients // 1000), 1)
     across = max(-(-schedule.rounds // 1000), 1)
     clients, rounds = range(0, schedule.clients, every), range(1, schedule.rounds + 1, across)
+    spans = [(client, span) for client in clients for span in schedule.course(client)]
     table = np.full((len(clients), len(rounds)), np.nan)
-    for row, client in enumerate(clients):
-        for span in schedule.course(client):
-            inside = [at for at, round in enumerate(rounds) if span.first <= round <= span.last]
-            table[row, inside] = (span.task or 0) + 1
+    for client, span in spans:
+        inside = [at for at, round in enumerate(rounds) if span.first <= round <= span.last]
+        table[client // every, inside] = (span.task or 0) + 1
     tasks = sorted({span.task for course in schedule.courses for span in course if span.task is not None})
-    names = [task.name for task in record.labels]
-    rows = [
-        [
-            client,
-            span.task,
-            names[span.task] if span.task is not None and span.task < len(names) else "",
-            span.first,
-            span.last,
-        ]
-        for client in clients
-        for span in schedule.course(client)
-    ]
-    bar = {"title": {"text": "task"}, "thickness": 12, "outlinewidth": 0, "tickformat": "d"}
+    names: dict[int | None, str] = dict(enumerate(task.name for task in record.labels))
+    rows = [[client, span.task, names.get(span.task, ""), span.first, span.last] for client, span in spans]
+    scale = {"title": {"text": "task"}, "thickness": 12, "outlinewidth": 0, "tickformat": "d"}
     if len(tasks) <= 12:
-        bar |= {"tickvals": [task + 1 for task in tasks]}
-    trace = heat_map(table, rounds, clients, xgap=0, ygap=0, showscale=len(tasks) > 1, text=None)
-    trace |= {
-        "x": list(rounds),
-        "y": list(clients),
-        "colorbar": bar,
-        "hovertemplate": "round %{x}, client %{y}: task %{z}<extra></extra>",
-    }
-    layout = axes("round", "client", showlegend=False)
+        scale |= {"tickvals": [task + 1 for task in tasks]}
+    trace = plot.heat_map(table, rounds, clients, xgap=0, ygap=0, showscale=len(tasks) > 1, text=None)
+    trace |= {"x": list(rounds), "y": list(clients), "colorbar": scale,
+              "hovertemplate": "round %{x}, client %{y}: task %{z}<extra></extra>"}  # fmt: skip
+    layout = plot.axes("round", "client", showlegend=False)
     step = max(-(-schedule.clients // 20), 1)
     layout["yaxis"] |= {"autorange": "reversed", "tick0": 0, "dtick": step, "showgrid": False}
     layout["xaxis"] |= {"tickformat": "d", "showgrid": False}
-    return Figure(
-        "schedule",
-        "Schedule",
-        ["client", "task", "name", "first round", "last round"],
-        rows,
-        [trace],
-        layout,
+    columns = ["client", "task", "name", "first round", "last round"]
+    caption = (
         "Which task each client is at in which round, the first task 1; a gap where it is away. Sampling and"
-        " dropout are not in it.",
-        height=min(220 + 14 * len(clients), 520),
+        " dropout are not in it."
     )
+    height = min(220 + 14 * len(clients), 520)
+    return Figure("schedule", "Schedule", columns, rows, [trace], layout, caption, height)
 
 
 # What learners say ------------------------------------------------------------------------------------
@@ -205,7 +145,7 @@ def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
     said = {
         name: values
         for (split, name), values in record.task_means.items()
-        if split == "train" and name not in (*SAID_ELSEWHERE, *OVER_LINKS)
+        if split == "train" and name not in SAID_ELSEWHERE
     }
     for names, title, unit, scale, key in (
         (MASKS, "Masks", "share of weights (%)", 100.0, "masks"),
@@ -217,75 +157,52 @@ def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
     regimes = {name.removeprefix(REGIME): values for name, values in said.items() if name.startswith(REGIME)}
     if regimes:
         yield _regimes(regimes)
-    rest = {
-        name: v for name, v in said.items() if name not in MASKS | STORED and not name.startswith("regime")
-    }
+    rest = [
+        [name, round, task, Cell(f"{value:.4g}", value)]
+        for name, values in said.items()
+        if name not in MASKS | STORED and not name.startswith("regime")
+        for (round, task), value in sorted(values.items())
+    ]
     if rest:
-        rows = [
-            [name, round, task, Cell(f"{value:.4g}", value)]
-            for name, values in rest.items()
-            for (round, task), value in sorted(values.items())
-        ]
-        yield Table(
-            "learner",
+        title, columns = (
             "What learners say at the end of a task",
             ["what", "round", "task", "mean over clients"],
-            rows,
-            open=False,
         )
+        yield Table("learner", title, columns, rest, open=False)
+
+
+def _rows(of: Mapping[str, Values]) -> list[list[object]]:
+    return [[name, r, task, v] for name, values in of.items() for (r, task), v in sorted(values.items())]
 
 
 def _by_task(
-    own: Mapping[str, Mapping[tuple[int, int], float]],
-    titles: Mapping[str, str],
-    key: str,
-    title: str,
-    unit: str,
-    scale: float,
+    own: Mapping[str, Values], titles: Mapping[str, str], key: str, title: str, unit: str, scale: float
 ) -> Figure:
     data = []
     for (name, values), (colour, dash, _) in zip(own.items(), looks(len(own)), strict=True):
-        ordered = [value for _, value in sorted(values.items())]
-        learned = list(range(1, len(ordered) + 1))
-        data.append(line(titles[name], learned, [scale * v for v in ordered], colour, dash=dash))
-    rows = [[name, r, task, v] for name, values in own.items() for (r, task), v in sorted(values.items())]
-    layout = over_tasks(unit, max(map(len, own.values())))
+        ordered = [scale * value for _, value in sorted(values.items())]
+        data.append(plot.line(titles[name], range(1, len(ordered) + 1), ordered, colour, dash=dash))
+    layout = plot.over_tasks(unit, max(map(len, own.values())))
     if unit == "kB":
-        layout["yaxis"] |= log_axis(scale * max(values.values()) for values in own.values())
-    return Figure(
-        key,
-        title,
-        ["metric", "round", "task", "mean"],
-        rows,
-        data,
-        layout,
-        "Mean over clients, as each task ended, in the order of rounds.",
-    )
+        layout["yaxis"] |= plot.log_axis(scale * max(values.values()) for values in own.values())
+    columns, caption = ["metric", "round", "task", "mean"], "as each task ended, in the order of rounds."
+    return Figure(key, title, columns, _rows(own), data, layout, f"Mean over clients, {caption}")
 
 
-def _regimes(regimes: Mapping[str, Mapping[tuple[int, int], float]]) -> Figure:
+def _regimes(regimes: Mapping[str, Values]) -> Figure:
     ends = sorted({at for values in regimes.values() for at in values})
     table = np.array([[values.get(at, np.nan) for at in ends] for values in regimes.values()])
     names = [f"{layer}, task {old}" for layer, _, old in (name.rpartition("/") for name in regimes)]
-    rows = [[name, round, task, v] for name, of in regimes.items() for (round, task), v in sorted(of.items())]
-    trace = heat_map(
-        table, [f"task {task} (round {round})" for round, task in ends], names, unit="regime", zmin=1, zmax=3
+    when = [f"task {task} (round {round})" for round, task in ends]
+    trace = plot.heat_map(table, when, names, unit="regime", zmin=1, zmax=3)
+    ticks = {"tickvals": list(REGIMES), "ticktext": list(REGIMES.values()), "title": {"text": ""}}
+    trace["colorbar"] |= ticks
+    layout = plot.named_axes("task that ended") | {"showlegend": False}
+    columns, height = ["layer/old task", "round", "task", "regime"], min(200 + 22 * len(names), 640)
+    caption = (
+        "In which regime each layer has each old task at the end of a new one; clients' mean of 1, 2, 3."
     )
-    trace["colorbar"] |= {
-        "tickvals": list(REGIMES),
-        "ticktext": list(REGIMES.values()),
-        "title": {"text": ""},
-    }
-    return Figure(
-        "regimes",
-        "Regimes",
-        ["layer/old task", "round", "task", "regime"],
-        rows,
-        [trace],
-        named_axes(x="task that ended") | {"showlegend": False},
-        "In which regime each layer has each old task at the end of a new one; clients' mean of 1, 2, 3.",
-        height=min(200 + 22 * len(names), 640),
-    )
+    return Figure("regimes", "Regimes", columns, _rows(regimes), [trace], layout, caption, height)
 
 
 def continual_table(outcome: StreamOutcome) -> Table:
@@ -298,9 +215,8 @@ def continual_table(outcome: StreamOutcome) -> Table:
             worst = max(values) if shown.better == "lower" else min(values)
             ends = [Cell(f"{v * shown.scale:.{shown.decimals}f}", v) for v in (float(np.mean(values)), worst)]
             rows.append([shown.label, *ends, len(values)])
-    return Table(
-        "continual", "Continual metrics", ["metric", "mean", "worst client", "clients"], rows, open=False
-    )
+    columns = ["metric", "mean", "worst client", "clients"]
+    return Table("continual", "Continual metrics", columns, rows, open=False)
 
 
 def _axis(record: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""Who would have gained from whom, and who was expected to: the figures of transferability maps."""
+"""The figures of transferability maps: predicted and measured gains between clients."""
 
 from __future__ import annotations
 
@@ -8,28 +8,16 @@ from typing import Any
 import numpy as np
 
 from fedkd.fusion.transferability import PREDICTORS, chance, hits, rank_correlation
-from fedkd.report.page.figure import (
-    MAIN,
-    SCALE,
-    SECOND,
-    Figure,
-    Trace,
-    axes,
-    grid,
-    heat_map,
-    in_frames,
-    named_axes,
-    plain,
-)
+from fedkd.report.page import figure as plot
+from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import RunRecord
 from fedkd.report.statistics import interval
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map
+from fedkd.tracking.digests import rounds_with_tables
+from fedkd.tracking.transferability import FOLDER, TransferMap, read_transfer_map
 
-MOST_CLIENTS = 50
-"""Clients up to which every pair is shown; of more, the table alone."""
-MOST_ROUNDS = 20
-"""Maps that a page can show; of more, so many spread evenly."""
+MOST_CLIENTS = 50  # clients up to which every pair is shown; of more, the table alone
+MOST_ROUNDS = 20  # maps that a page can show; of more, so many spread evenly
 WORDS = {
     "distance": "−distance of mean predictions",
     "agreement": "agreement",
@@ -39,30 +27,26 @@ WORDS = {
 }
 MEASURED = {"local": "own test data", "global": "common test set"}
 GAP = 0.05
-MOST_NUMBERED = 6
-"""Clients up to which cells have their numbers in them."""
+MOST_NUMBERED = 6  # clients up to which cells have their numbers in them
 
 
 def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
     """Yield the maps and how good the predictors were; nothing if none was measured."""
-    recorded = mapped_rounds(record.folder)
+    recorded = rounds_with_tables(record.folder / FOLDER, "round")
     places = np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int)
     known = (read_transfer_map(record.folder, recorded[place]) for place in np.unique(places))
-    maps = [found for found in known if found is not None and _is_of(found, record)]
+    clients = len(record.models)
+    maps = [found for found in known if found and found.clients and max(found.clients) < clients]
     if not maps:
         return
     shown = [(found, name) for found in maps for name in _predictors(found)]
-    if shown and len(record.models) <= MOST_CLIENTS:
+    if shown and clients <= MOST_CLIENTS:
         for split in MEASURED:
             yield _side_by_side(shown, split)
         yield _scatter(record, shown)
-    if len(record.models) <= MOST_CLIENTS:
+    if clients <= MOST_CLIENTS:
         yield from _knowledge(record, [found for found in maps if found.complement_by_class is not None])
     yield _quality(maps, record)
-
-
-def _is_of(found: TransferMap, record: RunRecord) -> bool:
-    return len(found.clients) > 0 and max(found.clients) < len(record.models)
 
 
 def _predictors(found: TransferMap) -> list[str]:
@@ -97,19 +81,15 @@ def _side_by_side(shown: Sequence[tuple[TransferMap, str]], split: str) -> Figur
         for n, receiver in enumerate(found.clients)
         for m, sender in enumerate(found.clients)
     ]
-    frames = [(_label(found, name), _maps(found, name, split)) for found, name in shown]
-    return Figure(
-        f"transferability-{split}",
-        f"Who would gain from whom, {MEASURED[split]}",
-        ["round", "receiver", "sender", "predictor", "predicted", "gain"],
-        rows,
-        layout=layout,
-        caption="Left: a predictor's values before any exchange; they have no unit, a row's order counts."
+    frames = plot.in_frames([(_label(found, name), _maps(found, name, split)) for found, name in shown])
+    columns = ["round", "receiver", "sender", "predictor", "predicted", "gain"]
+    caption = (
+        "Left: a predictor's values before any exchange; they have no unit, a row's order counts."
         " Right: the change of a copy of the receiver that distilled the sender's predictions alone, red for"
-        " a gain, blue for a loss. On the diagonal a copy learned from itself.",
-        height=360,
-        **in_frames(frames),
+        " a gain, blue for a loss. On the diagonal a copy learned from itself."
     )
+    name, title = f"transferability-{split}", f"Who would gain from whom, {MEASURED[split]}"
+    return Figure(name, title, columns, rows, layout=layout, caption=caption, height=360, **frames)
 
 
 def _tables(found: TransferMap, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +97,16 @@ def _tables(found: TransferMap, name: str, split: str) -> tuple[np.ndarray, np.n
 
 
 def _maps(found: TransferMap, name: str, split: str) -> list[Trace]:
-    """Return the heat maps of a round, that of the predictor without its diagonal, which says nothing."""
+    """Return the heat maps of a round; that of the predictor has no diagonal."""
     guess, gain = _tables(found, name, split)
     guess = np.where(np.eye(len(found.clients), dtype=bool), np.nan, guess)
     names = [str(client) for client in found.clients]
     alike = {"type": "heatmap", "x": names, "y": names, "hoverongaps": False, "xgap": 1, "ygap": 1,
              "showscale": False}  # fmt: skip
     most = 100 * max(float(np.abs(gain[np.isfinite(gain)]).max(initial=0.0)), 1e-3)
-    predicted: Trace = {**alike, "z": grid(guess, 4), "colorscale": SCALE}
-    gained: Trace = {**alike, "z": grid(100 * gain, 4), "colorscale": "RdBu", "zmin": -most, "zmax": most,
-                     "xaxis": "x2", "yaxis": "y2"}  # fmt: skip
+    predicted: Trace = {**alike, "z": plot.grid(guess, 4), "colorscale": plot.SCALE}
+    gained: Trace = {**alike, "z": plot.grid(100 * gain, 4), "colorscale": "RdBu", "zmin": -most,
+                     "zmax": most, "xaxis": "x2", "yaxis": "y2"}  # fmt: skip
     if len(names) <= MOST_NUMBERED:
         predicted["texttemplate"], gained["texttemplate"] = "%{z:.2f}", "%{z:.0f}"
     return [predicted, gained]
@@ -137,39 +117,30 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
     frames, rows = [], []
     for found, name in shown:
         apart = ~np.eye(len(found.clients), dtype=bool)
-        receivers, senders = (found_at[apart] for found_at in np.indices(apart.shape))
-        guess = found.predicted[name][apart]
-        words = [
-            " from ".join(plain(record.client_name(found.clients[place])) for place in pair)
-            for pair in zip(receivers, senders, strict=True)
-        ]
-        traces = []
-        for (split, where), colour, symbol in zip(
-            MEASURED.items(), (SECOND, MAIN), ("diamond", "circle"), strict=True
-        ):
+        pairs = [(found.clients[n], found.clients[m]) for n, m in np.argwhere(apart).tolist()]
+        words = np.array([" from ".join(plot.plain(record.client_name(c)) for c in pair) for pair in pairs])
+        guess, traces = found.predicted[name][apart], []
+        for split, colour, symbol in (("local", plot.SECOND, "diamond"), ("global", plot.MAIN, "circle")):
             gain = _tables(found, name, split)[1][apart]
             finite = np.isfinite(gain) & np.isfinite(guess)
             traces.append(
-                {"type": "scatter", "mode": "markers", "name": plain(where), "x": guess[finite].tolist(),
+                {"type": "scatter", "mode": "markers", "name": MEASURED[split], "x": guess[finite].tolist(),
                  "y": (100 * gain[finite]).tolist(), "marker": {"color": colour, "symbol": symbol, "size": 6},
-                 "text": [word for word, kept in zip(words, finite, strict=True) if kept],
+                 "text": words[finite].tolist(),
                  "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.1f} points<extra></extra>"}
             )  # fmt: skip
-            rows += [
-                [found.round, name, split, found.clients[n], found.clients[m], float(x), float(y)]
-                for n, m, x, y in zip(receivers, senders, guess, gain, strict=True)
-            ]
+            told = zip(pairs, guess.tolist(), gain.tolist(), strict=True)
+            rows += [[found.round, name, split, *pair, x, y] for pair, x, y in told]
         frames.append((_label(found, name), traces))
+    title, layout = "Predicted and gained", plot.axes("predicted", "gain (points)")
+    columns = ["round", "predictor", "split", "receiver", "sender", "predicted", "gain"]
+    caption = (
+        "Every ordered pair of two clients. Points of a useful predictor rise to the right, also"
+        " among the senders of a single receiver; the rank correlations below measure that."
+    )
+    slider = plot.in_frames(frames)
     return Figure(
-        "transferability-scatter",
-        "Predicted and gained",
-        ["round", "predictor", "split", "receiver", "sender", "predicted", "gain"],
-        rows,
-        layout=axes("predicted", "gain (points)"),
-        caption="Every ordered pair of two clients. Points of a useful predictor rise to the right, also"
-        " among the senders of a single receiver; the rank correlations below measure that.",
-        height=400,
-        **in_frames(frames),
+        "transferability-scatter", title, columns, rows, layout=layout, caption=caption, height=400, **slider
     )
 
 
@@ -205,10 +176,7 @@ def _mean_of_others(found: TransferMap) -> np.ndarray:
     assert found.complement_by_class is not None
     table = found.complement_by_class.copy()
     table[np.arange(len(table)), np.arange(len(table))] = np.nan
-    known = np.isfinite(table)
-    number = known.sum(axis=1)
-    total = np.where(known, table, 0.0).sum(axis=1)
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+    return plot.known_mean(table, axis=1)
 
 
 def _one_map(
@@ -220,29 +188,21 @@ def _one_map(
 ) -> Figure:
     """Return a heat map of each round, with a slider."""
     across, down, unit = words
-    frames = [
-        (
-            f"round {found.round}",
-            [heat_map(table, columns, found.clients, unit="%", digits=0, zmin=0, zmax=100)],
-        )
-        for found, table, columns in tables
-    ]
-    rows = [
-        [found.round, client, column, float(table[n, m])]
-        for found, table, columns in tables
-        for n, client in enumerate(found.clients)
-        for m, column in enumerate(columns)
-    ]
-    return Figure(
-        name,
-        title,
+    frames, rows = [], []
+    for found, table, columns in tables:
+        drawn = plot.heat_map(table, columns, found.clients, unit="%", digits=0, zmin=0, zmax=100)
+        frames.append((f"round {found.round}", [drawn]))
+        rows += [
+            [found.round, client, column, value]
+            for client, values in zip(found.clients, table.tolist(), strict=True)
+            for column, value in zip(columns, values, strict=True)
+        ]
+    heads, layout, slider = (
         ["round", down, across, unit],
-        rows,
-        layout=named_axes(x=across, y=down),
-        caption=caption,
-        height=360,
-        **in_frames(frames),
+        plot.named_axes(across, down),
+        plot.in_frames(frames),
     )
+    return Figure(name, title, heads, rows, layout=layout, caption=caption, height=360, **slider)
 
 
 def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
@@ -252,24 +212,14 @@ def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
     for found in maps:
         own = np.array([client in counted for client in found.clients])
         for split, where in MEASURED.items():
-            gain = found.gain_local if split == "local" else found.gain_global
-            blind = _mean(chance(gain)[own])
             for name in _predictors(found):
-                guess = found.predicted[name]
-                ranks, found_best = rank_correlation(guess, gain)[own], _mean(hits(guess, gain)[own])
-                rows.append(
-                    [found.round, WORDS[name], where, _spearman(ranks), int(np.isfinite(ranks).sum()),
-                     _share(found_best), _share(blind)]
-                )  # fmt: skip
-    columns = [
-        "round",
-        "predictor",
-        "gain on",
-        "Spearman",
-        "receivers",
-        "best sender found (%)",
-        "by chance (%)",
-    ]
+                guess, gain = _tables(found, name, split)
+                ranks = rank_correlation(guess, gain)[own]
+                shares = [_share(hits(guess, gain)[own]), _share(chance(gain)[own])]
+                number = int(np.isfinite(ranks).sum())
+                rows.append([found.round, WORDS[name], where, _spearman(ranks), number, *shares])
+    columns = ["round", "predictor", "gain on", "Spearman", "receivers"]
+    columns += ["best sender found (%)", "by chance (%)"]
     caption = (
         "Spearman's correlation of prediction and gain over the senders of a receiver; mean over receivers,"
         " with the 95 % interval from three of them on. Receivers have senders in common, so it is of these"
@@ -287,10 +237,7 @@ def _spearman(ranks: np.ndarray) -> Cell:
     return Cell(f"{mean.mean:+.2f}{half}", mean.mean)
 
 
-def _share(value: float | None) -> Cell:
-    return Cell("–") if value is None else Cell(f"{100 * value:.0f}", 100 * value)
-
-
-def _mean(values: np.ndarray) -> float | None:
+def _share(values: np.ndarray) -> Cell:
     known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else None
+    share = 100 * float(known.mean()) if known.size else None
+    return Cell("–") if share is None else Cell(f"{share:.0f}", share)

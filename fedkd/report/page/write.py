@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fedkd.errors import UserError
@@ -12,8 +13,7 @@ from fedkd.report.page.comparison import comparison_page
 from fedkd.report.page.page import MARK, Page, render
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
-from fedkd.report.study import Study
-from fedkd.report.study_file import read_study
+from fedkd.report.study import Study, read_study
 from fedkd.tracking.atomic import write_bytes_atomically
 from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
 from fedkd.tracking.leftovers import sweep
@@ -24,7 +24,7 @@ MOST_BYTES = 30_000_000
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, study: Study | None = None) -> Path:
-    """Write the page of a run, of a bench, or of several runs side by side.
+    """Write the page of a run, of a bench, or of several runs side by side, and return the file.
 
     Args:
         folders: Run folders, or one bench folder.
@@ -32,14 +32,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None, study: Study 
             several runs this one.
         study: Of a bench folder; absent: the one that is in it.
 
-    Returns:
-        The file.
-
     Raises:
         UserError: A folder is none, something in it cannot be read, or the file cannot be written.
     """
     page = _page(folders, study)
-    path = _target(folders, out)
+    path = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    if out is not None:
+        out = expanded(out, key="--out")
+        path = out if out.suffix.lower() in (".html", ".htm") or out.is_file() else out / REPORT
     _check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,57 +50,38 @@ def write_report(folders: Sequence[Path], out: Path | None = None, study: Study 
     return path
 
 
-def _target(folders: Sequence[Path], out: Path | None) -> Path:
-    """Return the file that a page goes into."""
-    if out is None:
-        return folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
-    out = expanded(out, key="--out")
-    return out if out.suffix.lower() in (".html", ".htm") or out.is_file() else out / REPORT
-
-
 def _page(folders: Sequence[Path], study: Study | None) -> Page:
     for folder in folders:
+        runs, why = folder / "runs", ""
         if not folder.is_dir():
-            raise UserError("no such folder" if not folder.exists() else "is no folder", file=str(folder))
-        if (folder / TUNE).is_file():
-            runs = folder / "runs"
-            raise UserError(
-                f"is a search, whose table is in table.md; its runs have pages: {runs}/*", file=str(folder)
-            )
+            why = "no such folder" if not folder.exists() else "is no folder"
+        elif (folder / TUNE).is_file():
+            why = f"is a search, whose table is in table.md; its runs have pages: {runs}/*"
+        if why:
+            raise UserError(why, file=str(folder))
+    benches = [folder for folder in folders if _is_bench(folder)]
+    if len(folders) > 1 and benches:
+        told = (
+            f"is a bench folder, which has a page of its own; its runs side by side: {benches[0] / 'runs'}/*"
+        )
+        raise UserError(told, file=str(benches[0]))
     if len(folders) > 1:
-        for folder in folders:
-            if is_bench(folder):
-                runs = folder / "runs"
-                raise UserError(
-                    f"is a bench folder, which has a page of its own; its runs side by side: {runs}/*",
-                    file=str(folder),
-                )
         return comparison_page([read_record(folder) for folder in folders])
-    if is_bench(folders[0]):
-        return bench_page(study or read_study(folders[0]), folders[0], _text(folders[0] / BENCH))
-    return run_page(read_record(folders[0]))
+    if not benches:
+        return run_page(read_record(folders[0]))
+    source = None
+    with suppress(OSError, UnicodeDecodeError):
+        source = (folders[0] / BENCH).read_text(encoding="utf-8")
+    return bench_page(study or read_study(folders[0]), folders[0], source)
 
 
-def is_bench(folder: Path) -> bool:
-    """Return whether a folder is a bench's."""
-    return not (folder / SCENARIO).exists() and any(
-        (folder / name).exists() for name in (STUDY, CELLS, "runs")
-    )
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
+def _is_bench(folder: Path) -> bool:
+    there = any((folder / name).exists() for name in (STUDY, CELLS, "runs"))
+    return there and not (folder / SCENARIO).exists()
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse to write over a file that is no page of fedkd's.
-
-    Raises:
-        UserError: It would be lost.
-    """
+    """Refuse to write over a file that is no page of fedkd's."""
     try:
         if not path.exists() and not path.is_symlink():
             return
@@ -115,12 +96,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def report_at_the_end(folder: Path, tell: Callable[[str], None]) -> None:
-    """Write the page of a run or a bench that has just ended, which it must not fail for.
-
-    Args:
-        folder: The run folder or the bench folder.
-        tell: Told why there is none.
-    """
+    """Write the page of a run or a bench that has just ended; `tell` why there is none instead of failing."""
     try:
         if (folder / METRICS).exists() and (folder / METRICS).stat().st_size > MOST_BYTES:
             tell(f"{METRICS} is large, and {REPORT} was left for later: fedkd report {folder}")

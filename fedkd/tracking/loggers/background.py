@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,21 +23,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedkd.tracking")
 
-MOST_WAITING = 1000
-"""Rounds that wait for a logger; of one that is slower still, further ones are left out."""
-PATIENCE = 60.0
-"""Seconds that a run which is over waits for a logger to write what it still has."""
+MOST_WAITING = 1000  # rounds that wait for a logger; of one that is slower still, further ones are left out
+PATIENCE = 60.0  # seconds that a run which is over waits for a logger to write what it still has
 Work = Callable[[], None]
 
 
 class BackgroundLogger(RunObserver):
     """Has a logger do all its work in another thread, and keeps its failures away from the run.
 
-    The first failure is told, and the logger is switched off. What it has to say is told with the next hook:
+    The first failure is told, and the logger is switched off. Its messages are told with the next hook:
     displays need not know of threads.
 
     Args:
-        name: Of the logger, for what is told.
+        name: Of the logger, for messages.
         logger: Does the work.
         pictures_every: Rounds from one picture to the next; 0: none.
         tell: Tells the user a line.
@@ -51,11 +50,8 @@ class BackgroundLogger(RunObserver):
         tell: Callable[[str], None] = log.warning,
         patience: float = PATIENCE,
     ) -> None:
-        self._name = name
-        self._logger = logger
-        self._pictures_every = pictures_every
-        self._tell = tell
-        self._patience = patience
+        self._name, self._logger, self._pictures_every = name, logger, pictures_every
+        self._tell, self._patience = tell, patience
         self._waiting: queue.Queue[Work | None] = queue.Queue(MOST_WAITING)
         self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -63,8 +59,7 @@ class BackgroundLogger(RunObserver):
         self._maker: FigureMaker | None = None
         self._folder = Path()
         self._read = 0  # bytes of the record that earlier rounds take
-        self._last, self._rounds = 0, 0
-        self._left_out = 0
+        self._last = self._rounds = self._left_out = 0
         self._ending: Ending | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
@@ -133,11 +128,9 @@ class BackgroundLogger(RunObserver):
         deadline = time.monotonic() + self._patience
         for work in (lambda: self._logger.close(ending), None):
             while self._thread.is_alive() and time.monotonic() < deadline:
-                try:
+                with suppress(queue.Full):
                     self._waiting.put(work, timeout=0.2)
                     break
-                except queue.Full:
-                    continue
 
     def _pass_on(self) -> None:
         while not self._told.empty():

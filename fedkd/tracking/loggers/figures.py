@@ -26,19 +26,11 @@ if TYPE_CHECKING:
 OF_CLIENTS = ("accuracy", "accuracy_trained", "effective_neighbours")
 """Metrics whose values over clients are shown as histograms."""
 WEIGHTS = "fusion/weights"
-Span = tuple[int, int]
-"""Where in `metrics.jsonl` the rows of a round are, in bytes."""
+Span = tuple[int, int]  # where in `metrics.jsonl` the rows of a round are, in bytes
 
 
 class FigureMaker:
-    """Makes the figures of one run, round by round.
-
-    Args:
-        scenario: What is simulated.
-        folder: The run folder.
-        resumed_from: The last round that was already done.
-        pictures_every: Rounds from one picture to the next; 0: none.
-    """
+    """Makes the figures of one run, round by round; pictures every so many rounds, or never (0)."""
 
     def __init__(self, scenario: Scenario, folder: Path, resumed_from: int, pictures_every: int) -> None:
         self._folder = folder
@@ -51,16 +43,11 @@ class FigureMaker:
                 matrix.recall(rows)
 
     def figures(self, report: RoundReport, span: Span) -> Figures:
-        """Return what there is to log of a round.
-
-        Args:
-            report: Of the round.
-            span: Where its rows are.
-        """
+        """Return what there is to log of a round, whose rows are in `span` of the file."""
         values, of_task = values_of(report), dict[str, float]()
         heat_maps, histograms = dict[str, np.ndarray](), dict[str, np.ndarray]()
         ends = report.task is not None and bool(self._schedule.ending(report.round))
-        pictured = self._is_pictured(report)
+        every = self._pictures_every
         for matrix in self._matrices:
             if report.task is None or not matrix.add(report):
                 continue
@@ -68,18 +55,14 @@ class FigureMaker:
             values |= {f"continual/{name}": value for name, value in so_far.items()}
             if ends:
                 of_task |= {f"by_task/{name}": value for name, value in so_far.items()}
-                if self._pictures_every:
+                if every:
                     heat_maps[f"continual/accuracy_matrix_{matrix.protocol}"] = _square(matrix)
-        if pictured:
+        if every and (report.round in (1, report.rounds) or report.round % every == 0):
             neighbours = read_neighbours(self._folder, report.round)
             if neighbours is not None and neighbours.senders is None:
                 heat_maps[WEIGHTS] = neighbours.weights
             histograms = _over_clients(self._folder / METRICS, span, report.round)
         return Figures(report.round, report.task, values, of_task, heat_maps, histograms)
-
-    def _is_pictured(self, report: RoundReport) -> bool:
-        every = self._pictures_every
-        return every > 0 and (report.round in (1, report.rounds) or report.round % every == 0)
 
 
 def values_of(report: RoundReport) -> dict[str, float]:

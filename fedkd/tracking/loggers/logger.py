@@ -19,23 +19,18 @@ if TYPE_CHECKING:
 
 RECORD = (SCENARIO, SCHEDULE, CLIENTS, METRICS, TIMINGS, SUMMARY)
 """Files of a run folder that say what a run was and what it found."""
+SIDE, GREY = 480, (128, 128, 128)
+"""Pixels along the longer side of a picture, about; colour of NaN."""
 
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """The run that a logger is opened for.
-
-    Attributes:
-        scenario: What is simulated.
-        folder: The run folder; what a logger remembers of the run lies there.
-        resumed_from: The last round that was already done, 0 for a fresh run.
-        tell: Tells the user a line.
-    """
+    """The run that a logger is opened for."""
 
     scenario: Scenario
-    folder: Path
-    resumed_from: int
-    tell: Callable[[str], None]
+    folder: Path  # what a logger remembers of the run lies there
+    resumed_from: int  # the last round that was already done, 0 for a fresh run
+    tell: Callable[[str], None]  # tells the user a line
 
     @property
     def name(self) -> str:
@@ -43,37 +38,31 @@ class LoggedRun:
         seed = f"-seed{self.scenario.seed}"
         return self.scenario.name if self.scenario.name.endswith(seed) else self.scenario.name + seed
 
+    def remembered(self, name: str) -> str | None:
+        """Return the line that a logger keeps in a file of the run folder; None: it has kept nothing."""
+        path = self.folder / name
+        return path.read_text(encoding="utf-8").strip() or None if path.exists() else None
+
+    def remember(self, name: str, text: str) -> None:
+        """Keep a line in a file of the run folder, for when the run is resumed."""
+        write_text_atomically(self.folder / name, f"{text}\n")
+
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What there is to log of a round.
+    """What there is to log of a round, by name."""
 
-    Attributes:
-        round: 1-based; the x axis of all but `of_task`.
-        task: Task of the round, 0-based; None: there is no stream, or not all clients are at one.
-        values: By name, `split/metric` as in `metrics.jsonl`.
-        of_task: Figures of a task that ended with the round, with the task for an x axis; else none.
-        heat_maps: `[rows, columns]` in [0, 1] by name, NaN where nothing was measured.
-        histograms: `[clients]` by name.
-    """
-
-    round: int
-    task: int | None
-    values: Mapping[str, float]
-    of_task: Mapping[str, float] = field(default_factory=dict)
-    heat_maps: Mapping[str, np.ndarray] = field(default_factory=dict)
-    histograms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    round: int  # 1-based; the x axis of all but `of_task`
+    task: int | None  # 0-based; None: there is no stream, or not all clients are at one task
+    values: Mapping[str, float]  # `split/metric` as in metrics.jsonl
+    of_task: Mapping[str, float] = field(default_factory=dict)  # of a task that ended, the x axis
+    heat_maps: Mapping[str, np.ndarray] = field(default_factory=dict)  # [rows, columns] in [0, 1], or NaN
+    histograms: Mapping[str, np.ndarray] = field(default_factory=dict)  # [clients]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended.
-
-    Attributes:
-        status: `done`, `failed` or `interrupted`.
-        rounds: Its last round.
-        summary: What `summary.json` holds; empty unless it is done.
-    """
+    """How a run ended, with its last round, and its `summary.json` if it is done."""
 
     status: Literal["done", "failed", "interrupted"]
     rounds: int = 0
@@ -81,10 +70,7 @@ class Ending:
 
 
 class Logger(Protocol):
-    """Takes the figures of one run; called from one thread, which is not the run's.
-
-    Whatever it raises is told once, and nothing is asked of it any more.
-    """
+    """Takes the figures of one run, in a thread of its own; its first error switches it off."""
 
     def open(self, run: LoggedRun) -> None:
         """Begin, or go on with what was logged of a run that is resumed."""
@@ -97,12 +83,7 @@ class Logger(Protocol):
 
 
 def files_of(folder: Path, wanted: Artifact) -> list[Path]:
-    """Return the files of a run folder that an artifact is made of.
-
-    Args:
-        folder: The run folder.
-        wanted: `record`, or `checkpoint`: all that the store of checkpoints holds.
-    """
+    """Return the files of a run folder that an artifact is made of, its record or all checkpoints."""
     if wanted == "record":
         return [folder / name for name in RECORD if (folder / name).is_file()]
     return sorted(path for path in (folder / "checkpoints").rglob("*") if path.is_file())
@@ -120,11 +101,15 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def remembered(path: Path) -> str | None:
-    """Return the one line that a logger keeps in a run folder; None: it has kept nothing."""
-    return path.read_text(encoding="utf-8").strip() or None if path.exists() else None
+def heat_map(values: np.ndarray) -> np.ndarray:
+    """Return a picture `[height, width, 3]` uint8 of a table in [0, 1]: a block of pixels for each number.
 
+    Values beyond [0, 1] have the nearest colour, NaN is grey; the first row is on top.
+    """
+    from matplotlib import colormaps
 
-def remember(path: Path, text: str) -> None:
-    """Keep one line in a run folder, for when the run is resumed."""
-    write_text_atomically(path, f"{text}\n")
+    known = np.isfinite(values)
+    shades = colormaps["viridis"](np.clip(np.where(known, values, 0.0), 0.0, 1.0))[..., :3]
+    colours = np.where(known[..., None], np.rint(255 * shades), GREY).astype(np.uint8)
+    block = max(1, SIDE // max(values.shape))
+    return colours.repeat(block, axis=0).repeat(block, axis=1)

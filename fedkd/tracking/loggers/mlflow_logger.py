@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.tracking.loggers.logger import (
-    Ending,
-    Figures,
-    LoggedRun,
-    files_of,
-    flat,
-    remember,
-    remembered,
-)
-from fedkd.tracking.loggers.picture import heat_map
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, flat, heat_map
 
 if TYPE_CHECKING:
     from fedkd.scenario.tracking import Mlflow
@@ -29,9 +20,13 @@ IDENTITY = "mlflow-id"
 FOLDER = "mlruns"
 URI = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "fedkd"
-MOST_PARAMS = 100
-"""Of one request."""
+MOST_PARAMS = 100  # of one request
 LONGEST_PARAM = 500
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+}
 STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -40,9 +35,6 @@ class MlflowLogger:
 
     Pictures are artifacts below `pictures/`; of a histogram there are the least, the median and the greatest.
     One identity for the life of the run folder (`DIR/mlflow-id`) has a resumed run go on where it stopped.
-
-    Args:
-        wanted: What the scenario says of it.
     """
 
     def __init__(self, wanted: Mlflow) -> None:
@@ -53,17 +45,14 @@ class MlflowLogger:
 
     def open(self, run: LoggedRun) -> None:
         """Begin an MLflow run, or go on with the folder's."""
-        # Before it is imported: it is to tell nobody what it is used for, nor a display how it makes tables,
-        # and to take a folder without a warning, since that is what is asked for.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        for name, value in ENVIRONMENT.items():  # before it is imported
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         self._folder = run.folder
         uri = self._wanted.uri or os.environ.get(URI) or (run.folder / FOLDER).as_uri()
         self._client = MlflowClient(tracking_uri=uri)
-        known = remembered(run.folder / IDENTITY)
+        known = run.remembered(IDENTITY)
         if known is not None and self._is_there(known):
             self._id = known
             self._client.update_run(known, status="RUNNING")
@@ -72,7 +61,7 @@ class MlflowLogger:
         name = self._wanted.name or run.name
         created = self._client.create_run(self._experiment(), tags=tags, run_name=name)
         self._id = created.info.run_id
-        remember(run.folder / IDENTITY, self._id)
+        run.remember(IDENTITY, self._id)
         self._log_params(run)
 
     def log(self, figures: Figures) -> None:
@@ -128,10 +117,8 @@ class MlflowLogger:
     def _log_params(self, run: LoggedRun) -> None:
         from mlflow.entities import Param
 
-        told = [
-            Param(key, str(value)[:LONGEST_PARAM])
-            for key, value in flat(run.scenario.model_dump(mode="json", exclude={"tracking"})).items()
-        ]
+        keys = flat(run.scenario.model_dump(mode="json", exclude={"tracking"}))
+        told = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in keys.items()]
         for start in range(0, len(told), MOST_PARAMS):
             self._client.log_batch(self._id, params=told[start : start + MOST_PARAMS])
 

@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoggerKind:
-    """A logger by its name in `[tracking]`.
-
-    Attributes:
-        name: The key of its table.
-        summary: What it does, in a sentence.
-        package: What it imports.
-        extra: Of fedkd's, that brings the package; empty: fedkd itself does.
-        logger: Its class, `"module:Class"`.
-    """
+    """A logger by its name in `[tracking]`."""
 
     name: str
     summary: str
-    package: str
-    extra: str
-    logger: str
+    package: str  # that it imports
+    extra: str  # of fedkd's, that brings the package; empty: fedkd itself does
+    logger: str  # its class, "module:Class"
 
     @property
     def is_there(self) -> bool:
@@ -78,19 +70,12 @@ def check_loggers(scenario: Scenario) -> None:
     """
     for kind, _ in wanted_loggers(scenario):
         if kind.extra and not kind.is_there:
-            raise UserError(
-                f"{kind.package} is not installed; {how_to_install(kind.extra)}",
-                key=f"tracking.{kind.name}",
-            )
+            told = f"{kind.package} is not installed; {how_to_install(kind.extra)}"
+            raise UserError(told, key=f"tracking.{kind.name}")
 
 
 def make_loggers(scenario: Scenario, tell: Callable[[str], None]) -> list[BackgroundLogger]:
-    """Return what logs a run as its scenario asks for.
-
-    Args:
-        scenario: What is simulated.
-        tell: Tells the user a line.
-    """
+    """Return the loggers that a scenario asks for; they `tell` the user lines."""
     return [
         BackgroundLogger(kind.name, kind.make(section), section.pictures_every, tell)
         for kind, section in wanted_loggers(scenario)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.paths import expanded
 from fedkd.scenario.dump import dump_toml
-from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun
-from fedkd.tracking.loggers.picture import heat_map
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, heat_map
 
 if TYPE_CHECKING:
     from fedkd.scenario.tracking import TensorBoard
@@ -19,9 +18,6 @@ class TensorBoardLogger:
     """Writes TensorBoard's event files, with the round as the step, and the task for `by_task/`.
 
     A resumed run adds a file to the same folder; rounds that it repeats take the place of those before.
-
-    Args:
-        wanted: What the scenario says of it.
     """
 
     def __init__(self, wanted: TensorBoard) -> None:
@@ -32,12 +28,9 @@ class TensorBoardLogger:
         """Begin an event file."""
         from torch.utils.tensorboard import SummaryWriter
 
-        wanted = self._wanted.folder
-        folder = (
-            run.folder / FOLDER
-            if wanted is None
-            else expanded(wanted, key="tracking.tensorboard.folder") / run.folder.name
-        )
+        folder = run.folder / FOLDER
+        if self._wanted.folder is not None:
+            folder = expanded(self._wanted.folder, key="tracking.tensorboard.folder") / run.folder.name
         purged = run.resumed_from + 1 if run.resumed_from else None
         self._writer = SummaryWriter(str(folder), purge_step=purged)
         if not run.resumed_from:

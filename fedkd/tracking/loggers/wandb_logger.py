@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd.tracking.loggers.background import described_in_a_line
-from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, remember, remembered
-from fedkd.tracking.loggers.picture import heat_map
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, heat_map
 
 if TYPE_CHECKING:
     from fedkd.scenario.tracking import Wandb
@@ -29,9 +28,6 @@ class WandbLogger:
     The wandb run lies in the run folder (`DIR/wandb`) and has one identity for the life of that folder
     (`DIR/wandb-id`), so a resumed run goes on where it stopped. Nobody is ever asked for a key: an online run
     that cannot start (no key, no network) is kept offline, to be sent later with `wandb sync`.
-
-    Args:
-        wanted: What the scenario says of it.
     """
 
     def __init__(self, wanted: Wandb) -> None:
@@ -63,25 +59,22 @@ class WandbLogger:
 
     def close(self, ending: Ending) -> None:
         """End the wandb run, as failed if it is not done, until it is resumed."""
+        import wandb
+
         run, self._run = self._run, None
         if run is None:
             return
         if ending.status == "done":
             run.summary.update(dict(ending.summary))
             for wanted in self._wanted.artifacts:
-                self._keep(run, wanted)
+                artifact = wandb.Artifact(f"{wanted}-{run.id}", type=wanted)
+                for path in files_of(self._folder, wanted):
+                    artifact.add_file(str(path), name=str(path.relative_to(self._folder)))
+                run.log_artifact(artifact)
         run.finish(exit_code=int(ending.status != "done"))
 
-    def _keep(self, run: Any, wanted: Any) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(f"{wanted}-{run.id}", type=wanted)
-        for path in files_of(self._folder, wanted):
-            artifact.add_file(str(path), name=str(path.relative_to(self._folder)))
-        run.log_artifact(artifact)
-
     def _start(self, run: LoggedRun) -> Any:
-        identity = remembered(run.folder / IDENTITY) or _new_identity(run.folder)
+        identity = run.remembered(IDENTITY) or _new_identity(run)
         if self._wanted.mode == "online":
             if not _has_key():
                 run.tell("wandb: no API key is configured; logging offline, `wandb sync` sends it later")
@@ -92,35 +85,23 @@ class WandbLogger:
                     why = described_in_a_line(error)
                     run.tell(f"wandb: logging offline, `wandb sync` sends it later: {why}")
                     # wandb holds on to the identity of a run that failed to start.
-                    identity = _new_identity(run.folder)
+                    identity = _new_identity(run)
         return self._open(run, identity, "offline")
 
     def _open(self, run: LoggedRun, identity: str, mode: Mode) -> Any:
         import wandb
 
         wanted = self._wanted
+        settings = wandb.Settings(
+            mode=mode, silent=True, quiet=True, console="off", disable_git=True, save_code=False,
+            init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS,
+        )  # fmt: skip
         return wandb.init(
-            project=wanted.project,
-            entity=wanted.entity,
-            group=wanted.group,
-            tags=wanted.tags,
-            name=wanted.name or run.name,
-            id=identity,
-            resume="allow",
+            project=wanted.project, entity=wanted.entity, group=wanted.group, tags=wanted.tags,
+            name=wanted.name or run.name, id=identity, resume="allow", dir=run.folder,
             reinit="create_new",  # a run that the caller may have open is not ours to end
-            dir=run.folder,
-            config=run.scenario.model_dump(mode="json"),
-            settings=wandb.Settings(
-                mode=mode,
-                silent=True,
-                quiet=True,
-                console="off",
-                disable_git=True,
-                save_code=False,
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-            ),
-        )
+            config=run.scenario.model_dump(mode="json"), settings=settings,
+        )  # fmt: skip
 
 
 def _has_key() -> bool:
@@ -131,8 +112,8 @@ def _has_key() -> bool:
         return wandb.login(prompt=False, verify=False)
 
 
-def _new_identity(folder: Path) -> str:
+def _new_identity(run: LoggedRun) -> str:
     # Not a draw of the experiment: two runs of one scenario must differ here.
     identity = secrets.token_hex(4)
-    remember(folder / IDENTITY, identity)
+    run.remember(IDENTITY, identity)
     return identity

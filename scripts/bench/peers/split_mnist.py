@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.er import ExperienceReplay
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
-from fedkd.continual.naive import Naive
 from fedkd.data.dataset import Dataset
 from fedkd.models.mlp import mlp
 from fedkd.training.evaluate import predict_logits

@@ -8,7 +8,7 @@ import pytest
 from fedkd.errors import UserError
 from fedkd.report.page.write import write_report
 from fedkd.report.statistics import interval
-from fedkd.report.study_file import read_study, write_study
+from fedkd.report.study import read_study, write_study
 
 
 def test_a_study_comes_back_as_it_was(study, stream_study, tmp_path):

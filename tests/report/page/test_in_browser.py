@@ -11,7 +11,7 @@ import pytest
 from browsing import DESKTOP, LONGEST, PHONE, until
 
 from fedkd.report.page.write import write_report
-from fedkd.report.study_file import write_study
+from fedkd.report.study import write_study
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 import fedkd
 from fedkd.cli import main
-from fedkd.continual.lessons import Lessons
+from fedkd.continual.lessons import TaskHistory
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.errors import UserError
 from fedkd.report.page.federation import effect_figures
@@ -334,10 +334,10 @@ def test_forgetting_is_of_the_clients_that_count_and_have_learned_the_task():
     R = np.array([[0.9, 0.1, 0.1], [0.5, 0.8, 0.1], [0.3, 0.6, 0.7]])
     clients = {0: (R, R[0]), 1: (R / 2, R[0]), 2: (R / 9, R[0])}
     test = ProtocolOutcome("task_incremental", "global", R, R[0], clients, {})
-    lessons = (Lessons.of([(task, task + 1, task + 1) for task in range(3)]),) * 3
+    histories = (TaskHistory.of([(task, task + 1, task + 1) for task in range(3)]),) * 3
     learned = [np.array([True, True, True]), np.array([False, True, True]), np.array([True, True, True])]
     outcome = StreamOutcome(
-        3, "task_incremental", (test,), {}, frozenset({0, 1}), lessons, in_step=True, learned=learned
+        3, "task_incremental", (test,), {}, frozenset({0, 1}), histories, in_step=True, learned=learned
     )
     mean, number = forgotten(outcome, test)
     np.testing.assert_allclose(mean, [0.6, (0.2 + 0.1) / 2], atol=1e-12)

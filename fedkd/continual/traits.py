@@ -1,0 +1,69 @@
+"""Properties of a learner that follow from its hooks, mixins and declared traits."""
+
+from __future__ import annotations
+
+from fedkd.continual.learner import Learner, LearnerTraits
+from fedkd.continual.mixins import OwnLoss, Phases, StepObserver, TaskInference, TaskParameters
+from fedkd.continual.reopened import Reopenable
+
+AnyLearner = Learner | type[Learner]
+
+
+def has(learner: AnyLearner, *mixins: type) -> bool:
+    """Return whether a learner, or a class of learners, has one of some mixins."""
+    return issubclass(learner if isinstance(learner, type) else type(learner), mixins)
+
+
+def traits_of(learner: AnyLearner) -> LearnerTraits:
+    """Return the declared traits, under the hyper-parameters where there are some."""
+    return learner.traits if isinstance(learner, type) else learner.configured_traits()
+
+
+def trains_on_old_tasks(learner: AnyLearner) -> bool:
+    """Return whether local training uses samples besides the present task's."""
+    return learner.overrides("batch")
+
+
+def shapes_training(learner: AnyLearner) -> bool:
+    """Return whether local training uses other samples, or another loss, than without a learner."""
+    return trains_on_old_tasks(learner) or has(learner, OwnLoss)
+
+
+def needs_boundaries(learner: AnyLearner) -> bool:
+    """Return whether the learner must be told when a task begins and ends."""
+    traits = traits_of(learner)
+    if traits.needs_boundaries is not None:
+        return traits.needs_boundaries
+    hooks = learner.overrides("begin_task", "end_task", "batch") or has(learner, Phases, TaskParameters)
+    return traits.task_statistics or hooks
+
+
+def tells_tasks_apart(learner: AnyLearner) -> bool:
+    """Return whether the network computes other outputs for each task."""
+    return traits_of(learner).task_statistics or has(learner, TaskParameters)
+
+
+def predicts_by_weights(learner: AnyLearner) -> bool:
+    """Return whether predictions depend on the weights and the task's units alone."""
+    own = tells_tasks_apart(learner) or learner.overrides("predict") or has(learner, TaskInference)
+    return not own
+
+
+def leaves_steps_alone(learner: AnyLearner) -> bool:
+    """Return whether a training step is that of plain training."""
+    hooks = learner.overrides("trainable", "penalty", "project", "project_update")
+    return not (hooks or tells_tasks_apart(learner) or has(learner, StepObserver))
+
+
+def why_closed(learner: AnyLearner) -> str | None:
+    """Return the reason why no old task is reopened, as a predicate of the learner; None: some may be."""
+    if trains_on_old_tasks(learner):
+        return "trains on the samples of old tasks anyway"
+    traits = traits_of(learner)
+    if (
+        traits.closed is None
+        and not has(learner, Reopenable)
+        and (traits.isolates or traits.projects_updates)
+    ):
+        return "holds what old tasks use, and does not tell what one of them alone depends on"
+    return traits.closed
