@@ -9,11 +9,11 @@ from fedkd import register
 if TYPE_CHECKING:
     from fedkd.benchmark.bench import BenchResult, bench
     from fedkd.errors import EngineLost, FedkdError, Interrupted, RunFailed, TrainingDiverged, UserError
-    from fedkd.overview.compare import Comparison, compare
-    from fedkd.overview.runs import RunEntry, RunList, runs
     from fedkd.plan.load import load_scenario
-    from fedkd.results import RunResult
-    from fedkd.runner import resume, run
+    from fedkd.runs.comparison import Comparison, compare
+    from fedkd.runs.listing import RunEntry, RunList, runs
+    from fedkd.runs.results import RunResult
+    from fedkd.runs.runner import resume, run
     from fedkd.scenario.schema import Scenario
     from fedkd.tracking.events import RoundReport, RunObserver, RunReport
     from fedkd.trained.client import TrainedClient, load_client

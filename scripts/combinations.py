@@ -24,9 +24,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fedkd
-from fedkd.check import check
 from fedkd.errors import FedkdError, UserError
 from fedkd.plan.load import parse_plan
+from fedkd.runs.check import check
 
 STRATEGIES = ("local", "fedmd", "knfu", "dp", "feddf", "flwr:FedAvg")
 LEARNERS = ("naive", "ewc", "er", "exssnet", "supsup", "gpm", "cuber")

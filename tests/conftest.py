@@ -259,7 +259,7 @@ def ray_session():
     import ray
 
     from fedkd.engine.compat import lean
-    from fedkd.engine.ray_cluster import start_with_retry
+    from fedkd.engine.ray.cluster import start_with_retry
     from fedkd.errors import EngineLost
 
     def start() -> None:

@@ -10,10 +10,10 @@ from flwr.app import Context, RecordDict
 
 from fedkd.deployment.deal import client_folder, deal
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation.client_app import app as client_app
+from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.server_app import app as server_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
-from fedkd.federation.exchange import NodeSubset
-from fedkd.federation.server_app import app as server_app
+from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.plan.plan import Plan
 
 SMALL: dict[str, Any] = {

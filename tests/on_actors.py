@@ -11,11 +11,11 @@ from flwr.app import Context, Message
 
 from fedkd.data.load import Data
 from fedkd.engine.clients import ScenarioWorkload
-from fedkd.engine.ray_grid import RayGrid
+from fedkd.engine.ray.grid import RayGrid
+from fedkd.federation.apps.server_app import run_rounds
 from fedkd.federation.compat import node_id_of
-from fedkd.federation.exchange import NodeSubset
+from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.federation.run_control import RunControl
-from fedkd.federation.server_app import run_rounds
 from fedkd.plan.plan import resolve
 from fedkd.scenario.schema import Scenario
 
@@ -40,9 +40,6 @@ class SharedActors:
 
             def app(self, message: Message, context: Context) -> Message:
                 return self._workloads[0].app(message, context)
-
-            def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-                return self._workloads[0].together(requests)
 
             def context(self, index: int) -> Context:
                 scenario, client = self._owners[index]

@@ -17,12 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.cli import main as fedkd
+from fedkd.cli.main import main as fedkd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["fedkd.cli", "fedkd.check", "fedkd.runner", "fedkd.engine.clients", "sklearn.datasets", "torch._dynamo"]
+    [
+        "fedkd.cli.main",
+        "fedkd.runs.check",
+        "fedkd.runs.runner",
+        "fedkd.engine.clients",
+        "sklearn.datasets",
+        "torch._dynamo",
+    ]
 )
 
 

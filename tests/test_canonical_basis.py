@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedkd.canonical_basis import canonical_rotation
+from fedkd.continual.subspace.canonical_basis import canonical_rotation
 
 ENERGIES = np.array([9.0, 4.0, 4.0, 4.0, 1.0, 0.0, 0.0])
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkd.check_data import skew
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.plan.load import load_scenario
+from fedkd.runs.check_data import skew
 from fedkd.scenario.dump import dump_toml
 from fedkd.tracking.wording import size
 
@@ -34,9 +34,9 @@ def fake_run(monkeypatch):
 
         return call
 
-    module = types.ModuleType("fedkd.runner")
+    module = types.ModuleType("fedkd.runs.runner")
     module.run, module.resume = record("run"), record("resume")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fedkd.runner", module)
+    monkeypatch.setitem(sys.modules, "fedkd.runs.runner", module)
     return calls
 
 
@@ -363,7 +363,7 @@ def test_list_names_what_is_shipped_and_what_lies_in_the_working_folder(tmp_path
 
 
 def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
-    from fedkd import doctor
+    from fedkd.cli import doctor
 
     def broken() -> str:
         raise RuntimeError("no raylet\nsecond line")
@@ -391,7 +391,7 @@ def test_what_is_imported_on_first_use_is_named_before():
 def test_help_imports_neither_torch_nor_ray_nor_flower():
     code = (
         "import sys\n"
-        "from fedkd.cli import main\n"
+        "from fedkd.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as left:\n    assert not left.code\n"
         "heavy = {'torch', 'ray', 'flwr', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"

@@ -28,7 +28,7 @@ from prose import DOCS, PAGES, REPOSITORY, Block
 import fedkd
 from fedkd.benchmark.bench import plan_bench
 from fedkd.benchmark.schema import BenchFile
-from fedkd.cli import _parser
+from fedkd.cli.main import _parser
 from fedkd.continual.registry import LEARNERS
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError

@@ -32,7 +32,7 @@ from browsing import until
 from conftest import digits_tables
 from prose import PAGES, REPOSITORY, Block
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.scenario.shipped import names_of
 
 pytestmark = [pytest.mark.docs, pytest.mark.usefixtures("paged")]

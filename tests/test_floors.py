@@ -17,20 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fedkd"
 # Lowest first. A room is a package or a module directly below `fedkd`; rooms of one floor stand side by side.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    (
-        "namespaces",
-        "randomness",
-        "canonical_basis",
-        "signals",
-        "supervisor",
-        "plugins",
-        "explain",
-        "hyperparameters",
-        "json_text",
-        "paths",
-        "address_space",
-        "installed",
-    ),
+    ("randomness", "storage"),
+    ("plugins",),
     ("scenario",),
     ("data",),
     ("models",),
@@ -41,28 +29,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("tracking",),
     ("report",),
-    ("run_folder", "run_summary", "results"),
     ("clients",),
     ("server",),
     ("federation",),
     ("engine",),
-    ("runner",),
-    (
-        "check",
-        "check_data",
-        "check_traffic",
-        "catalogue",
-        "families",
-        "completion",
-        "doctor",
-        "scaffold",
-        "trained",
-        "watch",
-    ),
-    ("overview", "deployment"),
+    ("runs",),
+    ("scaffold", "trained", "deployment"),
     ("benchmark",),
     ("tuning",),
-    ("verbs",),
     ("cli", "__main__", "__init__"),
 )
 WITHOUT_FLOWER_AND_RAY = (
@@ -237,7 +211,7 @@ sys.modules["flwr"] = sys.modules["ray"] = None  # as on a machine that has neit
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
-from fedkd.server.bank import Upload
+from fedkd.server.knowledge_cache import Upload
 from fedkd.server.fusing import Fusing, ServerKnowledge
 
 plan = parse_plan({"data": {"clients": 2, "transfer": {"size": 20}}, "clients": [{"model": "mlp"}]})

@@ -17,7 +17,7 @@ import fedkd
 from fedkd.engine import clients as engine_clients
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import ActorsLost, Interrupted, RunFailed
-from fedkd.federation import messages as msg
+from fedkd.federation.messages import records as msg
 from fedkd.plan.load import load_scenario
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.live import LiveProgress

@@ -19,7 +19,7 @@ from processes import Fork
 from stopping import StopInRound
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_plan
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from processes import program
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 ROUNDS = 40
 

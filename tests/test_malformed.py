@@ -15,7 +15,7 @@ import numpy as np
 import processes
 import pytest
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -513,8 +513,8 @@ def test_a_missing_data_set_says_at_once_what_to_put_where(verb, places, tmp_pat
 def test_on_a_ray_of_its_own_ray_keeps_quiet(places):
     """A GPU where there is none, and a client that takes its process with it: a line each, fedkd's own."""
     code = f"""
-from fedkd.cli import main
-from fedkd.engine.ray_cluster import connect
+from fedkd.cli.main import main
+from fedkd.engine.ray.cluster import connect
 from fedkd.scenario.schema import Engine
 connect(Engine())
 words = ["run", {places["FILE"]!r}, "--engine", "ray", "--quiet", "--out", {places["OUT"]!r}]

@@ -13,7 +13,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted, UserError
-from fedkd.tracking.digests import read_table, write_table
+from fedkd.storage.digests import read_table, write_table
 from fedkd.tracking.events import RunObserver
 
 RUN = 64 * "1"

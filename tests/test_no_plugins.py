@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import fedkd
-from fedkd import installed
-from fedkd.cli import LISTS, _parser
-from fedkd.completion import keys_of, scenario_words, set_words
-from fedkd.doctor import _why_none
+from fedkd.cli.completion import keys_of, scenario_words, set_words
+from fedkd.cli.doctor import _why_none
+from fedkd.cli.main import LISTS, _parser
+from fedkd.plugins import versions as installed
 from fedkd.scenario.schema import Scenario
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def test_keys_complete_as_deep_as_they_go():
 )
 def test_a_shell_is_answered(line, expected, tmp_path, monkeypatch, capfd):
     argcomplete = pytest.importorskip("argcomplete")
-    from fedkd.completion import _arguments, complete
+    from fedkd.cli.completion import _arguments, complete
 
     answers = []
 
@@ -174,7 +174,7 @@ def test_a_shell_asks_through_the_environment(tmp_path):
 
 
 def test_partitions_are_listed_with_their_keys(capsys):
-    from fedkd.cli import main
+    from fedkd.cli.main import main
     from fedkd.data.registry import PARTITIONS
 
     assert "partitions" in LISTS and main(["list", "partitions"]) == 0
@@ -187,7 +187,7 @@ def test_partitions_are_listed_with_their_keys(capsys):
 
 
 def test_the_schema_of_benches(capsys):
-    from fedkd.cli import main
+    from fedkd.cli.main import main
     from fedkd.scenario.load import read_toml
     from fedkd.scenario.shipped import shipped
 

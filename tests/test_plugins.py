@@ -12,7 +12,7 @@ import processes
 import pytest
 
 from fedkd import register
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS, make_learner
 from fedkd.data.federated import load_federated_data
 from fedkd.data.registry import DATASETS, PARTITIONS
@@ -21,7 +21,7 @@ from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.models.build import build_model
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import load_scenario
-from fedkd.plugins import Registry
+from fedkd.plugins.loading import Registry
 from fedkd.scenario.dump import dump_toml
 
 EVERYTHING = """
@@ -138,7 +138,9 @@ def test_a_name_that_is_taken_is_refused_and_both_are_named():
     def mine(input_shape, classes):
         return None
 
-    with pytest.raises(UserError, match=r"two models named 'cnn': fedkd.models.cnn:cnn and .*mine; rename"):
+    with pytest.raises(
+        UserError, match=r"two models named 'cnn': fedkd.models.zoo.cnn:cnn and .*mine; rename"
+    ):
         register.model("cnn")(mine)
 
     register.model("twice")(mine)
@@ -232,7 +234,7 @@ def test_an_installed_package_declares_parts(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "entry_point_part.py").write_text("def large(input_shape, classes): ...")
     install(tmp_path, "zoo-of-mine", "fedkd.models", large="entry_point_part:large", gone="no_such_mod:x")
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry = Registry("model", {"cnn": "fedkd.models.cnn:cnn"}, "fedkd.models")
+    registry = Registry("model", {"cnn": "fedkd.models.zoo.cnn:cnn"}, "fedkd.models")
     assert registry.names() == ["cnn", "gone", "large"]
     assert registry.load("large").__name__ == "large"
     with pytest.raises(UserError, match="cannot import 'no_such_mod'"):
@@ -244,10 +246,10 @@ def test_a_declared_name_that_is_taken_is_refused_and_both_are_named(tmp_path: P
     install(tmp_path, "second", "fedkd.models", wide="b:wide")
     monkeypatch.syspath_prepend(str(tmp_path))
     registry = Registry(
-        "model", {"cnn": "fedkd.models.cnn:cnn", "mlp": "fedkd.models.mlp:mlp"}, "fedkd.models"
+        "model", {"cnn": "fedkd.models.zoo.cnn:cnn", "mlp": "fedkd.models.zoo.mlp:mlp"}, "fedkd.models"
     )
     assert registry.load("mlp").__name__ == "mlp"
-    with pytest.raises(UserError, match=r"'cnn': fedkd.models.cnn:cnn and their_cnn:cnn of the"):
+    with pytest.raises(UserError, match=r"'cnn': fedkd.models.zoo.cnn:cnn and their_cnn:cnn of the"):
         registry.load("cnn")
     with pytest.raises(UserError, match=r"'wide': a:wide of the package 'first' and b:wide of the package"):
         registry.check("wide")
@@ -377,7 +379,7 @@ LEAVES = {
     "a KeyboardInterrupt of its own": "raise type('Away', (KeyboardInterrupt,), {})('gone')",
 }
 STRATEGY = (
-    "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n"
+    "from dataclasses import dataclass\nfrom fedkd.fusion.distillation.fedmd import FedMD\n"
     "@dataclass(frozen=True)\nclass Mine(FedMD):\n  def {}:\n    NOW\n"
 )
 LEARNER = (
@@ -431,9 +433,9 @@ def test_a_plug_in_does_not_decide_how_the_program_ends(place, way, digits_toml,
 
 
 ON_ACTORS = {
-    "import": "import os\nif os.getpid() != HOME:\n    NOW\nfrom fedkd.models.mlp import mlp as model\n",
+    "import": "import os\nif os.getpid() != HOME:\n    NOW\nfrom fedkd.models.zoo.mlp import mlp as model\n",
     "model": (
-        "import os\nfrom fedkd.models.mlp import mlp\n"
+        "import os\nfrom fedkd.models.zoo.mlp import mlp\n"
         "def model(input_shape, classes):\n  if os.getpid() != HOME:\n    NOW\n"
         "  return mlp(input_shape, classes)\n"
     ),

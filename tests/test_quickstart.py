@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedkd.plan.load import load_scenario
-from fedkd.run_folder import SCENARIO
 from fedkd.scenario.load import read_toml
+from fedkd.tracking.run_folder import SCENARIO
 
 pytestmark = pytest.mark.alone
 

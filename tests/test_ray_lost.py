@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from processes import program
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 
 def descendants(pid: int) -> dict[int, str]:

@@ -11,7 +11,7 @@ import tomli_w
 from prose import REPOSITORY
 
 import fedkd
-from fedkd.cli import _parser
+from fedkd.cli.main import _parser
 from fedkd.continual.registry import LEARNERS
 from fedkd.plan.load import load_scenario, parse_scenario
 from fedkd.scenario.load import read_toml

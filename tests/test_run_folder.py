@@ -17,13 +17,13 @@ from processes import Fork
 from stopping import StopInRound
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.plan.load import load_plan, load_scenario
 from fedkd.plan.plan import resolve
-from fedkd.run_folder import check_beginning, locked, new_run_folder, plan_of_run, write_plan
 from fedkd.scenario.schema import Scenario
+from fedkd.tracking.run_folder import check_beginning, locked, new_run_folder, plan_of_run, write_plan
 
 
 def test_of_two_runs_at_once_one_gives_way(digits_toml, tmp_path):
@@ -167,7 +167,7 @@ def test_a_hard_linked_copy_goes_on_and_the_original_stays(digits_toml, tmp_path
 def test_a_project_that_has_moved_goes_on_and_its_files_do_not_name_the_place(digits_scenario, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
-    (project / "mine.py").write_text("from fedkd.models.mlp import mlp as small\n")
+    (project / "mine.py").write_text("from fedkd.models.zoo.mlp import mlp as small\n")
     tables = digits_scenario | {"clients": [{"model": "mine:small"}]}
     (project / "digits.toml").write_text(tomli_w.dumps(tables))
     plan = load_plan(project / "digits.toml")

@@ -67,7 +67,7 @@ def fragile(way: str) -> list[dict]:
 
 
 def victim(scenario: Scenario) -> int:
-    from fedkd.models.mix import client_models
+    from fedkd.models.client_mix import client_models
 
     (index,) = [n for n, group in enumerate(client_models(scenario)) if group.model != "mlp"]
     return index
@@ -477,7 +477,7 @@ def test_a_loss_that_is_not_finite_names_the_client(scenario_with, tmp_path):
 def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, monkeypatch):
     scenario = scenario_with()
     unbroken = fedkd.run(scenario, out=tmp_path / "unbroken")
-    from fedkd.clients.base import Client
+    from fedkd.clients.client import Client
 
     train = Client.train
 
@@ -499,7 +499,7 @@ def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, mo
 
 
 def test_a_mistake_that_only_a_client_can_see_is_still_the_users(scenario_with, tmp_path, monkeypatch):
-    from fedkd.clients.base import Client
+    from fedkd.clients.client import Client
 
     def refuse(self, *args, **kwargs):
         raise UserError("must be smaller", key="training.batch_size")

@@ -8,7 +8,7 @@ from pathlib import Path
 import processes
 import pytest
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.scaffold import IMPORTED, KINDS, new
 
 SHORT = {

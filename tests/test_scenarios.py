@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.plan.load import load_scenario, parse_scenario
-from fedkd.run_folder import SCENARIO
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.shipped import find_shipped, shipped
 from fedkd.scenario.stream import task_count
+from fedkd.tracking.run_folder import SCENARIO
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "scenarios"

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 SPLIT = (
     "import os, signal, subprocess, sys, time\n"
-    "from fedkd.supervisor import has_ended, held_signals, if_lost, split_off\n"
+    "from fedkd.engine.supervisor import has_ended, held_signals, if_lost, split_off\n"
     "split_off()\n"
 )
 
@@ -94,7 +94,7 @@ def test_a_parent_that_is_killed_takes_its_child_along():
 
 
 def test_nobody_is_told_where_there_is_no_parent():
-    from fedkd.supervisor import if_lost
+    from fedkd.engine.supervisor import if_lost
 
     if_lost("to nobody")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
+from fedkd.cli.watch import _Follower, watch
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.plan.load import parse_plan
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.present import PresentFile, read_present
-from fedkd.watch import _Follower, watch
 
 
 class Told(RunObserver):

@@ -8,10 +8,10 @@ import pytest
 import tomli_w
 
 import fedkd
-from fedkd.check import check
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted
 from fedkd.plan.load import parse_plan, parse_scenario
+from fedkd.runs.check import check
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.recorder import read_epochs, read_metrics

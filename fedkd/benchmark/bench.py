@@ -23,8 +23,8 @@ from fedkd.benchmark.cells import (
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.errors import UserError
-from fedkd.paths import expanded
-from fedkd.tracking.atomic import write_text_atomically
+from fedkd.storage.atomic import write_text_atomically
+from fedkd.storage.paths import expanded
 from fedkd.tracking.folder import BENCH, CELLS, STUDY
 
 if TYPE_CHECKING:
@@ -231,8 +231,8 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
     from fedkd.benchmark.finished import read_summary
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
-    from fedkd.run_folder import SCENARIO
     from fedkd.scenario.load import read_scenario, read_toml
+    from fedkd.tracking.run_folder import SCENARIO
 
     folders = {path.name[:-9]: path for path in sorted(runs.glob("*-????????"))}
     for seed, levels in combinations(bench, axes):
@@ -253,7 +253,7 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage
     from fedkd.benchmark.scheduler import CellCheck
-    from fedkd.catalogue import toml_value
+    from fedkd.scenario.dump import toml_value
     from fedkd.tracking.wording import duration
 
     for axis in plan.axes:

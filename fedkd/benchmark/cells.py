@@ -12,9 +12,9 @@ from typing import Any
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
+from fedkd.plan.checks.no_plugins import plug_ins_of
+from fedkd.plan.checks.unread_keys import OverrideLayers
 from fedkd.plan.load import parse_scenario, parse_without_plugins
-from fedkd.plan.no_plugins import plug_ins_of
-from fedkd.plan.unread_keys import OverrideLayers
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.identity import INERT, digest_of
 from fedkd.scenario.schema import Scenario

@@ -10,9 +10,9 @@ from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.merge import value_at
 from fedkd.errors import UserError
 from fedkd.plan.continuation import TOLD
-from fedkd.run_folder import SCENARIO
 from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.scenario.load import read_scenario, read_toml
+from fedkd.tracking.run_folder import SCENARIO
 
 SHOWN_VALUES = 4
 """Values of a key that a message names at most."""

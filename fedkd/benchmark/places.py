@@ -16,8 +16,8 @@ import numpy as np
 
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
-from fedkd.engine.node_check import check_nodes, files_to_ship, other_nodes
-from fedkd.engine.ray_cluster import RayCluster
+from fedkd.engine.ray.cluster import RayCluster
+from fedkd.engine.ray.node_check import check_nodes, files_to_ship, other_nodes
 from fedkd.errors import EngineLost, FedkdError, UserError
 from fedkd.plan.plan import open_plan
 from fedkd.scenario.load import scenario_from_json

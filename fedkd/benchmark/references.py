@@ -15,9 +15,9 @@ from statistics import fmean
 
 from fedkd.benchmark.cells import Axis, data_key
 from fedkd.benchmark.results import FinishedCell
-from fedkd.continual.outcome import StreamOutcome, stream_outcome
+from fedkd.continual.metrics.outcome import StreamOutcome, stream_outcome
 from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.evaluated_clients import counted_clients
 from fedkd.plan.held_models import held_models
 from fedkd.tracking.recorder import read_metrics
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import Outcome
-from fedkd.continual.lessons import TaskHistory
+from fedkd.continual.task_history import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan.build_schedule import build_schedule
 from fedkd.report.study import Curve, StudyRun
 from fedkd.scenario.stream import accuracy_name, protocols
-from fedkd.tracking.atomic import replacing
+from fedkd.storage.atomic import replacing
 from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
 
 if TYPE_CHECKING:

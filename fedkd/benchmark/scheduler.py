@@ -15,14 +15,14 @@ from fedkd.benchmark.cells import Cell, data_key, in_cell
 from fedkd.benchmark.finished import damage
 from fedkd.benchmark.places import check_all_nodes
 from fedkd.benchmark.worker import Outcome, run_cell
-from fedkd.engine.ray_cluster import RayCluster, connect
-from fedkd.engine.ray_placement import count_actors, gpu_share
+from fedkd.engine.ray.cluster import RayCluster, connect
+from fedkd.engine.ray.placement import count_actors, gpu_share
+from fedkd.engine.signals import stop_signals
+from fedkd.engine.supervisor import if_lost
 from fedkd.errors import EngineLost, Interrupted, UserError
-from fedkd.run_folder import disk_told, locked
 from fedkd.scenario.schema import Engine
-from fedkd.signals import stop_signals
-from fedkd.supervisor import if_lost
-from fedkd.tracking.atomic import write_text_atomically
+from fedkd.storage.atomic import write_text_atomically
+from fedkd.tracking.run_folder import disk_told, locked
 
 if TYPE_CHECKING:
     from fedkd.benchmark.progress import BenchProgress
@@ -45,9 +45,9 @@ class CellCheck:
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Check cells."""
-        from fedkd.check import check_with
         from fedkd.data.load import load_data
         from fedkd.plan.plan import resolve
+        from fedkd.runs.check import check_with
         from fedkd.tracking.loggers.registry import check_loggers
 
         loaded, data = "", None

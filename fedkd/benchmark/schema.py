@@ -15,14 +15,14 @@ from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
-from fedkd.explain import explain_error, show_value
-from fedkd.paths import expanded
+from fedkd.plugins.validation_errors import explain_error, show_value
 from fedkd.report.metrics import CONTINUAL_METRICS
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.overrides import parse_override
 from fedkd.scenario.schema import Section
 from fedkd.scenario.shipped import find_shipped, names_of
+from fedkd.storage.paths import expanded
 
 METRICS = (
     *("accuracy_trained_local", "accuracy_trained_global", "accuracy_local", "accuracy_global"),

@@ -9,27 +9,27 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from fedkd.clients.base import Client
-from fedkd.clients.estimator_client import EstimatorTrainer
-from fedkd.clients.faults import poison_of
-from fedkd.clients.own_samples import LocalSamples, share_held_out, share_kept_apart
-from fedkd.clients.pooled_client import PooledModel, PooledTrainer, first_alike, pooled_samples
+from fedkd.clients.client import Client
+from fedkd.clients.local.estimator_trainer import EstimatorTrainer
+from fedkd.clients.local.network_trainer import NetworkTrainer
+from fedkd.clients.local.pooled_trainer import PooledModel, PooledTrainer, first_alike, pooled_samples
+from fedkd.clients.local.task_stream import TaskStream
+from fedkd.clients.local_samples import LocalSamples, share_held_out, share_kept_apart
+from fedkd.clients.poison import poison_of
 from fedkd.clients.shared_network import Measured, SharedModel
-from fedkd.clients.stream_client import TaskStream
-from fedkd.clients.torch_client import NetworkTrainer
 from fedkd.continual.mixins import extra_outputs
 from fedkd.data.federated import ClientData, FederatedData
 from fedkd.data.load import Data, first_task
-from fedkd.data.stream import FederatedStream
+from fedkd.data.streams.stream import FederatedStream
 from fedkd.fusion.strategy import overrides
 from fedkd.models.build import ModelFactory
 from fedkd.models.incremental import client_estimator
 from fedkd.plan.auxiliaries import make_auxiliaries
-from fedkd.plan.evaluated import evaluated_clients
+from fedkd.plan.evaluated_clients import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed
 from fedkd.training.device import prepare_inputs, prepare_model, resolve_device
-from fedkd.training.vectorised import make_executor
+from fedkd.training.fast.vectorised import make_executor
 from fedkd.training.weights import weights_of
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.episodes import Episode
+from fedkd.continual.replay.buffer import Episode
 from fedkd.continual.task_model import TaskModel
 
 Tensors = dict[str, Tensor]

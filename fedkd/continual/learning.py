@@ -30,7 +30,7 @@ from fedkd.continual.statistics import (
     statistics_names,
 )
 from fedkd.continual.task_model import TaskModel
-from fedkd.namespaces import below, under
+from fedkd.storage.namespaces import below, under
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob, together
 from fedkd.training.loop import batch_starts

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
-from fedkd.plugins import Registry
+from fedkd.plugins.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
+from fedkd.plugins.loading import Registry
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
@@ -56,30 +56,30 @@ MOVED_HOOKS: Mapping[str, str] = {
 LEARNERS = Registry(
     "learner",
     {
-        "naive": "fedkd.continual.baselines:Naive",
-        "joint": "fedkd.continual.baselines:Joint",
-        "single": "fedkd.continual.baselines:Single",
-        "cumulative": "fedkd.continual.baselines:Cumulative",
-        "er": "fedkd.continual.er:ExperienceReplay",
-        "agem": "fedkd.continual.agem:AGem",
-        "der": "fedkd.continual.der:DER",
-        "der++": "fedkd.continual.der:DERpp",
-        "gdumb": "fedkd.continual.gdumb:GDumb",
-        "icarl": "fedkd.continual.icarl:ICaRL",
-        "packnet": "fedkd.continual.packnet:PackNet",
-        "hat": "fedkd.continual.hat:HAT",
-        "ewc": "fedkd.continual.ewc:EWC",
-        "online_ewc": "fedkd.continual.ewc:OnlineEWC",
-        "si": "fedkd.continual.si:SI",
-        "mas": "fedkd.continual.mas:MAS",
-        "lwf": "fedkd.continual.lwf:LwF",
-        "gpm": "fedkd.continual.gpm:GPM",
-        "trgp": "fedkd.continual.trgp:TRGP",
-        "cuber": "fedkd.continual.cuber:CUBER",
-        "supsup": "fedkd.continual.supsup:SupSup",
-        "ssnet": "fedkd.continual.ssnet:SSNeT",
-        "exssnet": "fedkd.continual.ssnet:ExSSNeT",
-        "fedweit": "fedkd.continual.fedweit:FedWeIT",
+        "naive": "fedkd.continual.baselines.baselines:Naive",
+        "joint": "fedkd.continual.baselines.baselines:Joint",
+        "single": "fedkd.continual.baselines.baselines:Single",
+        "cumulative": "fedkd.continual.baselines.baselines:Cumulative",
+        "er": "fedkd.continual.replay.er:ExperienceReplay",
+        "agem": "fedkd.continual.replay.agem:AGem",
+        "der": "fedkd.continual.replay.der:DER",
+        "der++": "fedkd.continual.replay.der:DERpp",
+        "gdumb": "fedkd.continual.replay.gdumb:GDumb",
+        "icarl": "fedkd.continual.replay.icarl:ICaRL",
+        "packnet": "fedkd.continual.masks.packnet:PackNet",
+        "hat": "fedkd.continual.masks.hat:HAT",
+        "ewc": "fedkd.continual.regularisation.ewc:EWC",
+        "online_ewc": "fedkd.continual.regularisation.ewc:OnlineEWC",
+        "si": "fedkd.continual.regularisation.si:SI",
+        "mas": "fedkd.continual.regularisation.mas:MAS",
+        "lwf": "fedkd.continual.regularisation.lwf:LwF",
+        "gpm": "fedkd.continual.subspace.gpm:GPM",
+        "trgp": "fedkd.continual.subspace.trgp:TRGP",
+        "cuber": "fedkd.continual.subspace.cuber:CUBER",
+        "supsup": "fedkd.continual.masks.supsup:SupSup",
+        "ssnet": "fedkd.continual.masks.ssnet:SSNeT",
+        "exssnet": "fedkd.continual.masks.ssnet:ExSSNeT",
+        "fedweit": "fedkd.continual.adapters.fedweit:FedWeIT",
     },
     group="fedkd.learners",
     aliases={

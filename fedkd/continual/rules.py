@@ -13,11 +13,11 @@ from fedkd.continual.fast_steps import PLAIN, FastSteps, StepForm
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.mixins import StepObserver
 from fedkd.continual.reopened import ProjectedSteps
+from fedkd.continual.subspace.fast.factored_gradient import FactoredWeight
 from fedkd.continual.task_model import TaskModel
-from fedkd.continual.thin import FactoredWeight
 from fedkd.continual.traits import leaves_steps_alone, shapes_training
 from fedkd.training.compat import tree_leaves
-from fedkd.training.known_modules import declares
+from fedkd.training.fast.known_modules import declares
 from fedkd.training.optimizer import OptimizerSpec
 
 

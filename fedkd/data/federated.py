@@ -8,17 +8,17 @@ from math import prod
 
 import numpy as np
 
-from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
-from fedkd.data.deal import Deal, deal
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
+from fedkd.data.memory_budget import check_fits
 from fedkd.data.normalise import Statistics, is_integer
-from fedkd.data.partition_replacement import SIZE
+from fedkd.data.partitions.replacement import SIZE
+from fedkd.data.partitions.split_samples import Deal, deal
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
-from fedkd.plugins import import_plugins
+from fedkd.plugins.loading import import_plugins
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.data.request import Progress
-from fedkd.data.stream import FederatedStream, load_stream
+from fedkd.data.streams.stream import FederatedStream, load_stream
 from fedkd.scenario.schema import Scenario
 
 Data = FederatedData | FederatedStream

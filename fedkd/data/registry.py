@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
-from fedkd.plugins import Registry
+from fedkd.plugins.loading import Registry
 
 DATASETS = Registry(
     "data set",
@@ -26,14 +26,14 @@ DATASETS = Registry(
 PARTITIONS = Registry(
     "partition scheme",
     {
-        "iid": "fedkd.data.partition:deal_iid",
-        "dirichlet": "fedkd.data.partition:dirichlet_counts",
-        "dirichlet-per-client": "fedkd.data.partition:draw_label_mixes",
-        "shards": "fedkd.data.partition:deal_shards",
-        "circle": "fedkd.data.partition:circle_mixes",
-        "quantity": "fedkd.data.partition:draw_sizes",
-        "natural": "fedkd.data.partition:deal_by_owner",
-        "file": "fedkd.data.partition_file:read_partition_file",
+        "iid": "fedkd.data.partitions.schemes:deal_iid",
+        "dirichlet": "fedkd.data.partitions.schemes:dirichlet_counts",
+        "dirichlet-per-client": "fedkd.data.partitions.schemes:draw_label_mixes",
+        "shards": "fedkd.data.partitions.schemes:deal_shards",
+        "circle": "fedkd.data.partitions.schemes:circle_mixes",
+        "quantity": "fedkd.data.partitions.schemes:draw_sizes",
+        "natural": "fedkd.data.partitions.schemes:deal_by_owner",
+        "file": "fedkd.data.partitions.from_file:read_partition_file",
     },
     group="fedkd.partitions",
 )

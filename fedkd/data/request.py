@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.paths import expanded
+from fedkd.storage.paths import expanded
 
 Progress = Callable[[str], None]
 

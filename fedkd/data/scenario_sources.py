@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
+from fedkd.data.memory_budget import check_fits
 from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent

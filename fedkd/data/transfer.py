@@ -8,9 +8,9 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.partitions.stratified import apportion
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest
-from fedkd.data.split import apportion
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 

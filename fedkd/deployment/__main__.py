@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from fedkd.engine.signals import interrupting, outliving_terminal
 from fedkd.errors import FedkdError, UserError, one_line
-from fedkd.signals import interrupting, outliving_terminal
 
 INTERRUPTED = 130
 

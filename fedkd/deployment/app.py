@@ -11,8 +11,8 @@ from pathlib import Path
 import tomli_w
 
 from fedkd import __version__
-from fedkd.federation.context import DATA
-from fedkd.federation.server_app import WAITS
+from fedkd.federation.apps.context import DATA
+from fedkd.federation.apps.server_app import WAITS
 
 
 def write_app(folder: Path) -> None:
@@ -21,8 +21,8 @@ def write_app(folder: Path) -> None:
     flower = {
         "publisher": "fedkd",
         "components": {
-            "serverapp": "fedkd.federation.server_app:app",
-            "clientapp": "fedkd.federation.client_app:app",
+            "serverapp": "fedkd.federation.apps.server_app:app",
+            "clientapp": "fedkd.federation.apps.client_app:app",
         },
         "config": {DATA: "", "out": "", **WAITS},
     }

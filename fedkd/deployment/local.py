@@ -31,11 +31,11 @@ from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_cert
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.deal import SERVER, client_folder, deal
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation.context import DATA, PARTITION, alone, participant
+from fedkd.federation.apps.context import DATA, PARTITION, alone, participant
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import SCENARIO
 from fedkd.scenario.identity import digest_anywhere
 from fedkd.tracking.leftovers import TemporaryFolder
+from fedkd.tracking.run_folder import SCENARIO
 
 HOST = "127.0.0.1"
 STARTUP = 120.0

@@ -10,20 +10,20 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedkd.clients.executor_choice import Choice, choose
+from fedkd.clients.costs.model_memory import bytes_of_client, checked_models, clients_that_fit
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit
+from fedkd.clients.local.select_executor import Choice, choose
 from fedkd.data.load import Data
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
-from fedkd.engine.node_check import ShippedFolder, check_nodes, files_to_ship, with_shipped_files
-from fedkd.engine.ray_cluster import RayCluster
-from fedkd.engine.ray_placement import gpu_share, room_for_actors
+from fedkd.engine.ray.cluster import RayCluster
+from fedkd.engine.ray.node_check import ShippedFolder, check_nodes, files_to_ship, with_shipped_files
+from fedkd.engine.ray.placement import gpu_share, room_for_actors
 from fedkd.engine.work_assignment import client_costs
 from fedkd.errors import described
-from fedkd.federation.client_app import answer_together, app
-from fedkd.federation.context import local_context
+from fedkd.federation.apps.client_app import answer_together, app
+from fedkd.federation.apps.context import local_context
 from fedkd.plan.plan import Plan, open_plan, resolve
 from fedkd.scenario.load import scenario_from_json
 from fedkd.training.device import resolve_device
@@ -115,7 +115,7 @@ def ray_grid(
         UserError: A client model cannot be built, or the actors' needs do not fit the cluster or a node.
         EngineLost: The actors do not come up.
     """
-    from fedkd.engine.ray_grid import RayGrid
+    from fedkd.engine.ray.grid import RayGrid
 
     engine, number = plan.scenario.engine, len(plan.blocks)
     share = gpu_share(engine, cluster, number)

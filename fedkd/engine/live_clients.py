@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from fedkd.engine.grid import answer, error_reply
 from fedkd.engine.idle_states import IdleStates
 from fedkd.errors import described
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.compat import client_of
-from fedkd.plugins import contained
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.plugins.loading import contained
 
 App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]

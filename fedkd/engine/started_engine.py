@@ -19,7 +19,7 @@ from fedkd.scenario.schema import Scenario
 if TYPE_CHECKING:
     from fedkd.data.load import Data
     from fedkd.engine.grid import EngineGrid
-    from fedkd.engine.ray_cluster import RayCluster
+    from fedkd.engine.ray.cluster import RayCluster
 
 POLL_SECONDS = 0.5
 WORKLOAD = "fedkd.engine.clients"
@@ -74,7 +74,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
             plan = with_selected_executor(plan, data, tell)
             engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder), None)
         else:
-            from fedkd.engine.ray_cluster import connect
+            from fedkd.engine.ray.cluster import connect
 
             tell("starting Ray and loading the data")
             # Ray takes seconds to start, and so do imports, in actors and here; all of it at once.
@@ -101,7 +101,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
 
 def _import_all() -> None:
     import fedkd.engine.clients
-    import fedkd.federation.server_app  # noqa: F401
+    import fedkd.federation.apps.server_app  # noqa: F401
 
 
 def _load(scenario: Scenario, tell: Tell) -> Data:
@@ -112,8 +112,8 @@ def _load(scenario: Scenario, tell: Tell) -> Data:
 
 def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
     """Start actors of this run's own Ray before there is work, so that they import packages meanwhile."""
-    from fedkd.engine.ray_grid import start_spares
-    from fedkd.engine.ray_placement import count_actors, gpu_share
+    from fedkd.engine.ray.grid import start_spares
+    from fedkd.engine.ray.placement import count_actors, gpu_share
 
     if not cluster.alone or plan.scenario.training.executor == "auto":  # which may want fewer
         return []
@@ -138,7 +138,7 @@ def _ray_grid_again(
         EngineLost: There is no room after `Engine.start_timeout`.
     """
     from fedkd.engine.clients import ray_grid
-    from fedkd.engine.ray_placement import gpu_share
+    from fedkd.engine.ray.placement import gpu_share
 
     number, scenario = len(plan.blocks), plan.scenario
     on_gpus = gpu_share(scenario.engine, cluster, number) > 0
@@ -167,7 +167,7 @@ def _ray_grid_again(
 
 
 def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str | None:
-    from fedkd.engine.ray_placement import count_actors, gpu_share
+    from fedkd.engine.ray.placement import count_actors, gpu_share
 
     try:
         count_actors(plan.scenario.engine, cluster, number)

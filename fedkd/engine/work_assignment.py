@@ -8,12 +8,12 @@ from statistics import median
 
 from torch import nn
 
-from fedkd.clients.memory import checked_models
+from fedkd.clients.costs.model_memory import checked_models
 from fedkd.data.load import Data, first_task
 from fedkd.fusion.local_objective import trained_epochs
 from fedkd.models.build import forward_flops
 from fedkd.models.estimator import Estimator
-from fedkd.plan.evaluated import evaluated_clients
+from fedkd.plan.evaluated_clients import evaluated_clients
 from fedkd.plan.plan import Plan
 
 ESTIMATOR_FLOPS = 1_000_000

@@ -16,18 +16,18 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.clients.guidance_effect import SPLITS
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
+from fedkd.clients.evaluation.fusion_effect import SPLITS
+from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.job_time import Handed
-from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.messages import metrics_of
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.records import metrics_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
-from fedkd.federation.saved_arrays import Arrays
-from fedkd.namespaces import below, by_number, under
 from fedkd.plan.plan import Plan
-from fedkd.server.in_flight import InFlight, Job
+from fedkd.server.clients_at_work import InFlight, Job
+from fedkd.storage.namespaces import below, by_number, under
+from fedkd.storage.saved_arrays import Arrays
 from fedkd.tracking.totals import peak_memory_mb
 
 SHARED, WAITING, DONE = "shared/", "waiting/", "done/"

@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.federation.saved_arrays import (
+from fedkd.storage.atomic import sync_folder
+from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.storage.saved_arrays import (
     Arrays,
     Damaged,
     SavedFile,
@@ -38,8 +40,6 @@ from fedkd.federation.saved_arrays import (
     write_arrays,
     write_bytes,
 )
-from fedkd.json_text import NotJson, parse_json
-from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.leftovers import sweep
 from fedkd.tracking.totals import Totals
 

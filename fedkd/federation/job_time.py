@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from fedkd.clients.own_samples import number_kept_apart, share_kept_apart
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, payload_bytes
-from fedkd.federation.messages import metrics_of
+from fedkd.clients.local_samples import number_kept_apart, share_kept_apart
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, payload_bytes
+from fedkd.federation.messages.records import metrics_of
 from fedkd.fusion.local_objective import trained_epochs
 from fedkd.fusion.strategy import teaches_targets
 from fedkd.plan.clock import VirtualClock

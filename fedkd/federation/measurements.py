@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedkd.clients.guidance_effect import SPLITS
-from fedkd.clients.task_metrics import TaskMetric, is_task_metric
-from fedkd.federation import messages as msg
-from fedkd.federation.gate import TRAIN_FIGURES, TRAIN_LOSS
-from fedkd.federation.messages import metrics_of
-from fedkd.fusion.transferability import chance, hits, off_diagonal_mean, rank_correlation
-from fedkd.fusion.weights import effective_neighbours
-from fedkd.plan.evaluated import accuracies_of_each
+from fedkd.clients.evaluation.fusion_effect import SPLITS
+from fedkd.clients.evaluation.task_metrics import TaskMetric, is_task_metric
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.records import metrics_of
+from fedkd.federation.messages.server_gate import TRAIN_FIGURES, TRAIN_LOSS
+from fedkd.fusion.distillation.transferability import chance, hits, off_diagonal_mean, rank_correlation
+from fedkd.fusion.math.neighbour_weights import effective_neighbours
+from fedkd.plan.evaluated_clients import accuracies_of_each
 from fedkd.plan.plan import Plan
-from fedkd.plan.poisoned import poisoned_clients
+from fedkd.plan.poisoned_clients import poisoned_clients
 from fedkd.scenario.identity import run_digest
 from fedkd.server.fusing import FusionReport, Links
 from fedkd.tracking.links import write_links

@@ -15,25 +15,25 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.errors import Interrupted, RunFailed
-from fedkd.federation import messages as msg
-from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import SERVER, Checkpoint, CheckpointStore
-from fedkd.federation.exchange import Exchange
 from fedkd.federation.job_time import JobTime
+from fedkd.federation.majority_guessing import ChanceWatch
 from fedkd.federation.measurements import Measurements
-from fedkd.federation.messenger import Messenger
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.exchange import Exchange
+from fedkd.federation.messages.messenger import Messenger
 from fedkd.federation.run_control import RunControl
-from fedkd.federation.saved_arrays import Arrays, write_arrays
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.federation.transferability import PHASE, transfer_probe
-from fedkd.plan.evaluated import evaluated_clients
+from fedkd.plan.evaluated_clients import evaluated_clients
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import DISK_ERRORS
 from fedkd.scenario.identity import decisive
 from fedkd.server.by_task import waits
-from fedkd.tracking.atomic import replacing
+from fedkd.storage.atomic import replacing
+from fedkd.storage.saved_arrays import Arrays, write_arrays
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.recorder import Recorder
+from fedkd.tracking.run_folder import DISK_ERRORS
 from fedkd.tracking.totals import Totals
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
     from fedkd.fusion.capabilities import Capabilities
-    from fedkd.fusion.extent import ServerCost, ServerModel
     from fedkd.fusion.kinds import Kind
     from fedkd.fusion.local_objective import LocalObjective
-    from fedkd.fusion.probabilities import softmax
+    from fedkd.fusion.math.probabilities import softmax
+    from fedkd.fusion.server_cost import ServerCost, ServerModel
     from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
     from fedkd.training.losses import kd_kl
 
@@ -27,10 +27,10 @@ _PLACES = {
     "Kind": "fedkd.fusion.kinds",
     "Knowledge": "fedkd.fusion.strategy",
     "LocalObjective": "fedkd.fusion.local_objective",
-    "ServerCost": "fedkd.fusion.extent",
-    "ServerModel": "fedkd.fusion.extent",
+    "ServerCost": "fedkd.fusion.server_cost",
+    "ServerModel": "fedkd.fusion.server_cost",
     "kd_kl": "fedkd.training.losses",
-    "softmax": "fedkd.fusion.probabilities",
+    "softmax": "fedkd.fusion.math.probabilities",
 }
 __all__ = [
     "AuxNetwork",

@@ -26,12 +26,12 @@ from typing import TypeVar
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.fusion.averaging import exchanges
 from fedkd.fusion.capabilities import PREDICTIONS, TAUGHT
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack
 from fedkd.fusion.strategy import FusionStrategy, overrides
 from fedkd.fusion.views import Arrays, Network
+from fedkd.fusion.weights.averaging import exchanges
+from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack
 
 LARGEST = 1e15
 """Bound of real numbers: their squares are summed in float32."""

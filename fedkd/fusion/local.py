@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,9 +11,9 @@ import numpy as np
 
 from fedkd.fusion.auxiliary import AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.extent import ServerCost
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.server_cost import ServerCost
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network, ServerModels
 
 if TYPE_CHECKING:

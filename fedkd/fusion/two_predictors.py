@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.experts import Experts
+from fedkd.fusion.distillation.experts import Experts
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError, described
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
-from fedkd.models.kernel_mode import Allowance, FlopCounter
-from fedkd.models.mode import predicting
+from fedkd.models.evaluation_mode import predicting
+from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
 from fedkd.models.registry import MODELS
-from fedkd.plugins import contained
+from fedkd.plugins.loading import contained
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup, Scenario
 

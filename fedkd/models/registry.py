@@ -6,18 +6,18 @@ A factory is called as ``factory(input_shape, classes, **args)`` and returns an 
 
 from __future__ import annotations
 
-from fedkd.plugins import Registry
+from fedkd.plugins.loading import Registry
 
 ESTIMATORS = ("random-forest", "gradient-boosting", "sgd")
 """Models that learn from guidance by weighted refitting."""
 MODELS = Registry(
     "model",
     {
-        "mlp": "fedkd.models.mlp:mlp",
-        "lenet": "fedkd.models.lenet:lenet",
-        "cnn": "fedkd.models.cnn:cnn",
-        "resnet8": "fedkd.models.resnet:resnet8",
-        "resnet20": "fedkd.models.resnet:resnet20",
+        "mlp": "fedkd.models.zoo.mlp:mlp",
+        "lenet": "fedkd.models.zoo.lenet:lenet",
+        "cnn": "fedkd.models.zoo.cnn:cnn",
+        "resnet8": "fedkd.models.zoo.resnet:resnet8",
+        "resnet20": "fedkd.models.zoo.resnet:resnet20",
         "random-forest": "fedkd.models.estimator:random_forest",
         "gradient-boosting": "fedkd.models.estimator:gradient_boosting",
         "sgd": "fedkd.models.estimator:sgd",

@@ -13,8 +13,8 @@ from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.auxiliary import OWN, networks_of
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import ModelFactory, blank_inputs, build_model
-from fedkd.models.mode import predicting
-from fedkd.plugins import contained
+from fedkd.models.evaluation_mode import predicting
+from fedkd.plugins.loading import contained
 from fedkd.randomness import derive_seed, seeded_torch
 from fedkd.scenario.schema import ClientGroup
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.errors import refuse_if
-from fedkd.plan.poisoned import round_half_up
+from fedkd.plan.poisoned_clients import round_half_up
 from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.files import read_file_of_clients

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.errors import UserError, described, refuse_if
-from fedkd.json_text import parse_json
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.files import read_file_of_clients
 from fedkd.scenario.schema import Scenario
+from fedkd.storage.json_text import parse_json
 
 MOST_CLIENTS = 10_000
 """Clients of a graph, whose square is the bytes of its matrix."""

@@ -9,7 +9,7 @@ from fedkd.errors import UserError
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.fusion.strategy import FusionStrategy, answers_otherwise
-from fedkd.models.mix import architecture_names, client_models
+from fedkd.models.client_mix import architecture_names, client_models
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.schema import Scenario

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.continual.registry import LEARNERS, load_learner_class
 from fedkd.errors import UserError
-from fedkd.explain import show_value
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
-from fedkd.hyperparameters import build_part, hyperparameter_names
-from fedkd.plan.checks import has_one_architecture
+from fedkd.plan.checks.cross_field import has_one_architecture
+from fedkd.plugins.hyperparameters import build_part, hyperparameter_names
+from fedkd.plugins.validation_errors import show_value
 from fedkd.scenario.explain import unknown_key
 from fedkd.scenario.schema import FLOWER_PREFIX, Continual, Fusion, Scenario, Section
 
@@ -94,7 +94,7 @@ def _bind(
 
 
 def _bind_flower(fusion: Fusion) -> tuple[FusionStrategy, dict[str, Any]]:
-    from fedkd.fusion.weight_exchange import WeightExchange
+    from fedkd.fusion.weights.weight_exchange import WeightExchange
 
     flower = import_module(_FLOWER)
     given = dict(fusion.model_extra or {})

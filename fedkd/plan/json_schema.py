@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from fedkd.continual.registry import LEARNERS
 from fedkd.data.registry import PARTITIONS
 from fedkd.fusion.registry import STRATEGIES
-from fedkd.plugins import Registry
+from fedkd.plugins.loading import Registry
 from fedkd.scenario.schema import Scenario
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkd.errors import UserError
+from fedkd.plan.checks.no_plugins import WithoutPlugins, open_without_plugins, plug_ins_of
+from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
-from fedkd.plan.no_plugins import WithoutPlugins, open_without_plugins, plug_ins_of
 from fedkd.plan.plan import Plan, resolve
 from fedkd.plan.recipe import followed
-from fedkd.plan.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.overrides import apply_overrides, apply_values
 from fedkd.scenario.schema import Scenario

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from fedkd.models.mix import client_models
+from fedkd.models.client_mix import client_models
 from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.capability_table import Case, check_table
-from fedkd.plan.checks import check_names, check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.checks.capability_table import Case, check_table
+from fedkd.plan.checks.courses import check_asynchronous, check_orthogonal
+from fedkd.plan.checks.cross_field import (
+    check_names,
+    check_one_architecture,
+    check_scenario,
+    check_transfer_size,
+)
+from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
 from fedkd.plan.clock import VirtualClock
-from fedkd.plan.course_checks import check_asynchronous, check_orthogonal
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonical_names
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
-from fedkd.plan.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
-from fedkd.plugins import import_plugins
+from fedkd.plugins.loading import import_plugins
 from fedkd.scenario.clock import Clock
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import ClientGroup, Scenario, Section

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from fedkd.errors import UserError, described
-from fedkd.json_text import parse_json
 from fedkd.randomness import numpy_generator
+from fedkd.storage.json_text import parse_json
 
 
 class Span(NamedTuple):

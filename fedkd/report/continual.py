@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
-from fedkd.tracking.atomic import write_text_atomically
+from fedkd.storage.atomic import write_text_atomically
 from fedkd.tracking.wording import protocol_name
 
 MATRIX = "accuracy_matrix.csv"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fedkd.continual.outcome import StreamOutcome
+    from fedkd.continual.metrics.outcome import StreamOutcome
 
 NAME = "schedule"
 AWAY, THERE = "·", "x"

@@ -13,11 +13,11 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fedkd.errors import UserError
-from fedkd.json_text import NotJson, parse_json
 from fedkd.report.chart import BASELINE, Look, looks
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
-from fedkd.tracking.atomic import write_text_atomically
+from fedkd.storage.atomic import write_text_atomically
+from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.tracking.folder import STUDY
 
 Labels = tuple[str, ...]

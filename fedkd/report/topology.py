@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.fusion.mixing import contraction, is_mutual, metropolis, push_sum
+from fedkd.fusion.weights.mixing import contraction, is_mutual, metropolis, push_sum
 from fedkd.plan.graph import Graph
 from fedkd.report.style import new_figure, write_figure
 

@@ -12,7 +12,7 @@ from string import Template
 from typing import Literal, get_args
 
 from fedkd.errors import UserError
-from fedkd.paths import expanded
+from fedkd.storage.paths import expanded
 
 Kind = Literal["strategy", "model", "learner"]
 KINDS: tuple[str, ...] = get_args(Kind)

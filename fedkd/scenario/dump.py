@@ -18,6 +18,15 @@ def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
     return header + tomli_w.dumps(_without_none(placed.model_dump()))
 
 
+def toml_value(value: Any) -> str:
+    """Return a value as a scenario file spells it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def relative_to(scenario: Scenario, folder: Path) -> Scenario:
     """Return a scenario with its folders relative to `folder`, so that a project may move."""
     home = folder.resolve()

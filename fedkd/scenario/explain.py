@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.explain import explain_error
+from fedkd.plugins.validation_errors import explain_error
 from fedkd.scenario.asked import asked_for
 from fedkd.scenario.schema import Scenario
 

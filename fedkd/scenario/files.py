@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fedkd.errors import UserError, described
-from fedkd.paths import expanded
+from fedkd.storage.paths import expanded
 
 
 def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:

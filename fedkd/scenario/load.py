@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedkd.errors import UserError
-from fedkd.paths import expanded
-from fedkd.plugins import module_file
+from fedkd.plugins.loading import module_file
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.toml import NotToml, parse_toml
+from fedkd.storage.paths import expanded
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
 """Keys that only bench files have."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.namespaces import below, by_number, under
 from fedkd.scenario.schema import Bank
-from fedkd.server.bank import KnowledgeCache, Upload, evict
 from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, Links, ServerKnowledge
+from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict
 from fedkd.server.mailbox import Parcel
 from fedkd.server.peers import Mixing, PeerFusing
+from fedkd.storage.namespaces import below, by_number, under
 
 TASK = "task/"
 

@@ -7,9 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedkd.clients.upload import SENT
-from fedkd.fusion.filters import Wanted, class_shares, is_personal, kept, mean_of_kept, mix_of_kept
-from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.clients.upload.stages import SENT
+from fedkd.fusion.distillation.filters import (
+    Wanted,
+    class_shares,
+    is_personal,
+    kept,
+    mean_of_kept,
+    mix_of_kept,
+)
+from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.server.guidance import SAMPLES, TARGETS
 

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.filters import Wanted
+from fedkd.fusion.distillation.filters import Wanted
 from fedkd.fusion.forms import sizes_of
-from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.left_out import is_cheap, left_out
+from fedkd.fusion.math.left_out import is_cheap, left_out
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.validation import check_arrays
 from fedkd.fusion.views import Arrays, Network, ServerModels
-from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
-from fedkd.server.bank import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
+from fedkd.server.knowledge_cache import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.mailbox import Mailbox, Parcel
-from fedkd.training.thread_pools import one_blas_thread
+from fedkd.storage.namespaces import below, under
+from fedkd.training.fast.thread_pools import one_blas_thread
 
 MODEL, PENDING = "model/", "pending/"
 """Prefixes in a `Fusing.state`: weights that messages bring, guidance that waits for clients."""
@@ -62,7 +62,7 @@ class FusionReport:
         present: Participants of the round.
         distances: Distances behind the weights, `[N, N]`; None: there are none.
         left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
-            `fedkd.fusion.left_out`); None: unknown, or too many clients.
+            `fedkd.fusion.math.left_out`); None: unknown, or too many clients.
         heard: Share of predictions that filters have left; None: there are no filters.
     """
 

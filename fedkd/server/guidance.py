@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.fusion.given import check_arrays
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.validation import check_arrays
 from fedkd.fusion.views import Arrays
 
 TARGETS = "targets"

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from fedkd.continual.layers import head_names, layers_of
-from fedkd.continual.subspace import have_own_heads, protected_layers
+from fedkd.continual.subspace.bases import have_own_heads, protected_layers
 from fedkd.fusion.forms import Unfit, check_like
-from fedkd.fusion.orthogonal import LEFT, SKETCH, extended, outside, share_left
 from fedkd.fusion.views import Arrays
-from fedkd.namespaces import below
+from fedkd.fusion.weights.orthogonal import LEFT, SKETCH, extended, outside, share_left
 from fedkd.scenario.schema import Orthogonal
-from fedkd.training.thread_pools import one_blas_thread
+from fedkd.storage.namespaces import below
+from fedkd.training.fast.thread_pools import one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[in
 
 
 class OrthogonalTraining:
-    """Keeps an average out of the subspaces of all clients' old tasks (see `fedkd.fusion.orthogonal`).
+    """Keep an average out of the subspaces of all clients' old tasks (see `fedkd.fusion.weights.orthogonal`).
 
     After the first task, a step of the average may change
 

@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd.fusion.mixing import is_mutual, metropolis, push_sum
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays
-from fedkd.namespaces import below, by_number, under
+from fedkd.fusion.weights.mixing import is_mutual, metropolis, push_sum
 from fedkd.plan.graph import Graph
-from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
 from fedkd.server.guidance import check_guidance, tables_of
+from fedkd.server.knowledge_cache import Upload
 from fedkd.server.mailbox import Parcel
-from fedkd.training.thread_pools import one_blas_thread
+from fedkd.storage.namespaces import below, by_number, under
+from fedkd.training.fast.thread_pools import one_blas_thread
 
 MEMORIES, HEARD = "memories/", "heard/"
 
@@ -34,7 +34,7 @@ class Mixing:
     relay: bool = False
 
     def matrix(self, heard: np.ndarray) -> np.ndarray:
-        """Return the mixing weights over links `[N, N]`, float64 (see `fedkd.fusion.mixing`)."""
+        """Return the mixing weights over links `[N, N]`, float64 (see `fedkd.fusion.weights.mixing`)."""
         plain = is_mutual(heard) if self.mixing is None else self.mixing == "metropolis"
         return metropolis(heard) if plain else push_sum(heard)
 

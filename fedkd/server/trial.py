@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.clients.factory import ClientFactory, model_outputs
-from fedkd.clients.upload import decode, upload_stages
+from fedkd.clients.upload.stages import decode, upload_stages
 from fedkd.data.load import Data
-from fedkd.data.stream import FederatedStream
+from fedkd.data.streams.stream import FederatedStream
 from fedkd.errors import UserError
-from fedkd.fusion.extent import ServerModel
+from fedkd.fusion.server_cost import ServerModel
 from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
 from fedkd.fusion.views import Architecture, Arrays, FitSummary, ServerLoss
 from fedkd.plan.plan import Plan
-from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.training.device import prepare_inputs
 from fedkd.training.weights import weights_of

@@ -7,7 +7,7 @@ Arrays, receivers first; the same bytes in every repetition of a run:
     distances  [N, N]  what decided about it, where that was a distance
     left_out   [N, N]  how far a receiver's guidance would move without the sender, where that was worked out
 
-A digest of all this, and that of the run's scenario, are in the file too (see `fedkd.tracking.digests`).
+A digest of all this, and that of the run's scenario, are in the file too (see `fedkd.storage.digests`).
 
 Of more than `MOST_WHOLE` clients every receiver's `KEPT` greatest weights are kept: all tables are
 `[N, KEPT]` then, and `senders` `[N, KEPT]` says which client each is about.
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, table_path, write_table
+from fedkd.storage.digests import NO_RUN, read_table, table_path, write_table
 
 FUSION = "fusion"
 MOST_WHOLE = 500  # clients up to which a round has whole tables: a megabyte each

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.evaluated_clients import counted_clients
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.wording import duration, phase_text, time_left
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, one_line, words_of
-from fedkd.json_text import NotJson, parse_json
+from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.phase_watch import FollowedRun, Slowest
 

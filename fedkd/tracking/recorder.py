@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
-from fedkd.json_text import NotJson, parse_json
-from fedkd.tracking.atomic import sync_folder, unshare
+from fedkd.storage.atomic import sync_folder, unshare
+from fedkd.storage.json_text import NotJson, parse_json
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -198,12 +198,6 @@ def read_warnings(folder: Path | str) -> list[dict[str, Any]]:
 def read_timings(folder: Path | str) -> list[dict[str, Any]]:
     """Return the rows of a run folder's `timings.jsonl` (see `read_metrics`)."""
     return _read_rows(Path(folder) / TIMINGS)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fedkd.errors import FedkdError, Interrupted, described, one_line
-from fedkd.tracking.atomic import unshare
+from fedkd.storage.atomic import unshare
 from fedkd.tracking.progress import PlainProgress
 
 if TYPE_CHECKING:

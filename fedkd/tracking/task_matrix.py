@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.continual.metrics import average_accuracy, bwt
+from fedkd.continual.metrics.metrics import average_accuracy, bwt
 from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.held_models import held_models
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count

@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 from fedkd import __version__
 from fedkd.data.load import first_task, task_names
-from fedkd.data.pixels import Rotation
-from fedkd.data.stream import FederatedStream
+from fedkd.data.streams.pixels import Rotation
+from fedkd.data.streams.stream import FederatedStream
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.recorder import METRICS, read_metrics

@@ -11,26 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.clients.base import Client
-from fedkd.clients.estimator_client import EstimatorTrainer
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.stream_client import TaskStream
+from fedkd.clients.local.estimator_trainer import EstimatorTrainer
+from fedkd.clients.local.task_stream import TaskStream
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
 from fedkd.data.normalise import Statistics
-from fedkd.data.pixels import Transform
 from fedkd.data.request import Progress
-from fedkd.data.share_file import MANIFEST
-from fedkd.data.stream import FederatedStream
+from fedkd.data.shares.share_file import MANIFEST
+from fedkd.data.streams.pixels import Transform
+from fedkd.data.streams.stream import FederatedStream
 from fedkd.errors import UserError
+from fedkd.federation.apps.context import participant
+from fedkd.federation.apps.node_state import newest_state
 from fedkd.federation.checkpoint import CheckpointStore, SavedClient
-from fedkd.federation.context import participant
-from fedkd.federation.node_state import newest_state
-from fedkd.models.mix import architecture_names
-from fedkd.namespaces import below
-from fedkd.paths import expanded
+from fedkd.models.client_mix import architecture_names
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import plan_of_run
+from fedkd.storage.namespaces import below
+from fedkd.storage.paths import expanded
+from fedkd.tracking.run_folder import plan_of_run
 from fedkd.trained.network import of_units, with_tensors
 
 

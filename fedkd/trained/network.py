@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fedkd.models.batch_last import Conv2d, Flatten
 from fedkd.models.build import blank_inputs
-from fedkd.models.mode import predicting
-from fedkd.models.pooling import MaxPool2d
+from fedkd.models.evaluation_mode import predicting
+from fedkd.models.fast.batch_last import Conv2d, Flatten
+from fedkd.models.fast.pooling import MaxPool2d
 
 HEADER = '''"""The networks of a federation's clients, written down from their traces."""
 

@@ -1,6 +1,6 @@
 """Torch's private names in training and the floors above it, tested with torch 2.13.
 
-Those of models are in `fedkd.models.kernel_mode`.
+Those of models are in `fedkd.models.fast.kernel_mode`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase as NormWithStatistics
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
 
-from fedkd.models.kernel_mode import schema_of as schema_of
-from fedkd.models.kernel_mode import transformed as transformed
+from fedkd.models.fast.kernel_mode import schema_of as schema_of
+from fedkd.models.fast.kernel_mode import transformed as transformed
 
 __all__ = ["BatchNorm", "NormWithStatistics"]
 below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.models.batch_last import use_torch_kernels
-from fedkd.training.thread_pools import thread_pools
+from fedkd.models.fast.batch_last import use_torch_kernels
+from fedkd.training.fast.thread_pools import thread_pools
 
 
 def resolve_device(name: str) -> torch.device:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.models.batch_last import Conv2d
-from fedkd.models.mode import predicting
-from fedkd.training.known_modules import all_recordable
+from fedkd.models.evaluation_mode import predicting
+from fedkd.models.fast.batch_last import Conv2d
+from fedkd.training.fast.known_modules import all_recordable
 from fedkd.training.losses import in_floats
 
 AT_ONCE = 256

@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedkd.training.alongside import AuxBatches
-from fedkd.training.chance import Hits
+from fedkd.training.aux_batches import AuxBatches
 from fedkd.training.early_stopping import EarlyStopping
+from fedkd.training.majority_guessing import Hits
 from fedkd.training.optimizer import OptimizerSpec
 
 
@@ -104,7 +104,7 @@ class TrainJob:
         kind: Key that is equal for jobs that differ only in weights, arrays, constants, corrections,
             generators and seeds, so that executors may run them together. None: unique.
         replayable: Whether the losses only compute, and the same from the same tensors at each call. Then
-            steps may be recorded and replayed (see `fedkd.training.replay`).
+            steps may be recorded and replayed (see `fedkd.training.fast.replay`).
         aux_batches: Other samples: each batch gets one more batch of them. Rules and epochs ignore them.
         constants: Tensors after the batches, the same in every step.
         guessing: Number of samples of the most frequent class.

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fedkd.errors import TrainingDiverged
 from fedkd.randomness import seeded_torch
-from fedkd.training.chance import Hits
 from fedkd.training.compat import BatchNorm
 from fedkd.training.early_stopping import BestWeights
+from fedkd.training.fast.replay import Replays
 from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.majority_guessing import Hits
 from fedkd.training.optimizer import make_optimizer, step_schedule
 from fedkd.training.optimizer_state import aux_names, load_optimizer_state, names_of, optimizer_state
-from fedkd.training.replay import Replays
 from fedkd.training.step import Stepper
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.training.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "step", "exponential")

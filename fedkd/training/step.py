@@ -9,10 +9,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from fedkd.training.fast.known_modules import all_recordable
+from fedkd.training.fast.replay import Replays
 from fedkd.training.job import TrainJob
-from fedkd.training.known_modules import all_recordable
 from fedkd.training.optimizer_state import names_of, optimizer_state
-from fedkd.training.replay import Replays
 
 
 class Stepper:

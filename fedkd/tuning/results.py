@@ -13,7 +13,7 @@ from fedkd.benchmark.merge import flatten
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
+from fedkd.storage.atomic import write_json_atomically, write_text_atomically
 from fedkd.tracking.wording import percent
 from fedkd.tuning.schema import Search
 from fedkd.tuning.trials import Trial, best_of, in_words, value_labels

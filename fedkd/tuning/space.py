@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import overlapping
 from fedkd.errors import UserError, refuse_if
-from fedkd.explain import explain_error
+from fedkd.plugins.validation_errors import explain_error
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.overrides import parse_override
 from fedkd.scenario.schema import Section

@@ -15,11 +15,11 @@ from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.merge import flatten, value_at
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.errors import UserError
-from fedkd.json_text import NotJson, parse_json
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import scenario_from_json
-from fedkd.tracking.atomic import write_json_atomically
+from fedkd.storage.atomic import write_json_atomically
+from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.wording import percent

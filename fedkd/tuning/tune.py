@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.cells import level_of
 from fedkd.benchmark.finished import damage
 from fedkd.errors import RunFailed, UserError
-from fedkd.paths import expanded
 from fedkd.scenario.toml import NotToml, parse_toml
+from fedkd.storage.paths import expanded
 from fedkd.tracking.folder import SCENARIO, TUNE
 from fedkd.tracking.wording import percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results

@@ -17,12 +17,12 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import to_record
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.flower_strategies import make_flower_strategy
-from fedkd.fusion.weight_exchange import WeightExchange
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import to_record
+from fedkd.fusion.weights.weight_exchange import WeightExchange
 
 LAYERS = 10
 PROCESSES = 2

@@ -19,15 +19,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from fedkd.models.lenet import lenet
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.lenet import lenet
+from fedkd.models.zoo.mlp import mlp
 from fedkd.training.device import prepare_model
 from fedkd.training.executor import Executor, LoopExecutor
+from fedkd.training.fast.replay import Replays
+from fedkd.training.fast.vectorised import VectorisedExecutor
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.replay import Replays
-from fedkd.training.vectorised import VectorisedExecutor
 
 SHAPE, CLASSES = (1, 28, 28), 10
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -23,7 +23,7 @@ import numpy as np
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.strategy import FusionStrategy, Knowledge
 from fedkd.randomness import numpy_generator
-from fedkd.training.thread_pools import one_blas_thread
+from fedkd.training.fast.thread_pools import one_blas_thread
 
 SECONDS, MEGABYTES = 2.0, 1500.0
 COSTLIER: dict[str, list[dict[str, object]]] = {

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedkd.clients import torch_client
+from fedkd.clients.local import network_trainer as torch_client
 from fedkd.errors import told_in_one_line
-from fedkd.runner import run
+from fedkd.runs.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_timings
 from fedkd.training import executor

@@ -28,24 +28,24 @@ import torch
 from peers.split_mnist import compare_with_avalanche
 from torch import Tensor, nn
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.cuber import CUBER
-from fedkd.continual.er import ExperienceReplay
-from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import layer_memories
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
-from fedkd.continual.trgp import TRGP
+from fedkd.continual.replay.er import ExperienceReplay
+from fedkd.continual.subspace.cuber import CUBER
+from fedkd.continual.subspace.gpm import GPM
+from fedkd.continual.subspace.layer_memory import layer_memories
+from fedkd.continual.subspace.trgp import TRGP
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest, data_root
 from fedkd.errors import told_in_one_line
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.mlp import mlp
 from fedkd.training.device import prepare_model
 from fedkd.training.executor import LoopExecutor, complete_alone
+from fedkd.training.fast.replay import Replays
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.replay import Replays
 
 CLASSES = 10
 THRESHOLDS = [0.95, 0.99, 0.99]

@@ -32,8 +32,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.federation.arrays import to_record, values_of
-from fedkd.federation.context import LocalContext
+from fedkd.federation.apps.context import LocalContext
+from fedkd.federation.messages.arrays import to_record, values_of
 
 SIZES = {"0.25 MB": 62_500, "45 MB": 11_250_000}
 WARM_UP = 3
@@ -88,8 +88,8 @@ def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -
     """Measure fedkd's Ray engine."""
     import ray
 
-    from fedkd.engine.ray_cluster import LOCAL_CONFIG
-    from fedkd.engine.ray_grid import RayGrid
+    from fedkd.engine.ray.cluster import LOCAL_CONFIG
+    from fedkd.engine.ray.grid import RayGrid
 
     _start_ray(ray, actors, LOCAL_CONFIG)
     grid = RayGrid(EchoWorkload, (), [1.0] * clients, actors=actors)

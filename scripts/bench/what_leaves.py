@@ -21,11 +21,11 @@ from flwr.app import Context, Message, RecordDict
 from fedkd.deployment.deal import SERVER, client_folder, deal
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import FedkdError
-from fedkd.federation.arrays import payload_bytes, values_of
-from fedkd.federation.client_app import app as client_app
+from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.server_app import app as server_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
-from fedkd.federation.exchange import NodeSubset
-from fedkd.federation.server_app import app as server_app
+from fedkd.federation.messages.arrays import payload_bytes, values_of
+from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.plan.load import load_plan
 
 Row = tuple[str, str, str]

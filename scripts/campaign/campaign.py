@@ -152,10 +152,10 @@ def warm_up(command: Command, folder: Path) -> None:
     import torch
 
     import fedkd.benchmark.bench
-    import fedkd.check
     import fedkd.engine.clients
     import fedkd.report.figures
-    import fedkd.runner  # noqa: F401
+    import fedkd.runs.check
+    import fedkd.runs.runner  # noqa: F401
     from campaign.base import stream_tables, tables, write_scenario
 
     torch.set_num_threads(1)
@@ -190,7 +190,7 @@ def _work(first: int, options: argparse.Namespace, folder: Path, results: Simple
 
 
 def _attempts(first: int, options: argparse.Namespace, folder: Path) -> Iterator[Attempt]:
-    from fedkd.cli import main as fedkd
+    from fedkd.cli.main import main as fedkd
 
     cases = _cases(options)[first :: options.jobs]
     return attempt_all(cases, fedkd, folder / f"worker-{first}", keep=bool(options.keep))
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fast = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(options.keep or tempfile.mkdtemp(prefix="fuzz-", dir=fast)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    from fedkd.cli import main as fedkd
+    from fedkd.cli.main import main as fedkd
 
     warm_up(fedkd, folder / "warm")
     began, count = time.monotonic(), Count(Counter(), Counter(), Counter(), [])

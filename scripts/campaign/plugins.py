@@ -21,7 +21,7 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.mixins import TaskInference, TaskParameters
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance
 from fedkd.training.losses import kd_kl
 

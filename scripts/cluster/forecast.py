@@ -44,10 +44,10 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 
 import fedkd
-from fedkd.engine.ray_cluster import connect
-from fedkd.engine.ray_grid import RayGrid
-from fedkd.federation.arrays import to_record
-from fedkd.federation.context import LocalContext
+from fedkd.engine.ray.cluster import connect
+from fedkd.engine.ray.grid import RayGrid
+from fedkd.federation.apps.context import LocalContext
+from fedkd.federation.messages.arrays import to_record
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.recorder import read_timings

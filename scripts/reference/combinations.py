@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedkd.plan.capability_table import TABLE
+from fedkd.plan.checks.capability_table import TABLE
 from reference.markdown import code, page, prose, table
 
 

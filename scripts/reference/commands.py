@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from fedkd.cli import _parser
+from fedkd.cli.main import _parser
 from reference.markdown import code, page, prose, table
 
 

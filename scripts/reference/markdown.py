@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fedkd.catalogue import toml_value
+from fedkd.scenario.dump import toml_value
 
 CODE = re.compile(r"(`[^`]*`)")
 MADE = "<!-- made of the code by scripts/reference; not to be edited -->\n"

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from fedkd.catalogue import LIKE_ANY, NEEDS, SCHEME
+from fedkd.cli.catalogue import LIKE_ANY, NEEDS, SCHEME
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.data.request import SourceRequest
 from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
 from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES, source_of, strategy_hyperparameters
-from fedkd.hyperparameters import HyperParameter
 from fedkd.models.registry import MODELS
+from fedkd.plugins.hyperparameters import HyperParameter
 from fedkd.scenario.schema import Partition
 from reference import results
 from reference.markdown import code, default, docstring, page, prose, table

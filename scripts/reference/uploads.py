@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from fedkd.catalogue import toml_value
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import FitSummary
-from fedkd.fusion.weight_exchange import WeightExchange
+from fedkd.fusion.weights.weight_exchange import WeightExchange
+from fedkd.scenario.dump import toml_value
 from reference.markdown import code, page, prose, table
 
 INPUTS, UNITS = 32, 17

@@ -23,7 +23,7 @@ import fedkd
 from fedkd.benchmark import estimate, scheduler
 from fedkd.benchmark.bench import BenchResult, bench, plan_bench, study_so_far
 from fedkd.benchmark.worker import Outcome, run_cell
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
@@ -210,7 +210,7 @@ def test_on_ray_the_results_are_the_same(diverging, write, tmp_path, ray_session
 CRASH = """
 import os
 from dataclasses import dataclass
-from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.distillation.fedmd import FedMD
 
 @dataclass(frozen=True)
 class Crash(FedMD):
@@ -315,7 +315,7 @@ def test_cells_that_are_newer_than_the_study_are_in_the_page(copied):
 
 def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):
     from fedkd.errors import UserError
-    from fedkd.run_folder import locked
+    from fedkd.tracking.run_folder import locked
 
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"), pytest.raises(UserError, match="another process"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 MALFORMED = {
     "unknown key": ({"sedes": 3}, "sedes: unknown key; did you mean 'seeds'?"),

@@ -13,7 +13,7 @@ import tomli_w
 
 from fedkd.benchmark.bench import BenchResult, bench
 from fedkd.benchmark.finished import read_summary
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 RENAMED = {"how": {"alone": {"fusion.strategy": "local"}, "knfu": {}}}
 

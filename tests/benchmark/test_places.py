@@ -10,8 +10,8 @@ import pytest
 import fedkd.benchmark.places as module
 from fedkd.benchmark.places import MARK, check_all_nodes, data_digest, inspect_node
 from fedkd.data.load import load_data
-from fedkd.engine.ray_cluster import RayCluster
-from fedkd.engine.ray_nodes import alive_nodes
+from fedkd.engine.ray.cluster import RayCluster
+from fedkd.engine.ray.nodes import alive_nodes
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 

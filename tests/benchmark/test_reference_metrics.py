@@ -12,7 +12,7 @@ from fedkd.benchmark.bench import bench, plan_bench
 from fedkd.benchmark.references import add_reference_metrics
 from fedkd.benchmark.results import collect
 from fedkd.benchmark.worker import Outcome
-from fedkd.plan.poisoned import poisoned_clients
+from fedkd.plan.poisoned_clients import poisoned_clients
 
 TASKS, ROUNDS_PER_TASK, CLIENTS = 2, 2, 3
 RELATIVE = ("intransigence", "gain_over_single")

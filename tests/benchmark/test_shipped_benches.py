@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.benchmark.bench import BenchPlan, bench, plan_bench
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.report.style import FORMATS

@@ -11,7 +11,7 @@ import pytest
 from fedkd.benchmark.bench import bench
 from fedkd.benchmark.cells import make_cells, shown_metrics
 from fedkd.benchmark.schema import load_bench
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 USUAL = ("bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")
 

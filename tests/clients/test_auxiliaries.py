@@ -14,8 +14,8 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 import fedkd
+from fedkd.clients.costs.model_memory import bytes_of_client, checked_models
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.memory import bytes_of_client, checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks

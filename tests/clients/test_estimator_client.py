@@ -12,13 +12,13 @@ import tomli_w
 from stopping import StopInRound
 
 import fedkd
-from fedkd import cli
-from fedkd.clients.base import Client
-from fedkd.clients.estimator_client import EstimatorTrainer
+from fedkd.cli import main as cli
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
+from fedkd.clients.local.estimator_trainer import EstimatorTrainer
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
-from fedkd.fusion.fidelity import agreement
+from fedkd.fusion.math.fidelity import agreement
 from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.load import load_plan, load_scenario
 

@@ -7,18 +7,18 @@ import json
 import pytest
 
 import fedkd
-import fedkd.clients.executor_choice as module
-from fedkd.clients.choices import cache_file, cache_step, cached_step, measured_steps
-from fedkd.clients.executor_choice import choose
+import fedkd.clients.local.select_executor as module
+from fedkd.cli.doctor import _executor_rows
+from fedkd.clients.local.executor_cache import cache_file, cache_step, cached_step, measured_steps
+from fedkd.clients.local.select_executor import choose
 from fedkd.data.load import load_data
-from fedkd.doctor import _executor_rows
 from fedkd.errors import UserError
-from fedkd.federation.context import _load_once
+from fedkd.federation.apps.context import _load_once
 from fedkd.plan.load import parse_plan
-from fedkd.run_folder import plan_of_run
 from fedkd.scenario.identity import decisive, with_known_executor
 from fedkd.tracking.events import RunObserver
-from fedkd.training.contest import StepSeconds
+from fedkd.tracking.run_folder import plan_of_run
+from fedkd.training.fast.benchmark_executors import StepSeconds
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,19 @@ import tomli_w
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fedkd
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.faults import Poison, imitate, poison_of
-from fedkd.clients.upload import Poisoning
+from fedkd.clients.poison import Poison, imitate, poison_of
+from fedkd.clients.upload.stages import Poisoning
 from fedkd.data.federated import load_federated_data
-from fedkd.fusion.cronus import Cronus
+from fedkd.fusion.distillation.cronus import Cronus
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.plan.load import load_scenario
 from fedkd.plan.plan import resolve
-from fedkd.plan.poisoned import poisoned_clients, round_half_up
+from fedkd.plan.poisoned_clients import poisoned_clients, round_half_up
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 

@@ -8,11 +8,11 @@ from conftest import digits_tables
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fedkd
-from fedkd.clients.upload import SENT, decode, encode, upload_stages
+from fedkd.clients.upload.stages import SENT, decode, encode, upload_stages
 from fedkd.errors import UserError
-from fedkd.fusion.confidence import certainty
+from fedkd.fusion.distillation.confidence import certainty
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Filter, Fusion

@@ -19,10 +19,10 @@ from fedkd.fusion.local import Local
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan
-from fedkd.plan.requirements import check_requirements
+from fedkd.training.fast.vectorised import VectorisedExecutor
 from fedkd.training.losses import cross_entropy
-from fedkd.training.vectorised import VectorisedExecutor
 
 
 @dataclass(frozen=True)

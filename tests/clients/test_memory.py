@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit, copies_in_training
+from fedkd.clients.costs.model_memory import (
+    bytes_of_client,
+    checked_models,
+    clients_that_fit,
+    copies_in_training,
+)
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.models.kernel_mode import Allowance
+from fedkd.models.fast.kernel_mode import Allowance
 from fedkd.plan.load import parse_plan
 
 
@@ -35,7 +40,7 @@ def test_models_larger_than_the_memory_are_refused(memory, key, digits_scenario,
     plan = parse_plan(digits_scenario | {"clients": [wide]})
     data = load_data(plan.scenario)
     assert len(checked_models(plan, data)) == 1
-    monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: memory)
+    monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: memory)
     with pytest.raises(UserError) as caught:
         checked_models(plan, data)
     assert caught.value.key == key
@@ -45,7 +50,7 @@ def test_clients_that_work_in_one_model_need_one(digits_scenario, monkeypatch):
     wide = {"model": "mlp", "args": {"hidden": [500]}}
     tables = digits_scenario | {"clients": [wide], "fusion": {"strategy": "flwr:FedAvg"}}
     plan = parse_plan(tables)
-    monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: 1_000_000)
+    monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 1_000_000)
     assert len(checked_models(plan, load_data(plan.scenario))) == 1
 
 
@@ -54,7 +59,7 @@ def test_many_clients_need_not_fit_into_memory_all_at_once(digits_scenario, monk
     tables = digits_scenario | {"clients": [wide], "clients_per_round": 10}
     partition = {"scheme": "iid", "samples_per_client": 4, "min_samples": 2, "replacement": True}
     tables["data"] = tables["data"] | {"clients": 3000, "partition": partition}
-    monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: 100_000_000)
+    monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 100_000_000)
     plan = parse_plan(tables)
     assert len(checked_models(plan, load_data(plan.scenario))) == 1, "a quarter of them"
     plan = parse_plan(tables | {"engine": {"kind": "inline", "live_clients": 2000}})
@@ -75,6 +80,6 @@ def test_as_many_clients_live_as_a_quarter_of_the_memory_has_room_for(digits_sce
     tries = {"fusion": {"strategy": "chosen_beta", "rehearse": 0.3}, "clients": plan.scenario.clients}
     chosen = parse_plan(digits_scenario | tries)
     assert bytes_of_client(chosen, data, checked_models(chosen, data)) == of_client + 5 * guidance
-    monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: 100 * of_client)
+    monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 100 * of_client)
     cpu = torch.device("cpu")
     assert [clients_that_fit(of_client, share, 1.0, cpu) for share in (1.0, 0.2, 0.001)] == [25, 5, 1]

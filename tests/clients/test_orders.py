@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
-from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.clients.evaluator import KAPPAS, log_shares, smallest_kappa
+from fedkd.clients.costs.model_memory import checked_models
+from fedkd.clients.evaluation.evaluator import KAPPAS, log_shares, smallest_kappa
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.memory import checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan

@@ -14,15 +14,15 @@ from stopping import StopInRound
 from torch.nn.functional import cross_entropy
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.pooled_client import PooledModel, first_alike, pooled_samples
+from fedkd.clients.local.pooled_trainer import PooledModel, first_alike, pooled_samples
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted, UserError
-from fedkd.federation.context import client_behind
+from fedkd.federation.apps.context import client_behind
 from fedkd.models.build import build_model
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.plan.poisoned import poisoned_clients
+from fedkd.plan.poisoned_clients import poisoned_clients
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup
 

@@ -12,7 +12,7 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
@@ -21,8 +21,8 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 from fedkd.fusion.views import ClientView
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan
-from fedkd.plan.requirements import check_requirements
 
 
 class Answers(nn.Module):

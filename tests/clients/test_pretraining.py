@@ -10,13 +10,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from stopping import StopInRound
 
 import fedkd
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.plan.requirements import check_requirements
 
 MLP = {"model": "mlp", "args": {"hidden": [16]}}
 STREAM = {"learner": "naive", "tasks": {"kind": "permuted", "count": 2}}

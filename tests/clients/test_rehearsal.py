@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from fedkd.clients.factory import ClientFactory
-from fedkd.continual.baselines import Naive
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.local import Local
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import ClientView, Rehearsal
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan
-from fedkd.plan.requirements import check_requirements
 from fedkd.randomness import torch_generator
 from fedkd.training.losses import cross_entropy, logits_mse
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.clients.base import Client
-from fedkd.clients.estimator_client import EstimatorTrainer
+from fedkd.clients.client import Client
+from fedkd.clients.costs.model_memory import checked_models
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.lesson import of_task, task_batches
-from fedkd.clients.local_loss import LastGuidance, LocalLoss, Rehearsed
-from fedkd.clients.memory import checked_models
+from fedkd.clients.local.estimator_trainer import EstimatorTrainer
+from fedkd.clients.local.local_loss import LastGuidance, LocalLoss, Rehearsed
+from fedkd.clients.local.task_batches import of_task, task_batches
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.fusion.fidelity import divergence
+from fedkd.fusion.math.fidelity import divergence
 from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator

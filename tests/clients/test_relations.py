@@ -11,8 +11,8 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan
-from fedkd.plan.requirements import check_requirements
 from fedkd.training.losses import kd_kl
 from fedkd.training.relations import angle_huber, distance_huber, graph_kl
 

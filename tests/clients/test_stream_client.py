@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner

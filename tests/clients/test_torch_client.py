@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 import torch
 
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.errors import TrainingDiverged

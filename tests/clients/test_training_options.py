@@ -13,9 +13,9 @@ from stopping import StopInRound
 from torch import Tensor
 
 import fedkd
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.own_samples import keep_apart, number_kept_apart
+from fedkd.clients.local_samples import keep_apart, number_kept_apart
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario

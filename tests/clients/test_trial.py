@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fedkd
-from fedkd.check import check
+from fedkd.clients.costs.model_memory import checked_models
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.memory import checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
+from fedkd.runs.check import check
 from fedkd.tracking.wording import size
 
 

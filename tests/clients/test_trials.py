@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
+from fedkd.clients.evaluation.trials import shown, try_out
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.trials import shown, try_out
 from fedkd.data.load import load_data
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.plan.load import parse_plan
 
 SGD = {"optimizer": "sgd", "lr": 0.5, "batch_size": 20}

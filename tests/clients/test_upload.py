@@ -8,12 +8,12 @@ from numpy.testing import assert_array_equal
 
 import fedkd
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.faults import Poison
-from fedkd.clients.upload import Finite, Poisoning, Precision, decode, encode, upload_stages
+from fedkd.clients.poison import Poison
+from fedkd.clients.upload.stages import Finite, Poisoning, Precision, decode, encode, upload_stages
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.weight_exchange import WeightExchange
+from fedkd.fusion.weights.weight_exchange import WeightExchange
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Fusion

@@ -12,10 +12,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fedkd.clients
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import load_federated_data
-from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.views import ClientView
 from fedkd.plan.load import parse_plan
 

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 
 import fedkd
-from fedkd.clients.memory import checked_models
-from fedkd.clients.workload import Workload, workload
+from fedkd.clients.costs.arithmetic import Workload, workload
+from fedkd.clients.costs.model_memory import checked_models
 from fedkd.data.load import load_data
-from fedkd.fusion.extent import Extent
-from fedkd.fusion.fedgen import FedGen
-from fedkd.fusion.fedgh import FedGH
-from fedkd.fusion.fedgkt import FedGKT
-from fedkd.fusion.fedhkt import FedHKT
-from fedkd.fusion.fedtgp import FedTGP
-from fedkd.fusion.mst import MST
-from fedkd.fusion.path import Path
-from fedkd.fusion.scalearn import ScaLearn
+from fedkd.fusion.distillation.fedhkt import FedHKT
+from fedkd.fusion.distillation.mst import MST
+from fedkd.fusion.distillation.scalearn import ScaLearn
+from fedkd.fusion.experimental.path import Path
+from fedkd.fusion.prototypes.fedgen import FedGen
+from fedkd.fusion.prototypes.fedgh import FedGH
+from fedkd.fusion.prototypes.fedtgp import FedTGP
+from fedkd.fusion.server_cost import Extent
+from fedkd.fusion.two_models.fedgkt import FedGKT
 from fedkd.plan.load import parse_plan
 from fedkd.training import evaluate
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from fedkd.continual.lessons import TaskHistory
-from fedkd.continual.matrix import accuracy_matrix, learning_curve
-from fedkd.continual.metrics import learning_area
+from fedkd.continual.metrics.matrix import accuracy_matrix, learning_curve
+from fedkd.continual.metrics.metrics import learning_area
+from fedkd.continual.task_history import TaskHistory
 from fedkd.tracking.recorder import Recorder, read_metrics
 
 METRIC = "accuracy_task_incremental"

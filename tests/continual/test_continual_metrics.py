@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedkd.continual import metrics
+from fedkd.continual.metrics import metrics
 
 # The worked example. Every expected value below is worked out on paper, in the comment beside it.
 R = np.array(

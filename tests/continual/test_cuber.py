@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, learn, small_stream, small_units, start, train
 from torch.func import functional_call
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.cuber import CUBER
-from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import (
+from fedkd.continual.baselines.baselines import Naive
+from fedkd.continual.registry import make_learner
+from fedkd.continual.subspace.cuber import CUBER
+from fedkd.continual.subspace.gpm import GPM
+from fedkd.continual.subspace.layer_memory import (
     BASIS,
     COLUMNS,
     FLEXIBLE,
@@ -22,11 +23,10 @@ from fedkd.continual.layer_memory import (
     SCRATCH,
     LayerMemory,
 )
-from fedkd.continual.registry import make_learner
-from fedkd.continual.trgp import TRGP
+from fedkd.continual.subspace.trgp import TRGP
 from fedkd.errors import UserError
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec
 

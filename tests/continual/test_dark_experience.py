@@ -10,12 +10,12 @@ import torch
 from small_learning import fit_task, guide, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual import reservoir
-from fedkd.continual.baselines import Naive
-from fedkd.continual.der import DER, DERpp
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import Step
-from fedkd.continual.reservoir import Kept
-from fedkd.models.mlp import mlp
+from fedkd.continual.replay import reservoir
+from fedkd.continual.replay.der import DER, DERpp
+from fedkd.continual.replay.reservoir import Kept
+from fedkd.models.zoo.mlp import mlp
 from fedkd.randomness import seeded_torch
 from fedkd.training.optimizer import OptimizerSpec
 

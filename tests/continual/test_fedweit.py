@@ -9,10 +9,10 @@ from numpy.testing import assert_allclose
 from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.fedweit import FedWeIT
+from fedkd.continual.adapters.fedweit import FedWeIT
 from fedkd.continual.learner import Step
 from fedkd.errors import UserError
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.mlp import mlp
 from fedkd.training.optimizer import OptimizerSpec
 
 ADAM = OptimizerSpec("adam", 0.01)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from small_learning import fit_task, small_stream, start
 
-from fedkd.continual.baselines import Cumulative
-from fedkd.continual.gdumb import GDumb, greedily_balanced, pasted, restarted
+from fedkd.continual.baselines.baselines import Cumulative
 from fedkd.continual.learner import Step
+from fedkd.continual.replay.gdumb import GDumb, greedily_balanced, pasted, restarted
 from fedkd.errors import UserError
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.mlp import mlp
 from fedkd.randomness import seeded_torch
 from fedkd.training.optimizer import OptimizerSpec
 

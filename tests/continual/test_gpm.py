@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import BASIS
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import LearnerTraits
 from fedkd.continual.registry import make_learner
+from fedkd.continual.subspace.gpm import GPM
+from fedkd.continual.subspace.layer_memory import BASIS
 from fedkd.errors import UserError
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, guide, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.hat import HAT, GateState
 from fedkd.continual.learner import Step
+from fedkd.continual.masks.hat import HAT, GateState
 from fedkd.errors import UserError
-from fedkd.models.cnn import cnn
-from fedkd.models.lenet import lenet
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.lenet import lenet
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec

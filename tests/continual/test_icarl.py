@@ -10,10 +10,10 @@ import torch
 from small_learning import fit_task, guide, small_stream, start, train
 from torch import nn
 
-from fedkd.continual.icarl import FARTHER, ICaRL, herding
 from fedkd.continual.learner import Step
+from fedkd.continual.replay.icarl import FARTHER, ICaRL, herding
 from fedkd.errors import UserError
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.mlp import mlp
 from fedkd.randomness import seeded_torch
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from small_learning import small_stream, start
 from torch import nn
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.fisher import fisher_diagonal
-from fedkd.continual.importance import some_samples, summed_gradients
-from fedkd.models.cnn import cnn
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.continual.baselines.baselines import Naive
+from fedkd.continual.regularisation.fisher import fisher_diagonal
+from fedkd.continual.regularisation.importance import some_samples, summed_gradients
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch
 
 
@@ -160,9 +160,9 @@ def test_equals_a_loop_over_samples(name, score, magnitude):
 def test_does_not_depend_on_chunks(monkeypatch):
     network, x, y = made("cnn")
     whole = summed_gradients(network, x, y, log_likelihood, torch.square)
-    monkeypatch.setattr("fedkd.continual.importance.ROWS", 3)
+    monkeypatch.setattr("fedkd.continual.regularisation.importance.ROWS", 3)
     parts = summed_gradients(network, x, y, log_likelihood, torch.square)
-    monkeypatch.setattr("fedkd.continual.importance.FLOATS", 1)
+    monkeypatch.setattr("fedkd.continual.regularisation.importance.FLOATS", 1)
     single = summed_gradients(network, x, y, log_likelihood, torch.square)
     for name, values in whole.items():
         torch.testing.assert_close(parts[name], values, rtol=1e-10, atol=1e-14)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from small_learning import fit_task, small_stream, small_units, start
 
-from fedkd.continual import kkt, masks
+from fedkd.continual.masks import kkt, masks
 from fedkd.continual.registry import make_learner
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch, torch_generator
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec

@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start, train
 from torch import nn
 
-from fedkd.continual.baselines import Naive
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import Batch, Learner, LearnerTraits
 from fedkd.continual.mixins import Phases, TaskParameters
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
 from fedkd.continual.rules import LearnerRules
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
-from fedkd.models.cnn import cnn
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch
 from fedkd.training.device import prepare_model
 from fedkd.training.early_stopping import EarlyStopping

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.continual import masks
+from fedkd.continual.masks import masks
 from fedkd.randomness import torch_generator
 
 

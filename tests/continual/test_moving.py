@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.continual.moving import Agreement, agree, grouped, hold_back
-from fedkd.training.own_kernels import function_of
+from fedkd.continual.subspace.fast.subspace_coordinates import Agreement, agree, grouped, hold_back
+from fedkd.training.fast.own_kernels import function_of
 
 SHARES = [[1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0]]
 

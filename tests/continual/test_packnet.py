@@ -6,12 +6,12 @@ import torch
 from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.packnet import RETRAIN, TRAIN, PackNet, PackState
+from fedkd.continual.masks.packnet import RETRAIN, TRAIN, PackNet, PackState
 from fedkd.continual.registry import make_learner
 from fedkd.errors import UserError
-from fedkd.models.cnn import cnn
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.continual.projection import cheaper_projection, complement, project_onto, project_out
-from fedkd.continual.subspace import relatedness
+from fedkd.continual.subspace.bases import relatedness
+from fedkd.continual.subspace.projection import cheaper_projection, complement, project_onto, project_out
 
 
 def g(seed=0):

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from small_learning import fit_task, guide, learn, small_stream, small_units, start
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.ewc import EWC, OnlineEWC
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import Step
-from fedkd.continual.lwf import LwF
-from fedkd.continual.mas import MAS
-from fedkd.continual.si import SI
+from fedkd.continual.regularisation.ewc import EWC, OnlineEWC
+from fedkd.continual.regularisation.lwf import LwF
+from fedkd.continual.regularisation.mas import MAS
+from fedkd.continual.regularisation.si import SI
 from fedkd.errors import TrainingDiverged
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from small_learning import SGD, learn, small_stream
 
-from fedkd.continual import masks
-from fedkd.continual.cuber import CUBER
-from fedkd.continual.layer_memory import LayerMemory
+from fedkd.continual.masks import masks
+from fedkd.continual.masks.ssnet import ExSSNeT, SSNeT
+from fedkd.continual.masks.supsup import SupSup
 from fedkd.continual.registry import LEARNERS, load_learner_class
-from fedkd.continual.reopened_subspace import own_directions
-from fedkd.continual.ssnet import ExSSNeT, SSNeT
-from fedkd.continual.supsup import SupSup
+from fedkd.continual.subspace.cuber import CUBER
+from fedkd.continual.subspace.layer_memory import LayerMemory
+from fedkd.continual.subspace.reopened_subspace import own_directions
 from fedkd.continual.traits import why_closed
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.executor import complete_alone
 from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec

@@ -6,14 +6,14 @@ import torch
 from small_learning import SGD, fit_task, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual import episodes
-from fedkd.continual.agem import AGem, remove_conflict
-from fedkd.continual.baselines import Naive
-from fedkd.continual.er import ExperienceReplay
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import Step
 from fedkd.continual.registry import make_learner
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.continual.replay import buffer as episodes
+from fedkd.continual.replay.agem import AGem, remove_conflict
+from fedkd.continual.replay.er import ExperienceReplay
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.optimizer import OptimizerSpec
 
 

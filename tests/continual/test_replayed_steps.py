@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from small_learning import SGD, small_stream, small_units, start, train
 
 import fedkd
-from fedkd.continual.cuber import CUBER
 from fedkd.continual.registry import LEARNERS
-from fedkd.models.mlp import mlp
+from fedkd.continual.subspace.cuber import CUBER
+from fedkd.models.zoo.mlp import mlp
 from fedkd.plan.load import load_scenario
-from fedkd.training import replay
-from fedkd.training.recording import Recording
-from fedkd.training.replay import Replays
+from fedkd.training.fast import replay
+from fedkd.training.fast.recording import Recording
+from fedkd.training.fast.replay import Replays
 
 READING = [
     *("naive", "ewc", "online_ewc", "mas", "supsup", "ssnet", "exssnet", "si"),
@@ -124,7 +124,7 @@ from typing import ClassVar
 
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner
-from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.training.losses import logits_mse
 
 

@@ -8,11 +8,11 @@ import torch
 from numpy.testing import assert_array_equal
 from small_learning import fit_task, small_stream, start
 
-from fedkd.continual import masks
-from fedkd.continual.shared_mask import SharedMask, fingerprint
-from fedkd.continual.ssnet import ExSSNeT
-from fedkd.continual.supsup import SupSup
-from fedkd.models.mlp import mlp
+from fedkd.continual.masks import masks
+from fedkd.continual.masks.shared_mask import SharedMask, fingerprint
+from fedkd.continual.masks.ssnet import ExSSNeT
+from fedkd.continual.masks.supsup import SupSup
+from fedkd.models.zoo.mlp import mlp
 from fedkd.randomness import seeded_torch
 
 RULES = ["topk", "threshold"]

@@ -7,10 +7,10 @@ import torch
 from small_learning import small_stream, start
 from torch import nn
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.sketch import layer_sketches
-from fedkd.continual.subspace import layer_inputs
-from fedkd.models.mlp import mlp
+from fedkd.continual.baselines.baselines import Naive
+from fedkd.continual.subspace.bases import layer_inputs
+from fedkd.continual.subspace.sketch import layer_sketches
+from fedkd.models.zoo.mlp import mlp
 
 
 def learning_of(client, network, stream):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from small_learning import small_stream, start
 from torch import nn
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.subspace import (
+from fedkd.continual.baselines.baselines import Naive
+from fedkd.continual.subspace.bases import (
     check_layers,
     draw,
     energies_along,
@@ -21,8 +21,8 @@ from fedkd.continual.subspace import (
     residual_directions,
 )
 from fedkd.errors import UserError
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 
 
 def g(seed=0):

@@ -8,16 +8,16 @@ import torch
 from small_learning import fit_task, guide, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual import masks
 from fedkd.continual.learner import Step
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.masks import masks
+from fedkd.continual.masks.ssnet import ExSSNeT, SSNeT
+from fedkd.continual.masks.supsup import SupSup
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
-from fedkd.continual.ssnet import ExSSNeT, SSNeT
-from fedkd.continual.supsup import SupSup
 from fedkd.errors import UserError
-from fedkd.models.cnn import cnn
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec

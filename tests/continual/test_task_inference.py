@@ -11,13 +11,13 @@ from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 from torch.func import functional_call
 
+from fedkd.continual.masks.supsup import SupSup
+from fedkd.continual.masks.task_inference import Superposition, keep_units
 from fedkd.continual.registry import make_learner
-from fedkd.continual.supsup import SupSup
-from fedkd.continual.task_inference import Superposition, keep_units
 from fedkd.errors import UserError
-from fedkd.models.cnn import cnn
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.randomness import seeded_torch, torch_generator
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec

@@ -9,17 +9,17 @@ from small_learning import SGD, fit_task, small_stream, small_units, start, trai
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedkd.continual.cuber import CUBER
 from fedkd.continual.fast_steps import PLAIN as PLAIN_FORM
 from fedkd.continual.fast_steps import step_form
-from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import BASIS, REGIME, SCALE
 from fedkd.continual.mixins import task_parameters_of
-from fedkd.continual.moving import SubspaceCoordinates
-from fedkd.continual.moving_steps import CoordinateSteps
-from fedkd.continual.thin import FactoredWeight, Scaling
-from fedkd.continual.trgp import TRGP
-from fedkd.models.mlp import mlp
+from fedkd.continual.subspace.cuber import CUBER
+from fedkd.continual.subspace.fast.coordinate_steps import CoordinateSteps
+from fedkd.continual.subspace.fast.factored_gradient import FactoredWeight, Scaling
+from fedkd.continual.subspace.fast.subspace_coordinates import SubspaceCoordinates
+from fedkd.continual.subspace.gpm import GPM
+from fedkd.continual.subspace.layer_memory import BASIS, REGIME, SCALE
+from fedkd.continual.subspace.trgp import TRGP
+from fedkd.models.zoo.mlp import mlp
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -10,12 +10,12 @@ from small_learning import SGD, fit_task, learn, small_stream, small_units, star
 from torch import nn
 from torch.func import functional_call
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import BASIS, COLUMNS, SCALE, LayerMemory
-from fedkd.continual.trgp import TRGP
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
+from fedkd.continual.baselines.baselines import Naive
+from fedkd.continual.subspace.gpm import GPM
+from fedkd.continual.subspace.layer_memory import BASIS, COLUMNS, SCALE, LayerMemory
+from fedkd.continual.subspace.trgp import TRGP
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import fedkd
-from fedkd.check import check
 from fedkd.data.load import load_data
 from fedkd.data.registry import DATASETS
 from fedkd.errors import UserError
 from fedkd.models.build import build_model, forward_flops
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import parse_plan, parse_scenario
+from fedkd.runs.check import check
 from fedkd.scenario.schema import ClientGroup
 
 LENGTH, BIG = 6, 2**24 + 1  # an id that float32 cannot hold

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.federated import ClientData
-from fedkd.data.stream import blurred
+from fedkd.data.streams.stream import blurred
 
 
 def tasks_of(*sizes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedkd.data import budget
+from fedkd.data import memory_budget as budget
 from fedkd.errors import UserError
 
 

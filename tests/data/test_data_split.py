@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.data.split import apportion, local_split, own_test_split, stratified_choice
+from fedkd.data.partitions.stratified import apportion, local_split, own_test_split, stratified_choice
 from fedkd.errors import UserError
 
 

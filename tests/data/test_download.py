@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.data.download import download, written_whole
+from fedkd.data.sources.download import download, written_whole
 from fedkd.errors import UserError
 
 CONTENT = b"x" * 3_000_000

@@ -186,7 +186,7 @@ def test_transfer_labels_are_those_of_the_holdout(scenario):
 
 
 def test_check_words_what_was_drawn(tmp_path, capsys):
-    from fedkd.cli import main
+    from fedkd.cli.main import main
 
     path = tmp_path / "scenario.toml"
     path.write_text("data.transfer.size = 300\n[heterogeneity]\nrotation = 30\nlabel_noise = 0.4")

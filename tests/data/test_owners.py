@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.check import check
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import load_federated_data
-from fedkd.data.partition import deal_by_owner
+from fedkd.data.partitions.schemes import deal_by_owner
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest
-from fedkd.data.stream import load_stream
+from fedkd.data.streams.stream import load_stream
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.report.page.write import write_report
+from fedkd.runs.check import check
 from fedkd.scenario.schema import Partition
 
 

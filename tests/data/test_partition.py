@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.data.partition import circle_mixes, draw_label_mixes, lift_to_floor, mix_counts, partition
-from fedkd.data.partition_file import read_partition_file
+from fedkd.data.partitions.from_file import read_partition_file
+from fedkd.data.partitions.schemes import circle_mixes, draw_label_mixes, lift_to_floor, mix_counts, partition
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Partition
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.federated import FederatedData, load_federated_data
-from fedkd.data.partition_replacement import SCHEMES, Pool, draw_with_replacement
+from fedkd.data.partitions.replacement import SCHEMES, Pool, draw_with_replacement
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Partition
@@ -134,7 +134,7 @@ def test_what_makes_no_sense_is_refused(partition, key, words, digits_scenario):
 
 
 def test_more_than_fits_into_memory_is_refused(scenario, monkeypatch):
-    monkeypatch.setattr("fedkd.data.budget.machine_memory", lambda: 10**6)
+    monkeypatch.setattr("fedkd.data.memory_budget.machine_memory", lambda: 10**6)
     partition = {"scheme": "iid", "samples_per_client": 1000, "replacement": True}
     with pytest.raises(UserError, match="4,000 samples of 4 clients take") as caught:
         load_federated_data(scenario(clients=4, partition=partition, transfer={"size": 60}))

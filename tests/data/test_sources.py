@@ -117,7 +117,7 @@ def test_test_images_of_another_size_are_refused_with_both_sizes(load, tmp_path:
 def test_idx_files_that_unpack_to_more_than_there_is_room_for_are_not_unpacked(load, tmp_path, monkeypatch):
     idx_files(tmp_path / "mnist")
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(300_000)))
-    monkeypatch.setattr("fedkd.data.budget.machine_memory", lambda: 200_000)
+    monkeypatch.setattr("fedkd.data.memory_budget.machine_memory", lambda: 200_000)
     with pytest.raises(UserError, match=r"unpacks to more than .* half of this machine's memory"):
         load("mnist")
 
@@ -291,7 +291,7 @@ def test_npz_of_another_kind_or_beyond_all_memory(load, tmp_path: Path, monkeypa
         load("npz", path="b.npz")
     np.savez_compressed(tmp_path / "c.npz", x=np.zeros((1000, 100)), y=np.zeros(1000, int))
     assert (tmp_path / "c.npz").stat().st_size < 10_000
-    monkeypatch.setattr("fedkd.data.budget.memory_budget", lambda: 100_000)
+    monkeypatch.setattr("fedkd.data.memory_budget.memory_budget", lambda: 100_000)
     with pytest.raises(UserError, match=r"unpacks to .* half of this machine's memory"):
         load("npz", path="c.npz")
 
@@ -635,7 +635,7 @@ def test_images_that_do_not_fit_into_memory_are_not_all_decoded(load, tmp_path, 
         path = tmp_path / "a" / "train" / "x" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(grey_png(30, 30))
-    monkeypatch.setattr("fedkd.data.budget.machine_memory", lambda: 100_000)
+    monkeypatch.setattr("fedkd.data.memory_budget.machine_memory", lambda: 100_000)
     with pytest.raises(UserError, match=words):
         load("image-folder", path="a", **({} if size is None else {"size": size}))
 

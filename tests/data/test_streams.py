@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.deal import deal
 from fedkd.data.federated import Sources, federate, load_federated_data
 from fedkd.data.normalise import measure
-from fedkd.data.pixels import Permutation, to_shape
+from fedkd.data.partitions.split_samples import deal
+from fedkd.data.partitions.stratified import local_split
 from fedkd.data.request import SourceRequest, data_root
 from fedkd.data.sources.digits import load as load_digits
-from fedkd.data.split import local_split
-from fedkd.data.stream import FederatedStream, load_stream
-from fedkd.data.stream_plan import class_groups, lay_out
+from fedkd.data.streams.pixels import Permutation, to_shape
+from fedkd.data.streams.stream import FederatedStream, load_stream
+from fedkd.data.streams.stream_plan import class_groups, lay_out
 from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Continual, Scenario, TaskStream

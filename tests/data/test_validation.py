@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.check import check
 from fedkd.data.federated import load_federated_data
 from fedkd.data.load import load_data
-from fedkd.data.split import held_out_split
+from fedkd.data.partitions.stratified import held_out_split
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import resolve
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
+from fedkd.runs.check import check
 from fedkd.scenario.identity import decisive, digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.trained.card import _tests

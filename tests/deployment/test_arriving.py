@@ -12,14 +12,14 @@ from safetensors.numpy import load_file
 
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
-from fedkd.data.share import share_of_client
+from fedkd.data.shares.share import share_of_client
 from fedkd.errors import UserError
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import to_record
-from fedkd.federation.client_app import app as client_app
+from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.context import Participant
 from fedkd.federation.compat import assume_identity, node_id_of
-from fedkd.federation.context import Participant
-from fedkd.federation.node_gate import check_message, kinds_accepted, records_accepted
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.node_gate import check_message, kinds_accepted, records_accepted
 from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.forms import Unfit
 from fedkd.fusion.registry import STRATEGIES, make_strategy

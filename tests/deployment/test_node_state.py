@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fedkd.errors import UserError
-from fedkd.federation.node_state import BEFORE, NOW, NodeState, newest_state
+from fedkd.federation.apps.node_state import BEFORE, NOW, NodeState, newest_state
 
 FEDERATION = 64 * "a"
 STATE = {"applied_round": np.array(3), "model/weight": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)}

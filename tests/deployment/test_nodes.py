@@ -14,13 +14,13 @@ from safetensors.numpy import load_file
 
 import fedkd
 from fedkd.errors import RunFailed, UserError
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.client_app import app as client_app
+from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.context import participant
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
-from fedkd.federation.context import participant
-from fedkd.federation.messages import first_line
-from fedkd.federation.node_gate import check_leaving
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.node_gate import check_leaving
+from fedkd.federation.messages.records import first_line
 
 STREAM = {
     "rounds": None,

@@ -12,13 +12,13 @@ import pytest
 from deployed_nodes import SMALL, Deployed
 from safetensors.numpy import load_file, save_file
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import load_data
 from fedkd.data.normalise import measure
-from fedkd.data.share import share_of_client, share_of_samples
-from fedkd.data.share_file import ARRAYS, MANIFEST, read_share, write_share
+from fedkd.data.shares.share import share_of_client, share_of_samples
+from fedkd.data.shares.share_file import ARRAYS, MANIFEST, read_share, write_share
 from fedkd.deployment.deal import deal
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan

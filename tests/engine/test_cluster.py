@@ -14,7 +14,7 @@ import tomli_w
 from processes import program
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from fedkd.engine.grid import Blocks
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
 
 # States on disk ---------------------------------------------------------------------------------------------
 

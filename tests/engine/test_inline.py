@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation.messages import CLIENT_RAISED
+from fedkd.federation.messages.records import CLIENT_RAISED
 
 
 def context(client: int) -> Context:

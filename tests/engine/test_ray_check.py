@@ -7,10 +7,10 @@ from copy import deepcopy
 import pytest
 
 import fedkd
-from fedkd.engine.node_check import DECIDING, differences
-from fedkd.engine.node_probe import look_around
+from fedkd.engine.ray.node_check import DECIDING, differences
+from fedkd.engine.ray.node_probe import look_around
+from fedkd.plan.checks.no_plugins import foreign_modules
 from fedkd.plan.load import parse_plan
-from fedkd.plan.no_plugins import foreign_modules
 
 
 @pytest.fixture(scope="module")

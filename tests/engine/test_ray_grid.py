@@ -14,19 +14,19 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from ray.exceptions import RayActorError
 
-import fedkd.engine.ray_grid as module
+import fedkd.engine.ray.grid as module
 from fedkd.data.federated import load_federated_data
 from fedkd.engine.clients import ScenarioWorkload, on_its_device
 from fedkd.engine.grid import Blocks
-from fedkd.engine.ray_actor import WorkNote
-from fedkd.engine.ray_cluster import RayCluster
-from fedkd.engine.ray_grid import RayGrid, start_spares
-from fedkd.engine.ray_nodes import Node
-from fedkd.engine.ray_placement import count_actors, gpu_share
-from fedkd.engine.ray_watch import RayWatch
+from fedkd.engine.ray.actor import WorkNote
+from fedkd.engine.ray.cluster import RayCluster
+from fedkd.engine.ray.grid import RayGrid, start_spares
+from fedkd.engine.ray.nodes import Node
+from fedkd.engine.ray.placement import count_actors, gpu_share
+from fedkd.engine.ray.process_watch import RayWatch
 from fedkd.errors import EngineLost, UserError
-from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.messages import (
+from fedkd.federation.messages.arrays import from_record, to_record, values_of
+from fedkd.federation.messages.records import (
     CLIENT_DIED,
     CLIENT_RAISED,
     EXPORT_STATE,
@@ -295,7 +295,7 @@ def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
 
 
 def test_actors_that_were_started_early_are_taken_first_and_stopped_in_any_case(ray_session):
-    spares = start_spares(2, "fedkd.engine.ray_actor", 0.1, 0.0)
+    spares = start_spares(2, "fedkd.engine.ray.actor", 0.1, 0.0)
     grid = RayGrid(
         Probe, (np.zeros(3),), [1.0] * 2, actors=1, cpus_per_actor=0.1, gpus_per_actor=0.0, spares=spares
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedkd.engine.ray_grid import lend_idle
-from fedkd.federation import messages as msg
+from fedkd.engine.ray.grid import lend_idle
 from fedkd.federation.compat import assume_identity, node_id_of
+from fedkd.federation.messages import records as msg
 
 OWNER = {0: 0, 1: 1, 2: 2, 3: 3, 4: 0, 5: 4}
 NODES = {0: "a", 1: "a", 2: "a", 3: "a", 4: "b"}

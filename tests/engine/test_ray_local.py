@@ -20,7 +20,7 @@ from pathlib import Path
 
 before = dict(os.environ)
 from fedkd.engine.compat import LOOPBACK_ALONE
-from fedkd.engine.ray_cluster import connect
+from fedkd.engine.ray.cluster import connect
 from fedkd.scenario.schema import Engine
 
 cluster = connect(Engine(cpus_per_actor=0.1))

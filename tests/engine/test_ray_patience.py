@@ -9,7 +9,8 @@ import pytest
 import ray
 from ray._private import services
 
-from fedkd.engine import compat, ray_cluster
+from fedkd.engine import compat
+from fedkd.engine.ray import cluster as ray_cluster
 from fedkd.errors import EngineLost
 from fedkd.scenario.schema import Engine
 

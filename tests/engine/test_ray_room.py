@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-import fedkd.engine.ray_placement as module
+import fedkd.engine.ray.placement as module
 from fedkd.engine.compat import Seclusion
-from fedkd.engine.ray_cluster import RayCluster
-from fedkd.engine.ray_nodes import Node
-from fedkd.engine.ray_placement import room_for_actors
+from fedkd.engine.ray.cluster import RayCluster
+from fedkd.engine.ray.nodes import Node
+from fedkd.engine.ray.placement import room_for_actors
 from fedkd.errors import EngineLost, UserError
 from fedkd.scenario.schema import Engine
 
@@ -101,7 +101,7 @@ def test_as_many_as_were_asked_for_are_waited_for(free):
 def test_what_is_free_is_asked_of_ray(ray_session):
     import ray
 
-    from fedkd.engine.ray_nodes import alive_nodes, free_nodes
+    from fedkd.engine.ray.nodes import alive_nodes, free_nodes
 
     [node] = alive_nodes()
     assert (node.cpus, node.gpus) == (2, 2) and node.name and node.id

@@ -10,8 +10,17 @@ import sys
 
 import pytest
 
-import fedkd.engine.ray_watch as module
-from fedkd.engine.ray_watch import GCS, RAYLET, RayWatch, _Child, _Gcs, _listener, _Stranger, watch_ray
+import fedkd.engine.ray.process_watch as module
+from fedkd.engine.ray.process_watch import (
+    GCS,
+    RAYLET,
+    RayWatch,
+    _Child,
+    _Gcs,
+    _listener,
+    _Stranger,
+    watch_ray,
+)
 from fedkd.errors import EngineLost
 
 LISTENS = """

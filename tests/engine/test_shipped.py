@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.engine import node_check as module
-from fedkd.engine.node_check import ShippedFolder, files_to_ship, with_shipped_files
+from fedkd.engine.ray import node_check as module
+from fedkd.engine.ray.node_check import ShippedFolder, files_to_ship, with_shipped_files
 from fedkd.errors import UserError
-from fedkd.plugins import load_object
+from fedkd.plugins.loading import load_object
 from fedkd.scenario.schema import Scenario
 
 

@@ -15,9 +15,9 @@ from stopping import StopInRound
 import fedkd
 from fedkd.errors import Interrupted
 from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
-from fedkd.fusion.feddf import FedDF
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.weights.feddf import FedDF
+from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS
 from fedkd.plan.load import load_scenario
 
 CLIENTS, ROUNDS = 6, 6

@@ -12,7 +12,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedkd.federation.arrays import NumpyArray, from_record, payload_bytes, to_record
+from fedkd.federation.messages.arrays import NumpyArray, from_record, payload_bytes, to_record
 
 grid = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAMPLES = {

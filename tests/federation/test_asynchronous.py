@@ -15,10 +15,10 @@ import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation import asynchronous
 from fedkd.federation.checkpoint import read_checkpoint
-from fedkd.fusion.fedbuff import FedBuff
-from fedkd.fusion.parameters import PARAMETERS
+from fedkd.fusion.weights.fedbuff import FedBuff
+from fedkd.fusion.weights.parameters import PARAMETERS
 from fedkd.plan.load import parse_scenario
-from fedkd.server.in_flight import InFlight
+from fedkd.server.clients_at_work import InFlight
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 

@@ -9,8 +9,8 @@ import fedkd
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.plan.requirements import check_requirements
 
 
 @pytest.fixture

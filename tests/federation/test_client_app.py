@@ -10,17 +10,17 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from fedkd.clients.base import EFFECT, Client
+from fedkd.clients.client import EFFECT, Client
+from fedkd.clients.evaluation.fusion_effect import CORRECT, FOLLOWED
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.guidance_effect import CORRECT, FOLLOWED
 from fedkd.data.load import load_data
 from fedkd.errors import TrainingDiverged
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.client_app import answer_together, app
+from fedkd.federation.apps.client_app import answer_together, app
+from fedkd.federation.apps.context import client_behind, local_context
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
-from fedkd.federation.context import client_behind, local_context
-from fedkd.federation.messages import metrics_of
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.records import metrics_of
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml

@@ -11,12 +11,12 @@ import tomli_w
 from stopping import StopInRound
 
 import fedkd
-from fedkd.check import check
-from fedkd.clients.evaluator import Evaluator
+from fedkd.clients.evaluation.evaluator import Evaluator
 from fedkd.errors import Interrupted, UserError
-from fedkd.plan.evaluated import counted_clients, evaluated_clients
+from fedkd.plan.evaluated_clients import counted_clients, evaluated_clients
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.plan.poisoned import poisoned_clients
+from fedkd.plan.poisoned_clients import poisoned_clients
+from fedkd.runs.check import check
 from fedkd.scenario.schema import Scenario
 
 CLIENTS, SOME = 5, 2

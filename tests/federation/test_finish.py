@@ -11,7 +11,7 @@ import tomli_w
 from stopping import StopInRound
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 

@@ -17,9 +17,9 @@ from fedkd.federation import flower_strategies
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.flower_averaging import restore_strategy, strategy_state
 from fedkd.federation.flower_strategies import flower_strategy_names, make_flower_strategy
-from fedkd.namespaces import below
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
+from fedkd.storage.namespaces import below
 
 REQUIRED = {"QFedAvg": {"client_learning_rate": 0.01}}
 

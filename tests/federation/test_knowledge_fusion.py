@@ -14,14 +14,14 @@ from flwr.clientapp import ClientApp
 
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import RunFailed
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import to_record
+from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.compat import node_id_of
-from fedkd.federation.exchange import NodeSubset
-from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.fedmd import FedMD
-from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.distillation.fedmd import FedMD
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.local import Local
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.server.fusing import ServerKnowledge

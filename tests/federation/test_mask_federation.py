@@ -8,15 +8,15 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.clients.factory import ClientFactory
-from fedkd.continual import masks
+from fedkd.continual.masks import masks
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.plan.requirements import check_requirements
-from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 
 WEIGHTS = 64 * 20 + 20 * 9
 

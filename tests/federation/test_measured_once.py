@@ -10,10 +10,10 @@ import pytest
 import tomli_w
 
 import fedkd
-from fedkd.clients import task_tests
-from fedkd.clients.evaluator import Evaluator
+from fedkd.clients.evaluation import task_tests
+from fedkd.clients.evaluation.evaluator import Evaluator
+from fedkd.clients.evaluation.task_tests import TaskTests
 from fedkd.clients.shared_network import Measured
-from fedkd.clients.task_tests import TaskTests
 from fedkd.plan.load import load_scenario
 
 CLIENTS, ROUNDS, TASKS = 4, 4, 2

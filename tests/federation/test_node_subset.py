@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Message, RecordDict
 
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation.exchange import NodeSubset
+from fedkd.federation.messages.exchange import NodeSubset
 
 
 def test_a_subset_shows_its_nodes_only_and_talks_through_the_whole_grid():

@@ -9,17 +9,17 @@ import pytest
 from stopping import StopInRound
 
 import fedkd
-from fedkd.check import check
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.models.mlp import mlp
-from fedkd.namespaces import below
+from fedkd.models.zoo.mlp import mlp
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.runner import RunResult
+from fedkd.runs.check import check
+from fedkd.runs.runner import RunResult
 from fedkd.scenario.schema import Orthogonal
 from fedkd.server.orthogonal import OrthogonalTraining, Weights, exchanged_bytes
+from fedkd.storage.namespaces import below
 from fedkd.tracking.wording import size
 from fedkd.training.weights import weights_of
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import load_federated_data
-from fedkd.fusion.fedala import FedALA, top_layers
-from fedkd.fusion.parameters import unpack
 from fedkd.fusion.strategy import Knowledge
+from fedkd.fusion.weights.fedala import FedALA, top_layers
+from fedkd.fusion.weights.parameters import unpack
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.server.models import TransferSet, TransferSetModels

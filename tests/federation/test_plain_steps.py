@@ -10,8 +10,8 @@ import tomli_w
 
 import fedkd
 from fedkd.plan.load import load_scenario
-from fedkd.training import replay
-from fedkd.training.recording import Recording
+from fedkd.training.fast import replay
+from fedkd.training.fast.recording import Recording
 
 TRAINING = {"lr": 0.01, "batch_size": 8, "local_epochs": 4}
 SGD = TRAINING | {"optimizer": "sgd", "lr": 0.05}

@@ -16,7 +16,7 @@ from processes import Fork
 from stopping import StopInRound
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import load_scenario
 
@@ -164,7 +164,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished, tmp_path):
 
 
 def test_two_processes_cannot_work_in_one_folder(finished):
-    from fedkd.run_folder import locked
+    from fedkd.tracking.run_folder import locked
 
     with locked(finished), pytest.raises(UserError, match="another process"):
         fedkd.resume(finished)

@@ -10,23 +10,23 @@ import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.testing import assert_allclose
 
-from fedkd.check import check
-from fedkd.clients.base import Client
+from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.engine.clients import inline_grid
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import UserError
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.apps.server_app import server_strategy
 from fedkd.federation.compat import node_id_of
-from fedkd.federation.exchange import NodeSubset
-from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.server_app import server_strategy
-from fedkd.fusion.scaffold import Scaffold
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.fusion.strategy import Knowledge
+from fedkd.fusion.weights.scaffold import Scaffold
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
+from fedkd.runs.check import check
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.tracking.wording import size
 

@@ -11,7 +11,7 @@ import torch
 from stopping import StopInRound
 
 import fedkd
-from fedkd.continual.supsup import SupSup
+from fedkd.continual.masks.supsup import SupSup
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_scenario
 from fedkd.tracking.recorder import read_metrics

@@ -9,9 +9,9 @@ import pytest
 from stopping import StopInRound
 
 import fedkd
-from fedkd.check import check
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario
+from fedkd.runs.check import check
 
 N, M, PIXELS = 3, 40, 64
 CLASSES_MET = (2, 4)

@@ -9,12 +9,12 @@ import pytest
 from stopping import StopInRound
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.graph import Graph
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.digests import rounds_with_tables
+from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking.links import read_links
 from fedkd.tracking.neighbours import read_neighbours
 

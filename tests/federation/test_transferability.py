@@ -16,16 +16,16 @@ from numpy.testing import assert_allclose
 from stopping import StopInRound
 
 import fedkd
-from fedkd.check import check
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import to_record
 from fedkd.federation.compat import assume_identity
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import to_record
 from fedkd.federation.transferability import TransferProbe
 from fedkd.plan.load import load_scenario, parse_plan
+from fedkd.runs.check import check
 from fedkd.scenario.schema import Transferability
-from fedkd.tracking.digests import rounds_with_tables
+from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.transferability import read_transfer_map
 from fedkd.tracking.wording import closing_lines

@@ -15,7 +15,7 @@ from stopping import StopInRound
 import fedkd
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
-from fedkd.training import vectorised
+from fedkd.training.fast import vectorised
 from fedkd.training.job import TrainJob
 
 MLP = [{"model": "mlp", "args": {"hidden": [12]}}]

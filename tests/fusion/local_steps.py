@@ -10,7 +10,7 @@ from torch import nn
 
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import LocalBatch
-from fedkd.models.classifier import Classifier
+from fedkd.models.zoo.classifier import Classifier
 from fedkd.training.weights import load_weights, weights_of
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.models.classifier import Classifier
+from fedkd.models.zoo.classifier import Classifier
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 

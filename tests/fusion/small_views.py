@@ -12,7 +12,7 @@ from torch import nn
 
 from fedkd.fusion.views import FitSummary, Trial
 from fedkd.randomness import seeded_torch
-from fedkd.training.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled
 
 
 class SmallSupermask:

@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of
 from small_views import SmallClient
 
-from fedkd.fusion.bandit import Bandit, advantage
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.experimental.bandit import Bandit, advantage
+from fedkd.fusion.math.probabilities import softmax
 
 CLIENTS, NOISE = 5, 3
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.centralized import Pooled
+from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.local import Local
-from fedkd.fusion.pooled import Pooled
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

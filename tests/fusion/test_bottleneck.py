@@ -8,9 +8,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, guidance_for, knowledge_of
 from small_views import SmallClient
 
-from fedkd.fusion.bottleneck import Bottleneck, best_coder, centred, decode, encode
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.experimental.bottleneck import Bottleneck, best_coder, centred, decode, encode
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 
 LOGITS = draw_logits(4, 12, 5, seed=4)

@@ -12,7 +12,7 @@ from rounds import draw_logits, guidance_for, num_bytes
 from small_views import SmallClient, SmallServer
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.cfd import CFD
+from fedkd.fusion.distillation.cfd import CFD
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -10,9 +10,9 @@ from rounds import draw_logits, guidance_for, knowledge_of
 from small_views import SmallClient
 
 from fedkd.errors import UserError
-from fedkd.fusion.chosen_beta import ChosenBeta
-from fedkd.fusion.experts import Experts
-from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.distillation.chosen_beta import ChosenBeta
+from fedkd.fusion.distillation.experts import Experts
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.views import Trial
 

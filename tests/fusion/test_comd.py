@@ -12,9 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of, softmax_by_loops
 from small_views import SmallClient
 
-from fedkd.fusion.comd import CoMD, draw
-from fedkd.fusion.competence import sample_losses
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.competence import sample_losses
+from fedkd.fusion.experimental.comd import CoMD, draw
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.randomness import numpy_generator
 
 

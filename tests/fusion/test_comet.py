@@ -15,9 +15,9 @@ from rounds import (
     softmax_by_loops,
 )
 
-from fedkd.fusion.clustering import cluster
-from fedkd.fusion.comet import Comet
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.comet import Comet
+from fedkd.fusion.math.clustering import cluster
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Guidance
 from fedkd.randomness import numpy_generator
 

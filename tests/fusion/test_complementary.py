@@ -7,9 +7,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of
 
-from fedkd.fusion.complement import complement
-from fedkd.fusion.complementary import Complementary
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.complement import complement
+from fedkd.fusion.experimental.complementary import Complementary
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.randomness import numpy_generator
 
 LABELS = numpy_generator(0, "labels").integers(0, 3, 40)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedkd.fusion.confidence import ambiguity, energy, log_confidence
+from fedkd.fusion.distillation.confidence import ambiguity, energy, log_confidence
 from fedkd.randomness import numpy_generator
 
 LOGITS = numpy_generator(0, "test logits").normal(0, 3, (3, 4, 3)).astype(np.float32)

@@ -15,8 +15,8 @@ from rounds import (
     softmax_by_loops,
 )
 
-from fedkd.fusion.cronus import Cronus
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.cronus import Cronus
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.randomness import numpy_generator
 
 ROBUST = ("spectral", "median", "trimmed_mean", "geometric_median")

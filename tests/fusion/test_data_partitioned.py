@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.data_partitioned import DataPartitioned
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.data_partitioned import DataPartitioned
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, entropy, knowledge_of, num_bytes
 from small_views import SmallClient
 
-from fedkd.fusion.dlf import DLF, matched_strength
-from fedkd.fusion.probabilities import log_softmax, row_kl, softmax
+from fedkd.fusion.distillation.dlf import DLF, matched_strength
+from fedkd.fusion.math.probabilities import log_softmax, row_kl, softmax
 
 
 def divergence(p, q):

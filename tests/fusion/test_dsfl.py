@@ -16,8 +16,8 @@ from rounds import (
     softmax_by_loops,
 )
 
-from fedkd.fusion.dsfl import DSFL
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.dsfl import DSFL
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.randomness import numpy_generator
 
 

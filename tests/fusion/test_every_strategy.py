@@ -16,16 +16,16 @@ from small_views import SmallClient, SmallServer
 
 from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.capabilities import capabilities_of
+from fedkd.fusion.distillation.soft_labels import TeacherLogits
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import objective_of
+from fedkd.fusion.math.neighbour_weights import uniform
 from fedkd.fusion.registry import STRATEGIES, make_strategy
-from fedkd.fusion.soft_labels import TeacherLogits
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import FitSummary
-from fedkd.fusion.weights import uniform
-from fedkd.namespaces import under
 from fedkd.randomness import numpy_generator
 from fedkd.server.guidance import tables_of
+from fedkd.storage.namespaces import under
 
 FEATURES = 4
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5))

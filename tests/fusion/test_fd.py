@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
 from fedkd.errors import UserError
-from fedkd.fusion.fd import FD
-from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
+from fedkd.fusion.prototypes.fd import FD
+from fedkd.fusion.prototypes.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

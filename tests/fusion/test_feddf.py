@@ -11,9 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient, SmallServer, state_of
 from torch import nn
 
-from fedkd.fusion.feddf import FedDF
-from fedkd.fusion.parameters import average, pack, unpack
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.weights.feddf import FedDF
+from fedkd.fusion.weights.parameters import average, pack, unpack
 from fedkd.randomness import numpy_generator
 
 TRANSFER = numpy_generator(0, "test transfer").normal(0, 1, (4, 2)).astype(np.float32)

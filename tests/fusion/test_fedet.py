@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallServer
 
-from fedkd.fusion.fedet import FedET, consensus_and_diversity
+from fedkd.fusion.distillation.fedet import FedET, consensus_and_diversity
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from several_networks import SeveralNetworks, softmax
 from small_views import SmallServer
 
-from fedkd.fusion.fedgen import CLASSES, GENERATOR, FedGen, diversity, server_loss
+from fedkd.fusion.prototypes.fedgen import CLASSES, GENERATOR, FedGen, diversity, server_loss
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient, SmallServer
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedgh import FedGH
+from fedkd.fusion.prototypes.fedgh import FedGH
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.randomness import numpy_generator
 

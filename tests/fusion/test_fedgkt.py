@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from several_networks import SeveralNetworks, softmax
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.fedgkt import ANSWERS, SERVER, FedGKT
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.two_models.fedgkt import ANSWERS, SERVER, FedGKT
 from fedkd.randomness import numpy_generator
 
 DRAWS = numpy_generator(0, "fedgkt")

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedhkd import FedHKD
+from fedkd.fusion.prototypes.fedhkd import FedHKD
 from fedkd.fusion.strategy import Knowledge
 
 COUNTS = np.array([[3, 1, 0], [1, 0, 0]])

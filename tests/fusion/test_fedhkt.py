@@ -9,9 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import guidance_for, knowledge_of, softmax_by_loops
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.confidence import certainty
-from fedkd.fusion.fedhkt import FedHKT, weighted_by_certainty
-from fedkd.fusion.parameters import pack, unpack
+from fedkd.fusion.distillation.confidence import certainty
+from fedkd.fusion.distillation.fedhkt import FedHKT, weighted_by_certainty
+from fedkd.fusion.weights.parameters import pack, unpack
 from fedkd.randomness import numpy_generator
 
 DRAWS = numpy_generator(0, "test fedhkt")

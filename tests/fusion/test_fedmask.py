@@ -7,12 +7,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedmask import FedMask, log_odds
 from fedkd.fusion.strategy import Knowledge
+from fedkd.fusion.streams.fedmask import FedMask, log_odds
 from fedkd.scenario.schema import Bank
-from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 
 FINGERPRINT = np.arange(8, dtype=np.uint8)
 NOTHING = np.empty(0, dtype=np.uint8)

@@ -11,8 +11,8 @@ from several_networks import SeveralNetworks, step
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedmrl import PROJECTION, FedMRL
-from fedkd.fusion.shared_model import SHARED
+from fedkd.fusion.two_models.fedmrl import PROJECTION, FedMRL
+from fedkd.fusion.two_models.shared_model import SHARED
 
 
 def client_of() -> SeveralNetworks:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from local_steps import OneClient, batch_of, cross_entropy_by_hand, logits_by_hand, loss_of, small_model
 
-from fedkd.fusion.fedntd import FedNTD, not_true
+from fedkd.fusion.weights.fedntd import FedNTD, not_true
 from fedkd.training.weights import weights_of
 
 

@@ -9,8 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedproto import FedProto
 from fedkd.fusion.forms import check_feature_widths
+from fedkd.fusion.prototypes.fedproto import FedProto
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.fedtgp import FedTGP, margin_of, server_loss
+from fedkd.fusion.prototypes.fedtgp import FedTGP, margin_of, server_loss
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.randomness import numpy_generator
 

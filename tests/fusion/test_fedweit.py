@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounds import num_bytes
 
-from fedkd.fusion.fedweit import FedWeIT, averaged
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.streams.fedweit import FedWeIT, averaged
 
 SHAPES = {"body.weight": (4, 3), "body.bias": (4,), "conv.weight": (2, 1, 2, 2), "head.weight": (2, 4)}
 SPLIT = ("body.weight", "conv.weight")

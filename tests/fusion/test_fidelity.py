@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fedkd.fusion.fidelity import agreement, divergence, flips
+from fedkd.fusion.math.fidelity import agreement, divergence, flips
 
 LOGITS = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]], dtype=np.float32)
 GUIDANCE = np.array([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]], dtype=np.float32)

@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pydantic import ValidationError
 from rounds import draw_logits
 
-from fedkd.fusion import filters
-from fedkd.fusion.filters import agreement, class_shares, kept, relevance
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation import filters
+from fedkd.fusion.distillation.filters import agreement, class_shares, kept, relevance
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.scenario.schema import Filter
 
 Q = softmax(draw_logits(4, 12, 3, seed=2))

@@ -8,9 +8,9 @@ from local_steps import batch_of, logits_by_hand, small_model
 from numpy.testing import assert_array_equal
 from several_networks import SeveralNetworks, assert_weights, backwards, gradient, softmax, step
 
-from fedkd.fusion.fml import FML
-from fedkd.fusion.parameters import pack
-from fedkd.fusion.shared_model import SHARED
+from fedkd.fusion.two_models.fml import FML
+from fedkd.fusion.two_models.shared_model import SHARED
+from fedkd.fusion.weights.parameters import pack
 from fedkd.training.weights import weights_of
 
 

@@ -11,14 +11,14 @@ from rounds import guidance_for
 from test_every_strategy import FUSING, Round, draw
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.forms import FORMS, Unfit, check_alike, check_guidance, check_upload, required, sizes_of
-from fedkd.fusion.given import Received
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.strategy import FusionStrategy, Guidance
+from fedkd.fusion.validation import Received
 from fedkd.fusion.views import Network
-from fedkd.fusion.weight_exchange import WeightExchange
+from fedkd.fusion.weights.weight_exchange import WeightExchange
 from fedkd.server.guidance import tables_of
 
 CLIENTS, M, C = 3, 7, 5

@@ -12,9 +12,9 @@ from textwrap import dedent
 
 import pytest
 
-from fedkd import catalogue
+from fedkd.cli import catalogue
 from fedkd.errors import UserError
-from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.registry import STRATEGIES, make_strategy, strategy_hyperparameters
 from fedkd.fusion.strategy import FusionStrategy
 

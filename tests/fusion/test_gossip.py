@@ -7,10 +7,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
-from fedkd.fusion.gossip import Gossip
-from fedkd.fusion.mixing import metropolis, push_sum
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import FitSummary
+from fedkd.fusion.weights.gossip import Gossip
+from fedkd.fusion.weights.mixing import metropolis, push_sum
 from fedkd.plan.graph import Graph
 
 N, P = 5, 7

@@ -9,7 +9,7 @@ from small_views import SmallClient, SmallServer
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.views import FitSummary
-from fedkd.fusion.weight_exchange import WeightExchange
+from fedkd.fusion.weights.weight_exchange import WeightExchange
 
 FEATURES, CLASSES, SAMPLES = 5, 3, 6
 

@@ -11,10 +11,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pydantic import ValidationError
 
 from fedkd.errors import UserError
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.math.neighbour_weights import effective_neighbours
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.weights import effective_neighbours
 from fedkd.randomness import numpy_generator
 
 DISTRIBUTIONS = ("soft", "hard", "shared", "calibrated")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.kta import KTA
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.distillation.kta import KTA
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -14,9 +14,9 @@ from rounds import (
     softmax_by_loops,
 )
 
-from fedkd.fusion.ktpfl import KTpFL, mse_gradient, step
-from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.similarity import gram
+from fedkd.fusion.distillation.ktpfl import KTpFL, mse_gradient, step
+from fedkd.fusion.math.probabilities import softmax
+from fedkd.fusion.math.similarity import gram
 from fedkd.fusion.strategy import Guidance
 from fedkd.randomness import numpy_generator
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.combine import combine
-from fedkd.fusion.left_out import MOST_CLIENTS, is_cheap, left_out
+from fedkd.fusion.math.combine import combine
+from fedkd.fusion.math.left_out import MOST_CLIENTS, is_cheap, left_out
 
 
 def test_by_hand():

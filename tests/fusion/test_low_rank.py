@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.low_rank import FACTORS, RANKS, WHOLE, compress, decompress, moved
+from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, WHOLE, compress, decompress, moved
 from fedkd.randomness import numpy_generator
 
 

@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of, softmax_by_loops
 from small_views import SmallClient
 
-from fedkd.fusion.masters import Masters
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.experimental.masters import Masters
+from fedkd.fusion.math.probabilities import softmax
 
 ACCURACIES = [0.9, 0.2, 0.5, 0.4]
 

@@ -11,8 +11,8 @@ from rounds import assert_distributions, draw_logits, guidance_for, num_bytes, s
 from small_views import SmallClient
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.answers import Answers, answers_of, predictions
-from fedkd.fusion.message import Message
+from fedkd.fusion.experimental.message import Message
+from fedkd.fusion.predictions import Answers, answers_of, predictions
 from fedkd.fusion.strategy import Knowledge
 
 

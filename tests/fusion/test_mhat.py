@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of, mean_by_loops, softmax_by_loops
 from small_views import SmallServer
 
-from fedkd.fusion.mhat import MHAT
+from fedkd.fusion.distillation.mhat import MHAT
 from fedkd.randomness import numpy_generator
 
 TRANSFER = numpy_generator(0, "test transfer").normal(0, 1, (4, 2)).astype(np.float32)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from fedkd.fusion.mixing import contraction, is_mutual, metropolis, parts, push_sum
+from fedkd.fusion.weights.mixing import contraction, is_mutual, metropolis, parts, push_sum
 from fedkd.plan.graph import Graph
 
 

@@ -14,7 +14,7 @@ from local_steps import (
     small_model,
 )
 
-from fedkd.fusion.moon import Moon
+from fedkd.fusion.weights.moon import Moon
 from fedkd.training.weights import weights_of
 
 

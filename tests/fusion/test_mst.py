@@ -10,12 +10,12 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of
 
-from fedkd.fusion.adam import Adam
-from fedkd.fusion.gate import Gate, first_choices, gate_loss, largest, new_gate, train_gate
-from fedkd.fusion.mst import MST
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.distillation.gate import Gate, first_choices, gate_loss, largest, new_gate, train_gate
+from fedkd.fusion.distillation.mst import MST
+from fedkd.fusion.math.adam import Adam
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.randomness import numpy_generator
-from fedkd.training.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled
 
 LABELS = numpy_generator(0, "labels").integers(0, 3, 12)
 

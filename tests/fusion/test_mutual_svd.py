@@ -12,11 +12,11 @@ from several_networks import SeveralNetworks, softmax, step
 from small_views import SmallServer
 from torch import nn
 
-from fedkd.fusion.low_rank import FACTORS, RANKS, compress
-from fedkd.fusion.mutual_svd import PROJECTION, FedKD
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.fusion.shared_model import SHARED
 from fedkd.fusion.strategy import Knowledge
+from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress
+from fedkd.fusion.two_models.mutual_svd import PROJECTION, FedKD
+from fedkd.fusion.two_models.shared_model import SHARED
+from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.randomness import numpy_generator
 
 

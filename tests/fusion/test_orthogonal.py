@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedkd.fusion.orthogonal import extended, outside, share_left
+from fedkd.fusion.weights.orthogonal import extended, outside, share_left
 
 N = 12
 

@@ -5,7 +5,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
-from fedkd.fusion.panda import Panda, similarity_weights
+from fedkd.fusion.distillation.panda import Panda, similarity_weights
 from fedkd.fusion.strategy import Knowledge
 from fedkd.training.losses import kd_kl
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fedkd.errors import UserError
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.path import Path, Router, mixed, train_router
+from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.experimental.path import Path, Router, mixed, train_router
 from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.strategy import Knowledge
 

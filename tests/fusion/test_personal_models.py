@@ -9,12 +9,12 @@ from local_steps import batch_of, cross_entropy_by_hand, logits_by_hand, small_m
 from numpy.testing import assert_allclose, assert_array_equal
 from several_networks import SeveralNetworks, assert_weights, gradient, step
 
-from fedkd.fusion.apfl import APFL
-from fedkd.fusion.ditto import Ditto
-from fedkd.fusion.parameters import pack, unpack
-from fedkd.fusion.personal_model import PERSONAL
-from fedkd.fusion.pfedme import PFedMe
 from fedkd.fusion.strategy import Knowledge
+from fedkd.fusion.two_models.apfl import APFL
+from fedkd.fusion.two_models.ditto import Ditto
+from fedkd.fusion.two_models.personal_model import PERSONAL
+from fedkd.fusion.two_models.pfedme import PFedMe
+from fedkd.fusion.weights.parameters import pack, unpack
 from fedkd.training.weights import weights_of
 
 

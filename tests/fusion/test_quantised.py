@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.quantised import difference, put_together, quantise, renew, soft_labels
+from fedkd.fusion.distillation.quantised import difference, put_together, quantise, renew, soft_labels
 from fedkd.randomness import numpy_generator
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
+from fedkd.fusion.math.robust import complete, geometric_median, median, trimmed_mean
 from fedkd.randomness import numpy_generator
 
 
@@ -94,7 +94,9 @@ def test_geometric_median_of_equal_points_is_the_point(clients) -> None:
 def test_geometric_median_in_blocks(monkeypatch) -> None:
     points = draw(5, samples=23)
     whole = exact(points)
-    monkeypatch.setattr("fedkd.fusion.robust._BLOCK", 5 * 4 * 7)  # seven samples a block, the last is short
+    monkeypatch.setattr(
+        "fedkd.fusion.math.robust._BLOCK", 5 * 4 * 7
+    )  # seven samples a block, the last is short
     assert_allclose(exact(points), whole, atol=1e-12)
 
 

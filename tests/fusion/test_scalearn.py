@@ -8,8 +8,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of
 
-from fedkd.fusion.probabilities import log_softmax, softmax
-from fedkd.fusion.scalearn import ScaLearn, learn_scales, loss_and_gradient, scaled
+from fedkd.fusion.distillation.scalearn import ScaLearn, learn_scales, loss_and_gradient, scaled
+from fedkd.fusion.math.probabilities import log_softmax, softmax
 from fedkd.randomness import numpy_generator
 
 LABELS = numpy_generator(0, "labels").integers(0, 4, 30)

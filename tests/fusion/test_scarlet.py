@@ -18,8 +18,8 @@ from rounds import (
 )
 from small_views import SmallClient
 
-from fedkd.fusion.dsfl import DSFL
-from fedkd.fusion.scarlet import Scarlet
+from fedkd.fusion.distillation.dsfl import DSFL
+from fedkd.fusion.distillation.scarlet import Scarlet
 from fedkd.randomness import numpy_generator
 
 SIZE, CLASSES = 30, 3

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
-from fedkd.fusion.selective_fd import SelectiveFD
+from fedkd.fusion.distillation.selective_fd import SelectiveFD
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 

@@ -7,11 +7,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.fedasync import FedAsync
-from fedkd.fusion.fedbuff import FedBuff
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import FitSummary
+from fedkd.fusion.weights.fedasync import FedAsync
+from fedkd.fusion.weights.fedbuff import FedBuff
+from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS
 
 SERVER = SmallServer(np.zeros((2, 3), np.float32), 4, {0: "normed", 1: "normed"})
 DRAWS = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.distribution import smooth
-from fedkd.fusion.similarity import (
+from fedkd.fusion.math.distribution import smooth
+from fedkd.fusion.math.similarity import (
     jensen_shannon,
     kl,
     prediction_cosine,
@@ -50,7 +50,7 @@ def test_prediction_space_adds_up_over_blocks(distance, monkeypatch) -> None:
     q = numpy_generator(0, "q").dirichlet(np.ones(5), (6, 50)).astype(np.float32)
     whole = distance(q)
     monkeypatch.setattr(
-        "fedkd.fusion.similarity._BLOCK", 6 * 5 * 7
+        "fedkd.fusion.math.similarity._BLOCK", 6 * 5 * 7
     )  # seven samples a block, the last is short
     assert_allclose(distance(q), whole, rtol=1e-10, atol=1e-14)
     assert_array_equal(np.diag(whole), 0)

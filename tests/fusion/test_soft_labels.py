@@ -10,8 +10,8 @@ import torch
 from knfu_by_loops import softmax
 from numpy.testing import assert_allclose
 
-from fedkd.fusion.fidelity import divergence
-from fedkd.fusion.probabilities import softmax as softmax_of_arrays
+from fedkd.fusion.math.fidelity import divergence
+from fedkd.fusion.math.probabilities import softmax as softmax_of_arrays
 from fedkd.fusion.registry import make_strategy
 
 STUDENT = [[1.0, 0.5, -1.0], [0.0, 2.0, 0.0]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.robust import spectral_filter
+from fedkd.fusion.math.robust import spectral_filter
 from fedkd.randomness import numpy_generator
 
 
@@ -148,6 +148,6 @@ def test_neither_order_nor_a_class_without_probability_matters_where_clients_spa
 def test_in_blocks(monkeypatch) -> None:
     points = draw(5, samples=23)
     whole = spectral_filter(points, 0.2)
-    monkeypatch.setattr("fedkd.fusion.robust._BLOCK", 5 * 4 * 7)  # seven samples a block, the last short
+    monkeypatch.setattr("fedkd.fusion.math.robust._BLOCK", 5 * 4 * 7)  # seven samples a block, the last short
     for one, other in zip(whole, spectral_filter(points, 0.2), strict=True):
         assert_array_equal(other, one)

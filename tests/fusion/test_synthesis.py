@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.synthesis import (
+from fedkd.fusion.streams.synthesis import (
     _generator_loss,
     adversarial_term,
     divergence_by_sample,
@@ -21,8 +21,8 @@ from fedkd.fusion.synthesis import (
     statistics_read,
     synthesise,
 )
-from fedkd.fusion.target import Target
-from fedkd.models.generator import Generator
+from fedkd.fusion.streams.target import Target
+from fedkd.models.zoo.generator import Generator
 from fedkd.randomness import seeded_torch
 
 RECIPE = Target(

@@ -8,9 +8,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.parameters import pack
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.target import CLASSES, SOFT_LABELS, SYNTHETIC, Target
+from fedkd.fusion.streams.target import CLASSES, SOFT_LABELS, SYNTHETIC, Target
+from fedkd.fusion.weights.parameters import pack
 
 CHEAP = {"samples": 12, "synthesis_batch_size": 4, "generator_steps": 2, "student_steps": 1}
 FEATURES, OUTPUTS = 5, 4
@@ -78,7 +78,7 @@ def test_at_the_end_of_a_task_samples_of_the_classes_met_come_along_with_the_ave
     for name, values in fused(Target(**CHEAP), None).shared.items():
         assert_array_equal(guidance.shared[name], values)
     server = SmallServer(guidance.shared[SYNTHETIC], OUTPUTS)
-    from fedkd.fusion.parameters import unpack
+    from fedkd.fusion.weights.parameters import unpack
 
     averaged = unpack(guidance.shared, server.initial_weights("normed"))
     logits = server.logits("normed", averaged)[:, [0, 2]] / 2.0

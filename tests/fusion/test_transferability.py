@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
 
-from fedkd.fusion.complement import complement, complement_by_class, surer, transfer_rate
-from fedkd.fusion.shift import shift_cosine, shifts
-from fedkd.fusion.transferability import (
+from fedkd.fusion.distillation.complement import complement, complement_by_class, surer, transfer_rate
+from fedkd.fusion.distillation.shift import shift_cosine, shifts
+from fedkd.fusion.distillation.transferability import (
     PREDICTORS,
     agreement,
     chance,

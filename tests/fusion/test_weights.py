@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.weights import (
+from fedkd.fusion.math.neighbour_weights import (
     effective_neighbours,
     effectiveness,
     log_prior,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.models.mix import apportion, client_models
+from fedkd.models.client_mix import apportion, client_models
 from fedkd.scenario.schema import ClientGroup, Data, Scenario
 
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import UserError
-from fedkd.run_folder import locked
+from fedkd.tracking.run_folder import locked
 
 
 @pytest.fixture(scope="module")

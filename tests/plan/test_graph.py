@@ -9,8 +9,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.errors import UserError
+from fedkd.plan.checks.graph import check_graph, separate
 from fedkd.plan.graph import Graph
-from fedkd.plan.graph_checks import check_graph, separate
 from fedkd.plan.load import parse_plan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fedkd
-from fedkd.clients import memory
+from fedkd.clients.costs import model_memory as memory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.federation.checkpoint import read_checkpoint

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.evaluated_clients import counted_clients
 from fedkd.plan.load import parse_scenario
-from fedkd.plan.poisoned import poisoned_clients, victim_of
+from fedkd.plan.poisoned_clients import poisoned_clients, victim_of
 from fedkd.scenario.schema import Scenario
 
 

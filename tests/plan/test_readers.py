@@ -10,10 +10,10 @@ import tomli_w
 from fedkd.benchmark.cells import make_cells
 from fedkd.benchmark.schema import load_bench
 from fedkd.errors import UserError
+from fedkd.plan.checks.key_rules import TABLE, Reader
+from fedkd.plan.checks.unread_keys import is_set, without_moot_keys
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.load import load_plan, parse_plan, plan_with
-from fedkd.plan.readers import TABLE, Reader
-from fedkd.plan.unread_keys import is_set, without_moot_keys
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.overrides import apply_values
 from fedkd.scenario.schema import Scenario

@@ -6,8 +6,8 @@ from dataclasses import astuple
 
 import pytest
 
-from fedkd.cli import main
-from fedkd.clients.memory import checked_models
+from fedkd.cli.main import main
+from fedkd.clients.costs.model_memory import checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import capabilities_of

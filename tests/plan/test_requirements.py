@@ -8,8 +8,8 @@ from fedkd.data.federated import load_federated_data
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
+from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan
-from fedkd.plan.requirements import check_requirements
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from fedkd.continual.lessons import TaskHistory
-from fedkd.continual.metrics import summarise
-from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.continual.metrics.metrics import summarise
+from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.continual.task_history import TaskHistory
 from fedkd.report.continual import accuracy_matrix, matrix_csv, metrics_csv, write_continual
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart

@@ -99,7 +99,7 @@ def test_in_an_installed_package_they_lie_inside_it(tmp_path, monkeypatch):
     shutil.copytree(REPOSITORY / "scenarios", package / "shipped")
     (package / "shipped" / "own.toml").write_text('# Own.\n[fusion]\nstrategy = "boldest:Boldest"\n')
     (package / "shipped" / "boldest.py").write_text(
-        "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n\n\n"
+        "from dataclasses import dataclass\nfrom fedkd.fusion.distillation.fedmd import FedMD\n\n\n"
         "@dataclass(frozen=True)\nclass Boldest(FedMD):\n    name = 'boldest'\n"
     )
     monkeypatch.setattr(module, "__file__", str(package / "scenario" / "shipped.py"))

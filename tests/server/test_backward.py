@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedkd.fusion.dsfl import DSFL
-from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.distillation.dsfl import DSFL
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.scenario.schema import Bank
-from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 
 
 def upload(round, seed):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.clients.upload import SENT
-from fedkd.fusion.dsfl import DSFL
-from fedkd.fusion.fedmd import FedMD
+from fedkd.clients.upload.stages import SENT
+from fedkd.fusion.distillation.dsfl import DSFL
+from fedkd.fusion.distillation.fedmd import FedMD
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.scenario.schema import Bank
-from fedkd.server.bank import KnowledgeCache, Upload, evict, fade
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
+from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict, fade
 
 M, C = 6, 3
 KINDS = {"logits": Kind.TRANSFER_LOGITS, "label_counts": Kind.LABEL_COUNTS}

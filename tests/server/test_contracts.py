@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tomli_w
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 
 PLUGINS = '''
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fedkd.fusion.strategy import FusionStrategy, Guidance
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.training.losses import kd_kl
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.clients.upload import SENT
-from fedkd.fusion.comet import Comet
-from fedkd.fusion.confidence import certainty
-from fedkd.fusion.data_partitioned import DataPartitioned
-from fedkd.fusion.dsfl import DSFL
-from fedkd.fusion.fedmd import FedMD
-from fedkd.fusion.filters import agreement, class_shares, relevance
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.probabilities import softmax
+from fedkd.clients.upload.stages import SENT
+from fedkd.fusion.distillation.comet import Comet
+from fedkd.fusion.distillation.confidence import certainty
+from fedkd.fusion.distillation.data_partitioned import DataPartitioned
+from fedkd.fusion.distillation.dsfl import DSFL
+from fedkd.fusion.distillation.fedmd import FedMD
+from fedkd.fusion.distillation.filters import agreement, class_shares, relevance
+from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Filter

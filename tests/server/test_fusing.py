@@ -10,12 +10,12 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.fedmd import FedMD
-from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.distillation.fedmd import FedMD
+from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.local import Local
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 
 N, M, C = 4, 6, 3
 

@@ -8,7 +8,7 @@ import tomli_w
 
 import fedkd
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.faults import Poison
+from fedkd.clients.poison import Poison
 from fedkd.data.federated import load_federated_data
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plan.load import load_scenario, parse_plan

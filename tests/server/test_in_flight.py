@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedkd.server.in_flight import InFlight, Job
+from fedkd.server.clients_at_work import InFlight, Job
 
 
 def depart(flights: InFlight, round: int, now: float, lasts) -> list[int]:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.fd import FD
-from fedkd.fusion.fedmd import FedMD
-from fedkd.fusion.knfu import KnFu
-from fedkd.fusion.ktpfl import KTpFL
+from fedkd.fusion.distillation.fedmd import FedMD
+from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.distillation.ktpfl import KTpFL
+from fedkd.fusion.prototypes.fd import FD
 from fedkd.fusion.strategy import Guidance
 from fedkd.plan.graph import Graph
-from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import Fusing, ServerKnowledge
+from fedkd.server.knowledge_cache import Upload
 from fedkd.server.peers import Mixing, PeerFusing
 
 N, M, C = 6, 8, 4

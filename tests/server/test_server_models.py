@@ -8,7 +8,7 @@ import torch
 
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import TrainingDiverged
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.mlp import mlp
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator
 from fedkd.server.models import TransferSet, TransferSetModels

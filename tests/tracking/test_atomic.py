@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
+from fedkd.storage.atomic import write_json_atomically, write_text_atomically
 
 
 def test_text_is_replaced_and_no_temporary_file_stays(tmp_path):

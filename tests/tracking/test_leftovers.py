@@ -9,9 +9,9 @@ import tempfile
 
 import numpy as np
 
-from fedkd.federation.node_state import NodeState
-from fedkd.run_folder import locked
+from fedkd.federation.apps.node_state import NodeState
 from fedkd.tracking.leftovers import TemporaryFolder, sweep
+from fedkd.tracking.run_folder import locked
 
 LEFT = (
     "fusion/.round-00001.npz.4711.tmp",

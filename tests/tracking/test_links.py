@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedkd.tracking.digests import rounds_with_tables
+from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking.links import read_links, write_links
 
 HEARD = np.array([[False, True, False], [False, False, False], [True, True, False]])

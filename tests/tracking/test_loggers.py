@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.catalogue import loggers
-from fedkd.check import check
-from fedkd.cli import main
+from fedkd.cli.catalogue import loggers
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.plan import resolve
+from fedkd.runs.check import check
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.background import BackgroundLogger

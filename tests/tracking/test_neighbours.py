@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking import neighbours
-from fedkd.tracking.digests import rounds_with_tables
 from fedkd.tracking.neighbours import read_neighbours, write_neighbours
 
 W = np.array([[0.5, 0.2, 0.3], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]])

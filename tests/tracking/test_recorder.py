@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.tracking.atomic import write_json_atomically
+from fedkd.storage.atomic import write_json_atomically
 from fedkd.tracking.recorder import Recorder, read_metrics, read_timings
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 import fedkd
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.trained.network import network_source

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.alongside import AuxBatches
+from fedkd.training.aux_batches import AuxBatches
 from fedkd.training.executor import LoopExecutor
+from fedkd.training.fast.replay import Replays
+from fedkd.training.fast.vectorised import VectorisedExecutor
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy, logits_mse
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.replay import Replays
-from fedkd.training.vectorised import VectorisedExecutor
 
 
 def alongside(count: int, size: int, seed: int = 1) -> AuxBatches:

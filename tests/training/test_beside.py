@@ -12,11 +12,11 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from fedkd.training.early_stopping import EarlyStopping
+from fedkd.training.fast.vectorised import kind_of
 from fedkd.training.job import AuxNetwork, TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.vectorised import kind_of
 
 X = torch.randn(21, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(21) % 3

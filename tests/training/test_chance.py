@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.chance import Hits, guessing_right
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.job import TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import correct, cross_entropy
+from fedkd.training.majority_guessing import Hits, guessing_right
 from fedkd.training.optimizer import OptimizerSpec
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.contest import MARGIN, StepSeconds, benchmark_executors
+from fedkd.training.fast.benchmark_executors import MARGIN, StepSeconds, benchmark_executors
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec

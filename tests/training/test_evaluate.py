@@ -11,8 +11,8 @@ import torch
 from threadpoolctl import threadpool_info
 from torch import nn
 
-from fedkd.models.batch_last import Conv2d
-from fedkd.models.lenet import lenet
+from fedkd.models.fast.batch_last import Conv2d
+from fedkd.models.zoo.lenet import lenet
 from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import (
     AT_ONCE,

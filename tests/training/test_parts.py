@@ -13,7 +13,7 @@ from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.parts import in_parts, only
+from fedkd.training.phases import in_parts, only
 from fedkd.training.weights import weights_of
 
 

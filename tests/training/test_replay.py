@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedkd.models.batch_last import FEWEST
-from fedkd.models.cnn import cnn
-from fedkd.models.lenet import lenet
-from fedkd.models.mlp import mlp
-from fedkd.models.resnet import resnet8
-from fedkd.training import replay
+from fedkd.models.fast.batch_last import FEWEST
+from fedkd.models.zoo.cnn import cnn
+from fedkd.models.zoo.lenet import lenet
+from fedkd.models.zoo.mlp import mlp
+from fedkd.models.zoo.resnet import resnet8
 from fedkd.training.device import prepare_model
+from fedkd.training.fast import replay
+from fedkd.training.fast.replay import Recording, Replays
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import correct, cross_entropy, kd_kl, logits_mae, soft_cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.replay import Recording, Replays
 
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 4, 42
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from fedkd.training.device import all_threads
-from fedkd.training.thread_pools import one_blas_thread, thread_pools
+from fedkd.training.fast.thread_pools import one_blas_thread, thread_pools
 
 
 def numbers(api: str) -> set[int]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "fused": True}),

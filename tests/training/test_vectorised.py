@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import TrainingDiverged
-from fedkd.training.chance import Hits
 from fedkd.training.executor import LoopExecutor
+from fedkd.training.fast.vectorised import VectorisedExecutor, fit_together, kind_of
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import correct, cross_entropy, kd_kl
+from fedkd.training.majority_guessing import Hits
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.vectorised import VectorisedExecutor, fit_together, kind_of
 
 SIZES = (24, 7, 33, 8, 24, 30, 3)
 """Samples of each job: several whole batches, one, none; rests of equal and of different sizes."""

@@ -14,7 +14,7 @@ import tomli_w
 
 import fedkd
 from fedkd.benchmark import scheduler
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.load import read_toml

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.archive import tar_members
 from fedkd.data.dataset import Dataset
-from fedkd.data.download import download
 from fedkd.data.request import SourceRequest
+from fedkd.data.sources.archive import tar_members
+from fedkd.data.sources.download import download
 from fedkd.errors import UserError
 
 PIXELS = 3 * 32 * 32

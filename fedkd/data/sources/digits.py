@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data.dataset import Dataset
+from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import SourceRequest
-from fedkd.data.split import own_test_split
 
 TEST_SHARE = 0.2
 

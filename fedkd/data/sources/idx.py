@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.data.budget import check_fits, memory_budget
 from fedkd.data.dataset import Dataset
-from fedkd.data.download import download
+from fedkd.data.memory_budget import check_fits, memory_budget
 from fedkd.data.request import SourceRequest
+from fedkd.data.sources.download import download
 from fedkd.errors import UserError
 
 FILES = (

@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fedkd.data.archive import tar_members
-from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
-from fedkd.data.download import written_whole
+from fedkd.data.memory_budget import check_fits
+from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import SourceRequest, user_cache, writable
-from fedkd.data.split import own_test_split
+from fedkd.data.sources.archive import tar_members
+from fedkd.data.sources.download import written_whole
 from fedkd.errors import UserError
 
 KEY = "data.args.path"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.budget import check_unpacked
 from fedkd.data.dataset import Dataset, dataset_from_arrays
+from fedkd.data.memory_budget import check_unpacked
+from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import SourceRequest
-from fedkd.data.split import own_test_split
 from fedkd.errors import UserError
 
 KEY = "data.args.path"

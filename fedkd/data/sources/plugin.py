@@ -8,7 +8,7 @@ from typing import Any
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError, described, did_you_mean
-from fedkd.plugins import contained
+from fedkd.plugins.loading import contained
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 OTHERS = ("class_names", "owners")

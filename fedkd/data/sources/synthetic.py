@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
+from fedkd.data.memory_budget import check_fits
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator

@@ -11,7 +11,7 @@ from fedkd.report.chart import COLOURS, DASHES, looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, bar, line, over_rounds
 from fedkd.report.page.record import RunRecord
-from fedkd.tracking.digests import rounds_with_tables
+from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking.links import read_links
 from fedkd.tracking.neighbours import FUSION
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from fedkd import __version__
-from fedkd.installed import require
+from fedkd.plugins.versions import require
 from fedkd.report.page.figure import Figure, number
 from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.json_text import NotJson, parse_json
-from fedkd.models.mix import architecture_names, client_models
-from fedkd.plan.evaluated import counted_clients, models_told_apart
+from fedkd.models.client_mix import architecture_names, client_models
+from fedkd.plan.evaluated_clients import counted_clients, models_told_apart
 from fedkd.plan.graph import USUAL_K
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.schema import Scenario
+from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import (
     METRICS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedkd.plan.poisoned import poisoned_clients
+from fedkd.plan.poisoned_clients import poisoned_clients
 from fedkd.report.page.cost import cost_figures, failure_figures, link_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.labels import label_figures

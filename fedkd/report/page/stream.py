@@ -8,8 +8,8 @@ from math import isnan
 
 import numpy as np
 
-from fedkd.continual.metrics import forgetting_per_task
-from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
+from fedkd.continual.metrics.metrics import forgetting_per_task
+from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
 from fedkd.plan.held_models import held_models
 from fedkd.plan.schedule import Schedule
 from fedkd.report.chart import looks

@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedkd.errors import UserError
-from fedkd.paths import expanded
 from fedkd.report.page.bench import bench_page
 from fedkd.report.page.comparison import comparison_page
 from fedkd.report.page.page import MARK, Page, render
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
 from fedkd.report.study import Study, read_study
-from fedkd.tracking.atomic import write_bytes_atomically
+from fedkd.storage.atomic import write_bytes_atomically
+from fedkd.storage.paths import expanded
 from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
 from fedkd.tracking.leftovers import sweep
 from fedkd.tracking.recorder import METRICS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from fedkd.tracking.atomic import write_text_atomically
+from fedkd.storage.atomic import write_text_atomically
 from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
 

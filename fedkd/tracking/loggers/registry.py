@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.installed import how_to_install
+from fedkd.plugins.versions import how_to_install
 from fedkd.tracking.loggers.background import BackgroundLogger
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedkd.paths import expanded
 from fedkd.scenario.dump import dump_toml
+from fedkd.storage.paths import expanded
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, heat_map
 
 if TYPE_CHECKING:

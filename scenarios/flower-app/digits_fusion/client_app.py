@@ -5,8 +5,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from digits_fusion.task import accuracy, batches, learn, load_digits_of, new_model
-from fedkd.federation import messages as msg
-from fedkd.fusion.knfu import KnFu
+from fedkd.federation.messages import records as msg
+from fedkd.fusion.distillation.knfu import KnFu
 
 STRATEGY = KnFu(beta=10)  # the server's; a client asks it how guidance is learned
 MODEL = "model"

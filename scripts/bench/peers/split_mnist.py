@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.continual.baselines import Naive
-from fedkd.continual.er import ExperienceReplay
+from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.replay.er import ExperienceReplay
 from fedkd.data.dataset import Dataset
-from fedkd.models.mlp import mlp
+from fedkd.models.zoo.mlp import mlp
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.executor import LoopExecutor, complete_alone
 from fedkd.training.job import TrainJob

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fedkd.cli import main
+from fedkd.cli.main import main
 from fedkd.report.page.write import write_report
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.cli import main
-from fedkd.continual.lessons import TaskHistory
-from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.cli.main import main
+from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.continual.task_history import TaskHistory
 from fedkd.errors import UserError
 from fedkd.report.page.federation import effect_figures
 from fedkd.report.page.figure import bar, heat_map

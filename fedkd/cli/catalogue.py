@@ -1,0 +1,320 @@
+"""``fedkd list``: what a scenario can name, described by the code's own docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedkd.cli.families import (
+    FAMILIES,
+    FLOWERS,
+    LEARNER_FAMILIES,
+    SHORT,
+    Line,
+    family_of_learner,
+    grouped,
+    marked,
+    told_of_strategy,
+)
+from fedkd.errors import UserError, did_you_mean
+from fedkd.plugins.loading import Registry
+from fedkd.plugins.versions import how_to_install
+from fedkd.scenario.dump import toml_value
+from fedkd.scenario.explain import section_of
+from fedkd.scenario.shipped import BENCHES, LISTED, Kind, Shipped, shipped, shipped_folder
+from fedkd.scenario.toml import NotToml, parse_toml
+
+TORCHVISION_FOLDERS = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+"""Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
+
+
+NEEDS = {
+    "gradients": "networks as client models",
+    "one_architecture": "one architecture",
+    "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
+    "features": "penultimate features and a head",
+    "plain_sgd": 'training.optimizer = "sgd" without momentum',
+    "transfer_labels": "labels of the transfer set on the server",
+    "server": "a server with a model of its own",
+    "equal_features": "features of one width for all clients",
+    "linear_head": "a head that is one linear layer",
+    "class_stream": "a class-incremental stream in lockstep",
+    "normalised_samples": "normalised samples",
+    "parts": "models with a body and a `head`",
+    "like_heads": "heads of one shape",
+    "three_classes": "three classes or more",
+}
+"""What a strategy may need of clients and server, for people; weights are what clients send."""
+
+
+def strategies() -> Iterator[str]:
+    """Yield every fusion strategy in a line, by family and by what it needs; details come by name."""
+    from flwr.serverapp import strategy as flower
+
+    from fedkd.federation.flower_strategies import flower_strategy_names
+    from fedkd.fusion.capabilities import capabilities_of
+    from fedkd.fusion.registry import STRATEGIES
+
+    families = _families(STRATEGIES, lambda strategy: told_of_strategy(strategy, capabilities_of(strategy)))
+    for name in flower_strategy_names():
+        what = f"Flower's {_summary(getattr(flower, name))}"
+        families.setdefault(FLOWERS, []).append((SHORT["one_architecture"], f"flwr:{name}", what))
+    yield from grouped(families, FAMILIES, "strategies")
+    yield ""
+    yield "Names of the field lead to these: " + ", ".join(
+        f"{alias} = {name}" for alias, name in STRATEGIES.aliases.items()
+    )
+
+
+def strategy_details() -> Iterator[str]:
+    """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
+    from flwr.serverapp import strategy as flower
+
+    from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
+    from fedkd.fusion.capabilities import capabilities_of
+    from fedkd.fusion.registry import STRATEGIES, source_of, strategy_hyperparameters
+
+    for name, strategy in _parts(STRATEGIES):
+        if isinstance(strategy, UserError):
+            yield _row(name, f"cannot be used: {strategy}")
+            continue
+        can = capabilities_of(strategy)
+        yield _row(name, f"{_summary(strategy)} Clients send {can.sends}.")
+        if can.audience:
+            yield _row("", f"  guides {can.audience}")
+        needed = [text for need, text in NEEDS.items() if need in can.needs]
+        if can.learner is not None:
+            needed.append(f"the learner {can.learner}")
+        if needed:
+            yield _row("", f"  needs {', '.join(needed)}")
+        for parameter in strategy_hyperparameters(name):
+            yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
+        if source_of(strategy):
+            yield _row("", f"  {source_of(strategy)}")
+    for name in flower_strategy_names():
+        needs = f"{NEEDS['gradients']}, {NEEDS['one_architecture']}"
+        yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
+        yield _row("", f"  needs {needs}")
+        for key, value in flower_hyperparameters(name).items():
+            default = "required" if value is inspect.Parameter.empty else _default(value)
+            yield _row("", f"  {key} = {default}")
+
+
+def models() -> Iterator[str]:
+    """Yield every model of the zoo with its arguments."""
+    from fedkd.models.registry import MODELS
+
+    for name, factory in _parts(MODELS):
+        if isinstance(factory, UserError):
+            yield _row(name, f"cannot be used: {factory}")
+            continue
+        yield _row(name, _summary(factory))
+        own = [p for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD][2:]
+        args = [p.name + (f" = {toml_value(p.default)}" if p.default is not p.empty else "") for p in own]
+        if args:
+            yield _row("", f"  args: {', '.join(args)}")
+    yield _row('"mod:factory"', "Your own: factory(input_shape, classes, **args) returns a torch.nn.Module.")
+
+
+def learners() -> Iterator[str]:
+    """Yield every continual learner in a line, by family; details come by name."""
+    from fedkd.continual.registry import LEARNERS
+
+    families = _families(LEARNERS, lambda learner: (family_of_learner(learner), ""))
+    yield from grouped(families, LEARNER_FAMILIES, "learners")
+
+
+def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dict[str, list[Line]]:
+    """Return the lines of a registry's parts by family; `told` returns a part's family and its needs."""
+    families: dict[str, list[Line]] = {}
+    for name, part in _parts(registry):
+        family, line = "Cannot be used", ("", name, str(part))
+        if not isinstance(part, UserError):
+            family, needed = told(part)
+            line = (needed, marked(name, part), _summary(part))
+        families.setdefault(family, []).append(line)
+    return families
+
+
+def details(what: str, name: str) -> Iterator[str]:
+    """Yield all that there is to say of one part of a list."""
+    from fedkd.continual.registry import LEARNERS
+    from fedkd.plan.hyperparameters import canonical_strategy
+
+    rows = {"strategies": strategy_details, "learners": learner_details}.get(what) or globals()[what]
+    wanted = {"strategies": canonical_strategy, "learners": LEARNERS.canonical}.get(what, str)(name)
+    names, found = [], False
+    for line in rows():
+        if line and not line.startswith(" "):
+            names.append(line.split(maxsplit=1)[0])
+            found = names[-1] == wanted
+        if found and line:
+            yield line
+    if wanted not in names:
+        raise UserError(f"no '{name}' among the {what}; {did_you_mean(name, names)}", key="NAME")
+
+
+def learner_details() -> Iterator[str]:
+    """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
+    from fedkd.continual.registry import LEARNERS, learner_hyperparameters
+    from fedkd.fusion.capabilities import capabilities_of
+    from fedkd.fusion.registry import STRATEGIES
+
+    made_for = {
+        capabilities_of(s).learner: name for name, s in _parts(STRATEGIES) if not isinstance(s, UserError)
+    }
+    for name, learner in _parts(LEARNERS):
+        if isinstance(learner, UserError):
+            yield _row(name, f"cannot be used: {learner}")
+            continue
+        yield _row(name, _summary(learner))
+        averages = "not with strategies that average weights"
+        if learner.traits.isolates:
+            but = f", but for {made_for[name]}" if name in made_for else ""
+            yield _row("", f"  gives each task weights of its own: {averages}{but}")
+        if learner.traits.scales_own_subspaces:
+            yield _row("", f"  scales weights in each client's own way: {averages}")
+        if learner.overrides("batch"):
+            yield _row("", "  trains on old tasks too: not with strategies that shape local training")
+        for parameter in learner_hyperparameters(learner):
+            yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
+        if learner.source():
+            yield _row("", f"  {learner.source()}")
+    yield _row('"mod:Class"', "Your own: a dataclass derived from fedkd.continual.learner.Learner.")
+
+
+def datasets() -> Iterator[str]:
+    """Yield every data set and where it was found."""
+    from fedkd.data.registry import DATASETS
+
+    for name, source in _parts(DATASETS):
+        if isinstance(source, UserError):
+            yield _row(name, f"cannot be used: {source}")
+            continue
+        # A built-in source is described by its module, a user's function by itself.
+        yield _row(name, _summary(sys.modules[source.__module__] if name in DATASETS.builtin else source))
+        if name in TORCHVISION_FOLDERS:
+            place = find_dataset(name)
+            yield _row("", f"  found in {place}" if place else "  not found: downloaded on first use")
+    yield _row('"mod:function"', "Your own: a function that returns the arrays.")
+
+
+SCHEME = re.compile(r"`(?P<name>[\w-]+)`(?: \((?P<what>(?:[^()]|\([^()]*\))*)\))?")
+"""A partition scheme in the description of its key, and what it says of it."""
+LIKE_ANY = {"iid": "every client a sample of the whole: equal sizes, labels as they come"}
+"""What the description does not explain."""
+
+
+def partitions() -> Iterator[str]:
+    """Yield every way to deal samples to clients, then what all of them can be told."""
+    from fedkd.data.registry import PARTITIONS
+    from fedkd.scenario.schema import Partition
+
+    told = " ".join((Partition.model_fields["scheme"].description or "").split())
+    explained = {found["name"]: found["what"] for found in SCHEME.finditer(told) if found["what"]}
+    for name in PARTITIONS.names():
+        if name in PARTITIONS.builtin:
+            what = explained.get(name) or LIKE_ANY.get(name, "")
+            yield _row(name, f"{what[:1].upper()}{what[1:]}.")
+            continue
+        try:
+            yield _row(name, _summary(PARTITIONS.load(name)))
+        except UserError as error:
+            yield _row(name, f"cannot be used: {error}")
+    yield _row('"mod:function"', "Your own: function(labels, clients, generator, **args) returns indices.")
+    yield ""
+    for name, field in Partition.model_fields.items():
+        if name != "scheme":
+            default = _default(field.get_default(call_default_factory=True))
+            yield _row(f"{name} = {default}", " ".join((field.description or "").split()))
+
+
+def loggers() -> Iterator[str]:
+    """Yield every logger: what it does, what brings it where it is not installed, and its keys."""
+    from fedkd.scenario.tracking import Tracking
+    from fedkd.tracking.loggers.registry import LOGGERS
+
+    for name, kind in LOGGERS.items():
+        yield _row(name, kind.summary)
+        if not kind.is_there:
+            how = how_to_install(kind.extra) if kind.extra else f"pip install {kind.package}"
+            yield _row("", f"  not installed; {how}")
+        section = section_of(Tracking.model_fields[name].annotation)
+        assert section is not None
+        for key, field in section.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            yield _row("", f"  {key} = {'{}' if default == {} else _default(default)}")
+
+
+def scenarios() -> Iterator[str]:
+    """Yield the shipped scenarios by name: what each shows, how long it takes; then those in ./scenarios."""
+    yield from _shipped("scenario")
+    folder = Path.cwd() / "scenarios"
+    for path in sorted(folder.glob("**/*.toml")) if folder.resolve() != shipped_folder() else ():
+        relative = path.relative_to(folder)
+        if relative.parts[0] == BENCHES or path.name == "pyproject.toml":
+            continue
+        try:
+            parse_toml(path.read_text(encoding="utf-8"))
+            what = Shipped("", path).about()[0]
+        except (NotToml, UnicodeDecodeError, OSError):
+            what = "(not valid TOML)"
+        yield _row(f"scenarios/{relative}", what).rstrip()
+
+
+def benches() -> Iterator[str]:
+    """Yield the shipped benches by name: what each compares and how long it takes."""
+    yield from _shipped("bench")
+
+
+def _shipped(kind: Kind) -> Iterator[str]:
+    entries = shipped(kind)
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        what, takes = entry.about()
+        yield f"{entry.name:<{width}}  {what}"
+        if takes:
+            yield f"{'':<{width}}    {takes[:1].lower()}{takes[1:]}"
+    if not entries:
+        yield f"none: the folder of shipped {LISTED[kind]} is not there"
+
+
+def find_dataset(name: str) -> Path | None:
+    """Return the folder of a data set in the data root or the user cache, or None."""
+    from fedkd.data.request import data_root, user_cache
+
+    parts = (name, TORCHVISION_FOLDERS[name])
+    folders = (base / part for base in (data_root(None), user_cache()) for part in parts)
+    return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
+
+
+def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
+    """Yield every name with what it stands for, or with the error of a plug-in that cannot be loaded."""
+    for name in registry.names():
+        try:
+            yield name, registry.load(name)
+        except UserError as error:
+            yield name, error
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<23} {text}"
+
+
+def _summary(described: Any) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split()).removeprefix("Return ")
+    return text[:1].upper() + text[1:]
+
+
+def _default(value: Any) -> str:
+    return "absent" if value is None else toml_value(value)

@@ -1,0 +1,132 @@
+"""``fedkd doctor``: installed packages, devices and data sets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    *("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "pydantic", "scikit-learn", "safetensors"),
+    *("rich", "wandb", "tensorboard", "mlflow-skinny", "optuna"),
+)
+
+
+def examine() -> Iterator[str]:
+    """Yield a line for each finding; a part that does not work says so and never stops the others."""
+    yield _row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        yield _row(package, _version(package))
+    yield _row("cpus", f"{available_cpus()} available to this process")
+    yield _row("cuda", _guarded(_cuda))
+    yield _row("ray sees", _guarded(_ray_resources))
+    yield from _data_rows()
+    yield from _executor_rows()
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use; a container may have fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<14}{text}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package == "fedkd":
+            from fedkd import __version__
+
+            return f"{__version__} (run from its source, not installed)"
+        return "not installed"
+
+
+def _guarded(probe: Callable[[], str]) -> str:
+    try:
+        return probe()
+    except Exception as error:
+        return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"no device: {_why_none(torch.version.cuda, has_nvidia_driver())}"
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether the machine has the driver of an NVIDIA GPU."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _why_none(built_for: str | None, driver: bool) -> str:
+    """Say why torch sees no GPU: its build, or the machine."""
+    if built_for is None:
+        more = "though there is an NVIDIA driver" if driver else "all that is needed"
+        return f"torch is the CPU build, {more}"
+    if driver:
+        return f"torch is built for CUDA {built_for}, and the driver shows it no GPU"
+    return f"torch is built for CUDA {built_for}, and there is no NVIDIA driver; the CPU build would do"
+
+
+def _ray_resources() -> str:
+    """Start a local Ray for a moment: only Ray itself knows what it will count."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    from fedkd.engine.compat import allowed_cpus, lean, secluded
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with lean(), secluded() as seclusion:
+        ray.init(address="local", num_cpus=allowed_cpus(), include_dashboard=False, **quiet)
+    try:
+        resources = ray.cluster_resources()
+    finally:
+        ray.shutdown()
+        seclusion.end()
+    cpus, gpus, memory = (resources.get(kind, 0) for kind in ("CPU", "GPU", "object_store_memory"))
+    return f"{cpus:g} CPUs, {gpus:g} GPUs, {memory / 2**30:.1f} GiB of shared memory for arrays"
+
+
+def _data_rows() -> Iterator[str]:
+    from fedkd.cli.catalogue import TORCHVISION_FOLDERS, find_dataset
+    from fedkd.data.request import data_root
+
+    root = data_root(None)
+    origin = "$FEDKD_DATA" if os.environ.get("FEDKD_DATA") else "the user cache; set FEDKD_DATA for another"
+    state = "" if root.is_dir() else ", which does not exist yet"
+    yield _row("data root", f"{root} ({origin}){state}")
+    yield _row("digits", "embedded")
+    for name in TORCHVISION_FOLDERS:
+        yield _row(name, str(find_dataset(name) or "not found: downloaded on first use"))
+    if root.is_dir():
+        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        others = [name for name in names if name not in TORCHVISION_FOLDERS and not name.startswith(".")]
+        yield _row("also there", ", ".join(others) or "nothing else")
+
+
+def _executor_rows() -> Iterator[str]:
+    """Say what ``training.executor = "auto"`` has measured on this machine."""
+    from fedkd.clients.local.executor_cache import cache_file, measured_steps
+
+    measured = measured_steps()
+    if not measured:
+        yield _row("executors", 'nothing measured yet (training.executor = "auto")')
+        return
+    yield _row("executors", f"measured, in {cache_file()}:")
+    for what, (loop, vectorised) in measured:
+        keys = ("model", "batch_size", "together", "device")
+        model, size, together, device = (what.get(key, "?") for key in keys)
+        times = f"{1e3 * loop:.3g} ms a step and client in the loop, {1e3 * vectorised:.3g} together"
+        yield _row("", f"{model}, batches of {size}, {together} clients on {device}: {times}")

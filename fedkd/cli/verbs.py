@@ -1,0 +1,218 @@
+"""The verbs of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from fedkd.engine.address_space import check_address_space
+from fedkd.errors import RunFailed, UserError
+from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
+
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
+
+
+def run_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.plan.load import load_plan
+
+    path, overrides = _scenario_words(args)
+    if args.engine:
+        overrides.append(f"engine.kind={args.engine}")
+    plan = load_plan(path, overrides, seed=args.seed)
+    _supervise(args, lambda: plan.scenario.engine.kind == "ray")
+    # Only now what takes a second to import: a mistake in the scenario is told at once.
+    from fedkd.runs.runner import run
+    from fedkd.tracking.progress import make_progress
+
+    with _naming(path):
+        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)], progress=False)
+
+
+def resume_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.tracking.run_folder import plan_of_run
+
+    _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
+    from fedkd.runs.runner import resume
+    from fedkd.tracking.progress import make_progress
+
+    shown = [make_progress(quiet=args.quiet)]
+    resume(args.folder, rounds=args.rounds, observers=shown, progress=False)
+
+
+def bench_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.benchmark.bench import bench, describe_plan, plan_bench
+    from fedkd.benchmark.schema import load_bench
+
+    path, overrides = _scenario_words(args, "bench")
+    if args.dry_run:
+        _print(describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)))
+        return
+    if args.no_plugins:
+        raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
+    _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
+    result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
+    if not args.quiet:
+        print(f"\n{result.table()}\nresults  {result.folder}")
+    if result.failed:
+        raise RunFailed(
+            f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
+            "the same command tries them again"
+        )
+
+
+def tune_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.tuning.results import SHOWN
+    from fedkd.tuning.schema import load_search
+    from fedkd.tuning.tune import describe_tune, plan_tune, tune
+
+    if args.scenario is None:  # `--search a=0..1 file.toml` reads as it was meant
+        args.scenario = next((word for word in args.search if "=" not in word), None)
+        args.search = [word for word in args.search if word != args.scenario]
+    path, overrides = _scenario_words(args)
+    overrides += [f"trials={args.trials}"] if args.trials is not None else []
+    overrides += [f'metric="{args.metric}"'] if args.metric is not None else []
+    if args.dry_run:
+        _print(describe_tune(plan_tune(path, overrides, args.search, args.out)))
+        return
+    _supervise(args, lambda: load_search(path, overrides, args.search).spec.parallel)
+    result = tune(path, search=args.search, out=args.out, overrides=overrides, quiet=args.quiet)
+    if not args.quiet:
+        print(f"\n{result.table(SHOWN)}\nresults  {result.folder}\nfound    {result.scenario}")
+
+
+def report_verb(args: argparse.Namespace) -> None:
+    from fedkd.benchmark.bench import study_so_far
+    from fedkd.report.page.write import write_report
+
+    study = study_so_far(args.folders[0]) if len(args.folders) == 1 else None
+    print(f"report  {write_report(args.folders, args.out, study)}")
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
+    if args.supervised and on_ray():
+        from fedkd.engine.supervisor import split_off
+
+        split_off()
+
+
+def watch_verb(args: argparse.Namespace) -> None:
+    from fedkd.cli.watch import watch
+
+    watch(args.folder, once=args.once)
+
+
+def runs_verb(args: argparse.Namespace) -> None:
+    from fedkd.runs.listing import runs
+
+    _print(runs(args.folder).lines())
+
+
+def compare_verb(args: argparse.Namespace) -> None:
+    from fedkd.runs.comparison import compare
+
+    _print(compare(args.ours, args.theirs).lines())
+
+
+def export_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.trained.export import export
+
+    made = export(args.folder, args.out, round=args.round, progress=lambda line: print(line, flush=True))
+    for index, why in made.left_out.items():
+        print(f"client {index} is left out: {why}")
+    for index in made.without_network:
+        print(f"client {index}: its network could not be written down, load.py wants it handed over")
+    print(f"{len(made.clients)} clients  {made.folder}")
+
+
+def deal_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.deployment.deal import deal
+    from fedkd.plan.load import load_plan
+
+    path, overrides = _scenario_words(args)
+    plan = load_plan(path, overrides)
+    with _naming(path):
+        made = deal(plan, args.out, lambda line: print(line, flush=True))
+    print(f"{plan.scenario.data.clients} clients and the server  {made}")
+
+
+def check_verb(args: argparse.Namespace) -> None:
+    if args.schema:
+        import json
+
+        if args.schema == "bench":
+            from fedkd.benchmark.schema import bench_json_schema as schema
+        elif args.schema == "search":
+            from fedkd.tuning.schema import search_json_schema as schema
+        else:
+            from fedkd.plan.json_schema import json_schema as schema
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
+        return
+    from fedkd.plan.checks.no_plugins import WithoutPlugins
+    from fedkd.plan.load import load_plan, load_without_plugins
+    from fedkd.runs.check import check, check_without_plugins
+
+    path, overrides = _scenario_words(args)
+    plan = (load_without_plugins if args.no_plugins else load_plan)(path, overrides)
+    with _naming(path):
+        _print(check_without_plugins(plan, print) if isinstance(plan, WithoutPlugins) else check(plan, print))
+    print("ok")
+
+
+def list_verb(args: argparse.Namespace) -> None:
+    from fedkd.cli import catalogue
+
+    if args.name is not None:
+        _print(catalogue.details(args.what, args.name))
+        return
+    chosen = [args.what] if args.what else LISTS
+    for position, what in enumerate(chosen):
+        if len(chosen) > 1:
+            print(f"{chr(10) * (position > 0)}{what}")
+        _print(f"  {line}" if len(chosen) > 1 else line for line in getattr(catalogue, what)())
+
+
+def new_verb(args: argparse.Namespace) -> None:
+    from fedkd.scaffold import new
+
+    _print(new(args.kind, args.name, args.out))
+
+
+def doctor_verb(args: argparse.Namespace) -> None:
+    from fedkd.cli.doctor import examine
+
+    _print(examine())
+
+
+def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[str, list[str]]:
+    """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
+    words, file = list(args.set), args.scenario
+    if file is None:
+        files = [word for word in words if "=" not in word and word.endswith(".toml")]
+        known = names_of(kind)
+        file = next(iter([*files, *(word for word in words if word in known)]), None)
+        if file is None:
+            listing = f"fedkd list {LISTED[kind]}"
+            raise UserError(f"no {kind} file given, nor a name such as quickstart (see: {listing})")
+        words.remove(file)
+    return str(find_shipped(file, kind)), words
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        in_file = error.key is not None and not error.key.startswith("--")
+        raise error.at(file=file if in_file else None) from error

@@ -1,0 +1,193 @@
+"""``fedkd watch``: follow a run from another terminal, or from another machine that sees its folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.plan.plan import Plan
+from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.storage.paths import expanded
+from fedkd.tracking.events import RoundReport, RunObserver, RunReport
+from fedkd.tracking.present import Present, read_present
+from fedkd.tracking.progress import PlainProgress, make_progress
+from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
+from fedkd.tracking.run_folder import is_locked, plan_of_run
+
+EVERY_SECONDS = 1.0
+MEANS = {
+    "accuracy_local": ("local", "accuracy"),
+    "accuracy_global": ("global", "accuracy"),
+    "accuracy_trained_local": ("local", "accuracy_trained"),
+    "accuracy_trained_global": ("global", "accuracy_trained"),
+    "fusion_gain": ("local", "fusion_gain"),
+    "effective_neighbours": ("train", "effective_neighbours"),
+    "train_loss": ("train", "loss"),
+}
+"""Fields of a `RoundReport`, and the split and metric that each is the federation's mean of."""
+
+Rows = list[Mapping[str, Any]]
+
+
+def watch(
+    folder: Path,
+    *,
+    once: bool = False,
+    observer: RunObserver | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Show a run's rounds so far, then those that follow, until it ends; write nothing into its folder.
+
+    Without an observer it shows a live table on a terminal, plain lines elsewhere.
+    """
+    folder = expanded(folder).absolute()
+    plan = plan_of_run(folder)
+    if observer is None:
+        observer = PlainProgress(sys.stdout) if once else make_progress(quiet=False)
+    with observer:
+        follower = _Follower(plan, folder, observer)
+        while not follower.step() and not once:
+            sleep(EVERY_SECONDS)
+        if once:
+            follower.tell_present()
+
+
+class _Follower:
+    """Reads what a run writes, and tells an observer of it as the run itself would."""
+
+    def __init__(self, plan: Plan, folder: Path, observer: RunObserver) -> None:
+        self._plan, self._folder, self._observer = plan, folder, observer
+        self._metrics, self._timings = _Tail(folder / METRICS), _Tail(folder / TIMINGS)
+        self._rows: dict[int, Rows] = {}
+        self._costs: dict[int, Rows] = {}
+        self._told = 0  # rounds
+        self._present: Present | None = None
+        observer.run_started(plan.scenario, folder, 0)
+
+    def step(self) -> bool:
+        """Tell of what has come since the last step; return whether the run has ended."""
+        # First whether it ended, then what there is: nothing may come between the two and stay untold.
+        present, running = read_present(self._folder), is_locked(self._folder)
+        summary = self._summary() if present is None or present.status == "done" else None
+        if self._read():
+            self._told = 0
+            self._observer.message("the run went back to an earlier round")
+        finished = max((round for round in self._costs if round > 0), default=0)
+        if summary is None:  # more may follow of a round that no word is said of
+            finished = finished - 1 if present is None else min(finished, present.finished)
+        for round in range(self._told + 1, finished + 1):
+            self._observer.round_finished(self._report(round))
+        self._told = max(self._told, finished)
+        self._present = present
+        if summary is not None:
+            self._observer.run_finished(RunReport(self._folder, summary))
+            return True
+        if running:
+            self._tell_phase(present)
+            return False
+        if present is not None and present.status in ("failed", "interrupted"):
+            self._observer.message(f"{present.status}: {present.error}")
+        else:
+            saved = f"go on with: fedkd resume {self._folder}"
+            self._observer.message(f"nobody works in this folder, and the run is not done; {saved}")
+        return True
+
+    def _read(self) -> bool:
+        """Take in new rows; return whether a resumed run has cut off rows that were read."""
+        again = False
+        for tail, found in ((self._metrics, self._rows), (self._timings, self._costs)):
+            rows, cut = tail.read()
+            if cut:
+                found.clear()
+            again = again or cut
+            for row in rows:
+                found.setdefault(row["round"], []).append(row)
+        return again
+
+    def _report(self, round: int) -> RoundReport:
+        """Return a round's report, as far as it can be read from the run folder."""
+        rows, costs, schedule = self._rows.get(round, []), self._costs.get(round, []), self._plan.schedule
+        means = [row for row in rows if row["client"] is None and row["value"] is not None]
+        whole = {(row["split"], row["metric"]): row["value"] for row in means if row["task"] is None}
+        return RoundReport(
+            round=round,
+            rounds=self._plan.last_round,
+            **{field: whole.get(key) for field, key in MEANS.items()},
+            bytes_up=sum(row.get("bytes_up", 0) for row in costs),
+            bytes_down=sum(row.get("bytes_down", 0) for row in costs),
+            seconds=sum(row.get("seconds", 0.0) for row in costs),
+            metrics={_key(row): row["value"] for row in means},
+            task=schedule.task(0, round) if schedule.in_step else None,
+        )
+
+    def _tell_phase(self, present: Present | None) -> None:
+        if present is None or not present.phase:
+            return
+        self._observer.phase(present.round, present.phase, min(present.done, 1), present.total)
+        if present.slowest is not None:
+            slowest = present.slowest
+            self._observer.answered(present.round, present.phase, slowest.client, slowest.seconds)
+        self._observer.phase(present.round, present.phase, present.done, present.total)
+
+    def tell_present(self) -> None:
+        """Say what is under way, where lines are all that there is."""
+        under_way = self._present is not None and self._present.status == "running" and self._present.phase
+        if under_way and isinstance(self._observer, PlainProgress):
+            self._observer.tell_phase()
+
+    def _summary(self) -> Mapping[str, Any] | None:
+        with suppress(OSError, NotJson):
+            found = parse_json((self._folder / SUMMARY).read_bytes())
+            if isinstance(found, dict) and found.get("rounds") == self._plan.scenario.rounds:
+                return found
+        return None
+
+
+class _Tail:
+    """The lines that are added to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+
+    def read(self) -> tuple[Rows, bool]:
+        """Return the rows that have come, and whether some of those before are gone: all come again then."""
+        try:
+            with self._path.open("rb") as file:
+                cut = file.seek(0, 2) < self._read
+                if cut:
+                    self._read = 0
+                file.seek(self._read)
+                data = file.read()
+        except FileNotFoundError:
+            if self._read and not self._path.parent.is_dir():
+                raise UserError("is gone", file=str(self._path.parent)) from None
+            return [], False
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}", file=str(self._path)) from None
+        whole = data[: data.rfind(b"\n") + 1]  # what is half written is read when it is whole
+        self._read += len(whole)
+        return list(self._rows(whole)), cut
+
+    def _rows(self, whole: bytes) -> Iterator[Mapping[str, Any]]:
+        for line in whole.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+                raise UserError("has a line that is no row", file=str(self._path))
+            yield row
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Return the name that a mean has in a report."""
+    if row["task"] is None:
+        return f"{row['split']}/{row['metric']}"
+    return f"{row['metric']}/{row['split']}/{row['task']}"

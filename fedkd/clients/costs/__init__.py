@@ -1,0 +1,1 @@
+"""Estimates of memory and arithmetic before a run."""

@@ -1,0 +1,167 @@
+"""Checks of memory: estimates for all clients' models from one of each architecture."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedkd.clients.factory import model_factories, model_outputs
+from fedkd.clients.local.network_trainer import round_optimizer
+from fedkd.data.load import Data, first_task
+from fedkd.data.memory_budget import machine_memory
+from fedkd.data.streams.stream import FederatedStream
+from fedkd.errors import UserError
+from fedkd.fusion.strategy import overrides
+from fedkd.models.build import build_group_models
+from fedkd.models.estimator import Estimator
+from fedkd.plan.auxiliaries import make_auxiliaries
+from fedkd.plan.checks.requirements import check_requirements
+from fedkd.plan.plan import Plan
+from fedkd.plan.upload_memory import uploads_kept
+from fedkd.training.device import resolve_device
+
+STATES_AT_ONCE = 128
+"""Clients whose states the server's process holds while they are saved or restored, and as many while they
+are written."""
+LIVE_SHARE = 0.25
+"""Share of the memory of a machine or a GPU for idle clients."""
+OVERHEAD = 16_384
+"""Bytes of a client besides its arrays."""
+ESTIMATOR_BYTES = 1_000_000
+"""Assumed size of an estimator: about a forest of a hundred small trees."""
+
+
+def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
+    """Build one model of every group, and check the models, their memory and the strategy's requirements.
+
+    Raises:
+        UserError: A model cannot be built, all of them do not fit into memory, or the strategy cannot use
+            them.
+    """
+    shape, outputs = data.input_shape, model_outputs(plan, data)
+    copies = copies_in_training(plan)
+    limit = machine_memory() // copies, f"with {copies - 1} more of its size while it is trained"
+    models = build_group_models(plan.scenario, shape, outputs, data.input_dtype, limit)
+    _check_fit(plan, _sizes(plan, data, models))
+    _check_kept(plan, data, models)
+    check_requirements(plan, data, models)
+    return models
+
+
+def made_auxiliaries(
+    plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]
+) -> list[dict[str, nn.Module]]:
+    """Return the auxiliary networks, by name, of a client of every group."""
+    if not overrides(plan.strategy, "aux_networks"):
+        return [{} for _ in models]
+    factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
+    return [
+        make_auxiliaries(plan.strategy, factories[id(group)], model, plan.scenario.seed, 0)
+        if isinstance(model, nn.Module) and id(group) in factories  # else no client has it
+        else {}
+        for group, model in zip(plan.scenario.clients, models, strict=True)
+    ]
+
+
+def _sizes(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> list[int]:
+    """Return the bytes of all networks of a client of every group; 0 for an estimator."""
+    return [
+        _size(model) + sum(map(_size, made.values())) if isinstance(model, nn.Module) else 0
+        for model, made in zip(models, made_auxiliaries(plan, data, models), strict=True)
+    ]
+
+
+def _of_all_clients(plan: Plan, sizes: Sequence[int]) -> int:
+    """Return the sum over all clients of a quantity per group."""
+    number = Counter(map(id, plan.groups))
+    return sum(number[id(group)] * size for group, size in zip(plan.scenario.clients, sizes, strict=True))
+
+
+def copies_in_training(plan: Plan) -> int:
+    """Return the copies of a model's size during training: weights, gradients, moments."""
+    optimizer = round_optimizer(plan.scenario, plan.scenario.training.lr, 1)
+    return 2 + len([slot for slot in optimizer.slots if slot != "step"])
+
+
+def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> int:
+    """Return the approximate bytes of an idle client, the mean over all groups.
+
+    It holds a model, a kept optimiser state, guidance, and a learner's memory of each task.
+    """
+    guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
+    # Until an evaluation has measured what it did; and what was learned of it until the next comes.
+    guidance *= max(1, plan.capabilities.trials) + (plan.recipe.rehearse > 0)
+    if plan.capabilities.brings_model or plan.capabilities.pools:
+        return OVERHEAD + guidance
+    copies = 1 + plan.capabilities.keeps_models
+    if plan.scenario.training.optimizer_state == "kept":
+        copies += copies_in_training(plan) - 2
+    if isinstance(data, FederatedStream):
+        copies += len(data)
+    weights = _of_all_clients(plan, [size or ESTIMATOR_BYTES for size in _sizes(plan, data, models)])
+    return OVERHEAD + guidance + copies * weights // len(plan.groups)
+
+
+def clients_that_fit(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
+    """Return the number of idle clients that fit into a process's memory.
+
+    Args:
+        of_client: Bytes of a client.
+        share: The process's share of this machine's memory.
+        gpu_share: The process's share of a GPU, or number of GPUs.
+    """
+    memory = share * machine_memory()
+    if device.type == "cuda":
+        memory = min(gpu_share, 1.0) * torch.cuda.get_device_properties(device).total_memory
+    return max(1, int(LIVE_SHARE * memory) // of_client)
+
+
+def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
+    """Refuse models that do not fit into this machine, if they are kept on it."""
+    scenario = plan.scenario
+    elsewhere = scenario.engine.address is not None or resolve_device(scenario.engine.device).type != "cpu"
+    if elsewhere:
+        return
+    clients, at_work = scenario.data.clients, 1
+    if scenario.engine.kind == "ray":
+        at_work = min(clients, scenario.engine.actors or os.cpu_count() or 1)
+    if plan.capabilities.brings_model or plan.capabilities.pools:  # one of an architecture in every process
+        kept = 2.0 * sum(sizes)
+    else:
+        each = _of_all_clients(plan, sizes) / clients
+        live = scenario.engine.live_clients
+        living = min(clients * each, LIVE_SHARE * machine_memory())
+        if live is not None:
+            living = min(clients, live * at_work) * each
+        kept = living + min(clients, 2 * STATES_AT_ONCE) * each  # one portion is written, one comes in
+    needed = kept + at_work * (copies_in_training(plan) - 1) * max(sizes)
+    if needed > machine_memory():
+        raise UserError(
+            f"{clients} clients' models, with what training and checkpoints need besides, take"
+            f" {needed / 1e9:,.1f} GB at a time; this machine has {machine_memory() / 1e9:,.1f} GB",
+            key="clients",
+        )
+
+
+def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> None:
+    """Refuse to keep uploads that do not fit into the server's memory: weights, or predictions."""
+    each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
+    if "weights" in plan.capabilities.needs:
+        each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)
+    kept = uploads_kept(plan) * each
+    if kept > machine_memory():
+        scenario = plan.scenario
+        unwaiting = "asynchronous" if scenario.asynchronous is not None else "fusion.stale_decay"
+        raise UserError(
+            f"{uploads_kept(plan):,} uploads that are kept take {kept / 1e9:,.1f} GB; this machine has"
+            f" {machine_memory() / 1e9:,.1f} GB",
+            key="fusion.bank" if scenario.fusion.bank is not None else unwaiting,
+        )
+
+
+def _size(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])

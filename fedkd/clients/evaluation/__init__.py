@@ -1,0 +1,1 @@
+"""Evaluation of a client: before and after fusion, on every task, and of pairwise transfer."""

@@ -1,0 +1,134 @@
+"""The effect of guidance on a client: scores before and after fusion, and agreement with the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isnan, nan
+from typing import Literal
+
+import numpy as np
+
+from fedkd.fusion.math.fidelity import agreement, divergence, flips
+from fedkd.fusion.views import Arrays
+from fedkd.storage.namespaces import below, under
+from fedkd.training.evaluate import Score
+
+Split = Literal["local", "global"]
+SPLITS: tuple[Split, ...] = ("local", "global")
+
+TRAINED = "trained"
+CORRECT = "trained_correct"
+FOLLOWED = "followed/"
+MODELS = "models/"
+
+
+class GuidanceEffect:
+    """Accuracies before fusion, and figures of the difference; a part of the client's state."""
+
+    def __init__(self) -> None:
+        # Round of the last guidance, and the accuracies before it; NaN: it did not change the model.
+        self._round = -1
+        self._before: dict[Split, float] = dict.fromkeys(SPLITS, nan)
+        self._models_before: dict[str, float] = {}  # the same by model and split
+        # Until an evaluation: the right answers on the common test set before guidance, and the guidance.
+        self._correct_before: np.ndarray | None = None
+        self._followed: Arrays | None = None
+
+    def begin(self, round: int, scores: Mapping[Split, Score] | None) -> None:
+        """Record that guidance arrives in this round, and the scores before it.
+
+        Without scores, guidance does not change the model at once.
+        """
+        self._round = round
+        self._models_before = {}
+        if scores is None:
+            self._before = dict.fromkeys(SPLITS, nan)
+            return
+        self._before = {split: score.accuracy for split, score in scores.items()}
+        self._correct_before = scores["global"].correct
+
+    def begin_model(self, name: str, split: Split, accuracy: float) -> None:
+        """Record the accuracy of one of several models before fusion."""
+        self._models_before[f"{name}_{split}"] = accuracy
+
+    def begin_at(self, before: Mapping[Split, float]) -> None:
+        """Replace the accuracies before fusion, such as by those over several tasks."""
+        self._before = dict(before)
+
+    def follow(self, guidance: Arrays) -> None:
+        """Remember guidance until the next evaluation."""
+        self._followed = guidance
+
+    def forget(self) -> None:
+        """Forget guidance after further training."""
+        self._followed = self._correct_before = None
+
+    def forget_flips(self) -> None:
+        """Forget the right answers before guidance, which replaced the model."""
+        self._correct_before = None
+
+    def before_and_after(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
+        """Return the metrics of a split before and after fusion, given the accuracy after it.
+
+        `accuracy_trained` equals `accuracy` if nothing has changed the model since; `fusion_gain` is NaN for
+        a client without guidance in this round.
+        """
+        guided = self._round == round
+        changed = guided and not isnan(self._before[split])
+        trained = self._before[split] if changed else accuracy
+        gain = accuracy - trained if guided else nan
+        return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
+
+    def before_and_after_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
+        """Return the accuracy of one of several models before and after fusion, by metric name."""
+        before = self._models_before.get(f"{name}_{split}", nan) if self._round == round else nan
+        trained = accuracy if isnan(before) else before
+        return {f"accuracy_trained_{name}": trained, f"accuracy_{name}": accuracy}
+
+    def fidelity(
+        self,
+        round: int,
+        correct: np.ndarray,
+        follow: Callable[[Arrays], tuple[np.ndarray, np.ndarray] | None],
+    ) -> dict[str, float]:
+        """Return the agreement with the round's guidance, and the flips that it caused; once per guidance.
+
+        Args:
+            correct: Right answers on the common test set now.
+            follow: Returns the client's logits `[K, C]` on the samples of guidance and its target
+                probabilities `[K, C]`; None: no targets.
+
+        Returns:
+            `agreement` and `guidance_kl` on the transfer set, `positive_flips` and `negative_flips` on the
+            common test set; NaN where there is nothing to measure.
+        """
+        measured = dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
+        guidance, before = self._followed, self._correct_before
+        self.forget()
+        if guidance is None or self._round != round:
+            return measured
+        if before is not None:
+            turned = flips(before, correct)
+            measured["positive_flips"], measured["negative_flips"] = turned.positive, turned.negative
+        followed = follow(guidance)
+        if followed is not None and len(followed[0]):
+            measured["agreement"] = agreement(*followed)
+            measured["guidance_kl"] = divergence(*followed)
+        return measured
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that `restore` needs."""
+        before = [self._before[split] for split in SPLITS]
+        arrays = {TRAINED: np.array([self._round, *before], dtype=np.float64)}
+        if self._correct_before is not None:
+            arrays[CORRECT] = self._correct_before
+        models = {name: np.array(value, dtype=np.float64) for name, value in self._models_before.items()}
+        return arrays | under(MODELS, models) | under(FOLLOWED, self._followed or {})
+
+    def restore(self, arrays: Arrays) -> None:
+        """Continue from a state that `state` returned."""
+        round, *before = arrays[TRAINED].tolist()
+        self._round, self._before = int(round), dict(zip(SPLITS, before, strict=True))
+        self._correct_before = arrays.get(CORRECT)
+        self._models_before = {name: float(value) for name, value in below(MODELS, arrays).items()}
+        self._followed = below(FOLLOWED, arrays) or None

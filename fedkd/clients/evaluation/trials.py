@@ -1,0 +1,77 @@
+"""Trials of pairwise transfer: copies of a client that learn from one sender each.
+
+The client itself is not trained, and its own draws stay the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from math import nan
+
+import numpy as np
+from torch import nn
+
+from fedkd.clients.client import Client
+from fedkd.clients.evaluation.fusion_effect import SPLITS
+from fedkd.fusion.distillation.shift import START, mean_prediction
+from fedkd.fusion.kinds import Kind
+from fedkd.training.evaluate import score
+from fedkd.training.executor import Training
+
+LOGITS = "logits"
+KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Results of learning from each of N senders.
+
+    Attributes:
+        gains: Change of accuracy on the local and on the common test set, `[N, 2]` float64; NaN without test
+            samples.
+        answers: The copy's class of each transfer sample, `[N, M]` int32.
+    """
+
+    gains: np.ndarray
+    answers: np.ndarray
+
+
+def shown(client: Client, round: int) -> dict[str, np.ndarray]:
+    """Return a client's knowledge for trials, past all stages of an upload: its local training is over.
+
+    `logits` are `[M, C]` on the transfer set, `start` is the initial mean prediction `[C]`.
+    """
+    x, trainer = client.data.transfer_x, client.networks
+    start = mean_prediction(trainer.logits_of(trainer.fresh(), x))
+    return client.sent({LOGITS: client.predict(x), START: start}, KINDS, round)
+
+
+def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Trials]:
+    """Let a copy of a client learn from each sender alone, on the same batches in the same order.
+
+    Args:
+        probabilities: Of each sender on the transfer set, `[N, M, C]` float32.
+        epochs: Passes over the transfer set.
+    """
+    trainer = client.networks
+    before = _accuracies(client, trainer.network)
+    gains, answers = [], []
+    for of_sender in probabilities:
+        model = copy.deepcopy(trainer.network)
+        yield trainer.trial_job(model, of_sender, epochs, round)
+        gains.append(_accuracies(client, model) - before)
+        answers.append(trainer.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
+    return Trials(np.stack(gains), np.stack(answers))
+
+
+def _accuracies(client: Client, model: nn.Module) -> np.ndarray:
+    """Return a model's accuracy on the local and on the common test set, `[2]`."""
+    data, found = client.data, []
+    tests = {"local": (data.test_x, data.test_y), "global": (data.global_x, data.global_y)}
+    for split in SPLITS:
+        x, y = tests[split]
+        logits, _ = client.evaluator.leaning(partial(client.networks.logits_of, model), x)
+        found.append(score(logits, y).accuracy if len(y) else nan)
+    return np.array(found)

@@ -1,0 +1,69 @@
+"""Cached times of a model's step in the loop and in joint training.
+
+CACHE/fedkd/executors.json    {"version": 2, "measured": [{"what": {...}, "loop": s, "vectorised": s}]}
+
+Unreadable entries count as never measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from fedkd.data.request import user_cache
+from fedkd.storage.atomic import write_json_atomically
+from fedkd.storage.json_text import NotJson, parse_json
+
+VERSION = 2
+MOST = 200
+"""Number of measurements to keep, the newest."""
+
+Measured = tuple[float, float]
+"""Seconds of a client's step: in the loop, and together."""
+
+
+def cache_file() -> Path:
+    """Return the path of the cache."""
+    return user_cache() / "executors.json"
+
+
+def measured_steps() -> list[tuple[dict[str, Any], Measured]]:
+    """Return all measurements: the measured setting and its times, oldest first."""
+    try:
+        stored = parse_json(cache_file().read_bytes())
+    except (OSError, NotJson, RuntimeError):  # the last: a home folder of nobody
+        return []
+    if not isinstance(stored, Mapping) or stored.get("version") != VERSION:
+        return []
+    rows = stored.get("measured")
+    found = [_row(row) for row in rows] if isinstance(rows, list) else []
+    return [row for row in found if row is not None]
+
+
+def _row(row: Any) -> tuple[dict[str, Any], Measured] | None:
+    if not isinstance(row, Mapping) or not isinstance(row.get("what"), dict):
+        return None
+    seconds: list[Any] = [row.get("loop"), row.get("vectorised")]
+    if not all(type(value) in (int, float) and isfinite(value) and value > 0 for value in seconds):
+        return None
+    return row["what"], (float(seconds[0]), float(seconds[1]))
+
+
+def cached_step(what: Mapping[str, Any]) -> Measured | None:
+    """Return the times of a setting; None: never measured."""
+    return next((measured for known, measured in reversed(measured_steps()) if known == what), None)
+
+
+def cache_step(what: Mapping[str, Any], measured: Measured) -> None:
+    """Keep a measurement in place of an earlier one; where nobody may write, it is not kept."""
+    rows = [(known, seconds) for known, seconds in measured_steps() if known != what]
+    rows.append((dict(what), measured))
+    table = [
+        {"what": known, "loop": loop, "vectorised": vectorised} for known, (loop, vectorised) in rows[-MOST:]
+    ]
+    with suppress(OSError, RuntimeError, ValueError):
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(cache_file(), {"version": VERSION, "measured": table})

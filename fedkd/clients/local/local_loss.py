@@ -1,0 +1,188 @@
+"""Losses of local training: cross entropy, FedProx's pull, guidance and rehearsed samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fedkd.fusion.views import Arrays, LocalBatch, LocalStep
+from fedkd.scenario.schema import Relations
+from fedkd.training.aux_batches import AuxBatches
+from fedkd.training.losses import correct, cross_entropy
+from fedkd.training.relations import angle_huber, distance_huber, graph_kl
+
+LEAST = 1e-7
+"""Least probability with its own logarithm."""
+TARGETS, SAMPLES, ROUND = "targets", "samples", "round"
+"""Names of a `LastGuidance`'s arrays."""
+
+Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
+"""Term of guidance: logits ``[B, C]``, features ``[B, F]`` and labels ``[B]`` to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsed:
+    """Batches of other samples than private ones, and their term in the loss of local training.
+
+    Attributes:
+        batches: Inputs ``[m, ...]`` and targets ``[m, ...]``.
+        loss: Outputs ``[B, C]`` and targets ``[B, ...]`` to a scalar.
+        alike: Whether all clients of the scenario have this loss, and it only computes.
+    """
+
+    batches: AuxBatches
+    loss: Callable[[Tensor, Tensor], Tensor]
+    weight: float = 1.0
+    alike: bool = False
+
+    def __call__(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the term of a batch, a scalar with gradients."""
+        return self.weight * self.loss(model(inputs), targets)
+
+
+@dataclass(frozen=True, eq=False)
+class LastGuidance:
+    """The guidance that a client rehearses until the next comes.
+
+    Attributes:
+        targets: ``[K, C]``.
+        samples: Indices of their transfer samples ``[K]``; None: all.
+        round: Round of its fusion.
+    """
+
+    targets: np.ndarray
+    samples: np.ndarray | None
+    round: int
+
+    def of(self, transfer: np.ndarray) -> np.ndarray:
+        """Return its samples among the transfer samples."""
+        return transfer if self.samples is None else transfer[self.samples]
+
+    def age(self, round: int) -> int:
+        """Return the number of rounds without newer guidance when a round's training begins."""
+        return max(0, round - self.round - 1)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return it as arrays by name."""
+        arrays = {TARGETS: self.targets, ROUND: np.array(self.round, dtype=np.int64)}
+        return arrays if self.samples is None else arrays | {SAMPLES: self.samples}
+
+    @staticmethod
+    def restored(arrays: Arrays) -> LastGuidance | None:
+        """Return the guidance of a `state`; None: there was none."""
+        if not arrays:
+            return None
+        return LastGuidance(arrays[TARGETS], arrays.get(SAMPLES), int(arrays[ROUND]))
+
+
+@dataclass(frozen=True, eq=False)
+class ProximalTerm:
+    """FedProx's pull to the received weights (Li et al. 2020), ``μ/2 · ‖w − w_received‖²``."""
+
+    mu: float
+    received: Sequence[Tensor]
+
+    @staticmethod
+    def to_own_weights(model: nn.Module, mu: float) -> ProximalTerm:
+        """Return the pull to the present weights of a model."""
+        return ProximalTerm(mu, [parameter.detach().clone() for parameter in model.parameters()])
+
+    def __call__(self, model: nn.Module, received: Sequence[Tensor] = ()) -> Tensor:
+        """Return the scalar term for a model; joint training passes each client's `received` weights."""
+        pairs = zip(model.parameters(), received or self.received, strict=True)
+        squares: Tensor = sum((p - start).square().sum() for p, start in pairs)  # type: ignore[assignment]
+        return 0.5 * self.mu * squares
+
+
+@dataclass(frozen=True, eq=False)
+class LocalLoss:
+    """Cross entropy with FedProx's pull and the strategy's guidance; or the strategy's own loss.
+
+    A loss of the strategy's own gets the samples' indices after their labels.
+
+    Attributes:
+        taught: Term of guidance; None: none.
+        with_features: Whether that term, or the strategy's own loss, needs the model's features.
+        rehearsed: Auxiliary batches and their loss; None: none.
+        step: The strategy's own loss in place of cross entropy and guidance; None: none.
+    """
+
+    proximal: ProximalTerm | None = None
+    taught: Taught | None = None
+    with_features: bool = False
+    rehearsed: Rehearsed | None = None
+    step: LocalStep | None = None
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """Tensors after the batch (see `TrainJob.constants`)."""
+        return () if self.proximal is None else self.proximal.received
+
+    @property
+    def own_alone(self) -> bool:
+        """Whether clients differ only in arrays and constants, so that they can train together."""
+        alone = self.taught is None and self.step is None
+        return alone and (self.rehearsed is None or self.rehearsed.alike)
+
+    @property
+    def weight_rehearsed(self) -> float:
+        """Weight of the rehearsed loss; 0: none."""
+        return 0.0 if self.rehearsed is None else self.rehearsed.weight
+
+    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
+        """Return the mean loss over a batch.
+
+        The other arguments are the samples' indices if the strategy has its own loss, a rehearsed batch if
+        there is one, and the constants.
+        """
+        return self._with_logits(model, inputs, labels, others)[0]
+
+    def scored(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it with the number of correct answers (see `TrainJob.scored_loss`)."""
+        value, logits = self._with_logits(model, inputs, labels, others)
+        return value, correct(logits, labels)
+
+    def _with_logits(
+        self, model: Any, inputs: Tensor, labels: Tensor, others: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        index, others = (others[0], others[1:]) if self.step is not None else (None, others)
+        extra = None
+        if self.rehearsed is not None:
+            # Before the private samples: what a learner reads off the model afterwards is about those.
+            extra, others = self.rehearsed(model, others[0], others[1]), others[2:]
+        features = model.features(inputs) if self.with_features else None
+        logits = model(inputs) if features is None else model.head(features)
+        flat = None if features is None else features.flatten(1)  # as they were uploaded
+        if self.step is not None and index is not None:
+            told = self.step(LocalBatch(model, index, inputs, labels, logits, flat))
+            value, logits = told if isinstance(told, tuple) else (told, logits)
+        else:
+            value = cross_entropy(logits, labels)
+            if self.taught is not None:
+                value = value + self.taught(logits, flat, labels)
+        if extra is not None:
+            value = value + extra
+        return (value if self.proximal is None else value + self.proximal(model, others)), logits
+
+
+def relation_loss(wanted: Relations, features: Tensor, told: Tensor) -> Tensor:
+    """Return the scenario's loss on relations of a batch, a scalar.
+
+    Args:
+        wanted: Kind and weights.
+        features: The client's, ``[B, F]``.
+        told: Log-probabilities of the targets, ``[B, C]``.
+    """
+    if wanted.kind == "trg":
+        return wanted.weight * graph_kl(features, told, wanted.temperature)
+    value = wanted.distance * distance_huber(features, told)
+    return wanted.weight * (value + wanted.angle * angle_huber(features, told))
+
+
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Return the finite logarithms ``[K, C]`` float32 of targets' probabilities."""
+    return np.log(np.maximum(probabilities, LEAST)).astype(np.float32)

@@ -1,0 +1,150 @@
+"""Centralized clients: one model for all of an architecture, trained on the samples of all clients together.
+
+The model after r rounds depends on the scenario alone. So every process trains its own copy up to the rounds
+that it is asked about, and results do not depend on processes or participation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+import numpy as np
+from torch import Tensor, nn
+
+from fedkd.clients.local.network_trainer import NetworkTrainer, round_optimizer
+from fedkd.clients.local_samples import LocalSamples
+from fedkd.clients.poison import poison_of
+from fedkd.clients.shared_network import SharedModel
+from fedkd.clients.trainer import Trained, Trainee
+from fedkd.data.federated import FederatedData
+from fedkd.fusion.views import Arrays
+from fedkd.plan.plan import Plan
+from fedkd.randomness import derive_seed, torch_generator
+from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.storage.namespaces import below, under
+from fedkd.training.executor import Training
+from fedkd.training.job import TrainJob
+from fedkd.training.losses import correct, cross_entropy
+from fedkd.training.majority_guessing import Hits, guessing_right
+from fedkd.training.weights import load_weights, weights_of
+
+WEIGHTS = "weights/"
+ROUNDS = "pooled_rounds"
+LOSS = "pooled_loss"
+
+
+class PooledModel(SharedModel):
+    """One architecture's model and the number of rounds of its training.
+
+    Args:
+        network: The initial network, on its device.
+        samples: Inputs `[S, *input_shape]` and labels `[S]` of all clients, on the same device.
+        first: The first client of this architecture, whose draws the model takes.
+    """
+
+    def __init__(
+        self, network: nn.Module, samples: tuple[Tensor, Tensor], scenario: Scenario, first: int
+    ) -> None:
+        super().__init__(network)
+        self.samples = samples
+        self._scenario = scenario
+        self._first = first
+        self._initial = weights_of(network)
+        self._rounds = 0
+        self._loss = nan
+        self._guessing = guessing_right(samples[1].cpu())
+        self.last_hits: Hits | None = None
+
+    def advance(self, round: int) -> Training[float]:
+        """Bring the model to the end of a round, and return that round's mean loss.
+
+        Missing rounds are trained in order. A past round, asked by another run of the process, makes the
+        model begin again.
+        """
+        if round < self._rounds:
+            load_weights(self.network, self._initial)
+            self._rounds, self._loss = 0, nan
+        while self._rounds < round:
+            result = yield self._job(self._rounds + 1)
+            self._rounds, self._loss = self._rounds + 1, result.loss
+            self.last_hits = result.hits
+        return self._loss
+
+    def _job(self, round: int) -> TrainJob:
+        scenario, training = self._scenario, self._scenario.training
+        draws = {"client": self._first, "round": round}
+        return TrainJob(
+            self.network,
+            self.samples,
+            _loss,
+            round_optimizer(scenario, training.lr, round),
+            training.local_epochs,
+            training.batch_size,
+            generator=torch_generator(scenario.seed, "train-batches", **draws),
+            seed=derive_seed(scenario.seed, "train", **draws),
+            autocast=training.autocast,
+            scored_loss=_scored_loss,
+            guessing=self._guessing,
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that `restore` needs."""
+        progress = {ROUNDS: np.array(self._rounds, np.int64), LOSS: np.array(self._loss, np.float64)}
+        return progress | under(WEIGHTS, weights_of(self.network))
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take over a state, unless the model is as far already: every client brings one."""
+        if int(arrays[ROUNDS]) > self._rounds:
+            load_weights(self.network, below(WEIGHTS, arrays))
+            self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(model(inputs), labels)
+
+
+def _scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(inputs)
+    return cross_entropy(logits, labels), correct(logits, labels)
+
+
+def first_alike(groups: Sequence[ClientGroup], client: int) -> int:
+    """Return the first client with the model and arguments of `client`; `groups` has N entries."""
+    own = groups[client]
+    return next(n for n, other in enumerate(groups) if (other.model, other.args) == (own.model, own.args))
+
+
+def pooled_samples(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray, np.ndarray]:
+    """Return all clients' training samples `[S, *input_shape]` and labels `[S]`, in client order."""
+    shards = [data.client(n) for n in range(data.num_clients)]
+    labels = []
+    for n, own in enumerate(shards):
+        poison = poison_of(scenario, n, data.label_distribution)
+        labels.append(own.train_y if poison is None else poison.labels(own.train_y, own.classes))
+    return np.concatenate([own.train_x for own in shards]), np.concatenate(labels)
+
+
+class PooledTrainer(NetworkTrainer):
+    """Works in the pooled model of a client's architecture."""
+
+    def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: PooledModel) -> None:
+        super().__init__(plan, index, samples, model)
+        self._pooled = model
+
+    def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
+        """Bring the pooled model to the end of the round and return its mean loss."""
+        loss = yield from self._pooled.advance(client.round)
+        return Trained(loss, self._pooled.last_hits)
+
+    def catch_up(self, round: int) -> Training[None]:
+        """Bring the pooled model to a round's end, also for clients that were not sampled."""
+        yield from self._pooled.advance(round)
+
+    def model_state(self) -> dict[str, np.ndarray]:
+        """Return the pooled model's weights and progress: other clients may go on in other processes."""
+        return self._pooled.state()
+
+    def restore_model(self, arrays: Arrays) -> None:
+        """Bring the pooled model to the state, if it is not as far yet."""
+        self._pooled.restore(arrays)

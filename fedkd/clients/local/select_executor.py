@@ -1,0 +1,114 @@
+"""The choice of an executor for ``executor = "auto"``.
+
+The first training of a block of each group's clients is run both ways, on throw-away clients. The scenario
+takes the executor that is quicker for all groups together. Groups that cannot train together are left out:
+they go through the loop under either.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import torch
+
+from fedkd import __version__
+from fedkd.clients.factory import ClientFactory, model_outputs
+from fedkd.clients.local.executor_cache import cache_step, cached_step
+from fedkd.data.load import Data, first_task
+from fedkd.plan.plan import Plan
+from fedkd.plugins.loading import contained
+from fedkd.scenario.schema import ClientGroup
+from fedkd.training.device import resolve_device, torch_threads
+from fedkd.training.fast.benchmark_executors import Clock, StepSeconds, benchmark_executors
+from fedkd.training.job import TrainJob
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The executor ``"loop"`` or ``"vectorised"``, and the reason in words."""
+
+    executor: str
+    told: str
+
+
+def choose(
+    plan: Plan, data: Data, clock: Clock = time.perf_counter, tell: Tell = lambda line: None
+) -> Choice:
+    """Return the executor that is quicker at a plan's first training on this process's device."""
+    if plan.scenario.faults.goes_on:
+        return Choice("loop", "loop: clients that may be skipped or tried again work alone")
+    together = plan.with_executor("vectorised")
+    total = StepSeconds(0.0, 0.0)
+    blocks = {id(together.groups[block[0]]): block for block in reversed(together.blocks)}
+    for group in plan.scenario.clients:
+        if len(blocks.get(id(group), ())) < 2:  # they work alone in any case
+            continue
+        try:
+            seconds = _of_group(together, data, group, blocks[id(group)], clock, tell)
+        except Exception as error:  # of a plug-in; the run reports it with its client and round
+            return Choice("loop", f"loop: training together could not be tried ({type(error).__name__})")
+        if seconds is None:
+            continue
+        training, bounds = plan.scenario.training, first_task(data).train_bounds
+        sizes = [bounds[c][1] - bounds[c][0] for c, own in enumerate(together.groups) if own is group]
+        steps = training.local_epochs * max(1, sum(ceil(size / training.batch_size) for size in sizes))
+        total = StepSeconds(total.loop + steps * seconds.loop, total.vectorised + steps * seconds.vectorised)
+    if not total.loop:
+        return Choice("loop", "loop: the clients' steps cannot be taken together")
+    ratio = total.loop / total.vectorised
+    return Choice(total.choice, f"{total.choice}: training together is {ratio:.2f} times as fast as the loop")
+
+
+def _of_group(
+    plan: Plan, data: Data, group: ClientGroup, block: Sequence[int], clock: Clock, tell: Tell
+) -> StepSeconds | None:
+    """Return the seconds of a step of a group's clients, from the cache if possible."""
+    what = what_is_measured(plan, data, group, len(block))
+    if (known := cached_step(what)) is not None:
+        return StepSeconds(*known)
+    tell(f"measuring whether {group.model} trains quicker one by one or together")
+    with contained(), torch_threads(plan.scenario.engine.threads_per_client):
+        factory = ClientFactory(plan, data)
+        jobs: list[TrainJob] = []
+        for index in block:
+            client = factory.build(index)
+            client.enter(1)
+            jobs += islice(client.train(1), 1)
+        seconds = benchmark_executors(jobs, len(block), clock, fast=plan.scenario.training.fast)
+    if seconds is not None:
+        cache_step(what, (seconds.loop, seconds.vectorised))
+    return seconds
+
+
+def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) -> dict[str, Any]:
+    """Return everything that the time of a step depends on, as JSON has it."""
+    scenario, device = plan.scenario, resolve_device(plan.scenario.engine.device)
+    training = scenario.training
+    told: dict[str, Any] = {
+        "model": group.model,
+        "args": group.args,
+        "input": [*data.input_shape, str(data.input_dtype)],
+        "outputs": model_outputs(plan, data),
+        "batch_size": training.batch_size,
+        "together": together,
+        "optimizer": [training.optimizer, bool(training.momentum), bool(training.weight_decay)],
+        "clipped": training.clip_norm is not None,
+        "optimizer_state": training.optimizer_state,
+        "autocast": training.autocast,
+        "fast": training.fast,
+        "strategy": scenario.fusion.strategy,
+        "learner": None if scenario.continual is None else scenario.continual.learner,
+        "threads": scenario.engine.threads_per_client,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "fedkd": __version__,
+    }
+    return json.loads(json.dumps(told, default=str))

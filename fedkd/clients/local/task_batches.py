@@ -1,0 +1,90 @@
+"""What a learner makes of a round's private training: its own loss, on samples of the tasks that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedkd.clients.local.local_loss import LocalLoss
+from fedkd.continual.learning import TaskLearning
+from fedkd.continual.mixins import OwnLoss
+from fedkd.continual.replay.buffer import Episode
+from fedkd.continual.task_model import TaskModel
+from fedkd.training.early_stopping import EarlyStopping
+from fedkd.training.job import TrainJob
+from fedkd.training.majority_guessing import guessing_right
+
+
+def task_batches(
+    job: TrainJob,
+    learning: TaskLearning,
+    samples: Episode,
+    held_out: Episode | None,
+    patience: int,
+    local: LocalLoss,
+) -> TrainJob:
+    """Return a job with the learner's loss in the place of the cross entropy of the present task's samples.
+
+    FedProx's pull is added, and the present task's guidance where it is rehearsed. Whatever else a strategy
+    teaches in local training is about the present task's classes, so that such a one is refused.
+
+    Args:
+        held_out: What training stops on; None or empty: it does not stop early.
+        patience: See `EarlyStopping`.
+        local: The job's loss as it would be without a learner.
+    """
+    learner, context = learning.learner, learning.context
+    proximal, rehearsed = local.proximal, local.rehearsed
+
+    def criterion(outputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
+        if isinstance(learner, OwnLoss):
+            return learner.loss(context, outputs, labels, of_task)
+        return context.cross_entropy(outputs, labels, of_task)
+
+    def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor, *others: Tensor) -> Tensor:
+        # First, so that the model has the outputs of private samples at hand afterwards.
+        extra = None if rehearsed is None else rehearsed(model, *others)
+        value = criterion(model.outputs(inputs), labels, of_task)
+        if extra is not None:
+            value = value + extra
+        return value if proximal is None else value + proximal(model)
+
+    def scored_loss(
+        model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor, *others: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value = loss(model, inputs, labels, of_task, *others)
+        return value, context.correct(model.outputs(inputs), labels, of_task)
+
+    stopping = None
+    if held_out is not None and len(held_out.labels):
+        stopping = EarlyStopping(held_out, criterion, patience, outputs=TaskModel.outputs)
+    labels, tasks = samples.labels, samples.tasks
+    return replace(
+        job,
+        arrays=samples,
+        loss=loss,
+        scored_loss=scored_loss,
+        guessing=sum(guessing_right(labels[tasks == task].cpu()) for task in tasks.unique()),
+        early_stopping=stopping,
+        kind=None,
+        replayable=False,
+        constants=(),
+    )
+
+
+def of_task(task: int, x: Tensor, y: Tensor) -> Episode:
+    """Return samples and labels with their task."""
+    return Episode(x, y, torch.full((len(y),), task, device=y.device))
+
+
+def some(samples: Episode, rows: Tensor) -> Episode:
+    """Return some of them, by their indices ``[n]``."""
+    return Episode(*(values[rows] for values in samples))
+
+
+def joined(parts: Sequence[Episode]) -> Episode:
+    """Return samples of several tasks in one."""
+    return Episode(*map(torch.cat, zip(*parts, strict=True)))

@@ -1,0 +1,326 @@
+"""A client's stream of tasks: its place in it, its learner, and what it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isnan, nan
+from numbers import Real
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.clients.evaluation.fusion_effect import SPLITS, GuidanceEffect
+from fedkd.clients.evaluation.task_metrics import TaskMetric
+from fedkd.clients.evaluation.task_tests import TaskTests
+from fedkd.clients.local.local_loss import LocalLoss
+from fedkd.clients.local.task_batches import joined, of_task, some, task_batches
+from fedkd.clients.local_samples import LocalSamples
+from fedkd.clients.shared_network import Measured
+from fedkd.continual.learning import TaskLearning
+from fedkd.continual.masks.shared_mask import SharedMask, fingerprint
+from fedkd.continual.masks.supermask import SupermaskLearner
+from fedkd.continual.replay.buffer import Episode
+from fedkd.continual.subspace.bases import has_own_heads, protected_layers
+from fedkd.continual.subspace.sketch import layer_sketches
+from fedkd.continual.task_model import TaskModel
+from fedkd.continual.traits import predicts_by_weights, shapes_training
+from fedkd.data.streams.stream import FederatedStream
+from fedkd.errors import UserError
+from fedkd.fusion.views import Arrays, Supermask
+from fedkd.fusion.weights.orthogonal import LEFT, SKETCH
+from fedkd.plan.plan import Plan
+from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name
+from fedkd.storage.namespaces import below, under
+from fedkd.training.device import prepare_inputs
+from fedkd.training.executor import Training
+from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.weights import tensors_of
+
+LEARNER = "learner/"
+TASKS_AFTER = "tasks_after"
+TASKS_BEFORE = "tasks_before"
+TASKS_BEFORE_ROUND = "tasks_before_round"
+TAUGHT_AGAIN = "taught_again"
+
+
+class TaskStream:
+    """What a client of a federated stream has besides: a learner, and measurements on each task.
+
+    A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
+    A learner sees the tasks in the client's own order, counted from 0: its task is a place in that order. One
+    that comes back is a further task to it, and what it made of it last is what the client knows of it.
+
+    Args:
+        plan: What to simulate.
+        index: Client index, 0-based.
+        stream: All tasks of the federation.
+        samples: The client's.
+        network: The client's, on its device.
+        measured: What clients of the process have measured with a shared network; None: it is none.
+
+    Attributes:
+        learning: The network under the learner.
+        tests: Asks the network about tasks.
+        measured: `measured`, where the learner's answers depend on the weights alone.
+        curves: Accuracy on the present task after each epoch of the last training, by split.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        stream: FederatedStream,
+        samples: LocalSamples,
+        network: nn.Module,
+        measured: Measured | None = None,
+    ) -> None:
+        scenario, learner, order = plan.scenario, plan.learner, samples.order
+        assert learner is not None and scenario.continual is not None
+        self._plan, self._index, self._continual = plan, index, scenario.continual
+        self._samples, self._order = samples, order
+        self._device = next(network.parameters()).device
+        self._old_guidance: dict[int, int] = {}  # old task to the round of its last guidance
+        masks = "masks" in plan.strategy.capabilities.needs
+        self.curves: dict[str, list[float]] = {}
+        self.learning = TaskLearning(
+            learner,
+            network,
+            [stream[task].units for task in order],
+            stream.outputs,
+            self.tensors,
+            seed=scenario.seed,
+            client=index,
+            batch_size=scenario.training.batch_size,
+            common_tasks=order if masks else None,
+            fast=plan.scenario.training.fast,
+        )
+        self.measured = measured if predicts_by_weights(learner) else None
+        self.tests = TaskTests(scenario, index, stream, order, self.learning, self._on_device, self.measured)
+        # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
+        self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
+        self._tasks_after = self.tests.nothing()
+        self._begun_with: np.ndarray | None = None
+        if masks:
+            assert isinstance(self.learning.learner, SupermaskLearner)
+            memory = self.learning.learner.memory(self.learning.context)
+            self._begun_with = fingerprint(memory.weights)
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return prepare_inputs(array, self._device)
+
+    def tensors(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return the samples and labels that the client trains on of the task at a place in its order."""
+        x, y = self._samples.trained_on(place)
+        return self._on_device(x), self._on_device(y)
+
+    @property
+    def task(self) -> int:
+        """The present task, by its index in the stream."""
+        return self._order[max(self.learning.task, 0)]
+
+    # The course of tasks ------------------------------------------------------------------------------
+
+    def enter(self, round: int) -> bool:
+        """Move on to the task of a round; return whether it is another one."""
+        place = self._plan.schedule.place(self._index, round)
+        if round == 0 or self.learning.task == place:
+            return False
+        self._samples.enter(place)
+        self.learning.enter(place)
+        return True
+
+    def learned_by(self, round: int) -> tuple[int, ...]:
+        """Return the tasks that the client is through with at the end of a round, in its order."""
+        schedule = self._plan.schedule
+        return self._order[: schedule.place(self._index, round) + schedule.ends(self._index, round)]
+
+    def reopens(self, task: int, round: int) -> int | None:
+        """Return the place of an old task whose guidance of a round is new; None: there is none to learn."""
+        place = self.tests.place_of(task)
+        if round <= self._old_guidance.get(task, 0) or place >= self.learning.task:
+            return None
+        self._old_guidance[task] = round
+        return place
+
+    # The learner --------------------------------------------------------------------------------------
+
+    def sketch(self, bases: Arrays) -> dict[str, np.ndarray]:
+        """Return sketches of what the present task's inputs of layers are outside of bases.
+
+        Args:
+            bases: U ``[n, r]`` of every layer of which something is protected already, by name.
+
+        Returns:
+            For every layer that is to be protected a sketch ``[n, width]`` and the share of energy that is
+            left.
+        """
+        wanted = self._plan.scenario.fusion.orthogonal
+        assert wanted is not None
+        context = self.learning.context
+        layers = protected_layers(context.layers, own_heads=has_own_heads(context))
+        x, _ = context.samples()
+        found = layer_sketches(
+            context, layers, x, self.learning.substitutes(), tensors_of(bases), wanted.width
+        )
+        sketches = {SKETCH + name: own.columns.float().numpy() for name, own in found.items()}
+        return sketches | {LEFT + name: np.array(own.left, np.float32) for name, own in found.items()}
+
+    def as_seen(self, network: nn.Module) -> nn.Module:
+        """Return a network as losses see it, of the present task."""
+        return TaskModel(network, self.learning.model().units).eval()
+
+    def supermask(self) -> Supermask | None:
+        """Return the mask of the present task; None: the strategy does not exchange masks."""
+        learner = self.learning.learner
+        if self._begun_with is None or not isinstance(learner, SupermaskLearner):
+            return None
+        return SharedMask(learner, self.learning.context, self._begun_with)
+
+    def fit(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
+        """Run a round's job on private samples under the learner.
+
+        Args:
+            job: As it would be without a learner.
+            round: Of the training.
+            loss: The job's.
+        """
+        schedule, local_epochs = self._plan.schedule, self._plan.scenario.training.local_epochs
+        self.curves = {}
+        if shapes_training(self.learning.learner):
+            job = self._shaped(job, round, loss)
+        return self.learning.fit(
+            job,
+            first_epoch=schedule.rounds_into_task(self._index, round) * local_epochs,
+            task_epochs=schedule.rounds_of_task(self._index, round) * local_epochs,
+            after_epoch=self._after_epoch if self._continual.evaluate_epochs else None,
+        )
+
+    def _shaped(self, job: TrainJob, round: int, loss: LocalLoss) -> TrainJob:
+        """Return the job with the learner's loss, on samples of the tasks it names and those it remembers.
+
+        A straggler trains on less of each.
+        """
+        learner, context = self.learning.learner, self.learning.context
+        tasks, replayed = learner.batch(context)
+        if self._continual.online and set(tasks) - {context.task}:
+            raise UserError(
+                f"must be false, as '{learner.name}' trains on all samples so far again",
+                key="continual.online",
+            )
+        held_out, stopping = None, self._plan.scenario.training.early_stopping
+        if stopping is not None and tasks:
+            held_out = joined([self._kept_apart(task) for task in tasks])
+        parts = [self._of_round(task, round) for task in tasks]
+        if replayed is not None:
+            parts.append(replayed)
+        kept = self._samples.straggle(round, [len(part.labels) for part in parts])
+        if kept is not None:
+            rows = [torch.from_numpy(own).to(context.device) for own in kept]
+            parts = [some(part, own) for own, part in zip(rows, parts, strict=True)]
+        patience = 0 if stopping is None else stopping.patience
+        return task_batches(job, self.learning, joined(parts), held_out, patience, loss)
+
+    def _kept_apart(self, place: int) -> Episode:
+        x, y = self._samples.kept_apart(place)
+        return of_task(place, self._on_device(x), self._on_device(y))
+
+    def _of_round(self, place: int, round: int) -> Episode:
+        """Return the samples of a task that a round trains on."""
+        whole = of_task(place, *self.tensors(place))
+        if place != self.learning.task or not self._continual.online:
+            return whole
+        rows = self._samples.part(round, len(whole.labels))
+        return some(whole, torch.from_numpy(rows).to(whole.labels.device))
+
+    def _after_epoch(self) -> None:
+        accuracies, _ = self.tests.accuracies(self._order[self.learning.task])
+        row = accuracies[self.tests.main]
+        for split, accuracy in zip(SPLITS, row.tolist(), strict=True):
+            if not isnan(accuracy):  # there may be no local test sets
+                self.curves.setdefault(split, []).append(accuracy)
+
+    # Measurements -------------------------------------------------------------------------------------
+
+    def measure_before(self, round: int, effect: GuidanceEffect) -> None:
+        """Measure all tasks so far before guidance: what it does to earlier ones is `spatial_forgetting`."""
+        before, _ = self.tests.measure(self.tests.met())
+        self._tasks_before = (round, before)
+        effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
+
+    def task_metrics(self, round: int, effect: GuidanceEffect) -> dict[str, float]:
+        """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
+
+        At round 0, before any training, all that the client will meet are measured. What is not measured is
+        NaN.
+        """
+        met, number = self.tests.met(), len(self._samples.tasks)
+        measured = self._order if round == 0 else self._order[: self.learning.task + 2]
+        now, inferred = self.tests.measure(measured, round)
+        main = self.tests.main
+        round_before, before = self._tasks_before
+        guided = round_before == round and round > 0
+        found = {
+            TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
+            for p, protocol in enumerate(self.tests.protocols)
+            for s, split in enumerate(SPLITS)
+            for t in range(number)
+        }
+        found |= {
+            TaskMetric(TASK_INFERENCE_RATE, split, t).key: float(inferred[s, t])
+            for s, split in enumerate(SPLITS)
+            for t in range(number)
+        }
+        for s, split in enumerate(SPLITS):
+            for t in range(number):
+                learned = before[main, s, t] if guided else now[main, s, t]
+                earlier = t in met[:-1]
+                known = self._tasks_after[main, s, t] if earlier else nan
+                spatial = learned - now[main, s, t] if guided and earlier else nan
+                found[TaskMetric("spatial_forgetting", split, t).key] = float(spatial)
+                found[TaskMetric("temporal_forgetting", split, t).key] = float(known - learned)
+        self._tasks_after = now
+        if round > 0:
+            for split, accuracy in zip(SPLITS, self.tests.so_far(now), strict=True):
+                moments = effect.before_and_after(round, split, accuracy)
+                found |= {f"{name}_{split}": value for name, value in moments.items()}
+        return found
+
+    def learner_report(self, round: int) -> dict[str, float]:
+        """Return at a task's end what the learner keeps of tasks, in bytes, and its report on the last."""
+        if not self._plan.schedule.ends(self._index, round):
+            return {}
+        learning = self.learning
+        costs = {
+            "stored_bytes": float(learning.context.stored_bytes()),
+            "peak_bytes": float(learning.peak_bytes),
+        }
+        told = learning.learner.report(learning.context)
+        if not isinstance(told, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, Real) for name, value in told.items()
+        ):
+            kind = type(told).__name__
+            raise TypeError(
+                f"`report` of learner '{learning.learner.name}' returned a {kind}; must be a dict of numbers"
+            )
+        return costs | {name: float(value) for name, value in told.items()}
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that `restore` needs to continue exactly here."""
+        round, before = self._tasks_before
+        arrays = under(LEARNER, self.learning.state())
+        arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
+        if self._old_guidance:
+            arrays[TAUGHT_AGAIN] = np.array(sorted(self._old_guidance.items()), dtype=np.int64)
+        return arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Continue from a state that `state` returned."""
+        self._tasks_after = np.array(arrays[TASKS_AFTER])
+        self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
+        self._old_guidance = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}
+        self.learning.restore(below(LEARNER, arrays))
+        if self.learning.task >= 0:
+            self._samples.enter(self.learning.task)

@@ -1,0 +1,1 @@
+"""Learners that add weights of each task's own."""

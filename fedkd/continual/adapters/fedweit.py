@@ -1,0 +1,406 @@
+"""What a client of FedWeIT learns: a base for everybody, parts of its own, and use of what others lend.
+
+J. Yoon, W. Jeong, G. Lee, E. Yang and S. J. Hwang, "Federated Continual Learning with Weighted Inter-client
+Transfer", ICML 2021, arXiv 2003.03196. What clients exchange is `fedkd.fusion.streams.fedweit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fedkd.continual.adapters.decomposition import Layout, head_of
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.layers import layers_of
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
+from fedkd.continual.masks.masks import pack, unpack
+from fedkd.continual.mixins import Phases, StateExchange, TaskParameters
+from fedkd.continual.state import LearnerState, Table, Value
+from fedkd.errors import UserError
+from fedkd.plugins.hyperparameters import STRICT
+
+VALUES, BITS, STAMP = "values", "bits", "stamp"
+
+T = TypeVar("T")
+
+
+class WeITState(LearnerState):
+    """What FedWeIT remembers."""
+
+    mask = Table()
+    """Scores of masks, by task and weight."""
+    part = Table()
+    """Own parts, by task and weight."""
+    own = Table()
+    """Heads, biases and the like, by task and parameter."""
+    target = Table()
+    """B ⊙ m + A at the end of the last task, by task and weight."""
+    attention = Table()
+    """Of the present task: α, one number for each lent part, by weight."""
+    lenders = Value()
+    """Of the present task: client and task of each lent part, ``[K, 2]``."""
+    borrowed = Table()
+    """Σ α A of an ended task, sparse, by task."""
+    known = Table()
+    """Parts of others, sparse, with the time of their fusion, by client and task."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
+    """Split weights into a base, a mask and a sparse part for each task, and parts that other clients lend.
+
+    For the weights of two or more dimensions below the head, layer by layer and task by task::
+
+        θ_t = B ⊙ m_t + A_t + Σ_i α_{t,i} A_i                 m_t = σ(s_t), one number for each output unit
+        loss + λ1 (Σ_{i ≤ t} ‖A_i‖₁ + ‖m_t‖₁) + λ2 Σ_{i < t} ‖(B ⊙ m_i + A_i) − (B ⊙ m_i + A_i)*‖²
+             + λ/2 (‖A_t‖² + ‖s_t‖²), and in the first task λ/2 ‖B‖²         A_t begins at B/3, m_t at 1/2
+
+    B is the base; A_t the task's own part; the A_i of the sum are those of other clients, as they were when
+    the task began, with an attention α for each of them and layer. * marks what an earlier task had when the
+    last one ended. All of B, s_t, A_t, α and the A_i of earlier tasks learn, so that an earlier part makes up
+    for what B has moved by. What of a part is not above a threshold when a task ends is zero from then on.
+
+    The head's rows of the task's units, biases and whatever else has one dimension, and statistics of
+    normalisation layers are the task's own, and begin as they first were.
+
+    With the strategy `fedweit` the base is averaged and parts are lent. With one that exchanges predictions,
+    or `local`, nothing is lent, and this is additive parameter decomposition (APD; Yoon et al., ICLR 2020,
+    arXiv 1902.09432) with masks over units.
+
+    An own part, and what it is held to, is kept whole: two numbers a weight and task. A step costs two passes
+    over the weights for each earlier task.
+    """
+
+    name: ClassVar[str] = "fedweit"
+    paper: ClassVar[str] = (
+        "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"
+        " ICML 2021, arXiv 2003.03196"
+    )
+    source_note: ClassVar[str] = (
+        "units rank by σ(s) and attention begins at 0, where the authors' code ranks by |s| and draws it"
+    )
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True)
+
+    sparsity: Annotated[float, Field(ge=0)] = 1e-3
+    """λ1 of own parts. The larger, the fewer weights of a part are left to be stored and sent, and the more a
+    task has to say through the base; 1e-3 in the authors' code."""
+    mask_sparsity: Annotated[float, Field(ge=0)] | None = None
+    """λ1 of masks; absent: `sparsity`, as in the paper. The authors' code has 0."""
+    retention: Annotated[float, Field(ge=0)] = 100.0
+    """λ2: how hard an earlier task is held to what it was, 100 in the paper, whose code halves the square.
+    Plain SGD needs lr · λ2 · 2 · (tasks) below 2, or training diverges; Adam does not mind."""
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    """Weights of a part whose size is not above it count as zero at the end of a task; absent: `sparsity`, as
+    in the authors' code. Gradients of an L1 penalty alone make nothing zero."""
+    initial_mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Every unit's mask when a task begins; about 0.5 in the authors' code. Nearer to 1 a task begins nearer
+    to the base, but the sigmoid learns slower."""
+    initial_part: Annotated[float, Field(ge=0, le=1)] = 1 / 3
+    """A task's own part when it begins, as a share of the base: with the mask at 0.5 a task begins at 0.83 B.
+    A third in the authors' code, there of the initial base; 0 begins with an empty part."""
+    decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay of the present part and of its mask's scores, and in the first task of the base; 1e-4 in
+    the authors' code."""
+    borrow: Literal["latest", "all", "nothing"] = "latest"
+    """Whose parts a task is lent when it begins: the `latest` of every other client, as in the authors' code;
+    `all` that are known, as in the paper's sum, at a whole set of weights a part and step; or `nothing`."""
+    initial_attention: float = 0.0
+    """Every α when a task begins. At 0 nothing is taken over before it has proved of use; the authors' code
+    draws them at random, which begins with noise of the size of a part."""
+
+    # What it can work with ----------------------------------------------------------------------------
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network without weights below a head of its own.
+
+        Raises:
+            UserError: It has none, or something other than the last linear layer makes its outputs, or two
+                layers share a weight.
+        """
+        shapes = _shapes(network)
+        heads = [layer.weight_name for layer in layers_of(network).values() if layer.is_head]
+        problem = None
+        if not Layout.of(shapes).shapes:
+            problem = "splits the weights below a head, and the model has none"
+        elif heads != [head_of(shapes)]:
+            problem = "needs a model whose last linear layer, or `head`, makes the outputs"
+        elif len(list(network.named_parameters(remove_duplicate=False))) != len(
+            list(network.named_parameters())
+        ):
+            problem = "cannot split weights that layers share"
+        if problem:
+            raise UserError(f"'{self.name}' {problem}", key="continual.learner")
+
+    # The course of a task -----------------------------------------------------------------------------
+
+    def begin_phase(self, context: LearnerContext) -> None:
+        """Begin the task's mask, its part, and the attention to what is lent; unless it has begun."""
+        task, state = context.task, WeITState(context)
+        if _has_begun(context, task):
+            return
+        score = math.log(self.initial_mask / (1.0 - self.initial_mask))
+        lenders = self._lenders(context)
+        state.lenders = torch.tensor(lenders, dtype=torch.int64, device=context.device).view(-1, 2)
+        for name, base in _bases(context).items():
+            state.mask[task, name] = base.new_full((len(base),), score)
+            state.part[task, name] = self.initial_part * base.detach()
+            if lenders:
+                state.attention[name] = base.new_full((len(lenders),), self.initial_attention)
+        for name, own in _others(context).items():
+            rows = own[context.units[task]] if name in _head_names(context) else own
+            state.own[task, name] = rows.detach().clone()
+
+    def trainable(self, context: LearnerContext) -> Tensors:
+        """Return the base, all that is the task's own, and the own parts of earlier tasks."""
+        state, task = WeITState(context), context.task
+        own = state.mask.in_memory(task) | state.own.in_memory(task)
+        return {**_bases(context), **own, **state.part.in_memory(), **state.attention.in_memory()}
+
+    def end_task(self, context: LearnerContext) -> None:
+        """Make small weights of parts zero, keep what was borrowed, and what every task is held to."""
+        state, task = WeITState(context), context.task
+        if not _has_begun(context, task):
+            return
+        state.part.put({name: self._pruned(part) for name, part in state.part.part().items()})
+        for trained in (state.mask, state.own):
+            trained.put({name: tensor.detach() for name, tensor in trained.part(task).items()}, task)
+        sum_of_lent = self._borrowed(context, task)
+        if sum_of_lent:
+            flat = torch.cat([values.detach().flatten() for values in sum_of_lent.values()])
+            state.borrowed.put(_sparse(flat), task)
+        state.attention.drop()
+        state.lenders = None
+        self._forget(context)
+        for earlier in _begun(context):
+            for name, weight in self._kept(context, earlier).items():
+                state.target[earlier, name] = weight.detach().contiguous()
+
+    def report(self, context: LearnerContext) -> dict[str, float]:
+        """Return how the task's weights came about.
+
+        `part_density` is the share of the weights in which its own part is not zero, `mask` the mean of its
+        masks, `borrowed_share` the norm of what others lent by that of its weights.
+        """
+        task = context.task
+        if not _has_begun(context, task):
+            return {}
+        parts = WeITState(context).part.part(task)
+        gates = [_gate(context, task, name).detach() for name in parts]
+        lent = self._borrowed(context, task)
+        whole = self.task_parameters(context, task)
+        weights = torch.cat([whole[name].detach().flatten() for name in parts])
+        taken = torch.cat([values.detach().flatten() for values in lent.values()]) if lent else weights[:0]
+        return {
+            "part_density": float((torch.cat([p.flatten() for p in parts.values()]) != 0).double().mean()),
+            "mask": float(torch.cat(gates).double().mean()),
+            "borrowed_share": float(taken.double().norm() / weights.double().norm().clamp(min=1e-30)),
+        }
+
+    # A step -------------------------------------------------------------------------------------------
+
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
+        """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
+        if not _has_begun(context, task):
+            share = self.initial_mask + self.initial_part
+            return {name: base * share for name, base in _bases(context).items()}
+        tensors, lent = self._kept(context, task), self._borrowed(context, task)
+        for name, borrowed in lent.items():
+            tensors[name] = tensors[name] + borrowed
+        heads, first = _head_names(context), dict(context.network.named_parameters())
+        for name, own in WeITState(context).own.part(task).items():
+            if name in heads:
+                own = first[name].detach().index_copy(0, context.units[task], own)
+            tensors[name] = own
+        return tensors
+
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor:
+        """Return what sparse parts and masks cost, and what earlier tasks have moved by."""
+        state, present = WeITState(context), context.task
+        masks = self.sparsity if self.mask_sparsity is None else self.mask_sparsity
+        parts = list(state.part.part().values())
+        total = self.sparsity * torch.stack([part.abs().sum() for part in parts]).sum()
+        if masks:
+            gates = [_gate(context, present, name) for name in _bases(context)]
+            total = total + masks * torch.stack([gate.sum() for gate in gates]).sum()
+        if self.decay:
+            decayed = [kind[present, name] for kind in (state.part, state.mask) for name in _bases(context)]
+            if present == 0:
+                decayed += _bases(context).values()
+            total = total + 0.5 * self.decay * torch.stack([t.square().sum() for t in decayed]).sum()
+        if self.retention:
+            for earlier in _begun(context):
+                if earlier != present:
+                    for name, weight in self._kept(context, earlier).items():
+                        moved = weight - state.target[earlier, name]
+                        total = total + self.retention * moved.square().sum()
+        return total
+
+    def _kept(self, context: LearnerContext, task: int) -> Tensors:
+        """Return ``B ⊙ m + A`` of a task that has begun, by name."""
+        found = {}
+        for name, base in _bases(context).items():
+            gate = _gate(context, task, name)
+            shape = (-1, *[1] * (base.dim() - 1))
+            found[name] = base * gate.view(shape) + WeITState(context).part[task, name]
+        return found
+
+    def _pruned(self, part: Tensor) -> Tensor:
+        least = self.sparsity if self.threshold is None else self.threshold
+        return torch.where(part.detach().abs() > least, part.detach(), 0.0)
+
+    # What others lend ---------------------------------------------------------------------------------
+
+    def export_state(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
+        """Return the present mask as ``mask/{name}``, and parts as ``part/{task}/{name}``, pruned."""
+        told = {f"mask/{name}": _gate(context, context.task, name) for name in _bases(context)}
+        for task in tasks:
+            for name, part in WeITState(context).part.part(task).items():
+                told[f"part/{task}/{name}"] = self._pruned(part)
+        return told
+
+    def import_state(self, context: LearnerContext, state: Tensors) -> None:
+        """Keep parts of others, ``{client}/{task}/`` `values`, `bits` and `stamp`, for tasks that begin."""
+        WeITState(context).known.put(state)
+        self._forget(context)
+
+    def _lenders(self, context: LearnerContext) -> list[tuple[int, int]]:
+        """Return client and task of every part that a task is lent which begins now, ascending."""
+        stamps = _stamps(context)
+        if self.borrow == "nothing":
+            return []
+        if self.borrow == "all":
+            return sorted(stamps)
+        latest: dict[int, tuple[int, int]] = {}
+        for client, task in sorted(stamps, key=lambda key: (stamps[key], key)):
+            latest[client] = (client, task)
+        return sorted(latest.values())
+
+    def _forget(self, context: LearnerContext) -> None:
+        """Forget parts that no later task will be lent, and the present one is not."""
+        lenders = WeITState(context).lenders
+        present = [] if lenders is None else lenders.tolist()
+        for client, task in _stamps(context).keys() - {*self._lenders(context), *map(tuple, present)}:
+            WeITState(context).known.drop(client, task)
+
+    def _borrowed(self, context: LearnerContext, task: int) -> Tensors:
+        """Return ``Σ_i α_i A_i`` of a task, by name; empty where nothing was lent."""
+        state = WeITState(context)
+        kept = state.borrowed.part(task)
+        if kept:
+            return _by_name(_layout(context), _dense(kept, _layout(context).size))
+        if task != context.task or state.lenders is None or not len(state.lenders):
+            return {}
+        lent = self._lent(context)
+        return {name: torch.tensordot(state.attention[name], parts, dims=1) for name, parts in lent.items()}
+
+    def _lent(self, context: LearnerContext) -> Tensors:
+        """Return the parts that the present task is lent, ``[K, *shape]`` by name; once an epoch."""
+
+        def stacked() -> Tensors:
+            layout, state = _layout(context), WeITState(context)
+            assert state.lenders is not None
+            parts = [
+                _by_name(layout, _dense(state.known.part(client, task), layout.size))
+                for client, task in state.lenders.tolist()
+            ]
+            return {name: torch.stack([part[name] for part in parts]) for name in layout.shapes}
+
+        return _once(context, "lent", stacked)
+
+
+# Names and shapes -----------------------------------------------------------------------------------------
+
+
+def _once(context: LearnerContext, name: str, make: Callable[[], T]) -> T:
+    """Return what `make` makes, which is the same in all steps of an epoch."""
+    if context.step_cache is None:
+        return make()
+    if name not in context.step_cache:
+        context.step_cache[name] = make()
+    found: T = context.step_cache[name]
+    return found
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+
+
+def _layout(context: LearnerContext) -> Layout:
+    return _once(context, "layout", lambda: Layout.of(_shapes(context.network)))
+
+
+def _bases(context: LearnerContext) -> Tensors:
+    """Return the weights that have parts."""
+
+    def found() -> Tensors:
+        names = _layout(context).shapes
+        return {name: p for name, p in context.network.named_parameters() if name in names}
+
+    return _once(context, "bases", found)
+
+
+def _others(context: LearnerContext) -> Tensors:
+    """Return what is trained besides, as it first was."""
+    names = _layout(context).shapes
+    return {
+        name: p for name, p in context.network.named_parameters() if p.requires_grad and name not in names
+    }
+
+
+def _head_names(context: LearnerContext) -> set[str]:
+    """Return the names of what has a row for every output unit."""
+    heads = [layer for layer in context.layers.values() if layer.is_head]
+    return {name for layer in heads for name in (layer.weight_name, layer.bias_name)}
+
+
+def _begun(context: LearnerContext) -> Iterator[int]:
+    """Yield the tasks that have been trained on, in order."""
+    yield from (task for task in range(context.task + 1) if _has_begun(context, task))
+
+
+def _has_begun(context: LearnerContext, task: int) -> bool:
+    return (task, next(iter(_layout(context).shapes))) in WeITState(context).part
+
+
+def _gate(context: LearnerContext, task: int, name: str) -> Tensor:
+    """Return m of a task and layer, ``[out]``."""
+    return torch.sigmoid(WeITState(context).mask[task, name])
+
+
+def _stamps(context: LearnerContext) -> dict[tuple[int, int], int]:
+    """Return when each part of others was fused, by client and task."""
+    stamps = {}
+    for name, values in WeITState(context).known.part().items():
+        client, task, what = name.split("/")
+        if what == STAMP:
+            stamps[int(client), int(task)] = int(values)
+    return stamps
+
+
+# Sparse ---------------------------------------------------------------------------------------------------
+
+
+def _sparse(flat: Tensor) -> Tensors:
+    """Return what of a tensor ``[P]`` is not zero, and where, a bit a number."""
+    there = flat != 0
+    return {VALUES: flat[there], BITS: pack(there)}
+
+
+def _dense(sparse: Tensors, size: int) -> Tensor:
+    """Return the tensor ``[size]`` that has been made sparse."""
+    there = unpack(sparse[BITS], (size,))
+    return torch.zeros(size, device=there.device).masked_scatter(there, sparse[VALUES])
+
+
+def _by_name(layout: Layout, flat: Tensor) -> Tensors:
+    starts = layout.starts()
+    return {
+        name: flat[starts[name] : starts[name] + math.prod(shape)].view(shape)
+        for name, shape in layout.shapes.items()
+    }

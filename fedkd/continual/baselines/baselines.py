@@ -1,0 +1,87 @@
+"""Baselines and references: plain training on the stream, on all tasks so far, or on each task alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Batch, Learner, LearnerTraits
+from fedkd.continual.state import LearnerState, Table
+from fedkd.plugins.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Naive(Learner):
+    """Train on each task as it comes, and do nothing against forgetting."""
+
+    name: ClassVar[str] = "naive"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cumulative(Learner):
+    """Go on with every task, and train on the samples of all tasks so far.
+
+    A reference, not a continual learner, since it keeps all samples: `joint` without the new beginning. Each
+    round trains on early tasks again, so it is the upper end of the scale at every moment, for the price of
+    ever longer rounds. It stores nothing; the samples come on top of that.
+    """
+
+    name: ClassVar[str] = "cumulative"
+    traits: ClassVar[LearnerTraits] = LearnerTraits(retrains_old_tasks=True)
+
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the samples of all tasks so far."""
+        return Batch(range(context.task + 1))
+
+
+class InitialState(LearnerState):
+    """The initial weights and buffers, by name."""
+
+    initial = Table()
+
+
+@dataclass(frozen=True, config=STRICT)
+class Single(Learner):
+    """Begin anew with every task: earlier ones neither help nor hinder, and are lost.
+
+    A reference, not a continual learner: the diagonal of its accuracy matrix is what `gain_over_single` is
+    measured against. Its stored bytes are the initial weights.
+    """
+
+    name: ClassVar[str] = "single"
+    traits: ClassVar[LearnerTraits] = LearnerTraits(
+        begins_anew=True, closed="begins every task with a fresh network"
+    )
+
+    def prepare(self, context: LearnerContext) -> None:
+        """Remember the initial weights."""
+        initial = {name: values.detach().clone() for name, values in context.network.state_dict().items()}
+        InitialState(context).initial.put(initial)
+
+    def begin_task(self, context: LearnerContext) -> None:
+        """Go back to them."""
+        initial = InitialState(context).initial
+        with torch.no_grad():
+            for name, values in context.network.state_dict().items():
+                values.copy_(initial[name])
+
+
+@dataclass(frozen=True, config=STRICT)
+class Joint(Single):
+    """Begin anew with every task, and train on the samples of all tasks so far.
+
+    A reference, not a continual learner, since it keeps all samples: the upper end of the scale, and what
+    `intransigence` is measured against. Its stored bytes are the initial weights; the samples come on top of
+    them.
+    """
+
+    name: ClassVar[str] = "joint"
+    traits: ClassVar[LearnerTraits] = replace(Single.traits, retrains_old_tasks=True)
+
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the samples of all tasks so far."""
+        return Batch(range(context.task + 1))

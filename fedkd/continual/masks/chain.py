@@ -1,0 +1,72 @@
+"""Networks that are a chain of layers, each fed by the one before it and by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from fedkd.continual.layers import Layer
+from fedkd.models.fast.batch_last import Conv2d, Flatten
+from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.zoo.classifier import Classifier
+
+LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
+"""What units belong to."""
+
+BETWEEN = (
+    *(nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, Flatten),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+    *(nn.MaxPool2d, MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+)
+"""What commutes with a unit's multiplication by a number ≥ 0, and leaves units apart."""
+
+
+def chain_of(network: nn.Module) -> tuple[Layer, ...]:
+    """Return the layers of a network in the order in which a sample meets them, the head last.
+
+    Raises:
+        ValueError: Why it is no chain in which each unit could be multiplied by a number of its own.
+    """
+    layers: list[Layer] = []
+    for name, module in _modules(network):
+        if isinstance(module, nn.Linear | nn.Conv2d) and type(module) in LAYERS:
+            if isinstance(module, nn.Conv2d) and module.groups != 1:
+                raise ValueError(f"'{name}' is a convolution in groups")
+            layers.append(Layer(name, module, False))
+        elif type(module) not in BETWEEN or (isinstance(module, nn.Flatten) and module.start_dim != 1):
+            raise ValueError(f"'{name}' is a {type(module).__name__}")
+    if not layers or not isinstance(layers[-1].module, nn.Linear):
+        raise ValueError("the last layer is not linear")
+    if len({id(layer.module.weight) for layer in layers}) < len(layers):
+        raise ValueError("two layers share a weight")
+    for before, after in pairwise(layers):
+        if inputs_of(after) % outputs_of(before):
+            raise ValueError(f"'{after.name}' does not read what '{before.name}' makes")
+    return (*layers[:-1], Layer(layers[-1].name, layers[-1].module, True))
+
+
+def outputs_of(layer: Layer) -> int:
+    """Return the number of a layer's units: of its channels, if it is a convolution."""
+    return layer.module.weight.shape[0]
+
+
+def inputs_of(layer: Layer) -> int:
+    """Return the number of inputs of a layer: of its channels, if it is a convolution."""
+    return layer.module.weight.shape[1]
+
+
+def _modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a sample goes through, with their names."""
+    if type(network) is Classifier:
+        parts: Sequence[tuple[str, nn.Module]] = list(network.named_children())
+    elif type(network) is nn.Sequential:
+        parts = list(network.named_children())
+    else:
+        raise ValueError(f"{type(network).__name__} has a course of its own")
+    for name, module in parts:
+        if type(module) is nn.Sequential:
+            yield from ((f"{name}.{inner}", found) for inner, found in _modules(module))
+        else:
+            yield name, module

@@ -1,0 +1,109 @@
+"""Old tasks of supermask learners, open once more: their own scores, or weights that they alone have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Step, Tensors
+from fedkd.continual.masks import masks
+from fedkd.continual.reopened import Reopened
+from fedkd.training.optimizer import OptimizerSpec
+
+if TYPE_CHECKING:
+    from fedkd.continual.masks.supermask import SupermaskLearner
+
+
+class ReopenedScores(Reopened):
+    """The scores of an old task, whose mask they make anew; no weight changes, and no other mask.
+
+    Args:
+        learner: The client's.
+        context: The client's.
+        task: The old task, whose scores were kept.
+    """
+
+    def __init__(self, learner: SupermaskLearner, context: LearnerContext, task: int) -> None:
+        super().__init__(learner, context, task)
+        self._scores_of, self._memory = learner, learner.memory(context)
+
+    def trainable(self) -> Tensors:
+        """Return the task's scores."""
+        return self._memory.scores(self.task)
+
+    def task_parameters(self) -> Tensors:
+        """Return the weights under the mask that the scores make now."""
+        return self._memory.trainable_mask(self.task)
+
+    def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
+        """Return the scores' own optimiser."""
+        return self._scores_of.optimizer(self.context, spec)
+
+    def penalty(self, step: Step) -> Tensor | None:
+        """Return None: what tells tasks apart is learned from samples of the task's own."""
+        return None
+
+    def project(self, gradients: Tensors) -> Tensors:
+        """Return all gradients."""
+        return gradients
+
+    def close(self) -> None:
+        """Keep the mask that the scores make."""
+        self._memory.settle(self.task, keep_scores=True, again=True)
+
+
+class ReopenedWeights(Reopened):
+    """The weights that no mask but an old task's lets through, those of later tasks included.
+
+    ::
+
+        G_t = M_t ∧ ¬⋁_{j ≠ t} M_j          over all masks that are settled
+        w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ G_t
+
+    F_t alone would not do: later tasks use the weights that earlier ones have trained, as they are.
+
+    Args:
+        learner: The client's.
+        context: The client's.
+        task: The old task.
+        met: All tasks so far.
+    """
+
+    def __init__(self, learner: SupermaskLearner, context: LearnerContext, task: int, met: int) -> None:
+        super().__init__(learner, context, task)
+        self._memory = memory = learner.memory(context)
+        others = [memory.bits(other) for other in range(met) if other != task and memory.is_settled(other)]
+        self._own = {
+            name: masks.unpack(masks.free(bits, [other[layer] for other in others]), weight.shape)
+            for layer, ((name, weight), bits) in enumerate(
+                zip(memory.weights.items(), memory.bits(task), strict=True)
+            )
+        }
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there are such weights."""
+        return any(bool(own.any()) for own in self._own.values())
+
+    def trainable(self) -> Tensors:
+        """Return all weights that masks go over."""
+        return self._memory.weights
+
+    def task_parameters(self) -> Tensors:
+        """Return the weights under the task's mask."""
+        return self._memory.masked_weights(self.task)
+
+    def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
+        """Return the scenario's optimiser without weight decay, which would move all weights."""
+        return replace(spec, weight_decay=0.0)
+
+    def penalty(self, step: Step) -> Tensor | None:
+        """Return None: what tells tasks apart is learned from samples of the task's own."""
+        return None
+
+    def project(self, gradients: Tensors) -> Tensors:
+        """Leave weights without a gradient that are not the task's alone."""
+        return {name: masks.masked(gradient, self._own[name]) for name, gradient in gradients.items()}

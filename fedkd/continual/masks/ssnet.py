@@ -1,0 +1,133 @@
+"""SSNeT and ExSSNeT: find a mask, then train the weights under it, all or the exclusive ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import floor
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import LearnerTraits, Tensors
+from fedkd.continual.masks import masks
+from fedkd.continual.masks.mask_memory import MaskState
+from fedkd.continual.masks.reopened_masks import ReopenedWeights
+from fedkd.continual.masks.supermask import MASK, SupermaskLearner
+from fedkd.continual.mixins import WEIGHTS
+from fedkd.continual.reopened import Reopenable, Reopened
+from fedkd.plugins.hyperparameters import STRICT
+from fedkd.training.optimizer import OptimizerSpec
+
+
+@dataclass(frozen=True, config=STRICT)
+class SSNeT(Reopenable, SupermaskLearner):
+    """Find a task's mask as SupSup does, then train the weights that it lets through.
+
+    ::
+
+        first   M_t = top `density` share of |S_t| in each layer    S_t learns, w stays as it is
+        then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ M_t                w learns, M_t stays as it is
+
+    Weights that an earlier mask has too are changed under it: SSNeT forgets, and is there to show what the
+    exclusive masks of `exssnet` are good for. Weights start at the signed constant of SupSup, as the authors'
+    do, so with no epoch for weights the two are the same.
+    """
+
+    name: ClassVar[str] = "ssnet"
+    recordable: ClassVar[bool] = True
+    paper: ClassVar[str] = (
+        "Yadav & Bansal, Exclusive Supermask Subnetwork Training for Continual Learning, 2022, "
+        "arXiv 2210.10209"
+    )
+
+    traits: ClassVar[LearnerTraits] = replace(
+        SupermaskLearner.traits,
+        withholds_masks="trains weights that earlier masks have, so that no two clients keep the same",
+    )
+
+    mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a task's epochs, all its rounds together, that finds the mask: rounded, but at least one. At
+    least one is left for the weights, unless the share is 1, which makes this SupSup, or there is but one
+    epoch in all. Masks are slower to find than weights to train: go below 0.5 only with tens of epochs."""
+
+    def phase_of(self, epoch: int, epochs: int) -> str:
+        """Return whether an epoch of the task trains scores or weights."""
+        return MASK if epoch < self.mask_epochs(epochs) else WEIGHTS
+
+    def mask_epochs(self, epochs: int) -> int:
+        """Return how many of a task's epochs train scores."""
+        if self.mask_share == 1.0 or epochs < 2:
+            return epochs
+        return min(max(floor(self.mask_share * epochs + 0.5), 1), epochs - 1)
+
+    def begin_phase(self, context: LearnerContext) -> None:
+        """Settle the mask before weights are trained under it."""
+        super().begin_phase(context)
+        if context.phase == WEIGHTS:
+            self.memory(context).settle(context.task, keep_scores=self.kkt)
+
+    def trainable(self, context: LearnerContext) -> Tensors:
+        """Return the task's scores, or all weights that masks go over."""
+        return self.memory(context).weights if context.phase == WEIGHTS else super().trainable(context)
+
+    def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
+        """Return the scenario's optimiser for weights, without weight decay, which would move all of them."""
+        if context.phase == WEIGHTS:
+            return replace(spec, weight_decay=0.0)
+        return super().optimizer(context, spec)
+
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task whose own weights may change: those under its mask alone."""
+        if not self.memory(context).is_settled(task):
+            return None
+        reopened = ReopenedWeights(self, context, task, context.task + 1)
+        return reopened if reopened.has_any else None
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExSSNeT(SSNeT):
+    """Find a task's mask as SupSup does, then train those of its weights that no earlier mask has.
+
+    ::
+
+        first   M_t = top `density` share of |S_t| in each layer    S_t learns, w stays as it is
+                F_t = M_t ∧ ¬(M_1 ∨ … ∨ M_{t−1})
+        then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ F_t                M_t stays as it is
+
+    The weights that earlier tasks trained serve the new one as they are, and nothing is ever forgotten: the
+    outputs for a task are the same bits as when it ended. What runs out is room: watch `free_share`, and
+    choose `density` by the number of tasks.
+    """
+
+    name: ClassVar[str] = "exssnet"
+    recordable: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = replace(SSNeT.traits, trains_masked_weights=True, withholds_masks=None)
+
+    def begin_phase(self, context: LearnerContext) -> None:
+        """Find out which weights under the mask are the task's own."""
+        super().begin_phase(context)
+        if context.phase == WEIGHTS:
+            memory = self.memory(context)
+            earlier = [memory.bits(old) for old in self.earlier(context, context.task)]
+            others = memory.others()  # what clients that learn the task together have trained before it
+            if others is not None:
+                earlier.append(others)
+            for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(context.task), strict=True)):
+                MaskState(context).free[name] = masks.free(bits, [old[layer] for old in earlier])
+
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+        """Leave weights without a gradient that are not the task's own."""
+        if context.phase != WEIGHTS:
+            return gradients
+        return {
+            name: masks.masked(gradient, masks.unpack(MaskState(context).free[name], gradient.shape))
+            for name, gradient in gradients.items()
+        }
+
+    def end_task(self, context: LearnerContext) -> None:
+        """Keep the mask alone."""
+        super().end_task(context)
+        self.memory(context).set_others(None)
+        MaskState(context).free.drop()

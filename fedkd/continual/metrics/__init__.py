@@ -1,0 +1,1 @@
+"""Continual metrics, and the accuracy matrices that they are made of."""

@@ -1,0 +1,192 @@
+"""How much single samples pull at every weight: per-sample gradients, squared or absolute, summed.
+
+The square of a batch's mean gradient is something else, and far smaller: samples' gradients cancel. So they
+are needed one by one, without ever being held all at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Tensors
+from fedkd.models.evaluation_mode import predicting
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""From outputs ``[B, O]`` and labels ``[B]`` to one number a sample, ``[B]``."""
+Magnitude = Callable[[Tensor], Tensor]
+"""`torch.square` or `torch.abs`: of a product, the magnitude is the product of its factors' magnitudes."""
+
+ROWS = 256
+"""Most samples at a time."""
+FLOATS = 2**24
+"""About as many numbers may the gradients of single samples have that are held at a time (64 MiB)."""
+
+
+def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, magnitude: Magnitude) -> Tensors:
+    """Return ``Σ_n m(∂ score_n / ∂θ)``, in evaluation mode, for every parameter that requires a gradient.
+
+    Exact for any network whose samples do not see each other in evaluation mode. The gradient of sample n by
+    the weight of a linear layer is an outer product ``g_n a_nᵀ`` of the gradient by the layer's output and
+    its input, so the sum is a matrix product, ``m(G)ᵀ m(A)``, far cheaper than the gradients themselves.
+    Everything else is differentiated sample by sample, vectorised where the network allows it.
+
+    Args:
+        network: On the device of the samples.
+        x: Samples ``[n, *input_shape]``.
+        y: Labels ``[n]``, handed on to `score`.
+        score: What is differentiated.
+        magnitude: m, `torch.square` or `torch.abs`.
+    """
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    if not len(x):
+        return sums
+    with predicting(network), torch.enable_grad():
+        linear, others = _sort(network, parameters, x[:2], y[:2], score)
+        floats = sum(parameters[name].numel() for name in others)
+        rows = min(ROWS, max(FLOATS // floats, 1)) if others else ROWS
+        for start in range(0, len(x), rows):
+            batch, labels = x[start : start + rows], y[start : start + rows]
+            if linear:
+                _add_linear(sums, network, linear, batch, labels, score, magnitude)
+            if others:
+                _add_others(sums, network, others, batch, labels, score, magnitude)
+    return sums
+
+
+def _sort(
+    network: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, score: Score
+) -> tuple[list[str], list[str]]:
+    """Return the names of the linear layers whose gradients are outer products, and of all other parameters.
+
+    Those are linear layers that see one vector a sample, once, and whose weights are used nowhere else.
+    Parameters that the score does not depend on are in neither list.
+    """
+    with _Recorder(network, [name for name, module in network.named_modules() if _is_linear(module)]) as seen:
+        uses = _uses(score(network(x), y).sum())
+    linear, covered = [], set()
+    for name, calls in seen.calls.items():
+        own = {f"{name}.{kind}" if name else kind for kind in ("weight", "bias")} & parameters.keys()
+        once = len(calls) == 1 and calls[0][0].dim() == 2 and len(calls[0][0]) == len(x)
+        if own and once and all(uses[id(parameters[one])] == 1 for one in own):
+            linear.append(name)
+            covered |= own
+    return linear, [name for name, p in parameters.items() if name not in covered and uses[id(p)]]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # A subclass may do anything with its weight, and so may whatever computes a weight that is no parameter.
+    return type(module) is nn.Linear
+
+
+def _uses(value: Tensor) -> Counter[int]:
+    """Return how many operations of a value's graph read each leaf, by the leaf's id."""
+    uses: Counter[int] = Counter()
+    seen, ahead = set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            leaf = getattr(following, "variable", None)
+            if leaf is not None:
+                uses[id(leaf)] += 1
+            elif following is not None and following not in seen:
+                seen.add(following)
+                ahead.append(following)
+    return uses
+
+
+class _Recorder:
+    """Notes what modules receive and return in the forward passes of a block.
+
+    Attributes:
+        calls: Of every module its inputs and outputs, by name.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+        self._network = network
+
+    def __enter__(self) -> _Recorder:
+        self._handles = [
+            self._network.get_submodule(name).register_forward_hook(self._note(calls))
+            for name, calls in self.calls.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @staticmethod
+    def _note(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            calls.append((inputs[0].detach(), output))
+            return output.clone()  # what follows may overwrite it, like ReLU(inplace=True)
+
+        return note
+
+
+def _add_linear(
+    sums: Tensors,
+    network: nn.Module,
+    names: Sequence[str],
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    magnitude: Magnitude,
+) -> None:
+    with _Recorder(network, names) as seen:
+        total = score(network(x), y).sum()
+    inputs, outputs = zip(*(seen.calls[name][0] for name in names), strict=True)
+    for name, a, g in zip(names, inputs, torch.autograd.grad(total, outputs), strict=True):
+        weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
+        if weight in sums:
+            sums[weight] += magnitude(g).T @ magnitude(a)
+        if bias in sums:
+            sums[bias] += magnitude(g).sum(0)
+
+
+def _add_others(
+    sums: Tensors,
+    network: nn.Module,
+    names: Sequence[str],
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    magnitude: Magnitude,
+) -> None:
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def score_of_one(own: Tensors, sample: Tensor, label: Tensor) -> Tensor:
+        outputs = functional_call(network, {**parameters, **own}, (sample[None],))
+        return score(outputs, label[None])[0]
+
+    own = {name: parameters[name] for name in names}
+    try:
+        gradients = vmap(grad(score_of_one), in_dims=(None, 0, 0))(own, x, y)
+        for name, values in gradients.items():
+            sums[name] += magnitude(values).sum(0)
+    except RuntimeError:  # not every network can be vectorised: its course may depend on the sample
+        for sample, label in zip(x, y, strict=True):
+            for name, values in grad(score_of_one)(own, sample, label).items():
+                sums[name] += magnitude(values)
+
+
+def some_samples(context: LearnerContext, number: int | None) -> tuple[Tensor, Tensor]:
+    """Return samples ``[n, *input_shape]`` and labels ``[n]`` of the present task, drawn without repetition.
+
+    Args:
+        context: The client's.
+        number: How many; None, or more than there are: all.
+    """
+    x, y = context.samples()
+    if number is None or number >= len(x):
+        return x, y
+    chosen = torch.randperm(len(x), generator=context.generator("importance"))[:number].to(x.device)
+    return x[chosen], y[chosen]

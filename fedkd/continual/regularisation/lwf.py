@@ -1,0 +1,147 @@
+"""Learning without forgetting: the network before the task teaches the network that learns it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.regularisation.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
+from fedkd.continual.seen_classes import (
+    is_shared,
+    mark_seen,
+    note_present,
+    noted_units,
+    present_units,
+    seen_units,
+)
+from fedkd.plugins.hyperparameters import STRICT
+from fedkd.training.losses import kd_kl
+
+HEADS = "heads"
+
+
+@dataclass(frozen=True, config=STRICT)
+class LwF(FastSteps, Learner):
+    """Keep to what the network said of the present samples before the task, among the classes it knew.
+
+    ::
+
+        penalty = λ Σ_h T² mean_n KL(softmax(z'_h(x_n) / T) ‖ softmax(z_h(x_n) / T))
+
+    z' is the network as it was when the task began, in evaluation mode; h goes through the heads. Where tasks
+    have units of their own, those of each old task are a head. Where they share their units there is one
+    head, the units of the classes met in earlier tasks (see `distil`). It remembers next to nothing from one
+    task to the next; the teacher is as large as the network.
+
+    Where all classes compete, there is a form of its own (van de Ven et al., Three Types of Incremental
+    Learning, 2022): ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
+
+        L = CE(y, z)                                               among the classes seen so far
+        D = T² mean_n KL(softmax(z'_old(x_n) / T) ‖ softmax(z_seen(x_n) / T)_old)
+        total = L / t + (1 − 1/t) · λ · D                          t-th task
+
+    The student's probabilities are those among all classes seen, the present task's included, which the
+    teacher gives none. With any form next to nothing is left of classes whose samples are gone: expect 20 to
+    30 % where samples in memory give 90.
+    """
+
+    name: ClassVar[str] = "lwf"
+    recordable: ClassVar[bool] = True
+    paper: ClassVar[str] = (
+        "Li & Hoiem, Learning without Forgetting, IEEE TPAMI 40 (12), 2018, arXiv 1606.09282"
+    )
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """λ; 1 in the paper. With a head a task more is safe; with a shared head 3 already leaves little room for
+    a new task, and 0.3 forgets."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
+    """T; 2 in the paper. The higher, the more the unlikely classes count; a very high one asks for equal
+    logits, up to a shift."""
+    distil: Literal["met", "seen", "all"] = "met"
+    """Units of a shared head that are held: those of the classes `met` in earlier tasks, among themselves, or
+    against those of the present task as well (`seen`), or against `all` others, which the teacher takes for
+    unlikely: more of the old classes is left then, and less is learned of the new ones."""
+    compete: Literal["all", "seen"] = "all"
+    """Units of a shared head that the client's own samples are told apart among: `all`, or those of the
+    classes `seen` so far, so that classes to come are not pushed down before they come."""
+    mix: Literal["sum", "tasks"] = "sum"
+    """How old and new losses are weighed: `sum`, as in the paper; `tasks` gives every task equal weight, so
+    that old ones count for more the more there are."""
+
+    def begin_task(self, context: LearnerContext) -> None:
+        """Keep the network as it is for a teacher, once it has something to teach, and note the classes."""
+        if context.task > 0:
+            keep_teacher(context)
+        if self.distil == "seen" or self.compete == "seen":
+            note_present(context)
+
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
+        """Return the distillation loss of all heads, and what makes the mix and the competition."""
+        changed = self._among_seen(context, step)
+        heads = self._heads(context)
+        if not heads or not has_teacher(context):
+            return changed
+        known, outputs = taught(context, step.inputs), step.outputs()
+        losses = []
+        for head in heads:
+            wanted = (known[:, head] / self.temperature).softmax(1)
+            if self.distil == "seen" and is_shared(context, context.task):
+                present = noted_units(context)
+                present[head] = False
+                rivals = present.nonzero()[:, 0]  # of whom the teacher knows nothing
+                wanted = F.pad(wanted, (0, len(rivals)))
+                head = torch.cat([head, rivals])
+            losses.append(kd_kl(outputs[:, head], wanted, self.temperature))
+        held = self.weight * torch.stack(losses).sum()
+        if self.mix == "tasks":
+            new = step.loss if changed is None else step.loss + changed
+            held = context.task / (context.task + 1) * (held - new)
+        return held if changed is None else held + changed
+
+    def _among_seen(self, context: LearnerContext, step: Step) -> Tensor | None:
+        """Return what makes own samples' cross entropy among all units of their task one among those seen."""
+        if self.compete == "all" or step.labels is None or not is_shared(context, context.task):
+            return None
+        outputs = step.outputs()[:, : context.outputs].float()
+        assert step.tasks is not None
+        seen = seen_units(context) | noted_units(context)
+        target = context.units[context.task][step.labels]
+        among_seen = F.cross_entropy(outputs.masked_fill(~seen, -torch.inf), target)
+        return among_seen - context.cross_entropy(outputs, step.labels, step.tasks)
+
+    def end_task(self, context: LearnerContext) -> None:
+        """Dismiss the teacher, and note the classes met."""
+        dismiss_teacher(context)
+        mark_seen(context, present_units(context))
+
+    def prepare_steps(self, context: LearnerContext) -> None:
+        """Find the heads."""
+        self._heads(context)
+
+    def _heads(self, context: LearnerContext) -> Sequence[Tensor]:
+        """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
+        cache = context.step_cache
+        if cache is None:
+            return self._find_heads(context)
+        if HEADS not in cache:
+            cache[HEADS] = self._find_heads(context)
+        heads: Sequence[Tensor] = cache[HEADS]
+        return heads
+
+    def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:
+        met = seen_units(context)
+        heads: list[Tensor] = []
+        for own in context.units[: context.task]:
+            known = own if self.distil == "all" else own[met[own]]
+            if len(known) > 1 and not any(torch.equal(known, other) for other in heads):
+                heads.append(known)
+        return heads

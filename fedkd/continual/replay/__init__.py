@@ -1,0 +1,4 @@
+"""Learners that keep samples of earlier tasks.
+
+Start with `er`.
+"""

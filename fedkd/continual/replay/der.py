@@ -1,0 +1,98 @@
+"""Dark Experience Replay: stored samples are to be answered as they were when they were trained on."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.replay import reservoir
+from fedkd.continual.replay.reservoir import Kept
+from fedkd.plugins.hyperparameters import STRICT
+from fedkd.training.losses import logits_mse
+
+
+@dataclass(frozen=True, config=STRICT)
+class DER(Learner):
+    """Keep the logits of stored samples where they were when each was stored.
+
+    ::
+
+        penalty = α · mean of (z' − z(x'))²      over R samples x' drawn from memory and all O outputs
+
+    z' are the logits of the step at which x' was trained on and taken in: of all outputs, in training mode,
+    and before that step's change. The memory is a reservoir: every sample of the client's own training is
+    offered to it in every epoch, and each of these offers is as likely to be in it as any other. So it knows
+    nothing of tasks, needs no end of one, and is replayed from the second step of the first on.
+
+    Guidance is distilled with the penalty too, but its samples are never stored: they have no labels.
+    """
+
+    name: ClassVar[str] = "der"
+    paper: ClassVar[str] = (
+        "Buzzega et al., Dark Experience for General Continual Learning: a Strong, Simple Baseline, NeurIPS"
+        " 2020, arXiv 2004.07211"
+    )
+
+    memory_size: Annotated[int, Field(ge=0)] = 1000
+    """Samples kept of all tasks together; 200, 500 or 5120 in the paper. Each costs its own bytes and four
+    for every output. 0 trains like `naive`."""
+    alpha: Annotated[float, Field(ge=0)] = 0.5
+    """α; 0.1 to 1 in the paper, and the larger, the more is kept and the less is learned of new tasks. It
+    multiplies a mean over outputs, as in the authors' code, not a sum. 0 trains like `naive`."""
+    replay_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """R: stored samples in a step; absent: the training batch size, as is usual. A step's cost grows with
+    it."""
+
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
+        """Return what holds the stored samples, and offer those of the step to the memory."""
+        if self.memory_size == 0:
+            return None
+        held = self.replay(context)  # before the step's own samples may be among them
+        if step.labels is not None and step.tasks is not None:
+            with torch.no_grad():
+                outputs = step.outputs()[:, : context.outputs].float()
+            batch = Kept(step.inputs, step.labels, step.tasks, outputs.detach())
+            reservoir.offer(context, batch, self.memory_size)
+        return held
+
+    def replay(self, context: LearnerContext) -> Tensor | None:
+        """Return the loss of stored samples, a scalar; None: there are none."""
+        kept = reservoir.draw(context, self.replay_batch_size)
+        if kept is None:
+            return None
+        return self.alpha * logits_mse(context.run(kept.samples)[:, : context.outputs], kept.outputs)
+
+
+@dataclass(frozen=True, config=STRICT)
+class DERpp(DER):
+    """Train on stored samples, as well as keeping their logits where they were.
+
+    ::
+
+        penalty = α · mean of (z' − z(x'))²  +  β · mean of CE(y'', x'')
+
+    x', z' and x'', y'' are two draws from the same memory, which is that of `der`; the cross entropy of a
+    sample is among its own task's units. Labels correct logits of moments at which little was known yet, from
+    which `der` suffers where distributions change suddenly. β = 0 is `der`.
+    """
+
+    name: ClassVar[str] = "der++"
+
+    beta: Annotated[float, Field(ge=0)] = 0.5
+    """β; 0.5 to 1 in the paper: how much a stored sample counts beside a new one."""
+
+    def replay(self, context: LearnerContext) -> Tensor | None:
+        """Return the loss of stored samples, a scalar; None: there are none."""
+        held = super().replay(context)
+        if held is None or self.beta == 0:
+            return held
+        kept = reservoir.draw(context, self.replay_batch_size)
+        assert kept is not None
+        outputs = context.run(kept.samples)
+        return held + self.beta * context.cross_entropy(outputs, kept.labels, kept.tasks)

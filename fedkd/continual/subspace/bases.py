@@ -1,0 +1,255 @@
+"""The subspaces that a layer's inputs span, and gradients inside and outside of them.
+
+A gradient of a layer's weight ``[out, n]`` is a sum of products ``δ xᵀ`` with the layer's inputs x, so its
+rows lie in the span of the inputs; and a change of the weight outside the span of old inputs changes nothing
+of what the layer made of them (Saha, Garg and Roy, "Gradient Projection Memory for Continual Learning", ICLR
+2021). Decompositions are in float64 on the CPU, so that they are the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.layers import Layer, layers_of
+from fedkd.continual.statistics import present_statistics
+from fedkd.continual.subspace.canonical_basis import canonical_rotation
+from fedkd.errors import UserError
+from fedkd.models.evaluation_mode import predicting
+from fedkd.training.compat import NormWithStatistics
+from fedkd.training.loop import batch_starts
+
+NOISE = 1e-12
+"""Share of the energy below which a direction is rounding: bases are kept in float32."""
+CHUNK = 256
+"""Samples of one forward pass."""
+
+
+def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner") -> None:
+    """Refuse a network that the learner or strategy `name`, of the scenario's `key`, cannot protect.
+
+    Raises:
+        UserError: A convolution has groups or padding in words, or a parameter of two or more dimensions
+            is no weight of a linear or convolutional layer.
+    """
+    weights = set()
+    for layer in layers_of(network).values():
+        module = layer.module
+        weights.add(layer.weight_name)
+        if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
+            why = "has groups" if module.groups != 1 else f"pads '{module.padding}' instead of by a number"
+            raise UserError(
+                f"'{name}' cannot protect layer '{layer.name}', a convolution that {why}", key=key
+            )
+    for parameter_name, parameter in network.named_parameters():
+        if parameter.dim() > 1 and parameter_name not in weights:
+            raise UserError(
+                f"'{name}' protects linear and convolutional layers only, but the network has a parameter"
+                f" '{parameter_name}' of shape {list(parameter.shape)}",
+                key=key,
+            )
+
+
+def have_own_heads(units: Sequence[Tensor]) -> bool:
+    """Return whether no two tasks, by their output units ``[C_t]``, share one."""
+    together = torch.cat(list(units))
+    return len(units) > 1 and len(together.unique()) == len(together)
+
+
+def has_own_heads(context: LearnerContext) -> bool:
+    """Return whether no two tasks of the stream share an output unit."""
+    return have_own_heads(context.units)
+
+
+def protected_layers(layers: Mapping[str, Layer], *, own_heads: bool) -> dict[str, Layer]:
+    """Return those layers of a network whose inputs must be protected, by name.
+
+    With `own_heads`, tasks have outputs of their own, and no task changes those of another.
+    """
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if layer.module.weight.requires_grad and not (layer.is_head and own_heads)
+    }
+
+
+def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Tensor]:
+    """Return up to `count` training samples ``[≤ count, *input_shape]`` of the present task and labels."""
+    x, labels = context.samples()
+    chosen = torch.randperm(len(x), generator=context.generator(purpose))[:count].to(x.device)
+    return x.index_select(0, chosen), labels.index_select(0, chosen)
+
+
+# Inputs and gradients of layers ---------------------------------------------------------------------------
+
+
+class _Columns:
+    """Vectors that a weight multiplies, or a matrix with their second moments once they are many."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._parts: list[Tensor] = []
+        self._moments: Tensor | None = None
+
+    def add(self, inputs: Tensor) -> None:
+        self._parts.append(self._layer.columns(inputs).double())
+        if sum(len(part) for part in self._parts) > self._layer.fan_in:
+            columns = torch.cat(self._parts)
+            moments = columns.T @ columns
+            self._moments = moments if self._moments is None else self._moments + moments
+            self._parts = []
+
+    def matrix(self) -> Tensor:
+        """Return R ``[n, ≤ 2n]``."""
+        columns = [part.T.cpu() for part in self._parts]
+        if self._moments is not None:
+            energies, directions = torch.linalg.eigh(self._moments.cpu())
+            columns.append(directions * energies.clamp(min=0.0).sqrt())
+        return torch.cat(columns, dim=1) if columns else torch.zeros(self._layer.fan_in, 0).double()
+
+
+def layer_inputs(
+    context: LearnerContext, layers: Mapping[str, Layer], x: Tensor, substitutes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the inputs of layers in evaluation mode by layer, as columns of R ``[n, k]`` float64 on the CPU.
+
+    Convolutions have a column for each patch. Where columns outnumber rows, a smaller matrix with the same
+    ``R Rᵀ`` stands for them: it alone decides energies and directions.
+
+    Args:
+        context: The client's.
+        layers: By name.
+        x: ``[M, *input_shape]``.
+        substitutes: Effective parameters.
+    """
+    found = {name: _Columns(layer) for name, layer in layers.items()}
+    readers = {name: (layer, found[name].add) for name, layer in layers.items()}
+    read_inputs(context, readers.values(), x, substitutes)
+    return {name: columns.matrix() for name, columns in found.items()}
+
+
+def read_inputs(
+    context: LearnerContext,
+    readers: Iterable[tuple[Layer, Callable[[Tensor], None]]],
+    x: Tensor,
+    substitutes: Mapping[str, Tensor],
+) -> None:
+    """Pass the inputs of layers in evaluation mode to their readers, part after part.
+
+    Args:
+        context: The client's.
+        readers: Layers, each with a function of its inputs.
+        x: ``[M, *input_shape]``.
+        substitutes: Effective parameters.
+    """
+
+    def hook(read: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: read(arguments[0].detach())
+
+    hooks = [layer.module.register_forward_pre_hook(hook(read)) for layer, read in readers]
+    try:
+        with predicting(context.network):
+            for part in context.batches(len(x), CHUNK):
+                context.run(x[part], substitutes)
+    finally:
+        for registered in hooks:
+            registered.remove()
+
+
+def mean_gradients(
+    context: LearnerContext,
+    layers: Mapping[str, Layer],
+    x: Tensor,
+    labels: Tensor,
+    effective: Callable[[], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return the gradient ``[out, n]`` of the present task's mean cross entropy by layer.
+
+    There is none without samples, and no dropout. Normalisation layers take the batch's statistics, as a new
+    task has none yet, and do not update their own.
+
+    Args:
+        context: The client's.
+        layers: By name.
+        x: ``[M, *input_shape]``.
+        labels: ``[M]``.
+        effective: Returns the effective parameters, with a graph back to the plain weights.
+    """
+    weights = [layer.module.weight for layer in layers.values()]
+    total = [torch.zeros_like(weight) for weight in weights]
+    seen = 0
+    with _batch_statistics(context.network) as buffers:
+        for start in batch_starts([context.network], len(x), CHUNK):
+            part = slice(start, start + CHUNK)
+            outputs = context.run(x[part], {**buffers, **effective()})
+            loss = F.cross_entropy(context.logits_of(outputs, context.task), labels[part], reduction="sum")
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for summed, gradient in zip(total, gradients, strict=True):
+                if gradient is not None:
+                    summed += gradient
+            seen += len(labels[part])
+    if seen == 0:
+        return {}
+    return {
+        name: layer.matrix(summed / seen).contiguous()
+        for (name, layer), summed in zip(layers.items(), total, strict=True)
+    }
+
+
+@contextmanager
+def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    with predicting(network), torch.enable_grad():
+        for module in network.modules():
+            if isinstance(module, NormWithStatistics):
+                module.training = True
+        yield {name: values.clone() for name, values in present_statistics(network).items()}
+
+
+# Directions -----------------------------------------------------------------------------------------------
+
+
+def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the principal directions ``[n, m]`` of ``R − B Bᵀ R`` and their energies ``[m]``, descending.
+
+    The directions are left singular vectors, orthonormal also to B; energies are squared singular values.
+    Rounding is left out. Order and repetition of inputs change no direction (see
+    `fedkd.continual.subspace.canonical_basis`).
+
+    Args:
+        inputs: R ``[n, k]``.
+        basis: B ``[n, r]``, orthonormal columns.
+    """
+    residual = inputs - basis @ (basis.T @ inputs)
+    vectors, values, _ = torch.linalg.svd(residual, full_matrices=False)
+    energies = values.square()
+    floor = NOISE * float(inputs.square().sum())
+    vectors = vectors @ torch.from_numpy(canonical_rotation(vectors.numpy(), energies.numpy(), floor))
+    # The basis was rounded, and a weak residual is mostly its rounding: orthonormalise them together.
+    vectors, triangle = torch.linalg.qr(vectors - basis @ (basis.T @ vectors))
+    return vectors * triangle.diagonal().sign(), energies[: vectors.shape[1]]
+
+
+def number_needed(energies: Tensor, goal: float) -> int:
+    """Return how many leading entries of `energies` it takes until their sum is at least `goal`."""
+    if goal <= 0.0:
+        return 0
+    return min(int((energies.cumsum(0) < goal).sum()) + 1, len(energies))
+
+
+def energies_along(inputs: Tensor, basis: Tensor) -> Tensor:
+    """Return ``oᵀ R Rᵀ o`` of every column o of a basis ``[n, r]``, as ``[r]``."""
+    return (basis.T @ inputs).square().sum(dim=1)
+
+
+def relatedness(gradient: Tensor, basis: Tensor) -> float:
+    """Return ``‖∇ B Bᵀ‖ / ‖∇‖``, the share of a gradient ``[out, n]`` in a subspace; 0 for no gradient."""
+    length = gradient.double().norm()
+    if length == 0:
+        return 0.0
+    # The columns of B are orthonormal: a product with Bᵀ keeps the norm. Rounded ones may come out above 1.
+    return min(float((gradient.double() @ basis.double()).norm() / length), 1.0)

@@ -1,0 +1,1 @@
+"""Faster forms of the subspace learners' steps; `training.fast = false` goes without them."""

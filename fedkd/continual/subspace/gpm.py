@@ -1,0 +1,184 @@
+"""GPM: learn outside the subspaces that the inputs of old tasks span."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps, StepForm
+from fedkd.continual.layers import Layer, head_names
+from fedkd.continual.learner import Learner, LearnerTraits, Tensors
+from fedkd.continual.mixins import task_parameters_of
+from fedkd.continual.subspace.bases import (
+    check_layers,
+    draw,
+    energies_along,
+    has_own_heads,
+    layer_inputs,
+    number_needed,
+    protected_layers,
+    residual_directions,
+)
+from fedkd.continual.subspace.fast.factored_steps import FactoredSteps
+from fedkd.continual.subspace.layer_memory import SCRATCH, LayerMemory, forget_scratch, layer_memories
+from fedkd.errors import UserError
+from fedkd.plugins.hyperparameters import STRICT
+
+ROWS = SCRATCH + "rows"
+"""Which outputs are the task's own, ``[O]``, where no two tasks share any."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class GPM(FastSteps, Learner):
+    """Change weights only outside the subspaces that the layers' inputs of old tasks lie in.
+
+    After a task, for the inputs R ``[n, samples]`` of every layer (patches of a convolution) and the basis B
+    of what is protected already::
+
+        R' = R − B Bᵀ R = U Σ Vᵀ
+        B ← [B, u_1 … u_k],   smallest k with ‖Bᵀ R‖² + Σ_{i ≤ k} σ_i² ≥ ε ‖R‖²
+
+    and while learning later ones ``∇ ← ∇ − ∇ B Bᵀ``. Changes of the weights obey it too, so Adam, momentum
+    and weight decay cannot leave the subspace.
+
+    Where every task has output units of its own, the output layer is not projected: the rows of other tasks
+    are left alone. Where tasks share the units, it is a layer like any other. Biases and the weights of
+    normalisation freeze after the first task; running statistics are kept for every task.
+    """
+
+    name: ClassVar[str] = "gpm"
+    recordable: ClassVar[bool] = True
+    paper: ClassVar[str] = "Saha, Garg & Roy, Gradient Projection Memory for Continual Learning, ICLR 2021"
+    traits: ClassVar[LearnerTraits] = LearnerTraits(projects_updates=True, task_statistics=True)
+    step_form: ClassVar[StepForm[Any]] = FactoredSteps()
+
+    threshold: Share | list[Share] = 0.97
+    """ε: share of the energy of a layer's inputs that is protected; one number, or a list with one for every
+    protected layer. Higher forgets less and leaves less room: 0.97 for CIFAR-100, 0.965 for 5-Datasets, 0.985
+    for MiniImageNet; [0.95, 0.99, 0.99] for permuted MNIST."""
+    threshold_increment: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What ε grows by with every task, up to 1; 0.003 for ten tasks of CIFAR-100. Later tasks add little to a
+    basis that explains most of their inputs, unless ε grows."""
+    samples: Annotated[int, Field(ge=1)] = 300
+    """Number of the task's samples whose inputs are looked at. A basis has no more directions than there are
+    inputs, so take as many as the layers are wide if ε is high; convolutions see many patches of each sample,
+    and 100 will do."""
+
+    # The network and its layers -----------------------------------------------------------------------
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse layers whose inputs are not known.
+
+        Raises:
+            UserError: The network has a grouped convolution, or weights of other kinds of layers.
+        """
+        check_layers(self.name, network)
+
+    def prepare(self, context: LearnerContext) -> None:
+        """Check that there is a threshold for every layer.
+
+        Raises:
+            UserError: There are more or fewer.
+        """
+        layers = self.layers(context)
+        if isinstance(self.threshold, list) and len(self.threshold) != len(layers):
+            raise UserError(
+                f"must be one number, or one for each of {len(layers)} layers ({', '.join(layers)}),"
+                f" got {len(self.threshold)}",
+                key="continual.threshold",
+            )
+
+    def layers(self, context: LearnerContext) -> dict[str, Layer]:
+        """Return the layers whose gradients are projected, by name."""
+        return protected_layers(context.layers, own_heads=has_own_heads(context))
+
+    def thresholds(self, context: LearnerContext) -> dict[str, float]:
+        """Return ε of the present task by layer."""
+        layers = self.layers(context)
+        given = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
+        grown = self.threshold_increment * context.task
+        return {name: min(share + grown, 1.0) for name, share in zip(layers, given, strict=True)}
+
+    # The course of a task -----------------------------------------------------------------------------
+
+    def begin_task(self, context: LearnerContext) -> None:
+        """Get the projections ready."""
+        for memory in layer_memories(context):
+            memory.hold()
+        if self.protects(context) and has_own_heads(context):
+            rows = torch.zeros(context.outputs, device=context.device)
+            context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
+
+    def protects(self, context: LearnerContext) -> bool:
+        """Return whether there is anything to protect, which there is not in the first task."""
+        return any(memory.protects for memory in layer_memories(context))
+
+    def trainable(self, context: LearnerContext) -> Tensors:
+        """Return all parameters; after the first task the weights of layers, and biases of own heads."""
+        tensors = super().trainable(context)
+        if not self.protects(context):
+            return tensors
+        names = {layer.weight_name for layer in context.layers.values()}
+        if has_own_heads(context):
+            names |= head_names(context.layers)
+        return {name: tensor for name, tensor in tensors.items() if name in names}
+
+    def end_task(self, context: LearnerContext) -> None:
+        """Protect what the layers' inputs of the task span, unless nothing was trained."""
+        x, _ = draw(context, "representation", self.samples)
+        if context.phase and len(x):
+            layers, thresholds = self.layers(context), self.thresholds(context)
+            weights = task_parameters_of(self, context, context.task)
+            for name, inputs in layer_inputs(context, layers, x, weights).items():
+                self.extend(LayerMemory(context, layers[name]), inputs, thresholds[name])
+        forget_scratch(context)
+
+    def extend(self, memory: LayerMemory, inputs: Tensor, share: float) -> None:
+        """Protect more directions of a layer, given R ``[n, k]`` float64 on the CPU and ε."""
+        basis = memory.basis.double().cpu()
+        directions, energies = residual_directions(inputs, basis)
+        explained = float(energies_along(inputs, basis).sum())
+        count = number_needed(energies, share * float(inputs.square().sum()) - explained)
+        memory.append(directions[:, :count])
+
+    def report(self, context: LearnerContext) -> dict[str, float]:
+        """Return how many directions of every layer are protected, and their share of all."""
+        figures = {}
+        for name, layer in self.layers(context).items():
+            rank = LayerMemory(context, layer).basis.shape[1]
+            figures[f"rank/{name}"] = float(rank)
+            figures[f"protected_share/{name}"] = rank / layer.fan_in
+        return figures
+
+    # A step -------------------------------------------------------------------------------------------
+
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+        """Return gradients outside of what is protected."""
+        return {**gradients, **self.projected(context, gradients)}
+
+    def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
+        """Return changes outside of what is protected."""
+        return self.projected(context, changes)
+
+    def projected(self, context: LearnerContext, gradients: Mapping[str, Tensor]) -> Tensors:
+        """Return ``∇ − ∇ B Bᵀ`` of gradients or changes that are not free."""
+        left = {}
+        for memory in layer_memories(context):
+            name = memory.layer.weight_name
+            if name in gradients and memory.protects:
+                gradient = gradients[name]
+                left[name] = memory.projection(memory.layer.matrix(gradient)).view_as(gradient)
+        rows = context.memory.get(ROWS)
+        if rows is not None:
+            for name in head_names(context.layers) & gradients.keys():
+                gradient = gradients[name]
+                left[name] = gradient * rows.view(-1, *[1] * (gradient.dim() - 1))
+        return left

@@ -1,0 +1,80 @@
+"""Random sketches of a layer's inputs: sums of them are sketches of all inputs together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.layers import Layer
+from fedkd.continual.subspace.bases import read_inputs
+
+
+class Sketch(NamedTuple):
+    """Sketch of a layer's inputs A ``[n, k]`` outside of a protected basis U.
+
+    Attributes:
+        columns: ``(A − U Uᵀ A) Ω``, ``[n, width]`` float64 on the CPU.
+        left: ``‖A − U Uᵀ A‖² / ‖A‖²``; 0 for inputs of zeros alone.
+    """
+
+    columns: Tensor
+    left: float
+
+
+class _Sketcher:
+    """Sketches inputs as they come, each of them by random numbers of its own."""
+
+    def __init__(self, layer: Layer, basis: Tensor, width: int, generator: torch.Generator) -> None:
+        self._layer, self._basis, self._width, self._generator = layer, basis.double(), width, generator
+        self._sum = torch.zeros(layer.fan_in, width).double()
+        self._energy = self._energy_left = 0.0
+
+    def add(self, inputs: Tensor) -> None:
+        rows = self._layer.columns(inputs).double().cpu()  # Aᵀ [k, n]
+        left = rows - (rows @ self._basis) @ self._basis.T
+        uniform = torch.rand(len(rows), self._width, generator=self._generator, dtype=torch.float64)
+        self._sum.addmm_(left.T, 2.0 * uniform - 1.0)
+        self._energy += float(rows.square().sum())
+        self._energy_left += float(left.square().sum())
+
+    def sketch(self) -> Sketch:
+        return Sketch(self._sum, self._energy_left / self._energy if self._energy > 0.0 else 0.0)
+
+
+def layer_sketches(
+    context: LearnerContext,
+    layers: Mapping[str, Layer],
+    x: Tensor,
+    substitutes: Mapping[str, Tensor],
+    bases: Mapping[str, Tensor],
+    width: int | None = None,
+) -> dict[str, Sketch]:
+    """Return sketches of the inputs of layers in evaluation mode (see `Sketch`).
+
+    Ω ``[k, width]`` is uniform in [−1, 1], drawn for this client, task and layer. It has a row for each
+    column of A, so no two clients share any: with no basis, the sum of their sketches is
+    ``[A_1 … A_N] [Ω_1; …; Ω_N]``, the sketch of all their inputs. A convolution has an input for each patch.
+
+    Args:
+        context: The client's.
+        layers: By name.
+        x: ``[M, *input_shape]``.
+        substitutes: Effective parameters.
+        bases: Orthonormal columns U ``[n, r]`` on the CPU, of layers that have some.
+        width: Columns of a sketch; None: n.
+    """
+    sketchers = {
+        name: _Sketcher(
+            layer,
+            bases.get(name, torch.zeros(layer.fan_in, 0)),
+            width or layer.fan_in,
+            context.generator(f"sketch-{name}"),
+        )
+        for name, layer in layers.items()
+    }
+    read_inputs(context, [(layers[name], own.add) for name, own in sketchers.items()], x, substitutes)
+    return {name: own.sketch() for name, own in sketchers.items()}

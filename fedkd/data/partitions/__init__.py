@@ -1,0 +1,4 @@
+"""Partitions: which client gets which sample.
+
+Start with `schemes`.
+"""

@@ -1,0 +1,64 @@
+"""A partition from a JSON file: `scheme = "file"`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.data.partitions.schemes import fewest_samples
+from fedkd.errors import UserError
+from fedkd.plugins.validation_errors import show_value
+from fedkd.scenario.files import find_file
+from fedkd.scenario.schema import Partition
+from fedkd.storage.json_text import NotJson, parse_json
+
+KEY = "data.partition.path"
+
+
+def read_partition_file(
+    scheme: Partition, clients: int, samples: int, search: Iterable[Path] = ()
+) -> list[np.ndarray]:
+    """Read a JSON list with one list of sample indices per client, and return them sorted, int64.
+
+    Args:
+        samples: Size of the data set's train split, which the indices refer to.
+        search: The scenario's folders, for a relative path; then the working folder.
+    """
+    if not scheme.path:
+        raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
+    path = find_file(scheme.path, search, key=KEY)
+    try:
+        lists = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", key=KEY) from error
+    except NotJson as error:
+        raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
+    if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
+        raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)
+    if len(lists) != clients:
+        raise UserError(f"{path} deals to {len(lists)} clients, data.clients is {clients}", key=KEY)
+    owner: dict[int, int] = {}
+    floor = fewest_samples(scheme)
+    for client, indices in enumerate(lists):
+        size = len(indices)
+        if size < floor:
+            raise UserError(f"client {client} has {size} samples, min_samples asks for {floor}", key=KEY)
+        if scheme.samples_per_client not in (None, size):
+            raise UserError(
+                f"client {client} has {size} samples in the file, got {scheme.samples_per_client};"
+                " leave the key out with scheme 'file'",
+                key="data.partition.samples_per_client",
+            )
+        for index in indices:
+            if type(index) is not int or not 0 <= index < samples:
+                raise UserError(
+                    f"client {client}: index {show_value(index)} is not in 0..{samples - 1}", key=KEY
+                )
+            if index in owner:
+                raise UserError(
+                    f"index {index} is dealt twice, to clients {owner[index]} and {client}", key=KEY
+                )
+            owner[index] = client
+    return [np.sort(np.array(indices, dtype=np.int64)) for indices in lists]

@@ -1,0 +1,93 @@
+"""A user's own function as a partition scheme: `scheme = "pkg.mod:function"`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.data.partitions.schemes import fewest_samples
+from fedkd.data.registry import PARTITIONS
+from fedkd.errors import UserError, described
+from fedkd.plugins.loading import contained
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Partition
+
+KEY = "data.partition.scheme"
+
+
+def plugged_partition(
+    labels: np.ndarray,
+    clients: int,
+    scheme: Partition,
+    seed: int,
+    search: Sequence[Path] = (),
+    *,
+    task: int | None = None,
+) -> list[np.ndarray]:
+    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
+    try:
+        function = PARTITIONS.load(scheme.scheme, search)
+    except UserError as error:
+        raise error.at(key=KEY) from error
+    name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
+    if not callable(function):
+        raise UserError(f"'{name}' is not callable", key=KEY)
+    try:
+        inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
+    except TypeError as error:
+        raise UserError(
+            f"'{name}' must take (labels, clients, generator, **args): {error}", key="data.partition.args"
+        ) from error
+    except ValueError:  # compiled callables have no signature to check against
+        pass
+    try:
+        with contained():
+            dealt = function(labels, clients, rng, **scheme.args)
+    except UserError as error:
+        raise error.at(key=KEY) from error
+    except Exception as error:
+        raise UserError(f"'{name}' raised {described(error)}", key=KEY) from error
+    return _checked(dealt, len(labels), clients, scheme)
+
+
+def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[np.ndarray]:
+    name, floor = scheme.scheme, fewest_samples(scheme)
+    is_list = isinstance(dealt, Sequence) or (isinstance(dealt, np.ndarray) and dealt.ndim > 0)
+    if not is_list or len(dealt) != clients:
+        got = f"{len(dealt)} entries" if is_list else f"a {type(dealt).__name__}"
+        raise UserError(f"'{name}' must return a list of {clients} index arrays, got {got}", key=KEY)
+    shards = []
+    owner = np.full(samples, -1)
+    for client, indices in enumerate(dealt):
+        try:
+            shard = np.asarray(indices)
+        except Exception as error:  # of lists of several lengths, of tensors elsewhere
+            raise UserError(
+                f"'{name}' returned no indices for client {client}: {described(error)}", key=KEY
+            ) from error
+        if shard.ndim != 1 or shard.dtype.kind not in "ui":
+            raise UserError(
+                f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
+                f" {shard.shape} for client {client}",
+                key=KEY,
+            )
+        shard = np.sort(shard.astype(np.int64))
+        if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
+            raise UserError(
+                f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
+                f" there are 0..{samples - 1}",
+                key=KEY,
+            )
+        if len(shard) < floor:
+            raise UserError(
+                f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}", key=KEY
+            )
+        if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
+            raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
+        owner[shard] = client
+        shards.append(shard)
+    return shards

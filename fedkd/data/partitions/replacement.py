@@ -1,0 +1,110 @@
+"""Partitions with replacement: each client draws from all samples, so clients may share some.
+
+There may be more clients than samples. A client holds no sample twice. Samples for training and for local
+tests are parted first, so no client trains on a test sample of another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd.data.partitions.schemes import (
+    class_proportions,
+    draw_label_mixes,
+    draw_sizes,
+    equal_sizes,
+    fewest_samples,
+    mix_counts,
+)
+from fedkd.data.partitions.stratified import stratified_choice, test_size
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Partition
+
+SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")
+"""Schemes that say what one client draws."""
+SIZE = "data.partition.samples_per_client"
+
+
+def draw_with_replacement(
+    labels: np.ndarray,
+    clients: int,
+    scheme: Partition,
+    test_fraction: float,
+    seed: int,
+    *,
+    task: int | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Let every client draw from all samples: its training and its test positions in `labels`, shuffled.
+
+    Label mixes and sizes follow the scheme without replacement, but every client finds the whole supply. A
+    size drawn by `quantity` is cut to what a client can hold. The other arguments are those of `partition`.
+
+    Args:
+        scheme: One of `SCHEMES`, with `samples_per_client`.
+        test_fraction: Share of a client's samples for its local tests.
+    """
+    for_tests = np.zeros(len(labels), dtype=bool)
+    if test_fraction > 0.0:
+        size = test_size(len(labels), test_fraction)
+        for_tests = stratified_choice(labels, size, numpy_generator(seed, "local-test-pool", task=task))
+    pools = [Pool(labels, np.flatnonzero(~for_tests)), Pool(labels, np.flatnonzero(for_tests))]
+    assert scheme.samples_per_client is not None
+    sizes, mixes = equal_sizes(0, clients, scheme.samples_per_client), None
+    rng = numpy_generator(seed, "partition", task=task)
+    if scheme.scheme == "quantity":
+        total = clients * scheme.samples_per_client
+        sizes = draw_sizes(clients, total, scheme.alpha, fewest_samples(scheme), rng)
+    elif scheme.scheme == "dirichlet":
+        supply = np.bincount(labels)
+        mixes = class_proportions(len(supply), clients, scheme.alpha, rng) * supply
+    tested = np.array([test_size(int(size), test_fraction) for size in sizes])
+    wanted = (sizes - tested, tested)
+    empty = pools[0].size == 0 or (test_fraction > 0.0 and pools[1].size == 0)
+    too_many = any(own.max() > pool.size for own, pool in zip(wanted, pools, strict=True))
+    if empty or (too_many and scheme.scheme != "quantity"):
+        parted = f", {pools[1].size} of them for local tests" if test_fraction > 0.0 else ""
+        raise UserError(
+            f"a client draws no sample twice, and there are {len(labels)} private samples{parted};"
+            f" got {scheme.samples_per_client}",
+            key=SIZE,
+        )
+    drawn = []
+    for client in range(clients):
+        rng = numpy_generator(seed, "partition", client=client, task=task)
+        mix = None if mixes is None else mixes[client]
+        if scheme.scheme == "dirichlet-per-client":
+            mix = draw_label_mixes(1, pools[0].classes, scheme.alpha, rng)[0]
+        train, test = (
+            pool.draw(min(int(own[client]), pool.size), mix, rng)
+            for pool, own in zip(pools, wanted, strict=True)
+        )
+        drawn.append((train, test))
+    return drawn
+
+
+class Pool:
+    """The samples at some `places`, ascending, of all whose `labels` [n] are given."""
+
+    def __init__(self, labels: np.ndarray, places: np.ndarray) -> None:
+        self.classes = int(labels.max()) + 1
+        self._places = places
+        self._supply = np.bincount(labels[places], minlength=self.classes)
+        by_class = places[np.argsort(labels[places], kind="stable")]
+        self._members = np.split(by_class, np.cumsum(self._supply)[:-1])
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self._places)
+
+    def draw(self, size: int, mix: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        """Return `size` different samples, shuffled, by the class weights `mix` [C]; None: uniformly."""
+        if mix is None:
+            return self._places[rng.choice(self.size, size, replace=False)]
+        counts = mix_counts(mix[None], np.array([size]), self._supply, rng)[0]
+        parts = [
+            self._members[label][rng.choice(self._supply[label], counts[label], replace=False)]
+            for label in np.flatnonzero(counts)
+        ]
+        return rng.permutation(np.concatenate(parts)) if parts else self._places[:0]

@@ -1,0 +1,254 @@
+"""Partitions of labelled samples among clients: one sorted array of positions per client, all disjoint.
+
+The lower bound on a client's samples holds by construction or by repair: redraws may not end at small α. The
+label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-per-client`), Yurochkin et al.
+(2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd.data.partitions.stratified import apportion
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Partition
+
+LEAST_SAMPLES = 2
+"""A client needs one sample to train on and one to test on."""
+
+
+def partition(
+    labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
+) -> list[np.ndarray]:
+    """Deal samples to clients by one of the drawn schemes, and return positions in `labels`.
+
+    Args:
+        labels: [n] int64 labels of the samples that may be dealt.
+        task: Index of the task that the samples belong to, if to one alone.
+    """
+    floor = check_sizes(len(labels), clients, scheme)
+    rng = numpy_generator(seed, "partition", task=task)
+    if scheme.scheme == "quantity":
+        total = len(labels) if scheme.samples_per_client is None else clients * scheme.samples_per_client
+        sizes = draw_sizes(clients, total, scheme.alpha, floor, rng)
+        return deal_iid(labels, sizes, rng)
+    if scheme.scheme == "dirichlet" and scheme.samples_per_client is None:
+        counts = dirichlet_counts(np.bincount(labels), clients, scheme.alpha, floor, rng)
+        return deal_counts(labels, counts, rng)
+    sizes = equal_sizes(len(labels), clients, scheme.samples_per_client)
+    if scheme.scheme == "iid":
+        return deal_iid(labels, sizes, rng)
+    if scheme.scheme == "shards":
+        return deal_shards(labels, sizes, scheme.shards_per_client, rng)
+    supply = np.bincount(labels)
+    if scheme.scheme == "circle":
+        mixes = circle_mixes(clients, len(supply))
+    elif scheme.scheme == "dirichlet":
+        mixes = class_proportions(len(supply), clients, scheme.alpha, rng) * supply
+    else:
+        mixes = draw_label_mixes(clients, len(supply), scheme.alpha, rng)
+    return deal_counts(labels, mix_counts(mixes, sizes, supply, rng), rng)
+
+
+def deal_by_owner(
+    owners: np.ndarray | None, clients: int, scheme: Partition, seed: int, *, task: int | None = None
+) -> list[np.ndarray]:
+    """Give every client the samples of one owner (`scheme = "natural"`).
+
+    Owners of fewer than `min_samples` become no clients; of the others, the clients are drawn once and keep
+    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks.
+
+    Args:
+        owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
+    """
+    if owners is None:
+        raise UserError(
+            "'natural' needs data that say whose each sample is: 'synthetic', or `owners` beside the arrays"
+            " of an npz file or of a function of your own",
+            key="data.partition.scheme",
+        )
+    floor = fewest_samples(scheme)
+    names, sizes = np.unique(owners, return_counts=True)
+    by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
+    fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))
+    if len(fit) < clients:
+        raise UserError(
+            f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
+            f" are {len(names)} owners), got {clients}",
+            key="data.clients",
+        )
+    chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
+    if sizes[chosen].min() < floor:
+        client = int(sizes[chosen].argmin())
+        named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
+        raise UserError(
+            f"the owner that client {client}{named} stands for has {int(sizes[chosen].min())} samples of the"
+            f" task, needs {floor}",
+            key="data.partition.min_samples",
+        )
+    return [by_owner[place] for place in chosen]
+
+
+def fewest_samples(scheme: Partition) -> int:
+    """Return the fewest samples that a client may hold."""
+    return max(scheme.min_samples, LEAST_SAMPLES)
+
+
+def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
+    """Return the fewest samples a client may hold, or raise a `UserError` if samples do not suffice."""
+    floor = fewest_samples(scheme)
+    wanted = scheme.samples_per_client
+    if wanted is not None and wanted < floor:
+        raise UserError(
+            f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}",
+            key="data.partition.samples_per_client",
+        )
+    if wanted is not None and clients * wanted > samples:
+        raise UserError(
+            f"{clients} clients × {wanted} samples = {clients * wanted}, but only {samples} private samples"
+            f" are left; at most {samples // clients} each",
+            key="data.partition.samples_per_client",
+        )
+    if wanted is None and clients * floor > samples:
+        raise UserError(
+            f"{clients} clients × at least {floor} samples = {clients * floor}, but only {samples} private"
+            " samples are left",
+            key="data.partition.min_samples",
+        )
+    return floor
+
+
+def equal_sizes(samples: int, clients: int, samples_per_client: int | None) -> np.ndarray:
+    """Return [N] int64 sizes: all `samples_per_client`, or all samples shared out as evenly as can be."""
+    if samples_per_client is not None:
+        return np.full(clients, samples_per_client, dtype=np.int64)
+    return samples // clients + (np.arange(clients) < samples % clients).astype(np.int64)
+
+
+def draw_sizes(clients: int, total: int, alpha: float, floor: int, rng: np.random.Generator) -> np.ndarray:
+    """Return [N] int64 sizes that sum to `total`: `floor` each, and the rest by Dir(α)."""
+    return floor + apportion(rng.dirichlet(np.full(clients, alpha)), total - clients * floor)
+
+
+def deal_iid(labels: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal `sizes` [N] samples, drawn uniformly without replacement."""
+    dealt = rng.permutation(len(labels))[: sizes.sum()]
+    return [np.sort(part) for part in np.split(dealt, np.cumsum(sizes)[:-1])]
+
+
+def deal_shards(
+    labels: np.ndarray, sizes: np.ndarray, shards_per_client: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Sort samples by label, cut them into N·k shards and deal k to every client.
+
+    Shards of one client differ by at most one sample, to meet any `sizes` [N].
+    """
+    if shards_per_client > sizes.min():
+        raise UserError(
+            f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}",
+            key="data.partition.shards_per_client",
+        )
+    used = np.sort(rng.permutation(len(labels))[: sizes.sum()])
+    by_label = used[np.argsort(labels[used], kind="stable")]
+    widths = np.concatenate([equal_sizes(int(size), shards_per_client, None) for size in sizes])
+    order = rng.permutation(len(widths))
+    cut = np.split(by_label, np.cumsum(widths[order])[:-1])
+    shards = [cut[place] for place in np.argsort(order)]
+    return [
+        np.sort(np.concatenate(shards[start : start + shards_per_client]))
+        for start in range(0, len(shards), shards_per_client)
+    ]
+
+
+def class_proportions(classes: int, clients: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
+    """Return [N, C]: column c ~ Dir(α·1_N) says which share of class c each client receives."""
+    return rng.dirichlet(np.full(clients, alpha), size=classes).T
+
+
+def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
+    """Return [N, C]: row n ~ Dir(α·1_C) is the label distribution that client n asks for."""
+    return rng.dirichlet(np.full(classes, alpha), size=clients)
+
+
+def circle_mixes(clients: int, classes: int) -> np.ndarray:
+    """Return [N, C]: client n sits at class n·C/N of a circle and weights classes by ``1 − 4 apart / C``.
+
+    Neighbours by number are similar; opposite clients share no class. With fewer than four classes the
+    weights reach one class far.
+    """
+    apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
+    return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
+
+
+def dirichlet_counts(
+    supply: np.ndarray, clients: int, alpha: float, floor: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Deal all of `supply` [C] by proportions from Dir(α), then lift small clients to `floor`: [N, C]."""
+    shares = class_proportions(len(supply), clients, alpha, rng)
+    counts = np.stack([apportion(shares[:, c], supply[c]) for c in range(len(supply))], axis=1)
+    return lift_to_floor(counts, shares * supply, floor)
+
+
+def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndarray:
+    """Move as few samples as possible from large clients to those below `floor`: [N, C] int64.
+
+    A small client receives the classes it would hold most of, each from the largest holder that can spare
+    samples. So its label mix keeps its character.
+
+    Args:
+        counts: [N, C] int64.
+        wishes: [N, C] exact shares that `counts` were rounded from.
+        floor: Fewest samples of a client; N·floor ≤ Σ counts.
+    """
+    counts = counts.copy()
+    sizes = counts.sum(axis=1)
+    for client in np.flatnonzero(sizes < floor):
+        for c in np.argsort(-wishes[client], kind="stable"):
+            while sizes[client] < floor:
+                donor = int(np.argmax(np.where(sizes > floor, counts[:, c], 0)))
+                moved = min(floor - sizes[client], sizes[donor] - floor, counts[donor, c])
+                if moved <= 0:
+                    break
+                counts[donor, c] -= moved
+                counts[client, c] += moved
+                sizes[donor] -= moved
+                sizes[client] += moved
+    return counts
+
+
+def mix_counts(
+    mixes: np.ndarray, sizes: np.ndarray, supply: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Give every client its size by its own label mix, as far as the supply reaches: [N, C] int64.
+
+    Clients are served in random order. The mass of an exhausted class goes to the client's other classes in
+    proportion, and then to all classes that are left.
+
+    Args:
+        mixes: [N, C] non-negative weights of the classes.
+        sizes: [N] int64, Σ sizes ≤ Σ supply.
+        supply: [C] int64 samples of each class.
+    """
+    left = supply.astype(np.int64)
+    counts = np.zeros(mixes.shape, dtype=np.int64)
+    for client in rng.permutation(len(sizes)):
+        while (missing := sizes[client] - counts[client].sum()) > 0:
+            weights = np.where(left > 0, mixes[client], 0.0)
+            if not weights.sum() > 0.0:
+                weights = left.astype(np.float64)
+            taken = np.minimum(apportion(weights / weights.max(), missing), left)
+            counts[client] += taken
+            left -= taken
+    return counts
+
+
+def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal `counts` [N, C] samples of each class, drawn uniformly within the class."""
+    parts: list[list[np.ndarray]] = [[] for _ in counts]
+    for c in range(counts.shape[1]):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        bounds = np.concatenate([[0], np.cumsum(counts[:, c])])
+        for n in np.flatnonzero(counts[:, c]):
+            parts[n].append(members[bounds[n] : bounds[n + 1]])
+    return [np.sort(np.concatenate(part)) for part in parts]

@@ -1,0 +1,156 @@
+"""The place of every sample: transfer set, a client's training and test part, common test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.data.partitions.from_file import read_partition_file
+from fedkd.data.partitions.plugin import plugged_partition
+from fedkd.data.partitions.replacement import draw_with_replacement
+from fedkd.data.partitions.schemes import deal_by_owner, partition
+from fedkd.data.partitions.stratified import held_out_split, local_split, stratified_choice
+from fedkd.data.registry import PARTITIONS
+from fedkd.data.transfer import draw_holdout, draw_skewed_holdout
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Scenario
+
+Bounds = tuple[int, int]
+"""Start and stop of a client's samples."""
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Indices of samples; each sample has one place, unless clients draw with replacement.
+
+    With replacement several clients may train on a sample, or be tested on it. No client trains on a test
+    sample of another.
+
+    Attributes:
+        held_out: [M] train indices of the transfer set; empty unless it is held out.
+        private: [S] train indices of the private samples, client after client, train before test.
+        train_bounds: Start and stop of every client's training samples in `private`.
+        test_bounds: Start and stop of every client's test samples.
+        common: [K] indices of the common test set in the test split, or in the train split if `validates`.
+        validates: Whether all tests use training samples that clients hold out.
+    """
+
+    held_out: np.ndarray
+    private: np.ndarray
+    train_bounds: tuple[Bounds, ...]
+    test_bounds: tuple[Bounds, ...]
+    common: np.ndarray
+    validates: bool = False
+
+    @property
+    def shares(self) -> tuple[Bounds, ...]:
+        """Start and stop of all samples of every client."""
+        ends = zip(self.train_bounds, self.test_bounds, strict=True)
+        return tuple((start, stop) for (start, _), (_, stop) in ends)
+
+
+def deal(
+    train_y: np.ndarray,
+    test_y: np.ndarray,
+    scenario: Scenario,
+    search: tuple[Path, ...],
+    *,
+    task: int | None = None,
+    written: Sequence[np.ndarray] | None = None,
+    owners: np.ndarray | None = None,
+) -> Deal:
+    """Deal a train split and a test split as the scenario's `data` says.
+
+    Args:
+        train_y: [n] int64 labels of the train split.
+        test_y: [m] int64 labels of the test split.
+        task: Index of the task that the samples belong to, if to one alone.
+        written: Every client's train indices from a file; None: the scheme decides.
+        owners: [n] owner of each sample of the train split, if the data name them.
+    """
+    data, seed = scenario.data, scenario.seed
+    if written is None and data.partition.scheme == "file":
+        written = read_partition_file(data.partition, data.clients, len(train_y), search)
+    held_out = _hold_out(train_y, scenario, written, task)
+    free = np.setdiff1d(np.arange(len(train_y)), held_out)
+    splits: list[tuple[np.ndarray, np.ndarray]] = []
+    if data.partition.replacement:
+        drawn = draw_with_replacement(
+            train_y[free], data.clients, data.partition, data.test_fraction, seed, task=task
+        )
+        splits = [(free[train], free[test]) for train, test in drawn]
+    else:
+        shards = written or [free[shard] for shard in _shards(train_y, free, scenario, search, task, owners)]
+        for client, shard in enumerate(shards):
+            train, test = local_split(train_y[shard], data.test_fraction, seed=seed, client=client, task=task)
+            splits.append((shard[train], shard[test]))
+    if data.validation is not None:
+        for client, (own, _) in enumerate(splits):
+            kept, held = held_out_split(train_y[own], data.validation, seed=seed, client=client, task=task)
+            splits[client] = own[kept], own[held]
+        common = np.concatenate([held for _, held in splits])
+        if not len(common):
+            raise UserError("no client has two training samples, to hold one out", key="data.validation")
+    else:
+        common = _common_test_set(test_y, data.test_size, seed, task)
+    parts = [part for split in splits for part in split]
+    bounds = list(pairwise([0, *np.cumsum(list(map(len, parts))).tolist()]))
+    return Deal(
+        held_out,
+        np.concatenate(parts),
+        tuple(bounds[::2]),
+        tuple(bounds[1::2]),
+        common,
+        validates=data.validation is not None,
+    )
+
+
+def _hold_out(
+    labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
+) -> np.ndarray:
+    """Return the train indices of a held-out transfer set; empty where it has another source."""
+    transfer, available = scenario.data.transfer, np.arange(len(labels))
+    if transfer.source != "holdout":
+        return available[:0]
+    if written is not None:
+        available = np.setdiff1d(available, np.concatenate(written))
+    if transfer.alpha is None:
+        return draw_holdout(available, transfer.size, seed=scenario.seed, task=task)
+    return draw_skewed_holdout(
+        labels, available, transfer.size, transfer.alpha, seed=scenario.seed, task=task
+    )
+
+
+def _shards(
+    labels: np.ndarray,
+    free: np.ndarray,
+    scenario: Scenario,
+    search: tuple[Path, ...],
+    task: int | None,
+    owners: np.ndarray | None,
+) -> list[np.ndarray]:
+    """Return every client's positions in the `free` train indices by a drawn scheme."""
+    data, seed = scenario.data, scenario.seed
+    if data.partition.scheme == "natural":
+        of_free = None if owners is None else owners[free]
+        return deal_by_owner(of_free, data.clients, data.partition, seed, task=task)
+    if data.partition.scheme in PARTITIONS.builtin:
+        return partition(labels[free], data.clients, data.partition, seed, task=task)
+    return plugged_partition(labels[free], data.clients, data.partition, seed, search, task=task)
+
+
+def _common_test_set(labels: np.ndarray, size: int | None, seed: int, task: int | None) -> np.ndarray:
+    """Return the test indices of the common test set, ascending."""
+    if size is None:
+        return np.arange(len(labels))
+    if size > len(labels):
+        raise UserError(
+            f"must be ≤ {len(labels)}, the test samples there are, got {size}", key="data.test_size"
+        )
+    rng = numpy_generator(seed, "common-test-set", task=task)
+    return np.flatnonzero(stratified_choice(labels, size, rng))

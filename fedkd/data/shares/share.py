@@ -1,0 +1,156 @@
+"""The data of one participant of a federation, without those of others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data
+from fedkd.data.normalise import Statistics
+from fedkd.data.partitions.stratified import local_split
+from fedkd.data.streams.task import Task
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Scenario
+
+NOBODYS = (0, 0)
+"""Bounds of another client's samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """The data of one participant.
+
+    Attributes:
+        client: Client index; None: it is the server.
+        data: The federation's data with empty bounds for other clients. A client has the transfer set and the
+            common test set besides its own samples, the server the transfer set alone.
+    """
+
+    client: int | None
+    data: Data
+
+    @property
+    def owner(self) -> str:
+        """The participant, in words."""
+        return "the server" if self.client is None else f"client {self.client}"
+
+    @property
+    def parts(self) -> list[FederatedData]:
+        """The data of every task; without a stream, all of them."""
+        return [self.data] if isinstance(self.data, FederatedData) else [task.data for task in self.data]
+
+    def common_digest(self) -> str:
+        """Return the SHA-256 of all participants' common data: classes, scale and transfer set."""
+        found = hashlib.sha256()
+        for part in self.parts:
+            assert part.statistics is not None
+            found.update(repr((part.class_names, part.input_shape, str(part.input_dtype))).encode())
+            for values in (part.statistics.mean, part.statistics.std, part.transfer_x):
+                found.update(np.ascontiguousarray(values).tobytes())
+        return found.hexdigest()
+
+
+def share_of_client(data: Data, client: int, *, public_labels: bool = False) -> Share:
+    """Return the data of one client, with the transfer set's labels to pretrain on if asked."""
+
+    def cut(part: FederatedData) -> FederatedData:
+        own = part.client(client)
+        return replace(
+            _of_others_nothing(part, client, len(own.train_y), len(own.test_y)),
+            x=np.concatenate([own.train_x, own.test_x]),
+            y=np.concatenate([own.train_y, own.test_y]),
+            transfer_y=None,
+            foreign_y=part.public_y if public_labels else None,
+        )
+
+    return Share(client, _in_every_part(data, cut))
+
+
+def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
+    """Return the data of the server, with the transfer set's labels if its strategy needs them."""
+
+    def cut(part: FederatedData) -> FederatedData:
+        return replace(
+            _of_others_nothing(part, None, 0, 0),
+            x=part.x[:0],
+            y=part.y[:0],
+            test_x=part.test_x[:0],
+            test_y=part.test_y[:0],
+            transfer_y=part.transfer_y if transfer_labels else None,
+            foreign_y=None,
+        )
+
+    return Share(None, _in_every_part(data, cut))
+
+
+def share_of_samples(
+    scenario: Scenario, client: int, samples: Dataset, statistics: Statistics, transfer_x: np.ndarray
+) -> Share:
+    """Return the share of a client that brings its own samples.
+
+    Class names and their order, the common test set, `statistics` and `transfer_x` are the same for all
+    clients.
+
+    Args:
+        samples: The train split is the client's own; the test split is the common test set.
+        transfer_x: [M, *input_shape] the transfer set in the form of its source.
+
+    Raises:
+        UserError: There are fewer than two samples, or those of the transfer set have another shape.
+    """
+    total = len(samples.train_y)
+    if total < 2:
+        raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")
+    if transfer_x.shape[1:] != samples.shape:
+        raise UserError(
+            f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
+        )
+    train, test = local_split(samples.train_y, scenario.data.test_fraction, seed=scenario.seed, client=client)
+    order = np.concatenate([train, test])
+    whole = FederatedData(
+        name=samples.name,
+        class_names=samples.class_names,
+        input_shape=samples.shape,
+        x=statistics.normalise(samples.train_x[order]),
+        y=samples.train_y[order],
+        train_bounds=(NOBODYS,) * scenario.data.clients,
+        test_bounds=(NOBODYS,) * scenario.data.clients,
+        source_index=order,
+        transfer_x=statistics.normalise(transfer_x),
+        test_x=statistics.normalise(samples.test_x),
+        test_y=samples.test_y,
+        statistics=statistics,
+    )
+    return Share(client, _of_others_nothing(whole, client, len(train), len(test)))
+
+
+def _of_others_nothing(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
+    """Return data with the bounds of one client's samples, `train` of them followed by `test`."""
+    own = ((0, train), (train, train + test))
+    bounds = [tuple(b if n == client else NOBODYS for n in range(part.num_clients)) for b in own]
+    index = np.arange(train + test)
+    return replace(part, train_bounds=bounds[0], test_bounds=bounds[1], source_index=index, skew=())
+
+
+def _in_every_part(data: Data, cut: Callable[[FederatedData], FederatedData]) -> Data:
+    if isinstance(data, FederatedData):
+        return cut(data)
+    tasks = tuple(replace(task, data=_as_seen(task, cut(task.data)), transform=None) for task in data)
+    return replace(data, tasks=tasks)
+
+
+def _as_seen(task: Task, own: FederatedData) -> FederatedData:
+    """Return the rest of a task's data with the task's change of pixels."""
+    if task.transform is None:
+        return own
+    return replace(
+        own,
+        x=task.transform(own.x) if len(own.x) else own.x,
+        transfer_x=task.transfer_x,
+        test_x=task.test_x[: len(own.test_x)],
+    )

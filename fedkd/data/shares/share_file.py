@@ -1,0 +1,278 @@
+"""A share in its own folder: `share.json` describes the arrays in `share.safetensors`.
+
+Samples are normalised and, in a stream, changed by the task. The JSON is written last. It has a digest of
+itself and one of the arrays, so that no partial or damaged file is read. There are no pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedkd.data.dataset import LARGEST
+from fedkd.data.federated import FederatedData
+from fedkd.data.memory_budget import check_fits
+from fedkd.data.normalise import AsStored, Statistics
+from fedkd.data.shares.share import NOBODYS, Share
+from fedkd.data.streams.stream import FederatedStream
+from fedkd.data.streams.task import Task
+from fedkd.errors import UserError
+from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.storage.namespaces import below, under
+
+MANIFEST = "share.json"
+ARRAYS = "share.safetensors"
+FORMAT: Literal[1] = 1
+MOST_CLIENTS = 1_000_000
+SAMPLES = {"x": "y", "transfer_x": None, "test_x": "test_y"}
+"""Arrays of samples, each with that of their labels."""
+REQUIRED = ("x", "transfer_x", "test_x", "y", "test_y")
+
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Part(_Form):
+    """The samples of a task, or of a federation without a stream."""
+
+    name: str
+    class_names: list[str] = Field(min_length=1)
+    input_shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=3)
+    train: Count
+    test: Count
+    as_stored: bool
+    units: list[Count] | None = None
+    own_units: list[Count] | None = None
+
+
+class _Stream(_Form):
+    """The stream's own entries."""
+
+    name: str
+    unit_class: list[int]
+    class_names: list[str]
+    blur: float
+    seed: int
+
+
+class _Manifest(_Form):
+    """The content of `share.json`."""
+
+    format: Literal[1]
+    client: Count | None
+    clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)]
+    parts: list[_Part] = Field(min_length=1)
+    stream: _Stream | None
+    arrays: Digest
+    digest: Digest | None = None
+    """Digest of all other entries; None: an earlier release wrote none."""
+
+    def own_digest(self) -> str:
+        """Return the SHA-256 of all other entries."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"digest"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_share(folder: Path, share: Share) -> None:
+    """Write a share into an existing folder."""
+    arrays: dict[str, np.ndarray] = {}
+    parts: list[_Part] = []
+    stream = share.data if isinstance(share.data, FederatedStream) else None
+    for place, part in enumerate(share.parts):
+        assert part.statistics is not None
+        labels = [name for name in ("transfer_y", "foreign_y") if getattr(part, name) is not None]
+        kept = {name: getattr(part, name) for name in (*REQUIRED, *labels)}
+        kept |= {"mean": part.statistics.mean, "std": part.statistics.std}
+        arrays |= under(f"{place}/", {name: np.ascontiguousarray(values) for name, values in kept.items()})
+        client = share.client
+        bounds = NOBODYS * 2 if client is None else part.train_bounds[client] + part.test_bounds[client]
+        task = None if stream is None else stream[place]
+        parts.append(
+            _Part(
+                name=part.name if task is None else task.name,
+                class_names=list(part.class_names),
+                input_shape=list(part.input_shape),
+                train=bounds[1] - bounds[0],
+                test=bounds[3] - bounds[2],
+                as_stored=isinstance(part.statistics, AsStored),
+                units=None if task is None else list(task.units),
+                own_units=None if task is None else list(task.own_units),
+            )
+        )
+    data = save(arrays)
+    of_stream = None
+    if stream is not None:
+        of_stream = _Stream(
+            name=stream.name,
+            unit_class=list(stream.unit_class),
+            class_names=list(stream.class_names),
+            blur=stream.blur,
+            seed=stream.seed,
+        )
+    manifest = _Manifest(
+        format=FORMAT,
+        client=share.client,
+        clients=share.data.num_clients,
+        parts=parts,
+        stream=of_stream,
+        arrays=hashlib.sha256(data).hexdigest(),
+    )
+    manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / ARRAYS).unlink(missing_ok=True)
+    private = os.open(folder / ARRAYS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(private, "wb") as file:
+        file.write(data)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_share(folder: Path) -> Share:
+    """Read a share that `write_share` wrote.
+
+    Raises:
+        UserError: It is missing, partial, or no share.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    path = folder / ARRAYS
+    try:
+        check_fits(path.stat().st_size, f"{path} takes", "node-config.data")
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != manifest.arrays:
+            raise UserError(f"is not what {MANIFEST} was written for: damaged, or another's", file=str(path))
+        # Copies: what is read from a buffer lies at any address, and sums may depend on that.
+        arrays = {name: np.array(values) for name, values in load(data).items()}
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except SafetensorError as error:
+        raise UserError(f"is no safetensors file: {error}", file=str(path)) from None
+    try:
+        return _share_of(manifest, arrays)
+    except UserError as error:
+        raise error.at(file=str(path)) from None
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    try:
+        found = _Manifest.model_validate(parse_json(path.read_bytes()))
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {MANIFEST}: not the share of a client; fedkd deal writes one for each",
+            file=str(path.parent),
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except NotJson as error:
+        raise UserError(f"is no JSON: {error}", file=str(path)) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or None
+        raise UserError(first["msg"], key=key, file=str(path)) from None
+    if found.digest not in (None, found.own_digest()):
+        raise UserError("is not what was written: it is damaged", file=str(path))
+    if found.client is not None and found.client >= found.clients:
+        raise UserError(
+            f"must be below {found.clients}, the clients, got {found.client}", key="client", file=str(path)
+        )
+    if found.stream is None and len(found.parts) > 1:
+        raise UserError("several parts make a stream, which is missing", key="stream", file=str(path))
+    return found
+
+
+def _share_of(manifest: _Manifest, arrays: Mapping[str, np.ndarray]) -> Share:
+    parts = [_part_of(manifest, place, arrays) for place in range(len(manifest.parts))]
+    if manifest.stream is None:
+        return Share(manifest.client, parts[0])
+    stream = manifest.stream
+    tasks = []
+    for place, (said, data) in enumerate(zip(manifest.parts, parts, strict=True)):
+        for key in ("units", "own_units"):
+            units = getattr(said, key)
+            if units is None or any(unit >= len(stream.unit_class) for unit in units):
+                raise UserError(f"part {place}: {key} must be output units below {len(stream.unit_class)}")
+        assert said.units is not None and said.own_units is not None
+        tasks.append(Task(place, said.name, tuple(said.units), tuple(said.own_units), data))
+    return Share(
+        manifest.client,
+        FederatedStream(
+            name=stream.name,
+            tasks=tuple(tasks),
+            unit_class=tuple(stream.unit_class),
+            class_names=tuple(stream.class_names),
+            input_shape=parts[0].input_shape,
+            num_clients=manifest.clients,
+            blur=stream.blur,
+            seed=stream.seed,
+        ),
+    )
+
+
+def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) -> FederatedData:
+    said = manifest.parts[place]
+    found = below(f"{place}/", arrays)
+    for name in (*REQUIRED, "mean", "std"):
+        if name not in found:
+            raise UserError(f"has no array {place}/{name}")
+    for name, labels in SAMPLES.items():
+        _check_samples(f"{place}/{name}", found[name], tuple(said.input_shape))
+        if labels is not None:
+            _check_labels(f"{place}/{labels}", found[labels], len(found[name]), len(said.class_names))
+    for name in ("transfer_y", "foreign_y"):
+        if name in found:
+            _check_labels(f"{place}/{name}", found[name], len(found["transfer_x"]))
+    if len({found[name].dtype for name in SAMPLES}) > 1:
+        raise UserError(f"part {place}: samples must be all float32 or all int64")
+    if said.train + said.test != len(found["x"]):
+        raise UserError(
+            f"part {place}: {len(found['x'])} samples are not {said.train} to train on and {said.test}"
+        )
+    own = ((0, said.train), (said.train, said.train + said.test))
+    bounds = [tuple(b if n == manifest.client else NOBODYS for n in range(manifest.clients)) for b in own]
+    kind = AsStored if said.as_stored else Statistics
+    return FederatedData(
+        name=said.name,
+        class_names=tuple(said.class_names),
+        input_shape=tuple(said.input_shape),
+        x=found["x"],
+        y=found["y"],
+        train_bounds=bounds[0],
+        test_bounds=bounds[1],
+        source_index=np.arange(len(found["x"])),
+        transfer_x=found["transfer_x"],
+        test_x=found["test_x"],
+        test_y=found["test_y"],
+        transfer_y=found.get("transfer_y"),
+        foreign_y=found.get("foreign_y"),
+        statistics=kind(found["mean"], found["std"]),
+    )
+
+
+def _check_samples(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    if values.dtype not in (np.float32, np.int64) or values.shape[1:] != shape:
+        raise UserError(
+            f"{name} must be float32 or int64 samples {list(shape)}, got {values.dtype} {list(values.shape)}"
+        )
+    if values.size and values.dtype == np.float32 and not (np.abs(values) <= LARGEST).all():
+        raise UserError(f"{name} must be finite and within ±{LARGEST:g}")
+
+
+def _check_labels(name: str, values: np.ndarray, samples: int, classes: int | None = None) -> None:
+    if values.dtype != np.int64 or values.shape != (samples,):
+        raise UserError(
+            f"{name} must be int64 labels of {samples} samples, got {values.dtype} {list(values.shape)}"
+        )
+    if samples and (values.min() < 0 or (classes is not None and values.max() >= classes)):
+        allowed = "≥ 0" if classes is None else f"in 0..{classes - 1}"
+        raise UserError(f"{name} must be {allowed}, got {values.min()} to {values.max()}")

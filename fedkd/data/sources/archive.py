@@ -1,0 +1,67 @@
+"""Tar archives, read in memory: nothing is unpacked, so no member can escape a folder."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedkd.data.memory_budget import check_fits
+from fedkd.errors import UserError
+
+OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"\xfd7zXZ\0", lzma.open),
+    (b"BZh", bz2.open),
+)
+BLOCK_BYTES = 512
+
+
+def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the plain files whose name is `wanted`, in one pass.
+
+    Args:
+        path: A tar archive: plain, gzip, bzip2 or xz.
+    """
+    size = 0
+    try:
+        with _opened(path) as stream:
+            tail = _Tail(stream)
+            # tarfile's own decompression takes a cut stream for the end; Python's file objects do not.
+            with tarfile.open(fileobj=tail, mode="r|") as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    file = archive.extractfile(member) if member.isfile() and wanted(member.name) else None
+                    if file is not None:
+                        size += member.size  # as its header claims, before anything is read
+                        check_fits(size, f"what is to be read of {path} takes", key)
+                        yield member.name, file.read()
+            if tail.last.strip(b"\0"):
+                raise EOFError("it ends without an end mark")
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"cannot read {path} as a whole tar archive: {error}", key=key) from error
+
+
+def _opened(path: Path) -> Any:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    opener = next((opener for start, opener in OPENERS if magic.startswith(start)), open)
+    return opener(path, "rb")
+
+
+class _Tail:
+    """A readable stream that remembers the last block: an archive ends with zeros."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes."""
+        content: bytes = self.stream.read(size)
+        self.last = content[-BLOCK_BYTES:] or self.last
+        return content

@@ -1,0 +1,1 @@
+"""Streams of tasks: their plan, and the data of each task."""

@@ -1,0 +1,166 @@
+"""The tasks of each kind of stream, before their classes have output units.
+
+`split`, `permuted` and `rotated` follow van de Ven & Tolias (2019), arXiv:1904.07734, and Lopez-Paz & Ranzato
+(2017), arXiv:1706.08840; `overlapping` and `datasets` follow Lin et al. (2022), arXiv:2211.00789. A `rotated`
+stream begins upright, and a `permuted` one unpermuted unless `permute_first` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.federated import FederatedData, federate
+from fedkd.data.normalise import is_integer
+from fedkd.data.partitions.from_file import read_partition_file
+from fedkd.data.partitions.schemes import LEAST_SAMPLES
+from fedkd.data.scenario_sources import Sources
+from fedkd.data.streams.pixels import Rotation, Transform, black_of, draw_permutation, to_shape
+from fedkd.data.streams.stream_plan import class_groups
+from fedkd.errors import UserError
+from fedkd.scenario.schema import TaskStream
+from fedkd.scenario.stream import planned_count
+
+
+@dataclass(frozen=True)
+class Part:
+    """A task before its classes have output units.
+
+    Attributes:
+        classes: Identity of each of its classes, in label order.
+        data: Its samples; label y is class `classes[y]`.
+        transform: Change of its pixels; None: none.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    data: FederatedData
+    transform: Transform | None = None
+
+
+def grouped_classes(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Iterator[Part]:
+    """Yield a task for every group of classes, normalised like the whole data set."""
+    scenario, labels = sources.scenario, dataset.train_y
+    groups = class_groups(tasks, dataset.classes, seed=scenario.seed)
+    statistics = sources.statistics(dataset)
+    public = sources.public_samples(dataset, statistics)
+    written = None
+    if scenario.data.partition.scheme == "file":
+        partition, clients = scenario.data.partition, scenario.data.clients
+        written = read_partition_file(partition, clients, len(labels), sources.search)
+    for index, group in enumerate(groups):
+        own, members = _restrict(dataset, group)
+        name = " ".join(own.class_names)
+        with _told_of(index, name):
+            if len(own.test_y) == 0:
+                raise UserError("no test sample has one of its classes", key="continual.tasks.kind")
+            shards = None if written is None else _written_within(members, written)
+            data = federate(own, statistics, sources, public, task=index, written=shards)
+        yield Part(name, group, replace(data, source_index=members[data.source_index]))
+
+
+def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.ndarray]:
+    """Return the samples of a group of classes, relabelled by place, and the train samples' indices."""
+    label = np.full(dataset.classes, -1)
+    label[list(group)] = np.arange(len(group))
+    train, test = (np.flatnonzero(label[y] >= 0) for y in (dataset.train_y, dataset.test_y))
+    own = Dataset(
+        dataset.name,
+        tuple(dataset.class_names[c] for c in group),
+        dataset.train_x[train],
+        label[dataset.train_y[train]],
+        dataset.test_x[test],
+        label[dataset.test_y[test]],
+        None if dataset.owners is None else dataset.owners[train],
+    )
+    return own, train
+
+
+def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return a written partition within a task, as places in its `members`."""
+    place = np.full(int(max(shard.max() for shard in written)) + 1, -1)
+    place[members[members < len(place)]] = np.flatnonzero(members < len(place))
+    places = [place[shard] for shard in written]
+    shards = [np.sort(own[own >= 0]) for own in places]
+    for client, shard in enumerate(shards):
+        if len(shard) < LEAST_SAMPLES:
+            raise UserError(
+                f"client {client} has {len(shard)} samples of the task's classes, it needs {LEAST_SAMPLES}:"
+                " one to train on and one to test on",
+                key="data.partition.path",
+            )
+    return shards
+
+
+def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Iterator[Part]:
+    """Yield the whole data set once per task, permuted or rotated."""
+    key = "continual.tasks.kind"
+    if tasks.kind == "rotated" and len(dataset.shape) != 3:
+        told = f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}"
+        raise UserError(told, key=key)
+    if tasks.kind == "rotated" and is_integer(dataset.train_x):
+        raise UserError("'rotated' needs images, the samples are integers to be looked up", key=key)
+    statistics = sources.statistics(dataset)
+    data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
+    count = planned_count(tasks) or 1
+    for index in range(count):
+        classes = tuple(range(index * data.classes, (index + 1) * data.classes))
+        transform: Transform | None = None
+        if tasks.kind == "permuted":
+            name = f"permutation {index}"
+            if index or tasks.permute_first:
+                transform = draw_permutation(data.input_shape, seed=sources.scenario.seed, task=index)
+            else:
+                name = "unpermuted"
+        else:
+            degrees = index * tasks.max_angle / count
+            name = f"{degrees:g}°"
+            transform = Rotation(degrees, black_of(statistics)) if index else None
+        yield Part(name, classes, data, transform)
+
+
+def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
+    """Yield a task for every data set, each normalised by its own statistics."""
+    data, first = sources.scenario.data, 0
+    names = tasks.datasets or [data.dataset]
+    count = tasks.count or len(names)
+    if count > len(names):
+        raise UserError(
+            f"must be ≤ {len(names)}, the data sets there are, got {count}", key="continual.tasks.count"
+        )
+    if data.partition.scheme == "file" and count > 1:
+        raise UserError(
+            "indices of a file are those of one data set, the stream has several", key="data.partition.scheme"
+        )
+    shape = tuple(tasks.shape) if tasks.shape else None
+    of_first: bool | None = None
+    for index, name in enumerate(names[:count]):
+        args = data.args if name == data.dataset else {}
+        dataset = sources.dataset(name, args, key=f"continual.tasks.datasets.{index}")
+        shape = shape or dataset.shape
+        dataset = to_shape(dataset, shape)
+        integers = is_integer(dataset.train_x)
+        if integers != (of_first := integers if of_first is None else of_first):
+            raise UserError(
+                f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'",
+                key=f"continual.tasks.datasets.{index}",
+            )
+        statistics = sources.statistics(dataset)
+        public = sources.public_samples(dataset, statistics)
+        with _told_of(index, name):
+            dealt = federate(dataset, statistics, sources, public, task=index)
+        yield Part(name, tuple(range(first, first + dataset.classes)), dealt)
+        first += dataset.classes
+
+
+@contextmanager
+def _told_of(index: int, name: str) -> Iterator[None]:
+    """Name the task in an error that leaves the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"task {index} ({name}): {error.message}", key=error.key, file=error.file) from error

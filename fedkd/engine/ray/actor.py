@@ -1,0 +1,157 @@
+"""The actor of the Ray engine: a process that owns some of the clients and notes its current message."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, Context, Message
+from ray import get_runtime_context
+
+from fedkd.engine.grid import keep_freed_memory
+from fedkd.engine.live_clients import LiveClients
+from fedkd.federation.compat import assume_identity, client_of
+from fedkd.plugins.loading import contained
+from fedkd.tracking.leftovers import TemporaryFolder
+
+ID_BYTES = 32
+"""Length of a message's id; see `fedkd.federation.compat.give_id`."""
+
+Part = tuple[Message, Mapping[str, int]]
+"""A message, and the numbers of the held records that belong into it, by name."""
+
+
+class Workload(Protocol):
+    """A ClientApp and the contexts of an actor's clients, made inside the actor."""
+
+    def app(self, message: Message, context: Context) -> Message:
+        """Handle a message."""
+
+    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+        """Handle messages of one kind to several clients at once; an exception where a client failed."""
+
+    def context(self, client: int) -> Context:
+        """Return the context that a client keeps for the whole run."""
+
+
+class ClientActor:
+    """Owns some clients, whose live state stays here for the run; imports `module` at once, if given."""
+
+    def __init__(self, module: str | None = None) -> None:
+        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        self._held: dict[int, _Held] = {}
+        if module is not None:
+            with suppress(Exception):  # which `open` will meet again
+                import_module(module)
+
+    def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
+        """Make the workload, and return the id of the actor's node.
+
+        Args:
+            note: The file for its `WorkNote`.
+            make_workload: Makes the `Workload`, in the actor's process.
+            arguments: Its arguments; Ray has resolved references to shared, read-only arrays.
+        """
+        assume_identity()
+        keep_freed_memory()
+        self._note = WorkNote(note)
+        with contained():
+            self._workload: Workload = make_workload(*arguments)
+        room = getattr(self._workload, "room", None)  # None: for all
+        self._clients = LiveClients(self._workload.app, self._workload.context, self._workload.together, room)
+        return get_runtime_context().get_node_id()
+
+    def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
+        """Keep records that several later messages share, fetched from the object store once.
+
+        Args:
+            uses: Number and count of uses of each record; parts name it by the number.
+        """
+        for (number, times), record in zip(uses, records, strict=True):
+            self._held[number] = _Held(record, times)
+
+    def handle(self, parts: Sequence[Part]) -> list[Message]:
+        return self._clients.handle_together(self._begin(parts))
+
+    def handle_keeping(self, parts: Sequence[Part]) -> tuple[list[Message], dict[int, ArrayRecord]]:
+        """Handle messages one by one; return the replies, and the clients' known states by client."""
+        messages = self._begin(parts)
+        done = [self._clients.handle_keeping(message) for message in messages]
+        states = {
+            client_of(message.metadata.dst_node_id): state
+            for message, (_, state) in zip(messages, done, strict=True)
+            if state is not None
+        }
+        return [reply for reply, _ in done], states
+
+    def renew(self, client: int, states: Mapping[int, ArrayRecord] | None) -> None:
+        """Make a client anew with its state among `states`; None: its initial state."""
+        self._clients.renew(client, None if states is None else states[client])
+
+    def _begin(self, parts: Sequence[Part]) -> list[Message]:
+        """Return messages with their shared records, and note a single one."""
+        for message, places in parts:
+            for name, number in places.items():
+                held = self._held[number]
+                message.content[name] = held.record
+                held.uses -= 1
+                if not held.uses:
+                    del self._held[number]
+        messages = [message for message, _ in parts]
+        self._note.begin(messages[0].metadata.message_id if len(messages) == 1 else "")
+        return messages
+
+
+@dataclass
+class _Held:
+    """A record, and how many later messages share it."""
+
+    record: ArrayRecord
+    uses: int
+
+
+# A finished reply may be lost with its actor, so the first message without a reply need not be the culprit of
+# its death. Each actor therefore writes the message that it begins into a small file, within microseconds.
+
+
+class WorkNote:
+    """An actor's note of its current message, in a file of the driver; no note on other nodes."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._file: int | None = os.open(path, os.O_WRONLY)
+        except OSError:
+            self._file = None
+
+    def begin(self, message_id: str) -> None:
+        if self._file is not None:
+            os.pwrite(self._file, message_id.encode().ljust(ID_BYTES)[:ID_BYTES], 0)
+
+
+class WorkNotes:
+    """The driver's files of notes, one for each actor."""
+
+    def __init__(self, actors: int) -> None:
+        self._folder = TemporaryFolder("fedkd-actors-")
+        self.paths = [str(self._folder.path / str(actor)) for actor in range(actors)]
+        for actor in range(actors):
+            self.clear(actor)
+
+    def clear(self, actor: int) -> None:
+        """Reset an actor's note."""
+        Path(self.paths[actor]).write_bytes(bytes(ID_BYTES))  # room, so that no note finds the disk full
+
+    def read(self, actor: int) -> str | None:
+        """Return the id of the last message that an actor began; None: unknown."""
+        try:
+            return Path(self.paths[actor]).read_bytes().strip(b"\0 ").decode() or None
+        except (OSError, UnicodeDecodeError):  # gone, or what nobody wrote as a note
+            return None
+
+    def close(self) -> None:
+        self._folder.close()

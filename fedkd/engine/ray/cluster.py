@@ -1,0 +1,182 @@
+"""Start of a Ray for one run, or of a connection to a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedkd.engine.address_space import limited_to
+from fedkd.engine.compat import (
+    Seclusion,
+    allowed_cpus,
+    import_ray,
+    lean,
+    patient,
+    secluded,
+    silence_raylet,
+)
+from fedkd.engine.ray.nodes import Node, alive_nodes
+from fedkd.engine.ray.process_watch import RayWatch, watch_ray
+from fedkd.engine.signals import kept_handlers, sheltered_from_hang_up
+from fedkd.engine.supervisor import descendants, end_processes_of_ray, held_signals
+from fedkd.errors import EngineLost, UserError, described
+from fedkd.scenario.schema import Engine
+
+Started = TypeVar("Started")
+
+# For Ray's processes. The first leaves the visible GPUs to actors without a share of one, without a warning.
+_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
+_JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+"""Read by Ray when it is imported: one wait of half a minute for a cluster that wants a token, not twenty."""
+
+LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600, "max_direct_call_object_size": 2**19}
+"""Of a Ray started here. A minute after its GCS died Ray would end this process; `RayWatch` reports it first.
+Replies of up to 512 KiB come with the call; the object store would cost a millisecond each."""
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A connection to Ray.
+
+    Attributes:
+        owned: Whether this process started it and has to stop it.
+        watch: Checks that it is alive.
+        seclusion: Of a Ray started here, for this run alone; None: others may use the cluster.
+    """
+
+    nodes: tuple[Node, ...]
+    owned: bool
+    watch: RayWatch = field(default_factory=RayWatch, compare=False)
+    seclusion: Seclusion | None = field(default=None, compare=False)
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is for this run alone, on this machine."""
+        return self.seclusion is not None
+
+    def now(self) -> RayCluster:
+        return replace(self, nodes=alive_nodes())
+
+    def close(self) -> None:
+        """Stop Ray if it was started here."""
+        if self.owned:
+            import ray
+
+            ray.shutdown()
+        if self.seclusion is not None:
+            self.seclusion.end()
+
+
+def connect(engine: Engine) -> RayCluster:
+    """Start a local Ray, or join the running one or the one at ``engine.address``.
+
+    Raises:
+        UserError: There is no cluster at the address.
+        EngineLost: A local Ray does not start, twice.
+    """
+    for name, value in (_ENVIRONMENT | (_JOINING if engine.address is not None else {})).items():
+        os.environ.setdefault(name, value)
+    import_ray()
+    import ray
+
+    if ray.is_initialized():
+        return RayCluster(alive_nodes(), False, watch_ray())
+    silence_raylet()
+    logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
+    seclusion = start_with_retry(_start) if engine.address is None else None
+    if engine.address is not None:
+        _join(engine.address)
+    return RayCluster(alive_nodes(), True, watch_ray(), seclusion)
+
+
+def _start() -> Seclusion:
+    import ray
+
+    with lean(), secluded() as seclusion, sheltered_from_hang_up(), held_signals(), kept_handlers():
+        ray.init(
+            address="local",
+            num_cpus=allowed_cpus(),
+            include_dashboard=False,
+            _system_config=LOCAL_CONFIG,
+            **_QUIET,
+        )
+    return seclusion
+
+
+def start_with_retry(start: Callable[[], Started]) -> Started:
+    """Start a Ray; where a busy machine fails, try once more with longer limits.
+
+    Raises:
+        EngineLost: Both starts failed.
+    """
+    others = descendants(os.getpid())
+    for patience in (nullcontext, patient):
+        try:
+            with patience():
+                return start()
+        except Exception as error:
+            failure = error
+            end_processes_of_ray(others)
+    logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
+    raise EngineLost(
+        f"Ray did not start, twice: {described(failure)}{_likely_cause()}; its logs: {logs}"
+    ) from failure
+
+
+def _likely_cause() -> str:
+    """Return a likely cause as the end of a sentence, or ""."""
+    if (limit := limited_to()) is not None:
+        return f"; the address space is limited to {limit}, which is the likely cause"
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if load <= cpus:
+        return ""
+    return f"; the machine is busy (load {load:.0f}, {cpus} CPUs), which is the likely cause"
+
+
+def _join(address: str) -> None:
+    import ray
+
+    _check_reachable(address)
+    try:
+        with sheltered_from_hang_up(), held_signals(), kept_handlers():
+            ray.init(address=address, **_QUIET)
+    except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
+        raise UserError(
+            f"no Ray cluster at '{address}': {described(error)}; one that asks for a token (RAY_AUTH_MODE,"
+            " RAY_AUTH_TOKEN) answers nobody without",
+            key="engine.address",
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an unreachable ``host:port`` in seconds; Ray takes minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:  # "auto", and ray:// addresses, are Ray's to look up
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at '{address}': {error}", key="engine.address") from error

@@ -1,0 +1,155 @@
+"""How many actors a Ray cluster has room for, and each actor's share of a GPU."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from math import ceil
+
+from fedkd.engine.ray.cluster import RayCluster
+from fedkd.engine.ray.nodes import Node, free_nodes
+from fedkd.errors import EngineLost, UserError
+from fedkd.scenario.schema import Engine
+
+GPU_KEY = "engine.gpus_per_actor"
+SETTLE_SECONDS = 3.0
+"""Seconds in which reserved resources may be those of actors that are being stopped."""
+POLL_SECONDS = 0.2
+
+
+def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
+    """Return the GPUs that an actor reserves: by default an equal share.
+
+    It is small enough for as many actors on a node as its CPUs allow.
+    """
+    if engine.gpus_per_actor is not None:
+        return engine.gpus_per_actor
+    shares = [(_cpu_shares(node, engine), int(node.gpus)) for node in cluster.nodes]
+    shares = [(actors, gpus) for actors, gpus in shares if actors and gpus]
+    if not shares or engine.device == "cpu":
+        return 0.0
+    wanted = min(num_clients, engine.actors or num_clients)
+    return 1 / max(1, *(ceil(min(actors, wanted) / gpus) for actors, gpus in shares))
+
+
+def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
+    """Return how many actors an idle cluster fits: at most ``engine.actors`` and one per client.
+
+    An actor lies on one node, so CPUs left over on several nodes do not make another one.
+
+    Raises:
+        UserError: No actor fits a node, or fewer than asked for.
+    """
+    gpus_per_actor = gpu_share(engine, cluster, num_clients)
+    most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
+    most_gpus = max((node.gpus for node in cluster.nodes), default=0.0)
+    where = "the Ray cluster has" if len(cluster.nodes) < 2 else "the largest node of the Ray cluster has"
+    if not any(_cpu_shares(node, engine) for node in cluster.nodes):
+        raise UserError(
+            f"asks for {engine.cpus_per_actor:g} CPUs an actor, but {where} {most_cpus:g}",
+            key="engine.cpus_per_actor",
+        )
+    check_gpus(gpus_per_actor, most_gpus, where)
+    fits = fitting(engine, cluster.nodes, gpus_per_actor)
+    if fits == 0:
+        raise UserError(
+            f"no node of the Ray cluster has both {engine.cpus_per_actor:g} CPUs and {gpus_per_actor:g} GPUs",
+            key=GPU_KEY,
+        )
+    if engine.actors is not None and engine.actors > fits:
+        nodes = f" on {len(cluster.nodes)} nodes" if len(cluster.nodes) > 1 else ""
+        raise UserError(
+            f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g}"
+            f" GPUs{nodes}) fits {fits}; lower it or engine.cpus_per_actor",
+            key="engine.actors",
+        )
+    return min(fits, num_clients, engine.actors or fits)
+
+
+def room_for_actors(
+    engine: Engine, cluster: RayCluster, number: int, tell: Callable[[str], None] = lambda line: None
+) -> int:
+    """Return how many actors to start: as many as the free resources of the nodes fit.
+
+    A cluster of this run's own is free. On another one, fewer actors than on an idle cluster are enough,
+    unless the scenario sets their number. Without any room the function waits.
+
+    Args:
+        number: Blocks of clients, the most actors.
+        tell: Receives a line if others use the resources.
+
+    Raises:
+        UserError: They would not fit an idle cluster (see `count_actors`).
+        EngineLost: There is no room after `Engine.start_timeout`.
+    """
+    wanted = count_actors(engine, cluster, number)
+    if cluster.alone:
+        return wanted
+    share, began, waits = gpu_share(engine, cluster, number), time.monotonic(), False
+    while True:
+        nodes = free_nodes(cluster.nodes)
+        fits = fitting(engine, nodes, share)
+        if fits >= wanted:
+            return wanted
+        waited = time.monotonic() - began
+        if waited >= SETTLE_SECONDS:
+            if fits and engine.actors is None:
+                tell(f"others work on the Ray cluster: there is room for {fits} actors, not for {wanted}")
+                return fits
+            if waited >= engine.start_timeout:
+                break
+            if not waits:
+                waits = True
+                tell(f"waiting for room on the Ray cluster: for {fits} of {wanted} actors there is some now")
+        cluster.watch.check()
+        time.sleep(POLL_SECONDS)
+    free_cpus, free_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    raise EngineLost(
+        f"the Ray cluster had room for {fits} of {wanted} actors after {engine.start_timeout:g} s"
+        f" (engine.start_timeout): others hold all but {free_cpus:g} of its {cluster.cpus:g} CPUs and"
+        f" {free_gpus:g} of its {cluster.gpus:g} GPUs"
+    )
+
+
+def fitting(engine: Engine, nodes: Iterable[Node], gpus_per_actor: float) -> int:
+    """Return how many actors fit the nodes, each on one of them."""
+    return sum(min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor)) for node in nodes)
+
+
+def _cpu_shares(node: Node, engine: Engine) -> int:
+    return int(node.cpus / engine.cpus_per_actor + 1e-9)
+
+
+def _gpu_shares(gpus: float, share: float) -> int:
+    """Return how many shares the GPUs have; a share below one GPU lies within a single GPU."""
+    if share <= 0:
+        return sys.maxsize
+    return int(gpus / share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)
+
+
+def check_gpus(share: float, most: float, where: str) -> None:
+    """Refuse, by a `UserError`, a share of GPUs that no node has.
+
+    Args:
+        share: GPUs that an actor reserves.
+        most: GPUs of the node with most.
+        where: Owner of the GPUs, e.g. ``"the Ray cluster has"``.
+    """
+    if share > 0 and most == 0:
+        raise UserError(
+            f"asks for {share:g} GPU an actor, but Ray sees no GPU here; set it to 0", key=GPU_KEY
+        )
+    if most < share:
+        raise UserError(f"asks for {share:g} GPUs an actor, but {where} {most:g}", key=GPU_KEY)
+    if share > 1 and share % 1:
+        raise UserError(f"must be a whole number above 1, got {share:g}", key=GPU_KEY)
+
+
+def check_local_gpus(engine: Engine) -> None:
+    """Refuse a GPU share that this machine cannot give, without starting Ray."""
+    if engine.kind != "ray" or engine.address is not None or not engine.gpus_per_actor:
+        return
+    import torch
+
+    check_gpus(engine.gpus_per_actor, torch.cuda.device_count(), "this machine has")

@@ -1,0 +1,1 @@
+"""The Flower ClientApp and ServerApp, and fusion strategies as Flower strategies."""

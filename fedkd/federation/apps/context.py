@@ -1,0 +1,212 @@
+"""From a Flower context to the client behind it, on engines, Flower's simulation and deployed nodes.
+
+A deployed node has only its own samples. Its folder holds its share of the data
+(`fedkd.data.shares.share_file`) and the scenario.
+The node names the scenario's digest, so a server with another one refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+from fedkd.clients.client import Client
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.load import load_data
+from fedkd.data.shares.share import Share
+from fedkd.data.shares.share_file import MANIFEST, read_share
+from fedkd.errors import UserError
+from fedkd.federation.apps.node_state import NodeState
+from fedkd.federation.compat import RUN_ID, node_id_of
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.plan.load import load_plan
+from fedkd.plan.plan import Plan, open_plan
+from fedkd.scenario.identity import digest_anywhere
+from fedkd.storage.paths import expanded
+from fedkd.tracking.run_folder import SCENARIO
+from fedkd.training.device import torch_threads
+
+DATA = "data"
+"""Key of the folder in a node's configuration and in the server's run configuration."""
+PARTITION = "partition-id"
+
+
+@dataclass(frozen=True, eq=False)
+class Participant:
+    """A client or a server as its folder has it."""
+
+    folder: Path
+    plan: Plan
+    share: Share
+
+    @property
+    def federation(self) -> str:
+        """Digest common to all participants: scenario, classes, scale, transfer set."""
+        both = f"{digest_anywhere(self.plan.scenario)} {self.share.common_digest()}"
+        return sha256(both.encode()).hexdigest()
+
+
+def node_of(context: Context) -> Participant | None:
+    """Return the node of a client's context; None: a simulation.
+
+    Raises:
+        UserError: The folder is not the share of the node's client.
+    """
+    named = context.node_config.get(DATA)
+    if named is None:
+        return None
+    found = participant(str(named))
+    client, own = context.node_config.get(PARTITION), found.share.client
+    if client is None:
+        raise UserError(
+            f"names {found.folder}, the share of {found.share.owner}, and no {PARTITION}", key="node-config"
+        )
+    if own is None or int(client) != own:
+        raise UserError(
+            f"this node is client {client}, but {found.folder} has the samples of {found.share.owner}",
+            key="node-config",
+        )
+    return found
+
+
+def server_of(context: Context) -> Participant | None:
+    """Return the server's share; None: a simulation.
+
+    Raises:
+        UserError: The folder is not the server's share.
+    """
+    named = str(context.run_config.get(DATA, ""))
+    if not named:
+        return None
+    found = participant(named)
+    if found.share.client is not None:
+        raise UserError(f"{found.folder} has the samples of {found.share.owner}", key=f"run-config.{DATA}")
+    return found
+
+
+def participant(folder: str) -> Participant:
+    path = expanded(folder).absolute()
+    try:
+        written = (path / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        written = 0
+    return _read_once(path, written)
+
+
+@lru_cache(maxsize=64)
+def _read_once(folder: Path, written: int) -> Participant:
+    share = read_share(folder)
+    if not (folder / SCENARIO).is_file():
+        raise UserError(f"has no {SCENARIO} beside the share of {share.owner}", file=str(folder))
+    plan = alone(load_plan(folder / SCENARIO, written=False))
+    clients = plan.scenario.data.clients
+    if share.data.num_clients != clients:
+        raise UserError(
+            f"is of a federation of {share.data.num_clients} clients, the scenario beside it of {clients}",
+            file=str(folder / MANIFEST),
+        )
+    return Participant(folder, plan, share)
+
+
+def alone(plan: Plan) -> Plan:
+    """Return the plan for clients with a process each."""
+    return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
+
+
+@contextmanager
+def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
+    """Yield a node's client as it is before the message `step`; keep its state if the block ends well."""
+    assert node.share.client is not None
+    state = NodeState(node.folder, run, node.share.client, node.federation)
+    with state.held():
+        client = ClientFactory(node.plan, node.share.data).build(node.share.client)
+        with client.threads(node.plan.scenario.engine.threads_per_client):
+            if (known := state.at(step)) is not None:
+                client.restore(known)
+            yield client
+        state.keep(step, client.state())
+
+
+class LocalContext(Context):
+    """The context of a client that lives in this process; `build` makes it on first use."""
+
+    def __init__(self, client: int, threads: int, build: Callable[[], Client]) -> None:
+        super().__init__(RUN_ID, node_id_of(client), {PARTITION: client}, RecordDict(), run_config={})
+        self.threads = threads
+        self.client = cache(build)
+
+
+def local_context(factory: ClientFactory, client: int) -> LocalContext:
+    threads = factory.plan.scenario.engine.threads_per_client
+    return LocalContext(client, threads, lambda: factory.build(client))
+
+
+@contextmanager
+def client_behind(context: Context, step: str = "") -> Iterator[Client]:
+    """Yield the client of a context, for the message named `step`.
+
+    On fedkd's engines the live client stays in its process. A deployed node keeps its client in its folder.
+    Flower's simulation moves the context between processes: the client is rebuilt from the context's state
+    and written back to it.
+    """
+    if isinstance(context, LocalContext):
+        with torch_threads(context.threads):
+            client = context.client()
+        with client.threads(context.threads):
+            yield client
+        return
+    if (node := node_of(context)) is not None:
+        with client_of_node(node, context.run_id, step) as client:
+            yield client
+        return
+    factory = factory_of(plan_of(context))
+    partition, clients = int(context.node_config[PARTITION]), factory.plan.scenario.data.clients
+    if partition >= clients:
+        raise UserError(
+            f"the federation has more nodes than the scenario's {clients} clients;"
+            f" run it with num-supernodes={clients}",
+            key="data.clients",
+        )
+    client = factory.build(partition)
+    with client.threads(factory.plan.scenario.engine.threads_per_client):
+        if msg.STATE in context.state:
+            client.restore(from_record(context.state.array_records[msg.STATE]))
+        yield client
+    context.state[msg.STATE] = to_record(client.state())
+
+
+def plan_of(context: Context) -> Plan:
+    """Return the plan of the scenario in a Flower run configuration.
+
+    Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
+    (overrides separated by spaces).
+    """
+    path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
+    if not path.is_absolute() and not path.exists():
+        path = Path(__file__).resolve().parents[2] / path
+    if not path.is_file():
+        raise UserError(f"no such scenario: {path}", key="run-config.scenario")
+    return _load_once(str(path), str(context.run_config.get("set", "")))
+
+
+@lru_cache(maxsize=8)
+def _load_once(path: str, overrides: str) -> Plan:
+    return alone(load_plan(path, overrides.split()))
+
+
+def factory_of(plan: Plan) -> ClientFactory:
+    """Return the clients of a plan in a process without an engine of fedkd's."""
+    return _factory_once(plan.scenario.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _factory_once(scenario_json: str) -> ClientFactory:
+    plan = open_plan(scenario_json)
+    return ClientFactory(plan, load_data(plan.scenario))

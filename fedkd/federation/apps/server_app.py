@@ -1,0 +1,176 @@
+"""The Flower ServerApp, the same on fedkd's engines, Flower's simulation and a real SuperLink."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd.clients.factory import initial_network, initial_weights, model_factories, model_outputs
+from fedkd.clients.upload.stages import at_fusion, upload_stages
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data, first_task, task_names
+from fedkd.data.streams.stream import FederatedStream
+from fedkd.errors import FedkdError, UserError, described, one_line
+from fedkd.federation.apps.context import Participant, factory_of, plan_of, server_of
+from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.asynchronous import AsynchronousRounds
+from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID
+from fedkd.federation.flower_averaging import FlowerAveraging
+from fedkd.federation.rounds import Rounds
+from fedkd.federation.run_control import Deployment, RunControl
+from fedkd.federation.server_strategy import ServerStrategy
+from fedkd.plan.plan import Plan
+from fedkd.report.run_summary import finish_run
+from fedkd.server.fusing import ServerKnowledge
+from fedkd.server.models import TransferSet, TransferSetModels
+from fedkd.server.orthogonal import OrthogonalTraining, Weights
+from fedkd.server.peers import Mixing
+from fedkd.tracking.events import Observers
+from fedkd.tracking.present import PresentFile
+from fedkd.tracking.progress import make_progress
+from fedkd.tracking.run_folder import disk_told, new_run_folder, write_clients, write_deployment, write_plan
+from fedkd.tracking.run_log import RunLog
+from fedkd.tracking.totals import Totals
+
+app = ServerApp()
+
+WAITS = {"wait": 60, "reply-within": 0}
+"""Keys of a deployment's run configuration: seconds for all nodes to come; for each reply, 0: as Flower's."""
+
+
+class ServerContext(Context):
+    """The context of the ServerApp on fedkd's engines."""
+
+    def __init__(self, plan: Plan, data: Data, control: RunControl) -> None:
+        super().__init__(RUN_ID, SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={})
+        self.plan, self.data, self.control = plan, data, control
+        self.totals: Totals | None = None
+
+
+def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
+    """Return the plan's strategy at work on the server."""
+    scenario, fusion = plan.scenario, plan.scenario.fusion
+    stages = upload_stages(fusion)
+    if not plan.capabilities.by_flower:
+        topology, peers = scenario.topology, None
+        if plan.graph is not None:
+            peers = Mixing(plan.graph, topology.mixing, topology.relay)
+        return KnowledgeFusion(
+            plan.strategy,
+            partial(_server_knowledge, plan, data),
+            stages,
+            fusion.bank,
+            backward=fusion.backward,
+            exponent=None if scenario.asynchronous is None else scenario.asynchronous.staleness,
+            peers=peers,
+        )
+    from fedkd.federation.flower_strategies import make_flower_strategy
+
+    strategy = make_flower_strategy(fusion.strategy, fusion.model_extra or {})
+    orthogonal = None
+    if fusion.orthogonal is not None:
+        assert isinstance(data, FederatedStream)
+        network = initial_network(plan, model_factories(plan, data)[0])
+        weights = Weights.of(network, plan.schedule.order(0), [task.units for task in data])
+        orthogonal = OrthogonalTraining(fusion.orthogonal, weights)
+    return FlowerAveraging(strategy, plan.strategy, initial_weights(plan, data), stages, orthogonal)
+
+
+def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
+    of_task: FederatedData = data[task].data if isinstance(data, FederatedStream) else data
+    seen = TransferSet.of(data, task, model_outputs(plan, data))
+    return ServerKnowledge(
+        transfer_size=len(of_task.transfer_x),
+        labels=of_task.transfer_y,
+        models=partial(TransferSetModels, plan, seen),
+        seed=plan.scenario.seed,
+        classes_met=partial(_classes_met, plan, data) if isinstance(data, FederatedStream) else None,
+        rounds=plan.scenario.rounds,
+        filters=at_fusion(plan.scenario.fusion),
+        classes=of_task.classes,
+    )
+
+
+def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ...] | None:
+    """Return the output units of the tasks so far if a round ends one, but the last, for all clients."""
+    schedule = plan.schedule
+    begun = schedule.order(0)[: schedule.place(0, round) + 1]
+    if not schedule.in_step or not schedule.ends(0, round) or len(begun) == len(schedule.order(0)):
+        return None
+    return tuple(sorted({unit for task in begun for unit in data[task].own_units}))
+
+
+def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:
+    return make_rounds(plan, grid, data, control).run()
+
+
+def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Rounds:
+    """Return the synchronous or asynchronous rounds of a scenario."""
+    strategy = server_strategy(plan, data)
+    if plan.scenario.asynchronous is None:
+        return Rounds(plan, grid, strategy, control, first_task(data).transfer_y)
+    assert isinstance(strategy, KnowledgeFusion)
+    return AsynchronousRounds(plan, grid, strategy, control)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the scenario on this grid."""
+    if isinstance(context, ServerContext):
+        context.totals = run_rounds(context.plan, grid, context.data, context.control)
+        return
+    # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
+    try:
+        _main(grid, context)
+    except Exception as error:  # one line before the traceback in Flower's log
+        said = str(error) if isinstance(error, FedkdError) else f"internal error: {described(error)}"
+        print(f"error: {one_line(said)}", flush=True)
+        raise
+
+
+def _main(grid: Grid, context: Context) -> None:
+    own = server_of(context)
+    plan = plan_of(context) if own is None else own.plan
+    if plan.scenario.faults.timeout is not None:
+        raise UserError(
+            "Flower's runtimes let a client that is late go on, to a state that nobody knows; only the Ray"
+            " engine of fedkd can interrupt one",
+            key="faults.timeout",
+        )
+    if own is not None and plan.clock is not None:
+        key = "clock" if plan.scenario.asynchronous is None else "asynchronous"
+        raise UserError("simulates time, and deployed nodes take their own; leave it out", key=key)
+    out = str(context.run_config.get("out", ""))
+    with (
+        new_run_folder(plan.scenario, Path(out) if out else None) as folder,
+        disk_told(folder, lambda: "make room, then start it again"),
+        Observers([make_progress(quiet=False), PresentFile(), RunLog()]) as observer,
+    ):
+        data = factory_of(plan).data if own is None else own.share.data
+        # A missing client is reported before there is a run folder.
+        control = RunControl(folder, observer, deployment=_deployment(own, context))
+        rounds = make_rounds(plan, grid, data, control)
+        write_plan(folder, plan)
+        write_clients(folder, plan, data, counted=own is None)
+        if own is not None:
+            write_deployment(folder, own.federation)
+        totals = rounds.run()
+        finish_run(plan, folder, totals, observer, task_names(data))
+        from fedkd.report.page.write import report_at_the_end
+
+        report_at_the_end(folder, observer.message)
+
+
+def _deployment(own: Participant | None, context: Context) -> Deployment | None:
+    """Return the settings for deployed nodes; None: it is a simulation."""
+    if own is None:
+        return None
+    seconds = {key: context.run_config.get(key, default) for key, default in WAITS.items()}
+    for key, value in seconds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < inf:
+            raise UserError(f"must be a number of seconds, got {value!r}", key=f"run-config.{key}")
+    return Deployment(own.federation, float(seconds["wait"]), float(seconds["reply-within"]) or None)

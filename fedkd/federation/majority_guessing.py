@@ -1,0 +1,84 @@
+"""Warnings about clients that learned nothing from their own samples, once for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import Message
+
+from fedkd.federation.messages import records as msg
+from fedkd.models.client_mix import architecture_names
+from fedkd.plan.plan import Plan
+from fedkd.scenario.stream import task_count
+from fedkd.tracking.recorder import Recorder
+from fedkd.tracking.wording import percent
+
+AT_CHANCE = "at_chance"
+"""Name of the warning."""
+NAMED = 3
+"""Most clients named in one line."""
+
+
+class ChanceWatch:
+    """Reports clients that end a task, or a run, at chance.
+
+    Only a client's last training on a task counts. No state is kept from round to round, so a resumed run
+    reports the same.
+    """
+
+    def __init__(self, plan: Plan, recorder: Recorder) -> None:
+        self._plan = plan
+        self._recorder = recorder
+
+    def look(self, round: int, replies: Mapping[int, Message]) -> str | None:
+        """Record clients at chance after their last training on a task; return the warning, if any.
+
+        `replies` are of every client that trained in the round, in client order.
+        """
+        at_chance = [client for client, reply in replies.items() if msg.AT_CHANCE in reply.content]
+        ending = self._training_no_more(sorted(at_chance), round)
+        if not ending:
+            return None
+        task_of = {client: self._plan.schedule.task(client, round) for client in ending}
+        figures: dict[str, float] = {}
+        for client, task in task_of.items():
+            told = replies[client].content.config_records[msg.AT_CHANCE]
+            figures = {key: float(told[key]) for key in (msg.ACCURACY, msg.CHANCE)}  # type: ignore[arg-type]
+            self._recorder.warning(AT_CHANCE, round=round, client=client, task=task, **figures)
+        return self._line(round, task_of, figures)
+
+    def _line(self, round: int, task_of: Mapping[int, int | None], figures: Mapping[str, float]) -> str:
+        """Return the warning; `figures` are those of a single client."""
+        task, *others = set(task_of.values())
+        what = "" if task is None else f" on task {task + 1}/{task_count(self._plan.scenario)}"
+        if others:
+            what = " on their tasks"
+        when = f"last training{what} (round {round} of {self._plan.last_round})"
+        names = architecture_names(self._plan.groups)
+        named = [f"client {client} ({names[client]})" for client in task_of]
+        if len(named) > 1:
+            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            return (
+                f"warning: after their {when} {len(named)} clients are no better than the majority class on"
+                f" their training samples: {', '.join(named[:NAMED])}{more}"
+            )
+        return (
+            f"warning: after its {when} {named[0]} is no better than the majority class on its training"
+            f" samples: {percent(figures[msg.ACCURACY])} are right, {percent(figures[msg.CHANCE])} are of the"
+            " majority class"
+        )
+
+    def _training_no_more(self, clients: list[int], round: int) -> list[int]:
+        """Return the clients, ascending, that do not train on their present task again."""
+        schedule, rounds = self._plan.schedule, self._plan.scenario.rounds
+        if round < self._plan.last_round and self._plan.last_round > rounds:
+            return []  # in the end everybody trains once more
+        waiting, ending = set(clients), set()
+        for later in range(round + 1, rounds + 1):
+            moved_on = {c for c in waiting if schedule.task(c, later) != schedule.task(c, round)}
+            ending |= moved_on
+            waiting -= moved_on
+            if not waiting:
+                break
+            waiting -= set(schedule.participants(later))
+        return sorted(ending | waiting)

@@ -1,0 +1,186 @@
+"""One phase of a round: messages out, replies in, both counted."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.clients.costs.model_memory import STATES_AT_ONCE
+from fedkd.errors import RunFailed, TrainingDiverged, UserError, described
+from fedkd.federation.compat import Run
+from fedkd.federation.job_time import JobTime
+from fedkd.federation.measurements import Measurements
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.messages.messenger import Messenger
+from fedkd.federation.messages.server_gate import sift
+from fedkd.federation.server_strategy import ServerStrategy
+from fedkd.plan.plan import Plan
+from fedkd.plugins.loading import contained
+from fedkd.storage.saved_arrays import Arrays
+from fedkd.tracking.recorder import Recorder
+from fedkd.tracking.totals import Totals, peak_memory_mb
+
+
+class NodeSubset(Grid):
+    """A grid that shows only some nodes of another one, in a fixed order.
+
+    Flower's strategies draw their clients with a global generator. Shown a subset and told to take all of it,
+    they have nothing to draw.
+    """
+
+    def __init__(self, grid: Grid, node_ids: Sequence[int]) -> None:
+        self._grid = grid
+        self._node_ids = list(node_ids)
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **options: Any) -> Message:
+        return self._grid.create_message(*args, **options)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._node_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, **options)
+
+
+class Exchange:
+    """Sends the messages of a strategy, and returns the replies that pass the gate.
+
+    `changed` are the clients that have changed since the last checkpoint, `totals` the costs so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        grid: Grid,
+        messenger: Messenger,
+        strategy: ServerStrategy,
+        recorder: Recorder,
+        measurements: Measurements,
+        job_time: JobTime | None,
+    ) -> None:
+        self._plan, self._grid, self._messenger, self._strategy = plan, grid, messenger, strategy
+        self._recorder, self._measurements, self._job_time = recorder, measurements, job_time
+        self._node_of_client = messenger.node_of_client
+        self.changed: set[int] = set()
+        self.totals = Totals()
+
+    def write(self, round: int, kind: str, clients: Iterable[int], **config: bool) -> list[Message]:
+        """Return the strategy's messages of a kind to some clients, in client order."""
+        nodes = NodeSubset(self._grid, [self._node_of_client[client] for client in sorted(clients)])
+        with self.charged_to_strategy(round):
+            return self._strategy.messages(kind, round, ConfigRecord({**config}), nodes)
+
+    def send(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
+        """Send the messages of a phase, record their cost, and return the replies (see `Messenger`)."""
+        started = time.perf_counter()
+        answers = self._messenger.send(round, phase, sent)
+        replies = self.admitted(round, phase, answers)
+        # A client whose reply is refused has done its work all the same.
+        self.changed.update(answers.keys() - replies.keys())
+        answered = {self._node_of_client[client] for client in answers}
+        self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
+        if self._job_time is not None and phase in ("evaluate", "end task"):
+            self._job_time.hand([m for m in sent if m.metadata.dst_node_id in answered])
+        up = 0  # without a server it is counted by links, once it is fused
+        if self._plan.graph is None:
+            up = sum(payload_bytes(reply.content) for reply in replies.values())
+        cost = self.account(bytes_up=up)
+        if phase == "evaluate":
+            cost = {"evaluation_bytes": _evaluation_bytes(sent)}
+            self.add(**cost)
+        self.record_time(round, phase, started, clients=len(sent), **cost, memory_mb=peak_memory_mb())
+        return replies
+
+    def probe(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
+        """Send messages of a measurement, which cost the method nothing; return the replies."""
+        return self.admitted(round, phase, self._messenger.send(round, phase, sent))
+
+    def admitted(self, round: int, phase: str, answers: Mapping[int, Message]) -> dict[int, Message]:
+        """Return the replies that pass the gate, in client order; a refusal may raise `RunFailed`."""
+        uploads = self._strategy.misfits if phase == "train" else None
+        sound, misfits = sift(answers, self._measurements.figures(phase), uploads)
+        if misfits:
+            self._messenger.refuse(round, phase, misfits, len(answers))
+        return sound
+
+    @contextmanager
+    def charged_to_strategy(self, round: int) -> Iterator[None]:
+        """Turn the errors of the strategy, which may be a plug-in, into a `RunFailed` with its name."""
+        try:
+            # Numbers out of range are reported by the checks of what was made, not by NumPy, in passing.
+            with contained(), np.errstate(all="ignore"):
+                yield
+        except (UserError, RunFailed):
+            raise
+        except TrainingDiverged as error:
+            raise RunFailed(str(error), round=round, diverged=True) from error
+        except Exception as error:
+            raise RunFailed(
+                f"strategy '{self._plan.scenario.fusion.strategy}' raised {described(error)}",
+                round=round,
+                details=traceback.format_exc(),
+            ) from error
+
+    def account(self, **up: int) -> dict[str, int]:
+        """Add the bytes sent by clients and by the method to the totals; return both for a timing."""
+        cost = {**up, "bytes_down": self._strategy.sent_bytes()}
+        self.add(**cost)
+        return cost
+
+    def add(self, **more: float) -> None:
+        """Add to the totals, by name."""
+        sums: dict[str, Any] = {name: getattr(self.totals, name) + value for name, value in more.items()}
+        self.totals = replace(self.totals, **sums)
+
+    def record_time(self, round: int, phase: str, started: float, **more: Any) -> None:
+        """Record the seconds of a phase since `started` (`time.perf_counter`)."""
+        self._recorder.timing(round=round, phase=phase, seconds=time.perf_counter() - started, **more)
+
+    def fetch_states(self, round: int) -> Iterator[dict[int, Arrays]]:
+        """Yield the states of changed clients, in client order, portion by portion."""
+        for portion in _portions(sorted(self.changed)):
+            sent = [Message(RecordDict(), self._node_of_client[c], msg.EXPORT_STATE) for c in portion]
+            yield {
+                client: from_record(reply.content.array_records[msg.STATE])
+                for client, reply in self._messenger.send(round, "save", sent).items()
+            }
+
+    def hand_back(self, round: int, states: Mapping[int, Arrays]) -> None:
+        """Restore the clients' states, reading those of one portion at a time."""
+        for portion in _portions(sorted(states)):
+            contents = {client: RecordDict({msg.STATE: to_record(states[client])}) for client in portion}
+            sent = [Message(c, self._node_of_client[n], msg.IMPORT_STATE) for n, c in contents.items()]
+            self._messenger.send(round, "restore", sent)
+
+
+def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
+    return [clients[start : start + STATES_AT_ONCE] for start in range(0, len(clients), STATES_AT_ONCE)]
+
+
+def _evaluation_bytes(sent: Sequence[Message]) -> int:
+    """Return the bytes sent for the evaluation alone; guidance counts for the method."""
+    contents = [message.content for message in sent]
+    own = [RecordDict({msg.GUIDANCE: c[msg.GUIDANCE]}) for c in contents if msg.GUIDANCE in c]
+    return sum(map(payload_bytes, contents)) - sum(map(payload_bytes, own))

@@ -1,0 +1,131 @@
+"""The server's gate for replies: sender, figures and uploads are checked before anything reads them.
+
+A refusal names the client, the array or record, and the reason in one line; `faults.on_bad_upload` decides
+what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, isnan
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedkd.clients.upload.stages import Stage, decode
+from fedkd.errors import RunFailed
+from fedkd.federation.messages import records as msg
+from fedkd.federation.messages.arrays import from_record, payload_bytes
+from fedkd.fusion.forms import Unfit
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.views import Arrays
+
+MOST_SAMPLES = 2**40
+"""Most training samples that a client may report."""
+LARGEST_FIGURE = 1e15
+TRAIN_LOSS = "train_loss"
+TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
+Misfits = Callable[[Sequence[Message]], Mapping[int, Unfit]]
+"""Returns why uploads are refused, by client."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An upload past the server's half of all stages, with the bytes that it had on the way."""
+
+    arrays: dict[str, np.ndarray]
+    samples: int
+    size: int
+
+
+def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
+    """Raise `Unfit` for the first fault in a client's reply, apart from its arrays.
+
+    It must have the metrics `figures`.
+    """
+    content = reply.content
+    # Flower's views by type are tables made anew each time they are asked for.
+    told = _record(content, msg.IDENTITY, ConfigRecord).get(msg.CLIENT)
+    if told != client or isinstance(told, bool):
+        raise Unfit(f"it says that it is client {told!r}")
+    metrics = _record(content, msg.METRICS, MetricRecord)
+    for name in figures:
+        if name not in metrics:
+            raise Unfit(f"metric {name} is missing")
+    for name, value in metrics.items():
+        _check_figure(name, value)
+    for record in (msg.CURVES, msg.AT_CHANCE, msg.LEARNER):
+        for name, value in _record(content, record, ConfigRecord).items():
+            for figure in value if isinstance(value, list) else [value]:
+                _check_figure(f"{record}/{name}", figure)
+
+
+def sift(
+    answers: Mapping[int, Message], figures: Collection[str], misfits_of: Misfits | None = None
+) -> tuple[dict[int, Message], dict[int, Unfit]]:
+    """Return the replies that pass, and why the others do not, both in client order.
+
+    Args:
+        answers: Replies without an error, by client, ascending.
+        misfits_of: Checks the uploads; None: there are none.
+    """
+    misfits: dict[int, Unfit] = {}
+    for client, reply in answers.items():
+        try:
+            check_reply(client, reply, figures)
+        except Unfit as misfit:
+            misfits[client] = misfit
+    if misfits_of is not None:
+        misfits |= misfits_of([reply for client, reply in answers.items() if client not in misfits])
+    sound = {client: reply for client, reply in answers.items() if client not in misfits}
+    return sound, dict(sorted(misfits.items()))
+
+
+def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
+    found = content.get(name)
+    return found if isinstance(found, kind) else {}  # type: ignore[return-value]
+
+
+def _check_figure(name: str, value: Any) -> None:
+    """Check a client's figure; NaN: not measured."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unfit(f"metric {name} is {value!r}, must be a number")
+    if name == msg.NUM_EXAMPLES and not (isinstance(value, int) and 0 <= value <= MOST_SAMPLES):
+        raise Unfit(f"metric {name} is {value!r}, must be in 0 … {MOST_SAMPLES}")
+    if name == TRAIN_LOSS and not (isnan(value) or (isfinite(value) and value >= -LARGEST_FIGURE)):
+        raise Unfit(f"metric {name} is {value!r}, must be finite, or NaN if nothing was trained")
+    if name.startswith("accuracy") and not (isnan(value) or 0.0 <= value <= 1.0):
+        raise Unfit(f"metric {name} is {value!r}, must be in 0 … 1")
+
+
+def opened(
+    reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
+) -> Opened:
+    """Return the upload of a reply past some stages; `kinds_of` returns each array's kind.
+
+    Raises:
+        Unfit: It cannot be read.
+    """
+    try:
+        size = payload_bytes(reply.content)
+        arrays = from_record(reply.content.array_records[msg.ARRAYS])
+        wrong = next((name for name, values in arrays.items() if values.dtype.kind not in "biuf"), None)
+    except Exception as error:  # somebody else's bytes
+        raise Unfit(f"its arrays cannot be read: {type(error).__name__}") from None
+    if wrong is not None:
+        raise Unfit(f"array {wrong} is of type {arrays[wrong].dtype}, must be real numbers")
+    try:
+        with np.errstate(all="ignore"):
+            received = decode(stages, arrays, kinds_of(arrays))
+    except Exception:
+        names = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
+        raise Unfit(
+            f"its arrays do not fit what the scenario has clients send: {names or 'nothing'}"
+        ) from None
+    return Opened(received, int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]), size)  # type: ignore[arg-type]
+
+
+def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:
+    return RunFailed(f"reply refused: {misfit}", client=client, round=round, diverged=misfit.diverged)

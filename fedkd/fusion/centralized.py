@@ -1,0 +1,34 @@
+"""`pooled`: a model of each architecture, trained on all clients' samples; the upper baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.plugins.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pooled(FusionStrategy):
+    """Centralised training: all clients of an architecture are one model, trained on everybody's samples.
+
+    The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
+    round is `training.local_epochs` passes over the union of all clients' training samples, so N equal
+    clients make N times the steps of one. Every round is trained in full, whatever clients are sampled, drop
+    out or are slow. Labels that a poisoned client flips are flipped for all; forged uploads are never sent.
+    The local accuracy is that of the one model on each client's own test split.
+    """
+
+    name: ClassVar[str] = "pooled"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="nothing", guides="nobody", needs={"gradients"}, pools=True, uses_transfer_set=False
+    )
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return no guidance."""
+        return Guidance(targets=None)

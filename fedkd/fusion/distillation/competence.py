@@ -1,0 +1,32 @@
+"""Clients' performance: on transfer samples, with or without labels, and on held-out samples of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd.fusion.math.probabilities import log_softmax
+from fedkd.fusion.views import ClientView
+
+
+def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """Return the cross entropy of predictions `[N, M, C]` to labels `[M]`, `[N, M]` float64.
+
+    Without labels it is that to the others' mean, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``, so an
+    outlier pays, right or wrong; a single client has 0.
+    """
+    log_q = log_softmax(logits)
+    if labels is not None:
+        return -np.take_along_axis(log_q, labels[None, :, None], axis=-1)[..., 0]
+    clients = len(log_q)
+    if clients == 1:
+        return np.zeros(log_q.shape[:2])
+    q = np.exp(log_q)
+    others = (q.sum(axis=0) - q) / (clients - 1)
+    return -(np.maximum(others, 0.0) * log_q).sum(axis=-1)
+
+
+def held_out_accuracy(client: ClientView) -> np.ndarray:
+    """Return a client's accuracy on its held-out samples, `[1]` float32; 0 without any."""
+    logits, labels = client.held_out()
+    right = (logits.argmax(axis=-1) == labels).mean() if len(labels) else 0.0
+    return np.array([right], dtype=np.float32)

@@ -1,0 +1,89 @@
+"""`dp`: data-partitioned transfer. Each sample's surest client teaches it, the learner included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
+from fedkd.fusion.distillation.confidence import log_confidence
+from fedkd.fusion.distillation.soft_labels import TemperedLabels
+from fedkd.fusion.math import distribution as distributions
+from fedkd.fusion.math.neighbour_weights import effectiveness
+from fedkd.fusion.math.similarity import kl
+from fedkd.plugins.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataPartitioned(TemperedLabels):
+    """Partition the transfer set among teachers: sample by sample, the surest prediction is the target.
+
+    ::
+
+        conf_m(x_i) = max_c q_m[i, c], or q_m[i, y_i] where labels are known
+        w_n(i)      = argmax_m W_nm · conf_m(x_i)           itself among the candidates; it wins ties
+        target of n = q_w(i)[i]
+
+    The paper transfers between two pretrained models; the student among the candidates prevents forgetting:
+    where a client is surest, it is taught its own prediction. Here every other client is a teacher, equally
+    (W = 1) or by KnFu's nearness (`beta`). A confidently wrong client teaches its error, so labels help, and
+    so does a moderate `beta` where clients own few classes.
+    """
+
+    name: ClassVar[str] = "dp"
+    paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
+
+    confidence: Literal["maximum", "true_class"] = "maximum"
+    """Who is surest: by the `maximum` probability (unsupervised), or by the probability of the `true_class`,
+    which needs labels of the transfer set on the server and cannot be won by a confident error."""
+    beta: Annotated[float, Field(ge=0)] | None = None
+    """β of KnFu's effectiveness weights, which multiply confidences; absent: all clients are heard alike.
+    With confidences near 1 even a small β decides: start at 0.1 / (typical distance)."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of targets and of the loss (confidences are taken at 1). Above 1 it also teaches how the surest
+    client ranks the other classes."""
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            guides="each",
+            over_graph="each",
+            needs=frozenset({"transfer_labels"} if self.confidence == "true_class" else ()),
+        )
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return targets `[N, M, C]`; the weights `[N, N]` say which share of samples each teacher won."""
+        assert knowledge.logits is not None
+        logits, labels = knowledge.logits, knowledge.labels if self.confidence == "true_class" else None
+        log_weights = np.zeros((len(logits), len(logits)))
+        if self.beta is not None:
+            weights = effectiveness(
+                kl(distributions.expertise("soft", softmax(logits), None, None)), self.beta
+            )
+            with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
+                log_weights = np.log(weights)
+        winner = _winners(log_confidence(logits, labels), log_weights)
+        q = softmax(logits, self.temperature)
+        clients, samples, _ = q.shape
+        share = np.stack([np.bincount(row, minlength=clients) / samples for row in winner])
+        return Guidance(targets=q[winner, np.arange(samples)], weights=share)
+
+
+def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """Return receiver n's teacher of sample i, `[N, M]`: itself in a tie, else the first of the surest.
+
+    Log-confidences are `[N, M]`, log-weights `[N, N]`. One receiver at a time: no N×N×M array exists.
+    """
+    senders_last = np.ascontiguousarray(confidence.T)
+    everyone = np.arange(len(senders_last))
+    winner = np.empty(confidence.shape, dtype=np.int64)
+    for n, row in enumerate(log_weights.astype(confidence.dtype)):
+        score = senders_last + row
+        best = score.argmax(axis=1)
+        winner[n] = np.where(score[:, n] >= score[everyone, best], n, best)
+    return winner

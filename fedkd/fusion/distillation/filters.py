@@ -1,0 +1,141 @@
+"""Filters of predictions: by relevance, confidence and agreement.
+
+After the selectors of S. Feng et al., "Knowledge Card" (first called CooK), ICLR 2024, arXiv 2305.09955.
+
+A filter weighs every prediction in [0, 1] and drops those below its threshold. Weights are those of all sent
+predictions, whatever other filters drop, so absolute thresholds come in any order; a quantile is one of
+what earlier filters kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from fedkd.fusion.distillation.confidence import certainty
+
+THRESHOLDS = {"relevance": 0.5, "confidence": 0.5, "agreement": 0.3}
+"""Default thresholds."""
+
+
+class Wanted(Protocol):
+    """A filter as a scenario has it."""
+
+    @property
+    def by(self) -> str:
+        """Measure: one of `THRESHOLDS`."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Least weight to keep; None: that of `THRESHOLDS`."""
+
+    @property
+    def votes(self) -> Literal["equal", "class_shares"]:
+        """Weights of votes for `agreement`."""
+
+    @property
+    def quantile(self) -> float | None:
+        """Share to drop, whatever its weights; None: the threshold decides."""
+
+
+def relevance(q: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Return the probability of classes that a receiver lacks, ``Σ_c need[c] q_m[i, c]``, `[N, M]`.
+
+    ``need[c] = 1 − min(1, C p[c])`` of its class distribution p `[C]`: 0 for an even share, 1 for none.
+    """
+    need = 1.0 - np.minimum(1.0, len(p) * p)
+    return q.astype(np.float64) @ need
+
+
+def agreement(q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
+    """Return the share of the others' votes that agree with each prediction, `[N, M]`.
+
+    ``Σ_{k≠m} p_k[c] s_k[i] [argmax q_k[i] = c] / Σ_{k≠m} p_k[c] s_k[i]`` with ``c = argmax q_m[i]``; 1
+    without other votes. Class shares leave a class to the clients that claim it.
+
+    Args:
+        q: Probabilities, `[N, M, C]`.
+        p: Weight of each vote for each class, `[N, C]`; 1 for equal votes.
+        sent: s, the predictions that vote, `[N, M]` bool.
+    """
+    clients, samples, classes = q.shape
+    votes = q.argmax(axis=-1)  # [N, M]
+    voters, voting = np.zeros((2, samples, classes))
+    rows = np.arange(samples)
+    for own, voted, there in zip(p, votes, sent, strict=True):
+        voters[rows[there], voted[there]] += own[voted[there]]
+        voting[there] += own
+    own = np.take_along_axis(p, votes, axis=1) * sent
+    agreeing = voters[rows[None, :], votes] - own
+    whole = voting[rows[None, :], votes]
+    knowing = whole - own
+    nobody = knowing <= 1e-12 * np.maximum(whole, 1e-300)
+    share = np.divide(agreeing, knowing, out=np.ones((clients, samples)), where=~nobody)
+    return np.clip(share, 0.0, 1.0)
+
+
+def class_shares(q: np.ndarray, sent: np.ndarray) -> np.ndarray:
+    """Return each client's mean over `sent` `[N, M]` of q `[N, M, C]`, `[N, C]`; uniform without any."""
+    number = sent.sum(axis=1)[:, None]
+    total = np.einsum("nm,nmc->nc", sent.astype(np.float64), q.astype(np.float64))
+    return np.divide(total, number, out=np.full(total.shape, 1.0 / q.shape[-1]), where=number > 0)
+
+
+def is_personal(filters: Sequence[Wanted]) -> bool:
+    """Return whether receivers may keep different predictions."""
+    return any(wanted.by == "relevance" for wanted in filters)
+
+
+def kept(filters: Sequence[Wanted], q: np.ndarray, sent: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the `sent` predictions that each receiver keeps, `[N, M]` bool; once if all keep the same.
+
+    `q` are probabilities, `[N, M, C]`; filters apply in order.
+    """
+    p = class_shares(q, sent)
+    same: list[np.ndarray | None] = []
+    for wanted in filters:
+        if wanted.by == "relevance":
+            same.append(None)
+        elif wanted.by == "confidence":
+            same.append(certainty(q))
+        else:
+            same.append(agreement(q, np.ones_like(p) if wanted.votes == "equal" else p, sent))
+    for receiver in p if is_personal(filters) else p[:1]:
+        keep = sent.copy()
+        for wanted, known in zip(filters, same, strict=True):
+            weights = relevance(q, receiver) if known is None else known
+            keep &= weights >= least(wanted, weights[keep])
+        yield keep
+
+
+def least(wanted: Wanted, weights: np.ndarray) -> float:
+    """Return the least weight that a filter keeps."""
+    if wanted.quantile is not None:
+        return float(np.quantile(weights, wanted.quantile)) if weights.size else 0.0
+    return THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
+
+
+def mean_of_kept(values: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each sample's mean `[M, C]` float64 of kept values `[N, M, C]`, and where one is kept."""
+    number = keep.sum(axis=0)
+    total = np.einsum("nm,nmc->mc", keep.astype(np.float64), values)
+    return total / np.maximum(number, 1)[:, None], number > 0
+
+
+def mix_of_kept(weights: np.ndarray, q: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``Σ_m W_nm k_m[i] q_m[i] / Σ_m W_nm k_m[i]``, `[R, M, C]` float32, and where any is kept.
+
+    Args:
+        weights: W of R receivers, `[R, N]`.
+        q: Probabilities, `[N, M, C]`.
+        keep: k, `[N, M]` bool.
+    """
+    clients, samples, classes = q.shape
+    heard = weights @ keep.astype(np.float64)  # [R, M]
+    kept_q = np.where(keep[..., None], q, 0.0).reshape(clients, samples * classes)
+    total = (weights @ kept_q).reshape(len(weights), samples, classes)
+    total /= np.where(heard > 0, heard, 1.0)[..., None]
+    sums = total.sum(axis=-1, keepdims=True)
+    return (total / np.where(sums > 0, sums, 1.0)).astype(np.float32), heard > 0

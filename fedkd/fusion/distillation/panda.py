@@ -1,0 +1,72 @@
+"""`panda`: learn from each client as far as it has learned in the same direction.
+
+After Zhong et al., PanDa, arXiv 2208.10160, where the distillation loss is multiplied by the similarity of
+two tasks. Here the shift of a client's mean prediction stands for its task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
+from fedkd.fusion.math.combine import combine
+from fedkd.fusion.math.probabilities import softmax
+from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.plugins.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Panda(KnowsStart):
+    """Distil every other client's predictions, each multiplied by how alike the two have moved.
+
+    ::
+
+        r_n[i] = softmax of the predictions before any training
+        v_n    = mean_i (softmax z_n(x_i) − r_n[i])            where client n has moved
+        s_nm   = max(0, cos(v_n, v_m))
+        W_nm   = s_nm / N for m ≠ n, and W_nn = 1 − Σ_m W_nm
+        K_n[i] = Σ_m W_nm softmax(z_m(x_i) / T)                for client n alone
+
+    It is the paper's sum of losses, ``1/N Σ_m s_nm KD(z_n ← q_m)``: a dissimilar client's weight goes to the
+    client's own predictions. A factor on the whole loss would do nothing under Adam.
+
+    A client without similar ones keeps to itself, as under KnFu with a large β, but a weight is at most 1/N:
+    among equal clients it is the plain mean. Like KnFu's distance it sees label mixes, not single samples.
+    """
+
+    name: ClassVar[str] = "panda"
+    paper: ClassVar[str] = "after Zhong et al., PanDa, arXiv 2208.10160, 2022"
+
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of targets and of the loss (shifts are taken at 1). Above 1 it teaches more of unlikely classes."""
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return replace(
+            super().capabilities, sends="logits and a mean prediction", guides="each", needs={"gradients"}
+        )
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return personal targets `[N, M, C]` and their weights `[N, N]`."""
+        assert knowledge.logits is not None
+        weights = similarity_weights(shift_cosine(self.shift_of(knowledge)))
+        q = softmax(knowledge.logits, self.temperature)
+        return Guidance(combine(weights, q), weights, mixed=q)
+
+
+def similarity_weights(cosine: np.ndarray) -> np.ndarray:
+    """Return ``max(0, cos_nm) / N`` for two clients and the rest to 1 for oneself, `[N, N]`."""
+    clients = len(cosine)
+    weights = np.maximum(cosine, 0.0) / clients
+    np.fill_diagonal(weights, 0.0)
+    np.fill_diagonal(weights, 1.0 - weights.sum(axis=1))
+    return weights

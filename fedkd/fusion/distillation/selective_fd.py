@@ -1,0 +1,94 @@
+"""Selective-FD: clients send no predictions of unknown samples, the server none that are unclear.
+
+Shao, Wu and Zhang, Nature Communications 15, 349, 2024, arXiv 2304.01731.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.distillation.confidence import FAMILIARITY, ambiguity
+from fedkd.fusion.distillation.soft_labels import SoftLabels
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.math.probabilities import softmax
+from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.views import ClientView
+from fedkd.plugins.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class SelectiveFD(SoftLabels):
+    """Average, sample by sample, over the clients that know the sample; drop what stays ambiguous.
+
+    ::
+
+        S_n  = {i : score(z_n(x_i)) ≥ τ_n}               what client n finds in-distribution and uploads
+        q̄_i  = mean over {n : i ∈ S_n} of softmax(z_n(x_i))
+        keep i where ‖q̄_i − one-hot(q̄_i)‖₁ ≤ ambiguity  the server's selector
+
+    A skewed client is sure of its few classes on any image, so it is heard only where the sample looks like
+    its own data. The paper's clients estimate a density ratio by kernels on raw inputs. Here the model
+    itself judges: a score of its logits against a quantile of that score on own training samples.
+    """
+
+    name: ClassVar[str] = "selective_fd"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="logits of the samples it knows",
+        kinds={"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS},
+        shapes={"samples": "k<M"},
+        guides="all_alike",
+        weighs_age=True,
+        over_graph="each",
+    )
+    paper: ClassVar[str] = (
+        "Shao, Wu and Zhang, Selective knowledge sharing for privacy-preserving federated distillation"
+        " without a good teacher, Nature Communications 15, 2024"
+    )
+
+    selector: Literal["energy", "confidence"] = "energy"
+    """Score by which a client knows a sample: `energy` (log Σ exp of its logits, which also falls where no
+    class fits) or `confidence` (log of the largest probability, blind to the size of logits)."""
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """A client votes on samples that score above this quantile of its own training samples; 0 is the most
+    generous. Models are surer of what they were trained on, so lower it if hardly anybody votes."""
+    threshold: float | None = None
+    """The same score for every client instead of the quantile (`confidence`: log 0.9 is −0.105); absent: the
+    quantile. A very low one lets all vote on all: the mean of probabilities."""
+    ambiguity: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples with at least
+    half for one class, 2 keeps all. Lower it for fewer and cleaner targets; raise it for young models."""
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the known samples' indices, `samples` `[K]` int32, and logits, `sample_logits` `[K, C]`."""
+        logits, score = client.logits(), FAMILIARITY[self.selector]
+        least = self.threshold
+        if least is None:
+            own = score(client.private_logits())
+            # Without samples of its own a client knows none: nothing compares with NaN.
+            least = np.quantile(own, self.quantile) if len(own) else np.nan
+        samples = np.flatnonzero(score(logits) >= least).astype(np.int32)
+        return {"samples": samples, "sample_logits": logits[samples]}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return probabilities `[K, C]` of the `samples` `[K]` that are known and clear."""
+        samples, logits = knowledge.extra["samples"], knowledge.extra["sample_logits"]
+        size = max((int(indices[-1]) + 1 for indices in samples if len(indices)), default=0)
+        votes, total = np.zeros(size), np.zeros((size, logits[0].shape[-1]))
+        fresh = np.ones(len(logits)) if knowledge.freshness is None else knowledge.freshness
+        for indices, z, weight in zip(samples, logits, fresh, strict=True):
+            votes[indices] += weight
+            total[indices] += weight * softmax(z)
+        known = np.flatnonzero(votes)
+        mean = total[known] / votes[known, None]
+        clear = ambiguity(mean) <= self.ambiguity
+        if not clear.any():
+            return Guidance(targets=None)
+        return Guidance(
+            targets=mean[clear].astype(np.float32), shared={"samples": known[clear].astype(np.int32)}
+        )

@@ -1,0 +1,81 @@
+"""Bases of strategies whose clients learn one distribution over classes per transfer sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from fedkd.fusion.math.probabilities import softmax
+from fedkd.fusion.strategy import FusionStrategy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SoftLabels(FusionStrategy):
+    """Base of strategies whose clients learn soft labels by cross entropy."""
+
+    recordable: ClassVar[bool] = True
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``−mean_i Σ_c t_ic log softmax(z_i)_c`` of logits `[B, C]` and soft labels `[B, C]`."""
+        from fedkd.training.losses import soft_cross_entropy
+
+        return soft_cross_entropy(student_logits, targets)
+
+
+class TemperedLabels(FusionStrategy):
+    """Base of strategies whose targets are probabilities at temperature T already, learned by KL at T."""
+
+    recordable: ClassVar[bool] = True
+
+    temperature: float
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and targets `[B, C]`."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, targets, self.temperature)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets at temperature 1, the predictions of a client that follows them exactly."""
+        return targets if self.temperature == 1 else power(targets, self.temperature)
+
+
+class TeacherLogits(FusionStrategy):
+    """Base of strategies whose targets are logits, learned by KL at temperature T."""
+
+    recordable: ClassVar[bool] = True
+
+    temperature: float
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``T² · mean_i KL(softmax(t_i / T) ‖ softmax(z_i / T))`` of logits `[B, C]`, both."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, (targets / self.temperature).softmax(dim=-1), self.temperature)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets as probabilities."""
+        return softmax(targets)
+
+
+def mean_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the uniform mean over clients of ``softmax(z)`` of logits `[N, M, C]`, `[M, C]` float32."""
+    mean = softmax(logits).mean(axis=0, dtype=np.float64)
+    return mean.astype(np.float32)
+
+
+def entropy_reduction(mean: np.ndarray, temperature: float) -> np.ndarray:
+    """Return ``softmax(mean / T)``, the entropy reduction aggregation (ERA) of DS-FL, `[M, C]`.
+
+    Two classes end up at most a factor exp(1/T) apart.
+    """
+    return softmax(mean, temperature)
+
+
+def power(mean: np.ndarray, exponent: float) -> np.ndarray:
+    """Return ``mean^b / Σ mean^b``, the enhanced ERA of SCARLET, `[M, C]`; b > 1 lowers the entropy."""
+    raised = (mean / mean.max(axis=-1, keepdims=True)) ** exponent  # the largest is 1: no row vanishes
+    return raised / raised.sum(axis=-1, keepdims=True)

@@ -1,0 +1,68 @@
+"""`complementary`: learn from clients that are right where the learner is wrong, better or worse overall.
+
+The paper (arXiv 2310.17653) finds such knowledge between any two models; choosing clients by it is fedkd's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
+from fedkd.fusion.distillation.complement import complement, surer
+from fedkd.fusion.distillation.confidence import log_confidence
+from fedkd.fusion.distillation.soft_labels import TemperedLabels
+from fedkd.fusion.math.combine import combine
+from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
+from fedkd.plugins.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Complementary(TemperedLabels):
+    """Average a client's predictions with those of the few that know most of what it does not.
+
+    ::
+
+        ρ⁺_nm  = share of transfer samples that m has right and n wrong
+        T_n    = the 3 others of largest ρ⁺_nm > 0, and n itself
+        K_n[i] = mean of q_m[i] over T_n
+
+    KnFu chooses similar clients, this dissimilar ones. A weak client complements a strong one too: both ρ⁺
+    are usually above 0. Without labels m counts as right where the two disagree and it is surer, as a
+    confident error is too.
+    """
+
+    name: ClassVar[str] = "complementary"
+    paper: ClassVar[str] = "after Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024"
+
+    judge: Literal["labels", "confidence"] = "labels"
+    """Judge where two disagree: true `labels` of the transfer set, which the server then needs, or
+    `confidence`."""
+    teachers: Annotated[int, Field(ge=0)] = 3
+    """Number of teachers, ties included; 0 is learning alone."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of predictions and of the loss."""
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
+        )
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return K `[N, M, C]`, personal, and the weights `[N, N]` that made it."""
+        assert knowledge.logits is not None
+        said = knowledge.logits.argmax(axis=-1)
+        if self.judge == "labels":
+            rho = complement(said == knowledge.labels)
+        else:
+            rho = surer(said, log_confidence(knowledge.logits))
+        keep = (nearest(-rho, self.teachers) & (rho > 0.0)) | np.eye(len(rho), dtype=bool)
+        weights = effectiveness(np.zeros_like(rho), 0.0, keep=keep)
+        q = softmax(knowledge.logits, self.temperature)
+        return Guidance(combine(weights, q), weights, mixed=q)

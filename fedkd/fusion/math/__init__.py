@@ -1,0 +1,4 @@
+"""Mathematics that strategies share: pure functions on NumPy arrays.
+
+Start with `probabilities`.
+"""

@@ -1,0 +1,120 @@
+"""FedHKD: class means of features and predictions travel, and teach heads (arXiv 2301.08968)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective, softmax
+from fedkd.fusion.forms import check_feature_widths
+from fedkd.fusion.prototypes.label_means import mean_by_label, mean_of_label
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.plugins.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEATURES, LOGITS, PROBABILITIES, OWNERS = "features", "label_logits", "probabilities", "owners"
+LEAST = 1e-7
+"""Floor of probabilities, for finite logarithms in float16 too."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedHKD(LocalObjective, FusionStrategy):
+    """Teach a client's head what the federation says of the mean features of each class.
+
+    ::
+
+        H_n[c] = mean of features f_n(x) over n's own samples of class c, + N(0, noise²)
+        Q_n[c] = mean of softmax(z_n(x) / T) over them
+        H[c]   = Σ_n count_n[c] H_n[c] / Σ_n count_n[c],   Q[c] alike          over the clients that own c
+        loss   = CE(z, y) + λ mean_c KL(Q[c] ‖ softmax(head(H[c]) / T)) + γ mean ‖f(x) − H[y]‖² / F
+
+    The pair (H, Q), its hyper-knowledge, teaches heads classes that a client has no sample of; the last term
+    is `fedproto`'s. No transfer set is touched. C·(F + C + 1) numbers go up; C·(F + C) come down, and how
+    many clients own each class. A class without an owner teaches nothing.
+
+    The paper also averages weights of one architecture; this is its variant without, for any bodies with
+    features of one width. In its public code the last owner of a class replaces the mean.
+    """
+
+    name: ClassVar[str] = "fedhkd"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="mean features and mean predictions per class",
+        kinds={FEATURES: Kind.FEATURES, LOGITS: Kind.LABEL_LOGITS, "label_counts": Kind.LABEL_COUNTS},
+        shapes={FEATURES: "C F"},
+        receives={FEATURES: "C F", "probabilities": "C C", "owners": "C"},
+        guides="all_alike",
+        needs={"gradients", "features", "equal_features"},
+        uses_local_loss=True,
+        uses_transfer_set=False,
+        label_counts=True,
+    )
+    paper: ClassVar[str] = (
+        "Chen, Wang and Vikalo, The Best of Both Worlds: Accurate Global and Personalized Models through"
+        " Federated Learning with Data-Free Hyper-Knowledge Distillation, ICLR 2023"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 0.05
+    """λ: weight of what the head learns of class means; 0.05 in the paper. It is what can teach a client
+    classes that it does not have: raise it (0.5) where clients own few."""
+    pull: Annotated[float, Field(ge=0)] = 0.05
+    """γ: weight of the distance of features to the mean of their class; 0.05 in the paper."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.5
+    """T of predictions; 0.5 in the paper, which makes them surer than they are."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the Gaussian noise on every number of H_n. The paper's is calibrated to be a
+    guarantee of differential privacy; here it says how much of it the method bears, and no more."""
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `features` `[C, F]`, `label_logits` `[C, C]`, log Q_n, and `label_counts` `[C]`."""
+        labels, classes = client.private_labels(), client.classes
+        counts = np.bincount(labels, minlength=classes)
+        features = mean_of_label(client.private_features(), labels, classes)
+        if self.noise > 0:
+            drawn = client.generator("noise").standard_normal(features.shape, dtype=np.float32)
+            features = features + np.float32(self.noise) * drawn * (counts > 0)[:, None]
+        said = mean_of_label(softmax(client.private_logits(), self.temperature), labels, classes)
+        return {FEATURES: features, LOGITS: np.log(np.maximum(said, LEAST)), "label_counts": counts}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return H `[C, F]`, Q `[C, C]`, and how many `owners` `[C]` each class has, shared by all."""
+        assert knowledge.label_counts is not None
+        uploads, counts = knowledge.extra[FEATURES], knowledge.label_counts
+        check_feature_widths(self.name, knowledge.clients, [features.shape[1] for features in uploads])
+        said = softmax(np.stack(knowledge.extra[LOGITS]))
+        shared = {
+            FEATURES: mean_by_label(np.stack(uploads), counts),
+            PROBABILITIES: mean_by_label(said, counts),
+            OWNERS: (counts > 0).sum(axis=0, dtype=np.int32),
+        }
+        return Guidance(targets=None, shared=shared)
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
+        """Return the client's loss; None: cross entropy, until there is hyper-knowledge."""
+        if not guidance or not guidance[OWNERS].any():
+            return None
+        import torch
+
+        from fedkd.training.losses import cross_entropy, kd_kl, logits_mse
+
+        owned = torch.tensor(guidance[OWNERS] > 0)
+        means, said = torch.tensor(guidance[FEATURES]), torch.tensor(guidance[PROBABILITIES])
+
+        def loss(batch: LocalBatch) -> Tensor:
+            model: Any = batch.model
+            features = batch.features
+            assert features is not None
+            here = features.device
+            told = model.head(means[owned].to(features)) / self.temperature
+            value = cross_entropy(batch.logits, batch.labels)
+            value = value + self.strength * kd_kl(told, said[owned].to(here), 1.0)
+            known = owned.to(here)[batch.labels, None]
+            wanted = torch.where(known, means.to(features)[batch.labels], features)
+            return value + self.pull * logits_mse(features, wanted)
+
+        return loss

@@ -1,0 +1,107 @@
+"""FedProto: clients of unlike architectures share class prototypes (arXiv 2105.00243)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
+from fedkd.fusion.forms import check_feature_widths
+from fedkd.fusion.prototypes.label_means import mean_by_label
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+from fedkd.plugins.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedProto(LocalObjective, FusionStrategy):
+    """Pull each private sample's features to the federation's mean feature of its class.
+
+    ::
+
+        P_n[c] = mean of features f_n(x) over n's own samples of class c     after local training
+        P[c]   = Σ_n count_n[c] P_n[c] / Σ_n count_n[c]                      over the clients that own c
+        loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F                      in local training
+
+    Bodies may differ, their feature widths F may not. No transfer set is touched; a message is C×F numbers. A
+    sample of a class without an owner adds cross entropy alone.
+
+    The paper measures the nearest prototype, ``argmin_c ‖f(x) − P[c]‖``, instead of the classifier:
+    ``inference = "prototypes"``. Then prototypes have an effect as soon as they arrive.
+    """
+
+    name: ClassVar[str] = "fedproto"
+    paper: ClassVar[str] = (
+        "Tan et al., FedProto: Federated Prototype Learning across Heterogeneous Clients, AAAI 2022"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ: weight of the distance to prototypes; 1 in the paper for MNIST, 0.1 for CIFAR-10. Too much of it
+    shrinks all features to a point before the classes are apart: lower it if accuracy stays at chance."""
+
+    inference: Literal["model", "prototypes"] = "model"
+    """What evaluations take for a client's answer: its `model`'s output, or the nearest of the `prototypes`
+    that it has received, as in the paper (the model's until there are any). A class without a prototype is
+    never answered; prototypes know classes that a client has no sample of."""
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            sends="mean features per class",
+            kinds={"prototypes": Kind.FEATURES, "label_counts": Kind.LABEL_COUNTS},
+            shapes={"prototypes": "C F"},
+            receives={"prototypes": "C F", "owners": "C"},
+            guides="all_alike",
+            over_graph="each",
+            needs={"gradients", "features", "equal_features"},
+            uses_local_loss=True,
+            uses_transfer_set=False,
+            infers_from_guidance=self.inference == "prototypes",
+            label_counts=True,
+        )
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `prototypes` `[C, F]` and `label_counts` `[C]`."""
+        return {"prototypes": client.class_means("features"), "label_counts": client.label_counts()}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the mean `prototypes` `[C, F]` and how many `owners` `[C]` each class has, shared by all."""
+        assert knowledge.label_counts is not None
+        uploads = knowledge.extra["prototypes"]
+        check_feature_widths(self.name, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
+        prototypes = mean_by_label(np.stack(uploads), knowledge.label_counts)
+        owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
+        return Guidance(targets=None, shared={"prototypes": prototypes, "owners": owners})
+
+    def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
+        """Return ``−‖f − P[c]‖²``, `[n, C]`; a class without a prototype is finite, and the farthest."""
+        prototypes, owners = guidance["prototypes"].astype(np.float64), guidance["owners"]
+        distances = np.zeros((len(features), len(prototypes)))
+        for label in np.flatnonzero(owners):
+            distances[:, label] = ((features - prototypes[label]) ** 2).sum(axis=1)
+        farthest = distances.max(axis=1, keepdims=True)
+        return -np.where(owners > 0, distances, 2 * farthest + 1)
+
+    def local_loss(self, guidance: Arrays) -> LocalLoss:
+        """Return ``λ · mean ‖f − P[y]‖² / F`` of a batch; 0 for samples of a class without an owner."""
+        import torch
+
+        from fedkd.training.losses import logits_mse
+
+        prototypes = torch.tensor(guidance["prototypes"])
+        is_owned = torch.tensor(guidance["owners"] > 0)
+
+        def loss(logits: Tensor, features: Tensor | None, labels: Tensor) -> Tensor:
+            assert features is not None
+            known = is_owned.to(labels.device)[labels, None]
+            targets = torch.where(known, prototypes.to(labels.device)[labels], features.float())
+            return self.strength * logits_mse(features, targets)
+
+        return loss

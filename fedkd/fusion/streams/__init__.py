@@ -1,0 +1,4 @@
+"""Strategies for streams of tasks: they exchange masks, adapters or synthetic samples.
+
+Start with `fedweit`.
+"""

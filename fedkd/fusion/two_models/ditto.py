@@ -1,0 +1,58 @@
+"""Ditto: a personal model is trained beside the averaged one, and held near it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel, squared_distance
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.plugins.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ditto(PersonalModel):
+    """FedAvg for w; beside it every client trains a model v of its own, which w as received pulls at.
+
+    ::
+
+        w   ← w − η ∇CE(w)                                  averaged over clients after every round
+        v_n ← v_n − η (∇CE(v_n) + λ (v_n − w_received))     never sent
+
+    Both take their steps on the same batches, so a round costs two trainings. The formulas are plain SGD;
+    another optimiser steps by the same gradients. v answers evaluations; guidance changes it in the next
+    training. `accuracy_personal` and `accuracy_shared` record both. A library's default of λ = 0 makes v a
+    local baseline.
+    """
+
+    name: ClassVar[str] = "ditto"
+    paper: ClassVar[str] = (
+        "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021, arXiv"
+        " 2012.04221"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
+    the larger the nearer to FedAvg."""
+    inference: Literal["personal", "shared"] = "personal"
+    """What evaluations ask: v, or w (the client's own after training, the average after guidance)."""
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""
+        from fedkd.training.losses import cross_entropy
+
+        personal = client.network(PERSONAL)
+        received = [parameter.detach().clone() for parameter in client.network().parameters()]
+
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
+            answers = personal(batch.inputs)
+            value = cross_entropy(batch.logits, batch.labels) + cross_entropy(answers, batch.labels)
+            value = value + 0.5 * self.strength * squared_distance(personal, received)
+            return value, answers if self.inference == "personal" else batch.logits
+
+        return loss

@@ -1,0 +1,56 @@
+"""FML: a private model and a shared one teach each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.plugins.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class FML(LocalObjective, SharedModel):
+    """Train the own model z and the shared one g on the same batches, each also on what the other says.
+
+    ::
+
+        L = α CE(z, y) + (1 − α) KL(softmax g ‖ softmax z)     moves z alone
+          + β CE(g, y) + (1 − β) KL(softmax z ‖ softmax g)     moves g alone
+        g ← Σ_n S_n g_n / Σ_n S_n                              after every round
+
+    z answers evaluations; guidance changes it in the next training. A library's α = β = 1 turns the teaching
+    off (local training, and FedAvg of g). Its KL is a mean over classes too, C times weaker, and its loss
+    moves both models.
+    """
+
+    name: ClassVar[str] = "fml"
+    paper: ClassVar[str] = "Shen et al., Federated Mutual Learning, 2020, arXiv 2006.16765"
+
+    own_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """α: weight of the labels for the own model; 0.5 is even, 1 is training alone."""
+    shared_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """β: weight of the labels for the shared model; 1 is FedAvg of it."""
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return L."""
+        from fedkd.training.losses import cross_entropy, kd_kl
+
+        shared = client.network(SHARED)
+
+        def loss(batch: LocalBatch) -> Tensor:
+            own, other = batch.logits.float(), shared(batch.inputs).float()
+            taught = kd_kl(own, other.detach().softmax(dim=1), 1.0)
+            teaches = kd_kl(other, own.detach().softmax(dim=1), 1.0)
+            of_own = self.own_weight * cross_entropy(own, batch.labels) + (1 - self.own_weight) * taught
+            of_other = self.shared_weight * cross_entropy(other, batch.labels)
+            return of_own + of_other + (1 - self.shared_weight) * teaches
+
+        return loss

@@ -1,0 +1,64 @@
+"""Personal models: FedAvg for the client's model w, beside a personal model that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
+from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.views import ClientView
+from fedkd.fusion.weights.averaging import WeightAveraging
+from fedkd.plugins.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PERSONAL = "personal"
+"""The network that never leaves the client, and its name among the measured models."""
+SHARED = "shared"
+"""The averaged model among the measured ones."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
+    """Base of strategies whose clients train a personal model beside the averaged one.
+
+    The personal model answers in evaluations unless the hyper-parameter `inference` is ``"shared"``; the
+    accuracy of both is recorded.
+    """
+
+    eval_models: ClassVar[tuple[str, ...]] = (PERSONAL, SHARED)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
+
+    if TYPE_CHECKING:
+
+        @property
+        def inference(self) -> str:
+            """Hyper-parameter: ``"shared"``, or another word for the personal model."""
+
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
+        """Return the personal model, which begins where w does."""
+        return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return the personal model, unless w is to answer."""
+        return None if self.inference == SHARED else self.eval_model(client, PERSONAL)
+
+    @property
+    def answering_model(self) -> str:
+        """`personal` or `shared`."""
+        return SHARED if self.inference == SHARED else PERSONAL
+
+    def eval_model(self, client: ClientView, name: str) -> nn.Module:
+        """Return the personal model or w."""
+        return client.network(PERSONAL if name == PERSONAL else OWN)
+
+
+def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:
+    """Return ``‖v − w‖²`` over all parameters of a network v; `others` is w, in their order."""
+    pairs = zip(network.parameters(), others, strict=True)
+    squares: Tensor = sum((own - other).square().sum() for own, other in pairs)  # type: ignore[assignment]
+    return squares

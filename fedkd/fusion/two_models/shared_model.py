@@ -1,0 +1,66 @@
+"""A small model that all clients share, beside private models of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.weights.averaging import AVERAGED
+from fedkd.fusion.weights.parameters import average, pack, packs_of, unpack
+from fedkd.plugins.hyperparameters import STRICT
+
+SHARED = "shared"
+"""Name of the exchanged network."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SharedModel(AuxNetworks, FusionStrategy):
+    """Base of strategies whose server averages a small model that every client trains beside its own.
+
+    Own models may be of any architectures and stay private. The small one begins with the same weights, of a
+    common seed.
+    """
+
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
+        sends="the weights of a small shared model",
+        needs={"gradients"},
+        reach="all clients, all the same, with their next message",
+        shares_model=False,
+    )
+
+    shared_model: str = "mlp"
+    """The small model: a zoo name or `"pkg.mod:factory"`. The default takes samples of any shape; for images
+    a `cnn` or `lenet` is the better one. Each round brings it up and down."""
+    shared_args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the small model. An `mlp` without any is one hidden layer of 64."""
+
+    @property
+    def shared_arguments(self) -> dict[str, Any]:
+        """The small model's arguments, with its default ones."""
+        return dict(self.shared_args) or ({"hidden": [64]} if self.shared_model == "mlp" else {})
+
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
+        """Return the small model."""
+        return {SHARED: AuxNetwork(lambda make: make.shared_model())}
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the small model's weights, as `pack` has them."""
+        return pack(client.weights(SHARED))
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return their mean by samples, shared by all."""
+        return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Load the mean into the client's small model."""
+        client.load_weights(unpack(guidance, client.weights(SHARED)), SHARED)

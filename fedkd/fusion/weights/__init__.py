@@ -1,0 +1,4 @@
+"""Strategies that exchange weights: averaging, gossip, corrections of local training.
+
+Start with `averaging`.
+"""

@@ -1,0 +1,127 @@
+"""FedALA: each weight of the top layers moves towards the average as far as own samples want."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import Capabilities, LocalObjective
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
+from fedkd.fusion.weights.parameters import unpack
+from fedkd.plugins.hyperparameters import STRICT
+from fedkd.storage.namespaces import below, under
+
+OWN = "own/"
+RATES = "rates/"
+FOUND = "found/"
+WINDOW = 10
+"""Passes whose losses decide whether the first search is over."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedALA(LocalObjective, WeightAveraging):
+    """Average weights; a client takes over the lower layers, and goes a learned way towards the top ones.
+
+    ::
+
+        ŵ = w_n + Ω ⊙ (w − w_n)                          in the top layers; below them ŵ = w
+        Ω ← clip(Ω − η ∇_ŵ CE(ŵ) ⊙ (w − w_n), 0, 1)      batch by batch on some of the client's own samples
+
+    w is the average and w_n the client's model after its last own training. Ω, a number for every weight,
+    begins at 1, where ŵ is the average. The first search lasts until the mean loss of the last 10 passes has
+    a standard deviation below `tolerance`, at most `passes`; later ones take one pass. Samples are drawn anew
+    each time; the model is in evaluation mode.
+
+    Names of weights tell layers apart: `a.b.weight` and `a.b.bias` are of the layer `a.b`. The top layer is
+    the one made last, in every model of the zoo the head.
+
+    An average that arrives between two trainings and is replaced leaves w_n and Ω as they were.
+    """
+
+    name: ClassVar[str] = "fedala"
+    capabilities: ClassVar[Capabilities] = replace(AVERAGED, shares_model=False)
+    paper: ClassVar[str] = (
+        "Zhang et al., FedALA: Adaptive Local Aggregation for Personalized Federated Learning, AAAI 2023,"
+        " arXiv 2212.01197"
+    )
+
+    layers: Annotated[int, Field(ge=1)] = 1
+    """Layers at the top that are aggregated adaptively, weights and biases together; all of them, if there
+    are not so many. The paper finds 1 to be enough, and more to cost only time."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the client's own samples that Ω is found on."""
+    lr: Annotated[float, Field(ge=0)] = 1.0
+    """η: step of Ω; 0 leaves it at 1, which is FedAvg."""
+    tolerance: Annotated[float, Field(gt=0)] = 0.01
+    """Standard deviation of the last losses below which the first search is over."""
+    passes: Annotated[int, Field(ge=1)] = 100
+    """Passes of the first search at most: where batches disagree, losses may never come to rest."""
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the weights, and store those of the top layers as w_n."""
+        weights = client.weights()
+        client.memory |= under(
+            OWN, {name: weights[name] for name in top_layers(client.trainable(), self.layers)}
+        )
+        return super().upload(client)
+
+    def before_training(self, client: ClientView) -> None:
+        """Continue from the Ω of the model that training begins with."""
+        found = below(FOUND, client.memory)
+        client.memory |= under(RATES, found)
+        for name in found:
+            del client.memory[FOUND + name]
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Load the average as far as Ω says; all of it before the first training."""
+        current = client.weights()
+        received = current | unpack(guidance, self._exchanged(current))
+        own, names = below(OWN, client.memory), top_layers(client.trainable(), self.layers)
+        if own and self.lr > 0:
+            ways = {name: received[name] - own[name] for name in names}
+            rates = self._rates(client, received, ways)
+            client.memory |= under(FOUND, rates)
+            received |= _mixed(received, ways, rates)
+        client.load_weights(received)
+
+    def _rates(self, client: ClientView, received: Arrays, ways: Arrays) -> dict[str, np.ndarray]:
+        """Return Ω by name, `[0, 1]` float32, found on own samples from w and the top layers' w − w_n."""
+        known = below(RATES, client.memory)
+        rates = known or {name: np.ones_like(way) for name, way in ways.items()}
+        rows, size = client.own_rows(), client.batch_size
+        chosen = client.generator("ala").permutation(rows)[: max(1, round(self.share * len(rows)))]
+        if not len(rows) or not any(way.any() for way in ways.values()):
+            return rates
+        gradient, losses = client.private_gradient(received, list(ways)), []
+        for _ in range(1 if known else self.passes):
+            total = 0.0
+            for start in range(0, len(chosen), size):
+                batch = chosen[start : start + size]
+                loss, slopes = gradient(_mixed(received, ways, rates), batch)
+                total += loss * len(batch)
+                rates = {
+                    name: np.clip(rates[name] - self.lr * slopes[name] * way, 0.0, 1.0).astype(np.float32)
+                    for name, way in ways.items()
+                }
+            losses.append(total / len(chosen))
+            if len(losses) >= WINDOW and np.std(losses[-WINDOW:]) < self.tolerance:
+                break
+        return rates
+
+
+def _mixed(received: Arrays, ways: Arrays, rates: Arrays) -> dict[str, np.ndarray]:
+    """Return ŵ of the top layers; where Ω is 1 it is w to the last bit."""
+    return {name: received[name] - (1 - rates[name]) * way for name, way in ways.items()}
+
+
+def top_layers(names: Sequence[str], layers: int) -> list[str]:
+    """Return the weights of a model's last layers, in the order of `names`."""
+    all_layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    top = set(all_layers[-layers:])
+    return [name for name in names if name.rpartition(".")[0] in top]

@@ -1,0 +1,1 @@
+"""The models that scenarios name: one file an architecture."""

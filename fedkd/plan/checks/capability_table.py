@@ -1,0 +1,232 @@
+"""One table of what does not go with what: a strategy's capability, a scenario's key, the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedkd.errors import UserError
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.distillation.selection import asks_anew
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy, answers_otherwise, overrides, teaches_targets
+from fedkd.plan.recipe import recipe_of
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from fedkd.continual.learner import Learner
+
+STRATEGY = "fusion.strategy"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scenario, its strategy, and its learner where that is bound already."""
+
+    scenario: Scenario
+    strategy: FusionStrategy
+    learner: Learner | None = None
+
+    @property
+    def can(self) -> Capabilities:
+        """Capabilities of the strategy."""
+        return self.strategy.capabilities
+
+    @property
+    def rehearse(self) -> float:
+        """Weight of the distillation loss in local training."""
+        return recipe_of(self.scenario, self.strategy).rehearse
+
+    @property
+    def returns_knowledge(self) -> bool:
+        """Whether clients upload more than a model that came with the message."""
+        return self.can.sends != "nothing" and not self.can.brings_model
+
+    @property
+    def asks_anew(self) -> bool:
+        """Whether each round asks for other transfer samples."""
+        generator = numpy_generator(self.scenario.seed, "request", round=1)
+        return asks_anew(self.strategy, self.scenario.data.transfer.size, generator)
+
+
+CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
+    "averaged by Flower": lambda c: c.can.by_flower,
+    "pools": lambda c: c.can.pools,
+    "needs weights": lambda c: "weights" in c.can.needs,
+    "needs weights of the round": lambda c: "weights" in c.can.needs and c.returns_knowledge,
+    "uploads weights": lambda c: "weights" in c.can.needs or Kind.WEIGHTS in c.can.kinds.values(),
+    "needs masks that settle": lambda c: (
+        "masks" in c.can.needs and c.learner is not None and c.learner.traits.trains_masked_weights
+    ),
+    "needs server": lambda c: "server" in c.can.needs,
+    "needs transfer_labels": lambda c: "transfer_labels" in c.can.needs,
+    "needs linear_head": lambda c: "linear_head" in c.can.needs,
+    "sends nothing": lambda c: c.can.sends == "nothing",
+    "brings_model": lambda c: c.can.brings_model,
+    "requires_sync": lambda c: c.can.requires_sync is not None,
+    "needs weights, no over_graph": lambda c: "weights" in c.can.needs and c.can.over_graph is None,
+    "no over_graph": lambda c: c.can.over_graph is None,
+    "trials": lambda c: c.can.trials > 0,
+    "infers_from_guidance": lambda c: c.can.infers_from_guidance,
+    "request that varies": lambda c: c.returns_knowledge and c.asks_anew,
+    "phases": lambda c: overrides(c.strategy, "phases"),
+    "aux_networks": lambda c: overrides(c.strategy, "aux_networks"),
+    "predictor": lambda c: answers_otherwise(c.strategy),
+    "no targets": lambda c: not teaches_targets(c.strategy),
+}
+"""Capabilities by the name that the table has for them."""
+
+KEYS: Mapping[str, Callable[[Case], bool]] = {
+    "asynchronous": lambda c: c.scenario.asynchronous is not None,
+    "continual": lambda c: c.scenario.continual is not None,
+    "topology.graph": lambda c: c.scenario.topology.graph != "star" and c.can.sends != "nothing",
+    "training.held_out": lambda c: bool(c.scenario.training.held_out),
+    "training.recipe": lambda c: c.scenario.training.recipe == "joint",
+    "fusion.own_prior": lambda c: c.scenario.fusion.own_prior == "auto",
+    "fusion.rehearse": lambda c: c.rehearse > 0,
+    "fusion.bank": lambda c: c.scenario.fusion.bank is not None,
+    "measure.transferability": lambda c: (
+        c.scenario.measure is not None and c.scenario.measure.transferability is not None
+    ),
+    "faults.poison": lambda c: (
+        c.scenario.faults.poisoned > 0 and c.scenario.faults.poison in ("imitation", "constant")
+    ),
+}
+"""Whether a scenario sets a key to something that a capability may rule out."""
+
+
+class Row(NamedTuple):
+    """A pair that does not go together; `at` is the key of the error, ``{name}`` the strategy, ``{case}``
+    the case.
+    """
+
+    capability: str
+    key: str
+    reason: str
+    at: str = STRATEGY
+
+
+def _rows(key: str, at: str, frame: str, reasons: Mapping[str, str]) -> list[Row]:
+    return [Row(capability, key, frame.format(reason=reason), at) for capability, reason in reasons.items()]
+
+
+ANEW = "asks for other transfer samples every round, which old predictions are not about"
+TABLE: Sequence[Row] = (
+    *_rows(
+        "asynchronous",
+        "asynchronous",
+        "not allowed: '{{name}}' {reason}",
+        {
+            "averaged by Flower": "averages what all clients of a round send; use 'fedbuff' or 'fedasync'",
+            "pools": "trains on all clients' samples in one place",
+            "needs weights of the round": "exchanges weights that go on from those of a round; use 'fedbuff'"
+            " or 'fedasync'",
+            "requires_sync": "{case.can.requires_sync}",
+            "request that varies": ANEW,
+        },
+    ),
+    *_rows(
+        "continual",
+        STRATEGY,
+        "'{{name}}' {reason}",
+        {
+            "pools": "knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
+            "phases": "trains parts of a model in phases of its own, and in a stream of tasks a learner"
+            " says what is trained when; use 'fedper', which trains both parts together",
+            "trials": "has clients try guidance out and go back, which a learner of a stream of tasks cannot;"
+            " use 'knfu'",
+            "aux_networks": "has clients train networks besides their models, which a learner of a stream of"
+            " tasks knows nothing of; use a strategy that exchanges predictions",
+            "needs linear_head": "gives clients a head for all classes, and in a stream of tasks heads are"
+            " the learner's business; use 'fedproto' or a strategy that exchanges predictions",
+        },
+    ),
+    Row(
+        "infers_from_guidance",
+        "continual",
+        'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
+        "fusion.inference",
+    ),
+    Row(
+        "predictor",
+        "continual",
+        "'{name}' answers evaluations by another model than the client's, and in a stream of tasks they are"
+        " about the learner's outputs; use a strategy that exchanges predictions",
+    ),
+    *(
+        Row(
+            "pools",
+            key,
+            "'{name}' trains on all samples of all clients, so that none is left to choose by",
+            key,
+        )
+        for key in ("training.held_out", "fusion.own_prior")
+    ),
+    *_rows(
+        "topology.graph",
+        STRATEGY,
+        "'{{name}}' {reason}; topology.graph is '{{case.scenario.topology.graph}}', in which there is no"
+        " server",
+        {
+            "averaged by Flower": "averages weights on a server: take 'gossip', which has clients mix them",
+            "needs server": "trains a model on the server",
+            "needs transfer_labels": "needs the labels of the transfer set, which a server alone has",
+            "needs weights, no over_graph": "makes one model of all clients' weights: take 'gossip', which"
+            " has clients mix them",
+            "no over_graph": "makes on a server what no client can by itself (it has no `over_graph`)",
+        },
+    ),
+    Row(
+        "no targets",
+        "training.recipe",
+        "must be 'alternating' with '{name}', whose clients distil no targets of transfer samples, got"
+        " 'joint'",
+        "training.recipe",
+    ),
+    Row(
+        "no targets",
+        "fusion.rehearse",
+        "must be 0 with '{name}', whose guidance is no targets of transfer samples that a client could"
+        " rehearse, got {case.rehearse:g}",
+        "fusion.rehearse",
+    ),
+    *_rows(
+        "fusion.bank",
+        "fusion.bank",
+        "not allowed: '{{name}}' {reason}",
+        {
+            "needs weights": "exchanges weights, which are of no task and soon out of date",
+            "sends nothing": "sends nothing that could be kept",
+            "needs masks that settle": "hears no more of a mask once '{case.learner.name}' has settled it",
+            "request that varies": ANEW,
+        },
+    ),
+    *_rows(
+        "measure.transferability",
+        "measure.transferability",
+        "with '{{name}}' {reason}",
+        {
+            "pools": "no client has a model of its own to teach or to learn",
+            "brings_model": "every message brings the model along, and clients have none of their own; use a"
+            " strategy that exchanges predictions, or 'local'",
+        },
+    ),
+    Row(
+        "uploads weights",
+        "faults.poison",
+        "'{case.scenario.faults.poison}' is for clients that upload predictions; with '{name}' use 'random'"
+        " or 'flipped'",
+        "faults.poison",
+    ),
+)
+"""All pairs, in the order in which they are checked."""
+
+
+def check_table(case: Case, keys: Collection[str] = tuple(KEYS)) -> None:
+    """Refuse a strategy that cannot do what a scenario's keys ask for."""
+    for row in TABLE:
+        if row.key in keys and KEYS[row.key](case) and CAPABILITIES[row.capability](case):
+            told = row.reason.format(name=case.scenario.fusion.strategy, case=case)
+            raise UserError(told, key=row.at)

@@ -1,0 +1,249 @@
+"""Cross-field validation: values of a scenario that contradict each other, and unknown names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedkd.data.registry import DATASETS, PARTITIONS
+from fedkd.errors import UserError, refuse_if
+from fedkd.models.registry import MODELS
+from fedkd.plan.checks.courses import check_courses
+from fedkd.scenario.load import PATH_DATASETS
+from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream
+
+if TYPE_CHECKING:
+    from fedkd.fusion.strategy import FusionStrategy
+
+DRAWN_TRANSFERS = ("holdout", "noise")
+"""Transfer sources that are no other data set."""
+
+
+def check_scenario(scenario: Scenario) -> None:
+    """Refuse fields of a scenario that contradict each other, at the key that is the easiest to change."""
+    _check_clients(scenario)
+    _check_data(scenario.data)
+    refuse_if(
+        scenario.finish == "trained" and scenario.continual is not None,
+        "'trained' is for runs without a stream: the last task is over with its last round",
+        "finish",
+    )
+    training, replies = scenario.training, scenario.faults.min_replies
+    refuse_if(
+        training.lr_step_rounds is None and training.schedule == "step",
+        "schedule 'step' needs the rounds between two drops, e.g. lr_step_rounds = 10",
+        "training.lr_step_rounds",
+    )
+    most = scenario.clients_per_round or scenario.data.clients
+    refuse_if(
+        replies > most,
+        f"at most the {most} clients of a round can reply, got {replies}",
+        "faults.min_replies",
+    )
+    _check_measured(scenario)
+    if scenario.continual is not None:
+        _check_stream(scenario.continual.tasks)
+        _check_stream_data(scenario.continual.tasks, scenario.data)
+        _check_online(scenario.continual)
+    check_courses(scenario)
+
+
+def _check_measured(scenario: Scenario) -> None:
+    if scenario.measure is None or scenario.measure.transferability is None:
+        return
+    rounds, key = scenario.measure.transferability.rounds, "measure.transferability.rounds"
+    refuse_if(rounds != sorted(set(rounds)), f"must ascend without repeats, got {rounds}", key)
+    refuse_if(
+        scenario.continual is None and rounds[0] > scenario.rounds,
+        f"at least the first must be one of the run's {scenario.rounds} rounds, got {rounds}",
+        key,
+    )
+
+
+def check_names(scenario: Scenario) -> None:
+    """Refuse names of data sets, partition schemes and models that do not exist."""
+    data = scenario.data
+    named = [
+        (PARTITIONS, "data.partition.scheme", data.partition.scheme),
+        (DATASETS, "data.dataset", data.dataset),
+    ]
+    if data.transfer.source not in DRAWN_TRANSFERS:
+        named.append((DATASETS, "data.transfer.source", data.transfer.source))
+    named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
+    for registry, key, name in named:
+        try:
+            registry.check(name)
+        except UserError as error:
+            raise error.at(key=key) from None
+
+
+def _check_stream(tasks: TaskStream) -> None:
+    key, kind = "continual.tasks", tasks.kind
+    refuse_if(
+        tasks.shape is not None and len(tasks.shape) != 3,
+        f"must be channels, height and width, got {tasks.shape}",
+        f"{key}.shape",
+    )
+    refuse_if(
+        kind == "datasets" and tasks.datasets and (tasks.count or 0) > len(tasks.datasets),
+        f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}",
+        f"{key}.count",
+    )
+    refuse_if(
+        tasks.first_classes is not None and tasks.count == 1,
+        "needs tasks after the first: count must be ≥ 2",
+        f"{key}.first_classes",
+    )
+    if tasks.classes is not None:
+        _check_class_lists(tasks, tasks.classes)
+        return
+    width = tasks.classes_per_task or 4
+    refuse_if(
+        kind == "overlapping" and (tasks.stride or width // 2) >= width,
+        f"must be < {width}, the classes of a task, or they do not overlap, got {tasks.stride}"
+        if width > 1
+        else "a window of one class overlaps with none; use kind = 'split'",
+        f"{key}.stride",
+    )
+
+
+def _check_class_lists(tasks: TaskStream, lists: Sequence[Sequence[int]]) -> None:
+    refuse_if(
+        tasks.count not in (None, len(lists)),
+        f"must be {len(lists)}, the lists of continual.tasks.classes, or left out, got {tasks.count}",
+        "continual.tasks.count",
+    )
+    task_of: dict[int, int] = {}
+    shared = False
+    for task, own in enumerate(lists):
+        for place, label in enumerate(own):
+            key = f"continual.tasks.classes.{task}.{place}"
+            refuse_if(label in own[:place], f"class {label} is there twice", key)
+            refuse_if(
+                label in task_of and tasks.kind == "split",
+                f"class {label} is in task {task_of.get(label)} already; only kind = 'overlapping' allows it",
+                key,
+            )
+            shared |= label in task_of
+            task_of.setdefault(label, task)
+    refuse_if(
+        tasks.kind == "overlapping" and not shared,
+        "no class is in two tasks, so they do not overlap; use kind = 'split'",
+        "continual.tasks.classes",
+    )
+
+
+def _check_online(continual: Continual) -> None:
+    tasks = continual.tasks
+    refuse_if(
+        tasks.blur and continual.head != "class",
+        f"needs head 'class', as a sample may come with any task, got '{continual.head}'",
+        "continual.tasks.blur",
+    )
+    refuse_if(
+        tasks.blur and (tasks.order not in ("same", "shuffled") or tasks.count == 1),
+        "needs clients that learn several tasks, and all of them: order 'same' or 'shuffled'",
+        "continual.tasks.blur",
+    )
+    refuse_if(
+        not tasks.boundaries and continual.head == "task",
+        "must be true with head 'task', whose outputs tell where a task begins",
+        "continual.tasks.boundaries",
+    )
+
+
+def _check_stream_data(tasks: TaskStream, data: Data) -> None:
+    for index, name in enumerate(tasks.datasets):
+        key = f"continual.tasks.datasets.{index}"
+        try:
+            DATASETS.check(name)
+        except UserError as error:
+            raise error.at(key=key) from None
+        refuse_if(name in tasks.datasets[:index], f"'{name}' is there twice; each data set is one task", key)
+        refuse_if(
+            name in PATH_DATASETS and name != data.dataset,
+            f"'{name}' is read from a path, which only data.args has: make it data.dataset",
+            key,
+        )
+
+
+def _check_clients(scenario: Scenario) -> None:
+    clients, groups = scenario.data.clients, len(scenario.clients)
+    for key in ("clients_per_round", "evaluate_clients"):
+        number = getattr(scenario, key) or 0
+        refuse_if(number > clients, f"must be ≤ data.clients ({clients}), got {number}", key)
+    refuse_if(
+        groups > clients,
+        f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
+        f" got {groups}",
+        "clients",
+    )
+
+
+def _check_data(data: Data) -> None:
+    partition, key = data.partition, "data.partition"
+    least, samples = partition.min_samples, partition.samples_per_client
+    refuse_if(
+        partition.scheme == "file" and partition.path is None,
+        "scheme 'file' needs the path of a JSON file with a list of sample indices per client",
+        f"{key}.path",
+    )
+    refuse_if(
+        partition.replacement and data.validation is not None,
+        "clients that draw with replacement train on what others hold out; set data.partition.replacement"
+        " = false",
+        "data.validation",
+    )
+    refuse_if(
+        partition.replacement and samples is None,
+        "must say how many a client draws with replacement",
+        f"{key}.samples_per_client",
+    )
+    refuse_if(
+        samples is not None and samples < least,
+        f"must be ≥ data.partition.min_samples ({least}), got {samples}",
+        f"{key}.samples_per_client",
+    )
+    transfer = data.transfer
+    named = ((data.dataset, data.args, "data.args"), (transfer.source, transfer.args, "data.transfer.args"))
+    for name, args, key in named:
+        refuse_if(
+            name in PATH_DATASETS and not isinstance(args.get("path"), str),
+            f"data set '{name}' needs the path of its files, e.g. args = {{ path = \"…\" }}",
+            f"{key}.path",
+        )
+
+
+def check_transfer_size(scenario: Scenario, strategy: FusionStrategy) -> None:
+    """Refuse a strategy without the transfer samples that it needs."""
+    if scenario.data.transfer.size > 0 or not strategy.capabilities.uses_transfer_set:
+        return
+    from fedkd.fusion.capabilities import capabilities_of
+    from fedkd.fusion.registry import STRATEGIES, load_strategy_class
+
+    found = {name: capabilities_of(load_strategy_class(name)) for name in STRATEGIES.builtin}
+    without = [name for name, can in found.items() if not can.uses_transfer_set]
+    raise UserError(
+        f"must be ≥ 1 for strategy '{scenario.fusion.strategy}'; only {', '.join(without)} and Flower's own"
+        " strategies do without transfer samples",
+        key="data.transfer.size",
+    )
+
+
+def has_one_architecture(scenario: Scenario) -> bool:
+    """Return whether all clients have the same model."""
+    first, *others = scenario.clients
+    return all((group.model, group.args) == (first.model, first.args) for group in others)
+
+
+def check_one_architecture(scenario: Scenario, what: str = "averages parameters") -> None:
+    """Refuse several architectures with a strategy that does `what` requires one."""
+    first, *others = scenario.clients
+    for index, group in enumerate(others, start=1):
+        refuse_if(
+            (group.model, group.args) != (first.model, first.args),
+            f"'{scenario.fusion.strategy}' {what}, so all clients need one architecture, got"
+            f" '{first.model}' and '{group.model}'{' with other args' * (group.model == first.model)}"
+            f" (clients.{index})",
+            "clients",
+        )

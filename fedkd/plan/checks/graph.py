@@ -1,0 +1,82 @@
+"""Whether a strategy, and what a scenario says of it, can do without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from fedkd.errors import refuse_if
+from fedkd.fusion.weights.mixing import is_mutual, parts
+from fedkd.models.client_mix import architecture_names
+from fedkd.plan.checks.capability_table import Case, check_table
+from fedkd.plan.graph import Graph
+from fedkd.plan.plan import Plan
+
+KEY = "fusion.strategy"
+LOOKED_AT = 200
+"""Rounds of a graph that is drawn each round, which are looked at."""
+
+
+def check_graph(plan: Plan) -> None:
+    """Refuse a strategy that needs a server where there is none, or none where there is one."""
+    strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
+    name, kind = scenario.fusion.strategy, scenario.topology.graph
+    refuse_if(
+        graph is None and "graph" in strategy.capabilities.needs,
+        f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
+        " another, such as 'ring', or for a star 'flwr:FedAvg'",
+        KEY,
+    )
+    if graph is None or strategy.capabilities.sends == "nothing":
+        return
+    check_table(Case(scenario, strategy, plan.learner), ("topology.graph",))
+    for key, given, what in (
+        ("fusion.bank", scenario.fusion.bank is not None, "is kept on a server"),
+        ("fusion.orthogonal", scenario.fusion.orthogonal is not None, "is kept on a server"),
+        ("fusion.filters", scenario.fusion.filters, "filter on a server"),
+        ("clock", scenario.clock is not None, "times the way to a server and back"),
+    ):
+        refuse_if(given, f"{what}; topology.graph is '{kind}', in which there is none", key)
+    refuse_if(
+        scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))),
+        f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
+        "topology.mixing",
+    )
+    refuse_if(
+        scenario.topology.relay and strategy.capabilities.stale_decay is None,
+        "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
+        " with 'knfu' or 'experts'",
+        "topology.relay",
+    )
+
+
+def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
+    """Yield the graph of the run's rounds, `[N, N]` bool each, as far as they differ and can be looked at."""
+    last = min(plan.schedule.rounds, graph.period or LOOKED_AT, LOOKED_AT)
+    return map(graph.edges, range(1, last + 1))
+
+
+def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Return the clients that never hear of each other, in any round.
+
+    Returns:
+        By architecture where weights are mixed, else under an empty name: its connected parts in client
+        order, if there are several or one client is alone in its architecture.
+    """
+    strategy = plan.strategy
+    if strategy.capabilities.sends == "nothing":
+        return []
+    union = np.eye(graph.clients, dtype=bool)
+    for heard in islice(some_rounds(plan, graph), LOOKED_AT):
+        union |= heard
+    mixes = strategy.capabilities.over_graph == "mixed"
+    names = architecture_names(plan.groups) if mixes else ("",) * graph.clients
+    found = []
+    for name in dict.fromkeys(names):
+        own = [client for client, other in enumerate(names) if other == name]
+        pieces = [tuple(own[at] for at in part) for part in parts(union[np.ix_(own, own)])]
+        if len(pieces) > 1 or (mixes and len(own) == 1 and graph.clients > 1):
+            found.append((name, pieces))
+    return found

@@ -1,0 +1,296 @@
+"""Which keys of a scenario are read only together with others: a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedkd.data.partitions.replacement import SCHEMES
+from fedkd.data.registry import PARTITIONS
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
+from fedkd.models.registry import ESTIMATORS
+from fedkd.plan.graph import PLACED, WITH_K
+from fedkd.scenario.schema import Scenario
+
+
+@dataclass(frozen=True)
+class Reader:
+    """When a key is read: in scenarios for which `reads` is true, some with the strategy (`asks_strategy`).
+
+    `by` are the keys that decide; an error shows the first. `only` goes on after "it is for".
+    """
+
+    key: str
+    by: tuple[str, ...]
+    only: str
+    reads: Callable[[Scenario, Any], bool]
+    asks_strategy: bool = False
+
+
+def _with(key: str, by: str, *values: str, only: str = "") -> Reader:
+    """Return the row of a key that is read with some values of another one."""
+    return Reader(
+        key, (by,), only or " or ".join(f"'{value}'" for value in values), lambda s, _: at(s, by) in values
+    )
+
+
+def _above_0(key: str, by: str, only: str) -> Reader:
+    return Reader(key, (by,), only, lambda s, _: at(s, by) > 0)
+
+
+def _of_tasks(key: str, by: str, *values: str, classes: bool = False) -> Reader:
+    """Return the row of a key of a stream; some do not stand beside lists of classes."""
+    tasks = "continual.tasks"
+    return Reader(
+        f"{tasks}.{key}",
+        (f"{tasks}.{by}", *([f"{tasks}.classes"] if classes else [])),
+        " or ".join(f"'{value}'" for value in values) + " without lists of classes" * classes,
+        lambda s, _: (
+            at(s, f"{tasks}.{by}") in values and not (classes and at(s, f"{tasks}.classes") is not None)
+        ),
+    )
+
+
+def _of_networks(key: str) -> Reader:
+    return Reader(f"training.{key}", ("clients",), "networks", lambda s, _: _has_networks(s))
+
+
+def _of_batches(key: str) -> Reader:
+    return Reader(
+        f"training.{key}",
+        ("clients", "clock.work"),
+        "networks",
+        lambda s, _: _has_networks(s) or (s.clock is not None and s.clock.work == "steps"),
+    )
+
+
+def _of_ray(key: str) -> Reader:
+    return _with(f"engine.{key}", "engine.kind", "ray")
+
+
+def _of_strategy(key: str, only: str, reads: Callable[[Scenario, FusionStrategy], bool], *by: str) -> Reader:
+    return Reader(key, ("fusion.strategy", *by), only, reads, asks_strategy=True)
+
+
+def _has_networks(scenario: Scenario) -> bool:
+    return any(group.model not in ESTIMATORS for group in scenario.clients)
+
+
+def _distils(scenario: Scenario, strategy: FusionStrategy) -> bool:
+    return teaches_targets(strategy) and scenario.fusion.distill_epochs > 0
+
+
+def _copies_distil(scenario: Scenario, strategy: FusionStrategy) -> bool:
+    mapped = scenario.measure is not None and scenario.measure.transferability is not None
+    return mapped or _distils(scenario, strategy)
+
+
+def _rehearses(scenario: Scenario, _: Any) -> bool:
+    weight = scenario.fusion.rehearse
+    return getattr(scenario.training, "recipe", "") == "joint" if weight is None else weight > 0
+
+
+def _weighs_age_itself(strategy: FusionStrategy) -> bool:
+    return strategy.capabilities.stale_decay is not None
+
+
+def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kind], bool]) -> bool:
+    """Return whether clients send something of a kind; a strategy that finds kinds out may."""
+    if overrides(strategy, "kinds_of"):
+        return True
+    return strategy.capabilities.sends != "nothing" and any(
+        is_meant(kind) for kind in strategy.capabilities.kinds.values()
+    )
+
+
+def _waits_for_slower(scenario: Scenario, _: Any) -> bool:
+    assert scenario.continual is not None
+    clock, population = scenario.continual.tasks.clock, scenario.population
+    if clock == "lockstep":
+        return population.late > 0 or population.breaks > 0
+    return clock != "file"
+
+
+def _paced_by_tasks(scenario: Scenario, _: Any) -> bool:
+    assert scenario.continual is not None
+    tasks = scenario.continual.tasks
+    return tasks.clock != "file" and not (tasks.clock in ("groups", "uniform") and tasks.pace is not None)
+
+
+def _reads_files(scenario: Scenario, _: Any) -> bool:
+    data, continual = scenario.data, scenario.continual
+    named = {data.dataset, data.transfer.source, *(continual.tasks.datasets if continual else ())}
+    return bool(named - {"digits", "synthetic", "holdout", "noise"})
+
+
+SCHEME, DIRICHLET = "data.partition.scheme", ("dirichlet", "dirichlet-per-client", "quantity")
+DRAWN = tuple(name for name in PARTITIONS.builtin if name not in ("file", "natural"))
+TABLE: tuple[Reader, ...] = (
+    # [data]
+    Reader("data.root", ("data.dataset",), "data sets that are read from files", _reads_files),
+    _with("data.partition.alpha", SCHEME, *DIRICHLET),
+    _with("data.partition.shards_per_client", SCHEME, "shards"),
+    _with("data.partition.samples_per_client", SCHEME, *DRAWN),
+    _with("data.partition.replacement", SCHEME, *SCHEMES),
+    _with("data.partition.path", SCHEME, "file"),
+    Reader(
+        "data.partition.args",
+        (SCHEME,),
+        "a scheme of your own",
+        lambda s, _: s.data.partition.scheme not in PARTITIONS.builtin,
+    ),
+    Reader(
+        "data.transfer.args",
+        ("data.transfer.source",),
+        "another data set",
+        lambda s, _: s.data.transfer.source not in ("holdout", "noise"),
+    ),
+    _with("data.transfer.alpha", "data.transfer.source", "holdout"),
+    _above_0("data.transfer.alpha", "data.transfer.size", "a transfer set"),
+    Reader(
+        "data.test_size",
+        ("data.validation",),
+        "runs without validation, whose held-out samples are the common test set",
+        lambda s, _: s.data.validation is None,
+    ),
+    # [training]
+    _with("training.momentum", "training.optimizer", "sgd", "rmsprop"),
+    _with("training.lr_decay", "training.schedule", "step", "exponential"),
+    _with("training.lr_step_rounds", "training.schedule", "step"),
+    _with("training.together", "training.executor", "vectorised", "auto"),
+    _with("training.autocast", "engine.device", "auto", "cuda"),
+    Reader(
+        "training.held_out",
+        ("training.early_stopping", "continual"),
+        "runs without training.early_stopping, whose kept samples serve for both, and without [continual]",
+        lambda s, _: s.training.early_stopping is None and s.continual is None,
+    ),
+    *map(_of_networks, ("optimizer", "optimizer_state", "lr", "weight_decay", "schedule", "clip_norm")),
+    *map(_of_networks, ("accumulate", "early_stopping", "autocast", "executor", "fast")),
+    *map(_of_batches, ("batch_size", "local_epochs")),
+    # [fusion]
+    _of_strategy(
+        "fusion.distill_epochs", "strategies whose clients distil targets", lambda s, h: teaches_targets(h)
+    ),
+    *(
+        _of_strategy(
+            f"fusion.{key}",
+            "strategies whose clients distil targets, for one epoch or more",
+            _copies_distil,
+            "fusion.distill_epochs",
+            "measure.transferability",
+        )
+        for key in ("distill_batch_size", "distill_lr")
+    ),
+    _of_strategy(
+        "fusion.private_weight",
+        "strategies whose clients distil targets, for one epoch or more",
+        _distils,
+        "fusion.distill_epochs",
+    ),
+    Reader(
+        "fusion.rehearse_decay",
+        ("fusion.rehearse", "training.recipe", "fusion.strategy"),
+        "clients that rehearse",
+        _rehearses,
+    ),
+    _of_strategy(
+        "fusion.upload_dtype",
+        "strategies whose clients send predictions or weights",
+        lambda s, h: _sends(s, h, lambda kind: kind.is_prediction or kind is Kind.WEIGHTS),
+    ),
+    _of_strategy(
+        "fusion.upload_top",
+        "strategies whose clients send predictions of samples",
+        lambda s, h: any(kind.is_logits_of_samples for kind in h.capabilities.kinds.values()),
+    ),
+    _of_strategy(
+        "fusion.bank.decay",
+        "strategies without a stale_decay of their own",
+        lambda s, h: not _weighs_age_itself(h),
+        "fusion.stale_decay",
+    ),
+    _with("fusion.relations.temperature", "fusion.relations.kind", "trg"),
+    _with("fusion.relations.distance", "fusion.relations.kind", "rkd"),
+    _with("fusion.relations.angle", "fusion.relations.kind", "rkd"),
+    # [faults], [population], [clock], [asynchronous], [topology]
+    _above_0("faults.poison", "faults.poisoned", "poisoned clients"),
+    _above_0("faults.straggler_work", "faults.stragglers", "slow clients"),
+    _with("faults.timeout", "engine.kind", "ray", only="the Ray engine, which can interrupt a client"),
+    _with("faults.retries", "faults.on_client_error", "retry"),
+    Reader(
+        "faults.min_replies",
+        ("faults.on_client_error", "faults.on_bad_upload"),
+        "on_client_error = 'skip' or on_bad_upload = 'drop'",
+        lambda s, _: s.faults.on_client_error == "skip" or s.faults.on_bad_upload == "drop",
+    ),
+    _above_0("population.late_by", "population.late", "late clients"),
+    _above_0("population.break_rounds", "population.breaks", "clients on a break"),
+    Reader(
+        "clock.bandwidth_spread",
+        ("clock.bandwidth",),
+        "networks with a bandwidth; without one bytes take no time",
+        lambda s, _: s.clock is not None and s.clock.bandwidth is not None,
+    ),
+    _of_strategy(
+        "asynchronous.staleness",
+        "strategies whose clients send something, and that have no stale_decay of their own",
+        lambda s, h: h.capabilities.sends != "nothing" and not _weighs_age_itself(h),
+        "fusion.stale_decay",
+    ),
+    _with("topology.k", "topology.graph", *WITH_K),
+    _with("topology.order", "topology.graph", *PLACED),
+    _with("topology.path", "topology.graph", "file"),
+    *(
+        Reader(key, ("topology.graph",), "clients without a server", lambda s, _: s.topology.graph != "star")
+        for key in ("topology.relay", "topology.mixing")
+    ),
+    _of_strategy(
+        "topology.mixing",
+        "strategies that mix weights, such as 'gossip'",
+        lambda s, h: h.capabilities.over_graph == "mixed",
+        "topology.graph",
+    ),
+    # [continual]
+    _of_tasks("classes", "kind", "split", "overlapping"),
+    _of_tasks("first_classes", "kind", "split", classes=True),
+    _of_tasks("classes_per_task", "kind", "split", "overlapping", classes=True),
+    _of_tasks("stride", "kind", "overlapping", classes=True),
+    _of_tasks("class_order", "kind", "split", "overlapping", classes=True),
+    _of_tasks("class_seed", "class_order", "shuffled"),
+    _of_tasks("blur", "kind", "split"),
+    _of_tasks("permute_first", "kind", "permuted"),
+    _of_tasks("max_angle", "kind", "rotated"),
+    _of_tasks("datasets", "kind", "datasets"),
+    _of_tasks("shape", "kind", "datasets"),
+    _of_tasks("tasks_per_client", "order", "overlapping"),
+    _of_tasks("visits", "order", "same", "shuffled", "overlapping"),
+    _of_tasks("schedule", "order", "file"),
+    _of_tasks("groups", "clock", "groups"),
+    _of_tasks("pace", "clock", "groups", "uniform"),
+    Reader(
+        "continual.tasks.max_lag",
+        ("continual.tasks.clock", "population"),
+        "clients that are at different tasks: another clock, or late clients or breaks",
+        _waits_for_slower,
+    ),
+    Reader(
+        "continual.rounds_per_task",
+        ("continual.tasks.clock", "continual.tasks.pace"),
+        "clocks that neither have a pace nor come from a file",
+        _paced_by_tasks,
+    ),
+    # [engine]
+    *map(_of_ray, ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout")),
+)
+"""When each key is read that is not always read."""
+
+
+def at(scenario: Scenario, key: str) -> Any:
+    """Return the value at a dotted key; None where a table on the way is absent."""
+    value: Any = scenario
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return value

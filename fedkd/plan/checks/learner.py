@@ -1,0 +1,163 @@
+"""Whether a learner can keep its word with a scenario's models and its strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedkd.continual.learner import Learner
+from fedkd.continual.learning import TaskLearning
+from fedkd.continual.traits import needs_boundaries, shapes_training, trains_on_old_tasks
+from fedkd.data.load import Data
+from fedkd.data.streams.stream import FederatedStream
+from fedkd.errors import FedkdError, UserError, described
+from fedkd.fusion.strategy import overrides
+from fedkd.plan.plan import Plan
+from fedkd.plugins.loading import contained
+from fedkd.plugins.validation_errors import show_value
+from fedkd.scenario.schema import Scenario
+
+KEY = "fusion.strategy"
+
+
+def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any]) -> None:
+    """Refuse a learner that cannot keep its word with these models and this strategy."""
+    assert isinstance(data, FederatedStream)
+    scenario, needs, traits = plan.scenario, plan.capabilities.needs, learner.traits
+    for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"'{learner.name}' changes gradients, but model '{group.model}' (clients.{index}) is not a"
+                " network",
+                key="continual.learner",
+            )
+        _prepare(learner, scenario, data, model)
+    strategy = scenario.fusion.strategy
+    made_for_it = plan.capabilities.learner == learner.name
+    if "weights" in needs and traits.isolates and not made_for_it:
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
+            " averaging would overwrite; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if "weights" in needs and traits.scales_own_subspaces:
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' scales them for each task within subspaces"
+            " that each client has found for itself, which an average does not fit; use a strategy that"
+            " exchanges predictions",
+            key=KEY,
+        )
+    if "weights" in needs and traits.begins_anew and not _in_step(plan):
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
+            " all clients have to be there in every round, at the same task",
+            key=KEY,
+        )
+    assert scenario.continual is not None
+    if not scenario.continual.tasks.boundaries and needs_boundaries(learner):
+        raise UserError(
+            f"must be true, as '{learner.name}' has to be told when a task begins or ends",
+            key="continual.tasks.boundaries",
+        )
+    once = scenario.continual.online and not traits.replays_only
+    if once and scenario.training.local_epochs != 1:
+        raise UserError(
+            f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
+            key="training.local_epochs",
+        )
+    if once and traits.retrains_old_tasks:
+        raise UserError(
+            f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
+        )
+    if traits.replays_only and scenario.training.early_stopping is not None:
+        raise UserError(
+            f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
+            key="training.early_stopping",
+        )
+    _check_recipe(learner, plan)
+    if scenario.fusion.own_prior != 0:
+        raise UserError(
+            f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
+            f" {show_value(scenario.fusion.own_prior)}",
+            key="fusion.own_prior",
+        )
+    shapes = plan.capabilities.uses_local_loss or any(
+        overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")
+    )
+    if shapes and shapes_training(learner):
+        what = (
+            "teaches the present task's classes" if plan.capabilities.uses_local_loss else "rehearses others"
+        )
+        what = "has a loss of its own" if overrides(plan.strategy, "local_step") else what
+        old = trains_on_old_tasks(learner)
+        why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
+        raise UserError(
+            f"'{strategy}' {what} in local training, where '{learner.name}'"
+            f" {why}; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if (
+        overrides(plan.strategy, "local_step")
+        and not made_for_it
+        and (traits.isolates or traits.scales_own_subspaces)
+    ):
+        raise UserError(
+            f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
+            f" and '{learner.name}' puts others in their place for each task",
+            key=KEY,
+        )
+    if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
+        raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+
+
+def _check_recipe(learner: Learner, plan: Plan) -> None:
+    """Refuse to bring private samples or targets along where each is trained on once, or by itself."""
+    assert plan.scenario.continual is not None
+    why = "each sample is trained on once" if plan.scenario.continual.online else None
+    remembers = f"'{learner.name}' trains on what it remembers alone" if learner.traits.replays_only else None
+    for name, given, reason in (
+        ("private_weight", plan.recipe.private_weight, remembers or why),
+        ("rehearse", plan.recipe.rehearse, remembers),
+    ):
+        if given > 0 and reason is not None:
+            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
+
+
+def _in_step(plan: Plan) -> bool:
+    """Return whether all clients take part in every round, at the same task."""
+    schedule, asked = plan.schedule, plan.schedule.participation.clients_per_round
+    every = asked is None or asked >= schedule.clients
+    return schedule.in_step and every and schedule.participation.dropout == 0.0
+
+
+def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
+    """Let a learner prepare a model, as it will for every client with one like it.
+
+    Raises:
+        UserError: The learner cannot work with the model, or some hyper-parameter does not suit it.
+    """
+    tasks = stream.client(0)
+
+    def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
+
+    try:
+        with contained():
+            TaskLearning(
+                learner,
+                model,
+                [task.units for task in stream],
+                stream.outputs,
+                samples,
+                seed=scenario.seed,
+                client=0,
+                batch_size=scenario.training.batch_size,
+            )
+    except FedkdError:
+        raise
+    except Exception as error:
+        told = f"'{learner.name}' raised {described(error)} when it was to prepare a model"
+        raise UserError(told, key="continual.learner") from error

@@ -1,0 +1,149 @@
+"""Requirements on the parts of models, the classes of data, and the predictions of strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data
+from fedkd.errors import UserError, refuse_if
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import overrides, teaches_targets
+from fedkd.fusion.weights.averaging import HEAD, in_head
+from fedkd.models.build import blank_inputs
+from fedkd.models.evaluation_mode import predicting
+from fedkd.plan.plan import Plan
+from fedkd.scenario.schema import Scenario
+
+KEY = "fusion.strategy"
+
+
+def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool) -> None:
+    """Refuse models without a body and a head by name, or whose heads differ if they must be `alike`."""
+    name = scenario.fusion.strategy
+    models_of: dict[tuple[tuple[int, ...], ...], str] = {}
+    for group, model in zip(scenario.clients, models, strict=True):
+        trained = {weight: p for weight, p in model.named_parameters() if p.requires_grad}
+        parts = {in_head(weight) for weight in trained}
+        missing = f"none called '{HEAD}…'" if True not in parts else f"none but '{HEAD}…'"
+        refuse_if(
+            parts != {True, False},
+            f"'{name}' tells a model's body and head apart by the names of its weights; model"
+            f" '{group.model}' has {missing}",
+            KEY,
+        )
+        head = tuple(tuple(p.shape) for weight, p in trained.items() if in_head(weight))
+        models_of.setdefault(head, group.model)
+    if alike and len(models_of) > 1:
+        told = (
+            f"{' and '.join('×'.join(map(str, shape)) for shape in head)} of '{model}'"
+            for head, model in models_of.items()
+        )
+        raise UserError(f"'{name}' averages heads; must be of one shape, got {', '.join(told)}", key=KEY)
+
+
+def check_relations(plan: Plan, models: Sequence[Any]) -> None:
+    """Refuse relations of transfer samples where there are no targets of them, or no features."""
+    scenario, key = plan.scenario, "fusion.relations"
+    refuse_if(
+        not teaches_targets(plan.strategy),
+        f"not allowed with '{scenario.fusion.strategy}', whose guidance is no targets of transfer samples"
+        " that could be related",
+        key,
+    )
+    for group, model in zip(scenario.clients, models, strict=True):
+        refuse_if(
+            not (isinstance(model, nn.Module) and hasattr(model, "features") and hasattr(model, "head")),
+            f"compares penultimate features; model '{group.model}' has no `features` and `head`",
+            key,
+        )
+
+
+def _class_counts(data: Data) -> list[int]:
+    """Return the classes of a prediction, of each task of a stream."""
+    return [data.classes] if isinstance(data, FederatedData) else [len(task.units) for task in data]
+
+
+def check_three_classes(name: str, data: Data) -> None:
+    """Refuse data whose samples have fewer than two classes that are not true."""
+    fewest = min(_class_counts(data))
+    where = "" if isinstance(data, FederatedData) else " in every task"
+    refuse_if(
+        fewest < 3,
+        f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}",
+        KEY,
+    )
+
+
+def has_linear_head(model: Any) -> bool:
+    """Return whether a model's head is one linear layer with biases."""
+    head = getattr(model, "head", None)
+    return isinstance(head, nn.Linear) and head.bias is not None
+
+
+def check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
+    """Refuse features of several widths where they have to be compared."""
+    inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
+    for model in models:
+        with predicting(model):
+            widths.append(model.features(inputs).flatten(1).shape[1])
+    for group, width in zip(scenario.clients, widths, strict=True):
+        refuse_if(
+            width != widths[0],
+            f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got {widths[0]}"
+            f" ('{scenario.clients[0].model}') and {width} ('{group.model}')",
+            "clients.model",
+        )
+
+
+def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int) -> None:
+    """Refuse a map where clients have no networks of their own that could learn on the transfer set."""
+    scenario, key = plan.scenario, "measure.transferability"
+    if scenario.measure is None or scenario.measure.transferability is None:
+        return
+    refuse_if(plan.learner is not None, "is for runs without a stream of tasks", key)
+    for group, model in zip(scenario.clients, models, strict=True):
+        refuse_if(
+            not isinstance(model, nn.Module),
+            f"copies of clients learn by gradients, and model '{group.model}' is not a network",
+            key,
+        )
+    refuse_if(
+        any(wanted.at == "upload" for wanted in scenario.fusion.filters),
+        "is of whole predictions; have fusion.filters be applied at 'fusion'",
+        key,
+    )
+    refuse_if(transfer_size == 0, "needs transfer samples, and data.transfer.size is 0", key)
+
+
+def check_filters(plan: Plan, data: Data) -> None:
+    """Refuse filters where no predictions become targets, and an `upload_top` above the number of classes."""
+    fusion, strategy, key = plan.scenario.fusion, plan.strategy, "fusion.filters"
+    kinds, classes = strategy.capabilities.kinds.values(), max(_class_counts(data))
+    refuse_if(
+        (fusion.upload_top or 0) > classes,
+        f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}",
+        "fusion.upload_top",
+    )
+    plain = not overrides(strategy, "targets_of") and teaches_targets(strategy)
+    refuse_if(
+        fusion.filters and (not plain or Kind.TRANSFER_LOGITS not in kinds or Kind.WEIGHTS in kinds),
+        f"not allowed with '{fusion.strategy}', which does not turn predictions on transfer samples into"
+        " targets of them and nothing else",
+        key,
+    )
+    for place, wanted in enumerate(fusion.filters):
+        refuse_if(
+            wanted.by == "relevance" and not strategy.capabilities.mixes,
+            "'relevance' needs a strategy that mixes predictions for each client, such as 'knfu'; here"
+            f" '{fusion.strategy}' does not",
+            f"{key}.{place}.by",
+        )
+        refuse_if(
+            wanted.at == "upload" and fusion.bank is not None,
+            "must be 'fusion' with fusion.bank, which keeps whole predictions",
+            f"{key}.{place}.at",
+        )

@@ -1,0 +1,103 @@
+"""Check a scenario that names plug-ins without importing any of them.
+
+Opening a scenario imports the modules that it names, and checking it calls what is in them:
+``dataset = "os:system"`` runs a command. Look first at a scenario from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedkd.continual.registry import LEARNERS
+from fedkd.data.registry import DATASETS, PARTITIONS
+from fedkd.errors import UserError
+from fedkd.fusion.registry import STRATEGIES
+from fedkd.models.registry import MODELS
+from fedkd.plan.build_schedule import build_schedule
+from fedkd.plan.checks.courses import check_orthogonal
+from fedkd.plan.checks.cross_field import (
+    DRAWN_TRANSFERS,
+    check_one_architecture,
+    check_scenario,
+    check_transfer_size,
+)
+from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
+from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plugins.loading import Registry
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import resolve_rounds, resolve_stream
+
+OF_DATA = ("data.", "continual.tasks.")
+
+
+@dataclass(frozen=True, eq=False)
+class WithoutPlugins:
+    """A scenario of which nothing was imported, and its plug-ins by dotted key."""
+
+    scenario: Scenario
+    plug_ins: Mapping[str, str]
+
+    @property
+    def knows_data(self) -> bool:
+        """Whether the data are fedkd's own, so that they can be loaded and dealt."""
+        return not any(key.startswith(OF_DATA) for key in self.plug_ins)
+
+
+def plug_ins_of(scenario: Scenario) -> dict[str, str]:
+    """Return a scenario's plug-ins by key: its modules, and names that are not fedkd's or Flower's."""
+    modules = {f"plugins.{index}": module for index, module in enumerate(scenario.plugins)}
+    return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
+
+
+def foreign_modules(scenario: Scenario) -> list[str]:
+    """Return the modules of plug-ins that clients' processes import: of all but data sets and partitions."""
+    modules = list(scenario.plugins)
+    for key, (registry, name) in _foreign(scenario).items():
+        if not key.startswith(OF_DATA):
+            module, colon, _ = name.partition(":")
+            modules.append(module if colon else registry.load(name, scenario.plugin_path).__module__)
+    return list(dict.fromkeys(modules))
+
+
+def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES) -> WithoutPlugins:
+    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve`)."""
+    foreign = _foreign(scenario)
+    if not scenario.plugins:  # else their modules may register any name
+        for key, (registry, name) in foreign.items():
+            try:
+                registry.check(name)
+            except UserError as error:
+                raise error.at(key=key) from None
+    scenario = resolve_stream(without_moot_keys(scenario, None, layers))
+    check_scenario(scenario)
+    schedule = build_schedule(scenario)
+    check_orthogonal(scenario, schedule)
+    scenario = resolve_rounds(scenario, schedule.rounds)
+    if "fusion.strategy" not in foreign:
+        strategy, _ = bind_strategy(scenario)
+        scenario = without_moot_keys(scenario, strategy, layers)
+        check_transfer_size(scenario, strategy)
+    if scenario.continual is not None and "continual.learner" not in foreign:
+        bind_learner(scenario.continual)
+    if scenario.fusion.from_flower:
+        check_one_architecture(scenario)
+    return WithoutPlugins(scenario, plug_ins_of(scenario))
+
+
+def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:
+    """Return the names of a scenario that are not fedkd's or Flower's, by key, each with its registry."""
+    data, continual = scenario.data, scenario.continual
+    named = {"data.dataset": (DATASETS, data.dataset)}
+    named["data.partition.scheme"] = (PARTITIONS, data.partition.scheme)
+    if data.transfer.source not in DRAWN_TRANSFERS:
+        named["data.transfer.source"] = (DATASETS, data.transfer.source)
+    for index, group in enumerate(scenario.clients):
+        named[f"clients.{index}.model"] = (MODELS, group.model)
+    if not scenario.fusion.from_flower:
+        named["fusion.strategy"] = (STRATEGIES, scenario.fusion.strategy)
+    if continual is not None:
+        named["continual.learner"] = (LEARNERS, continual.learner)
+        for index, name in enumerate(continual.tasks.datasets):
+            named[f"continual.tasks.datasets.{index}"] = (DATASETS, name)
+    return {key: (registry, name) for key, (registry, name) in named.items() if name not in registry.builtin}

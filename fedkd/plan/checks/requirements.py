@@ -1,0 +1,177 @@
+"""Whether a scenario's clients and data can do what its fusion strategy needs, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data, first_task
+from fedkd.data.memory_budget import check_fits
+from fedkd.errors import UserError, refuse_if
+from fedkd.fusion.server_cost import ServerModel
+from fedkd.models.build import build_model
+from fedkd.plan.checks.capability_table import Case, check_table
+from fedkd.plan.checks.cross_field import check_one_architecture
+from fedkd.plan.checks.graph import check_graph
+from fedkd.plan.checks.learner import check_learner
+from fedkd.plan.checks.model_parts import (
+    check_feature_widths,
+    check_filters,
+    check_parts,
+    check_relations,
+    check_three_classes,
+    check_transferability,
+    has_linear_head,
+)
+from fedkd.plan.checks.streams import (
+    check_backward,
+    check_class_stream,
+    check_masks,
+    check_orthogonal,
+)
+from fedkd.plan.plan import Plan
+from fedkd.scenario.schema import ClientGroup, Scenario
+
+KEY = "fusion.strategy"
+
+
+def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
+    """Refuse a strategy that the scenario's clients or data cannot serve; one model a client group, in
+    order.
+    """
+    scenario, needs = plan.scenario, plan.capabilities.needs
+    name = scenario.fusion.strategy
+    check_table(Case(scenario, plan.strategy, plan.learner))
+    for group, model in zip(scenario.clients, models, strict=True):
+        if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
+            what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
+            raise UserError(f"'{name}' {what}, but model '{group.model}' is not a network", key=KEY)
+        if "features" in needs and not (hasattr(model, "features") and hasattr(model, "head")):
+            raise UserError(
+                f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
+                key=KEY,
+            )
+        if "linear_head" in needs and not has_linear_head(model):
+            raise UserError(
+                f"'{name}' needs heads that are one linear layer with biases;"
+                f" that of model '{group.model}' is not",
+                key=KEY,
+            )
+    if "equal_features" in needs:
+        check_feature_widths(scenario, data, models)
+    check_graph(plan)
+    if "masks" in needs:
+        check_masks(plan)
+    check_filters(plan, data)
+    if scenario.fusion.relations is not None:
+        check_relations(plan, models)
+    if "one_architecture" in needs:
+        what = "averages masks" if "masks" in needs else "averages parameters"
+        check_one_architecture(scenario, what)
+    if "parts" in needs:
+        check_parts(scenario, models, alike="like_heads" in needs)
+    if "three_classes" in needs:
+        check_three_classes(name, data)
+    if "plain_sgd" in needs:
+        _check_plain_sgd(scenario)
+    if "class_stream" in needs:
+        check_class_stream(plan)
+    if "normalised_samples" in needs:
+        _check_generated(plan, data)
+    if "transfer_labels" in needs and first_task(data).transfer_y is None:
+        raise UserError(
+            f"'{name}' needs the labels of the transfer set on the server, which only"
+            ' data.transfer.source = "holdout" has',
+            key=KEY,
+        )
+    if isinstance(plan.strategy, ServerModel) and plan.strategy.server_model is not None:
+        _check_server_model(plan, plan.strategy, first_task(data))
+    if plan.capabilities.pretrain_epochs > 0:
+        _check_pretraining(plan, first_task(data), models)
+    check_transferability(plan, models, len(first_task(data).transfer_x))
+    if scenario.fusion.backward:
+        check_backward(plan)
+    if scenario.fusion.orthogonal is not None:
+        check_orthogonal(plan, models[0])
+    partner = plan.capabilities.learner
+    if partner is not None and (plan.learner is None or plan.learner.name != partner):
+        raise UserError(
+            f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
+            f' continual.learner = "{partner}"',
+            key=KEY,
+        )
+    if plan.learner is not None:
+        check_learner(plan.learner, plan, data, models)
+
+
+def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:
+    """Refuse a model of the server's that does not exist, or does not fit the data."""
+    group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
+    path, kind = plan.scenario.plugin_path, data.input_dtype
+    try:
+        build_model(group, data.input_shape, data.classes, seed=0, plugin_path=path, input_dtype=kind)
+    except UserError as error:
+        key = (error.key or "clients.model").replace("clients.", "fusion.server_", 1)
+        raise UserError(error.message, key=key, file=error.file) from error
+
+
+def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
+    """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
+    key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
+    given, labels = plan.capabilities.pretrain_epochs, data.public_y
+    refuse_if(plan.learner is not None, f"must be 0 in a stream of tasks, got {given}", key)
+    for group, model in zip(plan.scenario.clients, models, strict=True):
+        told = f"must be 0 as model '{group.model}' is not a network, got {given}"
+        refuse_if(not isinstance(model, nn.Module), told, key)
+    if labels is None or not len(labels):
+        raise UserError(
+            'must be 0 without a labelled transfer set, which data.transfer.source = "holdout" or another'
+            f" data set gives, got {given} with '{source}'",
+            key=key,
+        )
+    if labels.max() >= data.classes:
+        raise UserError(
+            f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
+            f" {data.classes} outputs, got {given}",
+            key=key,
+        )
+
+
+def _check_generated(plan: Plan, data: Data) -> None:
+    """Refuse samples that cannot be made without having seen one, or not be kept."""
+    name, settings = plan.scenario.fusion.strategy, plan.scenario.data
+    count, clients = plan.capabilities.generated_samples, settings.clients
+    refuse_if(
+        np.issubdtype(data.input_dtype, np.integer),
+        f"'{name}' generates samples of real numbers; those of the data are integers",
+        KEY,
+    )
+    refuse_if(
+        not settings.normalise,
+        f"must be true with '{name}', which generates samples of mean 0 and variance 1",
+        "data.normalise",
+    )
+    shape = "×".join(map(str, data.input_shape))
+    refuse_if(
+        len(data.input_shape) not in (1, 3),
+        f"'{name}' generates vectors and images; samples are of {shape}",
+        KEY,
+    )
+    size = 4 * count * math.prod(data.input_shape) * (clients + 1)
+    check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
+
+
+def _check_plain_sgd(scenario: Scenario) -> None:
+    """Refuse whatever makes a local step something else than lr times a gradient."""
+    key, training = "training", scenario.training
+    reason = f"a local step of '{scenario.fusion.strategy}' is lr times a gradient"
+    chosen, momentum, stops = training.optimizer, training.momentum, training.early_stopping is not None
+    refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", f"{key}.optimizer")
+    refuse_if(momentum, f"must be 0, got {momentum:g}: {reason}", f"{key}.momentum")
+    told = f"not allowed, because it goes back to earlier weights: {reason}"
+    refuse_if(stops, told, f"{key}.early_stopping")

@@ -1,0 +1,100 @@
+"""Whether a stream of tasks, or none, is what a strategy and the keys of `[fusion]` can work with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fedkd.continual.mixins import Phases
+from fedkd.continual.statistics import statistics_names
+from fedkd.continual.subspace.bases import check_layers
+from fedkd.continual.traits import why_closed
+from fedkd.errors import UserError
+from fedkd.fusion.strategy import overrides
+from fedkd.plan.plan import Plan
+
+KEY = "fusion.strategy"
+
+
+def check_masks(plan: Plan) -> None:
+    """Refuse to exchange masks where there are none, or where they mean something else to every client."""
+    learner, scenario = plan.learner, plan.scenario
+    name, those_that_do = scenario.fusion.strategy, "use 'supsup' or 'exssnet'"
+    if learner is None:
+        raise UserError(
+            f"'{name}' exchanges the masks of a stream's learner, with no [continual]; {those_that_do}",
+            key=KEY,
+        )
+    withheld = learner.configured_traits().withholds_masks
+    if withheld is not None or not isinstance(learner, Phases):
+        raise UserError(
+            f"'{name}' exchanges masks, and '{learner.name}' {withheld}; {those_that_do}",
+            key=KEY,
+        )
+    local = scenario.training.local_epochs
+    lengths = {span.last - span.first + 1 for course in plan.schedule.courses for span in course}
+    for rounds in sorted(lengths):
+        for round in range(rounds):
+            epochs = range(round * local, (round + 1) * local)
+            if len({learner.phase_of(epoch, rounds * local) for epoch in epochs}) > 1:
+                raise UserError(
+                    f"'{name}' has clients agree on masks between rounds, and '{learner.name}' settles one in"
+                    f" the middle of round {round + 1} of {rounds}; choose rounds_per_task, the clock and"
+                    " mask_share so that masks are found in whole rounds",
+                    key=KEY,
+                )
+
+
+def check_backward(plan: Plan) -> None:
+    """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
+    strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
+    reason, closed = None, None if learner is None else why_closed(learner)
+    if learner is None:
+        reason = "needs a stream of tasks, of which some are old: [continual]"
+    elif fusion.bank is None:
+        reason = "needs fusion.bank, which keeps what clients knew of the tasks that they have left"
+    elif plan.schedule.in_step:
+        reason = (
+            "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
+            " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
+        )
+    elif strategy.capabilities.uses_local_loss or overrides(strategy, "apply"):
+        reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
+    elif closed is not None:
+        reason = f"not allowed: '{learner.name}' {closed}"
+    if reason is not None:
+        raise UserError(reason, key="fusion.backward")
+
+
+def check_orthogonal(plan: Plan, model: nn.Module) -> None:
+    """Refuse a network that computes with more than can be protected."""
+    key, learner = "fusion.orthogonal", plan.learner
+    assert learner is not None
+    check_layers("orthogonal", model, key=key)
+    running = statistics_names(model)
+    if running and not learner.traits.task_statistics:
+        raise UserError(
+            f"protects weights, but the running statistics of normalisation ('{running[0]}') are those of the"
+            f" last task alone with learner '{learner.name}'; use a model without any, such as resnet8 with"
+            " norm = 'group', or a learner that keeps them for every task, such as 'gpm'",
+            key=key,
+        )
+
+
+def check_class_stream(plan: Plan) -> None:
+    """Refuse whatever is no stream that all clients learn in step, in which classes tell tasks apart."""
+    continual, name = plan.scenario.continual, plan.scenario.fusion.strategy
+    if continual is None:
+        raise UserError(f"'{name}' is about the classes of earlier tasks; it needs [continual]", key=KEY)
+    if continual.head != "class":
+        raise UserError(
+            f"must be 'class' with '{name}', which keeps the classes of all tasks in one head, got"
+            f" '{continual.head}'",
+            key="continual.head",
+        )
+    if not plan.schedule.in_step:
+        raise UserError(
+            f"'{name}' needs all clients at the same task: what stands in for old tasks is made when all of"
+            " them have ended one; use order = 'same' and clock = 'lockstep', with nobody late, on a break or"
+            " leaving",
+            key="continual.tasks",
+        )

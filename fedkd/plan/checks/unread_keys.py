@@ -1,0 +1,104 @@
+"""The rule about keys that nothing reads (see `fedkd.plan.checks.key_rules`).
+
+Such a key says something that does not happen, so it is refused where somebody wrote it, even at its default.
+It is left out where a higher layer, such as ``--set``, made it moot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedkd.errors import UserError
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.plan.checks.key_rules import TABLE, at
+from fedkd.plugins.validation_errors import show_value
+from fedkd.scenario.schema import Scenario
+
+
+@dataclass(frozen=True)
+class OverrideLayers:
+    """Dotted keys that were set over a scenario file, the lowest layer first.
+
+    `axes` are those of each axis for one cell of a bench (None: no cell); `varied` those at any of its
+    levels.
+    """
+
+    over: Sequence[Collection[str]] = ()
+    axes: Sequence[Collection[str]] | None = None
+    varied: Sequence[Collection[str]] = ()
+
+
+NO_OVERRIDES = OverrideLayers()
+
+
+def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
+    """Return the number of the highest layer that sets a key, or a table around it or in it; 0: none."""
+    return max(
+        (
+            number
+            for number, layer in enumerate(layers, start=1)
+            if any(
+                f"{one}.".startswith(f"{own}.") or own.startswith(f"{one}.") for one in keys for own in layer
+            )
+        ),
+        default=0,
+    )
+
+
+def without_moot_keys(
+    scenario: Scenario, strategy: FusionStrategy | None = None, layers: OverrideLayers = NO_OVERRIDES
+) -> Scenario:
+    """Return a scenario without keys that a higher layer made moot.
+
+    Without a strategy only rows that do not ask it apply. Other keys that nothing reads are a `UserError`.
+    """
+    given, fixed = scenario, len(layers.over)
+    for row in TABLE:
+        asked = row.asks_strategy == (strategy is not None) and is_set(given, row.key)
+        if not asked or row.reads(given, strategy):
+            continue
+        own = _highest([row.key], [*layers.over, *(layers.axes or ())])
+        above = _highest(row.by, [*layers.over, *layers.varied])
+        crosses = own != above and own > fixed and above > fixed
+        if crosses or (layers.axes is not None and row.key.startswith("engine.")):
+            continue  # another cell of the bench reads the key, or the bench itself
+        if above <= own:
+            shown = _shown(scenario, row.by[0])
+            raise UserError(f"must be left out: it is for {row.only}, and {shown}", key=row.key)
+        scenario = _left_out(scenario, row.key.split("."))
+    return scenario
+
+
+def is_set(scenario: Scenario, key: str) -> bool:
+    """Return whether somebody wrote a dotted key, other than to say that something usually off is off."""
+    table: Any = None
+    value: Any = scenario
+    for part in key.split("."):
+        table = value
+        if not isinstance(table, BaseModel) or part not in table.model_fields_set:
+            return False
+        value = getattr(table, part)
+    return bool(value) or bool(type(table).model_fields[part].default)
+
+
+def _left_out(section: Any, path: Sequence[str]) -> Any:
+    """Return a table with a key of it, or of a table in it, at its default, as if nobody had written it."""
+    name, *rest = path
+    field = type(section).model_fields[name]
+    value = _left_out(getattr(section, name), rest) if rest else field.get_default(call_default_factory=True)
+    changed = section.model_copy(update={name: value})
+    if not rest:
+        changed.model_fields_set.discard(name)
+    return changed
+
+
+def _shown(scenario: Scenario, key: str) -> str:
+    """Return what a key says, to go on after "and": `data.partition.scheme is 'iid'`."""
+    if key == "clients":
+        return f"clients are of {', '.join(sorted({group.model for group in scenario.clients}))}"
+    value = at(scenario, key)
+    return f"{key} is {'set' if isinstance(value, BaseModel) else show_value(value)}"

@@ -1,0 +1,141 @@
+"""Hyper-parameters of strategies and learners: the fields of a frozen dataclass, pydantic's or plain."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+
+from fedkd.errors import UserError, did_you_mean, refuse_if
+from fedkd.plugins.loading import Registry, contained
+from fedkd.plugins.validation_errors import explain_error
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Configuration of our own parts' pydantic dataclasses: a field's docstring is its description."""
+
+Part = TypeVar("Part")
+
+
+class HyperParameter(NamedTuple):
+    """One hyper-parameter of a part, as docs and ``fedkd list`` show it."""
+
+    name: str
+    default: Any
+    description: str
+    type: str
+
+
+def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
+    """Build a part from its table of a scenario; `key` names the part, e.g. ``fusion.strategy``.
+
+    Raises:
+        UserError: An unknown key or a value out of range, or the part's own check raised.
+    """
+    table = key.partition(".")[0]
+    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    for given in hyperparameters:
+        if given not in known:
+            raise UserError(f"unknown key; {did_you_mean(given, known)}", key=f"{table}.{given}")
+    try:
+        with contained():
+            return TypeAdapter(cls).validate_python(dict(hyperparameters))
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+        where = ".".join([table, *(str(part) for part in error["loc"])])
+        raise UserError(explain_error(error, known), key=where) from invalid
+    except PydanticUserError as unreadable:
+        told = f"its hyper-parameters cannot be checked: {unreadable.message.splitlines()[0]}"
+        raise UserError(f"'{name}': {told}", key=key) from unreadable
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"'{name}' raised {type(error).__name__}: {error}", key=key) from error
+
+
+def load_part(
+    registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
+) -> type[Part]:
+    """Return the class called `name`, a dataclass derived from `base` with its methods, or raise a
+    `UserError`.
+    """
+    try:
+        cls = registry.load(name, search)
+    except UserError as error:
+        raise error.at(key=key) from error
+    derived = isinstance(cls, type) and issubclass(cls, base)
+    refuse_if(not derived, f"'{name}' is not a class derived from {base.__module__}.{base.__qualname__}", key)
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
+    missing = " and ".join(f"`{method}`" for method in sorted(abstract))
+    refuse_if(missing, f"'{name}' does not define {missing}", key)
+    refuse_if(not hasattr(cls, "name"), f"'{name}' does not say its `name`", key)
+    # An inherited dataclass would do for is_dataclass, but the class's own fields would be ignored.
+    plain = "__dataclass_fields__" not in vars(cls)
+    refuse_if(plain, f"'{name}' is not a dataclass; put @dataclass(frozen=True) above it", key)
+    return cls
+
+
+def hyperparameter_names(cls: type) -> list[str]:
+    """Return the names of a part's hyper-parameters in the order in which it declares them."""
+    return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
+def hyperparameters_of(cls: type) -> list[HyperParameter]:
+    """Return a part's hyper-parameters in the order in which it declares them."""
+    hints = get_type_hints(cls, include_extras=True)
+    documented: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
+            if field.description:
+                documented[name] = field.description
+    return [
+        HyperParameter(
+            field.name,
+            _default(field),
+            " ".join((documented.get(field.name) or _description(hints[field.name])).split()),
+            type_text(hints[field.name]),
+        )
+        for field in dataclasses.fields(cls)
+        if field.init
+    ]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    value = None if field.default is dataclasses.MISSING else field.default
+    return value.get_default(call_default_factory=True) if isinstance(value, FieldInfo) else value
+
+
+def _description(hint: Any) -> str:
+    """Return the first ``Field(description=...)`` in an annotation, looking into ``X | None`` too."""
+    infos = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)]
+    found = [info.description or "" for info in infos] + [_description(part) for part in get_args(hint)]
+    return next(filter(None, found), "")
+
+
+def type_text(hint: Any) -> str:
+    """Return an annotation for people: ``float ≥ 0``, ``"soft" | "hard"``, ``int ≥ 0 or absent``."""
+    if get_origin(hint) is Annotated:
+        base, *extras = get_args(hint)
+        bounds = [bound for extra in extras for bound in getattr(extra, "metadata", [extra])]
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        found = [(sign, getattr(bound, name, None)) for bound in bounds for name, sign in signs.items()]
+        limits = [f"{sign} {limit}" for sign, limit in found if limit is not None]
+        return " ".join([type_text(base), " and ".join(limits)]).strip()
+    if get_origin(hint) is Literal:
+        return " | ".join(f'"{choice}"' for choice in get_args(hint))
+    if get_origin(hint) is list:
+        return f"list of {type_text(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "table"
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        text = " | ".join(type_text(part) for part in parts)
+        return f"{text} or absent" if type(None) in get_args(hint) else text
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,180 @@
+"""The results of a finished run: `summary.json`, and the figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd.models.client_mix import architecture_names
+from fedkd.plan.evaluated_clients import accuracies_of_each, counted_clients
+from fedkd.plan.held_models import held_models
+from fedkd.plan.plan import Plan
+from fedkd.plugins.versions import versions
+from fedkd.storage.atomic import write_json_atomically
+from fedkd.tracking.events import RunObserver, RunReport
+from fedkd.tracking.reached import times_to_accuracy
+from fedkd.tracking.recorder import SUMMARY, MetricRow, read_epochs, read_metrics, read_warnings
+from fedkd.tracking.totals import Totals
+
+if TYPE_CHECKING:
+    from fedkd.continual.metrics.outcome import StreamOutcome
+
+
+def finish_run(
+    plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write the summary and the figures of a run, tell the observer, and return the summary."""
+    scenario, rows = plan.scenario, read_metrics(folder)
+    counted = counted_clients(scenario)
+    outcome = _outcome(plan, folder, rows, counted)
+    if outcome is not None:
+        from fedkd.report.continual import write_continual
+
+        write_continual(outcome, folder, tasks)
+    if not plan.schedule.in_step:
+        from fedkd.report.schedule import draw_schedule_figure
+
+        draw_schedule_figure(plan.schedule, folder, tasks, outcome)
+    if plan.graph is not None:
+        from fedkd.report.topology import draw_graph_figure
+
+        draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
+    times, stream = {}, scenario.continual is not None
+    if scenario.clock is not None:
+        # The accuracy of a stream is of another task now and then.
+        reached = {} if stream else times_to_accuracy(rows, scenario.clock.targets)
+        times = {"virtual_seconds": totals.virtual_seconds, **reached}
+    summary = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "status": "done",
+        "rounds": scenario.rounds,
+        **({} if scenario.data.validation is None else {"tested_on": "validation"}),
+        "final": {
+            **final_accuracies(plan, rows, counted),
+            "bytes_up": totals.bytes_up,
+            "bytes_down": totals.bytes_down,
+            "evaluation_bytes": totals.evaluation_bytes,
+            **times,
+            "by_architecture": by_architecture(plan, rows, counted),
+        },
+        "continual": None if outcome is None else _continual(outcome),
+        **_transferability(rows, counted),
+        "at_chance": clients_at_chance(plan, read_warnings(folder)),
+        "seconds": round(totals.seconds, 3),
+        "versions": versions(),
+    }
+    write_json_atomically(folder / SUMMARY, summary)
+    observer.run_finished(RunReport(folder, summary))
+    return summary
+
+
+def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
+    """Return the summary's table of the last transferability map; empty: none was measured.
+
+    Of each predictor it has the mean rank correlation (Spearman) over receivers, half of its 95 % interval,
+    and how often it named a best sender. Receivers share senders, so the interval is about these clients.
+    """
+    from fedkd.report.statistics import interval
+
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
+    for row in rows if last is not None else ():
+        client, value = row["client"], row["value"]
+        if row["round"] == last and client in counted and client is not None and value is not None:
+            found.setdefault(row["split"], {}).setdefault(row["metric"], {})[client] = value
+    if not found:
+        return {}
+    table: dict[str, Any] = {"round": last}
+    for split in ("local", "global"):
+        of_split = found.get(split, {})
+        predictors: dict[str, Any] = {}
+        for name in (metric.removeprefix("rank_") for metric in of_split if metric.startswith("rank_")):
+            rank = interval(list(of_split[f"rank_{name}"].values()))
+            hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
+            predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
+        hit_chance = list(of_split.get("hit_chance", {}).values())
+        chance = spread(hit_chance)["mean"] if hit_chance else None
+        table[split] = {"chance": chance, "predictors": predictors}
+    return {"transferability": table}
+
+
+def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the clients that ended a task, or a run, no better than majority-class guessing."""
+    names = architecture_names(plan.groups)
+    return [
+        {"client": row["client"], "model": names[row["client"]]}
+        | {key: row[key] for key in ("task", "round", "accuracy", "chance")}
+        for row in warnings
+        if row["warning"] == "at_chance"
+    ]
+
+
+FINAL_ACCURACIES = tuple(
+    (split, metric, f"{metric}_{split}")
+    for metric in ("accuracy", "accuracy_trained")
+    for split in ("local", "global")
+)
+"""Split and metric of the last round's accuracies, and their keys in a summary."""
+
+
+def final_accuracies(
+    plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
+) -> dict[str, dict[str, float] | None]:
+    """Return statistics over clients of the last round's accuracies; None: no client was tested."""
+    last_round, told = plan.last_round, [*FINAL_ACCURACIES, *accuracies_of_each(plan.strategy)]
+    found: dict[str, list[float]] = {key: [] for _, _, key in told}
+    keys = {(split, metric): key for split, metric, key in told}
+    for row in rows:
+        key = keys.get((row["split"], row["metric"]))
+        if key and row["round"] == last_round and row["client"] in clients and row["value"] is not None:
+            found[key].append(row["value"])
+    return {key: spread(values) if values else None for key, values in found.items()}
+
+
+def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, dict[str, Any]]:
+    """Return the number of counted clients of every architecture, and their final accuracies."""
+    clients: dict[str, set[int]] = {}
+    for client, name in enumerate(architecture_names(plan.groups)):
+        if client in counted:
+            clients.setdefault(name, set()).add(client)
+    return {name: {"clients": len(own), **final_accuracies(plan, rows, own)} for name, own in clients.items()}
+
+
+def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
+    """Return the continual metrics of a finished run, from its folder; None: it has no stream."""
+    return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
+
+
+def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
+    scenario = plan.scenario
+    if scenario.continual is None:
+        return None
+    from fedkd.continual.metrics.outcome import stream_outcome
+
+    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
+    courses, models = plan.schedule.every_course(), held_models(scenario, plan.schedule, plan.strategy)
+    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted, models=models)
+
+
+def _continual(outcome: StreamOutcome) -> dict[str, Any]:
+    """Return statistics of every figure of a stream over the n clients that have it; None: no client has."""
+    from fedkd.report.metrics import metric
+
+    table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
+    for name, per_client in outcome.figures().items():
+        values = [value for value in per_client.values() if not isnan(value)]
+        worst = max if metric(name).better == "lower" else min
+        table[name] = {**spread(values), "worst": float(worst(values))} if values else None
+    return table
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, standard deviation (of the population), minimum, maximum, and the number of values n."""
+    array = np.asarray(values, dtype=np.float64)
+    figures = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
+    return {name: float(value) for name, value in figures.items()} | {"n": len(array)}

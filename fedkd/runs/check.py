@@ -1,0 +1,181 @@
+"""``fedkd check``: everything that can be wrong before the first round, found without training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedkd.scenario.dump import toml_value
+from fedkd.runs.check_data import data_rows, row, stream_rows
+from fedkd.runs.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
+from fedkd.tracking.wording import counted, size
+
+if TYPE_CHECKING:
+    from fedkd.clients.costs.arithmetic import Workload
+    from fedkd.data.load import Data
+    from fedkd.plan.checks.no_plugins import WithoutPlugins
+    from fedkd.plan.plan import Plan
+    from fedkd.scenario.schema import Filter
+
+SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72
+"""Lines and characters of a schedule."""
+SHOWN_PARTS = 6
+"""Parts of a graph that falls apart."""
+
+
+def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
+    """Load the data, build every model and try a round's exchange; yield a line each."""
+    from fedkd.data.load import load_data
+    from fedkd.engine.ray.placement import check_local_gpus
+    from fedkd.tracking.loggers.registry import check_loggers
+
+    scenario = plan.scenario
+    check_loggers(scenario)
+    check_local_gpus(scenario.engine)
+    yield row("scenario", f"{scenario.name}, {counted(scenario.rounds, 'round')}, seed {scenario.seed}")
+    data = load_data(scenario, progress)
+    parameters, work, sketches = yield from check_with(plan, data)
+    clients, evaluated, unwaiting = scenario.data.clients, scenario.evaluate_clients, scenario.asynchronous
+    told = f"{scenario.clients_per_round or clients} of {clients} train in a round"
+    if unwaiting is not None:
+        told = f"{unwaiting.concurrency or clients} of {clients} are at work at a time"
+        told += f", a round is over after {counted(unwaiting.buffer, 'upload')}"
+    yield row("clients", told + ("" if evaluated is None else f", {evaluated} are evaluated"))
+    yield row("traffic", traffic(plan, data, parameters))
+    yield from kept_rows(plan, data, parameters)
+    if sketches:
+        yield row("", sketches)
+    yield row("testing", testing(work))
+
+
+def check_without_plugins(
+    unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
+) -> Iterator[str]:
+    """Check as far as it goes without plug-ins; yield a line each, the last about what is left."""
+    from fedkd.data.federated import FederatedData
+    from fedkd.data.load import load_data
+    from fedkd.tracking.loggers.registry import check_loggers
+
+    scenario = unopened.scenario
+    check_loggers(scenario)
+    yield row("scenario", f"{scenario.name}, {counted(scenario.rounds, 'round')}, seed {scenario.seed}")
+    if unopened.knows_data:
+        data = load_data(scenario.model_copy(update={"plugins": []}), progress)
+        if isinstance(data, FederatedData):
+            yield from data_rows(scenario, data)
+        else:
+            yield from stream_rows(scenario, data)
+    left = "models and traffic" if unopened.knows_data else "data, models and traffic"
+    yield row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
+
+
+def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
+    """Build every model; yield lines about models and data.
+
+    Returns:
+        Most parameters that a model exchanges, the work of a round, and words on sketches (empty: none).
+    """
+    from fedkd.clients.costs.model_memory import checked_models
+    from fedkd.clients.local_samples import share_held_out
+    from fedkd.clients.costs.arithmetic import workload
+    from fedkd.data.federated import FederatedData
+
+    scenario = plan.scenario
+    if isinstance(data, FederatedData):
+        yield from data_rows(scenario, data, share_held_out(plan))
+    else:
+        yield from stream_rows(scenario, data)
+    models = checked_models(plan, data)
+    yield from _model_rows(plan, models)
+    yield row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
+    if scenario.fusion.filters:
+        yield row("", f"hears {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
+    if scenario.continual is not None:
+        yield row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
+    yield from _schedule_rows(plan)
+    yield from _graph_rows(plan)
+    yield row("engine", scenario.engine.kind)
+    yield from _room_rows(plan, data)
+    work = workload(plan, data, models)
+    yield from measure_rows(plan, data, models, work)
+    most = max(exchanged(plan, model) for model in models)
+    return most, work, sketches(plan, data, models[0])
+
+
+def _filtered(wanted: Filter) -> str:
+    """Word a filter: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
+    from fedkd.fusion.distillation.filters import THRESHOLDS
+
+    sent = ", which alone is sent" if wanted.at == "upload" else ""
+    where = " of equal votes" if wanted.votes == "equal" else sent
+    if wanted.quantile is not None:
+        return f"all but the {100 * wanted.quantile:g} % least by {wanted.by}{where}"
+    least = THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
+    return f"by {wanted.by} ≥ {least:g}{where}"
+
+
+def _schedule_rows(plan: Plan) -> Iterator[str]:
+    """Draw which client learns which task when, where clients differ."""
+    if plan.schedule.in_step:
+        return
+    from fedkd.report.schedule import AWAY, schedule_lines
+
+    what = "who is there" if plan.learner is None else "the task of each client"
+    yield row("schedule", f"{what}, round by round ({AWAY}: away)")
+    for line in schedule_lines(plan.schedule, SHOWN_ROUNDS, SHOWN_CLIENTS):
+        yield row("", line)
+
+
+def _graph_rows(plan: Plan) -> Iterator[str]:
+    """Draw the graph of clients without a server, and name parts of it that are not connected."""
+    if plan.graph is None:
+        return
+    from fedkd.plan.checks.graph import separate
+    from fedkd.report.topology import HEARS, HERSELF, graph_lines, graph_title
+
+    rounds = plan.schedule.rounds
+    yield row("graph", f"{graph_title(plan.graph, rounds)} ({HERSELF}: itself, {HEARS}: whom it hears)")
+    for line in graph_lines(plan.graph, rounds, SHOWN_ROUNDS, SHOWN_CLIENTS):
+        yield row("", line)
+    for name, pieces in separate(plan, plan.graph):
+        told = f"client {pieces[0][0]} is alone: no other is of its architecture '{name}'"
+        if len(pieces) > 1:
+            told = f"clients of '{name}'" if name else "clients"
+            shown = [f"{{{', '.join(map(str, part))}}}" for part in pieces[:SHOWN_PARTS]]
+            more = f" and {len(pieces) - SHOWN_PARTS} more" * (len(pieces) > SHOWN_PARTS)
+            told += f" fall into parts that never hear of each other: {' '.join(shown)}{more}"
+        yield row("", told)
+
+
+def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
+    """Say how many clients a process holds in memory, where it is not all of them."""
+    from fedkd.engine.clients import expected_room
+
+    live, of_client = expected_room(plan, data)
+    if plan.scenario.engine.live_clients is not None or live < plan.scenario.data.clients:
+        each = f"up to {live:,} clients in memory in a process, of about {size(of_client)} each"
+        yield row("", f"{each}; what others are lies on disk once they have taken part")
+
+
+def _model_rows(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
+    from torch import nn
+
+    from fedkd.models.build import count_parameters
+
+    clients = Counter(map(id, plan.groups))
+    for group, model in zip(plan.scenario.clients, models, strict=True):
+        name, what = group.model, type(model).__name__
+        if isinstance(model, nn.Module):
+            name += f" ({_pairs(group.args)})" if group.args else ""
+            what = f"{count_parameters(model):,} parameters"
+        yield row("model", f"{name}: {counted(clients[id(group)], 'client')}, {what}")
+
+
+def _named(name: str, hyperparameters: Mapping[str, Any] | None) -> str:
+    values = _pairs(hyperparameters or {})
+    return f"{name}: {values}" if values else name
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {toml_value(value)}" for name, value in values.items())

@@ -1,0 +1,158 @@
+"""What ``fedkd check`` says of a round's cost: the bytes of its messages, and where its arithmetic goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd.runs.check_data import row
+from fedkd.errors import FedkdError, UserError, described
+from fedkd.fusion.weights.averaging import exchanges
+from fedkd.plugins.loading import contained
+from fedkd.tracking.wording import counted, size
+
+if TYPE_CHECKING:
+    from fedkd.clients.costs.arithmetic import Workload
+    from fedkd.data.load import Data
+    from fedkd.plan.plan import Plan
+
+
+def exchanged(plan: Plan, model: Any) -> int:
+    """Return how many parameters of a model leave its client, of a strategy that exchanges weights."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        return 0
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and exchanges(plan.strategy, name))
+
+
+def traffic(plan: Plan, data: Data, parameters: int) -> str:
+    """Estimate what the method sends in a round, all clients together; of a stream's first task."""
+    scenario, strategy = plan.scenario, plan.strategy
+    sampled = scenario.clients_per_round or scenario.data.clients
+    if scenario.asynchronous is not None:
+        sampled = scenario.asynchronous.buffer
+    if strategy.capabilities.sends == "nothing":
+        return "none"
+    if plan.graph is not None:
+        return _links_traffic(plan, data, parameters)
+    if "weights" in strategy.capabilities.needs:
+        from fedkd.data.load import first_task
+        from fedkd.fusion.weights.averaging import WeightAveraging
+        from fedkd.fusion.kinds import Kind
+
+        number, first = np.dtype(scenario.fusion.upload_dtype).itemsize, first_task(data)
+        beside = Kind.TRANSFER_LOGITS in strategy.capabilities.kinds.values()
+        sent = sampled * (parameters + (len(first.transfer_x) * first.classes if beside else 0))
+        # What is made for a learner leaves some of them out, and sends something else now and then.
+        weighed = strategy.capabilities.brings_model or isinstance(strategy, WeightAveraging)
+        least = "about" if weighed or strategy.capabilities.learner is not None else "at least"
+        told = f"{least} {size(sent * number)} up, {size(sent * 4)} down in a round"
+        return f"{told} ({strategy.capabilities.sends})"
+    up, down = _tried(plan, data)
+    if scenario.asynchronous is not None:  # a round of all clients is tried
+        up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
+    when = "the first round" if strategy.capabilities.upload_changes else "a round"
+    told = f"{strategy.capabilities.sends} up, guidance down"
+    return f"about {size(up)} up, {size(down)} down in {when} ({told})"
+
+
+def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
+    """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
+    from fedkd.plan.upload_memory import uploads_kept
+
+    if (kept := uploads_kept(plan)) == 0:
+        return
+    each = 4.0 * parameters
+    if "weights" not in plan.capabilities.needs:
+        each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
+    told = f"about {size(int(kept * each))} in memory from one round to the next"
+    yield row("", f"{told}: {counted(kept, 'upload')} at most")
+
+
+def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
+    """Return the first round that somebody takes part in, and who does."""
+    rounds = range(1, plan.schedule.rounds + 1)
+    round = next((round for round in rounds if plan.schedule.participants(round)), 1)
+    return round, list(plan.schedule.participants(round))
+
+
+def _tried(plan: Plan, data: Data) -> tuple[int, int]:
+    """Return the bytes up and down of a round that is tried."""
+    from fedkd.server.trial import trial_exchange
+
+    try:
+        with contained(), np.errstate(all="ignore"):
+            return trial_exchange(plan, data)
+    except FedkdError:
+        raise
+    except Exception as error:
+        told = f"'{plan.scenario.fusion.strategy}' raised {described(error)} when a round was tried"
+        raise UserError(told, key="fusion.strategy") from error
+
+
+def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
+    """Estimate what clients send each other in a round, all links together; of a stream's first task."""
+    assert plan.graph is not None
+    scenario = plan.scenario
+    round, clients = _first_to_train(plan)
+    heard = plan.graph.edges(round)[np.ix_(clients, clients)]
+    if "weights" in plan.capabilities.needs:
+        groups = np.array([id(plan.groups[client]) for client in clients])
+        heard = heard & (groups[:, None] == groups[None, :])
+        each = parameters * np.dtype(scenario.fusion.upload_dtype).itemsize
+    else:
+        each = _tried(plan, data)[0] // max(len(clients), 1)
+    links = int(heard.sum()) - len(clients)
+    told = f"about {size(links * each)} over {counted(links, 'link')} in round {round}"
+    return f"{told} ({plan.capabilities.sends})" + ", and what is passed on" * scenario.topology.relay
+
+
+def sketches(plan: Plan, data: Data, model: Any) -> str:
+    """Word what is sent besides at the end of a task where old ones are protected; empty: nothing is."""
+    from fedkd.data.streams.stream import FederatedStream
+
+    settings = plan.scenario.fusion.orthogonal
+    if settings is None or not isinstance(data, FederatedStream):
+        return ""
+    from fedkd.server.orthogonal import Weights, exchanged_bytes
+
+    weights = Weights.of(model, plan.schedule.order(0), [task.units for task in data])
+    up, most = exchanged_bytes(settings, weights.fan_in)
+    clients = plan.scenario.clients_per_round or plan.scenario.data.clients
+    sent = f"about {size(clients * up)} of sketches up"
+    return f"at the end of a task {sent}, at most {size(clients * most)} of what is protected down"
+
+
+def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) -> Iterator[str]:
+    """Say what is measured besides accuracies, and what it takes."""
+    from fedkd.clients.costs.arithmetic import trial_work
+    from fedkd.data.federated import FederatedData
+
+    scenario = plan.scenario
+    wanted = None if scenario.measure is None else scenario.measure.transferability
+    if wanted is None or not isinstance(data, FederatedData):
+        return
+    reached = [round for round in wanted.rounds if round <= scenario.rounds]
+    clients = scenario.clients_per_round or scenario.data.clients
+    samples = len(data.transfer_x)
+    rounds = f"in round{'s' * (len(reached) > 1)} {', '.join(map(str, reached))}"
+    copies = counted(clients**2, "distillation")
+    epochs = f", {wanted.epochs} epochs" * (wanted.epochs > 1)
+    yield row("measure", f"who would gain from whom, {rounds}: {copies} of {samples:,} samples{epochs} each")
+    times = trial_work(plan, data, models) / max(work.training, 1.0)
+    down = 4 * clients**2 * samples * data.classes
+    up = clients * samples * (np.dtype(scenario.fusion.upload_dtype).itemsize * data.classes + 4 * clients)
+    told = f"about {times:.1f} times what clients train in a round"
+    yield row("", f"{told}; {size(up)} up, {size(down)} down each time")
+
+
+def testing(work: Workload) -> str:
+    """Word what share of the arithmetic evaluations take, and what to set if it is most of it."""
+    told = f"about {work.share:.0%} of the arithmetic"
+    *values, last = [f"{key} = {value}" for key, value in work.remedies().items()] or [""]
+    half = f"{', '.join(values)} or {last}" if values else last
+    return f"{told}; for half of it: {half}" if half else told

@@ -1,0 +1,214 @@
+"""``fedkd compare``: two runs, client by client, and what differs in their scenarios."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from fedkd.scenario.dump import toml_value
+from fedkd.errors import UserError
+from fedkd.runs.listing import aligned
+from fedkd.storage.paths import expanded
+from fedkd.plan.evaluated_clients import counted_clients, models_told_apart
+from fedkd.report.metrics import metric
+from fedkd.report.statistics import Interval, paired_difference
+from fedkd.tracking.run_folder import SCENARIO, plan_of_run
+from fedkd.report.run_summary import FINAL_ACCURACIES, outcome_of
+from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.scenario.load import read_scenario, read_toml
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.html import preformatted, table
+from fedkd.tracking.recorder import read_metrics, read_timings
+from fedkd.tracking.wording import MISSING, duration, percent, points, size
+
+LABELS = {
+    "accuracy_trained_local": "local accuracy, own training",
+    "accuracy_local": "local accuracy, guided",
+    "accuracy_trained_global": "global accuracy, own training",
+    "accuracy_global": "global accuracy, guided",
+}
+OF_STREAMS = (
+    "average_accuracy_task_incremental",
+    "average_accuracy_class_incremental",
+    "bwt_task_incremental",
+    "forgetting_task_incremental",
+)
+"""Figures of a stream that are compared, where both runs have them."""
+OF_CLIENTS = ("seed", "data", "heterogeneity", "population", "clients", "continual.tasks")
+"""Keys that decide what client n is: what it holds and what it learns with."""
+TITLES = ("", "A", "B", "B − A", "better for")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One figure of two runs: means over the clients of A and of B (None: no client has it).
+
+    `difference` is B minus A, paired by client, with its 95 % interval; `better` counts clients better in B.
+    """
+
+    label: str
+    ours: float | None
+    theirs: float | None
+    difference: Interval | None
+    better: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs compared after the last evaluated round of each.
+
+    `changed` maps scenario keys to their values in A and B (None: absent), `costs` labels to bytes and
+    seconds.
+    """
+
+    folders: tuple[Path, Path]
+    rounds: tuple[int, int]
+    changed: Mapping[str, tuple[Any, Any]]
+    figures: tuple[Compared, ...]
+    costs: Mapping[str, tuple[str, str]]
+
+    @property
+    def alike(self) -> bool:
+        """Whether client n is the same one in both: the same samples and the same model."""
+        return not any(f"{key}.".startswith(f"{part}.") for key in self.changed for part in OF_CLIENTS)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what there is to say, a line each."""
+        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
+            yield f"{letter}  {folder}, round {round}"
+        yield ""
+        yield from self._differences()
+        yield ""
+        yield from aligned([TITLES, *self._rows()])
+        yield ""
+        yield from self._notes()
+
+    def _repr_html_(self) -> str:
+        runs = zip("AB", self.folders, self.rounds, strict=True)
+        told = "".join(
+            f"{letter}: {escape(f'{folder}, round {round}')}<br>" for letter, folder, round in runs
+        )
+        parts = (preformatted(self._differences()), table(TITLES, self._rows()), preformatted(self._notes()))
+        return told + "".join(parts)
+
+    def _differences(self) -> Iterator[str]:
+        if not self.changed:
+            yield "the scenarios do not differ in anything that decides a result"
+        width = max(map(len, self.changed), default=0)
+        for key, (ours, theirs) in self.changed.items():
+            yield f"{key:<{width}}  {_value(ours)} → {_value(theirs)}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = [_cells(figure) for figure in self.figures]
+        return rows + [(label, ours, theirs, "", "") for label, (ours, theirs) in self.costs.items()]
+
+    def _notes(self) -> Iterator[str]:
+        paired = [figure.difference for figure in self.figures if figure.difference is not None]
+        if not paired:
+            yield "no client has been evaluated in both runs"
+        elif self.alike:
+            yield "B − A: mean over the clients that both have, paired by client, ± 95 % interval of the"
+            yield "differences (Student's t). It is about these clients and this seed; others: fedkd bench."
+        else:
+            yield "B − A: mean over clients of the same number, ± 95 % interval of the differences."
+            yield "Seed, data or models differ: client n of A is not client n of B, and pairing says nothing."
+
+
+def compare(ours: str | Path, theirs: str | Path) -> Comparison:
+    """Compare two runs client by client, each after its last evaluated round.
+
+    Raises:
+        UserError: One is no run folder, or nothing in it was evaluated yet.
+    """
+    for path in (ours, theirs):
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
+    folders = (expanded(ours), expanded(theirs))
+    scenarios = tuple(map(_scenario, folders))
+    found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]
+    (our_round, ours_at), (their_round, theirs_at) = found
+    our_costs, their_costs = map(_costs, folders)
+    return Comparison(
+        folders,
+        (our_round, their_round),
+        changed_keys(*map(decisive, scenarios)),
+        tuple(_compared(label, ours_at[label], theirs_at[label]) for label in ours_at if label in theirs_at),
+        {label: (cost, their_costs[label]) for label, cost in our_costs.items()},
+    )
+
+
+def _scenario(folder: Path) -> Scenario:
+    file = folder / SCENARIO
+    if not file.is_file():
+        raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+    return read_scenario(read_toml(file), file=str(file), folder=folder)
+
+
+def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int, float]]]:
+    """Return the last evaluated round, and every figure's value by client, in the order to be shown."""
+    rows, counted = read_metrics(folder), counted_clients(scenario)
+    keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
+    of_models = _of_models(models_told_apart(row["metric"] for row in rows))
+    keys |= {place: label for label, place in of_models.items()}
+    of_clients = [row for row in rows if row["client"] in counted and (row["split"], row["metric"]) in keys]
+    last = max((row["round"] for row in of_clients), default=None)
+    if last is None:
+        raise UserError("nothing in it was evaluated yet", file=str(folder))
+    found: dict[str, dict[int, float]] = {key: {} for key in (*LABELS, *of_models)}
+    for row in of_clients:
+        if row["round"] == last and row["value"] is not None and row["client"] is not None:
+            found[keys[row["split"], row["metric"]]][row["client"]] = row["value"]
+    if scenario.continual is not None and last == scenario.rounds:
+        outcome = outcome_of(plan_of_run(folder), folder)
+        known = outcome.figures() if outcome is not None else {}
+        for name in OF_STREAMS:
+            values = known.get(name, {})
+            found[name] = {client: value for client, value in values.items() if not isnan(value)}
+    return last, {key: values for key, values in found.items() if values}
+
+
+def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return label to split and metric of what clients' models reach each for itself."""
+    return {
+        f"{LABELS[f'{metric}_{split}']}, {name} model": (split, f"{metric}_{name}")
+        for name in names
+        for split in ("local", "global")
+        for metric in ("accuracy_trained", "accuracy")
+    }
+
+
+def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Compared:
+    lower = name in OF_STREAMS and metric(name).better == "lower"
+    shared = [client for client in ours if client in theirs]
+    better = sum((theirs[c] < ours[c]) if lower else (theirs[c] > ours[c]) for c in shared)
+    label = LABELS.get(name) or name.replace("_", " ")
+    our_mean, their_mean = (sum(some.values()) / len(some) if some else None for some in (ours, theirs))
+    return Compared(label, our_mean, their_mean, paired_difference(theirs, ours), better)
+
+
+def _costs(folder: Path) -> dict[str, str]:
+    rows = read_timings(folder)
+    totals: dict[str, tuple[str, Callable[[float], str]]] = {
+        "up": ("bytes_up", size),
+        "down": ("bytes_down", size),
+        "time": ("seconds", duration),
+    }
+    return {label: word(sum(row.get(field) or 0 for row in rows)) for label, (field, word) in totals.items()}
+
+
+def _cells(figure: Compared) -> tuple[str, ...]:
+    told, better, difference = MISSING, MISSING, figure.difference
+    if difference is not None:
+        half = "" if difference.half is None else f" ± {100 * difference.half:.1f}"
+        told = f"{points(difference.mean)}{half}"
+        better = f"{figure.better} of {difference.seeds}"
+    return figure.label, percent(figure.ours), percent(figure.theirs), told, better
+
+
+def _value(value: Any) -> str:
+    return "absent" if value is None else toml_value(value)

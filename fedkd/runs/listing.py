@@ -1,0 +1,201 @@
+"""``fedkd runs``: the runs below a folder, and how far each has come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.storage.paths import expanded
+from fedkd.tracking.run_folder import SCENARIO, is_locked
+from fedkd.scenario.load import read_toml
+from fedkd.tracking.html import table
+from fedkd.tracking.present import read_present
+from fedkd.tracking.recorder import METRICS, SUMMARY
+from fedkd.tracking.wording import MISSING, duration, percent
+
+CELLS = "runs"
+"""Folder of the run folders in a bench folder."""
+SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")
+DEEPEST = 4
+"""Levels of folders that are searched."""
+TITLES = ("run", "name", "strategy", "status", "rounds", "local", "global", "time", "when")
+NAMES = 4
+"""Columns of text, from the left."""
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run, or all runs of a bench, as far as the folder tells.
+
+    Attributes:
+        status: `done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a
+            word and can be resumed. Of a bench: how many of its runs are done.
+        accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
+        when: When anything was last written.
+    """
+
+    folder: Path
+    name: str
+    strategy: str
+    status: str
+    finished: int | None = None
+    rounds: int | None = None
+    accuracy_local: float | None = None
+    accuracy_global: float | None = None
+    seconds: float | None = None
+    when: datetime | None = None
+
+
+@dataclass(frozen=True)
+class RunList:
+    """Runs below a folder, by their paths."""
+
+    folder: Path
+    entries: tuple[RunEntry, ...]
+
+    def __iter__(self) -> Iterator[RunEntry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def lines(self) -> Iterator[str]:
+        """Yield a table, a line a run."""
+        if self.entries:
+            yield from aligned([TITLES, *self._rows()], NAMES)
+        else:
+            yield f"no runs in {self.folder}"
+
+    def _repr_html_(self) -> str:
+        return table(TITLES, self._rows(), names=NAMES)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [_cells(entry, self.folder) for entry in self.entries]
+
+
+def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
+    """Yield rows with their columns below each other, the first `names` of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip("<" * names + ">" * (len(row) - names), row, widths, strict=True)
+        yield "  ".join(f"{cell:{side}{width}}" for side, cell, width in cells).rstrip()
+
+
+def runs(folder: str | Path = "runs") -> RunList:
+    """Return the runs below a folder: itself, if it is one, or those of a bench's cells.
+
+    A bench within the folder is one entry. No such folder is a `UserError`.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
+    root = expanded(folder)
+    try:
+        if not root.is_dir():
+            raise UserError("no such folder", file=str(folder))
+    except (OSError, ValueError) as error:  # a name that no folder can have
+        raise UserError(f"no folder that there can be: {error}", file=str(folder)) from None
+    if _is_run(root):
+        return RunList(root.parent, (_entry(root),))
+    inner = root / CELLS if _is_bench(root) else root
+    return RunList(inner, tuple(_below(inner, DEEPEST)))
+
+
+def _below(folder: Path, depth: int) -> Iterator[RunEntry]:
+    try:
+        inner = sorted(
+            child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+        )
+    except OSError:  # an unreadable folder shows no runs
+        return
+    for child in inner:
+        if _is_run(child):
+            yield _entry(child)
+        elif _is_bench(child):
+            yield _bench_entry(child)
+        elif depth > 1:
+            yield from _below(child, depth - 1)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / SCENARIO).is_file()
+
+
+def _is_bench(folder: Path) -> bool:
+    signed = folder.name.startswith("bench-") or any((folder / name).is_file() for name in SIGNS_OF_A_BENCH)
+    return signed and (folder / CELLS).is_dir()
+
+
+def _entry(folder: Path) -> RunEntry:
+    try:
+        tables = read_toml(folder / SCENARIO)
+        name, rounds = str(tables.get("name", folder.name)), int(tables["rounds"])
+        strategy = str(tables.get("fusion", {}).get("strategy", MISSING))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return RunEntry(folder, folder.name, MISSING, "unreadable")
+    summary, present = _summary(folder), read_present(folder)
+    said = "done" if present is None else present.status
+    done = summary.get("rounds") == rounds and said == "done"
+    status = "done" if done else said if said in ("failed", "interrupted") else "stopped"
+    if not done and is_locked(folder):
+        status = "running"
+    final: Mapping[str, Any] = summary.get("final") or {} if done else {}
+    return RunEntry(
+        folder,
+        name,
+        strategy,
+        status,
+        finished=rounds if done else present.finished if present is not None else None,
+        rounds=rounds,
+        accuracy_local=(final.get("accuracy_local") or {}).get("mean"),
+        accuracy_global=(final.get("accuracy_global") or {}).get("mean"),
+        seconds=summary.get("seconds") if done else None,
+        when=_when(folder / SUMMARY if done else folder / METRICS),
+    )
+
+
+def _bench_entry(folder: Path) -> RunEntry:
+    cells = [_entry(cell) for cell in sorted((folder / CELLS).iterdir()) if _is_run(cell)]
+    done = sum(cell.status == "done" for cell in cells)
+    seconds = [cell.seconds for cell in cells if cell.seconds is not None]
+    name = f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}"
+    when = max((cell.when for cell in cells if cell.when is not None), default=None)
+    spent = sum(seconds) if seconds else None
+    return RunEntry(folder, name, MISSING, f"{done} done", seconds=spent, when=when)
+
+
+def _summary(folder: Path) -> Mapping[str, Any]:
+    """Return the summary of a run; empty: there is none that can be read."""
+    with suppress(OSError, NotJson):
+        found = parse_json((folder / SUMMARY).read_bytes())
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _when(path: Path) -> datetime | None:
+    with suppress(OSError):
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    return None
+
+
+def _cells(entry: RunEntry, root: Path) -> tuple[str, ...]:
+    shown = entry.folder.relative_to(root) if entry.folder.is_relative_to(root) else entry.folder
+    finished = MISSING if entry.finished is None else entry.finished
+    return (
+        str(shown),
+        entry.name,
+        entry.strategy,
+        entry.status,
+        MISSING if entry.rounds is None else f"{finished}/{entry.rounds}",
+        percent(entry.accuracy_local),
+        percent(entry.accuracy_global),
+        MISSING if entry.seconds is None else duration(entry.seconds),
+        MISSING if entry.when is None else f"{entry.when:%Y-%m-%d %H:%M}",
+    )

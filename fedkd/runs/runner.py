@@ -1,0 +1,300 @@
+"""Runs a scenario, or resumes a run, for Python and for the command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.engine.started_engine import StartedEngine, started_engine
+from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
+from fedkd.storage.paths import expanded
+from fedkd.plan.continuation import check_continuation
+from fedkd.plan.load import load_plan, parse_plan, plan_with
+from fedkd.plan.plan import Plan
+from fedkd.plan.plan import resolve as resolve_scenario
+from fedkd.runs.results import RunResult
+from fedkd.tracking.run_folder import (
+    SCENARIO,
+    check_beginning,
+    check_links,
+    disk_told,
+    locked,
+    new_run_folder,
+    plan_of_run,
+    refuse_deployed,
+    repair_run_files,
+    write_clients,
+    write_plan,
+)
+from fedkd.report.run_summary import finish_run
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.tracking import Tracking
+from fedkd.engine.signals import stop_signals
+from fedkd.engine.supervisor import if_lost
+from fedkd.tracking.events import Observers, RunObserver
+from fedkd.tracking.present import PresentFile
+from fedkd.tracking.progress import make_progress
+from fedkd.tracking.run_log import RunLog
+
+if TYPE_CHECKING:
+    from fedkd.tracking.totals import Totals
+
+ERROR_FILE = "error.txt"
+STOPPING = "stopping after this round; press Ctrl-C again to stop at once"
+
+
+def run(
+    scenario: Scenario | Plan | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path | None = None,
+    observers: Sequence[RunObserver] = (),
+    progress: bool = True,
+    report: bool = True,
+    **changes: Any,
+) -> RunResult:
+    """Simulate a scenario.
+
+    Args:
+        scenario: A scenario, its plan, the path of a scenario file, the name of a shipped one, or the tables
+            of such a file, with paths and plug-ins relative to the working folder.
+        out: Run folder; absent: a new one below ``runs/``.
+        observers: Told what happens while it runs.
+        progress: Whether to show it: a live table on a terminal or in a notebook, plain lines elsewhere.
+        report: Whether the folder has a `report.html` at the end, of two megabytes.
+        changes: Values of the scenario to change: ``rounds=5``; keys of a table: ``fusion={"beta": 2.0}``, or
+            ``**{"fusion.beta": 2.0}``.
+
+    Raises:
+        UserError: The scenario cannot be run as it is.
+        RunFailed: A client or the fusion failed; the folder's `error.txt` has the traceback.
+        Interrupted: Stopped by a signal, with the state saved.
+    """
+    plan = _plan_of(scenario, changes)
+    with (
+        new_run_folder(plan.scenario, Path(out) if out else None) as folder,
+        _end_told(folder),
+        _watched(plan.scenario, observers, progress) as observer,
+        started_engine(plan, folder, observer.message) as engine,
+    ):
+        write_plan(folder, engine.plan)
+        return _work(engine.plan, folder, engine, observer, resume=False, report=report)
+
+
+def _plan_of(
+    scenario: Scenario | Plan | Mapping[str, Any] | str | Path, changes: Mapping[str, Any] | None = None
+) -> Plan:
+    if not isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
+        told = "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping"
+        raise UserError(f"{told}, got a {type(scenario).__name__}")
+    if changes:
+        tables = scenario.scenario if isinstance(scenario, Plan) else scenario
+        return plan_with(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)
+    if isinstance(scenario, Plan):
+        return scenario
+    if isinstance(scenario, Scenario):
+        return resolve_scenario(scenario)
+    return parse_plan(scenario) if isinstance(scenario, Mapping) else load_plan(scenario)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    observers: Sequence[RunObserver] = (),
+    progress: bool = True,
+    report: bool = True,
+) -> RunResult:
+    """Resume a run from its last checkpoint.
+
+    Its `metrics.jsonl` has the same bytes as that of an unbroken run.
+
+    Args:
+        rounds: A larger number of rounds than the run's own, also of a finished run.
+
+    Raises:
+        UserError: Not a run folder, another process works in it, or its scenario was changed.
+        RunFailed: As `run`.
+        Interrupted: As `run`.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
+    folder = expanded(folder).absolute()
+    plan = plan_of_run(folder, rounds)
+    refuse_deployed(folder)
+    with locked(folder), _end_told(folder), _watched(plan.scenario, observers, progress) as observer:
+        done = _check_continuation(plan, folder)
+        check_links(folder, plan)
+        repair_run_files(folder, plan_of_run(folder), done, observer.message)
+        with started_engine(plan, folder, observer.message) as engine:
+            if rounds is not None:
+                write_plan(folder, engine.plan)
+            return _work(engine.plan, folder, engine, observer, resume=True, report=report)
+
+
+def _check_continuation(plan: Plan, folder: Path) -> int:
+    """Refuse to resume under another scenario; return the number of saved rounds."""
+    from fedkd.federation.checkpoint import CheckpointStore
+
+    began = CheckpointStore(folder).began()
+    if began is None:
+        check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
+        return 0
+    try:
+        check_continuation(*began, plan.scenario)
+    except UserError as error:
+        raise error.at(file=str(folder / SCENARIO)) from None
+    return began[1]
+
+
+def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
+    """Return the display, the observers, the files of the run folder and the scenario's loggers as one."""
+    observers = [*([make_progress(quiet=False)] if progress else []), *observers]
+    everyone = [*observers, PresentFile(), RunLog()]
+    if scenario.tracking != Tracking():
+        from fedkd.tracking.loggers.registry import check_loggers, make_loggers
+
+        check_loggers(scenario)
+        everyone += make_loggers(scenario, Observers([*observers, everyone[-1]]).message)
+    return Observers(everyone)
+
+
+def _work(
+    plan: Plan, folder: Path, engine: StartedEngine, observer: RunObserver, *, resume: bool, report: bool
+) -> RunResult:
+    from fedkd.data.load import task_names
+
+    with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
+        with suppress(OSError):
+            (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
+        go_on = _way_on(folder)
+        if_lost(go_on)
+        with _writing_to(folder):
+            write_clients(folder, plan, engine.data)
+        try:
+            totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
+        except (Interrupted, KeyboardInterrupt) as error:
+            saved = f"{error}; go on with: fedkd resume {folder}"
+            raise Interrupted(saved if str(error) else f"stopped at once; {go_on}") from None
+        except EngineLost as error:
+            if stop.is_set():  # a signal to the whole process group stops Ray's processes too
+                raise Interrupted(f"stopped at once; {go_on}") from None
+            told = f"{error.message}; {go_on}"
+            raise EngineLost(told, round=error.round, client=error.client) from error
+        except RunFailed as error:
+            raise _explained(error, folder) from error
+        tasks = task_names(engine.data)
+        with _writing_to(folder):
+            summary = finish_run(plan, folder, totals, observer, tasks)
+        if report:
+            from fedkd.report.page.write import report_at_the_end
+
+            report_at_the_end(folder, observer.message)
+        return RunResult(folder, summary)
+
+
+def _rounds(
+    plan: Plan,
+    folder: Path,
+    engine: StartedEngine,
+    observer: RunObserver,
+    stopping: Callable[[], bool],
+    resume: bool,
+) -> Totals:
+    """Run all rounds and return their costs; where actors are lost, go on from the last checkpoint.
+
+    After too many losses (see `RestartPolicy`), raise `EngineLost`.
+    """
+    from fedkd.engine.started_engine import RestartPolicy, restart_point
+    from fedkd.federation.checkpoint import CheckpointStore
+    from fedkd.federation.run_control import RunControl
+    from fedkd.federation.apps.server_app import ServerContext, app
+
+    tolerant = plan.scenario.faults.on_client_error != "fail"
+    policy = RestartPolicy(plan.scenario.engine.restarts, tolerant=tolerant)
+    control = RunControl(folder, observer, stopping, resume)
+    while True:
+        context = ServerContext(plan, engine.data, control)
+        try:
+            app(engine.grid, context)
+            assert context.totals is not None
+            return context.totals
+        except ActorsLost as loss:
+            lost = loss
+        control = replace(control, resume=True, again=True)
+        renewed = False
+        while not renewed:
+            if stopping():
+                raise lost
+            began = CheckpointStore(folder).began()
+            saved = 0 if began is None else began[1]
+            if (end := policy.record(lost, saved)) is not None:
+                raise end from lost
+            observer.message(f"{lost}; going back to {restart_point(saved)} ({policy.count})")
+            try:
+                engine.renew()
+                renewed = True
+            except ActorsLost as loss:
+                lost = loss
+
+
+def _way_on(folder: Path) -> str:
+    if not (folder / SCENARIO).exists():
+        return "nothing was written; start it again"
+    return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
+
+
+@contextmanager
+def _end_told(folder: Path) -> Iterator[None]:
+    """Say what is kept where the disk is full, or a signal comes before or after the rounds."""
+    try:
+        with disk_told(folder, partial(_kept, folder)):
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped at once; {_way_on(folder)}") from None
+
+
+def _kept(folder: Path) -> str:
+    from fedkd.federation.checkpoint import CheckpointStore
+
+    saved = CheckpointStore(folder).rounds()
+    kept = f"round {saved[-1]} is saved" if saved else "no round is saved yet"
+    return f"{kept}; make room, then go on with: fedkd resume {folder}"
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Name the folder that cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}; {_kept(folder)}") from error
+
+
+def _explained(error: RunFailed, folder: Path) -> RunFailed:
+    """Keep the traceback in the run folder and name the file in the message."""
+    if not error.details:
+        return error
+    file = folder / ERROR_FILE
+    try:
+        file.write_text(error.details, encoding="utf-8", errors="backslashreplace")
+    except OSError:  # what failed is told all the same
+        return error
+    told, diverged = f"{error.message} (traceback in {file})", error.diverged
+    return RunFailed(told, round=error.round, client=error.client, diverged=diverged)
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

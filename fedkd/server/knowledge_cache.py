@@ -1,0 +1,145 @@
+"""The knowledge cache: every client's last knowledge of a task, with its age."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+
+from fedkd.clients.upload.stages import SENT
+from fedkd.fusion.distillation.filters import mean_of_kept
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.math.probabilities import softmax
+from fedkd.fusion.views import Arrays
+from fedkd.storage.namespaces import below, by_number, under
+
+LEAST = 1e-12
+"""Least faded probability, so that it has a logarithm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """A client's upload in a round: arrays by name, training samples, bytes on the way (0: unknown)."""
+
+    round: int
+    arrays: Arrays
+    samples: int
+    sent: int = 0
+
+    @property
+    def size(self) -> int:
+        return sum(values.nbytes for values in self.arrays.values())
+
+    def kept(self) -> Upload:
+        """Return a copy; the arrays may lie in shared memory lent for a round."""
+        return replace(self, arrays={name: values.copy() for name, values in self.arrays.items()})
+
+
+class KnowledgeCache:
+    """The last knowledge of one task from every client (FedCache: Wu et al., 2024)."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Upload] = {}
+
+    def put(self, uploads: Mapping[int, Upload]) -> None:
+        """Keep uploads in place of their clients' last ones."""
+        self._last |= {client: upload.kept() for client, upload in uploads.items()}
+
+    def all(self) -> dict[int, Upload]:
+        return dict(sorted(self._last.items()))
+
+    def has(self, client: int) -> bool:
+        return client in self._last
+
+    def drop(self, client: int) -> None:
+        del self._last[client]
+
+    @property
+    def size(self) -> int:
+        return sum(upload.size for upload in self._last.values())
+
+    def state(self) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for client, upload in self._last.items():
+            arrays |= under(f"{client}/arrays/", upload.arrays)
+            arrays[f"{client}/round"] = np.array(upload.round)
+            arrays[f"{client}/samples"] = np.array(upload.samples)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._last = {
+            client: Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
+            for client, own in by_number(arrays).items()
+        }
+
+
+def staleness(age: np.ndarray, exponent: float) -> np.ndarray:
+    """Return s(τ) = (1 + τ)^−a `[N]`: an upload's weight after τ = `age` versions; a is the exponent."""
+    return (1.0 + age) ** -exponent
+
+
+def fade(
+    uploads: Mapping[int, Upload],
+    factors: Mapping[int, float],
+    new: Sequence[Upload],
+    kinds: Mapping[str, Kind],
+) -> dict[int, Upload]:
+    """Return knowledge weighted by age: the older, the closer to the mean of the new.
+
+    Probabilities on the transfer set become ``f · q + (1 − f) · mean of the new``, and numbers of samples
+    ``f`` times their value. So in a mean of probabilities the old weighs ``f`` and the new more than 1, and
+    a strategy that compares clients finds the old close to the new.
+
+    Args:
+        factors: f of every client, in (0, 1].
+        new: The round's uploads; empty: nothing fades.
+        kinds: Kinds of the arrays, by name.
+    """
+    if not new or all(factor == 1.0 for factor in factors.values()):
+        return dict(uploads)
+    names = [name for name, kind in kinds.items() if kind is Kind.TRANSFER_LOGITS]
+    known_now = {name: _mean_of_sent(new, name) for name in names}
+    found = {}
+    for client, upload in uploads.items():
+        factor = factors[client]
+        if factor == 1.0:
+            found[client] = upload
+            continue
+        arrays = dict(upload.arrays)
+        for name, kind in kinds.items():
+            values = arrays[name]
+            if kind is Kind.TRANSFER_LOGITS:
+                q, (mean, known) = softmax(values), known_now[name]
+                mixed = np.where(known[:, None], factor * q + (1.0 - factor) * mean, q)
+                arrays[name] = np.log(np.maximum(mixed, LEAST)).astype(values.dtype)
+            elif kind is Kind.LABEL_COUNTS:
+                arrays[name] = values * factor
+        found[client] = replace(upload, arrays=arrays, samples=max(ceil(upload.samples * factor), 1))
+    return found
+
+
+def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
+    """Drop the oldest uploads of all tasks' caches until at most `most` bytes are left.
+
+    Of uploads of equal age, that of the highest client goes first.
+    """
+    kept = [
+        (upload.round, -client, task, upload.size)
+        for task, cache in caches.items()
+        for client, upload in cache.all().items()
+    ]
+    total = sum(size for *_, size in kept)
+    for _, minus_client, task, size in sorted(kept):
+        if total > most:
+            caches[task].drop(-minus_client)
+            total -= size
+
+
+def _mean_of_sent(uploads: Sequence[Upload], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of the probabilities sent of each sample `[M, C]`, and which samples have any `[M]`."""
+    q = np.stack([softmax(upload.arrays[name]) for upload in uploads])
+    if SENT in uploads[0].arrays:
+        return mean_of_kept(q, np.stack([upload.arrays[SENT] for upload in uploads]).astype(bool))
+    return q.mean(axis=0, dtype=np.float64), np.ones(q.shape[1], dtype=bool)

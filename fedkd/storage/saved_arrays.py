@@ -1,0 +1,106 @@
+"""Files of arrays with digests; never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedkd.errors import UserError
+from fedkd.storage.digests import file_digest
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Damaged(Exception):
+    """A file is not as it was written."""
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file of arrays, and the SHA-256 of its content."""
+
+    path: Path
+    digest: str
+
+    def read(self) -> Arrays:
+        """Return its arrays in the order of their names; raise `Damaged` if they were changed."""
+        with self._read_errors():
+            data = self.path.read_bytes()
+            self._compare(sha256(data))
+            # A file keeps no order, and its reader's changes every time.
+            return dict(sorted(load(data).items()))
+
+    def check(self) -> None:
+        """Raise `Damaged` if it was changed; nothing of it stays in memory."""
+        with self._read_errors():
+            self._compare(file_digest(self.path))
+
+    def _compare(self, digest: str) -> None:
+        if digest != self.digest:
+            raise Damaged(f"{self.path.name} is not what was written")
+
+    @contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise Damaged(f"{self.path.name} is missing") from None
+        except (OSError, SafetensorError):
+            raise Damaged(f"{self.path.name} cannot be read") from None
+
+
+class SavedStates(Mapping[int, Arrays]):
+    """Clients' states by client, read on demand."""
+
+    def __init__(self, files: Mapping[int, SavedFile]) -> None:
+        self._files = files
+
+    def __getitem__(self, client: int) -> Arrays:
+        """Return a client's state; raise `UserError` if it has been changed since the check."""
+        file = self._files[client]
+        try:
+            return file.read()
+        except Damaged as damage:
+            raise UserError(str(damage), file=str(file.path.parent)) from damage
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> SavedFile:
+    """Write a file of arrays; with `sync`, wait until it is on disk."""
+    data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
+    write_bytes(path, data, sync=sync)
+    return SavedFile(path, sha256(data))
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a new file in place of an older one; with `sync`, wait until it is on disk."""
+    path.unlink(missing_ok=True)  # not written through: it may be a hard link
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
