@@ -1,4 +1,26 @@
-"""fedkd: federated knowledge distillation among unlike clients, simulated on Flower and Ray."""
+"""A simulator of federated and continual learning among clients with different models, on Flower and Ray.
+
+Rooms, lowest floor first; a room imports only from rooms below it:
+
+    errors, randomness       error classes with exit codes; generators from the seed
+    storage, plugins         files of a run; users' own code and its hyper-parameters
+    scenario                 what to simulate: the keys of a scenario file
+    data, models             data sets, partitions, streams; the zoo of client models
+    training                 jobs, the loop, losses, optimisers
+    continual                learners, one file a method, by kind of method
+    fusion                   fusion strategies, one file a method, by what they exchange
+    register                 names for plug-ins
+    plan                     a scenario resolved once: schedule, graph, checks
+    tracking, report         what a run records; tables, figures and pages of it
+    clients, server          a participant; knowledge in, guidance out
+    federation               rounds, Flower apps, messages, checkpoints
+    engine                   where clients run: in this process or on Ray actors
+    runs                     runs from start to results
+    scaffold                 templates of plug-ins
+    trained, deployment      a run's clients afterwards; federations of real nodes
+    benchmark, tuning        many scenarios compared; hyper-parameters searched
+    cli                      the command `fedkd`
+"""
 
 from __future__ import annotations
 
@@ -8,7 +30,9 @@ from fedkd import register
 
 if TYPE_CHECKING:
     from fedkd.benchmark.bench import BenchResult, bench
+    from fedkd.continual.learner import Learner
     from fedkd.errors import EngineLost, FedkdError, Interrupted, RunFailed, TrainingDiverged, UserError
+    from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
     from fedkd.plan.load import load_scenario
     from fedkd.runs.comparison import Comparison, compare
     from fedkd.runs.listing import RunEntry, RunList, runs
@@ -27,7 +51,11 @@ __all__ = [
     "EngineLost",
     "Export",
     "FedkdError",
+    "FusionStrategy",
+    "Guidance",
     "Interrupted",
+    "Knowledge",
+    "Learner",
     "RoundReport",
     "RunEntry",
     "RunFailed",
@@ -55,12 +83,14 @@ __all__ = [
 
 _LAZY = {
     "benchmark.bench": ("BenchResult", "bench"),
+    "continual.learner": ("Learner",),
     "errors": ("EngineLost", "FedkdError", "Interrupted", "RunFailed", "TrainingDiverged", "UserError"),
-    "overview.compare": ("Comparison", "compare"),
-    "overview.runs": ("RunEntry", "RunList", "runs"),
+    "fusion.strategy": ("FusionStrategy", "Guidance", "Knowledge"),
     "plan.load": ("load_scenario",),
-    "results": ("RunResult",),
-    "runner": ("resume", "run"),
+    "runs.comparison": ("Comparison", "compare"),
+    "runs.listing": ("RunEntry", "RunList", "runs"),
+    "runs.results": ("RunResult",),
+    "runs.runner": ("resume", "run"),
     "scenario.schema": ("Scenario",),
     "tracking.events": ("RoundReport", "RunObserver", "RunReport"),
     "trained.client": ("TrainedClient", "load_client"),

@@ -41,6 +41,9 @@ class SharedActors:
             def app(self, message: Message, context: Context) -> Message:
                 return self._workloads[0].app(message, context)
 
+            def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+                return self._workloads[0].together(requests)
+
             def context(self, index: int) -> Context:
                 scenario, client = self._owners[index]
                 return self._workloads[scenario].context(client)

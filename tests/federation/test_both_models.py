@@ -9,7 +9,7 @@ import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.fusion.registry import make_strategy
-from fedkd.fusion.two_models.personal_model import BOTH, PERSONAL
+from fedkd.fusion.two_models.personal_model import PERSONAL, SHARED
 from fedkd.plan.load import parse_plan
 from fedkd.report.metrics import metric
 from fedkd.report.page.federation import accuracy_figures
@@ -18,6 +18,8 @@ from fedkd.report.page.run import facts
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.wording import closing_lines, moments
 from fedkd.training.evaluate import score
+
+BOTH = (PERSONAL, SHARED)
 
 
 def found_in(result, name: str, split: str) -> dict:
