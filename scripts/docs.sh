@@ -14,5 +14,5 @@ export NO_MKDOCS_2_WARNING=1
 case $what in
   serve) exec .venv/bin/python -m mkdocs serve "$@" ;;
   build) exec .venv/bin/python -m mkdocs build --strict "$@" ;;
-  test) exec .venv/bin/python -m pytest -m docs tests/test_docs_run.py "$@" ;;
+  test) exec .venv/bin/python -m pytest -m docs tests/repository/test_docs_run.py "$@" ;;
 esac

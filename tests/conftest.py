@@ -34,7 +34,8 @@ settings.register_profile("random", derandomize=False, deadline=None, print_blob
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.append(str(Path(__file__).parent))  # for `processes`: pytest's importlib mode leaves it off the path
+# pytest's importlib mode leaves both off the path.
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "support")]
 
 
 class NoSharedRay(Exception):

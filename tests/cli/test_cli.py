@@ -417,7 +417,7 @@ def test_a_run_goes_on_silently_when_its_reader_leaves(digits_toml, tmp_path):
 
 
 def _repository() -> Path:
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def _repository() -> Path:
     ],
 )
 def test_a_file_of_the_other_kind_is_known_for_what_it_is(verb, path, advice, capsys):
-    file = Path(__file__).resolve().parent.parent / path
+    file = Path(__file__).resolve().parents[2] / path
     assert main([verb, str(file)]) == 2
     assert advice in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).resolve().parent.parent / "scripts" / "bench" / "round.py"
+PATH = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "round.py"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fedkd.scenario.shipped import find_shipped, shipped
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.run_folder import SCENARIO
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "scenarios"
 CALLED = {"continual/quickstart": "continual-quickstart"}
 """What a scenario is named whose file has the name of another's."""

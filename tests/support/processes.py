@@ -19,7 +19,7 @@ from typing import Any
 
 from fedkd.cli.main import main as fedkd
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [

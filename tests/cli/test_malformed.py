@@ -17,7 +17,7 @@ import pytest
 
 from fedkd.cli.main import main
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 PLUGIN = '''
 import os

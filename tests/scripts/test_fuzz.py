@@ -13,7 +13,7 @@ import numpy as np
 import processes
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from campaign import kills, sandbox
 from campaign.base import Bench

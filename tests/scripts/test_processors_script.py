@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "test-processors.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "test-processors.sh"
 
 SUITE = """
 echo "suite $OPENBLAS_CORETYPE/$ATEN_CPU_CAPABILITY/$HYPOTHESIS_PROFILE $*" >> said

@@ -102,7 +102,7 @@ def test_commands_are_understood(block):
     for program, *rest in block.commands():
         why = prose.why_not_run([program, *rest])
         told = why is not None or program in ("fedkd", "python", "cmp")
-        assert told, f"say in tests/prose.py why '{program}' is not run"
+        assert told, f"say in tests/support/prose.py why '{program}' is not run"
         if program != "fedkd":
             continue
         named = getattr(parser.parse_args(rest), "scenario", None)

@@ -16,7 +16,7 @@ from fedkd.tracking.run_folder import SCENARIO
 
 pytestmark = pytest.mark.alone
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCENARIO_FILE = REPOSITORY / "scenarios" / "quickstart.toml"
 
 

@@ -21,7 +21,7 @@ from fedkd.cli.main import LISTS, _parser
 from fedkd.plugins import versions as installed
 from fedkd.scenario.schema import Scenario
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_one_version_everywhere():

@@ -11,7 +11,7 @@ import pytest
 
 from fedkd.plan.load import parse_scenario
 
-PATH = Path(__file__).resolve().parent.parent / "scripts" / "bench" / "scale.py"
+PATH = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "scale.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "fedkd"
+PACKAGE = Path(__file__).resolve().parents[2] / "fedkd"
 
 # Lowest first. A room is a package or a module directly below `fedkd`; rooms of one floor stand side by side.
 FLOORS: tuple[tuple[str, ...], ...] = (

@@ -14,7 +14,7 @@ import yaml
 
 from fedkd.plan.load import parse_plan
 
-FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
+FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "cluster"
 
 DOCUMENTED: dict[str, set[str]] = {
     "RayJob": {"apiVersion", "kind", "metadata", "spec"},
