@@ -190,7 +190,7 @@ def plan_of(context: Context) -> Plan:
     """
     path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
-        path = Path(__file__).resolve().parents[2] / path
+        path = Path(__file__).resolve().parents[3] / path
     if not path.is_file():
         raise UserError(f"no such scenario: {path}", key="run-config.scenario")
     return _load_once(str(path), str(context.run_config.get("set", "")))
