@@ -15,7 +15,7 @@ Rooms, lowest floor first; a room imports only from rooms below it:
     clients, server          a participant; knowledge in, guidance out
     federation               rounds, Flower apps, messages, checkpoints
     engine                   where clients run: in this process or on Ray actors
-    runs                     runs from start to results
+    simulation               runs from start to results
     scaffold                 templates of plug-ins
     trained, deployment      a run's clients afterwards; federations of real nodes
     benchmark, tuning        many scenarios compared; hyper-parameters searched
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from fedkd.errors import EngineLost, FedkdError, Interrupted, RunFailed, TrainingDiverged, UserError
     from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
     from fedkd.plan.load import load_scenario
-    from fedkd.runs.comparison import Comparison, compare
-    from fedkd.runs.listing import RunEntry, RunList, runs
-    from fedkd.runs.results import RunResult
-    from fedkd.runs.runner import resume, run
     from fedkd.scenario.schema import Scenario
+    from fedkd.simulation.comparison import Comparison, compare
+    from fedkd.simulation.listing import RunEntry, RunList, runs
+    from fedkd.simulation.results import RunResult
+    from fedkd.simulation.runner import resume, run
     from fedkd.tracking.events import RoundReport, RunObserver, RunReport
     from fedkd.trained.client import TrainedClient, load_client
     from fedkd.trained.export import Export, export
@@ -87,10 +87,10 @@ _LAZY = {
     "errors": ("EngineLost", "FedkdError", "Interrupted", "RunFailed", "TrainingDiverged", "UserError"),
     "fusion.strategy": ("FusionStrategy", "Guidance", "Knowledge"),
     "plan.load": ("load_scenario",),
-    "runs.comparison": ("Comparison", "compare"),
-    "runs.listing": ("RunEntry", "RunList", "runs"),
-    "runs.results": ("RunResult",),
-    "runs.runner": ("resume", "run"),
+    "simulation.comparison": ("Comparison", "compare"),
+    "simulation.listing": ("RunEntry", "RunList", "runs"),
+    "simulation.results": ("RunResult",),
+    "simulation.runner": ("resume", "run"),
     "scenario.schema": ("Scenario",),
     "tracking.events": ("RoundReport", "RunObserver", "RunReport"),
     "trained.client": ("TrainedClient", "load_client"),

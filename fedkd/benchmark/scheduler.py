@@ -47,7 +47,7 @@ class CellCheck:
         """Check cells."""
         from fedkd.data.load import load_data
         from fedkd.plan.plan import resolve
-        from fedkd.runs.check import check_with
+        from fedkd.simulation.check import check_with
         from fedkd.tracking.loggers.registry import check_loggers
 
         loaded, data = "", None

@@ -14,9 +14,9 @@ from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.plan import resolve
-from fedkd.runs.runner import ERROR_FILE, resume, run
 from fedkd.scenario.identity import decisive, with_known_executor
 from fedkd.scenario.load import scenario_from_json
+from fedkd.simulation.runner import ERROR_FILE, resume, run
 from fedkd.storage.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.run_folder import SCENARIO, plan_of_run

@@ -23,7 +23,7 @@ def run_verb(args: argparse.Namespace) -> None:
     plan = load_plan(path, overrides, seed=args.seed)
     _supervise(args, lambda: plan.scenario.engine.kind == "ray")
     # Only now what takes a second to import: a mistake in the scenario is told at once.
-    from fedkd.runs.runner import run
+    from fedkd.simulation.runner import run
     from fedkd.tracking.progress import make_progress
 
     with _naming(path):
@@ -35,7 +35,7 @@ def resume_verb(args: argparse.Namespace) -> None:
     from fedkd.tracking.run_folder import plan_of_run
 
     _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
-    from fedkd.runs.runner import resume
+    from fedkd.simulation.runner import resume
     from fedkd.tracking.progress import make_progress
 
     shown = [make_progress(quiet=args.quiet)]
@@ -112,13 +112,13 @@ def watch_verb(args: argparse.Namespace) -> None:
 
 
 def runs_verb(args: argparse.Namespace) -> None:
-    from fedkd.runs.listing import runs
+    from fedkd.simulation.listing import runs
 
     _print(runs(args.folder).lines())
 
 
 def compare_verb(args: argparse.Namespace) -> None:
-    from fedkd.runs.comparison import compare
+    from fedkd.simulation.comparison import compare
 
     _print(compare(args.ours, args.theirs).lines())
 
@@ -161,7 +161,7 @@ def check_verb(args: argparse.Namespace) -> None:
         return
     from fedkd.plan.checks.no_plugins import WithoutPlugins
     from fedkd.plan.load import load_plan, load_without_plugins
-    from fedkd.runs.check import check, check_without_plugins
+    from fedkd.simulation.check import check, check_without_plugins
 
     path, overrides = _scenario_words(args)
     plan = (load_without_plugins if args.no_plugins else load_plan)(path, overrides)

@@ -26,7 +26,7 @@ from typing import Any
 
 from fedkd.clients.local import network_trainer as torch_client
 from fedkd.errors import told_in_one_line
-from fedkd.runs.runner import run
+from fedkd.simulation.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_timings
 from fedkd.training import executor

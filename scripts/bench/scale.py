@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import told_in_one_line
-from fedkd.runs.runner import run
+from fedkd.simulation.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
 
 SIZES = (1_000, 10_000)

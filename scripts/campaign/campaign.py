@@ -154,8 +154,8 @@ def warm_up(command: Command, folder: Path) -> None:
     import fedkd.benchmark.bench
     import fedkd.engine.clients
     import fedkd.report.figures
-    import fedkd.runs.check
-    import fedkd.runs.runner  # noqa: F401
+    import fedkd.simulation.check
+    import fedkd.simulation.runner  # noqa: F401
     from campaign.base import stream_tables, tables, write_scenario
 
     torch.set_num_threads(1)

@@ -16,8 +16,8 @@ from fedkd.continual.registry import LEARNERS
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.plan.load import load_scenario
-from fedkd.runs.check_data import skew
 from fedkd.scenario.dump import dump_toml
+from fedkd.simulation.check_data import skew
 from fedkd.tracking.wording import size
 
 
@@ -34,9 +34,9 @@ def fake_run(monkeypatch):
 
         return call
 
-    module = types.ModuleType("fedkd.runs.runner")
+    module = types.ModuleType("fedkd.simulation.runner")
     module.run, module.resume = record("run"), record("resume")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fedkd.runs.runner", module)
+    monkeypatch.setitem(sys.modules, "fedkd.simulation.runner", module)
     return calls
 
 

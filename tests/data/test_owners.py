@@ -18,8 +18,8 @@ from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.report.page.write import write_report
-from fedkd.runs.check import check
 from fedkd.scenario.schema import Partition
+from fedkd.simulation.check import check
 
 
 def synthetic(tmp_path, clients: int = 6, **args) -> Dataset:

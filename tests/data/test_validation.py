@@ -14,9 +14,9 @@ from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import resolve
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
-from fedkd.runs.check import check
 from fedkd.scenario.identity import decisive, digest_of
 from fedkd.scenario.schema import Scenario
+from fedkd.simulation.check import check
 from fedkd.trained.card import _tests
 
 pytestmark = pytest.mark.usefixtures("read_once")

@@ -16,8 +16,8 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.evaluated_clients import counted_clients, evaluated_clients
 from fedkd.plan.load import load_plan, load_scenario
 from fedkd.plan.poisoned_clients import poisoned_clients
-from fedkd.runs.check import check
 from fedkd.scenario.schema import Scenario
+from fedkd.simulation.check import check
 
 CLIENTS, SOME = 5, 2
 STREAM = {

@@ -61,9 +61,11 @@ TABLES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("module", "learner", "step"), [("ssnet", "ExSSNeT", 40), ("cuber", "CUBER", 60)])
+@pytest.mark.parametrize(
+    ("module", "learner", "step"), [("masks.ssnet", "ExSSNeT", 40), ("subspace.cuber", "CUBER", 60)]
+)
 def test_killed_between_two_steps_of_a_task(module, learner, step, tmp_path):
-    plugin = f"{module}_dies_at_step_{step}"
+    plugin = f"{learner.lower()}_dies_at_step_{step}"
     (tmp_path / f"{plugin}.py").write_text(MORTAL.format(module=module, learner=learner))
     scenario = tmp_path / "scenario.toml"
     continual = TABLES["continual"] | {"learner": f"{plugin}:Mortal"}

@@ -15,10 +15,10 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.models.zoo.mlp import mlp
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.runs.check import check
-from fedkd.runs.runner import RunResult
 from fedkd.scenario.schema import Orthogonal
 from fedkd.server.orthogonal import OrthogonalTraining, Weights, exchanged_bytes
+from fedkd.simulation.check import check
+from fedkd.simulation.runner import RunResult
 from fedkd.storage.namespaces import below
 from fedkd.tracking.wording import size
 from fedkd.training.weights import weights_of

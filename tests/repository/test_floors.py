@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server",),
     ("federation",),
     ("engine",),
-    ("runs",),
+    ("simulation",),
     ("scaffold", "trained", "deployment"),
     ("benchmark",),
     ("tuning",),

@@ -24,8 +24,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "fedkd.cli.main",
-        "fedkd.runs.check",
-        "fedkd.runs.runner",
+        "fedkd.simulation.check",
+        "fedkd.simulation.runner",
         "fedkd.engine.clients",
         "sklearn.datasets",
         "torch._dynamo",

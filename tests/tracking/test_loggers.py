@@ -14,8 +14,8 @@ from fedkd.cli.catalogue import loggers
 from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.plan import resolve
-from fedkd.runs.check import check
 from fedkd.scenario.schema import Scenario
+from fedkd.simulation.check import check
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.background import BackgroundLogger
 from fedkd.tracking.loggers.figures import FigureMaker

@@ -8,7 +8,7 @@ import pytest
 import fedkd
 from fedkd.cli.main import main
 from fedkd.errors import UserError
-from fedkd.runs.comparison import _compared
+from fedkd.simulation.comparison import _compared
 
 T_OF_3 = 3.182446305284263
 """Student's 97.5 % quantile with three degrees of freedom, from a table."""

@@ -11,14 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.engine.signals import stop_signals
 from fedkd.engine.started_engine import StartedEngine, started_engine
+from fedkd.engine.supervisor import if_lost
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
-from fedkd.storage.paths import expanded
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan, plan_with
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
-from fedkd.runs.results import RunResult
+from fedkd.report.run_summary import finish_run
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.tracking import Tracking
+from fedkd.simulation.results import RunResult
+from fedkd.storage.paths import expanded
+from fedkd.tracking.events import Observers, RunObserver
+from fedkd.tracking.present import PresentFile
+from fedkd.tracking.progress import make_progress
 from fedkd.tracking.run_folder import (
     SCENARIO,
     check_beginning,
@@ -32,14 +40,6 @@ from fedkd.tracking.run_folder import (
     write_clients,
     write_plan,
 )
-from fedkd.report.run_summary import finish_run
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.tracking import Tracking
-from fedkd.engine.signals import stop_signals
-from fedkd.engine.supervisor import if_lost
-from fedkd.tracking.events import Observers, RunObserver
-from fedkd.tracking.present import PresentFile
-from fedkd.tracking.progress import make_progress
 from fedkd.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
@@ -211,9 +211,9 @@ def _rounds(
     After too many losses (see `RestartPolicy`), raise `EngineLost`.
     """
     from fedkd.engine.started_engine import RestartPolicy, restart_point
+    from fedkd.federation.apps.server_app import ServerContext, app
     from fedkd.federation.checkpoint import CheckpointStore
     from fedkd.federation.run_control import RunControl
-    from fedkd.federation.apps.server_app import ServerContext, app
 
     tolerant = plan.scenario.faults.on_client_error != "fail"
     policy = RestartPolicy(plan.scenario.engine.restarts, tolerant=tolerant)

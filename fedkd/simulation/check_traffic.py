@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.runs.check_data import row
 from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.weights.averaging import exchanges
 from fedkd.plugins.loading import contained
+from fedkd.simulation.check_data import row
 from fedkd.tracking.wording import counted, size
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
         return _links_traffic(plan, data, parameters)
     if "weights" in strategy.capabilities.needs:
         from fedkd.data.load import first_task
-        from fedkd.fusion.weights.averaging import WeightAveraging
         from fedkd.fusion.kinds import Kind
+        from fedkd.fusion.weights.averaging import WeightAveraging
 
         number, first = np.dtype(scenario.fusion.upload_dtype).itemsize, first_task(data)
         beside = Kind.TRANSFER_LOGITS in strategy.capabilities.kinds.values()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedkd.scenario.dump import toml_value
-from fedkd.runs.check_data import data_rows, row, stream_rows
-from fedkd.runs.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
+from fedkd.simulation.check_data import data_rows, row, stream_rows
+from fedkd.simulation.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
 from fedkd.tracking.wording import counted, size
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     Returns:
         Most parameters that a model exchanges, the work of a round, and words on sketches (empty: none).
     """
+    from fedkd.clients.costs.arithmetic import workload
     from fedkd.clients.costs.model_memory import checked_models
     from fedkd.clients.local_samples import share_held_out
-    from fedkd.clients.costs.arithmetic import workload
     from fedkd.data.federated import FederatedData
 
     scenario = plan.scenario

@@ -10,7 +10,7 @@ import pytest
 import fedkd
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan, plan_with
-from fedkd.runs.results import RunResult, frame_of
+from fedkd.simulation.results import RunResult, frame_of
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.html import from_markdown, table
 from fedkd.tracking.notebook import NotebookProgress
@@ -110,12 +110,12 @@ def test_the_library_that_is_there_is_taken(there, asked, taken, monkeypatch):
             array=lambda values, dtype: values,
         )
         monkeypatch.setitem(sys.modules, name, fake)
-    monkeypatch.setattr("fedkd.runs.results.find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr("fedkd.simulation.results.find_spec", lambda name: name if name in there else None)
     assert frame_of({"a": [1, None], "b": ["x", "y"]}, asked) == (taken, {"a": [1, None], "b": ["x", "y"]})
 
 
 def test_without_either_library(result, monkeypatch):
-    monkeypatch.setattr("fedkd.runs.results.find_spec", lambda name: None)
+    monkeypatch.setattr("fedkd.simulation.results.find_spec", lambda name: None)
     with pytest.raises(UserError, match="neither pandas nor polars is installed; pip install pandas"):
         result.frame()
     with pytest.raises(UserError, match="polars is not installed"):
