@@ -117,8 +117,8 @@ def test_a_client_meets_the_view_of_its_strategy(client):
 
 def test_class_hierarchies_have_at_most_two_levels():
     assert Client.__mro__ == (Client, object)
-    for found in pkgutil.iter_modules(fedkd.clients.__path__):
-        module = importlib.import_module(f"fedkd.clients.{found.name}")
+    for found in pkgutil.walk_packages(fedkd.clients.__path__, "fedkd.clients."):
+        module = importlib.import_module(found.name)
         for name, part in inspect.getmembers(module, inspect.isclass):
             own = [base for base in part.__mro__ if base.__module__.startswith("fedkd.clients.")]
             assert len(own) <= 2, f"{name} inherits through {len(own)} classes"
