@@ -13,8 +13,8 @@ import tomllib
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,11 +74,7 @@ def test_the_round_is_told():
 
 @pytest.mark.parametrize("name", sorted(set(NAMES)))
 def test_every_step_exists(name):
-    room, module, *path = name.split(".")
-    found = import_module(f"fedkd.{room}.{module}")
-    for part in path:
-        found = getattr(found, part)
-    assert callable(found)
+    assert callable(resolve_name(f"fedkd.{name}"))
 
 
 # Blocks of code ---------------------------------------------------------------------------------------------
