@@ -28,7 +28,7 @@ from fedkd.errors import FedkdError, UserError
 from fedkd.plan.load import parse_plan
 from fedkd.simulation.check import check
 
-STRATEGIES = ("local", "fedmd", "knfu", "dp", "feddf", "flwr:FedAvg")
+STRATEGIES = ("local", "fedmd", "knfu", "max_confidence", "feddf", "flwr:FedAvg")
 LEARNERS = ("naive", "ewc", "er", "exssnet", "supsup", "gpm", "cuber")
 CLOCKS = ("lockstep", "poisson")
 AVERAGED = ("flwr:FedAvg",)
@@ -66,7 +66,7 @@ def tables(strategy: str, learner: str, clock: str) -> dict[str, Any]:
                 "count": 2,
                 "classes_per_task": 2,
                 "order": "shuffled",
-                "clock": clock,
+                "pace": clock,
             },
         },
     }

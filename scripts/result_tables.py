@@ -44,8 +44,8 @@ from fedkd.report.tables import DIFFERS, MISSING, TIED, difference_text, number_
 
 MARKED = re.compile(r"(<!-- results: (.*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MOMENTS = {
-    "own data": ("accuracy_trained_local", "accuracy_local"),
-    "all classes": ("accuracy_trained_global", "accuracy_global"),
+    "own data": ("accuracy_before_fusion_local", "accuracy_local"),
+    "all classes": ("accuracy_before_fusion_global", "accuracy_global"),
 }
 ACCURACIES = tuple(name for pair in MOMENTS.values() for name in pair)
 TITLES = ("own data, before fusion", "own data, after fusion", "all classes, before fusion")

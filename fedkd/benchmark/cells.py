@@ -276,7 +276,12 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
         return tuple(bench.spec.metrics)
     streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]
     if not streams:
-        return ("accuracy_trained_local", "accuracy_local", "accuracy_trained_global", "accuracy_global")
+        return (
+            "accuracy_before_fusion_local",
+            "accuracy_local",
+            "accuracy_before_fusion_global",
+            "accuracy_global",
+        )
     tests = dict.fromkeys(
         f"average_accuracy_{protocol}"
         for scenario, own in streams

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 ROWS_AT_A_TIME = 500_000
-POOLED = "pooled"
+CENTRALIZED = "centralized"
 """The strategy that trains on all clients' samples in one place."""
 CLOCK = "virtual_seconds_train"
 """The metric of simulated time."""
@@ -190,7 +190,7 @@ def _axis_value(cell: Cell, axis: Axis) -> Any:
 
 def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Path) -> None:
     """Write `cells.csv`: one row per cell with its outcome, its final metrics and its costs."""
-    measured = ["rounds", "accuracy_trained_local", "accuracy_local", "accuracy_trained_global"]
+    measured = ["rounds", "accuracy_before_fusion_local", "accuracy_local", "accuracy_before_fusion_global"]
     measured += ["accuracy_global", "bytes_up", "bytes_down", "seconds"]
     if any(cell.cell.scenario.clock is not None for cell in finished):
         reached = [name for cell in finished for name in cell.final if name.startswith(SECONDS_TO)]
@@ -244,7 +244,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
         traffic=_traffic(cell.folder),
         clock=tuple(curves.get(CLOCK, ())),
         tasks=_over_tasks(cell.cell.scenario, of_tasks),
-        is_bound=cell.cell.scenario.fusion.strategy == POOLED,
+        is_bound=cell.cell.scenario.fusion.strategy == CENTRALIZED,
     )
 
 

@@ -17,6 +17,7 @@ from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
 from fedkd.plugins.validation_errors import explain_error, show_value
 from fedkd.report.metrics import CONTINUAL_METRICS
+from fedkd.scenario.asked import check_metric_name
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.overrides import parse_override
@@ -25,7 +26,7 @@ from fedkd.scenario.shipped import find_shipped, names_of
 from fedkd.storage.paths import expanded
 
 METRICS = (
-    *("accuracy_trained_local", "accuracy_trained_global", "accuracy_local", "accuracy_global"),
+    *("accuracy_before_fusion_local", "accuracy_before_fusion_global", "accuracy_local", "accuracy_global"),
     *("loss_local", "loss_global", "fusion_gain_local", "fusion_gain_global", "loss_train"),
     *("effective_neighbours_train", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
@@ -33,7 +34,7 @@ METRICS = (
 
 OF_MODELS = tuple(
     f"{metric}_{model}_{split}"
-    for metric in ("accuracy_trained", "accuracy")
+    for metric in ("accuracy_before_fusion", "accuracy")
     for model in ("personal", "shared")
     for split in ("local", "global")
 )
@@ -82,7 +83,7 @@ class BenchFile(ExperimentFile):
     """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
     metrics: Annotated[list[str], Field(min_length=1)] | None = None
     """Metrics of the table and the figures: `METRIC_SPLIT` of the last round, averaged over clients
-    (`accuracy_trained_local` before fusion, `accuracy_local` after it, `loss_global`, `fusion_gain_local`,
+    (`accuracy_before_fusion_local`, `accuracy_local` after fusion, `loss_global`, `fusion_gain_local`,
     `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the summary
     (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).
     `intransigence` and `gain_over_single` are there where the learners `joint` and `single` are among those
@@ -223,6 +224,7 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
 def _check_metrics(metrics: list[str]) -> None:
     known = (*METRICS, *OF_MODELS, *CONTINUAL_METRICS)
     for name in metrics:
+        check_metric_name(name, "metrics")
         # Strategies may record what is not known here, but not under nearly the same name.
         near = get_close_matches(name, known, n=1, cutoff=0.85)
         if near and near[0] != name and name not in known:

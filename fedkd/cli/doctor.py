@@ -126,7 +126,7 @@ def _executor_rows() -> Iterator[str]:
         return
     yield _row("executors", f"measured, in {cache_file()}:")
     for what, (loop, vectorised) in measured:
-        keys = ("model", "batch_size", "together", "device")
+        keys = ("model", "batch_size", "vmap_size", "device")
         model, size, together, device = (what.get(key, "?") for key in keys)
         times = f"{1e3 * loop:.3g} ms a step and client in the loop, {1e3 * vectorised:.3g} together"
         yield _row("", f"{model}, batches of {size}, {together} clients on {device}: {times}")

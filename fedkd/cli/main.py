@@ -108,10 +108,16 @@ def _silence(stream: IO[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+RENAMED_VERBS = {"deal": "partition"}
+
+
 class _Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose complaints are errors like any other."""
 
     def error(self, message: str) -> NoReturn:
+        for old, new in RENAMED_VERBS.items():
+            if f"invalid choice: '{old}'" in message:
+                raise UserError(f"'fedkd {old}' is 'fedkd {new}' now")
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -184,9 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--round", type=int, metavar="N", help="as after this round (default: the last)")
 
     text = "write every client's share of a scenario's data, and the server's, for nodes of a real federation"
-    deal = verb("deal", verbs.deal_verb, text)
-    _add_scenario(deal)
-    _add_out(deal, "where to: a folder for each", required=True)
+    partition = verb("partition", verbs.partition_verb, text)
+    _add_scenario(partition)
+    _add_out(partition, "where to: a folder for each", required=True)
 
     text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
     check = verb("check", verbs.check_verb, text)

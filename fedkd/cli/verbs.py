@@ -135,15 +135,15 @@ def export_verb(args: argparse.Namespace) -> None:
     print(f"{len(made.clients)} clients  {made.folder}")
 
 
-def deal_verb(args: argparse.Namespace) -> None:
+def partition_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.deployment.deal import deal
+    from fedkd.deployment.partition import write_partition
     from fedkd.plan.load import load_plan
 
     path, overrides = _scenario_words(args)
     plan = load_plan(path, overrides)
     with _naming(path):
-        made = deal(plan, args.out, lambda line: print(line, flush=True))
+        made = write_partition(plan, args.out, lambda line: print(line, flush=True))
     print(f"{plan.scenario.data.clients} clients and the server  {made}")
 
 

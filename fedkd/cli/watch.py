@@ -24,8 +24,8 @@ EVERY_SECONDS = 1.0
 MEANS = {
     "accuracy_local": ("local", "accuracy"),
     "accuracy_global": ("global", "accuracy"),
-    "accuracy_trained_local": ("local", "accuracy_trained"),
-    "accuracy_trained_global": ("global", "accuracy_trained"),
+    "accuracy_before_fusion_local": ("local", "accuracy_before_fusion"),
+    "accuracy_before_fusion_global": ("global", "accuracy_before_fusion"),
     "fusion_gain": ("local", "fusion_gain"),
     "effective_neighbours": ("train", "effective_neighbours"),
     "train_loss": ("train", "loss"),

@@ -336,7 +336,7 @@ class Client:
 
     def _distil(self, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Distil targets `[K, C]` of transfer samples `[K]`, and keep them to rehearse if asked."""
-        if self.plan.recipe.rehearse > 0.0:
+        if self.plan.recipe.kd_weight > 0.0:
             self.last_guidance = LastGuidance(targets, samples, self.round)
         yield from self.trainer.distil(self, targets, samples)
 

@@ -10,9 +10,14 @@ import numpy as np
 from torch import nn
 
 from fedkd.clients.client import Client
+from fedkd.clients.local.centralized_trainer import (
+    CentralizedModel,
+    CentralizedTrainer,
+    all_samples_of,
+    first_alike,
+)
 from fedkd.clients.local.estimator_trainer import EstimatorTrainer
 from fedkd.clients.local.network_trainer import NetworkTrainer
-from fedkd.clients.local.pooled_trainer import PooledModel, PooledTrainer, first_alike, pooled_samples
 from fedkd.clients.local.task_stream import TaskStream
 from fedkd.clients.local_samples import LocalSamples, share_held_out, share_kept_apart
 from fedkd.clients.poison import poison_of
@@ -49,12 +54,12 @@ class ClientFactory:
             model.load()
         training = plan.scenario.training
         self._fast = training.fast
-        self._executor = make_executor(training.executor, training.together, fast=training.fast)
+        self._executor = make_executor(training.executor, training.vmap_size, fast=training.fast)
         self._evaluated = frozenset(evaluated_clients(plan.scenario))
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block
         self._place = {client: place for block in plan.blocks for place, client in enumerate(block)}
-        self._pooled: dict[int, PooledModel] = {}  # by the first client of an architecture
+        self._centralized: dict[int, CentralizedModel] = {}  # by the first client of an architecture
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
@@ -78,8 +83,8 @@ class ClientFactory:
             estimator = client_estimator(self._models[index].fresh, tasks[0].classes)
             return Client(plan, index, samples, EstimatorTrainer(plan, index, samples, estimator), poison)
         samples = LocalSamples(plan, index, tasks, poison, share_kept_apart(plan))
-        if isinstance(model, PooledModel):
-            return Client(plan, index, samples, PooledTrainer(plan, index, samples, model), poison)
+        if isinstance(model, CentralizedModel):
+            return Client(plan, index, samples, CentralizedTrainer(plan, index, samples, model), poison)
         stream = None
         if isinstance(data, FederatedStream):
             shared = model if isinstance(model, SharedModel) else None
@@ -103,15 +108,15 @@ class ClientFactory:
             return self._shared[place]
         if self.plan.capabilities.pools:
             first = first_alike(self.plan.groups, index)
-            if first not in self._pooled:
-                samples = next((other.samples for other in self._pooled.values()), None)
+            if first not in self._centralized:
+                samples = next((other.samples for other in self._centralized.values()), None)
                 if samples is None:
                     assert isinstance(self.data, FederatedData)
-                    x, y = pooled_samples(self.plan.scenario, self.data)
+                    x, y = all_samples_of(self.plan.scenario, self.data)
                     samples = prepare_inputs(x, self._device), prepare_inputs(y, self._device)
                 network = self._own_network(first)
-                self._pooled[first] = PooledModel(network, samples, self.plan.scenario, first)
-            return self._pooled[first]
+                self._centralized[first] = CentralizedModel(network, samples, self.plan.scenario, first)
+            return self._centralized[first]
         return self._own_model(index)
 
     def _own_model(self, index: int) -> object:

@@ -41,7 +41,7 @@ class TrainingSplit:
 
 def share_held_out(plan: Plan) -> float | None:
     """Return the share of training samples that a client holds out to choose by; None: none."""
-    chooses = plan.scenario.fusion.own_prior == "auto" or plan.capabilities.trials > 0
+    chooses = plan.scenario.fusion.logit_adjustment == "auto" or plan.capabilities.trials > 0
     wanted = plan.scenario.training.held_out or (HELD_OUT if chooses else 0.0)
     return max(wanted, plan.capabilities.held_out_share) or None
 

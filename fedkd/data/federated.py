@@ -13,7 +13,7 @@ from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels
 from fedkd.data.memory_budget import check_fits
 from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partitions.replacement import SIZE
-from fedkd.data.partitions.split_samples import Deal, deal
+from fedkd.data.partitions.split_samples import SampleSplit, split_samples
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.transfer import PublicSamples
@@ -190,7 +190,7 @@ def federate(
                     " must be 0",
                     key=f"heterogeneity.{kind}",
                 )
-    dealt = deal(
+    split = split_samples(
         dataset.train_y,
         dataset.test_y,
         scenario,
@@ -200,15 +200,15 @@ def federate(
         owners=dataset.owners,
     )
     if scenario.data.partition.replacement:
-        samples = len(dealt.private)
+        samples = len(split.private)
         size = 4 * samples * prod(dataset.shape)
         check_fits(size, f"{samples:,} samples of {scenario.data.clients:,} clients take", SIZE)
     skew = draw_skews(
         scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
     )
-    x, y = _private_samples(dataset, statistics, dealt, skew, seed, task)
-    held_out, common = dealt.held_out, dealt.common
-    tests = (dataset.train_x, dataset.train_y) if dealt.validates else (dataset.test_x, dataset.test_y)
+    x, y = _private_samples(dataset, statistics, split, skew, seed, task)
+    held_out, common = split.held_out, split.common
+    tests = (dataset.train_x, dataset.train_y) if split.validates else (dataset.test_x, dataset.test_y)
     owners = dataset.owners if scenario.data.partition.scheme == "natural" else None
     names = owners if owners is not None and owners.dtype.kind == "U" else None
     return FederatedData(
@@ -217,9 +217,9 @@ def federate(
         input_shape=dataset.shape,
         x=x,
         y=y,
-        train_bounds=dealt.train_bounds,
-        test_bounds=dealt.test_bounds,
-        source_index=dealt.private,
+        train_bounds=split.train_bounds,
+        test_bounds=split.test_bounds,
+        source_index=split.private,
         transfer_x=statistics.normalise(dataset.train_x[held_out]) if public is None else public.x,
         test_x=statistics.normalise(tests[0][common]),
         test_y=tests[1][common],
@@ -227,20 +227,25 @@ def federate(
         foreign_y=None if public is None else public.y,
         skew=skew,
         statistics=statistics,
-        owners=() if names is None else tuple(str(names[dealt.private[start]]) for start, _ in dealt.shares),
+        owners=() if names is None else tuple(str(names[split.private[start]]) for start, _ in split.shares),
     )
 
 
 def _private_samples(
-    dataset: Dataset, statistics: Statistics, dealt: Deal, skew: Sequence[Skew], seed: int, task: int | None
+    dataset: Dataset,
+    statistics: Statistics,
+    split: SampleSplit,
+    skew: Sequence[Skew],
+    seed: int,
+    task: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return all private samples [S, *input_shape], normalised, and labels [S], with each client's skew."""
-    stored, true = dataset.train_x[dealt.private], dataset.train_y[dealt.private]
+    stored, true = dataset.train_x[split.private], dataset.train_y[split.private]
     x, y = statistics.normalise(stored), true.copy()
     # Held-out samples are like training samples, wrong labels included.
-    mislabelled = dealt.shares if dealt.validates else dealt.train_bounds
+    mislabelled = split.shares if split.validates else split.train_bounds
     for client, drawn in enumerate(skew):
-        own, noisy = slice(*dealt.shares[client]), slice(*mislabelled[client])
+        own, noisy = slice(*split.shares[client]), slice(*mislabelled[client])
         if drawn.angle or drawn.colour:
             x[own] = statistics.normalise(skew_images(stored[own], drawn))
         if drawn.noise:

@@ -49,8 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from fedkd.deployment.deal import check_deployable
     from fedkd.deployment.local import Local
+    from fedkd.deployment.partition import check_deployable
     from fedkd.plan.load import load_plan
 
     plan = load_plan(args.scenario, args.set)

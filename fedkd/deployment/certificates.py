@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedkd.deployment.deal import client_folder
+from fedkd.deployment.partition import client_folder
 from fedkd.errors import FedkdError, UserError
 
 AUTHORITY, CERTIFICATE, KEY = "ca.crt", "superlink.crt", "superlink.key"

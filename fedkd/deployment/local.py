@@ -3,7 +3,7 @@
 Each node has a key of its own, a folder with its own samples, and a process for every message. All
 processes end with the run, however it ends.
 
-    DIR/nodes/         every participant's share (see `fedkd deal`), and the nodes' states of clients
+    DIR/nodes/         every participant's share (see `fedkd partition`), and the nodes' states of clients
         certificates/  see `fedkd.deployment.certificates`
         logs/          of the SuperLink, the nodes and the run
         .flower/       Flower's files, of each process its own; empty at the start of a run
@@ -29,7 +29,7 @@ import tomli_w
 from fedkd.deployment.app import write_app
 from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates, public_key
 from fedkd.deployment.children import Child, Children, Word
-from fedkd.deployment.deal import SERVER, client_folder, deal
+from fedkd.deployment.partition import SERVER, client_folder, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
 from fedkd.federation.apps.context import DATA, PARTITION, alone, participant
 from fedkd.plan.plan import Plan
@@ -132,7 +132,7 @@ class _Running:
         except OSError as error:
             raise UserError(f"cannot write to {self._folder}: {error.strerror}", key="--keep") from error
         if not self._nodes.exists():
-            deal(self._local.plan, self._nodes, self._local.tell)
+            write_partition(self._local.plan, self._nodes, self._local.tell)
         elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != digest_anywhere(
             alone(self._local.plan).scenario
         ):

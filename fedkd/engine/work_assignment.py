@@ -45,7 +45,7 @@ def client_costs(
     costs = []
     for client, group in enumerate(plan.groups):
         start, stop = first.train_bounds[client]
-        trained = 3 * (stop - start) * epochs * (2 if plan.recipe.rehearse > 0 else 1)
+        trained = 3 * (stop - start) * epochs * (2 if plan.recipe.kd_weight > 0 else 1)
         samples = trained + distilled + (tested if client in evaluated else 0)
         costs.append(float(flops[id(group)] * samples))
     return costs

@@ -275,7 +275,7 @@ class AsynchronousRounds(Rounds):
         for split in SPLITS:
             accuracy = row[f"accuracy_{split}"]
             before = None if trained is None else trained.figures.get(f"{msg.TRAINED}{split}")
-            row[f"accuracy_trained_{split}"] = accuracy if before is None else before
+            row[f"accuracy_before_fusion_{split}"] = accuracy if before is None else before
             row[f"fusion_gain_{split}"] = nan if before is None else accuracy - before
 
     def _server_state(self) -> dict[str, np.ndarray]:

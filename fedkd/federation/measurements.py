@@ -31,7 +31,7 @@ EVALUATED: tuple[tuple[Split, str, str], ...] = (
     *(
         (split, name, f"{name}_{split}")
         for split in SPLITS
-        for name in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
+        for name in ("accuracy_before_fusion", "accuracy", "loss", "fusion_gain")
     ),
     *(("global", name, name) for name in ("positive_flips", "negative_flips")),
     *(("train", name, name) for name in ("agreement", "guidance_kl")),
@@ -108,7 +108,7 @@ class Measurements:
 
     def knowledge_cache(self, round: int, kept: int | None) -> None:
         if kept is not None:
-            self._recorder.metric("bank_bytes", kept, round=round, split="train")
+            self._recorder.metric("knowledge_cache_bytes", kept, round=round, split="train")
 
     def links(self, round: int, links: Links | None) -> None:
         """Record what every client sent and received over its links, and keep the links."""

@@ -73,7 +73,7 @@ class AuxNetworks:
     evaluated_networks: ClassVar[tuple[str, ...]] = (OWN,)
     """Networks of an evaluation: the client's model, and auxiliary ones by name."""
     eval_models: ClassVar[tuple[str, ...]] = ()
-    """Models that evaluations measure separately, as `accuracy_NAME` and `accuracy_trained_NAME`."""
+    """Models that evaluations measure separately, as `accuracy_NAME` and `accuracy_before_fusion_NAME`."""
 
     @property
     def shared_arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`pooled`: a model of each architecture, trained on all clients' samples; the upper baseline."""
+"""`centralized`: a model of each architecture, trained on all clients' samples; the upper baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedkd.plugins.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class Pooled(FusionStrategy):
+class Centralized(FusionStrategy):
     """Centralised training: all clients of an architecture are one model, trained on everybody's samples.
 
     The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
@@ -24,7 +24,7 @@ class Pooled(FusionStrategy):
     The local accuracy is that of the one model on each client's own test split.
     """
 
-    name: ClassVar[str] = "pooled"
+    name: ClassVar[str] = "centralized"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="nothing", guides="nobody", needs={"gradients"}, pools=True, uses_transfer_set=False
     )

@@ -42,7 +42,7 @@ class LocalObjective:
         """Return the phases of a local training of ``training.local_epochs``; None: all weights in one.
 
         A phase begins with a fresh optimiser, unless the scenario keeps its state. `last` is the training
-        after the last fusion (``finish = "trained"``).
+        after the last fusion (``end_with = "training"``).
         """
         return None
 

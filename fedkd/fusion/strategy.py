@@ -33,14 +33,14 @@ class Knowledge:
         samples: Number of training samples of each client, `[N]` int64.
         label_counts: Training samples of each class, `[N, C]`; only for a strategy with `label_counts`.
         age: Rounds since each row was computed, `[N]`; 0 is this round, and None means all are. Above 0 only
-            for a strategy with a `stale_decay`, with a bank of knowledge, or where rounds are asynchronous.
+            for a strategy with a `stale_decay`, with a cache of knowledge, or where rounds are asynchronous.
         new: Whether each row has come with this round, however old it is, `[N]` bool; None: those of age 0
             have.
         freshness: What each row counts because of its age, `[N]` in (0, 1], where the server does not wait
             for everybody and leaves that to a strategy that `weighs_age`; None: all rows count alike.
         awaited: Uploads of this round that come with a later call of `fuse`, because a client has sent two of
             them; above 0 only where rounds are asynchronous and the strategy `brings_model`.
-        extra: What else the strategy's `upload` sends, by name: one array per client, in client order, of
+        payload: What else the strategy's `upload` sends, by name: one array per client, in client order, of
             shapes that may differ.
         request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
@@ -65,7 +65,7 @@ class Knowledge:
     new: np.ndarray | None = None
     freshness: np.ndarray | None = None
     awaited: int = 0
-    extra: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    payload: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
     request: np.ndarray | None = None
     labels: np.ndarray | None = None
     server: ServerModels | None = None
@@ -84,7 +84,7 @@ class Knowledge:
                 raise ValueError(f"{name} has {len(array)} rows for {len(self.clients)} clients")
         if self.logits is not None and self.logits.ndim != 3:
             raise ValueError(f"logits must be [N, M, C], got shape {self.logits.shape}")
-        for name, arrays in self.extra.items():
+        for name, arrays in self.payload.items():
             if len(arrays) != len(self.clients):
                 raise ValueError(f"{name} has {len(arrays)} arrays for {len(self.clients)} clients")
 
@@ -246,7 +246,7 @@ class FusionStrategy(ABC):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return arrays to send after local training, such as ``{"logits": client.logits()}``, the default.
 
-        Arrays of a stacked kind reach `fuse` under names of their own, all others in `Knowledge.extra`.
+        Arrays of a stacked kind reach `fuse` under names of their own, all others in `Knowledge.payload`.
         """
         arrays = {"logits": client.logits()}
         if self.capabilities.label_counts:

@@ -33,7 +33,7 @@ def build_schedule(scenario: Scenario) -> Schedule:
     """
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
-    if tasks is not None and "file" in (tasks.order, tasks.clock):
+    if tasks is not None and "file" in (tasks.order, tasks.pace):
         search = map(Path, scenario.plugin_path)
         from_file = _read_schedule(tasks.schedule or "", scenario.data.clients, task_count(scenario), search)
     distinct: dict[Course, int] = {}
@@ -77,12 +77,12 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")
     for n in _chosen(population.late, clients, seed, "late"):
         late[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
-    same = continual is None or (continual.tasks.order, continual.tasks.clock) == ("same", "lockstep")
+    same = continual is None or (continual.tasks.order, continual.tasks.pace) == ("same", "lockstep")
     if same and population == Population():
         return (_shared_course(scenario),) * clients
     if continual is None:
         courses = [_without_stream(scenario, n, int(late[n]), n in pauses) for n in range(clients)]
-    elif continual.tasks.clock == "file":
+    elif continual.tasks.pace == "file":
         assert from_file is not None
         courses = [from_file.course(n) for n in range(clients)]
     else:
@@ -148,19 +148,19 @@ def draw_orders(
 def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[int]]:
     """Return the rounds that every client spends on each of its tasks, before any bound on the lag."""
     tasks, each, clients = continual.tasks, continual.rounds_per_task, len(orders)
-    if tasks.clock == "poisson":
+    if tasks.pace == "poisson":
         return [
             (1 + numpy_generator(seed, "task-rounds", client=n).poisson(each - 1, len(order))).tolist()
             for n, order in enumerate(orders)
         ]
     pace_of = [each] * clients
-    fastest, slowest = tasks.pace or (each, 3 * each)
-    if tasks.clock == "groups":
+    fastest, slowest = tasks.pace_range or (each, 3 * each)
+    if tasks.pace == "groups":
         groups = tasks.groups or 2
         paces = np.rint(np.linspace(fastest, slowest, groups)).astype(int)
         group_of = numpy_generator(seed, "clock-groups").permutation(np.arange(clients) % groups)
         pace_of = paces[group_of].tolist()
-    elif tasks.clock == "uniform":
+    elif tasks.pace == "uniform":
         draws = (numpy_generator(seed, "pace", client=n) for n in range(clients))
         pace_of = [int(draw.integers(fastest, slowest, endpoint=True)) for draw in draws]
     return [[pace] * len(order) for pace, order in zip(pace_of, orders, strict=True)]

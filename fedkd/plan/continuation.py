@@ -44,7 +44,7 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
     elif scenario.population.breaks or scenario.population.leaving:
         reason = "when its clients are away was drawn for its rounds"
     elif done > before:
-        reason = "it has ended with a training of its own (finish = 'trained')"
+        reason = "it has ended with a training of its own (end_with = 'training')"
     else:
         return
     raise UserError(f"a run of {before} rounds cannot be made longer: {reason}", key="rounds")

@@ -13,7 +13,7 @@ from fedkd.scenario.schema import Scenario
 if TYPE_CHECKING:
     from fedkd.fusion.strategy import FusionStrategy
 
-_TRAINED = "accuracy_trained_"
+_TRAINED = "accuracy_before_fusion_"
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:

@@ -76,9 +76,9 @@ class Plan:
         for client in clients:
             of_group.setdefault(id(self.groups[client]), []).append(client)
         return tuple(
-            tuple(own[start : start + training.together])
+            tuple(own[start : start + training.vmap_size])
             for own in of_group.values()
-            for start in range(0, len(own), training.together)
+            for start in range(0, len(own), training.vmap_size)
         )
 
     @property

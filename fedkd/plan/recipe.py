@@ -19,8 +19,8 @@ class Recipe:
     training.
     """
 
-    private_weight: float
-    rehearse: float
+    ce_weight: float
+    kd_weight: float
 
 
 ALTERNATING = Recipe(0.0, 0.0)
@@ -32,8 +32,8 @@ def recipe_of(scenario: Scenario, strategy: FusionStrategy) -> Recipe:
     """Return the weights that `fusion` gives, else those of the recipe, else those of the paper."""
     usual, fusion = _usual(scenario, strategy), scenario.fusion
     return Recipe(
-        usual.private_weight if fusion.private_weight is None else fusion.private_weight,
-        usual.rehearse if fusion.rehearse is None else fusion.rehearse,
+        usual.ce_weight if fusion.ce_weight is None else fusion.ce_weight,
+        usual.kd_weight if fusion.kd_weight is None else fusion.kd_weight,
     )
 
 

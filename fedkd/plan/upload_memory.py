@@ -26,12 +26,16 @@ def uploads_kept(plan: Plan) -> int:
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
         return 0
-    clients, unwaiting, bank = scenario.data.clients, scenario.asynchronous, scenario.fusion.bank
+    clients, unwaiting, knowledge_cache = (
+        scenario.data.clients,
+        scenario.asynchronous,
+        scenario.fusion.knowledge_cache,
+    )
     if plan.graph is not None:
         remembers = can.stale_decay is not None
         return _remembered(plan.graph, scenario.rounds, relay=scenario.topology.relay) if remembers else 0
     kept = 0 if unwaiting is None else unwaiting.concurrency or clients
-    if bank is not None and scenario.continual is not None:
+    if knowledge_cache is not None and scenario.continual is not None:
         kept += clients * (scenario.continual.tasks.count or 1)
     elif not can.brings_model and (unwaiting is not None or can.stale_decay is not None):
         kept += clients

@@ -23,7 +23,7 @@ from fedkd.report.study import (
     values_by_seed,
 )
 
-BEFORE = (metric("accuracy_trained_global"), metric("accuracy_trained_local"))
+BEFORE = (metric("accuracy_before_fusion_global"), metric("accuracy_before_fusion_local"))
 AFTER = (metric("accuracy_global"), metric("accuracy_local"))
 """Metrics along the two axes, before and after fusion."""
 FEWEST_ON_A_CURVE = 3

@@ -46,8 +46,8 @@ def metric(name: str) -> Metric:
     if stem.endswith("accuracy"):
         return Metric(name, f"{split} {words}", "%", 100.0, 1, "higher")
     if (model := stem.removeprefix("accuracy_")) != stem:
-        moment = "accuracy_trained" if model.startswith("trained_") else "accuracy"
-        title = f"{split} accuracy {_MOMENTS[moment]}, {model.removeprefix('trained_')} model"
+        moment = "accuracy_before_fusion" if model.startswith("before_fusion_") else "accuracy"
+        title = f"{split} accuracy {_MOMENTS[moment]}, {model.removeprefix('before_fusion_')} model"
         return Metric(name, title, "%", 100.0, 1, "higher")
     if stem == "fusion_gain":
         return Metric(name, f"fusion gain, {split}", "points", 100.0, 1, "higher")
@@ -68,7 +68,7 @@ def metric(name: str) -> Metric:
     return Metric(name, f"{words}, {split}")
 
 
-_MOMENTS = {"accuracy_trained": "before fusion", "accuracy": "after fusion"}
+_MOMENTS = {"accuracy_before_fusion": "before fusion", "accuracy": "after fusion"}
 """The two moments of a round that accuracies are of."""
 
 _SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.tracking.reached`

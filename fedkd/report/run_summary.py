@@ -116,7 +116,7 @@ def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list
 
 FINAL_ACCURACIES = tuple(
     (split, metric, f"{metric}_{split}")
-    for metric in ("accuracy", "accuracy_trained")
+    for metric in ("accuracy", "accuracy_before_fusion")
     for split in ("local", "global")
 )
 """Split and metric of the last round's accuracies, and their keys in a summary."""

@@ -1,10 +1,21 @@
-"""Keys of other tools, and what they are called here; one sentence for each."""
+"""Keys of other tools and of earlier releases, and their names here; one sentence for each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedkd.errors import UserError
+
 _NAMES: Mapping[str, str] = {
+    "its name is fusion.ce_weight now": "privateweight",
+    "its name is fusion.kd_weight now": "rehearse",
+    "its name is fusion.kd_weight_decay now": "rehearsedecay",
+    "its name is fusion.logit_adjustment now": "ownprior",
+    "its name is fusion.knowledge_cache now": "bank",
+    "its name is fusion.backward_transfer now": "backward",
+    "its name is tasks.pace now; the rounds that a task takes are tasks.pace_range": "clock",
+    "its name is training.vmap_size now": "together",
+    "it is end_with = 'fusion' or 'training' now": "finish",
     "it is clients_per_round, the number of clients sampled for training each round": (
         "participation participationrate participationfraction clientfraction clientsampling "
         "samplefraction fractionfit fractiontrain joinratio"
@@ -25,7 +36,7 @@ _NAMES: Mapping[str, str] = {
     "models stand in [[clients]]: model = 'cnn', and args for its arguments": (
         "model models architecture backbone"
     ),
-    "how samples are dealt is data.partition, such as { scheme = 'dirichlet', alpha = 0.5 }": "noniid",
+    "samples are partitioned by data.partition, such as { scheme = 'dirichlet', alpha = 0.5 }": "noniid",
     "it is data.partition.alpha": "dirichletalpha",
     "the samples that everybody holds are data.transfer": "publicdata proxydata",
     "it is faults.poisoned, the share of poisoned clients, and faults.poison": "byzantine",
@@ -34,7 +45,7 @@ _NAMES: Mapping[str, str] = {
     "it is fusion.strategy": "aggregation aggregator",
     "it is engine.gpus_per_actor": "gpus numgpus",
     "it is engine.actors": "workers numworkers",
-    "fusion.upload_dtype and fusion.upload_top make uploads smaller, and so do 'cfd' and 'fedkd'": (
+    "fusion.upload_dtype and fusion.upload_top make uploads smaller, and so do 'cfd' and 'fedkd_wu'": (
         "compression quantization"
     ),
     "there are no adapters here; a model of your own may have some: model = 'pkg.mod:factory'": "lora peft",
@@ -53,3 +64,13 @@ ASKED: Mapping[str, str] = {name: sentence for sentence, names in _NAMES.items()
 def asked_for(name: str) -> str | None:
     """Return the sentence for a key of another tool; None: there is none."""
     return ASKED.get(name.casefold().replace("_", "").replace("-", ""))
+
+
+_RENAMED_METRICS = {"accuracy_trained": "accuracy_before_fusion", "bank_bytes": "knowledge_cache_bytes"}
+
+
+def check_metric_name(name: str, key: str) -> None:
+    """Refuse the name that a metric had in an earlier release."""
+    for old, new in _RENAMED_METRICS.items():
+        if old in name:
+            raise UserError(f"the name of '{name}' is '{name.replace(old, new)}' now", key=key)

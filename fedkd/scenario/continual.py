@@ -59,13 +59,13 @@ class TaskStream(Section):
     """Tasks that a client learns (`overlapping` order); absent: about half of them."""
     visits: Annotated[int, Field(ge=1, le=1000)] = 1
     """How often each client goes through its tasks: above 1 they return, in the same order."""
-    clock: Literal["lockstep", "groups", "uniform", "poisson", "file"] = "lockstep"
+    pace: Literal["lockstep", "groups", "uniform", "poisson", "file"] = "lockstep"
     """When clients begin the next task: all after `rounds_per_task` (`lockstep`); each of `groups`, or
     each client (`uniform`), at its own pace; after a number of rounds drawn for every client and task,
     with mean `rounds_per_task` (`poisson`); as the `schedule` says (`file`)."""
     groups: PositiveInt | None = None
     """Number of groups that clients are dealt to evenly (`groups`); absent: 2."""
-    pace: list[Annotated[int, Field(ge=1, le=10**6)]] | None = None
+    pace_range: list[Annotated[int, Field(ge=1, le=10**6)]] | None = None
     """Rounds a task of the fastest and the slowest: groups lie evenly between them, clients are drawn
     evenly (`uniform`). Absent: `rounds_per_task` and three times as many."""
     max_lag: PositiveInt | None = None

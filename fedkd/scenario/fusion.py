@@ -21,8 +21,8 @@ def _number_or_auto(value: Any) -> Any:
     raise ValueError(f'must be a number from 0 to 1e6 or "auto", got {show_value(value)}')
 
 
-class Bank(Section):
-    """The knowledge bank: what every client last knew of each task, kept on the server and fused along."""
+class CacheSettings(Section):
+    """The knowledge cache: what every client last knew of each task, kept on the server and fused along."""
 
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
     """Weight of knowledge a round of its age: 0.98 halves it in 34 rounds; a strategy's `stale_decay`
@@ -117,7 +117,7 @@ class Fusion(Section):
     """Samples a distillation step; absent: `training.batch_size`."""
     distill_lr: Annotated[float, Field(gt=0.0)] | None = None
     """Learning rate of distillation; absent: `training.lr`."""
-    private_weight: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
+    ce_weight: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
     """γ: weight of the cross entropy on private batches in distillation. Absent: as `training.recipe`
     says; with `alternating` 1 for strategies whose papers train on both (`cronus`, `comet`), else 0."""
     upload_top: PositiveInt | None = None
@@ -129,13 +129,13 @@ class Fusion(Section):
     relations: Relations | None = None
     """Teach relations of transfer samples too, for networks with features and strategies whose guidance is
     targets; `{}` for its defaults. Absent: targets only."""
-    rehearse: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
+    kd_weight: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
     """ρ: weight of the distillation loss on a transfer batch of the last targets, in every step of local
     training. It keeps local training from undoing distillation, and doubles a step's passes. Absent: 0,
     with the recipe `joint` 0.3. Strategies without targets refuse it."""
-    rehearse_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    kd_weight_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Factor of ρ for every round of guidance that a client missed; try 0.9 where few clients take part."""
-    own_prior: Annotated[
+    logit_adjustment: Annotated[
         Annotated[float, Field(ge=0.0, le=1e6)] | Literal["auto"], BeforeValidator(_number_or_auto)
     ] = 0.0
     """κ: clients answer evaluations by `argmax z_c + κ log π_c`, π the class shares of their training
@@ -145,12 +145,12 @@ class Fusion(Section):
     one standard error of the best."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
-    bank: Bank | None = None
+    knowledge_cache: CacheSettings | None = None
     """Keep every client's last knowledge about each task and fuse it too, so that clients that are away,
     or at other tasks, still teach. Absent: only the round's knowledge is fused."""
-    backward: bool = False
-    """Whether clients are also taught old tasks by those who meet them later, with the `bank` (federated
-    backward transfer). The learner decides what of an old task may change."""
+    backward_transfer: bool = False
+    """Whether clients that meet a task later also teach those that left it (federated backward transfer).
+    Needs the `knowledge_cache`. The learner decides what of an old task may change."""
     orthogonal: Orthogonal | None = None
     """Keep the average of a Flower strategy out of the inputs of old tasks, in a stream that all clients
     learn in step (FOT); `{}` for its defaults. Absent: the average moves freely."""

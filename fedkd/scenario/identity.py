@@ -21,9 +21,9 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("data", "transfer", "alpha"): None,
     ("data", "validation"): None,
     ("training", "held_out"): None,
-    ("fusion", "rehearse"): 0.0,
-    ("fusion", "rehearse_decay"): 1.0,
-    ("fusion", "own_prior"): 0.0,
+    ("fusion", "kd_weight"): 0.0,
+    ("fusion", "kd_weight_decay"): 1.0,
+    ("fusion", "logit_adjustment"): 0.0,
     ("fusion", "absent_by_experts"): False,
     ("measure",): None,
     ("topology",): Topology().model_dump(mode="json"),
@@ -42,7 +42,7 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     tables["faults"] = {
         key: value for key, value in tables["faults"].items() if key not in HANDLING or value != usual[key]
     }
-    if tables["fusion"]["private_weight"] is not None:  # else the keys that the recipe sets are not resolved
+    if tables["fusion"]["ce_weight"] is not None:  # else the keys that the recipe sets are not resolved
         del tables["training"]["recipe"]
     for (*path, key), usually in LATER.items():
         table = tables

@@ -15,7 +15,7 @@ from fedkd.scenario.continual import MOST_TASKS as MOST_TASKS
 from fedkd.scenario.continual import Continual
 from fedkd.scenario.continual import TaskStream as TaskStream
 from fedkd.scenario.fusion import FLOWER_PREFIX as FLOWER_PREFIX
-from fedkd.scenario.fusion import Bank as Bank
+from fedkd.scenario.fusion import CacheSettings as CacheSettings
 from fedkd.scenario.fusion import Filter as Filter
 from fedkd.scenario.fusion import Fusion
 from fedkd.scenario.fusion import Orthogonal as Orthogonal
@@ -165,9 +165,9 @@ class Scenario(Section):
     evaluate_clients: PositiveInt | None = None
     """Clients that are evaluated, drawn once; absent: all. Never changes what is learned; saves time with
     many."""
-    finish: Literal["guided", "trained"] = "guided"
-    """How the run ends: with the last fusion (`guided`), or with one more local training of every
-    evaluated client (`trained`), recorded as a further round, as in many papers."""
+    end_with: Literal["fusion", "training"] = "fusion"
+    """Last phase of the run: the last fusion, or one more local training of every evaluated client
+    (`training`), recorded as a further round, as in many papers."""
     checkpoint_every: PositiveInt = 1
     """Save the whole state after every so many rounds, and always after the last."""
     plugin_path: list[str] = []
@@ -199,4 +199,4 @@ class Scenario(Section):
     @property
     def last_round(self) -> int:
         """The last round that anything is recorded of: one more training may come after the last fusion."""
-        return self.rounds + (self.finish == "trained")
+        return self.rounds + (self.end_with == "training")

@@ -119,8 +119,8 @@ class Training(Section):
 
     recipe: Literal["alternating", "joint"] = "alternating"
     """How a client trains on private samples and targets. `alternating`: one after the other, unless the
-    strategy's paper trains on both at once. `joint`: each along with the other; `fusion.private_weight` is
-    then 1 and `fusion.rehearse` 0.3, where they are absent."""
+    strategy's paper trains on both at once. `joint`: each along with the other; `fusion.ce_weight` is
+    then 1 and `fusion.kd_weight` 0.3, where they are absent."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     """The optimiser."""
     optimizer_state: Literal["fresh", "kept"] = "fresh"
@@ -152,15 +152,15 @@ class Training(Section):
     """Whether local training may end before its last epoch; absent: never."""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Share of each client's training samples, by class share, that it chooses by and never trains on
-    (`fusion.own_prior = "auto"`, `chosen_beta`). Absent: 0.2 where something is chosen, else none; those
-    of `early_stopping` serve for both. A client that would keep fewer than 2 keeps none."""
+    (`fusion.logit_adjustment = "auto"`, `chosen_beta`). Absent: 0.2 where something is chosen, else none.
+    Those of `early_stopping` serve for both. A client that would keep fewer than 2 keeps none."""
     autocast: bool = False
     """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
     executor: Literal["loop", "vectorised", "auto"] = "loop"
     """How a process trains its clients: one after the other (`loop`), or those of one model together, a
     step of all at once (`vectorised`), which pays on a GPU. The two round differently. `auto` measures
     once which is quicker, and writes it into the run folder's scenario."""
-    together: Annotated[int, Field(ge=1, le=4096)] = 16
+    vmap_size: Annotated[int, Field(ge=1, le=4096)] = 16
     """Clients that `vectorised` trains together, at most: their weights lie in memory once more."""
     fast: bool = True
     """Whether steps are recorded and replayed, gradients factored, and layers computed by fedkd's kernels.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.scenario.schema import Bank
+from fedkd.scenario.schema import CacheSettings
 from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, Links, ServerKnowledge
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict
 from fedkd.server.mailbox import Parcel
@@ -23,7 +23,7 @@ class FusingByTask:
     For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
 
     Args:
-        bank: The knowledge cache of absent clients and those at another task; None: there is none.
+        knowledge_cache: The knowledge cache of absent clients and those at another task; None: there is none.
         backward: Whether guidance is also for clients at another task with knowledge in the cache.
         exponent: Of `staleness`, in asynchronous rounds; None: they are synchronous.
         peers: Links between clients; None: there is a server.
@@ -33,13 +33,13 @@ class FusingByTask:
         self,
         strategy: FusionStrategy,
         known: Callable[[int], ServerKnowledge],
-        bank: Bank | None = None,
+        knowledge_cache: CacheSettings | None = None,
         *,
         backward: bool = False,
         exponent: float | None = None,
         peers: Mixing | None = None,
     ) -> None:
-        self._strategy, self._known, self._bank = strategy, known, bank
+        self._strategy, self._known, self._knowledge_cache = strategy, known, knowledge_cache
         self._backward, self._exponent, self._peers = backward, exponent, peers
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
@@ -49,7 +49,7 @@ class FusingByTask:
         if not self._strategy.capabilities.fuses_by_task:
             return
         self._task_of = dict(task_of)
-        if self._bank is None:
+        if self._knowledge_cache is None:
             at = set(task_of.values())
             self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
 
@@ -62,7 +62,7 @@ class FusingByTask:
             known, fusing = self._known(task), None
             if self._peers is not None:
                 fusing = PeerFusing(self._strategy, known, self._peers)
-            decay = None if self._bank is None else self._bank.decay
+            decay = None if self._knowledge_cache is None else self._knowledge_cache.decay
             self._by_task[task] = fusing or Fusing(self._strategy, known, decay, self._exponent)
         return self._by_task[task]
 
@@ -102,13 +102,13 @@ class FusingByTask:
             here = [client for client in known if self.task_of(client) == task]
             elsewhere = set(known).difference(here)
             sent += fusing.fuse(round, own, here, elsewhere, backward=self._backward, awaited=awaited)
-        if self._bank is not None and self._bank.megabytes is not None:
-            evict(self._caches(), int(self._bank.megabytes * 1e6))
+        if self._knowledge_cache is not None and self._knowledge_cache.megabytes is not None:
+            evict(self._caches(), int(self._knowledge_cache.megabytes * 1e6))
         return sent
 
     def cache_bytes(self) -> int | None:
         """Return the bytes of the cache; None: there is none."""
-        return None if self._bank is None else sum(cache.size for cache in self._caches().values())
+        return None if self._knowledge_cache is None else sum(cache.size for cache in self._caches().values())
 
     def _caches(self) -> dict[int, KnowledgeCache]:
         return {task: fusing.cache for task, fusing in self._by_task.items()}

@@ -45,12 +45,12 @@ def fuse_filtered(
     prediction. A sample without predictions gets no targets. If nothing is dropped, the result is that of
     the strategy's own `fuse`, to the last bit.
     """
-    if not filters and SENT not in knowledge.extra:
+    if not filters and SENT not in knowledge.payload:
         return Filtered(strategy.fuse(knowledge, memory))
     assert knowledge.logits is not None
     whole = np.ones(knowledge.logits.shape[:2], dtype=bool)
-    sent = np.stack(knowledge.extra[SENT]).astype(bool) if SENT in knowledge.extra else whole
-    knowledge = replace(knowledge, extra={n: a for n, a in knowledge.extra.items() if n != SENT})
+    sent = np.stack(knowledge.payload[SENT]).astype(bool) if SENT in knowledge.payload else whole
+    knowledge = replace(knowledge, payload={n: a for n, a in knowledge.payload.items() if n != SENT})
     assert knowledge.logits is not None
     q = softmax(knowledge.logits)
     number, anywhere = [], np.zeros_like(whole)

@@ -295,7 +295,7 @@ class Fusing:
             samples=np.array([item.samples for item in items], dtype=np.int64),
             label_counts=stacked.get(Kind.LABEL_COUNTS),
             age=np.array([round - item.round for item in items], dtype=np.int64),
-            extra=by_name,
+            payload=by_name,
             request=self._request,
             labels=labels,
             seed=self._known.seed,

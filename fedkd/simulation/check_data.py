@@ -87,8 +87,8 @@ def _course(scenario: Scenario, continual: Continual) -> str:
         tasks += f", {100 * stream.blur:g} % of each of other tasks' classes"
     if continual.online:
         tasks += ", each sample once"
-    if stream.clock != "lockstep":
-        return f"{tasks}, by clock '{stream.clock}', rounds of {epochs}"
+    if stream.pace != "lockstep":
+        return f"{tasks}, by clock '{stream.pace}', rounds of {epochs}"
     return f"{tasks}, {counted(continual.rounds_per_task, 'round')} of {epochs} each"
 
 

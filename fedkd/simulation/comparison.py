@@ -27,10 +27,10 @@ from fedkd.tracking.run_folder import SCENARIO, plan_of_run
 from fedkd.tracking.wording import MISSING, duration, percent, points, size
 
 LABELS = {
-    "accuracy_trained_local": "local accuracy, own training",
-    "accuracy_local": "local accuracy, guided",
-    "accuracy_trained_global": "global accuracy, own training",
-    "accuracy_global": "global accuracy, guided",
+    "accuracy_before_fusion_local": "local accuracy before fusion",
+    "accuracy_local": "local accuracy after fusion",
+    "accuracy_before_fusion_global": "global accuracy before fusion",
+    "accuracy_global": "global accuracy after fusion",
 }
 OF_STREAMS = (
     "average_accuracy_task_incremental",
@@ -178,7 +178,7 @@ def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
         f"{LABELS[f'{metric}_{split}']}, {name} model": (split, f"{metric}_{name}")
         for name in names
         for split in ("local", "global")
-        for metric in ("accuracy_trained", "accuracy")
+        for metric in ("accuracy_before_fusion", "accuracy")
     }
 
 

@@ -18,8 +18,8 @@ from fedkd.tracking.wording import closing_lines, percent
 COLUMNS = ("round", "client", "task", "split", "metric", "value")
 FRAMES = ("pandas", "polars")
 SHOWN = (
-    ("own data", "accuracy_trained_local", "accuracy_local"),
-    ("common test set", "accuracy_trained_global", "accuracy_global"),
+    ("local test accuracy", "accuracy_before_fusion_local", "accuracy_local"),
+    ("global test accuracy", "accuracy_before_fusion_global", "accuracy_global"),
 )
 
 
@@ -62,7 +62,9 @@ class RunResult:
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
         if len(parts) == 2:  # one architecture is all of them
             parts = {"all clients": final}
-        moments = [f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("own training", "guided")]
+        moments = [
+            f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("before fusion", "after fusion")
+        ]
         keys = [key for _, *both in SHOWN for key in both]
         rows = [[name, *(mean(found.get(key)) for key in keys)] for name, found in parts.items()]
         name, seed = self.summary.get("name"), self.summary.get("seed")

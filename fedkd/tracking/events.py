@@ -28,9 +28,9 @@ class RoundReport:
     """Mean over clients, in [0, 1]."""
     accuracy_global: float | None = None
     """Mean over clients, in [0, 1]."""
-    accuracy_trained_local: float | None = None
+    accuracy_before_fusion_local: float | None = None
     """The same before fusion, after local training."""
-    accuracy_trained_global: float | None = None
+    accuracy_before_fusion_global: float | None = None
     """The same before fusion, after local training."""
     fusion_gain: float | None = None
     """Mean accuracy after fusion minus before, over the clients that took part in it, in [-1, 1]."""

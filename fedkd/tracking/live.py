@@ -187,8 +187,8 @@ def _cells(report: RoundReport, clients: int) -> list[RenderableType]:
     colour = {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (wording.MISSING, "+0.0 pt") else ""
     return [
         f"{report.round}/{report.rounds}",
-        wording.moments(report.accuracy_trained_local, report.accuracy_local),
-        wording.moments(report.accuracy_trained_global, report.accuracy_global),
+        wording.moments(report.accuracy_before_fusion_local, report.accuracy_local),
+        wording.moments(report.accuracy_before_fusion_global, report.accuracy_global),
         Text(wording.gain(report, clients, of_all=False), style=colour),
         wording.size(report.bytes_up),
         wording.size(report.bytes_down),

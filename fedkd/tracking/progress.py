@@ -131,8 +131,8 @@ class PlainProgress(Display):
         parts = [
             f"round {report.round:>{len(str(report.rounds)) + 1}}/{report.rounds}",
             *parts,
-            f"local {wording.moments(report.accuracy_trained_local, report.accuracy_local):>14}",
-            f"global {wording.moments(report.accuracy_trained_global, report.accuracy_global):>14}",
+            f"local {wording.moments(report.accuracy_before_fusion_local, report.accuracy_local):>14}",
+            f"global {wording.moments(report.accuracy_before_fusion_global, report.accuracy_global):>14}",
             f"gain {wording.gain(report, self._clients):>8}",
             f"neighbours {wording.count(report.effective_neighbours):>4}",
             f"up {wording.size(report.bytes_up):>8}",

@@ -112,7 +112,7 @@ def closing_lines(report: RunReport) -> list[str]:
     final = report.summary.get("final") or {}
     lines = [_line("results", str(report.folder))]
     for split in ("local", "global"):
-        found, before = (final.get(f"accuracy{moment}_{split}") for moment in ("", "_trained"))
+        found, before = (final.get(f"accuracy{moment}_{split}") for moment in ("", "_before_fusion"))
         lines.append(_line(f"{split} accuracy", _spread(found)))
         if before is not None and before != found:
             lines.append(_line("before fusion", _spread(before)))
@@ -170,9 +170,9 @@ def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
     lines = []
     for key, found in final.items():
         name = key.removeprefix("accuracy_").removesuffix(f"_{split}")
-        if key != f"accuracy_{name}_{split}" or name.partition("_")[0] == "trained":
+        if key != f"accuracy_{name}_{split}" or name.startswith("before_fusion"):
             continue
-        trained = final.get(f"accuracy_trained_{name}_{split}")
+        trained = final.get(f"accuracy_before_fusion_{name}_{split}")
         before = "" if trained in (None, found) else f", before fusion {percent(trained['mean'])}"
         lines.append(f"  {name:<13}  {_spread(found)}{before}")
     return lines

@@ -97,7 +97,7 @@ def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
         f"| --: |{' --- |' * named} --- | --: | --: | --: | --- |",
     ]
     for entry in entries:
-        before, after = "accuracy_trained", "accuracy"
+        before, after = "accuracy_before_fusion", "accuracy"
         own = [
             moments(found.get((entry.index, split, before)), found.get((entry.index, split, after)))
             for split in ("local", "global")
@@ -146,10 +146,10 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
             f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from the model's"
             " outputs: these files answer otherwise than the accuracies say."
         )
-    if (kappa := plan.scenario.fusion.own_prior) != 0:
+    if (kappa := plan.scenario.fusion.logit_adjustment) != 0:
         told = '"auto"' if kappa == "auto" else f"{kappa:g}"
         notes.append(
-            f"Accuracies are those of answers that lean to each client's own classes (`own_prior ="
+            f"Accuracies are those of answers that lean to each client's own classes (`logit_adjustment ="
             f" {told}`), which these files do not."
         )
     if plan.learner is not None and plan.learner.overrides("predict"):
@@ -165,6 +165,6 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
         ]
     if plan.capabilities.brings_model:
         notes.append("The server averages weights: all clients of this round are the same network.")
-        if plan.scenario.finish == "trained":
+        if plan.scenario.end_with == "training":
             notes.append("A last private training is in the accuracies and not in the average.")
     return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []

@@ -251,7 +251,7 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
 
     A model is that of the checkpoint, without guidance that still waits for the client's next message. At
     the end of a run none waits for clients that are evaluated. Where the server averages weights, the model
-    is the average, without a last private training (`finish = "trained"`).
+    is the average, without a last private training (`end_with = "training"`).
 
     Args:
         folder: The run folder; or that of a deployed node, whose newest run is taken.

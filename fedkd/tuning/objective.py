@@ -12,10 +12,16 @@ from fedkd.tracking.events import RoundReport
 from fedkd.tracking.task_matrix import TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario.asked import check_metric_name
+from fedkd.scenario.schema import Scenario
 
 PREFIX = "validation/"
-ACCURACIES = ("accuracy_local", "accuracy_trained_local", "accuracy_global", "accuracy_trained_global")
+ACCURACIES = (
+    "accuracy_local",
+    "accuracy_before_fusion_local",
+    "accuracy_global",
+    "accuracy_before_fusion_global",
+)
 AVERAGE = "average_accuracy_"
 PROTOCOLS = ("task_incremental", "domain_incremental", "class_incremental")
 OBJECTIVES = tuple(PREFIX + name for name in (*ACCURACIES, *(AVERAGE + protocol for protocol in PROTOCOLS)))
@@ -26,6 +32,7 @@ def check_metric(name: str) -> None:
     """Refuse a metric that is no objective."""
     if name in OBJECTIVES:
         return
+    check_metric_name(name, "metric")
     told = f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}"
     if PREFIX + name in OBJECTIVES:
         told = (

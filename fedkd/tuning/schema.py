@@ -51,8 +51,9 @@ class TuneFile(ExperimentFile):
     metric: str = DEFAULT
     """The objective, to be maximised: accuracy on held-out training samples, the mean over clients.
     `validation/accuracy_local` tests each client on its own samples, `validation/accuracy_global` on those of
-    all clients. `validation/accuracy_trained_local` and `…_global` are those before fusion. Of a stream of
-    tasks: `validation/average_accuracy_task_incremental`, `…_domain_incremental`, `…_class_incremental`."""
+    all clients. `validation/accuracy_before_fusion_local` and `…_global` are those before fusion. Of a
+    stream of tasks: `validation/average_accuracy_task_incremental`, `…_domain_incremental`,
+    `…_class_incremental`."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Share of each client's training samples that is held out; absent: the base's `data.validation`, else
     0.2. No trial is measured on test samples."""

@@ -98,7 +98,7 @@ def fuse(strategy: FusionStrategy, clients: int, samples: int, classes: int) -> 
             logits=stacked.get("logits"),
             samples=np.full(clients, 100),
             label_counts=stacked.get("label_counts"),
-            extra=arrays,
+            payload=arrays,
             request=request,
             labels=(labels if request is None else labels[request])
             if "transfer_labels" in strategy.capabilities.needs

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from flwr.app import Context, Message, RecordDict
 
-from fedkd.deployment.deal import SERVER, client_folder, deal
+from fedkd.deployment.partition import SERVER, client_folder, write_partition
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import FedkdError
 from fedkd.federation.apps.client_app import app as client_app
@@ -87,7 +87,7 @@ def exchanged(plan) -> dict[Row, list[tuple[int, int]]]:
         return reply
 
     with TemporaryDirectory() as temporary, redirect_stdout(StringIO()):
-        folder = deal(plan, Path(temporary) / "dealt")
+        folder = write_partition(plan, Path(temporary) / "dealt")
 
         def context_of(client: int) -> Context:
             node = {"partition-id": client, "data": str(folder / client_folder(client))}

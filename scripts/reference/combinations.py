@@ -25,7 +25,7 @@ def _told(reason: str) -> str:
         ("'{case.scenario.faults.poison}'", "the attack"),
         ("{case.learner.name}", "…"),
         ("{case.scenario.topology.graph}", "…"),
-        ("{case.rehearse:g}", "more"),
+        ("{case.kd_weight:g}", "more"),
     ):
         reason = reason.replace(place, words)
     return reason

@@ -50,9 +50,9 @@ def uploads_page() -> str:
         " sends (`bytes_up`).",
         LEGEND,
         table(("strategy", "array", "kind", "shape and type", "bytes a client and round"), _rows()),
-        'With `fusion.upload_dtype = "float16"` predictions and weights of type float32 have half of these'
-        " bytes. `pooled` sends no message because there is nobody to send one to: all samples are in one"
-        " place, as the upper end of a comparison.",
+        'With `fusion.upload_dtype = "float16"` predictions and weights of type float32 have half of'
+        " these bytes. `centralized` sends no message: all samples are in one place, as the upper end of"
+        " a comparison.",
         "## What hyper-parameters add",
         table(("strategy", "with", "a client also sends"), _variants()),
         "## What the kinds are",

@@ -122,7 +122,7 @@ def test_strategies_stand_between_their_baselines(path, plan_of):
     plan = plan_of(path)
     compared = {cell.scenario.fusion.strategy for cell in plan.cells}
     streams = any(cell.scenario.continual is not None for cell in plan.cells)
-    ends = {"local"} if streams else {"local", "pooled"}
+    ends = {"local"} if streams else {"local", "centralized"}
     if len(compared) > 1:
         blocks: dict[tuple[str, ...], set[str]] = {}
         for cell in plan.cells:

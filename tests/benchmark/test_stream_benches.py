@@ -54,7 +54,7 @@ def test_what_is_shown_follows_the_heads(write, stream_tables, tables):
 
 
 def test_without_a_stream_accuracies_are_shown(write, tables):
-    moments = ("accuracy_trained", "accuracy")
+    moments = ("accuracy_before_fusion", "accuracy")
     assert default_metrics(write, tables) == tuple(f"{m}_{s}" for s in ("local", "global") for m in moments)
 
 

@@ -446,7 +446,7 @@ NO_HOME = "~nobody-of-this-name/x"
         ["export", NO_HOME],
         ["report", NO_HOME],
         ["report", "RUN", "--out", NO_HOME],
-        ["deal", "FILE", "--out", NO_HOME],
+        ["partition", "FILE", "--out", NO_HOME],
         ["bench", "FILE", "--out", NO_HOME],
         ["tune", "FILE", "--out", NO_HOME],
         ["run", "FILE", "--out", NO_HOME],

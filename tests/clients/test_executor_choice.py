@@ -37,7 +37,7 @@ def scenario(**training) -> dict:
             "transfer": {"size": 20},
         },
         "clients": [{"model": "mlp", "args": {"hidden": [8]}, "share": 3}, {"model": "lenet", "share": 2}],
-        "training": {"batch_size": 8, "executor": "auto", "together": 2, **training},
+        "training": {"batch_size": 8, "executor": "auto", "vmap_size": 2, **training},
         "fusion": {"strategy": "fedmd"},
         "engine": {"kind": "inline"},
     }
@@ -184,7 +184,7 @@ def test_flowers_own_runtimes_take_the_loop(tmp_path):
 
 def test_doctor_shows_what_was_measured():
     assert "nothing measured yet" in "".join(_executor_rows())
-    what = {"model": "mlp", "batch_size": 8, "together": 2, "device": "cpu"}
+    what = {"model": "mlp", "batch_size": 8, "vmap_size": 2, "device": "cpu"}
     cache_step(what, (0.002, 0.001))
     *_, row = _executor_rows()
     assert row.strip() == (

@@ -77,7 +77,7 @@ def test_as_many_clients_live_as_a_quarter_of_the_memory_has_room_for(digits_sce
         digits_scenario | {"training": {"optimizer_state": "kept"}, "clients": plan.scenario.clients}
     )
     assert bytes_of_client(kept, data, checked_models(kept, data)) == of_client + 2 * weights
-    tries = {"fusion": {"strategy": "chosen_beta", "rehearse": 0.3}, "clients": plan.scenario.clients}
+    tries = {"fusion": {"strategy": "chosen_beta", "kd_weight": 0.3}, "clients": plan.scenario.clients}
     chosen = parse_plan(digits_scenario | tries)
     assert bytes_of_client(chosen, data, checked_models(chosen, data)) == of_client + 5 * guidance
     monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 100 * of_client)

@@ -26,7 +26,7 @@ def tables(digits_scenario) -> dict:
         "continual": {
             "learner": "exssnet",
             "rounds_per_task": 1,
-            "tasks": {"kind": "split", "count": 5, "order": "shuffled", "clock": "poisson"},
+            "tasks": {"kind": "split", "count": 5, "order": "shuffled", "pace": "poisson"},
         },
     }
 

@@ -95,7 +95,9 @@ def test_a_whole_run_begins_better_and_resumes_to_the_byte(tables, tmp_path):
     def accuracy(changes: dict[str, Any], name: str) -> float:
         result = fedkd.run(parse_scenario(tables | changes), out=tmp_path / name)
         first = [row for row in result.metrics() if row["round"] == 1 and row["client"] is None]
-        (found,) = [r["value"] for r in first if (r["split"], r["metric"]) == ("global", "accuracy_trained")]
+        (found,) = [
+            r["value"] for r in first if (r["split"], r["metric"]) == ("global", "accuracy_before_fusion")
+        ]
         return found
 
     assert accuracy({}, "pretrained") > accuracy({"fusion": {"strategy": "fedmd"}}, "not") + 0.1

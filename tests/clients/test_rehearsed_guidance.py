@@ -61,7 +61,7 @@ def test_a_step_is_gradient_descent_on_both_losses(age, client_with):
     """A linear model, one step of SGD on all samples of both kinds, against the gradients in float64."""
     temperature, lr, rho, decay = 2.0, 0.3, 0.7, 0.5
     client = client_with(
-        {"temperature": temperature, "rehearse": rho, "rehearse_decay": decay, "distill_epochs": 0},
+        {"temperature": temperature, "kd_weight": rho, "kd_weight_decay": decay, "distill_epochs": 0},
         training={"optimizer": "sgd", "lr": lr, "batch_size": 100},
         clients=LINEAR,
     )
@@ -88,7 +88,7 @@ def test_a_step_is_gradient_descent_on_both_losses(age, client_with):
 
 def test_each_step_takes_the_next_batch_of_the_samples_that_were_taught(client_with, digits_scenario):
     client = client_with(
-        {"strategy": "dsfl", "rehearse": 1.0, "distill_epochs": 0},
+        {"strategy": "dsfl", "kd_weight": 1.0, "distill_epochs": 0},
         training={"optimizer": "sgd", "lr": 0.1, "batch_size": 20, "local_epochs": 2},
         clients=LINEAR,
     )
@@ -114,7 +114,7 @@ def test_each_step_takes_the_next_batch_of_the_samples_that_were_taught(client_w
 
 
 def test_nothing_changes_before_there_is_guidance_or_without_rehearsal(client_with):
-    plain, rehearsing = client_with(), client_with({"rehearse": 0.5})
+    plain, rehearsing = client_with(), client_with({"kd_weight": 0.5})
     for client in (plain, rehearsing):
         client.complete(client.train(1))
     assert weights(plain) == weights(rehearsing)
@@ -134,7 +134,7 @@ def test_training_no_longer_undoes_what_guidance_taught(client_with):
     wanted = np.eye(10, dtype=np.float32)[np.arange(60) % 10] * 0.9 + 0.01
     far = []
     for rho in (0.0, 0.1, 1.0):
-        client = client_with({"rehearse": rho, "distill_epochs": 5})
+        client = client_with({"kd_weight": rho, "distill_epochs": 5})
         client.complete(client.learn({"targets": wanted}, 1))
         client.complete(client.train(2))
         far.append(divergence(client.predict(client.data.transfer_x), wanted))
@@ -142,7 +142,7 @@ def test_training_no_longer_undoes_what_guidance_taught(client_with):
 
 
 def test_a_restored_client_rehearses_what_the_other_does(client_with):
-    straight, restored = (client_with({"rehearse": 0.5, "rehearse_decay": 0.5}) for _ in range(2))
+    straight, restored = (client_with({"kd_weight": 0.5, "kd_weight_decay": 0.5}) for _ in range(2))
     straight.complete(straight.train(1))
     teach(straight, 1)
     restored.restore(straight.state())
@@ -171,7 +171,7 @@ def stream(learner: str) -> dict[str, Any]:
 def test_learners_see_it_and_a_new_task_begins_without(learner, client_with):
     """What a learner makes of gradients it makes of these too: the course differs by the rehearsal alone."""
     plain, rehearsing = (
-        client_with({"rehearse": rho}, continual=stream(learner), clients=LINEAR) for rho in (0.0, 0.5)
+        client_with({"kd_weight": rho}, continual=stream(learner), clients=LINEAR) for rho in (0.0, 0.5)
     )
     for client in (plain, rehearsing):
         client.enter(1)
@@ -188,7 +188,7 @@ def test_learners_see_it_and_a_new_task_begins_without(learner, client_with):
 
 
 def test_a_learner_with_a_loss_of_its_own_has_it_added(client_with):
-    client = client_with({"rehearse": 0.5}, continual=stream("joint"), clients=LINEAR)
+    client = client_with({"kd_weight": 0.5}, continual=stream("joint"), clients=LINEAR)
     client.enter(1)
     client.complete(client.learn({"targets": np.eye(3, dtype=np.float32)[np.arange(60) % 3]}, 1))
     rehearsed = client.trainer._rehearsal(client.at(2))
@@ -229,10 +229,10 @@ class Counting:
 
 
 def test_an_estimator_with_a_distill_of_its_own_distils_again(client_with):
-    like = client_with({"rehearse": 0.5})
+    like = client_with({"kd_weight": 0.5})
     for rho, expected in ((0.0, ["fit"]), (0.5, ["fit", "distill"])):
         model = IncrementalModel(Counting, 10)
-        plan = client_with({"rehearse": rho}).plan
+        plan = client_with({"kd_weight": rho}).plan
         trainer = EstimatorTrainer(plan, 0, like.samples, model)
         client = Client(plan, 0, like.samples, trainer)
         teach(client, 1)
@@ -248,8 +248,8 @@ def test_a_refitted_estimator_is_fitted_to_both_once_there_is_guidance(client_wi
     predicted = {}
     for name, fusion in {
         "distilled": {},
-        "distilled and rehearsed": {"rehearse": 0.5},
-        "rehearsed alone": {"rehearse": 0.5, "distill_epochs": 0},
+        "distilled and rehearsed": {"kd_weight": 0.5},
+        "rehearsed alone": {"kd_weight": 0.5, "distill_epochs": 0},
         "neither": {"distill_epochs": 0},
     }.items():
         client = client_with(fusion, **forest)
@@ -264,9 +264,9 @@ def test_a_refitted_estimator_is_fitted_to_both_once_there_is_guidance(client_wi
     assert len(alike) == 1 and predicted["neither"] not in alike
 
 
-@pytest.mark.parametrize("strategy", ["local", "pooled", "fd", "feddf", "flwr:FedAvg"])
+@pytest.mark.parametrize("strategy", ["local", "centralized", "fd", "feddf", "flwr:FedAvg"])
 def test_a_strategy_without_targets_is_refused(strategy, digits_scenario):
-    plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, "rehearse": 0.3}})
+    plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, "kd_weight": 0.3}})
     with pytest.raises(UserError, match=f"must be 0 with '{strategy}', whose guidance is no targets"):
         checked_models(plan, load_data(plan.scenario))
 
@@ -274,7 +274,7 @@ def test_a_strategy_without_targets_is_refused(strategy, digits_scenario):
 def test_a_learner_that_trains_on_its_memory_alone_is_refused(digits_scenario):
     plan = parse_plan(
         of_stream(digits_scenario)
-        | {"fusion": {"strategy": "knfu", "rehearse": 0.3}, "continual": {"learner": "gdumb"}}
+        | {"fusion": {"strategy": "knfu", "kd_weight": 0.3}, "continual": {"learner": "gdumb"}}
     )
     with pytest.raises(UserError, match="must be 0, as 'gdumb' trains on what it remembers alone"):
         checked_models(plan, load_data(plan.scenario))

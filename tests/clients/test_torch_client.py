@@ -101,7 +101,7 @@ def test_distillation_is_gradient_descent_on_the_strategys_loss(plan_with):
 def test_the_private_term_changes_what_is_learned(plan_with):
     learned = set()
     for weight in (0.0, 0.5, 1.0):
-        plan = plan_with({"private_weight": weight})
+        plan = plan_with({"ce_weight": weight})
         client = client_of(plan)
         client.complete(client.learn({"targets": targets_for(plan)}, 1))
         learned.add(weights(client))
@@ -123,7 +123,7 @@ def test_the_private_term_draws_whole_shuffles(round, plan_with):
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
 def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
-    plan = plan_with({"private_weight": 0.5}, clients=[{"model": model}])
+    plan = plan_with({"ce_weight": 0.5}, clients=[{"model": model}])
     data = load_federated_data(plan.scenario)
     straight = client_of(plan, data=data)
     straight.complete(straight.train(1))
@@ -138,7 +138,7 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
         assert restored.effect.before_and_after(1, split, 0.5) == straight.effect.before_and_after(
             1, split, 0.5
         )
-        assert restored.effect.before_and_after(1, split, 0.5)["accuracy_trained"] != 0.5
+        assert restored.effect.before_and_after(1, split, 0.5)["accuracy_before_fusion"] != 0.5
     for client in (straight, restored):
         client.complete(client.learn({"targets": targets_for(plan)}, 1))  # again: no effect
         client.complete(client.train(2))
@@ -152,21 +152,21 @@ def test_gains_are_measured_against_the_round_they_belong_to(plan_with):
     client = client_of(plan_with())
     for round in (0, 1):
         untold = client.effect.before_and_after(round, "local", 0.3)
-        assert (untold["accuracy_trained"], untold["accuracy"]) == (0.3, 0.3) and np.isnan(
+        assert (untold["accuracy_before_fusion"], untold["accuracy"]) == (0.3, 0.3) and np.isnan(
             untold["fusion_gain"]
         )
     client.evaluator.measure_before_fusion(2)
     for split in ("local", "global"):
         before = client.evaluator.evaluate(split).accuracy
         assert client.effect.before_and_after(2, split, 0.75) == {
-            "accuracy_trained": before,
+            "accuracy_before_fusion": before,
             "accuracy": 0.75,
             "fusion_gain": 0.75 - before,
         }
-        assert client.effect.before_and_after(3, split, 0.75)["accuracy_trained"] == 0.75
+        assert client.effect.before_and_after(3, split, 0.75)["accuracy_before_fusion"] == 0.75
         assert np.isnan(client.effect.before_and_after(3, split, 0.75)["fusion_gain"])
     client.evaluator.measure_before_fusion(4, changes=False)
-    told = {"accuracy_trained": 0.75, "accuracy": 0.75, "fusion_gain": 0.0}
+    told = {"accuracy_before_fusion": 0.75, "accuracy": 0.75, "fusion_gain": 0.0}
     assert client.effect.before_and_after(4, "local", 0.75) == told
 
 

@@ -137,7 +137,7 @@ def test_a_run_stopped_in_every_round_gives_the_same_bytes(kind, digits_scenario
         tables |= {"fusion": {"strategy": kind}}
     elif kind != "knfu":
         del tables["rounds"]
-        tables["fusion"] = {"strategy": "knfu", "private_weight": 0.5}
+        tables["fusion"] = {"strategy": "knfu", "ce_weight": 0.5}
         tables["data"] = tables["data"] | {"transfer": {"size": 20}}
         tables["continual"] = {"learner": kind, "rounds_per_task": 2, "tasks": {"count": 2}}
     unbroken = run(tables, tmp_path / "unbroken")
@@ -261,7 +261,7 @@ def rows_of(*arrays: Tensor) -> set[bytes]:
 @pytest.mark.parametrize("learner", [None, "er", "joint"])
 def test_what_is_kept_apart_is_never_trained_on(learner, tables):
     options = {"batch_size": 8, "local_epochs": 2, "early_stopping": {"validation": 0.3, "patience": 5}}
-    tables = tables | {"fusion": {"strategy": "knfu", "private_weight": 0.5}}
+    tables = tables | {"fusion": {"strategy": "knfu", "ce_weight": 0.5}}
     if learner:
         del tables["rounds"]
         tables["data"] = tables["data"] | {"transfer": {"size": 20}}

@@ -26,7 +26,7 @@ def client_of(tables, fusion):
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_a_trial_is_what_a_clone_would_learn(gamma, digits_scenario):
     """One epoch of Adam by hand, on a copy, from the same draws."""
-    fusion = {"strategy": "chosen_beta", "distill_epochs": 3, "private_weight": gamma}
+    fusion = {"strategy": "chosen_beta", "distill_epochs": 3, "ce_weight": gamma}
     client = client_of(digits_scenario, fusion)
     client.complete(client.train(1))
     before, clone = client.state(), copy.deepcopy(client.network())

@@ -44,7 +44,7 @@ def estimated(tables) -> tuple[Workload, int]:
         ({}, 3 * 80 + 60 + 3 * 60, lambda c: 2 * (20 + c) + 60),
         ({"clients_per_round": 2}, (3 * 80 + 60 + 3 * 60) / 2, lambda c: 1.5 * (20 + c) + 30),
         (
-            {"fusion": {"strategy": "knfu", "private_weight": 1.0, "rehearse": 0.3}},
+            {"fusion": {"strategy": "knfu", "ce_weight": 1.0, "kd_weight": 0.3}},
             2 * 3 * 80 + 60 + 2 * 3 * 60,
             lambda c: 2 * (20 + c) + 60,
         ),
@@ -52,12 +52,12 @@ def estimated(tables) -> tuple[Workload, int]:
         ({"fusion": {"strategy": "fedrep", "head_epochs": 4}}, 3 * 80 * 5, lambda c: 2 * (20 + c)),
         # A fifth of own samples are kept apart; a trial learns a fifth of the transfer set, and is asked.
         (
-            {"fusion": {"strategy": "chosen_beta", "private_weight": 1.0}},
+            {"fusion": {"strategy": "chosen_beta", "ce_weight": 1.0}},
             3 * 64 + 60 + 2 * 3 * 60 + 5 * (2 * 3 * 12 + 48 + 16),
             lambda c: 2 * (20 + c) + 60,
         ),
         (
-            {"fusion": {"strategy": "knfu", "own_prior": "auto"}},
+            {"fusion": {"strategy": "knfu", "logit_adjustment": "auto"}},
             3 * 64 + 60 + 3 * 60,
             lambda c: 2 * (20 + c + 2 * 16) + 60,
         ),
@@ -69,7 +69,7 @@ def estimated(tables) -> tuple[Workload, int]:
             lambda c: 2 * 2 * (20 + c),
         ),
         (
-            {"fusion": {"strategy": "two_predictors", "rehearse": 0.3}},
+            {"fusion": {"strategy": "two_predictors", "kd_weight": 0.3}},
             3 * 3 * 80 + 60 + 3 * 60,
             lambda c: 2 * 2 * (20 + c) + 60,
         ),

@@ -12,7 +12,7 @@ import pytest
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import Sources, federate, load_federated_data
 from fedkd.data.normalise import measure
-from fedkd.data.partitions.split_samples import deal
+from fedkd.data.partitions.split_samples import split_samples
 from fedkd.data.partitions.stratified import local_split
 from fedkd.data.request import SourceRequest, data_root
 from fedkd.data.sources.digits import load as load_digits
@@ -152,7 +152,9 @@ def test_every_task_draws_for_itself(scheme, tmp_path):
     )
     scenario = make(data={"partition": {"scheme": scheme}, "transfer": {"size": 0}})
     labels = np.arange(90) % 3
-    first, second, again = (deal(labels, labels, scenario, (tmp_path,), task=task) for task in (0, 1, 0))
+    first, second, again = (
+        split_samples(labels, labels, scenario, (tmp_path,), task=task) for task in (0, 1, 0)
+    )
     assert np.array_equal(first.private, again.private)
     shards = [
         [set(d.private[slice(*bounds)]) for d, bounds in ((first, one), (second, two))]
@@ -164,7 +166,7 @@ def test_every_task_draws_for_itself(scheme, tmp_path):
 def test_a_task_s_holdout_and_its_local_and_common_test_sets_are_its_own():
     labels = np.arange(90) % 3
     scenario = make(data={"test_size": 30})
-    first, second = (deal(labels, labels, scenario, (), task=task) for task in (0, 1))
+    first, second = (split_samples(labels, labels, scenario, (), task=task) for task in (0, 1))
     assert not np.array_equal(first.held_out, second.held_out)
     assert not np.array_equal(first.common, second.common)
     splits = [local_split(labels, 0.2, seed=1, client=0, task=task)[1] for task in (0, 1)]

@@ -156,8 +156,8 @@ STREAM = {
 WHOLE: dict[str, dict[str, Any]] = {
     "asked": {"fusion": {"strategy": "dsfl", "samples_per_round": 8}, "clients_per_round": 2, "rounds": 3},
     "averaged": {"clients": MLP, "fusion": {"strategy": "scaffold"}, "training": {"optimizer": "sgd"}},
-    "shared model": {"clients": MLP, "fusion": {"strategy": "fedkd", "shared_args": {"hidden": [4]}}},
-    "finished": {"finish": "trained"},
+    "shared model": {"clients": MLP, "fusion": {"strategy": "fedkd_wu", "shared_args": {"hidden": [4]}}},
+    "finished": {"end_with": "training"},
     "old tasks": {
         **STREAM,
         "continual": {
@@ -165,7 +165,7 @@ WHOLE: dict[str, dict[str, Any]] = {
             "rounds_per_task": 1,
             "tasks": {"kind": "permuted", "count": 3, "order": "shuffled"},
         },
-        "fusion": {"strategy": "knfu", "bank": {}, "backward": True},
+        "fusion": {"strategy": "knfu", "knowledge_cache": {}, "backward_transfer": True},
     },
     "protected": {**STREAM, "fusion": {"strategy": "flwr:FedAvg", "orthogonal": {}}},
 }

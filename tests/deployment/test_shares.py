@@ -19,7 +19,7 @@ from fedkd.data.load import load_data
 from fedkd.data.normalise import measure
 from fedkd.data.shares.share import share_of_client, share_of_samples
 from fedkd.data.shares.share_file import ARRAYS, MANIFEST, read_share, write_share
-from fedkd.deployment.deal import deal
+from fedkd.deployment.partition import write_partition
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 
@@ -143,7 +143,10 @@ def test_a_folder_that_is_no_share_is_one_line(folder, what):
 @pytest.mark.parametrize(
     ("tables", "told"),
     [
-        ({"fusion": {"strategy": "pooled"}}, "fusion.strategy: 'pooled' trains on all samples together"),
+        (
+            {"fusion": {"strategy": "centralized"}},
+            "fusion.strategy: 'centralized' trains on all samples together",
+        ),
         ({"faults": {"poisoned": 0.3}}, "faults.poisoned: clients that lie are simulated"),
         ({"topology": {"graph": "ring"}}, "topology.graph: deployed nodes speak to a SuperLink"),
         ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
@@ -152,7 +155,7 @@ def test_a_folder_that_is_no_share_is_one_line(folder, what):
 def test_what_can_only_be_simulated_is_not_dealt(tmp_path, tables, told):
     clients = [{"model": "mlp", "args": {"hidden": [9]}}]
     with pytest.raises(UserError, match=told):
-        deal(parse_plan(SMALL | {"clients": clients} | tables), tmp_path / "dealt")
+        write_partition(parse_plan(SMALL | {"clients": clients} | tables), tmp_path / "dealt")
     assert not list(tmp_path.iterdir())
 
 
@@ -161,16 +164,16 @@ def test_nothing_half_dealt_is_left(tmp_path, monkeypatch):
         (folder / ARRAYS).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedkd.deployment.deal.write_share", full)
+    monkeypatch.setattr("fedkd.deployment.partition.write_share", full)
     with pytest.raises(UserError, match=r"--out: cannot write to .*: No space left on device"):
-        deal(parse_plan(SMALL), tmp_path / "dealt")
+        write_partition(parse_plan(SMALL), tmp_path / "dealt")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_verb(tmp_path, capsys):
     scenario = tmp_path / "scenario.toml"
     scenario.write_text("[data]\nclients = 2\n[data.partition]\nsamples_per_client = 20\n")
-    words = ["deal", str(scenario), "--set", "data.transfer.size=10", "--out", str(tmp_path / "dealt")]
+    words = ["partition", str(scenario), "--set", "data.transfer.size=10", "--out", str(tmp_path / "dealt")]
     assert main(words) == 0
     assert {path.name for path in (tmp_path / "dealt").iterdir()} == {"server", "client-0", "client-1"}
     assert main(words) == 2

@@ -107,7 +107,7 @@ def starts(fusions: list[Fusion]) -> list[tuple[int, int, int, bool]]:
             if architecture in newest:
                 made, student, makers = newest[architecture]
                 for name in (PARAMETERS, COUNTERS):
-                    assert_array_equal(knowledge.extra[name][row], student[name])
+                    assert_array_equal(knowledge.payload[name][row], student[name])
                 found.append((round, client, round - made, client in makers))
         for row, client in enumerate(knowledge.clients):
             student = dict(fusion.guidance.personal[row])

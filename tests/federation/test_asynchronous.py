@@ -216,7 +216,7 @@ def test_every_step_moves_the_model_once_and_by_what_its_age_leaves(tmp_path, mo
     moved = np.zeros(fusions.models[0].shape)
     for calls in fusions.rounds[1:]:
         for knowledge in calls:
-            for age, step in zip(knowledge.age, knowledge.extra[PARAMETERS], strict=True):
+            for age, step in zip(knowledge.age, knowledge.payload[PARAMETERS], strict=True):
                 moved += 0.7 / 3 / np.sqrt(1.0 + age) * step
     assert {int(age) for knowledge in fusions.calls for age in knowledge.age} > {0, 1}
     assert_allclose(fusions.models[-1] - fusions.models[0], moved, atol=1e-5)
@@ -241,9 +241,9 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
 
 
 def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
-    fusion = SMALL["fusion"] | {"own_prior": "auto"}
+    fusion = SMALL["fusion"] | {"logit_adjustment": "auto"}
     metrics(tmp_path / "run", fusion=fusion, asynchronous={"buffer": 2})
-    chosen = [row for row in read_metrics(tmp_path / "run") if row["metric"] == "own_prior"]
+    chosen = [row for row in read_metrics(tmp_path / "run") if row["metric"] == "logit_adjustment"]
     for round in (1, 2, 3):
         assert sum(row["round"] == round and row["client"] is not None for row in chosen) == 2
 
@@ -255,7 +255,7 @@ def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
         ({"asynchronous": {"buffer": 3, "concurrency": 2}}, "asynchronous.buffer: must be ≤ 2, the clients"),
         ({"asynchronous": {"concurrency": 5}}, "asynchronous.concurrency: must be ≤ data.clients (4), got 5"),
         ({"clients_per_round": 2}, "clients_per_round: not allowed in a run that is asynchronous"),
-        ({"finish": "trained"}, "finish: not allowed in a run that is asynchronous"),
+        ({"end_with": "training"}, "end_with: not allowed in a run that is asynchronous"),
         ({"faults": {"dropout": 0.1}}, "faults.dropout: not allowed in a run that is asynchronous"),
         ({"faults": {"on_client_error": "skip"}}, "faults.on_client_error: not allowed"),
         ({"population": {"late": 0.5}}, "population: not allowed in a run that is asynchronous"),
@@ -264,9 +264,9 @@ def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
             "measure.transferability: not allowed in a run that is asynchronous",
         ),
         ({"continual": {}}, "continual: not allowed in a run that is asynchronous"),
-        ({"fusion": {"strategy": "knfu", "bank": {}}}, "fusion.bank: not allowed"),
+        ({"fusion": {"strategy": "knfu", "knowledge_cache": {}}}, "fusion.knowledge_cache: not allowed"),
         ({"fusion": {"strategy": "flwr:FedAvg"}}, "'flwr:FedAvg' averages what all clients of a round send"),
-        ({"fusion": {"strategy": "pooled"}}, "'pooled' trains on all clients' samples"),
+        ({"fusion": {"strategy": "centralized"}}, "'centralized' trains on all clients' samples"),
         ({"fusion": {"strategy": "moon"}}, "'moon' exchanges weights that go on from those of a round"),
         (
             {"fusion": {"strategy": "scarlet", "samples_per_round": 9}},
@@ -277,7 +277,10 @@ def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
             "'scarlet' asks for other transfer samples every round",
         ),
         ({"fusion": {"strategy": "message"}}, "'message' has clients answer what was asked in the round"),
-        ({"fusion": {"strategy": "fedkd"}}, "'fedkd' sends how the shared model has changed since the round"),
+        (
+            {"fusion": {"strategy": "fedkd_wu"}},
+            "'fedkd_wu' sends how the shared model has changed since the round",
+        ),
         ({"clock": {"seconds": 0.0}}, "clock.seconds: must be > 0"),
         ({"clock": {"targets": [0]}}, "clock.targets.0: must be ≥ 1"),
     ],

@@ -22,7 +22,7 @@ def tables(digits_scenario) -> dict:
         "seed": 5,  # orders 2 1 0, 0 1 2, 2 0 1: the third client meets task 0 when the second has left it
         "data": data,
         "clients": [{"model": "mlp", "args": {"hidden": [20]}}],
-        "fusion": {"strategy": "knfu", "bank": {}, "backward": True},
+        "fusion": {"strategy": "knfu", "knowledge_cache": {}, "backward_transfer": True},
         "continual": {
             "learner": "exssnet",
             "tasks": {"kind": "split", "count": 3, "classes_per_task": 3, "order": "shuffled"},
@@ -38,7 +38,7 @@ def test_it_costs_bytes_down_and_a_stopped_run_ends_the_same(tables, tmp_path):
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (
         whole.folder / "metrics.jsonl"
     ).read_bytes()
-    tables["fusion"]["backward"] = False
+    tables["fusion"]["backward_transfer"] = False
     off = fedkd.run(parse_scenario(tables | {"evaluate_every": 3}), out=tmp_path / "off")
     on, without = whole.summary["final"], off.summary["final"]
     assert on["bytes_up"] == without["bytes_up"]
@@ -49,7 +49,7 @@ def test_it_costs_bytes_down_and_a_stopped_run_ends_the_same(tables, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bank": None}, "needs fusion.bank"),
+        ({"knowledge_cache": None}, "needs fusion.knowledge_cache"),
         ({"strategy": "fd"}, "guidance of 'fd' shapes what clients keep"),
         ({"order": "same"}, "needs clients that meet tasks later than others"),
         ({"learner": "gpm"}, "'gpm' holds what old tasks use"),
@@ -60,7 +60,7 @@ def test_it_costs_bytes_down_and_a_stopped_run_ends_the_same(tables, tmp_path):
 def test_where_nothing_could_be_taught_it_is_refused(changes, message, tables):
     tables["continual"]["tasks"] |= {key: changes[key] for key in ("order",) if key in changes}
     tables["continual"] |= {key: changes[key] for key in ("learner",) if key in changes}
-    tables["fusion"] |= {key: changes[key] for key in ("strategy", "bank") if key in changes}
+    tables["fusion"] |= {key: changes[key] for key in ("strategy", "knowledge_cache") if key in changes}
     tables["fusion"] = {key: value for key, value in tables["fusion"].items() if value is not None}
     if "continual" in changes:
         del tables["continual"]
@@ -69,4 +69,4 @@ def test_where_nothing_could_be_taught_it_is_refused(changes, message, tables):
     outputs = 9 if plan.learner is not None else 10
     with pytest.raises(UserError, match=message) as caught:
         check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, outputs))
-    assert caught.value.key == "fusion.backward"
+    assert caught.value.key == "fusion.backward_transfer"

@@ -46,7 +46,7 @@ def answered_by(make_digits_scenario, tmp_path_factory):
 def test_each_is_measured_as_if_it_were_the_one_that_answers(strategy, own, answered_by):
     personal, shared = answered_by(strategy, own), answered_by(strategy, "shared")
     for split in ("local", "global"):
-        for moment in ("accuracy", "accuracy_trained"):
+        for moment in ("accuracy", "accuracy_before_fusion"):
             for model, other in zip(BOTH, (personal, shared), strict=True):
                 expected = found_in(other, moment, split)
                 assert found_in(personal, f"{moment}_{model}", split) == expected and len(expected) == 2 * 5
@@ -57,7 +57,7 @@ def test_each_is_measured_as_if_it_were_the_one_that_answers(strategy, own, answ
 
 def test_by_hand_after_training(digits_scenario):
     """Prior and all: each model leans to own classes as the one that answers does."""
-    tables = digits_scenario | {"fusion": {"strategy": "ditto", "own_prior": 0.3}}
+    tables = digits_scenario | {"fusion": {"strategy": "ditto", "logit_adjustment": 0.3}}
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     client.complete(client.train(1))
@@ -69,12 +69,14 @@ def test_by_hand_after_training(digits_scenario):
         logits = client.trainer.logits_of(network, x) + 0.3 * np.log(counts / counts.sum())
         assert found[name].accuracy == score(logits, y).accuracy
     before = client.effect.before_and_after_of(1, "shared", "global", 0.5)
-    assert before == {"accuracy_trained_shared": found["shared"].accuracy, "accuracy_shared": 0.5}
+    assert before == {"accuracy_before_fusion_shared": found["shared"].accuracy, "accuracy_shared": 0.5}
     again = ClientFactory(plan, load_data(plan.scenario)).build(0)
     again.restore(client.state())
     assert again.effect.before_and_after_of(1, "shared", "global", 0.5) == before
     later = client.effect.before_and_after_of(2, "shared", "global", 0.5)
-    assert later == {"accuracy_trained_shared": 0.5, "accuracy_shared": 0.5}, "no guidance of that round"
+    assert later == {"accuracy_before_fusion_shared": 0.5, "accuracy_shared": 0.5}, (
+        "no guidance of that round"
+    )
 
 
 def test_closing_lines_and_titles_name_them(answered_by):
@@ -84,11 +86,14 @@ def test_closing_lines_and_titles_name_them(answered_by):
     began = [line.split()[0] for line in lines[1:7]]
     assert began == ["local", "personal", "shared", "global", "personal", "shared"]
     mean, trained = (
-        100 * final[f"{name}_shared_global"]["mean"] for name in ("accuracy", "accuracy_trained")
+        100 * final[f"{name}_shared_global"]["mean"] for name in ("accuracy", "accuracy_before_fusion")
     )
     assert f"{mean:.1f} %" in lines[6] and f"before fusion {trained:.1f} %" in lines[6]
     assert "before fusion" not in lines[5], "nothing changes the personal model"
-    assert metric("accuracy_trained_shared_local").label == "local accuracy before fusion, shared model (%)"
+    assert (
+        metric("accuracy_before_fusion_shared_local").label
+        == "local accuracy before fusion, shared model (%)"
+    )
     assert metric("accuracy_personal_global").label == "global accuracy after fusion, personal model (%)"
 
 
@@ -100,9 +105,9 @@ def test_pages_and_comparisons_have_them(answered_by):
     told = dict(zip(figure.columns, figure.rows[-1], strict=True))
     for model in BOTH:
         mean = record.series("global", f"accuracy_{model}").means[2]
-        assert compared[f"global accuracy, guided, {model} model"].ours == pytest.approx(mean)
+        assert compared[f"global accuracy after fusion, {model} model"].ours == pytest.approx(mean)
         assert told[f"{model} model, after fusion"] == mean
-        trained = record.series("global", f"accuracy_trained_{model}").means[2]
+        trained = record.series("global", f"accuracy_before_fusion_{model}").means[2]
         assert (f"global accuracy, {model} model", moments(trained, mean)) in dict(facts(record)).items()
     assert told["personal model, before fusion"] != told["shared model, before fusion"]
 

@@ -174,17 +174,17 @@ def test_what_is_told_survives_a_resume(stream, tmp_path):
     "changes",
     [
         {"fusion": {"strategy": "flwr:FedAvg"}},
-        {"fusion": {"strategy": "pooled"}},
-        {"finish": "trained"},
+        {"fusion": {"strategy": "centralized"}},
+        {"end_with": "training"},
         {"training": {"batch_size": 4, "early_stopping": {"patience": 1}}},
     ],
-    ids=["averaged", "pooled", "trained once more", "early stopping"],
+    ids=["averaged", "centralized", "trained once more", "early stopping"],
 )
 def test_every_kind_of_training_is_looked_at(changes, still, tmp_path):
     one = still | {"clients": [{"model": MODEL}], **changes}
     warnings, rows, _ = run(one, tmp_path / "run")
     assert len(warnings) == 1 and "4 clients are no better than the majority class" in warnings[0]
-    assert {row["round"] for row in rows} == {3 if "finish" in changes else 2}
+    assert {row["round"] for row in rows} == {3 if "end_with" in changes else 2}
 
 
 def test_joint_training_is_judged_task_by_task(stream, tmp_path):

@@ -44,9 +44,9 @@ BASE: dict[str, Any] = {
     "fusion": {
         "strategy": "knfu",
         "beta": 3.0,
-        "private_weight": 0.5,
-        "rehearse": 0.3,
-        "rehearse_decay": 0.9,
+        "ce_weight": 0.5,
+        "kd_weight": 0.3,
+        "kd_weight_decay": 0.9,
         "stale_decay": 0.5,
     },
     "engine": {"kind": "inline"},
@@ -73,11 +73,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01},
     },
     # One model for all clients of an architecture, in whatever process they are.
-    "pooled": BASE
+    "centralized": BASE
     | {
         "rounds": 2,
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
-        "fusion": {"strategy": "pooled"},
+        "fusion": {"strategy": "centralized"},
     },
     # Copies of clients that learn from each other, in some of the rounds.
     "measured": BASE
@@ -96,7 +96,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "data": BASE["data"] | {"clients": 7},
         "clients_per_round": 5,
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"hidden": [9]}}],
-        "training": {"lr": 1e-2, "batch_size": 10, "executor": "vectorised", "together": 3},
+        "training": {"lr": 1e-2, "batch_size": 10, "executor": "vectorised", "vmap_size": 3},
     },
     # Nobody waits: a server's model that some learn from twice a round, and knowledge of clients at work.
     "buffered": BASE
@@ -153,7 +153,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # with statistics of their own for every task; old tasks are taught again by those who meet them later.
     "streamed": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
-        "fusion": BASE["fusion"] | {"bank": {}, "backward": True},
+        "fusion": BASE["fusion"] | {"knowledge_cache": {}, "backward_transfer": True},
         "data": BASE["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40},
         "clients": [{"model": "mlp", "args": {"hidden": [24], "dropout": 0.2}}, {"model": "resnet8"}],
         "clients_per_round": 2,
@@ -167,7 +167,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
                 "count": 2,
                 "classes_per_task": 3,
                 "order": "shuffled",
-                "clock": "poisson",
+                "pace": "poisson",
             },
         },
     },
@@ -225,7 +225,7 @@ def test_ray_agrees_with_one_process(inline, tmp_path, ray_session):
 
 
 ON_SHARED_ACTORS = [
-    *("mixed", "averaged", "pooled", "measured", "buffered", "banked", "peers"),
+    *("mixed", "averaged", "centralized", "measured", "buffered", "banked", "peers"),
     *("orthogonal", "masks", "streamed"),
 ]
 
@@ -295,7 +295,9 @@ def test_the_resolved_scenario_repeats_the_run_whatever_its_process_is_like(inli
 
 
 def test_seeds_differ(inline, tmp_path):
-    assert run_metrics(write_scenario(tmp_path, "pooled"), tmp_path / "run", "seed=1") != inline("pooled")
+    assert run_metrics(write_scenario(tmp_path, "centralized"), tmp_path / "run", "seed=1") != inline(
+        "centralized"
+    )
 
 
 def test_evaluating_less_often_changes_nothing_that_is_learned(inline, tmp_path):

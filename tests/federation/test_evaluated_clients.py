@@ -26,7 +26,7 @@ STREAM = {
     "tasks": {"kind": "split", "count": 3, "classes_per_task": 3},
 }
 CASES: dict[str, dict[str, Any]] = {
-    "knowledge": {"fusion": {"strategy": "knfu", "beta": 1.0}, "finish": "trained"},
+    "knowledge": {"fusion": {"strategy": "knfu", "beta": 1.0}, "end_with": "training"},
     "partial participation": {"fusion": {"strategy": "dsfl"}, "clients_per_round": 2},
     "averaging": {"fusion": {"strategy": "flwr:FedAvg"}},
     "a stream": {"continual": STREAM, "fusion": {"strategy": "fedmd"}},

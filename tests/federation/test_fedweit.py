@@ -46,7 +46,7 @@ def parts_in(arrays) -> set[tuple[int, int]]:
 
 
 def test_stopped_and_resumed_where_clients_are_away_and_lie(tables, tmp_path):
-    tasks = tables["continual"]["tasks"] | {"count": 2, "clock": "uniform", "pace": [1, 2]}
+    tasks = tables["continual"]["tasks"] | {"count": 2, "pace": "uniform", "pace_range": [1, 2]}
     tables["continual"] = tables["continual"] | {"tasks": tasks}
     tables["continual"].pop("rounds_per_task")
     tables |= {"clients_per_round": 2, "evaluate_every": 2}
@@ -73,7 +73,7 @@ def test_parts_reach_everyone_and_averages_undo_nothing_that_was_learned(tables,
     assert spatial and set(spatial) == {0.0}
     trained, guided = (
         {(r["round"], r["client"], r["split"]): r["value"] for r in rows if r["metric"] == name}
-        for name in ("accuracy_trained", "accuracy")
+        for name in ("accuracy_before_fusion", "accuracy")
     )
     assert trained and all(guided[key] == value for key, value in trained.items())
 

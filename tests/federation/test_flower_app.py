@@ -52,7 +52,7 @@ def test_it_learns_at_both_moments(modules, tmp_path):
     reached = in_one_process(modules, tmp_path)
     assert list(reached) == ["1", "2", "3"]
     assert 0.2 < reached["1"]["accuracy"] < reached["3"]["accuracy"] < 1.0
-    assert all(round["accuracy"] != round["accuracy_trained"] for round in reached.values())
+    assert all(round["accuracy"] != round["accuracy_before_fusion"] for round in reached.values())
 
 
 @pytest.mark.slow  # half a minute to enter Flower's runtime, which test_engines_agree.py does

@@ -46,7 +46,7 @@ TABLES: dict[str, Any] = {
     },
     "clients": [{"model": "mlp", "args": {"hidden": [24]}}, {"model": "mlp", "args": {"hidden": [16]}}],
     "training": {"batch_size": 8, "local_epochs": 2, "optimizer_state": "kept"},
-    "fusion": {"strategy": "knfu", "beta": 1.0, "bank": {"decay": 0.9}},
+    "fusion": {"strategy": "knfu", "beta": 1.0, "knowledge_cache": {"decay": 0.9}},
     "continual": {
         "rounds_per_task": 3,
         "tasks": {
@@ -54,7 +54,7 @@ TABLES: dict[str, Any] = {
             "count": 2,
             "classes_per_task": 3,
             "order": "shuffled",
-            "clock": "poisson",
+            "pace": "poisson",
         },
     },
     "engine": {"kind": "inline"},

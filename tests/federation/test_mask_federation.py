@@ -157,8 +157,11 @@ def test_stopped_and_resumed(learner, tables, tmp_path):
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "averages masks, so all clients need one arch"),
         ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),
         ({"learner": "exssnet", "rounds_per_task": 1}, "settles one in the middle of round 1 of 1; choose"),
-        ({"learner": "exssnet", "fusion": {"bank": {}}}, "once 'exssnet' has settled it"),
-        ({"fusion": {"bank": {}, "backward": True}}, "guidance of 'fedmask' shapes what clients keep"),
+        ({"learner": "exssnet", "fusion": {"knowledge_cache": {}}}, "once 'exssnet' has settled it"),
+        (
+            {"fusion": {"knowledge_cache": {}, "backward_transfer": True}},
+            "guidance of 'fedmask' shapes what clients keep",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message, tables):

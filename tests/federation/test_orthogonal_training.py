@@ -179,7 +179,7 @@ def test_the_threshold_grows_with_the_tasks():
         ({"strategy": "scaffold"}, "only Flower's strategies"),
         ({"continual": None}, "needs a stream of tasks"),
         ({"order": "shuffled"}, "needs all clients at the same task.*order = 'same' and clock = 'lockstep'"),
-        ({"clock": "uniform"}, "needs all clients at the same task"),
+        ({"pace": "uniform"}, "needs all clients at the same task"),
         ({"population": {"late": 0.5}}, "needs all clients at the same task"),
     ],
 )

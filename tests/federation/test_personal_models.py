@@ -62,7 +62,7 @@ class Federation:
                 clients=tuple(present),
                 logits=None,
                 samples=np.array([self.clients[n].num_train_samples for n in present]),
-                extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
+                payload={name: [upload[name] for upload in uploads] for name in uploads[0]},
                 server=TransferSetModels(self.plan, TransferSet.of(self.data, 0, 10), round),
             )
             self._newest = round, dict(self.strategy.fuse(knowledge, {}).shared)

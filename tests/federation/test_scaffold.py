@@ -101,7 +101,7 @@ def run_by_parts(
             clients=tuple(present),
             logits=None,
             samples=np.array([clients[n].num_train_samples for n in present]),
-            extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
+            payload={name: [upload[name] for upload in uploads] for name in uploads[0]},
             server=TransferSetModels(plan, TransferSet.of(data, 0, data.classes), round),
         )
         guidance = strategy.fuse(knowledge, guidance.memory)

@@ -31,7 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fedgh": {"server_epochs": 2},
     "fedgen": {"server_steps": 5},
     "fedgkt": {"server_epochs": 2, "server_hidden": [16]},
-    "fedkd": {"shared_args": {"hidden": [8]}},
+    "fedkd_wu": {"shared_args": {"hidden": [8]}},
     "fedmrl": {"shared_args": {"hidden": [8]}},
     "fedproto": {"inference": "prototypes"},
     "fedtgp": {"server_epochs": 2, "inference": "prototypes"},

@@ -16,7 +16,7 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_scenario
 from fedkd.tracking.recorder import read_metrics
 
-OWN = {"order": "shuffled", "clock": "uniform", "pace": [1, 2]}
+OWN = {"order": "shuffled", "pace": "uniform", "pace_range": [1, 2]}
 """Orders and clocks of the clients' own."""
 
 

@@ -146,7 +146,7 @@ def test_actors_change_nothing(run_once, ray_session, tmp_path):
             r"continual\.tasks: 'target' needs all clients at the same task",
         ),
         (
-            {"continual": {"tasks": TABLES["continual"]["tasks"] | {"clock": "poisson"}}},
+            {"continual": {"tasks": TABLES["continual"]["tasks"] | {"pace": "poisson"}}},
             r"continual\.tasks: 'target' needs all clients at the same task",
         ),
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, r"clients: 'target' averages parameters"),

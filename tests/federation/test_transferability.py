@@ -115,7 +115,7 @@ def test_the_check_says_what_it_takes(small):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"fusion": {"strategy": "pooled"}}, "no client has a model of its own"),
+        ({"fusion": {"strategy": "centralized"}}, "no client has a model of its own"),
         (
             {"fusion": {"strategy": "knfu", "filters": [{"by": "confidence", "at": "upload"}]}},
             "is of whole predictions",

@@ -47,14 +47,16 @@ def per_client(rows: Rows, round: int, split: str, metric: str) -> dict[int, flo
     return {c: v for (r, c, s, m), v in rows.items() if (r, s, m) == (round, split, metric) and c is not None}
 
 
-@pytest.mark.parametrize("strategy", ["knfu", "fedmd", "fd", "fedproto", "pooled", "feddf", "flwr:FedAvg"])
+@pytest.mark.parametrize(
+    "strategy", ["knfu", "fedmd", "fd", "fedproto", "centralized", "feddf", "flwr:FedAvg"]
+)
 def test_gain_is_the_difference_of_the_moments_of_those_who_were_guided(strategy, run):
     rows, _ = run(strategy)
     for round in range(1, ROUNDS + 1):
         for split in ("local", "global"):
             trained, after, gain = (
                 per_client(rows, round, split, metric)
-                for metric in ("accuracy_trained", "accuracy", "fusion_gain")
+                for metric in ("accuracy_before_fusion", "accuracy", "fusion_gain")
             )
             assert trained.keys() == after.keys() == set(range(CLIENTS))
             for client, value in trained.items():
@@ -71,7 +73,9 @@ def test_before_any_guidance_everyone_stands_where_learning_alone_leaves_them(ru
     for strategy in ("knfu", "fedmd", "fd", "fedproto"):
         rows, _ = run(strategy)
         for split in ("local", "global"):
-            assert per_client(rows, 1, split, "accuracy_trained") == per_client(alone, 1, split, "accuracy")
+            assert per_client(rows, 1, split, "accuracy_before_fusion") == per_client(
+                alone, 1, split, "accuracy"
+            )
 
 
 def test_guidance_that_shapes_the_next_training_changes_nothing_when_it_arrives(run):
@@ -83,7 +87,7 @@ def test_guidance_that_shapes_the_next_training_changes_nothing_when_it_arrives(
 def test_an_average_is_compared_with_each_clients_own_model_before_it(run):
     rows, _ = run("flwr:FedAvg")
     trained, after = (
-        per_client(rows, ROUNDS, "global", metric) for metric in ("accuracy_trained", "accuracy")
+        per_client(rows, ROUNDS, "global", metric) for metric in ("accuracy_before_fusion", "accuracy")
     )
     assert len(set(after.values())) == 1, "one model for all"
     assert len(set(trained.values())) > 1, "everyone's own"
@@ -95,7 +99,7 @@ def test_who_took_no_part_gained_nothing_and_does_not_lower_the_mean(run):
         gain = per_client(rows, round, "local", "fusion_gain")
         assert len(gain) == 2 == rows[round, None, "train", "guided_clients"]
         trained, after = (
-            per_client(rows, round, "local", metric) for metric in ("accuracy_trained", "accuracy")
+            per_client(rows, round, "local", metric) for metric in ("accuracy_before_fusion", "accuracy")
         )
         assert all(trained[c] == after[c] for c in set(range(CLIENTS)) - gain.keys())
 
@@ -124,7 +128,7 @@ def test_the_summary_spreads_both_moments_over_each_architectures_clients(run):
     table = summary["final"]["by_architecture"]
     assert [entry["clients"] for entry in table.values()] == [2, 2]
     for first, entry in enumerate(table.values()):
-        for metric in ("accuracy", "accuracy_trained"):
+        for metric in ("accuracy", "accuracy_before_fusion"):
             for split in ("local", "global"):
                 values = [rows[ROUNDS, client, split, metric] for client in (first, first + 2)]
                 spread = entry[f"{metric}_{split}"]

@@ -27,7 +27,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "knowledge": {
         "clients": [*MLP, {"model": "lenet"}],
         "training": KEPT,
-        "fusion": {"strategy": "knfu", "private_weight": 0.3, "rehearse": 0.5, "rehearse_decay": 0.9},
+        "fusion": {"strategy": "knfu", "ce_weight": 0.3, "kd_weight": 0.5, "kd_weight_decay": 0.9},
         "faults": {"dropout": 0.2, "stragglers": 0.4},
         "data": {"partition": {"alpha": 0.3}},
     },
@@ -73,7 +73,7 @@ def alone_or_not(monkeypatch) -> Iterator[list[int]]:
     yield numbers
 
 
-TOGETHER = ["training.executor=vectorised", "training.together=4"]
+TOGETHER = ["training.executor=vectorised", "training.vmap_size=4"]
 
 
 def figures(path: Path, out: Path, *overrides: str) -> dict[tuple, float]:

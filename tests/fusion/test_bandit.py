@@ -20,7 +20,7 @@ def played(strategy: Bandit, reward_of, rounds: int, seed: int = 0):
     """Return the last guidance of some rounds, `reward_of` telling what a teacher's guidance gains."""
     logits, memory, extra = draw_logits(CLIENTS, 4, 3), {}, {"reward": [np.empty(0, np.float32)] * CLIENTS}
     for round in range(1, rounds + 1):
-        guidance = strategy.fuse(knowledge_of(logits, extra=extra, seed=seed, round=round), memory)
+        guidance = strategy.fuse(knowledge_of(logits, payload=extra, seed=seed, round=round), memory)
         memory = guidance.memory
         rewards = [reward_of(n, int(teacher), round) for n, teacher in enumerate(memory["teacher"])]
         extra = {"reward": [np.array([reward], np.float32) for reward in rewards]}
@@ -30,7 +30,7 @@ def played(strategy: Bandit, reward_of, rounds: int, seed: int = 0):
 def test_a_round_by_hand() -> None:
     logits = draw_logits(3, 4, 3)
     strategy, nothing = Bandit(step=2.0, floor=0.3, own=0.75), np.empty(0, np.float32)
-    first = strategy.fuse(knowledge_of(logits, extra={"reward": [nothing] * 3}, round=1), {})
+    first = strategy.fuse(knowledge_of(logits, payload={"reward": [nothing] * 3}, round=1), {})
     assert_allclose(first.memory["policy"], 1 / 3)
     q, teachers = softmax(logits), first.memory["teacher"]
     for n, a in enumerate(teachers):
@@ -38,7 +38,7 @@ def test_a_round_by_hand() -> None:
         assert first.weights[n, a] == pytest.approx(0.25 + 0.75 * (n == a))
 
     sent = [np.array([0.1], np.float32), nothing, np.array([-0.4], np.float32)]
-    second = strategy.fuse(knowledge_of(logits, extra={"reward": sent}, round=2), first.memory)
+    second = strategy.fuse(knowledge_of(logits, payload={"reward": sent}, round=2), first.memory)
     theta = np.zeros((3, 3))
     for n, sign in ((0, 1.0), (2, -1.0)):  # of a first reward only its sign counts
         theta[n] = 2.0 * sign * ((np.arange(3) == teachers[n]) - 1 / 3)
@@ -52,10 +52,10 @@ def test_a_round_by_hand() -> None:
 def test_who_is_there_by_old_predictions_alone_keeps_its_teacher_until_it_is_heard() -> None:
     """Nothing is sent to it, so what its reward was for is who taught it last."""
     logits, nothing = draw_logits(3, 4, 3), np.empty(0, np.float32)
-    first = Bandit().fuse(knowledge_of(logits, extra={"reward": [nothing] * 3}, round=1), {})
+    first = Bandit().fuse(knowledge_of(logits, payload={"reward": [nothing] * 3}, round=1), {})
     said = {"reward": [np.array([gain], np.float32) for gain in (0.2, -0.2, 0.2)]}
     new = np.array([True, False, True])
-    later = {"age": np.array([1, 2, 1]), "new": new, "extra": said, "round": 2}
+    later = {"age": np.array([1, 2, 1]), "new": new, "payload": said, "round": 2}
     second = Bandit().fuse(knowledge_of(logits, **later), first.memory)
     assert second.memory["teacher"][1] == first.memory["teacher"][1]
     assert_array_equal(second.memory["theta"].any(axis=1), new)
@@ -102,12 +102,12 @@ def test_a_teacher_of_noise_is_found_out_in_thirty_rounds() -> None:
 def test_absent_clients_keep_their_place_and_what_they_owe() -> None:
     strategy, logits = Bandit(), draw_logits(4, 4, 3)
     nothing, good = np.empty(0, np.float32), np.array([0.5], np.float32)
-    memory = strategy.fuse(knowledge_of(logits[:2], (1, 4), extra={"reward": [nothing] * 2}), {}).memory
+    memory = strategy.fuse(knowledge_of(logits[:2], (1, 4), payload={"reward": [nothing] * 2}), {}).memory
     owed = memory["teacher"][1]
-    memory = strategy.fuse(knowledge_of(logits[:2], (0, 7), extra={"reward": [nothing] * 2}), memory).memory
+    memory = strategy.fuse(knowledge_of(logits[:2], (0, 7), payload={"reward": [nothing] * 2}), memory).memory
     assert_array_equal(memory["clients"], [0, 1, 4, 7])
     assert memory["teacher"][2] == owed
-    memory = strategy.fuse(knowledge_of(logits[:1], (4,), extra={"reward": [good]}), memory).memory
+    memory = strategy.fuse(knowledge_of(logits[:1], (4,), payload={"reward": [good]}), memory).memory
     assert_allclose(memory["theta"][2, memory["clients"] == owed], 0.25)
     assert memory["teacher"][2] == 4  # only itself was there
 

@@ -1,4 +1,4 @@
-"""The baselines `fedmd`, `local` and `pooled`."""
+"""The baselines `fedmd`, `local` and `centralized`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.centralized import Pooled
+from fedkd.fusion.centralized import Centralized
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.local import Local
 from fedkd.fusion.strategy import Knowledge
@@ -58,7 +58,7 @@ def test_fedmd_losses() -> None:
     assert float(FedMD(matching="mse").loss(student, target)) == pytest.approx((1 + 4 + 0 + 16) / 4)
 
 
-@pytest.mark.parametrize("strategy", [Local, Pooled])
+@pytest.mark.parametrize("strategy", [Local, Centralized])
 def test_local_and_pooled_exchange_nothing(strategy) -> None:
     nothing = Knowledge(clients=(0, 1), logits=None, samples=np.array([3, 4]))
     guidance = strategy().fuse(nothing, {})

@@ -19,7 +19,9 @@ LOGITS = draw_logits(4, 12, 5, seed=4)
 def round_of(strategy: Bottleneck, clients: dict[int, SmallClient], memory):
     uploads = [strategy.upload(client) for client in clients.values()]
     extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
-    guidance = strategy.fuse(Knowledge(tuple(clients), None, np.full(len(clients), 10), extra=extra), memory)
+    guidance = strategy.fuse(
+        Knowledge(tuple(clients), None, np.full(len(clients), 10), payload=extra), memory
+    )
     for row, client in enumerate(clients.values()):
         client.learn(strategy, guidance_for(row, guidance))
     return guidance, uploads

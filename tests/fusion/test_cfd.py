@@ -21,7 +21,7 @@ def fuse(logits: np.ndarray, clients=None) -> Guidance:
     uploads = [CFD().upload(SmallClient(logits=client)) for client in logits]
     extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
     clients = tuple(range(len(logits))) if clients is None else clients
-    return CFD().fuse(Knowledge(clients, None, np.full(len(clients), 10), extra=extra), {})
+    return CFD().fuse(Knowledge(clients, None, np.full(len(clients), 10), payload=extra), {})
 
 
 def test_agrees_with_loops() -> None:
@@ -42,7 +42,7 @@ def test_by_hand() -> None:
 def test_an_old_vote_counts_less() -> None:
     votes = [np.array([0, 1], np.uint8), np.array([1, 1], np.uint8)]
     extra = {"votes": votes, "classes": [np.array([2], np.uint32)] * 2}
-    knowledge = Knowledge((0, 1), None, np.full(2, 10), extra=extra, freshness=np.array([1.0, 0.25]))
+    knowledge = Knowledge((0, 1), None, np.full(2, 10), payload=extra, freshness=np.array([1.0, 0.25]))
     assert_allclose(CFD().fuse(knowledge, {}).targets, [[0.8, 0.2], [0, 1]], rtol=1e-6)
     assert_allclose(CFD().fuse(knowledge, {}).weights, [[0.8, 0.2]] * 2)
 
@@ -94,7 +94,7 @@ class Federation:
             known,
             None,
             np.full(len(known), 10),
-            extra=extra,
+            payload=extra,
             server=self.server,
             age=np.where(new, 1, 2),
             new=new,

@@ -39,7 +39,7 @@ def strength_by_loops(z, shift, moved, most):
 def test_agrees_with_loops(strength) -> None:
     initial, logits = draw_logits(4, 5, 3, spread=0.3, seed=1), draw_logits(4, 5, 3, seed=2)
     strategy = DLF(beta=0.7, neighbours=2, strength=strength, temperature=1.5)
-    guidance = strategy.fuse(knowledge_of(logits, extra={"initial": list(initial)}), {})
+    guidance = strategy.fuse(knowledge_of(logits, payload={"initial": list(initial)}), {})
     z, r = logits.tolist(), initial.tolist()
     d = knfu_by_loops.knfu(z, beta=0.7)[1]
     for n in range(4):
@@ -72,7 +72,7 @@ def test_it_goes_on_where_a_mean_would_give_way() -> None:
     """A sure client beside three that learned the same less surely: their mean is less sure, this is not."""
     sure, unsure, nothing = [[6.0, 0, 0]], [[1.0, 0, 0]], [[0.0, 0, 0]]
     logits = np.array([sure, unsure, unsure, unsure], dtype=np.float32)
-    said = knowledge_of(logits, extra={"initial": [np.array(nothing, dtype=np.float32)] * 4})
+    said = knowledge_of(logits, payload={"initial": [np.array(nothing, dtype=np.float32)] * 4})
     told = DLF(beta=0.0).fuse(said, {}).targets[0]
     assert entropy(told)[0] < entropy(softmax(logits[0]))[0] < entropy(softmax(logits).mean(axis=0))[0]
 
@@ -86,7 +86,7 @@ def test_alone_or_without_neighbours_or_before_anybody_has_moved_it_is_learning_
         (DLF(), 3, initial[:, :0]),  # who has never said where it began has moved nowhere
         (DLF(strength=0.0), 3, initial),
     ):
-        said = knowledge_of(logits[:rows], extra={"initial": list(sent[:rows])})
+        said = knowledge_of(logits[:rows], payload={"initial": list(sent[:rows])})
         assert_allclose(strategy.fuse(said, {}).targets, softmax(logits[:rows]), atol=1e-6)
 
 
@@ -102,12 +102,12 @@ def test_where_clients_began_is_sent_once_and_remembered() -> None:
             clients[n].all_logits = logits[n]
             uploads.append(strategy.upload(clients[n]))
         extra = {"initial": [upload["initial"] for upload in uploads]}
-        guidance = strategy.fuse(knowledge_of(logits[present], present, extra=extra), memory)
+        guidance = strategy.fuse(knowledge_of(logits[present], present, payload=extra), memory)
         memory = guidance.memory
         targets.append(guidance.targets)
     assert [len(values) for values in extra["initial"]] == [4, 0]
     assert num_bytes(uploads[1]) == 4 * 4 * 3
     assert_array_equal(memory["clients"], [0, 1])
     assert_array_equal(memory["initial"], began)
-    at_once = strategy.fuse(knowledge_of(second, extra={"initial": began}), {})
+    at_once = strategy.fuse(knowledge_of(second, payload={"initial": began}), {})
     assert_allclose(targets[1], at_once.targets, atol=1e-7)

@@ -52,7 +52,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cronus": {
         "aggregate": st.sampled_from(["spectral", "median", "trimmed_mean", "geometric_median", "mean"])
     },
-    "dp": {"beta": st.none() | st.floats(0, 50), "confidence": st.sampled_from(["maximum", "true_class"])},
+    "max_confidence": {
+        "beta": st.none() | st.floats(0, 50),
+        "confidence": st.sampled_from(["maximum", "true_class"]),
+    },
     "dsfl": {"sharpen": st.sampled_from(["era", "mean"])},
     "experts": {
         "distribution": st.sampled_from(["soft", "hard", "shared", "calibrated"]),
@@ -77,7 +80,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "server_hidden": st.just((5,)),
         "inference": st.sampled_from(["server", "model"]),
     },
-    "fedkd": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
+    "fedkd_wu": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "fedhkt": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "bottleneck": {"width": st.integers(1, 6), "refresh": st.integers(1, 2)},
@@ -134,14 +137,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 FAR_OPTIONS: dict[str, dict[str, Any]] = {
-    "dp": {"beta": st.just(1e300)},
+    "max_confidence": {"beta": st.just(1e300)},
     "knfu": {"beta": st.sampled_from([0.0, 1e4, 1e300]), "temperature": st.sampled_from([1e-3, 1.0, 1e6])},
     "kta": {"beta": st.just(1e300), "gamma": st.just(1e4), "temperature": st.just(1e-3)},
     "ktpfl": {"lr": st.just(1e6), "rho": st.just(0.0), "coefficient_temperature": st.just(1e-3)},
 }
 
 
-CHOOSY = {"dp", "comd", "bandit", "masters", "mst", "complementary"}
+CHOOSY = {"max_confidence", "comd", "bandit", "masters", "mst", "complementary"}
 """Strategies under which clients that are all alike do not hear all alike, themselves included."""
 DRAWS_CLIENTS = {"bandit"}
 """Those whose draws are of clients, and so go by who is who."""
@@ -251,7 +254,7 @@ class Round:
             logits=stacked.get(Kind.TRANSFER_LOGITS),
             samples=self.everyone.counts.sum(axis=1),
             label_counts=stacked.get(Kind.LABEL_COUNTS),
-            extra=arrays,
+            payload=arrays,
             request=request,
             labels=self.everyone.labels if request is None else self.everyone.labels[request],
             server=self.server,
@@ -386,7 +389,7 @@ def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[s
     for name in ("logits", "label_counts", "request"):
         if getattr(knowledge, name) is not None:
             arrays[name] = getattr(knowledge, name)
-    for name, uploads in knowledge.extra.items():
+    for name, uploads in knowledge.payload.items():
         arrays |= under(f"extra/{name}/", {str(n): values for n, values in enumerate(uploads)})
     return arrays
 
@@ -394,7 +397,7 @@ def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[s
 @every_strategy
 def test_guidance_is_for_whom_the_strategy_says(name) -> None:
     options = {"server_model": "plain"} if name in ("fedet", "fedhkt", "mhat") else {}
-    options |= {"shared_model": "plain"} if name == "fedkd" else {}
+    options |= {"shared_model": "plain"} if name == "fedkd_wu" else {}
     fused = Round(make_strategy(name, options), draw((3, 5, 4), 0))
     guidance = fused.fuse()
     own = len(guidance.personal) > 0 or (guidance.targets is not None and guidance.targets.ndim == 3)

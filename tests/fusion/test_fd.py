@@ -29,7 +29,7 @@ def knowledge_of(means, counts, clients=None) -> Knowledge:
         logits=None,
         samples=counts.sum(axis=1),
         label_counts=counts,
-        extra={"label_logits": list(means)},
+        payload={"label_logits": list(means)},
     )
 
 

@@ -44,7 +44,7 @@ def fuse(server, weights, samples=SAMPLES, **hyperparameters) -> Guidance:
         clients=tuple(server.architectures),
         logits=None,
         samples=samples[: len(weights)],
-        extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
+        payload={name: [upload[name] for upload in uploads] for name in uploads[0]},
         server=server,
     )
     return strategy.fuse(knowledge, {})

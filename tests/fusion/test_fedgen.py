@@ -28,7 +28,7 @@ def fuse(strategy: FedGen, memory=None, heads=HEADS, counts=COUNTS) -> Guidance:
         logits=None,
         samples=np.array([1, 3]),
         label_counts=counts,
-        extra={"head_weight": list(heads[0]), "head_bias": list(heads[1])},
+        payload={"head_weight": list(heads[0]), "head_bias": list(heads[1])},
         server=SmallServer(np.zeros((1, 3), np.float32), 4, {}),
     )
     return strategy.fuse(knowledge, memory or {})
@@ -96,7 +96,7 @@ def test_whole_models_are_averaged_by_samples_where_all_have_one_architecture():
         logits=None,
         samples=np.array([1, 3]),
         label_counts=COUNTS,
-        extra={name: [upload[name] for upload in uploads] for name in uploads[0] if name != "label_counts"},
+        payload={name: [upload[name] for upload in uploads] for name in uploads[0] if name != "label_counts"},
         server=SmallServer(np.zeros((1, 3), np.float32), 4, {0: "one", 1: "one"}),
     )
     assert strategy.prepare(knowledge.server) is None, "models of one architecture begin alike"

@@ -22,7 +22,7 @@ def fuse(strategy: FedGH, memory=None, means=MEANS, owned=OWNED) -> Guidance:
         logits=None,
         samples=np.ones(len(means), dtype=np.int64),
         label_counts=owned,
-        extra={"prototypes": list(means)},
+        payload={"prototypes": list(means)},
         server=SmallServer(np.zeros((1, 4), np.float32), 3, {}),
     )
     return strategy.fuse(knowledge, memory or {})

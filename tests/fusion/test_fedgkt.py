@@ -27,7 +27,7 @@ def fuse(strategy: FedGKT, memory=None) -> Guidance:
         clients=(0, 1),
         logits=None,
         samples=np.array([2, 4]),
-        extra={"features": FEATURES, "sample_logits": LOGITS, "labels": LABELS},
+        payload={"features": FEATURES, "sample_logits": LOGITS, "labels": LABELS},
         server=SmallServer(np.zeros((1, 3), np.float32), 4, {}),
     )
     return strategy.fuse(knowledge, memory or {})

@@ -29,7 +29,7 @@ def knowledge(features=FEATURES) -> Knowledge:
         logits=None,
         samples=COUNTS.sum(axis=1),
         label_counts=COUNTS,
-        extra={"features": list(features), "label_logits": list(np.log(SAID).astype(np.float32))},
+        payload={"features": list(features), "label_logits": list(np.log(SAID).astype(np.float32))},
     )
 
 

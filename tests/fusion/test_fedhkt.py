@@ -30,7 +30,7 @@ def fuse(server: SmallServer, **options):
     ]
     packs = [pack(own) for own in weights]
     extra = {name: [own[name] for own in packs] for name in packs[0]}
-    knowledge = knowledge_of(LOGITS, extra=extra, server=server)
+    knowledge = knowledge_of(LOGITS, payload=extra, server=server)
     object.__setattr__(knowledge, "samples", SAMPLES)
     return FedHKT(server_model="plain", server_epochs=1, **options).fuse(knowledge, {}), weights
 

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from fedkd.errors import UserError
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.streams.fedmask import FedMask, log_odds
-from fedkd.scenario.schema import Bank
+from fedkd.scenario.schema import CacheSettings
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
@@ -23,7 +23,7 @@ def uploads(*sent, taken=None, samples=None, fingerprints=None) -> Knowledge:
     if taken is not None:
         extra["taken"] = list(taken)
     counts = np.array(samples or [1] * len(sent), dtype=np.int64)
-    return Knowledge(clients=tuple(range(3, 3 + len(sent))), logits=None, samples=counts, extra=extra)
+    return Knowledge(clients=tuple(range(3, 3 + len(sent))), logits=None, samples=counts, payload=extra)
 
 
 def packed(*bits: int) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_the_bank_keeps_masks_for_those_who_come_to_a_task_later():
         return Upload(round, {"mask": mask, "fingerprint": FINGERPRINT}, samples=8)
 
     strategy = FedMask(weight_by_count=True)
-    fusing = FusingByTask(strategy, lambda task: ServerKnowledge(), Bank(decay=0.5))
+    fusing = FusingByTask(strategy, lambda task: ServerKnowledge(), CacheSettings(decay=0.5))
     fusing.move({0: 0, 1: 1})
     fusing.fuse(1, {0: sent(1, packed(1, 1, 0))}, [0, 1])
     fusing.move({0: 1, 1: 0})

@@ -25,7 +25,7 @@ def knowledge_of(means, counts, clients=None) -> Knowledge:
         logits=None,
         samples=counts.sum(axis=1),
         label_counts=counts,
-        extra={"prototypes": list(means)},
+        payload={"prototypes": list(means)},
     )
 
 

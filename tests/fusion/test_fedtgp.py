@@ -26,7 +26,7 @@ def fuse(strategy: FedTGP, memory=None, owned=OWNED) -> Guidance:
         logits=None,
         samples=np.ones(3, dtype=np.int64),
         label_counts=owned,
-        extra={"prototypes": list(HEARD)},
+        payload={"prototypes": list(HEARD)},
         server=SmallServer(np.zeros((1, 5), np.float32), 4, {}),
     )
     return strategy.fuse(knowledge, memory or {})

@@ -82,7 +82,7 @@ def dense(part) -> np.ndarray:
 def knowledge_of(uploads, clients) -> Knowledge:
     arrays = {name: [upload[name] for upload in uploads] for name in uploads[0]}
     return Knowledge(
-        clients=tuple(clients), logits=None, samples=np.ones(len(uploads)), extra=arrays, server=Server()
+        clients=tuple(clients), logits=None, samples=np.ones(len(uploads)), payload=arrays, server=Server()
     )
 
 

@@ -157,11 +157,11 @@ def test_arrays_that_do_not_fit_together_are_named():
     for both in (logits, none):
         assert "one of them must have 0" in str(refusal("bottleneck", {"whole_logits": both, "codes": both}))
     change = {"ranks": np.array([1, -1], np.int32), "factors": np.zeros(15, np.float32)}
-    assert refusal("fedkd", change, PLAIN) is None and refusal("fedkd", change) is None
-    assert refusal("fedkd", change | {"factors": np.zeros(14, np.float32)}, PLAIN) == (
+    assert refusal("fedkd_wu", change, PLAIN) is None and refusal("fedkd_wu", change) is None
+    assert refusal("fedkd_wu", change | {"factors": np.zeros(14, np.float32)}, PLAIN) == (
         "array factors has 14 numbers, must have 15 of these ranks"
     )
-    assert refusal("fedkd", change | {"ranks": np.array([1], np.int32)}, PLAIN) == (
+    assert refusal("fedkd_wu", change | {"ranks": np.array([1], np.int32)}, PLAIN) == (
         "array ranks has 1 numbers, must have 2"
     )
 

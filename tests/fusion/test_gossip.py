@@ -29,7 +29,7 @@ def mix(clients: list[SmallClient], mixing: np.ndarray) -> np.ndarray:
     strategy = Gossip()
     uploads = [strategy.upload(one) for one in clients]
     extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
-    known = Knowledge(tuple(range(N)), None, np.ones(N, np.int64), extra=extra, mixing=mixing)
+    known = Knowledge(tuple(range(N)), None, np.ones(N, np.int64), payload=extra, mixing=mixing)
     guidance = strategy.fuse(known, {})
     for one, own in zip(clients, guidance.personal, strict=True):
         strategy.apply(one, own)

@@ -18,7 +18,7 @@ ACCURACIES = [0.9, 0.2, 0.5, 0.4]
 
 def told(strategy: Masters, logits: np.ndarray, accuracies=ACCURACIES, **fields):
     said = [np.array([value], np.float32) for value in accuracies[: len(logits)]]
-    return strategy.fuse(knowledge_of(logits, extra={"accuracy": said}, **fields), {})
+    return strategy.fuse(knowledge_of(logits, payload={"accuracy": said}, **fields), {})
 
 
 def targets_by_loops(logits: np.ndarray, heard: list[int], weight: float) -> np.ndarray:

@@ -23,7 +23,7 @@ def federation(logits: np.ndarray) -> list[SmallClient]:
 def round_of(strategy: Message, clients: dict[int, SmallClient], memory):
     uploads = [strategy.upload(client) for client in clients.values()]
     extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
-    knowledge = Knowledge(tuple(clients), None, np.full(len(clients), 10), extra=extra)
+    knowledge = Knowledge(tuple(clients), None, np.full(len(clients), 10), payload=extra)
     guidance = strategy.fuse(knowledge, memory)
     for row, client in enumerate(clients.values()):
         client.learn(strategy, guidance_for(row, guidance))

@@ -128,7 +128,7 @@ def test_clients_go_on_with_exactly_what_the_server_has(energy):
             clients=present,
             logits=None,
             samples=np.array([1, 3]),
-            extra={name: [own[name] for own in uploads] for name in uploads[0]},
+            payload={name: [own[name] for own in uploads] for name in uploads[0]},
             server=server,
             round=round,
             rounds=3,
@@ -161,7 +161,7 @@ def test_the_mean_change_does_not_follow_the_order_of_clients(energy):
     for order in ((0, 1, 2, 3, 4), (3, 1, 4, 0, 2), (4, 3, 2, 1, 0), (2, 0, 1, 4, 3)):
         extra = {name: [uploads[n][name] for n in order] for name in uploads[0]}
         knowledge = Knowledge(
-            tuple(range(5)), None, np.ones(5), extra=extra, server=server, round=1, rounds=1
+            tuple(range(5)), None, np.ones(5), payload=extra, server=server, round=1, rounds=1
         )
         found.append(strategy.fuse(knowledge, memory).personal[0])
     for other in found[1:]:

@@ -25,7 +25,7 @@ def test_its_gradient_is_that_of_the_weighted_sum_of_losses():
     start = draws.dirichlet(np.ones(3), 4).astype(np.float32)
     q = torch.tensor(logits).softmax(-1)
     moved = q.numpy().mean(axis=1, dtype=np.float64) - start
-    targets = Panda().fuse(Knowledge(tuple(range(4)), logits, np.ones(4), extra={"start": list(start)}), {})
+    targets = Panda().fuse(Knowledge(tuple(range(4)), logits, np.ones(4), payload={"start": list(start)}), {})
     assert targets.targets is not None
     negative = 0
     for n in range(4):

@@ -90,7 +90,7 @@ def knowledge(seed: int = 0, clients: int = 5) -> Knowledge:
         logits.astype(np.float32),
         np.ones(clients),
         labels=draws.integers(0, 4, 30),
-        extra={"start": [np.full(4, 0.25, dtype=np.float32)] * clients},
+        payload={"start": [np.full(4, 0.25, dtype=np.float32)] * clients},
     )
 
 

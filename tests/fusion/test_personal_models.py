@@ -130,7 +130,7 @@ def fused(strategy: PFedMe, uploads: list[list[float]], memory=None):
         clients=tuple(range(len(uploads))),
         logits=None,
         samples=np.array([1, 3][: len(uploads)]),
-        extra={name: [own[name] for own in arrays] for name in ("parameters", "counters")},
+        payload={name: [own[name] for own in arrays] for name in ("parameters", "counters")},
     )
     return strategy.fuse(knowledge, memory or {})
 

@@ -23,7 +23,7 @@ def knowledge_of(samples, logits, clients=None) -> Knowledge:
         clients=tuple(range(len(samples))) if clients is None else clients,
         logits=None,
         samples=np.full(len(samples), 10),
-        extra={
+        payload={
             "samples": [np.array(indices, dtype=np.int32) for indices in samples],
             "sample_logits": [z[indices] for z, indices in zip(logits, map(_index, samples), strict=True)],
         },

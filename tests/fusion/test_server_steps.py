@@ -48,7 +48,7 @@ def knowledge(uploads, ages, *, awaited: int = 0, exponent: float | None = 0.5) 
         age=age,
         freshness=None if exponent is None else (1.0 + age) ** -exponent,
         awaited=awaited,
-        extra={name: [upload[name] for upload in uploads] for name in (PARAMETERS, COUNTERS)},
+        payload={name: [upload[name] for upload in uploads] for name in (PARAMETERS, COUNTERS)},
         server=SERVER,
     )
 

@@ -32,7 +32,7 @@ def fused(
         clients=(0, 1),
         logits=None,
         samples=np.array(samples),
-        extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
+        payload={name: [upload[name] for upload in uploads] for name in uploads[0]},
         server=server,
         classes_met=classes_met,
     )

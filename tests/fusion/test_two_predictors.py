@@ -15,7 +15,7 @@ from fedkd.plan.load import parse_plan
 
 @pytest.fixture
 def client(digits_scenario):
-    tables = digits_scenario | {"fusion": {"strategy": "two_predictors", "rehearse": 0.3}}
+    tables = digits_scenario | {"fusion": {"strategy": "two_predictors", "kd_weight": 0.3}}
     plan = parse_plan(tables)
     return ClientFactory(plan, load_data(plan.scenario)).build(0)
 

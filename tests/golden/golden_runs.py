@@ -61,12 +61,17 @@ def stream(learner: str, kind: str, **hyperparameters: Any) -> dict[str, Any]:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "knfu": {"fusion": {"strategy": "knfu", "private_weight": 0.5, "distribution_momentum": 0.5}},
+    "knfu": {"fusion": {"strategy": "knfu", "ce_weight": 0.5, "distribution_momentum": 0.5}},
     "fedmd": {
         "fusion": {"strategy": "fedmd", "distill_epochs": 2},
         "heterogeneity": {"rotation": 20.0, "noise": 0.2, "label_noise": 0.1},
     },
-    "pooled": {"fusion": {"strategy": "pooled"}, "rounds": 4, "clients_per_round": 2, "evaluate_every": 2},
+    "centralized": {
+        "fusion": {"strategy": "centralized"},
+        "rounds": 4,
+        "clients_per_round": 2,
+        "evaluate_every": 2,
+    },
     "fd": {"fusion": {"strategy": "fd"}, "training": BASE["training"] | {"schedule": "cosine"}},
     "fedproto": {
         "fusion": {"strategy": "fedproto"},
@@ -139,7 +144,7 @@ OWN: dict[str, dict[str, Any]] = {
     "fedgen": {"server_steps": 5},
     "fedgkt": {"server_epochs": 2, "server_hidden": [16]},
     "fedhkt": SERVER | {"clusters": 2},
-    "fedkd": SHARED,
+    "fedkd_wu": SHARED,
     "fedmrl": SHARED,
     "fml": SHARED,
     "mhat": SERVER,

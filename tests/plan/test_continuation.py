@@ -54,9 +54,9 @@ def test_rounds_may_become_more_and_not_fewer(began, digits_scenario):
     ("tables", "done", "reason"),
     [
         ({"training": {"schedule": "cosine"}}, 1, "its learning rates"),
-        ({"finish": "trained"}, 3, "it has ended with a training"),
+        ({"end_with": "training"}, 3, "it has ended with a training"),
         ({"fusion": {"strategy": "masters"}}, 1, "what 'masters' did in them"),
-        ({"fusion": {"strategy": "fedkd"}}, 1, "what 'fedkd' did in them"),
+        ({"fusion": {"strategy": "fedkd_wu"}}, 1, "what 'fedkd_wu' did in them"),
     ],
 )
 def test_some_runs_cannot_be_longer(tables, done, reason, digits_scenario):
@@ -87,8 +87,11 @@ def test_changed_keys_are_dotted_and_in_order():
 
 def test_keys_that_came_later_decide_nothing_at_their_usual_values(digits_scenario):
     tables = decisive(parse_scenario(digits_scenario))
-    assert not {"rehearse", "rehearse_decay", "own_prior", "absent_by_experts"} & tables["fusion"].keys()
+    assert (
+        not {"kd_weight", "kd_weight_decay", "logit_adjustment", "absent_by_experts"}
+        & tables["fusion"].keys()
+    )
     assert "alpha" not in tables["data"]["transfer"]
-    other = digits_scenario | {"fusion": {"strategy": "knfu", "rehearse": 0.3, "absent_by_experts": True}}
+    other = digits_scenario | {"fusion": {"strategy": "knfu", "kd_weight": 0.3, "absent_by_experts": True}}
     found = decisive(parse_scenario(other))["fusion"]
-    assert found["rehearse"] == 0.3 and found["absent_by_experts"] is True and "rehearse_decay" not in found
+    assert found["kd_weight"] == 0.3 and found["absent_by_experts"] is True and "kd_weight_decay" not in found

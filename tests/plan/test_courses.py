@@ -20,7 +20,7 @@ N, T = 12, 5
 def plan_of(tasks=None, *, seed=3, clients=N, rounds_per_task=2, **tables):
     tasks = {"count": T, **(tasks or {})}
     continual = {"tasks": tasks}
-    if "pace" not in tasks and tasks.get("clock") != "file":
+    if "pace_range" not in tasks and tasks.get("pace") != "file":
         continual["rounds_per_task"] = rounds_per_task
     return parse_plan({"seed": seed, "data": {"clients": clients}, "continual": continual, **tables})
 
@@ -80,7 +80,7 @@ def test_tasks_return_in_the_same_order():
 
 
 def test_groups_have_paces_spread_evenly_and_are_of_one_size():
-    schedule = schedule_of({"clock": "groups", "groups": 3, "pace": [1, 5]})
+    schedule = schedule_of({"pace": "groups", "groups": 3, "pace_range": [1, 5]})
     paces = Counter(lengths(schedule, n)[0] for n in range(N))
     assert paces == {1: 4, 3: 4, 5: 4}
     assert all(len(set(lengths(schedule, n))) == 1 for n in range(N))
@@ -88,14 +88,16 @@ def test_groups_have_paces_spread_evenly_and_are_of_one_size():
 
 
 def test_a_uniform_clock_draws_each_clients_pace_between_the_two():
-    paces = [lengths(schedule_of({"clock": "uniform", "pace": [2, 4]}, clients=200), n) for n in range(200)]
+    paces = [
+        lengths(schedule_of({"pace": "uniform", "pace_range": [2, 4]}, clients=200), n) for n in range(200)
+    ]
     assert all(len(set(of_client)) == 1 for of_client in paces)
     counts = Counter(of_client[0] for of_client in paces)
     assert set(counts) == {2, 3, 4} and min(counts.values()) > 40
 
 
 def test_a_poisson_clock_spends_rounds_per_task_in_the_mean_and_one_at_least():
-    schedule = schedule_of({"clock": "poisson"}, clients=400, rounds_per_task=3)
+    schedule = schedule_of({"pace": "poisson"}, clients=400, rounds_per_task=3)
     drawn = [length for n in range(400) for length in lengths(schedule, n)]
     assert min(drawn) == 1
     # 2000 draws of 1 + Poisson(2): the standard error of their mean is √(2 / 2000) ≈ 0.032.
@@ -109,7 +111,7 @@ def test_who_would_be_too_far_ahead_stays_with_its_task_until_the_slowest_has_mo
 
 @pytest.mark.parametrize("max_lag", [1, 2])
 def test_nobody_is_further_ahead_than_the_lag_allows(max_lag):
-    tasks = {"order": "shuffled", "clock": "poisson", "max_lag": max_lag}
+    tasks = {"order": "shuffled", "pace": "poisson", "max_lag": max_lag}
     schedule = schedule_of(tasks, clients=30)
     for round in range(1, schedule.rounds + 1):
         there = [n for n in range(30) if schedule.is_member(n, round)]
@@ -169,7 +171,7 @@ def test_without_a_stream_clients_come_and_go_within_the_rounds():
 
 def test_more_tasks_or_rounds_than_can_be_are_refused_before_they_are_laid_out():
     assert refused({"order": "shuffled", "visits": 1000, "count": 5000}).key == "continual.tasks.visits"
-    error = refused({"clock": "poisson"}, rounds_per_task=10**19)
+    error = refused({"pace": "poisson"}, rounds_per_task=10**19)
     assert error.key == "continual.rounds_per_task" and "more than 1000000000 rounds" in error.message
 
 
@@ -188,15 +190,15 @@ def test_without_absences_nothing_is_drawn():
 
 
 def test_a_schedule_can_be_given_back_as_a_file(tmp_path):
-    drawn = schedule_of({"order": "shuffled", "clock": "poisson", "max_lag": 2})
+    drawn = schedule_of({"order": "shuffled", "pace": "poisson", "max_lag": 2})
     file = tmp_path / "schedule.json"
     file.write_text(drawn.to_json())
-    again = plan_of({"order": "file", "clock": "file", "schedule": str(file)})
+    again = plan_of({"order": "file", "pace": "file", "schedule": str(file)})
     assert again.schedule == drawn and again.scenario.rounds == drawn.rounds
 
 
 def test_the_order_of_a_file_can_be_taken_at_another_clock(tmp_path):
-    drawn = schedule_of({"order": "shuffled", "clock": "poisson"})
+    drawn = schedule_of({"order": "shuffled", "pace": "poisson"})
     file = tmp_path / "schedule.json"
     file.write_text(drawn.to_json())
     again = schedule_of({"order": "file", "schedule": str(file)})
@@ -231,7 +233,7 @@ def test_a_file_that_is_no_schedule_of_the_stream_is_refused(tmp_path, table, to
     }
     file = tmp_path / "schedule.json"
     file.write_text(json.dumps(whole | table))
-    error = refused({"order": "file", "clock": "file", "schedule": str(file)})
+    error = refused({"order": "file", "pace": "file", "schedule": str(file)})
     assert error.key == "continual.tasks.schedule" and told in error.message
 
 
@@ -255,7 +257,7 @@ def test_a_file_of_more_than_can_be_is_refused_before_there_is_room_for_it(tmp_p
     whole = {"clients": N, "rounds": 2, "participation": {"seed": 0}, "courses": [spans((0, 1, 2))]}
     file = tmp_path / "schedule.json"
     file.write_text(json.dumps(whole | table))
-    assert told in refused({"order": "file", "clock": "file", "schedule": str(file)}).message
+    assert told in refused({"order": "file", "pace": "file", "schedule": str(file)}).message
 
 
 # What does not fit ----------------------------------------------------------------------------------------
@@ -267,11 +269,11 @@ def test_a_file_of_more_than_can_be_is_refused_before_there_is_room_for_it(tmp_p
         ({"tasks_per_client": 2}, "tasks_per_client"),
         ({"order": "overlapping", "tasks_per_client": T + 1}, "tasks_per_client"),
         ({"groups": 2}, "groups"),
-        ({"clock": "groups", "groups": N + 1}, "groups"),
-        ({"pace": [1, 2]}, "pace"),
-        ({"clock": "uniform", "pace": [3, 2]}, "pace"),
-        ({"clock": "uniform", "pace": [3]}, "pace"),
-        ({"clock": "file"}, "order"),
+        ({"pace": "groups", "groups": N + 1}, "groups"),
+        ({"pace_range": [1, 2]}, "pace_range"),
+        ({"pace": "uniform", "pace_range": [3, 2]}, "pace_range"),
+        ({"pace": "uniform", "pace_range": [3]}, "pace_range"),
+        ({"pace": "file"}, "order"),
         ({"order": "file"}, "schedule"),
         ({"schedule": "a.json"}, "schedule"),
         ({"order": "file", "schedule": "a.json", "visits": 2}, "visits"),
@@ -282,7 +284,7 @@ def test_keys_that_nothing_looks_at_are_refused(tasks, key):
 
 
 def test_rounds_are_those_of_the_slowest_or_left_out():
-    tasks = {"clock": "groups", "pace": [1, 3]}
+    tasks = {"pace": "groups", "pace_range": [1, 3]}
     assert plan_of(tasks, rounds=3 * T).scenario.rounds == 3 * T
     error = refused(tasks, rounds=10)
     assert error.key == "rounds" and "must be 15, until the last client is through" in error.message

@@ -136,11 +136,21 @@ def test_a_file_beside_the_scenario_is_read(digits_scenario, tmp_path):
         ({"strategy": "gossip"}, {}, "fusion.strategy", "topology.graph is 'star'"),
         ({"strategy": "feddf"}, {"graph": "ring"}, "fusion.strategy", "trains a model on the server"),
         ({"strategy": "kta"}, {"graph": "ring"}, "fusion.strategy", "labels of the transfer set"),
-        ({"strategy": "dp", "confidence": "true_class"}, {"graph": "ring"}, "fusion.strategy", "labels"),
+        (
+            {"strategy": "max_confidence", "confidence": "true_class"},
+            {"graph": "ring"},
+            "fusion.strategy",
+            "labels",
+        ),
         ({"strategy": "fedper"}, {"graph": "ring"}, "fusion.strategy", "take 'gossip'"),
         ({"strategy": "scarlet"}, {"graph": "ring"}, "fusion.strategy", "what no client can by itself"),
         ({"strategy": "flwr:FedAvg"}, {"graph": "ring"}, "fusion.strategy", "take 'gossip'"),
-        ({"strategy": "knfu", "bank": {}}, {"graph": "ring"}, "fusion.bank", "kept on a server"),
+        (
+            {"strategy": "knfu", "knowledge_cache": {}},
+            {"graph": "ring"},
+            "fusion.knowledge_cache",
+            "kept on a server",
+        ),
         ({"strategy": "knfu"}, {"graph": "ring", "relay": True}, "topology.relay", "fusion.stale_decay"),
         ({"strategy": "gossip"}, {"graph": "ring", "relay": True}, "topology.relay", "with 'knfu'"),
         (

@@ -23,7 +23,7 @@ from fedkd.scenario.schema import FLOWER_PREFIX
         ("fed_trimmed_avg", "flwr:FedTrimmedAvg"),
         ("KnFu", "knfu"),
         ("LG-FedAvg", "lg_fedavg"),
-        ("centralized", "pooled"),
+        ("centralized", "centralized"),
     ],
 )
 def test_a_strategy_is_found_by_what_it_is_called(given, meant, digits_scenario):

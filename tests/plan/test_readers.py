@@ -18,7 +18,7 @@ from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.overrides import apply_values
 from fedkd.scenario.schema import Scenario
 
-SCHEME, KIND, CLOCK = "data.partition.scheme", "continual.tasks.kind", "continual.tasks.clock"
+SCHEME, KIND, CLOCK = "data.partition.scheme", "continual.tasks.kind", "continual.tasks.pace"
 STRATEGY, STALE = "fusion.strategy", {"fusion.strategy": "knfu", "fusion.stale_decay": 0.5}
 FOREST, MIX = ({"clients": [{"model": name} for name in of]} for of in (["random-forest"], ["sgd", "mlp"]))
 RING = {"topology.graph": "ring"}
@@ -53,7 +53,7 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
     ("training.momentum", 0.9, {}, {"training.optimizer": "sgd"}),
     ("training.lr_decay", 0.9, {}, {"training.schedule": "step", "training.lr_step_rounds": 2}),
     ("training.lr_step_rounds", 2, {}, {"training.schedule": "step"}),
-    ("training.together", 16, {}, {"training.executor": "auto"}),
+    ("training.vmap_size", 16, {}, {"training.executor": "auto"}),
     ("training.autocast", True, {"engine.device": "cpu"}, {}),
     ("training.held_out", 0.1, {"training.early_stopping": {}}, {}),
     ("training.held_out", 0.1, {"continual": {}}, {}),
@@ -64,12 +64,12 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
     ("fusion.distill_batch_size", 8, {STRATEGY: "feddf"}, {STRATEGY: "scarlet"}),
     ("fusion.distill_lr", 0.1, {STRATEGY: "fd"}, {STRATEGY: "fd", "measure.transferability": {}}),
     ("fusion.distill_lr", 0.1, {"fusion.distill_epochs": 0}, {}),
-    ("fusion.private_weight", 1.0, {STRATEGY: "local"}, {STRATEGY: "knfu"}),
-    ("fusion.private_weight", 1.0, {"fusion.distill_epochs": 0}, {}),
-    ("fusion.rehearse_decay", 0.9, {}, {"fusion.rehearse": 0.3}),
+    ("fusion.ce_weight", 1.0, {STRATEGY: "local"}, {STRATEGY: "knfu"}),
+    ("fusion.ce_weight", 1.0, {"fusion.distill_epochs": 0}, {}),
+    ("fusion.kd_weight_decay", 0.9, {}, {"fusion.kd_weight": 0.3}),
     ("fusion.upload_dtype", "float16", {STRATEGY: "local"}, {STRATEGY: "flwr:FedAvg"}),
     ("fusion.upload_top", 3, {STRATEGY: "fedproto"}, {STRATEGY: "dsfl"}),
-    ("fusion.bank.decay", 0.9, STALE, {STRATEGY: "knfu"}),
+    ("fusion.knowledge_cache.decay", 0.9, STALE, {STRATEGY: "knfu"}),
     ("fusion.relations.temperature", 1.0, {"fusion.relations.kind": "rkd"}, {}),
     ("fusion.relations.distance", 1.0, {}, {"fusion.relations.kind": "rkd"}),
     ("fusion.relations.angle", 1.0, {}, {"fusion.relations.kind": "rkd"}),
@@ -104,13 +104,13 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
     ("continual.tasks.visits", 2, {"continual.tasks.order": "file"}, {}),
     ("continual.tasks.schedule", "a.json", {}, {"continual.tasks.order": "file"}),
     ("continual.tasks.groups", 2, {}, {CLOCK: "groups"}),
-    ("continual.tasks.pace", [1, 2], {}, {CLOCK: "uniform"}),
+    ("continual.tasks.pace_range", [1, 2], {}, {CLOCK: "uniform"}),
     ("continual.tasks.max_lag", 1, {}, {"population.breaks": 0.5}),
     ("continual.tasks.max_lag", 1, {CLOCK: "file"}, {CLOCK: "poisson"}),
     (
         "continual.rounds_per_task",
         2,
-        {CLOCK: "groups", "continual.tasks.pace": [1, 2]},
+        {CLOCK: "groups", "continual.tasks.pace_range": [1, 2]},
         {CLOCK: "groups"},
     ),
     *(
@@ -201,7 +201,7 @@ def cells(tmp_path, digits_scenario, **tables: Any):
 
 
 def test_a_cell_leaves_out_what_an_axis_makes_moot(tmp_path, digits_scenario):
-    weighted = digits_scenario | {"fusion": {"strategy": "knfu", "private_weight": 1.0}}
+    weighted = digits_scenario | {"fusion": {"strategy": "knfu", "ce_weight": 1.0}}
     weighted["engine"] = {"kind": "inline", "cpus_per_actor": 2.0}
     found = cells(
         tmp_path,
@@ -211,13 +211,13 @@ def test_a_cell_leaves_out_what_an_axis_makes_moot(tmp_path, digits_scenario):
     )
     assert [s.data.partition.alpha for s in found] == [1.0, 1.0, 0.5, 0.5]
     assert [s.fusion.distill_epochs for s in found] == [2, 1, 2, 1]
-    assert [is_set(s, "fusion.private_weight") for s in found] == [True, False] * 2
+    assert [is_set(s, "fusion.ce_weight") for s in found] == [True, False] * 2
     assert {s.engine.cpus_per_actor for s in found} == {2.0}, "which the bench reads"
 
 
 def test_axes_may_cross_and_a_level_may_not_contradict_itself(tmp_path, digits_scenario):
     grid = {"faults.poisoned": [0.0, 0.5], "faults.poison": ["random", "flipped"]}
     assert len(cells(tmp_path, digits_scenario, grid=grid)) == 4
-    level = {"fusion.strategy": "local", "fusion.private_weight": 1.0}
-    with pytest.raises(UserError, match=r"cell 'kind=b.*fusion\.private_weight: must be left out"):
+    level = {"fusion.strategy": "local", "fusion.ce_weight": 1.0}
+    with pytest.raises(UserError, match=r"cell 'kind=b.*fusion\.ce_weight: must be left out"):
         cells(tmp_path, digits_scenario, variants={"kind": {"a": {"fusion.strategy": "knfu"}, "b": level}})

@@ -31,11 +31,11 @@ def tables(base, strategy="knfu", recipe=None, **fusion):
     [
         ("knfu", None, {}, (0.0, 0.0)),
         ("knfu", "joint", {}, (1.0, 0.3)),
-        ("knfu", "joint", {"rehearse": 0.1}, (1.0, 0.1)),
-        ("knfu", "joint", {"private_weight": 0.0}, (0.0, 0.3)),
-        ("knfu", None, {"private_weight": 0.5}, (0.5, 0.0)),
+        ("knfu", "joint", {"kd_weight": 0.1}, (1.0, 0.1)),
+        ("knfu", "joint", {"ce_weight": 0.0}, (0.0, 0.3)),
+        ("knfu", None, {"ce_weight": 0.5}, (0.5, 0.0)),
         ("cronus", None, {}, (1.0, 0.0)),
-        ("cronus", None, {"private_weight": 0.0}, (0.0, 0.0)),
+        ("cronus", None, {"ce_weight": 0.0}, (0.0, 0.0)),
         ("cronus", "joint", {}, (1.0, 0.3)),
         ("comet", None, {}, (1.0, 0.0)),
         ("flwr:FedAvg", None, {}, (0.0, 0.0)),
@@ -47,7 +47,7 @@ def test_keys_come_before_the_recipe_and_the_recipe_before_the_paper(
     scenario = digits_scenario | {"clients": [{"model": "mlp"}]}
     plan = parse_plan(tables(scenario, strategy, recipe, **keys))
     assert astuple(plan.recipe) == expected
-    assert (plan.scenario.fusion.private_weight, plan.scenario.fusion.rehearse) == expected
+    assert (plan.scenario.fusion.ce_weight, plan.scenario.fusion.kd_weight) == expected
 
 
 def test_the_resolved_scenario_repeats_the_run(digits_scenario):
@@ -62,8 +62,8 @@ def test_the_resolved_scenario_repeats_the_run(digits_scenario):
         ({}, {"fusion.strategy": "cronus"}, (1.0, 0.0)),
         ({"strategy": "cronus"}, {"fusion.strategy": "knfu"}, (0.0, 0.0)),
         ({"recipe": "joint"}, {"training.recipe": "alternating"}, (0.0, 0.0)),
-        ({"recipe": "joint", "rehearse": 0.1}, {"training.recipe": "alternating"}, (0.0, 0.1)),
-        ({"private_weight": 0.5}, {"fusion.strategy": "dsfl"}, (0.5, 0.0)),
+        ({"recipe": "joint", "kd_weight": 0.1}, {"training.recipe": "alternating"}, (0.0, 0.1)),
+        ({"ce_weight": 0.5}, {"fusion.strategy": "dsfl"}, (0.5, 0.0)),
     ],
 )
 def test_what_followed_from_a_choice_goes_with_it(before, changes, expected, digits_scenario):
@@ -73,7 +73,7 @@ def test_what_followed_from_a_choice_goes_with_it(before, changes, expected, dig
 
 def test_a_recipe_is_the_keys_that_it_sets(digits_scenario):
     joint = parse_scenario(tables(digits_scenario, recipe="joint"))
-    keys = parse_scenario(tables(digits_scenario, private_weight=1.0, rehearse=0.3))
+    keys = parse_scenario(tables(digits_scenario, ce_weight=1.0, kd_weight=0.3))
     assert digest_of(joint) == digest_of(keys) != digest_of(parse_scenario(digits_scenario))
 
 

@@ -21,7 +21,7 @@ from fedkd.plan.load import parse_plan
         ("feddf", "imitation", True),
         ("feddf", "random", False),
         ("fml", "imitation", True),
-        ("fedkd", "imitation", True),
+        ("fedkd_wu", "imitation", True),
         ("fedmrl", "imitation", True),
         ("fedgen", "imitation", True),
         ("feddf", "constant", True),

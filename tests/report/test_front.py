@@ -47,8 +47,8 @@ def both(study):
             levels=(run.levels[0], name),
             is_bound=False,
             final={
-                "accuracy_trained_local": 0.9 - place / 10,
-                "accuracy_trained_global": 0.5 + place / 10,
+                "accuracy_before_fusion_local": 0.9 - place / 10,
+                "accuracy_before_fusion_global": 0.5 + place / 10,
                 "accuracy_local": 0.8,
                 "accuracy_global": 0.4 + place / 10 + run.seed / 100,
             },
@@ -106,7 +106,7 @@ def many(study, blocks: int, groups: int):
             is_bound=False,
             final={
                 f"accuracy_{moment}{split}": (1 + place) / 20
-                for moment in ("", "trained_")
+                for moment in ("", "before_fusion_")
                 for split in ("local", "global")
             },
         )

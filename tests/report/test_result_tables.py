@@ -32,8 +32,8 @@ def accuracies(study):
 
     def final(run):
         own = run.final["accuracy_local"]
-        values = {"accuracy_trained_local": own - 0.1, "accuracy_local": own, "bytes_up": 2e6}
-        return values | {"accuracy_trained_global": own - 0.2, "accuracy_global": own - 0.1}
+        values = {"accuracy_before_fusion_local": own - 0.1, "accuracy_local": own, "bytes_up": 2e6}
+        return values | {"accuracy_before_fusion_global": own - 0.2, "accuracy_global": own - 0.1}
 
     names = {"fedmd": "fedmd*"}
     runs = tuple(

@@ -141,7 +141,7 @@ def test_toml_is_a_scenario_a_search_or_a_bench_or_a_part_of_one(block, tmp_path
 
 
 STREAM = {"learner": "naive", "head": "task", "tasks": {"kind": "split", "count": 5}}
-IN_TURN = STREAM | {"tasks": STREAM["tasks"] | {"order": "shuffled", "clock": "poisson"}}
+IN_TURN = STREAM | {"tasks": STREAM["tasks"] | {"order": "shuffled", "pace": "poisson"}}
 BASES: list[dict[str, Any]] = [
     {},
     {"continual": STREAM},

@@ -130,8 +130,11 @@ def test_keys_complete_as_deep_as_they_go():
         ("fedkd list par", {"partitions"}),
         ("fedkd run kn", {"knfu-mnist", "knfu-fashion", "knfu-cifar10-jpeg"}),
         (
-            "fedkd run quickstart --set fusion.ba",
-            {"fusion.bank.decay=", "fusion.bank.megabytes=", "fusion.backward="},
+            "fedkd run quickstart --set fusion.knowledge",
+            {
+                "fusion.knowledge_cache.decay=",
+                "fusion.knowledge_cache.megabytes=",
+            },
         ),
     ],
 )

@@ -46,7 +46,7 @@ def test_what_was_meant_is_told(key, told, digits_scenario):
 
 
 def test_no_sentence_is_about_a_key_that_there_is():
-    top = {name.replace("_", "") for name in Scenario.model_fields}
+    top = {name.replace("_", "") for name in Scenario.model_fields} - {"clock"}  # once of `tasks`, too
     assert not top & ASKED.keys()
     for sentence in ASKED.values():
         for word in sentence.replace(",", " ").replace(":", " ").replace(";", " ").split():

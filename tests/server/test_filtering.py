@@ -9,11 +9,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from fedkd.clients.upload.stages import SENT
 from fedkd.fusion.distillation.comet import Comet
 from fedkd.fusion.distillation.confidence import certainty
-from fedkd.fusion.distillation.data_partitioned import DataPartitioned
 from fedkd.fusion.distillation.dsfl import DSFL
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.filters import agreement, class_shares, relevance
 from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion.distillation.max_confidence import MaxConfidence
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
@@ -41,7 +41,7 @@ def fuse(strategy, *filters, known=None):
     return filtered, tables_of(filtered.guidance, known)[0]
 
 
-@pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL(), FedMD(), DataPartitioned()])
+@pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL(), FedMD(), MaxConfidence()])
 @pytest.mark.parametrize("by", ["confidence", "agreement"])
 def test_a_threshold_of_zero_changes_nothing_to_the_last_bit(strategy, by) -> None:
     filtered, _ = fuse(strategy, Filter(by=by, threshold=0.0))
@@ -86,7 +86,7 @@ def test_any_other_strategy_hears_those_who_are_left(strategy) -> None:
 
 
 def test_personal_targets_are_left_out_for_all() -> None:
-    _, tables = fuse(DataPartitioned(), SURE)
+    _, tables = fuse(MaxConfidence(), SURE)
     assert {len(table["targets"]) for table in tables.values()} == {9}
 
 
@@ -108,7 +108,7 @@ def test_samples_are_those_that_were_asked_for() -> None:
 @pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL()])
 def test_what_was_not_sent_is_as_if_the_server_had_dropped_it(strategy) -> None:
     keep = certainty(Q) >= 0.3
-    sent = knowledge(np.where(keep[..., None], LOGITS, 0), extra={SENT: list(keep.astype(np.uint8))})
+    sent = knowledge(np.where(keep[..., None], LOGITS, 0), payload={SENT: list(keep.astype(np.uint8))})
     at_upload, tables = fuse(strategy, known=sent)
     at_fusion, expected = fuse(strategy, SURE)
     assert at_upload.heard == at_fusion.heard

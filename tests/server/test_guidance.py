@@ -133,7 +133,7 @@ def test_only_those_who_took_part_count_their_neighbours(digits_scenario, tmp_pa
 
 
 def test_flipped_labels_are_flipped_in_distillation_too(digits_scenario):
-    plan = parse_plan(digits_scenario | {"fusion": {"strategy": "knfu", "private_weight": 1.0}})
+    plan = parse_plan(digits_scenario | {"fusion": {"strategy": "knfu", "ce_weight": 1.0}})
     data = load_federated_data(plan.scenario)
     learned = []
     for poison in (None, Poison("flipped", np.ones(10))):

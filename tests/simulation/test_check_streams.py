@@ -113,8 +113,8 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "fusion.strategy: 'fedweit' exchanges what the learner 'fedweit' keeps of a stream of tasks; set",
         ),
         (
-            ["continual.learner=fedweit", "fusion.strategy=fedweit", "fusion.bank.decay=0.9"],
-            "fusion.bank: not allowed: 'fedweit' exchanges weights",
+            ["continual.learner=fedweit", "fusion.strategy=fedweit", "fusion.knowledge_cache.decay=0.9"],
+            "fusion.knowledge_cache: not allowed: 'fedweit' exchanges weights",
         ),
         (
             ["continual.learner=joint", "fusion.strategy=fd"],
@@ -141,8 +141,8 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "training.early_stopping: not allowed: 'gdumb' trains on what it remembers alone",
         ),
         (
-            ["continual.learner=gdumb", "fusion.private_weight=0.5"],
-            "fusion.private_weight: must be 0, as 'gdumb' trains on what it remembers alone, got 0.5",
+            ["continual.learner=gdumb", "fusion.ce_weight=0.5"],
+            "fusion.ce_weight: must be 0, as 'gdumb' trains on what it remembers alone, got 0.5",
         ),
         (
             ["continual.learner=der", "continual.tasks.boundaries=false"],
@@ -157,8 +157,8 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "training.local_epochs: must be 1, as each sample is trained on once, got 2",
         ),
         (
-            ["continual.online=true", "fusion.private_weight=0.5"],
-            "fusion.private_weight: must be 0, as each sample is trained on once, got 0.5",
+            ["continual.online=true", "fusion.ce_weight=0.5"],
+            "fusion.ce_weight: must be 0, as each sample is trained on once, got 0.5",
         ),
         (
             ["continual.learner=cumulative", "continual.online=true"],

@@ -37,12 +37,12 @@ def test_differences_are_paired_by_client(pair):
     assert found.changed["rounds"] == (1, 2) and found.changed["fusion.strategy"] == ("knfu", "fedmd")
     figures = {figure.label: figure for figure in found.figures}
     assert list(figures) == [
-        *("local accuracy, own training", "local accuracy, guided"),
-        *("global accuracy, own training", "global accuracy, guided"),
+        *("local accuracy before fusion", "local accuracy after fusion"),
+        *("global accuracy before fusion", "global accuracy after fusion"),
     ]
     ours = of_clients(pair[0], "global", "accuracy", 1)
     theirs = of_clients(pair[1], "global", "accuracy", 2)
-    figure, difference = figures["global accuracy, guided"], theirs - ours
+    figure, difference = figures["global accuracy after fusion"], theirs - ours
     assert (figure.ours, figure.theirs) == pytest.approx((ours.mean(), theirs.mean()))
     assert figure.difference.mean == pytest.approx(difference.mean())
     assert figure.difference.half == pytest.approx(T_OF_3 * difference.std(ddof=1) / 2)
@@ -55,7 +55,7 @@ def test_what_it_says(pair, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"A  {a}, round 1", f"B  {b}, round 2"]
     assert any(line.split() == ["fusion.strategy", '"knfu"', "→", '"fedmd"'] for line in lines)
-    assert any(line.startswith("global accuracy, guided  ") and " of 4" in line for line in lines)
+    assert any(line.startswith("global accuracy after fusion  ") and " of 4" in line for line in lines)
     up = next(line for line in lines if line.startswith("up "))
     assert up.split()[1:] == ["9.6", "kB", "19.2", "kB"]
     assert "paired by client" in lines[-2]

@@ -169,7 +169,9 @@ def test_the_display_of_a_notebook(result):
     assert len(shown) == 3, "twice a second at most"
     assert "━" in shown[-1] and "round 1/3 · train 3/4 clients" in shown[-1]
     assert "loading" in shown[-1]
-    progress.round_finished(RoundReport(1, 3, accuracy_local=0.5, accuracy_trained_local=0.25, seconds=4.0))
+    progress.round_finished(
+        RoundReport(1, 3, accuracy_local=0.5, accuracy_before_fusion_local=0.25, seconds=4.0)
+    )
     assert "25.0 → 50.0 %" in shown[-1] and "8 s left" in shown[-1]
     progress.run_finished(RunReport(result.folder, result.summary))
     assert "━" not in shown[-1] and "traffic" in shown[-1]

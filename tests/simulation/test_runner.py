@@ -175,7 +175,7 @@ def test_metrics_name_every_client_and_the_mean(finished):
         (round, split, metric)
         for round in (2, 3)
         for split in ("local", "global")
-        for metric in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
+        for metric in ("accuracy_before_fusion", "accuracy", "loss", "fusion_gain")
     }
     assert {key for key in groups if key[1] == "train" and key[2] not in (*GUIDED, "guided_clients")} == {
         (round, "train", metric) for round in (1, 2, 3) for metric in ("loss", "effective_neighbours")
@@ -199,7 +199,7 @@ def test_the_summary_keeps_its_schema(finished):
     assert (summary["name"], summary["seed"], summary["status"]) == ("digits-test", 7, "done")
     assert (summary["rounds"], summary["continual"]) == (3, None)
     accuracies = {
-        f"{name}_{split}" for name in ("accuracy", "accuracy_trained") for split in ("local", "global")
+        f"{name}_{split}" for name in ("accuracy", "accuracy_before_fusion") for split in ("local", "global")
     }
     traffic = {"bytes_up", "bytes_down", "evaluation_bytes"}
     assert set(summary["final"]) == accuracies | traffic | {"by_architecture"}

@@ -88,4 +88,4 @@ def test_benches_say_what_was_not_recorded(tables, tmp_path):
     fedkd.bench(tmp_path / "bench.toml", out=tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| knfu | 2 | – |" in table
-    assert "Not recorded by any run: accuracy_trained_local, accuracy_local" in table
+    assert "Not recorded by any run: accuracy_before_fusion_local, accuracy_local" in table

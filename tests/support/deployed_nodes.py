@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from fedkd.deployment.deal import client_folder, deal
+from fedkd.deployment.partition import client_folder, write_partition
 from fedkd.engine.inline import InlineGrid
 from fedkd.federation.apps.client_app import app as client_app
 from fedkd.federation.apps.server_app import app as server_app
@@ -53,7 +53,7 @@ class Deployed:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
-        self.folder = deal(plan, folder)
+        self.folder = write_partition(plan, folder)
         self.clients = plan.scenario.data.clients
         self._runs = 0
 

@@ -38,9 +38,9 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 def _report(round, **changes):
     values = {
         "accuracy_local": 0.871,
-        "accuracy_trained_local": 0.871,
+        "accuracy_before_fusion_local": 0.871,
         "accuracy_global": 0.7134,
-        "accuracy_trained_global": 0.5164,
+        "accuracy_before_fusion_global": 0.5164,
         "fusion_gain": 0.012,
         "effective_neighbours": 3.42,
         "bytes_up": 2_000_000,
@@ -147,7 +147,7 @@ def test_a_wide_terminal_has_room_for_the_neighbours():
     out = io.StringIO()
     progress = LiveProgress(_console(io.StringIO(), terminal=True, width=94))
     progress.run_started(SCENARIO, FOLDER, 0)
-    progress.round_finished(_report(1, accuracy_trained_local=1.0, seconds=1234.5))
+    progress.round_finished(_report(1, accuracy_before_fusion_local=1.0, seconds=1234.5))
     _console(out, terminal=False, width=94).print(progress._display())
     progress.closed()
     row = next(line for line in out.getvalue().splitlines() if "1/12" in line)
@@ -157,7 +157,7 @@ def test_a_wide_terminal_has_room_for_the_neighbours():
 def test_the_live_table_counts_a_training_after_the_last_round():
     out = io.StringIO()
     progress = LiveProgress(_console(io.StringIO(), terminal=True))
-    progress.run_started(SCENARIO.model_copy(update={"finish": "trained"}), FOLDER, 12)
+    progress.run_started(SCENARIO.model_copy(update={"end_with": "training"}), FOLDER, 12)
     progress.phase(13, "finish", 3, 10)
     _console(out, terminal=False).print(progress._display())
     progress.closed()
@@ -207,7 +207,11 @@ def test_the_table_and_its_bar_fit_the_terminal(height, shown):
     for round in range(1, 12):
         progress.round_finished(
             _report(
-                round, accuracy_trained_local=1.0, fusion_gain=-0.12, bytes_down=999_900_000, seconds=830.0
+                round,
+                accuracy_before_fusion_local=1.0,
+                fusion_gain=-0.12,
+                bytes_down=999_900_000,
+                seconds=830.0,
             )
         )
     out = io.StringIO()

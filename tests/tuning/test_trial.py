@@ -72,8 +72,8 @@ def test_the_curve_of_a_stream_is_the_average_over_its_tasks_so_far():
 
 
 def test_a_curve_goes_on_from_what_was_recorded():
-    curve = Curve("validation/accuracy_trained_global", scenario_of())
-    row = {"client": None, "task": None, "split": "global", "metric": "accuracy_trained"}
+    curve = Curve("validation/accuracy_before_fusion_global", scenario_of())
+    row = {"client": None, "task": None, "split": "global", "metric": "accuracy_before_fusion"}
     rows = [
         {**row, "round": 1, "value": 0.5},
         {**row, "round": 2, "value": 0.75},
@@ -83,7 +83,7 @@ def test_a_curve_goes_on_from_what_was_recorded():
     ]
     curve.recall(rows, 2)
     assert curve.values == {1: 0.5, 2: 0.75}
-    curve.add(RoundReport(3, 4, accuracy_trained_global=0.875))
+    curve.add(RoundReport(3, 4, accuracy_before_fusion_global=0.875))
     assert curve.values[3] == 0.875
 
 

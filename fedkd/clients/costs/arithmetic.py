@@ -97,10 +97,10 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     # Of weights that all clients are sent, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.capabilities.brings_model else 1.0
     # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
-    with_private = 2 if plan.recipe.private_weight > 0 else 1
-    with_transfer = 2 if plan.recipe.rehearse > 0 else 1
+    with_private = 2 if plan.recipe.ce_weight > 0 else 1
+    with_transfer = 2 if plan.recipe.kd_weight > 0 else 1
     held_out = share_held_out(plan) or 0.0
-    by_kept = 2 if scenario.fusion.own_prior == "auto" else 0  # once for each test set
+    by_kept = 2 if scenario.fusion.logit_adjustment == "auto" else 0  # once for each test set
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
         cost, others = costs[id(group)], besides[id(group)]

@@ -94,7 +94,7 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
     """
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     # Until an evaluation has measured what it did; and what was learned of it until the next comes.
-    guidance *= max(1, plan.capabilities.trials) + (plan.recipe.rehearse > 0)
+    guidance *= max(1, plan.capabilities.trials) + (plan.recipe.kd_weight > 0)
     if plan.capabilities.brings_model or plan.capabilities.pools:
         return OVERHEAD + guidance
     copies = 1 + plan.capabilities.keeps_models
@@ -159,7 +159,7 @@ def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator])
         raise UserError(
             f"{uploads_kept(plan):,} uploads that are kept take {kept / 1e9:,.1f} GB; this machine has"
             f" {machine_memory() / 1e9:,.1f} GB",
-            key="fusion.bank" if scenario.fusion.bank is not None else unwaiting,
+            key="fusion.knowledge_cache" if scenario.fusion.knowledge_cache is not None else unwaiting,
         )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedkd.clients.client import Client
 
 KAPPAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-"""Candidates of `own_prior = "auto"`, ascending."""
+"""Candidates of `logit_adjustment = "auto"`, ascending."""
 
 
 class Evaluator:
@@ -47,7 +47,7 @@ class Evaluator:
     def leaning(self, answer: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
         """Return logits `[n, C]` with the logit adjustment of own classes, and its κ."""
         client = self._client
-        kappa = client.scenario.fusion.own_prior
+        kappa = client.scenario.fusion.logit_adjustment
         if kappa == 0.0:
             return answer(x), 0.0
         log_prior = log_shares(client.private_labels(), client.classes)
@@ -109,7 +109,7 @@ class Evaluator:
         if client.stream is not None:
             measured, what = client.stream.measured, f"score of task {client.stream.task}"
         # With logit adjustment, clients with the same weights have different answers.
-        alike = client.stream is not None or client.scenario.fusion.own_prior == 0.0
+        alike = client.stream is not None or client.scenario.fusion.logit_adjustment == 0.0
         if measured is None or split == "local" or not alike:
             return self.evaluate(split)
         return measured.once(round, what, lambda: self.evaluate("global"))
@@ -153,7 +153,7 @@ class Evaluator:
     def choices(self) -> dict[str, float]:
         """Return the client's choices as of the last evaluation, by metric name."""
         client = self._client
-        own = {"own_prior": client.kappa} if client.scenario.fusion.own_prior == "auto" else {}
+        own = {"logit_adjustment": client.kappa} if client.scenario.fusion.logit_adjustment == "auto" else {}
         return own | dict(client.strategy.client_metrics(client.at_guidance()))
 
 

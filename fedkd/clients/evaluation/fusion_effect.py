@@ -70,20 +70,20 @@ class GuidanceEffect:
     def before_and_after(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
         """Return the metrics of a split before and after fusion, given the accuracy after it.
 
-        `accuracy_trained` equals `accuracy` if nothing has changed the model since; `fusion_gain` is NaN for
-        a client without guidance in this round.
+        `accuracy_before_fusion` equals `accuracy` if nothing has changed the model since. `fusion_gain` is
+        NaN for a client without guidance in this round.
         """
         guided = self._round == round
         changed = guided and not isnan(self._before[split])
         trained = self._before[split] if changed else accuracy
         gain = accuracy - trained if guided else nan
-        return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
+        return {"accuracy_before_fusion": trained, "accuracy": accuracy, "fusion_gain": gain}
 
     def before_and_after_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
         """Return the accuracy of one of several models before and after fusion, by metric name."""
         before = self._models_before.get(f"{name}_{split}", nan) if self._round == round else nan
         trained = accuracy if isnan(before) else before
-        return {f"accuracy_trained_{name}": trained, f"accuracy_{name}": accuracy}
+        return {f"accuracy_before_fusion_{name}": trained, f"accuracy_{name}": accuracy}
 
     def fidelity(
         self,

@@ -71,7 +71,7 @@ class EstimatorTrainer:
             model.learn(x, y, transfer_x, rows, wanted, seed)
         else:
             model.fit(x, y, transfer_x, seed)
-            model.learn(x, y, transfer_x, rows, wanted, self._draws.seed_of("rehearse", round))
+            model.learn(x, y, transfer_x, rows, wanted, self._draws.seed_of("kd_weight", round))
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Refit on the samples of the last training and the guidance, or distil it."""

@@ -288,8 +288,8 @@ class NetworkTrainer:
         """Return the rehearsed batches of a round: the last guidance, or samples of the strategy."""
         last, strategy, round = client.last_guidance, self._strategy, client.round
         if last is not None and len(last.targets):
-            decay = self._scenario.fusion.rehearse_decay
-            weight = self._plan.recipe.rehearse * decay ** last.age(round)
+            decay = self._scenario.fusion.kd_weight_decay
+            weight = self._plan.recipe.kd_weight * decay ** last.age(round)
             samples = last.of(client.data.transfer_x)
             batches = self._aux_batches(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=declares(self._strategy, "loss"))
@@ -346,7 +346,7 @@ class NetworkTrainer:
     def distillation(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
         """Return the job of distilling targets `[K, C]` of transfer samples `[K]`; None: of all."""
         fusion, strategy, data = self._scenario.fusion, self._strategy, self._samples.data
-        gamma = self._plan.recipe.private_weight
+        gamma = self._plan.recipe.ce_weight
         transfer_x = data.transfer_x if samples is None else data.transfer_x[samples]
         arrays = [self.on_device(transfer_x), self.on_device(np.asarray(targets, dtype=np.float32))]
         relations = fusion.relations

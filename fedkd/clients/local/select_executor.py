@@ -98,7 +98,7 @@ def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) 
         "input": [*data.input_shape, str(data.input_dtype)],
         "outputs": model_outputs(plan, data),
         "batch_size": training.batch_size,
-        "together": together,
+        "vmap_size": together,
         "optimizer": [training.optimizer, bool(training.momentum), bool(training.weight_decay)],
         "clipped": training.clip_norm is not None,
         "optimizer_state": training.optimizer_state,

@@ -25,7 +25,7 @@ Bounds = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Deal:
+class SampleSplit:
     """Indices of samples; each sample has one place, unless clients draw with replacement.
 
     With replacement several clients may train on a sample, or be tested on it. No client trains on a test
@@ -54,7 +54,7 @@ class Deal:
         return tuple((start, stop) for (start, _), (_, stop) in ends)
 
 
-def deal(
+def split_samples(
     train_y: np.ndarray,
     test_y: np.ndarray,
     scenario: Scenario,
@@ -63,8 +63,8 @@ def deal(
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
     owners: np.ndarray | None = None,
-) -> Deal:
-    """Deal a train split and a test split as the scenario's `data` says.
+) -> SampleSplit:
+    """Split train and test samples between clients as the scenario's `data` says.
 
     Args:
         train_y: [n] int64 labels of the train split.
@@ -100,7 +100,7 @@ def deal(
         common = _common_test_set(test_y, data.test_size, seed, task)
     parts = [part for split in splits for part in split]
     bounds = list(pairwise([0, *np.cumsum(list(map(len, parts))).tolist()]))
-    return Deal(
+    return SampleSplit(
         held_out,
         np.concatenate(parts),
         tuple(bounds[::2]),

@@ -169,7 +169,7 @@ def _read_manifest(path: Path) -> _Manifest:
         found = _Manifest.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(
-            f"there is no {MANIFEST}: not the share of a client; fedkd deal writes one for each",
+            f"there is no {MANIFEST}: not the share of a client; fedkd partition writes one for each",
             file=str(path.parent),
         ) from None
     except OSError as error:

@@ -22,7 +22,7 @@ from fedkd.federation.messages.server_gate import Opened, check_reply, opened, r
 from fedkd.fusion.forms import Unfit, check_alike, check_upload
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays
-from fedkd.scenario.schema import Bank
+from fedkd.scenario.schema import CacheSettings
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
@@ -40,7 +40,7 @@ class KnowledgeFusion(Strategy):
     Args:
         known: The server's knowledge besides the messages, of each task of a stream or of the only one.
         stages: Stages that uploads have passed (see `fedkd.clients.upload.stages`).
-        bank: The knowledge cache of absent clients and those at another task; None: there is none.
+        knowledge_cache: The knowledge cache of absent clients and those at another task; None: there is none.
         min_available_nodes: Nodes that a round of Flower's own loop waits for.
         backward: Whether clients distil old tasks from the cache too (see `FusingByTask`).
         exponent: Of uploads' ages in asynchronous rounds (see `fedkd.server.knowledge_cache.staleness`).
@@ -52,7 +52,7 @@ class KnowledgeFusion(Strategy):
         strategy: FusionStrategy,
         known: Callable[[int], ServerKnowledge] | ServerKnowledge | None = None,
         stages: Sequence[Stage] = (),
-        bank: Bank | None = None,
+        knowledge_cache: CacheSettings | None = None,
         min_available_nodes: int = 2,
         *,
         backward: bool = False,
@@ -62,7 +62,9 @@ class KnowledgeFusion(Strategy):
         self.strategy, self._stages = strategy, stages
         self._has_server, self._min_available_nodes = peers is None, min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        fusing = FusingByTask(strategy, of_task, bank, backward=backward, exponent=exponent, peers=peers)
+        fusing = FusingByTask(
+            strategy, of_task, knowledge_cache, backward=backward, exponent=exponent, peers=peers
+        )
         self._fusing = fusing
         self.cache_bytes, self.report, self.links = fusing.cache_bytes, fusing.report, fusing.links
         self.state, self.restore = fusing.state, fusing.restore

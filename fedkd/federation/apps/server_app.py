@@ -63,8 +63,8 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
             plan.strategy,
             partial(_server_knowledge, plan, data),
             stages,
-            fusion.bank,
-            backward=fusion.backward,
+            fusion.knowledge_cache,
+            backward=fusion.backward_transfer,
             exponent=None if scenario.asynchronous is None else scenario.asynchronous.staleness,
             peers=peers,
         )

@@ -49,7 +49,7 @@ FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.L
 
 def kinds_accepted(plan: Plan) -> frozenset[str]:
     end_task = {msg.END_TASK} if plan.learner is not None else set()
-    finish = {msg.FINISH} if plan.scenario.finish == "trained" else set()
+    finish = {msg.FINISH} if plan.scenario.end_with == "training" else set()
     return frozenset({msg.TRAIN, msg.EVALUATE} | end_task | finish)
 
 
@@ -63,7 +63,7 @@ def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
         found |= msg.GUIDED
         if kind == msg.TRAIN and overrides(strategy, "request"):
             found.add(msg.REQUEST)
-        if kind == msg.TRAIN and fusion.backward:
+        if kind == msg.TRAIN and fusion.backward_transfer:
             tasks = (span.task or 0 for course in plan.schedule.courses for span in course)
             found |= {f"{msg.OLD}{task}" for task in range(max(tasks, default=0) + 1)}
     if kind == msg.END_TASK and fusion.orthogonal is not None:

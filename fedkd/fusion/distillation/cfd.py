@@ -99,8 +99,8 @@ class CFD(ServerModel, SoftLabels):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the vote shares `[M, C]`; or each client's missing labels of the server model."""
-        votes = np.stack(knowledge.extra["votes"])
-        classes = int(knowledge.extra["classes"][0][0])
+        votes = np.stack(knowledge.payload["votes"])
+        classes = int(knowledge.payload["classes"][0][0])
         clients, samples = votes.shape
         cell = votes + classes * np.arange(samples)
         fresh = np.ones(clients) if knowledge.freshness is None else knowledge.freshness

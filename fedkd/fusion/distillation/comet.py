@@ -27,10 +27,10 @@ class Comet(FusionStrategy):
 
         centroids = k-means of s_n = softmax(z_n(x)) on the whole transfer set, flattened
         t_n       = the centroid nearest to s_n
-        loss      = λ · mean_i ‖s_n(x_i) − t_n[i]‖²     + private_weight · cross entropy on private samples
+        loss      = λ · mean_i ‖s_n(x_i) − t_n[i]‖²     + ce_weight · cross entropy on private samples
 
     A middle way between one mean for all (`clusters` = 1) and personal weights (`knfu`): clients learn from
-    their own cluster only. They minimise both terms at once, as in the paper: `fusion.private_weight` is 1
+    their own cluster only. They minimise both terms at once, as in the paper: `fusion.ce_weight` is 1
     by default. With 0 a client first trains privately, then learns its centroid.
     """
 
@@ -47,7 +47,7 @@ class Comet(FusionStrategy):
     """What is clustered, averaged and matched. `probabilities` treats all models alike; `logits`, nearer to
     the paper, also compares how large they are, so that two architectures may part for no other reason."""
     strength: Annotated[float, Field(gt=0)] = 1.0
-    """λ: weight of the distance to the centroid, relative to `private_weight` and as a factor of the learning
+    """λ: weight of the distance to the centroid, relative to `ce_weight` and as a factor of the learning
     rate. A squared distance of probabilities is at most 2: if clients hardly move, raise λ to 10."""
 
     @cached_property

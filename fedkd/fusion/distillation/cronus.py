@@ -22,7 +22,7 @@ class Cronus(SoftLabels):
     A prediction has C numbers where a model has millions, and in few dimensions a robust mean is cheap and
     tight. Predictions are compared as probabilities, because one client's unbounded logits could pull as far
     as it likes. Clients train on private and soft-labelled transfer samples together, as in the paper:
-    `fusion.private_weight` is 1 by default. With 0 a client takes them in turn.
+    `fusion.ce_weight` is 1 by default. With 0 a client takes them in turn.
 
     ::
 

@@ -76,7 +76,7 @@ class DLF(LocalObjective, TemperedLabels):
         keep = nearest(d, self.neighbours)
         weights = effectiveness(d, self.beta, keep=keep)
         z = finite_logits(knowledge.logits).astype(np.float64)
-        initial, kept = _recall(memory, knowledge.clients, z, knowledge.extra[INITIAL])
+        initial, kept = _recall(memory, knowledge.clients, z, knowledge.payload[INITIAL])
         shifts = z - initial
         moved = row_kl(np.exp(log_softmax(z)), log_softmax(initial))
         fused = np.empty(z.shape, dtype=np.float32)

@@ -80,7 +80,7 @@ class FedHKT(ServerTeacher):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server's logits, `[M, C]`, and each client's mean weights of its group."""
         assert knowledge.logits is not None and knowledge.server is not None
-        server, uploads = knowledge.server, packs_of(knowledge.extra)
+        server, uploads = knowledge.server, packs_of(knowledge.payload)
         membership = cluster(softmax(knowledge.logits).reshape(len(uploads), -1), self.clusters)
         architectures = [server.architecture_of(client) for client in knowledge.clients]
         group_of = list(zip(membership.argmax(axis=0).tolist(), architectures, strict=True))

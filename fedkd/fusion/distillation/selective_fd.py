@@ -77,7 +77,7 @@ class SelectiveFD(SoftLabels):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return probabilities `[K, C]` of the `samples` `[K]` that are known and clear."""
-        samples, logits = knowledge.extra["samples"], knowledge.extra["sample_logits"]
+        samples, logits = knowledge.payload["samples"], knowledge.payload["sample_logits"]
         size = max((int(indices[-1]) + 1 for indices in samples if len(indices)), default=0)
         votes, total = np.zeros(size), np.zeros((size, logits[0].shape[-1]))
         fresh = np.ones(len(logits)) if knowledge.freshness is None else knowledge.freshness

@@ -83,4 +83,4 @@ class KnowsStart(LocalObjective, TemperedLabels):
     def shift_of(self, knowledge: Knowledge) -> np.ndarray:
         """Return the shifts of the round's clients, `[N, C]`."""
         assert knowledge.logits is not None
-        return shifts(knowledge.logits, np.stack(knowledge.extra[START]))
+        return shifts(knowledge.logits, np.stack(knowledge.payload[START]))

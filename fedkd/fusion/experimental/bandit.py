@@ -84,7 +84,7 @@ class Bandit(LocalObjective, TemperedLabels):
             if not has_come[row]:  # a client that receives nothing draws no teacher
                 chosen.append(row)
                 continue
-            sent = knowledge.extra[REWARD][row]
+            sent = knowledge.payload[REWARD][row]
             if len(sent) and kept["teacher"][place] >= 0:
                 self._learn(kept, place, float(np.clip(sent[0], -1.0, 1.0)))
             policy = self._policy(kept["theta"][place, roster.present])

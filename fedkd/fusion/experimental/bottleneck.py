@@ -125,11 +125,11 @@ class Bottleneck(KnFu):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's effective knowledge as `codes` `[M, b]`, and the code for all."""
         coder = memory.get(CODER, NO_CODER)
-        whole, codes = knowledge.extra[WHOLE], knowledge.extra[CODES]
+        whole, codes = knowledge.payload[WHOLE], knowledge.payload[CODES]
         known = (crc32(coder.tobytes()), len(coder) - 1) if coder.size else None
         read = [
             n
-            for n, (about, code) in enumerate(zip(knowledge.extra[ABOUT], codes, strict=True))
+            for n, (about, code) in enumerate(zip(knowledge.payload[ABOUT], codes, strict=True))
             if len(whole[n]) or (int(about[0]), code.shape[1]) == known
         ]
         if not read:
@@ -139,7 +139,7 @@ class Bottleneck(KnFu):
         for name in ("samples", "label_counts", "age", "new", "freshness"):
             array = getattr(knowledge, name)
             rows[name] = None if array is None else array[read]
-        part = replace(knowledge, clients=tuple(knowledge.clients[n] for n in read), extra={}, **rows)
+        part = replace(knowledge, clients=tuple(knowledge.clients[n] for n in read), payload={}, **rows)
         fused = super().fuse(part, below("knfu/", memory))
         assert fused.targets is not None and fused.weights is not None
         age = int(memory.get(AGE, 0)) + 1

@@ -113,7 +113,7 @@ class Masters(TemperedLabels):
             draws = [numpy_generator(knowledge.seed, "masters-order", client=c) for c in knowledge.clients]
             return np.array([generator.random() for generator in draws])
         if self.held_out_share > 0:
-            return np.array([float(said[0]) for said in knowledge.extra[ACCURACY]])
+            return np.array([float(said[0]) for said in knowledge.payload[ACCURACY]])
         return np.exp(log_confidence(knowledge.logits).astype(np.float64)).mean(axis=1)
 
     def number_heard(self, clients: int, round: int, rounds: int) -> int:

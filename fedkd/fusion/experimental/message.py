@@ -137,7 +137,7 @@ class Message(SoftLabels):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each student's answers, all `questions` of the round, and the teachers' shares."""
-        extra, clients = knowledge.extra, knowledge.clients
+        extra, clients = knowledge.payload, knowledge.clients
         asked = np.stack(extra[ASKED])
         questions = np.bitwise_or.reduce(asked, axis=0)
         told: dict[int, Arrays] = {}

@@ -96,7 +96,7 @@ class FD(LocalObjective, FusionStrategy):
             weights = knowledge.label_counts * 1.0
         if knowledge.freshness is not None:
             weights = weights * knowledge.freshness[:, None]
-        logits = finite_logits(np.stack(knowledge.extra["label_logits"]))
+        logits = finite_logits(np.stack(knowledge.payload["label_logits"]))
         of_all = {
             "label_logits": mean_by_label(logits, weights),
             "owners": owned.sum(axis=0).astype(np.int32),

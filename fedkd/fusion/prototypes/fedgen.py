@@ -143,7 +143,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         from fedkd.training.weights import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
-        weights, biases, counts = knowledge.extra[WEIGHT], knowledge.extra[BIAS], knowledge.label_counts
+        weights, biases, counts = knowledge.payload[WEIGHT], knowledge.payload[BIAS], knowledge.label_counts
         check_feature_widths(self.name, knowledge.clients, [weight.shape[1] for weight in weights])
         heads = np.stack(weights), np.stack(biases)
         classes, width = heads[0].shape[1:]
@@ -170,7 +170,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
             BIAS: np.einsum("n,nc->c", share, heads[1], dtype=np.float64).astype(np.float32),
         }
         if self.share == "model":
-            shared |= under(BODY, average(packs_of(below(BODY, knowledge.extra)), knowledge.samples))
+            shared |= under(BODY, average(packs_of(below(BODY, knowledge.payload)), knowledge.samples))
         made = pack(weights_of(generator))
         known = np.zeros(classes, np.uint8)
         known[owned] = 1

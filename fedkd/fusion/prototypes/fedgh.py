@@ -121,7 +121,7 @@ def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.n
         UserError: The clients' features differ in width.
     """
     assert knowledge.label_counts is not None
-    uploads = knowledge.extra["prototypes"]
+    uploads = knowledge.payload["prototypes"]
     check_feature_widths(strategy, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
     clients, classes = np.nonzero(knowledge.label_counts)
     return np.stack(uploads)[clients, classes], classes

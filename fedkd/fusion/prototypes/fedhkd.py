@@ -84,9 +84,9 @@ class FedHKD(LocalObjective, FusionStrategy):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return H `[C, F]`, Q `[C, C]`, and how many `owners` `[C]` each class has, shared by all."""
         assert knowledge.label_counts is not None
-        uploads, counts = knowledge.extra[FEATURES], knowledge.label_counts
+        uploads, counts = knowledge.payload[FEATURES], knowledge.label_counts
         check_feature_widths(self.name, knowledge.clients, [features.shape[1] for features in uploads])
-        said = softmax(np.stack(knowledge.extra[LOGITS]))
+        said = softmax(np.stack(knowledge.payload[LOGITS]))
         shared = {
             FEATURES: mean_by_label(np.stack(uploads), counts),
             PROBABILITIES: mean_by_label(said, counts),

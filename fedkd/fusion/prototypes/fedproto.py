@@ -74,7 +74,7 @@ class FedProto(LocalObjective, FusionStrategy):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the mean `prototypes` `[C, F]` and how many `owners` `[C]` each class has, shared by all."""
         assert knowledge.label_counts is not None
-        uploads = knowledge.extra["prototypes"]
+        uploads = knowledge.payload["prototypes"]
         check_feature_widths(self.name, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
         prototypes = mean_by_label(np.stack(uploads), knowledge.label_counts)
         owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)

@@ -56,7 +56,7 @@ class FedMask(FusionStrategy):
 
     weight_by_count: bool = False
     """Weigh clients by training samples, not equally as in the paper; for clients of very unequal size. A
-    knowledge bank lets old masks count for less only so."""
+    knowledge cache lets old masks count for less only so."""
 
     # On a client --------------------------------------------------------------------------------------
 
@@ -86,12 +86,12 @@ class FedMask(FusionStrategy):
         Raises:
             UserError: Clients began with different weights.
         """
-        sent, taken = knowledge.extra["mask"], knowledge.extra.get("taken", ())
+        sent, taken = knowledge.payload["mask"], knowledge.payload.get("taken", ())
         voting = np.array([len(mask) > 0 for mask in sent])
         if not voting.any():
             return Guidance(targets=None)
         starts: dict[bytes, int] = {}
-        for client, fingerprint in zip(knowledge.clients, knowledge.extra["fingerprint"], strict=True):
+        for client, fingerprint in zip(knowledge.clients, knowledge.payload["fingerprint"], strict=True):
             if len(fingerprint):
                 starts.setdefault(fingerprint.tobytes(), client)
         if len(starts) > 1:

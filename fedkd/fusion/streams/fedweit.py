@@ -93,7 +93,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return new rows and parts for the round's clients, and all missing ones for others."""
-        server, uploads, fan_in = knowledge.server, knowledge.extra, memory[FAN_IN]
+        server, uploads, fan_in = knowledge.server, knowledge.payload, memory[FAN_IN]
         assert server is not None
         base, sent = averaged(memory[BASE], uploads[BASE], uploads[UNITS], fan_in)
         now = memory[FUSIONS] + 1

@@ -101,7 +101,7 @@ class Target(LocalObjective, FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the average."""
-        return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
+        return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))
 
     def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
         """Add samples that stand in for all tasks so far."""

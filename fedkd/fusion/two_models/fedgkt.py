@@ -96,7 +96,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         from fedkd.training.weights import weights_of
 
         assert knowledge.server is not None
-        uploads = knowledge.extra
+        uploads = knowledge.payload
         check_feature_widths(self.name, knowledge.clients, [own.shape[1] for own in uploads[FEATURES]])
         own_features = [own.astype(np.float32) for own in uploads[FEATURES]]
         features, labels = np.concatenate(own_features), np.concatenate(uploads[LABELS])

@@ -54,7 +54,7 @@ class FedKD(LocalObjective, SharedModel):
     are not held reward a high cross entropy.
     """
 
-    name: ClassVar[str] = "fedkd"
+    name: ClassVar[str] = "fedkd_wu"
     paper: ClassVar[str] = (
         "Wu et al., Communication-Efficient Federated Learning via Knowledge Distillation, Nature"
         " Communications 13, 2022"
@@ -98,7 +98,7 @@ class FedKD(LocalObjective, SharedModel):
         """Return the compressed mean change for participants and g for all others."""
         assert knowledge.server is not None
         like = knowledge.server.initial_weights(self._architecture(knowledge.server))
-        samples, uploads = np.maximum(knowledge.samples, 1), knowledge.extra
+        samples, uploads = np.maximum(knowledge.samples, 1), knowledge.payload
         mean = {name: np.zeros(values.shape) for name, values in real(like).items()}
         shares = samples / samples.sum()
         for share, factors, ranks in zip(shares, uploads[FACTORS], uploads[RANKS], strict=True):

@@ -59,7 +59,7 @@ class SharedModel(AuxNetworks, FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return their mean by samples, shared by all."""
-        return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
+        return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Load the mean into the client's small model."""

@@ -66,7 +66,7 @@ class WeightAveraging(FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the clients' mean, shared by all."""
-        return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
+        return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Replace the exchanged weights by the mean."""

@@ -82,7 +82,7 @@ class FedDF(ServerCost, FusionStrategy):
         """Return the student's weights for every client of an architecture that took part."""
         server = knowledge.server
         assert server is not None
-        uploads = packs_of(knowledge.extra)
+        uploads = packs_of(knowledge.payload)
         architectures = [server.architecture_of(client) for client in knowledge.clients]
         students = {}
         for architecture in dict.fromkeys(architectures):

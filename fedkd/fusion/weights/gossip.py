@@ -69,8 +69,8 @@ class Gossip(FusionStrategy):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's z and mass; the weights `[N, N]` are the senders' shares in z."""
         assert knowledge.mixing is not None
-        mixing, uploads = knowledge.mixing, packs_of(knowledge.extra)
-        before = np.concatenate(knowledge.extra[MASS]).astype(np.float64)
+        mixing, uploads = knowledge.mixing, packs_of(knowledge.payload)
+        before = np.concatenate(knowledge.payload[MASS]).astype(np.float64)
         after = (mixing @ before).astype(np.float32)  # where rows sum to 1, but for rounding, it stays 1
         personal = []
         for row, mass in zip(mixing, after, strict=True):

@@ -40,7 +40,7 @@ def unpack(packed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
 
 
 def packs_of(uploads: Mapping[str, Sequence[np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """Return each client's `pack` out of `Knowledge.extra`."""
+    """Return each client's `pack` out of `Knowledge.payload`."""
     pairs = zip(uploads[PARAMETERS], uploads[COUNTERS], strict=True)
     return [{PARAMETERS: parameters, COUNTERS: counters} for parameters, counters in pairs]
 

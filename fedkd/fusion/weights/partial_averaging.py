@@ -65,8 +65,8 @@ class FedRep(LocalObjective, FedPer):
         body   ← Σ_n S_n body_n / Σ_n S_n
 
     Unlike in `fedper`, the two are never trained together. Both phases have the scenario's optimiser; the
-    paper has SGD with lr 0.01, momentum 0.5 and batches of 10. A training after the last fusion (`finish =
-    "trained"`) is of the head alone.
+    paper has SGD with lr 0.01, momentum 0.5 and batches of 10. A training after the last fusion (`end_with =
+    "training"`) is of the head alone.
     """
 
     name: ClassVar[str] = "fedrep"
@@ -95,7 +95,7 @@ class FedBABU(LocalObjective, FedPer):
         body   ← Σ_n S_n body_n / Σ_n S_n
         at last:  body_n, head_n ← some epochs of SGD on both, alone
 
-    The last line personalises, and needs `finish = "trained"`; the round after the last has its accuracy.
+    The last line personalises, and needs `end_with = "training"`; the round after the last has its accuracy.
     The paper's SGD has lr 0.1 and momentum 0.9, a tenth of that from the half of the rounds on and a
     hundredth from three quarters.
     """

@@ -65,7 +65,7 @@ class Scaffold(LocalObjective, FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server's new x and c."""
-        server, uploads = knowledge.server, knowledge.extra
+        server, uploads = knowledge.server, knowledge.payload
         assert server is not None
         step = np.mean(uploads[STEP], axis=0, dtype=np.float64)
         statistics = np.asarray(np.mean(uploads[STATISTICS], axis=0, dtype=np.float64))

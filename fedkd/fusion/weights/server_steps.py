@@ -52,7 +52,7 @@ class ServerSteps(FusionStrategy):
         """Return the new x, or keep the sum so far while uploads of the round are awaited."""
         model = _sorted(below(MODEL, memory))
         x = pack(model)
-        uploads = packs_of(knowledge.extra)
+        uploads = packs_of(knowledge.payload)
         freshness = np.ones(len(uploads)) if knowledge.freshness is None else knowledge.freshness
         total = np.array(memory.get(SUM, np.zeros(x[PARAMETERS].shape)))
         for weight, upload in zip(freshness, uploads, strict=True):

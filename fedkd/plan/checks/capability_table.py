@@ -35,9 +35,9 @@ class Case:
         return self.strategy.capabilities
 
     @property
-    def rehearse(self) -> float:
+    def kd_weight(self) -> float:
         """Weight of the distillation loss in local training."""
-        return recipe_of(self.scenario, self.strategy).rehearse
+        return recipe_of(self.scenario, self.strategy).kd_weight
 
     @property
     def returns_knowledge(self) -> bool:
@@ -84,9 +84,9 @@ KEYS: Mapping[str, Callable[[Case], bool]] = {
     "topology.graph": lambda c: c.scenario.topology.graph != "star" and c.can.sends != "nothing",
     "training.held_out": lambda c: bool(c.scenario.training.held_out),
     "training.recipe": lambda c: c.scenario.training.recipe == "joint",
-    "fusion.own_prior": lambda c: c.scenario.fusion.own_prior == "auto",
-    "fusion.rehearse": lambda c: c.rehearse > 0,
-    "fusion.bank": lambda c: c.scenario.fusion.bank is not None,
+    "fusion.logit_adjustment": lambda c: c.scenario.fusion.logit_adjustment == "auto",
+    "fusion.kd_weight": lambda c: c.kd_weight > 0,
+    "fusion.knowledge_cache": lambda c: c.scenario.fusion.knowledge_cache is not None,
     "measure.transferability": lambda c: (
         c.scenario.measure is not None and c.scenario.measure.transferability is not None
     ),
@@ -162,7 +162,7 @@ TABLE: Sequence[Row] = (
             "'{name}' trains on all samples of all clients, so that none is left to choose by",
             key,
         )
-        for key in ("training.held_out", "fusion.own_prior")
+        for key in ("training.held_out", "fusion.logit_adjustment")
     ),
     *_rows(
         "topology.graph",
@@ -187,14 +187,14 @@ TABLE: Sequence[Row] = (
     ),
     Row(
         "no targets",
-        "fusion.rehearse",
+        "fusion.kd_weight",
         "must be 0 with '{name}', whose guidance is no targets of transfer samples that a client could"
-        " rehearse, got {case.rehearse:g}",
-        "fusion.rehearse",
+        " rehearse, got {case.kd_weight:g}",
+        "fusion.kd_weight",
     ),
     *_rows(
-        "fusion.bank",
-        "fusion.bank",
+        "fusion.knowledge_cache",
+        "fusion.knowledge_cache",
         "not allowed: '{{name}}' {reason}",
         {
             "needs weights": "exchanges weights, which are of no task and soon out of date",

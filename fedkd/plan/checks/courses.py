@@ -25,9 +25,10 @@ def check_courses(scenario: Scenario) -> None:
         f"{key}.groups",
     )
     refuse_if(
-        tasks.pace is not None and (len(tasks.pace) != 2 or tasks.pace[0] > tasks.pace[1]),
-        f"must be the rounds a task of the fastest and of the slowest, e.g. [1, 3], got {tasks.pace}",
-        f"{key}.pace",
+        tasks.pace_range is not None
+        and (len(tasks.pace_range) != 2 or tasks.pace_range[0] > tasks.pace_range[1]),
+        f"must be the rounds a task of the fastest and of the slowest, e.g. [1, 3], got {tasks.pace_range}",
+        f"{key}.pace_range",
     )
     lessons, each = count * tasks.visits, scenario.continual.rounds_per_task
     refuse_if(
@@ -44,7 +45,7 @@ def check_courses(scenario: Scenario) -> None:
 
 
 def _check_file(tasks: TaskStream, population: Population) -> None:
-    key, by_file = "continual.tasks", tasks.clock == "file"
+    key, by_file = "continual.tasks", tasks.pace == "file"
     refuse_if(
         by_file and tasks.order != "file",
         f"must be 'file' as the clock is: the file says both, got '{tasks.order}'",
@@ -104,13 +105,17 @@ def check_asynchronous(scenario: Scenario) -> None:
     for key, is_set, reason in (
         ("continual", scenario.continual is not None, "whose tasks are counted in rounds of all clients"),
         ("clients_per_round", scenario.clients_per_round is not None, "use asynchronous.concurrency"),
-        ("finish", scenario.finish != "guided", "as it does not end for all clients at once"),
+        ("end_with", scenario.end_with != "fusion", "as it does not end for all clients at once"),
         ("faults.dropout", scenario.faults.dropout > 0, "in which nobody is waited for in any case"),
         ("faults.on_client_error", scenario.faults.on_client_error == "skip", "use 'fail' or 'retry'"),
         ("faults.on_bad_upload", scenario.faults.on_bad_upload == "drop", "use 'fail'"),
         ("population", scenario.population != Population(), "use asynchronous.concurrency"),
         ("topology.graph", scenario.topology.graph != "star", "whose server nobody waits for"),
         ("measure.transferability", mapped, "in which clients are never all between two rounds"),
-        ("fusion.bank", scenario.fusion.bank is not None, "which keeps a bank of knowledge by itself"),
+        (
+            "fusion.knowledge_cache",
+            scenario.fusion.knowledge_cache is not None,
+            "which keeps a cache of knowledge by itself",
+        ),
     ):
         refuse_if(is_set, f"not allowed in a run that is asynchronous, {reason}", key)

@@ -24,9 +24,9 @@ def check_scenario(scenario: Scenario) -> None:
     _check_clients(scenario)
     _check_data(scenario.data)
     refuse_if(
-        scenario.finish == "trained" and scenario.continual is not None,
-        "'trained' is for runs without a stream: the last task is over with its last round",
-        "finish",
+        scenario.end_with == "training" and scenario.continual is not None,
+        "'training' is for runs without a stream: the last task is over with its last round",
+        "end_with",
     )
     training, replies = scenario.training, scenario.faults.min_replies
     refuse_if(

@@ -33,7 +33,7 @@ def check_graph(plan: Plan) -> None:
         return
     check_table(Case(scenario, strategy, plan.learner), ("topology.graph",))
     for key, given, what in (
-        ("fusion.bank", scenario.fusion.bank is not None, "is kept on a server"),
+        ("fusion.knowledge_cache", scenario.fusion.knowledge_cache is not None, "is kept on a server"),
         ("fusion.orthogonal", scenario.fusion.orthogonal is not None, "is kept on a server"),
         ("fusion.filters", scenario.fusion.filters, "filter on a server"),
         ("clock", scenario.clock is not None, "times the way to a server and back"),

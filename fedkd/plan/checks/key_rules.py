@@ -88,7 +88,7 @@ def _copies_distil(scenario: Scenario, strategy: FusionStrategy) -> bool:
 
 
 def _rehearses(scenario: Scenario, _: Any) -> bool:
-    weight = scenario.fusion.rehearse
+    weight = scenario.fusion.kd_weight
     return getattr(scenario.training, "recipe", "") == "joint" if weight is None else weight > 0
 
 
@@ -107,7 +107,7 @@ def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kin
 
 def _waits_for_slower(scenario: Scenario, _: Any) -> bool:
     assert scenario.continual is not None
-    clock, population = scenario.continual.tasks.clock, scenario.population
+    clock, population = scenario.continual.tasks.pace, scenario.population
     if clock == "lockstep":
         return population.late > 0 or population.breaks > 0
     return clock != "file"
@@ -116,7 +116,7 @@ def _waits_for_slower(scenario: Scenario, _: Any) -> bool:
 def _paced_by_tasks(scenario: Scenario, _: Any) -> bool:
     assert scenario.continual is not None
     tasks = scenario.continual.tasks
-    return tasks.clock != "file" and not (tasks.clock in ("groups", "uniform") and tasks.pace is not None)
+    return tasks.pace != "file" and not (tasks.pace in ("groups", "uniform") and tasks.pace_range is not None)
 
 
 def _reads_files(scenario: Scenario, _: Any) -> bool:
@@ -159,7 +159,7 @@ TABLE: tuple[Reader, ...] = (
     _with("training.momentum", "training.optimizer", "sgd", "rmsprop"),
     _with("training.lr_decay", "training.schedule", "step", "exponential"),
     _with("training.lr_step_rounds", "training.schedule", "step"),
-    _with("training.together", "training.executor", "vectorised", "auto"),
+    _with("training.vmap_size", "training.executor", "vectorised", "auto"),
     _with("training.autocast", "engine.device", "auto", "cuda"),
     Reader(
         "training.held_out",
@@ -185,14 +185,14 @@ TABLE: tuple[Reader, ...] = (
         for key in ("distill_batch_size", "distill_lr")
     ),
     _of_strategy(
-        "fusion.private_weight",
+        "fusion.ce_weight",
         "strategies whose clients distil targets, for one epoch or more",
         _distils,
         "fusion.distill_epochs",
     ),
     Reader(
-        "fusion.rehearse_decay",
-        ("fusion.rehearse", "training.recipe", "fusion.strategy"),
+        "fusion.kd_weight_decay",
+        ("fusion.kd_weight", "training.recipe", "fusion.strategy"),
         "clients that rehearse",
         _rehearses,
     ),
@@ -207,7 +207,7 @@ TABLE: tuple[Reader, ...] = (
         lambda s, h: any(kind.is_logits_of_samples for kind in h.capabilities.kinds.values()),
     ),
     _of_strategy(
-        "fusion.bank.decay",
+        "fusion.knowledge_cache.decay",
         "strategies without a stale_decay of their own",
         lambda s, h: not _weighs_age_itself(h),
         "fusion.stale_decay",
@@ -268,17 +268,17 @@ TABLE: tuple[Reader, ...] = (
     _of_tasks("tasks_per_client", "order", "overlapping"),
     _of_tasks("visits", "order", "same", "shuffled", "overlapping"),
     _of_tasks("schedule", "order", "file"),
-    _of_tasks("groups", "clock", "groups"),
-    _of_tasks("pace", "clock", "groups", "uniform"),
+    _of_tasks("groups", "pace", "groups"),
+    _of_tasks("pace_range", "pace", "groups", "uniform"),
     Reader(
         "continual.tasks.max_lag",
-        ("continual.tasks.clock", "population"),
+        ("continual.tasks.pace", "population"),
         "clients that are at different tasks: another clock, or late clients or breaks",
         _waits_for_slower,
     ),
     Reader(
         "continual.rounds_per_task",
-        ("continual.tasks.clock", "continual.tasks.pace"),
+        ("continual.tasks.pace", "continual.tasks.pace_range"),
         "clocks that neither have a pace nor come from a file",
         _paced_by_tasks,
     ),

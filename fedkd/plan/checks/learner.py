@@ -78,11 +78,11 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             key="training.early_stopping",
         )
     _check_recipe(learner, plan)
-    if scenario.fusion.own_prior != 0:
+    if scenario.fusion.logit_adjustment != 0:
         raise UserError(
             f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
-            f" {show_value(scenario.fusion.own_prior)}",
-            key="fusion.own_prior",
+            f" {show_value(scenario.fusion.logit_adjustment)}",
+            key="fusion.logit_adjustment",
         )
     shapes = plan.capabilities.uses_local_loss or any(
         overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")
@@ -119,8 +119,8 @@ def _check_recipe(learner: Learner, plan: Plan) -> None:
     why = "each sample is trained on once" if plan.scenario.continual.online else None
     remembers = f"'{learner.name}' trains on what it remembers alone" if learner.traits.replays_only else None
     for name, given, reason in (
-        ("private_weight", plan.recipe.private_weight, remembers or why),
-        ("rehearse", plan.recipe.rehearse, remembers),
+        ("ce_weight", plan.recipe.ce_weight, remembers or why),
+        ("kd_weight", plan.recipe.kd_weight, remembers),
     ):
         if given > 0 and reason is not None:
             raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")

@@ -143,7 +143,7 @@ def check_filters(plan: Plan, data: Data) -> None:
             f"{key}.{place}.by",
         )
         refuse_if(
-            wanted.at == "upload" and fusion.bank is not None,
-            "must be 'fusion' with fusion.bank, which keeps whole predictions",
+            wanted.at == "upload" and fusion.knowledge_cache is not None,
+            "must be 'fusion' with fusion.knowledge_cache, which keeps whole predictions",
             f"{key}.{place}.at",
         )

@@ -94,7 +94,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if plan.capabilities.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
     check_transferability(plan, models, len(first_task(data).transfer_x))
-    if scenario.fusion.backward:
+    if scenario.fusion.backward_transfer:
         check_backward(plan)
     if scenario.fusion.orthogonal is not None:
         check_orthogonal(plan, models[0])

@@ -50,8 +50,10 @@ def check_backward(plan: Plan) -> None:
     reason, closed = None, None if learner is None else why_closed(learner)
     if learner is None:
         reason = "needs a stream of tasks, of which some are old: [continual]"
-    elif fusion.bank is None:
-        reason = "needs fusion.bank, which keeps what clients knew of the tasks that they have left"
+    elif fusion.knowledge_cache is None:
+        reason = (
+            "needs fusion.knowledge_cache, which keeps what clients knew of the tasks that they have left"
+        )
     elif plan.schedule.in_step:
         reason = (
             "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
@@ -62,7 +64,7 @@ def check_backward(plan: Plan) -> None:
     elif closed is not None:
         reason = f"not allowed: '{learner.name}' {closed}"
     if reason is not None:
-        raise UserError(reason, key="fusion.backward")
+        raise UserError(reason, key="fusion.backward_transfer")
 
 
 def check_orthogonal(plan: Plan, model: nn.Module) -> None:

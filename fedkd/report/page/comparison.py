@@ -17,7 +17,7 @@ from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
 
 HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
-MOMENTS = {"before": "accuracy_trained", "after": "accuracy"}
+MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}
 """Measurements of a round, relative to fusion, and their metrics."""
 CURVES = (
     ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),

@@ -16,7 +16,7 @@ from fedkd.report.page.record import RunRecord, Series
 
 ALL_IN_BAND = 10  # clients below which a band is of all of them, from the lowest to the highest
 THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # look of all lines beside the mean
-MOMENTS = (("before", "accuracy_trained", SECOND), ("after", "accuracy", MAIN))
+MOMENTS = (("before", "accuracy_before_fusion", SECOND), ("after", "accuracy", MAIN))
 """Measurements of a round, relative to fusion: word, metric, colour."""
 SPLITS = (("global", "on the common test set"), ("local", "on clients' own test data"))
 
@@ -24,7 +24,7 @@ SPLITS = (("global", "on the common test set"), ("local", "on clients' own test 
 def accuracy_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield accuracy over rounds, on the common test set and on clients' own."""
     for split, where in SPLITS:
-        fused, trained = record.series(split, "accuracy"), record.series(split, "accuracy_trained")
+        fused, trained = record.series(split, "accuracy"), record.series(split, "accuracy_before_fusion")
         if fused.means:
             yield _accuracy(record, split, where, fused, trained)
 

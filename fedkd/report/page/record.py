@@ -126,7 +126,7 @@ class RunRecord:
         """Whether clients were measured before and after fusion: strategies such as `local` have none."""
         return any(
             self.series(split, "fusion_gain").means
-            or self.series(split, "accuracy").means != self.series(split, "accuracy_trained").means
+            or self.series(split, "accuracy").means != self.series(split, "accuracy_before_fusion").means
             for split in ("global", "local")
         )
 

@@ -92,7 +92,9 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     for split, name in (("global", "global accuracy"), ("local", "local accuracy")):
         models = {f"_{model}": f"{name}, {model} model" for model in record.models_told_apart}
         for ending, title in {"": name, **models}.items():
-            before, after = (final_mean(record, split, f"accuracy{at}{ending}") for at in ("_trained", ""))
+            before, after = (
+                final_mean(record, split, f"accuracy{at}{ending}") for at in ("_before_fusion", "")
+            )
             if ending or after is not None:
                 told.append((title, moments(before, after)))
     if record.summary is not None:
@@ -117,7 +119,7 @@ def _clients(record: RunRecord) -> Table:
     measured = [
         (f"{split}, {moment} fusion (%)" if record.fused else f"{split} accuracy (%)", split, name)
         for split in splits
-        for moment, name in (("before", "accuracy_trained"), ("after", "accuracy"))[not record.fused :]
+        for moment, name in (("before", "accuracy_before_fusion"), ("after", "accuracy"))[not record.fused :]
     ]
     measured += [
         (f"{split}, {model} model (%)", split, f"accuracy_{model}")

@@ -23,7 +23,7 @@ from fedkd.tracking.task_matrix import TaskMatrix, matrices
 if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
-OF_CLIENTS = ("accuracy", "accuracy_trained", "effective_neighbours")
+OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")
 """Metrics whose values over clients are shown as histograms."""
 WEIGHTS = "fusion/weights"
 Span = tuple[int, int]  # where in `metrics.jsonl` the rows of a round are, in bytes

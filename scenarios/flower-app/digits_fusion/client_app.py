@@ -38,7 +38,7 @@ def evaluate(message: Message, context: Context) -> Message:
     _learn_guidance(model, digits, message)
     _keep(model, context)
     guided = accuracy(model, digits.test_x, digits.test_y)
-    metrics = {msg.NUM_EXAMPLES: len(digits.test_x), "accuracy_trained": trained, "accuracy": guided}
+    metrics = {msg.NUM_EXAMPLES: len(digits.test_x), "accuracy_before_fusion": trained, "accuracy": guided}
     return _reply(message, context, metrics)
 
 

@@ -47,7 +47,7 @@ def make_run(tmp_path) -> MakeRun:
                 for split, metric, scale in (
                     ("train", "loss", 2.0),
                     ("train", "effective_neighbours", clients),
-                    ("global", "accuracy_trained", 0.5),
+                    ("global", "accuracy_before_fusion", 0.5),
                     ("global", "accuracy", 0.5),
                     ("global", "fusion_gain", 0.1),
                     ("train", "agreement", 1.0),
@@ -56,7 +56,7 @@ def make_run(tmp_path) -> MakeRun:
                     if not fused and metric in ("effective_neighbours", "fusion_gain", "agreement"):
                         continue
                     if not fused and metric == "accuracy":
-                        found = values[split, "accuracy_trained"]
+                        found = values[split, "accuracy_before_fusion"]
                     for client, value in enumerate(found):
                         recorder.metric(metric, value, round=round, client=client, split=split)
                     recorder.metric(metric, found.mean(), round=round, split=split)

@@ -161,7 +161,12 @@ def test_accuracy_over_simulated_time(make_run, payload_of):
             row = {"round": round, "client": None, "task": None, "split": "train"}
             file.write(json.dumps({**row, "metric": "virtual_seconds", "value": 1.5 * round**2}) + "\n")
     figure = payload_of(write_report([folder]))["figures"]["accuracy-time"]
-    assert figure["columns"] == ["round", "virtual_seconds", "accuracy_global", "accuracy_trained_global"]
+    assert figure["columns"] == [
+        "round",
+        "virtual_seconds",
+        "accuracy_global",
+        "accuracy_before_fusion_global",
+    ]
     assert [row[1] for row in figure["rows"]] == [1.5, 6.0, 13.5]
     assert all(trace["x"] == [1.5, 6.0, 13.5] for trace in figure["data"])
 

@@ -1,4 +1,4 @@
-"""`dp`: data-partitioned transfer. Each sample's surest client teaches it, the learner included."""
+"""`max_confidence`: data-partitioned transfer. The most confident client teaches each sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedkd.plugins.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class DataPartitioned(TemperedLabels):
+class MaxConfidence(TemperedLabels):
     """Partition the transfer set among teachers: sample by sample, the surest prediction is the target.
 
     ::
@@ -35,7 +35,7 @@ class DataPartitioned(TemperedLabels):
     so does a moderate `beta` where clients own few classes.
     """
 
-    name: ClassVar[str] = "dp"
+    name: ClassVar[str] = "max_confidence"
     paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
 
     confidence: Literal["maximum", "true_class"] = "maximum"

@@ -45,7 +45,7 @@ def check_deployable(plan: Plan) -> None:
             raise UserError(message, key=key)
 
 
-def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
+def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
     """Write every participant's share of a scenario's data; return the absolute folder.
 
     The folder, of ``server`` and ``client-0`` …, appears when all shares are complete. A scenario that can

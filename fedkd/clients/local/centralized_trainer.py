@@ -34,7 +34,7 @@ ROUNDS = "pooled_rounds"
 LOSS = "pooled_loss"
 
 
-class PooledModel(SharedModel):
+class CentralizedModel(SharedModel):
     """One architecture's model and the number of rounds of its training.
 
     Args:
@@ -115,7 +115,7 @@ def first_alike(groups: Sequence[ClientGroup], client: int) -> int:
     return next(n for n, other in enumerate(groups) if (other.model, other.args) == (own.model, own.args))
 
 
-def pooled_samples(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray, np.ndarray]:
+def all_samples_of(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray, np.ndarray]:
     """Return all clients' training samples `[S, *input_shape]` and labels `[S]`, in client order."""
     shards = [data.client(n) for n in range(data.num_clients)]
     labels = []
@@ -125,26 +125,26 @@ def pooled_samples(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray,
     return np.concatenate([own.train_x for own in shards]), np.concatenate(labels)
 
 
-class PooledTrainer(NetworkTrainer):
+class CentralizedTrainer(NetworkTrainer):
     """Works in the pooled model of a client's architecture."""
 
-    def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: PooledModel) -> None:
+    def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: CentralizedModel) -> None:
         super().__init__(plan, index, samples, model)
-        self._pooled = model
+        self._centralized = model
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
         """Bring the pooled model to the end of the round and return its mean loss."""
-        loss = yield from self._pooled.advance(client.round)
-        return Trained(loss, self._pooled.last_hits)
+        loss = yield from self._centralized.advance(client.round)
+        return Trained(loss, self._centralized.last_hits)
 
     def catch_up(self, round: int) -> Training[None]:
         """Bring the pooled model to a round's end, also for clients that were not sampled."""
-        yield from self._pooled.advance(round)
+        yield from self._centralized.advance(round)
 
     def model_state(self) -> dict[str, np.ndarray]:
         """Return the pooled model's weights and progress: other clients may go on in other processes."""
-        return self._pooled.state()
+        return self._centralized.state()
 
     def restore_model(self, arrays: Arrays) -> None:
         """Bring the pooled model to the state, if it is not as far yet."""
-        self._pooled.restore(arrays)
+        self._centralized.restore(arrays)

@@ -43,13 +43,13 @@ def test_the_last_training_is_that_of_the_round_that_would_come(strategy, write,
     """So a run that ends trained stands where a run of one round more stands before its guidance."""
     fusion = {"strategy": strategy}
     trained = fedkd.run(
-        load_scenario(write("trained", fusion=fusion, finish="trained")), out=tmp_path / "trained"
+        load_scenario(write("trained", fusion=fusion, end_with="training")), out=tmp_path / "trained"
     )
     longer = fedkd.run(
         load_scenario(write("longer", fusion=fusion, rounds=ROUNDS + 1)), out=tmp_path / "longer"
     )
     end = values(trained, ROUNDS + 1, "accuracy")
-    assert len(end) == 2 * (4 + 1) and end == values(longer, ROUNDS + 1, "accuracy_trained")
+    assert len(end) == 2 * (4 + 1) and end == values(longer, ROUNDS + 1, "accuracy_before_fusion")
     assert (
         values(trained, ROUNDS + 1, "loss")[None, "train"]
         == values(longer, ROUNDS + 1, "loss")[None, "train"]
@@ -62,7 +62,7 @@ def test_the_last_training_is_that_of_the_round_that_would_come(strategy, write,
 
 
 def test_everyone_trains_whoever_took_part_in_the_last_round(write, tmp_path):
-    path = write("sampled", clients_per_round=2, finish="trained")
+    path = write("sampled", clients_per_round=2, end_with="training")
     result = fedkd.run(load_scenario(path), out=tmp_path / "out")
     trained = {client for client, split in values(result, ROUNDS + 1, "loss") if split == "train"}
     assert trained == {None, 0, 1, 2, 3}
@@ -70,7 +70,8 @@ def test_everyone_trains_whoever_took_part_in_the_last_round(write, tmp_path):
 
 def test_fedbabu_is_measured_before_and_after_its_fine_tuning(write, tmp_path):
     result = fedkd.run(
-        load_scenario(write("babu", fusion={"strategy": "fedbabu"}, finish="trained")), out=tmp_path / "out"
+        load_scenario(write("babu", fusion={"strategy": "fedbabu"}, end_with="training")),
+        out=tmp_path / "out",
     )
     before, after = (values(result, ROUNDS + n, "loss")[None, "local"] for n in (0, 1))
     assert after < before, "a head that was never trained against one that was"
@@ -78,7 +79,7 @@ def test_fedbabu_is_measured_before_and_after_its_fine_tuning(write, tmp_path):
 
 
 def test_a_run_stopped_before_it_goes_on_to_it(write, tmp_path):
-    path = write("run", finish="trained")
+    path = write("run", end_with="training")
     fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
         fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopInRound(ROUNDS)])
@@ -89,7 +90,7 @@ def test_a_run_stopped_before_it_goes_on_to_it(write, tmp_path):
 
 def test_a_stream_cannot_end_so(write, capsys):
     continual = {"learner": "naive", "head": "task", "tasks": {"kind": "split", "count": 2}}
-    path = write("stream", finish="trained", continual=continual)
+    path = write("stream", end_with="training", continual=continual)
     assert main(["check", str(path)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {path}: finish: ") and len(said.splitlines()) == 1
+    assert said.startswith(f"error: {path}: end_with: ") and len(said.splitlines()) == 1

@@ -14,7 +14,7 @@ from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.math.probabilities import softmax
-from fedkd.scenario.schema import Bank
+from fedkd.scenario.schema import CacheSettings
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict, fade
@@ -105,7 +105,7 @@ def test_what_is_very_old_says_what_is_known_now():
 
 
 def test_a_late_learner_is_taught_by_those_who_learned_the_task_before():
-    fusing = FusingByTask(FedMD(), known, Bank(decay=1.0))
+    fusing = FusingByTask(FedMD(), known, CacheSettings(decay=1.0))
     first = {n: upload(n, 1) for n in (0, 1)}
     fusing.move({0: 0, 1: 0, 2: 1})
     fusing.fuse(1, first | {2: upload(2, 1)}, range(3))
@@ -128,7 +128,7 @@ def test_without_a_bank_a_late_learner_learns_alone():
 
 
 def test_those_who_are_not_at_the_task_are_not_guided():
-    fusing = FusingByTask(KnFu(beta=1.0), known, Bank())
+    fusing = FusingByTask(KnFu(beta=1.0), known, CacheSettings())
     fusing.move({0: 0, 1: 0})
     fusing.fuse(1, {n: upload(n, 1) for n in (0, 1)}, range(2))
     for n in (0, 1):
@@ -140,7 +140,7 @@ def test_those_who_are_not_at_the_task_are_not_guided():
 
 
 def test_a_strategy_that_ages_knowledge_itself_is_handed_it_as_it_was():
-    fusing = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known, Bank(decay=0.1))
+    fusing = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known, CacheSettings(decay=0.1))
     alone = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known)
     for each in (fusing, alone):
         each.move({0: 0, 1: 0})
@@ -170,14 +170,14 @@ def test_the_oldest_is_forgotten_first_and_of_equals_the_highest_client():
 
 def test_a_bound_in_megabytes_holds_over_all_tasks():
     each = upload(0, 1).size
-    fusing = FusingByTask(FedMD(), known, Bank(megabytes=2.5 * each / 1e6))
+    fusing = FusingByTask(FedMD(), known, CacheSettings(megabytes=2.5 * each / 1e6))
     fusing.move({0: 0, 1: 0, 2: 1})
     fusing.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
     assert fusing.cache_bytes() == 2 * each
 
 
 def test_a_restored_bank_goes_on_where_the_other_stopped():
-    straight, restored = (FusingByTask(DSFL(), known, Bank(decay=0.9)) for _ in range(2))
+    straight, restored = (FusingByTask(DSFL(), known, CacheSettings(decay=0.9)) for _ in range(2))
     straight.move({0: 0, 1: 0, 2: 1})
     straight.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
     for fusing in (straight, restored):

@@ -20,7 +20,7 @@ def client_with(tables, kappa: float, **changes):
     if changes.get("clients") == FOREST:
         apart = {"held_out": changes["training"]["held_out"]} if "training" in changes else {}
         changes["training"] = apart  # what else is in it is for networks
-    plan = parse_plan(tables | {"fusion": {"strategy": "knfu", "own_prior": kappa}} | changes)
+    plan = parse_plan(tables | {"fusion": {"strategy": "knfu", "logit_adjustment": kappa}} | changes)
     return ClientFactory(plan, load_data(plan.scenario)).build(0)
 
 
@@ -46,10 +46,10 @@ def test_limits(digits_scenario):
     np.testing.assert_array_equal(leaning.predict(x), plain.predict(x))  # what it uploads is another thing
 
 
-@pytest.mark.parametrize("strategy", ["pooled", "flwr:FedAvg"])
+@pytest.mark.parametrize("strategy", ["centralized", "flwr:FedAvg"])
 def test_who_shares_a_model_answers_for_itself(strategy, digits_scenario, tmp_path):
     """With a κ beyond all logits each client always answers with its own most frequent class."""
-    tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": strategy, "own_prior": 1e6}}
+    tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": strategy, "logit_adjustment": 1e6}}
     result = fedkd.run(tables, out=tmp_path / "out")
     plan = parse_plan(tables)
     data = load_data(plan.scenario)
@@ -63,11 +63,13 @@ def test_who_shares_a_model_answers_for_itself(strategy, digits_scenario, tmp_pa
         share = np.mean(own.global_y == np.bincount(own.train_y).argmax())
         assert found[index] == pytest.approx(share), index
     card = (fedkd.export(result.folder).folder / "README.md").read_text()
-    assert "answers that lean to each client's own classes (`own_prior = 1e+06`)" in card
+    assert "answers that lean to each client's own classes (`logit_adjustment = 1e+06`)" in card
 
 
 def test_learning_does_not_change(digits_scenario, tmp_path):
-    tables = [digits_scenario | {"fusion": {"strategy": "knfu", "own_prior": kappa}} for kappa in (0.0, 0.5)]
+    tables = [
+        digits_scenario | {"fusion": {"strategy": "knfu", "logit_adjustment": kappa}} for kappa in (0.0, 0.5)
+    ]
     one, other = (fedkd.run(t, out=tmp_path / str(n)) for n, t in enumerate(tables))
     for name in ("loss", "agreement"):
         rows = [
@@ -80,9 +82,11 @@ def test_learning_does_not_change(digits_scenario, tmp_path):
 def test_refused_in_a_stream(digits_scenario):
     del digits_scenario["rounds"]
     small = digits_scenario["data"] | {"partition": {"samples_per_client": 50}}
-    tables = {"data": small, "fusion": {"strategy": "knfu", "own_prior": 0.1}, "continual": {}}
+    tables = {"data": small, "fusion": {"strategy": "knfu", "logit_adjustment": 0.1}, "continual": {}}
     plan = parse_plan(digits_scenario | tables)
-    with pytest.raises(UserError, match=r"fusion.own_prior: must be 0 in a stream of tasks, .* got 0.1"):
+    with pytest.raises(
+        UserError, match=r"fusion.logit_adjustment: must be 0 in a stream of tasks, .* got 0.1"
+    ):
         checked_models(plan, load_data(plan.scenario))
 
 
@@ -113,7 +117,7 @@ def test_each_client_chooses_by_samples_it_never_trains_on(clients, digits_scena
     client.complete(client.train(1))
     client.data.train_x[np.setdiff1d(np.arange(client.num_train_samples), rows)] -= 1e3
     client.evaluator.evaluate("local")
-    chosen = client.evaluator.choices()["own_prior"]
+    chosen = client.evaluator.choices()["logit_adjustment"]
     log_prior = log_shares(client.private_labels(), 10)
     assert chosen == smallest_kappa(client.predict(x), y, log_prior)
     training = digits_scenario["training"] | {"held_out": 0.2}
@@ -126,20 +130,29 @@ def test_each_client_chooses_by_samples_it_never_trains_on(clients, digits_scena
 
 
 def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):
-    tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": "knfu", "own_prior": "auto"}}
+    tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": "knfu", "logit_adjustment": "auto"}}
     result = fedkd.run(tables, out=tmp_path / "out")
-    found = [row["value"] for row in result.metrics() if row["metric"] == "own_prior"]
+    found = [row["value"] for row in result.metrics() if row["metric"] == "logit_adjustment"]
     assert len(found) == 5 and set(found[:4]) <= set(KAPPAS) and found[4] == pytest.approx(np.mean(found[:4]))
     card = (fedkd.export(result.folder).folder / "README.md").read_text()
-    assert '(`own_prior = "auto"`)' in card
+    assert '(`logit_adjustment = "auto"`)' in card
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"fusion": {"own_prior": "car"}}, r'own_prior: must be a number from 0 to 1e6 or "auto", got \'car'),
-        ({"fusion": {"own_prior": -1}}, r"fusion.own_prior: must be a number from 0 .*, got -1"),
-        ({"fusion": {"own_prior": True}}, r"fusion.own_prior: must be a number from 0 .*, got true"),
+        (
+            {"fusion": {"logit_adjustment": "car"}},
+            r'logit_adjustment: must be a number from 0 to 1e6 or "auto", got \'car',
+        ),
+        (
+            {"fusion": {"logit_adjustment": -1}},
+            r"fusion.logit_adjustment: must be a number from 0 .*, got -1",
+        ),
+        (
+            {"fusion": {"logit_adjustment": True}},
+            r"fusion.logit_adjustment: must be a number from 0 .*, got true",
+        ),
         ({"training": {"held_out": 1.0}}, r"training.held_out: must be < 1, got 1.0"),
         (
             {"training": {"held_out": 0.1, "early_stopping": {}}},
@@ -147,12 +160,12 @@ def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):
         ),
         ({"training": {"held_out": 0.1}, "continual": {}}, r"training.held_out: must be left out"),
         (
-            {"fusion": {"strategy": "pooled", "own_prior": "auto"}},
-            r"fusion.own_prior: 'pooled' trains on all",
+            {"fusion": {"strategy": "centralized", "logit_adjustment": "auto"}},
+            r"fusion.logit_adjustment: 'centralized' trains on all",
         ),
         (
-            {"fusion": {"own_prior": "auto"}, "continual": {}},
-            r"fusion.own_prior: must be 0 in a stream of tasks, .* got 'auto'",
+            {"fusion": {"logit_adjustment": "auto"}, "continual": {}},
+            r"fusion.logit_adjustment: must be 0 in a stream of tasks, .* got 'auto'",
         ),
     ],
 )

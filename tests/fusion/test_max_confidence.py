@@ -1,4 +1,4 @@
-"""`dp`: every sample is learned from whoever is surest, and never from anybody less sure than oneself."""
+"""`max_confidence`: the most confident client teaches each sample, a less confident one never does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.distillation.data_partitioned import DataPartitioned
+from fedkd.fusion.distillation.max_confidence import MaxConfidence
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
@@ -57,7 +57,7 @@ def by_loops(logits, *, labels=None, beta=None, temperature=1.0):
 def test_agrees_with_loops(confidence, seed, shape, beta, temperature) -> None:
     logits = draw(*shape, seed=seed)
     labels = numpy_generator(seed, "labels").integers(0, shape[2], shape[1])
-    strategy = DataPartitioned(beta=beta, confidence=confidence, temperature=temperature)
+    strategy = MaxConfidence(beta=beta, confidence=confidence, temperature=temperature)
     guidance = strategy.fuse(knowledge_of(logits, labels), {})
     targets, share = by_loops(
         logits,
@@ -81,7 +81,7 @@ def test_agrees_with_loops(confidence, seed, shape, beta, temperature) -> None:
 )
 def test_the_surest_client_is_its_own_teacher(seed, clients, samples, classes, beta, spread) -> None:
     logits = draw(clients, samples, classes, seed, spread)
-    guidance = DataPartitioned(beta=beta).fuse(knowledge_of(logits), {})
+    guidance = MaxConfidence(beta=beta).fuse(knowledge_of(logits), {})
     q = softmax(logits)
     confidence = q.max(axis=-1)
     own = guidance.targets.max(axis=-1)
@@ -95,37 +95,37 @@ def test_the_surest_client_is_its_own_teacher(seed, clients, samples, classes, b
 
     if spread < 100:  # beyond, several are sure to the last bit: the first of them teaches the others
         order = numpy_generator(seed, "permutation").permutation(clients)
-        permuted = DataPartitioned(beta=beta).fuse(knowledge_of(logits[order]), {})
+        permuted = MaxConfidence(beta=beta).fuse(knowledge_of(logits[order]), {})
         assert_allclose(permuted.targets, guidance.targets[order], atol=1e-6)
 
 
 def test_equally_sure_clients_keep_their_own_prediction() -> None:
     logits = np.array([[[5, 0, 0]], [[0, 5, 0]], [[0, 0, 5]]], dtype=np.float32)
-    guidance = DataPartitioned().fuse(knowledge_of(logits), {})
+    guidance = MaxConfidence().fuse(knowledge_of(logits), {})
     assert_array_equal(guidance.targets, softmax(logits))
     assert_array_equal(guidance.weights, np.eye(3))
 
 
 def test_a_confident_error_wins_only_without_labels() -> None:
     logits = np.array([[[2, 0, 0]], [[0, 9, 0]]], dtype=np.float32)  # the label is 0
-    blind = DataPartitioned().fuse(knowledge_of(logits), {})
-    seeing = DataPartitioned(confidence="true_class").fuse(knowledge_of(logits, np.array([0])), {})
+    blind = MaxConfidence().fuse(knowledge_of(logits), {})
+    seeing = MaxConfidence(confidence="true_class").fuse(knowledge_of(logits, np.array([0])), {})
     assert_array_equal(blind.targets.argmax(axis=-1), [[1], [1]])
     assert_array_equal(seeing.targets.argmax(axis=-1), [[0], [0]])
 
 
 def test_a_large_beta_leaves_everyone_alone() -> None:
     logits = draw(5, 9, 4)
-    guidance = DataPartitioned(beta=1e300).fuse(knowledge_of(logits), {})
+    guidance = MaxConfidence(beta=1e300).fuse(knowledge_of(logits), {})
     assert_array_equal(guidance.targets, softmax(logits))
 
 
 def test_a_missing_client_teaches_nobody() -> None:
     logits = draw(5, 8, 4)
-    guidance = DataPartitioned().fuse(knowledge_of(logits[[0, 2, 4]], clients=(0, 2, 4)), {})
+    guidance = MaxConfidence().fuse(knowledge_of(logits[[0, 2, 4]], clients=(0, 2, 4)), {})
     assert_allclose(guidance.targets, by_loops(logits[[0, 2, 4]])[0], atol=1e-6)
 
 
 def test_it_needs_labels_only_for_the_supervised_confidence() -> None:
-    assert DataPartitioned().capabilities.needs == frozenset()
-    assert DataPartitioned(confidence="true_class").capabilities.needs == {"transfer_labels"}
+    assert MaxConfidence().capabilities.needs == frozenset()
+    assert MaxConfidence(confidence="true_class").capabilities.needs == {"transfer_labels"}

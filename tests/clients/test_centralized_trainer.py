@@ -1,4 +1,4 @@
-"""`pooled`: one model of each architecture on everybody's samples, whoever asks for it, where and when."""
+"""`centralized`: one model of each architecture on all samples, the same in every process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 import fedkd
 from fedkd.cli.main import main
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.local.pooled_trainer import PooledModel, first_alike, pooled_samples
+from fedkd.clients.local.centralized_trainer import CentralizedModel, all_samples_of, first_alike
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation.apps.context import client_behind
@@ -35,7 +35,11 @@ def write(digits_scenario, tmp_path):
     """Return a function from changes of the tables to the path of a pooled scenario of two architectures."""
 
     def make(**changes: Any) -> Path:
-        tables = digits_scenario | {"rounds": 3, "clients": [SMALL, WIDE], "fusion": {"strategy": "pooled"}}
+        tables = digits_scenario | {
+            "rounds": 3,
+            "clients": [SMALL, WIDE],
+            "fusion": {"strategy": "centralized"},
+        }
         path = tmp_path / "scenario.toml"
         path.write_text(tomli_w.dumps(tables | changes))
         return path
@@ -88,9 +92,9 @@ def test_it_is_plain_training_on_all_shards_together(write):
 
 def test_clients_of_one_architecture_are_one_model_that_is_trained_once(write, monkeypatch):
     trained = []
-    job = PooledModel._job
+    job = CentralizedModel._job
     monkeypatch.setattr(
-        PooledModel, "_job", lambda model, r: trained.append((model._first, r)) or job(model, r)
+        CentralizedModel, "_job", lambda model, r: trained.append((model._first, r)) or job(model, r)
     )
     clients = [client for factory in [factory_of(write())] for client in map(factory.build, range(4))]
     assert clients[0].network() is clients[2].network() and clients[1].network() is clients[3].network()
@@ -111,7 +115,7 @@ def test_architectures_are_told_apart_by_arguments_too():
 
 def test_a_federation_of_one_learns_alone(write, digits_scenario, tmp_path):
     one = {"data": digits_scenario["data"] | {"clients": 1}, "clients": [WIDE]}
-    pooled = fedkd.run(load_scenario(write(**one)), out=tmp_path / "pooled")
+    pooled = fedkd.run(load_scenario(write(**one)), out=tmp_path / "centralized")
     local = fedkd.run(load_scenario(write(**one, fusion={"strategy": "local"})), out=tmp_path / "local")
     assert list(pooled.metrics()) == list(local.metrics())
 
@@ -202,7 +206,7 @@ def test_flipped_labels_are_pooled_as_they_would_be_trained_on(write):
     path = write(faults={"poisoned": 0.5, "poison": "flipped"})
     scenario = load_scenario(path)
     data = load_federated_data(scenario)
-    x, y = pooled_samples(scenario, data)
+    x, y = all_samples_of(scenario, data)
     poisoned, start = poisoned_clients(scenario), 0
     assert len(poisoned) == 2
     for n in range(4):
@@ -217,14 +221,14 @@ def test_flipped_labels_are_pooled_as_they_would_be_trained_on(write):
 def test_feigned_uploads_change_nothing(write):
     honest, feigning = load_scenario(write()), load_scenario(write(faults={"poisoned": 0.5}))
     data = load_federated_data(honest)
-    for one, other in zip(pooled_samples(honest, data), pooled_samples(feigning, data), strict=True):
+    for one, other in zip(all_samples_of(honest, data), all_samples_of(feigning, data), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_streams_are_refused(write, digits_scenario, tmp_path):
     tables = {"continual": {"learner": "naive", "tasks": {"kind": "split", "count": 2}}, "rounds": 2}
     with pytest.raises(
-        UserError, match="'pooled' knows no stream of tasks; use the learner 'joint'"
+        UserError, match="'centralized' knows no stream of tasks; use the learner 'joint'"
     ) as caught:
         fedkd.run(load_scenario(write(**tables)), out=tmp_path / "run")
     assert caught.value.key == "fusion.strategy"
