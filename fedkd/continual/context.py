@@ -23,7 +23,6 @@ class LearnerContext:
     """One client's network, and what its learner remembers about it.
 
     Attributes:
-        network: The client's; its parameters are the plain weights.
         memory: The learner's state by names, on the network's device (see `LearnerState`). Checkpoints save
             it, and its bytes are the learner's cost.
         task: Task being learned, 0-based; −1 before the first.
@@ -31,20 +30,10 @@ class LearnerContext:
         units: Output units ``[C_t]`` of every task; a label y of task t belongs to unit ``units[t][y]``.
         outputs: Number O of output units of classes; a network may have further ones after them.
         step_cache: Results that all steps of an epoch share, by names. They follow from memory and weights,
-            so they are neither saved nor counted. Empty when an epoch begins; None outside of its steps.
-        position: Place of the step in its epoch, from 0 in the first to 1 in the last, also if there is but
-            one; None outside of an epoch's steps.
-        drawn: Samples of the present step, drawn ahead of it (see `FastSteps.draw`); None: none were drawn.
-
-    Args:
-        network: On its device.
-        units: Of every task of the stream.
-        outputs: O.
-        samples: Gives the client's training samples of a task.
-        seed: The scenario's seed.
-        client: Client index.
-        batch_size: Samples a training step.
-        common_tasks: A number of every task that is the same on all clients, if they begin tasks alike.
+            so they are not saved. Empty when an epoch begins; None outside of its steps.
+        position: Place of the step in its epoch, from 0 to 1; None outside of an epoch's steps.
+        drawn: Samples drawn ahead of the present step (see `FastSteps.draw`), or None.
+        common_tasks: A number of every task, the same on all clients that begin tasks alike.
     """
 
     def __init__(
@@ -92,41 +81,27 @@ class LearnerContext:
         return [*self.units, self._unit_of_label, self._closed]
 
     def samples(self, task: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the client's training samples ``[n, *input_shape]`` and labels ``[n]`` of a task.
+        """Return training samples ``[n, *input_shape]`` and labels ``[n]`` of a task; None: the present one.
 
-        Args:
-            task: 0-based; None: the one being learned. Whoever asks for an earlier one is no continual
-                learner but a reference for them.
+        Only reference methods ask for an earlier task.
         """
         return self._samples(self.task if task is None else task)
 
     def generator(self, purpose: str, task: int | None = None) -> torch.Generator:
-        """Return a CPU generator of one purpose, the same whenever it is asked for.
-
-        Args:
-            purpose: What the draw is for.
-            task: Task the draw belongs to; None: the one being learned.
-        """
+        """Return a CPU generator of one purpose and task, always the same; None: the present task."""
         index = self.task if task is None else task
         return torch_generator(self._seed, f"learner-{purpose}", client=self._client, task=index)
 
     def common_generator(self, purpose: str, task: int) -> torch.Generator:
-        """Return a `generator` that is the same on all clients, where they are to begin tasks alike.
-
-        Args:
-            purpose: What the draw is for.
-            task: Task the draw belongs to.
-        """
+        """Return a `generator` that is the same on all clients, where they are to begin tasks alike."""
         if self._common_tasks is None:
             return self.generator(purpose, task)
         return torch_generator(self._seed, f"learner-{purpose}", task=self._common_tasks[task])
 
     def run(self, x: Tensor, substitutes: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return all outputs ``[B, O]``, superfluous ones after them, in the network's present mode.
+        """Return all outputs ``[B, O]`` in the network's present mode, superfluous ones last.
 
-        Args:
-            x: ``[B, *input_shape]``.
-            substitutes: Tensors that stand in for the network's own, by name.
+        `substitutes` are tensors that stand in for the network's own, by name.
         """
         return functional_call(self.network, dict(substitutes), (x,)) if substitutes else self.network(x)
 

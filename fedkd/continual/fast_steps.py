@@ -15,11 +15,7 @@ L = TypeVar("L", bound=Learner)
 
 
 class StepForm(Generic[L]):
-    """Computes steps as the learner's methods say; faster forms derive from this one.
-
-    A form computes the same as the learner up to rounding. It is used within an epoch's steps alone, where
-    ``context.step_cache`` keeps results that steps share.
-    """
+    """Computes steps as the learner's methods say, within an epoch; faster forms derive from it."""
 
     def parameters(self, learner: L, context: LearnerContext) -> Tensors:
         """Return the parameters of the present task (see `TaskParameters`)."""
@@ -47,16 +43,10 @@ class FastSteps:
     """Form in which steps are computed."""
 
     def prepare_steps(self, context: LearnerContext) -> None:
-        """Fill ``context.step_cache`` with results that all steps of an epoch share.
-
-        The executor calls it when an epoch begins. Recorded steps read no values of the cache.
-        """
+        """Fill ``context.step_cache`` at the start of an epoch; recorded steps read no values of it."""
 
     def draw(self, context: LearnerContext) -> Sequence[Tensor]:
-        """Return the random samples of the next step, which finds them in ``context.drawn``.
-
-        Steps that are never recorded draw for themselves.
-        """
+        """Return the random samples of the next step, which finds them in ``context.drawn``."""
         return ()
 
 

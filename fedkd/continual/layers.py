@@ -39,11 +39,9 @@ class Layer:
         return weight.reshape(weight.shape[0], -1)
 
     def columns(self, inputs: Tensor) -> Tensor:
-        """Return the vectors that the weight multiplies, ``[B·positions, n]``.
+        """Return the vectors ``[B·positions, n]`` that the weight multiplies.
 
-        Args:
-            inputs: What the layer received: ``[B, ..., n]`` of a linear layer; ``[B, c, h, w]`` of a
-                convolution, whose patches are unfolded. Not for grouped convolutions.
+        `inputs` are ``[B, ..., n]``, or ``[B, c, h, w]`` of an ungrouped convolution.
         """
         if isinstance(self.module, nn.Linear):
             return inputs.reshape(-1, inputs.shape[-1])

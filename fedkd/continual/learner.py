@@ -45,12 +45,7 @@ class LearnerTraits:
 
 
 class Batch(NamedTuple):
-    """Samples of local training.
-
-    Attributes:
-        tasks: Tasks whose training sets are used.
-        replayed: Samples of the buffer that join the same batches.
-    """
+    """Samples of local training: the tasks they come from, and samples of the buffer that join each batch."""
 
     tasks: Sequence[int]
     replayed: Episode | None = None
@@ -63,9 +58,9 @@ class Step:
     Attributes:
         inputs: ``[B, *input_shape]``, private samples or, in distillation, transfer samples.
         model: The model of the loss, with gradients.
-        loss: The loss, with gradients; a penalty may subtract a share of it.
+        loss: With gradients; a penalty may subtract a share of it.
         labels: ``[B]`` int64, positions among the units of each sample's task; None in distillation.
-        tasks: ``[B]`` int64, the task of each private sample; None in distillation.
+        tasks: ``[B]`` int64; None in distillation.
     """
 
     inputs: Tensor
@@ -132,11 +127,7 @@ class Learner:
         return self.traits
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network that the method does not fit.
-
-        Raises:
-            UserError: The part of the network that the learner cannot handle.
-        """
+        """Raise `UserError` for a network that the method does not fit."""
 
     def prepare(self, context: LearnerContext) -> None:
         """Change the network once, before any training or evaluation."""
@@ -180,11 +171,7 @@ class Learner:
     def predict(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return the outputs ``[B, O]`` of an evaluation: the largest, among the units asked for, wins.
 
-        Uploads and distillation use the model's own outputs.
-
-        Args:
-            context: The client's.
-            model: In evaluation mode: of the samples' task if it is given, else of the last task.
-            x: ``[B, *input_shape]``.
+        Uploads and distillation use the model's own outputs. The model is in evaluation mode, of the samples'
+        task if it is given, else of the last task.
         """
         return model.outputs(x)

@@ -42,19 +42,16 @@ PHASE = "phase"
 
 
 class TaskLearning:
-    """What a client does with its network while a learner watches over it.
+    """Local training and distillation of a client's network by a learner.
 
-    The learner's word is kept here: effective parameters are put in, penalties added, gradients and updates
-    filtered, phases changed, statistics of normalisation layers kept apart by task.
+    It applies effective parameters, penalties, filters of gradients and updates, phases, and statistics
+    of normalisation layers by task.
 
     Args:
-        learner: How weights change.
-        network: The client's network, on its device; superfluous outputs included.
+        network: On its device, superfluous outputs included.
         units: Output units of every task of the stream.
         outputs: Number of output units that belong to classes.
         samples: Gives the client's training samples of a task, on the network's device.
-        seed: The scenario's seed.
-        client: Client index.
         batch_size: Samples a training step.
         common_tasks: As for `LearnerContext`.
         fast: Whether steps take the learner's fast form, if it has one.
@@ -198,13 +195,10 @@ class TaskLearning:
         """Train for some of the present task's epochs: one job for each phase that they belong to.
 
         Args:
-            job: As it would be without a learner: its arrays are own samples, their labels and, where
-                the learner `shapes_training`, their tasks. Its loss is called with the present task's
-                `TaskModel`; the learner may change its optimiser by phase; every phase has a seed of its own,
-                and where the state of the optimiser is kept, that of the phase before.
-            first_epoch: Which of the task's epochs the job's first one is, 0-based.
+            job: The job without a learner, on the client's samples, labels and, where the learner
+                `shapes_training`, their tasks. Each phase has a seed of its own.
+            first_epoch: Place of the job's first epoch in the task, 0-based.
             task_epochs: Epochs of the whole task.
-            after_epoch: Called after every epoch.
         """
         epochs = range(first_epoch, first_epoch + job.epochs)
         results: list[FitResult] = []
@@ -223,12 +217,7 @@ class TaskLearning:
         return (yield from self._fit_phase(job))
 
     def teach_again(self, job: TrainJob, task: int) -> Training[FitResult | None]:
-        """Train an earlier task on guidance, as far as the learner reopens it; None: it does not.
-
-        Args:
-            job: As it would be without a learner; its loss is called with the task's `TaskModel`.
-            task: One that has ended.
-        """
+        """Train an ended task on guidance, as far as the learner reopens it; None: it does not."""
         learner = self.learner
         if isinstance(learner, Reopenable):
             reopened = learner.reopen(self.context, task)
@@ -318,11 +307,7 @@ class TaskLearning:
 
 
 def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:
-    """Return what stands in for a convolution's weight, stored as the weight is.
-
-    The layout decides how a convolution adds, and so the last bit: a task must not be computed in another
-    way once it is an earlier one.
-    """
+    """Return a substitute stored like the convolution's weight: the layout decides the last bit of sums."""
     channels_last = kernel.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return substitute.contiguous(memory_format=layout)

@@ -23,8 +23,7 @@ class TaskParameters(ABC):
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the parameters of a forward pass for a task, by name; others are the network's own.
 
-        Called before every step of the present task, with gradients, and for evaluations of any task, future
-        ones included.
+        Called with gradients before every step, and for evaluations of any task, future ones included.
         """
 
 
@@ -32,12 +31,7 @@ class Phases:
     """Mixin of learners that train a task in several phases, each with its own tensors or optimiser."""
 
     def phase_of(self, epoch: int, epochs: int) -> str:
-        """Return the phase of an epoch.
-
-        Args:
-            epoch: 0-based, counted over all rounds of the task.
-            epochs: Of all rounds of the task.
-        """
+        """Return the phase of an epoch, 0-based over all rounds of the task."""
         return WEIGHTS
 
     def begin_phase(self, context: LearnerContext) -> None:
@@ -53,13 +47,7 @@ class StepObserver(ABC):
 
     @abstractmethod
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
-        """React to a step.
-
-        Args:
-            context: With the weights after the step.
-            before: The trainable tensors before it.
-            gradients: The optimiser's gradients, penalty included.
-        """
+        """React to a step, given the trainable tensors before it and the gradients, penalty included."""
 
 
 class OwnLoss(ABC):
@@ -84,12 +72,8 @@ class TaskInference(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Return outputs ``[B, O]`` and the inferred tasks ``[B, T]`` bool; None: no task was inferred.
 
-        A row has several tasks where the learner does not tell them apart.
-
-        Args:
-            context: Its ``task`` is the last one. The samples' own task must play no part.
-            model: Of the last task, in evaluation mode.
-            x: ``[B, *input_shape]``.
+        A row has several tasks where the learner does not tell them apart. ``context.task`` and the model, in
+        evaluation mode, are of the last task; the samples' own task must play no part.
         """
 
 
@@ -98,12 +82,7 @@ class StateExchange(ABC):
 
     @abstractmethod
     def export_state(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
-        """Return tensors for the strategy's upload, by names of the learner's choosing.
-
-        Args:
-            context: Its ``task`` has just been trained on.
-            tasks: Further tasks of the strategy's question, all of them begun.
-        """
+        """Return tensors for the strategy's upload by names, for ``context.task`` and further begun tasks."""
 
     @abstractmethod
     def import_state(self, context: LearnerContext, state: Tensors) -> None:

@@ -112,11 +112,7 @@ def make_learner(name: str, hyperparameters: Mapping[str, Any], search: Sequence
 
 
 def load_learner_class(name: str, search: Sequence[str | Path] = ()) -> type[Learner]:
-    """Return the class called `name`, once it is sure to be a usable learner.
-
-    Raises:
-        UserError: It does not exist, or is not a dataclass derived from `Learner`.
-    """
+    """Return the class called `name`; `UserError`: it is missing, or no dataclass derived from `Learner`."""
     from fedkd.continual.learner import Learner
 
     cls = load_part(LEARNERS, Learner, name, search, key=KEY)

@@ -1,6 +1,6 @@
-"""An old task that is open once more, for guidance of those who meet it later: federated backward transfer.
+"""Old tasks opened for distillation of later learners' knowledge: federated backward transfer.
 
-What may change then is for the learner to say: only what no other task's guarantee depends on.
+A learner lets only those tensors change that no other task's guarantee depends on.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from fedkd.training.optimizer import OptimizerSpec
 
 
 class Reopened:
-    """An old task of a learner that closes none: its usual penalty and filter are all there is to obey.
-
-    Args:
-        learner: The client's.
-        context: The client's.
-        task: The old task.
-    """
+    """An old task of a learner that closes none: its usual penalty and filter apply."""
 
     def __init__(self, learner: Learner, context: LearnerContext, task: int) -> None:
         self.learner, self.context, self.task = learner, context, task
@@ -51,10 +45,7 @@ class Reopened:
         return self.learner.project(self.context, gradients)
 
     def project_update(self, changes: Tensors) -> Tensors:
-        """Return what becomes of a step's changes where an optimiser may leave what gradients were let into.
-
-        A change that is not returned stays.
-        """
+        """Return a step's changes, where an optimiser leaves the space of the gradients; others stay."""
         return {}
 
     def close(self) -> None:
@@ -66,23 +57,13 @@ class Reopenable(ABC):
 
     @abstractmethod
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
-        """Return an old task opened for guidance (federated backward transfer); None: it stays closed.
-
-        Changes must touch that task alone: the guarantees of all others still hold.
-
-        Args:
-            context: Its ``task`` is the present one.
-            task: One that has ended.
-        """
+        """Return an ended task opened for guidance, or None. Changes must touch that task alone."""
 
 
 class ProjectedSteps:
     """Gradients and updates of an optimiser's tensors, as a learner or a reopened task projects them.
 
-    Args:
-        trainable: The optimiser's tensors by name.
-        network: Its other parameters may get gradients too, which must not pile up.
-        optimizer: Some leave the space that gradients were projected to.
+    The network's other parameters may get gradients too, which are dropped.
     """
 
     def __init__(self, trainable: Tensors, network: nn.Module, optimizer: OptimizerSpec) -> None:
@@ -120,14 +101,7 @@ class ProjectedSteps:
 
 
 class ReopenedRules(ProjectedSteps):
-    """The `StepRules` of teaching an old task (see `LearnerRules`, those of the present one).
-
-    Args:
-        reopened: The part of the task that may change.
-        model: The old task's, which gets new parameters before every step.
-        substitutes: Makes them.
-        optimizer: Of `reopened`.
-    """
+    """The `StepRules` of teaching an old task; `substitutes` makes its parameters before every step."""
 
     idle = False
     kind: Hashable | None = None

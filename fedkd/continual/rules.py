@@ -22,19 +22,15 @@ from fedkd.training.optimizer import OptimizerSpec
 
 
 class LearnerRules(ProjectedSteps):
-    """The `StepRules` of one phase: what the learner says, put into effect on its trainable tensors.
+    """The `StepRules` of one phase: applies a learner's hooks to its trainable tensors.
 
     Args:
-        learner: Says it.
-        context: The client's.
         model: The present task's model, which is given new effective parameters before every step.
         substitutes: From a task to these parameters.
         optimizer: Of the phase; some leave the space that gradients were projected to.
         steps: Optimiser steps of an epoch, each of `accumulate` batches, the last perhaps of fewer.
-        accumulate: Batches a step.
         labelled: Whether the batches are the client's own samples, labels second and, where the learner
             `shapes_training`, their tasks third; else guidance.
-        after_epoch: Called after every epoch.
         form: How steps are computed; `substitutes` go by it in a step.
     """
 

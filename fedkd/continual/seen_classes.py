@@ -41,10 +41,7 @@ def _units(context: LearnerContext, bits: Tensor | None) -> Tensor:
 
 
 def present_units(context: LearnerContext) -> Tensor:
-    """Return which units the present task is about, ``[O]`` bool.
-
-    All its own, or, where other tasks have the same, those of the classes that its samples are of.
-    """
+    """Return the present task's units ``[O]`` bool; of units shared with other tasks, those with samples."""
     own = context.units[context.task]
     some = own[context.samples()[1].unique()] if is_shared(context, context.task) else own
     present = torch.zeros(context.outputs, dtype=torch.bool, device=context.device)

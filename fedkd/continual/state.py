@@ -22,12 +22,7 @@ Key = str | int | tuple[str | int, ...]
 
 
 class TensorTable(MutableMapping[Key, Tensor]):
-    """The tensors of one kind, by a name, a number, or several of them.
-
-    Args:
-        memory: The learner's memory.
-        kind: Name of the kind.
-    """
+    """The tensors of one kind in a learner's memory, by a name, a number, or several of them."""
 
     def __init__(self, memory: dict[str, Tensor], kind: str) -> None:
         self._memory, self._kind = memory, kind
@@ -97,11 +92,7 @@ class Value:
 
 
 class LearnerState:
-    """Base of records.
-
-    Args:
-        context: The client's.
-    """
+    """Base of records."""
 
     prefix = ""
     """Begins all names of the record in the memory; records of other owners have others."""

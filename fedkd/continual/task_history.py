@@ -21,8 +21,8 @@ class TaskHistory:
     Attributes:
         tasks: Their places in the stream, `[T]`.
         firsts: The round in which each is begun, `[T]`.
-        ends: The round in which each has been learned, `[T]`: the last of the rounds spent on it when it is
-            met first; of the last task the client's last of all, also where tasks come back.
+        ends: The round in which each has been learned, `[T]`: the last of its first rounds; of the last
+            task the client's last round of all, also where tasks come back.
     """
 
     tasks: tuple[int, ...]
@@ -52,12 +52,8 @@ def learned_tasks(
 ) -> list[NDArray[np.bool_]]:
     """Return which of its tasks every client learned, N times `[T]`.
 
-    Args:
-        steps: Rows of the losses of local training; those of a client say that it took a step in a round.
-        courses: What every client did.
-        history: Its tasks.
-        models: Which model each client holds, `[N]`: clients that hold one model have all learned what any of
-            them has. None: each holds its own.
+    `steps` are rows of local training losses: a client trained in their rounds. `models` is the model of
+    each client, `[N]`: clients with one model share what any has learned; None: each its own.
     """
     stepped: list[set[int | None]] = [set() for _ in courses]
     for row in steps:
@@ -74,9 +70,9 @@ def learned_tasks(
 
 
 def early_and_late(history: Sequence[TaskHistory]) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
-    """Return of which of its tasks every client is among the first, and among the last, N times `[T]` each.
+    """Return of which tasks every client is among the first, and among the last, N times `[T]` each.
 
-    Of a task that all begin in the same round, all are among the first and nobody is among the last.
+    Of a task that all begin in the same round, all are first and none is last.
     """
     begins: dict[int, list[int]] = defaultdict(list)
     for own in history:

@@ -12,20 +12,16 @@ from fedkd.storage.namespaces import below, under
 
 
 class TaskModel(nn.Module):
-    """What a loss, a strategy or an evaluation takes for the model of a task.
+    """The model of a task, for losses, strategies and evaluations.
 
-    A learner never changes a module to make it another task's: it says which tensors stand in for the
-    module's own, and those are put in for the length of a call.
+    A learner never changes the module: substitutes stand in for its tensors for the length of a call.
 
     Args:
-        network: The client's network.
         units: Output units ``[C_t]`` that the task's labels index into; None: all of them.
         substitutes: Tensors by the names of `network`'s parameters and buffers; those not named are its own.
 
     Attributes:
-        notes: What was computed with the model in evaluation mode and would be dear to compute anew for
-            every batch, by names of a learner's choosing. A model that is evaluated lives no longer than its
-            weights stay as they are.
+        notes: Results in evaluation mode that all batches share, by names of a learner's choosing.
     """
 
     recordable: ClassVar[bool] = True
@@ -47,10 +43,7 @@ class TaskModel(nn.Module):
         self._last = None
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Return all outputs ``[B, O]`` of samples ``[B, *input_shape]``.
-
-        Asked again for the samples of the last call, it does not compute them again.
-        """
+        """Return all outputs ``[B, O]``; those of the last call's samples are not computed again."""
         if self._last is None or self._last[0] is not x:
             self._last = (x, self._call(self.network, self.substitutes, x))
         return self._last[1]

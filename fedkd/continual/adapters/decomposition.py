@@ -13,24 +13,16 @@ HEAD = "head.weight"
 
 @dataclass(frozen=True)
 class Layout:
-    """The weights of two or more dimensions below the head, `[out, ...]` each: P numbers of U units in all.
+    """The weights `[out, ...]` of two or more dimensions below the head, by name: P numbers of U units.
 
-    The head is the weight called ``head.weight``, as in every model of the zoo, else the last one of two
-    dimensions.
-
-    Attributes:
-        shapes: By name, in the model's order.
+    The head is the weight ``head.weight``, else the last one of two dimensions.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
 
     @staticmethod
     def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
-        """Return that of a model.
-
-        Args:
-            shapes: Of all that is trained by gradients, by name, in the model's order.
-        """
+        """Return the layout of a model, given the shapes of its parameters in order."""
         head = head_of(shapes)
         return Layout({name: tuple(s) for name, s in shapes.items() if len(s) > 1 and name != head})
 

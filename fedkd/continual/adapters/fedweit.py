@@ -1,7 +1,6 @@
-"""What a client of FedWeIT learns: a base for everybody, parts of its own, and use of what others lend.
+"""FedWeIT on a client: a shared base, masks and sparse parts of its own, and parts of other clients.
 
-J. Yoon, W. Jeong, G. Lee, E. Yang and S. J. Hwang, "Federated Continual Learning with Weighted Inter-client
-Transfer", ICML 2021, arXiv 2003.03196. What clients exchange is `fedkd.fusion.streams.fedweit`.
+The strategy `fedkd.fusion.streams.fedweit` exchanges bases and parts.
 """
 
 from __future__ import annotations
@@ -117,12 +116,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     # What it can work with ----------------------------------------------------------------------------
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network without weights below a head of its own.
-
-        Raises:
-            UserError: It has none, or something other than the last linear layer makes its outputs, or two
-                layers share a weight.
-        """
+        """Refuse a network without weights below a head of its own, or whose layers share a weight."""
         shapes = _shapes(network)
         heads = [layer.weight_name for layer in layers_of(network).values() if layer.is_head]
         problem = None
@@ -182,10 +176,10 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
                 state.target[earlier, name] = weight.detach().contiguous()
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return how the task's weights came about.
+        """Return `part_density`, `mask` and `borrowed_share` of the task.
 
-        `part_density` is the share of the weights in which its own part is not zero, `mask` the mean of its
-        masks, `borrowed_share` the norm of what others lent by that of its weights.
+        These are the share of weights in which its own part is not zero, the mean of its masks, and the norm
+        of the borrowed parts by that of its weights.
         """
         task = context.task
         if not _has_begun(context, task):

@@ -1,4 +1,1 @@
-"""Learners that give every task a mask over weights or units.
-
-Start with `supsup`; `masks` has the mathematics.
-"""
+"""Learners that give every task a mask over weights or units; `masks` has the mathematics."""

@@ -26,8 +26,7 @@ BETWEEN = (
 def chain_of(network: nn.Module) -> tuple[Layer, ...]:
     """Return the layers of a network in the order in which a sample meets them, the head last.
 
-    Raises:
-        ValueError: Why it is no chain in which each unit could be multiplied by a number of its own.
+    A `ValueError` says why units cannot be multiplied by a number each.
     """
     layers: list[Layer] = []
     for name, module in _modules(network):

@@ -75,11 +75,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
     raise it with the number of tasks. 0 leaves the size of tasks to chance."""
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network whose units cannot be gated.
-
-        Raises:
-            UserError: It is not a chain of layers, or has but one, or parameters besides.
-        """
+        """Refuse a network that is no chain of two or more layers, or has parameters besides."""
         try:
             layers = chain_of(network)
         except ValueError as error:
@@ -114,10 +110,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         state.taught = taught
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return the shares of hidden units that tasks use, and of gates that are neither open nor shut.
-
-        Such a one, of the last task's, is between 0.01 and 0.99.
-        """
+        """Return the shares of used hidden units, and of the last task's gates within 0.01 … 0.99."""
         if not GateState(context).used:
             return {}
         used = torch.cat([GateState(context).used[layer] for layer in _hidden(context)])

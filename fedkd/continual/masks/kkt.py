@@ -1,7 +1,7 @@
 """KKT: let the old task whose mask suits the new samples best lend its scores.
 
-The k-NN knowledge transfer of Yadav and Bansal, "Exclusive Supermask Subnetwork Training for Continual
-Learning", 2022, arXiv 2210.10209.
+k-NN knowledge transfer of Yadav and Bansal, "Exclusive Supermask Subnetwork Training for Continual Learning",
+2022, arXiv 2210.10209.
 """
 
 from __future__ import annotations
@@ -18,16 +18,9 @@ QUERIES_AT_ONCE = 512
 def knn_accuracy(
     reference: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, neighbours: int, classes: int
 ) -> float:
-    """Return the share of queries that a vote among their nearest references classifies correctly.
+    """Return the share of queries `[m, F]` that a vote among their k nearest references `[n, F]` gets right.
 
-    Args:
-        reference: Features `[n, F]`.
-        labels: Their labels `[n]`.
-        queries: Features `[m, F]`.
-        answers: Their labels `[m]`.
-        neighbours: k; never more than n vote. Euclidean distances; of equally near references the first are
-            taken, and of equally many votes the lowest label wins.
-        classes: Number of labels C.
+    At most n neighbours vote, by Euclidean distance. Ties go to the first reference and the lowest label.
     """
     k = min(neighbours, len(reference))
     votes_of = torch.nn.functional.one_hot(labels, classes)
@@ -57,7 +50,7 @@ def accuracies(
     neighbours: int,
     classes: int,
 ) -> list[float]:
-    """Return how well k-NN does on the features that every candidate's mask makes of the new samples.
+    """Return the accuracy of k-NN on the features of each candidate's mask; empty: too few samples.
 
     Args:
         features: From a task and samples to penultimate features `[n, F]`.
@@ -66,9 +59,6 @@ def accuracies(
         y: Labels `[n]`.
         neighbours: k.
         classes: Number of labels C.
-
-    Returns:
-        One accuracy a candidate; none if there are too few samples to have a reference and a query.
     """
     split = round(REFERENCE_SHARE * len(x))
     if not 0 < split < len(x):

@@ -41,13 +41,7 @@ class MaskState(LearnerState):
 
 @dataclass(frozen=True)
 class MaskMemory:
-    """The masks on one client, each over the weights of all layers, by their numbers (*slots*).
-
-    Attributes:
-        context: The client's.
-        rule: How scores make a mask.
-        density: Share of a layer's weights in a mask, for the rule that wants it.
-    """
+    """The masks on one client, each over the weights of all layers, by their numbers (*slots*)."""
 
     context: LearnerContext
     rule: Rule

@@ -1,8 +1,7 @@
 """Binary masks over weights: how scores make them, how they are trained, stored and counted.
 
 A supermask (Zhou et al., "Deconstructing Lottery Tickets", NeurIPS 2019; Ramanujan et al., "What's Hidden in
-a Randomly Weighted Neural Network?", CVPR 2020) says which weights of a layer take part. It comes from a
-score for every weight, and the scores are what gradients change.
+a Randomly Weighted Neural Network?", CVPR 2020) selects weights of a layer by trained scores.
 """
 
 from __future__ import annotations
@@ -32,13 +31,10 @@ def signed_constant(weight: Tensor) -> Tensor:
 
 
 def mask_of(scores: Tensor, rule: Rule, density: float) -> Tensor:
-    """Return the mask, bool, of a layer's scores.
+    """Return the mask, bool, of a layer's n scores.
 
-    Args:
-        scores: Of any shape, n of them.
-        rule: ``"topk"``: exactly ``max(1, round(density · n))`` weights of largest |score|, the first of
-            equal ones; ``"threshold"``: all of score ≥ 0.
-        density: Share of the weights that `topk` takes.
+    ``"topk"`` takes the ``max(1, round(density · n))`` weights of largest |score|, the first of equal ones,
+    ``"threshold"`` all of score ≥ 0.
     """
     if rule == "threshold":
         return scores >= 0
@@ -53,10 +49,7 @@ def mask_of(scores: Tensor, rule: Rule, density: float) -> Tensor:
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return a weight with zeros where the mask is false.
-
-    Not a product: there, the sign of a weight that is masked out would show in the sign of the zero.
-    """
+    """Return a weight with zeros where the mask is false; a product would keep the sign of the weight."""
     return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
 
@@ -84,26 +77,18 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(weight: Tensor, scores: Tensor, rule: Rule, density: float) -> Tensor:
     """Return the masked weight, with a gradient for the scores alone.
 
-    The mask is taken for the identity of what it ranks: of s by `threshold`, ``∂L/∂s = ∂L/∂w̃ · w``; of |s| by
-    `topk`, ``∂L/∂s = ∂L/∂w̃ · w · sign(s)``. Weights that are masked out get their gradient too, so they can
-    come back.
+    ``∂L/∂s = ∂L/∂w̃ · w`` by `threshold`, times ``sign(s)`` by `topk`. Masked weights get it too.
     """
     mask = mask_of(scores, rule, density)
     return _StraightThrough.apply(scores, weight.detach(), mask, rule == "topk")
 
 
 def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
-    """Return scores whose mask is what many clients say, and where they are divided, what its own say.
+    """Return scores whose mask follows the clients' log-odds, and the own scores where these are even.
 
-    Only the order of a layer's scores makes a mask by `topk`, and only their signs by `threshold`. So their
-    sizes stay those of the client's own, and what is agreed on says which weight has which: by `topk` the
-    largest go to the weights of highest log-odds, of equal ones to those of the largest own, of equal ones
-    of these to the first; signs stay. By `threshold` signs are those of the log-odds; at 0, a score's own.
-
-    Args:
-        scores: Of a layer, of any shape.
-        log_odds: Of the same shape: above 0 where more than half of all masks have the weight.
-        rule: How scores make a mask.
+    The client's sizes stay, and are dealt out anew: by `topk` the largest go to the highest log-odds, of
+    equal ones to the largest own, of these to the first; signs stay. By `threshold` signs are those of the
+    log-odds; at 0, a score's own. `log_odds` are above 0 where more than half of all masks have the weight.
     """
     sizes = scores.abs()
     if rule == "threshold":
@@ -117,14 +102,9 @@ def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
 
 
 def _ranking(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the order of `first`, largest first, where equal of `second`, where equal too of places.
+    """Return the order of `first` ``[n]`` float32, largest first; ties by `second`, ≥ 0, then by place.
 
-    Both numbers are packed into one, so that there is one sort, and a quick one: it leaves equal ones in any
-    order, and these few are put right.
-
-    Args:
-        first: ``[n]`` float32.
-        second: ``[n]`` float32, ≥ 0.
+    Both numbers are packed into one for a single quick sort; the few equal ones are put right afterwards.
     """
     high = (first + np.float32(0.0)).view(np.int32)  # a zero has one sign then
     high = np.where(high < 0, high ^ np.int32(0x7FFFFFFF), high).astype(np.int64)
@@ -179,10 +159,7 @@ def density_of(masks: Sequence[Tensor], weights: int) -> float:
 
 
 def overlap(masks: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """Return ``|M ∧ M'| / |M|`` over all layers, masks packed; 0 of an empty mask.
-
-    Of independent masks it is the density of M'.
-    """
+    """Return ``|M ∧ M'| / |M|`` over all packed layers; 0 of an empty mask."""
     own = sum(ones(bits) for bits in masks)
     both = sum(ones(bits & other) for bits, other in zip(masks, others, strict=True))
     return both / own if own else 0.0
@@ -191,11 +168,7 @@ def overlap(masks: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 def free_share(masks: Sequence[Tensor], earlier: Sequence[Sequence[Tensor]]) -> float:
     """Return the share of a mask's weights that no earlier mask has, over all layers; 0 of an empty mask.
 
-    It is (1 − d)^(t−1) of t independent masks of density d: at t = 100, 3e-5 for d = 0.1, 0.135 for d = 0.02.
-
-    Args:
-        masks: One a layer, packed.
-        earlier: The same of every earlier task.
+    It is (1 − d)^(t−1) of t independent masks of density d.
     """
     own = sum(ones(bits) for bits in masks)
     unclaimed = sum(ones(free(bits, [other[layer] for other in earlier])) for layer, bits in enumerate(masks))
@@ -203,13 +176,9 @@ def free_share(masks: Sequence[Tensor], earlier: Sequence[Sequence[Tensor]]) -> 
 
 
 def coded_bits(masks: Sequence[Tensor], sizes: Sequence[int]) -> float:
-    """Return the bits a weight that an entropy coder of the masks needs, each layer coded by its own density.
+    """Return the bits a weight of an entropy coder, each layer of masks coded by its own density.
 
-    ``Σ_l n_l · h(d_l) / Σ_l n_l`` with ``h(d) = −d·log₂d − (1−d)·log₂(1−d)``: 0.47 at d = 0.1, 0.14 at 0.02.
-
-    Args:
-        masks: One a layer, packed.
-        sizes: Number of weights of each layer.
+    ``Σ_l n_l · h(d_l) / Σ_l n_l`` with ``h(d) = −d·log₂d − (1−d)·log₂(1−d)``: 0.47 at d = 0.1.
     """
     total = 0.0
     for bits, size in zip(masks, sizes, strict=True):

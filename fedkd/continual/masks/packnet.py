@@ -81,11 +81,7 @@ class PackNet(Phases, TaskParameters, Learner):
     task has its own copy, for a few bytes; with `first` they freeze after the first task, as in the paper."""
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network without weights to share out.
-
-        Raises:
-            UserError: It has no linear or convolutional layer.
-        """
+        """Refuse a network without a linear or convolutional layer."""
         if not layers_of(network):
             raise UserError(
                 "'packnet' shares out the weights of linear and convolutional layers, and the model has none",
@@ -186,14 +182,11 @@ class PackNet(Phases, TaskParameters, Learner):
         _clear(context)
 
     def _take(self, task: int, owners: Tensor, weight: Tensor, left: int, *, last_all: bool = False) -> None:
-        """Enter the task into `owners`, in place, at its share of the free weights.
+        """Enter the task into contiguous `owners`, in place, at its share of the free weights.
 
         Args:
-            task: 0-based.
-            owners: Of the weights, contiguous.
-            weight: Same shape.
             left: Tasks that these weights must do for, this one included.
-            last_all: Whether a task that no other comes after takes all, whatever `keep` says.
+            last_all: Whether the last task takes all, whatever `keep` says.
         """
         flat = owners.view(-1)
         free = (flat == FREE).nonzero()[:, 0]

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 class ReopenedScores(Reopened):
-    """The scores of an old task, whose mask they make anew; no weight changes, and no other mask.
-
-    Args:
-        learner: The client's.
-        context: The client's.
-        task: The old task, whose scores were kept.
-    """
+    """The kept scores of an old task, which make its mask anew; weights and other masks stay."""
 
     def __init__(self, learner: SupermaskLearner, context: LearnerContext, task: int) -> None:
         super().__init__(learner, context, task)
@@ -60,16 +54,10 @@ class ReopenedWeights(Reopened):
 
     ::
 
-        G_t = M_t ∧ ¬⋁_{j ≠ t} M_j          over all masks that are settled
+        G_t = M_t ∧ ¬⋁_{j ≠ t} M_j          over all settled masks
         w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ G_t
 
-    F_t alone would not do: later tasks use the weights that earlier ones have trained, as they are.
-
-    Args:
-        learner: The client's.
-        context: The client's.
-        task: The old task.
-        met: All tasks so far.
+    F_t is not enough, as later tasks use the weights of earlier ones. `met` is the number of tasks so far.
     """
 
     def __init__(self, learner: SupermaskLearner, context: LearnerContext, task: int, met: int) -> None:

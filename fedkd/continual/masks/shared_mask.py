@@ -25,14 +25,9 @@ FINGERPRINT = 8
 
 @dataclass(frozen=True, eq=False)
 class SharedMask:
-    """What `fedkd.fusion.views.Supermask` promises, of the task that a learner is at.
+    """Implements `fedkd.fusion.views.Supermask` for a learner's present task.
 
-    All weights that masks go over count as one vector of d, layer after layer in the network's order.
-
-    Attributes:
-        learner: The client's.
-        context: The client's.
-        fingerprint: Of the weights that the client began with.
+    All masked weights count as one vector of d, in the network's order. `fingerprint` is of initial weights.
     """
 
     learner: SupermaskLearner
@@ -57,10 +52,7 @@ class SharedMask:
         return _packed(list(self._memory.masks(self._slot).values()))
 
     def taken(self) -> np.ndarray | None:
-        """Return the bits of all weights in masks of earlier tasks; empty: there are none yet.
-
-        None: the learner trains no weights, so that none is ever taken.
-        """
+        """Return the bits of all weights in earlier masks; empty: none yet; None: no weights are trained."""
         if not self.learner.traits.trains_masked_weights:
             return None
         earlier = [self._memory.masks(old) for old in self.learner.earlier(self.context, self._slot)]
@@ -71,9 +63,7 @@ class SharedMask:
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
         """Rank the scores by log-odds ``[≥ d]``, and leave others' weights alone; a settled mask stays.
 
-        Args:
-            log_odds: That a weight takes part.
-            taken: Bits of the weights that no one may train any more; None: of none.
+        `taken` are the bits of weights that must not be trained any more.
         """
         memory, slot = self._memory, self._slot
         if memory.is_settled(slot):

@@ -37,9 +37,8 @@ DEFAULT_SUPERFLUOUS = 100
 class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner):
     """Base of the learners that give every task a mask over the same weights.
 
-    Only the weights of linear and convolutional layers count, the classifier's included; biases are zero and
-    normalisation layers have no scale and shift of their own, for good. What a task leaves behind is its
-    mask, a bit a weight, and its statistics of normalisation layers.
+    Masks go over weights of linear and convolutional layers, the classifier's included. Biases stay zero,
+    normalisation has no scale and shift. A task keeps its mask, a bit a weight, and its statistics.
     """
 
     traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True, withholds_masks=None)
@@ -139,10 +138,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return MASK
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Draw the task's scores, or copy those of an old task, unless it has a mask already.
-
-        A client that is never asked to train on a task keeps no mask of it.
-        """
+        """Draw the task's scores, or copy those of an old task, unless it has a mask already."""
         memory, slot = self.memory(context), self.slot(context, context.task)
         if not memory.has(slot):
             lender = self._lender(context, slot) if self.kkt else None
@@ -175,12 +171,11 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         memory.state.overlap[slot] = context.units[0].new_tensor(overlaps, dtype=torch.float64)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return what the task's mask is like, and whose scores it began with.
+        """Return figures of the task's mask.
 
-        `free_share` of it belongs to no earlier mask; `overlap` is the mean share that an earlier one has
-        too; `stored_bits_per_weight` is what the task's mask costs, `coded_bits_per_weight` what it would
-        cost an entropy coder. With `kkt`: `kkt_task`, −1 if no old task's scores were taken, `kkt_accuracy`
-        of the best one and `kkt_chance`.
+        `free_share` belongs to no earlier mask; `overlap` is the mean share in an earlier one;
+        `stored_bits_per_weight` is its cost, `coded_bits_per_weight` that of an entropy coder. With `kkt`:
+        `kkt_task` (−1: none), `kkt_accuracy` of the best old task and `kkt_chance`.
         """
         memory, slot = self.memory(context), self.slot(context, context.task)
         if context.task < 0 or not memory.has(slot):
@@ -209,20 +204,14 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     # A step -------------------------------------------------------------------------------------------
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
-        """Return the weights under the task's mask; while it is learned, scores are what has gradients.
-
-        A task that has no mask yet is seen through that of its first scores.
-        """
+        """Return the weights under the task's mask; while it is learned, its scores have gradients."""
         memory, slot = self.memory(context), self.slot(context, task)
         if memory.has_scores(slot) and not memory.is_settled(slot):
             return memory.trainable_mask(slot)
         return memory.masked_weights(slot)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Push superfluous units down: what they add to the logsumexp of the task's own units.
-
-        Together with the cross entropy of the task's logits it is the cross entropy over both kinds of units.
-        """
+        """Return the logsumexp that superfluous units add to the task's own: pushes them down."""
         if not self.extra_outputs:
             return None
         outputs = step.outputs()

@@ -1,8 +1,7 @@
-"""Whose task a sample is, when nobody says: SupSup's inference by gradients of a superposition of masks.
+"""Task inference of SupSup: the gradient of a superposition of masks.
 
-Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, section 3.3. All masks are put over the weights
-at once, ``p(α) = f(x; W ⊙ Σ_i α_i M_i)`` with α = 1/k, and the task is the one whose share α_i lowers the
-objective fastest.
+Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, section 3.3. The task is the one whose share α_i
+lowers the objective of ``p(α) = f(x; W ⊙ Σ_i α_i M_i)`` fastest, at α = 1/k.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ Objective = Literal["entropy", "superfluous"]
 def entropy_slope(outputs: Tensor, slopes: Tensor, classes: int) -> Tensor:
     """Return ``∂H/∂α_i`` `[B]` of the entropy H of the softmax: ``−Σ_c p_c (log p_c + H) · ∂o_c/∂α_i``.
 
-    Args:
-        outputs: All outputs o `[B, O+S]`.
-        slopes: Their derivatives ∂o/∂α_i `[B, O+S]`.
-        classes: Number of outputs O that belong to classes; here all count.
+    `slopes` are the derivatives ∂o/∂α_i `[B, O+S]` of all outputs; all of them count.
     """
     log_p = outputs.double().log_softmax(dim=1)
     p = log_p.exp()
@@ -37,8 +33,7 @@ def entropy_slope(outputs: Tensor, slopes: Tensor, classes: int) -> Tensor:
 def superfluous_slope(outputs: Tensor, slopes: Tensor, classes: int) -> Tensor:
     """Return ``∂G/∂α_i`` `[B]` of ``G = logsumexp(o)``, with its gradient only through superfluous units.
 
-    Training pushes these units down wherever the mask fits the sample. ``Σ_{c ≥ O} p_c · ∂o_c/∂α_i``, p being
-    the softmax over all units. Arguments as in `entropy_slope`.
+    ``Σ_{c ≥ O} p_c · ∂o_c/∂α_i``; training pushes these units down where the mask fits the sample.
     """
     p = outputs.double().softmax(dim=1)[:, classes:]
     return (p * slopes[:, classes:].double()).sum(dim=1)
@@ -71,12 +66,10 @@ class Superposition:
 
     Attributes:
         forward: From samples and the tensors that stand in for the network's own to all outputs `[B, O+S]`.
-        weights: The weights under the masks, by name.
-        masks: Every task's, bool, by the same names.
+        masks: Every task's, bool, by the names of the weights.
         statistics: Every task's statistics of normalisation layers, by name. The superposition has their
-            mean, so that what is inferred about a sample does not depend on others that are asked about
-            with it.
-        objective: What the right task's share lowers.
+            mean, so that inference for a sample does not depend on the others of its batch.
+        objective: Falls fastest by the right task's share.
         classes: Number of outputs O that belong to classes.
     """
 
@@ -90,8 +83,7 @@ class Superposition:
     def slopes(self, x: Tensor, members: Sequence[int]) -> Tensor:
         """Return ``∂(objective)/∂α_i`` `[B, k]` at α = 1/k of the k members, sample by sample.
 
-        One pass of forward-mode differentiation a member gives the derivatives of all samples at once; the
-        direction is ``W ⊙ M_i``.
+        A forward-mode pass along ``W ⊙ M_i`` a member gives the derivatives of all samples.
         """
         if not len(x):
             return torch.zeros(0, len(members), dtype=torch.float64, device=x.device)
@@ -160,9 +152,9 @@ class Superposition:
 
 
 def keep_units(outputs: Tensor, units: Tensor, margin: float = 30.0) -> Tensor:
-    """Return outputs `[B, O]` in which all units but `units` `[C]` lie well below the lowest of these.
+    """Return outputs `[B, O]` in which all units but `units` `[C]` are lowered below these.
 
-    By a finite margin: the loss of a sample whose task was mistaken stays a number.
+    The margin is finite, so the loss of a sample with a mistaken task stays a number.
     """
     own = outputs.index_select(1, units)
     closed = (own.min(dim=1, keepdim=True).values - margin).expand_as(outputs).clone()

@@ -1,6 +1,6 @@
-"""From the rows of a run's `metrics.jsonl` to what the continual metrics take.
+"""Accuracy matrices and learning curves from the rows of a run's `metrics.jsonl`.
 
-A client learns tasks in its own order and at its own times, its `TaskHistory`. A row's task is a place in the
+A client learns tasks in its own order and at its own times (`TaskHistory`). A row's task is a place in the
 stream. Round 0 is the untrained model.
 """
 
@@ -25,17 +25,8 @@ def accuracy_matrix(
     """Return R `[T, T]` and b `[T]` of one client, or of the federation's mean (client None).
 
     R[i, j] is the value for the client's j-th task in the last round of its i-th; b[j] is that of round 0.
-    Values that are missing or null are NaN. Other rows are skipped; their order does not matter.
-
-    Args:
-        rows: Of `metrics.jsonl`.
-        history: The client's tasks; of the mean, those of all.
-        metric: Name of the accuracy, such as `"accuracy_task_incremental"`.
-        split: `"local"` or `"global"`.
-        client: Client index.
-
-    Raises:
-        ValueError: A value was recorded twice.
+    Missing or null values are NaN. Other rows are skipped in any order. `metric` is an accuracy such as
+    `"accuracy_task_incremental"`. A value recorded twice raises `ValueError`.
     """
     values = _values(rows, metric=metric, split=split, client=client)
     # Row 0 is the untrained model, row i + 1 is R[i].
@@ -51,14 +42,8 @@ def learning_curve(
 ) -> Array:
     """Return the accuracy on a task while it is learned, `[P + 1]` for P rounds, for `learning_area`.
 
-    Element r is the value after r rounds of the task, so that the last is R[place, place]. Missing values are
-    NaN: for a run evaluated every few rounds, pass every few elements. Arguments as of `accuracy_matrix`.
-
-    Args:
-        place: Which of the client's tasks, 0-based.
-
-    Raises:
-        ValueError: The client has no such task, or a value was recorded twice.
+    Element r is the value after r rounds of the task, the last is R[place, place]; missing values are NaN.
+    `place` is the client's task, 0-based. Unknown tasks and values recorded twice raise `ValueError`.
     """
     if not 0 <= place < len(history.tasks):
         raise ValueError(f"place must be in 0..{len(history.tasks) - 1}, got {place}")

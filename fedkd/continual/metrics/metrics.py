@@ -36,10 +36,7 @@ def average_accuracy(R: ArrayLike) -> float:
 
 
 def average_incremental_accuracy(R: ArrayLike) -> float:
-    """Return mean_i mean_{j≤i} R[i, j]: the accuracy over the tasks seen so far, averaged over the stream.
-
-    The habit of class-incremental learning (Rebuffi et al., 2017, iCaRL). Every i has the same weight.
-    """
+    """Return mean_i mean_{j≤i} R[i, j]: accuracy over the tasks seen so far (Rebuffi et al., 2017, iCaRL)."""
     R = _square(R)
     return _mean(np.array([R[i, : i + 1].mean() for i in range(len(R))]))
 
@@ -47,8 +44,7 @@ def average_incremental_accuracy(R: ArrayLike) -> float:
 def bwt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{j∈L, j<T−1} (R[T−1, j] − R[j, j]): backward transfer (Lopez-Paz & Ranzato, 2017).
 
-    Negative: earlier tasks were forgotten. Elsewhere the name also stands for an average over all pairs
-    i > j, and for −`forgetting`.
+    Negative: earlier tasks were forgotten.
     """
     R = _square(R)
     return _mean((R[-1, :-1] - np.diagonal(R)[:-1])[_learned(learned, len(R))[:-1]])
@@ -57,8 +53,7 @@ def bwt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
 def fwt(R: ArrayLike, b: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{j>min L} (R[j−1, j] − b[j]): forward transfer (Lopez-Paz & Ranzato, 2017).
 
-    The gain of earlier tasks on a task before it is learned. CUBER's FWT is `gain_over_single`, LIBERO's is
-    `learning_area`.
+    CUBER's FWT is `gain_over_single`, LIBERO's is `learning_area`.
     """
     R = _square(R)
     follows = np.logical_or.accumulate(_learned(learned, len(R)))[:-1]
@@ -68,8 +63,7 @@ def fwt(R: ArrayLike, b: ArrayLike, learned: ArrayLike | None = None) -> float:
 def gain_over_single(R: ArrayLike, single: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{j∈L} (R[j, j] − single[j]): the gain of the stream on a task when it is learned.
 
-    CUBER (Lin et al., 2022) calls it FWT. The first task is in the mean. `single` is the accuracy on each
-    task of a model trained on it alone, `[T]`.
+    CUBER (Lin et al., 2022) calls it FWT. `single` is the accuracy `[T]` of models trained on one task each.
     """
     R = _square(R)
     return _mean((np.diagonal(R) - _one_a_task("single", single, len(R)))[_learned(learned, len(R))])
@@ -78,8 +72,8 @@ def gain_over_single(R: ArrayLike, single: ArrayLike, learned: ArrayLike | None 
 def forgetting(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{j∈L, j<T−1} (max_{j≤l<T−1} R[l, j] − R[T−1, j]): the drop from a task's best.
 
-    Chaudhry et al. (2018). The last row is not in the maximum, so a task that ends above its best counts
-    negative. Rows before a task is learned are not in it either; the paper has them in.
+    Chaudhry et al. (2018), but rows before a task is learned are left out. A task that ends above its
+    best counts negative.
     """
     return _mean(forgetting_per_task(R)[_learned(learned, len(_square(R)))[:-1]])
 
@@ -97,10 +91,7 @@ def forgetting_first_last(R: ArrayLike, learned: ArrayLike | None = None) -> flo
 
 
 def intransigence_per_task(R: ArrayLike, joint: ArrayLike) -> Array:
-    """Return joint[k] − R[k, k], `[T]`: the cost of the stream for a new task (Chaudhry et al., 2018).
-
-    `joint` is the accuracy on task k of joint training, `[T]`; theirs is on tasks 0 … k at once.
-    """
+    """Return joint[k] − R[k, k], `[T]`: the cost of the stream for a new task (Chaudhry et al., 2018)."""
     R = _square(R)
     return _one_a_task("joint", joint, len(R)) - np.diagonal(R)
 
@@ -112,10 +103,7 @@ def intransigence(R: ArrayLike, joint: ArrayLike, learned: ArrayLike | None = No
 
 
 def nbt_per_task(R: ArrayLike) -> Array:
-    """Return NBT_k = mean_{τ>k} (R[k, k] − R[τ, k]) for each k < T−1, `[T−1]`.
-
-    The negative backward transfer of LIBERO (Liu et al., 2023).
-    """
+    """Return NBT_k = mean_{τ>k} (R[k, k] − R[τ, k]) for each k < T−1, `[T−1]` (LIBERO, Liu et al., 2023)."""
     R = _square(R)
     return np.array([(R[k, k] - R[k + 1 :, k]).mean() for k in range(len(R) - 1)], dtype=np.float64)
 
@@ -130,7 +118,6 @@ def auc_per_task(R: ArrayLike, learning_areas: ArrayLike) -> Array:
     """Return AUC_k = (learning_area_k + Σ_{τ>k} R[τ, k]) / (T − k), `[T]` (LIBERO, Liu et al., 2023).
 
     The area under a task's accuracy from its first step to the end of the stream; every task lasts 1.
-    `learning_areas` is the `learning_area` of each task, `[T]`, of epochs or of federated rounds.
     """
     R = _square(R)
     tasks = len(R)
@@ -148,12 +135,9 @@ def learning_area(curve: ArrayLike) -> float:
     """Return (1/E) Σ_e curve[e]: how early a task is learned, as the area under its learning curve.
 
     The curve `[E]` is the accuracy on a task at E evenly spaced moments (epochs or federated rounds), from
-    just before its first step to its end. The area is the plain mean, not the trapezium rule, which would
-    count the two ends half: a task mastered from the start has an area equal to its accuracy.
+    just before its first step to its end. The plain mean counts both ends fully.
 
-    This is FWT_k of LIBERO (Liu et al., 2023), the mean of c_{k,k,e} over e = 0, 5, …, 50, but for one point:
-    they keep the best checkpoint of a task, and hold the curve at its maximum from there on. The two agree on
-    a curve that never falls.
+    This is FWT_k of LIBERO (Liu et al., 2023), except that they hold the curve at its maximum from there on.
     """
     return float(_curve(curve).mean())
 
@@ -161,8 +145,7 @@ def learning_area(curve: ArrayLike) -> float:
 def epochs_to_90(curve: ArrayLike) -> float:
     """Return the first moment at which 90 % of the curve's last accuracy is reached; 0: before any step.
 
-    Moments are those of `learning_area`; nothing is interpolated. Each run is measured against its own end,
-    so compare runs that end at about the same accuracy. NaN if an entry was not measured.
+    Moments are those of `learning_area`. Compare runs of about the same last accuracy. NaN: not measured.
     """
     values = _curve(curve)
     if np.isnan(values).any():
@@ -179,20 +162,17 @@ def summarise(
     curves: Sequence[ArrayLike] | None = None,
     learned: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Return every metric of a stream that can be computed from what is given, by name.
+    """Return every metric of a stream that can be computed from what is given, by name and in fixed order.
 
-    The order is always `average_accuracy`, `average_incremental_accuracy`, `bwt`, `fwt` (needs `b`),
-    `gain_over_single` (`single`), `learning_area` and `epochs_to_90` (`curves`; means over tasks),
-    `forgetting`, `forgetting_first_last`, `intransigence` (`joint`), `nbt`, `auc` (`curves`). A metric whose
-    input is missing is absent; one that is there but has nothing to measure, or meets an unmeasured entry, is
-    NaN.
+    A metric whose input is missing is absent; one that cannot be measured is NaN. Means of curves are over
+    learned tasks.
 
     Args:
         R: `[T, T]`.
         b: `[T]`.
         single: Accuracy on task j of a model trained on task j alone, `[T]`.
         joint: Accuracy on task k of joint training, `[T]`.
-        curves: Learning curve of each task, T of shape `[E_k]`. Their means are over learned tasks.
+        curves: Learning curve of each task, T of shape `[E_k]`.
         learned: `[T]`.
     """
     R = _square(R)

@@ -34,14 +34,11 @@ SPLITS: tuple[Split, Split] = ("local", "global")
 
 @dataclass(frozen=True, eq=False)
 class ProtocolOutcome:
-    """What was reached under one protocol on one split.
+    """Accuracies and metrics under one protocol on one split.
 
     Attributes:
-        protocol: Whether the task was given.
-        split: The samples.
-        R: The federation's mean accuracy on task j after learning task i, `[T, T]`: as it was recorded where
-            all clients learn the same tasks at the same time; else over the clients that count, on the j-th
-            task of each after its i-th.
+        R: The federation's mean accuracy on task j after learning task i, `[T, T]`: as recorded where all
+            clients learn the same tasks at the same time; else the mean of the counted clients' matrices.
         b: The same of the untrained models, `[T]`.
         clients: R and b of every client, its tasks in the order in which it learned them.
         metrics: Every metric of every client, by name, over the tasks that it learned.
@@ -57,15 +54,13 @@ class ProtocolOutcome:
 
 @dataclass(frozen=True, eq=False)
 class StreamOutcome:
-    """What a run over a stream of tasks reached.
+    """Accuracies, metrics and costs of a run over a stream of tasks.
 
     Attributes:
-        tasks: Number of tasks T.
         evaluation: The protocol that the scenario's head is made for.
         tests: One per protocol and split.
         costs: `stored_bytes`, `stored_bytes_per_task` and `peak_bytes` of every client's learner at the end.
         counted: Clients that count in means over clients.
-        histories: What every client learned, and when.
         in_step: Whether all learned the same at the same time.
         learned: Which of its tasks every client learned, N times `[T]`; empty: all.
     """
@@ -95,9 +90,8 @@ class StreamOutcome:
     def figures(self) -> dict[str, dict[int, float]]:
         """Return every figure of the clients that count, by a name of its own.
 
-        Plain names (`bwt`) are those of the scenario's own protocol on the common test sets, and those with
-        `_local` on each client's own; ``bwt_task_incremental`` and the like are on the common test sets.
-        `task_inference_rate` is that of the test without the task, whatever the scenario's own is.
+        Plain names (`bwt`) are of the scenario's own protocol on the common test sets, `_local` ones on each
+        client's own. Names with a protocol are on the common test sets.
         """
         main = self.test(self.evaluation, "global")
         found = {name: self.values(main, name) for name in _names(main)}
@@ -135,30 +129,25 @@ def stream_outcome(
 
     The scenario's own protocol has further figures:
 
-    - `learning_area`, `epochs_to_90` and `auc` need accuracies after every epoch. A task's curve is the
-      accuracy just before its first epoch and after each epoch of its rounds. A client that missed an epoch
-      of a task has none of them.
+    - `learning_area`, `epochs_to_90` and `auc` need accuracies before a task's first epoch and after each
+      one. A client that missed an epoch of a task has none of them.
     - `temporal_forgetting` and `spatial_forgetting` are means over learned tasks j < T−1 of all drops on task
-      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last` where a
-      client measured both. Each may be beyond ±1, as one makes good the other's drops.
+      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`.
     - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy,
       `rounds_to_90_early` over tasks that no client begins before, `rounds_to_90_late` over those that others
       began before and none begins after. They need an evaluation every round.
     - `task_inference_rate` is how often the learner infers the right task at the end, the mean over tasks.
 
-    A client has learned a task if it, or a client with the same model, took a training step in one of the
-    task's rounds. Every client is compared with itself in the reference runs: `intransigence` needs `joint`,
-    with R[k, k] of a model trained on tasks 0 … k, and `gain_over_single` needs `single`.
+    A client has learned a task if it, or a client with the same model, trained in one of the task's rounds.
 
     Args:
         rows: Rows of `metrics.jsonl`, of the whole run.
-        scenario: The run's.
         courses: Every client's tasks, each with the first and the last round spent on it.
         epochs: Rows of `epochs.jsonl`.
         counted: Clients that count in means over clients; None: all of them.
         models: The model of each client, `[N]`: equal entries are one and the same; None: each its own.
-        joint: Outcome of joint training on the same stream.
-        single: Outcome of learning each task alone on the same stream.
+        joint: Outcome of joint training on the same stream, for `intransigence`.
+        single: Outcome of learning each task alone on the same stream, for `gain_over_single`.
     """
     everyone = range(scenario.data.clients)
     tasks, main = task_count(scenario), main_protocol(scenario)
@@ -262,12 +251,7 @@ def _mean_of(values: Array) -> float:
 def _curves(epochs: Sequence[Row], history: TaskHistory, each: int, R: Array, b: Array) -> list[Array]:
     """Return a client's learning curve on every task, [P · E + 1]; NaN where it did not train or measure.
 
-    Args:
-        epochs: What it measured after each.
-        history: What it learned.
-        each: Epochs E of a round.
-        R: Its accuracy on task j after learning task i.
-        b: That of the untrained model.
+    `each` is the number of epochs E of a round.
     """
     curves = []
     for place, first in enumerate(history.firsts):

@@ -1,4 +1,1 @@
-"""Learners that penalise changes: of important weights, or of what the network answers.
-
-Start with `ewc`.
-"""
+"""Learners that penalise changes of important weights or of outputs; start with `ewc`."""

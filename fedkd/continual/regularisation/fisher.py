@@ -38,16 +38,11 @@ Samples = Annotated[
 def fisher_diagonal(context: LearnerContext, labels: Labels, samples: int | None) -> Tensors:
     """Return ``F_i = mean_n (∂ log p(y_n | x_n, θ) / ∂θ_i)²`` of the present task, by parameter.
 
-    p is the softmax over the task's units. Without samples it is zero.
-
-    Args:
-        context: The client's.
-        labels: Whether y_n is drawn from p(· | x_n), which makes F an estimate of the Fisher information, or
-            is the true label (the "empirical Fisher").
-        samples: Number of samples; None: all of the task.
+    p is the softmax over the task's units. With `labels`, y_n is drawn from p, else it is the true label
+    (the "empirical Fisher"). Without samples F is zero. `samples` None: all of the task.
 
     Raises:
-        TrainingDiverged: Nothing can be drawn from what the network predicts.
+        TrainingDiverged: Nothing can be drawn from the network's predictions.
     """
     x, y = some_samples(context, samples)
     if labels == "sampled" and len(x):

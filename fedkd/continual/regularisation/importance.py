@@ -1,7 +1,6 @@
-"""How much single samples pull at every weight: per-sample gradients, squared or absolute, summed.
+"""Sums of per-sample gradients, squared or absolute, as importances of weights.
 
-The square of a batch's mean gradient is something else, and far smaller: samples' gradients cancel. So they
-are needed one by one, without ever being held all at once.
+The square of a batch's mean gradient is far smaller, since the gradients of samples cancel.
 """
 
 from __future__ import annotations
@@ -31,17 +30,9 @@ FLOATS = 2**24
 def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, magnitude: Magnitude) -> Tensors:
     """Return ``Σ_n m(∂ score_n / ∂θ)``, in evaluation mode, for every parameter that requires a gradient.
 
-    Exact for any network whose samples do not see each other in evaluation mode. The gradient of sample n by
-    the weight of a linear layer is an outer product ``g_n a_nᵀ`` of the gradient by the layer's output and
-    its input, so the sum is a matrix product, ``m(G)ᵀ m(A)``, far cheaper than the gradients themselves.
+    Exact for any network whose samples do not see each other. In a linear layer the gradient of sample n is
+    ``g_n a_nᵀ``, of the output's gradient and the input, so the sum is the matrix product ``m(G)ᵀ m(A)``.
     Everything else is differentiated sample by sample, vectorised where the network allows it.
-
-    Args:
-        network: On the device of the samples.
-        x: Samples ``[n, *input_shape]``.
-        y: Labels ``[n]``, handed on to `score`.
-        score: What is differentiated.
-        magnitude: m, `torch.square` or `torch.abs`.
     """
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -63,10 +54,9 @@ def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, mag
 def _sort(
     network: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, score: Score
 ) -> tuple[list[str], list[str]]:
-    """Return the names of the linear layers whose gradients are outer products, and of all other parameters.
+    """Return the names of linear layers whose gradients are outer products, and of all other parameters.
 
-    Those are linear layers that see one vector a sample, once, and whose weights are used nowhere else.
-    Parameters that the score does not depend on are in neither list.
+    The former see one vector a sample, once, and share no weights. Unused parameters are in neither.
     """
     with _Recorder(network, [name for name, module in network.named_modules() if _is_linear(module)]) as seen:
         uses = _uses(score(network(x), y).sum())
@@ -102,11 +92,7 @@ def _uses(value: Tensor) -> Counter[int]:
 
 
 class _Recorder:
-    """Notes what modules receive and return in the forward passes of a block.
-
-    Attributes:
-        calls: Of every module its inputs and outputs, by name.
-    """
+    """Notes inputs and outputs of modules by name, in the forward passes of a block."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
@@ -179,12 +165,7 @@ def _add_others(
 
 
 def some_samples(context: LearnerContext, number: int | None) -> tuple[Tensor, Tensor]:
-    """Return samples ``[n, *input_shape]`` and labels ``[n]`` of the present task, drawn without repetition.
-
-    Args:
-        context: The client's.
-        number: How many; None, or more than there are: all.
-    """
+    """Return samples ``[n, *input_shape]`` and labels ``[n]`` of the present task, none twice; None: all."""
     x, y = context.samples()
     if number is None or number >= len(x):
         return x, y

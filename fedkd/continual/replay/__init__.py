@@ -1,4 +1,1 @@
-"""Learners that keep samples of earlier tasks.
-
-Start with `er`.
-"""
+"""Learners that keep samples of earlier tasks; start with `er`."""

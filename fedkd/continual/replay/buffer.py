@@ -1,7 +1,6 @@
-"""Episodic memory: a few samples of every task met, kept to be trained on or compared with later.
+"""Episodic memory: a few samples of every task, kept for replay.
 
-Samples are kept as they are, labels and tasks as int64. The samples of a task
-are in order of precedence, so that a memory is made smaller by cutting off the last ones.
+Samples of a task are in order of precedence, so a memory shrinks by cutting off the last ones.
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ DRAWS = "draws"
 
 
 class Episode(NamedTuple):
-    """Remembered samples.
-
-    Attributes:
-        samples: ``[R, *input_shape]``.
-        labels: ``[R]`` int64, positions among the units of each sample's task.
-        tasks: ``[R]`` int64.
-    """
+    """Remembered samples ``[R, *input_shape]``, labels among their task's units and tasks, ``[R]`` int64."""
 
     samples: Tensor
     labels: Tensor
@@ -47,14 +40,13 @@ def remember(
 ) -> None:
     """Take samples of the present task into the memory, for which those of earlier tasks make room.
 
-    Every task met has an equal share of the memory, and every class one of its task's; or every class of
-    every task has one. What one has no samples for goes to the others. A remainder goes to the first ones.
+    Every task has an equal share of the memory, and every class one of its task's; or every class of every
+    task has one. Shares without samples go to the others, a remainder to the first ones.
 
     Args:
-        context: Its ``task`` is the one to remember.
         size: Samples of all tasks together.
         order: Of precedence of the task's samples, `[n]`; None: a random one in which classes take turns.
-        equal: What has equal shares.
+        equal: Unit that has equal shares.
     """
     x, y = context.samples()
     chosen = (precedence(y, context.generator("episodes")) if order is None else order)[:size]
@@ -85,16 +77,7 @@ def everything(context: LearnerContext) -> Episode | None:
 
 
 def draw(context: LearnerContext, size: int | None) -> Episode | None:
-    """Return a fresh batch of remembered samples, all of them equally likely.
-
-    Args:
-        context: The number of draws is kept in its memory while a task lasts, so that a restored client draws
-            what it would have drawn.
-        size: R, none of them twice; None: the training batch size. If the memory holds no more, all of it.
-
-    Returns:
-        None where nothing is remembered, or one sample that BatchNorm would have no variance of.
-    """
+    """Return a batch of remembered samples, drawn as `fresh_rows`; None where that draws nothing."""
     held = everything(context)
     rows = None if held is None else fresh_rows(context, EPISODES, len(held.tasks), size)
     if held is None or rows is None:
@@ -111,16 +94,11 @@ def drawn(context: LearnerContext, size: int | None) -> Episode | None:
 
 
 def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None) -> Tensor | None:
-    """Draw rows ``[R]`` of a memory for a step, none of them twice, other ones every time.
+    """Draw rows ``[R]`` of a memory of `count` for a step, none twice.
 
-    Args:
-        context: The number of draws is kept in its memory, as ``{owner}/draws``.
-        owner: Whose draws these are.
-        count: Rows of the memory.
-        size: R; None: the training batch size. If the memory has no more, all of it.
-
-    Returns:
-        None where there is no row, or one that BatchNorm would have no variance of.
+    The number of draws is kept in memory as ``{owner}/draws``, so a restored client draws the same rows.
+    `size` is R, at most all rows; None: the training batch size. Returns None for no row, or for a single
+    one that BatchNorm has no variance of.
     """
     number = min(count, size or context.batch_size)
     alone = number == 1 and any(isinstance(module, BatchNorm) for module in context.network.modules())

@@ -76,11 +76,7 @@ class GDumb(Phases, Single):
     mixed batch costs a second pass."""
 
     def prepare(self, context: LearnerContext) -> None:
-        """Remember the initial weights.
-
-        Raises:
-            UserError: Batches shall be mixed that are no images.
-        """
+        """Remember the initial weights; refuse to mix batches that are no images."""
         super().prepare(context)
         if self.cutmix > 0.0 and context.samples(0)[0].dim() != 4:
             raise UserError("must be 0, as samples are no images", key="continual.cutmix")
@@ -137,13 +133,9 @@ class GDumb(Phases, Single):
 def greedily_balanced(
     classes: Sequence[Hashable], held: int, size: int, generator: torch.Generator
 ) -> list[int]:
-    """Return which samples a greedy balancing sampler holds in the end, ascending.
+    """Return which samples a greedy balancing sampler of size k holds in the end, ascending.
 
-    Args:
-        classes: Of every sample, in the order in which they come.
-        held: How many of them, the first ones, it holds already.
-        size: k, the number that it can hold.
-        generator: Says who has to go.
+    `classes` are of the samples as they come; of the first `held` it holds all already.
     """
     members: dict[Hashable, list[int]] = {}
     count = held
@@ -162,7 +154,7 @@ def greedily_balanced(
 
 
 def restarted(epoch: int, highest: float, lowest: float) -> float:
-    """Return the learning rate of an epoch of a cosine that begins anew after 1, 2, 4, 8, … epochs.
+    """Return the learning rate of an epoch of a cosine that restarts after 1, 2, 4, 8, … epochs.
 
     The first epoch of all warms up, with a tenth of the highest.
     """
@@ -173,14 +165,9 @@ def restarted(epoch: int, highest: float, lowest: float) -> float:
 
 
 def pasted(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Return images with a rectangle of others of the batch in each (CutMix).
+    """Return images ``[B, C, H, W]`` with a rectangle of others of the batch in each (CutMix).
 
-    Args:
-        images: ``[B, C, H, W]``.
-        generator: Draws which, how large and where.
-
-    Returns:
-        ``[B, C, H, W]``; whose rectangle each has, ``[B]``; and the share λ of pixels that are its own.
+    Also the donors ``[B]`` of the rectangles, and the share λ of pixels that are an image's own.
     """
     count, (height, width) = len(images), images.shape[2:]
     size, down, across = torch.rand(3, generator=generator, dtype=torch.float64).tolist()

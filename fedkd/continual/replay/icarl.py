@@ -70,11 +70,7 @@ class ICaRL(OwnLoss, Learner):
     Machine Intelligence 2022). Above 1 it is less sure of what it says of classes that it has not met."""
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network whose features cannot be read.
-
-        Raises:
-            UserError: It has no method `features`.
-        """
+        """Refuse a network without a method `features`."""
         if not hasattr(network, "features"):
             raise UserError(
                 "'icarl' compares penultimate features, and the model has no method `features`",
@@ -166,14 +162,9 @@ class ICaRL(OwnLoss, Learner):
 
 
 def herding(phi: Tensor, number: int) -> Tensor:
-    """Return the vectors whose mean is nearest to that of all, each the best to come after those before it.
+    """Return the places ``[number]`` of the vectors of `phi` ``[n, F]`` chosen by herding, none twice.
 
-    Args:
-        phi: ``[n, F]``.
-        number: How many, ≤ n; none of them twice.
-
-    Returns:
-        Their places ``[number]``, in the order in which they were chosen.
+    Each is the best next one for a mean nearest to that of all.
     """
     mean, total = phi.mean(dim=0), torch.zeros_like(phi[0])
     lengths = phi.square().sum(dim=1)

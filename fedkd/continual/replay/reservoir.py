@@ -1,7 +1,6 @@
-"""Reservoir memory: of all that was trained on so far, anything is as likely to be kept as anything else.
+"""Reservoir memory: a uniform sample of all training samples so far.
 
-Vitter, "Random Sampling with a Reservoir", ACM TOMS 11 (1), 1985. Samples are kept as
-they are, outputs as float32, labels and tasks as int64.
+Vitter, "Random Sampling with a Reservoir", ACM TOMS 11 (1), 1985.
 """
 
 from __future__ import annotations
@@ -27,13 +26,9 @@ class ReservoirState(LearnerState):
 
 
 class Kept(NamedTuple):
-    """Samples that were trained on, with what the network said of them then.
+    """Samples with the logits ``[R, O]`` float32 of the moment they were taken in.
 
-    Attributes:
-        samples: ``[R, *input_shape]``.
-        labels: ``[R]`` int64, positions among the units of each sample's task.
-        tasks: ``[R]`` int64.
-        outputs: ``[R, O]`` float32, the logits of the moment at which a sample was taken in.
+    Samples are ``[R, *input_shape]``, labels (among the units of each task) and tasks ``[R]`` int64.
     """
 
     samples: Tensor
@@ -45,12 +40,7 @@ class Kept(NamedTuple):
 def offer(context: LearnerContext, batch: Kept, size: int) -> None:
     """Offer a batch of samples to the memory, one after the other.
 
-    The k-th sample ever offered is taken in with probability ``min(1, size / k)``, in the place of any other.
-
-    Args:
-        context: The number of samples offered so far is kept in its memory.
-        batch: The samples.
-        size: Of the memory.
+    The k-th sample ever offered replaces a random one with probability ``min(1, size / k)``.
     """
     offered = counted(context, RESERVOIR, len(batch.labels), OFFERED)
     places = _places(offered, len(batch.labels), size, context.generator(f"{RESERVOIR}-offer-{offered}"))

@@ -1,4 +1,1 @@
-"""Learners that protect the subspaces of old tasks' inputs.
-
-Start with `gpm`; `bases` has the mathematics.
-"""
+"""Learners that protect the subspaces of old tasks' inputs; `bases` has the mathematics."""

@@ -1,9 +1,8 @@
 """The subspaces that a layer's inputs span, and gradients inside and outside of them.
 
-A gradient of a layer's weight ``[out, n]`` is a sum of products ``δ xᵀ`` with the layer's inputs x, so its
-rows lie in the span of the inputs; and a change of the weight outside the span of old inputs changes nothing
-of what the layer made of them (Saha, Garg and Roy, "Gradient Projection Memory for Continual Learning", ICLR
-2021). Decompositions are in float64 on the CPU, so that they are the same on every device.
+A gradient of a weight ``[out, n]`` is a sum of products ``δ xᵀ`` with the layer's inputs x. A change of the
+weight outside the span of old inputs changes nothing of their outputs (Saha, Garg and Roy, "Gradient
+Projection Memory for Continual Learning", ICLR 2021). Decompositions are in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner
     """Refuse a network that the learner or strategy `name`, of the scenario's `key`, cannot protect.
 
     Raises:
-        UserError: A convolution has groups or padding in words, or a parameter of two or more dimensions
-            is no weight of a linear or convolutional layer.
+        UserError: A convolution has groups or padding in words, or a matrix belongs to another kind of layer.
     """
     weights = set()
     for layer in layers_of(network).values():
@@ -120,12 +118,6 @@ def layer_inputs(
 
     Convolutions have a column for each patch. Where columns outnumber rows, a smaller matrix with the same
     ``R Rᵀ`` stands for them: it alone decides energies and directions.
-
-    Args:
-        context: The client's.
-        layers: By name.
-        x: ``[M, *input_shape]``.
-        substitutes: Effective parameters.
     """
     found = {name: _Columns(layer) for name, layer in layers.items()}
     readers = {name: (layer, found[name].add) for name, layer in layers.items()}
@@ -139,14 +131,7 @@ def read_inputs(
     x: Tensor,
     substitutes: Mapping[str, Tensor],
 ) -> None:
-    """Pass the inputs of layers in evaluation mode to their readers, part after part.
-
-    Args:
-        context: The client's.
-        readers: Layers, each with a function of its inputs.
-        x: ``[M, *input_shape]``.
-        substitutes: Effective parameters.
-    """
+    """Pass the inputs of layers in evaluation mode to their readers, chunk by chunk."""
 
     def hook(read: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: read(arguments[0].detach())
@@ -168,17 +153,10 @@ def mean_gradients(
     labels: Tensor,
     effective: Callable[[], Mapping[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """Return the gradient ``[out, n]`` of the present task's mean cross entropy by layer.
+    """Return the gradient ``[out, n]`` of the present task's mean cross entropy by layer, without dropout.
 
-    There is none without samples, and no dropout. Normalisation layers take the batch's statistics, as a new
-    task has none yet, and do not update their own.
-
-    Args:
-        context: The client's.
-        layers: By name.
-        x: ``[M, *input_shape]``.
-        labels: ``[M]``.
-        effective: Returns the effective parameters, with a graph back to the plain weights.
+    Normalisation layers take the batch's statistics, as a new task has none yet, and do not update their
+    own. `effective` returns the effective parameters, with a graph back to the plain weights.
     """
     weights = [layer.module.weight for layer in layers.values()]
     total = [torch.zeros_like(weight) for weight in weights]
@@ -216,13 +194,8 @@ def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Return the principal directions ``[n, m]`` of ``R − B Bᵀ R`` and their energies ``[m]``, descending.
 
-    The directions are left singular vectors, orthonormal also to B; energies are squared singular values.
-    Rounding is left out. Order and repetition of inputs change no direction (see
-    `fedkd.continual.subspace.canonical_basis`).
-
-    Args:
-        inputs: R ``[n, k]``.
-        basis: B ``[n, r]``, orthonormal columns.
+    The directions are left singular vectors, orthonormal also to B ``[n, r]``; energies are squared singular
+    values. Rounding is left out. The order of inputs R ``[n, k]`` changes no direction.
     """
     residual = inputs - basis @ (basis.T @ inputs)
     vectors, values, _ = torch.linalg.svd(residual, full_matrices=False)

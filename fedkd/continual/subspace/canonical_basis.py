@@ -1,8 +1,6 @@
-"""A canonical basis of the directions that data determine, whichever basis a linear algebra library returns.
+"""A canonical basis of eigenvectors and singular vectors, the same for every linear algebra library.
 
-Eigenvectors and singular vectors are unique up to their sign. Those of equal energies are unique up to a
-rotation among them, and those without energy are arbitrary. Libraries choose, and the choice depends on the
-processor, on the number of threads and on the order of rows.
+Their signs, and rotations among those of equal energies, depend on processor, threads and order of rows.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ TIED = 1e-6
 
 
 def canonical_rotation(vectors: np.ndarray, energies: np.ndarray, floor: float) -> np.ndarray:
-    """Return the matrix R that turns vectors into the canonical basis of their span, `[m, r]`.
+    """Return the matrix R `[m, r]`: ``V R`` ``[n, r]`` is the canonical basis of the span of V.
 
-    ``V R`` ``[n, r]`` has the basis in its columns. For a matrix ``V σ Wᵀ``, ``Rᵀ Wᵀ`` are the other factor's
-    rows.
+    For a matrix ``V σ Wᵀ``, ``Rᵀ Wᵀ`` are the other factor's rows.
 
     - Vectors whose energy is at most the floor, that of rounding, are dropped.
     - Each vector gets the sign that makes its first largest entry positive.

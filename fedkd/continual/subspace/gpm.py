@@ -75,19 +75,11 @@ class GPM(FastSteps, Learner):
     # The network and its layers -----------------------------------------------------------------------
 
     def check(self, network: nn.Module) -> None:
-        """Refuse layers whose inputs are not known.
-
-        Raises:
-            UserError: The network has a grouped convolution, or weights of other kinds of layers.
-        """
+        """Refuse grouped convolutions and weights of other kinds of layers."""
         check_layers(self.name, network)
 
     def prepare(self, context: LearnerContext) -> None:
-        """Check that there is a threshold for every layer.
-
-        Raises:
-            UserError: There are more or fewer.
-        """
+        """Raise `UserError` unless there is a threshold for every layer."""
         layers = self.layers(context)
         if isinstance(self.threshold, list) and len(self.threshold) != len(layers):
             raise UserError(

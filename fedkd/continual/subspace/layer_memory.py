@@ -42,10 +42,8 @@ START = SCRATCH + "start/"
 class TrustRegion(NamedTuple):
     """Subspaces of old tasks that a task is related to in a layer, and its scales of them.
 
-    Attributes:
-        basis: Columns of all B_j, each once, ``[n, R]``.
-        places: Which of them are those of B_j, int64 ``[r_j]``.
-        scales: Q_j ``[r_j, r_j]``.
+    `basis` has the columns of all B_j, each once, ``[n, R]``; `places` those of each B_j ``[r_j]``, int64;
+    `scales` each Q_j ``[r_j, r_j]``.
     """
 
     basis: Tensor
@@ -55,9 +53,7 @@ class TrustRegion(NamedTuple):
     def scaled(self, weight: Tensor, *, through: bool = False) -> Tensor:
         """Return ``w̃ = w + Σ_j w B_j (Q_j − I) B_jᵀ``, shaped like the layer's weight w.
 
-        Args:
-            weight: w ``[out, n]`` as a matrix.
-            through: Whether the gradient of w goes through Q too.
+        `through`: the gradient of w goes through Q too.
         """
         known = (weight if through else weight.detach()).reshape(len(weight), -1) @ self.basis
         shift = torch.zeros_like(known)

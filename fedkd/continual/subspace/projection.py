@@ -29,12 +29,7 @@ def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
 
 
 class Projection(NamedTuple):
-    """A way to leave a subspace.
-
-    Attributes:
-        basis: Orthonormal columns ``[n, r]``.
-        onto: Whether they span what is left, and not the subspace itself.
-    """
+    """A way to leave a subspace: basis ``[n, r]`` of what is left (`onto`), or of the subspace itself."""
 
     basis: Tensor
     onto: bool

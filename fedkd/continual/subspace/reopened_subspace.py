@@ -27,11 +27,8 @@ class ReopenedSubspace(Reopened):
 
         ∇ ← G E_t E_tᵀ     if ‖G B_t B_tᵀ‖ > ε1 ‖G‖ and ⟨G_t, G⟩ ≥ ε2 ‖G_t‖ ‖G‖, else 0
 
-    so that w B_j stays for every other task j. Where a later task has learned a matrix Q of its own for S_t,
-    it sees all of ``w B_t``, and the layer stays. Outputs that the task alone has may change in the steps in
-    which any layer may.
-
-    Arguments are those of `Reopened`.
+    so that w B_j stays for every other task j. A layer for which a later task has learned a Q of S_t stays.
+    Outputs of the task alone may change in the steps in which any layer may.
     """
 
     def __init__(self, learner: CUBER, context: LearnerContext, task: int) -> None:

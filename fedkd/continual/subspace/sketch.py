@@ -14,11 +14,9 @@ from fedkd.continual.subspace.bases import read_inputs
 
 
 class Sketch(NamedTuple):
-    """Sketch of a layer's inputs A ``[n, k]`` outside of a protected basis U.
+    """Sketch ``(A − U Uᵀ A) Ω`` of a layer's inputs A ``[n, k]`` outside of a protected basis U.
 
-    Attributes:
-        columns: ``(A − U Uᵀ A) Ω``, ``[n, width]`` float64 on the CPU.
-        left: ``‖A − U Uᵀ A‖² / ‖A‖²``; 0 for inputs of zeros alone.
+    `columns` are ``[n, width]`` float64 on the CPU, `left` is ``‖A − U Uᵀ A‖² / ‖A‖²``, 0 for zero inputs.
     """
 
     columns: Tensor
@@ -58,14 +56,7 @@ def layer_sketches(
     Ω ``[k, width]`` is uniform in [−1, 1], drawn for this client, task and layer. It has a row for each
     column of A, so no two clients share any: with no basis, the sum of their sketches is
     ``[A_1 … A_N] [Ω_1; …; Ω_N]``, the sketch of all their inputs. A convolution has an input for each patch.
-
-    Args:
-        context: The client's.
-        layers: By name.
-        x: ``[M, *input_shape]``.
-        substitutes: Effective parameters.
-        bases: Orthonormal columns U ``[n, r]`` on the CPU, of layers that have some.
-        width: Columns of a sketch; None: n.
+    `bases` are orthonormal columns U ``[n, r]`` on the CPU; `width` None: n.
     """
     sketchers = {
         name: _Sketcher(

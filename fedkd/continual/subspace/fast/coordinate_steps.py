@@ -1,8 +1,7 @@
 """Training steps of CUBER in which a weight moves in coordinates of the protected subspace.
 
-Coordinates are for the steps of an epoch. At its end, or before anything else changes the weight, the
-pending change is added to it. Decisions on regimes come before any change, so that a recorded step can
-insist on them.
+The pending change is added to the weight when an epoch ends, or before anything else changes the weight.
+Decisions on regimes come before any change, so that a recorded step can insist on them.
 """
 
 from __future__ import annotations
@@ -89,11 +88,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
     def _decide(
         self, learner: CUBER, flexible: dict[str, LayerMemory], gradients: Tensors
     ) -> dict[str, GradientParts]:
-        """Move tasks in R3 that a step's gradients disagree with to R2.
-
-        Returns:
-            By the names of weights, the gradients of those that move in coordinates.
-        """
+        """Move tasks in R3 that disagree with a step to R2; return the gradients in coordinates."""
         parts: dict[str, GradientParts] = {}
         agreements: dict[str, Agreement] = {}
         for name, memory in flexible.items():
@@ -139,10 +134,7 @@ def settle(memory: LayerMemory) -> None:
 
 
 def _parts_of(memory: LayerMemory, gradient: Tensor) -> GradientParts | None:
-    """Return the gradient of a step in two parts; None: the weight does not move in coordinates.
-
-    From now on, if the gradient is more than the product of the step's inputs.
-    """
+    """Return the gradient of a step in two parts; None: the weight moves plainly from now on."""
     weight = _weight_in_coordinates(memory)
     if weight is None:
         return None

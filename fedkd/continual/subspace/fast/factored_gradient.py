@@ -1,9 +1,8 @@
 """Factored gradients: products with few inputs in place of products with a weight and its gradient.
 
 The gradient of a weight ``[out, n]`` is ``δᵀ X``, with the inputs X ``[B, n]`` of a batch and the gradients δ
-``[B, out]`` of the outputs. So its projection is ``δᵀ (X P)``, and ``x (w P)ᵀ`` is ``(x Pᵀ) wᵀ``. That is
-cheaper if a batch has fewer inputs than the layer has outputs. Sums are taken in another order than by the
-plain code: in float64, weights agree within 1e-10 after a small stream (``tests/continual/test_thin.py``).
+``[B, out]`` of the outputs. So its projection is ``δᵀ (X P)``, and ``x (w P)ᵀ`` is ``(x Pᵀ) wᵀ``: cheaper for
+fewer inputs than outputs. In float64, weights agree with the plain code within 1e-10.
 """
 
 from __future__ import annotations
@@ -36,13 +35,7 @@ class Factors(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Tensors that a forward pass saves for the backward pass.
-
-    Attributes:
-        inputs: Factor of the weight ``[B, n]``.
-        inside: Inputs times the basis ``[B, R]``.
-        along: Inputs times each B_j ``[B, r_j]``.
-    """
+    """Tensors saved for the backward pass: inputs ``[B, n]``, these times the basis, and times each B_j."""
 
     inputs: Tensor
     inside: Tensor
@@ -93,13 +86,9 @@ class Scaling:
     def back(
         self, outer: Tensor, plain: Tensor, saved: Saved, *, for_inputs: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Return the gradients of the inputs, ``δ w̃``, and of the scales, ``(δ w B_j)ᵀ (x B_j)``.
+        """Return the gradients of the inputs, ``δ w̃``, or None, and of the scales, ``(δ w B_j)ᵀ (x B_j)``.
 
-        Args:
-            outer: The outputs' gradient δ ``[B, out]``.
-            plain: w ``[out, n]``.
-            saved: By `outputs`.
-            for_inputs: Whether the inputs' gradient is needed; else it is None.
+        `outer` is the outputs' gradient δ ``[B, out]``, `plain` the weight w ``[out, n]``.
         """
         back = self._parts(outer @ self._known)
         gradients = self._gradients(saved.along, back)
@@ -163,8 +152,7 @@ class LearnedScaling(Scaling):
 class FactoredWeight(Tensor):
     """Stands in for the weight of a linear layer in training steps, and knows its gradient's factors.
 
-    `torch.nn.functional.linear` of few inputs never forms the effective weight. All other functions get the
-    effective weight, computed for them.
+    `F.linear` of few inputs never forms the effective weight; all other functions get it.
     """
 
     plain: Tensor
@@ -198,11 +186,9 @@ class FactoredWeight(Tensor):
         self._product = held, version(held), factors
 
     def factors_of(self, gradient: Tensor) -> Factors | None:
-        """Return the factors of w's gradient if it is ``δᵀ X`` of the last call alone.
+        """Return the factors of w's gradient if it is ``δᵀ X`` of the last call alone, else None.
 
-        None for the sum over several calls, and after a penalty, clipping or a correction. This is certain:
-        the memory of ``δᵀ X`` is held here, so no other tensor has it, and changes in place count up its
-        version.
+        The memory of ``δᵀ X`` is held here, so no other tensor has it, and its version counts changes.
         """
         if self._product is None:
             return None

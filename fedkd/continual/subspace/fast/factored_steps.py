@@ -1,7 +1,4 @@
-"""Training steps of GPM and TRGP with factored gradients, where a batch has few inputs.
-
-Each protected layer is decided on once an epoch; its factored weight stands in the step cache by its name.
-"""
+"""Training steps of GPM and TRGP with factored gradients, decided on once an epoch for each layer."""
 
 from __future__ import annotations
 
@@ -76,10 +73,8 @@ class FactoredSteps(StepForm[G]):
 def max_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) -> int:
     """Return the largest number of inputs that cost less to transform than the weight and its gradient.
 
-    Args:
-        memory: Of a protected layer; the result is 0 for a convolution, which has many inputs.
-        scaled: Number of directions in which the weight is scaled.
-        rank: Number of columns that gradients are projected with; None: those of the memory's projection.
+    It is 0 for a convolution. `scaled` directions are those of the weight's scales; `rank` counts the
+    columns of projections, None those of the memory's.
     """
     if not isinstance(memory.layer.module, nn.Linear):
         return 0
@@ -91,10 +86,7 @@ def max_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) ->
 
 
 def _basis_and_places(memory: LayerMemory, region: TrustRegion) -> tuple[Tensor, Sequence[Tensor]]:
-    """Return a basis that has all columns of a region, and their places in it.
-
-    It is the projection's where that has all that is protected: inputs are multiplied by it anyway.
-    """
+    """Return a basis with all columns of a region, the projection's where it suffices, and their places."""
     projection = memory.projection
     if projection.onto or projection.basis.shape[1] != memory.basis.shape[1]:
         return region.basis, region.places

@@ -4,9 +4,7 @@ With B ``[n, r]`` the orthonormal columns of all that is protected in a layer, p
 ``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So the weight keeps, within the span of
 B, its values of the epoch's start, and its coordinates K = ``w B`` stand beside it:
 ``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are taken once an epoch.
-
-Sums are taken in another order than by the plain code: in float64, weights agree within 1e-10 after a small
-stream (``tests/continual/test_thin.py``).
+In float64, weights agree with the plain code within 1e-10.
 """
 
 from __future__ import annotations
@@ -26,12 +24,7 @@ from fedkd.training.fast.own_kernels import own_kernel
 
 
 class GradientParts(NamedTuple):
-    """A gradient G ``[out, n]`` in two parts, ``G = outside + inside Bᵀ``.
-
-    Attributes:
-        outside: ``G − G B Bᵀ`` ``[out, n]``.
-        inside: ``G B`` ``[out, r]``.
-    """
+    """A gradient G: outside, ``G − G B Bᵀ`` ``[out, n]``, plus inside, ``G B`` ``[out, r]``, times Bᵀ."""
 
     outside: Tensor
     inside: Tensor
@@ -41,13 +34,7 @@ class SubspaceCoordinates(Scaling):
     """Scales of a layer with flexible tasks, in whose subspaces its weight moves (regime R3 of CUBER).
 
     Within the basis the weight w keeps its values of the epoch's start (see `pending`). On a CPU alone.
-
-    Args:
-        memory: The layer's.
-        region: Scaled by the present task.
-        rate: Learning rate, a scalar.
-        strength: λ of CUBER.
-        correlation: ε2 of CUBER.
+    `strength` is λ and `correlation` ε2 of CUBER; `rate` is a scalar.
     """
 
     def __init__(
@@ -148,11 +135,7 @@ class SubspaceCoordinates(Scaling):
 class Agreement(NamedTuple):
     """Terms of ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` for the k flexible tasks j of a layer.
 
-    Attributes:
-        products: ``⟨G_j, G⟩`` ``[k]``.
-        outside: ``‖G − G B Bᵀ‖²``, a scalar; any where ε2 is 0.
-        inside: ``‖G B‖²``, a scalar; any where ε2 is 0.
-        least: ``ε2 ‖G_j‖`` ``[k]``.
+    They are ``⟨G_j, G⟩`` ``[k]``, ``‖G − G B Bᵀ‖²``, ``‖G B‖²``, scalars, and ``ε2 ‖G_j‖`` ``[k]``.
     """
 
     products: Tensor
@@ -197,7 +180,6 @@ def hold_back(
 
     Args:
         coordinates: K, changed in place.
-        centre: Where the task began.
         inside: Gradient; its memory is used up.
         pace: Learning rate of every column ``[r]``.
         groups: 1 for the columns that are the same flexible tasks', else 0 ``[g, r]``.
@@ -225,10 +207,6 @@ def hold_back(
 
 
 def grouped(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Group columns by the flexible tasks that have them, given bool ``[k, r]``: one group a column.
-
-    Returns:
-        Columns of each group ``[g, r]``, and groups of each task ``[k, g]``, both bool.
-    """
+    """Group columns by flexible tasks, ``[k, r]``: columns ``[g, r]`` and members ``[k, g]``, all bool."""
     members, group = shares.unique(dim=1, return_inverse=True)
     return torch.arange(members.shape[1])[:, None] == group, members
