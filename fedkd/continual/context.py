@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from fedkd.continual.layers import Layer, layers_of
 from fedkd.models.evaluation_mode import predicting
 from fedkd.randomness import torch_generator
 
+T = TypeVar("T")
 Samples = Callable[[int], tuple[Tensor, Tensor]]
 """From a task to its training samples ``[n, *input_shape]`` and labels ``[n]``."""
 
@@ -140,6 +141,15 @@ class LearnerContext:
         """Yield slices that go through `count` samples in order, `size` or `batch_size` at a time."""
         step = size or self.batch_size
         yield from (slice(start, start + step) for start in range(0, count, step))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return the result of `make`, computed once for all steps of an epoch."""
+        if self.step_cache is None:
+            return make()
+        if name not in self.step_cache:
+            self.step_cache[name] = make()
+        found: T = self.step_cache[name]
+        return found
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

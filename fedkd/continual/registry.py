@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
 
 KEY = "continual.learner"
+_TRAITS = (
+    *("isolates", "scales_own_subspaces", "begins_anew", "trains_masked_weights", "task_statistics"),
+    *("needs_boundaries", "withholds_masks"),
+)
 RENAMED_HOOKS: Mapping[str, str] = {
+    **{trait: f"`{trait}` of `traits`" for trait in _TRAITS},
     "filter": "`project`",
     "confine": "`project_update`",
     "answers": "`predict`",
@@ -27,13 +32,6 @@ RENAMED_HOOKS: Mapping[str, str] = {
     "superfluous": "`extra_outputs` of the mixin `TaskInference`",
     "tell": "`export_state` of the mixin `StateExchange`",
     "hear": "`import_state` of the mixin `StateExchange`",
-    "isolates": "`isolates` of `traits`",
-    "scales_own_subspaces": "`scales_own_subspaces` of `traits`",
-    "begins_anew": "`begins_anew` of `traits`",
-    "trains_masked_weights": "`trains_masked_weights` of `traits`",
-    "task_statistics": "`task_statistics` of `traits`",
-    "needs_boundaries": "`needs_boundaries` of `traits`",
-    "withholds_masks": "`withholds_masks` of `traits`",
     "remembers_only": "`replays_only` of `traits`",
     "confines": "`projects_updates` of `traits`",
     "keeps_closed": "`closed` of `traits`",
@@ -43,13 +41,10 @@ RENAMED_HOOKS: Mapping[str, str] = {
 }
 """Hooks of earlier releases and their successors."""
 MOVED_HOOKS: Mapping[str, str] = {
-    "phase_of": "Phases",
-    "begin_phase": "Phases",
-    "optimizer": "Phases",
+    **dict.fromkeys(("phase_of", "begin_phase", "optimizer"), "Phases"),
+    **dict.fromkeys(("draw", "prepare_steps"), "FastSteps"),
     "after_step": "StepObserver",
     "reopen": "Reopenable",
-    "draw": "FastSteps",
-    "prepare_steps": "FastSteps",
 }
 """Hooks that the base class had in earlier releases, and their mixins."""
 

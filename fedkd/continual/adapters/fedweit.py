@@ -6,8 +6,8 @@ The strategy `fedkd.fusion.streams.fedweit` exchanges bases and parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, ClassVar, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,8 +25,6 @@ from fedkd.errors import UserError
 from fedkd.plugins.hyperparameters import STRICT
 
 VALUES, BITS, STAMP = "values", "bits", "stamp"
-
-T = TypeVar("T")
 
 
 class WeITState(LearnerState):
@@ -60,20 +58,16 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         loss + λ1 (Σ_{i ≤ t} ‖A_i‖₁ + ‖m_t‖₁) + λ2 Σ_{i < t} ‖(B ⊙ m_i + A_i) − (B ⊙ m_i + A_i)*‖²
              + λ/2 (‖A_t‖² + ‖s_t‖²), and in the first task λ/2 ‖B‖²         A_t begins at B/3, m_t at 1/2
 
-    B is the base; A_t the task's own part; the A_i of the sum are those of other clients, as they were when
-    the task began, with an attention α for each of them and layer. * marks what an earlier task had when the
-    last one ended. All of B, s_t, A_t, α and the A_i of earlier tasks learn, so that an earlier part makes up
-    for what B has moved by. What of a part is not above a threshold when a task ends is zero from then on.
+    B is the base, A_t the task's own part, the A_i of the sum are parts of other clients when the task began,
+    with an attention α for each of them and layer. * marks the values at the end of the last task. B, s_t,
+    A_t, α and the A_i of earlier tasks learn. When a task ends, small weights of parts become zero.
 
-    The head's rows of the task's units, biases and whatever else has one dimension, and statistics of
-    normalisation layers are the task's own, and begin as they first were.
+    The head's rows of the task, parameters of one dimension and statistics of normalisation layers are the
+    task's own, and begin as they first were.
 
-    With the strategy `fedweit` the base is averaged and parts are lent. With one that exchanges predictions,
-    or `local`, nothing is lent, and this is additive parameter decomposition (APD; Yoon et al., ICLR 2020,
-    arXiv 1902.09432) with masks over units.
-
-    An own part, and what it is held to, is kept whole: two numbers a weight and task. A step costs two passes
-    over the weights for each earlier task.
+    With the strategy `fedweit` the base is averaged and parts are lent. With `local` or exchanged predictions
+    this is additive parameter decomposition (APD; Yoon et al., ICLR 2020, arXiv 1902.09432) with masks over
+    units. It keeps two numbers a weight and task. A step costs two passes over the weights an earlier task.
     """
 
     name: ClassVar[str] = "fedweit"
@@ -124,8 +118,8 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
             problem = "splits the weights below a head, and the model has none"
         elif heads != [head_of(shapes)]:
             problem = "needs a model whose last linear layer, or `head`, makes the outputs"
-        elif len(list(network.named_parameters(remove_duplicate=False))) != len(
-            list(network.named_parameters())
+        elif len(dict(network.named_parameters(remove_duplicate=False))) != len(
+            dict(network.named_parameters())
         ):
             problem = "cannot split weights that layers share"
         if problem:
@@ -305,20 +299,10 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
             ]
             return {name: torch.stack([part[name] for part in parts]) for name in layout.shapes}
 
-        return _once(context, "lent", stacked)
+        return context.once("lent", stacked)
 
 
 # Names and shapes -----------------------------------------------------------------------------------------
-
-
-def _once(context: LearnerContext, name: str, make: Callable[[], T]) -> T:
-    """Return what `make` makes, which is the same in all steps of an epoch."""
-    if context.step_cache is None:
-        return make()
-    if name not in context.step_cache:
-        context.step_cache[name] = make()
-    found: T = context.step_cache[name]
-    return found
 
 
 def _shapes(network: nn.Module) -> dict[str, torch.Size]:
@@ -326,7 +310,7 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def _layout(context: LearnerContext) -> Layout:
-    return _once(context, "layout", lambda: Layout.of(_shapes(context.network)))
+    return context.once("layout", lambda: Layout.of(_shapes(context.network)))
 
 
 def _bases(context: LearnerContext) -> Tensors:
@@ -336,7 +320,7 @@ def _bases(context: LearnerContext) -> Tensors:
         names = _layout(context).shapes
         return {name: p for name, p in context.network.named_parameters() if name in names}
 
-    return _once(context, "bases", found)
+    return context.once("bases", found)
 
 
 def _others(context: LearnerContext) -> Tensors:

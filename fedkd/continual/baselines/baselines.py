@@ -25,9 +25,8 @@ class Naive(Learner):
 class Cumulative(Learner):
     """Go on with every task, and train on the samples of all tasks so far.
 
-    A reference, not a continual learner, since it keeps all samples: `joint` without the new beginning. Each
-    round trains on early tasks again, so it is the upper end of the scale at every moment, for the price of
-    ever longer rounds. It stores nothing; the samples come on top of that.
+    A reference, not a continual learner, since it keeps all samples: `joint` without the new beginning. It is
+    the upper end of the scale at every moment, for ever longer rounds.
     """
 
     name: ClassVar[str] = "cumulative"
@@ -48,8 +47,7 @@ class InitialState(LearnerState):
 class Single(Learner):
     """Begin anew with every task: earlier ones neither help nor hinder, and are lost.
 
-    A reference, not a continual learner: the diagonal of its accuracy matrix is what `gain_over_single` is
-    measured against. Its stored bytes are the initial weights.
+    A reference for `gain_over_single`. Its stored bytes are the initial weights.
     """
 
     name: ClassVar[str] = "single"
@@ -74,9 +72,8 @@ class Single(Learner):
 class Joint(Single):
     """Begin anew with every task, and train on the samples of all tasks so far.
 
-    A reference, not a continual learner, since it keeps all samples: the upper end of the scale, and what
-    `intransigence` is measured against. Its stored bytes are the initial weights; the samples come on top of
-    them.
+    A reference, not a continual learner, since it keeps all samples: the upper end of the scale, for
+    `intransigence`. Its stored bytes are the initial weights alone.
     """
 
     name: ClassVar[str] = "joint"

@@ -50,14 +50,11 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
                     ∇e ← ∇e · s_max (cosh(s·e) + 1) / (s (cosh(e) + 1)),       |e| ≤ 6 after the step
         penalty:    c · Σ_l,i a_l,i (1 − a_l,i^<t) / Σ_l,i (1 − a_l,i^<t)
 
-    A unit of the head has no gate, and counts as used (a = 1) once a task that has it was trained. A gate is
-    a factor of its unit's weights and bias, which is the same where layers form a chain and what is between
-    them commutes with factors ≥ 0 (ReLU, pooling, dropout); other networks are refused.
+    A unit of the head has no gate, and counts as used once a task that has it was trained. Gates multiply
+    weights and biases, so layers must form a chain with ReLU, pooling or dropout between them.
 
-    What a task has learned is kept to the last bit where its gates are 0 or 1 to the last bit. In float32
-    σ(400 e) is 1 from e = 0.05 on, but 0 only below −0.26: of what is between, and of gates that few steps
-    have left undecided (see `undecided_gates` in the metrics), later tasks change a little. Gates need many
-    steps, and batches of which there are some to an epoch. The task must be told to predict.
+    A task is kept exactly where its gates are 0 or 1; see `undecided_gates` in the metrics. Gates need
+    many steps, and several batches an epoch. The task must be told to predict.
     """
 
     name: ClassVar[str] = "hat"

@@ -39,24 +39,19 @@ class PackState(LearnerState):
 class PackNet(Phases, TaskParameters, Learner):
     """Train the free weights, keep the largest of them, retrain those; the rest is left to later tasks.
 
-    It departs from the paper in one point: free weights start every further task at random, with the spread
-    of the initial ones, where the paper's start at 0.
-
-    With owner the task that each weight belongs to, layer by layer::
+    Free weights start every further task at random, with the spread of the initial ones, where the paper's
+    start at 0. With owner the task that each weight belongs to, layer by layer::
 
         train:    all free weights learn, those of earlier tasks are used but frozen
         prune:    the task becomes the owner of the largest free |w|; the others are 0
         retrain:  the weights just taken learn, to make up for the loss of the others
         task j:   W ⊙ (owner ≤ j), from then on
 
-    So the logits of a task stay the same to the last bit whatever is learned later. The task must be told to
-    predict.
+    So the logits of a task stay the same to the last bit. The task must be told to predict.
 
-    The head is shared out unit by unit, among the tasks that have the unit: a unit of one task alone keeps
-    all its weights. Running statistics of normalisation layers are every task's own. The owners are one byte
-    a weight (two above 255 tasks). A task of a single epoch is pruned after it, and not retrained: better
-    than to choose weights by their starting values before it. A task that the client never trained owns
-    nothing.
+    The head is shared out unit by unit, among the tasks that have the unit. Running statistics of
+    normalisation layers are every task's own. Owners take one byte a weight, two above 255 tasks. A task of a
+    single epoch is pruned after it, and not retrained.
     """
 
     name: ClassVar[str] = "packnet"

@@ -30,9 +30,8 @@ class SSNeT(Reopenable, SupermaskLearner):
         first   M_t = top `density` share of |S_t| in each layer    S_t learns, w stays as it is
         then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ M_t                w learns, M_t stays as it is
 
-    Weights that an earlier mask has too are changed under it: SSNeT forgets, and is there to show what the
-    exclusive masks of `exssnet` are good for. Weights start at the signed constant of SupSup, as the authors'
-    do, so with no epoch for weights the two are the same.
+    Weights of earlier masks change too, so SSNeT forgets, unlike `exssnet`. Weights start at the signed
+    constant of SupSup, as the authors' do.
     """
 
     name: ClassVar[str] = "ssnet"
@@ -96,9 +95,8 @@ class ExSSNeT(SSNeT):
                 F_t = M_t ∧ ¬(M_1 ∨ … ∨ M_{t−1})
         then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ F_t                M_t stays as it is
 
-    The weights that earlier tasks trained serve the new one as they are, and nothing is ever forgotten: the
-    outputs for a task are the same bits as when it ended. What runs out is room: watch `free_share`, and
-    choose `density` by the number of tasks.
+    The outputs for a task stay the same bits as when it ended. Room runs out: watch `free_share`, and choose
+    `density` by the number of tasks.
     """
 
     name: ClassVar[str] = "exssnet"

@@ -38,14 +38,13 @@ class SupSup(Reopenable, SupermaskLearner):
         M_t   = top `density` share of |S_t| in each layer, or S_t ≥ 0
         f_t   = f(x; w ⊙ M_t)                      gradients go straight through to the scores S_t
 
-    Nothing is ever forgotten: the outputs for a task are the same bits as when it ended. What a mask of
-    untrained weights can reach is the limit, so widen the network rather than train longer. Where the task of
-    a sample is not given it is inferred: ``argmin_i ∂H/∂α_i`` with H the entropy of
-    ``softmax f(x; w ⊙ Σ_i α_i M_i)`` at α = 1/k.
+    The outputs for a task stay the same bits as when it ended. Untrained weights limit the accuracy, so widen
+    the network rather than train longer. A task that is not given is inferred: ``argmin_i ∂H/∂α_i`` with H
+    the entropy of ``softmax f(x; w ⊙ Σ_i α_i M_i)`` at α = 1/k.
 
     Without known boundaries the learner decides before every epoch which mask to train. With g the mean of
-    ∂H/∂α over samples in front of it, it takes ``argmax_i softmax(−g)_i``, but opens a new mask where these k
-    numbers are all about the same: ``k · max_i softmax(−g)_i < 1 + tolerance``.
+    ∂H/∂α over samples, it takes ``argmax_i softmax(−g)_i``, but opens a new mask where these k numbers are
+    about equal: ``k · max_i softmax(−g)_i < 1 + tolerance``.
     """
 
     name: ClassVar[str] = "supsup"

@@ -50,14 +50,8 @@ def superfluous_mass(outputs: Tensor, classes: int) -> Tensor:
     return outputs.double().softmax(dim=1)[:, classes:].sum(dim=1)
 
 
-SLOPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "entropy": entropy_slope,
-    "superfluous": superfluous_slope,
-}
-VALUES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "entropy": entropy,
-    "superfluous": superfluous_mass,
-}
+SLOPES = {"entropy": entropy_slope, "superfluous": superfluous_slope}
+VALUES = {"entropy": entropy, "superfluous": superfluous_mass}
 
 
 @dataclass(frozen=True)
@@ -99,21 +93,19 @@ class Superposition:
         def outputs(*weights: Tensor) -> Tensor:
             return self.forward(x, {**dict(zip(names, weights, strict=True)), **statistics})
 
-        slope_of = SLOPES[self.objective]
         columns = []
         for i in members:
             direction = tuple(masked(weights[name], self.masks[i][name]) for name in names)
             with torch.no_grad():
                 values, derivatives, *_ = torch.func.jvp(outputs, mixed, direction)
-            columns.append(slope_of(values, derivatives, self.classes))
+            columns.append(SLOPES[self.objective](values, derivatives, self.classes))
         return torch.stack(columns, dim=1)
 
     def one_shot(self, x: Tensor) -> Tensor:
         """Return the member `[B]` of the smallest slope: ``argmin_i ∂H/∂α_i``, one gradient in all."""
-        members = range(len(self.masks))
-        if len(members) == 1:
+        if len(self.masks) == 1:
             return torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return self.slopes(x, members).argmin(dim=1)
+        return self.slopes(x, range(len(self.masks))).argmin(dim=1)
 
     def binary(self, x: Tensor) -> Tensor:
         """Return the member `[B]` that is left after halving: again and again the half of smallest slopes."""
@@ -135,20 +127,20 @@ class Superposition:
 
     def exhaustive(self, x: Tensor) -> Tensor:
         """Return the member `[B]` that does best alone, with its own statistics: a forward pass a member."""
-        value_of = VALUES[self.objective]
         values = []
         for mask, statistics in zip(self.masks, self.statistics, strict=True):
             tensors = {name: masked(weight.detach(), mask[name]) for name, weight in self.weights.items()}
             with torch.no_grad():
-                values.append(value_of(self.forward(x, {**tensors, **statistics}), self.classes))
+                outputs = self.forward(x, {**tensors, **statistics})
+            values.append(VALUES[self.objective](outputs, self.classes))
         return torch.stack(values, dim=1).argmin(dim=1)
 
     def _mean_statistics(self, members: Sequence[int]) -> Tensors:
-        mean: Tensors = {}
-        for name, values in self.statistics[members[0]].items():
-            if values.is_floating_point():
-                mean[name] = torch.stack([self.statistics[i][name] for i in members]).mean(dim=0)
-        return mean
+        return {
+            name: torch.stack([self.statistics[i][name] for i in members]).mean(dim=0)
+            for name, values in self.statistics[members[0]].items()
+            if values.is_floating_point()
+        }
 
 
 def keep_units(outputs: Tensor, units: Tensor, margin: float = 30.0) -> Tensor:

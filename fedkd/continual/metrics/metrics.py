@@ -32,13 +32,13 @@ Array = NDArray[np.float64]
 
 def average_accuracy(R: ArrayLike) -> float:
     """Return mean_j R[T−1, j]: the accuracy over all tasks at the end, learned or not."""
-    return _mean(_square(R)[-1])
+    return mean_or_nan(_square(R)[-1])
 
 
 def average_incremental_accuracy(R: ArrayLike) -> float:
     """Return mean_i mean_{j≤i} R[i, j]: accuracy over the tasks seen so far (Rebuffi et al., 2017, iCaRL)."""
     R = _square(R)
-    return _mean(np.array([R[i, : i + 1].mean() for i in range(len(R))]))
+    return mean_or_nan(np.array([R[i, : i + 1].mean() for i in range(len(R))]))
 
 
 def bwt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
@@ -47,7 +47,7 @@ def bwt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     Negative: earlier tasks were forgotten.
     """
     R = _square(R)
-    return _mean((R[-1, :-1] - np.diagonal(R)[:-1])[_learned(learned, len(R))[:-1]])
+    return mean_or_nan((R[-1, :-1] - np.diagonal(R)[:-1])[_learned(learned, len(R))[:-1]])
 
 
 def fwt(R: ArrayLike, b: ArrayLike, learned: ArrayLike | None = None) -> float:
@@ -57,7 +57,7 @@ def fwt(R: ArrayLike, b: ArrayLike, learned: ArrayLike | None = None) -> float:
     """
     R = _square(R)
     follows = np.logical_or.accumulate(_learned(learned, len(R)))[:-1]
-    return _mean((np.diagonal(R, offset=1) - _one_a_task("b", b, len(R))[1:])[follows])
+    return mean_or_nan((np.diagonal(R, offset=1) - _one_a_task("b", b, len(R))[1:])[follows])
 
 
 def gain_over_single(R: ArrayLike, single: ArrayLike, learned: ArrayLike | None = None) -> float:
@@ -66,7 +66,7 @@ def gain_over_single(R: ArrayLike, single: ArrayLike, learned: ArrayLike | None 
     CUBER (Lin et al., 2022) calls it FWT. `single` is the accuracy `[T]` of models trained on one task each.
     """
     R = _square(R)
-    return _mean((np.diagonal(R) - _one_a_task("single", single, len(R)))[_learned(learned, len(R))])
+    return mean_or_nan((np.diagonal(R) - _one_a_task("single", single, len(R)))[_learned(learned, len(R))])
 
 
 def forgetting(R: ArrayLike, learned: ArrayLike | None = None) -> float:
@@ -75,7 +75,7 @@ def forgetting(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     Chaudhry et al. (2018), but rows before a task is learned are left out. A task that ends above its
     best counts negative.
     """
-    return _mean(forgetting_per_task(R)[_learned(learned, len(_square(R)))[:-1]])
+    return mean_or_nan(forgetting_per_task(R)[_learned(learned, len(_square(R)))[:-1]])
 
 
 def forgetting_per_task(R: ArrayLike) -> Array:
@@ -99,7 +99,7 @@ def intransigence_per_task(R: ArrayLike, joint: ArrayLike) -> Array:
 def intransigence(R: ArrayLike, joint: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{k∈L} of `intransigence_per_task`."""
     costs = intransigence_per_task(R, joint)
-    return _mean(costs[_learned(learned, len(costs))])
+    return mean_or_nan(costs[_learned(learned, len(costs))])
 
 
 def nbt_per_task(R: ArrayLike) -> Array:
@@ -111,7 +111,7 @@ def nbt_per_task(R: ArrayLike) -> Array:
 def nbt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{k∈L, k<T−1} NBT_k (`nbt_per_task`); the paper's mean has the undefined last one in."""
     per_task = nbt_per_task(R)
-    return _mean(per_task[_learned(learned, len(per_task) + 1)[:-1]])
+    return mean_or_nan(per_task[_learned(learned, len(per_task) + 1)[:-1]])
 
 
 def auc_per_task(R: ArrayLike, learning_areas: ArrayLike) -> Array:
@@ -128,7 +128,7 @@ def auc_per_task(R: ArrayLike, learning_areas: ArrayLike) -> Array:
 def auc(R: ArrayLike, learning_areas: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{k∈L} AUC_k (`auc_per_task`)."""
     per_task = auc_per_task(R, learning_areas)
-    return _mean(per_task[_learned(learned, len(per_task))])
+    return mean_or_nan(per_task[_learned(learned, len(per_task))])
 
 
 def learning_area(curve: ArrayLike) -> float:
@@ -188,8 +188,8 @@ def summarise(
     if single is not None:
         summary["gain_over_single"] = gain_over_single(R, single, learned)
     if curves is not None and areas is not None:
-        summary["learning_area"] = _mean(areas[own])
-        summary["epochs_to_90"] = _mean(np.array([epochs_to_90(curve) for curve in curves])[own])
+        summary["learning_area"] = mean_or_nan(areas[own])
+        summary["epochs_to_90"] = mean_or_nan(np.array([epochs_to_90(curve) for curve in curves])[own])
     summary["forgetting"] = forgetting(R, learned)
     summary["forgetting_first_last"] = forgetting_first_last(R, learned)
     if joint is not None:
@@ -224,7 +224,7 @@ def _learned(learned: ArrayLike | None, tasks: int) -> NDArray[np.bool_]:
     return array
 
 
-def _mean(values: Array) -> float:
+def mean_or_nan(values: Array) -> float:
     """Return the mean; NaN, without numpy's warning, where there is nothing to average."""
     return float(values.mean()) if values.size else float("nan")
 

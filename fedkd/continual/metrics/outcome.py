@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.continual.metrics.matrix import Row, accuracy_matrix, learning_curve
-from fedkd.continual.metrics.metrics import Array, epochs_to_90, summarise
+from fedkd.continual.metrics.metrics import Array, epochs_to_90, mean_or_nan, summarise
 from fedkd.continual.task_history import Course, TaskHistory, early_and_late, learned_tasks
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import (
@@ -102,9 +102,8 @@ class StreamOutcome:
             found |= {f"{name}_{protocol}": self.values(test, name) for name in _names(test)}
         local = self.test(self.evaluation, "local")
         found |= {f"{name}_local": self.values(local, name) for name in _names(local)}
-        ends: tuple[tuple[Split, str], ...] = (("global", ""), ("local", "_local"))
-        for split, end in ends:
-            unknown = self.test(self.protocols[-1], split)
+        for split in reversed(SPLITS):
+            unknown, end = self.test(self.protocols[-1], split), "" if split == "global" else "_local"
             if TASK_INFERENCE_RATE in _names(unknown):
                 found[TASK_INFERENCE_RATE + end] = self.values(unknown, TASK_INFERENCE_RATE)
         return found
@@ -202,9 +201,9 @@ def stream_outcome(
                 learning_curve(of_client, taught, metric=name, split=split, client=client, place=place)
             )
         pace = {
-            "rounds_to_90": _mean_of(rounds[own]),
-            "rounds_to_90_early": _mean_of(rounds[own & early[client]]),
-            "rounds_to_90_late": _mean_of(rounds[own & late[client]]),
+            "rounds_to_90": mean_or_nan(rounds[own]),
+            "rounds_to_90_early": mean_or_nan(rounds[own & early[client]]),
+            "rounds_to_90_late": mean_or_nan(rounds[own & late[client]]),
         }
         found = summarise(R, b, joint=upper, single=alone, curves=curves, learned=own)
         return found | drops | pace | inferred
@@ -244,10 +243,6 @@ def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client
     return None if run is None else np.diagonal(run.test(protocol, split).clients[client][0])
 
 
-def _mean_of(values: Array) -> float:
-    return float(values.mean()) if len(values) else nan
-
-
 def _curves(epochs: Sequence[Row], history: TaskHistory, each: int, R: Array, b: Array) -> list[Array]:
     """Return a client's learning curve on every task, [P · E + 1]; NaN where it did not train or measure.
 
@@ -276,8 +271,7 @@ def _total_drop(drops: Sequence[Row], history: TaskHistory, R: Array, learned: N
             totals[place] += nan if row["value"] is None else row["value"]
     # A task that the client has no test samples of has not gone without a drop.
     totals[np.isnan(R[-1, :-1])] = nan
-    own = totals[learned[:-1]]
-    return float(own.mean()) if len(own) else nan
+    return mean_or_nan(totals[learned[:-1]])
 
 
 def _last(rows: Sequence[Row]) -> float:

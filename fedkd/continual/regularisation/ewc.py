@@ -31,22 +31,17 @@ class EWC(QuadraticPenalty):
         F_j     = mean_n (∂ log p(y_n | x_n, θ_j*) / ∂θ)²        at the end of task j, sample by sample
         penalty = λ/2 Σ_j Σ_i F_ji (θ_i − θ_ji*)²
 
-    A sum of parabolas is a parabola, so one parabola holds all old tasks exactly::
+    The sum is one parabola, at two numbers a weight; K has no gradient::
 
         Σ_j F_j (θ − θ_j*)² = S (θ − m)² + K,    S = Σ_j F_j,    m = Σ_j F_j θ_j* / S
 
-    It costs two numbers a weight. K has no gradient; with it the penalty is the paper's.
-
-    Other codes called EWC, that of HAT (Serrà et al., 2018, arXiv 1801.01423) among them, pull to the weights
-    after the last task alone, with the mean of all tasks' information; that is `anchor = "last"`::
+    Other codes called EWC, that of HAT (Serrà et al., 2018, arXiv 1801.01423) say, use `anchor = "last"`::
 
         F       = mean_j F_j
         penalty = λ/2 Σ_i F_i (θ_i − θ_i*)²      θ* the weights at the end of the last task
 
-    Each old task is held ever less as tasks add up; with the sum in place of the mean it is `online_ewc`.
-
-    It helps where tasks have a head of their own, less where they share one, and hardly where new classes
-    come up one after another in a shared head.
+    With the sum in place of the mean it is `online_ewc`. It helps where tasks have a head of their own, less
+    where they share one, and hardly where new classes come up in a shared head.
     """
 
     name: ClassVar[str] = "ewc"

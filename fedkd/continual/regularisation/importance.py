@@ -6,7 +6,7 @@ The square of a batch's mean gradient is far smaller, since the gradients of sam
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,15 @@ def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, mag
         rows = min(ROWS, max(FLOATS // floats, 1)) if others else ROWS
         for start in range(0, len(x), rows):
             batch, labels = x[start : start + rows], y[start : start + rows]
-            if linear:
-                _add_linear(sums, network, linear, batch, labels, score, magnitude)
-            if others:
-                _add_others(sums, network, others, batch, labels, score, magnitude)
+            for name, a, g in _linear_factors(network, linear, batch, labels, score):
+                weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
+                if weight in sums:
+                    sums[weight] += magnitude(g).T @ magnitude(a)
+                if bias in sums:
+                    sums[bias] += magnitude(g).sum(0)
+            for gradients in _sample_gradients(network, others, batch, labels, score):
+                for name, values in gradients.items():
+                    sums[name] += magnitude(values).sum(0)
     return sums
 
 
@@ -58,7 +63,9 @@ def _sort(
 
     The former see one vector a sample, once, and share no weights. Unused parameters are in neither.
     """
-    with _Recorder(network, [name for name, module in network.named_modules() if _is_linear(module)]) as seen:
+    # A subclass may do anything with its weight, and so may whatever computes a weight that is no parameter.
+    names = [name for name, module in network.named_modules() if type(module) is nn.Linear]
+    with _Recorder(network, names) as seen:
         uses = _uses(score(network(x), y).sum())
     linear, covered = [], set()
     for name, calls in seen.calls.items():
@@ -68,11 +75,6 @@ def _sort(
             linear.append(name)
             covered |= own
     return linear, [name for name, p in parameters.items() if name not in covered and uses[id(p)]]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # A subclass may do anything with its weight, and so may whatever computes a weight that is no parameter.
-    return type(module) is nn.Linear
 
 
 def _uses(value: Tensor) -> Counter[int]:
@@ -118,35 +120,24 @@ class _Recorder:
         return note
 
 
-def _add_linear(
-    sums: Tensors,
-    network: nn.Module,
-    names: Sequence[str],
-    x: Tensor,
-    y: Tensor,
-    score: Score,
-    magnitude: Magnitude,
-) -> None:
+def _linear_factors(
+    network: nn.Module, names: Sequence[str], x: Tensor, y: Tensor, score: Score
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield each linear layer's name, inputs a ``[B, n]`` and gradients g ``[B, out]`` of its outputs."""
+    if not names:
+        return
     with _Recorder(network, names) as seen:
         total = score(network(x), y).sum()
     inputs, outputs = zip(*(seen.calls[name][0] for name in names), strict=True)
-    for name, a, g in zip(names, inputs, torch.autograd.grad(total, outputs), strict=True):
-        weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
-        if weight in sums:
-            sums[weight] += magnitude(g).T @ magnitude(a)
-        if bias in sums:
-            sums[bias] += magnitude(g).sum(0)
+    yield from zip(names, inputs, torch.autograd.grad(total, outputs), strict=True)
 
 
-def _add_others(
-    sums: Tensors,
-    network: nn.Module,
-    names: Sequence[str],
-    x: Tensor,
-    y: Tensor,
-    score: Score,
-    magnitude: Magnitude,
-) -> None:
+def _sample_gradients(
+    network: nn.Module, names: Sequence[str], x: Tensor, y: Tensor, score: Score
+) -> Iterator[Tensors]:
+    """Yield the gradients ``[n, ...]`` of single samples by name, of all samples or one after the other."""
+    if not names:
+        return
     parameters = {name: p.detach() for name, p in network.named_parameters()}
 
     def score_of_one(own: Tensors, sample: Tensor, label: Tensor) -> Tensor:
@@ -155,13 +146,12 @@ def _add_others(
 
     own = {name: parameters[name] for name in names}
     try:
-        gradients = vmap(grad(score_of_one), in_dims=(None, 0, 0))(own, x, y)
-        for name, values in gradients.items():
-            sums[name] += magnitude(values).sum(0)
+        together = vmap(grad(score_of_one), in_dims=(None, 0, 0))(own, x, y)
     except RuntimeError:  # not every network can be vectorised: its course may depend on the sample
         for sample, label in zip(x, y, strict=True):
-            for name, values in grad(score_of_one)(own, sample, label).items():
-                sums[name] += magnitude(values)
+            yield {name: g[None] for name, g in grad(score_of_one)(own, sample, label).items()}
+    else:
+        yield together
 
 
 def some_samples(context: LearnerContext, number: int | None) -> tuple[Tensor, Tensor]:

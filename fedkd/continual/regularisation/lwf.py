@@ -38,9 +38,8 @@ class LwF(FastSteps, Learner):
         penalty = λ Σ_h T² mean_n KL(softmax(z'_h(x_n) / T) ‖ softmax(z_h(x_n) / T))
 
     z' is the network as it was when the task began, in evaluation mode; h goes through the heads. Where tasks
-    have units of their own, those of each old task are a head. Where they share their units there is one
-    head, the units of the classes met in earlier tasks (see `distil`). It remembers next to nothing from one
-    task to the next; the teacher is as large as the network.
+    have units of their own, those of each old task are a head. Shared units of the classes met in earlier
+    tasks are one head (see `distil`). The teacher is as large as the network.
 
     Where all classes compete, there is a form of its own (van de Ven et al., Three Types of Incremental
     Learning, 2022): ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
@@ -49,9 +48,7 @@ class LwF(FastSteps, Learner):
         D = T² mean_n KL(softmax(z'_old(x_n) / T) ‖ softmax(z_seen(x_n) / T)_old)
         total = L / t + (1 − 1/t) · λ · D                          t-th task
 
-    The student's probabilities are those among all classes seen, the present task's included, which the
-    teacher gives none. With any form next to nothing is left of classes whose samples are gone: expect 20 to
-    30 % where samples in memory give 90.
+    Little is left of classes whose samples are gone: expect 20 to 30 % where samples in memory give 90.
     """
 
     name: ClassVar[str] = "lwf"
@@ -129,13 +126,7 @@ class LwF(FastSteps, Learner):
 
     def _heads(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
-        cache = context.step_cache
-        if cache is None:
-            return self._find_heads(context)
-        if HEADS not in cache:
-            cache[HEADS] = self._find_heads(context)
-        heads: Sequence[Tensor] = cache[HEADS]
-        return heads
+        return context.once(HEADS, lambda: self._find_heads(context))
 
     def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:
         met = seen_units(context)

@@ -26,8 +26,7 @@ class SI(StepObserver, FastSteps, Learner):
         Ω      ← Ω + relu(ω) / ((θ − θ*)² + ξ)      at the end of a task, which then forgets ω
         penalty = c Σ_i Ω_i (θ_i − θ_i*)²           θ* the weights when the task began
 
-    The penalty's gradient ``2cΩ(θ − θ*)`` joins the loss's just before the optimiser (after any clipping,
-    which would mix the two for good), so that g is known on its own.
+    The penalty's gradient ``2cΩ(θ − θ*)`` joins the loss's after any clipping, so that g stays known.
     """
 
     name: ClassVar[str] = "si"

@@ -26,9 +26,8 @@ class AGem(FastSteps, Learner):
 
         g ← g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r
 
-    which is g itself if they agree, else the closest vector at a right angle to r. The samples are compared
-    with, never trained on: the guarantee is a first-order one about one random batch, so some forgetting
-    remains, and with Adam, whose steps are not along the gradient, more of it. The memory is that of `er`.
+    The samples are compared with, never trained on. The guarantee is a first-order one about one random
+    batch, so some forgetting remains, and more with Adam. The memory is that of `er`.
     """
 
     name: ClassVar[str] = "agem"

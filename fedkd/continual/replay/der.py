@@ -25,12 +25,9 @@ class DER(Learner):
 
         penalty = α · mean of (z' − z(x'))²      over R samples x' drawn from memory and all O outputs
 
-    z' are the logits of the step at which x' was trained on and taken in: of all outputs, in training mode,
-    and before that step's change. The memory is a reservoir: every sample of the client's own training is
-    offered to it in every epoch, and each of these offers is as likely to be in it as any other. So it knows
-    nothing of tasks, needs no end of one, and is replayed from the second step of the first on.
-
-    Guidance is distilled with the penalty too, but its samples are never stored: they have no labels.
+    z' are the logits of the step at which x' was taken in: of all outputs, in training mode, before its
+    change. The memory is a reservoir of all own samples in all epochs. It needs no end of a task, and is
+    replayed from the second step on. Distillation has the penalty too, but its samples are never stored.
     """
 
     name: ClassVar[str] = "der"
@@ -77,9 +74,8 @@ class DERpp(DER):
 
         penalty = α · mean of (z' − z(x'))²  +  β · mean of CE(y'', x'')
 
-    x', z' and x'', y'' are two draws from the same memory, which is that of `der`; the cross entropy of a
-    sample is among its own task's units. Labels correct logits of moments at which little was known yet, from
-    which `der` suffers where distributions change suddenly. β = 0 is `der`.
+    x', z' and x'', y'' are two draws from the memory of `der`; the cross entropy of a sample is among its own
+    task's units. Labels correct logits of early moments. β = 0 is `der`.
     """
 
     name: ClassVar[str] = "der++"

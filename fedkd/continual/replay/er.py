@@ -20,9 +20,6 @@ from fedkd.plugins.hyperparameters import STRICT
 class ExperienceReplay(FastSteps, Learner):
     """Add samples of earlier tasks to every batch.
 
-    It departs from the paper in its memory: shares of it are equal by task and class, and are filled when a
-    task ends, where the paper fills it while it trains (reservoir, ring buffer, k-means, mean of features).
-
     ::
 
         L = mean of CE over the B new samples             the training loss, or that of guidance
@@ -32,8 +29,8 @@ class ExperienceReplay(FastSteps, Learner):
         sum:      L + M
 
     The memory takes `memory_size` samples in at the end of a task, equally many of every task so far and of
-    every class of a task; nothing is replayed in the first task. Samples leave the client's data set for its
-    memory, but never the client.
+    every class of a task, where the paper fills it during training. Nothing is replayed in the first task.
+    Samples never leave the client.
     """
 
     name: ClassVar[str] = "er"

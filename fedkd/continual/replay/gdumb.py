@@ -32,21 +32,17 @@ MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 class GDumb(Phases, Single):
     """Keep a few samples of every class met, and learn from nothing else, from the initial weights on.
 
-    The *sampler* sees the samples of the stream one after the other, each once. Of the k places of the
-    memory a class may have k / (classes so far); a sample of a new class, or of one that has fewer, is taken
-    in, and where there is no room a random one of the largest class has to go. The *learner* is whatever
-    trains a fresh network on what the memory holds when somebody asks.
+    The *sampler* sees every sample of the stream once. Of the k places of the memory a class may have
+    k / (classes so far). A sample of a class below that is taken in, and where there is no room a random one
+    of the largest class has to go. The *learner* trains a fresh network on the memory when it is asked.
 
-    A question is asked here whenever the client is evaluated or tells what it knows, which is in every
-    round. So when a task begins, all of its samples pass the sampler, in random order, the network goes back
-    to its initial weights, and the rounds of the task train it on the memory and on nothing else. What it
-    knew before is lost, as it is in the paper: how a network does says what the memory is worth, and a
-    learner that is no better than this one has learned nothing from the stream. Give the task epochs enough
-    for a small memory: an epoch is a pass over the memory, where the authors make 128 or 256.
+    A client is asked in every round. So when a task begins, its samples pass the sampler in random order, the
+    network goes back to its initial weights, and the task's rounds train it on the memory alone. Give a task
+    epochs enough for a small memory: an epoch is a pass over it, and the authors make 128 or 256.
 
     The learning rate of an epoch falls along a cosine that begins anew after 1, 2, 4, 8, … epochs (SGDR;
-    Loshchilov & Hutter, ICLR 2017), with SGD of momentum 0.9. Its memory begins anew with every epoch, unless
-    the scenario keeps that of optimisers. Guidance is distilled with the same optimiser.
+    Loshchilov & Hutter, ICLR 2017), with SGD of momentum 0.9. Momentum begins anew with every epoch, unless
+    the scenario keeps the state of optimisers. Guidance is distilled with the same optimiser.
 
     *CutMix* (Yun et al., ICCV 2019) pastes a rectangle of another image of the batch, of share 1 − λ::
 

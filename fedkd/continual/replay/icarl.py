@@ -33,9 +33,6 @@ FARTHER = 5.0
 class ICaRL(OwnLoss, Learner):
     """Train a network with exemplars of old classes, and answer with the class whose exemplars are nearest.
 
-    It departs from the paper in one point: herding aims at the mean μ of a class as it is, where the paper
-    gives means length 1.
-
     ::
 
         train:   own samples and all exemplars in the same batches; g_y(x) = σ(z_y(x)) for every unit y,
@@ -47,12 +44,11 @@ class ICaRL(OwnLoss, Learner):
                  every class keeps K / (classes so far) of its exemplars, the first ones
         answer:  argmin_y ‖ φ(x) − μ_y ‖,  μ_y the mean of φ over the exemplars of y, with length 1
 
-    The means are made anew for every evaluation, so they follow the network through guidance; until a task
-    ends, some of its own samples stand in for exemplars. A unit is old if a class met in an earlier task has
-    it and no present sample is of that class. Where tasks share all their units, none is old, and exemplars
-    alone hold what was known. Where a unit has several means, one from each task, the nearest counts.
+    Herding aims at the mean μ as it is, which the paper gives length 1. Means are made anew for every
+    evaluation; until a task ends, some of its own samples stand in for exemplars. A unit is old if a class of
+    an earlier task has it and no present sample does. Where a unit has several means, the nearest counts.
 
-    What the client tells others are the logits z, and guidance is distilled into them, with Σ_{old y} added.
+    Uploads are the logits z, and guidance is distilled into them, with Σ_{old y} added.
     """
 
     name: ClassVar[str] = "icarl"
@@ -187,15 +183,12 @@ def _directions(model: TaskModel, x: Tensor) -> Tensor:
 
 def _units(context: LearnerContext) -> tuple[Tensor, Tensor]:
     """Return the units ``[·]`` of the present task's classes, and those that are old."""
-    cache = context.step_cache
-    if cache is None or UNITS not in cache:
+
+    def found() -> tuple[Tensor, Tensor]:
         present = noted_units(context)
-        old = seen_units(context) & ~present
-        found = present.nonzero()[:, 0], old.nonzero()[:, 0]
-        if cache is None:
-            return found
-        cache[UNITS] = found
-    return cache[UNITS]
+        return present.nonzero()[:, 0], (seen_units(context) & ~present).nonzero()[:, 0]
+
+    return context.once(UNITS, found)
 
 
 def _binary(outputs: Tensor, wanted: Tensor, units: Tensor) -> Tensor:

@@ -46,11 +46,10 @@ class CUBER(Phases, Reopenable, TRGP):
     At most two tasks a layer are in R2 or R3, those with the largest projections. At every step the batch's
     own gradient takes the place of G, and an R3 task whose correlation fails moves to R2 for good.
 
-    The norm has no gradient at its centre, where every task starts, and an explicit step with a large λ would
-    jump over it and back for ever. So the step is implicit: the gradient ``λ d / ‖d‖`` is taken where the
-    step arrives, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``, which arrives at the centre.
-    For SGD this is the proximal step: nothing moves within S_j as long as ``‖∇ B_j B_jᵀ‖ ≤ λ``. Gradients of
-    stored tasks go through their own Q, since that is how their loss depends on w.
+    The norm has no gradient at its centre, so the step is implicit: the gradient ``λ d / ‖d‖`` is taken where
+    the step arrives, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``. For SGD this is a
+    proximal step: nothing moves within S_j as long as ``‖∇ B_j B_jᵀ‖ ≤ λ``. Gradients of stored tasks go
+    through their own Q.
     """
 
     name: ClassVar[str] = "cuber"

@@ -46,12 +46,11 @@ class GPM(FastSteps, Learner):
         R' = R − B Bᵀ R = U Σ Vᵀ
         B ← [B, u_1 … u_k],   smallest k with ‖Bᵀ R‖² + Σ_{i ≤ k} σ_i² ≥ ε ‖R‖²
 
-    and while learning later ones ``∇ ← ∇ − ∇ B Bᵀ``. Changes of the weights obey it too, so Adam, momentum
-    and weight decay cannot leave the subspace.
+    and while learning later ones ``∇ ← ∇ − ∇ B Bᵀ``. Changes by Adam, momentum and weight decay obey it too.
 
     Where every task has output units of its own, the output layer is not projected: the rows of other tasks
-    are left alone. Where tasks share the units, it is a layer like any other. Biases and the weights of
-    normalisation freeze after the first task; running statistics are kept for every task.
+    are left alone. Biases and the weights of normalisation freeze after the first task; running statistics
+    are kept for every task.
     """
 
     name: ClassVar[str] = "gpm"

@@ -42,14 +42,11 @@ class TRGP(TaskParameters, GPM):
 
     while w changes outside the union of all bases alone, so that ``w B_j`` stays. The basis of a task is
     chosen among the union's columns o, by their energies ``oᵀ R Rᵀ o``, and the new directions, by their
-    squared singular values: the largest together until their share of ``‖R‖²`` is ε. New directions join the
-    union, all of them. So a task's basis is a list of the union's columns, and costs no more than that.
+    squared singular values: the largest together until their share of ``‖R‖²`` is ε. All new directions join
+    the union, so a task's basis is a list of its columns.
 
-    The gradient of w goes past Q: what it would add lies within B_j, and would be projected out. Q is trained
-    by the same optimiser as w; its weight decay draws Q to 0, not to the identity.
-
-    B and Q are the client's own: they fit the weights that it has trained. Under a strategy that averages
-    weights, Q would scale others' weights along directions that are not theirs, so this is refused.
+    The gradient of w goes past Q. Q is trained by the same optimiser; weight decay draws it to 0, not to the
+    identity. B and Q fit the client's own weights, so strategies that average weights are refused.
     """
 
     name: ClassVar[str] = "trgp"
