@@ -152,7 +152,10 @@ class TaskLearning:
         """Return effective parameters laid out as the network's own, with the statistics of their task."""
         for name, kernel in self._kernels.items():
             if name in tensors:
-                tensors[name] = _laid_out_like(kernel, tensors[name])
+                # The layout of a convolution's weight decides the last bit of its sums.
+                channels_last = kernel.is_contiguous(memory_format=torch.channels_last)
+                layout = torch.channels_last if channels_last else torch.contiguous_format
+                tensors[name] = tensors[name].contiguous(memory_format=layout)
         if self._keeps_statistics and task <= self.ended and task != self.context.task:
             return {**tensors, **recall_statistics(self.context, task)}
         return tensors
@@ -304,10 +307,3 @@ class TaskLearning:
         self.context.memory.clear()
         for name, values in below(MEMORY, arrays).items():
             self.context.memory[name] = torch.from_numpy(np.array(values)).to(self.context.device)
-
-
-def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:
-    """Return a substitute stored like the convolution's weight: the layout decides the last bit of sums."""
-    channels_last = kernel.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return substitute.contiguous(memory_format=layout)

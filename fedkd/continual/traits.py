@@ -60,10 +60,7 @@ def why_closed(learner: AnyLearner) -> str | None:
     if trains_on_old_tasks(learner):
         return "trains on the samples of old tasks anyway"
     traits = traits_of(learner)
-    if (
-        traits.closed is None
-        and not has(learner, Reopenable)
-        and (traits.isolates or traits.projects_updates)
-    ):
+    protects = traits.isolates or traits.projects_updates
+    if protects and traits.closed is None and not has(learner, Reopenable):
         return "holds what old tasks use, and does not tell what one of them alone depends on"
     return traits.closed

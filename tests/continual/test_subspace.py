@@ -14,7 +14,7 @@ from fedkd.continual.subspace.bases import (
     check_layers,
     draw,
     energies_along,
-    has_own_heads,
+    have_own_heads,
     layer_inputs,
     mean_gradients,
     number_needed,
@@ -201,7 +201,9 @@ def test_draws_are_distinct_samples_and_repeat():
     ],
 )
 def test_heads_are_own_if_no_tasks_share_a_unit(units, own):
-    assert has_own_heads(start(Naive(), network(), small_stream(len(units)), units=units).context) is own
+    assert (
+        have_own_heads(start(Naive(), network(), small_stream(len(units)), units=units).context.units) is own
+    )
 
 
 @pytest.mark.parametrize(

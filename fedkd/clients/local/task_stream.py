@@ -21,7 +21,7 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.continual.masks.shared_mask import SharedMask, fingerprint
 from fedkd.continual.masks.supermask import SupermaskLearner
 from fedkd.continual.replay.buffer import Episode
-from fedkd.continual.subspace.bases import has_own_heads, protected_layers
+from fedkd.continual.subspace.bases import have_own_heads, protected_layers
 from fedkd.continual.subspace.sketch import layer_sketches
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.traits import predicts_by_weights, shapes_training
@@ -158,7 +158,7 @@ class TaskStream:
         wanted = self._plan.scenario.fusion.orthogonal
         assert wanted is not None
         context = self.learning.context
-        layers = protected_layers(context.layers, own_heads=has_own_heads(context))
+        layers = protected_layers(context.layers, own_heads=have_own_heads(context.units))
         x, _ = context.samples()
         found = layer_sketches(
             context, layers, x, self.learning.substitutes(), tensors_of(bases), wanted.width

@@ -193,8 +193,8 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         before: Tensor | None = None
         for layer in chain_of(context.network):
             weight = layer.module.weight
-            used = torch.ones(outputs_of(layer), device=context.device)
             if layer.is_head:
+                used = torch.ones(outputs_of(layer), device=context.device)
                 used[: context.outputs] = state.taught
             else:
                 used = state.used[layer.name]

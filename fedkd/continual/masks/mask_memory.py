@@ -67,8 +67,6 @@ class MaskMemory:
         """The record of all masks."""
         return MaskState(self.context)
 
-    # Scores -------------------------------------------------------------------------------------------
-
     def has_scores(self, slot: int) -> bool:
         """Return whether a mask's scores are remembered."""
         return (slot, self.names[0]) in self.state.scores
@@ -88,8 +86,6 @@ class MaskMemory:
             name: masks.initial_scores(weight.shape, generator).to(self.context.device)
             for name, weight in self.weights.items()
         }
-
-    # Masks --------------------------------------------------------------------------------------------
 
     def is_settled(self, slot: int) -> bool:
         """Return whether a mask is final: it is kept as bits."""
@@ -134,8 +130,6 @@ class MaskMemory:
         if bits is not None:
             self.state.others.put(dict(zip(self.names, bits, strict=True)))
 
-    # Weights ------------------------------------------------------------------------------------------
-
     def masked_weights(self, slot: int) -> Tensors:
         """Return the weights under a mask, with gradients for the weights."""
         own = self.masks(slot)
@@ -148,8 +142,6 @@ class MaskMemory:
             name: masks.straight_through(weight, scores[name], self.rule, self.density)
             for name, weight in self.weights.items()
         }
-
-    # Figures ------------------------------------------------------------------------------------------
 
     def free_share(self, slot: int, earlier: Sequence[int]) -> float:
         """Return the share of a mask that none of the earlier ones has."""

@@ -117,9 +117,6 @@ def _ranking(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return order
 
 
-# Bits ---------------------------------------------------------------------------------------------------
-
-
 def pack(mask: Tensor) -> Tensor:
     """Return a mask's bits `[⌈n/8⌉]` uint8, as `numpy.packbits` orders them."""
     flat = mask.flatten().to(torch.uint8)
@@ -148,9 +145,6 @@ def ones(bits: Tensor) -> int:
     pairs = bits - (bits >> 1 & 0x55)  # ones of every two bits, then of every four, then of all eight
     fours = (pairs & 0x33) + (pairs >> 2 & 0x33)
     return int(((fours + (fours >> 4)) & 0x0F).sum(dtype=torch.int64))
-
-
-# Figures ------------------------------------------------------------------------------------------------
 
 
 def density_of(masks: Sequence[Tensor], weights: int) -> float:

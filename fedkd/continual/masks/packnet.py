@@ -86,12 +86,11 @@ class PackNet(Phases, TaskParameters, Learner):
     def prepare(self, context: LearnerContext) -> None:
         """Declare all weights free."""
         kind = torch.uint8 if context.tasks <= torch.iinfo(torch.uint8).max else torch.int16
-        weights = [weight for _, weight in _weights(context)]
+        state, scales = PackState(context), []
         for name, weight in _weights(context):
-            PackState(context).owners[name] = torch.full(
-                weight.shape, FREE, dtype=kind, device=context.device
-            )
-        PackState(context).scales = torch.stack([weight.detach().std(correction=0) for weight in weights])
+            state.owners[name] = torch.full(weight.shape, FREE, dtype=kind, device=context.device)
+            scales.append(weight.detach().std(correction=0))
+        state.scales = torch.stack(scales)
 
     def begin_task(self, context: LearnerContext) -> None:
         """Give the free weights new starting values, if earlier tasks left them at zero."""
@@ -168,9 +167,8 @@ class PackNet(Phases, TaskParameters, Learner):
             owners = PackState(context).owners[name].clone()
             if name in heads:
                 for unit in context.units[context.task].tolist():
-                    self._take(
-                        context.task, owners[unit], weight[unit], int(left_of_unit[unit]), last_all=True
-                    )
+                    left = int(left_of_unit[unit])
+                    self._take(context.task, owners[unit], weight[unit], left, last_all=True)
             else:
                 self._take(context.task, owners, weight, context.tasks - context.task)
             PackState(context).owners[name] = owners

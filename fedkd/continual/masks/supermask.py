@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -26,6 +27,7 @@ from fedkd.plugins.hyperparameters import STRICT
 from fedkd.training.compat import NormWithStatistics
 from fedkd.training.optimizer import OptimizerSpec
 
+MASKED_OR_CONSTANT = (nn.Linear, nn.Conv2d, NormWithStatistics, nn.GroupNorm, nn.LayerNorm)
 MASK = "mask"
 """The phase in which scores are trained, and weights are not."""
 SCORE_BITS = 32
@@ -100,7 +102,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
                         key="continual.learner",
                     )
                 layers += 1
-            if _is_masked_or_constant(module):
+            if isinstance(module, MASKED_OR_CONSTANT):
                 known.update(id(parameter) for parameter in module.parameters(recurse=False))
         unknown = [name for name, parameter in network.named_parameters() if id(parameter) not in known]
         if unknown or not layers:
@@ -300,15 +302,11 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         if not candidates or not len(x):
             return None
         order = kkt.sample_batches(len(x), context.batch_size, self.kkt_share, context.generator("kkt", slot))
-        order = order.to(x.device)
-        classes = len(context.units[context.task])
+        order, classes = order.to(x.device), len(context.units[context.task])
+        features = partial(self._features, context)
+        reference = x[order], y[order]
         found = kkt.accuracies(
-            lambda old, samples: self._features(context, old, samples),
-            candidates,
-            x[order],
-            y[order],
-            neighbours=self.kkt_neighbours,
-            classes=classes,
+            features, candidates, *reference, neighbours=self.kkt_neighbours, classes=classes
         )
         if not found:
             return None
@@ -322,7 +320,3 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         model = TaskModel(context.network, None, self._tensors(context, slot))
         with predicting(context.network):
             return torch.cat([model.features(x[part]) for part in context.batches(len(x))])
-
-
-def _is_masked_or_constant(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d | NormWithStatistics | nn.GroupNorm | nn.LayerNorm)

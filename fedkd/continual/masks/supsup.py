@@ -124,8 +124,6 @@ class SupSup(Reopenable, SupermaskLearner):
         """Return the bits that a mask takes: those of its scores, where it may be trained again."""
         return SCORE_BITS * weights if self._finds_tasks else super().stored_bits(bits, weights)
 
-    # Masks --------------------------------------------------------------------------------------------
-
     def slot(self, context: LearnerContext, task: int) -> int:
         """Return the mask that a task was last trained with; for one not met, the next to be opened."""
         if not self._finds_tasks:

@@ -73,8 +73,6 @@ class ICaRL(OwnLoss, Learner):
                 key="continual.learner",
             )
 
-    # The course of a task -----------------------------------------------------------------------------
-
     def begin_task(self, context: LearnerContext) -> None:
         """Keep the network for q, and note which classes are new."""
         if bool(seen_units(context).any()):
@@ -101,8 +99,6 @@ class ICaRL(OwnLoss, Learner):
             order = order[episodes.by_rank(y[order])]
             episodes.remember(context, self.memory_size, order, equal="classes")
 
-    # A step -------------------------------------------------------------------------------------------
-
     def loss(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         """Return the part of the loss that is about the units of new classes."""
         wanted = F.one_hot(context.unit_of(labels, tasks), context.outputs)
@@ -114,8 +110,6 @@ class ICaRL(OwnLoss, Learner):
         if not has_teacher(context) or not len(old):
             return None
         return _binary(step.outputs(), (taught(context, step.inputs) / self.temperature).sigmoid(), old)
-
-    # Answers ------------------------------------------------------------------------------------------
 
     def predict(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return ``−‖φ(x) − μ_y‖²`` for every unit ``[B, O]``, −5 for those of classes without exemplars."""

@@ -59,11 +59,6 @@ def have_own_heads(units: Sequence[Tensor]) -> bool:
     return len(units) > 1 and len(together.unique()) == len(together)
 
 
-def has_own_heads(context: LearnerContext) -> bool:
-    """Return whether no two tasks of the stream share an output unit."""
-    return have_own_heads(context.units)
-
-
 def protected_layers(layers: Mapping[str, Layer], *, own_heads: bool) -> dict[str, Layer]:
     """Return those layers of a network whose inputs must be protected, by name.
 

@@ -70,8 +70,6 @@ class CUBER(Phases, Reopenable, TRGP):
     tell it, so sweep it over powers of ten around 1. Small batches disagree by chance and end R3 within a few
     steps; with weak λ those few can cost old tasks more than they give."""
 
-    # The course of a task -----------------------------------------------------------------------------
-
     def begin_task(self, context: LearnerContext) -> None:
         """Decide on the regime of every old task in every layer."""
         for layer in self.layers(context).values():
@@ -138,8 +136,6 @@ class CUBER(Phases, Reopenable, TRGP):
                 figures[f"regime_at_start/{name}/{old}"] = float(at_start[old])
         return figures
 
-    # A step -------------------------------------------------------------------------------------------
-
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
         flexible = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
@@ -177,10 +173,8 @@ class CUBER(Phases, Reopenable, TRGP):
             return gradient
         region, rate = memory.trust_region(memory.context.task), self.rate(memory.context)
         assert region is not None
-        basis, places = (
-            region.basis,
-            dict(zip(memory.related(memory.context.task), region.places, strict=True)),
-        )
+        basis = region.basis
+        places = dict(zip(memory.related(memory.context.task), region.places, strict=True))
         # All bases are columns of one orthonormal matrix, so both are in their coordinates, [out, R].
         moved = memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start
         arrivals = (moved - rate * gradient) @ basis

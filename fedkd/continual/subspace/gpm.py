@@ -19,7 +19,7 @@ from fedkd.continual.subspace.bases import (
     check_layers,
     draw,
     energies_along,
-    has_own_heads,
+    have_own_heads,
     layer_inputs,
     number_needed,
     protected_layers,
@@ -71,8 +71,6 @@ class GPM(FastSteps, Learner):
     inputs, so take as many as the layers are wide if ε is high; convolutions see many patches of each sample,
     and 100 will do."""
 
-    # The network and its layers -----------------------------------------------------------------------
-
     def check(self, network: nn.Module) -> None:
         """Refuse grouped convolutions and weights of other kinds of layers."""
         check_layers(self.name, network)
@@ -89,7 +87,7 @@ class GPM(FastSteps, Learner):
 
     def layers(self, context: LearnerContext) -> dict[str, Layer]:
         """Return the layers whose gradients are projected, by name."""
-        return protected_layers(context.layers, own_heads=has_own_heads(context))
+        return protected_layers(context.layers, own_heads=have_own_heads(context.units))
 
     def thresholds(self, context: LearnerContext) -> dict[str, float]:
         """Return ε of the present task by layer."""
@@ -98,13 +96,11 @@ class GPM(FastSteps, Learner):
         grown = self.threshold_increment * context.task
         return {name: min(share + grown, 1.0) for name, share in zip(layers, given, strict=True)}
 
-    # The course of a task -----------------------------------------------------------------------------
-
     def begin_task(self, context: LearnerContext) -> None:
         """Get the projections ready."""
         for memory in layer_memories(context):
             memory.hold()
-        if self.protects(context) and has_own_heads(context):
+        if self.protects(context) and have_own_heads(context.units):
             rows = torch.zeros(context.outputs, device=context.device)
             context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
@@ -118,7 +114,7 @@ class GPM(FastSteps, Learner):
         if not self.protects(context):
             return tensors
         names = {layer.weight_name for layer in context.layers.values()}
-        if has_own_heads(context):
+        if have_own_heads(context.units):
             names |= head_names(context.layers)
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
@@ -148,8 +144,6 @@ class GPM(FastSteps, Learner):
             figures[f"rank/{name}"] = float(rank)
             figures[f"protected_share/{name}"] = rank / layer.fan_in
         return figures
-
-    # A step -------------------------------------------------------------------------------------------
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected."""

@@ -66,8 +66,6 @@ class TRGP(TaskParameters, GPM):
     """The most old tasks that a layer may be related to. Each costs two products with a thin matrix a step;
     the paper takes 2."""
 
-    # The course of a task -----------------------------------------------------------------------------
-
     def begin_task(self, context: LearnerContext) -> None:
         """Find the related tasks of every layer."""
         super().begin_task(context)
@@ -125,8 +123,6 @@ class TRGP(TaskParameters, GPM):
                 figures[f"task_rank/{name}"] = float(len(columns))
             figures[f"related/{name}"] = float(len(memory.related(context.task)))
         return figures
-
-    # A step -------------------------------------------------------------------------------------------
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃`` of the layers in which a task is related to others."""

@@ -54,12 +54,9 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
         if memory.context.batch_size > most:
             return super().factored_weight(learner, memory)
         weight = memory.layer.module.weight
+        rate, strength = learner.rate(memory.context), learner.strength
         coordinates = SubspaceCoordinates(
-            memory,
-            region,
-            rate=learner.rate(memory.context),
-            strength=learner.strength,
-            correlation=learner.correlation,
+            memory, region, rate=rate, strength=strength, correlation=learner.correlation
         )
 
         def effective() -> Tensor:
