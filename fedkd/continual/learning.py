@@ -290,11 +290,8 @@ class TaskLearning:
     def state(self) -> dict[str, np.ndarray]:
         """Return everything besides the network that `restore` needs to continue exactly here."""
         # Copies: what is remembered may be changed in place while the state is still being written.
-        memory = {
-            name: np.array(values.detach().cpu().numpy(), order="C")
-            for name, values in self.context.memory.items()
-        }
-        arrays = under(MEMORY, memory)
+        memory = self.context.memory.items()
+        arrays = under(MEMORY, {name: np.array(v.detach().cpu().numpy(), order="C") for name, v in memory})
         progress = (self.context.task, self.ended, self.peak_bytes)
         arrays[PROGRESS] = np.array(progress, dtype=np.int64)
         arrays[PHASE] = np.frombuffer(self.context.phase.encode(), dtype=np.uint8)

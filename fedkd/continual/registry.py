@@ -95,10 +95,7 @@ LEARNERS = Registry(
 def make_learner(name: str, hyperparameters: Mapping[str, Any], search: Sequence[str | Path] = ()) -> Learner:
     """Build a learner from the ``[continual]`` table of a scenario.
 
-    Args:
-        name: A built-in name, or ``"pkg.mod:Class"``.
-        hyperparameters: The learner's own keys; those left out take their defaults.
-        search: Folders whose Python files may be named.
+    The name is built-in, or ``"pkg.mod:Class"``; Python files of the folders `search` may be named too.
 
     Raises:
         UserError: No such learner, a class that is not one, an unknown key or a value out of range.

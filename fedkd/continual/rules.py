@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,10 +50,8 @@ class LearnerRules(ProjectedSteps):
         form: StepForm[Any] = PLAIN,
     ) -> None:
         super().__init__(learner.trainable(context), context.network, optimizer)
-        self._form = form
-        self._learner, self._context, self._model = learner, context, model
-        self._substitutes = substitutes
-        self._after_epoch = after_epoch
+        self._learner, self._context, self._model, self._form = learner, context, model, form
+        self._substitutes, self._after_epoch = substitutes, after_epoch
         self._steps, self._accumulate, self._labelled = steps, accumulate, labelled
         self._batches = 0
         self._confines = learner.traits.projects_updates and self._drifts
@@ -118,15 +117,13 @@ class LearnerRules(ProjectedSteps):
         return Step(inputs, self._model, loss, labels, torch.full_like(labels, self._context.task))
 
     def after_backward(self) -> None:
-        self._project_gradients(
-            lambda gradients: self._form.gradients(self._learner, self._context, gradients)
-        )
+        self._project_gradients(partial(self._form.gradients, self._learner, self._context))
         if self._confines or isinstance(self._learner, StepObserver):
             self._note_before()
 
     def after_step(self) -> None:
         if self._confines:
-            self._project_changes(lambda changes: self._learner.project_update(self._context, changes))
+            self._project_changes(partial(self._learner.project_update, self._context))
         if isinstance(self._learner, StepObserver):
             with torch.no_grad():
                 self._learner.after_step(self._context, self._before, self._gradients())

@@ -56,6 +56,5 @@ def mark_seen(context: LearnerContext, units: Tensor) -> None:
 
 def is_shared(context: LearnerContext, task: int) -> bool:
     """Return whether another task of the stream has the same units."""
-    return any(
-        torch.equal(units, context.units[task]) for other, units in enumerate(context.units) if other != task
-    )
+    others = (units for other, units in enumerate(context.units) if other != task)
+    return any(torch.equal(units, context.units[task]) for units in others)

@@ -52,22 +52,14 @@ def accuracies(
 ) -> list[float]:
     """Return the accuracy of k-NN on the features of each candidate's mask; empty: too few samples.
 
-    Args:
-        features: From a task and samples to penultimate features `[n, F]`.
-        candidates: Old tasks.
-        x: New samples `[n, *input_shape]` in random order; the first 66 % are the reference.
-        y: Labels `[n]`.
-        neighbours: k.
-        classes: Number of labels C.
+    `features` goes from an old task and new samples x `[n, *input_shape]`, in random order, to penultimate
+    features `[n, F]`. The first 66 % are the reference.
     """
     split = round(REFERENCE_SHARE * len(x))
     if not 0 < split < len(x):
         return []
-    found = []
-    for task in candidates:
-        made = features(task, x)
-        found.append(knn_accuracy(made[:split], y[:split], made[split:], y[split:], neighbours, classes))
-    return found
+    made = (features(task, x) for task in candidates)
+    return [knn_accuracy(f[:split], y[:split], f[split:], y[split:], neighbours, classes) for f in made]
 
 
 def best(candidates: Sequence[int], found: Sequence[float], classes: int) -> int | None:

@@ -64,11 +64,10 @@ class ReopenedWeights(Reopened):
         super().__init__(learner, context, task)
         self._memory = memory = learner.memory(context)
         others = [memory.bits(other) for other in range(met) if other != task and memory.is_settled(other)]
+        pairs = zip(memory.weights.items(), memory.bits(task), strict=True)
         self._own = {
             name: masks.unpack(masks.free(bits, [other[layer] for other in others]), weight.shape)
-            for layer, ((name, weight), bits) in enumerate(
-                zip(memory.weights.items(), memory.bits(task), strict=True)
-            )
+            for layer, ((name, weight), bits) in enumerate(pairs)
         }
 
     @property

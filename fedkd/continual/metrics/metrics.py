@@ -1,7 +1,6 @@
 """Continual metrics: one name, one definition.
 
-Libraries use the same names for different things, so every function carries its formula. Arguments mean the
-same everywhere:
+Every function carries its formula. Arguments mean the same everywhere:
 
 - ``R[i, j]`` is the accuracy on task j after learning task i, `[T, T]`, 0-based in the order of learning.
 - ``b[j]`` is the accuracy of the untrained model on task j, `[T]`.
@@ -11,13 +10,11 @@ same everywhere:
 
 Three rules hold throughout:
 
-* A client that was absent from a whole task has not learned it: ``R[j, j]`` is no accuracy after learning
-  then. So comparisons with the moment of learning are means over ``j ∈ L``, and `fwt` is one over the tasks
-  that follow a learned one. Accuracies are means over all tasks: a task that was missed costs.
-* NaN is an entry that was not measured. It makes every metric NaN whose formula needs it, and no other. Above
-  the diagonal, for instance, only `fwt` looks.
-* A mean over nothing is NaN. With a single task `bwt`, `fwt`, `forgetting`, `forgetting_first_last` and `nbt`
-  have nothing to measure and are NaN.
+* A client that was absent from a whole task has not learned it. So comparisons with the moment of learning
+  are means over ``j ∈ L``, and `fwt` is one over the tasks that follow a learned one. Accuracies are means
+  over all tasks.
+* NaN is an entry that was not measured. Only metrics whose formula needs it are NaN.
+* A mean over nothing is NaN: `bwt`, `fwt`, `forgetting`, `forgetting_first_last` and `nbt` of a single task.
 """
 
 from __future__ import annotations

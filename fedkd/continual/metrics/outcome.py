@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import nan
 from typing import Literal
 
@@ -194,12 +194,9 @@ def stream_outcome(
             cause: _total_drop(recorded[cause, split, client], taught, R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        name, rounds = accuracy_name(main), np.zeros(len(R))
-        for place in range(len(R)):
-            of_client = recorded[name, split, client]
-            rounds[place] = epochs_to_90(
-                learning_curve(of_client, taught, metric=name, split=split, client=client, place=place)
-            )
+        name = accuracy_name(main)
+        curve = partial(learning_curve, recorded[name, split, client], taught, metric=name, split=split)
+        rounds = np.array([epochs_to_90(curve(client=client, place=place)) for place in range(len(R))])
         pace = {
             "rounds_to_90": mean_or_nan(rounds[own]),
             "rounds_to_90_early": mean_or_nan(rounds[own & early[client]]),

@@ -115,10 +115,8 @@ class GDumb(Phases, Single):
             return None
         mixed, order, share = pasted(step.inputs, generator)
         outputs = step.model.outputs(mixed)
-        own, other = (
-            context.cross_entropy(outputs, labels, tasks)
-            for labels, tasks in ((step.labels, step.tasks), (step.labels[order], step.tasks[order]))
-        )
+        own = context.cross_entropy(outputs, step.labels, step.tasks)
+        other = context.cross_entropy(outputs, step.labels[order], step.tasks[order])
         return share * own + (1.0 - share) * other - step.loss
 
     def batch(self, context: LearnerContext) -> Batch:

@@ -16,15 +16,12 @@ TIED = 1e-6
 def canonical_rotation(vectors: np.ndarray, energies: np.ndarray, floor: float) -> np.ndarray:
     """Return the matrix R `[m, r]`: ``V R`` ``[n, r]`` is the canonical basis of the span of V.
 
-    For a matrix ``V σ Wᵀ``, ``Rᵀ Wᵀ`` are the other factor's rows.
+    V are orthonormal columns `[n, m]` float64, energies their eigenvalues, or squared singular values,
+    descending, `[m]`. For a matrix ``V σ Wᵀ``, ``Rᵀ Wᵀ`` are the other factor's rows.
 
     - Vectors whose energy is at most the floor, that of rounding, are dropped.
     - Each vector gets the sign that makes its first largest entry positive.
     - Vectors of equal energies are replaced by projections of the coordinate axes nearest to their span.
-
-    Args:
-        vectors: Orthonormal columns V, `[n, m]` float64.
-        energies: Their eigenvalues, or squared singular values, descending, `[m]`.
     """
     kept = energies[energies > floor]
     rotation = np.zeros((len(energies), len(kept)))

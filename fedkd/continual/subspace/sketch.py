@@ -58,14 +58,10 @@ def layer_sketches(
     ``[A_1 … A_N] [Ω_1; …; Ω_N]``, the sketch of all their inputs. A convolution has an input for each patch.
     `bases` are orthonormal columns U ``[n, r]`` on the CPU; `width` None: n.
     """
-    sketchers = {
-        name: _Sketcher(
-            layer,
-            bases.get(name, torch.zeros(layer.fan_in, 0)),
-            width or layer.fan_in,
-            context.generator(f"sketch-{name}"),
-        )
-        for name, layer in layers.items()
-    }
+    sketchers = {}
+    for name, layer in layers.items():
+        basis = bases.get(name, torch.zeros(layer.fan_in, 0))
+        generator = context.generator(f"sketch-{name}")
+        sketchers[name] = _Sketcher(layer, basis, width or layer.fan_in, generator)
     read_inputs(context, [(layers[name], own.add) for name, own in sketchers.items()], x, substitutes)
     return {name: own.sketch() for name, own in sketchers.items()}

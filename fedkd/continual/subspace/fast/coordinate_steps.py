@@ -92,9 +92,8 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
             found = _parts_of(memory, gradients[name])
             if found is None:
                 matrix = memory.layer.matrix(gradients[name])
-                self._move_to_forward(
-                    learner, memory, [learner.agree(memory, old, matrix) for old in memory.flexible]
-                )
+                agreeing = [learner.agree(memory, old, matrix) for old in memory.flexible]
+                self._move_to_forward(learner, memory, agreeing)
             else:
                 parts[name], agreements[name] = found, _coordinates(memory).agreement(found)
         if agreements and not bool(agree(*map(list, zip(*agreements.values(), strict=True)))):
