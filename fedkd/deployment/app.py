@@ -1,7 +1,6 @@
-"""The Flower app of a deployed federation: it names fedkd's two apps, without code.
+"""The Flower app of a deployed federation names fedkd's two apps, without code.
 
-`flwr run` sends this folder to the SuperLink and the nodes. Every node therefore runs its owner's fedkd,
-and no code from a message.
+`flwr run` sends it to the nodes, so every node runs its owner's fedkd.
 """
 
 from __future__ import annotations

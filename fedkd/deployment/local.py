@@ -53,10 +53,9 @@ _ERROR = "error: "
 
 @dataclass(frozen=True)
 class Local:
-    """A federation on this machine.
+    """A federation on this machine; `out` is the run folder.
 
     Args:
-        out: The run folder.
         folder: Place of all other files, kept at the end, whose shares and certificates are used again;
             None: a temporary one.
         port: Of the SuperLink; 0: a free one.
@@ -73,12 +72,7 @@ class Local:
     tell: Callable[[str], None] = print
 
     def run(self) -> None:
-        """Start everything, run, and stop everything.
-
-        Raises:
-            UserError: The scenario, the port, a certificate or a share is wrong.
-            RunFailed: The run failed.
-        """
+        """Start, run and stop; raise `UserError` for a wrong set-up, `RunFailed` for a failed run."""
         if (self.out / SCENARIO).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
@@ -228,12 +222,7 @@ class _Running:
             self._local.tell(line)
 
     def _wait_for(self, superlink: Child) -> None:
-        """Wait until the SuperLink answers with a trusted certificate; configure `flwr` to find it.
-
-        Raises:
-            UserError: Its certificate is another.
-            RunFailed: It does not answer.
-        """
+        """Wait for a SuperLink with a trusted certificate, and configure `flwr` to find it."""
         trust = _trust(self._authority)
         deadline = time.monotonic() + STARTUP
         while True:

@@ -50,10 +50,9 @@ class Job:
 
 
 class InFlight:
-    """The jobs under way, at most `concurrency` of them, and one a client.
+    """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends.
 
-    Events are ordered by (time, client). Clients really work when the first job to end must be known: all
-    at once, as jobs are independent.
+    All work at once, when the first end must be known: jobs are independent.
     """
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:

@@ -38,8 +38,6 @@ class ServerKnowledge:
         models: Returns a round's trainable models.
         classes_met: Returns a round's `Knowledge.classes_met`; None: there is no stream.
         rounds: Rounds of the whole run.
-        filters: Filters of predictions, in order.
-        classes: Number of classes C; None: unknown.
     """
 
     transfer_size: int | None = None
@@ -54,13 +52,12 @@ class ServerKnowledge:
 
 @dataclass(frozen=True, eq=False)
 class FusionReport:
-    """Who learned how much from whom in a fusion.
+    """Weights between N clients in a fusion.
 
     Attributes:
         clients: The N clients whose knowledge was fused, some of it old.
-        weights: Their effectiveness weights, receiver first, `[N, N]`.
+        weights: Effectiveness weights, receiver first, `[N, N]`; `distances` are those behind them.
         present: Participants of the round.
-        distances: Distances behind the weights, `[N, N]`; None: there are none.
         left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
             `fedkd.fusion.math.left_out`); None: unknown, or too many clients.
         heard: Share of predictions that filters have left; None: there are no filters.
@@ -76,12 +73,9 @@ class FusionReport:
 
 @dataclass(frozen=True, eq=False)
 class Links:
-    """What clients sent each other in a round without a server.
+    """Messages between N clients in a round without a server, receiver first.
 
-    Attributes:
-        clients: The N participants, ascending.
-        heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
-        sizes: Bytes over each link, `[N, N]` int64.
+    `heard` `[N, N]` bool has a false diagonal; `sizes` `[N, N]` int64 are the bytes over each link.
     """
 
     clients: tuple[int, ...]
@@ -103,7 +97,6 @@ class Fusing:
         exponent: Of `staleness`, in asynchronous rounds; None: rounds are synchronous.
 
     Attributes:
-        mailbox: Guidance that waits to be sent.
         report: On the last fusion; None: without weights.
         links: Of the last fusion; None: there is a server.
         cache: Every client's last knowledge, if old knowledge is fused.
@@ -133,10 +126,7 @@ class Fusing:
         return "" if models is None else models.architecture_of(client)
 
     def expects(self, client: int) -> tuple[dict[str, int], Network | None]:
-        """Return the sizes of a client's upload by letter (see `fedkd.fusion.forms`), and its network.
-
-        None: the network is unknown, or the upload has no weights.
-        """
+        """Return an upload's sizes by letter (see `fedkd.fusion.forms`), and its network if known."""
         capabilities, found = self.strategy.capabilities, dict[str, int]()
         samples = self._known.transfer_size if self._request is None else len(self._request)
         if samples is not None and capabilities.uses_transfer_set:
@@ -195,7 +185,6 @@ class Fusing:
         """Fuse a round's uploads, and put guidance into the mailbox; return its bytes for participants.
 
         Args:
-            uploads: By client.
             everyone: All known clients.
             elsewhere: Clients at another task, which get no guidance for absent ones.
             backward: Whether those of them with fused knowledge get guidance as if they had missed it.

@@ -79,13 +79,9 @@ class Kept:
 
 
 def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: Kept) -> None:
-    """Refuse a strategy with state outside of `Guidance.memory`.
+    """Refuse a strategy with state outside `Guidance.memory`, after two fusions of equal knowledge.
 
-    Args:
-        strategy: After two fusions of equal knowledge.
-        first: State of the server after one of them.
-        second: State of the server after the other.
-        before: Of the strategy before both.
+    `first` and `second` are the server's states after each, `before` is the strategy's before both.
     """
     advice = "keep what must last in Guidance.memory, and draw from Knowledge.seed"
     changed = before.changed(Kept.of(strategy))
@@ -103,8 +99,7 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
 def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
     """Refuse targets that are no distributions if the loss takes them for some.
 
-    Such a loss does not change when a constant is added to a student's logits, but does when it is added to
-    its targets.
+    Such a loss ignores a constant added to the student's logits, but not one added to its targets.
     """
     targets = guidance.get("targets")
     asked = not overrides(strategy, "targets_of") and teaches_targets(strategy)
@@ -165,14 +160,11 @@ TRIED = 2
 
 
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes that the first round's participants send, and those that they are sent for it.
+    """Return the bytes that the first round's participants send and are sent, guidance and requests.
 
-    The latter are guidance and requests. Where untrained clients agree on nothing, guidance counts as a
-    float for each class and sample. The server's models are untrained, and nothing is filtered. Of a
-    stream, the first task's data are taken.
-
-    Raises:
-        UserError: The strategy breaks a contract (see `check_pure` and `check_targets`).
+    Where untrained clients agree on nothing, guidance counts as a float for each class and sample. The
+    server's models are untrained, and nothing is filtered. Of a stream, the first task's data are taken. A
+    strategy that breaks a contract (see `check_pure` and `check_targets`) is a `UserError`.
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))

@@ -9,12 +9,7 @@ from torch import Tensor
 
 
 class AuxBatches:
-    """Endless batches: whole shuffles of all samples, one after another, over epochs and jobs.
-
-    Args:
-        arrays: Tensors ``[m, ...]`` of one device, m ≥ 1.
-        generator: CPU generator of the shuffles, of this object alone.
-    """
+    """Endless shuffled batches of tensors ``[m, ...]``, m ≥ 1, over epochs and jobs."""
 
     def __init__(self, arrays: Sequence[Tensor], batch_size: int, generator: torch.Generator) -> None:
         self.arrays = arrays

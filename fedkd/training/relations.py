@@ -1,7 +1,4 @@
-"""Losses on the relations between samples of a batch.
-
-A student's features and a teacher's outputs may differ in width: rows are compared with rows of the same.
-"""
+"""Losses on the relations between samples of a batch, for features and outputs of any widths."""
 
 from __future__ import annotations
 
@@ -18,14 +15,9 @@ FAR = -1e9
 def graph_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return ``mean_i KL(softmax_{j≠i}(A_t[i, j] / τ) ‖ softmax_{j≠i}(A_s[i, j] / τ))`` of the cosines A.
 
-    TRG, "Knowledge Distillation via Token-level Relationship Graph", arXiv 2306.12442, 2023. Rotating or
-    scaling all of the student's rows does not change it. A row of zeros has cosine 0 with every other; a
-    batch of one sample has no relations.
-
-    Args:
-        student: ``[B, F]``.
-        teacher: ``[B, K]``, constants.
-        temperature: τ > 0; small values stress the nearest samples.
+    TRG, "Knowledge Distillation via Token-level Relationship Graph", arXiv 2306.12442, 2023. Student ``[B,
+    F]``, teacher ``[B, K]`` constant; a small τ > 0 stresses the nearest samples. A row of zeros has cosine 0
+    with every other; a batch of one sample has no relations.
     """
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
 
@@ -46,10 +38,7 @@ def distance_huber(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def angle_huber(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean Huber distance, over ``B³`` triples, between both's cosines of angles.
-
-    RKD-A, of the same paper. Student ``[B, F]``, teacher ``[B, K]``.
-    """
+    """Return the mean Huber distance of the cosines of angles over ``B³`` triples (RKD-A, same paper)."""
     return F.smooth_l1_loss(_angles(in_floats(student)), _angles(in_floats(teacher.detach())))
 
 

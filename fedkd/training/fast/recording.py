@@ -1,7 +1,6 @@
-"""Recordings: the kernels of a step, to be run once more.
+"""Recordings of a step's kernels below autograd, to be run once more.
 
-Kernels are recorded below autograd, so that a replay skips autograd, Python, modules and hooks. Tensors are
-referenced weakly, as autograd copies a gradient that has another reference.
+Tensors are referenced weakly, as autograd copies a gradient that has another reference.
 """
 
 from __future__ import annotations
@@ -56,10 +55,7 @@ class Recording:
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
-    """Take a step and record its kernels, given all tensors that it uses or changes.
-
-    The recording is None if the step cannot be replayed.
-    """
+    """Take a step and record its kernels, given all its tensors; None: it cannot be replayed."""
     recorder = _Recorder(tensors)
     with recorder:
         told = step()
