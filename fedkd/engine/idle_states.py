@@ -23,12 +23,9 @@ class Place:
 
 
 class IdleStates:
-    """States of clients on disk, to the bit.
+    """Clients' states on disk, in a nameless file that vanishes however the process ends.
 
-    The file is made on first use. It has no name, so it vanishes however the process ends.
-
-    Args:
-        folder: Its place; None, or a folder that this machine lacks: among temporary files.
+    It lies in `folder`, if this machine has it, else among temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

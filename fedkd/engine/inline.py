@@ -14,10 +14,9 @@ from fedkd.federation.messages.arrays import from_record, to_record
 
 
 class InlineGrid(EngineGrid):
-    """Runs a ClientApp in this process.
+    """Runs a ClientApp in this process, `together` for clients of one of the `blocks`.
 
-    `blocks` are clients that `together` handles at once; None: each alone. With `keeps_states`, a client
-    that fails goes back to its state before the message. `room` says how many live at a time; None: all.
+    With `keeps_states`, a client that fails goes back to its state before the message.
     """
 
     def __init__(

@@ -41,15 +41,11 @@ class Room:
 
 
 class LiveClients:
-    """Clients' contexts, made on first use.
+    """Clients' contexts, made on first use by `make_context`.
 
-    Without room for all, the least recently used client is put aside: its state is written, unless it is
-    known already, and read back later, to the same bytes. A client without any message has no state.
-
-    Args:
-        make_context: Returns a client's context.
-        together: Handles messages of one kind to several clients at once; None: there are none.
-        room: How many clients live at a time; None: all.
+    Without room for all (None), the state of the least recently used client is written, unless it is known,
+    and read back later, to the same bytes. A client without any message has no state. `together` handles
+    messages of one kind to several clients at once.
     """
 
     def __init__(

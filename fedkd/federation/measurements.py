@@ -192,8 +192,8 @@ class Measurements:
     ) -> float:
         """Record one metric of every client, in client order, and the mean; return the mean.
 
-        Poisoned clients are left out of the mean, unless there are no others. Without `task`, a client's
-        value gets the client's present task.
+        The mean is without poisoned clients, if there are others. Without `task`, values have the present
+        task.
         """
         for client in sorted(values):
             own = self._schedule.task(client, round) if task is None else task

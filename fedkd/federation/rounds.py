@@ -1,7 +1,6 @@
 """The rounds of a federation: train, fuse, end tasks, evaluate, record, save.
 
-One loop serves every strategy and every grid. Flower's own `start` has no room for checkpoints or for
-measuring each client.
+One loop serves every strategy and grid. Flower's own `start` neither saves nor measures each client.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ from fedkd.tracking.totals import Totals
 
 
 class Rounds:
-    """Runs the rounds of one scenario on one grid.
-
-    `transfer_labels` are the true labels of the transfer set `[M]`, for measurements; None: unknown.
-    """
+    """Runs a scenario's rounds on a grid; `transfer_labels` `[M]` are for measurements, None: unknown."""
 
     def __init__(
         self,
@@ -65,9 +61,7 @@ class Rounds:
     def run(self) -> Totals:
         """Run every remaining round; return the costs of all rounds.
 
-        Raises:
-            RunFailed: A client or the fusion failed.
-            Interrupted: `RunControl.stop_requested` ended the run; its state is saved.
+        A failed client or fusion is a `RunFailed`; `RunControl.stop_requested` ends in `Interrupted`, saved.
         """
         scenario, control = self._plan.scenario, self._control
         store = CheckpointStore(control.folder, self._observer.message)

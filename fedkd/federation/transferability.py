@@ -1,7 +1,6 @@
 """The transferability map: copies of clients learn from one other client each.
 
-It is measured between a round's training and its guidance, by messages of its own, and changes no client.
-Predictions leave clients as an upload would, past all stages.
+It is measured before a round's fusion, by messages of its own, and changes no client.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ class TransferProbe:
     ) -> tuple[TransferMap | None, int]:
         """Return a round's map, None without any reply, and the bytes of all messages.
 
-        A client without predictions is not in the map. One that is lost while it learns is in it as a
-        sender; its numbers as a receiver are NaN.
+        A client without predictions is left out. A client lost while it learns has NaN as a receiver.
         """
         if not node_of_client:
             return None, 0

@@ -50,13 +50,7 @@ class ClientActor:
                 import_module(module)
 
     def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
-        """Make the workload, and return the id of the actor's node.
-
-        Args:
-            note: The file for its `WorkNote`.
-            make_workload: Makes the `Workload`, in the actor's process.
-            arguments: Its arguments; Ray has resolved references to shared, read-only arrays.
-        """
+        """Make the workload of read-only `arguments`, noting work in `note`; return the node's id."""
         assume_identity()
         keep_freed_memory()
         self._note = WorkNote(note)
@@ -67,11 +61,7 @@ class ClientActor:
         return get_runtime_context().get_node_id()
 
     def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
-        """Keep records that several later messages share, fetched from the object store once.
-
-        Args:
-            uses: Number and count of uses of each record; parts name it by the number.
-        """
+        """Keep records that later messages share, by number and count of uses, fetched once."""
         for (number, times), record in zip(uses, records, strict=True):
             self._held[number] = _Held(record, times)
 

@@ -91,12 +91,7 @@ class RayCluster:
 
 
 def connect(engine: Engine) -> RayCluster:
-    """Start a local Ray, or join the running one or the one at ``engine.address``.
-
-    Raises:
-        UserError: There is no cluster at the address.
-        EngineLost: A local Ray does not start, twice.
-    """
+    """Start a local Ray (twice, else `EngineLost`), or join the one at ``engine.address`` (`UserError`)."""
     for name, value in (_ENVIRONMENT | (_JOINING if engine.address is not None else {})).items():
         os.environ.setdefault(name, value)
     import_ray()
@@ -127,11 +122,7 @@ def _start() -> Seclusion:
 
 
 def start_with_retry(start: Callable[[], Started]) -> Started:
-    """Start a Ray; where a busy machine fails, try once more with longer limits.
-
-    Raises:
-        EngineLost: Both starts failed.
-    """
+    """Start a Ray, and once more with longer limits for a busy machine; then `EngineLost`."""
     others = descendants(os.getpid())
     for patience in (nullcontext, patient):
         try:

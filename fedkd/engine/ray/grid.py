@@ -28,9 +28,9 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of an actor, with references to the clients' `states` afterwards, if they are kept.
+    """A call of an actor, handled by `number`, without messages to make a client anew.
 
-    Without messages the actor makes a client anew. Calls are handled, and reported, by `number`.
+    `states` refers to the clients' states afterwards, if they are kept.
     """
 
     actor: int
@@ -65,10 +65,7 @@ class Batch:
 
 
 class RayGrid(EngineGrid):
-    """Runs a ClientApp on Ray actors.
-
-    One actor owns each client for the grid's life, and handles its most expensive client first, so that no
-    long job is left for the end.
+    """Runs a ClientApp on Ray actors, each of which owns clients and handles its most expensive first.
 
     Args:
         make_workload: Called in every actor with `arguments`, which are put into the object store once.
@@ -123,7 +120,7 @@ class RayGrid(EngineGrid):
     def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up, each within `patience` seconds after the one before.
 
-        An actor that is not raises `EngineLost`, a workload that cannot be made its own exception.
+        An actor that is late raises `EngineLost`, a workload its own exception.
         """
         self._patience = patience
         self._wait_for(range(len(self._actors)))
@@ -247,10 +244,7 @@ class RayGrid(EngineGrid):
     def _give_up(
         self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
     ) -> Iterator[Message]:
-        """Yield error replies for the unanswered messages of a dead actor.
-
-        Where states are kept, another actor takes its place, and only the culprit fails.
-        """
+        """Yield a dead actor's error replies; where states are kept, replace it: only the culprit fails."""
         lost = [message for call in batch.of(actor) for message in call.messages]
         blamed = [message for message in lost if client_of(message.metadata.dst_node_id) == culprit]
         others = [message for message in lost if client_of(message.metadata.dst_node_id) != culprit]
@@ -340,10 +334,7 @@ def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
 
 
 def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
-    """Set how many threads an evaluated client may use, on processors of its node's idle actors.
-
-    `owner` maps clients to actors, `nodes` actors to nodes. Averaged weights are evaluated by one client.
-    """
+    """Lend an evaluated client threads of its node's idle actors; averaged weights have one client."""
     actor_of = [owner[client_of(message.metadata.dst_node_id)] for message in messages]
     busy = Counter(nodes[actor] for actor in set(actor_of))
     there = Counter(nodes.values())

@@ -1,8 +1,7 @@
 """From a Flower context to the client behind it, on engines, Flower's simulation and deployed nodes.
 
-A deployed node has only its own samples. Its folder holds its share of the data
-(`fedkd.data.shares.share_file`) and the scenario.
-The node names the scenario's digest, so a server with another one refuses it.
+A deployed node's folder holds its share of the data (`fedkd.data.shares.share_file`) and the scenario,
+whose digest it names: a server with another one refuses it.
 """
 
 from __future__ import annotations
@@ -54,11 +53,7 @@ class Participant:
 
 
 def node_of(context: Context) -> Participant | None:
-    """Return the node of a client's context; None: a simulation.
-
-    Raises:
-        UserError: The folder is not the share of the node's client.
-    """
+    """Return the node of a client's context (None: a simulation); `UserError` for another's share."""
     named = context.node_config.get(DATA)
     if named is None:
         return None
@@ -77,11 +72,7 @@ def node_of(context: Context) -> Participant | None:
 
 
 def server_of(context: Context) -> Participant | None:
-    """Return the server's share; None: a simulation.
-
-    Raises:
-        UserError: The folder is not the server's share.
-    """
+    """Return the server's share (None: a simulation); `UserError` for another's folder."""
     named = str(context.run_config.get(DATA, ""))
     if not named:
         return None
@@ -152,9 +143,8 @@ def local_context(factory: ClientFactory, client: int) -> LocalContext:
 def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     """Yield the client of a context, for the message named `step`.
 
-    On fedkd's engines the live client stays in its process. A deployed node keeps its client in its folder.
-    Flower's simulation moves the context between processes: the client is rebuilt from the context's state
-    and written back to it.
+    On fedkd's engines the live client stays in its process, and a deployed node keeps it in its folder. On
+    Flower's simulation it is rebuilt from the context's state and written back.
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
@@ -183,10 +173,9 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of the scenario in a Flower run configuration.
+    """Return the plan of the keys ``scenario`` (a file) and ``set`` (overrides separated by spaces).
 
-    Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
-    (overrides separated by spaces).
+    The file is relative to the working folder, else to the app's folder.
     """
     path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():

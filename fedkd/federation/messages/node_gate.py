@@ -1,7 +1,7 @@
 """The gate of a deployed node: which messages it accepts, and which records may leave it.
 
 A message is compared with the node's own scenario and samples before it is applied. A refused message
-leaves the client unchanged. The node sends what the strategy exchanges, and figures.
+leaves the client unchanged.
 """
 
 from __future__ import annotations
