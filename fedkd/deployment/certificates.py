@@ -105,7 +105,6 @@ def _write_pair(path: Path) -> None:
 
 
 def public_key(private: Path) -> Path:
-    """Return the path of the public key of a private one."""
     return private.with_name(f"{private.name}.pub")
 
 

@@ -26,12 +26,13 @@ from pathlib import Path
 
 import tomli_w
 
-from fedkd.deployment.app import write_app
+from fedkd import __version__
 from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates, public_key
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.partition import SERVER, client_folder, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
 from fedkd.federation.apps.context import DATA, PARTITION, alone, participant
+from fedkd.federation.apps.server_app import WAITS
 from fedkd.plan.plan import Plan
 from fedkd.scenario.identity import digest_anywhere
 from fedkd.tracking.leftovers import TemporaryFolder
@@ -49,6 +50,31 @@ QUIET = {
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
 _ERROR = "error: "
+
+
+def write_app(folder: Path) -> None:
+    """Write the Flower app into a new folder: it names fedkd's two apps, without code.
+
+    `flwr run` sends it to the nodes, so every node runs its owner's fedkd.
+    """
+    folder.mkdir(parents=True)
+    flower = {
+        "publisher": "fedkd",
+        "components": {
+            "serverapp": "fedkd.federation.apps.server_app:app",
+            "clientapp": "fedkd.federation.apps.client_app:app",
+        },
+        "config": {DATA: "", "out": "", **WAITS},
+    }
+    project = {
+        "name": "fedkd-federation",
+        "version": __version__,
+        "description": "A federation of fedkd's clients, each with its own data",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
+    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}})
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -182,13 +208,11 @@ class _Running:
         return children.start(name, command, self._environment(own), self._folder)
 
     def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
-        """Send the SuperLink a command; an error has its output."""
         said: list[str] = []
         if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
             raise RunFailed(f"{what}: {one_line(' '.join(said))}")
 
     def _start_run(self, children: Children, superlink: Child) -> int:
-        """Start the run and report its server's lines until it ends; return the exit status."""
         config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
         waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
         path = self._flower / "run.toml"

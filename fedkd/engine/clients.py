@@ -31,10 +31,9 @@ from fedkd.training.device import resolve_device
 
 @dataclass(frozen=True)
 class MemoryShare:
-    """A process's share of the memory, from which it derives its room for clients.
+    """A process's share of the memory for clients of about `client_bytes`, and of a GPU.
 
-    `client_bytes` is an estimate, `processes` the most on a machine, `gpu_share` that of each process,
-    `folder` the place of idle clients' states, if the machine has it.
+    `processes` is the most on a machine, `folder` the place of idle clients' states.
     """
 
     client_bytes: int
@@ -173,7 +172,6 @@ def with_selected_executor(
 
 
 def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> Choice:
-    """Choose in a process of the cluster with an actor's resources."""
     import ray
 
     cpus = plan.scenario.engine.cpus_per_actor

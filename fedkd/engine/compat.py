@@ -165,7 +165,6 @@ def _wait_for_node(get_node: Any, gcs_address: str, node_id: str) -> Any:
 
 
 def _has_raylet() -> bool:
-    """Return whether a raylet runs below this process, or may."""
     if not Path("/proc/self/cmdline").exists():
         return True
     for pid in descendants(os.getpid()):

@@ -45,7 +45,6 @@ class EngineGrid(Grid):
 
     @property
     def node_of_client(self) -> dict[int, int]:
-        """The node id of every client, in client order."""
         return dict(enumerate(self._node_ids))
 
     def set_run(self, run: Run) -> None:

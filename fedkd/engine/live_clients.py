@@ -27,12 +27,9 @@ STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 
 @dataclass(frozen=True)
 class Room:
-    """How many clients live in a process at a time.
+    """How many clients live in a process at a time (None: all), and the folder of the others' states.
 
-    Attributes:
-        clients: Their number, unless more are handled together; None: all.
-        folder: Place of the others' states (see `IdleStates`).
-        evaluation_changes: Whether an evaluation without guidance may change a client, such as begin a task.
+    `evaluation_changes`: whether an evaluation without guidance may change a client, such as begin a task.
     """
 
     clients: int | None = None

@@ -314,7 +314,6 @@ class CheckpointStore:
         sync_folder(partial)
 
     def _sweep(self) -> None:
-        """Remove states and arrays that no checkpoint names any more."""
         kept = {path.name: path for path in self._complete()}
         known = {name: names for name, names in self._spoken_of.items() if name in kept}
         for name in kept.keys() - known.keys():

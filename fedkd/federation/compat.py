@@ -53,5 +53,4 @@ def node_id_of(client: int) -> int:
 
 
 def client_of(node_id: int) -> int:
-    """Return the client index of a node id of fedkd's engines."""
     return node_id - SERVER_NODE_ID - 1

@@ -144,7 +144,6 @@ class FlowerAveraging(ServerStrategy):
 
 
 def _check_names(arrays: Arrays, model: Arrays) -> None:
-    """Refuse an upload with other weights than the model's, or in another order."""
     if list(arrays) == list(model):
         return
     missing = [name for name in model if name not in arrays]

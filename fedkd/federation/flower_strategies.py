@@ -77,7 +77,6 @@ def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strat
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Flower's warnings about the scenario's values."""
     logger = logging.getLogger("flwr")
     was, logger.disabled = logger.disabled, True
     try:

@@ -22,12 +22,10 @@ HANDED = "clock/handed"
 
 
 class Handed(NamedTuple):
-    """Weights and guidance that a client received for a job."""
+    """Weights and guidance that a client received for a job: bytes, and steps of distilling them."""
 
     size: int = 0
-    """In bytes."""
     steps: int = 0
-    """Steps of distilling them."""
 
 
 class JobTime:

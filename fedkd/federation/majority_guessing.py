@@ -41,7 +41,6 @@ class ChanceWatch:
         return self._line(round, task_of, figures)
 
     def _line(self, round: int, task_of: Mapping[int, int | None], figures: Mapping[str, float]) -> str:
-        """Return the warning; `figures` are those of a single client."""
         task, *others = set(task_of.values())
         what = "" if task is None else f" on task {task + 1}/{task_count(self._plan.scenario)}"
         if others:

@@ -183,7 +183,6 @@ class Rounds:
         self._recorder.timing(round=round, phase="fuse", seconds=seconds, **cost)
 
     def _measure_transfer(self, round: int) -> None:
-        """Measure and record the transferability map, if it is due."""
         if self._probe is None or not self._probe.is_due(round):
             return
         started = time.perf_counter()
@@ -243,7 +242,6 @@ class Rounds:
             self._exchange.add(virtual_seconds=self._job_time.of_round(round, sent, replies))
 
     def _record_training(self, round: int, replies: Mapping[int, Message]) -> float | None:
-        """Record local training, warn of clients at chance, and return the mean loss."""
         loss = self._measurements.training(round, replies)
         if (warning := self._chance.look(round, replies)) is not None:
             self._observer.message(warning)

@@ -39,7 +39,6 @@ class TransferProbe:
         self._stages = upload_stages(scenario.fusion)
 
     def is_due(self, round: int) -> bool:
-        """Return whether the map is measured in a round."""
         return round in self._wanted.rounds
 
     def measure(

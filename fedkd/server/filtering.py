@@ -86,7 +86,6 @@ def _by_others(logits: np.ndarray, q: np.ndarray, keep: np.ndarray, fuses: str) 
 def _mixed(
     guidance: Guidance, keeps: Iterator[np.ndarray], knowledge: Knowledge, filters: Sequence[Wanted]
 ) -> Guidance:
-    """Return guidance mixed anew from what each receiver keeps."""
     weights, mixed = guidance.weights, guidance.mixed
     if weights is None or mixed is None:
         raise TypeError("a strategy that `mixes` has to return the weights of its guidance and what is mixed")
@@ -101,7 +100,6 @@ def _mixed(
 
 
 def _left(guidance: Guidance, keep: np.ndarray, knowledge: Knowledge) -> Guidance:
-    """Return guidance of the samples with any prediction left."""
     targets, taught = guidance.targets, np.logical_or.reduce(keep, axis=0)
     if targets is None or taught.all():
         return replace(guidance, mixed=None)

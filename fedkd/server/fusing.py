@@ -32,12 +32,8 @@ MODEL, PENDING = "model/", "pending/"
 class ServerKnowledge:
     """The server's knowledge besides uploads, of a federation or of one of its tasks.
 
-    Args:
-        transfer_size: Number of transfer samples M; None: the whole transfer set is always used.
-        labels: True labels of the transfer set `[M]`.
-        models: Returns a round's trainable models.
-        classes_met: Returns a round's `Knowledge.classes_met`; None: there is no stream.
-        rounds: Rounds of the whole run.
+    `transfer_size` is the number of transfer samples M (None: the whole transfer set is always used),
+    `labels` `[M]` their true labels. `models` and `classes_met` return a round's (None: there is none).
     """
 
     transfer_size: int | None = None
@@ -52,11 +48,10 @@ class ServerKnowledge:
 
 @dataclass(frozen=True, eq=False)
 class FusionReport:
-    """Weights between N clients in a fusion.
+    """Weights between N clients in a fusion, `[N, N]`, receiver first, and the distances behind them.
 
     Attributes:
         clients: The N clients whose knowledge was fused, some of it old.
-        weights: Effectiveness weights, receiver first, `[N, N]`; `distances` are those behind them.
         present: Participants of the round.
         left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
             `fedkd.fusion.math.left_out`); None: unknown, or too many clients.
@@ -84,17 +79,15 @@ class Links:
 
     @property
     def total(self) -> int:
-        """Bytes over all links."""
         return int(self.sizes.sum())
 
 
 class Fusing:
     """Fuses uploads in client order, and keeps guidance until it is sent.
 
-    Args:
-        decay: Weight of knowledge per round of age (see `fade`); None: only the round's knowledge is
-            fused, unless the strategy weighs old knowledge.
-        exponent: Of `staleness`, in asynchronous rounds; None: rounds are synchronous.
+    `decay` is the weight of knowledge per round of age (see `fade`). None: only the round's knowledge is
+    fused, unless the strategy weighs old knowledge. `exponent` is that of `staleness`; None: rounds are
+    synchronous.
 
     Attributes:
         report: On the last fusion; None: without weights.
@@ -253,7 +246,6 @@ class Fusing:
         took_part: Set[int],
         everyone: Iterable[int],
     ) -> int:
-        """Put guidance into the mailbox; return the bytes for participants."""
         by_client, for_others = tables_of(guidance, knowledge)
         # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}

@@ -30,10 +30,7 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 @dataclass(frozen=True, eq=False)
 class TransferSet:
-    """The server's view of the data: transfer samples `[M, *input_shape]`, and the models' outputs.
-
-    `units` are the outputs that are the task's logits; None: all.
-    """
+    """Transfer samples `[M, *input_shape]`, and outputs of models, the task's `units` (None: all)."""
 
     x: np.ndarray
     outputs: int

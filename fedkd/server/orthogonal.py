@@ -25,7 +25,6 @@ class Weights:
 
     Attributes:
         fan_in: Inputs n of every protected layer, by name.
-        layer_of: The layer of a weight, by the weight's name.
         heads: Weights and biases of outputs of which every task has its own.
         units: Output units of every task, by task.
     """

@@ -200,7 +200,6 @@ class PeerFusing(Fusing):
 
 
 def _report(own: Mapping[int, _Made]) -> FusionReport:
-    """Return who learned from whom: each client's row of its own fusion."""
     authors = sorted({author for made in own.values() for author in made.knowledge.clients})
     place = {author: position for position, author in enumerate(authors)}
     weights = np.eye(len(authors))

@@ -56,10 +56,10 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = True) -> nn.Module:
-    """Move `model` to the device; a model with 2-D convolutions is stored channels last.
+    """Move `model` to the device, with 2-D convolutions channels last, which is faster.
 
-    Convolutions and pooling are faster in that layout. Such weights are not contiguous: ``.contiguous()``
-    them where bytes are written. `fast` allows fedkd's own kernels.
+    Such weights are not contiguous: ``.contiguous()`` them where bytes are written. `fast` allows fedkd's own
+    kernels.
     """
     model = model.to(device)
     if not fast:

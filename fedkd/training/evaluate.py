@@ -24,13 +24,7 @@ AT_ONCE_BATCH_LAST = 128
 
 @dataclass(frozen=True)
 class Score:
-    """Score of predictions on labelled samples.
-
-    Attributes:
-        accuracy: Share of samples with the largest logit at the label; nan without samples.
-        loss: Mean cross entropy, added in float64; nan without samples.
-        correct: ``[n]`` bool, correct samples.
-    """
+    """Accuracy and mean cross entropy on labelled samples, nan without any, and the `correct` ones `[n]`."""
 
     accuracy: float
     loss: float

@@ -125,7 +125,6 @@ def sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
 
 
 def all_finite(parameters: Sequence[Tensor]) -> bool:
-    """Return whether all parameters are finite numbers."""
     with torch.no_grad():
         # What is not finite makes a sum that is not: a tenth of the time of looking at each number.
         if torch.stack([parameter.sum() for parameter in parameters]).isfinite().all():
@@ -134,5 +133,4 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 
 
 def diverged(what: str) -> TrainingDiverged:
-    """Return the error of a training that diverged."""
     return TrainingDiverged(f"{what}; a lower training.lr may help")

@@ -20,10 +20,9 @@ SCHEDULES = ("constant", "cosine", "step", "exponential")
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimiser's name and its hyper-parameters.
+    """An optimiser's name (`OPTIMIZERS`) and its hyper-parameters.
 
     Attributes:
-        name: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``.
         momentum: Momentum μ of `sgd`, ``v ← μv + g``, ``w ← w − lr·v``, and of `rmsprop`, where g is first
             divided by the root of its moving mean square (0.99 kept per step).
         weight_decay: λ: adds ``λw`` to the gradient (`sgd`, `adam`, `rmsprop`) or shrinks ``w`` by ``lr·λ·w``

@@ -151,7 +151,6 @@ class Stepper:
 
 
 def _replayable(job: TrainJob) -> bool:
-    """Return whether steps of a job may be replayed, apart from its rules."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
     if any(array.device.type != "cpu" for array in job.arrays):

@@ -51,13 +51,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A connection to Ray.
-
-    Attributes:
-        owned: Whether this process started it and has to stop it.
-        watch: Checks that it is alive.
-        seclusion: Of a Ray started here, for this run alone; None: others may use the cluster.
-    """
+    """A connection to Ray, `owned` if it was started here; None as `seclusion`: others may use it too."""
 
     nodes: tuple[Node, ...]
     owned: bool
@@ -138,7 +132,6 @@ def start_with_retry(start: Callable[[], Started]) -> Started:
 
 
 def _likely_cause() -> str:
-    """Return a likely cause as the end of a sentence, or ""."""
     if (limit := limited_to()) is not None:
         return f"; the address space is limited to {limit}, which is the likely cause"
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

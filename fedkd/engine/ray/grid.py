@@ -146,7 +146,6 @@ class RayGrid(EngineGrid):
                 )
 
     def _join(self, reference: Any) -> str:
-        """Return the node of an actor that is up."""
         try:
             node: str = ray.get(reference)
         except RayTaskError as error:
@@ -313,7 +312,6 @@ def _actor_class(cpus: float, gpus: float) -> Any:
 
 
 def _cause(error: RayError) -> str:
-    """Return the line of Ray's error with the cause of death."""
     return str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
 
 
@@ -324,7 +322,6 @@ def _one_of(clients: Sequence[int]) -> str:
 
 
 def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
-    """Return the message without its shared records, and their keys by name."""
     records = message.content.array_records
     places = {name: id(record) for name, record in records.items() if id(record) in shared}
     if not places:

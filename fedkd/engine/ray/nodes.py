@@ -75,7 +75,6 @@ def is_dead(node: Node) -> bool:
 
 
 def _dead(node_id: str) -> str | None:
-    """Return the address of a node that Ray knows to be dead."""
     import ray
 
     dead = (node for node in ray.nodes() if node["NodeID"] == node_id and not node["Alive"])

@@ -49,7 +49,6 @@ def _train(client: Client, message: Message) -> Training[Message]:
 
 
 def _at_chance(client: Client) -> ConfigRecord:
-    """Return the client's training accuracy if it is no better than guessing; else nothing."""
     hits = client.last_hits
     if hits is None or not hits.at_chance:
         return ConfigRecord()

@@ -111,20 +111,6 @@ def alone(plan: Plan) -> Plan:
     return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
-@contextmanager
-def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
-    """Yield a node's client as it is before the message `step`; keep its state if the block ends well."""
-    assert node.share.client is not None
-    state = NodeState(node.folder, run, node.share.client, node.federation)
-    with state.held():
-        client = ClientFactory(node.plan, node.share.data).build(node.share.client)
-        with client.threads(node.plan.scenario.engine.threads_per_client):
-            if (known := state.at(step)) is not None:
-                client.restore(known)
-            yield client
-        state.keep(step, client.state())
-
-
 class LocalContext(Context):
     """The context of a client that lives in this process; `build` makes it on first use."""
 
@@ -153,8 +139,15 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
             yield client
         return
     if (node := node_of(context)) is not None:
-        with client_of_node(node, context.run_id, step) as client:
-            yield client
+        assert node.share.client is not None
+        state = NodeState(node.folder, context.run_id, node.share.client, node.federation)
+        with state.held():
+            client = ClientFactory(node.plan, node.share.data).build(node.share.client)
+            with client.threads(node.plan.scenario.engine.threads_per_client):
+                if (known := state.at(step)) is not None:
+                    client.restore(known)
+                yield client
+            state.keep(step, client.state())
         return
     factory = factory_of(plan_of(context))
     partition, clients = int(context.node_config[PARTITION]), factory.plan.scenario.data.clients

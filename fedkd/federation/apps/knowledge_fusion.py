@@ -122,7 +122,6 @@ class KnowledgeFusion(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one evaluate message per node, for Flower's own loop."""
         return self.messages(msg.EVALUATE, server_round, config, grid)
 
     def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:

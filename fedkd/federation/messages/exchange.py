@@ -176,7 +176,6 @@ def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
 
 
 def _evaluation_bytes(sent: Sequence[Message]) -> int:
-    """Return the bytes sent for the evaluation alone; guidance counts for the method."""
     contents = [message.content for message in sent]
     own = [RecordDict({msg.GUIDANCE: c[msg.GUIDANCE]}) for c in contents if msg.GUIDANCE in c]
     return sum(map(payload_bytes, contents)) - sum(map(payload_bytes, own))

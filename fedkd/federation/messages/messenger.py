@@ -147,7 +147,6 @@ class Messenger:
         return self._faults.on_client_error != "fail"
 
     def _failed(self, replies: Mapping[int, Message], round: int) -> dict[int, Message]:
-        """Return the error replies, in client order, unless one ends the run."""
         failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}
         for client, reply in failed.items():
             if reply.error.code == msg.CLIENT_DIED and self._control.stop_requested():

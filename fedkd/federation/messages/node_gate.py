@@ -116,7 +116,6 @@ def _arrays(content: RecordDict, record: str) -> Arrays:
 
 
 def _check_config(plan: Plan, content: RecordDict) -> int:
-    """Check the configuration of a message; return its round."""
     config: Mapping[str, Any] = content.config_records[msg.CONFIG]
     for name, value in config.items():
         old = name.startswith(msg.OLD) and name in content

@@ -80,7 +80,6 @@ def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
 
 
 def _check_figure(name: str, value: Any) -> None:
-    """Check a client's figure; NaN: not measured."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unfit(f"metric {name} is {value!r}, must be a number")
     if name == msg.NUM_EXAMPLES and not (isinstance(value, int) and 0 <= value <= MOST_SAMPLES):

@@ -76,7 +76,6 @@ def _cut(job: TrainJob, steps: int) -> TrainJob:
 
 
 def _timed(executor: Executor, jobs: Sequence[TrainJob], clock: Clock) -> float | None:
-    """Return the seconds per step and job; None: one has failed."""
     cuda = jobs[0].arrays[0].device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()

@@ -108,7 +108,6 @@ class Replays:
     def _prove(
         self, kind: Hashable, step: Step, changed: Sequence[Tensor], read: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Replay a step, take it, and compare the results."""
         recording, before = self._unproved[kind], _copies(changed)
         draws = torch.get_rng_state()
         try:

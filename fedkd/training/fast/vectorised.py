@@ -147,7 +147,6 @@ class _Group:
                     parameter.data, parameter.grad = data, None
 
     def train(self) -> None:
-        """Train for all epochs."""
         first = self._jobs[0]
         self._optimizer = make_optimizer(first.optimizer, [p for own in self._trained for p in own])
         for job, own in zip(self._jobs, self._trained, strict=True):
@@ -159,7 +158,6 @@ class _Group:
             self._epoch(epoch, counts=first.scored_loss is not None and epoch == first.epochs)
 
     def results(self) -> list[FitResult | Exception]:
-        """Return the results of the jobs."""
         return [self._failures.get(place) or self._result(place) for place in range(len(self._jobs))]
 
     def _result(self, place: int) -> FitResult | Exception:
