@@ -23,10 +23,7 @@ OnAnswer = Callable[[Message], None]
 
 
 class EngineGrid(Grid):
-    """A Flower grid over numbered clients.
-
-    Every reply is passed to `on_answer`, and `on_reply` gets (replies so far, messages sent).
-    """
+    """A Flower grid over numbered clients; replies go to `on_answer`, their count and total to `on_reply`."""
 
     def __init__(self, num_clients: int) -> None:
         self._run = Run.create_empty(RUN_ID)

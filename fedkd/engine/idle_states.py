@@ -23,10 +23,7 @@ class Place:
 
 
 class IdleStates:
-    """Clients' states on disk, in a nameless file that vanishes however the process ends.
-
-    It lies in `folder`, if this machine has it, else among temporary files.
-    """
+    """Clients' states on disk, in a nameless file in `folder`, which vanishes however the process ends."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder if folder is not None and folder.is_dir() else None

@@ -14,10 +14,7 @@ from fedkd.federation.messages.arrays import from_record, to_record
 
 
 class InlineGrid(EngineGrid):
-    """Runs a ClientApp in this process, `together` for clients of one of the `blocks`.
-
-    With `keeps_states`, a client that fails goes back to its state before the message.
-    """
+    """Runs a ClientApp in this process; with `keeps_states`, a client that fails goes back."""
 
     def __init__(
         self,

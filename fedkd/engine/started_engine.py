@@ -29,10 +29,7 @@ Tell = Callable[[str], None]
 
 
 class StartedEngine:
-    """A started engine, the clients' data, and the plan with its executor selected.
-
-    `make` returns a grid of clients in their initial states, `remake` one on the rest of a cluster.
-    """
+    """A started engine, with data and executor; `make` returns a fresh grid, `remake` one after losses."""
 
     def __init__(
         self, plan: Plan, data: Data, make: Callable[[], EngineGrid], remake: Callable[[], EngineGrid] | None

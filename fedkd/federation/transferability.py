@@ -1,7 +1,4 @@
-"""The transferability map: copies of clients learn from one other client each.
-
-It is measured before a round's fusion, by messages of its own, and changes no client.
-"""
+"""The transferability map: copies of clients learn from one other client each, before fusion."""
 
 from __future__ import annotations
 

@@ -49,10 +49,7 @@ class Job:
 
 
 class InFlight:
-    """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends.
-
-    All work at once, when the first end must be known: jobs are independent.
-    """
+    """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends."""
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
         self._clients = clients

@@ -1,7 +1,4 @@
-"""The same code on every node of a cluster: plug-ins travel with the actors, packages are compared.
-
-A plug-in may import lazily, so all Python files of its folder travel, and whole packages.
-"""
+"""The same code on every node: plug-in folders travel (lazy imports), package versions are compared."""
 
 from __future__ import annotations
 

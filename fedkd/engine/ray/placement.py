@@ -31,10 +31,7 @@ def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
 
 
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
-    """Return how many actors an idle cluster fits: at most ``engine.actors`` and one per client.
-
-    An actor lies on one node. None, or fewer than asked for, is a `UserError`.
-    """
+    """Return how many actors an idle cluster fits, each on one node; `UserError`: too few or none."""
     gpus_per_actor = gpu_share(engine, cluster, num_clients)
     most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
     most_gpus = max((node.gpus for node in cluster.nodes), default=0.0)

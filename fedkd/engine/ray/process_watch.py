@@ -1,8 +1,4 @@
-"""Watch over the processes that Ray needs.
-
-Ray ends the program when it uses an object after the raylet has died, or when the GCS is away for a minute.
-Callers of Ray therefore check here first.
-"""
+"""Watch over Ray's processes: callers check here first, as Ray ends the program after a loss."""
 
 from __future__ import annotations
 

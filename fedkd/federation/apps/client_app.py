@@ -1,7 +1,4 @@
-"""The Flower ClientApp, the same on fedkd's engines, Flower's simulation and real SuperNodes.
-
-A handler is a coroutine that yields training jobs and returns the reply (see `answer_together`).
-"""
+"""The Flower ClientApp, the same everywhere; handlers are coroutines that yield training jobs."""
 
 from __future__ import annotations
 

@@ -166,10 +166,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of the keys ``scenario`` (a file) and ``set`` (overrides separated by spaces).
-
-    The file is relative to the working folder, else to the app's folder.
-    """
+    """Return the plan of ``scenario``, a file (relative to here or the app), with the overrides ``set``."""
     path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
         path = Path(__file__).resolve().parents[3] / path

@@ -1,8 +1,4 @@
-"""The gate of a deployed node: which messages it accepts, and which records may leave it.
-
-A message is compared with the node's own scenario and samples before it is applied. A refused message
-leaves the client unchanged.
-"""
+"""The gate of a deployed node: messages that it accepts, and records that may leave it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The server's gate checks sender, figures and uploads of replies before anything reads them.
-
-A refusal has one line with the client, the array or record, and the reason (see `faults.on_bad_upload`).
-"""
+"""The server's gate: sender, figures and uploads of replies are checked before anything reads them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Recordings of a step's kernels below autograd, to be run once more.
-
-Tensors are referenced weakly, as autograd copies a gradient that has another reference.
-"""
+"""Recordings of a step's kernels below autograd, to be run once more; tensors are referenced weakly."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Steps that are recorded once, kernel by kernel, and replayed to the same bits.
-
-A step of a small model is mostly overhead of autograd and the optimiser.
-"""
+"""Steps recorded once, kernel by kernel, and replayed to the same bits without autograd's overhead."""
 
 from __future__ import annotations
 

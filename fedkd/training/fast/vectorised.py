@@ -198,7 +198,6 @@ class _Group:
                 self._failures.setdefault(place, diverged(what))
 
     def _batches(self, orders: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
-        """Yield neighbouring places in the group, and a batch of the same size for each."""
         size, samples = self._jobs[0].batch_size, [len(order) for order in orders]
         starts = [
             batch_starts([job.model], number, size) for job, number in zip(self._jobs, samples, strict=True)
