@@ -39,10 +39,10 @@ CLOCKS_DIFFER = timedelta(hours=1)
 def make_certificates(
     folder: Path, hosts: Sequence[str] = LOOPBACK, *, clients: int = 0, days: int = DAYS
 ) -> None:
-    """Write an authority's certificate, the SuperLink's, and a pair of keys for every client.
+    """Write an authority's and the SuperLink's certificates, and a pair of keys for every client.
 
-    `hosts` are the names and addresses of the SuperLink, `days` the validity. Existing certificates, no
-    host, or a folder that cannot be written is a `UserError`.
+    `hosts` are the SuperLink's names and addresses. Existing certificates, no host, or a folder that cannot
+    be written is a `UserError`.
     """
     if not hosts:
         raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")
@@ -105,7 +105,6 @@ def _write_pair(path: Path) -> None:
 
 
 def public_key(private: Path) -> Path:
-    """Return the path of the public key of a private one."""
     return private.with_name(f"{private.name}.pub")
 
 

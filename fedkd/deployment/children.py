@@ -47,10 +47,9 @@ class Child:
 
 
 class Children:
-    """Starts processes with logs in a folder; after the block, they and all processes below them have ended.
+    """Starts processes with logs in a folder; at its end, they and all processes below them end.
 
-    On Linux, orphans of the children become children of this process. If this process is killed, the kernel
-    sends SIGTERM to its children.
+    On Linux, orphans become children of this process, and the kernel ends the children with it (SIGTERM).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,10 +92,7 @@ class Children:
         each: Callable[[str], None],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> int:
-        """Run a process to its end and return its exit status; `each` gets every line of its output.
-
-        `meanwhile` is called at least once a second; its exceptions end the wait.
-        """
+        """Run a process and return its status; `each` gets its lines, `meanwhile` is called every second."""
         process = self._open(command, environment, folder, subprocess.PIPE)
         self._started.append(Child(str(command[0]), process, Path(os.devnull), told=True))
         lines: Queue[bytes | None] = Queue()

@@ -26,12 +26,13 @@ from pathlib import Path
 
 import tomli_w
 
-from fedkd.deployment.app import write_app
+from fedkd import __version__
 from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates, public_key
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.partition import SERVER, client_folder, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
 from fedkd.federation.apps.context import DATA, PARTITION, alone, participant
+from fedkd.federation.apps.server_app import WAITS
 from fedkd.plan.plan import Plan
 from fedkd.scenario.identity import digest_anywhere
 from fedkd.tracking.leftovers import TemporaryFolder
@@ -51,12 +52,36 @@ _OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
 _ERROR = "error: "
 
 
+def write_app(folder: Path) -> None:
+    """Write the Flower app into a new folder: it names fedkd's two apps, without code.
+
+    `flwr run` sends it to the nodes, so every node runs its owner's fedkd.
+    """
+    folder.mkdir(parents=True)
+    flower = {
+        "publisher": "fedkd",
+        "components": {
+            "serverapp": "fedkd.federation.apps.server_app:app",
+            "clientapp": "fedkd.federation.apps.client_app:app",
+        },
+        "config": {DATA: "", "out": "", **WAITS},
+    }
+    project = {
+        "name": "fedkd-federation",
+        "version": __version__,
+        "description": "A federation of fedkd's clients, each with its own data",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
+    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}})
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Local:
-    """A federation on this machine.
+    """A federation on this machine; `out` is the run folder.
 
     Args:
-        out: The run folder.
         folder: Place of all other files, kept at the end, whose shares and certificates are used again;
             None: a temporary one.
         port: Of the SuperLink; 0: a free one.
@@ -73,12 +98,7 @@ class Local:
     tell: Callable[[str], None] = print
 
     def run(self) -> None:
-        """Start everything, run, and stop everything.
-
-        Raises:
-            UserError: The scenario, the port, a certificate or a share is wrong.
-            RunFailed: The run failed.
-        """
+        """Start, run and stop; raise `UserError` for a wrong set-up, `RunFailed` for a failed run."""
         if (self.out / SCENARIO).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
@@ -188,13 +208,11 @@ class _Running:
         return children.start(name, command, self._environment(own), self._folder)
 
     def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
-        """Send the SuperLink a command; an error has its output."""
         said: list[str] = []
         if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
             raise RunFailed(f"{what}: {one_line(' '.join(said))}")
 
     def _start_run(self, children: Children, superlink: Child) -> int:
-        """Start the run and report its server's lines until it ends; return the exit status."""
         config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
         waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
         path = self._flower / "run.toml"
@@ -228,12 +246,7 @@ class _Running:
             self._local.tell(line)
 
     def _wait_for(self, superlink: Child) -> None:
-        """Wait until the SuperLink answers with a trusted certificate; configure `flwr` to find it.
-
-        Raises:
-            UserError: Its certificate is another.
-            RunFailed: It does not answer.
-        """
+        """Wait for a SuperLink with a trusted certificate, and configure `flwr` to find it."""
         trust = _trust(self._authority)
         deadline = time.monotonic() + STARTUP
         while True:

@@ -46,10 +46,10 @@ def check_deployable(plan: Plan) -> None:
 
 
 def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
-    """Write every participant's share of a scenario's data; return the absolute folder.
+    """Write every participant's share into ``server`` and ``client-0`` …; return the absolute folder.
 
-    The folder, of ``server`` and ``client-0`` …, appears when all shares are complete. A scenario that can
-    only be simulated, missing data, or a folder that is not empty is a `UserError`.
+    The folder appears when all shares are complete. A scenario that can only be simulated, missing data, or a
+    folder that is not empty is a `UserError`.
     """
     check_deployable(plan)
     out = expanded(out, key="--out").absolute()

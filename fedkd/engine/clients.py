@@ -31,10 +31,9 @@ from fedkd.training.device import resolve_device
 
 @dataclass(frozen=True)
 class MemoryShare:
-    """A process's share of the memory, from which it derives its room for clients.
+    """A process's share of the memory for clients of about `client_bytes`, and of a GPU.
 
-    `client_bytes` is an estimate, `processes` the most on a machine, `gpu_share` that of each process,
-    `folder` the place of idle clients' states, if the machine has it.
+    `processes` is the most on a machine, `folder` the place of idle clients' states.
     """
 
     client_bytes: int
@@ -54,10 +53,7 @@ class MemoryShare:
 
 
 class ScenarioWorkload:
-    """An actor's workload: fedkd's ClientApp for the clients of a resolved scenario.
-
-    `memory` determines how many live in the actor (None: all of its own); `folders` are plug-ins' files.
-    """
+    """An actor's workload: fedkd's ClientApp for a resolved scenario's clients, within `memory`."""
 
     def __init__(
         self,
@@ -78,10 +74,7 @@ class ScenarioWorkload:
 
 
 def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
-    """Return a grid that runs the plan's clients in this process; idle states lie in `folder`.
-
-    A model that cannot be built is a `UserError`.
-    """
+    """Return a grid in this process; idle states lie in `folder`. An unfit model is a `UserError`."""
     models = checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
     clients = ClientFactory(here, data)
@@ -104,16 +97,11 @@ def ray_grid(
     spares: Sequence[Any] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> EngineGrid:
-    """Return a grid that runs the plan's clients on Ray actors.
+    """Return a grid that runs the plan's clients on Ray actors, `spares` first.
 
-    Args:
-        folder: Place of idle clients' states on machines that have it, else among temporary files.
-        spares: Actors that have been started already.
-        tell: Receives a line if others use the cluster too.
-
-    Raises:
-        UserError: A client model cannot be built, or the actors' needs do not fit the cluster or a node.
-        EngineLost: The actors do not come up.
+    Idle clients' states lie in `folder` on machines that have it, else among temporary files. `tell` receives
+    a line if others use the cluster too. An unfit model or cluster is a `UserError`, a late actor
+    `EngineLost`.
     """
     from fedkd.engine.ray.grid import RayGrid
 
@@ -168,10 +156,7 @@ WAIT_SECONDS = 0.5
 def with_selected_executor(
     plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
 ) -> Plan:
-    """Return a plan with one of the two executors, measured if the scenario leaves it open.
-
-    Clients work on the cluster, None: in this process. `EngineLost` is raised if Ray ends meanwhile.
-    """
+    """Return a plan with an executor, measured on the cluster (None: here) if the scenario is open."""
     if plan.scenario.training.executor != "auto":
         return plan
     engine = plan.scenario.engine
@@ -187,7 +172,6 @@ def with_selected_executor(
 
 
 def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> Choice:
-    """Choose in a process of the cluster with an actor's resources."""
     import ray
 
     cpus = plan.scenario.engine.cpus_per_actor

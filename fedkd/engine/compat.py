@@ -1,8 +1,4 @@
-"""Private names of Ray. Tests have passed under Ray 2.55.
-
-No other module of this room touches a private name. The range of the dependency in `pyproject.toml` ends
-where the tested versions do.
-"""
+"""Private names of Ray, tested with Ray 2.55, for this room alone."""
 
 from __future__ import annotations
 
@@ -64,8 +60,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def import_ray() -> None:
     """Load Ray so that it never ends this process.
 
-    If process 1 is the parent, Ray takes that for a dead raylet, and ends this process with status 1 at the
-    first failing call, unless the raylet's process id is set.
+    If process 1 is the parent, Ray takes that for a dead raylet at the first failing call, unless the
+    raylet's process id is set.
     """
     if "ray" in sys.modules or "RAY_RAYLET_PID" in os.environ:
         return
@@ -98,8 +94,7 @@ def secluded() -> Iterator[Seclusion]:
     """Keep the Ray started in the block to this process; yield an object whose `end` undoes it.
 
     By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
-    alone and asks for a token. The environment is restored afterwards: no other child process learns the
-    token.
+    alone and asks for a token, which other child processes never learn.
     """
     from ray._private import ray_constants
 
@@ -170,7 +165,6 @@ def _wait_for_node(get_node: Any, gcs_address: str, node_id: str) -> Any:
 
 
 def _has_raylet() -> bool:
-    """Return whether a raylet runs below this process, or may."""
     if not Path("/proc/self/cmdline").exists():
         return True
     for pid in descendants(os.getpid()):

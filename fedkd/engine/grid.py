@@ -23,12 +23,7 @@ OnAnswer = Callable[[Message], None]
 
 
 class EngineGrid(Grid):
-    """A Flower grid over `num_clients` numbered clients.
-
-    Attributes:
-        on_answer: Called with every reply when it arrives, before `on_reply`.
-        on_reply: Called then with (replies so far, messages sent).
-    """
+    """A Flower grid over numbered clients; replies go to `on_answer`, their count and total to `on_reply`."""
 
     def __init__(self, num_clients: int) -> None:
         self._run = Run.create_empty(RUN_ID)
@@ -47,7 +42,6 @@ class EngineGrid(Grid):
 
     @property
     def node_of_client(self) -> dict[int, int]:
-        """The node id of every client, in client order."""
         return dict(enumerate(self._node_ids))
 
     def set_run(self, run: Run) -> None:
@@ -135,10 +129,7 @@ class Blocks:
         return self._of[client_of(message.metadata.dst_node_id)]
 
     def split(self, messages: Sequence[Message]) -> list[list[Message]]:
-        """Return messages of one kind to clients of one block as one list, in client order; others alone.
-
-        The lists are in the order of their first messages.
-        """
+        """Split messages of one kind by block, in client order, at each block's first message."""
         together: dict[tuple[object, ...], list[Message]] = {}
         for number, message in enumerate(messages):
             kind = message.metadata.message_type
@@ -159,9 +150,8 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES
 def keep_freed_memory() -> bool:
     """Have this process keep some freed memory; return whether it does.
 
-    By default glibc returns free memory at the heap's end above some hundred kilobytes. A step of a few
-    dozen images frees as much and asks for it again at once. New pages may take a quarter of its time.
-    Settings from outside stay; other systems have none.
+    glibc returns memory at the heap's end. A step of a few dozen images asks for it again at once: new pages
+    take up to a quarter of its time. Settings from outside stay; other systems have none.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
         return False

@@ -23,13 +23,7 @@ class Place:
 
 
 class IdleStates:
-    """States of clients on disk, to the bit.
-
-    The file is made on first use. It has no name, so it vanishes however the process ends.
-
-    Args:
-        folder: Its place; None, or a folder that this machine lacks: among temporary files.
-    """
+    """Clients' states on disk, in a nameless file in `folder`, which vanishes however the process ends."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder if folder is not None and folder.is_dir() else None

@@ -14,11 +14,7 @@ from fedkd.federation.messages.arrays import from_record, to_record
 
 
 class InlineGrid(EngineGrid):
-    """Runs a ClientApp in this process.
-
-    `blocks` are clients that `together` handles at once; None: each alone. With `keeps_states`, a client
-    that fails goes back to its state before the message. `room` says how many live at a time; None: all.
-    """
+    """Runs a ClientApp in this process; with `keeps_states`, a client that fails goes back."""
 
     def __init__(
         self,

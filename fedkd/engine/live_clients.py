@@ -27,12 +27,9 @@ STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 
 @dataclass(frozen=True)
 class Room:
-    """How many clients live in a process at a time.
+    """How many clients live in a process at a time (None: all), and the folder of the others' states.
 
-    Attributes:
-        clients: Their number, unless more are handled together; None: all.
-        folder: Place of the others' states (see `IdleStates`).
-        evaluation_changes: Whether an evaluation without guidance may change a client, such as begin a task.
+    `evaluation_changes`: whether an evaluation without guidance may change a client, such as begin a task.
     """
 
     clients: int | None = None
@@ -41,15 +38,11 @@ class Room:
 
 
 class LiveClients:
-    """Clients' contexts, made on first use.
+    """Clients' contexts, made on first use by `make_context`.
 
-    Without room for all, the least recently used client is put aside: its state is written, unless it is
-    known already, and read back later, to the same bytes. A client without any message has no state.
-
-    Args:
-        make_context: Returns a client's context.
-        together: Handles messages of one kind to several clients at once; None: there are none.
-        room: How many clients live at a time; None: all.
+    Without room for all (None), the state of the least recently used client is written, unless it is known,
+    and read back later, to the same bytes. A client without any message has no state. `together` handles
+    messages of one kind to several clients at once.
     """
 
     def __init__(

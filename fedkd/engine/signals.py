@@ -107,8 +107,6 @@ def outliving_terminal() -> Iterator[None]:
 
 
 class _Outliving:
-    """A stream that goes nowhere once its terminal is gone."""
-
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 

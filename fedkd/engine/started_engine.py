@@ -29,12 +29,7 @@ Tell = Callable[[str], None]
 
 
 class StartedEngine:
-    """A started engine, the clients' data, and the plan with its executor selected.
-
-    Args:
-        make: Returns a grid of clients in their initial states.
-        remake: Does so on the rest of a cluster, after actors were lost; None: as `make`.
-    """
+    """A started engine, with data and executor; `make` returns a fresh grid, `remake` one after losses."""
 
     def __init__(
         self, plan: Plan, data: Data, make: Callable[[], EngineGrid], remake: Callable[[], EngineGrid] | None
@@ -44,12 +39,7 @@ class StartedEngine:
         self.grid = make()
 
     def renew(self) -> None:
-        """Take another grid.
-
-        Raises:
-            ActorsLost: More was lost meanwhile.
-            EngineLost: The grid does not come up on the rest of the cluster.
-        """
+        """Take another grid; `ActorsLost` if more was lost, `EngineLost` if the grid does not come up."""
         self.grid.close()
         self.grid = self._remake()
 
@@ -61,9 +51,7 @@ class StartedEngine:
 def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngine]:
     """Load the data, start the engine, and stop it at the end; `tell` receives progress lines.
 
-    Raises:
-        UserError: The data are missing, or the cluster does not fit the scenario.
-        EngineLost: Ray does not start, or the actors do not come up.
+    Missing data or an unfit cluster is a `UserError`. If Ray or actors do not start, that is an `EngineLost`.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
@@ -131,11 +119,8 @@ def _ray_grid_again(
 ) -> EngineGrid:
     """Return a grid on the rest of a cluster that has lost actors, after waiting for room for one actor.
 
-    Clients that were on a GPU need one again: the CPU gives other last bits.
-
-    Raises:
-        ActorsLost: A node, or a starting actor, was lost meanwhile.
-        EngineLost: There is no room after `Engine.start_timeout`.
+    Clients that were on a GPU need one again: the CPU gives other last bits. Another loss is `ActorsLost`, no
+    room after `Engine.start_timeout` is `EngineLost`.
     """
     from fedkd.engine.clients import ray_grid
     from fedkd.engine.ray.placement import gpu_share
@@ -181,9 +166,9 @@ def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str
 class RestartPolicy:
     """Counts losses since the last checkpoint, and decides.
 
-    Rounds repeat to the byte, so a run may restart as long as it makes progress in between. It ends after
-    `limit` losses from one checkpoint, or when a client has lost its process twice in one round. A `tolerant`
-    run skips clients that die (see `Faults.on_client_error`), so it restarts only after a node's loss.
+    A run may restart as long as it makes progress in between. It ends after `limit` losses from one
+    checkpoint, or when a client has lost its process twice in one round. A `tolerant` run skips clients that
+    die (`Faults.on_client_error`), so it restarts only after a node's loss.
     """
 
     def __init__(self, limit: int, *, tolerant: bool = False) -> None:
@@ -193,10 +178,7 @@ class RestartPolicy:
         self._blamed: tuple[int, int | None] | None = None
 
     def record(self, loss: ActorsLost, saved: int) -> ActorsLost | None:
-        """Count a loss; return the error that ends the run, or None for a restart.
-
-        `saved` is the round of the last checkpoint; 0: there is none.
-        """
+        """Count a loss; return the error that ends the run, or None; `saved`: round of the checkpoint."""
         self._count = 1 + (self._count if saved == self._saved else 0)
         blamed = None if loss.client is None else (loss.client, loss.round)
         again = blamed is not None and blamed == self._blamed

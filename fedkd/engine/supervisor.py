@@ -1,8 +1,7 @@
-"""A parent process that reports an end that the run in its child could not report itself.
+"""A parent process reports an end that the run in its child could not report itself.
 
-Ray ends its process with status 1 and without a word when its object store has died. A plug-in may call
-`os._exit`. The parent also ends processes that Ray leaves behind, and holds signals back while Ray starts: an
-interrupted start can neither go on nor clean up.
+Ray ends its process with status 1 when its object store has died; a plug-in may call `os._exit`. The parent
+also ends processes that Ray leaves behind, and holds signals back while Ray starts.
 """
 
 from __future__ import annotations
@@ -39,10 +38,7 @@ _shared: mmap.mmap | None = None
 
 
 def split_off() -> None:
-    """Go on in a child process, in a process group of its own; the parent leaves with the child's status.
-
-    Every signal to the parent reaches the child once, SIGKILL included. Linux only.
-    """
+    """Go on in a child process group; the parent passes on signals and leaves with the child's status."""
     global _to_parent, _shared
     if _libc is None or _to_parent is not None:
         return

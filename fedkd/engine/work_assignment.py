@@ -23,10 +23,7 @@ ESTIMATOR_FLOPS = 1_000_000
 def client_costs(
     plan: Plan, data: Data, models: Sequence[nn.Module | Estimator] | None = None
 ) -> list[float]:
-    """Return an estimate of each client's work in a round, in floating-point operations.
-
-    It decides only which actor owns a client. `models` has one of each group, if they have been built.
-    """
+    """Return an estimate of each client's FLOPs in a round, which decides only its actor."""
     scenario, models = plan.scenario, models or checked_models(plan, data)
     flops = {
         id(group): forward_flops(model, data.input_shape, data.input_dtype)
@@ -54,9 +51,8 @@ def client_costs(
 def assign_work(costs: Sequence[float], actors: int) -> list[list[int]]:
     """Assign blocks to actors by longest processing time first; return each actor's blocks in that order.
 
-    The most expensive block left goes to the actor with the least work (Graham, "Bounds on Multiprocessing
-    Timing Anomalies", 1969). Every block costs one median in addition, for work that does not depend on its
-    size.
+    Graham, "Bounds on Multiprocessing Timing Anomalies", 1969. Every block costs one median in addition, for
+    work that does not depend on its size.
     """
     base = median(costs) if costs else 0.0
     order = sorted(range(len(costs)), key=lambda block: (-costs[block], block))

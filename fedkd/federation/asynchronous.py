@@ -55,12 +55,10 @@ class Reply:
 
     @property
     def size(self) -> int:
-        """Bytes of the upload."""
         return sum(values.nbytes for values in self.arrays.values())
 
     @property
     def samples(self) -> int:
-        """The client's training samples."""
         return int(self.figures[msg.NUM_EXAMPLES])
 
     def message(self, client: int, node: int) -> Message:
@@ -298,7 +296,6 @@ def _client(flight: tuple[Job, Reply]) -> tuple[int, int]:
 
 
 def _layers(arrived: Arrived) -> list[list[tuple[Job, Reply]]]:
-    """Return the uploads in parts without a client twice, each in client order."""
     layers: list[dict[int, tuple[Job, Reply]]] = []
     for job, reply in arrived:
         if all(job.client in layer for layer in layers):

@@ -55,15 +55,13 @@ TABLES = ("offsets", "digests", "offsets_if_longer", "digests_if_longer", "scena
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after the round `round`.
+    """The state after a round: the server's arrays, and every client's state.
 
     Attributes:
         offsets: Length of the run folder's tidy files; `digests` are their SHA-256.
         offsets_if_longer: The same without an evaluation made only because the run ends here.
         scenario: What decides the results (see `fedkd.scenario.identity.decisive`).
-        server: Arrays of the server's strategy.
-        clients: State of every client that has one.
-        lasting: Names of the server's arrays that are never written into, which later checkpoints may share.
+        lasting: Names of the server's arrays that never change, which later checkpoints may share.
     """
 
     round: int
@@ -92,10 +90,7 @@ def round_of(path: Path) -> int:
 
 
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
-    """Return a folder's checkpoint, and its files outside: clients' states, the server's arrays.
-
-    These functions raise `Damaged` for a file that is not, to the bit, as it was written.
-    """
+    """Return a checkpoint and its files outside; a file with other bytes than written is `Damaged`."""
     manifest = read_manifest(path)
     states, lasting = client_files(path, manifest), lasting_files(path, manifest)
     for file in states.values():
@@ -319,7 +314,6 @@ class CheckpointStore:
         sync_folder(partial)
 
     def _sweep(self) -> None:
-        """Remove states and arrays that no checkpoint names any more."""
         kept = {path.name: path for path in self._complete()}
         known = {name: names for name, names in self._spoken_of.items() if name in kept}
         for name in kept.keys() - known.keys():

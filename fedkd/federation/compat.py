@@ -1,8 +1,6 @@
-"""Private names of Flower, and the node ids of fedkd's engines. Holds for flwr 1.39 to 1.42.
+"""Private names of Flower 1.39 to 1.42 (see `scripts/test-flwr.sh`), and the engines' node ids.
 
-No other module of this room touches a private name. The range of the dependency in `pyproject.toml` ends
-where `scripts/test-flwr.sh` has passed. A `flwr.app.Message` needs the running task's identity and an id,
-which Flower's runtimes set themselves.
+A `flwr.app.Message` needs the running task's identity and an id, which Flower's runtimes set themselves.
 """
 
 from __future__ import annotations
@@ -55,5 +53,4 @@ def node_id_of(client: int) -> int:
 
 
 def client_of(node_id: int) -> int:
-    """Return the client index of a node id of fedkd's engines."""
     return node_id - SERVER_NODE_ID - 1

@@ -1,7 +1,4 @@
-"""Flower's own strategies, which average weights.
-
-Every client has the same architecture. Batch-normalisation statistics are averaged like parameters.
-"""
+"""Flower's own strategies average weights of equal architectures, with BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -28,11 +25,10 @@ WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
 
 
 class FlowerAveraging(ServerStrategy):
-    """Has one of Flower's strategies average the clients' weights.
+    """Has one of Flower's strategies average the clients' weights, from which clients start anew.
 
-    Every message brings the newest average, from which clients start. `half` is the strategy's part on the
-    clients, `stages` those that uploads have passed. `orthogonal` keeps the average out of what old tasks
-    use.
+    `half` is the strategy's part on the clients, `stages` those that uploads have passed. `orthogonal` keeps
+    the average out of what old tasks use.
     """
 
     def __init__(
@@ -56,8 +52,7 @@ class FlowerAveraging(ServerStrategy):
     def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages of Flower's strategy, or the average for all nodes.
 
-        At the end of a task, orthogonal training sends the participants of the round its bases, and asks for
-        sketches of what else they use.
+        At the end of a task, orthogonal training sends participants its bases and asks for sketches.
         """
         if kind == msg.EVALUATE:
             return list(self._strategy.configure_evaluate(round, self._weights, config, nodes))
@@ -96,8 +91,8 @@ class FlowerAveraging(ServerStrategy):
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
         """Have Flower's strategy average the uploads in client order, if there are any.
 
-        Strategies that keep the last average (such as FedAdam) read it from the next messages. FedAvgM alone
-        keeps its own. All its steps are linear, so its momentum stays within the forbidden directions.
+        Strategies such as FedAdam read the last average from the next messages. FedAvgM keeps its own; its
+        steps are linear, so its momentum stays within the forbidden directions.
         """
         self._took_part = frozenset(reply.metadata.src_node_id for reply in replies)
         if not replies:
@@ -149,7 +144,6 @@ class FlowerAveraging(ServerStrategy):
 
 
 def _check_names(arrays: Arrays, model: Arrays) -> None:
-    """Refuse an upload with other weights than the model's, or in another order."""
     if list(arrays) == list(model):
         return
     missing = [name for name in model if name not in arrays]

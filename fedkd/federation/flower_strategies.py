@@ -47,10 +47,7 @@ def flower_strategy_names() -> tuple[str, ...]:
 
 
 def flower_hyperparameters(name: str) -> dict[str, Any]:
-    """Return a strategy's hyper-parameters and defaults (`inspect.Parameter.empty`: none).
-
-    The ``flwr:`` prefix of `name` is optional; an unknown one is a `UserError`.
-    """
+    """Return a strategy's hyper-parameters and defaults; ``flwr:`` is optional, unknown is a `UserError`."""
     cls = _strategy_class(name)
     parameters = inspect.signature(cls).parameters.values()
     theirs = {parameter.name: parameter.default for parameter in parameters if parameter.name not in _HIDDEN}
@@ -80,7 +77,6 @@ def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strat
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Flower's warnings about the scenario's values."""
     logger = logging.getLogger("flwr")
     was, logger.disabled = logger.disabled, True
     try:

@@ -22,19 +22,17 @@ HANDED = "clock/handed"
 
 
 class Handed(NamedTuple):
-    """Weights and guidance that a client received for a job."""
+    """Weights and guidance that a client received for a job: bytes, and steps of distilling them."""
 
     size: int = 0
-    """In bytes."""
     steps: int = 0
-    """Steps of distilling them."""
 
 
 class JobTime:
     """Counts how long a job takes: download, work, upload.
 
-    Guidance belongs to the job that begins with it, even if an evaluation brought it. So the frequency of
-    evaluations does not change simulated time, and an evaluation takes none.
+    Guidance belongs to the job that begins with it, and evaluation takes no time. So the frequency of
+    evaluations does not change simulated time.
     """
 
     def __init__(self, plan: Plan, clock: VirtualClock, client_of: Callable[[Message], int]) -> None:
@@ -61,10 +59,7 @@ class JobTime:
         return self._clock.way(client, size)
 
     def work(self, client: int, job: int, handed: Handed, samples: int) -> float:
-        """Return the seconds of a client's work on a job, with the draws of round `job`.
-
-        `samples` are all of the client's training samples, also those kept apart.
-        """
+        """Return the seconds of work on a job, with the draws of round `job`, for all training `samples`."""
         training = self._plan.scenario.training
         epochs = trained_epochs(self._plan.strategy, training.local_epochs)
         samples -= number_kept_apart(samples, self._kept_apart)

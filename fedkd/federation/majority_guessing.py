@@ -20,21 +20,14 @@ NAMED = 3
 
 
 class ChanceWatch:
-    """Reports clients that end a task, or a run, at chance.
-
-    Only a client's last training on a task counts. No state is kept from round to round, so a resumed run
-    reports the same.
-    """
+    """Reports clients that end a task, or a run, at chance; it has no state to resume."""
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self._plan = plan
         self._recorder = recorder
 
     def look(self, round: int, replies: Mapping[int, Message]) -> str | None:
-        """Record clients at chance after their last training on a task; return the warning, if any.
-
-        `replies` are of every client that trained in the round, in client order.
-        """
+        """Record clients at chance after their last training on a task; return the warning, if any."""
         at_chance = [client for client, reply in replies.items() if msg.AT_CHANCE in reply.content]
         ending = self._training_no_more(sorted(at_chance), round)
         if not ending:
@@ -48,7 +41,6 @@ class ChanceWatch:
         return self._line(round, task_of, figures)
 
     def _line(self, round: int, task_of: Mapping[int, int | None], figures: Mapping[str, float]) -> str:
-        """Return the warning; `figures` are those of a single client."""
         task, *others = set(task_of.values())
         what = "" if task is None else f" on task {task + 1}/{task_count(self._plan.scenario)}"
         if others:

@@ -190,11 +190,7 @@ class Measurements:
     def _record(
         self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
     ) -> float:
-        """Record one metric of every client, in client order, and the mean; return the mean.
-
-        Poisoned clients are left out of the mean, unless there are no others. Without `task`, a client's
-        value gets the client's present task.
-        """
+        """Record one metric of every client and the mean, without poisoned clients; return the mean."""
         for client in sorted(values):
             own = self._schedule.task(client, round) if task is None else task
             self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=own)

@@ -1,7 +1,6 @@
 """The rounds of a federation: train, fuse, end tasks, evaluate, record, save.
 
-One loop serves every strategy and every grid. Flower's own `start` has no room for checkpoints or for
-measuring each client.
+One loop serves every strategy and grid. Flower's own `start` neither saves nor measures each client.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ from fedkd.tracking.totals import Totals
 
 
 class Rounds:
-    """Runs the rounds of one scenario on one grid.
-
-    `transfer_labels` are the true labels of the transfer set `[M]`, for measurements; None: unknown.
-    """
+    """Runs a scenario's rounds on a grid; `transfer_labels` `[M]` are for measurements, None: unknown."""
 
     def __init__(
         self,
@@ -65,9 +61,7 @@ class Rounds:
     def run(self) -> Totals:
         """Run every remaining round; return the costs of all rounds.
 
-        Raises:
-            RunFailed: A client or the fusion failed.
-            Interrupted: `RunControl.stop_requested` ended the run; its state is saved.
+        A failed client or fusion is a `RunFailed`; `RunControl.stop_requested` ends in `Interrupted`, saved.
         """
         scenario, control = self._plan.scenario, self._control
         store = CheckpointStore(control.folder, self._observer.message)
@@ -189,7 +183,6 @@ class Rounds:
         self._recorder.timing(round=round, phase="fuse", seconds=seconds, **cost)
 
     def _measure_transfer(self, round: int) -> None:
-        """Measure and record the transferability map, if it is due."""
         if self._probe is None or not self._probe.is_due(round):
             return
         started = time.perf_counter()
@@ -249,7 +242,6 @@ class Rounds:
             self._exchange.add(virtual_seconds=self._job_time.of_round(round, sent, replies))
 
     def _record_training(self, round: int, replies: Mapping[int, Message]) -> float | None:
-        """Record local training, warn of clients at chance, and return the mean loss."""
         loss = self._measurements.training(round, replies)
         if (warning := self._chance.look(round, replies)) is not None:
             self._observer.message(warning)

@@ -14,10 +14,7 @@ from fedkd.server.fusing import FusionReport, Links
 
 
 class ServerStrategy(Protocol):
-    """Write the messages to clients and process their replies.
-
-    Fedkd's own strategies are `KnowledgeFusion`, Flower's `FlowerAveraging`, which inherits defaults.
-    """
+    """Writes messages to clients and processes their replies: `KnowledgeFusion`, `FlowerAveraging`."""
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Set the node of each client."""

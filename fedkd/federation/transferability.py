@@ -1,8 +1,4 @@
-"""The transferability map: copies of clients learn from one other client each.
-
-It is measured between a round's training and its guidance, by messages of its own, and changes no client.
-Predictions leave clients as an upload would, past all stages.
-"""
+"""The transferability map: copies of clients learn from one other client each, before fusion."""
 
 from __future__ import annotations
 
@@ -40,7 +36,6 @@ class TransferProbe:
         self._stages = upload_stages(scenario.fusion)
 
     def is_due(self, round: int) -> bool:
-        """Return whether the map is measured in a round."""
         return round in self._wanted.rounds
 
     def measure(
@@ -48,8 +43,7 @@ class TransferProbe:
     ) -> tuple[TransferMap | None, int]:
         """Return a round's map, None without any reply, and the bytes of all messages.
 
-        A client without predictions is not in the map. One that is lost while it learns is in it as a
-        sender; its numbers as a receiver are NaN.
+        A client without predictions is left out. A client lost while it learns has NaN as a receiver.
         """
         if not node_of_client:
             return None, 0

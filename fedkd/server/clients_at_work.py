@@ -24,8 +24,7 @@ class Job:
         key: Round of its draws.
         start: Its beginning, in simulated seconds.
         working: Seconds of work, or at least so many before it was done.
-        size: Bytes of the download.
-        steps: Steps of distilling it.
+        size: Bytes of the download; `steps` are those of distilling it.
         over: Arrival of its upload; NaN: unknown before it was done.
     """
 
@@ -50,29 +49,21 @@ class Job:
 
 
 class InFlight:
-    """The jobs under way, at most `concurrency` of them, and one a client.
-
-    Events are ordered by (time, client). Clients really work when the first job to end must be known: all
-    at once, as jobs are independent.
-    """
+    """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends."""
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
         self._clients = clients
         self._concurrency = concurrency
         self._seed = seed
-        self._jobs: dict[int, Job] = {}
+        self.jobs: dict[int, Job] = {}
         self._held: set[int] = set()
         self._keys = np.zeros(clients, dtype=np.int64)  # of every client's last job
         self._departures = 0
 
-    @property
-    def jobs(self) -> Mapping[int, Job]:
-        return self._jobs
-
     def departing(self) -> list[int]:
         """Return the idle clients that begin a job now, ascending, drawn if there are too many."""
-        idle = sorted(set(range(self._clients)) - self._jobs.keys() - self._held)
-        room = min(self._concurrency - len(self._jobs), len(idle))
+        idle = sorted(set(range(self._clients)) - self.jobs.keys() - self._held)
+        room = min(self._concurrency - len(self.jobs), len(idle))
         if room == len(idle):
             chosen = idle
         else:
@@ -86,32 +77,30 @@ class InFlight:
         return max(round, int(self._keys[client]) + 1)
 
     def depart(self, job: Job) -> None:
-        self._jobs[job.client] = job
+        self.jobs[job.client] = job
         self._keys[job.client] = job.key
 
     def done(self, client: int, working: float, over: float) -> None:
         """Set the duration of a client's work, and the arrival of its upload."""
-        self._jobs[client] = replace(self._jobs[client], working=working, over=over)
+        self.jobs[client] = replace(self.jobs[client], working=working, over=over)
 
     def first(self) -> Job | None:
         """Return the job that is over first; None: a job that was not done yet might be."""
-        job = min(self._jobs.values(), key=lambda job: (job.earliest, job.client))
-        waiting = [other.earliest for other in self._jobs.values() if not other.is_done]
+        job = min(self.jobs.values(), key=lambda job: (job.earliest, job.client))
+        waiting = [other.earliest for other in self.jobs.values() if not other.is_done]
         return job if job.is_done and all(job.over < earliest for earliest in waiting) else None
 
     def land(self, client: int, *, hold: bool) -> None:
         """End a client's job; a held client waits for `release`."""
-        del self._jobs[client]
+        del self.jobs[client]
         if hold:
             self._held.add(client)
 
     def release(self) -> None:
-        """Release the clients that were held, which have been answered."""
         self._held.clear()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on."""
-        rows = [astuple(job) for _, job in sorted(self._jobs.items())]
+        rows = [astuple(job) for _, job in sorted(self.jobs.items())]
         return {
             JOBS: np.array(rows, dtype=np.float64).reshape(-1, 8),
             KEYS: self._keys.copy(),
@@ -125,4 +114,4 @@ class InFlight:
             Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
             for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist()
         ]
-        self._jobs = {job.client: job for job in jobs}
+        self.jobs = {job.client: job for job in jobs}

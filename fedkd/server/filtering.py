@@ -39,11 +39,10 @@ def fuse_filtered(
 ) -> Filtered:
     """Fuse the predictions that the server's filters keep.
 
-    A strategy that mixes predictions under weights (`Capabilities.mixes`) mixes those kept; each receiver's
-    weights on each sample sum to 1 again. In its estimate of what a client knows, the mean of its other
-    predictions replaces dropped ones. For any other strategy, the other clients' mean replaces a dropped
-    prediction. A sample without predictions gets no targets. If nothing is dropped, the result is that of
-    the strategy's own `fuse`, to the last bit.
+    A strategy that mixes predictions (`Capabilities.mixes`) mixes those kept; each receiver's weights on each
+    sample sum to 1 again. In its estimate of a client's knowledge, the mean of the client's other predictions
+    replaces dropped ones. For any other strategy, the other clients' mean does. A sample without predictions
+    gets no targets. If nothing is dropped, the result is that of `fuse`, to the last bit.
     """
     if not filters and SENT not in knowledge.payload:
         return Filtered(strategy.fuse(knowledge, memory))
@@ -87,7 +86,6 @@ def _by_others(logits: np.ndarray, q: np.ndarray, keep: np.ndarray, fuses: str) 
 def _mixed(
     guidance: Guidance, keeps: Iterator[np.ndarray], knowledge: Knowledge, filters: Sequence[Wanted]
 ) -> Guidance:
-    """Return guidance mixed anew from what each receiver keeps."""
     weights, mixed = guidance.weights, guidance.mixed
     if weights is None or mixed is None:
         raise TypeError("a strategy that `mixes` has to return the weights of its guidance and what is mixed")
@@ -102,7 +100,6 @@ def _mixed(
 
 
 def _left(guidance: Guidance, keep: np.ndarray, knowledge: Knowledge) -> Guidance:
-    """Return guidance of the samples with any prediction left."""
     targets, taught = guidance.targets, np.logical_or.reduce(keep, axis=0)
     if targets is None or taught.all():
         return replace(guidance, mixed=None)

@@ -32,14 +32,8 @@ MODEL, PENDING = "model/", "pending/"
 class ServerKnowledge:
     """The server's knowledge besides uploads, of a federation or of one of its tasks.
 
-    Args:
-        transfer_size: Number of transfer samples M; None: the whole transfer set is always used.
-        labels: True labels of the transfer set `[M]`.
-        models: Returns a round's trainable models.
-        classes_met: Returns a round's `Knowledge.classes_met`; None: there is no stream.
-        rounds: Rounds of the whole run.
-        filters: Filters of predictions, in order.
-        classes: Number of classes C; None: unknown.
+    `transfer_size` is the number of transfer samples M (None: the whole transfer set is always used),
+    `labels` `[M]` their true labels. `models` and `classes_met` return a round's (None: there is none).
     """
 
     transfer_size: int | None = None
@@ -54,13 +48,11 @@ class ServerKnowledge:
 
 @dataclass(frozen=True, eq=False)
 class FusionReport:
-    """Who learned how much from whom in a fusion.
+    """Weights between N clients in a fusion, `[N, N]`, receiver first, and the distances behind them.
 
     Attributes:
         clients: The N clients whose knowledge was fused, some of it old.
-        weights: Their effectiveness weights, receiver first, `[N, N]`.
         present: Participants of the round.
-        distances: Distances behind the weights, `[N, N]`; None: there are none.
         left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
             `fedkd.fusion.math.left_out`); None: unknown, or too many clients.
         heard: Share of predictions that filters have left; None: there are no filters.
@@ -76,12 +68,9 @@ class FusionReport:
 
 @dataclass(frozen=True, eq=False)
 class Links:
-    """What clients sent each other in a round without a server.
+    """Messages between N clients in a round without a server, receiver first.
 
-    Attributes:
-        clients: The N participants, ascending.
-        heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
-        sizes: Bytes over each link, `[N, N]` int64.
+    `heard` `[N, N]` bool has a false diagonal; `sizes` `[N, N]` int64 are the bytes over each link.
     """
 
     clients: tuple[int, ...]
@@ -90,20 +79,17 @@ class Links:
 
     @property
     def total(self) -> int:
-        """Bytes over all links."""
         return int(self.sizes.sum())
 
 
 class Fusing:
     """Fuses uploads in client order, and keeps guidance until it is sent.
 
-    Args:
-        decay: Weight of knowledge per round of age (see `fade`); None: only the round's knowledge is
-            fused, unless the strategy weighs old knowledge.
-        exponent: Of `staleness`, in asynchronous rounds; None: rounds are synchronous.
+    `decay` is the weight of knowledge per round of age (see `fade`). None: only the round's knowledge is
+    fused, unless the strategy weighs old knowledge. `exponent` is that of `staleness`; None: rounds are
+    synchronous.
 
     Attributes:
-        mailbox: Guidance that waits to be sent.
         report: On the last fusion; None: without weights.
         links: Of the last fusion; None: there is a server.
         cache: Every client's last knowledge, if old knowledge is fused.
@@ -133,10 +119,7 @@ class Fusing:
         return "" if models is None else models.architecture_of(client)
 
     def expects(self, client: int) -> tuple[dict[str, int], Network | None]:
-        """Return the sizes of a client's upload by letter (see `fedkd.fusion.forms`), and its network.
-
-        None: the network is unknown, or the upload has no weights.
-        """
+        """Return an upload's sizes by letter (see `fedkd.fusion.forms`), and its network if known."""
         capabilities, found = self.strategy.capabilities, dict[str, int]()
         samples = self._known.transfer_size if self._request is None else len(self._request)
         if samples is not None and capabilities.uses_transfer_set:
@@ -195,7 +178,6 @@ class Fusing:
         """Fuse a round's uploads, and put guidance into the mailbox; return its bytes for participants.
 
         Args:
-            uploads: By client.
             everyone: All known clients.
             elsewhere: Clients at another task, which get no guidance for absent ones.
             backward: Whether those of them with fused knowledge get guidance as if they had missed it.
@@ -264,7 +246,6 @@ class Fusing:
         took_part: Set[int],
         everyone: Iterable[int],
     ) -> int:
-        """Put guidance into the mailbox; return the bytes for participants."""
         by_client, for_others = tables_of(guidance, knowledge)
         # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}

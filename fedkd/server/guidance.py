@@ -16,10 +16,7 @@ SAMPLES = "samples"
 
 
 def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Arrays], Arrays]:
-    """Return each client's arrays, by client index, and those of all others; empty: nothing.
-
-    Clients with the same arrays share one table, which can travel once.
-    """
+    """Return each client's arrays and those of all others; clients with equal arrays share a table."""
     shared = dict(guidance.shared)
     if guidance.targets is not None and knowledge.request is not None:
         # Targets of some transfer samples are of no use without their indices.
@@ -42,12 +39,7 @@ def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Array
 
 
 def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
-    """Check a strategy's guidance, whose errors would surface in a client, far from their cause.
-
-    Raises:
-        TypeError: A part has the wrong type.
-        ValueError: A part has the wrong shape, or NaN.
-    """
+    """Check a strategy's guidance: `TypeError` for types, `ValueError` for shapes and NaN."""
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
     clients = knowledge.clients

@@ -86,16 +86,12 @@ def fade(
     new: Sequence[Upload],
     kinds: Mapping[str, Kind],
 ) -> dict[int, Upload]:
-    """Return knowledge weighted by age: the older, the closer to the mean of the new.
+    """Return knowledge weighted by age: the older, the closer to the mean of the `new`.
 
     Probabilities on the transfer set become ``f · q + (1 − f) · mean of the new``, and numbers of samples
-    ``f`` times their value. So in a mean of probabilities the old weighs ``f`` and the new more than 1, and
-    a strategy that compares clients finds the old close to the new.
-
-    Args:
-        factors: f of every client, in (0, 1].
-        new: The round's uploads; empty: nothing fades.
-        kinds: Kinds of the arrays, by name.
+    ``f`` times their value, with each client's f in (0, 1]. So a mean of probabilities weighs the old by
+    ``f``, and a strategy that compares clients finds the old close to the new. Without new uploads nothing
+    fades.
     """
     if not new or all(factor == 1.0 for factor in factors.values()):
         return dict(uploads)
@@ -121,10 +117,7 @@ def fade(
 
 
 def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
-    """Drop the oldest uploads of all tasks' caches until at most `most` bytes are left.
-
-    Of uploads of equal age, that of the highest client goes first.
-    """
+    """Drop the oldest uploads until `most` bytes are left, of equal age the highest client's first."""
     kept = [
         (upload.round, -client, task, upload.size)
         for task, cache in caches.items()

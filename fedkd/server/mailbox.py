@@ -24,10 +24,7 @@ class Parcel:
 
 
 class Mailbox:
-    """Guidance that waits: of the last round that a client took part in, and the newest that it missed.
-
-    The former goes with any next message, the latter with the method's own next one.
-    """
+    """Guidance that waits: a client's last round's for any message, the newest missed for the method's."""
 
     def __init__(self) -> None:
         self._own: dict[int, Parcel] = {}
@@ -60,10 +57,7 @@ class Mailbox:
         return None if client is None else self._own.pop(client, None)
 
     def take_missed(self, client: int | None, *, leave: bool = False) -> Parcel | None:
-        """Return the newest that a client missed, or what is for all if it is unknown (None).
-
-        With `leave` it stays, to be sent once more.
-        """
+        """Return the newest that a client missed (None: for all clients); with `leave` it stays."""
         if client is None:
             return self._for_all
         return self._missed.get(client) if leave else self._missed.pop(client, None)

@@ -30,13 +30,7 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 @dataclass(frozen=True, eq=False)
 class TransferSet:
-    """The server's view of a federation's data, or of a task's.
-
-    Attributes:
-        x: Transfer samples `[M, *input_shape]`.
-        outputs: Number of outputs of every client's model.
-        units: Outputs that are the task's logits; None: all.
-    """
+    """Transfer samples `[M, *input_shape]`, and outputs of models, the task's `units` (None: all)."""
 
     x: np.ndarray
     outputs: int
@@ -52,10 +46,7 @@ class TransferSet:
 
 
 class TransferSetModels:
-    """The models of one round (see `fedkd.fusion.views.ServerModels`), on the CPU.
-
-    A fixed number of threads makes the server's results independent of the clients' machines.
-    """
+    """A round's `fedkd.fusion.views.ServerModels`, on the CPU with a fixed number of threads."""
 
     def __init__(self, plan: Plan, data: TransferSet, round: int) -> None:
         self._scenario = plan.scenario

@@ -25,7 +25,6 @@ class Weights:
 
     Attributes:
         fan_in: Inputs n of every protected layer, by name.
-        layer_of: The layer of a weight, by the weight's name.
         heads: Weights and biases of outputs of which every task has its own.
         units: Output units of every task, by task.
     """
@@ -38,10 +37,7 @@ class Weights:
 
     @classmethod
     def of(cls, network: nn.Module, order: Sequence[int], units: Sequence[Sequence[int]]) -> Weights:
-        """Return the roles in a network.
-
-        `order` has the tasks in the clients' common order, `units` the output units of every task.
-        """
+        """Return the roles in a network; `order` has the tasks in the clients' common order."""
         layers = layers_of(network)
         own_heads = have_own_heads([torch.tensor(units[task]) for task in order])
         protected = protected_layers(layers, own_heads=own_heads)
@@ -55,11 +51,7 @@ class Weights:
 
 
 def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[int, int]:
-    """Return the bytes that a client sends at the end of a task, and the most that it is sent.
-
-    The former are a sketch and a share of energy of every protected layer with `fan_in` inputs, the latter
-    at most as many directions as a layer has inputs.
-    """
+    """Return the bytes that a client sends at the end of a task, and the most that it is sent."""
     up = sum(4 * (inputs * (settings.width or inputs) + 1) for inputs in fan_in.values())
     return up, sum(4 * inputs * inputs for inputs in fan_in.values())
 
@@ -67,13 +59,13 @@ def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[in
 class OrthogonalTraining:
     """Keep an average out of the subspaces of all clients' old tasks (see `fedkd.fusion.weights.orthogonal`).
 
-    After the first task, a step of the average may change
+    After the first task, a step of the average may change two kinds of weights:
 
     - weights of linear and convolutional layers, outside of U;
-    - weights and biases of the present task's outputs, where every task has its own; shared outputs are a
-      layer like any other;
-    - no other parameters (biases, scales and shifts of normalisation): every direction of theirs changes old
-      outputs. (The authors' code lets biases go on.)
+    - weights and biases of the present task's outputs, where every task has its own.
+
+    Other parameters (biases, scales and shifts of normalisation) stay, as they change old outputs. (The
+    authors' code lets biases go on.)
     """
 
     def __init__(self, settings: Orthogonal, weights: Weights) -> None:

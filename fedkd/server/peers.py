@@ -1,7 +1,4 @@
-"""Fusion without a server: every client fuses the knowledge of its neighbours.
-
-A run computes it in one place, as if each client did so itself.
-"""
+"""Fusion without a server: every client fuses its neighbours' knowledge, computed in one place."""
 
 from __future__ import annotations
 
@@ -48,9 +45,9 @@ class _Made(NamedTuple):
 class PeerFusing(Fusing):
     """Has every client of a round fuse what it hears, and keeps guidance until it is sent.
 
-    Only participants get guidance. A strategy's memory is each client's own. Where it weighs old knowledge
-    (`stale_decay`), clients keep the newest of every author, and with `relay` pass it on: a receiver asks
-    its neighbours for newer knowledge than its own, each item once.
+    Only participants get guidance. A strategy's memory is each client's own. With `stale_decay`, clients keep
+    every author's newest knowledge. With `relay` they pass it on: a receiver asks its neighbours for newer
+    knowledge than its own, each item once.
     """
 
     def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, peers: Mixing) -> None:
@@ -69,10 +66,7 @@ class PeerFusing(Fusing):
         backward: bool = False,
         awaited: int = 0,
     ) -> int:
-        """Fuse the knowledge of a round at every client; return the bytes that clients received.
-
-        The other arguments need a server and are not used.
-        """
+        """Fuse the round's knowledge at every client; return the bytes received (other arguments: unused)."""
         self.report = self.links = None
         if not uploads or self.strategy.capabilities.sends == "nothing":
             return 0
@@ -206,7 +200,6 @@ class PeerFusing(Fusing):
 
 
 def _report(own: Mapping[int, _Made]) -> FusionReport:
-    """Return who learned from whom: each client's row of its own fusion."""
     authors = sorted({author for made in own.values() for author in made.knowledge.clients})
     place = {author: position for position, author in enumerate(authors)}
     weights = np.eye(len(authors))

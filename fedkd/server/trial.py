@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -44,53 +44,36 @@ class UntrainedModels(TransferSetModels):
         loss: ServerLoss,
         **settings: Any,
     ) -> dict[str, np.ndarray]:
-        """Return the weights unchanged."""
         network = self.network(architecture, weights)
         outputs = self._of_task(network.eval()(prepare_inputs(self._data.x[:2], "cpu")))
         loss(outputs, *(prepare_inputs(values[:2], "cpu") for values in targets))
         return weights_of(network)
 
     def fit(self, network: nn.Module, arrays: Any, loss: Callable[..., Tensor], **settings: Any) -> None:
-        """Leave the network unchanged."""
         training = network.training
         loss(network.eval(), *(prepare_inputs(values[:2], "cpu") for values in arrays))
         network.train(training)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The attributes of a strategy and its classes, by class and name; hyper-parameters by name."""
-
-    values: Mapping[str, Any]
-
-    @staticmethod
-    def of(strategy: FusionStrategy) -> Kept:
-        """Return a copy of hyper-parameters and class attributes, which can change."""
-        found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}  # type: ignore[arg-type]
-        for owner in type(strategy).__mro__:
-            if issubclass(owner, FusionStrategy) and owner not in (FusionStrategy, FusionStrategy):
-                found |= {f"{owner.__name__}.{name}": value for name, value in vars(owner).items()}
-        return Kept({name: _copied(value) for name, value in found.items() if _is_data(name, value)})
-
-    def changed(self, later: Kept) -> str | None:
-        """Return the first name with a changed or new value; None: there is none."""
-        names = dict.fromkeys([*self.values, *later.values])
-        return next((n for n in names if not _equal(self.values.get(n), later.values.get(n))), None)
+def attributes_of(strategy: FusionStrategy) -> dict[str, Any]:
+    """Return copies of the hyper-parameters, by name, and of the classes' attributes, by class and name."""
+    found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}  # type: ignore[arg-type]
+    for owner in type(strategy).__mro__:
+        if issubclass(owner, FusionStrategy) and owner is not FusionStrategy:
+            found |= {f"{owner.__name__}.{name}": value for name, value in vars(owner).items()}
+    return {name: _copied(value) for name, value in found.items() if _is_data(name, value)}
 
 
-def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: Kept) -> None:
-    """Refuse a strategy with state outside of `Guidance.memory`.
+def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: Mapping[str, Any]) -> None:
+    """Refuse a strategy with state outside `Guidance.memory`, after two fusions of equal knowledge.
 
-    Args:
-        strategy: After two fusions of equal knowledge.
-        first: State of the server after one of them.
-        second: State of the server after the other.
-        before: Of the strategy before both.
+    `first` and `second` are the server's states after each, `before` are its `attributes_of` before both.
     """
     advice = "keep what must last in Guidance.memory, and draw from Knowledge.seed"
-    changed = before.changed(Kept.of(strategy))
-    if changed is not None:
-        raise UserError(f"'{strategy.name}' must not change '{changed}' in a round; {advice}", key=KEY)
+    after = attributes_of(strategy)
+    for name in {**before, **after}:
+        if not _equal(before.get(name), after.get(name)):
+            raise UserError(f"'{strategy.name}' must not change '{name}' in a round; {advice}", key=KEY)
     for name in {**first, **second}:
         if not _equal(first.get(name), second.get(name)):
             raise UserError(
@@ -101,11 +84,7 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
 
 
 def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
-    """Refuse targets that are no distributions if the loss takes them for some.
-
-    Such a loss does not change when a constant is added to a student's logits, but does when it is added to
-    its targets.
-    """
+    """Refuse targets that are no distributions if the loss compares them with a softmax."""
     targets = guidance.get("targets")
     asked = not overrides(strategy, "targets_of") and teaches_targets(strategy)
     if targets is None or not asked or not len(targets):
@@ -165,20 +144,17 @@ TRIED = 2
 
 
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes that the first round's participants send, and those that they are sent for it.
+    """Return the bytes that the first round's participants send and are sent, guidance and requests.
 
-    The latter are guidance and requests. Where untrained clients agree on nothing, guidance counts as a
-    float for each class and sample. The server's models are untrained, and nothing is filtered. Of a
-    stream, the first task's data are taken.
-
-    Raises:
-        UserError: The strategy breaks a contract (see `check_pure` and `check_targets`).
+    Where untrained clients agree on nothing, guidance counts as a float for each class and sample. The
+    server's models are untrained, and nothing is filtered. Of a stream, the first task's data are taken. A
+    strategy that breaks a contract (see `check_pure` and `check_targets`) is a `UserError`.
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
     assert not strategy.capabilities.by_flower
-    kept = Kept.of(strategy)
+    kept = attributes_of(strategy)
     round = next((one for one in range(1, schedule.rounds + 1) if schedule.participants(one)), 1)
     everyone = schedule.participants(round)
     # Clients may begin with different tasks, which are not fused with each other: those of one are tried.

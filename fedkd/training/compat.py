@@ -1,7 +1,4 @@
-"""Torch's private names in training and the floors above it, tested with torch 2.13.
-
-Those of models are in `fedkd.models.fast.kernel_mode`.
-"""
+"""Torch's private names in training, tested with torch 2.13."""
 
 from __future__ import annotations
 

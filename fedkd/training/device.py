@@ -49,20 +49,17 @@ def all_threads(number: int) -> Iterator[None]:
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor that shares the memory of `array`, which must not be changed.
-
-    Arrays in Ray's shared memory are read-only; torch's warning about that is dropped.
-    """
+    """Return a tensor that shares an array's memory, which must not change (Ray's is read-only)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = True) -> nn.Module:
-    """Move `model` to the device; a model with 2-D convolutions is stored channels last.
+    """Move `model` to the device, with 2-D convolutions channels last, which is faster.
 
-    Convolutions and pooling are faster in that layout. Such weights are not contiguous: ``.contiguous()``
-    them where bytes are written. `fast` allows fedkd's own kernels.
+    Such weights are not contiguous: ``.contiguous()`` them where bytes are written. `fast` allows fedkd's own
+    kernels.
     """
     model = model.to(device)
     if not fast:
@@ -74,9 +71,6 @@ def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = 
 
 
 def prepare_inputs(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
-    """Return samples, labels or targets as a tensor on the device, without a copy if possible.
-
-    Images stay channels first: converting the array would copy a shard that actors share.
-    """
+    """Return an array as a tensor on the device, if possible without a copy; images stay channels first."""
     tensor = as_tensor(array) if isinstance(array, np.ndarray) else array
     return tensor.to(device)

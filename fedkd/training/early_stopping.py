@@ -15,9 +15,7 @@ from fedkd.training.evaluate import predict_in_batches
 
 @dataclass(frozen=True, eq=False)
 class EarlyStopping:
-    """Stops training before its last epoch and restores the best weights.
-
-    The weights before the first epoch are a candidate too. Equal losses are no improvement.
+    """Stops training before its last epoch and restores the best weights, at best those before the first.
 
     Attributes:
         arrays: Held-out tensors ``[n, ...]``, n ≥ 1: inputs, then further arguments of `loss`.
@@ -52,7 +50,6 @@ class BestWeights:
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience is at its end."""
         return self._waited >= self._stopping.patience
 
     def look(self) -> bool:
@@ -66,7 +63,6 @@ class BestWeights:
         return better
 
     def restore(self) -> None:
-        """Put the best weights back."""
         with torch.no_grad():
             for tensor, best in zip(self._tensors, self._copies, strict=True):
                 tensor.copy_(best)

@@ -24,13 +24,7 @@ AT_ONCE_BATCH_LAST = 128
 
 @dataclass(frozen=True)
 class Score:
-    """Score of predictions on labelled samples.
-
-    Attributes:
-        accuracy: Share of samples with the largest logit at the label; nan without samples.
-        loss: Mean cross entropy, added in float64; nan without samples.
-        correct: ``[n]`` bool, correct samples.
-    """
+    """Accuracy and mean cross entropy on labelled samples, nan without any, and the `correct` ones `[n]`."""
 
     accuracy: float
     loss: float
@@ -46,14 +40,9 @@ def predict_in_batches(
 ) -> Tensor:
     """Return outputs ``[M, ...]`` float32 of samples ``[M, *input_shape]``, on their device.
 
-    The model predicts in evaluation mode and gets back its mode. Batches are always the same, because their
-    size changes last bits.
-
-    Args:
-        model: Used by `outputs`.
-        outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
-        batch_size: B; the last batch may be smaller. None: a size for the model.
-        lanes: Batches side by side on idle processors: on a CPU, if all modules of the model are recordable.
+    `outputs` maps a batch ``[B, *input_shape]`` to ``[B, ...]`` and uses `model` in evaluation mode. Batches
+    are always the same, because their size changes last bits; `batch_size` None is a size for the model.
+    `lanes` batches run side by side on idle processors: on a CPU, if all modules of the model are recordable.
     """
     if batch_size is None:
         own = any(isinstance(module, Conv2d) for module in model.modules())

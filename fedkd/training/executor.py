@@ -31,10 +31,7 @@ class Executor(Protocol):
     """Runs independent jobs."""
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return the results of jobs in order, with an exception for each job that failed.
-
-        No two jobs share a model, a generator or rules.
-        """
+        """Return each job's result or exception, in order; jobs share no model, generator or rules."""
 
 
 class LoopExecutor:
@@ -58,8 +55,8 @@ class LoopExecutor:
 def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
     """Run trainings side by side to their ends, and return their values.
 
-    In every turn the executor gets the next job of each training, in order. A job's exception is raised where
-    its training yielded the job; one that leaves a training is its outcome. No two trainings share a model.
+    In every turn the executor gets the next job of each. A job's exception is raised where its training
+    yielded the job; one that leaves a training is its outcome. No two trainings share a model.
     """
     outcomes: dict[int, T | Exception] = {}
     results: dict[int, FitResult | Exception | None] = dict.fromkeys(range(len(trainings)))

@@ -9,17 +9,41 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedkd.training.aux_batches import AuxBatches
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.majority_guessing import Hits
 from fedkd.training.optimizer import OptimizerSpec
 
 
-class StepRules(Protocol):
-    """Rules of a training step besides its loss, such as a learner's protection of earlier tasks.
+class AuxBatches:
+    """Endless shuffled batches of tensors ``[m, ...]``, m ≥ 1, over epochs and jobs."""
 
-    A step has one batch, or `TrainJob.accumulate` of them, each with its own forward and backward pass.
-    """
+    def __init__(self, arrays: Sequence[Tensor], batch_size: int, generator: torch.Generator) -> None:
+        self.arrays = arrays
+        self.size = min(batch_size, len(arrays[0]))
+        self._generator = generator
+        self._waiting = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> list[Tensor]:
+        """Return the next batch of each array, ``[B, ...]``."""
+        if len(self._waiting) < self.size:
+            shuffle = torch.randperm(len(self.arrays[0]), generator=self._generator)
+            self._waiting = torch.cat([self._waiting, shuffle])
+        rows = self._waiting[: self.size].to(self.arrays[0].device)
+        self._waiting = self._waiting[self.size :]
+        return [array.index_select(0, rows) for array in self.arrays]
+
+    def position(self) -> tuple[Tensor, Tensor]:
+        """Return the position in the order, for `go_back`."""
+        return self._generator.get_state(), self._waiting
+
+    def go_back(self, position: tuple[Tensor, Tensor]) -> None:
+        """Draw again from a position on."""
+        state, self._waiting = position
+        self._generator.set_state(state)
+
+
+class StepRules(Protocol):
+    """Rules of a training step of one or more batches (`TrainJob.accumulate`) besides its loss."""
 
     @property
     def idle(self) -> bool:
@@ -44,10 +68,7 @@ class StepRules(Protocol):
         """Called before the forward pass of every batch."""
 
     def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
-        """Return a scalar to add to the loss of a batch, `[B, ...]` of each array; None: nothing.
-
-        In a step of several batches it has the weight of its batch's loss.
-        """
+        """Return a scalar to add to the loss of a batch, `[B, ...]` of each array; None: nothing."""
 
     def after_backward(self) -> None:
         """Called once a step to change gradients, which are averaged, clipped and corrected."""
@@ -64,10 +85,7 @@ class StepRules(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AuxNetwork:
-    """A network trained in place in the same steps as a job's model, by a loss that includes it.
-
-    Its `name` is unique in the job; `lr` None means the optimiser's.
-    """
+    """A network trained in a job's steps; its `name` is unique, `lr` None means the optimiser's."""
 
     name: str
     network: nn.Module
@@ -83,6 +101,8 @@ class AuxNetwork:
 class TrainJob:
     """Some epochs of training: all that an executor needs.
 
+    A `ValueError` refuses `accumulate` below 1, and auxiliary networks in a job of a kind.
+
     Attributes:
         model: Trained in place, on the device of the arrays.
         arrays: Tensors ``[n, ...]`` of one device: inputs, labels, targets, other arguments of `loss`.
@@ -91,29 +111,25 @@ class TrainJob:
         generator: CPU generator of the permutations; it moves on with the job.
         seed: Seed of the model's own draws (dropout).
         autocast: bfloat16 autocast on a GPU; ignored on a CPU.
-        correction: Added to the gradients after clipping: one tensor for each parameter that requires a
-            gradient, in the model's order.
+        correction: Added to the clipped gradients: one tensor for each trainable parameter, in order.
         rules: Rules of every step; they have the last word on gradients and weights.
-        accumulate: Batches a step, ≥ 1, in the memory of one batch. The gradient is that of the mean over all
-            their samples; only BatchNorm sees them apart. An epoch's last step may have fewer.
+        accumulate: Batches a step, ≥ 1. The gradient is that of the mean over all their samples; only
+            BatchNorm sees them apart. An epoch's last step may have fewer.
         lr_schedule: Learning rate over the steps of the job: constant, or half a cosine down to zero.
-        early_stopping: Stops before the last epoch and restores the best weights; records of rules stay. With
-            it, a loss that is not finite ends the training without an error.
+        early_stopping: Stops before the last epoch and restores the best weights. With it, a loss that is
+            not finite ends the training without an error.
         scored_loss: Replaces `loss` in epochs that may be the last; returns the loss and the number of
             correctly classified samples. None: they are not counted.
-        kind: Key that is equal for jobs that differ only in weights, arrays, constants, corrections,
-            generators and seeds, so that executors may run them together. None: unique.
+        kind: Equal for jobs that may run together: they differ only in weights, arrays, constants,
+            corrections, generators and seeds. None: unique.
         replayable: Whether the losses only compute, and the same from the same tensors at each call. Then
             steps may be recorded and replayed (see `fedkd.training.fast.replay`).
         aux_batches: Other samples: each batch gets one more batch of them. Rules and epochs ignore them.
         constants: Tensors after the batches, the same in every step.
         guessing: Number of samples of the most frequent class.
-        optimizer_state: Optimiser state of earlier jobs to continue exactly (`FitResult.optimizer_state`, at
-            first empty). None: a fresh optimiser, whose state is dropped.
+        optimizer_state: `FitResult.optimizer_state` of earlier jobs to continue exactly, at first empty.
+            None: a fresh optimiser, whose state is dropped.
         aux_networks: Networks that are trained too; each is clipped alone. Such a job has no `kind`.
-
-    Raises:
-        ValueError: `accumulate` is less than 1, or a job of a kind has auxiliary networks.
     """
 
     model: nn.Module
@@ -174,7 +190,7 @@ class FitResult:
     Attributes:
         loss: Mean loss over the samples of all epochs, each before its step; nan if there was no step.
         hits: Right answers in the last epoch, each before its step; None if not counted.
-        optimizer_state: Optimiser state at the last weights: tensors on the device by names such as
+        optimizer_state: State at the last weights, on the device, by names such as
             ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if the job has none.
     """
 

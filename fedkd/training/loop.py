@@ -24,14 +24,8 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
     """Train the job's model in place and leave it in training mode.
 
     Each epoch visits the samples in a fresh permutation. The last batch may be smaller; models with BatchNorm
-    skip a last batch of one sample, which has no variance. The same job gives the same weights to the bit, on
-    one device with one number of threads.
-
-    Args:
-        replays: Recordings of steps; None: none is replayed.
-
-    Raises:
-        TrainingDiverged: A loss, or a weight at the end, is not a finite number.
+    skip a last batch of one sample, which has no variance. The same job gives the same bits on one device
+    with one number of threads. `TrainingDiverged` is raised if a loss, or a weight at the end, is not finite.
     """
     model, rules = job.model, job.rules
     networks = [model, *(aux.network for aux in job.aux_networks)]
@@ -131,7 +125,6 @@ def sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
 
 
 def all_finite(parameters: Sequence[Tensor]) -> bool:
-    """Return whether all parameters are finite numbers."""
     with torch.no_grad():
         # What is not finite makes a sum that is not: a tenth of the time of looking at each number.
         if torch.stack([parameter.sum() for parameter in parameters]).isfinite().all():
@@ -140,5 +133,4 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 
 
 def diverged(what: str) -> TrainingDiverged:
-    """Return the error of a training that diverged."""
     return TrainingDiverged(f"{what}; a lower training.lr may help")

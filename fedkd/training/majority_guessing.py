@@ -14,13 +14,7 @@ DEVIATIONS = 2.0
 
 @dataclass(frozen=True)
 class Hits:
-    """Right answers on training samples in the last epoch.
-
-    Attributes:
-        right: Samples classified correctly.
-        samples: All samples.
-        guessing: Samples of the most frequent class.
-    """
+    """Right answers on training samples in the last epoch; `guessing`: size of the largest class."""
 
     right: int
     samples: int
@@ -28,12 +22,10 @@ class Hits:
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples that were right."""
         return self.right / self.samples
 
     @property
     def chance(self) -> float:
-        """Share of the samples that guessing gets right."""
         return self.guessing / self.samples
 
     @property
@@ -41,8 +33,7 @@ class Hits:
         """Whether these hits are no better than majority-class guessing.
 
         With n samples, m of them of the most frequent class, hits must exceed m by more than ``2σ``, ``σ =
-        √(m (n − m) / n)``: the standard deviation of a guess that is right with probability m / n. Where n is
-        less than ``4σ`` above m, no hits are at chance.
+        √(m (n − m) / n)``. Where n is less than ``4σ`` above m, no hits are at chance.
         """
         others = self.samples - self.guessing
         if others <= 0:

@@ -20,10 +20,9 @@ SCHEDULES = ("constant", "cosine", "step", "exponential")
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimiser's name and its hyper-parameters.
+    """An optimiser's name (`OPTIMIZERS`) and its hyper-parameters.
 
     Attributes:
-        name: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``.
         momentum: Momentum μ of `sgd`, ``v ← μv + g``, ``w ← w − lr·v``, and of `rmsprop`, where g is first
             divided by the root of its moving mean square (0.99 kept per step).
         weight_decay: λ: adds ``λw`` to the gradient (`sgd`, `adam`, `rmsprop`) or shrinks ``w`` by ``lr·λ·w``
@@ -53,16 +52,11 @@ def make_optimizer(
     parameters: Iterable[Tensor],
     beside: Sequence[tuple[Sequence[Tensor], float | None]] = (),
 ) -> torch.optim.Optimizer:
-    """Return a fresh optimiser of the parameters that require a gradient.
+    """Return a fresh optimiser of the parameters that require a gradient; a `UserError` for unknown names.
 
     Fused kernels update all parameters in one call: a fifth to a third off an Adam step of small
-    convolutional models. torch has none for RMSprop.
-
-    Args:
-        beside: Further parameters with their own learning rate; None: that of `spec`.
-
-    Raises:
-        UserError: No optimiser has this name.
+    convolutional models. torch has none for RMSprop. Parameters `beside` have their own learning rate; None:
+    that of `spec`.
     """
     optimizer = _of_parameters(spec, parameters)
     for others, lr in beside:
@@ -94,10 +88,8 @@ def _of_parameters(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
 def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LRScheduler | None:
     """Return the schedule of the learning rate from step to step; None: it is constant.
 
-    ``"cosine"`` is ``lr · ½(1 + cos(π s / S))`` after s of at most S = `steps` steps.
-
-    Raises:
-        ValueError: No schedule of steps has this name.
+    ``"cosine"`` is ``lr · ½(1 + cos(π s / S))`` after s of at most S = `steps` steps. Other names are a
+    `ValueError`.
     """
     if name == "constant":
         return None
@@ -108,7 +100,7 @@ def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LR
 
 @dataclass(frozen=True)
 class LrSchedule:
-    """The learning rate from round to round.
+    """The learning rate from round to round; a wrong name or number is a `UserError`.
 
     Attributes:
         name: With lr the learning rate of round 1, round r of R has
@@ -119,9 +111,6 @@ class LrSchedule:
             - ``"exponential"``: ``lr · decay^(r − 1)``.
         decay: Factor in (0, 1]; None: 0.1, or 0.99 for `exponential`.
         step_rounds: Rounds between two drops, ≥ 1.
-
-    Raises:
-        UserError: No schedule has this name, or a number is out of its bounds.
     """
 
     name: str = "constant"

@@ -33,10 +33,7 @@ def aux_names(job: TrainJob) -> dict[str, Tensor]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state of the named parameters, such as ``"exp_avg/head.weight"`` or ``"step/head.weight"``.
-
-    The tensors are the optimiser's own. Adam and RMSprop have none of parameters without a gradient so far.
-    """
+    """Return the optimiser's own state tensors by names such as ``"exp_avg/head.weight"``."""
     return {
         f"{slot}/{name}": value
         for name, parameter in named.items()
@@ -56,17 +53,10 @@ def load_optimizer_state(
     named: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
 ) -> None:
-    """Let a fresh optimiser continue from copies of a state.
+    """Let a fresh optimiser continue from copies of an `optimizer_state`, of any layout and device.
 
     A parameter whose state is incomplete begins afresh: a learner may change the trained tensors or the
-    optimiser. Other entries are ignored.
-
-    Args:
-        optimizer: From `fedkd.training.optimizer.make_optimizer` with `spec`.
-        state: From `optimizer_state`, in any memory layout and on any device.
-
-    Raises:
-        ValueError: A tensor's shape is not its parameter's.
+    optimiser. Other entries are ignored. A wrong shape is a `ValueError`.
     """
     for name, parameter in named.items():
         found = {slot: state[f"{slot}/{name}"] for slot in spec.slots if f"{slot}/{name}" in state}

@@ -18,15 +18,7 @@ Trains = Callable[[str], bool]
 def in_parts(
     job: TrainJob, parts: Sequence[tuple[int, Trains]], train: Callable[[TrainJob], Training[FitResult]]
 ) -> Training[FitResult]:
-    """Train in parts, each with its own seed and, unless kept, its own optimiser state.
-
-    Args:
-        parts: Epochs and trained parameters of each part.
-        train: Trains a part.
-
-    Raises:
-        ValueError: A part has no parameters.
-    """
+    """Train in parts (epochs, trained parameters), each with its own seed; `ValueError`: none is trained."""
     results, state = [], job.optimizer_state
     for number, (epochs, trains) in enumerate(parts):
         part = replace(job, epochs=epochs, seed=job.seed + number, optimizer_state=state)
@@ -39,10 +31,7 @@ def in_parts(
 
 @contextmanager
 def only(model: nn.Module, trains: Trains) -> Iterator[None]:
-    """Let only chosen ones of a model's trainable parameters require a gradient in the block.
-
-    None chosen is a `ValueError`.
-    """
+    """Let only chosen trainable parameters require a gradient in the block, at least one (`ValueError`)."""
     before = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not any(trains(name) for name, _ in before):
         raise ValueError("a phase of local training would train no parameter of the model")

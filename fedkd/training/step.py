@@ -16,12 +16,7 @@ from fedkd.training.optimizer_state import names_of, optimizer_state
 
 
 class Stepper:
-    """Takes the steps of a job.
-
-    Args:
-        replays: Recordings of steps; None: none is replayed.
-        clipped: Parts of the parameters whose gradients are clipped alone; None: one part.
-    """
+    """Takes the steps of a job, replayed from `replays`; gradients of each of `clipped` are clipped alone."""
 
     def __init__(
         self,
@@ -156,7 +151,6 @@ class Stepper:
 
 
 def _replayable(job: TrainJob) -> bool:
-    """Return whether steps of a job may be replayed, apart from its rules."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
     if any(array.device.type != "cpu" for array in job.arrays):
@@ -174,11 +168,7 @@ def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor])
 
 
 def _lay_out_gradients(parameters: Sequence[Tensor]) -> None:
-    """Give every gradient its parameter's memory layout.
-
-    Fused optimisers pair elements by their place in memory. Autograd's own gradients have the layout of the
-    weights; changed ones may not.
-    """
+    """Give gradients their parameters' memory layout: fused optimisers pair elements by their place."""
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None and gradient.stride() != parameter.stride():

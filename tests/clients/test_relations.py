@@ -13,8 +13,7 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
 from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan
-from fedkd.training.losses import kd_kl
-from fedkd.training.relations import angle_huber, distance_huber, graph_kl
+from fedkd.training.losses import angle_huber, distance_huber, graph_kl, kd_kl
 
 TRG = {"kind": "trg", "weight": 2.0, "temperature": 0.5}
 RKD = {"kind": "rkd", "weight": 0.5, "distance": 3.0, "angle": 2.0}

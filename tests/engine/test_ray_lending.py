@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedkd.engine.ray.grid import lend_idle
+from fedkd.engine.ray.batch import lend_idle
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.messages import records as msg
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.aux_batches import AuxBatches
 from fedkd.training.executor import LoopExecutor
 from fedkd.training.fast.replay import Replays
 from fedkd.training.fast.vectorised import VectorisedExecutor
-from fedkd.training.job import TrainJob
+from fedkd.training.job import AuxBatches, TrainJob
 from fedkd.training.losses import cross_entropy, logits_mse
 from fedkd.training.optimizer import OptimizerSpec
 

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from fedkd.training.executor import Training, complete_alone
-from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
 from fedkd.training.phases import in_parts, only
-from fedkd.training.weights import weights_of
+from fedkd.training.weights import frozen_copy, gradient_of, weights_of
 
 
 def network() -> nn.Sequential:

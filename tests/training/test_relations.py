@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from fedkd.training.relations import angle_huber, distance_huber, graph_kl
+from fedkd.training.losses import angle_huber, distance_huber, graph_kl
 
 DRAWS = np.random.default_rng(0)
 STUDENT, TEACHER = DRAWS.normal(size=(5, 3)), DRAWS.normal(size=(5, 7))

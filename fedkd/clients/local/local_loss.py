@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from fedkd.fusion.views import Arrays, LocalBatch, LocalStep
 from fedkd.scenario.schema import Relations
-from fedkd.training.aux_batches import AuxBatches
-from fedkd.training.losses import correct, cross_entropy
-from fedkd.training.relations import angle_huber, distance_huber, graph_kl
+from fedkd.training.job import AuxBatches
+from fedkd.training.losses import angle_huber, correct, cross_entropy, distance_huber, graph_kl
 
 LEAST = 1e-7
 """Least probability with its own logarithm."""

@@ -30,20 +30,18 @@ from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Trial
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.namespaces import below, under
-from fedkd.training.aux_batches import AuxBatches
 from fedkd.training.device import prepare_inputs, torch_threads
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.fast.known_modules import declares
-from fedkd.training.frozen import frozen_copy, gradient_of
-from fedkd.training.job import AuxNetwork, FitResult, TrainJob
+from fedkd.training.job import AuxBatches, AuxNetwork, FitResult, TrainJob
 from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.majority_guessing import guessing_right
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.optimizer_state import of_model
 from fedkd.training.phases import in_parts
-from fedkd.training.weights import load_weights, weights_of
+from fedkd.training.weights import frozen_copy, gradient_of, load_weights, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"

@@ -1,4 +1,1 @@
-"""The Ray engine: a pool of actors that own clients, on one machine or a cluster.
-
-Start with `grid`.
-"""
+"""The Ray engine: a pool of actors that own clients, on a machine or cluster (start with `grid`)."""

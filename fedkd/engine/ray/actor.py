@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,19 +43,14 @@ class ClientActor:
 
     def __init__(self, module: str | None = None) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, ArrayRecord] = {}  # by number
+        self._uses: dict[int, int] = {}  # messages still to come that share a record
         if module is not None:
             with suppress(Exception):  # which `open` will meet again
                 import_module(module)
 
     def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
-        """Make the workload, and return the id of the actor's node.
-
-        Args:
-            note: The file for its `WorkNote`.
-            make_workload: Makes the `Workload`, in the actor's process.
-            arguments: Its arguments; Ray has resolved references to shared, read-only arrays.
-        """
+        """Make the workload of read-only `arguments`, noting work in `note`; return the node's id."""
         assume_identity()
         keep_freed_memory()
         self._note = WorkNote(note)
@@ -67,13 +61,9 @@ class ClientActor:
         return get_runtime_context().get_node_id()
 
     def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
-        """Keep records that several later messages share, fetched from the object store once.
-
-        Args:
-            uses: Number and count of uses of each record; parts name it by the number.
-        """
+        """Keep records that later messages share, by number and count of uses, fetched once."""
         for (number, times), record in zip(uses, records, strict=True):
-            self._held[number] = _Held(record, times)
+            self._held[number], self._uses[number] = record, times
 
     def handle(self, parts: Sequence[Part]) -> list[Message]:
         return self._clients.handle_together(self._begin(parts))
@@ -94,25 +84,15 @@ class ClientActor:
         self._clients.renew(client, None if states is None else states[client])
 
     def _begin(self, parts: Sequence[Part]) -> list[Message]:
-        """Return messages with their shared records, and note a single one."""
         for message, places in parts:
             for name, number in places.items():
-                held = self._held[number]
-                message.content[name] = held.record
-                held.uses -= 1
-                if not held.uses:
-                    del self._held[number]
+                message.content[name] = self._held[number]
+                self._uses[number] -= 1
+                if not self._uses[number]:
+                    del self._held[number], self._uses[number]
         messages = [message for message, _ in parts]
         self._note.begin(messages[0].metadata.message_id if len(messages) == 1 else "")
         return messages
-
-
-@dataclass
-class _Held:
-    """A record, and how many later messages share it."""
-
-    record: ArrayRecord
-    uses: int
 
 
 # A finished reply may be lost with its actor, so the first message without a reply need not be the culprit of
@@ -143,7 +123,6 @@ class WorkNotes:
             self.clear(actor)
 
     def clear(self, actor: int) -> None:
-        """Reset an actor's note."""
         Path(self.paths[actor]).write_bytes(bytes(ID_BYTES))  # room, so that no note finds the disk full
 
     def read(self, actor: int) -> str | None:

@@ -51,13 +51,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A connection to Ray.
-
-    Attributes:
-        owned: Whether this process started it and has to stop it.
-        watch: Checks that it is alive.
-        seclusion: Of a Ray started here, for this run alone; None: others may use the cluster.
-    """
+    """A connection to Ray, `owned` if it was started here; None as `seclusion`: others may use it too."""
 
     nodes: tuple[Node, ...]
     owned: bool
@@ -91,12 +85,7 @@ class RayCluster:
 
 
 def connect(engine: Engine) -> RayCluster:
-    """Start a local Ray, or join the running one or the one at ``engine.address``.
-
-    Raises:
-        UserError: There is no cluster at the address.
-        EngineLost: A local Ray does not start, twice.
-    """
+    """Start a local Ray (twice, else `EngineLost`), or join the one at ``engine.address`` (`UserError`)."""
     for name, value in (_ENVIRONMENT | (_JOINING if engine.address is not None else {})).items():
         os.environ.setdefault(name, value)
     import_ray()
@@ -127,11 +116,7 @@ def _start() -> Seclusion:
 
 
 def start_with_retry(start: Callable[[], Started]) -> Started:
-    """Start a Ray; where a busy machine fails, try once more with longer limits.
-
-    Raises:
-        EngineLost: Both starts failed.
-    """
+    """Start a Ray, and once more with longer limits for a busy machine; then `EngineLost`."""
     others = descendants(os.getpid())
     for patience in (nullcontext, patient):
         try:
@@ -147,7 +132,6 @@ def start_with_retry(start: Callable[[], Started]) -> Started:
 
 
 def _likely_cause() -> str:
-    """Return a likely cause as the end of a sentence, or ""."""
     if (limit := limited_to()) is not None:
         return f"; the address space is limited to {limit}, which is the likely cause"
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

@@ -4,71 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Error, Message
 from ray.exceptions import RayError, RayTaskError
 
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.live_clients import changed_by
-from fedkd.engine.ray.actor import ClientActor, Part, WorkNotes
+from fedkd.engine.ray.actor import ClientActor, WorkNotes
+from fedkd.engine.ray.batch import Batch, lend_idle, shared_records, without_shared
 from fedkd.engine.ray.nodes import lost_node
 from fedkd.engine.ray.process_watch import RayWatch
 from fedkd.engine.work_assignment import assign_work
 from fedkd.errors import ActorsLost, EngineLost
-from fedkd.federation.compat import assume_identity, client_of, with_content
+from fedkd.federation.compat import assume_identity, client_of
 from fedkd.federation.messages import records as msg
 
 POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A call of an actor, with references to the clients' `states` afterwards, if they are kept.
-
-    Without messages the actor makes a client anew. Calls are handled, and reported, by `number`.
-    """
-
-    actor: int
-    messages: tuple[Message, ...]
-    number: int
-    states: Any = None
-
-
-class Batch:
-    """Messages on their way.
-
-    `shared` has references to records of several messages by `id`, `waiting` the unanswered calls in the
-    order in which actors handle them, `since` the time when each actor began with its first.
-    """
-
-    def __init__(self, shared: dict[int, Any]) -> None:
-        self.shared = shared
-        self.waiting: dict[Any, Call] = {}
-        self.since: dict[int, float] = {}
-        self._numbers = count()
-
-    def add(self, reference: Any, actor: int, messages: Sequence[Message], states: Any = None) -> None:
-        if not any(call.actor == actor for call in self.waiting.values()):  # found soon, among thousands
-            self.since[actor] = time.monotonic()
-        self.waiting[reference] = Call(actor, tuple(messages), next(self._numbers), states)
-
-    def of(self, actor: int) -> list[Call]:
-        return [call for call in self.waiting.values() if call.actor == actor]
-
-    def forget(self, actor: int) -> None:
-        self.waiting = {ref: call for ref, call in self.waiting.items() if call.actor != actor}
-
-
 class RayGrid(EngineGrid):
-    """Runs a ClientApp on Ray actors.
-
-    One actor owns each client for the grid's life, and handles its most expensive client first, so that no
-    long job is left for the end.
+    """Runs a ClientApp on Ray actors, each of which owns clients and handles its most expensive first.
 
     Args:
         make_workload: Called in every actor with `arguments`, which are put into the object store once.
@@ -123,7 +81,7 @@ class RayGrid(EngineGrid):
     def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up, each within `patience` seconds after the one before.
 
-        An actor that is not raises `EngineLost`, a workload that cannot be made its own exception.
+        An actor that is late raises `EngineLost`, a workload its own exception.
         """
         self._patience = patience
         self._wait_for(range(len(self._actors)))
@@ -149,7 +107,6 @@ class RayGrid(EngineGrid):
                 )
 
     def _join(self, reference: Any) -> str:
-        """Return the node of an actor that is up."""
         try:
             node: str = ray.get(reference)
         except RayTaskError as error:
@@ -162,7 +119,7 @@ class RayGrid(EngineGrid):
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         with self._watch.guard():
             lend_idle(messages, self._owner, self._nodes)
-            batch = Batch(self._put_shared_records(messages))
+            batch = Batch({key: self._put(record) for key, record in shared_records(messages).items()})
             self._hand_out(batch, list(self._calls(messages)))
             while batch.waiting:
                 done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
@@ -176,7 +133,7 @@ class RayGrid(EngineGrid):
     def _hand_out(self, batch: Batch, calls: Sequence[tuple[int, Sequence[Message]]]) -> None:
         """Send each actor the records that its messages share with others, once, and then the messages."""
         uses: dict[int, Counter[int]] = {}
-        parts = [[_without_shared(message, batch.shared) for message in own] for _, own in calls]
+        parts = [[without_shared(message, batch.shared) for message in own] for _, own in calls]
         for (actor, _), own in zip(calls, parts, strict=True):
             uses.setdefault(actor, Counter()).update(key for _, places in own for key in places.values())
         for actor, counted in uses.items():
@@ -247,10 +204,7 @@ class RayGrid(EngineGrid):
     def _give_up(
         self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
     ) -> Iterator[Message]:
-        """Yield error replies for the unanswered messages of a dead actor.
-
-        Where states are kept, another actor takes its place, and only the culprit fails.
-        """
+        """Yield a dead actor's error replies; where states are kept, replace it: only the culprit fails."""
         lost = [message for call in batch.of(actor) for message in call.messages]
         blamed = [message for message in lost if client_of(message.metadata.dst_node_id) == culprit]
         others = [message for message in lost if client_of(message.metadata.dst_node_id) != culprit]
@@ -290,15 +244,6 @@ class RayGrid(EngineGrid):
         self._watch.check()
         return ray.put(value)
 
-    def _put_shared_records(self, messages: list[Message]) -> dict[int, ray.ObjectRef]:
-        uses: Counter[int] = Counter()
-        records: dict[int, ArrayRecord] = {}
-        for message in messages:
-            for record in message.content.array_records.values():
-                uses[id(record)] += 1
-                records[id(record)] = record
-        return {key: self._put(records[key]) for key, number in uses.items() if number > 1}
-
     def close(self) -> None:
         if not self._watch.lost:
             for actor in [*self._actors, *self._spares]:
@@ -319,7 +264,6 @@ def _actor_class(cpus: float, gpus: float) -> Any:
 
 
 def _cause(error: RayError) -> str:
-    """Return the line of Ray's error with the cause of death."""
     return str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
 
 
@@ -327,27 +271,3 @@ def _one_of(clients: Sequence[int]) -> str:
     """Return clients as alternatives: ``2``, ``2 or 4``, ``2, 4 or 6``."""
     *others, last = map(str, clients)
     return f"{', '.join(others)} or {last}" if others else last
-
-
-def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
-    """Return the message without its shared records, and their keys by name."""
-    records = message.content.array_records
-    places = {name: id(record) for name, record in records.items() if id(record) in shared}
-    if not places:
-        return message, places
-    kept = RecordDict({name: record for name, record in message.content.items() if name not in places})
-    return with_content(message, kept), places
-
-
-def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
-    """Set how many threads an evaluated client may use, on processors of its node's idle actors.
-
-    `owner` maps clients to actors, `nodes` actors to nodes. Averaged weights are evaluated by one client.
-    """
-    actor_of = [owner[client_of(message.metadata.dst_node_id)] for message in messages]
-    busy = Counter(nodes[actor] for actor in set(actor_of))
-    there = Counter(nodes.values())
-    for message, actor in zip(messages, actor_of, strict=True):
-        lanes = there[nodes[actor]] // busy[nodes[actor]]
-        if lanes > 1 and message.metadata.message_type == msg.EVALUATE and msg.CONFIG in message.content:
-            message.content.config_records[msg.CONFIG][msg.LANES] = lanes

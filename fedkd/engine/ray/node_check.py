@@ -1,8 +1,4 @@
-"""The same code on every node of a cluster: plug-ins travel with the actors, packages are compared.
-
-A plug-in may import lazily. So all Python files of a folder with an imported module travel, and whole
-packages. Other files stay.
-"""
+"""The same code on every node: plug-in folders travel (lazy imports), package versions are compared."""
 
 from __future__ import annotations
 
@@ -34,23 +30,14 @@ MOST_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class ShippedFolder:
-    """Python files of one folder of `Scenario.plugin_path`.
-
-    Attributes:
-        path: The folder on the machine that started fedkd.
-        files: Contents by relative path, with ``/``.
-    """
+    """Python files of a plug-in folder `path`, by relative path with ``/``."""
 
     path: str
     files: Mapping[str, bytes]
 
 
 def files_to_ship(scenario: Scenario) -> tuple[ShippedFolder, ...]:
-    """Return the files of folders with imported plug-ins; the scenario is resolved.
-
-    Raises:
-        UserError: They are too large, or one cannot be read.
-    """
+    """Return the files of a resolved scenario's plug-in folders; `UserError`: too large, unreadable."""
     folders, size = [], 0
     for index, name in enumerate(scenario.plugin_path):
         folder, files = Path(name).resolve(), {}
@@ -74,11 +61,7 @@ def files_to_ship(scenario: Scenario) -> tuple[ShippedFolder, ...]:
 
 
 def with_shipped_files(scenario: Scenario, folders: Sequence[ShippedFolder]) -> Scenario:
-    """Return a scenario that imports plug-ins from files equal to those sent.
-
-    Equal files at the same place on this machine are used there. Others are written into a temporary folder
-    of this user's.
-    """
+    """Return a scenario that imports plug-ins from equal files here, or from a temporary folder."""
     here = {folder.path: folder.path if _is_here(folder) else str(_written(folder)) for folder in folders}
     search = [here.get(path, path) for path in scenario.plugin_path]
     return scenario.model_copy(update={"plugin_path": search})
@@ -147,17 +130,10 @@ def other_nodes(engine: Engine, cluster: RayCluster, share: float) -> list[Node]
 def check_nodes(
     scenario: Scenario, cluster: RayCluster, share: float, folders: Sequence[ShippedFolder] = ()
 ) -> None:
-    """Compare the nodes for actors with this machine.
+    """Compare the nodes for actors with this machine; each actor reserves `share` GPUs.
 
-    Args:
-        scenario: Resolved.
-        share: GPUs that an actor reserves.
-        folders: Plug-ins that travel with the actors.
-
-    Raises:
-        UserError: A node lacks a package or module, or has another version.
-        ActorsLost: A node was lost meanwhile.
-        EngineLost: A node does not answer.
+    Another package or module version is a `UserError`. A lost node is `ActorsLost`, a silent one
+    `EngineLost`.
     """
     others = other_nodes(scenario.engine, cluster, share)
     if not others:

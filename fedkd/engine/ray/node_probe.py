@@ -1,7 +1,4 @@
-"""Versions of packages and modules on a node, before the first round.
-
-The module travels as source and imports only the standard library: it also runs without fedkd.
-"""
+"""Versions on a node; it travels as source and needs only the standard library, not fedkd."""
 
 from __future__ import annotations
 
@@ -9,12 +6,7 @@ from typing import Any
 
 
 def look_around(packages: list[str], modules: list[str]) -> dict[str, Any]:
-    """Return the versions of packages and the digests of modules' files on this machine.
-
-    Returns:
-        `packages`: version by name; None: not installed. `fedkd`: SHA-256 of its Python files; None: not
-        installed. `modules`: SHA-256 of the file by name; None: not found.
-    """
+    """Return versions of `packages`, and SHA-256 of `fedkd` and the `modules`; None: not there."""
     import hashlib
     import importlib.metadata
     import importlib.util

@@ -56,10 +56,7 @@ def own_node() -> str:
 
 
 def lost_node(actor: Any, error: Exception) -> str | None:
-    """Return the address of the dead node of an actor whose call raised `error`; None: the node lives.
-
-    It may take `DEATH_SECONDS` until Ray knows the cause of a broken connection.
-    """
+    """Return the address of an actor's dead node, found within `DEATH_SECONDS`; None: the node lives."""
     from ray.exceptions import ActorDiedError
 
     node_id = node_of_actor(actor)
@@ -78,7 +75,6 @@ def is_dead(node: Node) -> bool:
 
 
 def _dead(node_id: str) -> str | None:
-    """Return the address of a node that Ray knows to be dead."""
     import ray
 
     dead = (node for node in ray.nodes() if node["NodeID"] == node_id and not node["Alive"])

@@ -19,10 +19,7 @@ POLL_SECONDS = 0.2
 
 
 def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
-    """Return the GPUs that an actor reserves: by default an equal share.
-
-    It is small enough for as many actors on a node as its CPUs allow.
-    """
+    """Return an actor's share of GPUs: by default equal, for as many actors as a node's CPUs allow."""
     if engine.gpus_per_actor is not None:
         return engine.gpus_per_actor
     shares = [(_cpu_shares(node, engine), int(node.gpus)) for node in cluster.nodes]
@@ -34,13 +31,7 @@ def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
 
 
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
-    """Return how many actors an idle cluster fits: at most ``engine.actors`` and one per client.
-
-    An actor lies on one node, so CPUs left over on several nodes do not make another one.
-
-    Raises:
-        UserError: No actor fits a node, or fewer than asked for.
-    """
+    """Return how many actors an idle cluster fits, each on one node; `UserError`: too few or none."""
     gpus_per_actor = gpu_share(engine, cluster, num_clients)
     most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
     most_gpus = max((node.gpus for node in cluster.nodes), default=0.0)
@@ -70,18 +61,11 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
 def room_for_actors(
     engine: Engine, cluster: RayCluster, number: int, tell: Callable[[str], None] = lambda line: None
 ) -> int:
-    """Return how many actors to start: as many as the free resources of the nodes fit.
+    """Return how many actors to start, at most `number`: as many as the nodes' free resources fit.
 
     A cluster of this run's own is free. On another one, fewer actors than on an idle cluster are enough,
-    unless the scenario sets their number. Without any room the function waits.
-
-    Args:
-        number: Blocks of clients, the most actors.
-        tell: Receives a line if others use the resources.
-
-    Raises:
-        UserError: They would not fit an idle cluster (see `count_actors`).
-        EngineLost: There is no room after `Engine.start_timeout`.
+    unless the scenario sets their number. Then `tell` receives a line, and the function waits for room, up to
+    `Engine.start_timeout` (`EngineLost`). Actors that would not fit an idle cluster are a `UserError`.
     """
     wanted = count_actors(engine, cluster, number)
     if cluster.alone:
@@ -129,13 +113,7 @@ def _gpu_shares(gpus: float, share: float) -> int:
 
 
 def check_gpus(share: float, most: float, where: str) -> None:
-    """Refuse, by a `UserError`, a share of GPUs that no node has.
-
-    Args:
-        share: GPUs that an actor reserves.
-        most: GPUs of the node with most.
-        where: Owner of the GPUs, e.g. ``"the Ray cluster has"``.
-    """
+    """Refuse a share of GPUs above the `most` of a node; `where` is such as ``"the Ray cluster has"``."""
     if share > 0 and most == 0:
         raise UserError(
             f"asks for {share:g} GPU an actor, but Ray sees no GPU here; set it to 0", key=GPU_KEY

@@ -1,8 +1,4 @@
-"""Watch over the processes that Ray needs.
-
-Ray ends the program with status 1 and without a message when it uses an object after the raylet has died,
-or when the GCS is away for a minute. Callers of Ray therefore check here first.
-"""
+"""Watch over Ray's processes: callers check here first, as Ray ends the program after a loss."""
 
 from __future__ import annotations
 
@@ -36,11 +32,7 @@ class Watched(Protocol):
 
 
 class RayWatch:
-    """Watches the processes behind a connection to Ray.
-
-    Attributes:
-        lost: Whether one has died; then no call of Ray's is safe.
-    """
+    """Watches the processes behind Ray; after one is `lost`, no call of Ray's is safe."""
 
     def __init__(self, watched: Mapping[str, Watched] | None = None) -> None:
         self._watched = dict(watched or {})

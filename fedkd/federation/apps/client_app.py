@@ -1,8 +1,4 @@
-"""The Flower ClientApp, the same on fedkd's engines, Flower's simulation and real SuperNodes.
-
-A handler is a coroutine that yields training jobs and returns the reply, so that an engine may handle
-messages to several clients at once (`answer_together`).
-"""
+"""The Flower ClientApp, the same everywhere; handlers are coroutines that yield training jobs."""
 
 from __future__ import annotations
 
@@ -50,7 +46,6 @@ def _train(client: Client, message: Message) -> Training[Message]:
 
 
 def _at_chance(client: Client) -> ConfigRecord:
-    """Return the client's training accuracy if it is no better than guessing; else nothing."""
     hits = client.last_hits
     if hits is None or not hits.at_chance:
         return ConfigRecord()
@@ -135,10 +130,7 @@ def _import_state(client: Client, message: Message) -> Training[Message]:
 
 
 def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Training[None]:
-    """Apply weights, or guidance of this round or an earlier one.
-
-    With `measured`, the client is measured before guidance of this very round.
-    """
+    """Apply weights or guidance; with `measured`, measure the client before guidance of this round."""
     if content.array_records.get(msg.ARRAYS):
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
     client.enter(round)
@@ -178,10 +170,7 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
 
 
 def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-    """Handle messages of one kind to different clients, whose training jobs run together if they can.
-
-    The replies are in the order of the requests, with an exception where a client failed.
-    """
+    """Handle messages of one kind to different clients together; return a reply or an exception for each."""
     outcomes: dict[int, Message | Exception] = {}
     began = time.perf_counter()
     with ExitStack() as stack:

@@ -1,8 +1,7 @@
 """From a Flower context to the client behind it, on engines, Flower's simulation and deployed nodes.
 
-A deployed node has only its own samples. Its folder holds its share of the data
-(`fedkd.data.shares.share_file`) and the scenario.
-The node names the scenario's digest, so a server with another one refuses it.
+A deployed node's folder holds its share of the data (`fedkd.data.shares.share_file`) and the scenario,
+whose digest it names: a server with another one refuses it.
 """
 
 from __future__ import annotations
@@ -54,11 +53,7 @@ class Participant:
 
 
 def node_of(context: Context) -> Participant | None:
-    """Return the node of a client's context; None: a simulation.
-
-    Raises:
-        UserError: The folder is not the share of the node's client.
-    """
+    """Return the node of a client's context (None: a simulation); `UserError` for another's share."""
     named = context.node_config.get(DATA)
     if named is None:
         return None
@@ -77,11 +72,7 @@ def node_of(context: Context) -> Participant | None:
 
 
 def server_of(context: Context) -> Participant | None:
-    """Return the server's share; None: a simulation.
-
-    Raises:
-        UserError: The folder is not the server's share.
-    """
+    """Return the server's share (None: a simulation); `UserError` for another's folder."""
     named = str(context.run_config.get(DATA, ""))
     if not named:
         return None
@@ -120,20 +111,6 @@ def alone(plan: Plan) -> Plan:
     return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
-@contextmanager
-def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
-    """Yield a node's client as it is before the message `step`; keep its state if the block ends well."""
-    assert node.share.client is not None
-    state = NodeState(node.folder, run, node.share.client, node.federation)
-    with state.held():
-        client = ClientFactory(node.plan, node.share.data).build(node.share.client)
-        with client.threads(node.plan.scenario.engine.threads_per_client):
-            if (known := state.at(step)) is not None:
-                client.restore(known)
-            yield client
-        state.keep(step, client.state())
-
-
 class LocalContext(Context):
     """The context of a client that lives in this process; `build` makes it on first use."""
 
@@ -152,9 +129,8 @@ def local_context(factory: ClientFactory, client: int) -> LocalContext:
 def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     """Yield the client of a context, for the message named `step`.
 
-    On fedkd's engines the live client stays in its process. A deployed node keeps its client in its folder.
-    Flower's simulation moves the context between processes: the client is rebuilt from the context's state
-    and written back to it.
+    On fedkd's engines the live client stays in its process, and a deployed node keeps it in its folder. On
+    Flower's simulation it is rebuilt from the context's state and written back.
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
@@ -163,8 +139,15 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
             yield client
         return
     if (node := node_of(context)) is not None:
-        with client_of_node(node, context.run_id, step) as client:
-            yield client
+        assert node.share.client is not None
+        state = NodeState(node.folder, context.run_id, node.share.client, node.federation)
+        with state.held():
+            client = ClientFactory(node.plan, node.share.data).build(node.share.client)
+            with client.threads(node.plan.scenario.engine.threads_per_client):
+                if (known := state.at(step)) is not None:
+                    client.restore(known)
+                yield client
+            state.keep(step, client.state())
         return
     factory = factory_of(plan_of(context))
     partition, clients = int(context.node_config[PARTITION]), factory.plan.scenario.data.clients
@@ -183,11 +166,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of the scenario in a Flower run configuration.
-
-    Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
-    (overrides separated by spaces).
-    """
+    """Return the plan of ``scenario``, a file (relative to here or the app), with the overrides ``set``."""
     path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
         path = Path(__file__).resolve().parents[3] / path

@@ -40,11 +40,8 @@ class KnowledgeFusion(Strategy):
     Args:
         known: The server's knowledge besides the messages, of each task of a stream or of the only one.
         stages: Stages that uploads have passed (see `fedkd.clients.upload.stages`).
-        knowledge_cache: The knowledge cache of absent clients and those at another task; None: there is none.
+        knowledge_cache, backward, exponent, peers: See `fedkd.server.by_task.FusingByTask`.
         min_available_nodes: Nodes that a round of Flower's own loop waits for.
-        backward: Whether clients distil old tasks from the cache too (see `FusingByTask`).
-        exponent: Of uploads' ages in asynchronous rounds (see `fedkd.server.knowledge_cache.staleness`).
-        peers: Links between clients that fuse by themselves; None: there is a server.
     """
 
     def __init__(
@@ -125,7 +122,6 @@ class KnowledgeFusion(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one evaluate message per node, for Flower's own loop."""
         return self.messages(msg.EVALUATE, server_round, config, grid)
 
     def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
@@ -191,10 +187,10 @@ class KnowledgeFusion(Strategy):
         begun: Mapping[int, int] = MappingProxyType({}),
         awaited: int = 0,
     ) -> None:
-        """Fuse the knowledge of all replies, and keep every client's guidance for later.
+        """Fuse the knowledge of all replies, without errors and in client order; keep the guidance.
 
-        The replies are without errors and in client order. `begun` has the rounds in which clients began
-        their jobs, if not this one; `awaited` counts replies of the round that come with another call.
+        `begun` has the rounds in which clients began their jobs, if not this one; `awaited` counts replies of
+        the round that come with another call.
         """
         for client, misfit in self.misfits(replies).items():
             raise refusal(misfit, client, round)

@@ -3,9 +3,8 @@
     runs/RUN/now.safetensors     the client after the last message that it has answered
              before.safetensors  and before it
 
-Each file names its client, run and federation, and has a digest of all its content. A node has a process for
-every message, and may be restarted between two of them. A message that comes again, because its answer was
-lost, is answered from the state before it: the same arithmetic, and no training twice.
+Each file names its client, run and federation, and has a digest of all its content. A message that comes
+again, because its answer was lost, is answered from the state before it: no training twice.
 """
 
 from __future__ import annotations
@@ -54,10 +53,9 @@ class NodeState:
             yield
 
     def at(self, step: str) -> Arrays | None:
-        """Return the client's state before the message `step`; None: its initial state.
+        """Return the state before the message `step`, come again or new; None: the initial one.
 
-        An answered message that comes again meets the state before its first answer. A damaged file, or
-        another client's, is a `UserError`.
+        A damaged file, or another client's, is a `UserError`.
         """
         now = _read(self._folder / NOW, self._owner)
         if now is not None and now[0] != step:

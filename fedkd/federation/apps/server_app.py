@@ -166,7 +166,6 @@ def _main(grid: Grid, context: Context) -> None:
 
 
 def _deployment(own: Participant | None, context: Context) -> Deployment | None:
-    """Return the settings for deployed nodes; None: it is a simulation."""
     if own is None:
         return None
     seconds = {key: context.run_config.get(key, default) for key, default in WAITS.items()}

@@ -1,4 +1,1 @@
-"""Messages between server and clients, and the gates that check them.
-
-Start with `records`, the layout of every message.
-"""
+"""Messages between server and clients, and the gates that check them (start with `records`)."""

@@ -14,10 +14,9 @@ NUMPY_STYPE = "numpy.ndarray"
 class NumpyArray(Array):
     """A Flower `Array` over a live NumPy array, which must not be written to afterwards.
 
-    Flower's class serialises every array with `np.save` and parses it again: two copies a message. Here
-    Flower's runtimes make the bytes on demand. Pickling hands over the array itself, so Ray moves it
-    through shared memory. `values` is the read-only array; `numpy` copies it, as q-FedAvg writes into the
-    result.
+    Flower's class copies every array twice a message. Here Flower's runtimes make the bytes on demand, and
+    Ray moves the array through shared memory. `values` is read-only; `numpy` copies, as q-FedAvg writes into
+    it.
     """
 
     def __init__(self, values: np.ndarray) -> None:

@@ -31,11 +31,7 @@ from fedkd.tracking.totals import Totals, peak_memory_mb
 
 
 class NodeSubset(Grid):
-    """A grid that shows only some nodes of another one, in a fixed order.
-
-    Flower's strategies draw their clients with a global generator. Shown a subset and told to take all of it,
-    they have nothing to draw.
-    """
+    """A grid of some nodes of another one, in order: Flower's strategies have nothing left to draw."""
 
     def __init__(self, grid: Grid, node_ids: Sequence[int]) -> None:
         self._grid = grid
@@ -65,7 +61,7 @@ class NodeSubset(Grid):
 
 
 class Exchange:
-    """Sends the messages of a strategy, and returns the replies that pass the gate.
+    """Sends a strategy's messages, and returns the replies that pass the gate.
 
     `changed` are the clients that have changed since the last checkpoint, `totals` the costs so far.
     """
@@ -180,7 +176,6 @@ def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
 
 
 def _evaluation_bytes(sent: Sequence[Message]) -> int:
-    """Return the bytes sent for the evaluation alone; guidance counts for the method."""
     contents = [message.content for message in sent]
     own = [RecordDict({msg.GUIDANCE: c[msg.GUIDANCE]}) for c in contents if msg.GUIDANCE in c]
     return sum(map(payload_bytes, contents)) - sum(map(payload_bytes, own))

@@ -27,10 +27,7 @@ BEYOND_REPAIR = frozenset({UserError.__name__, TrainingDiverged.__name__})
 
 
 class Messenger:
-    """Sends messages to clients, and turns a client's failure into the run's.
-
-    `failures` counts them in a round, by client, split and metric.
-    """
+    """Sends messages, and counts each round's `failures` by client, split and metric."""
 
     def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
         self._grid = grid
@@ -43,12 +40,10 @@ class Messenger:
         self.failures: Counter[tuple[int, Split, str]] = Counter()
 
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
-        """Send messages; return the replies by client, in client order, without those of skipped clients.
+        """Send messages; return replies by client, in order, without skipped clients.
 
-        Raises:
-            RunFailed: A client failed, or did not answer.
-            Interrupted: The actors were stopped together with the run.
-            UserError: A client found an error in the scenario.
+        A client's failure is a `RunFailed`, its error in the scenario a `UserError`; `Interrupted` means that
+        the actors were stopped together with the run.
         """
         sent = sorted(messages, key=self.client_of)
         replies: dict[int, Message] = {}
@@ -96,10 +91,7 @@ class Messenger:
             del replies[client]
 
     def refuse(self, round: int, phase: str, misfits: Mapping[int, Unfit], answered: int) -> None:
-        """Leave out refused replies, or end the run by `RunFailed` (see `Faults.on_bad_upload`).
-
-        `misfits` has the reasons by client, ascending; `answered` counts all replies.
-        """
+        """Leave out some of `answered` replies, or raise `RunFailed` (`Faults.on_bad_upload`)."""
         client = next(iter(misfits))
         if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:
             raise refusal(misfits[client], client, round)
@@ -155,7 +147,6 @@ class Messenger:
         return self._faults.on_client_error != "fail"
 
     def _failed(self, replies: Mapping[int, Message], round: int) -> dict[int, Message]:
-        """Return the error replies, in client order, unless one ends the run."""
         failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}
         for client, reply in failed.items():
             if reply.error.code == msg.CLIENT_DIED and self._control.stop_requested():
@@ -190,9 +181,8 @@ KEY = "data.clients"
 def identify(grid: Grid, expected: int, deployment: Deployment | None = None) -> dict[int, int]:
     """Return the node id of each of the `expected` clients; on Flower's runtimes all nodes are asked.
 
-    Raises:
-        UserError: A client is missing, is there twice, or is of another federation.
-        RunFailed: A node could not name its client.
+    A client that is missing, there twice or of another federation is a `UserError`, a node that cannot name
+    its client a `RunFailed`.
     """
     if hasattr(grid, "node_of_client"):
         return dict(grid.node_of_client)
@@ -217,10 +207,7 @@ def identify(grid: Grid, expected: int, deployment: Deployment | None = None) ->
 def _check_all_there(
     nodes_of: Mapping[int, list[int]], expected: int, nodes: int, patience: float | None
 ) -> None:
-    """Refuse a federation with a missing client, or with two nodes of one client.
-
-    `nodes` were asked, which had `patience` seconds to come; None: it is a simulation.
-    """
+    """Refuse a missing client, or two nodes of one, after `patience` seconds (None: a simulation)."""
     for client, claimed in sorted(nodes_of.items()):
         if client >= expected:
             raise UserError(

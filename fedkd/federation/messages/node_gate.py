@@ -1,8 +1,4 @@
-"""The gate of a deployed node: which messages it accepts, and which records may leave it.
-
-A message is compared with the node's own scenario and samples before it is applied. A refused message
-leaves the client unchanged. The node sends what the strategy exchanges, and figures.
-"""
+"""The gate of a deployed node: messages that it accepts, and records that may leave it."""
 
 from __future__ import annotations
 
@@ -116,7 +112,6 @@ def _arrays(content: RecordDict, record: str) -> Arrays:
 
 
 def _check_config(plan: Plan, content: RecordDict) -> int:
-    """Check the configuration of a message; return its round."""
     config: Mapping[str, Any] = content.config_records[msg.CONFIG]
     for name, value in config.items():
         old = name.startswith(msg.OLD) and name in content

@@ -1,8 +1,4 @@
-"""The server's gate for replies: sender, figures and uploads are checked before anything reads them.
-
-A refusal names the client, the array or record, and the reason in one line; `faults.on_bad_upload` decides
-what follows.
-"""
+"""The server's gate: sender, figures and uploads of replies are checked before anything reads them."""
 
 from __future__ import annotations
 
@@ -41,10 +37,7 @@ class Opened:
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
-    """Raise `Unfit` for the first fault in a client's reply, apart from its arrays.
-
-    It must have the metrics `figures`.
-    """
+    """Raise `Unfit` for the first fault in a reply with metrics `figures`, apart from its arrays."""
     content = reply.content
     # Flower's views by type are tables made anew each time they are asked for.
     told = _record(content, msg.IDENTITY, ConfigRecord).get(msg.CLIENT)
@@ -65,12 +58,7 @@ def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> N
 def sift(
     answers: Mapping[int, Message], figures: Collection[str], misfits_of: Misfits | None = None
 ) -> tuple[dict[int, Message], dict[int, Unfit]]:
-    """Return the replies that pass, and why the others do not, both in client order.
-
-    Args:
-        answers: Replies without an error, by client, ascending.
-        misfits_of: Checks the uploads; None: there are none.
-    """
+    """Return the replies that pass, and the others' reasons; `misfits_of` checks uploads, if any."""
     misfits: dict[int, Unfit] = {}
     for client, reply in answers.items():
         try:
@@ -89,7 +77,6 @@ def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
 
 
 def _check_figure(name: str, value: Any) -> None:
-    """Check a client's figure; NaN: not measured."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unfit(f"metric {name} is {value!r}, must be a number")
     if name == msg.NUM_EXAMPLES and not (isinstance(value, int) and 0 <= value <= MOST_SAMPLES):
@@ -103,11 +90,7 @@ def _check_figure(name: str, value: Any) -> None:
 def opened(
     reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
 ) -> Opened:
-    """Return the upload of a reply past some stages; `kinds_of` returns each array's kind.
-
-    Raises:
-        Unfit: It cannot be read.
-    """
+    """Return an upload past some stages, or raise `Unfit`; `kinds_of` returns each array's kind."""
     try:
         size = payload_bytes(reply.content)
         arrays = from_record(reply.content.array_records[msg.ARRAYS])

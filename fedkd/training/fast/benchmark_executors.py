@@ -45,10 +45,7 @@ class StepSeconds:
 def benchmark_executors(
     jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter, *, fast: bool = True
 ) -> StepSeconds | None:
-    """Run jobs both ways in turn, and return the median seconds of a step of up to three turns.
-
-    The result is None if no two jobs can run together, or one fails. The jobs' models and generators move on.
-    """
+    """Return the median seconds of a step both ways; None: no two jobs can run together, or one fails."""
     if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
         return None
     loop, vectorised = LoopExecutor(Replays(patience=0), fast=fast), VectorisedExecutor(together)
@@ -79,7 +76,6 @@ def _cut(job: TrainJob, steps: int) -> TrainJob:
 
 
 def _timed(executor: Executor, jobs: Sequence[TrainJob], clock: Clock) -> float | None:
-    """Return the seconds per step and job; None: one has failed."""
     cuda = jobs[0].arrays[0].device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()

@@ -25,11 +25,10 @@ def is_recordable(module: nn.Module) -> bool:
 
 
 def declares(part: object, *methods: str) -> bool:
-    """Return whether the class of a module, strategy or learner declares itself recordable.
+    """Return whether a class declares itself recordable, or inherits that.
 
-    Args:
-        methods: Methods that steps call. A class that overrides none of them has its base's declaration;
-            without methods, each class declares for itself.
+    A class that overrides none of `methods`, which steps call, has its base's declaration. Without methods,
+    each class declares for itself.
     """
     for cls in type(part).__mro__:
         own = vars(cls)

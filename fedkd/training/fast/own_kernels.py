@@ -1,8 +1,4 @@
-"""Functions of CPU tensors that are one kernel of a recorded step.
-
-NumPy over the tensors' memory is quicker for few numbers, but a recording would miss it. So such a function
-is registered with torch as a kernel; a recording calls the function itself.
-"""
+"""CPU functions that are one kernel of a recorded step: a recording would miss NumPy's work."""
 
 from __future__ import annotations
 
@@ -17,10 +13,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def own_kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that makes a function a kernel with a signature in torch's form.
-
-    In ``"add_one(Tensor(a!) values) -> ()"`` the tensor with ``!`` is changed in place.
-    """
+    """Return a decorator for a kernel, such as ``"add_one(Tensor(a!) values) -> ()"``; `!`: in place."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = _LIBRARY.define(signature)

@@ -1,8 +1,4 @@
-"""Recordings: the kernels of a step, to be run once more.
-
-Kernels are recorded below autograd, so that a replay skips autograd, Python, modules and hooks. Tensors are
-referenced weakly, as autograd copies a gradient that has another reference.
-"""
+"""Recordings of a step's kernels below autograd, to be run once more; tensors are referenced weakly."""
 
 from __future__ import annotations
 
@@ -56,10 +52,7 @@ class Recording:
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
-    """Take a step and record its kernels, given all tensors that it uses or changes.
-
-    The recording is None if the step cannot be replayed.
-    """
+    """Take a step and record its kernels, given all its tensors; None: it cannot be replayed."""
     recorder = _Recorder(tensors)
     with recorder:
         told = step()
@@ -79,13 +72,7 @@ class _Number:
 
 @dataclass(frozen=True)
 class _Call:
-    """A kernel that was run, with a `_Number` for every tensor.
-
-    Attributes:
-        looks: Whether its result's shape or Python value depends on values.
-        pure: Whether it only returns its result.
-        changes_outside: Whether it may have changed tensors from before the step.
-    """
+    """A kernel that was run; `looks`: its result depends on values, `pure`: it changes nothing."""
 
     kernel: Any
     args: Any
@@ -110,11 +97,9 @@ class _Recorder(KernelMode):
             self._numbers[tensor] = number
 
     def number(self, tensor: Tensor) -> _Number:
-        """Return the number of a tensor."""
         return _Number(self._numbers.get(tensor, -1))
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a kernel and record it."""
         noted_args, noted_kwargs = tree_map_only(Tensor, self.number, (args, kwargs))
         result = kernel(*args, **kwargs)
         if kernel.namespace != "profiler":
@@ -137,7 +122,6 @@ class _Recorder(KernelMode):
 
 
 def _written(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Return the arguments that a kernel may change."""
     schema = schema_of(kernel)
     if "batch_norm" in schema.name:  # some of its kernels do not say that they change statistics
         written: list[Any] = [*args, *kwargs.values()]
@@ -216,7 +200,6 @@ def _node(graph: Graph, kernel: Any, args: Any, kwargs: Any) -> Node:
 
 
 def _insist(value: Tensor, expected: bool) -> None:
-    """Go on only if a decision is the recorded one."""
     if bool(value) is not expected:
         raise DecidedOtherwiseError
 

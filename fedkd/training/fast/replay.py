@@ -1,8 +1,4 @@
-"""Steps that are recorded once, kernel by kernel, and then replayed.
-
-A step of a small model is mostly overhead of autograd and the optimiser. A recording runs the same kernels on
-the same values in the same order, optimiser included, so that results are the same to the bit.
-"""
+"""Steps recorded once, kernel by kernel, and replayed to the same bits without autograd's overhead."""
 
 from __future__ import annotations
 
@@ -25,14 +21,11 @@ TRIALS = 64
 
 
 class Replays:
-    """Recordings of steps by their kind, made when they pay.
+    """Recordings of steps by their kind, made after `patience` steps (None: `PATIENCE`).
 
     A recording is used only after it has reproduced one step bit for bit, on another batch than its own.
     Steps with undeclared tensors or values are never replayed. Steps may branch on booleans before they
     change anything; a step that branches differently from its recording is taken.
-
-    Args:
-        patience: Steps of a kind before it is recorded; None: `PATIENCE`.
     """
 
     def __init__(self, patience: int | None = None) -> None:
@@ -67,10 +60,8 @@ class Replays:
     ) -> list[Tensor] | None:
         """Replay a step and return its result; None: no recording fits.
 
-        Args:
-            kind: Steps of equal kinds run the same kernels on tensors of the same shapes and layouts.
-            changed: Tensors that it may change in place, always in one order.
-            read: Its other tensors, always in one order.
+        Steps of equal `kind` run the same kernels on tensors of the same shapes and layouts. `changed` are
+        the tensors that it may change in place, `read` its others, always in one order.
         """
         recording = self._proved.get(kind)
         if recording is None:
@@ -92,10 +83,7 @@ class Replays:
         read: Sequence[Tensor],
         intact: Callable[[], bool] = lambda: True,
     ) -> list[Tensor]:
-        """Take a step, record it if it is time, and return its result (arguments: `replay`).
-
-        `intact` returns after a step whether the next one of the kind uses the same tensors.
-        """
+        """Take a step, record it if it is time; `intact`: whether the next has the same tensors."""
         if kind in self._refused or kind in self._proved:  # proved: this one was decided otherwise
             return step()
         if kind in self._unproved:
@@ -117,7 +105,6 @@ class Replays:
     def _prove(
         self, kind: Hashable, step: Step, changed: Sequence[Tensor], read: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Replay a step, take it, and compare the results."""
         recording, before = self._unproved[kind], _copies(changed)
         draws = torch.get_rng_state()
         try:

@@ -11,10 +11,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 
 def thread_pools() -> ThreadpoolController:
-    """Return the thread pools of the process's libraries, searched again after more modules were imported.
-
-    The search takes three milliseconds, too long for every small round.
-    """
+    """Return the process's thread pools, searched (3 ms) only after more modules were imported."""
     return _found(len(sys.modules))
 
 

@@ -1,8 +1,4 @@
-"""torch's optimisers without its compiler.
-
-torch's guards against `torch.compile` import the compiler on their first call: a second and tens of megabytes
-in every process. fedkd compiles no step and unwraps them.
-"""
+"""torch's optimisers without its compiler, whose import costs a second and tens of megabytes."""
 
 from __future__ import annotations
 

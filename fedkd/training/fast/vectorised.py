@@ -1,8 +1,4 @@
-"""Joint training of several models of one architecture, with stacked weights.
-
-A step of a small model is mostly overhead of the interpreter and of a dozen small kernels. With the weights
-of k models stacked, ``[k, ...]``, ``torch.func.vmap`` runs the same kernels for all k.
-"""
+"""Joint training of several models of one architecture, with stacked weights ``[k, ...]`` under `vmap`."""
 
 from __future__ import annotations
 
@@ -30,13 +26,10 @@ Tensors = dict[str, Tensor]
 class VectorisedExecutor:
     """Runs jobs of equal kind, shapes, optimiser, epochs and batch size together, and others in a loop.
 
-    Each model sees its own batches in its own order. Results differ from the loop's by the order of sums, and
-    are the same to the bit if the same jobs run together. The loop runs jobs with rules that change steps,
-    early stopping, accumulated gradients or a schedule over steps; and those that `vmap` cannot run: dropout,
-    buffers that training changes, a loss that branches on values.
-
-    Args:
-        together: Most jobs at a time, with a second copy of their weights, gradients and batches.
+    Each model sees its own batches in its own order. Sums have another order than the loop's; the same jobs
+    together give the same bits. The loop takes jobs with rules that change steps, early stopping, accumulated
+    gradients or a schedule over steps, and those that `vmap` cannot run: dropout, changed buffers, a loss
+    that branches on values. `together` is the most jobs at a time.
     """
 
     def __init__(self, together: int, *, fast: bool = True) -> None:
@@ -102,10 +95,7 @@ def kind_of(job: TrainJob) -> Hashable | None:
 
 
 def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-    """Train the models of jobs of one `kind_of` in place; an exception for those that diverged.
-
-    Raises `NotForVmapError` if they cannot run together.
-    """
+    """Train models of one `kind_of` in place; `NotForVmapError` if they cannot run together."""
     size = jobs[0].batch_size
     # The longest jobs first: those with batches left are in front, so that no weight is moved.
     places = sorted(
@@ -157,7 +147,6 @@ class _Group:
                     parameter.data, parameter.grad = data, None
 
     def train(self) -> None:
-        """Train for all epochs."""
         first = self._jobs[0]
         self._optimizer = make_optimizer(first.optimizer, [p for own in self._trained for p in own])
         for job, own in zip(self._jobs, self._trained, strict=True):
@@ -169,7 +158,6 @@ class _Group:
             self._epoch(epoch, counts=first.scored_loss is not None and epoch == first.epochs)
 
     def results(self) -> list[FitResult | Exception]:
-        """Return the results of the jobs."""
         return [self._failures.get(place) or self._result(place) for place in range(len(self._jobs))]
 
     def _result(self, place: int) -> FitResult | Exception:
@@ -210,7 +198,6 @@ class _Group:
                 self._failures.setdefault(place, diverged(what))
 
     def _batches(self, orders: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
-        """Yield neighbouring places in the group, and a batch of the same size for each."""
         size, samples = self._jobs[0].batch_size, [len(order) for order in orders]
         starts = [
             batch_starts([job.model], number, size) for job, number in zip(self._jobs, samples, strict=True)
