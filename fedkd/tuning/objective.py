@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.schema import METRICS
 from fedkd.errors import UserError, did_you_mean
 from fedkd.report.metrics import CONTINUAL_METRICS
+from fedkd.scenario.asked import check_metric_name
+from fedkd.scenario.stream import protocols
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.task_matrix import TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario.asked import check_metric_name
-from fedkd.scenario.schema import Scenario
+    from fedkd.scenario.schema import Scenario
 
 PREFIX = "validation/"
 ACCURACIES = (
@@ -49,8 +50,6 @@ def check_metric_of(name: str, scenario: Scenario) -> None:
     protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
     if protocol not in PROTOCOLS:
         return
-    from fedkd.scenario.stream import protocols
-
     if scenario.continual is None:
         raise UserError(f"'{name}' is of a stream of tasks, and the scenario has none", key="metric")
     tested = protocols(scenario) if scenario.continual.evaluate_without_task else protocols(scenario)[:1]
