@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
+from fedkd.report.tables import csv_text
 from fedkd.storage.atomic import write_text_atomically
 from fedkd.tracking.wording import protocol_name
 
@@ -46,12 +45,12 @@ def matrix_csv(outcome: StreamOutcome) -> str:
                 if not isnan(value):
                     after = tasks[row - 1] if row else ""
                     rows.append((test.protocol, test.split, client, after, tasks[column], float(value)))
-    return _csv(("protocol", "split", "client", "after_task", "task", "accuracy"), rows)
+    return csv_text(("protocol", "split", "client", "after_task", "task", "accuracy"), rows)
 
 
 def metrics_csv(outcome: StreamOutcome) -> str:
     """Return every continual metric of every client that counts, one a line; empty: it has no value."""
-    return _csv(
+    return csv_text(
         ("protocol", "split", "client", "metric", "value"),
         (
             (test.protocol, test.split, client, name, "" if isnan(value) else value)
@@ -60,14 +59,6 @@ def metrics_csv(outcome: StreamOutcome) -> str:
             for name, value in test.metrics[client].items()
         ),
     )
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> list[Path]:

@@ -21,8 +21,7 @@ import numpy as np
 LEVEL = 0.95
 FEWEST_SEEDS = 3
 """Seeds from which a figure shows an interval. Student's t for two is 12.7: a band would cover the page."""
-FALSE_DISCOVERY_RATE = 0.05
-"""Expected share of false ones among the differences that a table marks, at most."""
+FALSE_DISCOVERY_RATE = 0.05  # expected share of false ones among the differences that a table marks, at most
 
 
 @dataclass(frozen=True)

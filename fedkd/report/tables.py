@@ -163,20 +163,25 @@ def tally_text(told: Tally) -> str:
     )
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as the text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
 def csv_table(study: Study) -> str:
     """Return the same numbers, unscaled, in full precision: one line per group and metric."""
     axes = [*study.block_axes, *study.compared_axes]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     numbers = ("mean", "half_width", "difference", "difference_half_width", "p", "best", "tied", "differs")
-    writer.writerow([*(axis.name for axis in axes), "metric", "seeds", *numbers])
+    rows: list[list[object]] = []
     for row in compare(study):
         for metric, entry in zip(study.shown, row.entries, strict=True):
             seeds = entry.value.seeds if entry.value else 0
             told = [*_parts(entry.value)[:2], *_parts(entry.difference)]
             flags = [str(flag).lower() for flag in (entry.best, entry.tied, entry.differs)]
-            writer.writerow([*row.block, *row.group, metric.name, seeds, *told, *flags])
-    return text.getvalue()
+            rows.append([*row.block, *row.group, metric.name, seeds, *told, *flags])
+    return csv_text([*(axis.name for axis in axes), "metric", "seeds", *numbers], rows)
 
 
 def _parts(value: Interval | None) -> tuple[float | None, ...]:

@@ -41,7 +41,7 @@ TASK_COLUMN, NEIGHBOURS_COLUMN = "\ntask", "effective\nneighbours"
 # Widths of the terminal from which on there is room for these columns.
 WIDTH_WITH_TASK, WIDTH_WITH_NEIGHBOURS, WIDTH_WITH_BOTH = 90, 94, 102
 
-NOTEBOOK_SIZE = {"width": 104, "height": 40}
+NOTEBOOK_SIZE = (104, 40)  # letters, lines
 NOTEBOOK_SECONDS = 0.5  # least time between two updates of a notebook
 NOTEBOOK_FORMAT = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
 
@@ -226,8 +226,9 @@ class NotebookProgress(RunTable):
 
 
 def _notebook_console() -> Console:
+    width, height = NOTEBOOK_SIZE
     return Console(
-        file=io.StringIO(), record=True, **NOTEBOOK_SIZE, color_system="truecolor",
+        file=io.StringIO(), record=True, width=width, height=height, color_system="truecolor",
         force_terminal=True, force_jupyter=False,
     )  # fmt: skip
 

@@ -34,8 +34,7 @@ class Slowest:
 class PhaseWatch:
     """Follows the phases of a run's rounds by a clock in seconds.
 
-    `done` of `total` clients have finished the `phase` (empty between two) of the `round` (0 before the
-    first), with the `slowest` among them.
+    `done` of `total` clients have finished the `phase` (empty between two) of the `round` (from 0).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +55,6 @@ class PhaseWatch:
         self.done, self.total = done, total
 
     def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        """Take down that a client has finished the phase."""
         longest = self.slowest is None or seconds > self.slowest.seconds
         if (round, phase) == (self.round, self.phase) and longest:
             self.slowest = Slowest(client, seconds)
@@ -86,7 +84,6 @@ class Pace:
         self._seconds: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
-        """Take note of a finished round."""
         self._seconds.append(seconds)
 
     def left(self, rounds: int, elapsed: float = 0.0) -> float | None:

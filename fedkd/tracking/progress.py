@@ -61,9 +61,9 @@ def notebook_show() -> Callable[[str], None] | None:
 
 
 class PlainProgress(Display):
-    """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
+    """Prints an aligned line a round for log files and pipes, and the phase of long rounds.
 
-    Of rounds that take long some say in between how far they are.
+    It is silent once the stream is closed.
     """
 
     def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:

@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 PREFIX = "validation/"
-ACCURACIES = (
-    "accuracy_local",
-    "accuracy_before_fusion_local",
-    "accuracy_global",
-    "accuracy_before_fusion_global",
-)
+_SPLITS = ("local", "global")
+ACCURACIES = tuple(f"{name}_{split}" for split in _SPLITS for name in ("accuracy", "accuracy_before_fusion"))
 AVERAGE = "average_accuracy_"
 PROTOCOLS = ("task_incremental", "domain_incremental", "class_incremental")
 OBJECTIVES = tuple(PREFIX + name for name in (*ACCURACIES, *(AVERAGE + protocol for protocol in PROTOCOLS)))
@@ -36,10 +32,8 @@ def check_metric(name: str) -> None:
     check_metric_name(name, "metric")
     told = f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}"
     if PREFIX + name in OBJECTIVES:
-        told = (
-            f"'{name}' is measured on test samples, which no search may look at; on held-out samples it is"
-            f" '{PREFIX}{name}'"
-        )
+        told = f"'{name}' is measured on test samples, which no search may look at"
+        told += f"; on held-out samples it is '{PREFIX}{name}'"
     elif name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
         told = f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
     raise UserError(told, key="metric")
