@@ -1,4 +1,4 @@
-"""The table of a bench, as Markdown for a reader and as CSV for a program."""
+"""The table of a bench as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -121,10 +121,8 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     where = f" for the same {' and '.join(blocks)}" if blocks else ""
     parts = ["Means over clients after the last round."]
     if any(name in CONTINUAL_METRICS for name in study.metrics):
-        parts.append(
-            "Streams are measured on the common test sets; BWT and forgetting with the task given where each"
-            " task has outputs of its own, and without it elsewhere."
-        )
+        parts.append("Streams are measured on the common test sets; BWT and forgetting with the task given")
+        parts.append("where each task has outputs of its own, and without it elsewhere.")
     if seeds > 1:
         parts.append(f"Mean ± 95 % confidence interval over {seeds} seeds (Student's t).")
     elif seeds == 1:
@@ -135,8 +133,8 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     if told.tested:
         parts.append(
             f"{DIFFERS}: significant at a false discovery rate of {100 * FALSE_DISCOVERY_RATE:.0f} %"
-            " (Benjamini–Hochberg, over all differences of one metric in this table)."
         )
+        parts.append("(Benjamini–Hochberg, over all differences of one metric in this table).")
         parts.append(tally_text(told))
     if ranked:
         parts.append(f"{bold}: best mean{where}.")
