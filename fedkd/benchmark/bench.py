@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,10 +93,9 @@ def plan_bench(
     *,
     plug_ins: bool = True,
 ) -> BenchPlan:
-    """Read a bench file and resolve every cell; nothing runs.
+    """Read a bench file and resolve every cell; a mistake or runs of another bench are a `UserError`.
 
-    Without `plug_ins` none is imported, and the plan can only be described. A mistake, or a folder with runs
-    of another bench, is a `UserError`.
+    Without `plug_ins` none is imported, and the plan can only be described.
     """
     from fedkd.benchmark.folder import check_folder
 
@@ -136,14 +136,9 @@ def bench(
     plan = plan_bench(path, overrides, out)
     waiting = plan.waiting()
     done = len(plan.cells) - len(waiting)
-    spec = plan.bench.spec
-    with scheduling(
-        plan.folder,
-        plan.bench.file,
-        (BENCH, dump_bench(plan.bench)),
-        spec.parallel,
-        lambda: make_bench_progress(waiting, done, plan.compared, quiet=quiet),
-    ) as scheduler:
+    spec, dumped = plan.bench.spec, (BENCH, dump_bench(plan.bench))
+    display = partial(make_bench_progress, waiting, done, plan.compared, quiet=quiet)
+    with scheduling(plan.folder, plan.bench.file, dumped, spec.parallel, display) as scheduler:
         tell = scheduler.progress.message
         tell(f"{spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}")
         outcomes: dict[Cell, Outcome] = {}
@@ -247,9 +242,7 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
-    """Yield the lines of ``--dry-run``; raise a `UserError` about the first cell that cannot run at the
-    end.
-    """
+    """Yield the lines of ``--dry-run``; at the end, a cell that cannot run is a `UserError`."""
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage
     from fedkd.benchmark.scheduler import CellCheck

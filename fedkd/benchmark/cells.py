@@ -22,23 +22,18 @@ from fedkd.scenario.stream import protocols
 
 FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
 """Beginning of a text that a spreadsheet takes for a formula; a number is none."""
-MOST_CELLS = 100_000
-"""Cells of a bench at most: all are resolved, and stand in one table, before the first runs."""
+MOST_CELLS = 100_000  # all are resolved, and stand in one table, before the first runs
+# Columns of the results, whose names no axis may have.
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
-"""Columns of the results, whose names no axis may have."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One value of an axis, and the dotted scenario keys that it sets.
+    """One value of an axis."""
 
-    Its label stands in tables (``0.1``, ``knfu β=2``). Its value in results is a single value, else the
-    label.
-    """
-
-    label: str
-    value: Any
-    changes: Mapping[str, Any]
+    label: str  # in tables: ``0.1``, ``knfu β=2``
+    value: Any  # in results; the label, if the key takes a table or a list
+    changes: Mapping[str, Any]  # dotted scenario keys
 
 
 @dataclass(frozen=True)
@@ -51,14 +46,12 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run of the bench: its levels by axis, and the digest of all that decides its result (64 hex
-    digits).
-    """
+    """One run of the bench."""
 
-    levels: Mapping[str, Level]
+    levels: Mapping[str, Level]  # by axis
     seed: int
     scenario: Scenario
-    hash: str
+    hash: str  # digest of all that decides the result, 64 hex digits
 
     @property
     def label(self) -> str:
@@ -98,9 +91,8 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
     for axis in axes:
         key, labels = dotted(("grid", axis.name)), [level.label for level in axis.levels]
         if axis.name in RESERVED:
-            raise UserError(
-                f"'{axis.name}' cannot be an axis; seeds have a key of their own", file=bench.file
-            )
+            told = f"'{axis.name}' cannot be an axis; seeds have a key of their own"
+            raise UserError(told, file=bench.file)
         for label in (axis.name, *labels):
             if not label.strip() or not label.isprintable() or FORMULA.match(label):
                 told = "a name is printable, and begins with none of = + - @ unless it is a number"
@@ -141,20 +133,18 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     _check_fixed(bench, axes)
     number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
     if number > MOST_CELLS:
-        told = (
-            f"{len(bench.seeds):,} seeds for each combination make {number:,} cells; at most {MOST_CELLS:,}"
-        )
-        raise UserError(told, key="seeds", file=bench.file)
+        told = f"{len(bench.seeds):,} seeds for each combination make {number:,} cells"
+        raise UserError(f"{told}; at most {MOST_CELLS:,}", key="seeds", file=bench.file)
     cells = [make_cell(bench, levels, seed, plug_ins) for seed, levels in combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
         if twin is not cell:
-            raise UserError(
-                f"cells '{twin.label}' and '{cell.label}' are one scenario: they differ in nothing, or "
-                f"only in {', '.join(INERT)}, which never change a result",
-                file=bench.file,
+            told = (
+                f"cells '{twin.label}' and '{cell.label}' are one scenario: they differ in nothing, or only"
             )
+            told += f" in {', '.join(INERT)}, which never change a result"
+            raise UserError(told, file=bench.file)
     return cells
 
 
@@ -215,9 +205,8 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
         else:
             scenario = parse_without_plugins(tables, folder=bench.folder, layers=layers).scenario
         if scenario.faults.timeout is not None:
-            raise UserError(
-                "a cell works in one process, where nobody can interrupt a client", key="faults.timeout"
-            )
+            told = "a cell works in one process, where nobody can interrupt a client"
+            raise UserError(told, key="faults.timeout")
         if "checkpoint_every" not in tables:
             # Bench cells are short: a checkpoint a round would be time spent on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
@@ -257,10 +246,9 @@ def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
 
 
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the axes along which cells are compared: those of the baseline, else one axis.
+    """Return the axes along which cells are compared, which cells of a block of the table vary.
 
-    That is the strategy, the learner, the first axis whose values are names, or the last axis. Cells that
-    agree on the other axes form a block of the table.
+    These are the axes of the baseline, else the strategy, the learner, the first axis of names, or the last.
     """
     if baseline:
         return tuple(axis.name for axis in axes if axis.name in baseline)
@@ -276,12 +264,8 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
         return tuple(bench.spec.metrics)
     streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]
     if not streams:
-        return (
-            "accuracy_before_fusion_local",
-            "accuracy_local",
-            "accuracy_before_fusion_global",
-            "accuracy_global",
-        )
+        local = ("accuracy_before_fusion_local", "accuracy_local")
+        return (*local, "accuracy_before_fusion_global", "accuracy_global")
     tests = dict.fromkeys(
         f"average_accuracy_{protocol}"
         for scenario, own in streams

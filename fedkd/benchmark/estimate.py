@@ -34,7 +34,6 @@ class CellPace:
             self.add(cell, spent)
 
     def add(self, cell: Cell, seconds: float) -> None:
-        """Take note of a cell that is done."""
         self._seconds.setdefault(self._kind(cell), []).append(seconds)
 
     def of(self, cell: Cell) -> float | None:
@@ -69,11 +68,9 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
     of_a_client = a_round / _clients_per_round(tried.scenario)
     seconds = sum(of_a_client * _clients_per_round(cell.scenario) * cell.scenario.rounds for cell in waiting)
     later = "" if tried.scenario.continual is None else ", nor is what later tasks cost"
-    return Estimate(
-        seconds,
-        f"one round of the cell '{tried.label}' took {a_round:.1f} s; cells that cost more or less than this "
-        f"one are not known yet{later}, and loading and starting come on top",
-    )
+    basis = f"one round of the cell '{tried.label}' took {a_round:.1f} s; cells that cost more or less than"
+    basis += f" this one are not known yet{later}, and loading and starting come on top"
+    return Estimate(seconds, basis)
 
 
 def _clients_per_round(scenario: Scenario) -> int:
@@ -97,9 +94,7 @@ class _FirstRounds(RunObserver):
 
 
 def _time_one_round(cell: Cell) -> float:
-    """Return the seconds of a cell's first round; of an asynchronous run, the second: in its first all
-    train.
-    """
+    """Return the seconds of a cell's first round, or second if asynchronous: all train in its first."""
     with tempfile.TemporaryDirectory() as folder:
         tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": Tracking()})
         first = _FirstRounds(1 if tried.asynchronous is None else min(2, tried.rounds))

@@ -17,8 +17,7 @@ from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS, read_metrics, read_timings
 
 DIGESTS = "digests.json"
-READ = (SUMMARY, METRICS, TIMINGS)
-"""Files of a run that a bench reads."""
+READ = (SUMMARY, METRICS, TIMINGS)  # files of a run that a bench reads
 
 
 class Damaged(Exception):

@@ -14,14 +14,11 @@ from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.tracking.run_folder import SCENARIO
 
-SHOWN_VALUES = 4
-"""Values of a key that a message names at most."""
+SHOWN_VALUES = 4  # values of a key that a message names at most
 
 
 def check_folder(cells: Sequence[Cell], folder: Path) -> None:
-    """Refuse a bench folder that holds runs of another bench; more seeds, values and variants add cells
-    only.
-    """
+    """Refuse a folder with runs of another bench; more seeds, values and variants only add cells."""
     try:
         found = sorted((folder / "runs").iterdir())
     except OSError:  # not there yet, or unreadable: writing there says so
@@ -31,11 +28,11 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
     if not strangers:
         return
     runs = f"{len(strangers)} run{'s' * (len(strangers) > 1)}"
-    raise UserError(
-        f"{folder} holds {runs} of another bench: {_difference(strangers[0], cells)};"
-        f" choose another folder with --out, or remove what is not to be kept, such as {strangers[0]}",
-        key="--out",
+    told = (
+        f"{folder} holds {runs} of another bench: {_difference(strangers[0], cells)}; choose another folder"
     )
+    told += f" with --out, or remove what is not to be kept, such as {strangers[0]}"
+    raise UserError(told, key="--out")
 
 
 def _difference(run: Path, cells: Sequence[Cell]) -> str:

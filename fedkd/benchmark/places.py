@@ -23,8 +23,7 @@ from fedkd.plan.plan import open_plan
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 
-MARK = ".nodes.tmp"
-"""A file beside the run folders while nodes look for it."""
+MARK = ".nodes.tmp"  # a file beside the run folders while nodes look for it
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,7 @@ class NodeReport:
 
 
 def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
-    """Return what a cell finds on this machine; with a folder of run folders, `MARK` has to be visible
-    there.
-    """
+    """Return what a cell finds on this machine; `MARK` has to be visible in a folder of run folders."""
     if folder is not None and not (Path(folder) / MARK).is_file():
         return NodeReport(f"does not see {folder}; put the bench on a disk that all nodes share")
     try:
@@ -96,13 +93,10 @@ def _ask(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look: Any = ray.remote(inspect_node)
+    pinned = ((NodeAffinitySchedulingStrategy(node_id, soft=False), job) for node_id, job in places)
     waiting = [
-        look.options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(job, folder)
-        for node_id, job in places
+        look.options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(job, folder)
+        for place, job in pinned
     ]
     left, deadline = list(waiting), time.monotonic() + engine.start_timeout
     while left:
@@ -111,10 +105,8 @@ def _ask(
         if done:
             deadline = time.monotonic() + engine.start_timeout
         if left and time.monotonic() > deadline:
-            raise EngineLost(
-                f"{len(left)} of {len(waiting)} answers of nodes did not come within"
-                f" {engine.start_timeout:g} s (engine.start_timeout)"
-            )
+            told = f"{len(left)} of {len(waiting)} answers of nodes did not come within"
+            raise EngineLost(f"{told} {engine.start_timeout:g} s (engine.start_timeout)")
     try:
         return ray.get(waiting)
     except RayError as error:

@@ -20,9 +20,7 @@ VISIBLE_RUNNING = 8
 
 
 class BenchProgress:
-    """Counts cells and estimates the time left; subclasses show it. `unknown` cells come later (see
-    `add`).
-    """
+    """Counts cells and estimates the time left; `unknown` cells come later (see `add`)."""
 
     def __init__(
         self, cells: Sequence[Cell], already_done: int, compared: Sequence[str] = (), unknown: int = 0
@@ -44,15 +42,12 @@ class BenchProgress:
         self._unknown -= known
 
     def slots(self, count: int) -> None:
-        """At most `count` cells run at a time."""
         self._slots = count
 
     def started(self, cell: Cell) -> None:
-        """A cell has been handed out."""
         self.running[cell] = time.monotonic()
 
     def finished(self, cell: Cell, outcome: Outcome) -> None:
-        """A cell is over."""
         self.running.pop(cell, None)
         self._waiting.pop(cell, None)
         if outcome.status == "done":
@@ -72,10 +67,8 @@ class BenchProgress:
         everything = self._pace.of_all(list(self._waiting))
         if everything is None:
             return None
-        if self._unknown:
-            known = len(self._waiting)
-            usual = everything / known if known else self._usual
-            everything += self._unknown * usual
+        known = len(self._waiting)
+        everything += self._unknown * (everything / known if known else self._usual)
         now = time.monotonic()
         spent = sum(min(self._pace.of(cell) or 0.0, now - since) for cell, since in self.running.items())
         return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))

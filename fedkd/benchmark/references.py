@@ -1,8 +1,7 @@
 """Metrics that need a second run: `intransigence` and `gain_over_single` of cells over streams.
 
-A cell's siblings have its seed, its stream and its level on every axis but those that set the learner. The
-sibling with the learner `joint` is the reference of `intransigence`, that with `single` the reference of
-`gain_over_single`. Where several siblings have such a learner there is no reference.
+Siblings share the seed, the stream and all levels but the learner's. The only sibling with the learner
+`joint` is the reference of `intransigence`, that with `single` of `gain_over_single`.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from fedkd.plan.held_models import held_models
 from fedkd.tracking.recorder import read_metrics
 
 RELATIVE = ("intransigence", "gain_over_single")
-LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")
-"""Keys that set the learner."""
+LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")  # keys that set the learner
 
 
 def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
@@ -55,15 +53,13 @@ def _outcome(
     cell: FinishedCell, joint: StreamOutcome | None = None, single: StreamOutcome | None = None
 ) -> StreamOutcome:
     scenario, schedule = cell.cell.scenario, build_schedule(cell.cell.scenario)
-    return stream_outcome(
+    rows, courses, models = (
         read_metrics(cell.folder),
-        scenario,
         schedule.every_course(),
-        counted=counted_clients(scenario),
-        models=held_models(scenario, schedule),
-        joint=joint,
-        single=single,
+        held_models(scenario, schedule),
     )
+    counted = counted_clients(scenario)
+    return stream_outcome(rows, scenario, courses, counted=counted, models=models, joint=joint, single=single)
 
 
 def _relative(outcome: StreamOutcome) -> dict[str, float]:

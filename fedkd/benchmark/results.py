@@ -27,22 +27,15 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 ROWS_AT_A_TIME = 500_000
-CENTRALIZED = "centralized"
-"""The strategy that trains on all clients' samples in one place."""
-CLOCK = "virtual_seconds_train"
-"""The metric of simulated time."""
-SECONDS_TO = "seconds_to_"
-"""Prefix of a summary's times to an accuracy."""
-CELLS_NAMED = 3
-"""Cells that a warning names at most."""
+CENTRALIZED = "centralized"  # the strategy that trains on all clients' samples in one place
+CLOCK = "virtual_seconds_train"  # the metric of simulated time
+SECONDS_TO = "seconds_to_"  # prefix of a summary's times to an accuracy
+CELLS_NAMED = 3  # cells that a warning names at most
 
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A cell after the bench has run; no summary: it is not done.
-
-    `relative` has its metrics relative to cells with a reference learner.
-    """
+    """A cell after the bench has run; `relative` are metrics relative to reference learners."""
 
     cell: Cell
     folder: Path
@@ -86,9 +79,6 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
         f"warning: in {len(found)} of {len(done)} cells clients were no better than the majority class on"
         f" their training samples: {', '.join(named)}{more}; their summary.json says who, as at_chance"
     )
-
-
-# Tidy files -------------------------------------------------------------------------------------------
 
 
 def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder: Path) -> None:

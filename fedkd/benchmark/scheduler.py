@@ -44,7 +44,6 @@ class CellCheck:
         self._checked: set[str] = set()
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Check cells."""
         from fedkd.data.load import load_data
         from fedkd.plan.plan import resolve
         from fedkd.simulation.check import check_with
@@ -175,9 +174,9 @@ class RayRunner:
         self._running: dict[Any, Cell] = {}
 
     def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, Outcome]:
-        """Run jobs; return the outcomes of those that ran.
+        """Run jobs and return the outcomes of those that ran.
 
-        After a signal running jobs save their state and no other job starts. A second signal stops at once.
+        After a signal, running jobs save their state and no other starts; a second signal stops at once.
         """
         import ray
 

@@ -97,14 +97,12 @@ class BenchFile(ExperimentFile):
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench file with its base scenario; `fixed` are dotted keys of ``--set``, which override every
-    cell.
-    """
+    """A bench file with its base scenario."""
 
     spec: BenchFile
     base: dict[str, Any]
     folder: Path
-    fixed: dict[str, Any]
+    fixed: dict[str, Any]  # dotted keys of ``--set``, which override every cell
     file: str
 
     @property
@@ -206,10 +204,8 @@ def dump_file(kind: str, tables: Mapping[str, Any]) -> str:
     """Return the tables of a bench, or another kind of file with a base scenario, as TOML."""
     import tomli_w
 
-    header = (
-        f"# The {kind} with its base scenario; relative paths are those of the file that it was read from.\n"
-    )
-    return header + tomli_w.dumps(tables)
+    told = "with its base scenario; relative paths are those of the file that it was read from."
+    return f"# The {kind} {told}\n{tomli_w.dumps(tables)}"
 
 
 def check_base_and_seeds(spec: ExperimentFile) -> None:
@@ -230,11 +226,9 @@ def _check_metrics(metrics: list[str]) -> None:
         if near and near[0] != name and name not in known:
             raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
         if name not in known and not name.endswith(("_local", "_global", "_train")):
-            raise UserError(
-                f"no metric '{name}'; allowed: METRIC_local, METRIC_global, METRIC_train, "
-                "bytes_up, bytes_down, seconds, and of streams average_accuracy, bwt, forgetting, …",
-                key="metrics",
-            )
+            told = f"no metric '{name}'; allowed: METRIC_local, METRIC_global, METRIC_train, bytes_up,"
+            told += " bytes_down, seconds, and of streams average_accuracy, bwt, forgetting, …"
+            raise UserError(told, key="metrics")
     if len(set(metrics)) < len(metrics):
         raise UserError(f"must be different, got {metrics}", key="metrics")
 

@@ -26,17 +26,13 @@ Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended; `told` is a remark for the display.
+    """How a cell ended."""
 
-    An `interrupted` cell can be resumed. A trial of a search may be `pruned`, behind the others. Training
-    that led to infinite numbers, or to none, has `diverged`.
-    """
-
-    status: Status
+    status: Status  # an interrupted cell can be resumed; a trial behind the others is pruned
     seconds: float = 0.0
     error: str = ""
-    diverged: bool = False
-    told: str = ""
+    diverged: bool = False  # training led to infinite numbers, or to none
+    told: str = ""  # a remark for the display
 
 
 def run_cell(

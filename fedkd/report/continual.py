@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
+from fedkd.report.tables import csv_text
 from fedkd.storage.atomic import write_text_atomically
 from fedkd.tracking.wording import protocol_name
 
@@ -31,11 +30,10 @@ def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] =
 
 
 def matrix_csv(outcome: StreamOutcome) -> str:
-    """Return every accuracy that was measured on a task before the first task and after each, one a line.
+    """Return every accuracy measured on a task, before the first task and after each, one a line.
 
-    Tasks are counted from 0, each client's in the order in which it learned them. `client` is empty for the
-    federation's mean, which is there if all learned the same at the same time; `after_task` for the
-    untrained models.
+    Tasks, from 0, are in each client's order of learning. `client` is empty for the federation's mean, which
+    exists if all are in step; `after_task` is empty for the untrained models.
     """
     rows: list[Sequence[object]] = []
     for test in outcome.tests:
@@ -46,12 +44,12 @@ def matrix_csv(outcome: StreamOutcome) -> str:
                 if not isnan(value):
                     after = tasks[row - 1] if row else ""
                     rows.append((test.protocol, test.split, client, after, tasks[column], float(value)))
-    return _csv(("protocol", "split", "client", "after_task", "task", "accuracy"), rows)
+    return csv_text(("protocol", "split", "client", "after_task", "task", "accuracy"), rows)
 
 
 def metrics_csv(outcome: StreamOutcome) -> str:
     """Return every continual metric of every client that counts, one a line; empty: it has no value."""
-    return _csv(
+    return csv_text(
         ("protocol", "split", "client", "metric", "value"),
         (
             (test.protocol, test.split, client, name, "" if isnan(value) else value)
@@ -62,14 +60,6 @@ def metrics_csv(outcome: StreamOutcome) -> str:
     )
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """Draw the matrices into a run folder as `accuracy_matrix.png`, `.svg` and `.pdf`; return the files."""
     return write_figure(lambda: draw_chart(accuracy_matrix(outcome, names)), folder, FIGURE)
@@ -78,9 +68,8 @@ def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[s
 def accuracy_matrix(outcome: StreamOutcome, names: Sequence[str] = ()) -> Chart:
     """Return the federation's mean accuracy on every task after every task, a panel a protocol.
 
-    Accuracies are those on the common test sets. The first row is that of the untrained models. The diagonal,
-    where a task has just been learned, is outlined. Where clients learn in orders of their own, a row is each
-    one's first task, second task, and so on. Without `names` the tasks are numbered.
+    The first row is the untrained models', the diagonal is outlined. Where orders differ, a row is each
+    client's first task, second task, and so on. Without `names` tasks are numbered.
     """
     labels = task_labels(outcome, names)
     order = "" if outcome.in_step else ", in each client's own order"
@@ -113,10 +102,7 @@ def task_labels(outcome: StreamOutcome, names: Sequence[str] = ()) -> list[str]:
 
 
 def _caption(outcome: StreamOutcome, test: ProtocolOutcome) -> list[str]:
-    """Return the means over clients in words: `average accuracy 97.1 %`, `BWT -2.0 points`.
-
-    Those of the mean matrix would differ where clients have learned different tasks.
-    """
+    """Return the means over clients in words: `average accuracy 97.1 %`, `BWT -2.0 points`."""
     parts = []
     for name in ("average_accuracy", "bwt"):
         shown = metric(name)

@@ -32,10 +32,7 @@ def over_tasks(study: Study, shown: Metric) -> Chart:
 
 
 def over_traffic(study: Study, shown: Metric) -> Chart:
-    """Return a metric over the bytes sent so far, up and down, by all clients.
-
-    Groups that send nothing have a level line at their last value.
-    """
+    """Return a metric over the bytes sent so far; groups that send nothing have a level line."""
     most = max((run.traffic[-1][1] for run in study.runs if run.traffic), default=0)
     unit, size = next((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 0)) if most >= size)
     scale = size or 1e3
@@ -85,12 +82,8 @@ def _chart(
             few = half is None and len(seeds) > 1 and place is not None
             thin = seeds * shown.scale if few else ()
             spread = None if half is None else half * shown.scale
-            title, look, limits = (
-                group_title(group),
-                looks[group],
-                (0.0, 100.0) if shown.unit == "%" else OPEN,
-            )
-            curves.append(Curve(title, look, place, mean * shown.scale, spread, thin, limits))
+            title, limits = group_title(group), (0.0, 100.0) if shown.unit == "%" else OPEN
+            curves.append(Curve(title, looks[group], place, mean * shown.scale, spread, thin, limits))
             halves = [""] * len(rounds) if half is None else half.tolist()
             at = [""] * len(rounds) if place is None else place.tolist()
             numbers = zip(at, mean.tolist(), halves, strict=True)
@@ -117,8 +110,8 @@ def curve_over_seeds(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray] | None:
     """Return curves of n seeds, pairs of x and value, as one; None: they share no point.
 
-    These are where all have a value `[R]`, the mean `[R]`, half widths of the 95 % intervals `[R]` (None
-    below three seeds) and the values `[n, R]`.
+    These are shared x `[R]`, means `[R]`, half widths of 95 % intervals `[R]` (None below three seeds), and
+    values `[n, R]`.
     """
     tables = [dict(curve) for curve in curves]
     shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []

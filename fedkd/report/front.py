@@ -23,9 +23,9 @@ from fedkd.report.study import (
     values_by_seed,
 )
 
+# Metrics along the two axes.
 BEFORE = (metric("accuracy_before_fusion_global"), metric("accuracy_before_fusion_local"))
 AFTER = (metric("accuracy_global"), metric("accuracy_local"))
-"""Metrics along the two axes, before and after fusion."""
 FEWEST_ON_A_CURVE = 3
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 HOW_TO_READ = "After the last round; bars are 95 % intervals, from three seeds on; small points are seeds."
@@ -57,9 +57,8 @@ def accuracy_against_stored(study: Study) -> Chart:
 def local_global_front(study: Study) -> Chart:
     """Return local against global accuracy before and after fusion: a panel a block and moment.
 
-    Groups whose names differ in one number alone are joined in its order, as `knfu 1`, `knfu 2`, `knfu 10`
-    are. A dotted line joins the groups that no other group beats in both accuracies. Their names stand beside
-    them where there are more groups than colours. Bounds that are no federation beat no group.
+    Lines join groups whose names differ in one number (`knfu 1`, `knfu 2`, `knfu 10`), and dotted the Pareto
+    front. Groups on the front are named if there are more groups than colours. Bounds beat no group.
     """
     blocks, across = list(study.blocks), min(len(study.blocks), MOST_COLUMNS)
     panels: list[Panel | None] = []
@@ -89,8 +88,10 @@ def _front_panel(study: Study, block: Labels, moment: str, shown: tuple[Metric, 
     if best:
         marks.append(_line("beaten by none in both", "#404040", best))
     # Intervals of few seeds may be wider than all that is to be told apart.
-    reach = tuple(_around([point.at[axis] for point in points.values()]) for axis in (0, 1))
-    return replace(panel, title=title, marks=marks, reach=(reach[0], reach[1]))
+    ends = [(min(values), max(values)) for values in zip(*(p.at for p in points.values()), strict=True)]
+    margins = [max(1.0, 0.06 * (high - low)) for low, high in ends]
+    x, y = ((low - more, high + more) for (low, high), more in zip(ends, margins, strict=True))
+    return replace(panel, title=title, marks=marks, reach=(x, y))
 
 
 def _points_chart(study: Study, shown: tuple[Metric, Metric], name: str, title: str) -> Chart:
@@ -130,11 +131,6 @@ def _ends(chart: Chart, axis: int) -> list[float]:
     points = [mark for panel in chart.drawn for mark in panel.marks if isinstance(mark, Point)]
     ends = [point.at[axis] + sign * (point.half[axis] or 0.0) for point in points for sign in (-1, 1)]
     return ends + [seed[axis] for point in points for seed in point.seeds]
-
-
-def _around(values: Sequence[float]) -> Pair:
-    margin = max(1.0, 0.06 * (max(values) - min(values)))
-    return min(values) - margin, max(values) + margin
 
 
 def _line(name: str, colour: str, points: Sequence[Pair], dash: str = "dot") -> Curve:

@@ -39,39 +39,38 @@ def metric(name: str) -> Metric:
             return replace(shown, name=name, title=f"{shown.title}{added}")
     stem, _, split = name.rpartition("_")
     words = stem.replace("_", " ")
-    if stem in _MOMENTS:
-        return Metric(name, f"{split} accuracy {_MOMENTS[stem]}", "%", 100.0, 1, "higher")
+    if stem in _OF_SPLIT:
+        return replace(_OF_SPLIT[stem], name=name, title=_OF_SPLIT[stem].title.format(split=split))
     if (reached := _SECONDS_TO.fullmatch(name)) is not None:
         return Metric(name, f"simulated time to {reached[1]} %, {reached[2]}", "s", 1.0, 1, "lower")
     if stem.endswith("accuracy"):
         return Metric(name, f"{split} {words}", "%", 100.0, 1, "higher")
     if (model := stem.removeprefix("accuracy_")) != stem:
-        moment = "accuracy_before_fusion" if model.startswith("before_fusion_") else "accuracy"
-        title = f"{split} accuracy {_MOMENTS[moment]}, {model.removeprefix('before_fusion_')} model"
+        moment = "before" if model.startswith("before_fusion_") else "after"
+        title = f"{split} accuracy {moment} fusion, {model.removeprefix('before_fusion_')} model"
         return Metric(name, title, "%", 100.0, 1, "higher")
-    if stem == "fusion_gain":
-        return Metric(name, f"fusion gain, {split}", "points", 100.0, 1, "higher")
     if stem == "loss":
         return Metric(name, f"{'training' if split == 'train' else split} loss", better="lower")
-    if stem == "transfer_gain":
-        return Metric(name, f"gain by one other client, {split}", "points", 100.0, 1, "higher")
-    if stem == "transfer_rate":
-        return Metric(name, "learned of what others alone know", "%", 100.0, 1, "higher")
-    if stem == "hit_chance":
-        return Metric(name, f"best sender found by chance, {split}", "%", 100.0, 1)
     if stem.startswith("rank_"):
         return Metric(name, f"gains ranked by {words[5:]}, {split}", "Spearman", 1.0, 2, "higher")
     if stem.startswith("hit_"):
         return Metric(name, f"best sender found by {words[4:]}, {split}", "%", 100.0, 1, "higher")
-    if stem == "effective_neighbours":
-        return Metric(name, "effective neighbours", decimals=1)
     return Metric(name, f"{words}, {split}")
 
 
-_MOMENTS = {"accuracy_before_fusion": "before fusion", "accuracy": "after fusion"}
-"""The two moments of a round that accuracies are of."""
-
-_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.tracking.reached`
+_OF_SPLIT = {
+    shown.name: shown
+    for shown in (
+        Metric("accuracy_before_fusion", "{split} accuracy before fusion", "%", 100.0, 1, "higher"),
+        Metric("accuracy", "{split} accuracy after fusion", "%", 100.0, 1, "higher"),
+        Metric("fusion_gain", "fusion gain, {split}", "points", 100.0, 1, "higher"),
+        Metric("transfer_gain", "gain by one other client, {split}", "points", 100.0, 1, "higher"),
+        Metric("transfer_rate", "learned of what others alone know", "%", 100.0, 1, "higher"),
+        Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
+        Metric("effective_neighbours", "effective neighbours", decimals=1),
+    )
+}
+_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.report.run_summary`
 
 _WHOLE_RUN = {
     shown.name: shown

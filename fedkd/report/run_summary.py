@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from fedkd.plan.plan import Plan
 from fedkd.plugins.versions import versions
 from fedkd.storage.atomic import write_json_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.reached import times_to_accuracy
 from fedkd.tracking.recorder import SUMMARY, MetricRow, read_epochs, read_metrics, read_warnings
 from fedkd.tracking.totals import Totals
 
@@ -73,11 +72,33 @@ def finish_run(
     return summary
 
 
+def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict[str, float | None]:
+    """Return the simulated seconds until the mean accuracy after fusion reached each target in percent.
+
+    They are the ends of rounds, by metric name; None: never reached.
+    """
+    ended: dict[int, float] = {}
+    means: dict[str, list[tuple[int, float]]] = {split: [] for split in ("local", "global")}
+    for row in rows:
+        if row["client"] is not None or row["value"] is None:
+            continue
+        if row["metric"] == "virtual_seconds":
+            ended[row["round"]] = row["value"]
+        elif row["metric"] == "accuracy" and row["task"] is None and row["split"] in means:
+            means[row["split"]].append((row["round"], row["value"]))
+    found: dict[str, float | None] = {}
+    for split in ("local", "global"):
+        for target in targets:
+            reached = [round for round, value in means[split] if 100 * value >= target - 1e-9]
+            found[f"seconds_to_{target}_{split}"] = ended.get(min(reached)) if reached else None
+    return found
+
+
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
     """Return the summary's table of the last transferability map; empty: none was measured.
 
-    Of each predictor it has the mean rank correlation (Spearman) over receivers, half of its 95 % interval,
-    and how often it named a best sender. Receivers share senders, so the interval is about these clients.
+    A predictor has its mean rank correlation (Spearman) over receivers, the half width of its 95 % interval,
+    and how often it named a best sender.
     """
     from fedkd.report.statistics import interval
 

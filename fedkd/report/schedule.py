@@ -1,4 +1,4 @@
-"""The schedule of a run to look at: clients by rounds, coloured by task, as a picture and as text."""
+"""The schedule of a run, clients by rounds coloured by task, as a picture and as text."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ def draw_schedule_figure(
 def schedule_figure(
     schedule: Schedule, names: Sequence[str] = (), outcome: StreamOutcome | None = None
 ) -> Figure:
-    """Draw who learns which task when; white where a client is away. Sampling and dropout are not in it.
+    """Draw every client's task over rounds, white where it is away; sampling and dropout are not in it.
 
-    With an outcome of a stream, each client's accuracies on its tasks at the end are drawn beside it, on the
-    common test sets and in the scenario's own protocol, with their mean. Tasks without names are numbered.
+    An outcome adds each client's accuracies on its tasks at the end, on the common test sets, and the mean.
     """
     from matplotlib import colormaps
     from matplotlib.patches import Patch

@@ -1,13 +1,10 @@
 """Error bars over seeds.
 
-Two settings that were run with the same seeds share their data, their partition and their initial weights, so
-the difference is taken seed by seed (a paired comparison): what a seed adds to both cancels.
+Settings with the same seed share data, partition and initial weights, so differences are paired by seed.
 
-A table has many differences, and one interval of 95 % in twenty excludes 0 by chance. So a table marks those
-that survive a correction over the family of all its differences of one metric, by Benjamini and Hochberg.
-Holm's correction bounds the chance of a single false mark: with three seeds no difference of a large table
-survives it. Benjamini and Hochberg bound the expected share of false marks, also where differences depend on
-each other positively, as those to one baseline do.
+One 95 % interval in twenty excludes 0 by chance. A table marks differences that survive the correction of
+Benjamini and Hochberg over all its differences of one metric. It bounds the expected share of false marks,
+also under positive dependence, as with one baseline. Holm's leaves no mark in a large table of three seeds.
 """
 
 from __future__ import annotations
@@ -21,8 +18,7 @@ import numpy as np
 LEVEL = 0.95
 FEWEST_SEEDS = 3
 """Seeds from which a figure shows an interval. Student's t for two is 12.7: a band would cover the page."""
-FALSE_DISCOVERY_RATE = 0.05
-"""Expected share of false ones among the differences that a table marks, at most."""
+FALSE_DISCOVERY_RATE = 0.05  # expected share of false ones among the differences that a table marks, at most
 
 
 @dataclass(frozen=True)

@@ -149,19 +149,13 @@ def write_study(study: Study, folder: Path) -> None:
 
 
 def read_study(folder: Path) -> Study:
-    """Read the study of a bench folder.
-
-    Raises:
-        UserError: There is none, or what is there is no study.
-    """
+    """Read the study of a bench folder; without a study it is a `UserError`."""
     path = folder / STUDY
     try:
         study = TypeAdapter(Study).validate_python(parse_json(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            "not found; the bench writes it once its cells have run (until then: fedkd report RUN RUN …)",
-            file=str(path),
-        ) from None
+        told = "not found; the bench writes it once its cells have run (until then: fedkd report RUN RUN …)"
+        raise UserError(told, file=str(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
     except (NotJson, ValidationError):

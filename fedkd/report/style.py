@@ -50,12 +50,10 @@ _PARAMETERS: Any = {
     "svg.hashsalt": "fedkd",  # ids in an SVG are salted hashes: a fixed salt makes equal figures equal bytes
     "pdf.fonttype": 42,  # outlines that can be edited and printed
 }  # fmt: skip
+# Kinds of files, and the metadata of each that would differ from one writing to the next.
 FORMATS: Mapping[str, tuple[str, ...]] = {
-    "png": ("Software",),
-    "svg": ("Date", "Creator"),
-    "pdf": ("CreationDate", "Creator", "Producer"),
-}
-"""Kinds of files, and the metadata of each that would differ from one writing to the next."""
+    "png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"),
+}  # fmt: skip
 
 
 @contextmanager

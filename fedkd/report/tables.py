@@ -1,4 +1,4 @@
-"""The table of a bench, as Markdown for a reader and as CSV for a program."""
+"""The table of a bench as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -121,10 +121,8 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     where = f" for the same {' and '.join(blocks)}" if blocks else ""
     parts = ["Means over clients after the last round."]
     if any(name in CONTINUAL_METRICS for name in study.metrics):
-        parts.append(
-            "Streams are measured on the common test sets; BWT and forgetting with the task given where each"
-            " task has outputs of its own, and without it elsewhere."
-        )
+        parts.append("Streams are measured on the common test sets; BWT and forgetting with the task given")
+        parts.append("where each task has outputs of its own, and without it elsewhere.")
     if seeds > 1:
         parts.append(f"Mean ± 95 % confidence interval over {seeds} seeds (Student's t).")
     elif seeds == 1:
@@ -135,8 +133,8 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     if told.tested:
         parts.append(
             f"{DIFFERS}: significant at a false discovery rate of {100 * FALSE_DISCOVERY_RATE:.0f} %"
-            " (Benjamini–Hochberg, over all differences of one metric in this table)."
         )
+        parts.append("(Benjamini–Hochberg, over all differences of one metric in this table).")
         parts.append(tally_text(told))
     if ranked:
         parts.append(f"{bold}: best mean{where}.")
@@ -163,20 +161,25 @@ def tally_text(told: Tally) -> str:
     )
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as the text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
 def csv_table(study: Study) -> str:
     """Return the same numbers, unscaled, in full precision: one line per group and metric."""
     axes = [*study.block_axes, *study.compared_axes]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     numbers = ("mean", "half_width", "difference", "difference_half_width", "p", "best", "tied", "differs")
-    writer.writerow([*(axis.name for axis in axes), "metric", "seeds", *numbers])
+    rows: list[list[object]] = []
     for row in compare(study):
         for metric, entry in zip(study.shown, row.entries, strict=True):
             seeds = entry.value.seeds if entry.value else 0
             told = [*_parts(entry.value)[:2], *_parts(entry.difference)]
             flags = [str(flag).lower() for flag in (entry.best, entry.tied, entry.differs)]
-            writer.writerow([*row.block, *row.group, metric.name, seeds, *told, *flags])
-    return text.getvalue()
+            rows.append([*row.block, *row.group, metric.name, seeds, *told, *flags])
+    return csv_text([*(axis.name for axis in axes), "metric", "seeds", *numbers], rows)
 
 
 def _parts(value: Interval | None) -> tuple[float | None, ...]:

@@ -3,9 +3,9 @@
 Arrays, one number a link; the same bytes in every repetition of a run:
 
     clients   [N]  who took part, ascending
-    receiver  [L]  who heard
-    sender    [L]  whom
-    bytes     [L]  what went over the link
+    receiver  [L]
+    sender    [L]
+    bytes     [L]  sent over the link
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedkd.tracking.neighbours import FUSION
 
 @dataclass(frozen=True, eq=False)
 class LinkTable:
-    """What clients sent each other in a round."""
+    """Traffic between clients in a round."""
 
     round: int
     clients: tuple[int, ...]  # the N clients that took part
@@ -42,12 +42,8 @@ def write_links(
     """Write a round's links (see `LinkTable`) into the folder of the run with this digest."""
     names, links = np.array(clients), np.nonzero(heard)
     receiver, sender = (names[places] for places in links)
-    arrays = {
-        "clients": names,
-        "receiver": receiver,
-        "sender": sender,
-        "bytes": sizes[links].astype(np.int64),
-    }
+    sent = sizes[links].astype(np.int64)
+    arrays = {"clients": names, "receiver": receiver, "sender": sender, "bytes": sent}
     write_table(table_path(folder / FUSION, "links", round), arrays, run)
 
 

@@ -1,7 +1,8 @@
-"""The live table of a run, by rich."""
+"""The live table of a run by rich, on a terminal or in a notebook."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunReport
-from fedkd.tracking.progress import Display
+from fedkd.tracking.phase_watch import Display
 from fedkd.tracking.task_matrix import TaskMatrix
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ COLUMNS = (
 TASK_COLUMN, NEIGHBOURS_COLUMN = "\ntask", "effective\nneighbours"
 # Widths of the terminal from which on there is room for these columns.
 WIDTH_WITH_TASK, WIDTH_WITH_NEIGHBOURS, WIDTH_WITH_BOTH = 90, 94, 102
+
+NOTEBOOK_SIZE = (104, 40)  # letters, lines
+NOTEBOOK_SECONDS = 0.5  # least time between two updates of a notebook
+NOTEBOOK_FORMAT = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
 
 
 class RunTable(Display):
@@ -180,6 +185,52 @@ class LiveProgress(RunTable):
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
+
+
+class NotebookProgress(RunTable):
+    """The table of a run as HTML, with all messages below it; `show` replaces what it showed last."""
+
+    def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(_notebook_console(), clock)
+        self._show = show
+        self._messages: list[str] = []
+        self._shown = clock() - NOTEBOOK_SECONDS
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        super().went_back(scenario, folder, done)
+        self._refresh()
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        super().phase(round, phase, done, total)
+        if self._clock() - self._shown >= NOTEBOOK_SECONDS:
+            self._refresh()
+
+    def round_finished(self, report: RoundReport) -> None:
+        super().round_finished(report)
+        self._refresh()
+
+    def message(self, text: str) -> None:
+        self._messages.append(text)
+        self._refresh()
+
+    def closed(self) -> None:
+        if self._running:
+            super().closed()
+            self._refresh()
+
+    def _refresh(self) -> None:
+        console = _notebook_console()
+        console.print(self._display(), Text("\n".join(self._messages)), soft_wrap=True)
+        self._show(console.export_html(inline_styles=True, code_format=NOTEBOOK_FORMAT))
+        self._shown = self._clock()
+
+
+def _notebook_console() -> Console:
+    width, height = NOTEBOOK_SIZE
+    return Console(
+        file=io.StringIO(), record=True, width=width, height=height, color_system="truecolor",
+        force_terminal=True, force_jupyter=False,
+    )  # fmt: skip
 
 
 def _cells(report: RoundReport, clients: int) -> list[RenderableType]:

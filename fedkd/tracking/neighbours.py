@@ -5,12 +5,10 @@ Arrays, receivers first; the same bytes in every repetition of a run:
     clients    [N]     whose knowledge was fused, ascending
     weights    [N, N]  how much each took from each
     distances  [N, N]  what decided about it, where that was a distance
-    left_out   [N, N]  how far a receiver's guidance would move without the sender, where that was worked out
+    left_out   [N, N]  change of a receiver's targets without the sender, where it was computed
 
-A digest of all this, and that of the run's scenario, are in the file too (see `fedkd.storage.digests`).
-
-Of more than `MOST_WHOLE` clients every receiver's `KEPT` greatest weights are kept: all tables are
-`[N, KEPT]` then, and `senders` `[N, KEPT]` says which client each is about.
+`fedkd.storage.digests` adds digests. Above `MOST_WHOLE` clients each receiver keeps its `KEPT` greatest
+weights: tables are `[N, KEPT]`, and `senders` `[N, KEPT]` names the client of each entry.
 """
 
 from __future__ import annotations

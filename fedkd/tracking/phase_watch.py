@@ -10,8 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.evaluated_clients import counted_clients
+from fedkd.plan.schedule import Schedule
+from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver
+from fedkd.tracking.recorder import read_metrics
+from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import duration, phase_text, time_left
 
 if TYPE_CHECKING:
@@ -29,8 +34,7 @@ class Slowest:
 class PhaseWatch:
     """Follows the phases of a run's rounds by a clock in seconds.
 
-    `done` of `total` clients have finished the `phase` (empty between two) of the `round` (0 before the
-    first), with the `slowest` among them.
+    `done` of `total` clients have finished the `phase` (empty between two) of the `round` (from 0).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +55,6 @@ class PhaseWatch:
         self.done, self.total = done, total
 
     def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        """Take down that a client has finished the phase."""
         longest = self.slowest is None or seconds > self.slowest.seconds
         if (round, phase) == (self.round, self.phase) and longest:
             self.slowest = Slowest(client, seconds)
@@ -81,7 +84,6 @@ class Pace:
         self._seconds: deque[float] = deque(maxlen=window)
 
     def add(self, seconds: float) -> None:
-        """Take note of a finished round."""
         self._seconds.append(seconds)
 
     def left(self, rounds: int, elapsed: float = 0.0) -> float | None:
@@ -125,3 +127,44 @@ class FollowedRun(RunObserver):
     def _rest(self, finished: int) -> None:
         self._finished, self._began = finished, self._clock()
         self._watch.rest(min(finished + 1, self._rounds))
+
+
+class Display(FollowedRun):
+    """Follows a run and the accuracy matrix of its stream, and tells how the run begins."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._schedule: Schedule | None = None
+        self._matrix: TaskMatrix | None = None
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        super().run_started(scenario, folder, resumed_from)
+        for line in opening_lines(scenario, folder, resumed_from):
+            self.message(line)
+        self._schedule = build_schedule(scenario) if scenario.continual is not None else None
+        self._matrix = main_matrix(scenario)
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        super().went_back(scenario, folder, done)
+        self._recall(scenario, folder)
+
+    def _recall(self, scenario: Scenario, folder: Path) -> None:
+        """Begin the accuracy matrix anew, with what was recorded."""
+        self._matrix = main_matrix(scenario)
+        if self._matrix is not None:
+            self._matrix.recall(read_metrics(folder))
+
+
+def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[str]:
+    """Return the lines that begin a run: what it is and where it goes."""
+    parts = [scenario.fusion.strategy, f"{scenario.data.clients} clients"]
+    if scenario.continual is not None:
+        tasks = task_count(scenario)
+        parts.append(f"{scenario.continual.learner} on {tasks} task{'s' * (tasks != 1)}")
+    parts += [f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}", f"seed {scenario.seed}"]
+    lines = [f"{scenario.name}: {', '.join(parts)} → {folder}"]
+    if scenario.data.validation is not None:
+        lines.append("accuracies are on held-out samples (data.validation), not on test samples")
+    if resumed_from:
+        lines.append(f"resumed after round {resumed_from}")
+    return lines

@@ -3,8 +3,8 @@
     {"status": "running", "finished": 3, "rounds": 15, "round": 4, "phase": "train", "done": 7, "total": 10,
      "slowest": {"client": 4, "seconds": 2.1}, "error": null}
 
-It is replaced about once a second and at the end. What a killed process leaves says "running": whether it
-does is told by the folder's lock. Nothing of a run depends on it.
+The file is replaced about once a second and at the end. After a killed process it says "running": the
+folder's lock tells the truth.
 """
 
 from __future__ import annotations

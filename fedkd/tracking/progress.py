@@ -9,22 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.schedule import Schedule
-from fedkd.scenario.stream import task_count
 from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
-from fedkd.tracking.phase_watch import FollowedRun
-from fedkd.tracking.recorder import read_metrics
-from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
+from fedkd.tracking.phase_watch import Display
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedkd.scenario.schema import Scenario
 
-
-Show = Callable[[str], None]  # shows HTML in the place of what it showed last
+QUIET_SECONDS = 30.0
+"""Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
 
 
 def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
@@ -33,7 +28,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
         return RunObserver()
     if console is None:
         if (show := notebook_show()) is not None:
-            from fedkd.tracking.notebook import NotebookProgress
+            from fedkd.tracking.live import NotebookProgress
 
             return NotebookProgress(show)
         if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
@@ -45,7 +40,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     return LiveProgress(console)
 
 
-def notebook_show() -> Show | None:
+def notebook_show() -> Callable[[str], None] | None:
     """Return a function that shows HTML in the notebook of this process; None: there is no notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
@@ -65,40 +60,10 @@ def notebook_show() -> Show | None:
     return show
 
 
-QUIET_SECONDS = 30.0
-"""Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
-
-
-class Display(FollowedRun):
-    """Follows a run and the accuracy matrix of its stream, and tells how the run begins."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(clock)
-        self._schedule: Schedule | None = None
-        self._matrix: TaskMatrix | None = None
-
-    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        super().run_started(scenario, folder, resumed_from)
-        for line in opening_lines(scenario, folder, resumed_from):
-            self.message(line)
-        self._schedule = build_schedule(scenario) if scenario.continual is not None else None
-        self._matrix = main_matrix(scenario)
-
-    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        super().went_back(scenario, folder, done)
-        self._recall(scenario, folder)
-
-    def _recall(self, scenario: Scenario, folder: Path) -> None:
-        """Begin the accuracy matrix anew, with what was recorded."""
-        self._matrix = main_matrix(scenario)
-        if self._matrix is not None:
-            self._matrix.recall(read_metrics(folder))
-
-
 class PlainProgress(Display):
-    """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
+    """Prints an aligned line a round for log files and pipes, and the phase of long rounds.
 
-    Of rounds that take long some say in between how far they are.
+    It is silent once the stream is closed.
     """
 
     def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -159,18 +124,3 @@ class PlainProgress(Display):
             self._stream.flush()
         except OSError:  # ``| head``, or a terminal that was closed: the run goes on unseen
             self._stream = None
-
-
-def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[str]:
-    """Return the lines that begin a run: what it is and where it goes."""
-    parts = [scenario.fusion.strategy, f"{scenario.data.clients} clients"]
-    if scenario.continual is not None:
-        tasks = task_count(scenario)
-        parts.append(f"{scenario.continual.learner} on {tasks} task{'s' * (tasks != 1)}")
-    parts += [f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}", f"seed {scenario.seed}"]
-    lines = [f"{scenario.name}: {', '.join(parts)} → {folder}"]
-    if scenario.data.validation is not None:
-        lines.append("accuracies are on held-out samples (data.validation), not on test samples")
-    if resumed_from:
-        lines.append(f"resumed after round {resumed_from}")
-    return lines

@@ -4,8 +4,7 @@
 
     {"round": 3, "client": 4, "task": null, "split": "local", "metric": "accuracy", "value": 0.871}
 
-Floats are written with Python's shortest exact form, so equal values are equal bytes. JSON has no NaN and no
-infinity: a value that is not finite is written as null.
+Floats have Python's shortest exact form, so equal values are equal bytes.
 """
 
 from __future__ import annotations
@@ -46,16 +45,10 @@ class MetricRow(TypedDict):
 
 
 class Recorder:
-    """Appends to the tidy files of a run folder.
+    """Appends to the tidy files of a run folder, which is created if missing.
 
-    Lines wait in memory until `flush`, which puts them on disk durably. A checkpoint stores `offsets` taken
-    after a flush; a run resumed from it cuts the files there, so nothing is missing and nothing is doubled.
-
-    Args:
-        folder: The run folder; created if missing.
-        offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, all files start empty.
-        digests: SHA-256 of these bytes.
-        epochs: Whether there is an `epochs.jsonl` too.
+    Lines wait in memory until `flush`, which makes them durable. A checkpoint stores `offsets` and `digests`
+    after a flush; a resumed run cuts the files there. A fresh run (None) starts with empty files.
 
     Raises:
         UserError: The bytes to keep have changed.
@@ -93,10 +86,7 @@ class Recorder:
         split: Split,
         task: int | None = None,
     ) -> None:
-        """Append one value to `metrics.jsonl`; see `MetricRow`.
-
-        None, NaN and infinities are written as null.
-        """
+        """Append one value to `metrics.jsonl`; None, NaN and infinities are written as null."""
         row: MetricRow = {
             "round": int(round),
             "client": None if client is None else int(client),
@@ -110,10 +100,7 @@ class Recorder:
     def epoch(
         self, value: float, *, round: int, client: int, task: int | None, epoch: int, split: Split
     ) -> None:
-        """Append a client's accuracy on the present task after a local epoch to `epochs.jsonl`.
-
-        Epochs are counted from 1 within the round; other arguments are those of `metric`.
-        """
+        """Append a client's accuracy on the present task after a local epoch, 1-based, to `epochs.jsonl`."""
         row = {"round": round, "client": client, "task": task, "epoch": epoch, "split": split}
         self._waiting[EPOCHS].append(json.dumps({**row, "metric": "accuracy", "value": _json_number(value)}))
 

@@ -36,10 +36,8 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Error numbers of a disk that takes no more."""
-TABLES = (FUSION, FOLDER)
-"""Folders of tables, one a round."""
-MOST_COUNTS = 5_000_000
-"""Label counts (clients x classes x tasks) up to which a run folder holds them."""
+TABLES = (FUSION, FOLDER)  # folders of tables, one a round
+MOST_COUNTS = 5_000_000  # label counts (clients x classes x tasks) up to which a run folder holds them
 
 
 @contextmanager

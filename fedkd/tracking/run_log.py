@@ -1,7 +1,4 @@
-"""The run folder's `run.log`: what a run told, line by line, each with the time at which it did.
-
-It is for people. Nothing in it is deterministic, and nothing reads it.
-"""
+"""The run folder's `run.log`: the messages of a run with their times, for people."""
 
 from __future__ import annotations
 
@@ -21,10 +18,7 @@ RUN_LOG = "run.log"
 
 
 class RunLog(PlainProgress):
-    """Writes the plain lines of a run into its folder; earlier lines follow once there is a folder.
-
-    A run that is resumed goes on in the same file.
-    """
+    """Appends the plain lines of a run to its file; earlier lines wait until there is a folder."""
 
     def __init__(self) -> None:
         super().__init__(None)

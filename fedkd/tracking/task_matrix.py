@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class TaskMatrix:
     """The federation's mean accuracy on every task after every task, on the common test sets.
 
-    The row of the task that is being learned is that of its last evaluated round. Models are tested by a
-    protocol, or as the scenario's head is made for.
+    The row of the present task is that of its last evaluated round. The default protocol fits the head.
     """
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
@@ -66,8 +65,7 @@ class TaskMatrix:
     def so_far(self) -> dict[str, float]:
         """Return `average_accuracy` and, with two tasks or more, `bwt` of the tasks begun so far.
 
-        No `bwt` where a client missed one of them: it is over what each client learned, and these are means
-        over clients.
+        `bwt` is left out where a client missed a task: it is defined over what each client learned.
         """
         rows = list(self.rows().values())
         if not rows:
@@ -94,10 +92,7 @@ def main_matrix(scenario: Scenario) -> TaskMatrix | None:
 
 
 def matrices(scenario: Scenario) -> list[TaskMatrix]:
-    """Return an empty matrix for every protocol, that with the task given first.
-
-    None without a stream, nor where clients are not in step: then no row is that of one task.
-    """
+    """Return an empty matrix for every protocol; none without a stream in which clients are in step."""
     if scenario.continual is None or not build_schedule(scenario).in_step:
         return []
     return [TaskMatrix(scenario, protocol) for protocol in protocols(scenario)]

@@ -7,9 +7,9 @@ Arrays of a round, receivers first, float64 unless said; the same bytes in every
     gain_global          [N, N]  the same on the common test set
     predicted_NAME       [N, N]  what a predictor expected, in no unit; more is more
     complement_by_class  [N, N, C]  share of a class's transfer samples that the sender alone has right
-    transfer_rate        [N, N]  which share of what the sender alone had right the copy has right
+    transfer_rate        [N, N]  share of these that the copy has right
 
-The last two are there where labels of the transfer set are known. NaN: there is no such number.
+The last two need labels of the transfer set. NaN: not defined.
 """
 
 from __future__ import annotations

@@ -34,10 +34,7 @@ def points(difference: float | None) -> str:
 
 
 def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
-    """Word a fusion gain, with its number of clients if they are fewer: `-35.0 pt (10 of 200)`.
-
-    `clients` are those that are evaluated; their number is left out unless `of_all`.
-    """
+    """Word a fusion gain, and its clients if fewer than those evaluated: `-35.0 pt (10 of 200)`."""
     text, guided = points(report.fusion_gain), report.metrics.get("train/guided_clients")
     if report.fusion_gain is None or guided is None or guided == clients:
         return text
@@ -236,10 +233,7 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
 
 
 def _with_worst(over_clients: Mapping[str, Any] | None, word: Callable[[float], str], clients: int) -> str:
-    """Word a mean over clients: `-0.8 pt (worst -1.7 pt, 2 of 5 clients)`.
-
-    The worst client is named where clients differ, their number where it is not that of all `clients`.
-    """
+    """Word a mean over clients, and what differs from all: `-0.8 pt (worst -1.7 pt, 2 of 5 clients)`."""
     if over_clients is None:
         return MISSING
     notes = [f"worst {word(over_clients['worst'])}"] if over_clients["std"] else []

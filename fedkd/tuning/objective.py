@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.schema import METRICS
 from fedkd.errors import UserError, did_you_mean
 from fedkd.report.metrics import CONTINUAL_METRICS
+from fedkd.scenario.asked import check_metric_name
+from fedkd.scenario.stream import protocols
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.task_matrix import TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario.asked import check_metric_name
-from fedkd.scenario.schema import Scenario
+    from fedkd.scenario.schema import Scenario
 
 PREFIX = "validation/"
-ACCURACIES = (
-    "accuracy_local",
-    "accuracy_before_fusion_local",
-    "accuracy_global",
-    "accuracy_before_fusion_global",
-)
+_SPLITS = ("local", "global")
+ACCURACIES = tuple(f"{name}_{split}" for split in _SPLITS for name in ("accuracy", "accuracy_before_fusion"))
 AVERAGE = "average_accuracy_"
 PROTOCOLS = ("task_incremental", "domain_incremental", "class_incremental")
 OBJECTIVES = tuple(PREFIX + name for name in (*ACCURACIES, *(AVERAGE + protocol for protocol in PROTOCOLS)))
@@ -35,10 +32,8 @@ def check_metric(name: str) -> None:
     check_metric_name(name, "metric")
     told = f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}"
     if PREFIX + name in OBJECTIVES:
-        told = (
-            f"'{name}' is measured on test samples, which no search may look at; on held-out samples it is"
-            f" '{PREFIX}{name}'"
-        )
+        told = f"'{name}' is measured on test samples, which no search may look at"
+        told += f"; on held-out samples it is '{PREFIX}{name}'"
     elif name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
         told = f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
     raise UserError(told, key="metric")
@@ -49,8 +44,6 @@ def check_metric_of(name: str, scenario: Scenario) -> None:
     protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
     if protocol not in PROTOCOLS:
         return
-    from fedkd.scenario.stream import protocols
-
     if scenario.continual is None:
         raise UserError(f"'{name}' is of a stream of tasks, and the scenario has none", key="metric")
     tested = protocols(scenario) if scenario.continual.evaluate_without_task else protocols(scenario)[:1]

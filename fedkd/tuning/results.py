@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from fedkd.benchmark.cells import cell_layers, cell_tables
 from fedkd.benchmark.merge import flatten
 from fedkd.plan.load import parse_scenario
+from fedkd.report.tables import csv_text
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.atomic import write_json_atomically, write_text_atomically
@@ -102,14 +101,10 @@ def write_results(search: Search, trials: Sequence[Trial], folder: Path) -> None
 
 def _csv(search: Search, trials: Sequence[Trial], folder: Path) -> str:
     keys = [dimension.key for dimension in search.space]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "status", "value", "rounds", *keys, "runs"])
+    rows: list[list[object]] = []
     for trial in trials:
         words = value_labels(trial.values)
         value = "" if trial.value is None else repr(trial.value)
         runs = " ".join(str(path.relative_to(folder)) for path in trial.folders)
-        writer.writerow(
-            [trial.number, trial.status, value, trial.rounds, *(words[key] for key in keys), runs]
-        )
-    return text.getvalue()
+        rows.append([trial.number, trial.status, value, trial.rounds, *(words[key] for key in keys), runs])
+    return csv_text(["trial", "status", "value", "rounds", *keys, "runs"], rows)

@@ -1,7 +1,6 @@
 """Draws the values of trials with Optuna, in batches.
 
-A batch depends on the scenario's seed, its own number, and the results of earlier batches in the order of
-their trials. The order in which trials end does not matter.
+A batch depends on the seed, its number, and the results of earlier batches in the order of their trials.
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ from fedkd.tuning.objective import DEFAULT, OBJECTIVES, check_metric
 from fedkd.tuning.space import Dimension, Range, dimensions, parse_search
 
 MOST_TRIALS = 100_000
-SHARE = 0.2
-"""Default share of every client's training samples that is held out."""
+SHARE = 0.2  # default share of every client's training samples that is held out
 
 
 class TuneFile(ExperimentFile):
@@ -79,12 +78,10 @@ class TuneFile(ExperimentFile):
 
 @dataclass(frozen=True)
 class Search:
-    """The file of a search; `bench` has its base and the keys of every trial, measured on held-out
-    samples.
-    """
+    """The file of a search."""
 
     spec: TuneFile
-    bench: Bench
+    bench: Bench  # the base and the keys of every trial, measured on held-out samples
     space: tuple[Dimension, ...]
 
     @property

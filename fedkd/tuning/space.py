@@ -25,10 +25,8 @@ FIXED = (
     *("plugins", "plugin_path", "data.validation", "data.test_fraction", "data.test_size"),
 )
 """Keys that cannot be searched: they decide where a run goes or its test samples."""
-MOST = 1e15
-"""Floats hold whole numbers up to here exactly."""
-DIGITS = 4
-"""Significant digits of a drawn number, so that it can be written down."""
+MOST = 1e15  # floats hold whole numbers up to here exactly
+DIGITS = 4  # significant digits of a drawn number, so that it can be written down
 
 
 class Range(Section):
@@ -46,11 +44,9 @@ class Range(Section):
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dotted scenario key that is searched, by choices or a range; a final `!` replaces the whole
-    table.
-    """
+    """One scenario key that is searched, by choices or a range."""
 
-    key: str
+    key: str  # dotted; a final `!` replaces the whole table
     choices: tuple[Any, ...] = ()
     range: Range | None = None
 
@@ -95,20 +91,15 @@ class Dimension:
 def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
     """Return the dimensions of a `[search]` table, in its order."""
     found = list(_within(search, ""))
-    if not found:
-        raise UserError(
-            'names nothing to vary, e.g. "training.lr" = { low = 1e-4, high = 1e-1 }', key="search"
-        )
+    told = 'names nothing to vary, e.g. "training.lr" = { low = 1e-4, high = 1e-1 }'
+    refuse_if(not found, told, "search")
     names = [dimension.key for dimension in found]
     for name in names:
         key = name.removesuffix("!")
         where = dotted(("search", *key.split(".")))
-        refuse_if(
-            any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED),
-            "does not decide how well clients learn, or decides what that is measured on; it cannot be"
-            " searched",
-            where,
-        )
+        told = "does not decide how well clients learn, or decides what that is measured on"
+        fixed = any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED)
+        refuse_if(fixed, f"{told}; it cannot be searched", where)
         twice = any(other != name and overlapping(other, name) for other in names)
         refuse_if(twice, "is searched twice, as a whole and in part", where)
     return tuple(found)
@@ -126,9 +117,7 @@ def _within(table: Mapping[str, Any], prefix: str) -> list[Dimension]:
 
 
 def dimension_of(key: str, value: Any) -> Dimension:
-    """Return the dimension of ``{ low = …, high = … }``, a list of values, or a text as
-    ``log:1e-4..1e-1``.
-    """
+    """Return the dimension of ``{ low = …, high = … }``, a list, or a text as ``log:1e-4..1e-1``."""
     where = dotted(("search", *key.split(".")))
     if isinstance(value, str):
         return _parsed(key, value)
@@ -146,10 +135,8 @@ def dimension_of(key: str, value: Any) -> Dimension:
         refuse_if(len(given) < 2, f"must be a list of at least two values, got {given!r}", where)
         refuse_if(len(set(map(repr, given))) < len(given), f"must be different values, got {given!r}", where)
         return Dimension(key, tuple(given))
-    raise UserError(
-        f"must be {{ low = …, high = … }} or a list of values, got {value!r}; one value is for [set]",
-        key=where,
-    )
+    told = f"must be {{ low = …, high = … }} or a list of values, got {value!r}; one value is for [set]"
+    raise UserError(told, key=where)
 
 
 def _checked(found: Range, where: str) -> Range:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from fedkd.tuning.schema import Search
     from fedkd.tuning.space import Dimension
 
-TRIAL = "trial.json"
-"""In a run folder: how the run ended."""
+TRIAL = "trial.json"  # in a run folder: how the run ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,24 +41,19 @@ class TrialRun(Cell):
 
     @property
     def label(self) -> str:
-        """The run in words: ``trial 3: lr=0.01 seed=1``."""
         return f"trial {self.trial}: {super().label}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that has ended: `done`, `pruned` (behind the others) or `diverged` (no value).
-
-    The value is the mean over seeds at the end, or where its first run was stopped; the curve the same by
-    round.
-    """
+    """A trial that has ended."""
 
     number: int
     values: Mapping[str, Any]
-    status: str
-    value: float | None
+    status: str  # done, pruned (behind the others) or diverged
+    value: float | None  # mean over seeds at the end, or where its first run was stopped; None: diverged
     rounds: int
-    curve: Mapping[int, float]
+    curve: Mapping[int, float]  # the same by round
     folders: tuple[Path, ...] = ()
 
 
@@ -157,32 +151,24 @@ def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
     return ", ".join(f"{key}{equals}{word}" for key, word in value_labels(values).items())
 
 
-# One run ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Rule:
-    """When a run is stopped that is behind the others.
-
-    It compares after `warmup` rounds, once `startup` runs are known: curves of earlier batches, by seed.
-    """
+    """When a run is stopped that is behind the others."""
 
     metric: str
     prunes: bool
-    startup: int
-    warmup: int
-    known: Mapping[int, tuple[Mapping[int, float], ...]]
+    startup: int  # runs that have to be known
+    warmup: int  # rounds in which no run is stopped
+    known: Mapping[int, tuple[Mapping[int, float], ...]]  # curves of earlier batches, by seed
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """How one run of a trial ended: `done`, `pruned` or `diverged` (without a value), and its curve by
-    round.
-    """
+    """How one run of a trial ended."""
 
-    status: str
-    value: float | None
-    curve: Mapping[int, float]
+    status: str  # done, pruned or diverged
+    value: float | None  # None: diverged
+    curve: Mapping[int, float]  # by round
     error: str = ""
 
 

@@ -35,8 +35,7 @@ from fedkd.tuning.trials import (
 if TYPE_CHECKING:
     from fedkd.benchmark.scheduler import Scheduler
 
-MAY_GROW = ("trials", "parallel")
-"""Keys of a search that may change between calls."""
+MAY_GROW = ("trials", "parallel")  # keys of a search that may change between calls
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,9 @@ class TunePlan:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """A search that has run.
+    """A search that has run; `best` is the trial with the highest value.
 
-    Attributes:
-        folder: Holds `best.toml`, `table.md`, `trials.csv`, `search.json`, `tune.toml` and `runs/`.
-        best: The trial with the highest value.
+    The folder holds `best.toml`, `table.md`, `trials.csv`, `search.json`, `tune.toml` and `runs/`.
     """
 
     folder: Path
@@ -131,15 +128,10 @@ def tune(
     from fedkd.benchmark.scheduler import scheduling
 
     plan = plan_tune(path, overrides, search, out)
-    spec = plan.search.spec
+    spec, dumped = plan.search.spec, (TUNE, dump_search(plan.search))
     total = spec.trials * len(plan.search.seeds)
-    with scheduling(
-        plan.folder,
-        plan.search.bench.file,
-        (TUNE, dump_search(plan.search)),
-        spec.parallel,
-        lambda: make_bench_progress([], 0, quiet=quiet, unknown=total),
-    ) as scheduler:
+    display = partial(make_bench_progress, [], 0, quiet=quiet, unknown=total)
+    with scheduling(plan.folder, plan.search.bench.file, dumped, spec.parallel, display) as scheduler:
         scheduler.progress.message(f"{spec.name}: {spec.trials} trials → {plan.folder}")
         trials = _run_trials(plan, scheduler)
         scheduler.close()
@@ -158,14 +150,9 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
     for batch, first in enumerate(range(0, spec.trials, spec.together)):
         base = [plan.first] if batch == 0 and plan.first is not None else []
         number = min(spec.together, spec.trials - first) - len(base)
+        seed, sampler, startup = plan.search.seeds[0], spec.sampler, spec.startup
         drawn = draw(
-            plan.search.space,
-            trials,
-            number,
-            sampler=spec.sampler,
-            startup=spec.startup,
-            seed=plan.search.seeds[0],
-            batch=batch,
+            plan.search.space, trials, number, sampler=sampler, startup=startup, seed=seed, batch=batch
         )
         values: list[Mapping[str, Any]] = [*base, *drawn]
         runs_of_trials = [runs_of(plan.search, n, own) for n, own in enumerate(values, start=first)]
@@ -179,10 +166,8 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
             outcomes = scheduler.run(waiting, partial(run_trial, rule), _damage)
             for run in waiting:
                 if outcomes[run].status == "failed" and not outcomes[run].diverged:
-                    raise RunFailed(
-                        f"{run.label}: {outcomes[run].error}; nothing is known of what comes after, the same"
-                        " command tries it again"
-                    )
+                    told = "nothing is known of what comes after, the same command tries it again"
+                    raise RunFailed(f"{run.label}: {outcomes[run].error}; {told}")
         records = {hash: read_record(folder) for hash, folder in folders.items()}
         for number, (own, of_trial) in enumerate(zip(values, runs_of_trials, strict=True), start=first):
             found = [(folders[run.hash], record) for run in of_trial if (record := records[run.hash])]

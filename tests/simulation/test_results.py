@@ -13,7 +13,7 @@ from fedkd.plan.load import parse_plan, plan_with
 from fedkd.simulation.results import RunResult, frame_of
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.html import from_markdown, table
-from fedkd.tracking.notebook import NotebookProgress
+from fedkd.tracking.live import NotebookProgress
 from fedkd.tracking.progress import make_progress
 
 

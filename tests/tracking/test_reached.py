@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fedkd.report.run_summary import times_to_accuracy
 from fedkd.tracking.events import RunReport
-from fedkd.tracking.reached import times_to_accuracy
 from fedkd.tracking.wording import closing_lines
 
 

@@ -17,8 +17,7 @@ from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
 
 HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
-MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}
-"""Measurements of a round, relative to fusion, and their metrics."""
+MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # relative to fusion, and their metrics
 CURVES = (
     ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),
     ("effective-neighbours", "Effective neighbours", "train", "effective_neighbours", 1.0, "clients"),
@@ -84,7 +83,7 @@ def _results(runs: Mapping[str, RunRecord]) -> Table:
 def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
     """Yield the keys at which scenarios differ, if they do."""
     tables = [
-        {**decisive(record.scenario), "name": record.scenario.name, "seed": record.scenario.seed}
+        decisive(record.scenario) | {"name": record.scenario.name, "seed": record.scenario.seed}
         for record in runs.values()
     ]
     keys = dict.fromkeys(key for table in tables[1:] for key in changed_keys(tables[0], table))
@@ -160,9 +159,8 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
     if data:
         title, columns = "Average accuracy over the tasks so far", ["run", "protocol", "tasks", "accuracy"]
         layout = plot.over_tasks("accuracy (%)", max(len(trace["x"]) for trace in data))
-        caption = (
-            "After each task, over all until then, on the common test sets; each by its scenario's protocol."
-        )
+        caption = "After each task, over all until then, on the common test sets"
+        caption += "; each by its scenario's protocol."
         yield Figure("average-accuracy", title, columns, rows, data, layout, caption)
 
 
@@ -182,9 +180,8 @@ def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
         title, columns = "Global accuracy against bytes", ["run", "round", "bytes", "accuracy"]
         layout = plot.axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
         layout["xaxis"] |= plot.log_axis(trace["x"][-1] for trace in data)
-        caption = (
-            "Payload of the method's own messages, of all clients. Runs that send nothing are not in it."
-        )
+        caption = "Payload of the method's own messages, of all clients."
+        caption += " Runs that send nothing are not in it."
         yield Figure("traffic", title, columns, rows, data, layout, caption)
 
 

@@ -118,12 +118,8 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
     told = "" if alike is None else f" Every link carried {alike:.4g} kB."
     caption = f"Bytes over each link, all rounds together; empty where there was none.{told}"
     rows = [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()]
-    columns, data = (
-        ["receiver", "sender", "rounds", "bytes"],
-        [plot.heat_map(shown, names, names, unit="kB", digits=0)],
-    )
-    layout, height = (
-        plot.named_axes("sender", "receiver") | {"showlegend": False},
-        min(240 + 22 * clients, 640),
-    )
+    columns = ["receiver", "sender", "rounds", "bytes"]
+    data = [plot.heat_map(shown, names, names, unit="kB", digits=0)]
+    layout = plot.named_axes("sender", "receiver") | {"showlegend": False}
+    height = min(240 + 22 * clients, 640)
     yield Figure("links", "Who heard whom", columns, rows, data, layout, caption, height)

@@ -47,7 +47,9 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
 
     groups = _architectures(record, counted)
     for (name, own), (colour, dash, _) in zip(groups.items(), looks(len(groups) + 2)[2:], strict=True):
-        draw(f"{name} ({len(own)})", _means_over(fused, rounds, own), colour, dash=dash, **THIN)
+        of_rounds = [list(_of(fused, round, own).values()) for round in rounds]
+        means = [float(np.mean(values)) if values else None for values in of_rounds]
+        draw(f"{name} ({len(own)})", means, colour, dash=dash, **THIN)
     for name, dash in zip(record.models_told_apart, cycle(("dot", "dashdot"))):
         for moment, metric, colour in MOMENTS:
             values = _means(record.series(split, f"{metric}_{name}"), rounds)
@@ -118,11 +120,6 @@ def _of(series: Series, round: int, clients: Collection[int]) -> dict[int, float
 
 def _means(series: Series, rounds: Sequence[int]) -> list[float | None]:
     return [series.means.get(round) for round in rounds]
-
-
-def _means_over(series: Series, rounds: Sequence[int], clients: Collection[int]) -> list[float | None]:
-    of_rounds = [list(_of(series, round, clients).values()) for round in rounds]
-    return [float(np.mean(values)) if values else None for values in of_rounds]
 
 
 def _percent(values: Sequence[float | None]) -> list[float | None]:

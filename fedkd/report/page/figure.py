@@ -1,4 +1,4 @@
-"""A figure of a page: what Plotly is to draw, and the numbers in it."""
+"""A figure of a page: its traces for Plotly, and its numbers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ class Figure:
     layout: Mapping[str, Any] = field(default_factory=dict)  # beside what all figures have in common
     caption: str = ""
     height: int = 340  # pixels
-    frames: Sequence[
-        tuple[str, Sequence[Trace]]
-    ] = ()  # for a slider, in the place of `data`: label to traces
+    frames: Sequence[tuple[str, Sequence[Trace]]] = ()  # for a slider in the place of `data`, by label
 
 
 def in_frames(frames: Sequence[tuple[str, Sequence[Trace]]]) -> dict[str, Any]:
@@ -152,8 +150,6 @@ def over_tasks(y: str, tasks: int) -> dict[str, Any]:
     across = {"title": {"text": "tasks learned"}, "tickformat": "d", **({"dtick": 1} if tasks <= 20 else {})}
     return {"xaxis": across, "yaxis": {"title": {"text": y}}, "hovermode": "x unified"}
 
-
-# Charts -----------------------------------------------------------------------------------------------
 
 MOST_PANELS = 12  # panels of a chart that a page shows; a page of more would not be read
 

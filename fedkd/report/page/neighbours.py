@@ -22,8 +22,8 @@ DIGITS = 3
 class NeighbourView:
     """Tables over rounds, for the page to draw, of clients or of architectures.
 
-    A round has its number, the places in `labels` of those who took part, and tables among these, receivers
-    first: weights, and where they are known distances and what leaving out would change.
+    A round has its number, the places of its participants in `labels`, and tables, receivers first: weights,
+    and where known distances and the effect of leaving a sender out.
     """
 
     labels: Sequence[str]

@@ -1,4 +1,4 @@
-"""What a run folder has to say, read once for a page: of an unfinished run too, and without any plug-in."""
+"""The record of a run folder, finished or not, read once for a page without plug-ins."""
 
 from __future__ import annotations
 
@@ -20,17 +20,9 @@ from fedkd.plan.schedule import Schedule
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.tracking import recorder
 from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
-from fedkd.tracking.recorder import (
-    METRICS,
-    SUMMARY,
-    TIMINGS,
-    MetricRow,
-    read_epochs,
-    read_metrics,
-    read_timings,
-    read_warnings,
-)
+from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS, MetricRow, read_metrics
 
 
 @dataclass(frozen=True)
@@ -152,15 +144,13 @@ class RunRecord:
     def epochs(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of `epochs.jsonl`; none without the file."""
         continual = self.scenario.continual
-        return read_epochs(self.folder) if continual is not None and continual.evaluate_epochs else ()
+        return (
+            recorder.read_epochs(self.folder) if continual is not None and continual.evaluate_epochs else ()
+        )
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run folder.
-
-    Raises:
-        UserError: It is none, or what is in it cannot be read.
-    """
+    """Read a run folder; another folder, or a file that cannot be read, is a `UserError`."""
     path = folder / SCENARIO
     if not path.is_file():
         raise UserError(f"neither a run folder (it has no {SCENARIO}) nor a bench folder", file=str(folder))
@@ -172,8 +162,8 @@ def read_record(folder: Path) -> RunRecord:
         scenario=scenario,
         scenario_text=path.read_text(encoding="utf-8"),
         rows=_metric_rows(folder, len(models)),
-        timings=read_timings(folder) if (folder / TIMINGS).exists() else [],
-        warnings=read_warnings(folder),
+        timings=recorder.read_timings(folder) if (folder / TIMINGS).exists() else [],
+        warnings=recorder.read_warnings(folder),
         summary=_json(folder / SUMMARY),
         schedule=_schedule(folder / SCHEDULE),
         models=models,

@@ -137,9 +137,6 @@ def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
     return Figure("schedule", "Schedule", columns, rows, [trace], layout, caption, height)
 
 
-# What learners say ------------------------------------------------------------------------------------
-
-
 def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
     """Yield mask overlap and free share, bytes kept, regimes, and a table of whatever else learners say."""
     said = {
@@ -164,10 +161,8 @@ def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
         for (round, task), value in sorted(values.items())
     ]
     if rest:
-        title, columns = (
-            "What learners say at the end of a task",
-            ["what", "round", "task", "mean over clients"],
-        )
+        title = "What learners say at the end of a task"
+        columns = ["what", "round", "task", "mean over clients"]
         yield Table("learner", title, columns, rest, open=False)
 
 

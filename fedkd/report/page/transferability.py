@@ -197,11 +197,8 @@ def _one_map(
             for client, values in zip(found.clients, table.tolist(), strict=True)
             for column, value in zip(columns, values, strict=True)
         ]
-    heads, layout, slider = (
-        ["round", down, across, unit],
-        plot.named_axes(across, down),
-        plot.in_frames(frames),
-    )
+    heads, layout = ["round", down, across, unit], plot.named_axes(across, down)
+    slider = plot.in_frames(frames)
     return Figure(name, title, heads, rows, layout=layout, caption=caption, height=360, **slider)
 
 

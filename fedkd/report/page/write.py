@@ -19,8 +19,7 @@ from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
 from fedkd.tracking.leftovers import sweep
 from fedkd.tracking.recorder import METRICS
 
-MOST_BYTES = 30_000_000
-"""Size of `metrics.jsonl` up to which a run ends with its page: about a second's reading."""
+MOST_BYTES = 30_000_000  # of `metrics.jsonl` for a page at the end of a run: about a second's reading
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, study: Study | None = None) -> Path:
@@ -28,12 +27,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None, study: Study 
 
     Args:
         folders: Run folders, or one bench folder.
-        out: The file, or the folder that `report.html` goes into; absent: the run's or bench's folder, or for
-            several runs this one.
+        out: The file, or the folder of `report.html`; absent: that of the run or bench, for several runs `.`.
         study: Of a bench folder; absent: the one that is in it.
 
     Raises:
-        UserError: A folder is none, something in it cannot be read, or the file cannot be written.
+        UserError: A folder cannot be read, or the file cannot be written.
     """
     page = _page(folders, study)
     path = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
@@ -61,9 +59,8 @@ def _page(folders: Sequence[Path], study: Study | None) -> Page:
             raise UserError(why, file=str(folder))
     benches = [folder for folder in folders if _is_bench(folder)]
     if len(folders) > 1 and benches:
-        told = (
-            f"is a bench folder, which has a page of its own; its runs side by side: {benches[0] / 'runs'}/*"
-        )
+        runs = benches[0] / "runs"
+        told = f"is a bench folder, which has a page of its own; its runs side by side: {runs}/*"
         raise UserError(told, file=str(benches[0]))
     if len(folders) > 1:
         return comparison_page([read_record(folder) for folder in folders])
@@ -90,9 +87,8 @@ def _check_replaceable(path: Path) -> None:
                 return
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", file=str(path)) from error
-    raise UserError(
-        "is there already, and no report of fedkd; choose another with --out", key="--out", file=str(path)
-    )
+    told = "is there already, and no report of fedkd; choose another with --out"
+    raise UserError(told, key="--out", file=str(path))
 
 
 def report_at_the_end(folder: Path, tell: Callable[[str], None]) -> None:

@@ -29,17 +29,11 @@ Work = Callable[[], None]
 
 
 class BackgroundLogger(RunObserver):
-    """Has a logger do all its work in another thread, and keeps its failures away from the run.
+    """Runs a logger in another thread and keeps its failures away from the run.
 
-    The first failure is told, and the logger is switched off. Its messages are told with the next hook:
-    displays need not know of threads.
-
-    Args:
-        name: Of the logger, for messages.
-        logger: Does the work.
-        pictures_every: Rounds from one picture to the next; 0: none.
-        tell: Tells the user a line.
-        patience: Seconds that the end of the run waits for the logger.
+    The first failure switches the logger off. Its messages reach `tell` with the next hook, so displays need
+    no locks. Pictures come every `pictures_every` rounds (0: never). The end of the run waits for the logger
+    for at most `patience` seconds.
     """
 
     def __init__(
@@ -106,7 +100,7 @@ class BackgroundLogger(RunObserver):
         elif self._left_out and not self._failed.is_set():
             self._tell(f"{self._name} was too slow: {self._left_out} rounds are left out of it")
 
-    # In the run's thread ------------------------------------------------------------------------------
+    # In the run's thread
 
     def _recorded(self) -> int:
         path = self._folder / METRICS
@@ -136,7 +130,7 @@ class BackgroundLogger(RunObserver):
         while not self._told.empty():
             self._tell(self._told.get())
 
-    # In the logger's own thread -----------------------------------------------------------------------
+    # In the logger's thread
 
     def _work(self) -> None:
         while (work := self._waiting.get()) is not None:

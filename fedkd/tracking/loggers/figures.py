@@ -1,7 +1,4 @@
-"""The figures of a round, made out of what the run reports of it and has put into its folder.
-
-All of this happens in a logger's own thread: the run has written its files before it tells of a round.
-"""
+"""The figures of a round for loggers, made from its report and the run folder in the logger's thread."""
 
 from __future__ import annotations
 
@@ -23,8 +20,7 @@ from fedkd.tracking.task_matrix import TaskMatrix, matrices
 if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
-OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")
-"""Metrics whose values over clients are shown as histograms."""
+OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")  # shown as histograms
 WEIGHTS = "fusion/weights"
 Span = tuple[int, int]  # where in `metrics.jsonl` the rows of a round are, in bytes
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 RECORD = (SCENARIO, SCHEDULE, CLIENTS, METRICS, TIMINGS, SUMMARY)
 """Files of a run folder that say what a run was and what it found."""
-SIDE, GREY = 480, (128, 128, 128)
-"""Pixels along the longer side of a picture, about; colour of NaN."""
+SIDE, GREY = 480, (128, 128, 128)  # pixels along the longer side of a picture, about; colour of NaN
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,16 @@ class Ending:
 
 
 class Logger(Protocol):
-    """Takes the figures of one run, in a thread of its own; its first error switches it off."""
+    """Takes the figures of one run in its own thread; its first error switches it off."""
 
     def open(self, run: LoggedRun) -> None:
-        """Begin, or go on with what was logged of a run that is resumed."""
+        """Begin, or continue the log of a resumed run."""
 
     def log(self, figures: Figures) -> None:
         """Take a round's figures; each round comes once, in order."""
 
     def close(self, ending: Ending) -> None:
-        """Write what waits and let go of everything."""
+        """Write what waits and release all resources."""
 
 
 def files_of(folder: Path, wanted: Artifact) -> list[Path]:

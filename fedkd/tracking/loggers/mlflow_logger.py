@@ -1,4 +1,4 @@
-"""Logging to MLflow."""
+"""The logger for MLflow."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 class MlflowLogger:
     """Logs every round to an MLflow run, with the round as its step, and the task for `by_task/`.
 
-    Pictures are artifacts below `pictures/`; of a histogram there are the least, the median and the greatest.
-    One identity for the life of the run folder (`DIR/mlflow-id`) has a resumed run go on where it stopped.
+    Pictures are artifacts below `pictures/`; histograms are logged as minimum, median and maximum. A resumed
+    run continues the MLflow run that `DIR/mlflow-id` names.
     """
 
     def __init__(self, wanted: Mlflow) -> None:
@@ -44,7 +44,6 @@ class MlflowLogger:
         self._folder = Path()
 
     def open(self, run: LoggedRun) -> None:
-        """Begin an MLflow run, or go on with the folder's."""
         for name, value in ENVIRONMENT.items():  # before it is imported
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -65,7 +64,6 @@ class MlflowLogger:
         self._log_params(run)
 
     def log(self, figures: Figures) -> None:
-        """Log a round."""
         spread = {
             f"{name}/{statistic}": float(of(values))
             for name, values in figures.histograms.items()
@@ -80,7 +78,6 @@ class MlflowLogger:
             self._log_picture(name, table, figures.round)
 
     def close(self, ending: Ending) -> None:
-        """End the run."""
         if self._client is None or not self._id:
             return
         client, self._client = self._client, None

@@ -61,12 +61,9 @@ def wanted_loggers(scenario: Scenario) -> Iterator[tuple[LoggerKind, LoggerSecti
 
 
 def check_loggers(scenario: Scenario) -> None:
-    """Refuse a scenario that asks for a logger whose extra is not installed.
+    """Raise a `UserError` for a logger whose extra is not installed, and say how to install it.
 
-    wandb comes along with fedkd: where it is broken, a run says so and goes on.
-
-    Raises:
-        UserError: How to install it.
+    fedkd installs wandb: where it is broken, a run logs a warning and continues.
     """
     for kind, _ in wanted_loggers(scenario):
         if kind.extra and not kind.is_there:

@@ -25,7 +25,6 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def open(self, run: LoggedRun) -> None:
-        """Begin an event file."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.folder / FOLDER
@@ -38,7 +37,6 @@ class TensorBoardLogger:
             self._writer.add_text("scenario", toml, 0)
 
     def log(self, figures: Figures) -> None:
-        """Log a round."""
         writer, round = self._writer, figures.round
         for name, value in figures.values.items():
             writer.add_scalar(name, value, round)
@@ -53,7 +51,6 @@ class TensorBoardLogger:
         writer.flush()
 
     def close(self, ending: Ending) -> None:
-        """Close the file."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()

@@ -25,9 +25,8 @@ BINS = 32
 class WandbLogger:
     """Logs every round to a wandb run, with the round as its step.
 
-    The wandb run lies in the run folder (`DIR/wandb`) and has one identity for the life of that folder
-    (`DIR/wandb-id`), so a resumed run goes on where it stopped. Nobody is ever asked for a key: an online run
-    that cannot start (no key, no network) is kept offline, to be sent later with `wandb sync`.
+    A resumed run continues the wandb run in `DIR/wandb` that `DIR/wandb-id` names. An online run that cannot
+    start (no key, no network) is logged offline; `wandb sync` sends it later.
     """
 
     def __init__(self, wanted: Wandb) -> None:
@@ -36,7 +35,6 @@ class WandbLogger:
         self._folder = Path()
 
     def open(self, run: LoggedRun) -> None:
-        """Begin a wandb run, or go on with the folder's."""
         self._folder = run.folder
         self._run = self._start(run)
         self._run.define_metric("round")
@@ -45,7 +43,6 @@ class WandbLogger:
         self._run.define_metric("by_task/*", step_metric="task")
 
     def log(self, figures: Figures) -> None:
-        """Log a round."""
         import wandb
 
         told: dict[str, Any] = {**figures.values, **figures.of_task, "round": figures.round}
@@ -58,7 +55,6 @@ class WandbLogger:
         self._run.log(told, step=figures.round)
 
     def close(self, ending: Ending) -> None:
-        """End the wandb run, as failed if it is not done, until it is resumed."""
         import wandb
 
         run, self._run = self._run, None
