@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.plugins.hyperparameters import STRICT
 
 

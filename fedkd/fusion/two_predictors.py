@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, LocalObjective
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.distillation.experts import Experts
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins.hyperparameters import STRICT
 

@@ -14,14 +14,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts, combine, fill_in
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, matched_beta, nearest, within
-from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.math.similarity import DIVERGENCES, prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plugins.hyperparameters import STRICT
 
 

@@ -12,13 +12,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
-from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.math.similarity import prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plugins.hyperparameters import STRICT
 
 

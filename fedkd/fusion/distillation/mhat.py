@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.server_model import ServerTeacher
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plugins.hyperparameters import STRICT
 
 if TYPE_CHECKING:

@@ -10,16 +10,15 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.competence import sample_losses
 from fedkd.fusion.distillation.gate import largest, new_gate, train_gate
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.neighbour_weights import nearest
-from fedkd.fusion.math.probabilities import finite_logits, softmax
+from fedkd.fusion.math.probabilities import finite_logits
 from fedkd.fusion.math.similarity import kl, prediction_kl
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.server_cost import TRAINING, Extent, dense
 from fedkd.plugins.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
 

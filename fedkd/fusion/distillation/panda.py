@@ -15,11 +15,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
 from fedkd.fusion.math.combine import combine
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plugins.hyperparameters import STRICT
 
 

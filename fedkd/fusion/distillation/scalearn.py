@@ -13,15 +13,14 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.adam import Adam
 from fedkd.fusion.math.neighbour_weights import effectiveness
-from fedkd.fusion.math.probabilities import finite_logits, log_softmax, softmax
+from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 from fedkd.fusion.math.similarity import kl
-from fedkd.fusion.server_cost import Extent, ServerCost
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.server_cost import Extent
 from fedkd.plugins.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
 

@@ -10,12 +10,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import draw_samples
 from fedkd.fusion.distillation.soft_labels import SoftLabels, mean_probabilities, power
 from fedkd.fusion.math.client_index import enlarge, enrol
 from fedkd.fusion.math.neighbour_weights import uniform
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.plugins.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator

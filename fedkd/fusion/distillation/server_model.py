@@ -9,10 +9,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Knowledge, ServerModel
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
-from fedkd.fusion.server_cost import ServerModel
-from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.plugins.hyperparameters import STRICT

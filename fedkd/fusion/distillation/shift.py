@@ -6,12 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from fedkd.fusion.capabilities import PREDICTIONS, Capabilities
+from fedkd.fusion import Capabilities, Kind, Knowledge, LocalObjective, softmax
+from fedkd.fusion.capabilities import PREDICTIONS
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import ClientView
 
 START = "start"

@@ -14,13 +14,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.competence import held_out_accuracy
 from fedkd.fusion.distillation.confidence import log_confidence
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import log_softmax, softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.math.probabilities import log_softmax
 from fedkd.fusion.views import ClientView
 from fedkd.plugins.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator

@@ -11,12 +11,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import SoftLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.predictions import Answers, answers_of, predictions, two_likeliest
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
 from fedkd.plugins.hyperparameters import STRICT
 

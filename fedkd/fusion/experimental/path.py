@@ -15,15 +15,14 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities, Need
+from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
+from fedkd.fusion.capabilities import Need
 from fedkd.fusion.distillation.gate import TIE, first_choices, row_softmax
 from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
 from fedkd.fusion.distillation.transferability import UNLABELLED
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.server_cost import Extent, ServerCost
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.server_cost import Extent
 from fedkd.plugins.hyperparameters import STRICT
 
 LEAST = 1e-150

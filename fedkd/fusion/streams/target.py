@@ -11,10 +11,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge, LocalObjective, softmax
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import PACKED, average, pack, packs_of, unpack

@@ -14,11 +14,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import AuxNetwork
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion import AuxNetwork, Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels

@@ -10,9 +10,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import AuxNetwork
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion import AuxNetwork, Capabilities, Guidance, Knowledge
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel, squared_distance
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.averaging import AVERAGED

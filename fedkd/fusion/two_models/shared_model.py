@@ -10,9 +10,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import average, pack, packs_of, unpack

@@ -12,9 +12,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
 from fedkd.plugins.hyperparameters import STRICT

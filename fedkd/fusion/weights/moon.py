@@ -9,8 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.weights.parameters import PARAMETERS, pack, unpack

@@ -13,9 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import Guidance
+from fedkd.fusion import Capabilities, Guidance, LocalObjective
 from fedkd.fusion.views import Phase, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging, in_body, in_head
 from fedkd.fusion.weights.parameters import pack
