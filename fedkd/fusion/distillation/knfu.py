@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
@@ -20,10 +19,10 @@ from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts, combine, fill_in
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, matched_beta, nearest, within
 from fedkd.fusion.math.similarity import DIVERGENCES, prediction_cosine, prediction_kl
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class KnFu(TemperedLabels):
     """Weigh each client's predictions by how close its class distribution is to the receiver's.
 
@@ -94,7 +93,6 @@ class KnFu(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="each",
             weighs_age=True,

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
@@ -15,10 +14,10 @@ from fedkd.fusion.math.client_index import Roster, enrol
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.similarity import gram
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class KTpFL(TemperedLabels):
     """Keep a matrix of knowledge coefficients c; improve it a step each round; teach every client its mix.
 

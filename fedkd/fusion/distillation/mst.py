@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.competence import sample_losses
@@ -19,11 +18,11 @@ from fedkd.fusion.math.neighbour_weights import nearest
 from fedkd.fusion.math.probabilities import finite_logits
 from fedkd.fusion.math.similarity import kl, prediction_kl
 from fedkd.fusion.server_cost import TRAINING, Extent, dense
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class MST(ServerCost, TemperedLabels):
     """Have every client's own gate say, sample by sample, which of its nearest teachers it learns from.
 
@@ -67,7 +66,6 @@ class MST(ServerCost, TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(guides="each", needs={"transfer_labels"} if self.judge == "labels" else set())
 
     def server_cost(self, extent: Extent) -> float:

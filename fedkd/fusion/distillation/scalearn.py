@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
@@ -21,11 +20,11 @@ from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 from fedkd.fusion.math.similarity import kl
 from fedkd.fusion.server_cost import Extent
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ScaLearn(ServerCost, TemperedLabels):
     """Scale every client's logits by a factor that is learned for each receiver, and add them up.
 

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import draw_samples
@@ -16,11 +15,11 @@ from fedkd.fusion.distillation.soft_labels import SoftLabels, mean_probabilities
 from fedkd.fusion.math.client_index import enlarge, enrol
 from fedkd.fusion.math.neighbour_weights import uniform
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Scarlet(SoftLabels):
     """Ask only for what has not been asked lately; sharpen the mean by a power; learn it by cross entropy.
 
@@ -50,7 +49,6 @@ class Scarlet(SoftLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="logits of samples that are not in the cache",
             receives={"wanted": "w<M", "new_samples": "n<M", "new_labels": "n C"},

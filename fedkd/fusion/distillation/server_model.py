@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Knowledge, ServerModel
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +57,7 @@ def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arr
     return network
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ServerTeacher(ServerModel, TeacherLogits):
     """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
 

@@ -51,7 +51,6 @@ class KnowsStart(LocalObjective, TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             kinds={**PREDICTIONS, START: Kind.UNTRAINED},
             optional={"label_counts"} | (frozenset() if self.tells_start else {START}),

@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Guidance, Kind, Knowledge, LocalObjective, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
@@ -20,7 +19,7 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.client_index import Roster, enrol
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 REWARD = "reward"
@@ -29,7 +28,7 @@ DECAY = 0.9
 """Of the running mean and variance of a client's rewards."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Bandit(LocalObjective, TemperedLabels):
     """Draw one teacher for each client and round, and learn from what came of it whom to draw.
 
@@ -59,8 +58,6 @@ class Bandit(LocalObjective, TemperedLabels):
     """Share of a client's training samples that it keeps apart for the reward."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature T of targets and of the loss."""
-
-    # On the server ------------------------------------------------------------------------------------
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -110,8 +107,6 @@ class Bandit(LocalObjective, TemperedLabels):
         toward = (kept["clients"] == kept["teacher"][place]) - kept["policy"][place]
         kept["theta"][place] += self.step * gained * toward
         kept["teacher"][place] = -1
-
-    # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Store the held-out accuracy before distillation, and learn."""

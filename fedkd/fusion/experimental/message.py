@@ -8,20 +8,19 @@ from zlib import crc32
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.predictions import Answers, answers_of, predictions, two_likeliest
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 ASKED, BETWEEN, CLASSES, SHARES, ABOUT = "asked", "between", "classes", "shares", "about"
 QUESTIONS, ANSWERED = "questions", "answered"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Message(SoftLabels):
     """Ask between which two classes, and learn the answer of whoever knows these classes.
 

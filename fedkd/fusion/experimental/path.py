@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.capabilities import Need
@@ -23,13 +22,13 @@ from fedkd.fusion.distillation.transferability import UNLABELLED
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts
 from fedkd.fusion.server_cost import Extent
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 LEAST = 1e-150
 """Lower bound of a mixture's probability, so that no division by it overflows."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Path(ServerCost, KnowsStart):
     """Route every sample among the neighbours of a receiver, by what it says of the sample itself.
 
@@ -75,7 +74,6 @@ class Path(ServerCost, KnowsStart):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         needs: set[Need] = set()
         if self.supervision == "labels":
             needs.add("transfer_labels")

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.prototypes.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FD(LocalObjective, FusionStrategy):
     """Teach, with every private sample, what the other clients predict on average for its label.
 

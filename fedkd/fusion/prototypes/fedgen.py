@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import AuxNetwork, AuxNetworks, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
@@ -20,7 +19,7 @@ from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.fusion.weights.averaging import in_body
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ BODY = "body/"
 CLASSES = "classes"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """Average the models; train features that all heads recognise; have clients learn from such features.
 
@@ -123,8 +122,6 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
             )
         return replace(self, share=self.share or ("model" if one_architecture else "head"))
 
-    # On the server ------------------------------------------------------------------------------------
-
     def prepare(self, server: ServerModels) -> Guidance | None:
         """Return the head that all clients begin with, without a G; None for whole models."""
         if self.share == "model":
@@ -183,8 +180,6 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
         first = nn.Linear(classes + self.noise, self.hidden)
         return nn.Sequential(first, nn.BatchNorm1d(self.hidden), nn.ReLU(), nn.Linear(self.hidden, width))
-
-    # On a client --------------------------------------------------------------------------------------
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         return {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.distillation.server_model import own_network
@@ -15,13 +14,13 @@ from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedGH(ServerCost, FusionStrategy):
     """Train one head on the server, on every client's mean feature of every class; everybody puts it on.
 

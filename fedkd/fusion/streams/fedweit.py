@@ -8,12 +8,11 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.continual.adapters.decomposition import Layout
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 BASE, UNITS = "base", "units"
@@ -27,7 +26,7 @@ FAN_IN, FUSIONS, LAST = "fan_in", "fusions", "last"
 TOLD = "told"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedWeIT(LocalObjective, FusionStrategy):
     """Average the base unit by unit over those who use the unit; lend everyone's own parts to all others.
 
@@ -75,8 +74,6 @@ class FedWeIT(LocalObjective, FusionStrategy):
     """Share of each layer's units whose rows of the base a client sends; 0.7 in the authors' code. Fewer
     bytes the smaller, and fewer clients to average over; 1 averages everything, as FedAvg does."""
 
-    # On the server ------------------------------------------------------------------------------------
-
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the whole initial base."""
         architecture = server.architecture_of(0)
@@ -113,8 +110,6 @@ class FedWeIT(LocalObjective, FusionStrategy):
         last[list(knowledge.clients)] = now
         kept = {BASE: base, FAN_IN: fan_in, FUSIONS: now, LAST: last, **under(KNOWN, known)}
         return Guidance(None, memory=kept, personal=personal, absent=absent)
-
-    # On a client --------------------------------------------------------------------------------------
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the rows of the base that the present mask keeps, and parts of tasks that are over."""

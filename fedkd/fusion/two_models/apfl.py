@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 SHARE = "share"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class APFL(PersonalModel):
     """FedAvg for w; what a client answers with is a mix of w with a model v of its own.
 

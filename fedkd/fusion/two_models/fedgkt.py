@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
@@ -18,7 +17,7 @@ from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +28,7 @@ ANSWERS = "answers"
 ON_TOP = "on_top"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """Upload every own sample's features, logits and label; train a model of features on them; learn its
     logits.
@@ -81,8 +80,6 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     inference: Literal["server", "model"] = "server"
     """What evaluations ask: the `server`'s model on the client's features, once there is one, or the client's
     own `model`."""
-
-    # On the server ------------------------------------------------------------------------------------
 
     def server_cost(self, extent: Extent) -> float:
         """Return the operations of training on all samples and of answering them."""
@@ -140,8 +137,6 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         widths = (width, *self.server_hidden)
         hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
         return nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
-
-    # On a client --------------------------------------------------------------------------------------
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         return {

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import AuxNetwork, Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +27,7 @@ PROJECTION = "projection"
 """Maps the shared model's features to the own model's."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedKD(LocalObjective, SharedModel):
     """Train the own model z and the shared one g on labels, on each other's answers and features.
 
@@ -65,7 +64,6 @@ class FedKD(LocalObjective, SharedModel):
 
     @cached_property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """Needs and abilities at these hyper-parameters."""
         return replace(
             SharedModel.capabilities,
             sends="changes of a small shared model, as factors of low rank",

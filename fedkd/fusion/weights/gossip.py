@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 MASS = "mass"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Gossip(FusionStrategy):
     """Train, then mix: each model becomes a weighted mean of itself and of those that its client hears.
 

@@ -8,18 +8,17 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 STATISTICS, CONTROL, OWN_CONTROL, STEP = "statistics", "control", "own_control", "step"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Scaffold(LocalObjective, FusionStrategy):
     """Average weights; correct every local step by how the client's gradient differs from everyone's.
 
