@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedkd.clients.factory import model_factories, model_outputs
-from fedkd.clients.local.network_trainer import round_optimizer
+from fedkd.clients.local.train_jobs import round_optimizer
 from fedkd.data.load import Data, first_task
 from fedkd.data.memory_budget import machine_memory
 from fedkd.data.streams.stream import FederatedStream

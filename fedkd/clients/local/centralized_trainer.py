@@ -12,7 +12,8 @@ from math import nan
 import numpy as np
 from torch import Tensor, nn
 
-from fedkd.clients.local.network_trainer import NetworkTrainer, round_optimizer
+from fedkd.clients.local.network_trainer import NetworkTrainer
+from fedkd.clients.local.train_jobs import round_optimizer
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.poison import poison_of
 from fedkd.clients.shared_network import SharedModel
