@@ -56,15 +56,11 @@ class Client:
     `fedkd.training.executor`), so that several clients can train together.
 
     Args:
-        plan: What to simulate.
-        index: Client index, 0-based.
         samples: The client's samples, the transfer set and the common test set.
-        trainer: Its model.
         poison: None: the client is honest.
         stream: Its tasks and their learner; None: there is no stream.
 
     Attributes:
-        executor: Runs its jobs.
         evaluated: Whether its accuracy before fusion is measured.
         applied_round: Round of the last guidance.
         effect: Accuracies before and after fusion.
@@ -159,11 +155,9 @@ class Client:
         return self._network_trainer("features").features(x)
 
     def at(self, round: int, request: np.ndarray | None = None) -> Client:
-        """Return the client as its strategy sees it in a round.
+        """Return the client as its strategy sees it in a round: of the message, or of the guidance's fusion.
 
-        Args:
-            round: Round of the draws: that of the message for an upload, that of the fusion for guidance.
-            request: Indices of the transfer samples that the server asked for; None: all of them.
+        `request` are the transfer samples that the server asked for; None: all of them.
         """
         self.round, self._request = round, request
         return self
@@ -273,10 +267,7 @@ class Client:
     # Messages -----------------------------------------------------------------------------------------
 
     def enter(self, round: int) -> None:
-        """Move on to a round's task; called with every message, before guidance.
-
-        The strategy forgets its knowledge of the last task.
-        """
+        """Move on to a round's task, of which the strategy knows nothing; called before guidance."""
         if self.stream is None or not self.stream.enter(round):
             return
         self.last_guidance = None
@@ -295,12 +286,7 @@ class Client:
         return trained.loss
 
     def upload(self, round: int, request: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return the upload after training, past all stages.
-
-        Args:
-            round: Round, 1-based.
-            request: Indices of the transfer samples that the server asked for; None: all of them.
-        """
+        """Return the upload after training, past all stages; `request` as in `at`."""
         if self.strategy.capabilities.sends == "nothing":
             return {}
         arrays = self.strategy.upload(self.at(round, request))

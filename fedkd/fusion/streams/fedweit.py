@@ -43,7 +43,6 @@ class FedWeIT(LocalObjective, FusionStrategy):
 
     The paper averages ``B ⊙ m_t``, and masks below 1 shrink such a base round by round. So clients send the
     base itself where the mask is large, as in the authors' code, which ranks units by the size of the score.
-
     All begin with one base. An absent client is sent the whole base, and all parts that it has missed.
     """
 
@@ -179,17 +178,14 @@ class FedWeIT(LocalObjective, FusionStrategy):
             weights[name] = flat[starts[name] : starts[name] + size].reshape(shape)
         client.load_weights(weights)
         client.tell_learner(below(KNOWN, memory))
-        for name in [n for n in memory if n in (BASE, UNITS) or n.startswith(KNOWN)]:
+        for name in [BASE, UNITS, *(n for n in memory if n.startswith(KNOWN))]:
             del memory[name]
 
 
 def averaged(
     base: np.ndarray, rows: Sequence[np.ndarray], bits: Sequence[np.ndarray], fan_in: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool.
-
-    `rows` are the numbers of each client's sent units, `bits` these units; `fan_in` `[U]` are numbers a unit.
-    """
+    """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool."""
     total, senders = np.zeros(len(base)), np.zeros(len(fan_in))
     for own, packed in zip(rows, bits, strict=True):
         units = _unpacked(packed, fan_in)
