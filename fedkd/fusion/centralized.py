@@ -16,10 +16,9 @@ class Centralized(FusionStrategy):
     """Centralised training: all clients of an architecture are one model, trained on everybody's samples.
 
     The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
-    round is `training.local_epochs` passes over the union of all clients' training samples, so N equal
-    clients make N times the steps of one. Every round is trained in full, whatever clients are sampled, drop
-    out or are slow. Labels that a poisoned client flips are flipped for all; forged uploads are never sent.
-    The local accuracy is that of the one model on each client's own test split.
+    round is `training.local_epochs` passes over the union of all clients' training samples. Every round is
+    trained in full, whatever clients are sampled, drop out or are slow. Labels that a poisoned client flips
+    are flipped for all. The local accuracy is that of the one model on each client's own test split.
     """
 
     name: ClassVar[str] = "centralized"

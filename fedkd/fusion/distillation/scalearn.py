@@ -114,16 +114,10 @@ def learn_scales(
     lr: float,
     pull: float,
 ) -> np.ndarray:
-    """Return the scales of least loss that Adam passes, for each receiver; at worst the start.
+    """Return the scales `[N, N, K]` of least loss that Adam passes, for each receiver; at worst the start.
 
-    Args:
-        start: `[N, N, K]`, K being 1 or C.
-        z: Logits of labelled samples, `[N, L, C]` float64.
-        labels: `[L]`.
-        counts: Weights of samples for a receiver, rows that sum to 1, `[N, L]`.
-        steps: Of Adam, over all samples.
-        lr: Of Adam.
-        pull: λ of ``λ ‖ω − start‖²``.
+    Logits z `[N, L, C]` float64 are of samples with `labels` `[L]`; rows of their weights `counts` `[N, L]`
+    sum to 1. K is 1 or C; `pull` is λ.
     """
     scales, best = start.copy(), start.copy()
     least = np.full(len(z), np.inf)

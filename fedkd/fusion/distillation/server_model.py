@@ -29,10 +29,9 @@ def trained_on(
     batch_size: int,
     lr: float,
 ) -> dict[str, np.ndarray]:
-    """Return the model's weights after a round's training on the transfer set; without epochs unchanged.
+    """Return the model's weights after a round's training (see `ServerModels.train`).
 
-    It begins with the packed weights of a memory, or fresh. Targets are arrays `[M, ...]`; the loss takes a
-    batch's logits and its rows of each (see `ServerModels.train`).
+    Training begins with the packed weights of a memory, or fresh.
     """
     weights = server.initial_weights(architecture)
     if memory:

@@ -44,10 +44,7 @@ def shift_cosine(shift: np.ndarray) -> np.ndarray:
 
 
 class KnowsStart(LocalObjective, TemperedLabels):
-    """Base of strategies whose clients also send their mean prediction before any training, C numbers.
-
-    A client keeps them from its first training on; in a stream of tasks from the first with so many classes.
-    """
+    """Base of strategies whose clients also send their mean prediction before any training, C numbers."""
 
     @cached_property
     def capabilities(self) -> Capabilities:

@@ -114,11 +114,7 @@ def owned_prototypes(client: ClientView) -> dict[str, np.ndarray]:
 
 
 def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client.
-
-    Raises:
-        UserError: The clients' features differ in width.
-    """
+    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client."""
     assert knowledge.label_counts is not None
     uploads = knowledge.payload["prototypes"]
     check_feature_widths(strategy, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])

@@ -76,11 +76,7 @@ class FedMask(FusionStrategy):
         client.supermask().agree(log_odds(probabilities), guidance.get("taken"))
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each weight's `votes` out of all `voters`, and the `taken` weights.
-
-        Raises:
-            UserError: Clients began with different weights.
-        """
+        """Return each weight's `votes` out of all `voters`, and the `taken` weights."""
         sent, taken = knowledge.payload["mask"], knowledge.payload.get("taken", ())
         voting = np.array([len(mask) > 0 for mask in sent])
         if not voting.any():
