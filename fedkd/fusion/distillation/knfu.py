@@ -127,11 +127,9 @@ class KnFu(TemperedLabels):
     def _distances(self, p: np.ndarray, q: np.ndarray, epsilon: float) -> np.ndarray:
         if self.divergence == "prediction_kl":
             return prediction_kl(q, epsilon)
-        return (
-            prediction_cosine(q)
-            if self.divergence == "prediction_cosine"
-            else DIVERGENCES[self.divergence](p)
-        )
+        if self.divergence == "prediction_cosine":
+            return prediction_cosine(q)
+        return DIVERGENCES[self.divergence](p)
 
     def _weights(self, d: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         keep = np.ones(d.shape, dtype=bool)

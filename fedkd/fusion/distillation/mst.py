@@ -95,10 +95,7 @@ class MST(ServerCost, TemperedLabels):
         return Guidance(targets, weights, distances=d)
 
     def _shares(self, logits: np.ndarray, losses: np.ndarray, seed: int) -> np.ndarray:
-        """Return the teachers' shares of each sample `[M, B]` by their losses `[M, B]`.
-
-        The seed of the gate's first weights is equal for all clients and rounds.
-        """
+        """Return the teachers' shares `[M, B]` by their losses; all gates begin with the same weights."""
         z = finite_logits(logits).astype(np.float64)
         size = np.sqrt((z**2).mean())
         inputs = z / size if size > 0.0 else z

@@ -66,10 +66,7 @@ class Scarlet(SoftLabels):
         return None if len(asked) == transfer_size else asked
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the soft labels of the round that each client lacks.
-
-        `shared` has ``wanted``, the samples to learn; `personal` has ``new_samples`` and ``new_labels``.
-        """
+        """Return the samples to learn, ``wanted``, and the soft labels of them that each client lacks."""
         assert knowledge.logits is not None
         _, rows, classes = knowledge.logits.shape
         asked = np.arange(rows) if knowledge.request is None else np.asarray(knowledge.request)
@@ -123,7 +120,6 @@ class Scarlet(SoftLabels):
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return the number of the round's samples, the cached included."""
         return len(guidance["wanted"])
 
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -132,11 +128,7 @@ class Scarlet(SoftLabels):
         return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in < self.cache_rounds))
 
     def _reused(self, memory: Mapping[str, np.ndarray], count: int, seed: int) -> np.ndarray:
-        """Return `count` cached samples of the round.
-
-        Of a uniform draw of S_t the part outside the cache was asked for. The other part is, given its size,
-        an independent uniform draw from the cache, so it is drawn here.
-        """
+        """Return `count` cached samples of S_t: given their number, a uniform draw from the cache."""
         cached = self._cached(memory)
         generator = numpy_generator(seed, "scarlet-cached-samples", round=_round(memory))
         return cached[draw_samples(len(cached), count, generator)]

@@ -99,8 +99,7 @@ class CoMD(TemperedLabels):
 def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
     """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g`` of lags g ≥ 0, `[M]` int64.
 
-    The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times. Where all g
-    are 0, or u is 1, every sample comes once.
+    The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times.
     """
     samples, total = len(lag), lag.sum()
     if total == 0.0 or uniform == 1.0:

@@ -28,9 +28,8 @@ class APFL(PersonalModel):
         v ← v − η a ∇CE(v̄)                         never sent
         a ← clip(a − η_a ⟨v − w, ∇CE(v̄)⟩, 0, 1)    once a round, on its first batch, if η_a > 0
 
-    Both take their steps on the same batches. When the average arrives, w changes and v̄ with it. The
-    authors' framework mixes outputs instead of weights and adds 0.02a to a's gradient. A library overwrites v
-    by v̄ after every round and begins with a = 1, training alone.
+    Both take their steps on the same batches. The authors' framework mixes outputs instead of weights and
+    adds 0.02a to a's gradient. A library overwrites v by v̄ after every round and begins with a = 1.
     """
 
     name: ClassVar[str] = "apfl"

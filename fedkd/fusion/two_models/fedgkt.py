@@ -22,6 +22,8 @@ from fedkd.plugins.hyperparameters import hyperparameters
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedkd.fusion.auxiliary import Maker
+
 SERVER = "server"
 FEATURES, LOGITS, LABELS = "features", "sample_logits", "labels"
 ANSWERS = "answers"
@@ -116,11 +118,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         trained = pack(weights_of(network))
         shared = trained if self.inference == "server" else {}
         return Guidance(
-            targets=None,
-            shared=shared,
-            personal=personal,
-            for_absent={} if shared else None,
-            memory=trained,
+            None, shared=shared, personal=personal, for_absent={} if shared else None, memory=trained
         )
 
     def server_loss(self, network: nn.Module, features: Tensor, labels: Tensor, said: Tensor) -> Tensor:
@@ -139,11 +137,10 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        return {
-            SERVER: AuxNetwork(
-                lambda make: self.network(make.width(), make.classes), trained=False, sees="features"
-            )
-        }
+        def made(make: Maker) -> nn.Module:
+            return self.network(make.width(), make.classes)
+
+        return {SERVER: AuxNetwork(made, trained=False, sees="features")}
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `features` `[S, F]`, `sample_logits` `[S, C]` and `labels` `[S]` of all own samples."""

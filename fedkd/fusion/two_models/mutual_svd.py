@@ -45,8 +45,7 @@ class FedKD(LocalObjective, SharedModel):
     clients receive g itself.
 
     Public codes keep nothing of a layer where all ranks are needed. They compress weights instead of
-    changes, or convolutions kernel by kernel, which takes more numbers than the kernels have. Divisors that
-    are not held reward a high cross entropy.
+    changes, or convolutions kernel by kernel, in more numbers than the kernels have.
     """
 
     name: ClassVar[str] = "fedkd_wu"
@@ -133,7 +132,6 @@ class FedKD(LocalObjective, SharedModel):
         return compressed | {COUNTERS: pack(now)[COUNTERS]}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse factors that do not fit the ranks."""
         if network is None:
             return None
         like, ranks = real(network.weights), upload[RANKS]

@@ -65,9 +65,8 @@ class FedALA(LocalObjective, WeightAveraging):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the weights, and store those of the top layers as w_n."""
         weights = client.weights()
-        client.memory |= under(
-            OWN, {name: weights[name] for name in top_layers(client.trainable(), self.layers)}
-        )
+        top = top_layers(client.trainable(), self.layers)
+        client.memory |= under(OWN, {name: weights[name] for name in top})
         return super().upload(client)
 
     def before_training(self, client: ClientView) -> None:

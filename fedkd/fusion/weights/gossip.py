@@ -93,8 +93,7 @@ class Gossip(FusionStrategy):
 def _numerators(weights: Arrays, start: Arrays, trained: set[str], mass: float) -> dict[str, np.ndarray]:
     """Return x of a client whose mass is not 1, of its weights z + Δ and their start z.
 
-    Trained weights move x as far as z. Statistics are multiplied by the mass: a variance whose step counted
-    more than itself could become negative.
+    Statistics are multiplied by the mass: a variance whose step counts more than itself may become negative.
     """
     found = {}
     for name, values in weights.items():

@@ -94,8 +94,7 @@ class Scaffold(LocalObjective, FusionStrategy):
         trained = _flat(client.weights(), names)
         step = trained[PARAMETERS] - _flat(fit.start, names)[PARAMETERS]
         control = client.memory[CONTROL]
-        own = client.memory.get(OWN_CONTROL, np.zeros_like(control))
-        refreshed = own
+        refreshed = own = client.memory.get(OWN_CONTROL, np.zeros_like(control))
         if fit.steps > 0:
             refreshed = (own - control - step / (fit.steps * fit.lr)).astype(np.float32)
             client.memory[OWN_CONTROL] = refreshed
