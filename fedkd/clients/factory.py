@@ -46,8 +46,7 @@ class ClientFactory:
     """
 
     def __init__(self, plan: Plan, data: Data) -> None:
-        self.plan = plan
-        self.data = data
+        self.plan, self.data = plan, data
         self._device = resolve_device(plan.scenario.engine.device)
         self._models = model_factories(plan, data)
         for model in {id(one): one for one in self._models}.values():

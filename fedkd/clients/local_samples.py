@@ -24,12 +24,7 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """Indices among a client's training samples, ascending and disjoint.
-
-    Attributes:
-        trained_on: [n − k] int64.
-        kept_apart: [k] int64 held-out samples; empty: there is no early stopping and no choice.
-    """
+    """Indices `[n − k]` and `[k]` int64 among a client's training samples, ascending and disjoint."""
 
     trained_on: np.ndarray
     kept_apart: np.ndarray
@@ -61,12 +56,7 @@ def number_kept_apart(samples: int, share: float) -> int:
 def keep_apart(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
 ) -> TrainingSplit:
-    """Draw the held-out samples of a client, with class shares kept.
-
-    Args:
-        labels: [n] int64 labels of the client's training samples.
-        task: Index of the samples' task; None: no stream.
-    """
+    """Draw held-out samples by the labels `[n]` of a client's training samples, with class shares kept."""
     number = number_kept_apart(len(labels), share)
     if number == 0:
         return TrainingSplit(np.arange(len(labels)), np.arange(0))
@@ -80,7 +70,6 @@ class LocalSamples:
 
     Args:
         tasks: The client's data of every task; without a stream there is one.
-        poison: None: the client is honest.
         share: Share of held-out training samples; None: the client trains on all.
 
     Attributes:

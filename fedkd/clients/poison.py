@@ -15,12 +15,7 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True, eq=False)
 class Poison:
-    """The attack of a poisoned client.
-
-    Args:
-        kind: As in the scenario's `faults.poison`.
-        victim: Class distribution `[C]` that an imitator feigns.
-    """
+    """The attack of a poisoned client; `victim` is the class distribution `[C]` that an imitator feigns."""
 
     kind: Literal["random", "flipped", "imitation", "constant"]
     victim: np.ndarray

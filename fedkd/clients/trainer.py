@@ -39,30 +39,22 @@ class Trainee(ClientView, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A finished local training.
-
-    Attributes:
-        loss: Mean loss.
-        hits: Right answers on the training samples; None: not counted.
-        fit: For strategies that exchange weights; None: the client has no network of its own.
-    """
+    """A finished local training and its mean loss."""
 
     loss: float
     hits: Hits | None = None
+    """Right answers on the training samples; None: not counted."""
     fit: FitSummary | None = None
+    """For strategies that exchange weights; None: the client has no network of its own."""
 
 
 class Trainer(Protocol):
     """Holds, trains and evaluates a client's model."""
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
-        """Train on private samples.
+        """Train on private samples; `TrainingDiverged` if the loss stops being finite.
 
-        Args:
-            proximal_mu: μ of FedProx (Li et al. 2020): adds μ/2 · ‖w − w_received‖² to the loss.
-
-        Raises:
-            TrainingDiverged: The loss stopped being finite.
+        μ of FedProx (Li et al. 2020) adds μ/2 · ‖w − w_received‖² to the loss.
         """
 
     def pretrain(self) -> Training[None]:

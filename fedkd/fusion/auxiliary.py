@@ -31,11 +31,7 @@ class Maker(Protocol):
         """Return a fresh network of the architecture of the client's model."""
 
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
-        """Return a fresh network by the strategy's `shared_model` and `shared_args`.
-
-        Raises:
-            UserError: There is no such model, or it lacks `features` and `head` that are asked for.
-        """
+        """Return a fresh network by the strategy's `shared_model` and `shared_args`."""
 
 
 @dataclass(frozen=True)

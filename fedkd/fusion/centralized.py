@@ -6,22 +6,19 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Centralized(FusionStrategy):
     """Centralised training: all clients of an architecture are one model, trained on everybody's samples.
 
     The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
-    round is `training.local_epochs` passes over the union of all clients' training samples, so N equal
-    clients make N times the steps of one. Every round is trained in full, whatever clients are sampled, drop
-    out or are slow. Labels that a poisoned client flips are flipped for all; forged uploads are never sent.
-    The local accuracy is that of the one model on each client's own test split.
+    round is `training.local_epochs` passes over the union of all clients' training samples. Every round is
+    trained in full, whatever clients are sampled, drop out or are slow. Labels that a poisoned client flips
+    are flipped for all. The local accuracy is that of the one model on each client's own test split.
     """
 
     name: ClassVar[str] = "centralized"

@@ -54,16 +54,10 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """Form of arrays of a kind.
-
-    Attributes:
-        types: Letters of the NumPy types: f real, i and u whole, b true or false.
-        shape: As above; None: any.
-        least: Smallest value.
-        most: Largest value.
-    """
+    """Form of arrays of a kind: NumPy types, shape as above (None: any), and bounds of the values."""
 
     types: str
+    """Letters of types: f real, i and u whole, b true or false."""
     shape: str | None
     least: float = -LARGEST
     most: float = LARGEST
@@ -99,7 +93,6 @@ def check_upload(
     """Check one upload: names, types, shapes, values, and the fit of arrays to each other.
 
     Args:
-        strategy: States the forms.
         arrays: By name, past the server's half of all stages.
         sizes: Known sizes; a missing letter stands for any number.
         network: The sender's; None: unknown, or it sends no weights.

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Local(FusionStrategy):
     """Every client trains alone, on its own samples; the transfer set is never touched."""
 

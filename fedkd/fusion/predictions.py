@@ -10,12 +10,7 @@ STEPS = 255
 
 
 class Answers(NamedTuple):
-    """Answers about some samples.
-
-    Attributes:
-        classes: The likeliest class and the next, `[R, 2]`, of the smallest unsigned type.
-        shares: Their probabilities in steps of 1/255, `[R, 2]` uint8.
-    """
+    """The two likeliest classes of samples `[R, 2]`, and their probabilities in steps of 1/255, uint8."""
 
     classes: np.ndarray
     shares: np.ndarray

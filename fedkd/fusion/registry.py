@@ -133,12 +133,7 @@ RENAMED: Mapping[str, str] = {
 def make_strategy(
     name: str, hyperparameters: Mapping[str, Any], search: Sequence[str | Path] = ()
 ) -> FusionStrategy:
-    """Build a strategy from the ``[fusion]`` table of a scenario.
-
-    Args:
-        name: A built-in name, or ``"pkg.mod:Class"``.
-        hyperparameters: The strategy's own keys; missing ones take their defaults.
-        search: Folders of plug-ins.
+    """Build a strategy, built-in or ``"pkg.mod:Class"``, from the ``[fusion]`` table of a scenario.
 
     Raises:
         UserError: Unknown strategy, unusable class, unknown key or value out of range.

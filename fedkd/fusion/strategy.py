@@ -22,36 +22,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Knowledge:
-    """What the clients of one round uploaded, in client order.
+    """Uploads of one round; row `n` of every array belongs to ``clients[n]``.
 
-    Row `n` of every array belongs to ``clients[n]``. With partial participation the round's clients are a
-    subset of the federation, so ``clients[n]`` need not be `n`.
+    With partial participation the round's clients are a subset of the federation.
 
     Args:
         clients: Client indices, ascending; N of them.
         logits: Predictions on the transfer set, `[N, M, C]` float32 or float16; None where nothing is sent.
         samples: Number of training samples of each client, `[N]` int64.
         label_counts: Training samples of each class, `[N, C]`; only for a strategy with `label_counts`.
-        age: Rounds since each row was computed, `[N]`; 0 is this round, and None means all are. Above 0 only
-            for a strategy with a `stale_decay`, with a cache of knowledge, or where rounds are asynchronous.
-        new: Whether each row has come with this round, however old it is, `[N]` bool; None: those of age 0
-            have.
-        freshness: What each row counts because of its age, `[N]` in (0, 1], where the server does not wait
-            for everybody and leaves that to a strategy that `weighs_age`; None: all rows count alike.
-        awaited: Uploads of this round that come with a later call of `fuse`, because a client has sent two of
-            them; above 0 only where rounds are asynchronous and the strategy `brings_model`.
-        payload: What else the strategy's `upload` sends, by name: one array per client, in client order, of
-            shapes that may differ.
+        age: Rounds since each row was computed, `[N]`; None: all are of this round. Above 0 only with a
+            `stale_decay`, a cache of knowledge, or asynchronous rounds.
+        new: Whether each row came with this round, `[N]` bool; None: those of age 0 did.
+        freshness: Weight of each row by its age, `[N]` in (0, 1], in asynchronous rounds of a strategy that
+            `weighs_age`; None: all rows count alike.
+        awaited: Uploads of this round that come with a later call of `fuse`, since a client sent two; only
+            in asynchronous rounds of a strategy that `brings_model`.
+        payload: Other arrays of `upload` by name, one per client, of shapes that may differ.
         request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
-        seed: What draws of the strategy's own derive from.
-        classes_met: The outputs `[K]`, ascending, that stand for the classes of all tasks so far, in a round
-            with which all clients end a task together to begin another; None in every other round.
-        server: What the server can compute with; only for a strategy that needs `weights` or a `server`.
+        server: Models of the server; only for a strategy that needs `weights` or a `server`.
+        seed: Source of the strategy's own draws.
+        classes_met: Outputs `[K]`, ascending, of the classes of all tasks so far, in a round with which all
+            clients end a task to begin another; else None.
         round: The round, 1-based.
         rounds: Rounds of the whole run.
-        mixing: How much each client takes of each over the round's links, receiver first, `[N, N]`; only for
-            a strategy that is `mixed` over a graph.
+        mixing: Mixing weights over the round's links, receiver first, `[N, N]`; only for a strategy that is
+            `mixed` over a graph.
 
     Raises:
         ValueError: The arrays disagree about N.
@@ -90,11 +87,7 @@ class Knowledge:
 
     @property
     def has_come(self) -> np.ndarray:
-        """Whose knowledge has come with this round, `[N]` bool: what is made for each is for them alone.
-
-        All others are there by what they said before, and do not receive it: whoever remembers what clients
-        have been told, or have to show for it, does so of these.
-        """
+        """Rows that came with this round, `[N]` bool; their clients alone receive personal guidance."""
         if self.new is not None:
             return self.new
         return np.ones(len(self.clients), dtype=bool) if self.age is None else self.age == 0
@@ -105,25 +98,22 @@ class Guidance:
     """What the clients receive back.
 
     Args:
-        targets: What each client learns from on the transfer set, float32: personal `[N, M, C]`, or one
-            `[M, C]` shared by all. What the numbers are (probabilities, logits) is between the strategy's
-            `fuse` and its `loss`. None: there is nothing to learn.
-        weights: How much each receiver (row) took from each sender (column), `[N, N]`; a diagnostic.
-        distances: What decided about the weights: how far each sender is from each receiver, `[N, N]`; a
+        targets: Targets on the transfer set, float32: personal `[N, M, C]`, or `[M, C]` shared by all.
+            `fuse` and `loss` decide whether they are probabilities or logits. None: nothing to distil.
+        weights: Share that each receiver (row) took from each sender (column), `[N, N]`; a diagnostic.
+        distances: Distance of each sender from each receiver, which decided the weights, `[N, N]`; a
             diagnostic.
-        mixed: Probabilities `[N, M, C]` of which personal targets are the means under `weights`, so that it
-            can be told what each of them adds; None: targets are made otherwise. A diagnostic.
-        memory: Arrays that the strategy wants to be handed next round; they are saved in checkpoints.
+        mixed: Probabilities `[N, M, C]` of which personal targets are the means under `weights`; None:
+            targets are made otherwise. A diagnostic.
+        memory: Arrays for the next round's `fuse`; checkpoints hold them.
         shared: Further arrays that every client receives, by name.
         personal: Further arrays of each client, in client order.
-        absent: What clients that took no part receive besides the shared arrays, by client index.
-        for_absent: What every other client that took no part receives besides the shared arrays.
+        absent: Arrays of clients that took no part, besides the shared ones, by client index.
+        for_absent: Arrays of every other client that took no part, besides the shared ones.
 
-    Guidance without anything personal is for every client of the federation, whoever took part; personal
-    guidance for those it was made for. Who took part is guided by the next message, whichever it is. Who did
-    not is guided by the next one of the method's own, that of a training as a rule, and by the newest of all
-    that it missed: so how often a run is evaluated never changes what anybody learns. Weights take the place
-    of others, so they come along with an evaluation as well.
+    Guidance without anything personal is for every client of the federation. Participants receive guidance
+    with the next message of any kind. Absent clients receive the newest that they missed, as a rule with the
+    next training. So the frequency of evaluations changes no result. Weights come with evaluations too.
     """
 
     targets: np.ndarray | None
@@ -145,7 +135,7 @@ class Guidance:
 class FusionStrategy(ABC):
     """Base of every fusion strategy: a frozen dataclass whose fields are its hyper-parameters.
 
-    A whole strategy, in a file beside the scenario that says ``strategy = "mine:Boldest"``::
+    A whole strategy, in `mine.py` beside a scenario with ``strategy = "mine:Boldest"``::
 
         @dataclass(frozen=True)
         class Boldest(FusionStrategy):
@@ -189,9 +179,6 @@ class FusionStrategy(ABC):
     def for_clients(self, *, one_architecture: bool) -> Self:
         """Return the strategy with the defaults that the clients' models decide: ``replace(self, share=…)``.
 
-        Args:
-            one_architecture: Whether all clients have models of one.
-
         Raises:
             UserError: A hyper-parameter asks for what these models cannot do.
         """
@@ -209,15 +196,9 @@ class FusionStrategy(ABC):
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
-        """Return the round's transfer samples, such as ``np.arange(100)``.
+        """Return the round's transfer samples, ascending, such as ``np.arange(100)``; None: all.
 
-        Args:
-            transfer_size: Number of transfer samples M.
-            memory: `Guidance.memory` of the previous round.
-            generator: The round's own generator.
-
-        Returns:
-            Indices `[M]`, ascending; None: all.
+        `memory` is `Guidance.memory` of the previous round, `generator` the round's own.
         """
         return None
 
@@ -225,19 +206,14 @@ class FusionStrategy(ABC):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return guidance: ``Guidance(targets=softmax(knowledge.logits).mean(axis=0))``.
 
-        It is pure: equal knowledge and memory give equal guidance.
-
-        Args:
-            knowledge: Uploads of the round's clients.
-            memory: `Guidance.memory` of the previous round; in the first that of `prepare`, or empty.
+        It is pure: equal knowledge and memory give equal guidance. `memory` is `Guidance.memory` of the
+        previous round; in the first that of `prepare`, or empty.
         """
 
     def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
         """Return guidance with which all clients end a task: ``replace(guidance, shared=…)``.
 
-        Args:
-            knowledge: Uploads of the round's clients; `classes_met` is set.
-            guidance: As `fuse` made it.
+        `knowledge` has `classes_met`; `guidance` is that of `fuse`.
         """
         return guidance
 
@@ -265,14 +241,9 @@ class FusionStrategy(ABC):
         return found
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the distillation loss of a batch, such as ``kd_kl(student_logits, targets)``.
+        """Return the distillation loss of a batch, such as ``kd_kl(student_logits, targets)``, a scalar.
 
-        Args:
-            student_logits: The client's own logits, `[B, C]`.
-            targets: The same samples' rows of its guidance, `[B, C]`.
-
-        Returns:
-            A scalar.
+        Both are `[B, C]`: the client's own logits, and the same samples' rows of its guidance.
         """
         raise NotImplementedError(f"'{self.name}' does not define `loss`, so its clients cannot distil")
 

@@ -7,14 +7,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic.dataclasses import dataclass
-
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, LocalObjective
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.distillation.experts import Experts
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +20,7 @@ ALONE = "alone"
 """The network without guidance, which never leaves the client."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class TwoPredictors(LocalObjective, AuxNetworks, Experts):
     """Class experts for one model of each client, and beside it one that learns its own samples alone.
 
@@ -45,7 +42,6 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return replace(super().capabilities, needs={"gradients"})
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:

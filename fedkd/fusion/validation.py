@@ -11,11 +11,7 @@ from fedkd.errors import UserError
 
 
 def check_arrays(given: Any, what: str) -> None:
-    """Check that `given`, called `what` in messages, maps names to arrays of numbers.
-
-    Raises:
-        TypeError: It does not.
-    """
+    """Raise a TypeError unless `given`, called `what` in messages, maps names to arrays of numbers."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{what} is a {type(given).__name__}; must be a dict of NumPy arrays by name")
     for name, values in given.items():

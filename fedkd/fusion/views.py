@@ -40,8 +40,6 @@ class LocalBatch:
     Attributes:
         model: The network in training, with `features` and `head` if the strategy needs features.
         index: Places among the client's own training samples, int64.
-        inputs: `[B, *input_shape]`.
-        labels: int64.
         logits: The model's, `[B, C]`, of the present task in a stream.
         features: Penultimate features `[B, F]`; None where the strategy does not need them.
     """
@@ -120,8 +118,7 @@ class Supermask(Protocol):
         """Return the bits of weights in earlier tasks' masks, empty at first; None: no weight is trained."""
 
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
-        """Set the mask by log odds `[≥ d]` of all clients' masks; where they are divided, the own one
-        decides.
+        """Set the mask by log odds `[≥ d]` of all clients' masks; where they are 0, the own one decides.
 
         `taken` are the bits of the weights that are no longer trained, if any.
         """
@@ -194,8 +191,7 @@ class ClientView(Protocol):
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
         """Return a network on the client's device with other weights: in evaluation mode, untrained.
 
-        It maps samples to logits, of the present task in a stream, and gradients flow to its inputs. Only
-        for a strategy that needs `gradients`.
+        It maps samples to logits of the present task; gradients flow to its inputs. Needs `gradients`.
         """
 
     @property
@@ -203,10 +199,7 @@ class ClientView(Protocol):
         """Batch size of local training."""
 
     def own_rows(self) -> np.ndarray:
-        """Return the indices `[n]`, ascending, of this round's training samples.
-
-        Samples kept apart for early stopping are left out.
-        """
+        """Return this round's training samples `[n]`, ascending, without those kept apart."""
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the random generator for a purpose on this client in this round."""
@@ -295,13 +288,8 @@ class ServerModels(Protocol):
         """Train a model on the transfer set with Adam and a cosine schedule; return its new weights.
 
         Args:
-            architecture: The model's.
-            weights: The start.
             targets: Arrays `[M, ...]`, one row per transfer sample.
             loss: Called with the logits of a batch and its rows of every target array.
-            epochs: Maximum of passes.
-            batch_size: Samples a step.
-            lr: Initial learning rate.
             validation: Share of the samples for early stopping.
             patience: Epochs without a lower loss on them before the best weights return; 0: never.
         """
@@ -318,17 +306,8 @@ class ServerModels(Protocol):
         batch_size: int,
         weight_decay: float = 0.0,
     ) -> None:
-        """Train a network in place on uploads or drawn samples, on the CPU with one thread.
+        """Train a network in place on arrays `[n, ...]`, on the CPU with one thread.
 
-        Batches are the server's own draws, so results are equal on every machine.
-
-        Args:
-            network: On the CPU, made with draws from `seed`.
-            arrays: `[n, ...]` each, one row per sample.
-            loss: Maps the network and a batch `[B, ...]` of each array to a scalar.
-            optimizer: A fresh one.
-            lr: Constant learning rate.
-            epochs: Passes over the samples.
-            batch_size: Samples a step.
-            weight_decay: Of the optimiser.
+        The optimiser is a fresh one, and `lr` is constant. `loss` maps the network and a batch `[B, ...]` of
+        each array to a scalar. Batches are the server's own draws, so results are equal on every machine.
         """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import dataclasses as pydantic_dataclasses
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
@@ -20,6 +22,12 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan
 """Configuration of our own parts' pydantic dataclasses: a field's docstring is its description."""
 
 Part = TypeVar("Part")
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def hyperparameters(cls: type[Part]) -> type[Part]:
+    """Make a class a frozen dataclass whose fields pydantic checks and documents."""
+    return typing.cast("type[Part]", pydantic_dataclasses.dataclass(frozen=True, config=STRICT)(cls))
 
 
 class HyperParameter(NamedTuple):

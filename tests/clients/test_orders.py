@@ -60,7 +60,7 @@ def live(round: int, fusing: FusingByTask, clients: dict[int, Client], schedule)
 
 def logits(client: Client, place: int, x: np.ndarray) -> bytes:
     model = client.stream.learning.model(place).eval()
-    return model(client.trainer.on_device(x)).detach().numpy().tobytes()
+    return model(client.trainer.jobs.on_device(x)).detach().numpy().tobytes()
 
 
 @pytest.mark.parametrize("learner", ["exssnet", "packnet"])

@@ -191,7 +191,7 @@ def test_a_learner_with_a_loss_of_its_own_has_it_added(client_with):
     client = client_with({"kd_weight": 0.5}, continual=stream("joint"), clients=LINEAR)
     client.enter(1)
     client.complete(client.learn({"targets": np.eye(3, dtype=np.float32)[np.arange(60) % 3]}, 1))
-    rehearsed = client.trainer._rehearsal(client.at(2))
+    rehearsed = client.trainer.jobs._rehearsal(client.at(2))
     assert isinstance(rehearsed, Rehearsed) and rehearsed.weight == 0.5
     job = next(iter(client.train(2)))
     samples, model = of_task(0, *client.stream.tensors(0)), client.stream.learning.model()

@@ -112,13 +112,13 @@ def test_the_private_term_changes_what_is_learned(plan_with):
 def test_the_private_term_draws_whole_shuffles(round, plan_with):
     client = client_of(plan_with())
     own = client.num_train_samples
-    order = client.trainer.private_order(2 * own + 5, round)
+    order = client.trainer.jobs.private_order(2 * own + 5, round)
     assert len(order) == 2 * own + 5
     assert sorted(order[:own]) == sorted(order[own : 2 * own]) == list(range(own))
     assert len(set(order[2 * own :])) == 5
     assert not np.array_equal(order[:own], order[own : 2 * own])
-    assert np.array_equal(order, client.trainer.private_order(2 * own + 5, round))
-    assert not np.array_equal(order, client.trainer.private_order(2 * own + 5, round + 1))
+    assert np.array_equal(order, client.trainer.jobs.private_order(2 * own + 5, round))
+    assert not np.array_equal(order, client.trainer.jobs.private_order(2 * own + 5, round + 1))
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])

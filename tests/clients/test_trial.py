@@ -38,9 +38,11 @@ def test_a_trial_is_what_a_clone_would_learn(gamma, digits_scenario):
     for name, values in before.items():
         np.testing.assert_array_equal(values, after[name], err_msg=name)
 
-    order = torch.randperm(len(samples), generator=client.trainer.distillation(targets, samples, 1).generator)
+    order = torch.randperm(
+        len(samples), generator=client.trainer.jobs.distillation(targets, samples, 1).generator
+    )
     x, t = torch.from_numpy(client.data.transfer_x[samples]), torch.from_numpy(targets)
-    own = client.trainer.private_order(len(samples), 1)
+    own = client.trainer.jobs.private_order(len(samples), 1)
     assert set(own) <= set(client.samples.rows(1))
     own_x, own_y = torch.from_numpy(client.data.train_x[own]), torch.from_numpy(client.data.train_y[own])
     optimizer = torch.optim.Adam(clone.parameters(), lr=0.01)

@@ -126,7 +126,7 @@ def test_in_any_order_free_weights_are_what_all_began_with(tables):
         for n, client in clients.items():
             for place in range(client.stream.learning.ended + 1):
                 model = client.stream.learning.model(place).eval()
-                logits = model(client.trainer.on_device(x)).detach().numpy().tobytes()
+                logits = model(client.trainer.jobs.on_device(x)).detach().numpy().tobytes()
                 assert known.setdefault((n, place), logits) == logits, "old tasks stay to the bit"
     assert len(known) == 12 and closed > 0, "some weights were closed for others' sake alone"
 

@@ -11,11 +11,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from fedkd.fusion.math.distribution import smooth
 from fedkd.fusion.math.similarity import (
+    DIVERGENCES,
     jensen_shannon,
     kl,
     prediction_cosine,
     prediction_kl,
-    reverse_kl,
     symmetric_kl,
 )
 from fedkd.randomness import numpy_generator
@@ -27,7 +27,7 @@ BACKWARD = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
 
 def test_kl_by_hand_has_the_receiver_first() -> None:
     assert_allclose(kl(P), [[0, FORWARD], [BACKWARD, 0]], rtol=1e-12)
-    assert_allclose(reverse_kl(P), [[0, BACKWARD], [FORWARD, 0]], rtol=1e-12)
+    assert_allclose(DIVERGENCES["reverse"](P), [[0, BACKWARD], [FORWARD, 0]], rtol=1e-12)
     assert_allclose(symmetric_kl(P)[0, 1], (FORWARD + BACKWARD) / 2, rtol=1e-12)
 
 

@@ -31,8 +31,7 @@ class Workload:
     """Arithmetic of an average round, in operations of forward passes.
 
     Attributes:
-        training: Local training with all networks, predictions of the transfer set, trials, distillation, and
-            training on the server.
+        training: Everything but evaluations, the server's training included.
         evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
@@ -85,8 +84,7 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
         id(group): _besides(plan, data, own) for group, own in zip(scenario.clients, made, strict=True)
     }
     tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
-    clients = scenario.data.clients
-    unwaiting = scenario.asynchronous
+    clients, unwaiting = scenario.data.clients, scenario.asynchronous
     at_work = scenario.clients_per_round or clients if unwaiting is None else unwaiting.buffer
     sampled = at_work / clients
     answered = unwaiting is not None and not strategy.capabilities.brings_model
@@ -138,7 +136,7 @@ def _on_server(
     strategy, data = plan.strategy, tasks[0]
     if strategy.capabilities.by_flower or plan.graph is not None:
         return 0.0
-    share = fused / len(plan.groups)
+    share, has_width = fused / len(plan.groups), "features" in strategy.capabilities.needs
     networks = dict(zip(map(id, plan.scenario.clients), models, strict=True))
     architectures: dict[str, tuple[float, float]] = {}
     for name, group in zip(architecture_names(plan.groups), plan.groups, strict=True):
@@ -148,9 +146,8 @@ def _on_server(
     if isinstance(strategy, ServerModel) and strategy.server_model is not None:
         group = ClientGroup(model=strategy.server_model, args=dict(strategy.server_args))
         shape, dtype, path = data.input_shape, data.input_dtype, plan.scenario.plugin_path
-        own = _forward(
-            build_model(group, shape, data.classes, seed=0, plugin_path=path, input_dtype=dtype), data
-        )
+        model = build_model(group, shape, data.classes, seed=0, plugin_path=path, input_dtype=dtype)
+        own = _forward(model, data)
     found = 0.0
     for task in tasks:
         private = sum(stop - start for start, stop in task.train_bounds)
@@ -159,9 +156,7 @@ def _on_server(
             samples=len(task.transfer_x),
             classes=task.classes,
             private=int(private * share),
-            width=_width(networks[id(plan.groups[0])], task)
-            if "features" in strategy.capabilities.needs
-            else 0,
+            width=_width(networks[id(plan.groups[0])], task) if has_width else 0,
             model=own,
             architectures=architectures,
         )
@@ -192,15 +187,12 @@ def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> 
 
 
 class _Besides(NamedTuple):
-    """Auxiliary networks of a client, in operations of a sample's forward pass.
-
-    Attributes:
-        training: Sum over the passes of local training.
-        answers: One entry for each network in evaluations.
-    """
+    """Auxiliary networks of a client, in operations of a sample's forward pass."""
 
     training: float
+    """Sum over the passes of local training."""
     answers: Sequence[float]
+    """One entry for each network in evaluations."""
 
 
 def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> _Besides:

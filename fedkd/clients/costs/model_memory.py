@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedkd.clients.factory import model_factories, model_outputs
-from fedkd.clients.local.network_trainer import round_optimizer
+from fedkd.clients.local.train_jobs import round_optimizer
 from fedkd.data.load import Data, first_task
 from fedkd.data.memory_budget import machine_memory
 from fedkd.data.streams.stream import FederatedStream
@@ -36,12 +36,7 @@ ESTIMATOR_BYTES = 1_000_000
 
 
 def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
-    """Build one model of every group, and check the models, their memory and the strategy's requirements.
-
-    Raises:
-        UserError: A model cannot be built, all of them do not fit into memory, or the strategy cannot use
-            them.
-    """
+    """Build one model of every group; a `UserError` if memory or the strategy's requirements refuse it."""
     shape, outputs = data.input_shape, model_outputs(plan, data)
     copies = copies_in_training(plan)
     limit = machine_memory() // copies, f"with {copies - 1} more of its size while it is trained"
@@ -107,12 +102,9 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
 
 
 def clients_that_fit(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
-    """Return the number of idle clients that fit into a process's memory.
+    """Return the number of idle clients, of so many bytes each, that fit into a process's memory.
 
-    Args:
-        of_client: Bytes of a client.
-        share: The process's share of this machine's memory.
-        gpu_share: The process's share of a GPU, or number of GPUs.
+    `share` is the process's share of this machine's memory, `gpu_share` of a GPU, or the number of GPUs.
     """
     memory = share * machine_memory()
     if device.type == "cuda":

@@ -74,11 +74,7 @@ class Evaluator:
         return logits
 
     def predictor(self) -> nn.Module | None:
-        """Return the network that the strategy evaluates; None: the client's model.
-
-        Raises:
-            TypeError: The strategy returned something else.
-        """
+        """Return the network that the strategy evaluates; None: the client's model."""
         strategy = self._client.strategy
         found = networks_of(strategy).predictor(self._client.at_guidance())
         if found is None or isinstance(found, nn.Module):
@@ -120,10 +116,7 @@ class Evaluator:
         return nullcontext() if stream is None else stream.tests.shared_predictions()
 
     def measure_before_fusion(self, round: int, *, changes: bool = True) -> None:
-        """Record that guidance arrives in this round, and the scores before it.
-
-        `changes` says whether it changes the model at once; if not, there is nothing to measure.
-        """
+        """Record that guidance arrives in this round, and the scores before it if it changes the model."""
         client = self._client
         with self.shared_predictions():
             scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
@@ -171,12 +164,8 @@ def leaning(logits: np.ndarray, kappa: float, log_prior: np.ndarray) -> np.ndarr
 def smallest_kappa(logits: np.ndarray, labels: np.ndarray, log_prior: np.ndarray) -> float:
     """Return the smallest κ of `KAPPAS` with an accuracy within one standard error of the best.
 
-    The standard error of the best accuracy a is ``√(a (1 − a) / n)``. Without samples κ is 0.
-
-    Args:
-        logits: `[n, C]` of samples that were not trained on.
-        labels: `[n]`.
-        log_prior: log π, `[C]`.
+    The standard error of the best accuracy a is ``√(a (1 − a) / n)``. Without samples κ is 0. The logits
+    `[n, C]` are of samples that were not trained on.
     """
     if not len(labels):
         return 0.0

@@ -35,10 +35,7 @@ class GuidanceEffect:
         self._followed: Arrays | None = None
 
     def begin(self, round: int, scores: Mapping[Split, Score] | None) -> None:
-        """Record that guidance arrives in this round, and the scores before it.
-
-        Without scores, guidance does not change the model at once.
-        """
+        """Record that guidance arrives, and the scores before it; None: it does not change the model yet."""
         self._round = round
         self._models_before = {}
         if scores is None:
@@ -93,14 +90,9 @@ class GuidanceEffect:
     ) -> dict[str, float]:
         """Return the agreement with the round's guidance, and the flips that it caused; once per guidance.
 
-        Args:
-            correct: Right answers on the common test set now.
-            follow: Returns the client's logits `[K, C]` on the samples of guidance and its target
-                probabilities `[K, C]`; None: no targets.
-
-        Returns:
-            `agreement` and `guidance_kl` on the transfer set, `positive_flips` and `negative_flips` on the
-            common test set; NaN where there is nothing to measure.
+        Flips are on the common test set, of which `correct` are the right answers now. The agreement is on
+        the transfer set; `follow` returns logits and target probabilities `[K, C]`, or None without targets.
+        Metrics without anything to measure are NaN.
         """
         measured = dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
         guidance, before = self._followed, self._correct_before

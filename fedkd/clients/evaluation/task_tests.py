@@ -28,16 +28,12 @@ class TaskTests:
     """Asks a learner's network about the test samples of tasks.
 
     Args:
-        scenario: What to simulate.
-        client: Client index, 0-based.
-        stream: All tasks of the federation.
         order: The client's tasks, in its own order.
         learning: The client's learner; its tasks are places in that order.
-        on_device: Brings samples to where the network is.
         measured: Measurements that clients of the process share; None: the answers are the client's own.
 
     Attributes:
-        protocols: How tasks are asked about: with the task given, and perhaps without.
+        protocols: With the task given, and perhaps without.
         main: Place of the scenario's own among them.
     """
 
@@ -94,9 +90,7 @@ class TaskTests:
     def measure(self, tasks: Sequence[int], fused: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured.
 
-        Args:
-            tasks: On which.
-            fused: The round whose fusion the weights come from; None: they are the client's own.
+        `fused` is the round whose fusion the weights come from; None: they are the client's own.
         """
         measured, inferred = self.nothing(), np.full((len(SPLITS), len(self._tasks)), nan)
         for task in dict.fromkeys(tasks):
@@ -122,11 +116,7 @@ class TaskTests:
         return shares[:2], shares[2]
 
     def so_far(self, accuracies: np.ndarray) -> tuple[float, float]:
-        """Return the means over all tasks met in the main protocol, local and global.
-
-        Args:
-            accuracies: As `measure` returns them.
-        """
+        """Return the means of `measure` over all tasks met in the main protocol, local and global."""
         local, common = (float(np.mean(of_split)) for of_split in accuracies[self.main][:, self.met()])
         return local, common
 
@@ -138,13 +128,7 @@ class TaskTests:
         return outputs if model.units is None else outputs[:, model.units.cpu().numpy()]
 
     def outputs(self, place: int, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        """Return what stands for all outputs `[n, O]` in an evaluation with the task given.
-
-        Args:
-            place: The task's in the client's order.
-            model: The task's.
-            x: Samples.
-        """
+        """Return all outputs `[n, O]` in an evaluation with the task at a place given, by its model."""
         asked = place, x.__array_interface__["data"][0], x.shape, x.strides
         if self._answered is not None and asked in self._answered:
             return self._answered[asked][1]
@@ -174,13 +158,10 @@ class TaskTests:
         return float(given.mean()), float(unknown.mean()), rate
 
     def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return all outputs for samples whose task is not given, and how often it was inferred.
+        """Return all outputs for samples whose task is not given, and the share of right inferences.
 
-        Args:
-            task: That the samples are of.
-            given: Their outputs with the task given. They are returned for a learner whose answers depend on
-                the weights alone; any other is asked again with the present task's model.
-            x: The samples.
+        A learner whose answers depend on the weights alone answers as with the task `given`. Others are
+        asked again with the present task's model.
         """
         if predicts_by_weights(self._learning.learner):
             return given, nan

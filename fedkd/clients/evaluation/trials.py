@@ -60,7 +60,7 @@ def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) 
     gains, answers = [], []
     for of_sender in probabilities:
         model = copy.deepcopy(trainer.network)
-        yield trainer.trial_job(model, of_sender, epochs, round)
+        yield trainer.jobs.trial_of_sender(model, of_sender, epochs, round)
         gains.append(_accuracies(client, model) - before)
         answers.append(trainer.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
     return Trials(np.stack(gains), np.stack(answers))

@@ -12,7 +12,8 @@ from math import nan
 import numpy as np
 from torch import Tensor, nn
 
-from fedkd.clients.local.network_trainer import NetworkTrainer, round_optimizer
+from fedkd.clients.local.network_trainer import NetworkTrainer
+from fedkd.clients.local.train_jobs import round_optimizer
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.poison import poison_of
 from fedkd.clients.shared_network import SharedModel
@@ -38,8 +39,7 @@ class CentralizedModel(SharedModel):
     """One architecture's model and the number of rounds of its training.
 
     Args:
-        network: The initial network, on its device.
-        samples: Inputs `[S, *input_shape]` and labels `[S]` of all clients, on the same device.
+        samples: Inputs `[S, *input_shape]` and labels `[S]` of all clients, on the network's device.
         first: The first client of this architecture, whose draws the model takes.
     """
 
@@ -48,11 +48,9 @@ class CentralizedModel(SharedModel):
     ) -> None:
         super().__init__(network)
         self.samples = samples
-        self._scenario = scenario
-        self._first = first
+        self._scenario, self._first = scenario, first
         self._initial = weights_of(network)
-        self._rounds = 0
-        self._loss = nan
+        self._rounds, self._loss = 0, nan
         self._guessing = guessing_right(samples[1].cpu())
         self.last_hits: Hits | None = None
 

@@ -27,10 +27,7 @@ Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
 class Rehearsed:
     """Batches of other samples than private ones, and their term in the loss of local training.
 
-    Attributes:
-        batches: Inputs ``[m, ...]`` and targets ``[m, ...]``.
-        loss: Outputs ``[B, C]`` and targets ``[B, ...]`` to a scalar.
-        alike: Whether all clients of the scenario have this loss, and it only computes.
+    `alike`: all clients of the scenario have this loss, and it only computes.
     """
 
     batches: AuxBatches
@@ -45,13 +42,7 @@ class Rehearsed:
 
 @dataclass(frozen=True, eq=False)
 class LastGuidance:
-    """The guidance that a client rehearses until the next comes.
-
-    Attributes:
-        targets: ``[K, C]``.
-        samples: Indices of their transfer samples ``[K]``; None: all.
-        round: Round of its fusion.
-    """
+    """Targets ``[K, C]`` of a fusion that a client rehearses, and their samples ``[K]``; None: all."""
 
     targets: np.ndarray
     samples: np.ndarray | None
@@ -101,13 +92,10 @@ class ProximalTerm:
 class LocalLoss:
     """Cross entropy with FedProx's pull and the strategy's guidance; or the strategy's own loss.
 
-    A loss of the strategy's own gets the samples' indices after their labels.
-
     Attributes:
-        taught: Term of guidance; None: none.
+        taught: Term of guidance.
         with_features: Whether that term, or the strategy's own loss, needs the model's features.
-        rehearsed: Auxiliary batches and their loss; None: none.
-        step: The strategy's own loss in place of cross entropy and guidance; None: none.
+        step: The strategy's own loss in place of cross entropy and guidance; it gets the samples' indices.
     """
 
     proximal: ProximalTerm | None = None
@@ -133,11 +121,7 @@ class LocalLoss:
         return 0.0 if self.rehearsed is None else self.rehearsed.weight
 
     def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
-        """Return the mean loss over a batch.
-
-        The other arguments are the samples' indices if the strategy has its own loss, a rehearsed batch if
-        there is one, and the constants.
-        """
+        """Return the mean loss of a batch; others: indices for `step`, a rehearsed batch, constants."""
         return self._with_logits(model, inputs, labels, others)[0]
 
     def scored(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,13 +153,7 @@ class LocalLoss:
 
 
 def relation_loss(wanted: Relations, features: Tensor, told: Tensor) -> Tensor:
-    """Return the scenario's loss on relations of a batch, a scalar.
-
-    Args:
-        wanted: Kind and weights.
-        features: The client's, ``[B, F]``.
-        told: Log-probabilities of the targets, ``[B, C]``.
-    """
+    """Return the loss on relations of features ``[B, F]`` and log-probabilities of targets ``[B, C]``."""
     if wanted.kind == "trg":
         return wanted.weight * graph_kl(features, told, wanted.temperature)
     value = wanted.distance * distance_huber(features, told)

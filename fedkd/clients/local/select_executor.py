@@ -1,8 +1,7 @@
 """The choice of an executor for ``executor = "auto"``.
 
 The first training of a block of each group's clients is run both ways, on throw-away clients. The scenario
-takes the executor that is quicker for all groups together. Groups that cannot train together are left out:
-they go through the loop under either.
+takes the executor that is quicker for all groups together, without groups that cannot train together.
 """
 
 from __future__ import annotations

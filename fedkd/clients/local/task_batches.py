@@ -28,13 +28,9 @@ def task_batches(
 ) -> TrainJob:
     """Return a job with the learner's loss in the place of the cross entropy of the present task's samples.
 
-    FedProx's pull is added, and the present task's guidance where it is rehearsed. Whatever else a strategy
-    teaches in local training is about the present task's classes, so that such a one is refused.
-
-    Args:
-        held_out: What training stops on; None or empty: it does not stop early.
-        patience: See `EarlyStopping`.
-        local: The job's loss as it would be without a learner.
+    FedProx's pull and rehearsed guidance of the `local` loss are added. Strategies that teach something else
+    in local training are refused: it is about the present task's classes. Training stops early on `held_out`
+    samples, if any.
     """
     learner, context = learning.learner, learning.context
     proximal, rehearsed = local.proximal, local.rehearsed

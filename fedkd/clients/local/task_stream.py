@@ -45,19 +45,15 @@ TAUGHT_AGAIN = "taught_again"
 
 
 class TaskStream:
-    """What a client of a federated stream has besides: a learner, and measurements on each task.
+    """The learner of a client of a federated stream, and measurements on each task.
 
     A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
-    A learner sees the tasks in the client's own order, counted from 0: its task is a place in that order. One
-    that comes back is a further task to it, and what it made of it last is what the client knows of it.
+    A learner sees the tasks in the client's own order: its task is a place in that order, from 0. A task that
+    comes back is a further one to it.
 
     Args:
-        plan: What to simulate.
-        index: Client index, 0-based.
-        stream: All tasks of the federation.
-        samples: The client's.
         network: The client's, on its device.
-        measured: What clients of the process have measured with a shared network; None: it is none.
+        measured: Measurements of a network that clients of the process share; None: it is not shared.
 
     Attributes:
         learning: The network under the learner.
@@ -146,14 +142,9 @@ class TaskStream:
     # The learner --------------------------------------------------------------------------------------
 
     def sketch(self, bases: Arrays) -> dict[str, np.ndarray]:
-        """Return sketches of what the present task's inputs of layers are outside of bases.
+        """Return each protected layer's sketch ``[n, width]`` of inputs, and the share of energy left.
 
-        Args:
-            bases: U ``[n, r]`` of every layer of which something is protected already, by name.
-
-        Returns:
-            For every layer that is to be protected a sketch ``[n, width]`` and the share of energy that is
-            left.
+        Inputs are the present task's, outside of `bases`: U ``[n, r]`` by layer, if any.
         """
         wanted = self._plan.scenario.fusion.orthogonal
         assert wanted is not None
@@ -178,13 +169,7 @@ class TaskStream:
         return SharedMask(learner, self.learning.context, self._begun_with)
 
     def fit(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
-        """Run a round's job on private samples under the learner.
-
-        Args:
-            job: As it would be without a learner.
-            round: Of the training.
-            loss: The job's.
-        """
+        """Run a round's job on private samples under the learner."""
         schedule, local_epochs = self._plan.schedule, self._plan.scenario.training.local_epochs
         self.curves = {}
         if shapes_training(self.learning.learner):
@@ -249,10 +234,9 @@ class TaskStream:
         effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
 
     def task_metrics(self, round: int, effect: GuidanceEffect) -> dict[str, float]:
-        """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
+        """Return accuracies on all tasks met so far and on the next one, and their drops; else NaN.
 
-        At round 0, before any training, all that the client will meet are measured. What is not measured is
-        NaN.
+        At round 0, before any training, all tasks of the client are measured.
         """
         met, number = self.tests.met(), len(self._samples.tasks)
         measured = self._order if round == 0 else self._order[: self.learning.task + 2]
@@ -266,11 +250,9 @@ class TaskStream:
             for s, split in enumerate(SPLITS)
             for t in range(number)
         }
-        found |= {
-            TaskMetric(TASK_INFERENCE_RATE, split, t).key: float(inferred[s, t])
-            for s, split in enumerate(SPLITS)
-            for t in range(number)
-        }
+        for s, split in enumerate(SPLITS):
+            for t in range(number):
+                found[TaskMetric(TASK_INFERENCE_RATE, split, t).key] = float(inferred[s, t])
         for s, split in enumerate(SPLITS):
             for t in range(number):
                 learned = before[main, s, t] if guided else now[main, s, t]

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion import Guidance, Kind, Knowledge, ServerModel, softmax
@@ -27,12 +26,12 @@ from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.math.client_index import enrol
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 STEPS = "steps"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class CFD(ServerModel, SoftLabels):
     """Send the predicted class alone; average the votes; learn the result by cross entropy.
 

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
@@ -18,14 +17,14 @@ from fedkd.fusion.math.combine import class_experts, combine
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior
 from fedkd.fusion.math.similarity import kl
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 EXPERTS = "experts"
 """The class experts' class of each transfer sample, `[M]`."""
 CHOICE = "choice"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ChosenBeta(TemperedLabels):
     """Send every client KnFu's guidance for each of several β; it learns the one that it tries best with.
 
@@ -79,8 +78,6 @@ class ChosenBeta(TemperedLabels):
             stale_decay=self.stale_decay,
         )
 
-    # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return for each client targets `[M, C]` for every β, and the experts' classes `[M]` for all."""
         assert knowledge.logits is not None
@@ -96,8 +93,6 @@ class ChosenBeta(TemperedLabels):
         classes = class_experts(everyone[0], q, p).argmax(axis=1)
         smallest = np.min_scalar_type(q.shape[2] - 1)
         return Guidance(None, personal=personal, shared={EXPERTS: classes.astype(smallest)})
-
-    # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Try all targets, and learn the best."""

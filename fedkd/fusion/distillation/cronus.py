@@ -7,15 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.math.robust import complete, geometric_median, median, spectral_filter, trimmed_mean
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Cronus(SoftLabels):
     """Estimate each sample's mean prediction so that a few poisoned clients cannot move it far.
 

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
@@ -17,13 +16,13 @@ from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax, row_kl, softmax
 from fedkd.fusion.math.similarity import kl
 from fedkd.fusion.views import Arrays, ClientView, Network
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 INITIAL = "initial"
 BISECTIONS = 30
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class DLF(LocalObjective, TemperedLabels):
     """Add to a client's logits how far those of its neighbours have moved since before any training.
 
@@ -66,8 +65,6 @@ class DLF(LocalObjective, TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature T of targets and of the loss."""
 
-    # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`, personal, with W `[N, N]`."""
         assert knowledge.logits is not None
@@ -92,8 +89,6 @@ class DLF(LocalObjective, TemperedLabels):
         if self.strength is not None:
             return np.full(len(z), self.strength)
         return matched_strength(z, shift, moved, self.most)
-
-    # On a client --------------------------------------------------------------------------------------
 
     def before_training(self, client: ClientView) -> None:
         """Store the predictions before the first training."""

@@ -7,16 +7,15 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import asked_samples
 from fedkd.fusion.distillation.soft_labels import SoftLabels, entropy_reduction, mean_probabilities
 from fedkd.fusion.math.neighbour_weights import uniform
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class DSFL(SoftLabels):
     """Average probabilities, reduce the entropy of the result, learn it by cross entropy.
 

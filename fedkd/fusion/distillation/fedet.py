@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.server_model import ServerTeacher
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedET(ServerTeacher):
     """Distil a consensus of the clients, weighted by their own certainty, into a server model.
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
@@ -18,13 +17,13 @@ from fedkd.fusion.math.clustering import cluster
 from fedkd.fusion.server_cost import Extent
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedHKT(ServerTeacher):
     """Average weights in groups of like clients that teach a server model; written from an abstract.
 

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import asked_samples
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
 from fedkd.fusion.math.probabilities import finite_logits
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedMD(TeacherLogits):
     """Digest, then revisit: match the federation's mean logits on the transfer set, then train privately.
 

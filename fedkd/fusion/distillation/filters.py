@@ -53,12 +53,8 @@ def agreement(q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
     """Return the share of the others' votes that agree with each prediction, `[N, M]`.
 
     ``Σ_{k≠m} p_k[c] s_k[i] [argmax q_k[i] = c] / Σ_{k≠m} p_k[c] s_k[i]`` with ``c = argmax q_m[i]``; 1
-    without other votes. Class shares leave a class to the clients that claim it.
-
-    Args:
-        q: Probabilities, `[N, M, C]`.
-        p: Weight of each vote for each class, `[N, C]`; 1 for equal votes.
-        sent: s, the predictions that vote, `[N, M]` bool.
+    without other votes. q are probabilities `[N, M, C]`, p the weight of a client's vote for each class `[N,
+    C]`, and s the predictions that vote, `sent` `[N, M]` bool.
     """
     clients, samples, classes = q.shape
     votes = q.argmax(axis=-1)  # [N, M]
@@ -127,10 +123,7 @@ def mean_of_kept(values: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.n
 def mix_of_kept(weights: np.ndarray, q: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``Σ_m W_nm k_m[i] q_m[i] / Σ_m W_nm k_m[i]``, `[R, M, C]` float32, and where any is kept.
 
-    Args:
-        weights: W of R receivers, `[R, N]`.
-        q: Probabilities, `[N, M, C]`.
-        keep: k, `[N, M]` bool.
+    W `[R, N]` are the weights of R receivers, q `[N, M, C]` probabilities, k `[N, M]` bool is `keep`.
     """
     clients, samples, classes = q.shape
     heard = weights @ keep.astype(np.float64)  # [R, M]

@@ -11,21 +11,18 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts, combine, fill_in
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, matched_beta, nearest, within
-from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.math.similarity import DIVERGENCES, prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class KnFu(TemperedLabels):
     """Weigh each client's predictions by how close its class distribution is to the receiver's.
 
@@ -96,7 +93,6 @@ class KnFu(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             guides="each",
             weighs_age=True,
@@ -131,11 +127,9 @@ class KnFu(TemperedLabels):
     def _distances(self, p: np.ndarray, q: np.ndarray, epsilon: float) -> np.ndarray:
         if self.divergence == "prediction_kl":
             return prediction_kl(q, epsilon)
-        return (
-            prediction_cosine(q)
-            if self.divergence == "prediction_cosine"
-            else DIVERGENCES[self.divergence](p)
-        )
+        if self.divergence == "prediction_cosine":
+            return prediction_cosine(q)
+        return DIVERGENCES[self.divergence](p)
 
     def _weights(self, d: np.ndarray, knowledge: Knowledge) -> np.ndarray:
         keep = np.ones(d.shape, dtype=bool)

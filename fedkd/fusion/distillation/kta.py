@@ -10,19 +10,16 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
-from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.math.similarity import prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class KTA(TemperedLabels):
     """Weigh teachers by nearness of predictions and by accuracy on the transfer set, which needs its labels.
 

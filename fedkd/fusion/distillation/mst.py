@@ -8,23 +8,21 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.competence import sample_losses
 from fedkd.fusion.distillation.gate import largest, new_gate, train_gate
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.neighbour_weights import nearest
-from fedkd.fusion.math.probabilities import finite_logits, softmax
+from fedkd.fusion.math.probabilities import finite_logits
 from fedkd.fusion.math.similarity import kl, prediction_kl
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.fusion.server_cost import TRAINING, Extent, dense
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class MST(ServerCost, TemperedLabels):
     """Have every client's own gate say, sample by sample, which of its nearest teachers it learns from.
 
@@ -68,7 +66,6 @@ class MST(ServerCost, TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(guides="each", needs={"transfer_labels"} if self.judge == "labels" else set())
 
     def server_cost(self, extent: Extent) -> float:
@@ -98,10 +95,7 @@ class MST(ServerCost, TemperedLabels):
         return Guidance(targets, weights, distances=d)
 
     def _shares(self, logits: np.ndarray, losses: np.ndarray, seed: int) -> np.ndarray:
-        """Return the teachers' shares of each sample `[M, B]` by their losses `[M, B]`.
-
-        The seed of the gate's first weights is equal for all clients and rounds.
-        """
+        """Return the teachers' shares `[M, B]` by their losses; all gates begin with the same weights."""
         z = finite_logits(logits).astype(np.float64)
         size = np.sqrt((z**2).mean())
         inputs = z / size if size > 0.0 else z

@@ -13,17 +13,14 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
 from fedkd.fusion.math.combine import combine
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Panda(KnowsStart):
     """Distil every other client's predictions, each multiplied by how alike the two have moved.
 
@@ -50,7 +47,6 @@ class Panda(KnowsStart):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return replace(
             super().capabilities, sends="logits and a mean prediction", guides="each", needs={"gradients"}
         )

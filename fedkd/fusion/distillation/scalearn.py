@@ -11,22 +11,20 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.adam import Adam
 from fedkd.fusion.math.neighbour_weights import effectiveness
-from fedkd.fusion.math.probabilities import finite_logits, log_softmax, softmax
+from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 from fedkd.fusion.math.similarity import kl
-from fedkd.fusion.server_cost import Extent, ServerCost
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.fusion.server_cost import Extent
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ScaLearn(ServerCost, TemperedLabels):
     """Scale every client's logits by a factor that is learned for each receiver, and add them up.
 
@@ -116,16 +114,10 @@ def learn_scales(
     lr: float,
     pull: float,
 ) -> np.ndarray:
-    """Return the scales of least loss that Adam passes, for each receiver; at worst the start.
+    """Return the scales `[N, N, K]` of least loss that Adam passes, for each receiver; at worst the start.
 
-    Args:
-        start: `[N, N, K]`, K being 1 or C.
-        z: Logits of labelled samples, `[N, L, C]` float64.
-        labels: `[L]`.
-        counts: Weights of samples for a receiver, rows that sum to 1, `[N, L]`.
-        steps: Of Adam, over all samples.
-        lr: Of Adam.
-        pull: λ of ``λ ‖ω − start‖²``.
+    Logits z `[N, L, C]` float64 are of samples with `labels` `[L]`; rows of their weights `counts` `[N, L]`
+    sum to 1. K is 1 or C; `pull` is λ.
     """
     scales, best = start.copy(), start.copy()
     least = np.full(len(z), np.inf)

@@ -8,20 +8,18 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import draw_samples
 from fedkd.fusion.distillation.soft_labels import SoftLabels, mean_probabilities, power
 from fedkd.fusion.math.client_index import enlarge, enrol
 from fedkd.fusion.math.neighbour_weights import uniform
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Scarlet(SoftLabels):
     """Ask only for what has not been asked lately; sharpen the mean by a power; learn it by cross entropy.
 
@@ -51,7 +49,6 @@ class Scarlet(SoftLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="logits of samples that are not in the cache",
             receives={"wanted": "w<M", "new_samples": "n<M", "new_labels": "n C"},
@@ -69,10 +66,7 @@ class Scarlet(SoftLabels):
         return None if len(asked) == transfer_size else asked
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the soft labels of the round that each client lacks.
-
-        `shared` has ``wanted``, the samples to learn; `personal` has ``new_samples`` and ``new_labels``.
-        """
+        """Return the samples to learn, ``wanted``, and the soft labels of them that each client lacks."""
         assert knowledge.logits is not None
         _, rows, classes = knowledge.logits.shape
         asked = np.arange(rows) if knowledge.request is None else np.asarray(knowledge.request)
@@ -126,7 +120,6 @@ class Scarlet(SoftLabels):
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return the number of the round's samples, the cached included."""
         return len(guidance["wanted"])
 
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -135,11 +128,7 @@ class Scarlet(SoftLabels):
         return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in < self.cache_rounds))
 
     def _reused(self, memory: Mapping[str, np.ndarray], count: int, seed: int) -> np.ndarray:
-        """Return `count` cached samples of the round.
-
-        Of a uniform draw of S_t the part outside the cache was asked for. The other part is, given its size,
-        an independent uniform draw from the cache, so it is drawn here.
-        """
+        """Return `count` cached samples of S_t: given their number, a uniform draw from the cache."""
         cached = self._cached(memory)
         generator = numpy_generator(seed, "scarlet-cached-samples", round=_round(memory))
         return cached[draw_samples(len(cached), count, generator)]

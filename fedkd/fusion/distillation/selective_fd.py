@@ -10,19 +10,15 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.confidence import FAMILIARITY, ambiguity
 from fedkd.fusion.distillation.soft_labels import SoftLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import ClientView
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class SelectiveFD(SoftLabels):
     """Average, sample by sample, over the clients that know the sample; drop what stays ambiguous.
 

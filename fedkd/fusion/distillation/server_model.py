@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Knowledge, ServerModel
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
-from fedkd.fusion.server_cost import ServerModel
-from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,10 +29,9 @@ def trained_on(
     batch_size: int,
     lr: float,
 ) -> dict[str, np.ndarray]:
-    """Return the model's weights after a round's training on the transfer set; without epochs unchanged.
+    """Return the model's weights after a round's training (see `ServerModels.train`).
 
-    It begins with the packed weights of a memory, or fresh. Targets are arrays `[M, ...]`; the loss takes a
-    batch's logits and its rows of each (see `ServerModels.train`).
+    Training begins with the packed weights of a memory, or fresh.
     """
     weights = server.initial_weights(architecture)
     if memory:
@@ -60,7 +56,7 @@ def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arr
     return network
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ServerTeacher(ServerModel, TeacherLogits):
     """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
 

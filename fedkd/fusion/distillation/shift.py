@@ -6,12 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from fedkd.fusion.capabilities import PREDICTIONS, Capabilities
+from fedkd.fusion import Capabilities, Kind, Knowledge, LocalObjective, softmax
+from fedkd.fusion.capabilities import PREDICTIONS
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import ClientView
 
 START = "start"
@@ -47,14 +44,10 @@ def shift_cosine(shift: np.ndarray) -> np.ndarray:
 
 
 class KnowsStart(LocalObjective, TemperedLabels):
-    """Base of strategies whose clients also send their mean prediction before any training, C numbers.
-
-    A client keeps them from its first training on; in a stream of tasks from the first with so many classes.
-    """
+    """Base of strategies whose clients also send their mean prediction before any training, C numbers."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             kinds={**PREDICTIONS, START: Kind.UNTRAINED},
             optional={"label_counts"} | (frozenset() if self.tells_start else {START}),

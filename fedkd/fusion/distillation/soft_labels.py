@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion import FusionStrategy, softmax
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -46,10 +46,8 @@ def predicted(
 ) -> dict[str, np.ndarray]:
     """Return each predictor's gains of receivers (rows) by senders, `[N, N]`; only their order counts.
 
-    Args:
-        logits: On the transfer set, `[N, M, C]`, M ≥ 1.
-        start: Mean prediction before any training, `[N, C]`.
-        labels: True labels of the transfer set, `[M]`; None: unknown, and there is no `complement`.
+    Logits are `[N, M, C]`, M ≥ 1, and `start` the mean predictions before any training, `[N, C]`. Without
+    labels `[M]` there is no `complement`.
     """
     q = softmax(logits)
     tables = {name: guess(q) for name, guess in UNLABELLED.items()}

@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Guidance, Kind, Knowledge, LocalObjective, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
@@ -20,7 +19,7 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.client_index import Roster, enrol
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 REWARD = "reward"
@@ -29,7 +28,7 @@ DECAY = 0.9
 """Of the running mean and variance of a client's rewards."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Bandit(LocalObjective, TemperedLabels):
     """Draw one teacher for each client and round, and learn from what came of it whom to draw.
 
@@ -40,9 +39,9 @@ class Bandit(LocalObjective, TemperedLabels):
         r      = accuracy after K_n was learned − before, on own samples kept apart; sent with the next upload
         θ_n   ← θ_n + η (r − b_n) / s_n · (1_a − π_n)          b, s: running mean and deviation of rewards
 
-    Nothing is assumed about similarity: a teacher is as good as its effect. So the clients that a poisoned
-    one harms find it out, one draw at a time: N clients need several times N rounds. Samples kept apart are
-    not trained on, which can cost a small client more than it learns from them.
+    Nothing is assumed about similarity: a teacher is as good as its effect. Clients find out a poisoned one
+    draw by draw: N clients need several times N rounds. Samples kept apart are not trained on, which can
+    cost a small client more than it learns from them.
     """
 
     name: ClassVar[str] = "bandit"
@@ -59,8 +58,6 @@ class Bandit(LocalObjective, TemperedLabels):
     """Share of a client's training samples that it keeps apart for the reward."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature T of targets and of the loss."""
-
-    # On the server ------------------------------------------------------------------------------------
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -111,8 +108,6 @@ class Bandit(LocalObjective, TemperedLabels):
         kept["theta"][place] += self.step * gained * toward
         kept["teacher"][place] = -1
 
-    # On a client --------------------------------------------------------------------------------------
-
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Store the held-out accuracy before distillation, and learn."""
         client.memory[BEFORE] = held_out_accuracy(client)
@@ -133,8 +128,7 @@ def advantage(reward: float, mean: float, variance: float, count: float) -> tupl
     """Return ``(r − b) / s``, and the updated moments of a client's rewards.
 
     b and s are exponential averages of earlier rewards and of squared deviations, this one's included, with
-    Adam's bias correction. Before the first reward b is 0. Moments are the uncorrected averages `mean` and
-    `variance`, and the `count` of rewards.
+    Adam's bias correction; before the first reward b is 0. Moments are the uncorrected averages and a count.
     """
     apart = reward - (mean / (1.0 - DECAY**count) if count else 0.0)
     count += 1
@@ -145,10 +139,9 @@ def advantage(reward: float, mean: float, variance: float, count: float) -> tupl
 
 
 def _recall(memory: Mapping[str, np.ndarray], roster: Roster) -> dict[str, np.ndarray]:
-    """Return what is remembered of all clients seen, K, new ones among them.
+    """Return the memory of all clients seen, K: `policy` and `teacher` are those of the last draw.
 
-    These are `clients` [K], `theta` [K, K], the `policy` [K, K] of each last draw, the drawn `teacher` [K]
-    (−1: none, or its reward is known) and `moments` [K, 3] (see `advantage`).
+    Teacher −1: none, or its reward is known. Moments are those of `advantage`.
     """
     everyone = len(roster.clients)
     kept = {

@@ -13,14 +13,13 @@ from zlib import crc32
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.continual.subspace.canonical_basis import canonical_rotation
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 WHOLE, CODES, ABOUT = "whole_logits", "codes", "about"
@@ -31,7 +30,7 @@ NOISE = 1e-10
 NO_CODER = np.zeros((0, 0), dtype=np.float32)
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Bottleneck(KnFu):
     """Fuse as `knfu` does, of predictions that are sent as `width` numbers each, up and down.
 
@@ -84,8 +83,6 @@ class Bottleneck(KnFu):
             mixes=False,
         )
 
-    # On a client --------------------------------------------------------------------------------------
-
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `codes` `[M, b]` or, without a code, `whole_logits`; `about` `[1]` is its checksum."""
         logits, coder = client.logits(), client.memory.get(CODER, NO_CODER)
@@ -119,8 +116,6 @@ class Bottleneck(KnFu):
 
     def taught_samples(self, guidance: Arrays) -> int:
         return len(guidance[CODES]) if CODES in guidance else 0
-
-    # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's effective knowledge as `codes` `[M, b]`, and the code for all."""

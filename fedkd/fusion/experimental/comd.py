@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.distillation.competence import sample_losses
@@ -16,13 +15,13 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.probabilities import log_softmax, row_kl, softmax
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 DRAWN = "comd/drawn"
 """The transfer samples that a client drew of its last guidance."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class CoMD(TemperedLabels):
     """Let every sample have its own teachers: the clients that do better on it than the learner.
 
@@ -70,8 +69,6 @@ class CoMD(TemperedLabels):
             needs=frozenset({"transfer_labels"} if self.judge == "labels" else ()),
         )
 
-    # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`; the weights `[N, N]` are each teacher's share of a receiver's samples."""
         assert knowledge.logits is not None
@@ -86,8 +83,6 @@ class CoMD(TemperedLabels):
             targets[receiver] = np.einsum("mi,mic->ic", share.astype(np.float32), q)
             weights[receiver] = share.mean(axis=1)
         return Guidance(targets, weights)
-
-    # On a client --------------------------------------------------------------------------------------
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Distil samples drawn by P."""
@@ -104,8 +99,7 @@ class CoMD(TemperedLabels):
 def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
     """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g`` of lags g ≥ 0, `[M]` int64.
 
-    The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times. Where all g
-    are 0, or u is 1, every sample comes once.
+    The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times.
     """
     samples, total = len(lag), lag.sum()
     if total == 0.0 or uniform == 1.0:

@@ -12,23 +12,20 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.competence import held_out_accuracy
 from fedkd.fusion.distillation.confidence import log_confidence
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import log_softmax, softmax
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.math.probabilities import log_softmax
 from fedkd.fusion.views import ClientView
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.randomness import numpy_generator
 
 ACCURACY = "accuracy"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Masters(TemperedLabels):
     """Hear more and stronger clients as rounds go by; among them take, sample by sample, the nearest.
 
@@ -63,7 +60,6 @@ class Masters(TemperedLabels):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return Capabilities(
             sends="logits, and how strong the client is",
             kinds={"logits": Kind.TRANSFER_LOGITS, ACCURACY: Kind.SCORES},

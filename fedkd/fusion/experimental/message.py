@@ -8,23 +8,19 @@ from zlib import crc32
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import SoftLabels
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.predictions import Answers, answers_of, predictions, two_likeliest
-from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 ASKED, BETWEEN, CLASSES, SHARES, ABOUT = "asked", "between", "classes", "shares", "about"
 QUESTIONS, ANSWERED = "questions", "answered"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Message(SoftLabels):
     """Ask between which two classes, and learn the answer of whoever knows these classes.
 
@@ -75,10 +71,7 @@ class Message(SoftLabels):
         """Return answers `classes` and `shares` `[R, 2]`, and the client's questions.
 
         Questions are `asked` `[⌈M/8⌉]`, a bit for each transfer sample, and the two classes `between` `[Q,
-        2]`. `about` `[2]` is the number of classes and a checksum of the questions that the answers are to.
-
-        Raises:
-            TrainingDiverged: Predictions are NaN.
+        2]`. `about` `[2]` is the number of classes and a checksum of the answered questions.
         """
         logits = client.logits()
         if np.isnan(logits).any():  # the arrays that are sent would not show it
@@ -132,7 +125,6 @@ class Message(SoftLabels):
         return told.astype(np.float32), _members(guidance[ANSWERED])
 
     def taught_samples(self, guidance: Arrays) -> int:
-        """Return the number of answers."""
         return len(guidance[CLASSES]) if ANSWERED in guidance else 0
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
@@ -173,10 +165,7 @@ class Message(SoftLabels):
 
 
 class _Heard(NamedTuple):
-    """The answers of clients `[A]` that heard the questions about samples `[R]`.
-
-    The score `[A, R, C]` is p_m[c] q_m[i, c].
-    """
+    """Answers of clients `[A]` to the questions about samples `[R]`; the score `[A, R, C]` is p_m q_m."""
 
     teachers: np.ndarray
     answers: Answers

@@ -13,24 +13,22 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities, Need
+from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
+from fedkd.fusion.capabilities import Need
 from fedkd.fusion.distillation.gate import TIE, first_choices, row_softmax
 from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
 from fedkd.fusion.distillation.transferability import UNLABELLED
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.server_cost import Extent, ServerCost
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.fusion.server_cost import Extent
+from fedkd.plugins.hyperparameters import hyperparameters
 
 LEAST = 1e-150
 """Lower bound of a mixture's probability, so that no division by it overflows."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Path(ServerCost, KnowsStart):
     """Route every sample among the neighbours of a receiver, by what it says of the sample itself.
 
@@ -46,8 +44,8 @@ class Path(ServerCost, KnowsStart):
     score is m's. With `steps = 0` the guess alone chooses, the same for all samples: with `"distance"` and
     all neighbours that is KnFu. Guesses are the predictors of the transferability map.
 
-    The gate is learned from the whole transfer set at once: over single samples the balance loss would
-    punish every choice.
+    The gate learns from the whole transfer set at once: over single samples the balance loss would punish
+    every choice.
     """
 
     name: ClassVar[str] = "path"
@@ -76,7 +74,6 @@ class Path(ServerCost, KnowsStart):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         needs: set[Need] = set()
         if self.supervision == "labels":
             needs.add("transfer_labels")
@@ -125,10 +122,7 @@ class Path(ServerCost, KnowsStart):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Router:
-    """A router with first scores `begin` `[N]` and `kept` senders of a sample, ties included.
-
-    `balance` weighs the loss that evens out the use of senders, `z_loss` that on the size of scores.
-    """
+    """A router with first scores `begin` `[N]` and `kept` senders of a sample, ties included."""
 
     begin: np.ndarray
     kept: int
@@ -147,15 +141,10 @@ class Router:
     def loss(
         self, learned: np.ndarray, features: np.ndarray, q: np.ndarray, wanted: np.ndarray
     ) -> tuple[float, np.ndarray]:
-        """Return the loss of a router and its gradient in A, both `[F, N]` like A itself.
+        """Return the loss of a router A and its gradient in A, `[F, N]`.
 
-        The kept and the most used senders are constants in it, as always in mixtures of experts.
-
-        Args:
-            learned: A.
-            features: Of the samples, `[M, F]`.
-            q: Probabilities of the senders, `[N, M, C]`.
-            wanted: The right answers, `[M, C]`.
+        Features are `[M, F]`, the senders' probabilities q `[N, M, C]`, the right answers `[M, C]`. The kept
+        and the most used senders are constants in it, as always in mixtures of experts.
         """
         scores = self.begin + features @ learned
         gate = self._gate_of(scores)

@@ -9,12 +9,8 @@ def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray 
     """Return ``K_n[i] = Σ_m W[n, m] · q_m[i]`` as one matrix product, `[N, M, C]` float32.
 
     With `expertise` a sender counts, class by class, by its knowledge of that class:
-    ``K_n[i, c] ∝ Σ_m W[n, m] e_m[c] q_m[i, c] / Σ_k W[n, k] e_k[c]``, with rows renormalised.
-
-    Args:
-        weights: Rows sum to 1, `[N, N]`.
-        predictions: Probabilities, `[N, M, C]` float32.
-        expertise: Positive share of each class in each sender's knowledge, `[N, C]`; None: plain mean.
+    ``K_n[i, c] ∝ Σ_m W[n, m] e_m[c] q_m[i, c] / Σ_k W[n, k] e_k[c]``, with rows renormalised. Weights are
+    `[N, N]`, predictions `[N, M, C]` float32, and expertise, the positive share of each class, `[N, C]`.
     """
     clients, samples, classes = predictions.shape
     if expertise is not None:
@@ -38,12 +34,8 @@ def class_experts(weights: np.ndarray, predictions: np.ndarray, expertise: np.nd
 def fill_in(targets: np.ndarray, experts: np.ndarray, p: np.ndarray) -> np.ndarray:
     """Return ``(1 − g_n[i]) t_n[i] + g_n[i] F[i]``: experts fill in classes that a client lacks.
 
-    ``g_n[i] = Σ_c need_n[c] F[i, c]`` with ``need_n[c] = 1 − min(1, C p_n[c])``.
-
-    Args:
-        targets: t, `[N, M, C]` float32.
-        experts: F, `[M, C]` float32.
-        p: Each client's class distribution, `[N, C]`.
+    ``g_n[i] = Σ_c need_n[c] F[i, c]`` with ``need_n[c] = 1 − min(1, C p_n[c])`` by the class distributions p
+    `[N, C]`. Targets t are `[N, M, C]`, experts F `[M, C]`.
     """
     need = 1.0 - np.minimum(1.0, p.shape[1] * p)
     gate = (need @ experts.T.astype(np.float64)).astype(np.float32)[..., None]

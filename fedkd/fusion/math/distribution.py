@@ -15,10 +15,8 @@ EPSILON = {"soft": 1e-6, "hard": 1e-2, "shared": 1e-6, "calibrated": 1e-6}
 def estimate(kind: str, predictions: np.ndarray, label_counts: np.ndarray | None = None) -> np.ndarray:
     """Return each client's class distribution, before calibration and smoothing, `[N, C]` float64.
 
-    Args:
-        kind: `soft` and `calibrated`: mean prediction; `hard`: share of votes; `shared`: label histogram.
-        predictions: Probabilities on the transfer set, `[N, M, C]`.
-        label_counts: Training samples per class, `[N, C]` (`shared`).
+    The mean of the predictions `[N, M, C]` for `soft` and `calibrated`, the share of votes for `hard`, the
+    label histogram of `label_counts` `[N, C]` for `shared`.
     """
     if kind == "shared":
         if label_counts is None:
@@ -67,14 +65,8 @@ def moving_average(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return each client's distribution averaged over its rounds, `[N, C]`, and the memory.
 
-    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen. `memory` is what this function returned
-    last, averages of all clients seen; empty at first.
-
-    Args:
-        p: This round's distributions, `[N, C]`.
-        clients: Their clients, ascending, N indices.
-        momentum: μ.
-        fresh: Rows of this round, `[N]` bool; stale ones counted before and change nothing. None: all.
+    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen. `memory` is that of the last call. Rows
+    `[N]` that are not `fresh` counted before and change nothing.
     """
     roster = enrol(memory, clients)
     everyone = np.zeros((len(roster.clients), p.shape[1]))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd.fusion.math.probabilities import finite_logits
+from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 
 
 class Flips(NamedTuple):
@@ -34,9 +34,7 @@ def divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
     """
     if len(logits) == 0:
         return float("nan")
-    z = finite_logits(logits).astype(np.float64)
-    z -= z.max(axis=-1, keepdims=True)
-    log_q = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    log_q = log_softmax(finite_logits(logits))
     t = guidance.astype(np.float64)
     log_t = np.log(t, out=np.zeros_like(t), where=t > 0)
     return float(max((t * (log_t - log_q)).sum(axis=-1).mean(), 0.0))

@@ -98,8 +98,7 @@ def nearest(d: np.ndarray, count: int) -> np.ndarray:
 def within(d: np.ndarray, threshold: float, kind: str) -> np.ndarray:
     """Return the mask `[N, N]` of each receiver and the others with ``d ≤ τ``.
 
-    τ is the quantile of order `threshold` of the distances, or this multiple of their median, because
-    distances vary by three orders of magnitude with heterogeneity.
+    τ is the quantile of order `threshold` of the distances, or this multiple of their median.
     """
     keep = np.eye(len(d), dtype=bool)
     between = d[~keep]

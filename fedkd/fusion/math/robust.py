@@ -99,10 +99,7 @@ def spectral_filter(points: np.ndarray, poisoned: float) -> tuple[np.ndarray, np
     Poisoned clients that agree stretch Σ towards them, and lose more weight than honest ones, which lose at
     most ε before. So a mass of 2ε is taken, and the rest is honest where honest predictions are close.
     Equally large directions all count, so no sign or basis of a linear algebra library decides anything.
-
-    Args:
-        points: `[N, M, C]`.
-        poisoned: ε, the share of arbitrary clients, below ½; 0: the plain mean.
+    Points are `[N, M, C]`; ε, `poisoned`, is the share of arbitrary clients, below ½.
     """
     clients, samples, classes = points.shape
     step = max(1, _BLOCK // (clients * classes))

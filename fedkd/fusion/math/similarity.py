@@ -22,11 +22,6 @@ def kl(p: np.ndarray) -> np.ndarray:
     return np.maximum(d, 0.0)
 
 
-def reverse_kl(p: np.ndarray) -> np.ndarray:
-    """Return ``KL(p_m ‖ p_n)``, `[N, N]`: tolerant of a sender that knows more classes than the receiver."""
-    return kl(p).T
-
-
 def symmetric_kl(p: np.ndarray) -> np.ndarray:
     """Return the mean of both directions, `[N, N]`."""
     d = kl(p)
@@ -78,7 +73,7 @@ def gram(predictions: np.ndarray) -> np.ndarray:
 
 DIVERGENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "kl": kl,
-    "reverse": reverse_kl,
+    "reverse": lambda p: kl(p).T,  # tolerant of a sender that knows more classes than the receiver
     "symmetric": symmetric_kl,
     "js": jensen_shannon,
 }

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.prototypes.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FD(LocalObjective, FusionStrategy):
     """Teach, with every private sample, what the other clients predict on average for its label.
 
@@ -97,21 +96,14 @@ class FD(LocalObjective, FusionStrategy):
         if knowledge.freshness is not None:
             weights = weights * knowledge.freshness[:, None]
         logits = finite_logits(np.stack(knowledge.payload["label_logits"]))
-        of_all = {
-            "label_logits": mean_by_label(logits, weights),
-            "owners": owned.sum(axis=0).astype(np.int32),
-        }
+        of_all = {"label_logits": mean_by_label(logits, weights), "owners": owned.sum(axis=0, dtype=np.int32)}
         if not self.leave_one_out:
             return Guidance(targets=None, personal=[of_all] * len(logits), for_absent=of_all)
         means = mean_by_label_of_others(logits, weights)
         owners = (owned.sum(axis=0) - owned).astype(np.int32)
-        return Guidance(
-            targets=None,
-            personal=[
-                {"label_logits": mean, "owners": count} for mean, count in zip(means, owners, strict=True)
-            ],
-            for_absent=of_all,
-        )
+        pairs = zip(means, owners, strict=True)
+        personal = [{"label_logits": mean, "owners": count} for mean, count in pairs]
+        return Guidance(targets=None, personal=personal, for_absent=of_all)
 
     def local_loss(self, guidance: Arrays) -> LocalLoss:
         """Return λ times the batch's mean distance to the others' answers."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import AuxNetwork, AuxNetworks, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
@@ -20,11 +19,13 @@ from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.fusion.weights.averaging import in_body
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fedkd.fusion.auxiliary import Maker
 
 GENERATOR = "generator"
 WEIGHT, BIAS = "head_weight", "head_bias"
@@ -33,7 +34,7 @@ BODY = "body/"
 CLASSES = "classes"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """Average the models; train features that all heads recognise; have clients learn from such features.
 
@@ -50,9 +51,8 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     with their clients and may be of any architecture. All clients begin with one head: a mean of unlike heads
     would fit no body. Once they have G, in evaluation mode, clients train with a = strength · decay^round.
 
-    The authors' code averages whole models by default; `share = "head"` is its `partial` mode. Both public
-    codes draw ε from [0, 1). A library has no second term, weighs clients in place of labels, and drops the
-    trained G, so that clients learn from a random one.
+    The authors' code averages whole models by default, and draws ε from [0, 1), as a library does. The
+    library has no second term, weighs clients, not labels, and has clients learn from a random G.
     """
 
     name: ClassVar[str] = "fedgen"
@@ -85,6 +85,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         whole = self.share == "model"
         if whole:
             needs |= {"weights", "one_architecture"}
+        shapes = {f"{BODY}{PARAMETERS}": "W", f"{BODY}{COUNTERS}": "V", WEIGHT: "O F", BIAS: "O"}
         return Capabilities(
             needs=needs,
             optional=frozenset() if whole else {f"{BODY}{PARAMETERS}", f"{BODY}{COUNTERS}"},
@@ -96,34 +97,20 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
                 BIAS: Kind.WEIGHTS,
                 "label_counts": Kind.LABEL_COUNTS,
             },
-            shapes={f"{BODY}{PARAMETERS}": "W", f"{BODY}{COUNTERS}": "V", WEIGHT: "O F", BIAS: "O"},
-            receives={
-                f"{BODY}{PARAMETERS}": "W",
-                f"{BODY}{COUNTERS}": "V",
-                WEIGHT: "O F",
-                BIAS: "O",
-                PARAMETERS: "g",
-                COUNTERS: "c",
-                "classes": "C",
-            },
+            shapes=shapes,
+            receives={**shapes, PARAMETERS: "g", COUNTERS: "c", CLASSES: "C"},
             guides="all_alike",
             uses_transfer_set=False,
-            shares_model=self.share == "model",
+            shares_model=whole,
         )
 
     def for_clients(self, *, one_architecture: bool) -> Self:
-        """Return the strategy with `share` filled in.
-
-        Raises:
-            UserError: Models of several architectures cannot be averaged.
-        """
+        """Return the strategy with `share` filled in; a `UserError` if models cannot be averaged."""
         if self.share == "model" and not one_architecture:
             raise UserError(
                 'must be "head" where clients have several architectures, got "model"', key="fusion.share"
             )
         return replace(self, share=self.share or ("model" if one_architecture else "head"))
-
-    # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance | None:
         """Return the head that all clients begin with, without a G; None for whole models."""
@@ -171,11 +158,9 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         }
         if self.share == "model":
             shared |= under(BODY, average(packs_of(below(BODY, knowledge.payload)), knowledge.samples))
-        made = pack(weights_of(generator))
-        known = np.zeros(classes, np.uint8)
-        known[owned] = 1
-        known |= memory.get(CLASSES, known)
-        return Guidance(targets=None, shared=shared | made | {CLASSES: known}, memory=made | {CLASSES: known})
+        known = np.isin(np.arange(classes), owned).astype(np.uint8)
+        made = pack(weights_of(generator)) | {CLASSES: known | memory.get(CLASSES, known)}
+        return Guidance(targets=None, shared=shared | made, memory=made)
 
     def generator(self, classes: int, width: int) -> nn.Module:
         """Return a fresh G."""
@@ -184,17 +169,11 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         first = nn.Linear(classes + self.noise, self.hidden)
         return nn.Sequential(first, nn.BatchNorm1d(self.hidden), nn.ReLU(), nn.Linear(self.hidden, width))
 
-    # On a client --------------------------------------------------------------------------------------
-
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        return {
-            GENERATOR: AuxNetwork(
-                lambda make: self.generator(make.classes, make.width()),
-                trained=False,
-                sees="features",
-                passes=2 / 3,
-            )
-        }
+        def made(make: Maker) -> nn.Module:
+            return self.generator(make.classes, make.width())
+
+        return {GENERATOR: AuxNetwork(made, trained=False, sees="features", passes=2 / 3)}
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the head, `[C, F]` and `[C]`, the packed body if it is averaged, and the label counts."""
@@ -263,10 +242,9 @@ def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> 
         features = generator(torch.cat([codes, noise], dim=1))
         logits = torch.einsum("bf,ncf->bnc", features, heads) + offsets
         wanted = labels[:, None].expand(len(labels), len(heads))
-        losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").unflatten(
-            0, wanted.shape
-        )
-        return (losses * shares[:, labels].T).sum(dim=1).mean() + diversity(noise, features)
+        losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        weighted = losses.unflatten(0, wanted.shape) * shares[:, labels].T
+        return weighted.sum(dim=1).mean() + diversity(noise, features)
 
     return loss
 

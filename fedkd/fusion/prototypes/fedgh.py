@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.distillation.server_model import own_network
@@ -15,13 +14,13 @@ from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedGH(ServerCost, FusionStrategy):
     """Train one head on the server, on every client's mean feature of every class; everybody puts it on.
 
@@ -115,11 +114,7 @@ def owned_prototypes(client: ClientView) -> dict[str, np.ndarray]:
 
 
 def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client.
-
-    Raises:
-        UserError: The clients' features differ in width.
-    """
+    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client."""
     assert knowledge.label_counts is not None
     uploads = knowledge.payload["prototypes"]
     check_feature_widths(strategy, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])

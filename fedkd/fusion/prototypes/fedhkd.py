@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective, softmax
 from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.prototypes.label_means import mean_by_label, mean_of_label
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +22,7 @@ LEAST = 1e-7
 """Floor of probabilities, for finite logarithms in float16 too."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedHKD(LocalObjective, FusionStrategy):
     """Teach a client's head what the federation says of the mean features of each class.
 

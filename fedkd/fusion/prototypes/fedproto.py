@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.prototypes.label_means import mean_by_label
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedProto(LocalObjective, FusionStrategy):
     """Pull each private sample's features to the federation's mean feature of its class.
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.distillation.server_model import own_network
@@ -18,7 +17,7 @@ from fedkd.fusion.prototypes.fedproto import FedProto
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +26,7 @@ NEVER_ZERO = 1e-12
 """Under a root, which has no gradient at 0."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedTGP(ServerCost, FedProto):
     """FedProto whose prototypes are learned on the server, so that those of different classes keep a margin.
 

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 LEAST = 1e-6
 """Distance of probabilities to 0 and 1, for finite log-odds."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedMask(FusionStrategy):
     """Average the masks of a task to probabilities, and let their log-odds rank every client's scores.
 
@@ -58,8 +57,6 @@ class FedMask(FusionStrategy):
     """Weigh clients by training samples, not equally as in the paper; for clients of very unequal size. A
     knowledge cache lets old masks count for less only so."""
 
-    # On a client --------------------------------------------------------------------------------------
-
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return bits of the task's `mask` and the `taken` weights; empty once the mask is settled.
 
@@ -78,14 +75,8 @@ class FedMask(FusionStrategy):
         probabilities = guidance["votes"] / float(guidance["voters"])
         client.supermask().agree(log_odds(probabilities), guidance.get("taken"))
 
-    # On the server ------------------------------------------------------------------------------------
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each weight's `votes` out of all `voters`, and the `taken` weights.
-
-        Raises:
-            UserError: Clients began with different weights.
-        """
+        """Return each weight's `votes` out of all `voters`, and the `taken` weights."""
         sent, taken = knowledge.payload["mask"], knowledge.payload.get("taken", ())
         voting = np.array([len(mask) > 0 for mask in sent])
         if not voting.any():

@@ -8,12 +8,11 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.continual.adapters.decomposition import Layout
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 BASE, UNITS = "base", "units"
@@ -27,7 +26,7 @@ FAN_IN, FUSIONS, LAST = "fan_in", "fusions", "last"
 TOLD = "told"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedWeIT(LocalObjective, FusionStrategy):
     """Average the base unit by unit over those who use the unit; lend everyone's own parts to all others.
 
@@ -44,7 +43,6 @@ class FedWeIT(LocalObjective, FusionStrategy):
 
     The paper averages ``B ⊙ m_t``, and masks below 1 shrink such a base round by round. So clients send the
     base itself where the mask is large, as in the authors' code, which ranks units by the size of the score.
-
     All begin with one base. An absent client is sent the whole base, and all parts that it has missed.
     """
 
@@ -74,8 +72,6 @@ class FedWeIT(LocalObjective, FusionStrategy):
     keep: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of each layer's units whose rows of the base a client sends; 0.7 in the authors' code. Fewer
     bytes the smaller, and fewer clients to average over; 1 averages everything, as FedAvg does."""
-
-    # On the server ------------------------------------------------------------------------------------
 
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the whole initial base."""
@@ -113,8 +109,6 @@ class FedWeIT(LocalObjective, FusionStrategy):
         last[list(knowledge.clients)] = now
         kept = {BASE: base, FAN_IN: fan_in, FUSIONS: now, LAST: last, **under(KNOWN, known)}
         return Guidance(None, memory=kept, personal=personal, absent=absent)
-
-    # On a client --------------------------------------------------------------------------------------
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the rows of the base that the present mask keeps, and parts of tasks that are over."""
@@ -184,17 +178,14 @@ class FedWeIT(LocalObjective, FusionStrategy):
             weights[name] = flat[starts[name] : starts[name] + size].reshape(shape)
         client.load_weights(weights)
         client.tell_learner(below(KNOWN, memory))
-        for name in [n for n in memory if n in (BASE, UNITS) or n.startswith(KNOWN)]:
+        for name in [BASE, UNITS, *(n for n in memory if n.startswith(KNOWN))]:
             del memory[name]
 
 
 def averaged(
     base: np.ndarray, rows: Sequence[np.ndarray], bits: Sequence[np.ndarray], fan_in: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool.
-
-    `rows` are the numbers of each client's sent units, `bits` these units; `fan_in` `[U]` are numbers a unit.
-    """
+    """Return the base `[P]` float32 with each sent unit's mean, and the units that were sent, `[U]` bool."""
     total, senders = np.zeros(len(base)), np.zeros(len(fan_in))
     for own, packed in zip(rows, bits, strict=True):
         units = _unpacked(packed, fan_in)

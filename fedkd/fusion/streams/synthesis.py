@@ -72,10 +72,7 @@ def statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tenso
 
 @contextmanager
 def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list of the `statistics_distance` of each normalisation layer in a forward pass.
-
-    Layers without running statistics are left out.
-    """
+    """Yield a list of each `statistics_distance` in a forward pass, of layers with running statistics."""
     distances: list[Tensor] = []
 
     def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -110,11 +107,7 @@ def synthesise(
     """Return samples of the `classes` that the teacher has met, as outputs of teacher and student.
 
     For each batch the generator takes its steps on drawn noise and labels, and its samples are kept; then
-    the student is trained on all samples so far. One thread keeps sums equal to the last bit. The teacher is
-    on the CPU and stays as it is.
-
-    Raises:
-        TrainingDiverged: Samples or the teacher's logits are not finite.
+    the student is trained on all samples so far. One thread keeps sums equal to the last bit.
     """
     met = torch.tensor(list(classes))
     draws = torch.Generator().manual_seed(seed)
@@ -172,7 +165,6 @@ def _distil(
     recipe: Target,
     draws: torch.Generator,
 ) -> None:
-    """Train the student on the teacher's logits of samples."""
     student.train()
     size = min(recipe.synthesis_batch_size, len(samples))
     for _ in range(recipe.student_steps):

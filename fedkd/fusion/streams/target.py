@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge, LocalObjective, softmax
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import PACKED, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 SYNTHETIC, SOFT_LABELS, CLASSES = "synthetic", "soft_labels", "classes"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Target(LocalObjective, FusionStrategy):
     """FedAvg that makes samples out of the average when a task ends, and has clients rehearse them.
 
@@ -89,7 +85,6 @@ class Target(LocalObjective, FusionStrategy):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Needs and abilities at these hyper-parameters."""
         return replace(
             AVERAGED,
             receives={**PACKED, SYNTHETIC: "*", SOFT_LABELS: "n K", CLASSES: "K"},
@@ -98,7 +93,6 @@ class Target(LocalObjective, FusionStrategy):
             generated_samples=self.samples,
         )
 
-    # On the server ------------------------------------------------------------------------------------
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the average."""
         return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 SHARE = "share"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class APFL(PersonalModel):
     """FedAvg for w; what a client answers with is a mix of w with a model v of its own.
 
@@ -29,9 +28,8 @@ class APFL(PersonalModel):
         v ← v − η a ∇CE(v̄)                         never sent
         a ← clip(a − η_a ⟨v − w, ∇CE(v̄)⟩, 0, 1)    once a round, on its first batch, if η_a > 0
 
-    Both take their steps on the same batches. When the average arrives, w changes and v̄ with it. The
-    authors' framework mixes outputs instead of weights and adds 0.02a to a's gradient. A library overwrites v
-    by v̄ after every round and begins with a = 1, training alone.
+    Both take their steps on the same batches. The authors' framework mixes outputs instead of weights and
+    adds 0.02a to a's gradient. A library overwrites v by v̄ after every round and begins with a = 1.
     """
 
     name: ClassVar[str] = "apfl"

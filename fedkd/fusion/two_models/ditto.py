@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel, squared_distance
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Ditto(PersonalModel):
     """FedAvg for w; beside it every client trains a model v of its own, which w as received pulls at.
 

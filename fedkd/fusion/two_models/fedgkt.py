@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
@@ -18,10 +17,12 @@ from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fedkd.fusion.auxiliary import Maker
 
 SERVER = "server"
 FEATURES, LOGITS, LABELS = "features", "sample_logits", "labels"
@@ -29,7 +30,7 @@ ANSWERS = "answers"
 ON_TOP = "on_top"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """Upload every own sample's features, logits and label; train a model of features on them; learn its
     logits.
@@ -82,8 +83,6 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """What evaluations ask: the `server`'s model on the client's features, once there is one, or the client's
     own `model`."""
 
-    # On the server ------------------------------------------------------------------------------------
-
     def server_cost(self, extent: Extent) -> float:
         """Return the operations of training on all samples and of answering them."""
         forward = dense(extent.width, *self.server_hidden, extent.classes)
@@ -119,11 +118,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         trained = pack(weights_of(network))
         shared = trained if self.inference == "server" else {}
         return Guidance(
-            targets=None,
-            shared=shared,
-            personal=personal,
-            for_absent={} if shared else None,
-            memory=trained,
+            None, shared=shared, personal=personal, for_absent={} if shared else None, memory=trained
         )
 
     def server_loss(self, network: nn.Module, features: Tensor, labels: Tensor, said: Tensor) -> Tensor:
@@ -141,14 +136,11 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
         return nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 
-    # On a client --------------------------------------------------------------------------------------
-
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        return {
-            SERVER: AuxNetwork(
-                lambda make: self.network(make.width(), make.classes), trained=False, sees="features"
-            )
-        }
+        def made(make: Maker) -> nn.Module:
+            return self.network(make.width(), make.classes)
+
+        return {SERVER: AuxNetwork(made, trained=False, sees="features")}
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `features` `[S, F]`, `sample_logits` `[S, C]` and `labels` `[S]` of all own samples."""

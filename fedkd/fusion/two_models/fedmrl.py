@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic.dataclasses import dataclass
-
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 PROJECTION = "projection"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedMRL(LocalObjective, SharedModel):
     """Put a shared model's features beside the own model's, and have both heads read what is made of them.
 

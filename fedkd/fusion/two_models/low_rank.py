@@ -55,11 +55,7 @@ def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray,
 
 @one_blas_thread()
 def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
-    """Return the change that `compress` made small, by name, float64; `like` has arrays of its shapes.
-
-    Raises:
-        ValueError: Factors and ranks do not fit these arrays.
-    """
+    """Return the change that `compress` made small, by name, float64; `like` has arrays of its shapes."""
     flat, ranks = compressed[FACTORS].astype(np.float64), compressed[RANKS]
     if len(ranks) != len(like):
         raise ValueError(f"got ranks of {len(ranks)} arrays; must be {len(like)}")

@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import AuxNetwork
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion import AuxNetwork, Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +27,7 @@ PROJECTION = "projection"
 """Maps the shared model's features to the own model's."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedKD(LocalObjective, SharedModel):
     """Train the own model z and the shared one g on labels, on each other's answers and features.
 
@@ -50,8 +45,7 @@ class FedKD(LocalObjective, SharedModel):
     clients receive g itself.
 
     Public codes keep nothing of a layer where all ranks are needed. They compress weights instead of
-    changes, or convolutions kernel by kernel, which takes more numbers than the kernels have. Divisors that
-    are not held reward a high cross entropy.
+    changes, or convolutions kernel by kernel, in more numbers than the kernels have.
     """
 
     name: ClassVar[str] = "fedkd_wu"
@@ -69,7 +63,6 @@ class FedKD(LocalObjective, SharedModel):
 
     @cached_property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """Needs and abilities at these hyper-parameters."""
         return replace(
             SharedModel.capabilities,
             sends="changes of a small shared model, as factors of low rank",
@@ -139,7 +132,6 @@ class FedKD(LocalObjective, SharedModel):
         return compressed | {COUNTERS: pack(now)[COUNTERS]}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse factors that do not fit the ranks."""
         if network is None:
             return None
         like, ranks = real(network.weights), upload[RANKS]

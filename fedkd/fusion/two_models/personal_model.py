@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic.dataclasses import dataclass
-
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.averaging import WeightAveraging
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +20,7 @@ SHARED = "shared"
 """The averaged model among the measured ones."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
     """Base of strategies whose clients train a personal model beside the averaged one.
 

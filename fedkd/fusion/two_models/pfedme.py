@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import AuxNetwork
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion import AuxNetwork, Capabilities, Guidance, Knowledge
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel, squared_distance
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import PARAMETERS
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class PFedMe(PersonalModel):
     """Average w; every client answers with θ, which it finds near w anew for every batch.
 

@@ -8,21 +8,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 SHARED = "shared"
 """Name of the exchanged network."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class SharedModel(AuxNetworks, FusionStrategy):
     """Base of strategies whose server averages a small model that every client trains beside its own.
 

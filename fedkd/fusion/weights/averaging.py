@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 HEAD = "head."
 """Prefix of the head's weights, in the zoo and in plug-ins with a last layer `head`. All others are the
@@ -42,7 +41,7 @@ AVERAGED = Capabilities(
 """Capabilities of a strategy that averages all weights of one architecture."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class WeightAveraging(FusionStrategy):
     """Base of strategies whose server averages all or some of the weights, as FedAvg does.
 

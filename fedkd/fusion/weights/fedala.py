@@ -8,13 +8,12 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.weights.parameters import unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 OWN = "own/"
@@ -24,7 +23,7 @@ WINDOW = 10
 """Passes whose losses decide whether the first search is over."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedALA(LocalObjective, WeightAveraging):
     """Average weights; a client takes over the lower layers, and goes a learned way towards the top ones.
 
@@ -66,9 +65,8 @@ class FedALA(LocalObjective, WeightAveraging):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the weights, and store those of the top layers as w_n."""
         weights = client.weights()
-        client.memory |= under(
-            OWN, {name: weights[name] for name in top_layers(client.trainable(), self.layers)}
-        )
+        top = top_layers(client.trainable(), self.layers)
+        client.memory |= under(OWN, {name: weights[name] for name in top})
         return super().upload(client)
 
     def before_training(self, client: ClientView) -> None:

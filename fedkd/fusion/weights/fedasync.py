@@ -7,14 +7,13 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.weights.server_steps import ServerSteps
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedAsync(LocalObjective, ServerSteps):
     """Mix a client's model into the server's, the less the older it is.
 

@@ -7,16 +7,15 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.parameters import PARAMETERS, pack
 from fedkd.fusion.weights.server_steps import ServerSteps
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedBuff(ServerSteps):
     """Move the server's model by the mean way that clients have gone, each from where it began.
 

@@ -10,19 +10,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 MASS = "mass"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Gossip(FusionStrategy):
     """Train, then mix: each model becomes a weighted mean of itself and of those that its client hears.
 
@@ -96,8 +93,7 @@ class Gossip(FusionStrategy):
 def _numerators(weights: Arrays, start: Arrays, trained: set[str], mass: float) -> dict[str, np.ndarray]:
     """Return x of a client whose mass is not 1, of its weights z + Δ and their start z.
 
-    Trained weights move x as far as z. Statistics are multiplied by the mass: a variance whose step counted
-    more than itself could become negative.
+    Statistics are multiplied by the mass: a variance whose step counts more than itself may become negative.
     """
     found = {}
     for name, values in weights.items():

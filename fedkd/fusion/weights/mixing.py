@@ -16,11 +16,7 @@ def is_mutual(heard: np.ndarray) -> bool:
 def metropolis(heard: np.ndarray) -> np.ndarray:
     """Return ``P_nm = 1 / (1 + max(deg_n, deg_m))`` for linked pairs, the rest on the diagonal, `[N, N]`.
 
-    P is symmetric and its rows and columns sum to 1 whatever the degrees (without oneself), so mixing keeps
-    the mean.
-
-    Raises:
-        ValueError: The graph is not mutual.
+    P is symmetric and its rows and columns sum to 1, so mixing keeps the mean. The graph must be mutual.
     """
     if not is_mutual(heard):
         raise ValueError(

@@ -68,15 +68,11 @@ class Protected(NamedTuple):
 def extended(
     basis: np.ndarray, sketch: np.ndarray, left: float, threshold: float, measure: Measure = "measured"
 ) -> Protected:
-    """Return U with the new directions of a task, at most all of the sketch's.
+    """Return U ``[n, r]`` with the new directions of a task, at most all of the sketch's.
 
-    Args:
-        basis: U, ``[n, r]``.
-        sketch: ``Σ_c Y_c``, ``[n, width]``; a single column, of a layer with one input, measures itself.
-        left: ρ.
-        threshold: ε.
-        measure: Choice of k. The energy is measured in either case; with `sketch`, of as many directions of
-            the other columns, which hold a little less than the directions taken.
+    The sketch is ``Σ_c Y_c``, ``[n, width]``; `left` is ρ, `threshold` ε, and `measure` chooses k. The
+    energy is measured in either case; with `sketch`, of as many directions of the other columns, which hold
+    a little less than the directions taken. A single column, of a layer with one input, measures itself.
     """
     wanted = 1.0 - (1.0 - threshold) / left if left > 0.0 else 0.0
     if wanted <= 0.0 or basis.shape[1] == len(basis):

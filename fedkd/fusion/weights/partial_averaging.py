@@ -11,18 +11,15 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import Guidance
+from fedkd.fusion import Capabilities, Guidance, LocalObjective
 from fedkd.fusion.views import Phase, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging, in_body, in_head
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class PartialAveraging(WeightAveraging):
     """Base of strategies that average the body or the head of a model."""
 
@@ -36,7 +33,7 @@ class PartialAveraging(WeightAveraging):
         return in_body(weight) if self.shared_part == "body" else in_head(weight)
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedPer(PartialAveraging):
     """Average the bodies; every client's head is its own, and both are trained together.
 
@@ -54,7 +51,7 @@ class FedPer(PartialAveraging):
     )
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedRep(LocalObjective, FedPer):
     """Train the head on the body that came, then the body under the head that is; average the bodies.
 
@@ -85,7 +82,7 @@ class FedRep(LocalObjective, FedPer):
         return [head] if last else [head, Phase(epochs, in_body)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedBABU(LocalObjective, FedPer):
     """Train and average the bodies alone; the head stays at the random start that all have in common.
 
@@ -114,7 +111,7 @@ class FedBABU(LocalObjective, FedPer):
         return [Phase(self.tune_epochs, lambda name: True) if last else Phase(epochs, in_body)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class LGFedAvg(PartialAveraging):
     """Average the heads; every client's body is its own, and bodies may be of any architecture.
 

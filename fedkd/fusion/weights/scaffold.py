@@ -8,21 +8,17 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 
 STATISTICS, CONTROL, OWN_CONTROL, STEP = "statistics", "control", "own_control", "step"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Scaffold(LocalObjective, FusionStrategy):
     """Average weights; correct every local step by how the client's gradient differs from everyone's.
 
@@ -98,8 +94,7 @@ class Scaffold(LocalObjective, FusionStrategy):
         trained = _flat(client.weights(), names)
         step = trained[PARAMETERS] - _flat(fit.start, names)[PARAMETERS]
         control = client.memory[CONTROL]
-        own = client.memory.get(OWN_CONTROL, np.zeros_like(control))
-        refreshed = own
+        refreshed = own = client.memory.get(OWN_CONTROL, np.zeros_like(control))
         if fit.steps > 0:
             refreshed = (own - control - step / (fit.steps * fit.lr)).astype(np.float32)
             client.memory[OWN_CONTROL] = refreshed

@@ -8,20 +8,18 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins.hyperparameters import hyperparameters
 from fedkd.storage.namespaces import below, under
 
 MODEL, SUM, COUNT, SEEN = "model/", "sum", "count", "seen"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ServerSteps(FusionStrategy):
     """Base of strategies whose server takes one step a round, the mean of what each upload would have it do.
 
