@@ -17,19 +17,16 @@ from fedkd.scenario.schema import Heterogeneity
 
 @dataclass(frozen=True)
 class Skew:
-    """The skew of one client.
-
-    Attributes:
-        angle: Degrees of its images' counter-clockwise rotation.
-        noise: Standard deviation of the noise on its samples, in units of the normalised data.
-        colour: Factor of each channel; empty: all 1.
-        label_noise: Share of its training labels that are replaced.
-    """
+    """The skew of one client."""
 
     angle: float = 0.0
+    """Degrees of its images' counter-clockwise rotation."""
     noise: float = 0.0
+    """Standard deviation of the noise on its samples, in units of the normalised data."""
     colour: tuple[float, ...] = ()
+    """Factor of each channel; empty: all 1."""
     label_noise: float = 0.0
+    """Share of its training labels that are replaced."""
 
 
 def draw_skews(
@@ -43,10 +40,8 @@ def draw_skews(
         return ()
     for kind in ("rotation", "colour"):
         if getattr(heterogeneity, kind) and len(shape) != 3:
-            raise UserError(
-                f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0",
-                key=f"heterogeneity.{kind}",
-            )
+            told = f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0"
+            raise UserError(told, key=f"heterogeneity.{kind}")
     if heterogeneity.label_noise and classes < 2:
         raise UserError("needs at least 2 classes, the data have 1", key="heterogeneity.label_noise")
 

@@ -32,24 +32,14 @@ def memory_budget() -> int:
 
 
 def check_fits(size: int, what: str, key: str) -> None:
-    """Raise a `UserError` if `size` bytes exceed the share of memory for data.
-
-    Args:
-        what: Subject of the message, with its verb: ``a.npz unpacks to``.
-    """
+    """Raise a `UserError` if `size` bytes exceed the budget; `what` begins it: ``a.npz unpacks to``."""
     budget = memory_budget()
     if size > budget:
-        raise UserError(
-            f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB", key=key
-        )
+        told = f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB"
+        raise UserError(told, key=key)
 
 
 def check_unpacked(path: Path, key: str) -> None:
-    """Refuse a zip archive whose members would not fit into memory, before any is unpacked.
-
-    Raises:
-        UserError: They would not fit.
-        zipfile.BadZipFile: The file is no archive.
-    """
+    """Refuse a zip archive whose members would not fit into memory, before any is unpacked."""
     with zipfile.ZipFile(path) as archive:
         check_fits(sum(member.file_size for member in archive.infolist()), f"{path} unpacks to", key)

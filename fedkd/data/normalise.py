@@ -13,11 +13,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of a train split, uint8 taken as value / 255.
-
-    Attributes:
-        mean: [C, 1, 1] for images, [F] for vectors; float64.
-    """
+    """Mean and standard deviation of a train split, float64 [C, 1, 1] or [F]; uint8 taken as value / 255."""
 
     mean: np.ndarray
     std: np.ndarray

@@ -44,11 +44,9 @@ one index array per client."""
 def load_dataset(
     request: SourceRequest, *, key: str = "data.dataset", args_key: str = "data.args"
 ) -> Dataset:
-    """Load the built-in or plugged-in data set that `request` names.
+    """Load the data set that `request` names; a mistake is a `UserError`.
 
-    Raises:
-        UserError: No such data set, or its files are missing or malformed. The error blames `key` or
-            `args_key`, the scenario keys of the name and of the arguments.
+    It blames `key` or `args_key`, the scenario keys of the name and of the arguments.
     """
     try:
         source = DATASETS.load(request.name, request.search)

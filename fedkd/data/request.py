@@ -39,23 +39,20 @@ def writable(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """One data set to load.
-
-    Attributes:
-        args: The scenario's `data.args`.
-        search: The scenario's folders (`plugin_path`), for relative paths and plug-ins.
-        progress: Called with one line at a time during downloads and decoding.
-        integers: Whether integer samples, such as token ids, stay integers (int64).
-        clients: Number of clients N, for sources with samples for each.
-    """
+    """One data set to load."""
 
     name: str
     root: Path
     args: Mapping[str, Any] = field(default_factory=dict)
+    """The scenario's `data.args`."""
     search: tuple[Path, ...] = ()
+    """The scenario's folders (`plugin_path`), for relative paths and plug-ins."""
     progress: Progress = silent
+    """Called with one line at a time during downloads and decoding."""
     integers: bool = False
+    """Whether integer samples, such as token ids, stay integers (int64)."""
     clients: int = 10
+    """Number of clients N, for sources with samples for each."""
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -68,19 +65,14 @@ class SourceRequest:
         return self.root if writable(self.root) else user_cache()
 
     def arguments(self, **defaults: Any) -> dict[str, Any]:
-        """Return `args` with `defaults` filled in, each checked against its default's type.
+        """Return `args` with `defaults` filled in; an unknown one, or of another type, is a `UserError`.
 
         A type as default means: None by default, of this type if given.
-
-        Raises:
-            UserError: An unknown argument, or one of the wrong type.
         """
         for key, value in self.args.items():
             if key not in defaults:
-                raise UserError(
-                    f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}",
-                    key=f"data.args.{key}",
-                )
+                told = f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}"
+                raise UserError(told, key=f"data.args.{key}")
             default = defaults[key]
             kind: type = default if isinstance(default, type) else type(default)
             number = kind is float and type(value) is int
@@ -90,12 +82,9 @@ class SourceRequest:
         return {**absent, **self.args}
 
     def path(self, value: str | None) -> Path:
-        """Return the existing file or folder of `args.path`.
+        """Return the existing file or folder of `args.path`; a missing one is a `UserError`.
 
         A relative path is tried in the data root, the scenario's folders and the working folder.
-
-        Raises:
-            UserError: No path is given, or nothing lies there.
         """
         if not value:
             raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")

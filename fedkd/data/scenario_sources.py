@@ -34,10 +34,8 @@ class Sources:
         """Load a data set whose samples become private."""
         transfer = self.scenario.data.transfer
         if (transfer.source, transfer.args) == (name, args):
-            raise UserError(
-                "the private data set itself would leak clients' samples; use 'holdout'",
-                key="data.transfer.source",
-            )
+            told = "the private data set itself would leak clients' samples; use 'holdout'"
+            raise UserError(told, key="data.transfer.source")
         return load_dataset(self._request(name, args), key=key)
 
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:

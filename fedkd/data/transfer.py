@@ -23,10 +23,8 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
     if size == 0:
         return available[:0]
     if size >= len(available):
-        raise UserError(
-            f"must be < {len(available)}, the train samples that may be held out, got {size}",
-            key="data.transfer.size",
-        )
+        told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
+        raise UserError(told, key="data.transfer.size")
     return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
 
 
@@ -35,11 +33,8 @@ def draw_skewed_holdout(
 ) -> np.ndarray:
     """Draw `size` = M transfer samples by a label mix from Dir(α), sorted.
 
-    Classes that are too small give all their samples; the others make up for them in proportion.
-
-    Args:
-        labels: [N] int64 labels of the train split.
-        available: [n] train indices that may be held out.
+    Classes that are too small give all their samples; the others make up for them in proportion. `labels` are
+    those of the train split [N], `available` the train indices [n] that may be held out.
     """
     if not 0 < size < len(available):
         return draw_holdout(available, size, seed=seed, task=task)
@@ -63,15 +58,12 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
 
 
 class PublicSamples(NamedTuple):
-    """A transfer set that no client owns.
-
-    Attributes:
-        x: [M, *shape] normalised samples.
-        y: [M] int64 labels in the classes of their data set; None: they have none.
-    """
+    """A transfer set that no client owns."""
 
     x: np.ndarray
+    """[M, *shape] normalised samples."""
     y: np.ndarray | None
+    """[M] int64 labels in the classes of their data set; None: they have none."""
 
 
 def foreign_samples(
@@ -79,8 +71,7 @@ def foreign_samples(
 ) -> PublicSamples:
     """Draw `size` = M transfer samples from the train split of another data set, with their labels.
 
-    They are brought into the shape of the `private` data set and normalised by its `statistics`: a model must
-    see both on one scale.
+    They get the shape of the `private` data and its `statistics`: a model sees both on one scale.
     """
     key, name, shape = "data.transfer.source", request.name, private.shape
     if name not in DATASETS.names() and ":" not in name:
@@ -88,10 +79,8 @@ def foreign_samples(
         raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     if size > len(dataset.train_x):
-        raise UserError(
-            f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}",
-            key="data.transfer.size",
-        )
+        told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
+        raise UserError(told, key="data.transfer.size")
     words = {True: "integers", False: "no integers"}
     foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
     if foreign != own:

@@ -95,10 +95,8 @@ def build_model(
     """Return a fresh network of a client group (see `ModelFactory.make`), or raise a `UserError`."""
     model = ModelFactory(group, input_shape, classes, plugin_path, input_dtype).make(seed)
     if not isinstance(model, nn.Module):
-        raise UserError(
-            f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
-            key="clients.model",
-        )
+        told = f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module"
+        raise UserError(told, key="clients.model")
     return model
 
 
@@ -171,10 +169,8 @@ def forward_flops(
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
     if not callable(factory):
-        raise UserError(
-            f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)",
-            key="clients.model",
-        )
+        told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
+        raise UserError(told, key="clients.model")
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature to check against
@@ -238,6 +234,5 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
         ) from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     if got != str([2, classes]):
-        raise UserError(
-            f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}", key="clients.model"
-        )
+        told = f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}"
+        raise UserError(told, key="clients.model")

@@ -175,10 +175,8 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     found = np.asarray(getattr(estimator, method)(flatten(x)))
     said = f"`{method}` of {type(estimator).__name__} returned"
     if found.dtype.kind not in "biuf":
-        raise UserError(
-            f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}",
-            key="clients.model",
-        )
+        message = f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}"
+        raise UserError(message, key="clients.model")
     found = found.astype(np.float64)
     columns = np.asarray(getattr(estimator, "classes_", np.arange(classes)), dtype=np.int64)
     if found.shape != (len(x), len(columns)):

@@ -87,13 +87,11 @@ def find_shipped(given: str | Path, kind: Kind) -> Path:
     near = known.get(path.stem) if path.suffix == SUFFIX else None
     if near is not None:
         verb = "bench" if kind == "bench" else "run"
-        raise UserError(
-            f"no such file; the shipped {kind} runs by its name: fedkd {verb} {path.stem}", file=name
-        )
+        told = f"no such file; the shipped {kind} runs by its name: fedkd {verb} {path.stem}"
+        raise UserError(told, file=name)
     if path.suffix == SUFFIX:
         return path
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise UserError(
-        f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {LISTED[kind]})", file=name
-    )
+    told = f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {LISTED[kind]})"
+    raise UserError(told, file=name)

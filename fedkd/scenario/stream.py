@@ -42,10 +42,8 @@ def resolve_stream(scenario: Scenario) -> Scenario:
         return scenario
     count = planned_count(continual.tasks)
     if count is None:
-        raise UserError(
-            "must say how many windows of classes there are, for 'overlapping' tasks",
-            key="continual.tasks.count",
-        )
+        told = "must say how many windows of classes there are, for 'overlapping' tasks"
+        raise UserError(told, key="continual.tasks.count")
     tasks = continual.tasks.model_copy(update={"count": count})
     resolved = continual.model_copy(update={"head": head_of(continual), "tasks": tasks})
     return scenario.model_copy(update={"continual": resolved})

@@ -22,9 +22,8 @@ def read_partition_file(
 ) -> list[np.ndarray]:
     """Read a JSON list with one list of sample indices per client, and return them sorted, int64.
 
-    Args:
-        samples: Size of the data set's train split, which the indices refer to.
-        search: The scenario's folders, for a relative path; then the working folder.
+    Indices are below `samples`, those of the data set's train split. A relative path lies in `search`, or in
+    the working folder.
     """
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
@@ -53,12 +52,10 @@ def read_partition_file(
             )
         for index in indices:
             if type(index) is not int or not 0 <= index < samples:
-                raise UserError(
-                    f"client {client}: index {show_value(index)} is not in 0..{samples - 1}", key=KEY
-                )
+                told = f"client {client}: index {show_value(index)} is not in 0..{samples - 1}"
+                raise UserError(told, key=KEY)
             if index in owner:
-                raise UserError(
-                    f"index {index} is dealt twice, to clients {owner[index]} and {client}", key=KEY
-                )
+                told = f"index {index} is dealt twice, to clients {owner[index]} and {client}"
+                raise UserError(told, key=KEY)
             owner[index] = client
     return [np.sort(np.array(indices, dtype=np.int64)) for indices in lists]

@@ -39,9 +39,8 @@ def plugged_partition(
     try:
         inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
     except TypeError as error:
-        raise UserError(
-            f"'{name}' must take (labels, clients, generator, **args): {error}", key="data.partition.args"
-        ) from error
+        told = f"'{name}' must take (labels, clients, generator, **args): {error}"
+        raise UserError(told, key="data.partition.args") from error
     except ValueError:  # compiled callables have no signature to check against
         pass
     try:
@@ -66,9 +65,8 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         try:
             shard = np.asarray(indices)
         except Exception as error:  # of lists of several lengths, of tensors elsewhere
-            raise UserError(
-                f"'{name}' returned no indices for client {client}: {described(error)}", key=KEY
-            ) from error
+            told = f"'{name}' returned no indices for client {client}: {described(error)}"
+            raise UserError(told, key=KEY) from error
         if shard.ndim != 1 or shard.dtype.kind not in "ui":
             raise UserError(
                 f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
@@ -83,9 +81,8 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
                 key=KEY,
             )
         if len(shard) < floor:
-            raise UserError(
-                f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}", key=KEY
-            )
+            told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
+            raise UserError(told, key=KEY)
         if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
             raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
         owner[shard] = client

@@ -37,12 +37,8 @@ def draw_with_replacement(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Let every client draw from all samples: its training and its test positions in `labels`, shuffled.
 
-    Label mixes and sizes follow the scheme without replacement, but every client finds the whole supply. A
-    size drawn by `quantity` is cut to what a client can hold. The other arguments are those of `partition`.
-
-    Args:
-        scheme: One of `SCHEMES`, with `samples_per_client`.
-        test_fraction: Share of a client's samples for its local tests.
+    Label mixes and sizes follow the scheme, one of `SCHEMES`, but every client finds the whole supply. A size
+    drawn by `quantity` is cut to what a client can hold.
     """
     for_tests = np.zeros(len(labels), dtype=bool)
     if test_fraction > 0.0:

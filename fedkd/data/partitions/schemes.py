@@ -21,11 +21,9 @@ LEAST_SAMPLES = 2
 def partition(
     labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
 ) -> list[np.ndarray]:
-    """Deal samples to clients by one of the drawn schemes, and return positions in `labels`.
+    """Deal samples with labels [n] by one of the drawn schemes, and return their positions.
 
-    Args:
-        labels: [n] int64 labels of the samples that may be dealt.
-        task: Index of the task that the samples belong to, if to one alone.
+    A `task` is given where the samples belong to it alone.
     """
     floor = check_sizes(len(labels), clients, scheme)
     rng = numpy_generator(seed, "partition", task=task)
@@ -57,10 +55,8 @@ def deal_by_owner(
     """Give every client the samples of one owner (`scheme = "natural"`).
 
     Owners of fewer than `min_samples` become no clients; of the others, the clients are drawn once and keep
-    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks.
-
-    Args:
-        owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
+    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks. `owners`
+    [n] has that of each sample, a number or a name; None: the data name none.
     """
     if owners is None:
         raise UserError(
@@ -100,10 +96,8 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
     if wanted is not None and wanted < floor:
-        raise UserError(
-            f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}",
-            key="data.partition.samples_per_client",
-        )
+        told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
+        raise UserError(told, key="data.partition.samples_per_client")
     if wanted is not None and clients * wanted > samples:
         raise UserError(
             f"{clients} clients × {wanted} samples = {clients * wanted}, but only {samples} private samples"
@@ -145,10 +139,8 @@ def deal_shards(
     Shards of one client differ by at most one sample, to meet any `sizes` [N].
     """
     if shards_per_client > sizes.min():
-        raise UserError(
-            f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}",
-            key="data.partition.shards_per_client",
-        )
+        told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
+        raise UserError(told, key="data.partition.shards_per_client")
     used = np.sort(rng.permutation(len(labels))[: sizes.sum()])
     by_label = used[np.argsort(labels[used], kind="stable")]
     widths = np.concatenate([equal_sizes(int(size), shards_per_client, None) for size in sizes])
@@ -194,12 +186,8 @@ def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndar
     """Move as few samples as possible from large clients to those below `floor`: [N, C] int64.
 
     A small client receives the classes it would hold most of, each from the largest holder that can spare
-    samples. So its label mix keeps its character.
-
-    Args:
-        counts: [N, C] int64.
-        wishes: [N, C] exact shares that `counts` were rounded from.
-        floor: Fewest samples of a client; N·floor ≤ Σ counts.
+    samples. So its label mix keeps its character. `wishes` [N, C] are the exact shares that `counts` [N, C]
+    were rounded from; N·floor ≤ Σ counts.
     """
     counts = counts.copy()
     sizes = counts.sum(axis=1)
@@ -223,12 +211,8 @@ def mix_counts(
     """Give every client its size by its own label mix, as far as the supply reaches: [N, C] int64.
 
     Clients are served in random order. The mass of an exhausted class goes to the client's other classes in
-    proportion, and then to all classes that are left.
-
-    Args:
-        mixes: [N, C] non-negative weights of the classes.
-        sizes: [N] int64, Σ sizes ≤ Σ supply.
-        supply: [C] int64 samples of each class.
+    proportion, and then to all classes that are left. `mixes` [N, C] weigh the classes; `sizes` [N] sum to at
+    most the `supply` [C].
     """
     left = supply.astype(np.int64)
     counts = np.zeros(mixes.shape, dtype=np.int64)

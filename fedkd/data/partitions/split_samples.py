@@ -30,22 +30,19 @@ class SampleSplit:
 
     With replacement several clients may train on a sample, or be tested on it. No client trains on a test
     sample of another.
-
-    Attributes:
-        held_out: [M] train indices of the transfer set; empty unless it is held out.
-        private: [S] train indices of the private samples, client after client, train before test.
-        train_bounds: Start and stop of every client's training samples in `private`.
-        test_bounds: Start and stop of every client's test samples.
-        common: [K] indices of the common test set in the test split, or in the train split if `validates`.
-        validates: Whether all tests use training samples that clients hold out.
     """
 
     held_out: np.ndarray
+    """[M] train indices of the transfer set; empty unless it is held out."""
     private: np.ndarray
+    """[S] train indices of the private samples, client after client, train before test."""
     train_bounds: tuple[Bounds, ...]
+    """Start and stop of every client's training samples in `private`."""
     test_bounds: tuple[Bounds, ...]
     common: np.ndarray
+    """[K] indices of the common test set in the test split, or in the train split if `validates`."""
     validates: bool = False
+    """Whether all tests use training samples that clients hold out."""
 
     @property
     def shares(self) -> tuple[Bounds, ...]:
@@ -64,14 +61,10 @@ def split_samples(
     written: Sequence[np.ndarray] | None = None,
     owners: np.ndarray | None = None,
 ) -> SampleSplit:
-    """Split train and test samples between clients as the scenario's `data` says.
+    """Split train and test samples, by their labels, between clients as the scenario's `data` says.
 
-    Args:
-        train_y: [n] int64 labels of the train split.
-        test_y: [m] int64 labels of the test split.
-        task: Index of the task that the samples belong to, if to one alone.
-        written: Every client's train indices from a file; None: the scheme decides.
-        owners: [n] owner of each sample of the train split, if the data name them.
+    A `task` is given where the samples belong to it alone. `written` has every client's train indices from a
+    file; None: the scheme decides. `owners` [n] has that of each training sample, if the data name them.
     """
     data, seed = scenario.data, scenario.seed
     if written is None and data.partition.scheme == "file":
@@ -149,8 +142,7 @@ def _common_test_set(labels: np.ndarray, size: int | None, seed: int, task: int 
     if size is None:
         return np.arange(len(labels))
     if size > len(labels):
-        raise UserError(
-            f"must be ≤ {len(labels)}, the test samples there are, got {size}", key="data.test_size"
-        )
+        told = f"must be ≤ {len(labels)}, the test samples there are, got {size}"
+        raise UserError(told, key="data.test_size")
     rng = numpy_generator(seed, "common-test-set", task=task)
     return np.flatnonzero(stratified_choice(labels, size, rng))

@@ -9,14 +9,10 @@ from fedkd.randomness import numpy_generator
 
 
 def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Split `total` units in proportion to `weights` by largest remainder (Hamilton's method).
+    """Split `total` units in proportion to `weights` [K] by largest remainder (Hamilton's method).
 
-    Args:
-        weights: [K] non-negative, not all zero.
-        rng: Breaks ties between equal remainders; None: the lower index wins.
-
-    Returns:
-        [K] int64 that sums to `total`, each within one unit of its exact share.
+    Returns [K] int64, each within one unit of its exact share. `rng` breaks ties between equal remainders;
+    None: the lower index wins.
     """
     weights = np.asarray(weights, dtype=np.float64)
     quota = total * (weights / weights.sum())
@@ -29,14 +25,10 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `size` samples so that every class keeps its share: [n] bool, True for the chosen.
+    """Choose `size` of samples with labels [n] so that every class keeps its share: [n] bool.
 
     A class with a single sample is chosen only if the others cannot fill the size, so the rest keeps the
     class.
-
-    Args:
-        labels: [n] int64.
-        size: Samples to choose, 0..n.
     """
     counts = np.bincount(labels)
     plural = np.where(counts > 1, counts, 0)
@@ -67,10 +59,8 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
     """
     size = round(test_share * len(labels))
     if not 0 < size < len(labels):
-        raise UserError(
-            f"must leave both splits at least one of {len(labels)} samples, got {test_share}",
-            key="data.args.test_share",
-        )
+        told = f"must leave both splits at least one of {len(labels)} samples, got {test_share}"
+        raise UserError(told, key="data.args.test_share")
     return stratified_choice(labels, size, numpy_generator(seed, "own-test-split"))
 
 

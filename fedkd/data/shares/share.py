@@ -23,12 +23,10 @@ NOBODYS = (0, 0)
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """The data of one participant.
+    """The data of one participant: a client, or the server where `client` is None.
 
-    Attributes:
-        client: Client index; None: it is the server.
-        data: The federation's data with empty bounds for other clients. A client has the transfer set and the
-            common test set besides its own samples, the server the transfer set alone.
+    Other clients' bounds are empty. A client also has the transfer set and the common test set, the server
+    the transfer set alone.
     """
 
     client: int | None
@@ -91,17 +89,10 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 def share_of_samples(
     scenario: Scenario, client: int, samples: Dataset, statistics: Statistics, transfer_x: np.ndarray
 ) -> Share:
-    """Return the share of a client that brings its own samples.
+    """Return the share of a client that brings its own samples; too few or misshapen ones are a `UserError`.
 
-    Class names and their order, the common test set, `statistics` and `transfer_x` are the same for all
-    clients.
-
-    Args:
-        samples: The train split is the client's own; the test split is the common test set.
-        transfer_x: [M, *input_shape] the transfer set in the form of its source.
-
-    Raises:
-        UserError: There are fewer than two samples, or those of the transfer set have another shape.
+    All clients have the same classes, common test set (the test split of `samples`), `statistics` and
+    transfer set `transfer_x` `[M, *input_shape]`, in the form of its source.
     """
     total = len(samples.train_y)
     if total < 2:

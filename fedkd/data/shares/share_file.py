@@ -168,10 +168,8 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         found = _Manifest.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
-        raise UserError(
-            f"there is no {MANIFEST}: not the share of a client; fedkd partition writes one for each",
-            file=str(path.parent),
-        ) from None
+        told = f"there is no {MANIFEST}: not the share of a client; fedkd partition writes one for each"
+        raise UserError(told, file=str(path.parent)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except NotJson as error:
@@ -183,9 +181,8 @@ def _read_manifest(path: Path) -> _Manifest:
     if found.digest not in (None, found.own_digest()):
         raise UserError("is not what was written: it is damaged", file=str(path))
     if found.client is not None and found.client >= found.clients:
-        raise UserError(
-            f"must be below {found.clients}, the clients, got {found.client}", key="client", file=str(path)
-        )
+        told = f"must be below {found.clients}, the clients, got {found.client}"
+        raise UserError(told, key="client", file=str(path))
     if found.stream is None and len(found.parts) > 1:
         raise UserError("several parts make a stream, which is missing", key="stream", file=str(path))
     return found

@@ -23,11 +23,7 @@ BLOCK_BYTES = 512
 
 
 def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the plain files whose name is `wanted`, in one pass.
-
-    Args:
-        path: A tar archive: plain, gzip, bzip2 or xz.
-    """
+    """Yield name and content of the `wanted` plain files of a tar archive (plain, gzip, bzip2 or xz)."""
     size = 0
     try:
         with _opened(path) as stream:

@@ -27,23 +27,20 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """The files of one of the two data sets, in the binary distribution and in torchvision's.
-
-    Attributes:
-        md5: Checksum of the archive, from the authors' page.
-        label_bytes: Bytes before the pixels of a record; the last of them is the (fine) label.
-        label_key: Key of the labels in torchvision's pickled batches.
-    """
+    """The files of one of the two data sets, in the binary distribution and in torchvision's."""
 
     archive: str
     md5: str
+    """Checksum of the archive, from the authors' page."""
     folder: str
     train_files: tuple[str, ...]
     test_file: str
     names_file: str
     label_bytes: int
+    """Bytes before the pixels of a record; the last of them is the (fine) label."""
     torchvision_class: str
     label_key: str
+    """Key of the labels in torchvision's pickled batches."""
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -33,11 +33,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: Progress) -> Path:
-    """Download `path` from the first of `urls` that answers with the right content.
-
-    Args:
-        hint: Advice for a user without a network, for the error.
-    """
+    """Download `path` from the first of `urls` with the right content; an error ends with `hint`."""
     if path.is_file() and file_md5(path) == md5:
         return path
     reasons: list[str] = []
@@ -47,9 +43,8 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
             return path
         except OSError as error:  # URLError and timeouts are OSErrors too
             reasons.append(str(error))
-    raise UserError(
-        f"cannot download {path.name} ({'; '.join(dict.fromkeys(reasons))}); {hint}", key="data.root"
-    )
+    told = f"cannot download {path.name} ({'; '.join(dict.fromkeys(reasons))}); {hint}"
+    raise UserError(told, key="data.root")
 
 
 def file_md5(path: Path) -> str:

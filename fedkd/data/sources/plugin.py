@@ -39,10 +39,8 @@ def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Mapping):
         for field in result:
             if field not in (*ARRAYS, *OTHERS):
-                raise UserError(
-                    f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}",
-                    key="data.dataset",
-                )
+                told = f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}"
+                raise UserError(told, key="data.dataset")
         missing = [field for field in ARRAYS if field not in result]
         if missing:
             raise UserError(f"{name} returned no {', '.join(missing)}", key="data.dataset")

@@ -46,10 +46,7 @@ def load(request: SourceRequest) -> Dataset:
     10,000.
 
     Arguments: `alpha`, `beta`, `iid`, `features`, `classes`, `least`, `log_mean`, `log_std`, `most`,
-    `test_share`, `seed`, and `clients`, by default `data.clients`.
-
-    Raises:
-        UserError: An argument that makes no sense, or more samples than fit into memory.
+    `test_share`, `seed`, and `clients`, by default `data.clients`. Any that makes no sense is a `UserError`.
     """
     args = request.arguments(
         alpha=1.0,

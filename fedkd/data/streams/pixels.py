@@ -24,10 +24,8 @@ CHUNK = 4096
 class Permutation:
     """Moves every pixel with all its channels, or every feature of a vector, to another place.
 
-    It commutes with normalisation, which has one scale for all pixels of a channel.
-
-    Attributes:
-        source: [H·W] or [F] int64: the place in the original that each place of the result shows.
+    It commutes with normalisation, which has one scale for all pixels of a channel. `source`, [H·W] or [F]
+    int64, has the place in the original that each place of the result shows.
     """
 
     source: np.ndarray
@@ -49,10 +47,8 @@ def draw_permutation(shape: tuple[int, ...], *, seed: int, task: int) -> Permuta
 class Rotation:
     """Rotates images counter-clockwise about their centre; new pixels at the edges are black.
 
-    Interpolated pixels are means of pixels, so it commutes with normalisation if black is normalised too.
-
-    Attributes:
-        black: [C, 1, 1] float32: value of 0 after normalisation.
+    Interpolated pixels are means of pixels, so it commutes with normalisation if `black`, [C, 1, 1] float32,
+    is the value of 0 after normalisation.
     """
 
     degrees: float

@@ -29,24 +29,19 @@ KEPT = 2
 
 @dataclass(frozen=True, eq=False)
 class FederatedStream(Sequence[Task]):
-    """All tasks of a federation, in the order in which every client learns them.
-
-    Attributes:
-        name: Name of the data set, or of all of them.
-        unit_class: Identity of the class of every output unit; units of one class in several tasks share it.
-        class_names: Class name of every output unit.
-        input_shape: Shape of one sample, the same in all tasks.
-        blur: Share of every task's training samples that comes with other tasks (see `blurred`).
-        seed: Seed of that draw.
-    """
+    """All tasks of a federation, in the order in which every client learns them."""
 
     name: str
+    """Name of the data set, or of all of them."""
     tasks: tuple[Task, ...]
     unit_class: tuple[int, ...]
+    """Identity of the class of every output unit; units of one class in several tasks share it."""
     class_names: tuple[str, ...]
+    """Class name of every output unit."""
     input_shape: tuple[int, ...]
     num_clients: int
     blur: float = 0.0
+    """Share of every task's training samples that comes with other tasks (see `blurred`), drawn by `seed`."""
     seed: int = 0
 
     @property
@@ -77,14 +72,7 @@ class FederatedStream(Sequence[Task]):
 
 
 class ClientStream(Sequence[ClientData]):
-    """The data of one client in every task, made on demand; the last two tasks are cached.
-
-    Args:
-        tasks: The stream's tasks.
-        client: Client index.
-        blur: Share of every task's training samples that comes with other tasks.
-        seed: Seed of that draw.
-    """
+    """The data of one client in every task, made on demand; the last two tasks are cached."""
 
     def __init__(self, tasks: tuple[Task, ...], client: int, blur: float = 0.0, seed: int = 0) -> None:
         self._tasks = tasks
@@ -135,14 +123,8 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
     places, skewed before they are transformed.
 
     `overlapping` tasks share samples: a client's sample of one task may be another client's, or a local test
-    sample, in the next. Only common test sets are never trained on.
-
-    Args:
-        progress: Called with one line at a time during downloads and decoding.
-
-    Raises:
-        UserError: Missing or malformed data, tasks they cannot make, or too few samples.
-        ValueError: The scenario has no `continual` table.
+    sample, in the next. Only common test sets are never trained on. Missing, malformed or too few data, and
+    tasks that they cannot make, are a `UserError`.
     """
     if scenario.continual is None:
         raise ValueError("the scenario has no stream of tasks")
@@ -198,12 +180,8 @@ def _unit_names(outputs: Outputs, parts: Sequence[Part], told_apart: bool) -> tu
 def blurred(tasks: Sequence[ClientData], task: int, share: float, *, seed: int, client: int) -> ClientData:
     """Return a client's task with some training samples of all other tasks, in exchange for its own.
 
-    Every training sample is in one task. Test samples and the transfer set stay as they are.
-
-    Args:
-        tasks: All T tasks of the client, with labels of the same meaning.
-        task: Index of the returned task.
-        share: Share of every task's training samples that move.
+    Every training sample is in one task. Test samples and the transfer set stay as they are. `tasks` are all
+    T tasks of the client, with labels of the same meaning; `share` of each one's training samples moves.
     """
     x, y = [], []
     for j, data in enumerate(tasks):

@@ -28,13 +28,7 @@ from fedkd.scenario.stream import planned_count
 
 @dataclass(frozen=True)
 class Part:
-    """A task before its classes have output units.
-
-    Attributes:
-        classes: Identity of each of its classes, in label order.
-        data: Its samples; label y is class `classes[y]`.
-        transform: Change of its pixels; None: none.
-    """
+    """A task before its classes have output units; label y is the class with the identity `classes[y]`."""
 
     name: str
     classes: tuple[int, ...]
@@ -129,13 +123,11 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
     names = tasks.datasets or [data.dataset]
     count = tasks.count or len(names)
     if count > len(names):
-        raise UserError(
-            f"must be ≤ {len(names)}, the data sets there are, got {count}", key="continual.tasks.count"
-        )
+        told = f"must be ≤ {len(names)}, the data sets there are, got {count}"
+        raise UserError(told, key="continual.tasks.count")
     if data.partition.scheme == "file" and count > 1:
-        raise UserError(
-            "indices of a file are those of one data set, the stream has several", key="data.partition.scheme"
-        )
+        told = "indices of a file are those of one data set, the stream has several"
+        raise UserError(told, key="data.partition.scheme")
     shape = tuple(tasks.shape) if tasks.shape else None
     of_first: bool | None = None
     for index, name in enumerate(names[:count]):

@@ -27,9 +27,8 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
     channels, height, width = image_shape("lenet", input_shape)
     smallest = min(height, width)
     if smallest < 4:
-        raise UserError(
-            f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'", key="clients.model"
-        )
+        told = f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'"
+        raise UserError(told, key="clients.model")
     first = 2 if smallest < 32 else 0
     second = 2 if (smallest + 2 * first - 4) // 2 < 14 else 0
 

@@ -58,20 +58,15 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         )
     assert scenario.continual is not None
     if not scenario.continual.tasks.boundaries and needs_boundaries(learner):
-        raise UserError(
-            f"must be true, as '{learner.name}' has to be told when a task begins or ends",
-            key="continual.tasks.boundaries",
-        )
+        told = f"must be true, as '{learner.name}' has to be told when a task begins or ends"
+        raise UserError(told, key="continual.tasks.boundaries")
     once = scenario.continual.online and not traits.replays_only
     if once and scenario.training.local_epochs != 1:
-        raise UserError(
-            f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
-            key="training.local_epochs",
-        )
+        told = f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}"
+        raise UserError(told, key="training.local_epochs")
     if once and traits.retrains_old_tasks:
-        raise UserError(
-            f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
-        )
+        told = f"must be false, as '{learner.name}' trains on all samples so far again"
+        raise UserError(told, key="continual.online")
     if traits.replays_only and scenario.training.early_stopping is not None:
         raise UserError(
             f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
