@@ -27,11 +27,9 @@ from fedkd.scenario.schema import ClientGroup, Scenario
 class ModelFactory:
     """Makes fresh models of a client group.
 
-    Args:
-        input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
-        outputs: Number of outputs: of classes C, or more.
-        plugin_path: Folders of ``.py`` files for ``"module:factory"``.
-        input_dtype: Type of a sample: float32, or int64 of integers such as token ids.
+    A sample has `input_shape`, ``(channels, height, width)`` or ``(features,)``, and `input_dtype`: float32,
+    or int64 of integers such as token ids. `outputs` is the number of classes C, or more. `plugin_path` has
+    the folders of ``.py`` files for ``"module:factory"``.
     """
 
     group: ClientGroup
@@ -45,11 +43,10 @@ class ModelFactory:
         _factory(self.group, self.plugin_path)
 
     def make(self, seed: int) -> nn.Module | Estimator:
-        """Return a fresh model, a network in float32 on the CPU and in training mode.
+        """Return a fresh model, a network in float32 on the CPU and in training mode, or an estimator.
 
-        Raises:
-            UserError: No such model, wrong arguments, a network that does not map ``[2, *input_shape]`` to
-                ``[2, outputs]``, or no client model at all.
+        An unknown or wrong model, or one that does not map ``[2, *input_shape]`` to ``[2, outputs]``, is a
+        `UserError`.
         """
         with seeded_torch(seed):
             model = self._call()
@@ -109,11 +106,8 @@ def build_group_models(
 ) -> list[nn.Module | Estimator]:
     """Return one model of every client group, in order, so that errors show before a run.
 
-    Args:
-        limit: Bytes of one model and the reason for the limit (see `Allowance`); None: no limit.
-
-    Raises:
-        UserError: As `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
+    `limit` has the bytes of one model and the reason for the limit (see `Allowance`). A `UserError` is as of
+    `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
     """
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):

@@ -85,13 +85,7 @@ class EstimatorModel:
         self._seed = -1
 
     def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
-        """Fit on private samples and, after guidance, on the transfer set weighted by it.
-
-        Args:
-            x: Private samples `[n, ...]`.
-            y: Their labels `[n]`.
-            transfer_x: The whole transfer set `[M, ...]`.
-        """
+        """Fit on private samples and, after guidance, on the transfer set `[M, ...]` weighted by it."""
         self._seed = seed
         estimator = self._make()
         weighted = _takes_weights(estimator)
@@ -125,12 +119,7 @@ class EstimatorModel:
         probabilities: np.ndarray,
         seed: int,
     ) -> None:
-        """Replace the last guidance, and fit with it (other arguments: `fit`).
-
-        Args:
-            samples: Indices of transfer samples `[K]`.
-            probabilities: Target probabilities `[K, C]`.
-        """
+        """Fit with new guidance: `probabilities` `[K, C]` of the transfer samples with indices `samples`."""
         self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
         self.fit(x, y, transfer_x, seed)
 
@@ -164,9 +153,7 @@ class EstimatorModel:
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     """Return a fitted estimator's logits, or log-probabilities, `[n, C]` float32; least for unseen classes.
 
-    Raises:
-        UserError: The predictions have another shape, or are no numbers.
-        TrainingDiverged: They are not finite.
+    Predictions of another shape or type are a `UserError`, infinite ones `TrainingDiverged`.
     """
     if len(x) == 0:  # classifiers refuse to predict no sample at all
         return np.zeros((0, classes), dtype=np.float32)

@@ -108,9 +108,7 @@ class Graph:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Graph:
-        """Return the graph that `to_json` wrote, or a listed one: ``{"hears": [[1], [0]]}`` or
-        ``{"rounds": […]}``.
-        """
+        """Return a graph of `to_json`, or a listed one: ``{"hears": [[1], [0]]}``, ``{"rounds": […]}``."""
         try:
             table = parse_json(text)
             if not isinstance(table, dict):

@@ -69,9 +69,7 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Check and resolve a scenario given as nested tables; without `folder` paths begin in the working
-    folder.
-    """
+    """Resolve a scenario given as nested tables; paths begin in `folder`, else in the working folder."""
     return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
 
 

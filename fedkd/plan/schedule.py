@@ -79,9 +79,7 @@ class Schedule:
         return tuple(map(self.course, range(self.clients)))
 
     def task(self, client: int, round: int) -> int | None:
-        """Return the task of the last span that a client has begun (in round 0 the first); None: no
-        stream.
-        """
+        """Return the task of a client's last begun span (round 0: its first); None: there is no stream."""
         return self._span(client, round).task
 
     def place(self, client: int, round: int) -> int:

@@ -32,10 +32,9 @@ class HyperParameter(NamedTuple):
 
 
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
-    """Build a part from its table of a scenario; `key` names the part, e.g. ``fusion.strategy``.
+    """Build a part from its table of a scenario; a mistake in it is a `UserError`.
 
-    Raises:
-        UserError: An unknown key or a value out of range, or the part's own check raised.
+    `key` names the part, e.g. ``fusion.strategy``.
     """
     table = key.partition(".")[0]
     known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
@@ -61,9 +60,7 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
-    """Return the class called `name`, a dataclass derived from `base` with its methods, or raise a
-    `UserError`.
-    """
+    """Return the class called `name`, a dataclass derived from `base` with its methods."""
     try:
         cls = registry.load(name, search)
     except UserError as error:

@@ -70,9 +70,7 @@ class Registry:
         return self._spelled.get(_plain(name), name)
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Return a decorator that registers a part under a free name; a definition imported again replaces
-        itself.
-        """
+        """Return a decorator that registers a part; a definition imported again replaces itself."""
         if not isinstance(name, str) or not name or ":" in name:
             raise UserError(f"a {self.kind} is registered under a name without ':', got {name!r}")
 
@@ -159,10 +157,10 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code; ``sys.exit`` becomes a
-    `RuntimeError`.
+    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code.
 
-    The block must not ``yield``: Python closes a generator with a GeneratorExit, which looks like the code's.
+    ``sys.exit`` becomes a `RuntimeError`. The block must not ``yield``: Python closes a generator with a
+    GeneratorExit, which looks like the code's.
     """
     try:
         yield

@@ -11,9 +11,7 @@ from fedkd.storage.paths import expanded
 
 
 def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
-    """Return the file of a name; a relative one lies in a folder of the scenario, or in the working
-    folder.
-    """
+    """Return a file; a relative name lies in a folder of the scenario, or in the working folder."""
     given = expanded(name, key=key)
     try:
         tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]

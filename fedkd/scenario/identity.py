@@ -34,9 +34,7 @@ PLACES = ("plugin_path", "data.root")
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """Return all that decides the results of a resolved scenario, as JSON has it, the number of threads
-    included.
-    """
+    """Return all that decides a resolved scenario's results, threads included, as JSON has it."""
     tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
     usual = Faults().model_dump(mode="json")
     tables["faults"] = {
@@ -91,9 +89,7 @@ def digest_anywhere(scenario: Scenario) -> str:
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys at which two scenarios differ, with both values (None: absent); `PLACES` if
-    asked.
-    """
+    """Return the dotted keys that differ, with both values (None: absent); those of `PLACES` if asked."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {
         key: (old.get(key), new.get(key))

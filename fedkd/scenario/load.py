@@ -34,9 +34,7 @@ def read_scenario(
 
     Relative paths and plug-ins are those of `folder`, else of the working folder. Folders of the result are
     absolute, its own among them if it names files there. Defaults of a resolved scenario do not count as set.
-
-    Raises:
-        UserError: The first mistake.
+    The first mistake is a `UserError`.
     """
     if "search" in mapping:
         raise UserError(f"is a search, not a scenario; run it with: fedkd tune {file or 'FILE'}", file=file)

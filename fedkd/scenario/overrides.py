@@ -15,9 +15,7 @@ LONGEST = 100
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Split ``a.b=value`` into its key and its value: TOML, or a bare word, as in
-    ``fusion.strategy=fedmd``.
-    """
+    """Split ``a.b=value`` into its key and its value: TOML, or a bare word."""
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 arrive as half pairs
@@ -43,9 +41,7 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
 
 
 def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]:
-    """Apply values by dotted key to scenario tables in place; return the keys. A table changes its keys
-    only.
-    """
+    """Apply values by dotted key in place, those of a table key by key; return the keys that were set."""
     written = set()
     for key, value in values.items():
         path = tuple(key.split("."))

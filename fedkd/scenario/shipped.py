@@ -68,8 +68,7 @@ def names_of(kind: Kind) -> dict[str, Path]:
 
 
 def find_shipped(given: str | Path, kind: Kind) -> Path:
-    """Return the file of a path, or else the shipped file of this name; those of the other kind by whole
-    names.
+    """Return the file of a path, or else the shipped file of this name; of the other kind by whole names.
 
     A missing path ending in ``.toml`` is returned as it is. An unknown name is a `UserError`.
     """

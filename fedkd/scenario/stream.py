@@ -25,9 +25,7 @@ def head_of(continual: Continual) -> Head:
 
 
 def planned_count(tasks: TaskStream) -> int | None:
-    """Return the number of tasks as far as the scenario says it; None: `overlapping` windows without a
-    count.
-    """
+    """Return the number of tasks; None: `overlapping` windows without a count."""
     if tasks.count is None and tasks.classes is not None:
         return len(tasks.classes)
     if tasks.count is not None or tasks.kind == "overlapping":
@@ -77,9 +75,7 @@ def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the test that the head is made for, whose mean is `accuracy`; without any other, the
-    given-task one.
-    """
+    """Return the test that the head is made for, whose mean is `accuracy`."""
     assert scenario.continual is not None
     given, unknown = protocols(scenario)
     knows = scenario.continual.head == "task" or not scenario.continual.evaluate_without_task

@@ -73,8 +73,7 @@ def check_without_plugins(
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
     """Build every model; yield lines about models and data.
 
-    Returns:
-        Most parameters that a model exchanges, the work of a round, and words on sketches (empty: none).
+    Return the most parameters that a model exchanges, the work of a round, and words on sketches, if any.
     """
     from fedkd.clients.costs.arithmetic import workload
     from fedkd.clients.costs.model_memory import checked_models

@@ -120,11 +120,7 @@ class Comparison:
 
 
 def compare(ours: str | Path, theirs: str | Path) -> Comparison:
-    """Compare two runs client by client, each after its last evaluated round.
-
-    Raises:
-        UserError: One is no run folder, or nothing in it was evaluated yet.
-    """
+    """Compare two runs client by client, each after its last evaluated round."""
     for path in (ours, theirs):
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")

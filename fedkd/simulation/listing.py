@@ -32,25 +32,22 @@ NAMES = 4
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run, or all runs of a bench, as far as the folder tells.
-
-    Attributes:
-        status: `done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a
-            word and can be resumed. Of a bench: how many of its runs are done.
-        accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
-        when: When anything was last written.
-    """
+    """A run, or all runs of a bench, as far as the folder tells."""
 
     folder: Path
     name: str
     strategy: str
     status: str
+    """`done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a word and can
+    be resumed. Of a bench: how many of its runs are done."""
     finished: int | None = None
     rounds: int | None = None
     accuracy_local: float | None = None
+    """Mean over clients at the end, in [0, 1]; None: not there yet."""
     accuracy_global: float | None = None
     seconds: float | None = None
     when: datetime | None = None
+    """When anything was last written."""
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,7 @@ class RunResult:
     def frame(self, library: str | None = None) -> Any:
         """Return the rows of `metrics.jsonl` as a data frame, with their columns.
 
-        Args:
-            library: `"pandas"` or `"polars"`; absent: whichever is installed, pandas if both are.
-
-        Raises:
-            UserError: It is not installed.
+        `library` is `"pandas"` or `"polars"`; absent: the one that is installed, pandas if both are.
         """
         rows = self.metrics()
         return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)  # type: ignore[literal-required]
@@ -76,9 +72,7 @@ class RunResult:
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
-    """Return columns of one length as a data frame (see `RunResult.frame`); those of integers may have
-    gaps.
-    """
+    """Return columns of one length as a data frame (see `RunResult.frame`); integers may have gaps."""
     if library is not None and library not in FRAMES:
         raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")
     wanted = FRAMES if library is None else (library,)

@@ -42,41 +42,35 @@ class TrainedClient:
     (uint8 images, floats, integers): they are normalised as the run's were and, in a stream, changed as the
     task changes pixels. What the scenario's `heterogeneity` did to the client's own samples is not done to
     them.
-
-    Attributes:
-        round: The round after which the model is as it is here.
-        architecture: Name of the model, with the arguments that tell it from others of the run.
-        model: The module in evaluation mode, on the CPU. It maps normalised samples ``[n, *input_shape]`` to
-            logits ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a
-            client without a network: the fitted estimator.
-        classes: Name of every class, in the order of the outputs.
-        task: The task of the stream that the model is of; None without a stream.
-        tasks: The tasks that the client has met, in the order of their last visits; none without a stream.
-        transform: What the task does to normalised samples; None: nothing.
-        owner: Name of the owner whose samples the client holds; None: the data name none.
     """
 
     index: int
     round: int
+    """The round after which the model is as it is here."""
     architecture: str
+    """Name of the model, with the arguments that tell it from others of the run."""
     model: Any
+    """The module in evaluation mode, on the CPU, from normalised samples ``[n, *input_shape]`` to logits
+    ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a client without a
+    network: the fitted estimator."""
     classes: tuple[str, ...]
+    """Name of every class, in the order of the outputs."""
     input_shape: tuple[int, ...]
     normalisation: Statistics
     task: int | None = None
+    """The task of the stream that the model is of; None without a stream."""
     task_name: str | None = None
     tasks: tuple[int, ...] = ()
+    """The tasks that the client has met, in the order of their last visits; none without a stream."""
     transform: Transform | None = None
+    """What the task does to normalised samples; None: nothing."""
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
     owner: str | None = None
+    """Name of the owner whose samples the client holds; None: the data name none."""
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them.
-
-        Raises:
-            UserError: They have another shape.
-        """
+        """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them."""
         x = np.asarray(x)
         if x.shape[1:] != self.input_shape:
             wanted = ", ".join(map(str, ("n", *self.input_shape)))
@@ -104,11 +98,7 @@ class TrainedClient:
         return self.logits(x).argmax(axis=1)
 
     def of_task(self, task: int) -> TrainedClient:
-        """Return the client's model of a task that it has met, with the weights that are effective in it.
-
-        Raises:
-            UserError: There is no stream, or the client has not met the task.
-        """
+        """Return the client's model of a task that it has met, with the weights that are effective in it."""
         if self._of_task is None:
             raise UserError("the run has no stream of tasks")
         if task not in self.tasks:
@@ -119,13 +109,8 @@ class TrainedClient:
 class TrainedRun:
     """A run folder whose clients are to be looked at; its data are loaded once.
 
-    Args:
-        folder: The run folder.
-        round: A round that there is a checkpoint of; None: the last.
-        progress: Told what takes long, such as a download.
-
-    Raises:
-        UserError: Not a run folder, no such checkpoint, or the data are not there.
+    `round` is one that there is a checkpoint of; None: the last. A folder of no run, without such a
+    checkpoint or without data is a `UserError`.
     """
 
     def __init__(
@@ -147,11 +132,7 @@ class TrainedRun:
         self.architectures = architecture_names(self.plan.groups)
 
     def client(self, index: int) -> TrainedClient:
-        """Return a client.
-
-        Raises:
-            UserError: There is no such client, or its part of the checkpoint is damaged.
-        """
+        """Return a client; none, or a damaged part of the checkpoint, is a `UserError`."""
         clients = self.plan.scenario.data.clients
         if not isinstance(index, int) or not 0 <= index < clients:
             raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
@@ -219,11 +200,7 @@ class TrainedRun:
 
 
 class TrainedNode(TrainedRun):
-    """The client of a deployed node, as its newest run has left it.
-
-    Raises:
-        UserError: The folder is no node's, or its client has learned nothing yet.
-    """
+    """The client of a deployed node, as its newest run has left it; none is a `UserError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()

@@ -39,13 +39,7 @@ NETWORKS = "networks.py"
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported.
-
-    Attributes:
-        clients: Indices of those that are there.
-        left_out: Why others are not, by index.
-        without_network: Indices of those whose network could not be written down as source.
-    """
+    """What was exported: indices of clients, those left out with the reason, those without a source."""
 
     folder: Path
     clients: tuple[int, ...]
@@ -62,11 +56,8 @@ def export(
 ) -> Export:
     """Write a run's clients to a folder, whole or not at all.
 
-    Args:
-        folder: The run folder.
-        out: Where to; absent: ``export`` in the run folder. An earlier export there is replaced.
-        round: A round that there is a checkpoint of; absent: the last.
-        progress: Told what takes long.
+    `out` is by default ``export`` in the run folder; an earlier export there is replaced. `round` is one that
+    there is a checkpoint of; absent: the last.
 
     Raises:
         UserError: Not a run folder, nothing trained in it, no client that can be exported, or `out` holds

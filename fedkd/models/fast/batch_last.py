@@ -21,10 +21,8 @@ from fedkd.models.fast.kernel_mode import transformed
 
 FEWEST = 16
 """Fewest images of a batch that fill vectors."""
-
 MANY = 16
 """Fewest output channels that become the columns of a weight gradient's product."""
-
 FEW = 8
 """Most output channels for which a weight's gradient joins several rows of outputs."""
 

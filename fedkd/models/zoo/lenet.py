@@ -18,11 +18,7 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
     where the second convolution would see less than 14×14 it is padded too, so that 8×8 images work.
 
     Args:
-        input_shape: ``(channels, height, width)``, at least 4×4.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
-
-    Raises:
-        UserError: The samples are not images, or smaller than 4×4.
     """
     channels, height, width = image_shape("lenet", input_shape)
     smallest = min(height, width)
@@ -37,15 +33,9 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
 
     body = nn.Sequential(
         # Pooling before the ReLU gives the same values on a quarter of the elements.
-        Conv2d(channels, 6, 5, padding=first),
-        MaxPool2d(2),
-        nn.ReLU(),
-        Conv2d(6, 16, 5, padding=second),
-        MaxPool2d(2),
-        nn.ReLU(),
-        Flatten(),
-        nn.Linear(16 * side(height) * side(width), 120),
-        nn.ReLU(),
+        *(Conv2d(channels, 6, 5, padding=first), MaxPool2d(2), nn.ReLU()),
+        *(Conv2d(6, 16, 5, padding=second), MaxPool2d(2), nn.ReLU()),
+        *(Flatten(), nn.Linear(16 * side(height) * side(width), 120), nn.ReLU()),
         nn.Linear(120, 84),
         nn.ReLU(),
     )

@@ -59,11 +59,10 @@ def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
 
 
 def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return the clients that never hear of each other, in any round.
+    """Return the clients that never hear of each other, in any round: connected parts in client order.
 
-    Returns:
-        By architecture where weights are mixed, else under an empty name: its connected parts in client
-        order, if there are several or one client is alone in its architecture.
+    They come by architecture where weights are mixed, else under an empty name, if there are several parts or
+    one client is alone in its architecture.
     """
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":

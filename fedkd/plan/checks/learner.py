@@ -129,11 +129,7 @@ def _in_step(plan: Plan) -> bool:
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
-    """Let a learner prepare a model, as it will for every client with one like it.
-
-    Raises:
-        UserError: The learner cannot work with the model, or some hyper-parameter does not suit it.
-    """
+    """Let a learner prepare a model, as it will for every client with one like it."""
     tasks = stream.client(0)
 
     def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:

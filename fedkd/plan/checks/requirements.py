@@ -41,9 +41,7 @@ KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
-    """Refuse a strategy that the scenario's clients or data cannot serve; one model a client group, in
-    order.
-    """
+    """Refuse a strategy that the scenario's clients (`models`: one a group) or data cannot serve."""
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
     check_table(Case(scenario, plan.strategy, plan.learner))
