@@ -129,10 +129,7 @@ def parse_without_plugins(
 
 
 def _parse(
-    mapping: Mapping[str, Any],
-    file: str | None,
-    folder: str | Path | None,
-    open: Callable[[Scenario], Found],
+    mapping: Mapping[str, Any], file: str | None, folder: str | Path | None, open: Callable[[Scenario], Found]
 ) -> Found:
     try:
         return open(read_scenario(mapping, file=file, folder=folder))

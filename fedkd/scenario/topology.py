@@ -13,14 +13,7 @@ class Topology(Section):
     """Who hears whom. Beside a star there is no server: clients send what they know to each other."""
 
     graph: Literal[
-        "star",
-        "ring",
-        "k_regular",
-        "random_regular",
-        "matching",
-        "one_peer_exponential",
-        "complete",
-        "file",
+        "star", "ring", "k_regular", "random_regular", "matching", "one_peer_exponential", "complete", "file"
     ] = "star"
     """`star`: a server hears everybody. Without one: `ring` (client n hears n ± 1); `k_regular` (n ± 1 … n ±
     k/2); `random_regular` (k/2 random rings one upon the other, drawn each round); `matching` (random pairs,

@@ -28,12 +28,7 @@ from fedkd.plan.checks.model_parts import (
     check_transferability,
     has_linear_head,
 )
-from fedkd.plan.checks.streams import (
-    check_backward,
-    check_class_stream,
-    check_masks,
-    check_orthogonal,
-)
+from fedkd.plan.checks.streams import check_backward, check_class_stream, check_masks, check_orthogonal
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import ClientGroup, Scenario
 
