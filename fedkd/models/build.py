@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import UserError, described
+from fedkd.errors import UserError, blaming, described
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import predicting
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
 from fedkd.models.registry import MODELS
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling, contained
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup, Scenario
 
@@ -55,14 +55,9 @@ class ModelFactory:
                 # One forward pass finds a wrong shape before round 1, and sets the shapes of lazy layers.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
-            try:
-                with contained():
-                    check_estimator(self.group.model, model)
-            except UserError:
-                raise
-            except Exception as error:  # raised by an attribute of the object
-                told = f"'{self.group.model}' made a {type(model).__name__}, which raised {described(error)}"
-                raise UserError(told, key="clients.model") from error
+            # An attribute of the object may raise.
+            with calling(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
+                check_estimator(self.group.model, model)
             return model
         if count_parameters(model) == 0:
             raise UserError(f"'{self.group.model}' has no parameters to train", key="clients.model")
@@ -122,10 +117,8 @@ def build_group_models(
 
 
 def _factory(group: ClientGroup, plugin_path: Sequence[str | Path]) -> Callable[..., Any]:
-    try:
+    with blaming(key="clients.model"):
         factory = MODELS.load(group.model, plugin_path)
-    except UserError as error:
-        raise error.at(key="clients.model") from error
     _check_args(factory, group)
     return factory
 
@@ -188,17 +181,12 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
 
 
 def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
-    try:
-        with contained():
-            if is_estimator_class(factory):
-                return factory(**group.args)
-            if _takes_keywords_alone(factory):
-                return factory(num_classes=classes, **group.args)
-            return factory(shape, classes, **group.args)
-    except UserError as error:
-        raise error.at(key="clients.model") from error
-    except Exception as error:
-        raise UserError(f"building '{group.model}' raised {described(error)}", key="clients.model") from error
+    with blaming(key="clients.model"), calling(f"building '{group.model}'", "clients.model"):
+        if is_estimator_class(factory):
+            return factory(**group.args)
+        if _takes_keywords_alone(factory):
+            return factory(num_classes=classes, **group.args)
+        return factory(shape, classes, **group.args)
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:

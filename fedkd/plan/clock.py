@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import exp
 
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.clock import Clock
+from fedkd.scenario.sections import Clock
 
 BITS = 8e-6
 """Megabits of a byte."""

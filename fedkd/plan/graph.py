@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.errors import UserError, described, refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.files import read_file_of_clients
+from fedkd.scenario.load import read_file_of_clients
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.json_text import parse_json
 

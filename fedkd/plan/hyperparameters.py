@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.continual.registry import LEARNERS, load_learner_class
-from fedkd.errors import UserError
+from fedkd.errors import UserError, blaming
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 from fedkd.plan.checks.cross_field import has_one_architecture
 from fedkd.plugins.hyperparameters import build_part, hyperparameter_names
@@ -83,13 +83,11 @@ def _bind(
     settle: Callable[[Part], Part] = lambda part: part,
 ) -> tuple[Part, dict[str, Any]]:
     given, key = dict(extra or {}), f"{table.name}.{table.kind}"
-    try:
+    with blaming(key=key):
         cls = load(name)
         known = hyperparameter_names(cls)
         table.check_names(name, given, known)
         part = settle(build_part(cls, name, given, key=key))
-    except UserError as error:
-        raise error.at(key=key) from None
     return part, table.filled_in(given, {name: getattr(part, name) for name in known})
 
 

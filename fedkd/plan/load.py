@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, blaming
 from fedkd.plan.checks.no_plugins import WithoutPlugins, open_without_plugins, plug_ins_of
 from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
@@ -131,10 +131,8 @@ def parse_without_plugins(
 def _parse(
     mapping: Mapping[str, Any], file: str | None, folder: str | Path | None, open: Callable[[Scenario], Found]
 ) -> Found:
-    try:
+    with blaming(file=file):
         return open(read_scenario(mapping, file=file, folder=folder))
-    except UserError as error:
-        raise error.at(file=file) from None
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:

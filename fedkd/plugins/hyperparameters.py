@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
-from fedkd.errors import UserError, did_you_mean, refuse_if
+from fedkd.errors import UserError, blaming, did_you_mean, refuse_if
 from fedkd.plugins.loading import Registry, contained
 from fedkd.plugins.validation_errors import explain_error
 
@@ -61,10 +61,8 @@ def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
     """Return the class called `name`, a dataclass derived from `base` with its methods."""
-    try:
+    with blaming(key=key):
         cls = registry.load(name, search)
-    except UserError as error:
-        raise error.at(key=key) from error
     derived = isinstance(cls, type) and issubclass(cls, base)
     refuse_if(not derived, f"'{name}' is not a class derived from {base.__module__}.{base.__qualname__}", key)
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())

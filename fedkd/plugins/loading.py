@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from fedkd.errors import UserError, described, did_you_mean
+from fedkd.errors import FedkdError, UserError, blaming, described, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -134,10 +134,8 @@ def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None
     Every process calls it before it looks up names of a scenario; a second call costs nothing.
     """
     for index, module in enumerate(modules):
-        try:
+        with blaming(key=f"plugins.{index}"):
             _import(module, search)
-        except UserError as error:
-            raise error.at(key=f"plugins.{index}") from error
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
@@ -173,6 +171,18 @@ def contained() -> Iterator[None]:
         if type(error) is KeyboardInterrupt:  # Python's own, not what is derived from it
             raise
         raise RuntimeError(f"it raised {described(error)}") from error
+
+
+@contextmanager
+def calling(what: str, key: str, when: str = "") -> Iterator[None]:
+    """Turn an exception of a plug-in into a `UserError` at a key: `what`, "raised", the exception, `when`."""
+    try:
+        with contained():
+            yield
+    except FedkdError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} raised {described(error)}{when}", key=key) from error
 
 
 class _SuddenEnd(SystemExit):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedkd.scenario.schema import Faults, Scenario
-from fedkd.scenario.topology import Topology
+from fedkd.scenario.sections import Topology
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Keys that decide no result. Of `engine`, `decisive` counts `threads_per_client`; `device` may change."""

@@ -1,18 +1,18 @@
-"""Reads scenario files: checks each field and makes relative paths absolute.
+"""Reads scenario files, and files that they name: checks each field and makes relative paths absolute.
 
 `fedkd.plan` looks up the names of a scenario, and checks their hyper-parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
 from fedkd.plugins.loading import module_file
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
@@ -145,3 +145,44 @@ def _named_files(scenario: Scenario) -> list[Path]:
         if name in PATH_DATASETS and isinstance(args.get("path"), str):
             paths.append(args["path"])
     return [*map(module_file, modules), *(Path(path) for path in paths if not Path(path).is_absolute())]
+
+
+def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
+    """Return a file; a relative name lies in a folder of the scenario, or in the working folder."""
+    given = expanded(name, key=key)
+    try:
+        tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
+        path = next((candidate for candidate in tried if candidate.is_file()), None)
+    except (OSError, ValueError) as error:  # too long, with a NUL in it
+        raise UserError(f"is no file that there can be: {described(error)}", key=key) from None
+    if path is None:
+        places = ", ".join(str(candidate.absolute()) for candidate in tried)
+        raise UserError(f"no file '{name}'; looked for {places}", key=key)
+    return path
+
+
+class _OfClients(Protocol):
+    @property
+    def clients(self) -> int: ...
+
+
+Read = TypeVar("Read", bound=_OfClients)
+
+
+def read_file_of_clients(
+    name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
+) -> tuple[Read, Path]:
+    """Read a schedule or a graph of N clients from a JSON file; return it, and where it was found.
+
+    A missing file, another number of clients, or an error of `parse` is a `UserError` at the key.
+    """
+    path = find_file(name, search, key=key)
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", key=key) from None
+    except UserError as error:
+        raise UserError(f"{path} is {error.message}", key=key) from None
+    if found.clients != clients:
+        raise UserError(f"{path} is for {found.clients} clients, data.clients is {clients}", key=key)
+    return found, path

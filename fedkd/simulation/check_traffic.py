@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.weights.averaging import exchanges
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling
 from fedkd.simulation.check_data import row
 from fedkd.tracking.wording import counted, size
 
@@ -84,14 +83,10 @@ def _tried(plan: Plan, data: Data) -> tuple[int, int]:
     """Return the bytes up and down of a round that is tried."""
     from fedkd.server.trial import trial_exchange
 
-    try:
-        with contained(), np.errstate(all="ignore"):
-            return trial_exchange(plan, data)
-    except FedkdError:
-        raise
-    except Exception as error:
-        told = f"'{plan.scenario.fusion.strategy}' raised {described(error)} when a round was tried"
-        raise UserError(told, key="fusion.strategy") from error
+    strategy = plan.scenario.fusion.strategy
+    when = " when a round was tried"
+    with calling(f"'{strategy}'", "fusion.strategy", when), np.errstate(all="ignore"):
+        return trial_exchange(plan, data)
 
 
 def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:

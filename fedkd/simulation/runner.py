@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.engine.signals import stop_signals
 from fedkd.engine.started_engine import StartedEngine, started_engine
 from fedkd.engine.supervisor import if_lost
-from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
+from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError, blaming
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan, plan_with
 from fedkd.plan.plan import Plan
@@ -145,10 +145,8 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
     if began is None:
         check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
         return 0
-    try:
+    with blaming(file=str(folder / SCENARIO)):
         check_continuation(*began, plan.scenario)
-    except UserError as error:
-        raise error.at(file=str(folder / SCENARIO)) from None
     return began[1]
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 
 from fedkd.models.build import blank_inputs
 from fedkd.models.evaluation_mode import predicting
-from fedkd.models.fast.batch_last import Conv2d, Flatten
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
 
 HEADER = '''"""The networks of a federation's clients, written down from their traces."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.errors import UserError
 from fedkd.plugins.validation_errors import show_value
-from fedkd.scenario.files import find_file
+from fedkd.scenario.load import find_file
 from fedkd.scenario.schema import Partition
 from fedkd.storage.json_text import NotJson, parse_json
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.data.registry import PARTITIONS
-from fedkd.errors import UserError, described
-from fedkd.plugins.loading import contained
+from fedkd.errors import UserError, blaming, described
+from fedkd.plugins.loading import calling
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
@@ -29,10 +29,8 @@ def plugged_partition(
     task: int | None = None,
 ) -> list[np.ndarray]:
     """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
-    try:
+    with blaming(key=KEY):
         function = PARTITIONS.load(scheme.scheme, search)
-    except UserError as error:
-        raise error.at(key=KEY) from error
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
     if not callable(function):
         raise UserError(f"'{name}' is not callable", key=KEY)
@@ -43,13 +41,8 @@ def plugged_partition(
         raise UserError(told, key="data.partition.args") from error
     except ValueError:  # compiled callables have no signature to check against
         pass
-    try:
-        with contained():
-            dealt = function(labels, clients, rng, **scheme.args)
-    except UserError as error:
-        raise error.at(key=KEY) from error
-    except Exception as error:
-        raise UserError(f"'{name}' raised {described(error)}", key=KEY) from error
+    with blaming(key=KEY), calling(f"'{name}'", KEY):
+        dealt = function(labels, clients, rng, **scheme.args)
     return _checked(dealt, len(labels), clients, scheme)
 
 

@@ -25,7 +25,7 @@ from fedkd.data.normalise import AsStored, Statistics
 from fedkd.data.shares.share import NOBODYS, Share
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
-from fedkd.errors import UserError
+from fedkd.errors import UserError, blaming
 from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.storage.namespaces import below, under
 
@@ -158,10 +158,8 @@ def read_share(folder: Path) -> Share:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except SafetensorError as error:
         raise UserError(f"is no safetensors file: {error}", file=str(path)) from None
-    try:
+    with blaming(file=str(path)):
         return _share_of(manifest, arrays)
-    except UserError as error:
-        raise error.at(file=str(path)) from None
 
 
 def _read_manifest(path: Path) -> _Manifest:

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError, described, did_you_mean
-from fedkd.plugins.loading import contained
+from fedkd.errors import UserError, did_you_mean
+from fedkd.plugins.loading import calling
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 OTHERS = ("class_names", "owners")
@@ -21,13 +21,8 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     wanted, `class_names` and `owners` of the train samples.
     """
     request.progress(f"calling {request.name}")
-    try:
-        with contained():
-            result = function(**request.args)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{request.name} raised {described(error)}", key="data.dataset") from error
+    with calling(request.name, "data.dataset"):
+        result = function(**request.args)
     arrays, others = _unpack(result, request.name)
     return dataset_from_arrays(request.name, *arrays, **others, integers=request.integers, key="data.dataset")
 

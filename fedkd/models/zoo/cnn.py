@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import MaxPool2d
 from fedkd.models.zoo.classifier import Classifier, check_dropout, image_shape, projecting
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.fast.batch_last import Conv2d, Flatten
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
 from fedkd.models.zoo.classifier import Classifier, image_shape, projecting
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedkd.data.registry import DATASETS, PARTITIONS
-from fedkd.errors import UserError, refuse_if
+from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.models.registry import MODELS
 from fedkd.plan.checks.courses import check_courses
 from fedkd.scenario.load import PATH_DATASETS
@@ -71,10 +71,8 @@ def check_names(scenario: Scenario) -> None:
         named.append((DATASETS, "data.transfer.source", data.transfer.source))
     named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
     for registry, key, name in named:
-        try:
+        with blaming(key=key):
             registry.check(name)
-        except UserError as error:
-            raise error.at(key=key) from None
 
 
 def _check_stream(tasks: TaskStream) -> None:
@@ -155,10 +153,8 @@ def _check_online(continual: Continual) -> None:
 def _check_stream_data(tasks: TaskStream, data: Data) -> None:
     for index, name in enumerate(tasks.datasets):
         key = f"continual.tasks.datasets.{index}"
-        try:
+        with blaming(key=key):
             DATASETS.check(name)
-        except UserError as error:
-            raise error.at(key=key) from None
         refuse_if(name in tasks.datasets[:index], f"'{name}' is there twice; each data set is one task", key)
         refuse_if(
             name in PATH_DATASETS and name != data.dataset,

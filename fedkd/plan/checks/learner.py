@@ -13,10 +13,10 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.continual.traits import needs_boundaries, shapes_training, trains_on_old_tasks
 from fedkd.data.load import Data
 from fedkd.data.streams.stream import FederatedStream
-from fedkd.errors import FedkdError, UserError, described
+from fedkd.errors import UserError
 from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling
 from fedkd.plugins.validation_errors import show_value
 from fedkd.scenario.schema import Scenario
 
@@ -135,20 +135,14 @@ def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, mode
     def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
 
-    try:
-        with contained():
-            TaskLearning(
-                learner,
-                model,
-                [task.units for task in stream],
-                stream.outputs,
-                samples,
-                seed=scenario.seed,
-                client=0,
-                batch_size=scenario.training.batch_size,
-            )
-    except FedkdError:
-        raise
-    except Exception as error:
-        told = f"'{learner.name}' raised {described(error)} when it was to prepare a model"
-        raise UserError(told, key="continual.learner") from error
+    with calling(f"'{learner.name}'", "continual.learner", " when it was to prepare a model"):
+        TaskLearning(
+            learner,
+            model,
+            [task.units for task in stream],
+            stream.outputs,
+            samples,
+            seed=scenario.seed,
+            client=0,
+            batch_size=scenario.training.batch_size,
+        )
