@@ -39,10 +39,7 @@ def program() -> int:
 
 
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
-    """Run one command and return its exit status.
-
-    `supervised` runs on Ray may move to a child process (see `fedkd.engine.supervisor`).
-    """
+    """Run one command and return its exit status; `supervised` runs on Ray may move to a child."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -42,10 +42,7 @@ def watch(
     observer: RunObserver | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show a run's rounds so far, then those that follow, until it ends; write nothing into its folder.
-
-    Without an observer it shows a live table on a terminal, plain lines elsewhere.
-    """
+    """Show a run's rounds until it ends, by default in a live table; write nothing into its folder."""
     folder = expanded(folder).absolute()
     plan = plan_of_run(folder)
     if observer is None:

@@ -32,10 +32,7 @@ class Skew:
 def draw_skews(
     heterogeneity: Heterogeneity, clients: int, shape: tuple[int, ...], classes: int, *, seed: int
 ) -> tuple[Skew, ...]:
-    """Draw the skew of each of N clients; empty if clients do not differ.
-
-    Each kind has its own generator, so that it leaves the draws of the others alone.
-    """
+    """Draw the skew of each of N clients, each kind by its own generator; empty if they do not differ."""
     if heterogeneity == Heterogeneity():
         return ()
     for kind in ("rotation", "colour"):

@@ -44,10 +44,7 @@ one index array per client."""
 def load_dataset(
     request: SourceRequest, *, key: str = "data.dataset", args_key: str = "data.args"
 ) -> Dataset:
-    """Load the data set that `request` names; a mistake is a `UserError`.
-
-    It blames `key` or `args_key`, the scenario keys of the name and of the arguments.
-    """
+    """Load the data set that `request` names; errors blame the scenario keys `key` or `args_key`."""
     try:
         source = DATASETS.load(request.name, request.search)
         if request.name in DATASETS.builtin:

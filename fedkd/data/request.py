@@ -82,10 +82,7 @@ class SourceRequest:
         return {**absent, **self.args}
 
     def path(self, value: str | None) -> Path:
-        """Return the existing file or folder of `args.path`; a missing one is a `UserError`.
-
-        A relative path is tried in the data root, the scenario's folders and the working folder.
-        """
+        """Return the file or folder of `args.path`, in the data root, the scenario's folders or here."""
         if not value:
             raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")
         given = expanded(value, key="data.args.path")

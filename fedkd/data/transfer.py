@@ -113,10 +113,7 @@ def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Return the [target, source] float32 matrix of a bilinear resize along one axis.
-
-    Pixel centres are aligned. For shrinking, the triangle filter widens by the factor (no aliasing).
-    """
+    """Return the [target, source] float32 matrix of a bilinear resize along an axis, free of aliasing."""
     scale = source / target
     centres = (np.arange(target)[:, None] + 0.5) * scale - 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(np.arange(source) - centres) / max(scale, 1.0))

@@ -190,10 +190,7 @@ def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
-    """Return whether all parameters are keyword-only, as in torchvision's ``resnet18(*, weights=None)``.
-
-    Its number of classes is `num_classes`, torchvision's name.
-    """
+    """Return whether a factory is like torchvision's ``resnet18(*, weights=None)``."""
     try:
         kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
     except (TypeError, ValueError):

@@ -45,10 +45,7 @@ def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:
-    """Return the clients of each share: largest remainders, ties to the earlier share.
-
-    With enough clients every share has one, taken from the largest.
-    """
+    """Return the clients of each share by largest remainders, one at least if there are enough."""
     # As decimals, exactly as written: 0.1 + 0.2 is 0.3 here.
     exact = [Fraction(str(share)) for share in shares]
     quotas = [clients * share / sum(exact) for share in exact]

@@ -151,10 +151,7 @@ class EstimatorModel:
 
 
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    """Return a fitted estimator's logits, or log-probabilities, `[n, C]` float32; least for unseen classes.
-
-    Predictions of another shape or type are a `UserError`, infinite ones `TrainingDiverged`.
-    """
+    """Return a fitted estimator's logits, or log-probabilities, `[n, C]`; least for unseen classes."""
     if len(x) == 0:  # classifiers refuse to predict no sample at all
         return np.zeros((0, classes), dtype=np.float32)
     gives_logits = callable(getattr(estimator, "predict_logits", None))

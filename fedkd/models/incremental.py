@@ -15,10 +15,7 @@ OWN = "own/"
 
 @runtime_checkable
 class IncrementalEstimator(Estimator, Protocol):
-    """An estimator with its own `distill` instead of refitting.
-
-    It lives as long as its client: `fit` is called once a round and should continue from the present state.
-    """
+    """An estimator that continues from its present state in every `fit` and `distill`."""
 
     def distill(self, X: np.ndarray, probabilities: np.ndarray) -> Any:
         """Learn `probabilities` `[m, C]` of the transfer samples `X` `[m, D]`."""

@@ -27,10 +27,7 @@ Orders = Sequence[tuple[int, ...]]
 
 
 def build_schedule(scenario: Scenario) -> Schedule:
-    """Return the schedule of a scenario whose number of tasks is known.
-
-    A stream takes the rounds of the last client. A file that does not fit is a `UserError`.
-    """
+    """Return the schedule of a scenario; a stream takes the rounds of its last client."""
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
     if tasks is not None and "file" in (tasks.order, tasks.pace):
@@ -68,10 +65,7 @@ def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) 
 
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
-    """Return the course of every client, N of them.
-
-    `from_file` is the stream's `schedule` file. A client that joins after the end is a `UserError`.
-    """
+    """Return the course of every client, N of them; `from_file` is the stream's `schedule` file."""
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
     late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")

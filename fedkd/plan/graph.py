@@ -29,10 +29,7 @@ Hears = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Graph:
-    """The links of a run among N clients, of a kind of `topology.graph` but a star.
-
-    Of kind `file`, `listed` has whom each client hears, round by round, taken in turn.
-    """
+    """The links of a run among N clients; of kind `file` from `listed`, round by round, in turn."""
 
     clients: int
     kind: str

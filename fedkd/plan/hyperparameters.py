@@ -53,10 +53,7 @@ _FLOWER = "fedkd.federation.flower_strategies"
 
 
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
-    """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
-
-    Of Flower's strategies it is the client's half. An unknown name, key or value is a `UserError`.
-    """
+    """Return a scenario's strategy (the client's half of Flower's) and all its hyper-parameters."""
     fusion = scenario.fusion
     if fusion.from_flower:
         return _bind_flower(fusion)

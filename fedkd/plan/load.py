@@ -136,10 +136,7 @@ def _parse(
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
-    """Return the resolved scenario of a file (see `load_plan`).
-
-    Every default is filled in, and its folder is named, so that it means the same in another place.
-    """
+    """Return the resolved scenario of a file (see `load_plan`), which means the same in another place."""
     return load_plan(path, overrides, seed).scenario
 
 

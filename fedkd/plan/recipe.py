@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights of the two losses that go along with another one.
-
-    γ weighs the cross entropy on private batches in distillation, ρ distillation of the last targets in
-    training.
-    """
+    """Weights of the cross entropy in distillation (γ) and of distillation in training (ρ)."""
 
     ce_weight: float
     kd_weight: float

@@ -31,10 +31,7 @@ Course = tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Participation:
-    """Which clients take part in a round: `clients_per_round` sampled without replacement (None: all).
-
-    A sampled client drops out with probability `dropout`; one always takes part.
-    """
+    """Takes `clients_per_round` at random (None: all), who drop out by `dropout`; one never does."""
 
     seed: int
     clients_per_round: int | None = None
@@ -59,10 +56,7 @@ class Participation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of every client, and who takes part when.
-
-    `course_of` has each client's place among the distinct courses, N of them; empty: all take the first.
-    """
+    """The distinct courses, `course_of` each client (empty: all take the first), and who takes part."""
 
     clients: int
     rounds: int

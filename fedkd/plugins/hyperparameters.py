@@ -32,10 +32,7 @@ class HyperParameter(NamedTuple):
 
 
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
-    """Build a part from its table of a scenario; a mistake in it is a `UserError`.
-
-    `key` names the part, e.g. ``fusion.strategy``.
-    """
+    """Build a part from its table of a scenario; `key` names it, e.g. ``fusion.strategy``."""
     table = key.partition(".")[0]
     known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for given in hyperparameters:

@@ -85,10 +85,7 @@ class Registry:
         return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
-        """Return the object called `name`; none, or two of that name, is a `UserError`.
-
-        `search` are folders of ``.py`` files, tried before installed packages.
-        """
+        """Return the object called `name`; ``.py`` files in `search` come before installed packages."""
         self.check(name)
         if name in self._builtin:
             return load_object(self._builtin[name])
@@ -129,10 +126,7 @@ class Registry:
 
 
 def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None:
-    """Import the modules that a scenario lists in ``plugins``, so that their parts are registered.
-
-    Every process calls it before it looks up names of a scenario; a second call costs nothing.
-    """
+    """Import the modules that a scenario lists in ``plugins``, so that their parts are registered."""
     for index, module in enumerate(modules):
         with blaming(key=f"plugins.{index}"):
             _import(module, search)

@@ -31,10 +31,7 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Return a line such as ``must be ≥ 0, got -1`` for an entry of ``ValidationError.errors()``.
-
-    `known` are the keys that an unknown one may be a slip of.
-    """
+    """Word an entry of ``ValidationError.errors()``, such as ``must be ≥ 0, got -1``."""
     kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
     if kind in _UNKNOWN:
         return f"unknown key; {did_you_mean(str(error['loc'][-1]), known)}"

@@ -172,10 +172,7 @@ Read = TypeVar("Read", bound=_OfClients)
 def read_file_of_clients(
     name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
 ) -> tuple[Read, Path]:
-    """Read a schedule or a graph of N clients from a JSON file; return it, and where it was found.
-
-    A missing file, another number of clients, or an error of `parse` is a `UserError` at the key.
-    """
+    """Read a schedule or graph of N clients from a JSON file; return it and the file's place."""
     path = find_file(name, search, key=key)
     try:
         found = parse(path.read_text(encoding="utf-8"))

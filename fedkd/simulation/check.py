@@ -71,10 +71,7 @@ def check_without_plugins(
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
-    """Build every model; yield lines about models and data.
-
-    Return the most parameters that a model exchanges, the work of a round, and words on sketches, if any.
-    """
+    """Build every model, yield lines; return most exchanged parameters, a round's work, and sketches."""
     from fedkd.clients.costs.arithmetic import workload
     from fedkd.clients.costs.model_memory import checked_models
     from fedkd.clients.local_samples import share_held_out

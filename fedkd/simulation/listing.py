@@ -86,10 +86,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
 
 
 def runs(folder: str | Path = "runs") -> RunList:
-    """Return the runs below a folder: itself, if it is one, or those of a bench's cells.
-
-    A bench within the folder is one entry. No such folder is a `UserError`.
-    """
+    """Return the runs at or below a folder or of a bench's cells; a bench within it is one entry."""
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
     root = expanded(folder)

@@ -204,10 +204,7 @@ def _rounds(
     stopping: Callable[[], bool],
     resume: bool,
 ) -> Totals:
-    """Run all rounds and return their costs; where actors are lost, go on from the last checkpoint.
-
-    After too many losses (see `RestartPolicy`), raise `EngineLost`.
-    """
+    """Run all rounds, from the last checkpoint again if actors are lost, and return their costs."""
     from fedkd.engine.started_engine import RestartPolicy, restart_point
     from fedkd.federation.apps.server_app import ServerContext, app
     from fedkd.federation.checkpoint import CheckpointStore

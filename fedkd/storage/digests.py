@@ -38,10 +38,7 @@ def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
 
 
 def write_table(path: Path, arrays: Arrays, run: str) -> None:
-    """Write arrays as a ``.npz`` with the digest of its run; the same bytes for the same arrays.
-
-    The name of the file is part of what is digested.
-    """
+    """Write arrays as a ``.npz`` with digests of its run, its name and itself; always the same bytes."""
     told = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
     digest = bytes.fromhex(content_digest({"file": path.name}, told))
     content = BytesIO()

@@ -20,11 +20,7 @@ KEY = "data.partition.path"
 def read_partition_file(
     scheme: Partition, clients: int, samples: int, search: Iterable[Path] = ()
 ) -> list[np.ndarray]:
-    """Read a JSON list with one list of sample indices per client, and return them sorted, int64.
-
-    Indices are below `samples`, those of the data set's train split. A relative path lies in `search`, or in
-    the working folder.
-    """
+    """Return the sorted int64 indices of each client from a JSON file, all below `samples`."""
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
     path = find_file(scheme.path, search, key=KEY)

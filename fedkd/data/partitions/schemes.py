@@ -21,10 +21,7 @@ LEAST_SAMPLES = 2
 def partition(
     labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
 ) -> list[np.ndarray]:
-    """Deal samples with labels [n] by one of the drawn schemes, and return their positions.
-
-    A `task` is given where the samples belong to it alone.
-    """
+    """Deal samples with labels [n], of one `task` if it is given, and return their positions."""
     floor = check_sizes(len(labels), clients, scheme)
     rng = numpy_generator(seed, "partition", task=task)
     if scheme.scheme == "quantity":

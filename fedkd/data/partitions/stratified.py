@@ -50,13 +50,7 @@ def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -
 
 
 def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarray:
-    """Return [n] bool, True for the test split of a data set that comes without one.
-
-    Args:
-        labels: [n] int64.
-        test_share: Share of every class that goes to the test split.
-        seed: Seed of the data set, not of the scenario.
-    """
+    """Return [n] bool, True for a share of each class, by the seed of a data set without a test split."""
     size = round(test_share * len(labels))
     if not 0 < size < len(labels):
         told = f"must leave both splits at least one of {len(labels)} samples, got {test_share}"

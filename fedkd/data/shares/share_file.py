@@ -140,11 +140,7 @@ def write_share(folder: Path, share: Share) -> None:
 
 
 def read_share(folder: Path) -> Share:
-    """Read a share that `write_share` wrote.
-
-    Raises:
-        UserError: It is missing, partial, or no share.
-    """
+    """Read a share that `write_share` wrote; a missing or damaged one is a `UserError`."""
     manifest = _read_manifest(folder / MANIFEST)
     path = folder / ARRAYS
     try:

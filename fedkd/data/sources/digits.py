@@ -19,11 +19,7 @@ TEST_SHARE = 0.2
 
 
 def load(request: SourceRequest) -> Dataset:
-    """Return the digits, [n, 1, 8, 8] in 0..1.
-
-    scikit-learn ships no test split. This one is a fifth of every class and independent of the scenario's
-    seed.
-    """
+    """Return the digits, [n, 1, 8, 8] in 0..1; a fifth of every class is the test split."""
     request.arguments()
     rows = _rows()
     x = (rows[:, :-1].reshape(-1, 1, 8, 8) / 16.0).astype(np.float32)

@@ -65,10 +65,7 @@ def black_of(statistics: Statistics) -> np.ndarray:
 
 
 def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
-    """Bring all samples of a data set to one shape, converting between colour and grey if needed.
-
-    uint8 images stay uint8, rounded as image libraries do: a quarter of the memory.
-    """
+    """Bring a data set to one shape, between colour and grey if needed; uint8 images stay uint8."""
     if dataset.shape == shape:
         return dataset
     if is_integer(dataset.train_x) or not len(dataset.shape) == len(shape) == 3:

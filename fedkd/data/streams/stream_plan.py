@@ -21,10 +21,7 @@ DEFAULT_WINDOW = 4
 
 
 def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Return the classes of every task of a `split` or `overlapping` stream, in label order.
-
-    `seed` is that of a `shuffled` class order without its own.
-    """
+    """Return the classes of every task of a `split` or `overlapping` stream, in label order."""
     if tasks.classes is not None:
         for task, listed in enumerate(tasks.classes):
             for place, label in enumerate(listed):

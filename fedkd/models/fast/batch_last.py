@@ -100,10 +100,7 @@ def _is_for_us(images: Tensor, weight: Tensor) -> bool:
 
 
 def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) -> Tensor:
-    """Return ``[H + 2 P, k', C, W', B]``: the pixels under each place k' in a kernel's row.
-
-    The inputs of a row of outputs are then one contiguous matrix ``[k · k' · C, W' · B]``.
-    """
+    """Return ``[H + 2 P, k', C, W', B]``: the pixels under each place k' in a kernel's row."""
     rows, (tall, wide) = batch_last(images), padding
     height, channels, width, batch = rows.shape
     if tall or wide:
@@ -183,10 +180,7 @@ def _for_weight(outer: Tensor, windows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _for_small_weight(outer: Tensor, windows: Tensor, shape: torch.Size, together: int) -> Tensor:
-    """Return the same by products of several rows of outputs with all their inputs.
-
-    The wasted part costs less than many small products.
-    """
+    """Return it by few large products: their wasted part costs less than many small ones."""
     number, channels, tall, wide = shape
     met, several = _rows_met(windows, tall, together), wide * channels
     groups, columns, length = met.shape

@@ -67,10 +67,7 @@ class FlopCounter(KernelMode):
 
 
 class Allowance(KernelMode):
-    """Limits the total bytes of tensors made from a size (`empty`, `zeros`, `randn`, …) in its block.
-
-    `told` describes the limit in the error: ``a quarter of this machine's memory``.
-    """
+    """Limits the bytes of all tensors made from a size in its block; `told` describes the limit."""
 
     def __init__(self, limit: int, told: str) -> None:
         super().__init__()

@@ -52,10 +52,7 @@ def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
 def without_moot_keys(
     scenario: Scenario, strategy: FusionStrategy | None = None, layers: OverrideLayers = NO_OVERRIDES
 ) -> Scenario:
-    """Return a scenario without keys that a higher layer made moot.
-
-    Without a strategy only rows that do not ask it apply. Other keys that nothing reads are a `UserError`.
-    """
+    """Return a scenario without moot keys, by rows about its strategy, or by the others if that is None."""
     given, fixed = scenario, len(layers.over)
     for row in TABLE:
         asked = row.asks_strategy == (strategy is not None) and is_set(given, row.key)
