@@ -90,7 +90,13 @@ def split_samples(
         if not len(common):
             raise UserError("no client has two training samples, to hold one out", key="data.validation")
     else:
-        common = _common_test_set(test_y, data.test_size, seed, task)
+        common = np.arange(len(test_y))
+        if data.test_size is not None:
+            if data.test_size > len(test_y):
+                told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
+                raise UserError(told, key="data.test_size")
+            rng = numpy_generator(seed, "common-test-set", task=task)
+            common = np.flatnonzero(stratified_choice(test_y, data.test_size, rng))
     parts = [part for split in splits for part in split]
     bounds = list(pairwise([0, *np.cumsum(list(map(len, parts))).tolist()]))
     return SampleSplit(
@@ -135,14 +141,3 @@ def _shards(
     if data.partition.scheme in PARTITIONS.builtin:
         return partition(labels[free], data.clients, data.partition, seed, task=task)
     return plugged_partition(labels[free], data.clients, data.partition, seed, search, task=task)
-
-
-def _common_test_set(labels: np.ndarray, size: int | None, seed: int, task: int | None) -> np.ndarray:
-    """Return the test indices of the common test set, ascending."""
-    if size is None:
-        return np.arange(len(labels))
-    if size > len(labels):
-        told = f"must be ≤ {len(labels)}, the test samples there are, got {size}"
-        raise UserError(told, key="data.test_size")
-    rng = numpy_generator(seed, "common-test-set", task=task)
-    return np.flatnonzero(stratified_choice(labels, size, rng))

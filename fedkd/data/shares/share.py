@@ -59,7 +59,7 @@ def share_of_client(data: Data, client: int, *, public_labels: bool = False) -> 
     def cut(part: FederatedData) -> FederatedData:
         own = part.client(client)
         return replace(
-            _of_others_nothing(part, client, len(own.train_y), len(own.test_y)),
+            of_one_client(part, client, len(own.train_y), len(own.test_y)),
             x=np.concatenate([own.train_x, own.test_x]),
             y=np.concatenate([own.train_y, own.test_y]),
             transfer_y=None,
@@ -74,7 +74,7 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 
     def cut(part: FederatedData) -> FederatedData:
         return replace(
-            _of_others_nothing(part, None, 0, 0),
+            of_one_client(part, None, 0, 0),
             x=part.x[:0],
             y=part.y[:0],
             test_x=part.test_x[:0],
@@ -117,10 +117,10 @@ def share_of_samples(
         test_y=samples.test_y,
         statistics=statistics,
     )
-    return Share(client, _of_others_nothing(whole, client, len(train), len(test)))
+    return Share(client, of_one_client(whole, client, len(train), len(test)))
 
 
-def _of_others_nothing(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
+def of_one_client(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
     """Return data with the bounds of one client's samples, `train` of them followed by `test`."""
     own = ((0, train), (train, train + test))
     bounds = [tuple(b if n == client else NOBODYS for n in range(part.num_clients)) for b in own]

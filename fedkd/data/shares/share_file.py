@@ -22,7 +22,7 @@ from fedkd.data.dataset import LARGEST
 from fedkd.data.federated import FederatedData
 from fedkd.data.memory_budget import check_fits
 from fedkd.data.normalise import AsStored, Statistics
-from fedkd.data.shares.share import NOBODYS, Share
+from fedkd.data.shares.share import NOBODYS, Share, of_one_client
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
 from fedkd.errors import UserError, blaming
@@ -229,17 +229,15 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         raise UserError(
             f"part {place}: {len(found['x'])} samples are not {said.train} to train on and {said.test}"
         )
-    own = ((0, said.train), (said.train, said.train + said.test))
-    bounds = [tuple(b if n == manifest.client else NOBODYS for n in range(manifest.clients)) for b in own]
     kind = AsStored if said.as_stored else Statistics
-    return FederatedData(
+    data = FederatedData(
         name=said.name,
         class_names=tuple(said.class_names),
         input_shape=tuple(said.input_shape),
         x=found["x"],
         y=found["y"],
-        train_bounds=bounds[0],
-        test_bounds=bounds[1],
+        train_bounds=(NOBODYS,) * manifest.clients,
+        test_bounds=(NOBODYS,) * manifest.clients,
         source_index=np.arange(len(found["x"])),
         transfer_x=found["transfer_x"],
         test_x=found["test_x"],
@@ -248,6 +246,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         foreign_y=found.get("foreign_y"),
         statistics=kind(found["mean"], found["std"]),
     )
+    return of_one_client(data, manifest.client, said.train, said.test)
 
 
 def _check_samples(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -34,8 +34,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: Progress) -> Path:
     """Download `path` from the first of `urls` with the right content; an error ends with `hint`."""
-    if path.is_file() and file_md5(path) == md5:
-        return path
+    if path.is_file():
+        with path.open("rb") as file:  # the checksum guards against accidents; it is no proof of origin
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        if found.hexdigest() == md5:
+            return path
     reasons: list[str] = []
     for url in urls:
         try:
@@ -45,12 +48,6 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
             reasons.append(str(error))
     told = f"cannot download {path.name} ({'; '.join(dict.fromkeys(reasons))}); {hint}"
     raise UserError(told, key="data.root")
-
-
-def file_md5(path: Path) -> str:
-    """Return the MD5 checksum of a file. It guards against accidents; it is no proof of origin."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _fetch(url: str, path: Path, md5: str, progress: Progress) -> None:

@@ -261,7 +261,9 @@ class MaxPool2d(nn.MaxPool2d):
                 return halved_max(input)
             out: Tensor = HalvingMax.apply(input)
             return out
-        if torch.is_grad_enabled() or not self._halves or not _lies_channels_last(input):
+        on_cpu = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
+        lies = on_cpu and min(input.shape[2:]) > 1 and input.is_contiguous(memory_format=torch.channels_last)
+        if torch.is_grad_enabled() or not self._halves or not lies:
             return super().forward(input)
         height, width = 2 * (input.shape[2] // 2), 2 * (input.shape[3] // 2)
         rows = torch.maximum(input[:, :, 0:height:2], input[:, :, 1:height:2])
@@ -276,16 +278,6 @@ class MaxPool2d(nn.MaxPool2d):
     def _halves(self) -> bool:
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         return window == (2, 2, 0, 1) and not self.ceil_mode and not self.return_indices
-
-
-def _lies_channels_last(images: Tensor) -> bool:
-    return (
-        images.device.type == "cpu"
-        and images.dim() == 4
-        and images.numel() > 0
-        and min(images.shape[2:]) > 1
-        and images.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 class Flatten(nn.Flatten):

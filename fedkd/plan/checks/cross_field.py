@@ -21,7 +21,16 @@ DRAWN_TRANSFERS = ("holdout", "noise")
 
 def check_scenario(scenario: Scenario) -> None:
     """Refuse fields of a scenario that contradict each other, at the key that is the easiest to change."""
-    _check_clients(scenario)
+    clients, groups = scenario.data.clients, len(scenario.clients)
+    for key in ("clients_per_round", "evaluate_clients"):
+        number = getattr(scenario, key) or 0
+        refuse_if(number > clients, f"must be ≤ data.clients ({clients}), got {number}", key)
+    refuse_if(
+        groups > clients,
+        f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
+        f" got {groups}",
+        "clients",
+    )
     _check_data(scenario.data)
     refuse_if(
         scenario.end_with == "training" and scenario.continual is not None,
@@ -161,19 +170,6 @@ def _check_stream_data(tasks: TaskStream, data: Data) -> None:
             f"'{name}' is read from a path, which only data.args has: make it data.dataset",
             key,
         )
-
-
-def _check_clients(scenario: Scenario) -> None:
-    clients, groups = scenario.data.clients, len(scenario.clients)
-    for key in ("clients_per_round", "evaluate_clients"):
-        number = getattr(scenario, key) or 0
-        refuse_if(number > clients, f"must be ≤ data.clients ({clients}), got {number}", key)
-    refuse_if(
-        groups > clients,
-        f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
-        f" got {groups}",
-        "clients",
-    )
 
 
 def _check_data(data: Data) -> None:

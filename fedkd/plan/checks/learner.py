@@ -50,7 +50,10 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             " exchanges predictions",
             key=KEY,
         )
-    if "weights" in needs and traits.begins_anew and not _in_step(plan):
+    schedule, takes_part = plan.schedule, plan.schedule.participation
+    everybody = (takes_part.clients_per_round or schedule.clients) >= schedule.clients
+    in_step = schedule.in_step and everybody and takes_part.dropout == 0.0
+    if "weights" in needs and traits.begins_anew and not in_step:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
             " all clients have to be there in every round, at the same task",
@@ -72,7 +75,15 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
             key="training.early_stopping",
         )
-    _check_recipe(learner, plan)
+    # Neither private samples nor targets come along where each is trained on once, or by itself.
+    once_only = "each sample is trained on once" if scenario.continual.online else None
+    remembers = f"'{learner.name}' trains on what it remembers alone" if traits.replays_only else None
+    for name, given, reason in (
+        ("ce_weight", plan.recipe.ce_weight, remembers or once_only),
+        ("kd_weight", plan.recipe.kd_weight, remembers),
+    ):
+        if given > 0 and reason is not None:
+            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
     if scenario.fusion.logit_adjustment != 0:
         raise UserError(
             f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
@@ -106,26 +117,6 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
-
-
-def _check_recipe(learner: Learner, plan: Plan) -> None:
-    """Refuse to bring private samples or targets along where each is trained on once, or by itself."""
-    assert plan.scenario.continual is not None
-    why = "each sample is trained on once" if plan.scenario.continual.online else None
-    remembers = f"'{learner.name}' trains on what it remembers alone" if learner.traits.replays_only else None
-    for name, given, reason in (
-        ("ce_weight", plan.recipe.ce_weight, remembers or why),
-        ("kd_weight", plan.recipe.kd_weight, remembers),
-    ):
-        if given > 0 and reason is not None:
-            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
-
-
-def _in_step(plan: Plan) -> bool:
-    """Return whether all clients take part in every round, at the same task."""
-    schedule, asked = plan.schedule, plan.schedule.participation.clients_per_round
-    every = asked is None or asked >= schedule.clients
-    return schedule.in_step and every and schedule.participation.dropout == 0.0
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:

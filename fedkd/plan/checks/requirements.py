@@ -30,7 +30,7 @@ from fedkd.plan.checks.model_parts import (
 )
 from fedkd.plan.checks.streams import check_backward, check_class_stream, check_masks, check_orthogonal
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.scenario.schema import ClientGroup
 
 KEY = "fusion.strategy"
 
@@ -71,7 +71,13 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if "three_classes" in needs:
         check_three_classes(name, data)
     if "plain_sgd" in needs:
-        _check_plain_sgd(scenario)
+        training, reason = scenario.training, f"a local step of '{name}' is lr times a gradient"
+        chosen, stops = training.optimizer, training.early_stopping is not None
+        refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", "training.optimizer")
+        told = f"must be 0, got {training.momentum:g}: {reason}"
+        refuse_if(training.momentum, told, "training.momentum")
+        told = f"not allowed, because it goes back to earlier weights: {reason}"
+        refuse_if(stops, told, "training.early_stopping")
     if "class_stream" in needs:
         check_class_stream(plan)
     if "normalised_samples" in needs:
@@ -157,14 +163,3 @@ def _check_generated(plan: Plan, data: Data) -> None:
     )
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
     check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
-
-
-def _check_plain_sgd(scenario: Scenario) -> None:
-    """Refuse whatever makes a local step something else than lr times a gradient."""
-    key, training = "training", scenario.training
-    reason = f"a local step of '{scenario.fusion.strategy}' is lr times a gradient"
-    chosen, momentum, stops = training.optimizer, training.momentum, training.early_stopping is not None
-    refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", f"{key}.optimizer")
-    refuse_if(momentum, f"must be 0, got {momentum:g}: {reason}", f"{key}.momentum")
-    told = f"not allowed, because it goes back to earlier weights: {reason}"
-    refuse_if(stops, told, f"{key}.early_stopping")
