@@ -1,7 +1,5 @@
 """``fedkd list``: what a scenario can name, described by the code's own docstrings."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

@@ -3,8 +3,6 @@
 argcomplete brings it to a shell: ``eval "$(register-python-argcomplete fedkd)"``.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """``fedkd doctor``: installed packages, devices and data sets."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

@@ -4,8 +4,6 @@ Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: inter
 on standard error. Heavy imports wait until a verb needs them.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """``fedkd watch``: follow a run from another terminal, or from another machine that sees its folder."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,7 +1,5 @@
 """A labelled data set in memory, with a train split and a test split."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The data of one federation: every client's shard, the transfer set, the common test set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod

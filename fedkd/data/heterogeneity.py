@@ -4,8 +4,6 @@ Training and local test samples of a client share its skew; the transfer set and
 none. Only training labels are wrong.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Limits of memory: a compressed file, or a number in a scenario, can claim any size."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from contextlib import suppress

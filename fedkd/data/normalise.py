@@ -1,7 +1,5 @@
 """Zero mean and unit variance, of every channel of images or feature of vectors; or samples as stored."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

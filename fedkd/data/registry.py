@@ -1,7 +1,5 @@
 """Data sets and partition schemes by name."""
 
-from __future__ import annotations
-
 from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError

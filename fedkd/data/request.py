@@ -1,7 +1,5 @@
 """What a data source is asked for, and where it may look."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The sources of a scenario's samples, and their normalisation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

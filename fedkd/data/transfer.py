@@ -1,7 +1,5 @@
 """The transfer set: unlabelled samples that every participant holds."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The factory of checked models from a scenario's client groups."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

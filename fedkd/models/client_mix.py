@@ -1,7 +1,5 @@
 """The assignment of models to clients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any

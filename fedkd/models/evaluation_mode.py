@@ -1,7 +1,5 @@
 """Predictions that leave the model as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

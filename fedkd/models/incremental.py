@@ -1,7 +1,5 @@
 """Classifiers with their own way to learn from guidance, a method `distill`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol, runtime_checkable
 

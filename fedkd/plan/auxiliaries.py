@@ -1,7 +1,5 @@
 """Make the auxiliary networks that a strategy declares, for one client."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ A client's course says in which order it meets tasks, for how long, and when it 
 drawn by itself. A bound on the lag settles times round by round, for all clients together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from math import inf
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Simulated time: how long a client takes for a job, and a message for its way. Drawn from the seed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import exp
 

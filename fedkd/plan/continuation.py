@@ -1,7 +1,5 @@
 """Check that a run may go on under the scenario that its folder now holds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

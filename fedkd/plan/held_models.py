@@ -1,7 +1,5 @@
 """Which clients hold the same model after fusion."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from contextlib import suppress
 

@@ -1,7 +1,5 @@
 """The JSON schema of scenario files, for editors that complete and check them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import TypeAdapter

@@ -1,7 +1,5 @@
 """Scenario files in, plans out."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Estimate how many uploads lie in memory from one round to the next."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Hyper-parameters of strategies and learners: the fields of a frozen dataclass, pydantic's or plain."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Words validation errors: what is wrong, what is allowed, what came instead."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``fedkd new``: a working part of your own to start from, with a scenario and a test."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """Keys of other tools and of earlier releases, and their names here; one sentence for each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fedkd.errors import UserError

@@ -1,7 +1,5 @@
 """The `[continual]` section of a scenario: the stream of tasks, and how it is learned."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field

@@ -1,7 +1,5 @@
 """Words validation errors of scenarios, with the key and the keys that are allowed there."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Identity of a scenario: the keys that decide its results, their digest, and their changes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

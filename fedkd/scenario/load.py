@@ -3,8 +3,6 @@
 `fedkd.plan` looks up the names of a scenario, and checks their hyper-parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``--set a.b=value``: changes single values of a scenario, with TOML's own types."""
 
-from __future__ import annotations
-
 import datetime
 import itertools
 from collections.abc import Mapping, Sequence

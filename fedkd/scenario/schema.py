@@ -4,8 +4,6 @@ Loading, ``--set``, error messages and the JSON schema all come from these model
 `tracking`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Tables of a scenario: what clients hold and are, how they train, when, and whom they hear."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -4,8 +4,6 @@ They lie in ``scenarios/`` of the repository, or in ``fedkd/shipped/`` of an ins
 path below that folder without ``.toml``, such as ``continual/quickstart``, or a last part that is unique.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a scenario alone says of its stream of tasks: how many, with which head, tested how."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fedkd.errors import UserError

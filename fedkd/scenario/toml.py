@@ -1,7 +1,5 @@
 """Parses TOML; failures inside Python's parser are errors of the text."""
 
-from __future__ import annotations
-
 import tomllib
 from typing import Any
 

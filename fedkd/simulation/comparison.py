@@ -1,7 +1,5 @@
 """``fedkd compare``: two runs, client by client, and what differs in their scenarios."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """``fedkd runs``: the runs below a folder, and how far each has come."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The result of a run, for programs and for notebooks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """Digests of tables of arrays, and files of arrays that hold their own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

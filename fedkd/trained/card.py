@@ -1,7 +1,5 @@
 """The model card of an export, in Markdown."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

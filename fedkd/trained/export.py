@@ -6,8 +6,6 @@ DIR/export/README.md                    the model card
            client-00003.safetensors     one a client, or one a client and task whose weights differ
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

@@ -1,7 +1,5 @@
 """Networks that stand alone: with a task's effective tensors in place, and as Python source without fedkd."""
 
-from __future__ import annotations
-
 import builtins
 import re
 import types

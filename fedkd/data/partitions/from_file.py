@@ -1,7 +1,5 @@
 """A partition from a JSON file: `scheme = "file"`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A user's own function as a partition scheme: `scheme = "pkg.mod:function"`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from pathlib import Path

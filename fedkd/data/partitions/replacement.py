@@ -4,8 +4,6 @@ There may be more clients than samples. A client holds no sample twice. Samples 
 tests are parted first, so no client trains on a test sample of another.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.data.partitions.schemes import (

@@ -5,8 +5,6 @@ label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-p
 (2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.data.partitions.stratified import apportion

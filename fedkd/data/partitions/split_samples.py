@@ -1,7 +1,5 @@
 """The place of every sample: transfer set, a client's training and test part, common test set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

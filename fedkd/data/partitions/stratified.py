@@ -1,7 +1,5 @@
 """Splits that keep class shares: common test set, a data set's test split, a client's local split."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.errors import UserError

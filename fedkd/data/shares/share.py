@@ -1,7 +1,5 @@
 """The data of one participant of a federation, without those of others."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Samples are normalised and, in a stream, changed by the task. The JSON is writte
 itself and one of the arrays, so that no partial or damaged file is read. There are no pickles.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

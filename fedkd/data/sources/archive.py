@@ -1,7 +1,5 @@
 """Tar archives, read in memory: nothing is unpacked, so no member can escape a folder."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma

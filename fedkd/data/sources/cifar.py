@@ -5,8 +5,6 @@ batches is read too, but only after every file matches the checksum that torchvi
 unpickler that can build nothing but NumPy arrays.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

@@ -1,7 +1,5 @@
 """Downloads that are whole or absent."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile

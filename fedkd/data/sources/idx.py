@@ -1,7 +1,5 @@
 """MNIST and Fashion-MNIST: 60,000 + 10,000 grey images of 28×28 pixels, in IDX files."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from pathlib import Path

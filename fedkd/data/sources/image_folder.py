@@ -1,7 +1,5 @@
 """A folder, or a tar archive, of images sorted into one folder per class."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings

@@ -1,7 +1,5 @@
 """A user's arrays from a `.npz` file."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from typing import Any

@@ -1,7 +1,5 @@
 """A user's own function as a data set: `dataset = "pkg.mod:function"`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterog
 arXiv:1812.06127, after Shamir, Srebro & Zhang (ICML 2014).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.data.dataset import Dataset

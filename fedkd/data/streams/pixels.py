@@ -1,7 +1,5 @@
 """Changes of pixels in tasks: permutation, rotation, a common shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -5,8 +5,6 @@
 stream begins upright, and a `permuted` one unpermuted unless `permute_first` is set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

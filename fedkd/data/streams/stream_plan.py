@@ -4,8 +4,6 @@ Heads follow the three scenarios of van de Ven & Tolias (2019), "Three scenarios
 learning", arXiv:1904.07734: task-, domain- and class-incremental learning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

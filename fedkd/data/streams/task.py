@@ -1,7 +1,5 @@
 """One task of a stream: a federation's data, perhaps with changed pixels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary

@@ -8,8 +8,6 @@ Convolutions add in another order than torch's. In float32, outputs and gradient
 1e-4 (``tests/models/test_batch_last.py``); pooling and flattening agree with torch to the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Access to every kernel that torch runs, and torch's private names for models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any

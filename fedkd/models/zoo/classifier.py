@@ -1,7 +1,5 @@
 """The form of every model of the zoo: a body that makes features, and a linear head."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The two-convolution CNN of the FedAvg paper."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from fedkd.errors import UserError

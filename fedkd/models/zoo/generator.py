@@ -1,7 +1,5 @@
 """Generators: networks that make samples from noise and a label."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

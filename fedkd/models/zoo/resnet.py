@@ -1,7 +1,5 @@
 """Residual networks for small images."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Cross-field validation of orders, clocks, absences and asynchronous rounds."""
 
-from __future__ import annotations
-
 from fedkd.errors import refuse_if
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream

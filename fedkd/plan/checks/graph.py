@@ -1,7 +1,5 @@
 """Whether a strategy, and what a scenario says of it, can do without a server."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 

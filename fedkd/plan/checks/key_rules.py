@@ -1,7 +1,5 @@
 """Which keys of a scenario are read only together with others: a table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

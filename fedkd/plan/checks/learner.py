@@ -1,7 +1,5 @@
 """Whether a learner can keep its word with a scenario's models and its strategy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

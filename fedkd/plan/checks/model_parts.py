@@ -1,7 +1,5 @@
 """Requirements on the parts of models, the classes of data, and the predictions of strategies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

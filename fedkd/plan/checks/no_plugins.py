@@ -4,8 +4,6 @@ Opening a scenario imports the modules that it names, and checking it calls what
 ``dataset = "os:system"`` runs a command. Look first at a scenario from elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Whether a scenario's clients and data can do what its fusion strategy needs, before anything runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether a stream of tasks, or none, is what a strategy and the keys of `[fusion]` can work with."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from fedkd.continual.mixins import Phases

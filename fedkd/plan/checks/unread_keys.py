@@ -4,8 +4,6 @@ Such a key says something that does not happen, so it is refused where somebody 
 It is left out where a higher layer, such as ``--set``, made it moot.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
