@@ -132,7 +132,6 @@ def learners() -> Iterator[str]:
 
 
 def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dict[str, list[Line]]:
-    """Return the lines of a registry's parts by family; `told` returns a part's family and its needs."""
     families: dict[str, list[Line]] = {}
     for name, part in _parts(registry):
         family, line = "Cannot be used", ("", name, str(part))
@@ -309,7 +308,6 @@ def _row(label: str, text: str) -> str:
 
 
 def _summary(described: Any) -> str:
-    """Return the first paragraph of a docstring as one line."""
     text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split()).removeprefix("Return ")
     return text[:1].upper() + text[1:]
 

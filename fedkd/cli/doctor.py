@@ -69,7 +69,6 @@ def has_nvidia_driver() -> bool:
 
 
 def _why_none(built_for: str | None, driver: bool) -> str:
-    """Say why torch sees no GPU: its build, or the machine."""
     if built_for is None:
         more = "though there is an NVIDIA driver" if driver else "all that is needed"
         return f"torch is the CPU build, {more}"
@@ -115,7 +114,6 @@ def _data_rows() -> Iterator[str]:
 
 
 def _executor_rows() -> Iterator[str]:
-    """Say what ``training.executor = "auto"`` has measured on this machine."""
     from fedkd.clients.local.executor_cache import cache_file, measured_steps
 
     measured = measured_steps()

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedkd.fusion.capabilities import Capabilities
 
-Line = tuple[str, str, str]
-"""What a part needs, its name, and what it does."""
+Line = tuple[str, str, str]  # what a part needs, its name, and what it does
 FLOWERS = "Averages of all weights, by Flower"
 BASELINES, PUBLIC, STATISTICS, WEIGHTS, SECOND, STREAMS = FAMILIES = (
     "Baselines",
@@ -40,8 +39,7 @@ SHORT = {
     "graph": "no server",
 }
 """What sets a strategy's needs apart, in a list."""
-WIDEST = 96
-"""Letters that a list has for what a part does."""
+WIDEST = 96  # letters that a list has for what a part does
 
 
 def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:

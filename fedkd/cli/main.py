@@ -24,8 +24,7 @@ from fedkd.scenario.shipped import LISTED, Kind
 from fedkd.storage.paths import expanded
 
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
-READER_LEFT = 141
-"""Exit status of a program that wrote to a closed pipe: 128 + SIGPIPE."""
+READER_LEFT = 141  # exit status of a program that wrote to a closed pipe: 128 + SIGPIPE
 
 
 def program() -> int:

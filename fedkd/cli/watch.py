@@ -106,7 +106,6 @@ class _Follower:
         return again
 
     def _report(self, round: int) -> RoundReport:
-        """Return a round's report, as far as it can be read from the run folder."""
         rows, costs, schedule = self._rows.get(round, []), self._costs.get(round, []), self._plan.schedule
         means = [row for row in rows if row["client"] is None and row["value"] is not None]
         whole = {(row["split"], row["metric"]): row["value"] for row in means if row["task"] is None}
@@ -145,8 +144,6 @@ class _Follower:
 
 
 class _Tail:
-    """The lines that are added to a file."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
@@ -182,7 +179,6 @@ class _Tail:
 
 
 def _key(row: Mapping[str, Any]) -> str:
-    """Return the name that a mean has in a report."""
     if row["task"] is None:
         return f"{row['split']}/{row['metric']}"
     return f"{row['metric']}/{row['split']}/{row['task']}"

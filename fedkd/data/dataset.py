@@ -8,8 +8,7 @@ import numpy as np
 
 from fedkd.errors import UserError, described
 
-LARGEST = 1e15
-"""Largest value in a sample: sums of squares of thousands of larger ones overflow float32."""
+LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of larger ones overflow float32
 
 
 @dataclass(frozen=True)

@@ -54,32 +54,24 @@ class FederatedData:
 
     name: str
     class_names: tuple[str, ...]
-    input_shape: tuple[int, ...]
-    """(channels, height, width) of an image, (features,) of a vector."""
+    input_shape: tuple[int, ...]  # (channels, height, width) of an image, (features,) of a vector
     x: np.ndarray
     """[S, *input_shape] private samples, client after client, train before test, with clients' skew."""
-    y: np.ndarray
-    """[S] int64 their labels, with label noise."""
+    y: np.ndarray  # [S] int64 their labels, with label noise
     train_bounds: tuple[tuple[int, int], ...]
     """Start and stop of every client's training samples in `x` and `y`."""
     test_bounds: tuple[tuple[int, int], ...]
-    source_index: np.ndarray
-    """[S] int64 index of every private sample in the data set's train split."""
-    transfer_x: np.ndarray
-    """[M, *input_shape] the transfer set, unlabelled."""
-    test_x: np.ndarray
-    """[K, *input_shape] the common test set."""
+    source_index: np.ndarray  # [S] int64 index of every private sample in the data set's train split
+    transfer_x: np.ndarray  # [M, *input_shape] the transfer set, unlabelled
+    test_x: np.ndarray  # [K, *input_shape] the common test set
     test_y: np.ndarray
     transfer_y: np.ndarray | None = None
     """[M] int64 labels of a held-out transfer set, for servers, and for clients to pretrain; else None."""
     foreign_y: np.ndarray | None = None
     """[M] int64 labels of a transfer set from another data set, in its classes; else None."""
-    skew: tuple[Skew, ...] = ()
-    """Drawn skew of every client; empty if clients differ only in their labels."""
-    statistics: Statistics | None = None
-    """Normalisation for samples that come later; None: unknown."""
-    owners: tuple[str, ...] = ()
-    """Name of each client's owner; empty where the data name none."""
+    skew: tuple[Skew, ...] = ()  # drawn skew of every client; empty if clients differ only in their labels
+    statistics: Statistics | None = None  # normalisation for samples that come later; None: unknown
+    owners: tuple[str, ...] = ()  # name of each client's owner; empty where the data name none
 
     @property
     def classes(self) -> int:

@@ -17,14 +17,10 @@ from fedkd.scenario.schema import Heterogeneity
 class Skew:
     """The skew of one client."""
 
-    angle: float = 0.0
-    """Degrees of its images' counter-clockwise rotation."""
-    noise: float = 0.0
-    """Standard deviation of the noise on its samples, in units of the normalised data."""
-    colour: tuple[float, ...] = ()
-    """Factor of each channel; empty: all 1."""
-    label_noise: float = 0.0
-    """Share of its training labels that are replaced."""
+    angle: float = 0.0  # degrees of its images' counter-clockwise rotation
+    noise: float = 0.0  # standard deviation of the noise on its samples, in units of the normalised data
+    colour: tuple[float, ...] = ()  # factor of each channel; empty: all 1
+    label_noise: float = 0.0  # share of its training labels that are replaced
 
 
 def draw_skews(

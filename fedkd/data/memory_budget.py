@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fedkd.errors import UserError
 
-SHARE = 0.5
-"""Share of memory for one data set: dealing copies the data once more."""
+SHARE = 0.5  # share of memory for one data set: dealing copies the data once more
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """A container's limit, for either version of control groups."""
 

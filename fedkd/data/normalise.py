@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SMALLEST_STD = 1e-8
-"""Below it a channel is constant: it is centred and left unscaled."""
+SMALLEST_STD = 1e-8  # below it a channel is constant: it is centred and left unscaled
 CHUNK = 4096
 
 

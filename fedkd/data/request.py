@@ -41,16 +41,11 @@ class SourceRequest:
 
     name: str
     root: Path
-    args: Mapping[str, Any] = field(default_factory=dict)
-    """The scenario's `data.args`."""
-    search: tuple[Path, ...] = ()
-    """The scenario's folders (`plugin_path`), for relative paths and plug-ins."""
-    progress: Progress = silent
-    """Called with one line at a time during downloads and decoding."""
-    integers: bool = False
-    """Whether integer samples, such as token ids, stay integers (int64)."""
-    clients: int = 10
-    """Number of clients N, for sources with samples for each."""
+    args: Mapping[str, Any] = field(default_factory=dict)  # the scenario's `data.args`
+    search: tuple[Path, ...] = ()  # the scenario's folders (`plugin_path`), for relative paths and plug-ins
+    progress: Progress = silent  # called with one line at a time during downloads and decoding
+    integers: bool = False  # whether integer samples, such as token ids, stay integers (int64)
+    clients: int = 10  # number of clients N, for sources with samples for each
 
     @property
     def folders(self) -> tuple[Path, ...]:

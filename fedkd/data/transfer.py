@@ -58,10 +58,8 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
 class PublicSamples(NamedTuple):
     """A transfer set that no client owns."""
 
-    x: np.ndarray
-    """[M, *shape] normalised samples."""
-    y: np.ndarray | None
-    """[M] int64 labels in the classes of their data set; None: they have none."""
+    x: np.ndarray  # [M, *shape] normalised samples
+    y: np.ndarray | None  # [M] int64 labels in the classes of their data set; None: they have none
 
 
 def foreign_samples(

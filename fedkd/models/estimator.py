@@ -17,13 +17,10 @@ import numpy as np
 
 from fedkd.errors import TrainingDiverged, UserError
 
-FLOOR = 1e-6
-"""Smallest probability: its logarithm is the lowest logit an estimator gives."""
+FLOOR = 1e-6  # smallest probability: its logarithm is the lowest logit an estimator gives
 MOST_TREES = 100_000
-NEGLIGIBLE = 1e-2
-"""Rows of guidance below this probability are left out of a refit."""
-LARGEST_LOGIT = 1e30
-"""Larger logits change nothing; float32 ends at 3e38."""
+NEGLIGIBLE = 1e-2  # rows of guidance below this probability are left out of a refit
+LARGEST_LOGIT = 1e30  # larger logits change nothing; float32 ends at 3e38
 PROBABILITIES = "guidance/probabilities"
 SAMPLES = "guidance/samples"
 SEED = "seed"
@@ -193,8 +190,6 @@ def _takes_weights(estimator: Estimator) -> bool:
 
 
 class _Constant:
-    """Predicts the only class."""
-
     def __init__(self, label: int) -> None:
         self.classes_ = np.array([label])
 

@@ -20,8 +20,7 @@ from fedkd.scenario.stream import task_count
 
 KEY = "continual.tasks.schedule"
 
-Orders = Sequence[tuple[int, ...]]
-"""The tasks of every client, 0-based, in the order in which it learns them."""
+Orders = Sequence[tuple[int, ...]]  # the tasks of every client, 0-based, in the order in which it learns them
 
 
 def build_schedule(scenario: Scenario) -> Schedule:
@@ -96,15 +95,11 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
 
 
 def _shared_course(scenario: Scenario) -> Course:
-    """Return what all clients do where nothing tells them apart, however many there are."""
     if scenario.continual is None:
         return (Span(None, 1, scenario.rounds),)
     each = scenario.continual.rounds_per_task
     order = tuple(range(task_count(scenario))) * scenario.continual.tasks.visits
     return tuple(Span(task, place * each + 1, (place + 1) * each) for place, task in enumerate(order))
-
-
-# Orders ---------------------------------------------------------------------------------------------------
 
 
 def draw_orders(
@@ -132,9 +127,6 @@ def draw_orders(
         for n, window in enumerate(windows)
     ]
     return [tuple(order) * tasks.visits for order in drawn]
-
-
-# Clocks ---------------------------------------------------------------------------------------------------
 
 
 def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[int]]:
@@ -198,9 +190,6 @@ def _settle(
     return spans
 
 
-# Who is away ----------------------------------------------------------------------------------------------
-
-
 def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
     """Return a share of the clients, rounded to the nearest, drawn once, ascending."""
     number = round_half_up(share * clients)
@@ -208,7 +197,6 @@ def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
 
 
 def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
-    """Return the course of a client that learns one thing for all of the run."""
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
     refuse_if(
         first > last,

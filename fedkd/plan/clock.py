@@ -6,8 +6,7 @@ from math import exp
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.sections import Clock
 
-BITS = 8e-6
-"""Megabits of a byte."""
+BITS = 8e-6  # megabits of a byte
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.scenario.identity import HANDLING, changed_keys, decisive
 from fedkd.scenario.schema import Scenario
 
-TOLD = 3
-"""Changed keys that are told of, at most."""
+TOLD = 3  # changed keys that are told of, at most
 
 
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:

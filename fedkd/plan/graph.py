@@ -14,17 +14,14 @@ from fedkd.scenario.load import read_file_of_clients
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.json_text import parse_json
 
-MOST_CLIENTS = 10_000
-"""Clients of a graph, whose square is the bytes of its matrix."""
+MOST_CLIENTS = 10_000  # clients of a graph, whose square is the bytes of its matrix
 USUAL_K = 4
 DRAWN_EACH_ROUND = ("random_regular", "matching")
-PLACED = ("ring", "k_regular", "one_peer_exponential")
-"""Graphs in which it matters who sits where."""
+PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs in which it matters who sits where
 WITH_K = ("k_regular", "random_regular")
 ORDERS = ("numbered", "shuffled")
 
-Hears = tuple[tuple[int, ...], ...]
-"""The others that each client hears, N of them, each ascending."""
+Hears = tuple[tuple[int, ...], ...]  # the others that each client hears, N of them, each ascending
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,6 @@ class Graph:
         return max(len(self.listed), 1)
 
     def _seats(self) -> np.ndarray:
-        """Return who sits where, `[N]`."""
         if self.order == "shuffled":
             return numpy_generator(self.seed, "edges").permutation(self.clients)
         return np.arange(self.clients)
@@ -94,8 +90,6 @@ class Graph:
         seats = self._seats()
         heard[seats, np.roll(seats, distance)] = True
         heard[seats, np.roll(seats, -distance)] = True
-
-    # As a file ----------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """Return the graph as JSON, which `from_json` reads back."""

@@ -115,9 +115,6 @@ def _as_toml(value: Any) -> Any:
     return [_as_toml(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-# Names ------------------------------------------------------------------------------------------------------
-
-
 def canonical_strategy(name: str) -> str:
     """Return the name of a strategy, fedkd's or Flower's: `FedAvg` and `flwr:fedavg` are `flwr:FedAvg`."""
     found = STRATEGIES.canonical(name.removeprefix(FLOWER_PREFIX))

@@ -29,7 +29,6 @@ def json_schema() -> dict[str, Any]:
 
 
 def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
-    """Return the schema of every hyper-parameter of the built-in parts of one kind."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
     for part in registry.builtin:
         properties = TypeAdapter(registry.load(part)).json_schema().get("properties", {})
@@ -39,7 +38,6 @@ def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
 
 
 def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Merge one hyper-parameter's schemas, given per part that has it."""
     descriptions: dict[str, list[str]] = {}
     kinds: list[dict[str, Any]] = []
     for part, schema in schemas.items():

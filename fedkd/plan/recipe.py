@@ -20,8 +20,7 @@ class Recipe:
 
 
 ALTERNATING = Recipe(0.0, 0.0)
-JOINT = Recipe(1.0, 0.3)
-"""ρ = 0.3 is what a pilot with other code and other models had found."""
+JOINT = Recipe(1.0, 0.3)  # ρ = 0.3 is what a pilot with other code and other models had found
 
 
 def recipe_of(scenario: Scenario, strategy: FusionStrategy) -> Recipe:

@@ -19,8 +19,7 @@ from fedkd.storage.json_text import parse_json
 class Span(NamedTuple):
     """Consecutive rounds that a client spends on one task, both ends included; rounds count from 1."""
 
-    task: int | None
-    """0-based; None: there is no stream."""
+    task: int | None  # 0-based; None: there is no stream
     first: int
     last: int
 
@@ -137,7 +136,6 @@ class Schedule:
         return [course[_place(course, round)] for course in self.courses]
 
     def _courses(self) -> Sequence[int]:
-        """Return which of the distinct courses each client takes, N of them."""
         return self.course_of or (0,) * self.clients
 
     def _whose(self, chosen: Sequence[bool]) -> tuple[int, ...]:
@@ -147,8 +145,6 @@ class Schedule:
         if not any(chosen):
             return ()
         return tuple(client for client, course in enumerate(self._courses()) if chosen[course])
-
-    # As a file ----------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """Return the schedule as JSON, which `from_json` reads back."""

@@ -9,10 +9,8 @@ from fedkd.plan.plan import Plan
 
 LOOKED_AT = 50
 """Rounds of a graph that are followed, where links are drawn each round and what is heard is passed on."""
-TAKEN = 3
-"""The last rounds of them, of which the one with most counts."""
-MOST_FOLLOWED = 200
-"""Clients of a graph that are followed, one by one."""
+TAKEN = 3  # the last rounds of them, of which the one with most counts
+MOST_FOLLOWED = 200  # clients of a graph that are followed, one by one
 
 
 def uploads_kept(plan: Plan) -> int:

@@ -103,7 +103,6 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _description(hint: Any) -> str:
-    """Return the first ``Field(description=...)`` in an annotation, looking into ``X | None`` too."""
     infos = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)]
     found = [info.description or "" for info in infos] + [_description(part) for part in get_args(hint)]
     return next(filter(None, found), "")

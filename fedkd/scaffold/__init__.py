@@ -21,8 +21,7 @@ IMPORTED = (
     *("learner_context", "learner_state", "mapping", "step", "table", "tensor", "user_error"),
 )
 """Names whose class would hide one that a template imports."""
-LONGEST_NAME = 100
-"""Letters of a name: a file system bears 255 of a file's, and a reader fewer."""
+LONGEST_NAME = 100  # letters of a name: a file system bears 255 of a file's, and a reader fewer
 
 
 def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:

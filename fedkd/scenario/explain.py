@@ -41,8 +41,7 @@ def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
     return f"unknown key{of}; {told or did_you_mean(name, known)}"
 
 
-MOST_PLACES = 3
-"""Tables that an error names for a key."""
+MOST_PLACES = 3  # tables that an error names for a key
 
 
 @cache

@@ -27,8 +27,7 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("topology",): Topology().model_dump(mode="json"),
 }
 """Keys that are newer than some runs, each with the value that changes nothing."""
-PLACES = ("plugin_path", "data.root")
-"""Keys of places; the same files may lie elsewhere tomorrow."""
+PLACES = ("plugin_path", "data.root")  # keys of places; the same files may lie elsewhere tomorrow
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:

@@ -17,12 +17,10 @@ from fedkd.scenario.schema import Scenario
 from fedkd.scenario.toml import NotToml, parse_toml
 from fedkd.storage.paths import expanded
 
-BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
-"""Keys that only bench files have."""
+BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}  # keys that only bench files have
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
 """Keys of a resolved scenario, which has every default written out."""
-PATH_DATASETS = ("npz", "image-folder")
-"""Data sets that are read from the ``path`` of their arguments."""
+PATH_DATASETS = ("npz", "image-folder")  # data sets that are read from the ``path`` of their arguments
 
 
 def read_scenario(
@@ -99,7 +97,6 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
 
 @contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Name the key of a path that no file system can have."""
     try:
         yield
     except UserError as error:

@@ -8,8 +8,7 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.scenario.toml import NotToml, parse_toml
 
-LONGEST = 100
-"""Letters of a value that an error repeats."""
+LONGEST = 100  # letters of a value that an error repeats
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:

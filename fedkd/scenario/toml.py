@@ -3,8 +3,7 @@
 import tomllib
 from typing import Any
 
-DEEPEST = 64
-"""Nested tables and lists at most; a scenario needs less than ten."""
+DEEPEST = 64  # nested tables and lists at most; a scenario needs less than ten
 
 
 class NotToml(ValueError):

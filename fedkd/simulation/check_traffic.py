@@ -73,14 +73,12 @@ def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
 
 
 def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
-    """Return the first round that somebody takes part in, and who does."""
     rounds = range(1, plan.schedule.rounds + 1)
     round = next((round for round in rounds if plan.schedule.participants(round)), 1)
     return round, list(plan.schedule.participants(round))
 
 
 def _tried(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes up and down of a round that is tried."""
     from fedkd.server.trial import trial_exchange
 
     strategy = plan.scenario.fusion.strategy

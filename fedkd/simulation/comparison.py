@@ -144,7 +144,6 @@ def _scenario(folder: Path) -> Scenario:
 
 
 def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int, float]]]:
-    """Return the last evaluated round, and every figure's value by client, in the order to be shown."""
     rows, counted = read_metrics(folder), counted_clients(scenario)
     keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
     of_models = _of_models(models_told_apart(row["metric"] for row in rows))
@@ -167,7 +166,6 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
 
 
 def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return label to split and metric of what clients' models reach each for itself."""
     return {
         f"{LABELS[f'{metric}_{split}']}, {name} model": (split, f"{metric}_{name}")
         for name in names

@@ -18,14 +18,11 @@ from fedkd.tracking.recorder import METRICS, SUMMARY
 from fedkd.tracking.run_folder import SCENARIO, is_locked
 from fedkd.tracking.wording import MISSING, duration, percent
 
-CELLS = "runs"
-"""Folder of the run folders in a bench folder."""
+CELLS = "runs"  # folder of the run folders in a bench folder
 SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")
-DEEPEST = 4
-"""Levels of folders that are searched."""
+DEEPEST = 4  # levels of folders that are searched
 TITLES = ("run", "name", "strategy", "status", "rounds", "local", "global", "time", "when")
-NAMES = 4
-"""Columns of text, from the left."""
+NAMES = 4  # columns of text, from the left
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,10 @@ class RunEntry:
     be resumed. Of a bench: how many of its runs are done."""
     finished: int | None = None
     rounds: int | None = None
-    accuracy_local: float | None = None
-    """Mean over clients at the end, in [0, 1]; None: not there yet."""
+    accuracy_local: float | None = None  # mean over clients at the end, in [0, 1]; None: not there yet
     accuracy_global: float | None = None
     seconds: float | None = None
-    when: datetime | None = None
-    """When anything was last written."""
+    when: datetime | None = None  # when anything was last written
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,6 @@ def _bench_entry(folder: Path) -> RunEntry:
 
 
 def _summary(folder: Path) -> Mapping[str, Any]:
-    """Return the summary of a run; empty: there is none that can be read."""
     with suppress(OSError, NotJson):
         found = parse_json((folder / SUMMARY).read_bytes())
         if isinstance(found, dict):

@@ -138,7 +138,6 @@ def resume(
 
 
 def _check_continuation(plan: Plan, folder: Path) -> int:
-    """Refuse to resume under another scenario; return the number of saved rounds."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     began = CheckpointStore(folder).began()
@@ -151,7 +150,6 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
-    """Return the display, the observers, the files of the run folder and the scenario's loggers as one."""
     observers = [*([make_progress(quiet=False)] if progress else []), *observers]
     everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking != Tracking():
@@ -264,7 +262,6 @@ def _kept(folder: Path) -> str:
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Name the folder that cannot be written to."""
     try:
         yield
     except OSError as error:

@@ -45,29 +45,23 @@ class TrainedClient:
     """
 
     index: int
-    round: int
-    """The round after which the model is as it is here."""
-    architecture: str
-    """Name of the model, with the arguments that tell it from others of the run."""
+    round: int  # the round after which the model is as it is here
+    architecture: str  # name of the model, with the arguments that tell it from others of the run
     model: Any
     """The module in evaluation mode, on the CPU, from normalised samples ``[n, *input_shape]`` to logits
     ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a client without a
     network: the fitted estimator."""
-    classes: tuple[str, ...]
-    """Name of every class, in the order of the outputs."""
+    classes: tuple[str, ...]  # name of every class, in the order of the outputs
     input_shape: tuple[int, ...]
     normalisation: Statistics
-    task: int | None = None
-    """The task of the stream that the model is of; None without a stream."""
+    task: int | None = None  # the task of the stream that the model is of; None without a stream
     task_name: str | None = None
     tasks: tuple[int, ...] = ()
     """The tasks that the client has met, in the order of their last visits; none without a stream."""
-    transform: Transform | None = None
-    """What the task does to normalised samples; None: nothing."""
+    transform: Transform | None = None  # what the task does to normalised samples; None: nothing
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
-    owner: str | None = None
-    """Name of the owner whose samples the client holds; None: the data name none."""
+    owner: str | None = None  # name of the owner whose samples the client holds; None: the data name none
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them."""
@@ -174,7 +168,6 @@ class TrainedRun:
         return self._store.client(index, self.round)
 
     def _of_stream(self, client: Client, stream: TaskStream, place: int) -> TrainedClient:
-        """Return a client's model of the task at a place in its order."""
         assert isinstance(self.data, FederatedStream)
         order, met = self.plan.schedule.order(client.index), tuple(stream.tests.met())
         task = self.data[order[place]]

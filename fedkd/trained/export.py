@@ -84,8 +84,6 @@ def export(
 
 
 class _Writer:
-    """Writes one export."""
-
     def __init__(self, run: TrainedRun, folder: Path) -> None:
         self._run, self._folder = run, folder
         self._classes: dict[str, str] = {}  # source, of a class called Network, to the name it has here
@@ -118,7 +116,6 @@ class _Writer:
         return tuple(clients), left_out, without
 
     def _client(self, client: TrainedClient) -> dict[str, Any]:
-        """Write the files of a client; return what clients.json says of it."""
         read = [client.of_task(task) for task in client.tasks] or [client]
         models = [of_task.model for of_task in read]
         networks = [model.network if isinstance(model, OfUnits) else model for model in models]
@@ -154,7 +151,6 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _described(client: TrainedClient, file: str, integers: bool) -> dict[str, Any]:
-    """Return what clients.json says of a model."""
     units = client.model.units.tolist() if isinstance(client.model, OfUnits) else None
     transform, statistics = client.transform, client.normalisation
     normalisation = {"mean": statistics.mean.tolist(), "std": statistics.std.tolist(), "integers": integers}

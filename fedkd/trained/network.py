@@ -133,7 +133,6 @@ def _written(network: nn.Module, name: str) -> str:
 
 
 def _imports(source: str, names: Mapping[str, Any]) -> list[str]:
-    """Return the imports of the names that a source has from elsewhere."""
     lines = []
     for name, found in sorted(names.items()):
         known = name in ("torch", "nn", "__doc__") or hasattr(builtins, name)

@@ -19,8 +19,7 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
-SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")
-"""Schemes that say what one client draws."""
+SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")  # schemes that say what one client draws
 SIZE = "data.partition.samples_per_client"
 
 

@@ -12,8 +12,7 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
-LEAST_SAMPLES = 2
-"""A client needs one sample to train on and one to test on."""
+LEAST_SAMPLES = 2  # a client needs one sample to train on and one to test on
 
 
 def partition(

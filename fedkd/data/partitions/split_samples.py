@@ -18,8 +18,7 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
-Bounds = tuple[int, int]
-"""Start and stop of a client's samples."""
+Bounds = tuple[int, int]  # start and stop of a client's samples
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,13 @@ class SampleSplit:
     sample of another.
     """
 
-    held_out: np.ndarray
-    """[M] train indices of the transfer set; empty unless it is held out."""
-    private: np.ndarray
-    """[S] train indices of the private samples, client after client, train before test."""
-    train_bounds: tuple[Bounds, ...]
-    """Start and stop of every client's training samples in `private`."""
+    held_out: np.ndarray  # [M] train indices of the transfer set; empty unless it is held out
+    private: np.ndarray  # [S] train indices of the private samples, client after client, train before test
+    train_bounds: tuple[Bounds, ...]  # start and stop of every client's training samples in `private`
     test_bounds: tuple[Bounds, ...]
     common: np.ndarray
     """[K] indices of the common test set in the test split, or in the train split if `validates`."""
-    validates: bool = False
-    """Whether all tests use training samples that clients hold out."""
+    validates: bool = False  # whether all tests use training samples that clients hold out
 
     @property
     def shares(self) -> tuple[Bounds, ...]:

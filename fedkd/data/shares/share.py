@@ -15,8 +15,7 @@ from fedkd.data.streams.task import Task
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 
-NOBODYS = (0, 0)
-"""Bounds of another client's samples."""
+NOBODYS = (0, 0)  # bounds of another client's samples
 
 
 @dataclass(frozen=True, eq=False)

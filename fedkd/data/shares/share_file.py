@@ -57,8 +57,6 @@ class _Part(_Form):
 
 
 class _Stream(_Form):
-    """The stream's own entries."""
-
     name: str
     unit_class: list[int]
     class_names: list[str]
@@ -67,8 +65,6 @@ class _Stream(_Form):
 
 
 class _Manifest(_Form):
-    """The content of `share.json`."""
-
     format: Literal[1]
     client: Count | None
     clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)]

@@ -28,17 +28,14 @@ class CifarFormat:
     """The files of one of the two data sets, in the binary distribution and in torchvision's."""
 
     archive: str
-    md5: str
-    """Checksum of the archive, from the authors' page."""
+    md5: str  # checksum of the archive, from the authors' page
     folder: str
     train_files: tuple[str, ...]
     test_file: str
     names_file: str
-    label_bytes: int
-    """Bytes before the pixels of a record; the last of them is the (fine) label."""
+    label_bytes: int  # bytes before the pixels of a record; the last of them is the (fine) label
     torchvision_class: str
-    label_key: str
-    """Key of the labels in torchvision's pickled batches."""
+    label_key: str  # key of the labels in torchvision's pickled batches
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -127,7 +124,6 @@ def _from_files(request: SourceRequest, form: CifarFormat, files: dict[str, byte
 
 
 def _records(content: bytes, name: str, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images [n, 3, 32, 32] and labels [n] of a record file."""
     width = label_bytes + PIXELS
     if not content or len(content) % width:
         raise UserError(f"{name} is not whole: {len(content)} bytes are not a multiple of {width}")

@@ -20,8 +20,7 @@ from fedkd.errors import UserError
 KEY = "data.args.path"
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 REPORT_EVERY = 10_000
-MOST_PIXELS = 50_000_000
-"""Of one image: more than cameras make, and fewer than Pillow warns of."""
+MOST_PIXELS = 50_000_000  # of one image: more than cameras make, and fewer than Pillow warns of
 
 
 def load(request: SourceRequest) -> Dataset:
@@ -115,7 +114,6 @@ def _folder_images(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.ndarray:
-    """Return one image, uint8 [C, H, W]."""
     from PIL import Image
 
     if size is not None:

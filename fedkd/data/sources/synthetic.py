@@ -12,8 +12,7 @@ from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 
-DECAY = -1.2
-"""The j-th feature has the variance j^-1.2."""
+DECAY = -1.2  # the j-th feature has the variance j^-1.2
 BOUNDS: dict[str, tuple[float, float]] = {
     "alpha": (0, 1e6),
     "beta": (0, 1e6),
@@ -82,7 +81,6 @@ def load(request: SourceRequest) -> Dataset:
 
 
 def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Return a client's samples [size, features] float64 and their labels [size]."""
     features, classes, shared = args["features"], args["classes"], args["iid"]
     draw = numpy_generator(args["seed"], "synthetic", client=client)
     level, centre = args["alpha"] * draw.standard_normal(), args["beta"] * draw.standard_normal()
@@ -95,7 +93,6 @@ def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray
 
 
 def _sizes(args: dict) -> np.ndarray:
-    """Return how many samples every client has, train and test together, N of them."""
     generators = (numpy_generator(args["seed"], "synthetic-size", client=k) for k in range(args["clients"]))
     draws = [generator.standard_normal() for generator in generators]
     drawn = np.exp(np.minimum(args["log_mean"] + args["log_std"] * np.array(draws), 30.0))
@@ -104,7 +101,6 @@ def _sizes(args: dict) -> np.ndarray:
 
 
 def _check(args: dict) -> None:
-    """Check the arguments' ranges."""
     for name, (least, most) in BOUNDS.items():
         if args[name] is not None and not least <= args[name] <= most:
             raise UserError(f"must be ≥ {least:g} and ≤ {most:g}, got {args[name]}", key=f"data.args.{name}")

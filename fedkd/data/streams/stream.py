@@ -23,21 +23,18 @@ from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import head_of
 
-KEPT = 2
-"""Tasks whose samples a client caches: the present one and the next."""
+KEPT = 2  # tasks whose samples a client caches: the present one and the next
 
 
 @dataclass(frozen=True, eq=False)
 class FederatedStream(Sequence[Task]):
     """All tasks of a federation, in the order in which every client learns them."""
 
-    name: str
-    """Name of the data set, or of all of them."""
+    name: str  # name of the data set, or of all of them
     tasks: tuple[Task, ...]
     unit_class: tuple[int, ...]
     """Identity of the class of every output unit; units of one class in several tasks share it."""
-    class_names: tuple[str, ...]
-    """Class name of every output unit."""
+    class_names: tuple[str, ...]  # class name of every output unit
     input_shape: tuple[int, ...]
     num_clients: int
     blur: float = 0.0
@@ -154,7 +151,6 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
 
 
 def _task(index: int, part: Part, outputs: Outputs, unit_names: tuple[str, ...]) -> Task:
-    """Return the task, with labels as positions in its units."""
     units, own_units, data = outputs.units[index], outputs.own_units[index], part.data
     if units != own_units:
         unit = np.array(own_units)

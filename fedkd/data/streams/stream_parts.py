@@ -73,7 +73,6 @@ def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.nda
 
 
 def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return a written partition within a task, as places in its `members`."""
     place = np.full(int(max(shard.max() for shard in written)) + 1, -1)
     place[members[members < len(place)]] = np.flatnonzero(members < len(place))
     places = [place[shard] for shard in written]
@@ -149,7 +148,6 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
 
 @contextmanager
 def _told_of(index: int, name: str) -> Iterator[None]:
-    """Name the task in an error that leaves the block."""
     try:
         yield
     except UserError as error:

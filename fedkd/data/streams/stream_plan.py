@@ -36,7 +36,6 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
 
 
 def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    """Return start and stop of every window of an `overlapping` stream in the order of classes."""
     width = tasks.classes_per_task or DEFAULT_WINDOW
     stride = tasks.stride or max(width // 2, 1)
     if width > classes:
@@ -54,7 +53,6 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    """Return start and stop of every task of a `split` stream in the order of classes."""
     count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
     if first is not None and first >= classes:
         told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
@@ -85,10 +83,8 @@ def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 class Outputs:
     """The output units of a model for a stream of T tasks."""
 
-    unit_class: tuple[int, ...]
-    """Identity of every unit's class; two units of one class share it."""
-    units: tuple[tuple[int, ...], ...]
-    """[T] tuples: the units that a task's labels index into."""
+    unit_class: tuple[int, ...]  # identity of every unit's class; two units of one class share it
+    units: tuple[tuple[int, ...], ...]  # [T] tuples: the units that a task's labels index into
     own_units: tuple[tuple[int, ...], ...]
     """[T] tuples: the unit of each class that occurs in the task, in label order."""
 

@@ -22,8 +22,7 @@ class Task:
     """One task of a stream."""
 
     index: int
-    name: str
-    """For people: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist"."""
+    name: str  # for people: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist"
     units: tuple[int, ...]
     """Output units that its labels index into: a sample with label y belongs to unit `units[y]`."""
     own_units: tuple[int, ...]

@@ -17,12 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from fedkd.models.fast.kernel_mode import transformed
 
-FEWEST = 16
-"""Fewest images of a batch that fill vectors."""
-MANY = 16
-"""Fewest output channels that become the columns of a weight gradient's product."""
-FEW = 8
-"""Most output channels for which a weight's gradient joins several rows of outputs."""
+FEWEST = 16  # fewest images of a batch that fill vectors
+MANY = 16  # fewest output channels that become the columns of a weight gradient's product
+FEW = 8  # most output channels for which a weight's gradient joins several rows of outputs
 
 
 def use_torch_kernels(model: nn.Module) -> None:
@@ -294,8 +291,6 @@ class Flatten(nn.Flatten):
 
 
 class _Flattened(torch.autograd.Function):
-    """Flattened images with the batch last in memory."""
-
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
         ctx.shape = images.shape

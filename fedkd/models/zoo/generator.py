@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2
-"""Of LeakyReLU below 0."""
+SLOPE = 0.2  # of LeakyReLU below 0
 
 
 class Generator(nn.Module):
@@ -45,8 +44,6 @@ class Generator(nn.Module):
 
 
 class _Growing(nn.Module):
-    """Makes images before they are normalised."""
-
     recordable: ClassVar[bool] = True
 
     def __init__(self, entries: int, shape: Sequence[int], width: int) -> None:

@@ -15,8 +15,7 @@ from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream
 if TYPE_CHECKING:
     from fedkd.fusion.strategy import FusionStrategy
 
-DRAWN_TRANSFERS = ("holdout", "noise")
-"""Transfer sources that are no other data set."""
+DRAWN_TRANSFERS = ("holdout", "noise")  # transfer sources that are no other data set
 
 
 def check_scenario(scenario: Scenario) -> None:

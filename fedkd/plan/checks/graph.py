@@ -13,8 +13,7 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
 KEY = "fusion.strategy"
-LOOKED_AT = 200
-"""Rounds of a graph that is drawn each round, which are looked at."""
+LOOKED_AT = 200  # rounds of a graph that is drawn each round, which are looked at
 
 
 def check_graph(plan: Plan) -> None:

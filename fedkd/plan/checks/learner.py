@@ -118,7 +118,6 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
-    """Let a learner prepare a model, as it will for every client with one like it."""
     tasks = stream.client(0)
 
     def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -107,7 +107,6 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
 
 
 def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:
-    """Refuse a model of the server's that does not exist, or does not fit the data."""
     group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
     path, kind = plan.scenario.plugin_path, data.input_dtype
     try:
@@ -118,7 +117,6 @@ def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) 
 
 
 def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
-    """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
     key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
     given, labels = plan.capabilities.pretrain_epochs, data.public_y
     refuse_if(plan.learner is not None, f"must be 0 in a stream of tasks, got {given}", key)
@@ -140,7 +138,6 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
 
 
 def _check_generated(plan: Plan, data: Data) -> None:
-    """Refuse samples that cannot be made without having seen one, or not be kept."""
     name, settings = plan.scenario.fusion.strategy, plan.scenario.data
     count, clients = plan.capabilities.generated_samples, settings.clients
     refuse_if(
