@@ -34,11 +34,8 @@ def build_schedule(scenario: Scenario) -> Schedule:
     courses = draw_courses(scenario, from_file)
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
-    refuse_if(
-        last > MOST_ROUNDS,
-        f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
-        KEY if from_file is not None else "continual.rounds_per_task",
-    )
+    told = f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each"
+    refuse_if(last > MOST_ROUNDS, told, KEY if from_file is not None else "continual.rounds_per_task")
     return Schedule(
         clients=scenario.data.clients,
         rounds=scenario.rounds if tasks is None else last,
@@ -53,11 +50,8 @@ def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) 
     for client in range(clients):
         for span in schedule.course(client):
             named = "no task" if span.task is None else f"task {span.task}"
-            refuse_if(
-                span.task is None or span.task >= tasks,
-                f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
-                KEY,
-            )
+            told = f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}"
+            refuse_if(span.task is None or span.task >= tasks, told, KEY)
     return schedule
 
 
@@ -198,11 +192,8 @@ def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
 
 def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
-    refuse_if(
-        first > last,
-        f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
-        "population.late_by",
-    )
+    told = f"client {client} would join after round {late}, but there are {last}; take a smaller late_by"
+    refuse_if(first > last, told, "population.late_by")
     if not pauses or last - first < away + 1:  # there must be a round before a break and one after it
         return (Span(None, first, last),)
     before = int(numpy_generator(scenario.seed, "break", client=client).integers(first, last - away))

@@ -12,7 +12,7 @@ from fedkd.tracking.events import RoundReport
 from fedkd.tracking.task_matrix import TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario.asked import check_metric_name
+    from fedkd.scenario.explain import check_metric_name
 from fedkd.scenario.schema import Scenario
 
 PREFIX = "validation/"

@@ -256,9 +256,11 @@ class MaxPool2d(nn.MaxPool2d):
                 return halved_max(input)
             out: Tensor = HalvingMax.apply(input)
             return out
+        if torch.is_grad_enabled() or not self._halves:
+            return super().forward(input)
         on_cpu = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
-        lies = on_cpu and min(input.shape[2:]) > 1 and input.is_contiguous(memory_format=torch.channels_last)
-        if torch.is_grad_enabled() or not self._halves or not lies:
+        layout = torch.channels_last
+        if not on_cpu or min(input.shape[2:]) < 2 or not input.is_contiguous(memory_format=layout):
             return super().forward(input)
         height, width = 2 * (input.shape[2] // 2), 2 * (input.shape[3] // 2)
         rows = torch.maximum(input[:, :, 0:height:2], input[:, :, 1:height:2])

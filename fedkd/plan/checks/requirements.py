@@ -140,21 +140,12 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
 def _check_generated(plan: Plan, data: Data) -> None:
     name, settings = plan.scenario.fusion.strategy, plan.scenario.data
     count, clients = plan.capabilities.generated_samples, settings.clients
-    refuse_if(
-        np.issubdtype(data.input_dtype, np.integer),
-        f"'{name}' generates samples of real numbers; those of the data are integers",
-        KEY,
-    )
-    refuse_if(
-        not settings.normalise,
-        f"must be true with '{name}', which generates samples of mean 0 and variance 1",
-        "data.normalise",
-    )
+    told = f"'{name}' generates samples of real numbers; those of the data are integers"
+    refuse_if(np.issubdtype(data.input_dtype, np.integer), told, KEY)
+    told = f"must be true with '{name}', which generates samples of mean 0 and variance 1"
+    refuse_if(not settings.normalise, told, "data.normalise")
     shape = "×".join(map(str, data.input_shape))
-    refuse_if(
-        len(data.input_shape) not in (1, 3),
-        f"'{name}' generates vectors and images; samples are of {shape}",
-        KEY,
-    )
+    told = f"'{name}' generates vectors and images; samples are of {shape}"
+    refuse_if(len(data.input_shape) not in (1, 3), told, KEY)
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
     check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
