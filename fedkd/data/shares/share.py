@@ -11,7 +11,6 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import local_split
-from fedkd.data.streams.task import Task
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 
@@ -128,17 +127,11 @@ def of_one_client(part: FederatedData, client: int | None, train: int, test: int
 def _in_every_part(data: Data, cut: Callable[[FederatedData], FederatedData]) -> Data:
     if isinstance(data, FederatedData):
         return cut(data)
-    tasks = tuple(replace(task, data=_as_seen(task, cut(task.data)), transform=None) for task in data)
-    return replace(data, tasks=tasks)
-
-
-def _as_seen(task: Task, own: FederatedData) -> FederatedData:
-    """Return the rest of a task's data with the task's change of pixels."""
-    if task.transform is None:
-        return own
-    return replace(
-        own,
-        x=task.transform(own.x) if len(own.x) else own.x,
-        transfer_x=task.transfer_x,
-        test_x=task.test_x[: len(own.test_x)],
-    )
+    tasks = []
+    for task in data:
+        own = cut(task.data)
+        if task.transform is not None:
+            x = task.transform(own.x) if len(own.x) else own.x
+            own = replace(own, x=x, transfer_x=task.transfer_x, test_x=task.test_x[: len(own.test_x)])
+        tasks.append(replace(task, data=own, transform=None))
+    return replace(data, tasks=tuple(tasks))

@@ -167,10 +167,8 @@ class ArrayUnpickler(pickle.Unpickler):
     """Builds NumPy arrays and Python's plain containers, and refuses everything else."""
 
     ALLOWED = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
+        *(("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")),
+        *(("numpy", "ndarray"), ("numpy", "dtype")),
     )
 
     def find_class(self, module: str, name: str) -> Any:

@@ -13,10 +13,8 @@ from fedkd.data.sources.download import download
 from fedkd.errors import UserError
 
 FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 UINT8 = 0x08
 CLOTHES = (
@@ -44,8 +42,8 @@ def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str
     request.arguments()
     layouts = [Path(request.name), Path(torchvision_class) / "raw"]
     for folder in (base / layout for base in request.folders for layout in layouts):
-        found = [_existing(folder, file) for file in FILES]
-        paths = [path for path in found if path is not None]
+        found = ((folder / f"{file}.gz", folder / file) for file in FILES)
+        paths = [next(filter(Path.is_file, two)) for two in found if any(map(Path.is_file, two))]
         if len(paths) == len(FILES):
             break
     else:
@@ -79,10 +77,6 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) != header + int(np.prod(shape)) or 0 in shape:
         raise UserError(f"{path} is not whole: {len(content) - header} bytes of data for shape {shape}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def _existing(folder: Path, file: str) -> Path | None:
-    return next((path for path in (folder / f"{file}.gz", folder / file) if path.is_file()), None)
 
 
 def _download(request: SourceRequest, torchvision_class: str) -> list[Path]:

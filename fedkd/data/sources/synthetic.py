@@ -45,20 +45,9 @@ def load(request: SourceRequest) -> Dataset:
     Arguments: `alpha`, `beta`, `iid`, `features`, `classes`, `least`, `log_mean`, `log_std`, `most`,
     `test_share`, `seed`, and `clients`, by default `data.clients`. Any that makes no sense is a `UserError`.
     """
-    args = request.arguments(
-        alpha=1.0,
-        beta=1.0,
-        iid=False,
-        features=60,
-        classes=10,
-        least=50,
-        log_mean=4.0,
-        log_std=2.0,
-        most=int,
-        test_share=0.1,
-        seed=0,
-        clients=request.clients,
-    )
+    models = {"alpha": 1.0, "beta": 1.0, "iid": False, "features": 60, "classes": 10}
+    numbers = {"least": 50, "log_mean": 4.0, "log_std": 2.0, "most": int, "test_share": 0.1}
+    args = request.arguments(**models, **numbers, seed=0, clients=request.clients)
     _check(args)
     clients, features, classes = args["clients"], args["features"], args["classes"]
     sizes = _sizes(args)

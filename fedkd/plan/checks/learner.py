@@ -11,7 +11,7 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.continual.traits import needs_boundaries, shapes_training, trains_on_old_tasks
 from fedkd.data.load import Data
 from fedkd.data.streams.stream import FederatedStream
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
 from fedkd.plugins.loading import calling
@@ -35,28 +35,19 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
     made_for_it = plan.capabilities.learner == learner.name
-    if "weights" in needs and traits.isolates and not made_for_it:
-        raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
-            " averaging would overwrite; use a strategy that exchanges predictions",
-            key=KEY,
-        )
-    if "weights" in needs and traits.scales_own_subspaces:
-        raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' scales them for each task within subspaces"
-            " that each client has found for itself, which an average does not fit; use a strategy that"
-            " exchanges predictions",
-            key=KEY,
-        )
-    schedule, takes_part = plan.schedule, plan.schedule.participation
-    everybody = (takes_part.clients_per_round or schedule.clients) >= schedule.clients
-    in_step = schedule.in_step and everybody and takes_part.dropout == 0.0
-    if "weights" in needs and traits.begins_anew and not in_step:
-        raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
-            " all clients have to be there in every round, at the same task",
-            key=KEY,
-        )
+    if "weights" in needs:
+        averages = f"'{strategy}' averages weights, and '{learner.name}'"
+        predictions = "use a strategy that exchanges predictions"
+        told = f"gives each task weights of its own that averaging would overwrite; {predictions}"
+        refuse_if(traits.isolates and not made_for_it, f"{averages} {told}", KEY)
+        told = "scales them for each task within subspaces that each client has found for itself, which an"
+        told += f" average does not fit; {predictions}"
+        refuse_if(traits.scales_own_subspaces, f"{averages} {told}", KEY)
+        schedule, takes_part = plan.schedule, plan.schedule.participation
+        everybody = (takes_part.clients_per_round or schedule.clients) >= schedule.clients
+        in_step = schedule.in_step and everybody and takes_part.dropout == 0.0
+        told = "begins every task with the initial ones: all clients have to be there in every round, at the"
+        refuse_if(traits.begins_anew and not in_step, f"{averages} {told} same task", KEY)
     assert scenario.continual is not None
     if not scenario.continual.tasks.boundaries and needs_boundaries(learner):
         told = f"must be true, as '{learner.name}' has to be told when a task begins or ends"
