@@ -33,8 +33,6 @@ TORCHVISION_FOLDERS = {
     "cifar100": "cifar-100-python",
 }
 """Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
-
-
 NEEDS = {
     "gradients": "networks as client models",
     "one_architecture": "one architecture",

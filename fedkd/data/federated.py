@@ -125,11 +125,7 @@ class FederatedData:
 
 
 def load_federated_data(scenario: Scenario, progress: Progress | None = None) -> FederatedData:
-    """Load the data set, deal it to the clients and draw the transfer set.
-
-    Private samples and a held-out transfer set come from the data set's train split, the common test set from
-    its test split. Missing, malformed or too few data are a `UserError`.
-    """
+    """Load the data set, deal it to the clients and draw the transfer set."""
     import_plugins(scenario.plugins, scenario.plugin_path)
     sources = Sources(scenario, progress or silent)
     dataset = sources.dataset(scenario.data.dataset, scenario.data.args)

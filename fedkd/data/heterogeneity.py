@@ -52,10 +52,7 @@ def draw_skews(
 
 
 def skew_images(images: np.ndarray, skew: Skew) -> np.ndarray:
-    """Rotate and tint images [n, channels, height, width], float32, before normalisation, where 0 is black.
-
-    uint8 images are divided by 255. Tinted values may exceed 1.
-    """
+    """Rotate and tint images [n, channels, height, width] before normalisation, uint8 / 255; float32."""
     out = images.astype(np.float32)
     if images.dtype == np.uint8:
         out /= 255.0

@@ -58,10 +58,7 @@ class SourceRequest:
         return self.root if writable(self.root) else user_cache()
 
     def arguments(self, **defaults: Any) -> dict[str, Any]:
-        """Return `args` with `defaults` filled in; an unknown one, or of another type, is a `UserError`.
-
-        A type as default means: None by default, of this type if given.
-        """
+        """Return `args` with checked types and `defaults` filled in; a type stands for None."""
         for key, value in self.args.items():
             if key not in defaults:
                 told = f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}"

@@ -65,10 +65,7 @@ class PublicSamples(NamedTuple):
 def foreign_samples(
     request: SourceRequest, size: int, private: Dataset, statistics: Statistics, *, seed: int
 ) -> PublicSamples:
-    """Draw `size` = M transfer samples from the train split of another data set, with their labels.
-
-    They get the shape of the `private` data and its `statistics`: a model sees both on one scale.
-    """
+    """Draw M transfer samples of another data set, in the private data's shape and scale."""
     key, name, shape = "data.transfer.source", request.name, private.shape
     if name not in DATASETS.names() and ":" not in name:
         choices = ", ".join(["holdout", "noise", *DATASETS.names()])
@@ -90,11 +87,7 @@ def foreign_samples(
 
 
 def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert images [n, c, h, w] to [n, C, H, W] float32 by a bilinear resize.
-
-    Colour becomes grey by luminance, grey becomes any number of channels by replication. uint8 is divided by
-    255.
-    """
+    """Convert images [n, c, h, w] to [n, C, H, W] float32: bilinear, by luminance or replication."""
     out = x.astype(np.float32) / 255.0 if x.dtype == np.uint8 else x.astype(np.float32)
     channels, height, width = shape
     if out.shape[1] != channels:

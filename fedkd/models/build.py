@@ -41,11 +41,7 @@ class ModelFactory:
         _factory(self.group, self.plugin_path)
 
     def make(self, seed: int) -> nn.Module | Estimator:
-        """Return a fresh model, a network in float32 on the CPU and in training mode, or an estimator.
-
-        An unknown or wrong model, or one that does not map ``[2, *input_shape]`` to ``[2, outputs]``, is a
-        `UserError`.
-        """
+        """Return a fresh model: a network in float32 on the CPU in training mode, or an estimator."""
         with seeded_torch(seed):
             model = self._call()
             if isinstance(model, nn.Module):
@@ -97,11 +93,7 @@ def build_group_models(
     input_dtype: np.dtype | type = np.float32,
     limit: tuple[int, str] | None = None,
 ) -> list[nn.Module | Estimator]:
-    """Return one model of every client group, in order, so that errors show before a run.
-
-    `limit` has the bytes of one model and the reason for the limit (see `Allowance`). A `UserError` is as of
-    `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
-    """
+    """Return one model of every client group, within a `limit` of bytes (see `Allowance`)."""
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
@@ -136,11 +128,7 @@ def blank_inputs(
 def forward_flops(
     model: nn.Module, input_shape: Sequence[int], input_dtype: np.dtype | type = np.float32
 ) -> int:
-    """Return the floating-point operations of one sample's forward pass.
-
-    Multiplications and additions of matrix products and convolutions count. A model that cannot be counted,
-    such as a recurrent one, counts as one multiplication and addition per parameter.
-    """
+    """Return the operations of a sample's forward pass; if uncountable, two for each parameter."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     counter = FlopCounter()

@@ -8,11 +8,7 @@ from fedkd.scenario.schema import ClientGroup, Scenario
 
 
 def client_models(scenario: Scenario) -> list[ClientGroup]:
-    """Return the group of every client, a list of length ``data.clients``.
-
-    Each group has clients in proportion to its share, spread evenly over the client indices, so that
-    consecutive clients are a sample of the mix. Nothing is drawn.
-    """
+    """Return the group of every client, in proportion to shares, spread evenly; nothing is drawn."""
     groups = scenario.clients
     clients = scenario.data.clients
     counts = apportion(clients, [group.share for group in groups])

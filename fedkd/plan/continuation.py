@@ -12,11 +12,7 @@ TOLD = 3  # changed keys that are told of, at most
 
 
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
-    """Refuse to go on with a run under a scenario that would have led elsewhere.
-
-    More rounds are allowed, and other measures about clients that fail. `began` was `decisive` at the last
-    checkpoint, after `done` rounds.
-    """
+    """Refuse to go on where a scenario would have led elsewhere than `began` did in `done` rounds."""
     changed = changed_keys(began, decisive(scenario))
     for key in HANDLING:
         changed.pop(f"faults.{key}", None)

@@ -12,10 +12,7 @@ from fedkd.scenario.schema import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scenario with the hyper-parameters of built-in strategies and learners.
-
-    A hyper-parameter that several parts share may have the values of any; loading checks it against its part.
-    """
+    """Return the JSON schema of a scenario with the hyper-parameters of built-in parts."""
     schema = Scenario.model_json_schema()
     # A name that a plug-in registers is right too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]

@@ -14,11 +14,7 @@ MOST_FOLLOWED = 200  # clients of a graph that are followed, one by one
 
 
 def uploads_kept(plan: Plan) -> int:
-    """Return how many uploads the server's process keeps at most, were all clients there.
-
-    Asynchronous rounds keep those of clients at work, stale knowledge the newest of each client, a graph all
-    that clients have heard.
-    """
+    """Return how many uploads the server's process keeps at most, were all clients there."""
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
         return 0

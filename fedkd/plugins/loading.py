@@ -149,11 +149,7 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code.
-
-    ``sys.exit`` becomes a `RuntimeError`. The block must not ``yield``: Python closes a generator with a
-    GeneratorExit, which looks like the code's.
-    """
+    """Let only ordinary exceptions and Ctrl-C out of a plug-in's code; the block must not ``yield``."""
     try:
         yield
     except Exception:

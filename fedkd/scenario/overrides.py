@@ -25,10 +25,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[str]:
-    """Apply overrides to scenario tables in place; return the dotted keys that were set.
-
-    Missing tables are created. A number steps into a list (``clients.0.model=mlp``), or appends an entry.
-    """
+    """Apply overrides in place, with tables and list entries as needed; return the keys set."""
     written = set()
     for text in overrides:
         path, value = parse_override(text)

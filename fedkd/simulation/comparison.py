@@ -44,10 +44,7 @@ TITLES = ("", "A", "B", "B − A", "better for")
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of two runs: means over the clients of A and of B (None: no client has it).
-
-    `difference` is B minus A, paired by client, with its 95 % interval; `better` counts clients better in B.
-    """
+    """One figure of two runs: means over clients, paired difference B − A, clients better in B."""
 
     label: str
     ours: float | None
@@ -58,11 +55,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs compared after the last evaluated round of each.
-
-    `changed` maps scenario keys to their values in A and B (None: absent), `costs` labels to bytes and
-    seconds.
-    """
+    """Two runs after the last evaluated round of each: changed keys, figures, costs."""
 
     folders: tuple[Path, Path]
     rounds: tuple[int, int]

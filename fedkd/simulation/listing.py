@@ -126,7 +126,7 @@ def _entry(folder: Path) -> RunEntry:
         strategy = str(tables.get("fusion", {}).get("strategy", MISSING))
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return RunEntry(folder, folder.name, MISSING, "unreadable")
-    summary, present = _summary(folder), read_present(folder)
+    summary, present = summary_of(folder), read_present(folder)
     said = "done" if present is None else present.status
     done = summary.get("rounds") == rounds and said == "done"
     status = "done" if done else said if said in ("failed", "interrupted") else "stopped"
@@ -157,7 +157,8 @@ def _bench_entry(folder: Path) -> RunEntry:
     return RunEntry(folder, name, MISSING, f"{done} done", seconds=spent, when=when)
 
 
-def _summary(folder: Path) -> Mapping[str, Any]:
+def summary_of(folder: Path) -> Mapping[str, Any]:
+    """Return the summary of a run; empty: there is none that can be read."""
     with suppress(OSError, NotJson):
         found = parse_json((folder / SUMMARY).read_bytes())
         if isinstance(found, dict):

@@ -46,11 +46,7 @@ def write_table(path: Path, arrays: Arrays, run: str) -> None:
 
 
 def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a file; None: there is none, or it is not what was written.
-
-    A file of a release that wrote no digests is taken as it is. `run` is the digest of the run that the
-    file must be of, if it says so.
-    """
+    """Return the arrays of a file; None: there is none, it was changed, or it is of another run."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -101,11 +101,7 @@ class TrainedClient:
 
 
 class TrainedRun:
-    """A run folder whose clients are to be looked at; its data are loaded once.
-
-    `round` is one that there is a checkpoint of; None: the last. A folder of no run, without such a
-    checkpoint or without data is a `UserError`.
-    """
+    """A run folder whose clients are looked at as they are after a round (None: the last)."""
 
     def __init__(
         self, folder: str | Path, round: int | None = None, progress: Progress | None = None

@@ -128,10 +128,7 @@ def deal_iid(labels: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) ->
 def deal_shards(
     labels: np.ndarray, sizes: np.ndarray, shards_per_client: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Sort samples by label, cut them into N·k shards and deal k to every client.
-
-    Shards of one client differ by at most one sample, to meet any `sizes` [N].
-    """
+    """Sort samples by label, cut them into N·k even shards and deal k to every client."""
     if shards_per_client > sizes.min():
         told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
         raise UserError(told, key="data.partition.shards_per_client")

@@ -23,11 +23,7 @@ Bounds = tuple[int, int]  # start and stop of a client's samples
 
 @dataclass(frozen=True)
 class SampleSplit:
-    """Indices of samples; each sample has one place, unless clients draw with replacement.
-
-    With replacement several clients may train on a sample, or be tested on it. No client trains on a test
-    sample of another.
-    """
+    """Indices of samples; with replacement several clients may train on one, or test on one."""
 
     held_out: np.ndarray  # [M] train indices of the transfer set; empty unless it is held out
     private: np.ndarray  # [S] train indices of the private samples, client after client, train before test

@@ -7,11 +7,7 @@ from fedkd.randomness import numpy_generator
 
 
 def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Split `total` units in proportion to `weights` [K] by largest remainder (Hamilton's method).
-
-    Returns [K] int64, each within one unit of its exact share. `rng` breaks ties between equal remainders;
-    None: the lower index wins.
-    """
+    """Split `total` in proportion to `weights` [K] by largest remainder: [K] int64; `rng` breaks ties."""
     weights = np.asarray(weights, dtype=np.float64)
     quota = total * (weights / weights.sum())
     counts = np.floor(quota + 1e-9).astype(np.int64)
@@ -64,11 +60,7 @@ def test_size(samples: int, test_fraction: float) -> int:
 def local_split(
     labels: np.ndarray, test_fraction: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split one client's samples, labels [n] with n ≥ 2, into its train part and its local test part.
-
-    The test part keeps class shares. Both parts have at least one sample, unless `test_fraction` is 0. Both
-    are shuffled positions, together 0..n-1.
-    """
+    """Split a client's n ≥ 2 samples into shuffled train and test positions, by class share."""
     rng = numpy_generator(seed, "local-split", client=client, task=task)
     chosen = stratified_choice(labels, test_size(len(labels), test_fraction), rng)
     return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))
@@ -77,11 +69,7 @@ def local_split(
 def held_out_split(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a share of one client's training samples, labels [n], by class share.
-
-    At least one sample is held out and one is not; a single sample is not held out. Returns ascending
-    positions of training samples and of held-out samples.
-    """
+    """Hold out training samples of a client by class share: ascending positions of both parts."""
     size = test_size(len(labels), share) if len(labels) > 1 else 0
     chosen = stratified_choice(labels, size, numpy_generator(seed, "held-out", client=client, task=task))
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)

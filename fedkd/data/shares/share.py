@@ -19,11 +19,7 @@ NOBODYS = (0, 0)  # bounds of another client's samples
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """The data of one participant: a client, or the server where `client` is None.
-
-    Other clients' bounds are empty. A client also has the transfer set and the common test set, the server
-    the transfer set alone.
-    """
+    """The data of a client, or of the server (None), with empty bounds of all other clients."""
 
     client: int | None
     data: Data
@@ -85,11 +81,7 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 def share_of_samples(
     scenario: Scenario, client: int, samples: Dataset, statistics: Statistics, transfer_x: np.ndarray
 ) -> Share:
-    """Return the share of a client that brings its own samples; too few or misshapen ones are a `UserError`.
-
-    All clients have the same classes, common test set (the test split of `samples`), `statistics` and
-    transfer set `transfer_x` `[M, *input_shape]`, in the form of its source.
-    """
+    """Return the share of a client with its own train split; all have the same test split."""
     total = len(samples.train_y)
     if total < 2:
         raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")

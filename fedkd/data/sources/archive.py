@@ -24,7 +24,10 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
     """Yield name and content of the `wanted` plain files of a tar archive (plain, gzip, bzip2 or xz)."""
     size = 0
     try:
-        with _opened(path) as stream:
+        with path.open("rb") as file:
+            magic = file.read(6)
+        opener = next((opener for start, opener in OPENERS if magic.startswith(start)), open)
+        with opener(path, "rb") as stream:
             tail = _Tail(stream)
             # tarfile's own decompression takes a cut stream for the end; Python's file objects do not.
             with tarfile.open(fileobj=tail, mode="r|") as archive:  # type: ignore[call-overload]
@@ -38,13 +41,6 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
                 raise EOFError("it ends without an end mark")
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read {path} as a whole tar archive: {error}", key=key) from error
-
-
-def _opened(path: Path) -> Any:
-    with path.open("rb") as file:
-        magic = file.read(6)
-    opener = next((opener for start, opener in OPENERS if magic.startswith(start)), open)
-    return opener(path, "rb")
 
 
 class _Tail:

@@ -78,10 +78,7 @@ def load_cifar100(request: SourceRequest) -> Dataset:
 
 
 def _load(request: SourceRequest, form: CifarFormat) -> Dataset:
-    """Search `<root>` and `<root>/<name>`, and download the data set if neither has it.
-
-    Order: unpacked binary files, the binary archive, torchvision's pickled batches.
-    """
+    """Search `<root>` and `<root>/<name>`: binary files, their archive, pickles; else download it."""
     request.arguments()
     for base in (base / sub for base in request.folders for sub in ("", request.name)):
         for folder in (base / form.folder, base):

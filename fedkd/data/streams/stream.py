@@ -60,11 +60,9 @@ class FederatedStream(Sequence[Task]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
     def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
-        """Return a task, or those of a slice."""
         return self.tasks[index]
 
     def __len__(self) -> int:
-        """Return the number of tasks T."""
         return len(self.tasks)
 
 
@@ -82,7 +80,6 @@ class ClientStream(Sequence[ClientData]):
     @overload
     def __getitem__(self, index: slice) -> tuple[ClientData, ...]: ...
     def __getitem__(self, index: int | slice) -> ClientData | tuple[ClientData, ...]:
-        """Return the client's data of a task, or of those of a slice."""
         if isinstance(index, slice):
             return tuple(map(self._make, self._tasks[index]))
         task = self._tasks[index]
@@ -103,7 +100,6 @@ class ClientStream(Sequence[ClientData]):
         return self._tasks[task].tests(self._client)
 
     def __len__(self) -> int:
-        """Return the number of tasks T."""
         return len(self._tasks)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -46,11 +46,7 @@ def lies_batch_last(images: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` for few channels, equal up to rounding; its output has the batch last in memory.
-
-    That holds on a CPU, for at least `FEWEST` images, with stride 1 and zero padding. torch does everything
-    else, and joint training.
-    """
+    """`torch.nn.Conv2d`, up to rounding, quick on a CPU for few channels and `FEWEST` images or more."""
 
     recordable: ClassVar[bool] = True
     fedkd_kernels = True
@@ -120,13 +116,9 @@ def _rows_met(windows: Tensor, tall: int, together: int = 1) -> Tensor:
     return windows.as_strided(shape, (together * several * length, length, 1))
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """Return a weight ``[O, C, k, k']`` as ``[O, k · k' · C]``, without a copy if channels last."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-
-
 def _convolve(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    met, matrix = _rows_met(windows, weight.shape[2]), _matrix(weight)
+    met = _rows_met(windows, weight.shape[2])
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # no copy if channels are last
     out = torch.bmm(matrix.expand(len(met), *matrix.shape), met)
     if bias is not None:
         out += bias.view(1, -1, 1)

@@ -42,21 +42,16 @@ def check_scenario(scenario: Scenario) -> None:
     most = scenario.clients_per_round or scenario.data.clients
     told = f"at most the {most} clients of a round can reply, got {replies}"
     refuse_if(replies > most, told, "faults.min_replies")
-    _check_measured(scenario)
+    if scenario.measure is not None and scenario.measure.transferability is not None:
+        rounds, key = scenario.measure.transferability.rounds, "measure.transferability.rounds"
+        refuse_if(rounds != sorted(set(rounds)), f"must ascend without repeats, got {rounds}", key)
+        told = f"at least the first must be one of the run's {scenario.rounds} rounds, got {rounds}"
+        refuse_if(scenario.continual is None and rounds[0] > scenario.rounds, told, key)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
         _check_online(scenario.continual)
     check_courses(scenario)
-
-
-def _check_measured(scenario: Scenario) -> None:
-    if scenario.measure is None or scenario.measure.transferability is None:
-        return
-    rounds, key = scenario.measure.transferability.rounds, "measure.transferability.rounds"
-    refuse_if(rounds != sorted(set(rounds)), f"must ascend without repeats, got {rounds}", key)
-    told = f"at least the first must be one of the run's {scenario.rounds} rounds, got {rounds}"
-    refuse_if(scenario.continual is None and rounds[0] > scenario.rounds, told, key)
 
 
 def check_names(scenario: Scenario) -> None:

@@ -56,11 +56,7 @@ def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
 
 
 def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return the clients that never hear of each other, in any round: connected parts in client order.
-
-    They come by architecture where weights are mixed, else under an empty name, if there are several parts or
-    one client is alone in its architecture.
-    """
+    """Return the clients that never hear of each other, by architecture where weights are mixed."""
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":
         return []
