@@ -15,7 +15,6 @@ from fedkd.cli.families import (
     Line,
     family_of_learner,
     grouped,
-    marked,
     told_of_strategy,
 )
 from fedkd.errors import UserError, did_you_mean
@@ -135,7 +134,8 @@ def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dic
         family, line = "Cannot be used", ("", name, str(part))
         if not isinstance(part, UserError):
             family, needed = told(part)
-            line = (needed, marked(name, part), _summary(part))
+            starred = name + "*" * bool(part.source_note)  # it departs from its paper, or has none
+            line = (needed, starred, _summary(part))
         families.setdefault(family, []).append(line)
     return families
 

@@ -66,11 +66,6 @@ def family_of_learner(learner: Any) -> str:
     return OWN if learner.traits.isolates else ONE
 
 
-def marked(name: str, part: Any) -> str:
-    """Return a part's name, with a star where it departs from its paper or has none."""
-    return name + "*" * bool(part.source_note)
-
-
 def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:
     """Yield parts in lines, a heading for each family; those that need least come first."""
     for family in dict.fromkeys([*(name for name in order if name in families), *families]):

@@ -29,11 +29,7 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
 def draw_skewed_holdout(
     labels: np.ndarray, available: np.ndarray, size: int, alpha: float, *, seed: int, task: int | None = None
 ) -> np.ndarray:
-    """Draw `size` = M transfer samples by a label mix from Dir(α), sorted.
-
-    Classes that are too small give all their samples; the others make up for them in proportion. `labels` are
-    those of the train split [N], `available` the train indices [n] that may be held out.
-    """
+    """Draw M samples by a label mix from Dir(α), sorted; small classes give all they have."""
     if not 0 < size < len(available):
         return draw_holdout(available, size, seed=seed, task=task)
     generator = numpy_generator(seed, "transfer-mix", task=task)

@@ -154,8 +154,8 @@ def _settle(
     """Return the first and the last round of every client's tasks.
 
     A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Clients that
-    have not come yet, or are through, hold nobody back. `late` has the rounds after which each client joins,
-    `[N]`; `breaks` the place of the task before which a client pauses.
+    have not come yet (`late` `[N]` rounds), or are through, hold nobody back. `breaks` has the place of the
+    task before which a client pauses.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])

@@ -72,11 +72,7 @@ def parse_plan(
 
 
 def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
-    """Resolve a scenario with values changed, by dotted key or name of a table (see `apply_values`).
-
-    Another strategy or learner drops the hyper-parameters of the former. Another stream drops the number of
-    rounds that followed from it.
-    """
+    """Resolve a scenario with values changed, by key or table, less what had followed from them."""
     file, folder = None, None
     if isinstance(scenario, str | Path):
         path = find_shipped(scenario, "scenario")

@@ -33,10 +33,7 @@ class RunResult:
         return read_metrics(self.folder)
 
     def frame(self, library: str | None = None) -> Any:
-        """Return the rows of `metrics.jsonl` as a data frame, with their columns.
-
-        `library` is `"pandas"` or `"polars"`; absent: the one that is installed, pandas if both are.
-        """
+        """Return `metrics.jsonl` as a data frame of `"pandas"` or `"polars"`; absent: the one installed."""
         rows = self.metrics()
         return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)  # type: ignore[literal-required]
 

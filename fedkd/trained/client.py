@@ -31,7 +31,7 @@ from fedkd.plan.plan import Plan
 from fedkd.storage.namespaces import below
 from fedkd.storage.paths import expanded
 from fedkd.tracking.run_folder import plan_of_run
-from fedkd.trained.network import of_units, with_tensors
+from fedkd.trained.network import OfUnits, with_tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -178,7 +178,7 @@ class TrainedRun:
         return self._trained(
             client,
             task.data,
-            model=of_units(network, read.units),
+            model=network if read.units is None else OfUnits(network, read.units).eval(),
             task=task.index,
             task_name=task.name,
             tasks=met,

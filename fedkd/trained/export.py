@@ -55,11 +55,8 @@ def export(
     """Write a run's clients to a folder, whole or not at all.
 
     `out` is by default ``export`` in the run folder; an earlier export there is replaced. `round` is one that
-    there is a checkpoint of; absent: the last.
-
-    Raises:
-        UserError: Not a run folder, nothing trained in it, no client that can be exported, or `out` holds
-            something else or cannot be written to.
+    there is a checkpoint of; absent: the last. A run without clients to export, or an `out` that holds
+    something else or cannot be written to, is a `UserError`.
     """
     run = TrainedRun(folder, round, progress)
     target = expanded(out, key="--out").absolute() if out else run.folder / FOLDER
@@ -119,7 +116,8 @@ class _Writer:
         read = [client.of_task(task) for task in client.tasks] or [client]
         models = [of_task.model for of_task in read]
         networks = [model.network if isinstance(model, OfUnits) else model for model in models]
-        stem, same = f"client-{client.index:05d}", all(_equal(networks[0], other) for other in networks[1:])
+        states, stem = [network.state_dict() for network in networks], f"client-{client.index:05d}"
+        same = all(torch.equal(states[0][name], state[name]) for state in states[1:] for name in states[0])
         told, dtype = [], self._run.data.input_dtype
         for of_task, network in zip(read, networks, strict=True):
             file = f"{stem}.safetensors" if same else f"{stem}-task-{of_task.task:03d}.safetensors"
@@ -138,11 +136,6 @@ class _Writer:
         told = {"format": "pt", "run": self._run.plan.scenario.name, "client": str(client.index)}
         told |= {"round": str(client.round), "architecture": client.architecture}
         save_file(tensors, self._folder / file, metadata=told)
-
-
-def _equal(one: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -51,11 +51,6 @@ class OfUnits(nn.Module):
         return self.network(x).index_select(1, self.units)
 
 
-def of_units(network: nn.Module, units: Tensor | None) -> nn.Module:
-    """Return a network read through some of its outputs, in evaluation mode; itself, if all are asked for."""
-    return network if units is None else OfUnits(network, units).eval()
-
-
 def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Put tensors in the place of a network's own, by name, and return it."""
     own = dict(network.named_parameters()) | dict(network.named_buffers())

@@ -32,11 +32,7 @@ def draw_with_replacement(
     *,
     task: int | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Let every client draw from all samples: its training and its test positions in `labels`, shuffled.
-
-    Label mixes and sizes follow the scheme, one of `SCHEMES`, but every client finds the whole supply. A size
-    drawn by `quantity` is cut to what a client can hold.
-    """
+    """Let every client draw from all samples: its train and its test positions, shuffled."""
     for_tests = np.zeros(len(labels), dtype=bool)
     if test_fraction > 0.0:
         size = test_size(len(labels), test_fraction)

@@ -155,11 +155,7 @@ def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Ge
 
 
 def circle_mixes(clients: int, classes: int) -> np.ndarray:
-    """Return [N, C]: client n sits at class n·C/N of a circle and weights classes by ``1 − 4 apart / C``.
-
-    Neighbours by number are similar; opposite clients share no class. With fewer than four classes the
-    weights reach one class far.
-    """
+    """Return [N, C]: client n sits at class n·C/N of a circle, weights are ``1 − 4 apart / C``."""
     apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
     return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
 

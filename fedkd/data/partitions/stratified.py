@@ -19,11 +19,7 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `size` of samples with labels [n] so that every class keeps its share: [n] bool.
-
-    A class with a single sample is chosen only if the others cannot fill the size, so the rest keeps the
-    class.
-    """
+    """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps every class it can."""
     counts = np.bincount(labels)
     plural = np.where(counts > 1, counts, 0)
     # Half of a class of two is the most that leaves both sides a sample.

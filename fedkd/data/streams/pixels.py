@@ -7,10 +7,9 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import rotate
-from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.normalise import is_integer
 from fedkd.data.transfer import convert_images
 from fedkd.errors import UserError
-from fedkd.randomness import numpy_generator
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """Takes normalised samples [n, *shape] to new ones of the same shape."""
@@ -35,18 +34,11 @@ class Permutation:
         return rows.take(self.source, axis=1, mode="clip").reshape(x.shape)
 
 
-def draw_permutation(shape: tuple[int, ...], *, seed: int, task: int) -> Permutation:
-    """Draw a task's permutation of the pixels of samples of `shape`, uniformly."""
-    pixels = int(np.prod(shape[1:])) if len(shape) == 3 else int(np.prod(shape))
-    return Permutation(numpy_generator(seed, "permutation", task=task).permutation(pixels))
-
-
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Rotates images counter-clockwise about their centre; new pixels at the edges are black.
+    """Rotates images counter-clockwise about their centre; new pixels at the edges are `black`.
 
-    Interpolated pixels are means of pixels, so it commutes with normalisation if `black`, [C, 1, 1] float32,
-    is the value of 0 after normalisation.
+    That is 0 after normalisation, [C, 1, 1] float32, so that rotation and normalisation commute.
     """
 
     degrees: float
@@ -55,11 +47,6 @@ class Rotation:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return turned images [n, C, H, W]."""
         return np.ascontiguousarray(rotate(x - self.black, self.degrees) + self.black)
-
-
-def black_of(statistics: Statistics) -> np.ndarray:
-    """Return [C, 1, 1] float32: the value that black, 0 of 0..1, has in normalised images."""
-    return (-statistics.mean / statistics.std).astype(np.float32)
 
 
 def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:

@@ -8,6 +8,7 @@ stream begins upright, and a `permuted` one unpermuted unless `permute_first` is
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from fedkd.data.normalise import is_integer
 from fedkd.data.partitions.from_file import read_partition_file
 from fedkd.data.partitions.schemes import LEAST_SAMPLES
 from fedkd.data.scenario_sources import Sources
-from fedkd.data.streams.pixels import Rotation, Transform, black_of, draw_permutation, to_shape
+from fedkd.data.streams.pixels import Permutation, Rotation, Transform, to_shape
 from fedkd.data.streams.stream_plan import class_groups
 from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import TaskStream
 from fedkd.scenario.stream import planned_count
 
@@ -98,19 +100,22 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
     statistics = sources.statistics(dataset)
     data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
     count = planned_count(tasks) or 1
+    pixels = prod(data.input_shape[1:] if len(data.input_shape) == 3 else data.input_shape)
     for index in range(count):
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))
         transform: Transform | None = None
         if tasks.kind == "permuted":
             name = f"permutation {index}"
             if index or tasks.permute_first:
-                transform = draw_permutation(data.input_shape, seed=sources.scenario.seed, task=index)
+                draw = numpy_generator(sources.scenario.seed, "permutation", task=index)
+                transform = Permutation(draw.permutation(pixels))
             else:
                 name = "unpermuted"
         else:
             degrees = index * tasks.max_angle / count
             name = f"{degrees:g}°"
-            transform = Rotation(degrees, black_of(statistics)) if index else None
+            black = (-statistics.mean / statistics.std).astype(np.float32)
+            transform = Rotation(degrees, black) if index else None
         yield Part(name, classes, data, transform)
 
 

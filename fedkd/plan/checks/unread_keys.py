@@ -19,11 +19,7 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """Dotted keys that were set over a scenario file, the lowest layer first.
-
-    `axes` are those of each axis for one cell of a bench (None: no cell); `varied` those at any of its
-    levels.
-    """
+    """Dotted keys set over a file, lowest layer first; `axes` of a bench's cell, `varied` at any level."""
 
     over: Sequence[Collection[str]] = ()
     axes: Sequence[Collection[str]] | None = None
