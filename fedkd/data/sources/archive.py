@@ -24,9 +24,9 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
     """Yield name and content of the `wanted` plain files of a tar archive (plain, gzip, bzip2 or xz)."""
     size = 0
     try:
-        with path.open("rb") as file:
-            magic = file.read(6)
-        opener = next((opener for start, opener in OPENERS if magic.startswith(start)), open)
+        with path.open("rb") as start:
+            magic = start.read(6)
+        opener = next((opener for mark, opener in OPENERS if magic.startswith(mark)), open)
         with opener(path, "rb") as stream:
             tail = _Tail(stream)
             # tarfile's own decompression takes a cut stream for the end; Python's file objects do not.
