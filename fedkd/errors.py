@@ -47,6 +47,15 @@ class UserError(FedkdError):
         return type(self)(self.message, key=self.key or key, file=self.file or file)
 
 
+@contextmanager
+def blaming(*, key: str | None = None, file: str | None = None) -> Iterator[None]:
+    """Fill in the key and the file of a `UserError` that leaves the block, where they are unknown."""
+    try:
+        yield
+    except UserError as error:
+        raise error.at(key=key, file=file) from error
+
+
 def refuse_if(wrong: object, message: str, key: str) -> None:
     """Raise a `UserError` about a key if something is wrong with it."""
     if wrong:

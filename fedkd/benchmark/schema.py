@@ -17,8 +17,7 @@ from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
 from fedkd.plugins.validation_errors import explain_error, show_value
 from fedkd.report.metrics import CONTINUAL_METRICS
-from fedkd.scenario.asked import check_metric_name
-from fedkd.scenario.explain import dotted
+from fedkd.scenario.explain import check_metric_name, dotted
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.overrides import parse_override
 from fedkd.scenario.schema import Section

@@ -1,7 +1,5 @@
 """``fedkd list``: what a scenario can name, described by the code's own docstrings."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys
@@ -17,7 +15,6 @@ from fedkd.cli.families import (
     Line,
     family_of_learner,
     grouped,
-    marked,
     told_of_strategy,
 )
 from fedkd.errors import UserError, did_you_mean
@@ -35,8 +32,6 @@ TORCHVISION_FOLDERS = {
     "cifar100": "cifar-100-python",
 }
 """Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
-
-
 NEEDS = {
     "gradients": "networks as client models",
     "one_architecture": "one architecture",
@@ -134,13 +129,13 @@ def learners() -> Iterator[str]:
 
 
 def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dict[str, list[Line]]:
-    """Return the lines of a registry's parts by family; `told` returns a part's family and its needs."""
     families: dict[str, list[Line]] = {}
     for name, part in _parts(registry):
         family, line = "Cannot be used", ("", name, str(part))
         if not isinstance(part, UserError):
             family, needed = told(part)
-            line = (needed, marked(name, part), _summary(part))
+            starred = name + "*" * bool(part.source_note)  # it departs from its paper, or has none
+            line = (needed, starred, _summary(part))
         families.setdefault(family, []).append(line)
     return families
 
@@ -311,7 +306,6 @@ def _row(label: str, text: str) -> str:
 
 
 def _summary(described: Any) -> str:
-    """Return the first paragraph of a docstring as one line."""
     text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split()).removeprefix("Return ")
     return text[:1].upper() + text[1:]
 

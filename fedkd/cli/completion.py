@@ -3,8 +3,6 @@
 argcomplete brings it to a shell: ``eval "$(register-python-argcomplete fedkd)"``.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Iterable, Iterator
@@ -17,8 +15,7 @@ from fedkd.scenario.explain import section_of
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.shipped import SUFFIX, Kind, names_of
 
-ASKED = "_ARGCOMPLETE"
-"""Environment variable that a shell sets when it asks for completions."""
+ASKED = "_ARGCOMPLETE"  # environment variable that a shell sets when it asks for completions
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +33,6 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.Action, Kind]]:
-    """Yield the arguments of every verb, and which kind of file it takes."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb, inner in action.choices.items():

@@ -1,7 +1,5 @@
 """``fedkd doctor``: installed packages, devices and data sets."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform
@@ -22,16 +20,13 @@ def examine() -> Iterator[str]:
     yield _row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
         yield _row(package, _version(package))
-    yield _row("cpus", f"{available_cpus()} available to this process")
+    # A container may have fewer than the machine.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield _row("cpus", f"{cpus} available to this process")
     yield _row("cuda", _guarded(_cuda))
     yield _row("ray sees", _guarded(_ray_resources))
     yield from _data_rows()
     yield from _executor_rows()
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use; a container may have fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _row(label: str, text: str) -> str:
@@ -60,18 +55,13 @@ def _cuda() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return f"no device: {_why_none(torch.version.cuda, has_nvidia_driver())}"
+        driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+        return f"no device: {_why_none(torch.version.cuda, driver)}"
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
 
 
-def has_nvidia_driver() -> bool:
-    """Return whether the machine has the driver of an NVIDIA GPU."""
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-
-
 def _why_none(built_for: str | None, driver: bool) -> str:
-    """Say why torch sees no GPU: its build, or the machine."""
     if built_for is None:
         more = "though there is an NVIDIA driver" if driver else "all that is needed"
         return f"torch is the CPU build, {more}"
@@ -117,7 +107,6 @@ def _data_rows() -> Iterator[str]:
 
 
 def _executor_rows() -> Iterator[str]:
-    """Say what ``training.executor = "auto"`` has measured on this machine."""
     from fedkd.clients.local.executor_cache import cache_file, measured_steps
 
     measured = measured_steps()

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedkd.fusion.capabilities import Capabilities
 
-Line = tuple[str, str, str]
-"""What a part needs, its name, and what it does."""
+Line = tuple[str, str, str]  # what a part needs, its name, and what it does
 FLOWERS = "Averages of all weights, by Flower"
 BASELINES, PUBLIC, STATISTICS, WEIGHTS, SECOND, STREAMS = FAMILIES = (
     "Baselines",
@@ -40,8 +39,7 @@ SHORT = {
     "graph": "no server",
 }
 """What sets a strategy's needs apart, in a list."""
-WIDEST = 96
-"""Letters that a list has for what a part does."""
+WIDEST = 96  # letters that a list has for what a part does
 
 
 def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
@@ -66,11 +64,6 @@ def family_of_learner(learner: Any) -> str:
     if "memory_size" in names or learner.overrides("batch"):
         return REPLAY
     return OWN if learner.traits.isolates else ONE
-
-
-def marked(name: str, part: Any) -> str:
-    """Return a part's name, with a star where it departs from its paper or has none."""
-    return name + "*" * bool(part.source_note)
 
 
 def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:

@@ -4,8 +4,6 @@ Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: inter
 on standard error. Heavy imports wait until a verb needs them.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os
@@ -26,8 +24,7 @@ from fedkd.scenario.shipped import LISTED, Kind
 from fedkd.storage.paths import expanded
 
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
-READER_LEFT = 141
-"""Exit status of a program that wrote to a closed pipe: 128 + SIGPIPE."""
+READER_LEFT = 141  # exit status of a program that wrote to a closed pipe: 128 + SIGPIPE
 
 
 def program() -> int:
@@ -39,10 +36,7 @@ def program() -> int:
 
 
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
-    """Run one command and return its exit status.
-
-    `supervised` runs on Ray may move to a child process (see `fedkd.engine.supervisor`).
-    """
+    """Run one command and return its exit status; `supervised` runs on Ray may move to a child."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

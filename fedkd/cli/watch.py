@@ -1,23 +1,20 @@
 """``fedkd watch``: follow a run from another terminal, or from another machine that sees its folder."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plan.plan import Plan
-from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.simulation.listing import summary_of
 from fedkd.storage.paths import expanded
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.present import Present, read_present
 from fedkd.tracking.progress import PlainProgress, make_progress
-from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
+from fedkd.tracking.recorder import METRICS, TIMINGS
 from fedkd.tracking.run_folder import is_locked, plan_of_run
 
 EVERY_SECONDS = 1.0
@@ -42,10 +39,7 @@ def watch(
     observer: RunObserver | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show a run's rounds so far, then those that follow, until it ends; write nothing into its folder.
-
-    Without an observer it shows a live table on a terminal, plain lines elsewhere.
-    """
+    """Show a run's rounds until it ends, by default in a live table; write nothing into its folder."""
     folder = expanded(folder).absolute()
     plan = plan_of_run(folder)
     if observer is None:
@@ -74,7 +68,8 @@ class _Follower:
         """Tell of what has come since the last step; return whether the run has ended."""
         # First whether it ended, then what there is: nothing may come between the two and stay untold.
         present, running = read_present(self._folder), is_locked(self._folder)
-        summary = self._summary() if present is None or present.status == "done" else None
+        found = summary_of(self._folder) if present is None or present.status == "done" else {}
+        summary = found if found.get("rounds") == self._plan.scenario.rounds else None
         if self._read():
             self._told = 0
             self._observer.message("the run went back to an earlier round")
@@ -111,10 +106,12 @@ class _Follower:
         return again
 
     def _report(self, round: int) -> RoundReport:
-        """Return a round's report, as far as it can be read from the run folder."""
         rows, costs, schedule = self._rows.get(round, []), self._costs.get(round, []), self._plan.schedule
         means = [row for row in rows if row["client"] is None and row["value"] is not None]
         whole = {(row["split"], row["metric"]): row["value"] for row in means if row["task"] is None}
+        by_name = {f"{split}/{name}": value for (split, name), value in whole.items()}
+        of_tasks = [row for row in means if row["task"] is not None]
+        by_name |= {f"{row['metric']}/{row['split']}/{row['task']}": row["value"] for row in of_tasks}
         return RoundReport(
             round=round,
             rounds=self._plan.last_round,
@@ -122,7 +119,7 @@ class _Follower:
             bytes_up=sum(row.get("bytes_up", 0) for row in costs),
             bytes_down=sum(row.get("bytes_down", 0) for row in costs),
             seconds=sum(row.get("seconds", 0.0) for row in costs),
-            metrics={_key(row): row["value"] for row in means},
+            metrics=by_name,
             task=schedule.task(0, round) if schedule.in_step else None,
         )
 
@@ -141,17 +138,8 @@ class _Follower:
         if under_way and isinstance(self._observer, PlainProgress):
             self._observer.tell_phase()
 
-    def _summary(self) -> Mapping[str, Any] | None:
-        with suppress(OSError, NotJson):
-            found = parse_json((self._folder / SUMMARY).read_bytes())
-            if isinstance(found, dict) and found.get("rounds") == self._plan.scenario.rounds:
-                return found
-        return None
-
 
 class _Tail:
-    """The lines that are added to a file."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
@@ -184,10 +172,3 @@ class _Tail:
             if not isinstance(row, dict) or not isinstance(row.get("round"), int):
                 raise UserError("has a line that is no row", file=str(self._path))
             yield row
-
-
-def _key(row: Mapping[str, Any]) -> str:
-    """Return the name that a mean has in a report."""
-    if row["task"] is None:
-        return f"{row['split']}/{row['metric']}"
-    return f"{row['metric']}/{row['split']}/{row['task']}"

@@ -28,7 +28,7 @@ from fedkd.data.load import Data, first_task
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.fusion.strategy import overrides
 from fedkd.models.build import ModelFactory
-from fedkd.models.incremental import client_estimator
+from fedkd.models.estimator import client_estimator
 from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated_clients import evaluated_clients
 from fedkd.plan.plan import Plan

@@ -1,7 +1,5 @@
 """A labelled data set in memory, with a train split and a test split."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +8,17 @@ import numpy as np
 
 from fedkd.errors import UserError, described
 
-LARGEST = 1e15
-"""Largest value in a sample: sums of squares of thousands of larger ones overflow float32."""
+LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of larger ones overflow float32
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Samples in the form of their source, before normalisation.
 
-    Attributes:
-        class_names: Name of every class, in label order; C = its length.
-        train_x: [n, *shape]; shape is (channels, height, width) of an image or (features,) of a vector. uint8
-            in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up).
-        train_y: [n] int64 labels in 0..C-1.
-        test_x: [m, *shape], of the same dtype as `train_x`.
-        test_y: [m] int64.
-        owners: [n] owner of each train sample, a number (int64) or a name; None: unknown.
+    `train_x` is [n, *shape], `test_x` [m, *shape]: images (channels, height, width) or vectors (features,),
+    as uint8 in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up). Labels are
+    int64 in 0..C-1; `class_names` has the C names in their order. `owners` [n] are numbers (int64) or names;
+    None: unknown.
     """
 
     name: str
@@ -59,19 +52,11 @@ def dataset_from_arrays(
     integers: bool = False,
     key: str = "data.args",
 ) -> Dataset:
-    """Check a user's arrays and bring them into the form of a `Dataset`.
+    """Check a user's arrays and bring them into the form of a `Dataset`; a mistake is a `UserError`.
 
-    Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]. Other types than uint8
-    become float32.
-
-    Args:
-        train_y: Integer labels, [n] or [n, 1]; `test_y` likewise.
-        class_names: None: the labels 0..C-1 themselves, each of which must occur.
-        owners: Owner of each train sample, integers or names [n]; None: unknown.
-        integers: Whether integers other than uint8 become int64 instead.
-
-    Raises:
-        UserError: Shapes, dtypes or labels that do not fit together.
+    Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]; labels are integers, [n] or
+    [n, 1]. Other types than uint8 become float32; with `integers`, other integers become int64. Without
+    `class_names` the classes are the labels 0..C-1, each of which must occur.
     """
     given = {"train_x": train_x, "test_x": test_x}
     x = {what: _samples(values, what, integers, key) for what, values in given.items()}
@@ -123,10 +108,8 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     if x.dtype.kind not in "buif":
         raise UserError(f"{what} must hold numbers, got dtype {x.dtype}", key=key)
     if x.ndim not in (2, 3, 4) or x.size == 0:
-        raise UserError(
-            f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}",
-            key=key,
-        )
+        told = f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}"
+        raise UserError(told, key=key)
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
@@ -139,9 +122,8 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
         if not np.isfinite(x).all():
             raise UserError(f"{what} must be finite in float32, it holds NaN or infinity", key=key)
         if np.abs(x).max() > LARGEST:
-            raise UserError(
-                f"{what} must be within ±{LARGEST:g}, it holds {x.flat[np.abs(x).argmax()]:g}", key=key
-            )
+            told = f"{what} must be within ±{LARGEST:g}, it holds {x.flat[np.abs(x).argmax()]:g}"
+            raise UserError(told, key=key)
     return x
 
 

@@ -1,7 +1,5 @@
 """The data of one federation: every client's shard, the transfer set, the common test set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -27,15 +25,10 @@ from fedkd.scenario.schema import Scenario
 class ClientData:
     """The data of one client: views into `FederatedData`, no copies.
 
-    Attributes:
-        train_x: [n, *input_shape] float32; int64 where samples are integers.
-        train_y: [n] int64.
-        test_x: [m, *input_shape] local test samples, distributed like the training samples.
-        test_y: [m] int64.
-        transfer_x: [M, *input_shape] the transfer set.
-        global_x: [K, *input_shape] the common test set.
-        global_y: [K] int64.
-        public_y: [M] int64 labels of the transfer set, for clients that train on it; else None.
+    `train_x` is [n, *input_shape] float32, or int64 of integers; `test_x` [m, *input_shape] local test
+    samples, distributed like them; `transfer_x` [M, *input_shape] the transfer set; `global_x` [K,
+    *input_shape] the common test set. Labels are int64. `public_y` [M] labels the transfer set for clients
+    that train on it; else None.
     """
 
     train_x: np.ndarray
@@ -57,41 +50,28 @@ class FederatedData:
     Samples are C-contiguous float32. uint8 is divided by 255, then every channel (feature of a vector) gets
     zero mean and unit variance over the data set's train split. Without normalisation samples keep the values
     of their source, uint8 divided by 255, and integers are int64.
-
-    Attributes:
-        input_shape: (channels, height, width) of an image, (features,) of a vector.
-        x: [S, *input_shape] private samples, client after client, train before test, with clients' skew.
-        y: [S] int64 their labels, with label noise.
-        train_bounds: Start and stop of every client's training samples in `x` and `y`.
-        test_bounds: Start and stop of every client's test samples.
-        source_index: [S] int64 index of every private sample in the data set's train split.
-        transfer_x: [M, *input_shape] the transfer set, unlabelled.
-        test_x: [K, *input_shape] the common test set.
-        test_y: [K] int64.
-        transfer_y: [M] int64 labels of a held-out transfer set, for servers that need them; clients use them
-            only to pretrain. None for other sources.
-        foreign_y: [M] int64 labels of a transfer set from another data set, in its classes; else None.
-        skew: Drawn skew of every client; empty if clients differ only in their labels.
-        statistics: Normalisation for samples that come later; None: unknown.
-        owners: Name of each client's owner; empty where the data name none.
     """
 
     name: str
     class_names: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # (channels, height, width) of an image, (features,) of a vector
     x: np.ndarray
-    y: np.ndarray
+    """[S, *input_shape] private samples, client after client, train before test, with clients' skew."""
+    y: np.ndarray  # [S] int64 their labels, with label noise
     train_bounds: tuple[tuple[int, int], ...]
+    """Start and stop of every client's training samples in `x` and `y`."""
     test_bounds: tuple[tuple[int, int], ...]
-    source_index: np.ndarray
-    transfer_x: np.ndarray
-    test_x: np.ndarray
+    source_index: np.ndarray  # [S] int64 index of every private sample in the data set's train split
+    transfer_x: np.ndarray  # [M, *input_shape] the transfer set, unlabelled
+    test_x: np.ndarray  # [K, *input_shape] the common test set
     test_y: np.ndarray
     transfer_y: np.ndarray | None = None
+    """[M] int64 labels of a held-out transfer set, for servers, and for clients to pretrain; else None."""
     foreign_y: np.ndarray | None = None
-    skew: tuple[Skew, ...] = ()
-    statistics: Statistics | None = None
-    owners: tuple[str, ...] = ()
+    """[M] int64 labels of a transfer set from another data set, in its classes; else None."""
+    skew: tuple[Skew, ...] = ()  # drawn skew of every client; empty if clients differ only in their labels
+    statistics: Statistics | None = None  # normalisation for samples that come later; None: unknown
+    owners: tuple[str, ...] = ()  # name of each client's owner; empty where the data name none
 
     @property
     def classes(self) -> int:
@@ -145,17 +125,7 @@ class FederatedData:
 
 
 def load_federated_data(scenario: Scenario, progress: Progress | None = None) -> FederatedData:
-    """Load the data set, deal it to the clients and draw the transfer set.
-
-    Private samples and a held-out transfer set come from the data set's train split, the common test set from
-    its test split.
-
-    Args:
-        progress: Called with one line at a time during downloads and decoding.
-
-    Raises:
-        UserError: Missing or malformed data, or more samples asked for than there are.
-    """
+    """Load the data set, deal it to the clients and draw the transfer set."""
     import_plugins(scenario.plugins, scenario.plugin_path)
     sources = Sources(scenario, progress or silent)
     dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
@@ -174,11 +144,8 @@ def federate(
 ) -> FederatedData:
     """Deal a data set to the clients.
 
-    Args:
-        public: Transfer samples of another source; None: they are held out.
-        task: Index of the task that the samples belong to, if to one alone. Each task has its own draws; only
-            a client's skew is the same in all tasks.
-        written: Every client's train indices from a file; None: the scheme decides.
+    Transfer samples are held out if `public` is None. Each `task` has its own draws; only a client's skew is
+    the same in all tasks. `written` has every client's train indices from a file; None: the scheme decides.
     """
     scenario = sources.scenario
     seed = scenario.seed
@@ -200,9 +167,9 @@ def federate(
         owners=dataset.owners,
     )
     if scenario.data.partition.replacement:
-        samples = len(split.private)
-        size = 4 * samples * prod(dataset.shape)
-        check_fits(size, f"{samples:,} samples of {scenario.data.clients:,} clients take", SIZE)
+        size = 4 * len(split.private) * prod(dataset.shape)
+        told = f"{len(split.private):,} samples of {scenario.data.clients:,} clients take"
+        check_fits(size, told, SIZE)
     skew = draw_skews(
         scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
     )

@@ -4,8 +4,6 @@ Training and local test samples of a client share its skew; the transfer set and
 none. Only training labels are wrong.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,36 +15,24 @@ from fedkd.scenario.schema import Heterogeneity
 
 @dataclass(frozen=True)
 class Skew:
-    """The skew of one client.
+    """The skew of one client."""
 
-    Attributes:
-        angle: Degrees of its images' counter-clockwise rotation.
-        noise: Standard deviation of the noise on its samples, in units of the normalised data.
-        colour: Factor of each channel; empty: all 1.
-        label_noise: Share of its training labels that are replaced.
-    """
-
-    angle: float = 0.0
-    noise: float = 0.0
-    colour: tuple[float, ...] = ()
-    label_noise: float = 0.0
+    angle: float = 0.0  # degrees of its images' counter-clockwise rotation
+    noise: float = 0.0  # standard deviation of the noise on its samples, in units of the normalised data
+    colour: tuple[float, ...] = ()  # factor of each channel; empty: all 1
+    label_noise: float = 0.0  # share of its training labels that are replaced
 
 
 def draw_skews(
     heterogeneity: Heterogeneity, clients: int, shape: tuple[int, ...], classes: int, *, seed: int
 ) -> tuple[Skew, ...]:
-    """Draw the skew of each of N clients; empty if clients do not differ.
-
-    Each kind has its own generator, so that it leaves the draws of the others alone.
-    """
+    """Draw the skew of each of N clients, each kind by its own generator; empty if they do not differ."""
     if heterogeneity == Heterogeneity():
         return ()
     for kind in ("rotation", "colour"):
         if getattr(heterogeneity, kind) and len(shape) != 3:
-            raise UserError(
-                f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0",
-                key=f"heterogeneity.{kind}",
-            )
+            told = f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0"
+            raise UserError(told, key=f"heterogeneity.{kind}")
     if heterogeneity.label_noise and classes < 2:
         raise UserError("needs at least 2 classes, the data have 1", key="heterogeneity.label_noise")
 
@@ -66,10 +52,7 @@ def draw_skews(
 
 
 def skew_images(images: np.ndarray, skew: Skew) -> np.ndarray:
-    """Rotate and tint images [n, channels, height, width], float32, before normalisation, where 0 is black.
-
-    uint8 images are divided by 255. Tinted values may exceed 1.
-    """
+    """Rotate and tint images [n, channels, height, width] before normalisation, uint8 / 255; float32."""
     out = images.astype(np.float32)
     if images.dtype == np.uint8:
         out /= 255.0

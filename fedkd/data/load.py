@@ -1,7 +1,5 @@
 """The data of a scenario: of its federation, or of every task of its stream."""
 
-from __future__ import annotations
-
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.data.request import Progress
 from fedkd.data.streams.stream import FederatedStream, load_stream

@@ -1,7 +1,5 @@
 """Limits of memory: a compressed file, or a number in a scenario, can claim any size."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from contextlib import suppress
@@ -10,8 +8,7 @@ from pathlib import Path
 
 from fedkd.errors import UserError
 
-SHARE = 0.5
-"""Share of memory for one data set: dealing copies the data once more."""
+SHARE = 0.5  # share of memory for one data set: dealing copies the data once more
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """A container's limit, for either version of control groups."""
 
@@ -32,24 +29,14 @@ def memory_budget() -> int:
 
 
 def check_fits(size: int, what: str, key: str) -> None:
-    """Raise a `UserError` if `size` bytes exceed the share of memory for data.
-
-    Args:
-        what: Subject of the message, with its verb: ``a.npz unpacks to``.
-    """
+    """Raise a `UserError` if `size` bytes exceed the budget; `what` begins it: ``a.npz unpacks to``."""
     budget = memory_budget()
     if size > budget:
-        raise UserError(
-            f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB", key=key
-        )
+        told = f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB"
+        raise UserError(told, key=key)
 
 
 def check_unpacked(path: Path, key: str) -> None:
-    """Refuse a zip archive whose members would not fit into memory, before any is unpacked.
-
-    Raises:
-        UserError: They would not fit.
-        zipfile.BadZipFile: The file is no archive.
-    """
+    """Refuse a zip archive whose members would not fit into memory, before any is unpacked."""
     with zipfile.ZipFile(path) as archive:
         check_fits(sum(member.file_size for member in archive.infolist()), f"{path} unpacks to", key)

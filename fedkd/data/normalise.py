@@ -1,23 +1,16 @@
 """Zero mean and unit variance, of every channel of images or feature of vectors; or samples as stored."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 
-SMALLEST_STD = 1e-8
-"""Below it a channel is constant: it is centred and left unscaled."""
+SMALLEST_STD = 1e-8  # below it a channel is constant: it is centred and left unscaled
 CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of a train split, uint8 taken as value / 255.
-
-    Attributes:
-        mean: [C, 1, 1] for images, [F] for vectors; float64.
-    """
+    """Mean and standard deviation of a train split, float64 [C, 1, 1] or [F]; uint8 taken as value / 255."""
 
     mean: np.ndarray
     std: np.ndarray

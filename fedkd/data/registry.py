@@ -1,7 +1,5 @@
 """Data sets and partition schemes by name."""
 
-from __future__ import annotations
-
 from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
@@ -44,12 +42,7 @@ one index array per client."""
 def load_dataset(
     request: SourceRequest, *, key: str = "data.dataset", args_key: str = "data.args"
 ) -> Dataset:
-    """Load the built-in or plugged-in data set that `request` names.
-
-    Raises:
-        UserError: No such data set, or its files are missing or malformed. The error blames `key` or
-            `args_key`, the scenario keys of the name and of the arguments.
-    """
+    """Load the data set that `request` names; errors blame the scenario keys `key` or `args_key`."""
     try:
         source = DATASETS.load(request.name, request.search)
         if request.name in DATASETS.builtin:

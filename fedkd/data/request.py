@@ -1,7 +1,5 @@
 """What a data source is asked for, and where it may look."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,23 +37,15 @@ def writable(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """One data set to load.
-
-    Attributes:
-        args: The scenario's `data.args`.
-        search: The scenario's folders (`plugin_path`), for relative paths and plug-ins.
-        progress: Called with one line at a time during downloads and decoding.
-        integers: Whether integer samples, such as token ids, stay integers (int64).
-        clients: Number of clients N, for sources with samples for each.
-    """
+    """One data set to load."""
 
     name: str
     root: Path
-    args: Mapping[str, Any] = field(default_factory=dict)
-    search: tuple[Path, ...] = ()
-    progress: Progress = silent
-    integers: bool = False
-    clients: int = 10
+    args: Mapping[str, Any] = field(default_factory=dict)  # the scenario's `data.args`
+    search: tuple[Path, ...] = ()  # the scenario's folders (`plugin_path`), for relative paths and plug-ins
+    progress: Progress = silent  # called with one line at a time during downloads and decoding
+    integers: bool = False  # whether integer samples, such as token ids, stay integers (int64)
+    clients: int = 10  # number of clients N, for sources with samples for each
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -68,19 +58,11 @@ class SourceRequest:
         return self.root if writable(self.root) else user_cache()
 
     def arguments(self, **defaults: Any) -> dict[str, Any]:
-        """Return `args` with `defaults` filled in, each checked against its default's type.
-
-        A type as default means: None by default, of this type if given.
-
-        Raises:
-            UserError: An unknown argument, or one of the wrong type.
-        """
+        """Return `args` with checked types and `defaults` filled in; a type stands for None."""
         for key, value in self.args.items():
             if key not in defaults:
-                raise UserError(
-                    f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}",
-                    key=f"data.args.{key}",
-                )
+                told = f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}"
+                raise UserError(told, key=f"data.args.{key}")
             default = defaults[key]
             kind: type = default if isinstance(default, type) else type(default)
             number = kind is float and type(value) is int
@@ -90,13 +72,7 @@ class SourceRequest:
         return {**absent, **self.args}
 
     def path(self, value: str | None) -> Path:
-        """Return the existing file or folder of `args.path`.
-
-        A relative path is tried in the data root, the scenario's folders and the working folder.
-
-        Raises:
-            UserError: No path is given, or nothing lies there.
-        """
+        """Return the file or folder of `args.path`, in the data root, the scenario's folders or here."""
         if not value:
             raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")
         given = expanded(value, key="data.args.path")

@@ -1,7 +1,5 @@
 """The sources of a scenario's samples, and their normalisation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -34,10 +32,8 @@ class Sources:
         """Load a data set whose samples become private."""
         transfer = self.scenario.data.transfer
         if (transfer.source, transfer.args) == (name, args):
-            raise UserError(
-                "the private data set itself would leak clients' samples; use 'holdout'",
-                key="data.transfer.source",
-            )
+            told = "the private data set itself would leak clients' samples; use 'holdout'"
+            raise UserError(told, key="data.transfer.source")
         return load_dataset(self._request(name, args), key=key)
 
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:

@@ -1,7 +1,5 @@
 """The transfer set: unlabelled samples that every participant holds."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -23,24 +21,15 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
     if size == 0:
         return available[:0]
     if size >= len(available):
-        raise UserError(
-            f"must be < {len(available)}, the train samples that may be held out, got {size}",
-            key="data.transfer.size",
-        )
+        told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
+        raise UserError(told, key="data.transfer.size")
     return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
 
 
 def draw_skewed_holdout(
     labels: np.ndarray, available: np.ndarray, size: int, alpha: float, *, seed: int, task: int | None = None
 ) -> np.ndarray:
-    """Draw `size` = M transfer samples by a label mix from Dir(α), sorted.
-
-    Classes that are too small give all their samples; the others make up for them in proportion.
-
-    Args:
-        labels: [N] int64 labels of the train split.
-        available: [n] train indices that may be held out.
-    """
+    """Draw M samples by a label mix from Dir(α), sorted; small classes give all they have."""
     if not 0 < size < len(available):
         return draw_holdout(available, size, seed=seed, task=task)
     generator = numpy_generator(seed, "transfer-mix", task=task)
@@ -63,35 +52,24 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
 
 
 class PublicSamples(NamedTuple):
-    """A transfer set that no client owns.
+    """A transfer set that no client owns."""
 
-    Attributes:
-        x: [M, *shape] normalised samples.
-        y: [M] int64 labels in the classes of their data set; None: they have none.
-    """
-
-    x: np.ndarray
-    y: np.ndarray | None
+    x: np.ndarray  # [M, *shape] normalised samples
+    y: np.ndarray | None  # [M] int64 labels in the classes of their data set; None: they have none
 
 
 def foreign_samples(
     request: SourceRequest, size: int, private: Dataset, statistics: Statistics, *, seed: int
 ) -> PublicSamples:
-    """Draw `size` = M transfer samples from the train split of another data set, with their labels.
-
-    They are brought into the shape of the `private` data set and normalised by its `statistics`: a model must
-    see both on one scale.
-    """
+    """Draw M transfer samples of another data set, in the private data's shape and scale."""
     key, name, shape = "data.transfer.source", request.name, private.shape
     if name not in DATASETS.names() and ":" not in name:
         choices = ", ".join(["holdout", "noise", *DATASETS.names()])
         raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     if size > len(dataset.train_x):
-        raise UserError(
-            f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}",
-            key="data.transfer.size",
-        )
+        told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
+        raise UserError(told, key="data.transfer.size")
     words = {True: "integers", False: "no integers"}
     foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
     if foreign != own:
@@ -105,11 +83,7 @@ def foreign_samples(
 
 
 def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert images [n, c, h, w] to [n, C, H, W] float32 by a bilinear resize.
-
-    Colour becomes grey by luminance, grey becomes any number of channels by replication. uint8 is divided by
-    255.
-    """
+    """Convert images [n, c, h, w] to [n, C, H, W] float32: bilinear, by luminance or replication."""
     out = x.astype(np.float32) / 255.0 if x.dtype == np.uint8 else x.astype(np.float32)
     channels, height, width = shape
     if out.shape[1] != channels:
@@ -124,10 +98,7 @@ def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Return the [target, source] float32 matrix of a bilinear resize along one axis.
-
-    Pixel centres are aligned. For shrinking, the triangle filter widens by the factor (no aliasing).
-    """
+    """Return the [target, source] float32 matrix of a bilinear resize along an axis, free of aliasing."""
     scale = source / target
     centres = (np.arange(target)[:, None] + 0.5) * scale - 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(np.arange(source) - centres) / max(scale, 1.0))

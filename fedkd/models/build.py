@@ -1,7 +1,5 @@
 """The factory of checked models from a scenario's client groups."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import UserError, described
+from fedkd.errors import UserError, blaming, described
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import predicting
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
 from fedkd.models.registry import MODELS
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling, contained
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup, Scenario
 
@@ -27,11 +25,9 @@ from fedkd.scenario.schema import ClientGroup, Scenario
 class ModelFactory:
     """Makes fresh models of a client group.
 
-    Args:
-        input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
-        outputs: Number of outputs: of classes C, or more.
-        plugin_path: Folders of ``.py`` files for ``"module:factory"``.
-        input_dtype: Type of a sample: float32, or int64 of integers such as token ids.
+    A sample has `input_shape`, ``(channels, height, width)`` or ``(features,)``, and `input_dtype`: float32,
+    or int64 of integers such as token ids. `outputs` is the number of classes C, or more. `plugin_path` has
+    the folders of ``.py`` files for ``"module:factory"``.
     """
 
     group: ClientGroup
@@ -45,12 +41,7 @@ class ModelFactory:
         _factory(self.group, self.plugin_path)
 
     def make(self, seed: int) -> nn.Module | Estimator:
-        """Return a fresh model, a network in float32 on the CPU and in training mode.
-
-        Raises:
-            UserError: No such model, wrong arguments, a network that does not map ``[2, *input_shape]`` to
-                ``[2, outputs]``, or no client model at all.
-        """
+        """Return a fresh model: a network in float32 on the CPU in training mode, or an estimator."""
         with seeded_torch(seed):
             model = self._call()
             if isinstance(model, nn.Module):
@@ -58,14 +49,9 @@ class ModelFactory:
                 # One forward pass finds a wrong shape before round 1, and sets the shapes of lazy layers.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
-            try:
-                with contained():
-                    check_estimator(self.group.model, model)
-            except UserError:
-                raise
-            except Exception as error:  # raised by an attribute of the object
-                told = f"'{self.group.model}' made a {type(model).__name__}, which raised {described(error)}"
-                raise UserError(told, key="clients.model") from error
+            # An attribute of the object may raise.
+            with calling(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
+                check_estimator(self.group.model, model)
             return model
         if count_parameters(model) == 0:
             raise UserError(f"'{self.group.model}' has no parameters to train", key="clients.model")
@@ -95,10 +81,8 @@ def build_model(
     """Return a fresh network of a client group (see `ModelFactory.make`), or raise a `UserError`."""
     model = ModelFactory(group, input_shape, classes, plugin_path, input_dtype).make(seed)
     if not isinstance(model, nn.Module):
-        raise UserError(
-            f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
-            key="clients.model",
-        )
+        told = f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module"
+        raise UserError(told, key="clients.model")
     return model
 
 
@@ -109,14 +93,7 @@ def build_group_models(
     input_dtype: np.dtype | type = np.float32,
     limit: tuple[int, str] | None = None,
 ) -> list[nn.Module | Estimator]:
-    """Return one model of every client group, in order, so that errors show before a run.
-
-    Args:
-        limit: Bytes of one model and the reason for the limit (see `Allowance`); None: no limit.
-
-    Raises:
-        UserError: As `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
-    """
+    """Return one model of every client group, within a `limit` of bytes (see `Allowance`)."""
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
@@ -130,10 +107,8 @@ def build_group_models(
 
 
 def _factory(group: ClientGroup, plugin_path: Sequence[str | Path]) -> Callable[..., Any]:
-    try:
+    with blaming(key="clients.model"):
         factory = MODELS.load(group.model, plugin_path)
-    except UserError as error:
-        raise error.at(key="clients.model") from error
     _check_args(factory, group)
     return factory
 
@@ -153,11 +128,7 @@ def blank_inputs(
 def forward_flops(
     model: nn.Module, input_shape: Sequence[int], input_dtype: np.dtype | type = np.float32
 ) -> int:
-    """Return the floating-point operations of one sample's forward pass.
-
-    Multiplications and additions of matrix products and convolutions count. A model that cannot be counted,
-    such as a recurrent one, counts as one multiplication and addition per parameter.
-    """
+    """Return the operations of a sample's forward pass; if uncountable, two for each parameter."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     counter = FlopCounter()
@@ -171,10 +142,8 @@ def forward_flops(
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
     if not callable(factory):
-        raise UserError(
-            f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)",
-            key="clients.model",
-        )
+        told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
+        raise UserError(told, key="clients.model")
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature to check against
@@ -198,24 +167,16 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
 
 
 def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
-    try:
-        with contained():
-            if is_estimator_class(factory):
-                return factory(**group.args)
-            if _takes_keywords_alone(factory):
-                return factory(num_classes=classes, **group.args)
-            return factory(shape, classes, **group.args)
-    except UserError as error:
-        raise error.at(key="clients.model") from error
-    except Exception as error:
-        raise UserError(f"building '{group.model}' raised {described(error)}", key="clients.model") from error
+    with blaming(key="clients.model"), calling(f"building '{group.model}'", "clients.model"):
+        if is_estimator_class(factory):
+            return factory(**group.args)
+        if _takes_keywords_alone(factory):
+            return factory(num_classes=classes, **group.args)
+        return factory(shape, classes, **group.args)
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
-    """Return whether all parameters are keyword-only, as in torchvision's ``resnet18(*, weights=None)``.
-
-    Its number of classes is `num_classes`, torchvision's name.
-    """
+    """Return whether a factory is like torchvision's ``resnet18(*, weights=None)``."""
     try:
         kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
     except (TypeError, ValueError):
@@ -238,6 +199,5 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
         ) from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     if got != str([2, classes]):
-        raise UserError(
-            f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}", key="clients.model"
-        )
+        told = f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}"
+        raise UserError(told, key="clients.model")

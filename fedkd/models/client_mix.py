@@ -1,7 +1,5 @@
 """The assignment of models to clients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,11 +8,7 @@ from fedkd.scenario.schema import ClientGroup, Scenario
 
 
 def client_models(scenario: Scenario) -> list[ClientGroup]:
-    """Return the group of every client, a list of length ``data.clients``.
-
-    Each group has clients in proportion to its share, spread evenly over the client indices, so that
-    consecutive clients are a sample of the mix. Nothing is drawn.
-    """
+    """Return the group of every client, in proportion to shares, spread evenly; nothing is drawn."""
     groups = scenario.clients
     clients = scenario.data.clients
     counts = apportion(clients, [group.share for group in groups])
@@ -45,10 +39,7 @@ def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:
-    """Return the clients of each share: largest remainders, ties to the earlier share.
-
-    With enough clients every share has one, taken from the largest.
-    """
+    """Return the clients of each share by largest remainders, one at least if there are enough."""
     # As decimals, exactly as written: 0.1 + 0.2 is 0.3 here.
     exact = [Fraction(str(share)) for share in shares]
     quotas = [clients * share / sum(exact) for share in exact]

@@ -3,7 +3,7 @@
 They learn from guidance by *weighted refitting*: they are fitted afresh on private samples, each with weight
 1, together with every transfer sample once per class, weighted by the guidance's probability of that class.
 So their state is the last guidance: arrays, not a pickle. A classifier with its own `distill` is not
-refitted: see `fedkd.models.incremental`.
+refitted: see `IncrementalModel`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
 from fedkd.errors import TrainingDiverged, UserError
 
-FLOOR = 1e-6
-"""Smallest probability: its logarithm is the lowest logit an estimator gives."""
+FLOOR = 1e-6  # smallest probability: its logarithm is the lowest logit an estimator gives
 MOST_TREES = 100_000
-NEGLIGIBLE = 1e-2
-"""Rows of guidance below this probability are left out of a refit."""
-LARGEST_LOGIT = 1e30
-"""Larger logits change nothing; float32 ends at 3e38."""
+NEGLIGIBLE = 1e-2  # rows of guidance below this probability are left out of a refit
+LARGEST_LOGIT = 1e30  # larger logits change nothing; float32 ends at 3e38
 PROBABILITIES = "guidance/probabilities"
 SAMPLES = "guidance/samples"
 SEED = "seed"
+OWN = "own/"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -85,13 +83,7 @@ class EstimatorModel:
         self._seed = -1
 
     def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
-        """Fit on private samples and, after guidance, on the transfer set weighted by it.
-
-        Args:
-            x: Private samples `[n, ...]`.
-            y: Their labels `[n]`.
-            transfer_x: The whole transfer set `[M, ...]`.
-        """
+        """Fit on private samples and, after guidance, on the transfer set `[M, ...]` weighted by it."""
         self._seed = seed
         estimator = self._make()
         weighted = _takes_weights(estimator)
@@ -125,12 +117,7 @@ class EstimatorModel:
         probabilities: np.ndarray,
         seed: int,
     ) -> None:
-        """Replace the last guidance, and fit with it (other arguments: `fit`).
-
-        Args:
-            samples: Indices of transfer samples `[K]`.
-            probabilities: Target probabilities `[K, C]`.
-        """
+        """Fit with new guidance: `probabilities` `[K, C]` of the transfer samples with indices `samples`."""
         self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
         self.fit(x, y, transfer_x, seed)
 
@@ -162,12 +149,7 @@ class EstimatorModel:
 
 
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    """Return a fitted estimator's logits, or log-probabilities, `[n, C]` float32; least for unseen classes.
-
-    Raises:
-        UserError: The predictions have another shape, or are no numbers.
-        TrainingDiverged: They are not finite.
-    """
+    """Return a fitted estimator's logits, or log-probabilities, `[n, C]`; least for unseen classes."""
     if len(x) == 0:  # classifiers refuse to predict no sample at all
         return np.zeros((0, classes), dtype=np.float32)
     gives_logits = callable(getattr(estimator, "predict_logits", None))
@@ -175,10 +157,8 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     found = np.asarray(getattr(estimator, method)(flatten(x)))
     said = f"`{method}` of {type(estimator).__name__} returned"
     if found.dtype.kind not in "biuf":
-        raise UserError(
-            f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}",
-            key="clients.model",
-        )
+        message = f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}"
+        raise UserError(message, key="clients.model")
     found = found.astype(np.float64)
     columns = np.asarray(getattr(estimator, "classes_", np.arange(classes)), dtype=np.int64)
     if found.shape != (len(x), len(columns)):
@@ -211,8 +191,6 @@ def _takes_weights(estimator: Estimator) -> bool:
 
 
 class _Constant:
-    """Predicts the only class."""
-
     def __init__(self, label: int) -> None:
         self.classes_ = np.array([label])
 
@@ -255,3 +233,93 @@ def check_estimator(name: str, estimator: Any) -> None:
             " dict of arrays, and `restore(arrays)`",
             key="clients.model",
         )
+
+
+@runtime_checkable
+class IncrementalEstimator(Estimator, Protocol):
+    """An estimator that continues from its present state in every `fit` and `distill`."""
+
+    def distill(self, X: np.ndarray, probabilities: np.ndarray) -> Any:
+        """Learn `probabilities` `[m, C]` of the transfer samples `X` `[m, D]`."""
+
+    def state(self) -> Arrays:
+        """Return everything learned, as arrays by name."""
+
+    def restore(self, arrays: Arrays) -> Any:
+        """Continue, in a fresh object, from a `state`."""
+
+
+class IncrementalModel:
+    """An estimator with its own `distill` and state, and the methods of `EstimatorModel`."""
+
+    def __init__(self, make: Callable[[], IncrementalEstimator], classes: int) -> None:
+        self._make = make
+        self._classes = classes
+        self._estimator = make()
+        self._has_learned = False
+
+    def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
+        """Fit on private samples."""
+        set_seed(self._estimator, seed)
+        self._estimator.fit(flatten(x), y)
+        self._has_learned = True
+
+    def learn(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        transfer_x: np.ndarray,
+        samples: np.ndarray,
+        probabilities: np.ndarray,
+        seed: int,
+    ) -> None:
+        """Distil guidance."""
+        set_seed(self._estimator, seed)
+        self._estimator.distill(flatten(transfer_x)[samples], np.asarray(probabilities, dtype=np.float64))
+        self._has_learned = True
+
+    @property
+    def fitted(self) -> IncrementalEstimator | None:
+        """The estimator; None: it has learned nothing yet."""
+        return self._estimator if self._has_learned else None
+
+    def predict_logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits `[n, C]` float32; zeros before the first `fit`."""
+        if not self._has_learned:
+            return np.zeros((len(x), self._classes), dtype=np.float32)
+        return predicted_logits(self._estimator, x, self._classes)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the estimator's own state, if any; a `UserError` if it is no table of arrays."""
+        if not self._has_learned:
+            return {}
+        given = self._estimator.state()
+        if not isinstance(given, Mapping):
+            self._refuse_state(f"a {type(given).__name__}")
+        arrays = {f"{OWN}{name}": np.array(values) for name, values in given.items()}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                self._refuse_state(f"'{name.removeprefix(OWN)}' of type {array.dtype}")
+        return arrays
+
+    def _refuse_state(self, what: str) -> NoReturn:
+        raise UserError(
+            f"`state` of {type(self._estimator).__name__} returned {what}; must return a dict of"
+            " numeric NumPy arrays by name",
+            key="clients.model",
+        )
+
+    def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
+        """Let a fresh estimator continue from its own state."""
+        self._estimator = self._make()
+        own = {name.removeprefix(OWN): values for name, values in arrays.items() if name.startswith(OWN)}
+        self._has_learned = bool(own)
+        if own:
+            self._estimator.restore(own)
+
+
+def client_estimator(make: Callable[[], Any], classes: int) -> EstimatorModel | IncrementalModel:
+    """Return an estimator behind its adapter; `make` returns a fresh one."""
+    if callable(getattr(make(), "distill", None)):
+        return IncrementalModel(make, classes)
+    return EstimatorModel(make, classes)

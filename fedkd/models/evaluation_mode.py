@@ -1,7 +1,5 @@
 """Predictions that leave the model as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,10 +9,7 @@ from torch import nn
 
 @contextmanager
 def predicting(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode without gradients, and restore every module's mode afterwards.
-
-    Not `torch.inference_mode`: predictions may become targets of a training step.
-    """
+    """Put a model in evaluation mode without gradients; its outputs may still become targets."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

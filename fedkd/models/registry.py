@@ -4,8 +4,6 @@ A factory is called as ``factory(input_shape, classes, **args)`` and returns an 
 ``[B, *input_shape]`` to logits ``[B, classes]``. Another project's model is named ``"pkg.mod:factory"``.
 """
 
-from __future__ import annotations
-
 from fedkd.plugins.loading import Registry
 
 ESTIMATORS = ("random-forest", "gradient-boosting", "sgd")

@@ -1,7 +1,5 @@
 """Make the auxiliary networks that a strategy declares, for one client."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedkd.errors import FedkdError, UserError, described
+from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import OWN, networks_of
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import ModelFactory, blank_inputs, build_model
 from fedkd.models.evaluation_mode import predicting
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling
 from fedkd.randomness import derive_seed, seeded_torch
 from fedkd.scenario.schema import ClientGroup
 
@@ -27,14 +25,9 @@ def make_auxiliaries(
     for name, auxiliary in networks_of(strategy).aux_networks().items():
         own = derive_seed(seed, f"initial-weights-{name}", client=client)
         drawn = derive_seed(seed, "initial-weights") if auxiliary.start == "shared" else own
-        try:
-            with contained(), seeded_torch(drawn):
-                made = auxiliary.make(_Maker(strategy, factory, networks, drawn))
-        except FedkdError:
-            raise
-        except Exception as error:
-            told = f"'{strategy.name}' raised {described(error)} when it was to make its '{name}'"
-            raise UserError(told, key="fusion.strategy") from error
+        when = f" when it was to make its '{name}'"
+        with calling(f"'{strategy.name}'", "fusion.strategy", when), seeded_torch(drawn):
+            made = auxiliary.make(_Maker(strategy, factory, networks, drawn))
         if name == OWN or not isinstance(made, nn.Module):
             told = f"'{strategy.name}' made a {type(made).__name__} its '{name}'; must be a torch.nn.Module"
             raise UserError(f"{told} of another name than '{OWN}'", key="fusion.strategy")
@@ -69,19 +62,12 @@ class _Maker:
         return made
 
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
-        name, args = (
-            networks_of(self.strategy).shared_model or "",
-            networks_of(self.strategy).shared_arguments,
-        )
-        factory = self.factory
+        networks, factory = networks_of(self.strategy), self.factory
+        group = ClientGroup(model=networks.shared_model or "", args=networks.shared_arguments)
+        shape, kind, path = factory.input_shape, factory.input_dtype, factory.plugin_path
         try:
             made = build_model(
-                ClientGroup(model=name, args=args),
-                factory.input_shape,
-                factory.outputs,
-                seed=self.seed,
-                plugin_path=factory.plugin_path,
-                input_dtype=factory.input_dtype,
+                group, shape, factory.outputs, seed=self.seed, plugin_path=path, input_dtype=kind
             )
         except UserError as error:
             key = (error.key or "clients.model").replace("clients.", "fusion.shared_", 1)

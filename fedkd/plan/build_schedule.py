@@ -4,8 +4,6 @@ A client's course says in which order it meets tasks, for how long, and when it 
 drawn by itself. A bound on the lag settles times round by round, for all clients together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from math import inf
 from pathlib import Path
@@ -16,21 +14,17 @@ from fedkd.errors import refuse_if
 from fedkd.plan.poisoned_clients import round_half_up
 from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.files import read_file_of_clients
+from fedkd.scenario.load import read_file_of_clients
 from fedkd.scenario.schema import MOST_ROUNDS, Continual, Population, Scenario
 from fedkd.scenario.stream import task_count
 
 KEY = "continual.tasks.schedule"
 
-Orders = Sequence[tuple[int, ...]]
-"""The tasks of every client, 0-based, in the order in which it learns them."""
+Orders = Sequence[tuple[int, ...]]  # the tasks of every client, 0-based, in the order in which it learns them
 
 
 def build_schedule(scenario: Scenario) -> Schedule:
-    """Return the schedule of a scenario whose number of tasks is known.
-
-    A stream takes the rounds of the last client. A file that does not fit is a `UserError`.
-    """
+    """Return the schedule of a scenario; a stream takes the rounds of its last client."""
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
     if tasks is not None and "file" in (tasks.order, tasks.pace):
@@ -40,11 +34,8 @@ def build_schedule(scenario: Scenario) -> Schedule:
     courses = draw_courses(scenario, from_file)
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
-    refuse_if(
-        last > MOST_ROUNDS,
-        f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
-        KEY if from_file is not None else "continual.rounds_per_task",
-    )
+    told = f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each"
+    refuse_if(last > MOST_ROUNDS, told, KEY if from_file is not None else "continual.rounds_per_task")
     return Schedule(
         clients=scenario.data.clients,
         rounds=scenario.rounds if tasks is None else last,
@@ -59,19 +50,13 @@ def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) 
     for client in range(clients):
         for span in schedule.course(client):
             named = "no task" if span.task is None else f"task {span.task}"
-            refuse_if(
-                span.task is None or span.task >= tasks,
-                f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
-                KEY,
-            )
+            told = f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}"
+            refuse_if(span.task is None or span.task >= tasks, told, KEY)
     return schedule
 
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
-    """Return the course of every client, N of them.
-
-    `from_file` is the stream's `schedule` file. A client that joins after the end is a `UserError`.
-    """
+    """Return the course of every client, N of them; `from_file` is the stream's `schedule` file."""
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
     late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")
@@ -104,15 +89,11 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
 
 
 def _shared_course(scenario: Scenario) -> Course:
-    """Return what all clients do where nothing tells them apart, however many there are."""
     if scenario.continual is None:
         return (Span(None, 1, scenario.rounds),)
     each = scenario.continual.rounds_per_task
     order = tuple(range(task_count(scenario))) * scenario.continual.tasks.visits
     return tuple(Span(task, place * each + 1, (place + 1) * each) for place, task in enumerate(order))
-
-
-# Orders ---------------------------------------------------------------------------------------------------
 
 
 def draw_orders(
@@ -140,9 +121,6 @@ def draw_orders(
         for n, window in enumerate(windows)
     ]
     return [tuple(order) * tasks.visits for order in drawn]
-
-
-# Clocks ---------------------------------------------------------------------------------------------------
 
 
 def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[int]]:
@@ -176,8 +154,8 @@ def _settle(
     """Return the first and the last round of every client's tasks.
 
     A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Clients that
-    have not come yet, or are through, hold nobody back. `late` has the rounds after which each client joins,
-    `[N]`; `breaks` the place of the task before which a client pauses.
+    have not come yet (`late` `[N]` rounds), or are through, hold nobody back. `breaks` has the place of the
+    task before which a client pauses.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])
@@ -206,9 +184,6 @@ def _settle(
     return spans
 
 
-# Who is away ----------------------------------------------------------------------------------------------
-
-
 def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
     """Return a share of the clients, rounded to the nearest, drawn once, ascending."""
     number = round_half_up(share * clients)
@@ -216,13 +191,9 @@ def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
 
 
 def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
-    """Return the course of a client that learns one thing for all of the run."""
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
-    refuse_if(
-        first > last,
-        f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
-        "population.late_by",
-    )
+    told = f"client {client} would join after round {late}, but there are {last}; take a smaller late_by"
+    refuse_if(first > last, told, "population.late_by")
     if not pauses or last - first < away + 1:  # there must be a round before a break and one after it
         return (Span(None, first, last),)
     before = int(numpy_generator(scenario.seed, "break", client=client).integers(first, last - away))

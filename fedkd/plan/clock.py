@@ -1,15 +1,12 @@
 """Simulated time: how long a client takes for a job, and a message for its way. Drawn from the seed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import exp
 
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.clock import Clock
+from fedkd.scenario.sections import Clock
 
-BITS = 8e-6
-"""Megabits of a byte."""
+BITS = 8e-6  # megabits of a byte
 
 
 @dataclass(frozen=True)

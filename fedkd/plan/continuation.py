@@ -1,7 +1,5 @@
 """Check that a run may go on under the scenario that its folder now holds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +8,11 @@ from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.scenario.identity import HANDLING, changed_keys, decisive
 from fedkd.scenario.schema import Scenario
 
-TOLD = 3
-"""Changed keys that are told of, at most."""
+TOLD = 3  # changed keys that are told of, at most
 
 
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
-    """Refuse to go on with a run under a scenario that would have led elsewhere.
-
-    More rounds are allowed, and other measures about clients that fail. `began` was `decisive` at the last
-    checkpoint, after `done` rounds.
-    """
+    """Refuse to go on where a scenario would have led elsewhere than `began` did in `done` rounds."""
     changed = changed_keys(began, decisive(scenario))
     for key in HANDLING:
         changed.pop(f"faults.{key}", None)

@@ -17,10 +17,7 @@ _TRAINED = "accuracy_before_fusion_"
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
-    """Return the clients that are evaluated, in order: all, or as many as the scenario says.
-
-    They are drawn once for all rounds; poisoned clients only where honest ones are too few.
-    """
+    """Return the evaluated clients, drawn once; poisoned ones only where honest ones are too few."""
     clients, number = scenario.data.clients, scenario.evaluate_clients
     if number is None or number >= clients:
         return tuple(range(clients))

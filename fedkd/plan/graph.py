@@ -10,29 +10,23 @@ import numpy as np
 
 from fedkd.errors import UserError, described, refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.files import read_file_of_clients
+from fedkd.scenario.load import read_file_of_clients
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.json_text import parse_json
 
-MOST_CLIENTS = 10_000
-"""Clients of a graph, whose square is the bytes of its matrix."""
+MOST_CLIENTS = 10_000  # clients of a graph, whose square is the bytes of its matrix
 USUAL_K = 4
 DRAWN_EACH_ROUND = ("random_regular", "matching")
-PLACED = ("ring", "k_regular", "one_peer_exponential")
-"""Graphs in which it matters who sits where."""
+PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs in which it matters who sits where
 WITH_K = ("k_regular", "random_regular")
 ORDERS = ("numbered", "shuffled")
 
-Hears = tuple[tuple[int, ...], ...]
-"""The others that each client hears, N of them, each ascending."""
+Hears = tuple[tuple[int, ...], ...]  # the others that each client hears, N of them, each ascending
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The links of a run among N clients, of a kind of `topology.graph` but a star.
-
-    Of kind `file`, `listed` has whom each client hears, round by round, taken in turn.
-    """
+    """The links of a run among N clients; of kind `file` from `listed`, round by round, in turn."""
 
     clients: int
     kind: str
@@ -88,7 +82,6 @@ class Graph:
         return max(len(self.listed), 1)
 
     def _seats(self) -> np.ndarray:
-        """Return who sits where, `[N]`."""
         if self.order == "shuffled":
             return numpy_generator(self.seed, "edges").permutation(self.clients)
         return np.arange(self.clients)
@@ -98,8 +91,6 @@ class Graph:
         heard[seats, np.roll(seats, distance)] = True
         heard[seats, np.roll(seats, -distance)] = True
 
-    # As a file ----------------------------------------------------------------------------------------
-
     def to_json(self) -> str:
         """Return the graph as JSON, which `from_json` reads back."""
         table = {"clients": self.clients, "graph": self.kind, "seed": self.seed, "k": self.k}
@@ -108,9 +99,7 @@ class Graph:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Graph:
-        """Return the graph that `to_json` wrote, or a listed one: ``{"hears": [[1], [0]]}`` or
-        ``{"rounds": […]}``.
-        """
+        """Return a graph of `to_json`, or a listed one: ``{"hears": [[1], [0]]}``, ``{"rounds": […]}``."""
         try:
             table = parse_json(text)
             if not isinstance(table, dict):

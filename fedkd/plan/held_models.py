@@ -1,7 +1,5 @@
 """Which clients hold the same model after fusion."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from contextlib import suppress
 
@@ -18,10 +16,7 @@ from fedkd.scenario.schema import Scenario
 def held_models(
     scenario: Scenario, schedule: Schedule, strategy: FusionStrategy | None = None
 ) -> tuple[Hashable, ...]:
-    """Return which model each client holds after fusion, `[N]`: equal entries are one model.
-
-    A strategy of None is bound anew; with a plug-in, or where that fails, each client holds its own model.
-    """
+    """Return which model each client holds after fusion, `[N]`; a strategy of None is bound anew."""
     if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
         with suppress(UserError):
             strategy, _ = bind_strategy(scenario)

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.continual.registry import LEARNERS, load_learner_class
-from fedkd.errors import UserError
+from fedkd.errors import UserError, blaming
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 from fedkd.plan.checks.cross_field import has_one_architecture
 from fedkd.plugins.hyperparameters import build_part, hyperparameter_names
@@ -53,10 +53,7 @@ _FLOWER = "fedkd.federation.flower_strategies"
 
 
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
-    """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
-
-    Of Flower's strategies it is the client's half. An unknown name, key or value is a `UserError`.
-    """
+    """Return a scenario's strategy (the client's half of Flower's) and all its hyper-parameters."""
     fusion = scenario.fusion
     if fusion.from_flower:
         return _bind_flower(fusion)
@@ -83,13 +80,11 @@ def _bind(
     settle: Callable[[Part], Part] = lambda part: part,
 ) -> tuple[Part, dict[str, Any]]:
     given, key = dict(extra or {}), f"{table.name}.{table.kind}"
-    try:
+    with blaming(key=key):
         cls = load(name)
         known = hyperparameter_names(cls)
         table.check_names(name, given, known)
         part = settle(build_part(cls, name, given, key=key))
-    except UserError as error:
-        raise error.at(key=key) from None
     return part, table.filled_in(given, {name: getattr(part, name) for name in known})
 
 
@@ -118,9 +113,6 @@ def _check_like(value: Any, model: Any, *, key: str) -> None:
 
 def _as_toml(value: Any) -> Any:
     return [_as_toml(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-# Names ------------------------------------------------------------------------------------------------------
 
 
 def canonical_strategy(name: str) -> str:

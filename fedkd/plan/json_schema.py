@@ -1,7 +1,5 @@
 """The JSON schema of scenario files, for editors that complete and check them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,10 +12,7 @@ from fedkd.scenario.schema import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scenario with the hyper-parameters of built-in strategies and learners.
-
-    A hyper-parameter that several parts share may have the values of any; loading checks it against its part.
-    """
+    """Return the JSON schema of a scenario with the hyper-parameters of built-in parts."""
     schema = Scenario.model_json_schema()
     # A name that a plug-in registers is right too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]
@@ -31,7 +26,6 @@ def json_schema() -> dict[str, Any]:
 
 
 def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
-    """Return the schema of every hyper-parameter of the built-in parts of one kind."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
     for part in registry.builtin:
         properties = TypeAdapter(registry.load(part)).json_schema().get("properties", {})
@@ -41,7 +35,6 @@ def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
 
 
 def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Merge one hyper-parameter's schemas, given per part that has it."""
     descriptions: dict[str, list[str]] = {}
     kinds: list[dict[str, Any]] = []
     for part, schema in schemas.items():

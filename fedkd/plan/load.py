@@ -1,7 +1,5 @@
 """Scenario files in, plans out."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, blaming
 from fedkd.plan.checks.no_plugins import WithoutPlugins, open_without_plugins, plug_ins_of
 from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
@@ -69,18 +67,12 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Check and resolve a scenario given as nested tables; without `folder` paths begin in the working
-    folder.
-    """
+    """Resolve a scenario given as nested tables; paths begin in `folder`, else in the working folder."""
     return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
 
 
 def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
-    """Resolve a scenario with values changed, by dotted key or name of a table (see `apply_values`).
-
-    Another strategy or learner drops the hyper-parameters of the former. Another stream drops the number of
-    rounds that followed from it.
-    """
+    """Resolve a scenario with values changed, by key or table, less what had followed from them."""
     file, folder = None, None
     if isinstance(scenario, str | Path):
         path = find_shipped(scenario, "scenario")
@@ -131,22 +123,14 @@ def parse_without_plugins(
 
 
 def _parse(
-    mapping: Mapping[str, Any],
-    file: str | None,
-    folder: str | Path | None,
-    open: Callable[[Scenario], Found],
+    mapping: Mapping[str, Any], file: str | None, folder: str | Path | None, open: Callable[[Scenario], Found]
 ) -> Found:
-    try:
+    with blaming(file=file):
         return open(read_scenario(mapping, file=file, folder=folder))
-    except UserError as error:
-        raise error.at(file=file) from None
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
-    """Return the resolved scenario of a file (see `load_plan`).
-
-    Every default is filled in, and its folder is named, so that it means the same in another place.
-    """
+    """Return the resolved scenario of a file (see `load_plan`), which means the same in another place."""
     return load_plan(path, overrides, seed).scenario
 
 

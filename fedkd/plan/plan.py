@@ -22,9 +22,9 @@ from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonic
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
 from fedkd.plugins.loading import import_plugins
-from fedkd.scenario.clock import Clock
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import ClientGroup, Scenario, Section
+from fedkd.scenario.sections import Clock
 from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """Which clients are poisoned, derived from the seed: every process that asks gets the same answer."""
 
-from __future__ import annotations
-
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 

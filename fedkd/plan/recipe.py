@@ -13,19 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights of the two losses that go along with another one.
-
-    γ weighs the cross entropy on private batches in distillation, ρ distillation of the last targets in
-    training.
-    """
+    """Weights of the cross entropy in distillation (γ) and of distillation in training (ρ)."""
 
     ce_weight: float
     kd_weight: float
 
 
 ALTERNATING = Recipe(0.0, 0.0)
-JOINT = Recipe(1.0, 0.3)
-"""ρ = 0.3 is what a pilot with other code and other models had found."""
+JOINT = Recipe(1.0, 0.3)  # ρ = 0.3 is what a pilot with other code and other models had found
 
 
 def recipe_of(scenario: Scenario, strategy: FusionStrategy) -> Recipe:

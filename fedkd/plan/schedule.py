@@ -19,8 +19,7 @@ from fedkd.storage.json_text import parse_json
 class Span(NamedTuple):
     """Consecutive rounds that a client spends on one task, both ends included; rounds count from 1."""
 
-    task: int | None
-    """0-based; None: there is no stream."""
+    task: int | None  # 0-based; None: there is no stream
     first: int
     last: int
 
@@ -31,10 +30,7 @@ Course = tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Participation:
-    """Which clients take part in a round: `clients_per_round` sampled without replacement (None: all).
-
-    A sampled client drops out with probability `dropout`; one always takes part.
-    """
+    """Takes `clients_per_round` at random (None: all), who drop out by `dropout`; one never does."""
 
     seed: int
     clients_per_round: int | None = None
@@ -59,10 +55,7 @@ class Participation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of every client, and who takes part when.
-
-    `course_of` has each client's place among the distinct courses, N of them; empty: all take the first.
-    """
+    """The distinct courses, `course_of` each client (empty: all take the first), and who takes part."""
 
     clients: int
     rounds: int
@@ -79,9 +72,7 @@ class Schedule:
         return tuple(map(self.course, range(self.clients)))
 
     def task(self, client: int, round: int) -> int | None:
-        """Return the task of the last span that a client has begun (in round 0 the first); None: no
-        stream.
-        """
+        """Return the task of a client's last begun span (round 0: its first); None: there is no stream."""
         return self._span(client, round).task
 
     def place(self, client: int, round: int) -> int:
@@ -145,7 +136,6 @@ class Schedule:
         return [course[_place(course, round)] for course in self.courses]
 
     def _courses(self) -> Sequence[int]:
-        """Return which of the distinct courses each client takes, N of them."""
         return self.course_of or (0,) * self.clients
 
     def _whose(self, chosen: Sequence[bool]) -> tuple[int, ...]:
@@ -155,8 +145,6 @@ class Schedule:
         if not any(chosen):
             return ()
         return tuple(client for client, course in enumerate(self._courses()) if chosen[course])
-
-    # As a file ----------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """Return the schedule as JSON, which `from_json` reads back."""

@@ -1,7 +1,5 @@
 """Estimate how many uploads lie in memory from one round to the next."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -11,18 +9,12 @@ from fedkd.plan.plan import Plan
 
 LOOKED_AT = 50
 """Rounds of a graph that are followed, where links are drawn each round and what is heard is passed on."""
-TAKEN = 3
-"""The last rounds of them, of which the one with most counts."""
-MOST_FOLLOWED = 200
-"""Clients of a graph that are followed, one by one."""
+TAKEN = 3  # the last rounds of them, of which the one with most counts
+MOST_FOLLOWED = 200  # clients of a graph that are followed, one by one
 
 
 def uploads_kept(plan: Plan) -> int:
-    """Return how many uploads the server's process keeps at most, were all clients there.
-
-    Asynchronous rounds keep those of clients at work, stale knowledge the newest of each client, a graph all
-    that clients have heard.
-    """
+    """Return how many uploads the server's process keeps at most, were all clients there."""
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
         return 0

@@ -1,7 +1,5 @@
 """Hyper-parameters of strategies and learners: the fields of a frozen dataclass, pydantic's or plain."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing
@@ -14,7 +12,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
-from fedkd.errors import UserError, did_you_mean, refuse_if
+from fedkd.errors import UserError, blaming, did_you_mean, refuse_if
 from fedkd.plugins.loading import Registry, contained
 from fedkd.plugins.validation_errors import explain_error
 
@@ -40,11 +38,7 @@ class HyperParameter(NamedTuple):
 
 
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
-    """Build a part from its table of a scenario; `key` names the part, e.g. ``fusion.strategy``.
-
-    Raises:
-        UserError: An unknown key or a value out of range, or the part's own check raised.
-    """
+    """Build a part from its table of a scenario; `key` names it, e.g. ``fusion.strategy``."""
     table = key.partition(".")[0]
     known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for given in hyperparameters:
@@ -69,13 +63,9 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
-    """Return the class called `name`, a dataclass derived from `base` with its methods, or raise a
-    `UserError`.
-    """
-    try:
+    """Return the class called `name`, a dataclass derived from `base` with its methods."""
+    with blaming(key=key):
         cls = registry.load(name, search)
-    except UserError as error:
-        raise error.at(key=key) from error
     derived = isinstance(cls, type) and issubclass(cls, base)
     refuse_if(not derived, f"'{name}' is not a class derived from {base.__module__}.{base.__qualname__}", key)
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
@@ -121,7 +111,6 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _description(hint: Any) -> str:
-    """Return the first ``Field(description=...)`` in an annotation, looking into ``X | None`` too."""
     infos = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)]
     found = [info.description or "" for info in infos] + [_description(part) for part in get_args(hint)]
     return next(filter(None, found), "")

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from fedkd.errors import UserError, described, did_you_mean
+from fedkd.errors import FedkdError, UserError, blaming, described, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -70,9 +70,7 @@ class Registry:
         return self._spelled.get(_plain(name), name)
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Return a decorator that registers a part under a free name; a definition imported again replaces
-        itself.
-        """
+        """Return a decorator that registers a part; a definition imported again replaces itself."""
         if not isinstance(name, str) or not name or ":" in name:
             raise UserError(f"a {self.kind} is registered under a name without ':', got {name!r}")
 
@@ -87,10 +85,7 @@ class Registry:
         return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
-        """Return the object called `name`; none, or two of that name, is a `UserError`.
-
-        `search` are folders of ``.py`` files, tried before installed packages.
-        """
+        """Return the object called `name`; ``.py`` files in `search` come before installed packages."""
         self.check(name)
         if name in self._builtin:
             return load_object(self._builtin[name])
@@ -131,15 +126,10 @@ class Registry:
 
 
 def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None:
-    """Import the modules that a scenario lists in ``plugins``, so that their parts are registered.
-
-    Every process calls it before it looks up names of a scenario; a second call costs nothing.
-    """
+    """Import the modules that a scenario lists in ``plugins``, so that their parts are registered."""
     for index, module in enumerate(modules):
-        try:
+        with blaming(key=f"plugins.{index}"):
             _import(module, search)
-        except UserError as error:
-            raise error.at(key=f"plugins.{index}") from error
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
@@ -159,11 +149,7 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code; ``sys.exit`` becomes a
-    `RuntimeError`.
-
-    The block must not ``yield``: Python closes a generator with a GeneratorExit, which looks like the code's.
-    """
+    """Let only ordinary exceptions and Ctrl-C out of a plug-in's code; the block must not ``yield``."""
     try:
         yield
     except Exception:
@@ -175,6 +161,18 @@ def contained() -> Iterator[None]:
         if type(error) is KeyboardInterrupt:  # Python's own, not what is derived from it
             raise
         raise RuntimeError(f"it raised {described(error)}") from error
+
+
+@contextmanager
+def calling(what: str, key: str, when: str = "") -> Iterator[None]:
+    """Turn an exception of a plug-in into a `UserError` at a key: `what`, "raised", the exception, `when`."""
+    try:
+        with contained():
+            yield
+    except FedkdError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} raised {described(error)}{when}", key=key) from error
 
 
 class _SuddenEnd(SystemExit):

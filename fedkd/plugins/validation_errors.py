@@ -1,7 +1,5 @@
 """Words validation errors: what is wrong, what is allowed, what came instead."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,10 +29,7 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Return a line such as ``must be ≥ 0, got -1`` for an entry of ``ValidationError.errors()``.
-
-    `known` are the keys that an unknown one may be a slip of.
-    """
+    """Word an entry of ``ValidationError.errors()``, such as ``must be ≥ 0, got -1``."""
     kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
     if kind in _UNKNOWN:
         return f"unknown key; {did_you_mean(str(error['loc'][-1]), known)}"

@@ -1,7 +1,5 @@
 """Which versions of what a run's figures depend on are installed."""
 
-from __future__ import annotations
-
 import platform
 import re
 import sys

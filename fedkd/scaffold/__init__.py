@@ -1,7 +1,5 @@
 """``fedkd new``: a working part of your own to start from, with a scenario and a test."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from importlib.resources import files
@@ -19,38 +17,18 @@ KINDS: tuple[str, ...] = get_args(Kind)
 FILES = {"module.py": "{name}.py", "scenario.toml": "{name}.toml", "test.py": "test_{name}.py"}
 """Template to the file that is made of it."""
 IMPORTED = (
-    "capabilities",
-    "class_var",
-    "field",
-    "fusion_strategy",
-    "guidance",
-    "knowledge",
-    "learner",
-    "learner_context",
-    "learner_state",
-    "mapping",
-    "step",
-    "table",
-    "tensor",
-    "user_error",
+    *("capabilities", "class_var", "field", "fusion_strategy", "guidance", "knowledge", "learner"),
+    *("learner_context", "learner_state", "mapping", "step", "table", "tensor", "user_error"),
 )
 """Names whose class would hide one that a template imports."""
-
-
-LONGEST_NAME = 100
-"""Letters of a name: a file system bears 255 of a file's, and a reader fewer."""
+LONGEST_NAME = 100  # letters of a name: a file system bears 255 of a file's, and a reader fewer
 
 
 def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
     """Write ``NAME.py``, ``NAME.toml`` and ``test_NAME.py``; yield what to tell the user, a line each.
 
-    Args:
-        kind: What to start.
-        name: Name of the module; the class, if any, is called ``NAME`` in camel case.
-        out: Folder to write to, made if need be.
-
-    Raises:
-        UserError: No name for a module, a name that is taken, files in the way, or a folder that takes none.
+    A class is called ``NAME`` in camel case. The folder `out` is made if need be. A name that is none for a
+    module or is taken, files in the way, or a folder that takes none are a `UserError`.
     """
     _check_spelling(kind, name)
     folder = expanded(out, key="--out")

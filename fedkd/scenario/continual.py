@@ -1,7 +1,5 @@
 """The `[continual]` section of a scenario: the stream of tasks, and how it is learned."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -41,9 +39,8 @@ class TaskStream(Section):
     """Share of a task's training samples that are of other tasks' classes ("blurry" streams; `split`, head
     `class`): each task gives equally many to all others. Tests keep to the task's own classes."""
     boundaries: bool = True
-    """Whether learners are told when a task begins and ends. Without, the learner must not need it
-    (`naive`, `der`, `der++`, `supsup` that finds them), and tasks share outputs. Strategies still fuse by
-    task."""
+    """Whether learners are told when a task begins and ends. Without, the learner must not need it (`naive`,
+    `der`, `der++`, `supsup` that finds them), and tasks share outputs. Strategies still fuse by task."""
     permute_first: bool = False
     """Whether the first of `permuted` tasks is permuted too; otherwise its pixels are where they are."""
     max_angle: Annotated[float, Field(gt=0.0, le=360.0)] = 180.0
@@ -87,9 +84,8 @@ class Continual(Section):
     """A learner of fedkd by name, or your own as `"pkg.mod:Class"`."""
     tasks: TaskStream = TaskStream()
     head: Literal["task", "domain", "class"] | None = None
-    """Outputs of the model: each task has its own (`task`), all share theirs (`domain`), or every class
-    has one and competes with all others (`class`). Absent: `domain` for `permuted` and `rotated`, else
-    `task`."""
+    """Outputs of the model: each task has its own (`task`), all share theirs (`domain`), or every class has
+    one and competes with all others (`class`). Absent: `domain` for `permuted` and `rotated`, else `task`."""
     rounds_per_task: PositiveInt = 1
     """Federated rounds spent on each task; `rounds` is the number of tasks times this."""
     online: bool = False

@@ -1,7 +1,5 @@
 """Writes a scenario as TOML, for run folders."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from fedkd.plugins.validation_errors import show_value
 from fedkd.scenario.sections import PositiveInt, Section
 
-FLOWER_PREFIX = "flwr:"
-"""Begins the names of Flower's own strategies."""
+FLOWER_PREFIX = "flwr:"  # begins the names of Flower's own strategies
 
 
 def _number_or_auto(value: Any) -> Any:

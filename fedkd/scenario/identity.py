@@ -1,14 +1,12 @@
 """Identity of a scenario: the keys that decide its results, their digest, and their changes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from fedkd.scenario.schema import Faults, Scenario
-from fedkd.scenario.topology import Topology
+from fedkd.scenario.sections import Topology
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Keys that decide no result. Of `engine`, `decisive` counts `threads_per_client`; `device` may change."""
@@ -29,14 +27,11 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("topology",): Topology().model_dump(mode="json"),
 }
 """Keys that are newer than some runs, each with the value that changes nothing."""
-PLACES = ("plugin_path", "data.root")
-"""Keys of places; the same files may lie elsewhere tomorrow."""
+PLACES = ("plugin_path", "data.root")  # keys of places; the same files may lie elsewhere tomorrow
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """Return all that decides the results of a resolved scenario, as JSON has it, the number of threads
-    included.
-    """
+    """Return all that decides a resolved scenario's results, threads included, as JSON has it."""
     tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
     usual = Faults().model_dump(mode="json")
     tables["faults"] = {
@@ -91,9 +86,7 @@ def digest_anywhere(scenario: Scenario) -> str:
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys at which two scenarios differ, with both values (None: absent); `PLACES` if
-    asked.
-    """
+    """Return the dotted keys that differ, with both values (None: absent); those of `PLACES` if asked."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {
         key: (old.get(key), new.get(key))

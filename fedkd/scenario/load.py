@@ -1,30 +1,26 @@
-"""Reads scenario files: checks each field and makes relative paths absolute.
+"""Reads scenario files, and files that they name: checks each field and makes relative paths absolute.
 
 `fedkd.plan` looks up the names of a scenario, and checks their hyper-parameters.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
 from fedkd.plugins.loading import module_file
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.toml import NotToml, parse_toml
 from fedkd.storage.paths import expanded
 
-BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
-"""Keys that only bench files have."""
+BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}  # keys that only bench files have
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
 """Keys of a resolved scenario, which has every default written out."""
-PATH_DATASETS = ("npz", "image-folder")
-"""Data sets that are read from the ``path`` of their arguments."""
+PATH_DATASETS = ("npz", "image-folder")  # data sets that are read from the ``path`` of their arguments
 
 
 def read_scenario(
@@ -34,9 +30,7 @@ def read_scenario(
 
     Relative paths and plug-ins are those of `folder`, else of the working folder. Folders of the result are
     absolute, its own among them if it names files there. Defaults of a resolved scenario do not count as set.
-
-    Raises:
-        UserError: The first mistake.
+    The first mistake is a `UserError`.
     """
     if "search" in mapping:
         raise UserError(f"is a search, not a scenario; run it with: fedkd tune {file or 'FILE'}", file=file)
@@ -103,7 +97,6 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
 
 @contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Name the key of a path that no file system can have."""
     try:
         yield
     except UserError as error:
@@ -147,3 +140,41 @@ def _named_files(scenario: Scenario) -> list[Path]:
         if name in PATH_DATASETS and isinstance(args.get("path"), str):
             paths.append(args["path"])
     return [*map(module_file, modules), *(Path(path) for path in paths if not Path(path).is_absolute())]
+
+
+def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
+    """Return a file; a relative name lies in a folder of the scenario, or in the working folder."""
+    given = expanded(name, key=key)
+    try:
+        tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
+        path = next((candidate for candidate in tried if candidate.is_file()), None)
+    except (OSError, ValueError) as error:  # too long, with a NUL in it
+        raise UserError(f"is no file that there can be: {described(error)}", key=key) from None
+    if path is None:
+        places = ", ".join(str(candidate.absolute()) for candidate in tried)
+        raise UserError(f"no file '{name}'; looked for {places}", key=key)
+    return path
+
+
+class _OfClients(Protocol):
+    @property
+    def clients(self) -> int: ...
+
+
+Read = TypeVar("Read", bound=_OfClients)
+
+
+def read_file_of_clients(
+    name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
+) -> tuple[Read, Path]:
+    """Read a schedule or graph of N clients from a JSON file; return it and the file's place."""
+    path = find_file(name, search, key=key)
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", key=key) from None
+    except UserError as error:
+        raise UserError(f"{path} is {error.message}", key=key) from None
+    if found.clients != clients:
+        raise UserError(f"{path} is for {found.clients} clients, data.clients is {clients}", key=key)
+    return found, path

@@ -1,7 +1,5 @@
 """``--set a.b=value``: changes single values of a scenario, with TOML's own types."""
 
-from __future__ import annotations
-
 import datetime
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,14 +8,11 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.scenario.toml import NotToml, parse_toml
 
-LONGEST = 100
-"""Letters of a value that an error repeats."""
+LONGEST = 100  # letters of a value that an error repeats
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Split ``a.b=value`` into its key and its value: TOML, or a bare word, as in
-    ``fusion.strategy=fedmd``.
-    """
+    """Split ``a.b=value`` into its key and its value: TOML, or a bare word."""
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 arrive as half pairs
@@ -30,10 +25,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[str]:
-    """Apply overrides to scenario tables in place; return the dotted keys that were set.
-
-    Missing tables are created. A number steps into a list (``clients.0.model=mlp``), or appends an entry.
-    """
+    """Apply overrides in place, with tables and list entries as needed; return the keys set."""
     written = set()
     for text in overrides:
         path, value = parse_override(text)
@@ -43,9 +35,7 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
 
 
 def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]:
-    """Apply values by dotted key to scenario tables in place; return the keys. A table changes its keys
-    only.
-    """
+    """Apply values by dotted key in place, those of a table key by key; return the keys that were set."""
     written = set()
     for key, value in values.items():
         path = tuple(key.split("."))

@@ -4,29 +4,26 @@ Loading, ``--set``, error messages and the JSON schema all come from these model
 `tracking`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedkd.scenario.clock import Asynchronous, Clock
-from fedkd.scenario.continual import MOST_TASKS as MOST_TASKS
-from fedkd.scenario.continual import Continual
-from fedkd.scenario.continual import TaskStream as TaskStream
-from fedkd.scenario.fusion import FLOWER_PREFIX as FLOWER_PREFIX
-from fedkd.scenario.fusion import CacheSettings as CacheSettings
-from fedkd.scenario.fusion import Filter as Filter
-from fedkd.scenario.fusion import Fusion
-from fedkd.scenario.fusion import Orthogonal as Orthogonal
-from fedkd.scenario.fusion import Relations as Relations
-from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Training
-from fedkd.scenario.sections import EarlyStopping as EarlyStopping
-from fedkd.scenario.sections import Partition as Partition
-from fedkd.scenario.sections import Transfer as Transfer
-from fedkd.scenario.topology import Topology
-from fedkd.scenario.tracking import Tracking
-from fedkd.scenario.tracking import Wandb as Wandb
+from fedkd.scenario.continual import MOST_TASKS, Continual, TaskStream
+from fedkd.scenario.fusion import FLOWER_PREFIX, CacheSettings, Filter, Fusion, Orthogonal, Relations
+from fedkd.scenario.sections import (
+    Asynchronous,
+    ClientGroup,
+    Clock,
+    Data,
+    EarlyStopping,
+    Partition,
+    PositiveInt,
+    Section,
+    Topology,
+    Training,
+    Transfer,
+)
+from fedkd.scenario.tracking import Tracking, Wandb
 
 MOST_ROUNDS = 10**9
 

@@ -1,6 +1,4 @@
-"""The first tables of a scenario: what clients hold, what they are, how they train."""
-
-from __future__ import annotations
+"""Tables of a scenario: what clients hold and are, how they train, when, and whom they hear."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Spread = Annotated[float, Field(ge=0.0, le=10.0)]
+"""σ of the logarithm of a factor: 0, all clients are alike; 1, one in three is 2.7 times faster or slower."""
+Percent = Annotated[int, Field(ge=1, le=100)]
 
 
 class Section(BaseModel):
@@ -165,3 +166,65 @@ class Training(Section):
     fast: bool = True
     """Whether steps are recorded and replayed, gradients factored, and layers computed by fedkd's kernels.
     `false` runs plain code: the same results, but for the order of sums."""
+
+
+class Clock(Section):
+    """Simulated time of jobs and messages, drawn from the seed.
+
+    Where rounds wait for everybody it changes nothing that is learned.
+    """
+
+    work: Literal["drawn", "steady", "steps"] = "drawn"
+    """Time of a job, times a factor of the client: `drawn` (`seconds` · |N(0, 1)|, anew for every job),
+    `steady` (`seconds`), `steps` (`seconds` a batch, those of distillation included)."""
+    seconds: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
+    """Simulated seconds, of a client whose factor is 1."""
+    spread: Spread = 1.0
+    """σ of a client's factor, which is log-normal and drawn once: 0, all are equally fast."""
+    bandwidth: Annotated[float, Field(gt=0.0, le=1e9)] | None = None
+    """Megabits a second of a client's network whose factor is 1, each way; absent: bytes take no time."""
+    bandwidth_spread: Spread = 0.0
+    """σ of the factor of a client's bandwidth, log-normal and drawn once."""
+    latency: Annotated[float, Field(ge=0.0, le=1e9)] = 0.0
+    """Simulated seconds that a message takes however small it is, each way."""
+    targets: list[Percent] = Field(default=[50, 70, 80, 90], max_length=100)
+    """Accuracies in percent; the summary says when the federation's mean reached each of them first."""
+
+
+class Asynchronous(Section):
+    """Rounds that wait for nobody: a round is a new version of what the server has, after so many uploads."""
+
+    buffer: PositiveInt = 10
+    """K: uploads after which the server fuses. 1 takes every upload as it comes; FedBuff's paper takes 10."""
+    concurrency: PositiveInt | None = None
+    """Clients at work at a time, at most; whoever comes next is drawn from the seed. Absent: all of them."""
+    staleness: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
+    """a of s(τ) = (1 + τ)^−a, the weight of an upload that began τ versions ago; a strategy's
+    `stale_decay` wins."""
+
+
+class Topology(Section):
+    """Who hears whom. Beside a star there is no server: clients send what they know to each other."""
+
+    graph: Literal[
+        "star", "ring", "k_regular", "random_regular", "matching", "one_peer_exponential", "complete", "file"
+    ] = "star"
+    """`star`: a server hears everybody. Without one: `ring` (client n hears n ± 1); `k_regular` (n ± 1 … n ±
+    k/2); `random_regular` (k/2 random rings one upon the other, drawn each round); `matching` (random pairs,
+    drawn each round); `one_peer_exponential` (in round t client n hears n + 2^((t − 1) mod ⌈log₂ N⌉) alone);
+    `complete`; `file` (as `path` says)."""
+    k: Annotated[int, Field(ge=2)] | None = None
+    """Others that a client hears in `k_regular` and `random_regular`, even and below N (fewer where random
+    rings share links); absent: 4."""
+    order: Literal["numbered", "shuffled"] = "numbered"
+    """Seats in `ring`, `k_regular` and `one_peer_exponential`: by client number, or drawn once for the
+    run."""
+    path: str | None = None
+    """JSON file with whom each client hears (`file`): `{"hears": [[1, 2], [0], [0]]}`, or with such a list
+    for each round, taken in turn, `{"rounds": [[…], […]]}`; or what a run has left in `topology.json`."""
+    mixing: Literal["metropolis", "push_sum"] | None = None
+    """How `gossip` mixes weights: `metropolis`, 1 / (1 + the larger number of links), needs links both
+    ways; `push_sum` does not. Absent: `metropolis` in every round that allows it."""
+    relay: bool = False
+    """Whether clients pass on the newest that they heard of others, one link a round. The strategy weighs
+    it by its age, so it needs a `stale_decay`."""

@@ -4,8 +4,6 @@ They lie in ``scenarios/`` of the repository, or in ``fedkd/shipped/`` of an ins
 path below that folder without ``.toml``, such as ``continual/quickstart``, or a last part that is unique.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,8 +66,7 @@ def names_of(kind: Kind) -> dict[str, Path]:
 
 
 def find_shipped(given: str | Path, kind: Kind) -> Path:
-    """Return the file of a path, or else the shipped file of this name; those of the other kind by whole
-    names.
+    """Return the file of a path, or else the shipped file of this name; of the other kind by whole names.
 
     A missing path ending in ``.toml`` is returned as it is. An unknown name is a `UserError`.
     """
@@ -87,13 +84,11 @@ def find_shipped(given: str | Path, kind: Kind) -> Path:
     near = known.get(path.stem) if path.suffix == SUFFIX else None
     if near is not None:
         verb = "bench" if kind == "bench" else "run"
-        raise UserError(
-            f"no such file; the shipped {kind} runs by its name: fedkd {verb} {path.stem}", file=name
-        )
+        told = f"no such file; the shipped {kind} runs by its name: fedkd {verb} {path.stem}"
+        raise UserError(told, file=name)
     if path.suffix == SUFFIX:
         return path
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise UserError(
-        f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {LISTED[kind]})", file=name
-    )
+    told = f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {LISTED[kind]})"
+    raise UserError(told, file=name)

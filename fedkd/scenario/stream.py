@@ -1,7 +1,5 @@
 """What a scenario alone says of its stream of tasks: how many, with which head, tested how."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fedkd.errors import UserError
@@ -25,9 +23,7 @@ def head_of(continual: Continual) -> Head:
 
 
 def planned_count(tasks: TaskStream) -> int | None:
-    """Return the number of tasks as far as the scenario says it; None: `overlapping` windows without a
-    count.
-    """
+    """Return the number of tasks; None: `overlapping` windows without a count."""
     if tasks.count is None and tasks.classes is not None:
         return len(tasks.classes)
     if tasks.count is not None or tasks.kind == "overlapping":
@@ -42,10 +38,8 @@ def resolve_stream(scenario: Scenario) -> Scenario:
         return scenario
     count = planned_count(continual.tasks)
     if count is None:
-        raise UserError(
-            "must say how many windows of classes there are, for 'overlapping' tasks",
-            key="continual.tasks.count",
-        )
+        told = "must say how many windows of classes there are, for 'overlapping' tasks"
+        raise UserError(told, key="continual.tasks.count")
     tasks = continual.tasks.model_copy(update={"count": count})
     resolved = continual.model_copy(update={"head": head_of(continual), "tasks": tasks})
     return scenario.model_copy(update={"continual": resolved})
@@ -79,9 +73,7 @@ def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the test that the head is made for, whose mean is `accuracy`; without any other, the
-    given-task one.
-    """
+    """Return the test that the head is made for, whose mean is `accuracy`."""
     assert scenario.continual is not None
     given, unknown = protocols(scenario)
     knows = scenario.continual.head == "task" or not scenario.continual.evaluate_without_task

@@ -1,12 +1,9 @@
 """Parses TOML; failures inside Python's parser are errors of the text."""
 
-from __future__ import annotations
-
 import tomllib
 from typing import Any
 
-DEEPEST = 64
-"""Nested tables and lists at most; a scenario needs less than ten."""
+DEEPEST = 64  # nested tables and lists at most; a scenario needs less than ten
 
 
 class NotToml(ValueError):

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from fedkd.plan.plan import Plan
     from fedkd.scenario.schema import Filter
 
-SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72
-"""Lines and characters of a schedule."""
-SHOWN_PARTS = 6
-"""Parts of a graph that falls apart."""
+SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72  # lines and characters of a schedule
+SHOWN_PARTS = 6  # parts of a graph that falls apart
 
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
@@ -71,11 +69,7 @@ def check_without_plugins(
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
-    """Build every model; yield lines about models and data.
-
-    Returns:
-        Most parameters that a model exchanges, the work of a round, and words on sketches (empty: none).
-    """
+    """Build every model, yield lines; return most exchanged parameters, a round's work, and sketches."""
     from fedkd.clients.costs.arithmetic import workload
     from fedkd.clients.costs.model_memory import checked_models
     from fedkd.clients.local_samples import share_held_out
@@ -116,7 +110,6 @@ def _filtered(wanted: Filter) -> str:
 
 
 def _schedule_rows(plan: Plan) -> Iterator[str]:
-    """Draw which client learns which task when, where clients differ."""
     if plan.schedule.in_step:
         return
     from fedkd.report.schedule import AWAY, schedule_lines
@@ -128,7 +121,6 @@ def _schedule_rows(plan: Plan) -> Iterator[str]:
 
 
 def _graph_rows(plan: Plan) -> Iterator[str]:
-    """Draw the graph of clients without a server, and name parts of it that are not connected."""
     if plan.graph is None:
         return
     from fedkd.plan.checks.graph import separate
@@ -149,7 +141,6 @@ def _graph_rows(plan: Plan) -> Iterator[str]:
 
 
 def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
-    """Say how many clients a process holds in memory, where it is not all of them."""
     from fedkd.engine.clients import expected_room
 
     live, of_client = expected_room(plan, data)

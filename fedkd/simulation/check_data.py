@@ -24,8 +24,7 @@ HEADS = {
     "class": "every class has an output and competes with all others",
 }
 """Heads of streams, in words."""
-SHOWN_TASKS = 5
-"""Tasks of a stream that have a line each."""
+SHOWN_TASKS = 5  # tasks of a stream that have a line each
 SHOWN_CLASSES = 6
 SHOWN_OWNERS = 8
 
@@ -93,7 +92,6 @@ def _course(scenario: Scenario, continual: Continual) -> str:
 
 
 def _task(task: Task) -> str:
-    """Word a task: its name, and its classes where the name is not made of them."""
     names = [task.data.class_names[label].removesuffix(f" ({task.name})") for label in _own_labels(task)]
     classes = counted(len(names), "class", "classes")
     if " ".join(names) == task.name:
@@ -122,7 +120,6 @@ def _kind(data: Data) -> str:
 def _size_rows(
     scenario: Scenario, tasks: Sequence[FederatedData], unit: str, held_out: float | None = None
 ) -> Iterator[str]:
-    """Yield the ranges of clients' numbers of training and test samples."""
     from fedkd.clients.local_samples import number_kept_apart
 
     train = [stop - start for data in tasks for start, stop in data.train_bounds]
@@ -149,7 +146,6 @@ def skew(shares: np.ndarray) -> str:
 
 
 def _differences(skews: Sequence[Skew]) -> str:
-    """Word the range of each feature skew that was drawn for the clients."""
     columns = {
         "rotation {:+.0f}° to {:+.0f}°": [skew.angle for skew in skews],
         "noise {:.2f} to {:.2f}": [skew.noise for skew in skews],

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.weights.averaging import exchanges
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling
 from fedkd.simulation.check_data import row
 from fedkd.tracking.wording import counted, size
 
@@ -74,24 +73,18 @@ def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
 
 
 def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
-    """Return the first round that somebody takes part in, and who does."""
     rounds = range(1, plan.schedule.rounds + 1)
     round = next((round for round in rounds if plan.schedule.participants(round)), 1)
     return round, list(plan.schedule.participants(round))
 
 
 def _tried(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes up and down of a round that is tried."""
     from fedkd.server.trial import trial_exchange
 
-    try:
-        with contained(), np.errstate(all="ignore"):
-            return trial_exchange(plan, data)
-    except FedkdError:
-        raise
-    except Exception as error:
-        told = f"'{plan.scenario.fusion.strategy}' raised {described(error)} when a round was tried"
-        raise UserError(told, key="fusion.strategy") from error
+    strategy = plan.scenario.fusion.strategy
+    when = " when a round was tried"
+    with calling(f"'{strategy}'", "fusion.strategy", when), np.errstate(all="ignore"):
+        return trial_exchange(plan, data)
 
 
 def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:

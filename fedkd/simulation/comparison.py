@@ -1,7 +1,5 @@
 """``fedkd compare``: two runs, client by client, and what differs in their scenarios."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,10 +44,7 @@ TITLES = ("", "A", "B", "B − A", "better for")
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of two runs: means over the clients of A and of B (None: no client has it).
-
-    `difference` is B minus A, paired by client, with its 95 % interval; `better` counts clients better in B.
-    """
+    """One figure of two runs: means over clients, paired difference B − A, clients better in B."""
 
     label: str
     ours: float | None
@@ -60,11 +55,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs compared after the last evaluated round of each.
-
-    `changed` maps scenario keys to their values in A and B (None: absent), `costs` labels to bytes and
-    seconds.
-    """
+    """Two runs after the last evaluated round of each: changed keys, figures, costs."""
 
     folders: tuple[Path, Path]
     rounds: tuple[int, int]
@@ -120,11 +111,7 @@ class Comparison:
 
 
 def compare(ours: str | Path, theirs: str | Path) -> Comparison:
-    """Compare two runs client by client, each after its last evaluated round.
-
-    Raises:
-        UserError: One is no run folder, or nothing in it was evaluated yet.
-    """
+    """Compare two runs client by client, each after its last evaluated round."""
     for path in (ours, theirs):
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
@@ -150,7 +137,6 @@ def _scenario(folder: Path) -> Scenario:
 
 
 def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int, float]]]:
-    """Return the last evaluated round, and every figure's value by client, in the order to be shown."""
     rows, counted = read_metrics(folder), counted_clients(scenario)
     keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
     of_models = _of_models(models_told_apart(row["metric"] for row in rows))
@@ -173,7 +159,6 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
 
 
 def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return label to split and metric of what clients' models reach each for itself."""
     return {
         f"{LABELS[f'{metric}_{split}']}, {name} model": (split, f"{metric}_{name}")
         for name in names

@@ -1,7 +1,5 @@
 """``fedkd runs``: the runs below a folder, and how far each has come."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,37 +18,29 @@ from fedkd.tracking.recorder import METRICS, SUMMARY
 from fedkd.tracking.run_folder import SCENARIO, is_locked
 from fedkd.tracking.wording import MISSING, duration, percent
 
-CELLS = "runs"
-"""Folder of the run folders in a bench folder."""
+CELLS = "runs"  # folder of the run folders in a bench folder
 SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")
-DEEPEST = 4
-"""Levels of folders that are searched."""
+DEEPEST = 4  # levels of folders that are searched
 TITLES = ("run", "name", "strategy", "status", "rounds", "local", "global", "time", "when")
-NAMES = 4
-"""Columns of text, from the left."""
+NAMES = 4  # columns of text, from the left
 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run, or all runs of a bench, as far as the folder tells.
-
-    Attributes:
-        status: `done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a
-            word and can be resumed. Of a bench: how many of its runs are done.
-        accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
-        when: When anything was last written.
-    """
+    """A run, or all runs of a bench, as far as the folder tells."""
 
     folder: Path
     name: str
     strategy: str
     status: str
+    """`done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a word and can
+    be resumed. Of a bench: how many of its runs are done."""
     finished: int | None = None
     rounds: int | None = None
-    accuracy_local: float | None = None
+    accuracy_local: float | None = None  # mean over clients at the end, in [0, 1]; None: not there yet
     accuracy_global: float | None = None
     seconds: float | None = None
-    when: datetime | None = None
+    when: datetime | None = None  # when anything was last written
 
 
 @dataclass(frozen=True)
@@ -89,10 +79,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
 
 
 def runs(folder: str | Path = "runs") -> RunList:
-    """Return the runs below a folder: itself, if it is one, or those of a bench's cells.
-
-    A bench within the folder is one entry. No such folder is a `UserError`.
-    """
+    """Return the runs at or below a folder or of a bench's cells; a bench within it is one entry."""
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
     root = expanded(folder)
@@ -139,7 +126,7 @@ def _entry(folder: Path) -> RunEntry:
         strategy = str(tables.get("fusion", {}).get("strategy", MISSING))
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return RunEntry(folder, folder.name, MISSING, "unreadable")
-    summary, present = _summary(folder), read_present(folder)
+    summary, present = summary_of(folder), read_present(folder)
     said = "done" if present is None else present.status
     done = summary.get("rounds") == rounds and said == "done"
     status = "done" if done else said if said in ("failed", "interrupted") else "stopped"
@@ -170,7 +157,7 @@ def _bench_entry(folder: Path) -> RunEntry:
     return RunEntry(folder, name, MISSING, f"{done} done", seconds=spent, when=when)
 
 
-def _summary(folder: Path) -> Mapping[str, Any]:
+def summary_of(folder: Path) -> Mapping[str, Any]:
     """Return the summary of a run; empty: there is none that can be read."""
     with suppress(OSError, NotJson):
         found = parse_json((folder / SUMMARY).read_bytes())

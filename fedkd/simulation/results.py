@@ -1,7 +1,5 @@
 """The result of a run, for programs and for notebooks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -35,14 +33,7 @@ class RunResult:
         return read_metrics(self.folder)
 
     def frame(self, library: str | None = None) -> Any:
-        """Return the rows of `metrics.jsonl` as a data frame, with their columns.
-
-        Args:
-            library: `"pandas"` or `"polars"`; absent: whichever is installed, pandas if both are.
-
-        Raises:
-            UserError: It is not installed.
-        """
+        """Return `metrics.jsonl` as a data frame of `"pandas"` or `"polars"`; absent: the one installed."""
         rows = self.metrics()
         return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)  # type: ignore[literal-required]
 
@@ -76,9 +67,7 @@ class RunResult:
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
-    """Return columns of one length as a data frame (see `RunResult.frame`); those of integers may have
-    gaps.
-    """
+    """Return columns of one length as a data frame (see `RunResult.frame`); integers may have gaps."""
     if library is not None and library not in FRAMES:
         raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")
     wanted = FRAMES if library is None else (library,)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.engine.signals import stop_signals
 from fedkd.engine.started_engine import StartedEngine, started_engine
 from fedkd.engine.supervisor import if_lost
-from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
+from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError, blaming
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan, plan_with
 from fedkd.plan.plan import Plan
@@ -138,22 +138,18 @@ def resume(
 
 
 def _check_continuation(plan: Plan, folder: Path) -> int:
-    """Refuse to resume under another scenario; return the number of saved rounds."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     began = CheckpointStore(folder).began()
     if began is None:
         check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
         return 0
-    try:
+    with blaming(file=str(folder / SCENARIO)):
         check_continuation(*began, plan.scenario)
-    except UserError as error:
-        raise error.at(file=str(folder / SCENARIO)) from None
     return began[1]
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
-    """Return the display, the observers, the files of the run folder and the scenario's loggers as one."""
     observers = [*([make_progress(quiet=False)] if progress else []), *observers]
     everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking != Tracking():
@@ -206,10 +202,7 @@ def _rounds(
     stopping: Callable[[], bool],
     resume: bool,
 ) -> Totals:
-    """Run all rounds and return their costs; where actors are lost, go on from the last checkpoint.
-
-    After too many losses (see `RestartPolicy`), raise `EngineLost`.
-    """
+    """Run all rounds, from the last checkpoint again if actors are lost, and return their costs."""
     from fedkd.engine.started_engine import RestartPolicy, restart_point
     from fedkd.federation.apps.server_app import ServerContext, app
     from fedkd.federation.checkpoint import CheckpointStore
@@ -269,7 +262,6 @@ def _kept(folder: Path) -> str:
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Name the folder that cannot be written to."""
     try:
         yield
     except OSError as error:

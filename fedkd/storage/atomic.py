@@ -1,7 +1,5 @@
 """Files that are written whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -24,10 +22,7 @@ def write_bytes_atomically(path: Path | str, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield the name of a file to write, which takes the place of the one at `path` after the block.
-
-    What is there is replaced, not written through: a link is one no longer.
-    """
+    """Yield a file to write, which replaces the one at `path` (a link, not its target) after the block."""
     path = Path(path)
     # In the same folder, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

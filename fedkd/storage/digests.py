@@ -1,7 +1,5 @@
 """Digests of tables of arrays, and files of arrays that hold their own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -38,10 +36,7 @@ def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
 
 
 def write_table(path: Path, arrays: Arrays, run: str) -> None:
-    """Write arrays as a ``.npz`` with the digest of its run; the same bytes for the same arrays.
-
-    The name of the file is part of what is digested.
-    """
+    """Write arrays as a ``.npz`` with digests of its run, its name and itself; always the same bytes."""
     told = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
     digest = bytes.fromhex(content_digest({"file": path.name}, told))
     content = BytesIO()
@@ -51,11 +46,7 @@ def write_table(path: Path, arrays: Arrays, run: str) -> None:
 
 
 def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a file; None: there is none, or it is not what was written.
-
-    A file of a release that wrote no digests is taken as it is. `run` is the digest of the run that the
-    file must be of, if it says so.
-    """
+    """Return the arrays of a file; None: there is none, it was changed, or it is of another run."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

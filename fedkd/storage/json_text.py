@@ -1,7 +1,5 @@
 """Parses JSON; failures inside Python's parser are errors of the text."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Arrays of several owners in one table, the names of each below a prefix of its own: ``memory/clients``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TypeVar
 

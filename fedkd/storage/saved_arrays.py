@@ -1,7 +1,5 @@
 """Files of arrays with digests; never a pickle."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The model card of an export, in Markdown."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +62,6 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
 
 
 def _plain(text: str) -> str:
-    """Return a name that somebody gave as Markdown that shows it, on one line."""
     return re.sub(r"([\\`*_\[\]<>|$~&])", r"\\\1", " ".join(text.split()))
 
 

@@ -31,7 +31,7 @@ from fedkd.plan.plan import Plan
 from fedkd.storage.namespaces import below
 from fedkd.storage.paths import expanded
 from fedkd.tracking.run_folder import plan_of_run
-from fedkd.trained.network import of_units, with_tensors
+from fedkd.trained.network import OfUnits, with_tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,41 +42,29 @@ class TrainedClient:
     (uint8 images, floats, integers): they are normalised as the run's were and, in a stream, changed as the
     task changes pixels. What the scenario's `heterogeneity` did to the client's own samples is not done to
     them.
-
-    Attributes:
-        round: The round after which the model is as it is here.
-        architecture: Name of the model, with the arguments that tell it from others of the run.
-        model: The module in evaluation mode, on the CPU. It maps normalised samples ``[n, *input_shape]`` to
-            logits ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a
-            client without a network: the fitted estimator.
-        classes: Name of every class, in the order of the outputs.
-        task: The task of the stream that the model is of; None without a stream.
-        tasks: The tasks that the client has met, in the order of their last visits; none without a stream.
-        transform: What the task does to normalised samples; None: nothing.
-        owner: Name of the owner whose samples the client holds; None: the data name none.
     """
 
     index: int
-    round: int
-    architecture: str
+    round: int  # the round after which the model is as it is here
+    architecture: str  # name of the model, with the arguments that tell it from others of the run
     model: Any
-    classes: tuple[str, ...]
+    """The module in evaluation mode, on the CPU, from normalised samples ``[n, *input_shape]`` to logits
+    ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a client without a
+    network: the fitted estimator."""
+    classes: tuple[str, ...]  # name of every class, in the order of the outputs
     input_shape: tuple[int, ...]
     normalisation: Statistics
-    task: int | None = None
+    task: int | None = None  # the task of the stream that the model is of; None without a stream
     task_name: str | None = None
     tasks: tuple[int, ...] = ()
-    transform: Transform | None = None
+    """The tasks that the client has met, in the order of their last visits; none without a stream."""
+    transform: Transform | None = None  # what the task does to normalised samples; None: nothing
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
-    owner: str | None = None
+    owner: str | None = None  # name of the owner whose samples the client holds; None: the data name none
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them.
-
-        Raises:
-            UserError: They have another shape.
-        """
+        """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them."""
         x = np.asarray(x)
         if x.shape[1:] != self.input_shape:
             wanted = ", ".join(map(str, ("n", *self.input_shape)))
@@ -104,11 +92,7 @@ class TrainedClient:
         return self.logits(x).argmax(axis=1)
 
     def of_task(self, task: int) -> TrainedClient:
-        """Return the client's model of a task that it has met, with the weights that are effective in it.
-
-        Raises:
-            UserError: There is no stream, or the client has not met the task.
-        """
+        """Return the client's model of a task that it has met, with the weights that are effective in it."""
         if self._of_task is None:
             raise UserError("the run has no stream of tasks")
         if task not in self.tasks:
@@ -117,16 +101,7 @@ class TrainedClient:
 
 
 class TrainedRun:
-    """A run folder whose clients are to be looked at; its data are loaded once.
-
-    Args:
-        folder: The run folder.
-        round: A round that there is a checkpoint of; None: the last.
-        progress: Told what takes long, such as a download.
-
-    Raises:
-        UserError: Not a run folder, no such checkpoint, or the data are not there.
-    """
+    """A run folder whose clients are looked at as they are after a round (None: the last)."""
 
     def __init__(
         self, folder: str | Path, round: int | None = None, progress: Progress | None = None
@@ -147,11 +122,7 @@ class TrainedRun:
         self.architectures = architecture_names(self.plan.groups)
 
     def client(self, index: int) -> TrainedClient:
-        """Return a client.
-
-        Raises:
-            UserError: There is no such client, or its part of the checkpoint is damaged.
-        """
+        """Return a client; none, or a damaged part of the checkpoint, is a `UserError`."""
         clients = self.plan.scenario.data.clients
         if not isinstance(index, int) or not 0 <= index < clients:
             raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
@@ -193,7 +164,6 @@ class TrainedRun:
         return self._store.client(index, self.round)
 
     def _of_stream(self, client: Client, stream: TaskStream, place: int) -> TrainedClient:
-        """Return a client's model of the task at a place in its order."""
         assert isinstance(self.data, FederatedStream)
         order, met = self.plan.schedule.order(client.index), tuple(stream.tests.met())
         task = self.data[order[place]]
@@ -208,7 +178,7 @@ class TrainedRun:
         return self._trained(
             client,
             task.data,
-            model=of_units(network, read.units),
+            model=network if read.units is None else OfUnits(network, read.units).eval(),
             task=task.index,
             task_name=task.name,
             tasks=met,
@@ -219,11 +189,7 @@ class TrainedRun:
 
 
 class TrainedNode(TrainedRun):
-    """The client of a deployed node, as its newest run has left it.
-
-    Raises:
-        UserError: The folder is no node's, or its client has learned nothing yet.
-    """
+    """The client of a deployed node, as its newest run has left it; none is a `UserError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()

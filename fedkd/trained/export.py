@@ -6,8 +6,6 @@ DIR/export/README.md                    the model card
            client-00003.safetensors     one a client, or one a client and task whose weights differ
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -39,13 +37,7 @@ NETWORKS = "networks.py"
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported.
-
-    Attributes:
-        clients: Indices of those that are there.
-        left_out: Why others are not, by index.
-        without_network: Indices of those whose network could not be written down as source.
-    """
+    """What was exported: indices of clients, those left out with the reason, those without a source."""
 
     folder: Path
     clients: tuple[int, ...]
@@ -62,15 +54,9 @@ def export(
 ) -> Export:
     """Write a run's clients to a folder, whole or not at all.
 
-    Args:
-        folder: The run folder.
-        out: Where to; absent: ``export`` in the run folder. An earlier export there is replaced.
-        round: A round that there is a checkpoint of; absent: the last.
-        progress: Told what takes long.
-
-    Raises:
-        UserError: Not a run folder, nothing trained in it, no client that can be exported, or `out` holds
-            something else or cannot be written to.
+    `out` is by default ``export`` in the run folder; an earlier export there is replaced. `round` is one that
+    there is a checkpoint of; absent: the last. A run without clients to export, or an `out` that holds
+    something else or cannot be written to, is a `UserError`.
     """
     run = TrainedRun(folder, round, progress)
     target = expanded(out, key="--out").absolute() if out else run.folder / FOLDER
@@ -95,8 +81,6 @@ def export(
 
 
 class _Writer:
-    """Writes one export."""
-
     def __init__(self, run: TrainedRun, folder: Path) -> None:
         self._run, self._folder = run, folder
         self._classes: dict[str, str] = {}  # source, of a class called Network, to the name it has here
@@ -129,11 +113,11 @@ class _Writer:
         return tuple(clients), left_out, without
 
     def _client(self, client: TrainedClient) -> dict[str, Any]:
-        """Write the files of a client; return what clients.json says of it."""
         read = [client.of_task(task) for task in client.tasks] or [client]
         models = [of_task.model for of_task in read]
         networks = [model.network if isinstance(model, OfUnits) else model for model in models]
-        stem, same = f"client-{client.index:05d}", all(_equal(networks[0], other) for other in networks[1:])
+        states, stem = [network.state_dict() for network in networks], f"client-{client.index:05d}"
+        same = all(torch.equal(states[0][name], state[name]) for state in states[1:] for name in states[0])
         told, dtype = [], self._run.data.input_dtype
         for of_task, network in zip(read, networks, strict=True):
             file = f"{stem}.safetensors" if same else f"{stem}-task-{of_task.task:03d}.safetensors"
@@ -154,18 +138,12 @@ class _Writer:
         save_file(tensors, self._folder / file, metadata=told)
 
 
-def _equal(one: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
 def _plain(tensor: Tensor) -> Tensor:
     """Return a copy that shares no memory and is laid out row by row, as safetensors wants it."""
     return tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format).clone()
 
 
 def _described(client: TrainedClient, file: str, integers: bool) -> dict[str, Any]:
-    """Return what clients.json says of a model."""
     units = client.model.units.tolist() if isinstance(client.model, OfUnits) else None
     transform, statistics = client.transform, client.normalisation
     normalisation = {"mean": statistics.mean.tolist(), "std": statistics.std.tolist(), "integers": integers}

@@ -1,7 +1,5 @@
 """Networks that stand alone: with a task's effective tensors in place, and as Python source without fedkd."""
 
-from __future__ import annotations
-
 import builtins
 import re
 import types
@@ -14,8 +12,7 @@ from torch import Tensor, fx, nn
 
 from fedkd.models.build import blank_inputs
 from fedkd.models.evaluation_mode import predicting
-from fedkd.models.fast.batch_last import Conv2d, Flatten
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
 
 HEADER = '''"""The networks of a federation's clients, written down from their traces."""
 
@@ -52,11 +49,6 @@ class OfUnits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, C]``."""
         return self.network(x).index_select(1, self.units)
-
-
-def of_units(network: nn.Module, units: Tensor | None) -> nn.Module:
-    """Return a network read through some of its outputs, in evaluation mode; itself, if all are asked for."""
-    return network if units is None else OfUnits(network, units).eval()
 
 
 def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -136,7 +128,6 @@ def _written(network: nn.Module, name: str) -> str:
 
 
 def _imports(source: str, names: Mapping[str, Any]) -> list[str]:
-    """Return the imports of the names that a source has from elsewhere."""
     lines = []
     for name, found in sorted(names.items()):
         known = name in ("torch", "nn", "__doc__") or hasattr(builtins, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.schema import METRICS
 from fedkd.errors import UserError, did_you_mean
 from fedkd.report.metrics import CONTINUAL_METRICS
-from fedkd.scenario.asked import check_metric_name
+from fedkd.scenario.explain import check_metric_name
 from fedkd.scenario.stream import protocols
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.task_matrix import TaskMatrix, matrices

@@ -19,7 +19,7 @@ from fedkd.clients.local.estimator_trainer import EstimatorTrainer
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
 from fedkd.fusion.math.fidelity import agreement
-from fedkd.models.incremental import IncrementalModel
+from fedkd.models.estimator import IncrementalModel
 from fedkd.plan.load import load_plan, load_scenario
 
 MLP = {"model": "mlp", "args": {"hidden": [16]}}

@@ -18,7 +18,7 @@ from fedkd.clients.local.task_batches import of_task, task_batches
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.math.fidelity import divergence
-from fedkd.models.incremental import IncrementalModel
+from fedkd.models.estimator import IncrementalModel
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator
 

@@ -7,8 +7,15 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedkd.models.fast.batch_last import FEWEST, Conv2d, Flatten, batch_first, batch_last, lies_batch_last
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import (
+    FEWEST,
+    Conv2d,
+    Flatten,
+    MaxPool2d,
+    batch_first,
+    batch_last,
+    lies_batch_last,
+)
 from fedkd.models.zoo.lenet import lenet
 from fedkd.training.device import prepare_model
 

@@ -10,13 +10,14 @@ from fedkd.errors import UserError
 from fedkd.models.estimator import (
     FLOOR,
     EstimatorModel,
+    IncrementalModel,
     check_estimator,
+    client_estimator,
     gradient_boosting,
     is_estimator_class,
     random_forest,
     sgd,
 )
-from fedkd.models.incremental import IncrementalModel, client_estimator
 from fedkd.randomness import numpy_generator
 
 D, C, M = 4, 3, 12

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import MaxPool2d
 
 
 def images(*shape: int, channels_last: bool = True) -> torch.Tensor:

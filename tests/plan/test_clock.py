@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedkd.plan.clock import VirtualClock
-from fedkd.scenario.clock import Clock
+from fedkd.scenario.sections import Clock
 
 
 def test_factors_of_clients_are_log_normal_and_jobs_half_normal():

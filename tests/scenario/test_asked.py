@@ -6,8 +6,7 @@ import pytest
 
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
-from fedkd.scenario.asked import ASKED
-from fedkd.scenario.explain import known_keys
+from fedkd.scenario.explain import ASKED, known_keys
 from fedkd.scenario.overrides import apply_values
 from fedkd.scenario.schema import Scenario
 

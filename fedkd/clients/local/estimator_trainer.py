@@ -11,8 +11,7 @@ import numpy as np
 from fedkd.clients.draws import Draws
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.models.estimator import EstimatorModel
-from fedkd.models.incremental import IncrementalModel
+from fedkd.models.estimator import EstimatorModel, IncrementalModel
 from fedkd.plan.plan import Plan
 from fedkd.storage.namespaces import below, under
 from fedkd.training.device import all_threads

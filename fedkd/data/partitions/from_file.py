@@ -1,7 +1,5 @@
 """A partition from a JSON file: `scheme = "file"`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.errors import UserError
 from fedkd.plugins.validation_errors import show_value
-from fedkd.scenario.files import find_file
+from fedkd.scenario.load import find_file
 from fedkd.scenario.schema import Partition
 from fedkd.storage.json_text import NotJson, parse_json
 
@@ -20,12 +18,7 @@ KEY = "data.partition.path"
 def read_partition_file(
     scheme: Partition, clients: int, samples: int, search: Iterable[Path] = ()
 ) -> list[np.ndarray]:
-    """Read a JSON list with one list of sample indices per client, and return them sorted, int64.
-
-    Args:
-        samples: Size of the data set's train split, which the indices refer to.
-        search: The scenario's folders, for a relative path; then the working folder.
-    """
+    """Return the sorted int64 indices of each client from a JSON file, all below `samples`."""
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
     path = find_file(scheme.path, search, key=KEY)
@@ -53,12 +46,10 @@ def read_partition_file(
             )
         for index in indices:
             if type(index) is not int or not 0 <= index < samples:
-                raise UserError(
-                    f"client {client}: index {show_value(index)} is not in 0..{samples - 1}", key=KEY
-                )
+                told = f"client {client}: index {show_value(index)} is not in 0..{samples - 1}"
+                raise UserError(told, key=KEY)
             if index in owner:
-                raise UserError(
-                    f"index {index} is dealt twice, to clients {owner[index]} and {client}", key=KEY
-                )
+                told = f"index {index} is dealt twice, to clients {owner[index]} and {client}"
+                raise UserError(told, key=KEY)
             owner[index] = client
     return [np.sort(np.array(indices, dtype=np.int64)) for indices in lists]

@@ -1,7 +1,5 @@
 """A user's own function as a partition scheme: `scheme = "pkg.mod:function"`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +9,8 @@ import numpy as np
 
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.data.registry import PARTITIONS
-from fedkd.errors import UserError, described
-from fedkd.plugins.loading import contained
+from fedkd.errors import UserError, blaming, described
+from fedkd.plugins.loading import calling
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
@@ -29,28 +27,20 @@ def plugged_partition(
     task: int | None = None,
 ) -> list[np.ndarray]:
     """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
-    try:
+    with blaming(key=KEY):
         function = PARTITIONS.load(scheme.scheme, search)
-    except UserError as error:
-        raise error.at(key=KEY) from error
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
     if not callable(function):
         raise UserError(f"'{name}' is not callable", key=KEY)
     try:
         inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
     except TypeError as error:
-        raise UserError(
-            f"'{name}' must take (labels, clients, generator, **args): {error}", key="data.partition.args"
-        ) from error
+        told = f"'{name}' must take (labels, clients, generator, **args): {error}"
+        raise UserError(told, key="data.partition.args") from error
     except ValueError:  # compiled callables have no signature to check against
         pass
-    try:
-        with contained():
-            dealt = function(labels, clients, rng, **scheme.args)
-    except UserError as error:
-        raise error.at(key=KEY) from error
-    except Exception as error:
-        raise UserError(f"'{name}' raised {described(error)}", key=KEY) from error
+    with blaming(key=KEY), calling(f"'{name}'", KEY):
+        dealt = function(labels, clients, rng, **scheme.args)
     return _checked(dealt, len(labels), clients, scheme)
 
 
@@ -66,9 +56,8 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         try:
             shard = np.asarray(indices)
         except Exception as error:  # of lists of several lengths, of tensors elsewhere
-            raise UserError(
-                f"'{name}' returned no indices for client {client}: {described(error)}", key=KEY
-            ) from error
+            told = f"'{name}' returned no indices for client {client}: {described(error)}"
+            raise UserError(told, key=KEY) from error
         if shard.ndim != 1 or shard.dtype.kind not in "ui":
             raise UserError(
                 f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
@@ -83,9 +72,8 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
                 key=KEY,
             )
         if len(shard) < floor:
-            raise UserError(
-                f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}", key=KEY
-            )
+            told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
+            raise UserError(told, key=KEY)
         if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
             raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
         owner[shard] = client

@@ -4,8 +4,6 @@ There may be more clients than samples. A client holds no sample twice. Samples 
 tests are parted first, so no client trains on a test sample of another.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.data.partitions.schemes import (
@@ -21,8 +19,7 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
-SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")
-"""Schemes that say what one client draws."""
+SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")  # schemes that say what one client draws
 SIZE = "data.partition.samples_per_client"
 
 
@@ -35,15 +32,7 @@ def draw_with_replacement(
     *,
     task: int | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Let every client draw from all samples: its training and its test positions in `labels`, shuffled.
-
-    Label mixes and sizes follow the scheme without replacement, but every client finds the whole supply. A
-    size drawn by `quantity` is cut to what a client can hold. The other arguments are those of `partition`.
-
-    Args:
-        scheme: One of `SCHEMES`, with `samples_per_client`.
-        test_fraction: Share of a client's samples for its local tests.
-    """
+    """Let every client draw from all samples: its train and its test positions, shuffled."""
     for_tests = np.zeros(len(labels), dtype=bool)
     if test_fraction > 0.0:
         size = test_size(len(labels), test_fraction)

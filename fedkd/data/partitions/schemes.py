@@ -5,8 +5,6 @@ label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-p
 (2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.data.partitions.stratified import apportion
@@ -14,19 +12,13 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
-LEAST_SAMPLES = 2
-"""A client needs one sample to train on and one to test on."""
+LEAST_SAMPLES = 2  # a client needs one sample to train on and one to test on
 
 
 def partition(
     labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
 ) -> list[np.ndarray]:
-    """Deal samples to clients by one of the drawn schemes, and return positions in `labels`.
-
-    Args:
-        labels: [n] int64 labels of the samples that may be dealt.
-        task: Index of the task that the samples belong to, if to one alone.
-    """
+    """Deal samples with labels [n], of one `task` if it is given, and return their positions."""
     floor = check_sizes(len(labels), clients, scheme)
     rng = numpy_generator(seed, "partition", task=task)
     if scheme.scheme == "quantity":
@@ -57,10 +49,8 @@ def deal_by_owner(
     """Give every client the samples of one owner (`scheme = "natural"`).
 
     Owners of fewer than `min_samples` become no clients; of the others, the clients are drawn once and keep
-    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks.
-
-    Args:
-        owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
+    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks. `owners`
+    [n] has that of each sample, a number or a name; None: the data name none.
     """
     if owners is None:
         raise UserError(
@@ -100,10 +90,8 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
     if wanted is not None and wanted < floor:
-        raise UserError(
-            f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}",
-            key="data.partition.samples_per_client",
-        )
+        told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
+        raise UserError(told, key="data.partition.samples_per_client")
     if wanted is not None and clients * wanted > samples:
         raise UserError(
             f"{clients} clients × {wanted} samples = {clients * wanted}, but only {samples} private samples"
@@ -140,15 +128,10 @@ def deal_iid(labels: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) ->
 def deal_shards(
     labels: np.ndarray, sizes: np.ndarray, shards_per_client: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Sort samples by label, cut them into N·k shards and deal k to every client.
-
-    Shards of one client differ by at most one sample, to meet any `sizes` [N].
-    """
+    """Sort samples by label, cut them into N·k even shards and deal k to every client."""
     if shards_per_client > sizes.min():
-        raise UserError(
-            f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}",
-            key="data.partition.shards_per_client",
-        )
+        told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
+        raise UserError(told, key="data.partition.shards_per_client")
     used = np.sort(rng.permutation(len(labels))[: sizes.sum()])
     by_label = used[np.argsort(labels[used], kind="stable")]
     widths = np.concatenate([equal_sizes(int(size), shards_per_client, None) for size in sizes])
@@ -172,11 +155,7 @@ def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Ge
 
 
 def circle_mixes(clients: int, classes: int) -> np.ndarray:
-    """Return [N, C]: client n sits at class n·C/N of a circle and weights classes by ``1 − 4 apart / C``.
-
-    Neighbours by number are similar; opposite clients share no class. With fewer than four classes the
-    weights reach one class far.
-    """
+    """Return [N, C]: client n sits at class n·C/N of a circle, weights are ``1 − 4 apart / C``."""
     apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
     return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
 
@@ -194,12 +173,8 @@ def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndar
     """Move as few samples as possible from large clients to those below `floor`: [N, C] int64.
 
     A small client receives the classes it would hold most of, each from the largest holder that can spare
-    samples. So its label mix keeps its character.
-
-    Args:
-        counts: [N, C] int64.
-        wishes: [N, C] exact shares that `counts` were rounded from.
-        floor: Fewest samples of a client; N·floor ≤ Σ counts.
+    samples. So its label mix keeps its character. `wishes` [N, C] are the exact shares that `counts` [N, C]
+    were rounded from; N·floor ≤ Σ counts.
     """
     counts = counts.copy()
     sizes = counts.sum(axis=1)
@@ -223,12 +198,8 @@ def mix_counts(
     """Give every client its size by its own label mix, as far as the supply reaches: [N, C] int64.
 
     Clients are served in random order. The mass of an exhausted class goes to the client's other classes in
-    proportion, and then to all classes that are left.
-
-    Args:
-        mixes: [N, C] non-negative weights of the classes.
-        sizes: [N] int64, Σ sizes ≤ Σ supply.
-        supply: [C] int64 samples of each class.
+    proportion, and then to all classes that are left. `mixes` [N, C] weigh the classes; `sizes` [N] sum to at
+    most the `supply` [C].
     """
     left = supply.astype(np.int64)
     counts = np.zeros(mixes.shape, dtype=np.int64)

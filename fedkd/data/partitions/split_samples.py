@@ -1,7 +1,5 @@
 """The place of every sample: transfer set, a client's training and test part, common test set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,32 +18,20 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
-Bounds = tuple[int, int]
-"""Start and stop of a client's samples."""
+Bounds = tuple[int, int]  # start and stop of a client's samples
 
 
 @dataclass(frozen=True)
 class SampleSplit:
-    """Indices of samples; each sample has one place, unless clients draw with replacement.
+    """Indices of samples; with replacement several clients may train on one, or test on one."""
 
-    With replacement several clients may train on a sample, or be tested on it. No client trains on a test
-    sample of another.
-
-    Attributes:
-        held_out: [M] train indices of the transfer set; empty unless it is held out.
-        private: [S] train indices of the private samples, client after client, train before test.
-        train_bounds: Start and stop of every client's training samples in `private`.
-        test_bounds: Start and stop of every client's test samples.
-        common: [K] indices of the common test set in the test split, or in the train split if `validates`.
-        validates: Whether all tests use training samples that clients hold out.
-    """
-
-    held_out: np.ndarray
-    private: np.ndarray
-    train_bounds: tuple[Bounds, ...]
+    held_out: np.ndarray  # [M] train indices of the transfer set; empty unless it is held out
+    private: np.ndarray  # [S] train indices of the private samples, client after client, train before test
+    train_bounds: tuple[Bounds, ...]  # start and stop of every client's training samples in `private`
     test_bounds: tuple[Bounds, ...]
     common: np.ndarray
-    validates: bool = False
+    """[K] indices of the common test set in the test split, or in the train split if `validates`."""
+    validates: bool = False  # whether all tests use training samples that clients hold out
 
     @property
     def shares(self) -> tuple[Bounds, ...]:
@@ -64,14 +50,10 @@ def split_samples(
     written: Sequence[np.ndarray] | None = None,
     owners: np.ndarray | None = None,
 ) -> SampleSplit:
-    """Split train and test samples between clients as the scenario's `data` says.
+    """Split train and test samples, by their labels, between clients as the scenario's `data` says.
 
-    Args:
-        train_y: [n] int64 labels of the train split.
-        test_y: [m] int64 labels of the test split.
-        task: Index of the task that the samples belong to, if to one alone.
-        written: Every client's train indices from a file; None: the scheme decides.
-        owners: [n] owner of each sample of the train split, if the data name them.
+    A `task` is given where the samples belong to it alone. `written` has every client's train indices from a
+    file; None: the scheme decides. `owners` [n] has that of each training sample, if the data name them.
     """
     data, seed = scenario.data, scenario.seed
     if written is None and data.partition.scheme == "file":
@@ -97,7 +79,13 @@ def split_samples(
         if not len(common):
             raise UserError("no client has two training samples, to hold one out", key="data.validation")
     else:
-        common = _common_test_set(test_y, data.test_size, seed, task)
+        common = np.arange(len(test_y))
+        if data.test_size is not None:
+            if data.test_size > len(test_y):
+                told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
+                raise UserError(told, key="data.test_size")
+            rng = numpy_generator(seed, "common-test-set", task=task)
+            common = np.flatnonzero(stratified_choice(test_y, data.test_size, rng))
     parts = [part for split in splits for part in split]
     bounds = list(pairwise([0, *np.cumsum(list(map(len, parts))).tolist()]))
     return SampleSplit(
@@ -142,15 +130,3 @@ def _shards(
     if data.partition.scheme in PARTITIONS.builtin:
         return partition(labels[free], data.clients, data.partition, seed, task=task)
     return plugged_partition(labels[free], data.clients, data.partition, seed, search, task=task)
-
-
-def _common_test_set(labels: np.ndarray, size: int | None, seed: int, task: int | None) -> np.ndarray:
-    """Return the test indices of the common test set, ascending."""
-    if size is None:
-        return np.arange(len(labels))
-    if size > len(labels):
-        raise UserError(
-            f"must be ≤ {len(labels)}, the test samples there are, got {size}", key="data.test_size"
-        )
-    rng = numpy_generator(seed, "common-test-set", task=task)
-    return np.flatnonzero(stratified_choice(labels, size, rng))

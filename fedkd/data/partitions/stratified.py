@@ -1,7 +1,5 @@
 """Splits that keep class shares: common test set, a data set's test split, a client's local split."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.errors import UserError
@@ -9,15 +7,7 @@ from fedkd.randomness import numpy_generator
 
 
 def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Split `total` units in proportion to `weights` by largest remainder (Hamilton's method).
-
-    Args:
-        weights: [K] non-negative, not all zero.
-        rng: Breaks ties between equal remainders; None: the lower index wins.
-
-    Returns:
-        [K] int64 that sums to `total`, each within one unit of its exact share.
-    """
+    """Split `total` in proportion to `weights` [K] by largest remainder: [K] int64; `rng` breaks ties."""
     weights = np.asarray(weights, dtype=np.float64)
     quota = total * (weights / weights.sum())
     counts = np.floor(quota + 1e-9).astype(np.int64)
@@ -29,15 +19,7 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `size` samples so that every class keeps its share: [n] bool, True for the chosen.
-
-    A class with a single sample is chosen only if the others cannot fill the size, so the rest keeps the
-    class.
-
-    Args:
-        labels: [n] int64.
-        size: Samples to choose, 0..n.
-    """
+    """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps every class it can."""
     counts = np.bincount(labels)
     plural = np.where(counts > 1, counts, 0)
     # Half of a class of two is the most that leaves both sides a sample.
@@ -58,19 +40,11 @@ def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -
 
 
 def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarray:
-    """Return [n] bool, True for the test split of a data set that comes without one.
-
-    Args:
-        labels: [n] int64.
-        test_share: Share of every class that goes to the test split.
-        seed: Seed of the data set, not of the scenario.
-    """
+    """Return [n] bool, True for a share of each class, by the seed of a data set without a test split."""
     size = round(test_share * len(labels))
     if not 0 < size < len(labels):
-        raise UserError(
-            f"must leave both splits at least one of {len(labels)} samples, got {test_share}",
-            key="data.args.test_share",
-        )
+        told = f"must leave both splits at least one of {len(labels)} samples, got {test_share}"
+        raise UserError(told, key="data.args.test_share")
     return stratified_choice(labels, size, numpy_generator(seed, "own-test-split"))
 
 
@@ -82,11 +56,7 @@ def test_size(samples: int, test_fraction: float) -> int:
 def local_split(
     labels: np.ndarray, test_fraction: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split one client's samples, labels [n] with n ≥ 2, into its train part and its local test part.
-
-    The test part keeps class shares. Both parts have at least one sample, unless `test_fraction` is 0. Both
-    are shuffled positions, together 0..n-1.
-    """
+    """Split a client's n ≥ 2 samples into shuffled train and test positions, by class share."""
     rng = numpy_generator(seed, "local-split", client=client, task=task)
     chosen = stratified_choice(labels, test_size(len(labels), test_fraction), rng)
     return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))
@@ -95,11 +65,7 @@ def local_split(
 def held_out_split(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a share of one client's training samples, labels [n], by class share.
-
-    At least one sample is held out and one is not; a single sample is not held out. Returns ascending
-    positions of training samples and of held-out samples.
-    """
+    """Hold out training samples of a client by class share: ascending positions of both parts."""
     size = test_size(len(labels), share) if len(labels) > 1 else 0
     chosen = stratified_choice(labels, size, numpy_generator(seed, "held-out", client=client, task=task))
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)

@@ -1,7 +1,5 @@
 """The data of one participant of a federation, without those of others."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,23 +11,15 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import local_split
-from fedkd.data.streams.task import Task
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 
-NOBODYS = (0, 0)
-"""Bounds of another client's samples."""
+NOBODYS = (0, 0)  # bounds of another client's samples
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """The data of one participant.
-
-    Attributes:
-        client: Client index; None: it is the server.
-        data: The federation's data with empty bounds for other clients. A client has the transfer set and the
-            common test set besides its own samples, the server the transfer set alone.
-    """
+    """The data of a client, or of the server (None), with empty bounds of all other clients."""
 
     client: int | None
     data: Data
@@ -61,7 +51,7 @@ def share_of_client(data: Data, client: int, *, public_labels: bool = False) -> 
     def cut(part: FederatedData) -> FederatedData:
         own = part.client(client)
         return replace(
-            _of_others_nothing(part, client, len(own.train_y), len(own.test_y)),
+            of_one_client(part, client, len(own.train_y), len(own.test_y)),
             x=np.concatenate([own.train_x, own.test_x]),
             y=np.concatenate([own.train_y, own.test_y]),
             transfer_y=None,
@@ -76,7 +66,7 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 
     def cut(part: FederatedData) -> FederatedData:
         return replace(
-            _of_others_nothing(part, None, 0, 0),
+            of_one_client(part, None, 0, 0),
             x=part.x[:0],
             y=part.y[:0],
             test_x=part.test_x[:0],
@@ -91,18 +81,7 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
 def share_of_samples(
     scenario: Scenario, client: int, samples: Dataset, statistics: Statistics, transfer_x: np.ndarray
 ) -> Share:
-    """Return the share of a client that brings its own samples.
-
-    Class names and their order, the common test set, `statistics` and `transfer_x` are the same for all
-    clients.
-
-    Args:
-        samples: The train split is the client's own; the test split is the common test set.
-        transfer_x: [M, *input_shape] the transfer set in the form of its source.
-
-    Raises:
-        UserError: There are fewer than two samples, or those of the transfer set have another shape.
-    """
+    """Return the share of a client with its own train split; all have the same test split."""
     total = len(samples.train_y)
     if total < 2:
         raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")
@@ -126,10 +105,10 @@ def share_of_samples(
         test_y=samples.test_y,
         statistics=statistics,
     )
-    return Share(client, _of_others_nothing(whole, client, len(train), len(test)))
+    return Share(client, of_one_client(whole, client, len(train), len(test)))
 
 
-def _of_others_nothing(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
+def of_one_client(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
     """Return data with the bounds of one client's samples, `train` of them followed by `test`."""
     own = ((0, train), (train, train + test))
     bounds = [tuple(b if n == client else NOBODYS for n in range(part.num_clients)) for b in own]
@@ -140,17 +119,11 @@ def _of_others_nothing(part: FederatedData, client: int | None, train: int, test
 def _in_every_part(data: Data, cut: Callable[[FederatedData], FederatedData]) -> Data:
     if isinstance(data, FederatedData):
         return cut(data)
-    tasks = tuple(replace(task, data=_as_seen(task, cut(task.data)), transform=None) for task in data)
-    return replace(data, tasks=tasks)
-
-
-def _as_seen(task: Task, own: FederatedData) -> FederatedData:
-    """Return the rest of a task's data with the task's change of pixels."""
-    if task.transform is None:
-        return own
-    return replace(
-        own,
-        x=task.transform(own.x) if len(own.x) else own.x,
-        transfer_x=task.transfer_x,
-        test_x=task.test_x[: len(own.test_x)],
-    )
+    tasks = []
+    for task in data:
+        own = cut(task.data)
+        if task.transform is not None:
+            x = task.transform(own.x) if len(own.x) else own.x
+            own = replace(own, x=x, transfer_x=task.transfer_x, test_x=task.test_x[: len(own.test_x)])
+        tasks.append(replace(task, data=own, transform=None))
+    return replace(data, tasks=tuple(tasks))

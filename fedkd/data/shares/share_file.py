@@ -4,8 +4,6 @@ Samples are normalised and, in a stream, changed by the task. The JSON is writte
 itself and one of the arrays, so that no partial or damaged file is read. There are no pickles.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -22,10 +20,10 @@ from fedkd.data.dataset import LARGEST
 from fedkd.data.federated import FederatedData
 from fedkd.data.memory_budget import check_fits
 from fedkd.data.normalise import AsStored, Statistics
-from fedkd.data.shares.share import NOBODYS, Share
+from fedkd.data.shares.share import NOBODYS, Share, of_one_client
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
-from fedkd.errors import UserError
+from fedkd.errors import UserError, blaming
 from fedkd.storage.json_text import NotJson, parse_json
 from fedkd.storage.namespaces import below, under
 
@@ -59,8 +57,6 @@ class _Part(_Form):
 
 
 class _Stream(_Form):
-    """The stream's own entries."""
-
     name: str
     unit_class: list[int]
     class_names: list[str]
@@ -69,8 +65,6 @@ class _Stream(_Form):
 
 
 class _Manifest(_Form):
-    """The content of `share.json`."""
-
     format: Literal[1]
     client: Count | None
     clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)]
@@ -140,11 +134,7 @@ def write_share(folder: Path, share: Share) -> None:
 
 
 def read_share(folder: Path) -> Share:
-    """Read a share that `write_share` wrote.
-
-    Raises:
-        UserError: It is missing, partial, or no share.
-    """
+    """Read a share that `write_share` wrote; a missing or damaged one is a `UserError`."""
     manifest = _read_manifest(folder / MANIFEST)
     path = folder / ARRAYS
     try:
@@ -158,20 +148,16 @@ def read_share(folder: Path) -> Share:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except SafetensorError as error:
         raise UserError(f"is no safetensors file: {error}", file=str(path)) from None
-    try:
+    with blaming(file=str(path)):
         return _share_of(manifest, arrays)
-    except UserError as error:
-        raise error.at(file=str(path)) from None
 
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
         found = _Manifest.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
-        raise UserError(
-            f"there is no {MANIFEST}: not the share of a client; fedkd partition writes one for each",
-            file=str(path.parent),
-        ) from None
+        told = f"there is no {MANIFEST}: not the share of a client; fedkd partition writes one for each"
+        raise UserError(told, file=str(path.parent)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except NotJson as error:
@@ -183,9 +169,8 @@ def _read_manifest(path: Path) -> _Manifest:
     if found.digest not in (None, found.own_digest()):
         raise UserError("is not what was written: it is damaged", file=str(path))
     if found.client is not None and found.client >= found.clients:
-        raise UserError(
-            f"must be below {found.clients}, the clients, got {found.client}", key="client", file=str(path)
-        )
+        told = f"must be below {found.clients}, the clients, got {found.client}"
+        raise UserError(told, key="client", file=str(path))
     if found.stream is None and len(found.parts) > 1:
         raise UserError("several parts make a stream, which is missing", key="stream", file=str(path))
     return found
@@ -238,17 +223,15 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         raise UserError(
             f"part {place}: {len(found['x'])} samples are not {said.train} to train on and {said.test}"
         )
-    own = ((0, said.train), (said.train, said.train + said.test))
-    bounds = [tuple(b if n == manifest.client else NOBODYS for n in range(manifest.clients)) for b in own]
     kind = AsStored if said.as_stored else Statistics
-    return FederatedData(
+    data = FederatedData(
         name=said.name,
         class_names=tuple(said.class_names),
         input_shape=tuple(said.input_shape),
         x=found["x"],
         y=found["y"],
-        train_bounds=bounds[0],
-        test_bounds=bounds[1],
+        train_bounds=(NOBODYS,) * manifest.clients,
+        test_bounds=(NOBODYS,) * manifest.clients,
         source_index=np.arange(len(found["x"])),
         transfer_x=found["transfer_x"],
         test_x=found["test_x"],
@@ -257,6 +240,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         foreign_y=found.get("foreign_y"),
         statistics=kind(found["mean"], found["std"]),
     )
+    return of_one_client(data, manifest.client, said.train, said.test)
 
 
 def _check_samples(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -1,7 +1,5 @@
 """Tar archives, read in memory: nothing is unpacked, so no member can escape a folder."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma
@@ -23,14 +21,13 @@ BLOCK_BYTES = 512
 
 
 def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the plain files whose name is `wanted`, in one pass.
-
-    Args:
-        path: A tar archive: plain, gzip, bzip2 or xz.
-    """
+    """Yield name and content of the `wanted` plain files of a tar archive (plain, gzip, bzip2 or xz)."""
     size = 0
     try:
-        with _opened(path) as stream:
+        with path.open("rb") as start:
+            magic = start.read(6)
+        opener = next((opener for mark, opener in OPENERS if magic.startswith(mark)), open)
+        with opener(path, "rb") as stream:
             tail = _Tail(stream)
             # tarfile's own decompression takes a cut stream for the end; Python's file objects do not.
             with tarfile.open(fileobj=tail, mode="r|") as archive:  # type: ignore[call-overload]
@@ -44,13 +41,6 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
                 raise EOFError("it ends without an end mark")
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read {path} as a whole tar archive: {error}", key=key) from error
-
-
-def _opened(path: Path) -> Any:
-    with path.open("rb") as file:
-        magic = file.read(6)
-    opener = next((opener for start, opener in OPENERS if magic.startswith(start)), open)
-    return opener(path, "rb")
 
 
 class _Tail:

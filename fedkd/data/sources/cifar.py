@@ -5,8 +5,6 @@ batches is read too, but only after every file matches the checksum that torchvi
 unpickler that can build nothing but NumPy arrays.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle
@@ -27,23 +25,17 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """The files of one of the two data sets, in the binary distribution and in torchvision's.
-
-    Attributes:
-        md5: Checksum of the archive, from the authors' page.
-        label_bytes: Bytes before the pixels of a record; the last of them is the (fine) label.
-        label_key: Key of the labels in torchvision's pickled batches.
-    """
+    """The files of one of the two data sets, in the binary distribution and in torchvision's."""
 
     archive: str
-    md5: str
+    md5: str  # checksum of the archive, from the authors' page
     folder: str
     train_files: tuple[str, ...]
     test_file: str
     names_file: str
-    label_bytes: int
+    label_bytes: int  # bytes before the pixels of a record; the last of them is the (fine) label
     torchvision_class: str
-    label_key: str
+    label_key: str  # key of the labels in torchvision's pickled batches
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -86,10 +78,7 @@ def load_cifar100(request: SourceRequest) -> Dataset:
 
 
 def _load(request: SourceRequest, form: CifarFormat) -> Dataset:
-    """Search `<root>` and `<root>/<name>`, and download the data set if neither has it.
-
-    Order: unpacked binary files, the binary archive, torchvision's pickled batches.
-    """
+    """Search `<root>` and `<root>/<name>`: binary files, their archive, pickles; else download it."""
     request.arguments()
     for base in (base / sub for base in request.folders for sub in ("", request.name)):
         for folder in (base / form.folder, base):
@@ -132,7 +121,6 @@ def _from_files(request: SourceRequest, form: CifarFormat, files: dict[str, byte
 
 
 def _records(content: bytes, name: str, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images [n, 3, 32, 32] and labels [n] of a record file."""
     width = label_bytes + PIXELS
     if not content or len(content) % width:
         raise UserError(f"{name} is not whole: {len(content)} bytes are not a multiple of {width}")
@@ -176,10 +164,8 @@ class ArrayUnpickler(pickle.Unpickler):
     """Builds NumPy arrays and Python's plain containers, and refuses everything else."""
 
     ALLOWED = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
+        *(("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")),
+        *(("numpy", "ndarray"), ("numpy", "dtype")),
     )
 
     def find_class(self, module: str, name: str) -> Any:

@@ -3,8 +3,6 @@
 Alpaydin, E. & Kaynak, C. (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning Repository.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +17,7 @@ TEST_SHARE = 0.2
 
 
 def load(request: SourceRequest) -> Dataset:
-    """Return the digits, [n, 1, 8, 8] in 0..1.
-
-    scikit-learn ships no test split. This one is a fifth of every class and independent of the scenario's
-    seed.
-    """
+    """Return the digits, [n, 1, 8, 8] in 0..1; a fifth of every class is the test split."""
     request.arguments()
     rows = _rows()
     x = (rows[:, :-1].reshape(-1, 1, 8, 8) / 16.0).astype(np.float32)

@@ -1,7 +1,5 @@
 """Downloads that are whole or absent."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile
@@ -33,13 +31,12 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: Progress) -> Path:
-    """Download `path` from the first of `urls` that answers with the right content.
-
-    Args:
-        hint: Advice for a user without a network, for the error.
-    """
-    if path.is_file() and file_md5(path) == md5:
-        return path
+    """Download `path` from the first of `urls` with the right content; an error ends with `hint`."""
+    if path.is_file():
+        with path.open("rb") as file:  # the checksum guards against accidents; it is no proof of origin
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        if found.hexdigest() == md5:
+            return path
     reasons: list[str] = []
     for url in urls:
         try:
@@ -47,15 +44,8 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
             return path
         except OSError as error:  # URLError and timeouts are OSErrors too
             reasons.append(str(error))
-    raise UserError(
-        f"cannot download {path.name} ({'; '.join(dict.fromkeys(reasons))}); {hint}", key="data.root"
-    )
-
-
-def file_md5(path: Path) -> str:
-    """Return the MD5 checksum of a file. It guards against accidents; it is no proof of origin."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    told = f"cannot download {path.name} ({'; '.join(dict.fromkeys(reasons))}); {hint}"
+    raise UserError(told, key="data.root")
 
 
 def _fetch(url: str, path: Path, md5: str, progress: Progress) -> None:

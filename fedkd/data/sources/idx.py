@@ -1,7 +1,5 @@
 """MNIST and Fashion-MNIST: 60,000 + 10,000 grey images of 28×28 pixels, in IDX files."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from pathlib import Path
@@ -15,10 +13,8 @@ from fedkd.data.sources.download import download
 from fedkd.errors import UserError
 
 FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 UINT8 = 0x08
 CLOTHES = (
@@ -38,16 +34,12 @@ def load_fashion_mnist(request: SourceRequest) -> Dataset:
 
 
 def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str, ...]) -> Dataset:
-    """Search for the four files, gzipped or not, and download them if they are missing.
-
-    Folders: `<root>/<name>`, and `<root>/<torchvision_class>/raw`, torchvision's layout. The torchvision
-    class knows addresses and checksums.
-    """
+    """Search for the four files, in torchvision's folders too, and download them if they are missing."""
     request.arguments()
     layouts = [Path(request.name), Path(torchvision_class) / "raw"]
     for folder in (base / layout for base in request.folders for layout in layouts):
-        found = [_existing(folder, file) for file in FILES]
-        paths = [path for path in found if path is not None]
+        found = ((folder / f"{file}.gz", folder / file) for file in FILES)
+        paths = [next(filter(Path.is_file, two)) for two in found if any(map(Path.is_file, two))]
         if len(paths) == len(FILES):
             break
     else:
@@ -81,10 +73,6 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) != header + int(np.prod(shape)) or 0 in shape:
         raise UserError(f"{path} is not whole: {len(content) - header} bytes of data for shape {shape}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def _existing(folder: Path, file: str) -> Path | None:
-    return next((path for path in (folder / f"{file}.gz", folder / file) if path.is_file()), None)
 
 
 def _download(request: SourceRequest, torchvision_class: str) -> list[Path]:

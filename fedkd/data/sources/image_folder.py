@@ -1,7 +1,5 @@
 """A folder, or a tar archive, of images sorted into one folder per class."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings
@@ -22,8 +20,7 @@ from fedkd.errors import UserError
 KEY = "data.args.path"
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 REPORT_EVERY = 10_000
-MOST_PIXELS = 50_000_000
-"""Of one image: more than cameras make, and fewer than Pillow warns of."""
+MOST_PIXELS = 50_000_000  # of one image: more than cameras make, and fewer than Pillow warns of
 
 
 def load(request: SourceRequest) -> Dataset:
@@ -32,13 +29,8 @@ def load(request: SourceRequest) -> Dataset:
     `data.args`: `path` of the folder or the `.tar`, `.tar.gz`, `.tar.xz`; `size`, to resize to a square of
     that many pixels; `grayscale`; without a `test/`, the share of the test split (`test_share`) and its seed
     (`split_seed`). Classes and files are sorted. Decoded images stay in the user cache until the path, size
-    or time of a file changes.
-
-    Returns:
-        uint8 [n, 3, H, W], or [n, 1, H, W] if `grayscale`.
-
-    Raises:
-        UserError: No images, an unknown layout, a broken image, or images of several sizes.
+    or time of a file changes. Images are uint8 [n, 3, H, W], or [n, 1, H, W] if `grayscale`. None, broken
+    ones, or several sizes are a `UserError`.
     """
     args = request.arguments(path=str, size=int, grayscale=False, test_share=0.2, split_seed=0)
     path = request.path(args["path"])
@@ -59,11 +51,7 @@ def load(request: SourceRequest) -> Dataset:
 
 
 def locate(name: str) -> tuple[bool, str]:
-    """Return whether an image belongs to the test split, and its class.
-
-    Args:
-        name: Path with slashes; the part before `train/` or `test/` (or the class) is ignored.
-    """
+    """Return whether an image is of the test split, and its class, by its path below `train/` or `test/`."""
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "/")]
     for place, part in enumerate(parts[:-2]):
         if part in ("train", "test"):
@@ -126,7 +114,6 @@ def _folder_images(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.ndarray:
-    """Return one image, uint8 [C, H, W]."""
     from PIL import Image
 
     if size is not None:
@@ -138,9 +125,8 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
         with opened:
             width, height = opened.size  # as its header claims; nothing is decoded yet
             if width * height > MOST_PIXELS:
-                raise UserError(
-                    f"{name} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read", key=KEY
-                )
+                told = f"{name} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read"
+                raise UserError(told, key=KEY)
             image = opened.convert("L" if grayscale else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot decode {name}: {error}", key=KEY) from error

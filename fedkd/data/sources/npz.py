@@ -1,7 +1,5 @@
 """A user's arrays from a `.npz` file."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from typing import Any
@@ -25,9 +23,6 @@ def load(request: SourceRequest) -> Dataset:
     partition scheme `natural`. Arguments: `path`; and for `x, y` the share of the test split (`test_share`)
     and its seed (`split_seed`), apart from the scenario's seed so that runs share one test set. Pickled
     objects are refused.
-
-    Raises:
-        UserError: No such file, arrays missing, or arrays that do not fit together.
     """
     args = request.arguments(path=str, test_share=0.2, split_seed=0)
     path = request.path(args["path"])
@@ -49,9 +44,8 @@ def load(request: SourceRequest) -> Dataset:
     if all(name in arrays for name in SPLIT):
         return dataset_from_arrays(request.name, *(arrays[name] for name in SPLIT), **details)
     if "x" not in arrays or "y" not in arrays:
-        raise UserError(
-            f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}", key=KEY
-        )
+        told = f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}"
+        raise UserError(told, key=KEY)
     x, y = arrays["x"], arrays["y"]
     # The whole is checked before it is split, so that messages name the user's arrays.
     whole = dataset_from_arrays(request.name, x, y, x, y, **details)

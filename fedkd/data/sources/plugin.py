@@ -1,14 +1,12 @@
 """A user's own function as a data set: `dataset = "pkg.mod:function"`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError, described, did_you_mean
-from fedkd.plugins.loading import contained
+from fedkd.errors import UserError, did_you_mean
+from fedkd.plugins.loading import calling
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 OTHERS = ("class_names", "owners")
@@ -21,13 +19,8 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     wanted, `class_names` and `owners` of the train samples.
     """
     request.progress(f"calling {request.name}")
-    try:
-        with contained():
-            result = function(**request.args)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{request.name} raised {described(error)}", key="data.dataset") from error
+    with calling(request.name, "data.dataset"):
+        result = function(**request.args)
     arrays, others = _unpack(result, request.name)
     return dataset_from_arrays(request.name, *arrays, **others, integers=request.integers, key="data.dataset")
 
@@ -39,10 +32,8 @@ def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Mapping):
         for field in result:
             if field not in (*ARRAYS, *OTHERS):
-                raise UserError(
-                    f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}",
-                    key="data.dataset",
-                )
+                told = f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}"
+                raise UserError(told, key="data.dataset")
         missing = [field for field in ARRAYS if field not in result]
         if missing:
             raise UserError(f"{name} returned no {', '.join(missing)}", key="data.dataset")

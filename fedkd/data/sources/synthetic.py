@@ -4,8 +4,6 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterog
 arXiv:1812.06127, after Shamir, Srebro & Zhang (ICML 2014).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.data.dataset import Dataset
@@ -14,8 +12,7 @@ from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 
-DECAY = -1.2
-"""The j-th feature has the variance j^-1.2."""
+DECAY = -1.2  # the j-th feature has the variance j^-1.2
 BOUNDS: dict[str, tuple[float, float]] = {
     "alpha": (0, 1e6),
     "beta": (0, 1e6),
@@ -46,25 +43,11 @@ def load(request: SourceRequest) -> Dataset:
     10,000.
 
     Arguments: `alpha`, `beta`, `iid`, `features`, `classes`, `least`, `log_mean`, `log_std`, `most`,
-    `test_share`, `seed`, and `clients`, by default `data.clients`.
-
-    Raises:
-        UserError: An argument that makes no sense, or more samples than fit into memory.
+    `test_share`, `seed`, and `clients`, by default `data.clients`. Any that makes no sense is a `UserError`.
     """
-    args = request.arguments(
-        alpha=1.0,
-        beta=1.0,
-        iid=False,
-        features=60,
-        classes=10,
-        least=50,
-        log_mean=4.0,
-        log_std=2.0,
-        most=int,
-        test_share=0.1,
-        seed=0,
-        clients=request.clients,
-    )
+    models = {"alpha": 1.0, "beta": 1.0, "iid": False, "features": 60, "classes": 10}
+    numbers = {"least": 50, "log_mean": 4.0, "log_std": 2.0, "most": int, "test_share": 0.1}
+    args = request.arguments(**models, **numbers, seed=0, clients=request.clients)
     _check(args)
     clients, features, classes = args["clients"], args["features"], args["classes"]
     sizes = _sizes(args)
@@ -87,7 +70,6 @@ def load(request: SourceRequest) -> Dataset:
 
 
 def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Return a client's samples [size, features] float64 and their labels [size]."""
     features, classes, shared = args["features"], args["classes"], args["iid"]
     draw = numpy_generator(args["seed"], "synthetic", client=client)
     level, centre = args["alpha"] * draw.standard_normal(), args["beta"] * draw.standard_normal()
@@ -100,7 +82,6 @@ def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray
 
 
 def _sizes(args: dict) -> np.ndarray:
-    """Return how many samples every client has, train and test together, N of them."""
     generators = (numpy_generator(args["seed"], "synthetic-size", client=k) for k in range(args["clients"]))
     draws = [generator.standard_normal() for generator in generators]
     drawn = np.exp(np.minimum(args["log_mean"] + args["log_std"] * np.array(draws), 30.0))
@@ -109,7 +90,6 @@ def _sizes(args: dict) -> np.ndarray:
 
 
 def _check(args: dict) -> None:
-    """Check the arguments' ranges."""
     for name, (least, most) in BOUNDS.items():
         if args[name] is not None and not least <= args[name] <= most:
             raise UserError(f"must be ≥ {least:g} and ≤ {most:g}, got {args[name]}", key=f"data.args.{name}")

@@ -1,7 +1,5 @@
 """Changes of pixels in tasks: permutation, rotation, a common shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -9,10 +7,9 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import rotate
-from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.normalise import is_integer
 from fedkd.data.transfer import convert_images
 from fedkd.errors import UserError
-from fedkd.randomness import numpy_generator
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """Takes normalised samples [n, *shape] to new ones of the same shape."""
@@ -24,10 +21,8 @@ CHUNK = 4096
 class Permutation:
     """Moves every pixel with all its channels, or every feature of a vector, to another place.
 
-    It commutes with normalisation, which has one scale for all pixels of a channel.
-
-    Attributes:
-        source: [H·W] or [F] int64: the place in the original that each place of the result shows.
+    It commutes with normalisation, which has one scale for all pixels of a channel. `source`, [H·W] or [F]
+    int64, has the place in the original that each place of the result shows.
     """
 
     source: np.ndarray
@@ -39,20 +34,11 @@ class Permutation:
         return rows.take(self.source, axis=1, mode="clip").reshape(x.shape)
 
 
-def draw_permutation(shape: tuple[int, ...], *, seed: int, task: int) -> Permutation:
-    """Draw a task's permutation of the pixels of samples of `shape`, uniformly."""
-    pixels = int(np.prod(shape[1:])) if len(shape) == 3 else int(np.prod(shape))
-    return Permutation(numpy_generator(seed, "permutation", task=task).permutation(pixels))
-
-
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Rotates images counter-clockwise about their centre; new pixels at the edges are black.
+    """Rotates images counter-clockwise about their centre; new pixels at the edges are `black`.
 
-    Interpolated pixels are means of pixels, so it commutes with normalisation if black is normalised too.
-
-    Attributes:
-        black: [C, 1, 1] float32: value of 0 after normalisation.
+    That is 0 after normalisation, [C, 1, 1] float32, so that rotation and normalisation commute.
     """
 
     degrees: float
@@ -63,16 +49,8 @@ class Rotation:
         return np.ascontiguousarray(rotate(x - self.black, self.degrees) + self.black)
 
 
-def black_of(statistics: Statistics) -> np.ndarray:
-    """Return [C, 1, 1] float32: the value that black, 0 of 0..1, has in normalised images."""
-    return (-statistics.mean / statistics.std).astype(np.float32)
-
-
 def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
-    """Bring all samples of a data set to one shape, converting between colour and grey if needed.
-
-    uint8 images stay uint8, rounded as image libraries do: a quarter of the memory.
-    """
+    """Bring a data set to one shape, between colour and grey if needed; uint8 images stay uint8."""
     if dataset.shape == shape:
         return dataset
     if is_integer(dataset.train_x) or not len(dataset.shape) == len(shape) == 3:

@@ -23,30 +23,22 @@ from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import head_of
 
-KEPT = 2
-"""Tasks whose samples a client caches: the present one and the next."""
+KEPT = 2  # tasks whose samples a client caches: the present one and the next
 
 
 @dataclass(frozen=True, eq=False)
 class FederatedStream(Sequence[Task]):
-    """All tasks of a federation, in the order in which every client learns them.
+    """All tasks of a federation, in the order in which every client learns them."""
 
-    Attributes:
-        name: Name of the data set, or of all of them.
-        unit_class: Identity of the class of every output unit; units of one class in several tasks share it.
-        class_names: Class name of every output unit.
-        input_shape: Shape of one sample, the same in all tasks.
-        blur: Share of every task's training samples that comes with other tasks (see `blurred`).
-        seed: Seed of that draw.
-    """
-
-    name: str
+    name: str  # name of the data set, or of all of them
     tasks: tuple[Task, ...]
     unit_class: tuple[int, ...]
-    class_names: tuple[str, ...]
+    """Identity of the class of every output unit; units of one class in several tasks share it."""
+    class_names: tuple[str, ...]  # class name of every output unit
     input_shape: tuple[int, ...]
     num_clients: int
     blur: float = 0.0
+    """Share of every task's training samples that comes with other tasks (see `blurred`), drawn by `seed`."""
     seed: int = 0
 
     @property
@@ -68,23 +60,14 @@ class FederatedStream(Sequence[Task]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
     def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
-        """Return a task, or those of a slice."""
         return self.tasks[index]
 
     def __len__(self) -> int:
-        """Return the number of tasks T."""
         return len(self.tasks)
 
 
 class ClientStream(Sequence[ClientData]):
-    """The data of one client in every task, made on demand; the last two tasks are cached.
-
-    Args:
-        tasks: The stream's tasks.
-        client: Client index.
-        blur: Share of every task's training samples that comes with other tasks.
-        seed: Seed of that draw.
-    """
+    """The data of one client in every task, made on demand; the last two tasks are cached."""
 
     def __init__(self, tasks: tuple[Task, ...], client: int, blur: float = 0.0, seed: int = 0) -> None:
         self._tasks = tasks
@@ -97,7 +80,6 @@ class ClientStream(Sequence[ClientData]):
     @overload
     def __getitem__(self, index: slice) -> tuple[ClientData, ...]: ...
     def __getitem__(self, index: int | slice) -> ClientData | tuple[ClientData, ...]:
-        """Return the client's data of a task, or of those of a slice."""
         if isinstance(index, slice):
             return tuple(map(self._make, self._tasks[index]))
         task = self._tasks[index]
@@ -118,7 +100,6 @@ class ClientStream(Sequence[ClientData]):
         return self._tasks[task].tests(self._client)
 
     def __len__(self) -> int:
-        """Return the number of tasks T."""
         return len(self._tasks)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,14 +116,8 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
     places, skewed before they are transformed.
 
     `overlapping` tasks share samples: a client's sample of one task may be another client's, or a local test
-    sample, in the next. Only common test sets are never trained on.
-
-    Args:
-        progress: Called with one line at a time during downloads and decoding.
-
-    Raises:
-        UserError: Missing or malformed data, tasks they cannot make, or too few samples.
-        ValueError: The scenario has no `continual` table.
+    sample, in the next. Only common test sets are never trained on. Missing, malformed or too few data, and
+    tasks that they cannot make, are a `UserError`.
     """
     if scenario.continual is None:
         raise ValueError("the scenario has no stream of tasks")
@@ -172,7 +147,6 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
 
 
 def _task(index: int, part: Part, outputs: Outputs, unit_names: tuple[str, ...]) -> Task:
-    """Return the task, with labels as positions in its units."""
     units, own_units, data = outputs.units[index], outputs.own_units[index], part.data
     if units != own_units:
         unit = np.array(own_units)
@@ -198,12 +172,8 @@ def _unit_names(outputs: Outputs, parts: Sequence[Part], told_apart: bool) -> tu
 def blurred(tasks: Sequence[ClientData], task: int, share: float, *, seed: int, client: int) -> ClientData:
     """Return a client's task with some training samples of all other tasks, in exchange for its own.
 
-    Every training sample is in one task. Test samples and the transfer set stay as they are.
-
-    Args:
-        tasks: All T tasks of the client, with labels of the same meaning.
-        task: Index of the returned task.
-        share: Share of every task's training samples that move.
+    Every training sample is in one task. Test samples and the transfer set stay as they are. `tasks` are all
+    T tasks of the client, with labels of the same meaning; `share` of each one's training samples moves.
     """
     x, y = [], []
     for j, data in enumerate(tasks):

@@ -5,11 +5,10 @@
 stream begins upright, and a `permuted` one unpermuted unless `permute_first` is set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -19,22 +18,17 @@ from fedkd.data.normalise import is_integer
 from fedkd.data.partitions.from_file import read_partition_file
 from fedkd.data.partitions.schemes import LEAST_SAMPLES
 from fedkd.data.scenario_sources import Sources
-from fedkd.data.streams.pixels import Rotation, Transform, black_of, draw_permutation, to_shape
+from fedkd.data.streams.pixels import Permutation, Rotation, Transform, to_shape
 from fedkd.data.streams.stream_plan import class_groups
 from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import TaskStream
 from fedkd.scenario.stream import planned_count
 
 
 @dataclass(frozen=True)
 class Part:
-    """A task before its classes have output units.
-
-    Attributes:
-        classes: Identity of each of its classes, in label order.
-        data: Its samples; label y is class `classes[y]`.
-        transform: Change of its pixels; None: none.
-    """
+    """A task before its classes have output units; label y is the class with the identity `classes[y]`."""
 
     name: str
     classes: tuple[int, ...]
@@ -81,7 +75,6 @@ def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.nda
 
 
 def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return a written partition within a task, as places in its `members`."""
     place = np.full(int(max(shard.max() for shard in written)) + 1, -1)
     place[members[members < len(place)]] = np.flatnonzero(members < len(place))
     places = [place[shard] for shard in written]
@@ -107,19 +100,22 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
     statistics = sources.statistics(dataset)
     data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
     count = planned_count(tasks) or 1
+    pixels = prod(data.input_shape[1:] if len(data.input_shape) == 3 else data.input_shape)
     for index in range(count):
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))
         transform: Transform | None = None
         if tasks.kind == "permuted":
             name = f"permutation {index}"
             if index or tasks.permute_first:
-                transform = draw_permutation(data.input_shape, seed=sources.scenario.seed, task=index)
+                draw = numpy_generator(sources.scenario.seed, "permutation", task=index)
+                transform = Permutation(draw.permutation(pixels))
             else:
                 name = "unpermuted"
         else:
             degrees = index * tasks.max_angle / count
             name = f"{degrees:g}°"
-            transform = Rotation(degrees, black_of(statistics)) if index else None
+            black = (-statistics.mean / statistics.std).astype(np.float32)
+            transform = Rotation(degrees, black) if index else None
         yield Part(name, classes, data, transform)
 
 
@@ -129,13 +125,11 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
     names = tasks.datasets or [data.dataset]
     count = tasks.count or len(names)
     if count > len(names):
-        raise UserError(
-            f"must be ≤ {len(names)}, the data sets there are, got {count}", key="continual.tasks.count"
-        )
+        told = f"must be ≤ {len(names)}, the data sets there are, got {count}"
+        raise UserError(told, key="continual.tasks.count")
     if data.partition.scheme == "file" and count > 1:
-        raise UserError(
-            "indices of a file are those of one data set, the stream has several", key="data.partition.scheme"
-        )
+        told = "indices of a file are those of one data set, the stream has several"
+        raise UserError(told, key="data.partition.scheme")
     shape = tuple(tasks.shape) if tasks.shape else None
     of_first: bool | None = None
     for index, name in enumerate(names[:count]):
@@ -159,7 +153,6 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
 
 @contextmanager
 def _told_of(index: int, name: str) -> Iterator[None]:
-    """Name the task in an error that leaves the block."""
     try:
         yield
     except UserError as error:

@@ -4,8 +4,6 @@ Heads follow the three scenarios of van de Ven & Tolias (2019), "Three scenarios
 learning", arXiv:1904.07734: task-, domain- and class-incremental learning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,20 +19,13 @@ DEFAULT_WINDOW = 4
 
 
 def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Return the classes of every task of a `split` or `overlapping` stream, in label order.
-
-    Args:
-        classes: Number of classes C of the data set.
-        seed: Seed of a `shuffled` class order without its own.
-    """
+    """Return the classes of every task of a `split` or `overlapping` stream, in label order."""
     if tasks.classes is not None:
         for task, listed in enumerate(tasks.classes):
             for place, label in enumerate(listed):
                 if label >= classes:
-                    raise UserError(
-                        f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}",
-                        key=f"continual.tasks.classes.{task}.{place}",
-                    )
+                    told = f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}"
+                    raise UserError(told, key=f"continual.tasks.classes.{task}.{place}")
         return tuple(map(tuple, tasks.classes))
     order = np.arange(classes)
     if tasks.class_order == "shuffled":
@@ -45,14 +36,11 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
 
 
 def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    """Return start and stop of every window of an `overlapping` stream in the order of classes."""
     width = tasks.classes_per_task or DEFAULT_WINDOW
     stride = tasks.stride or max(width // 2, 1)
     if width > classes:
-        raise UserError(
-            f"must be ≤ {classes}, the classes of the data, got {width}",
-            key="continual.tasks.classes_per_task",
-        )
+        told = f"must be ≤ {classes}, the classes of the data, got {width}"
+        raise UserError(told, key="continual.tasks.classes_per_task")
     fitting = (classes - width) // stride + 1
     count = tasks.count or fitting
     if count > fitting:
@@ -65,13 +53,10 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    """Return start and stop of every task of a `split` stream in the order of classes."""
     count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
     if first is not None and first >= classes:
-        raise UserError(
-            f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}",
-            key="continual.tasks.first_classes",
-        )
+        told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
+        raise UserError(told, key="continual.tasks.first_classes")
     # Those that are shared out, and the tasks that share them.
     before, rest, sharing = (0, classes, count) if first is None else (1, classes - first, count - 1)
     after = "" if first is None else f" after the first {first}"
@@ -96,27 +81,20 @@ def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The output units of a model for a stream of T tasks.
+    """The output units of a model for a stream of T tasks."""
 
-    Attributes:
-        unit_class: Identity of every unit's class; two units of one class share it.
-        units: [T] tuples: the units that a task's labels index into.
-        own_units: [T] tuples: the unit of each class that occurs in the task, in label order.
-    """
-
-    unit_class: tuple[int, ...]
-    units: tuple[tuple[int, ...], ...]
+    unit_class: tuple[int, ...]  # identity of every unit's class; two units of one class share it
+    units: tuple[tuple[int, ...], ...]  # [T] tuples: the units that a task's labels index into
     own_units: tuple[tuple[int, ...], ...]
+    """[T] tuples: the unit of each class that occurs in the task, in label order."""
 
 
 def lay_out(head: Head, classes: Sequence[Sequence[int]]) -> Outputs:
-    """Give every class of every task its output unit.
+    """Give every class of every task its output unit; `classes` are [T] identities, in label order.
 
-    Args:
-        head: `task`: each task has its own slice of units. `domain`: all tasks share units, the i-th for the
-            i-th class of each task. `class`: every class of the stream has one unit, in order of appearance,
-            and every task may answer with all of them.
-        classes: [T] identities of each task's classes, in label order.
+    With the head `task` each task has its own slice of units. With `domain` all tasks share units, the i-th
+    for the i-th class of each. With `class` every class of the stream has one unit, in order of appearance,
+    and every task may answer with all of them.
     """
     if head == "domain":
         most = max(map(len, classes))

@@ -1,7 +1,5 @@
 """One task of a stream: a federation's data, perhaps with changed pixels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -21,23 +19,16 @@ class Tests(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One task of a stream.
-
-    Attributes:
-        index: Position in the stream, from 0.
-        name: For people: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist".
-        units: Output units that its labels index into: a sample with label y belongs to unit `units[y]`.
-        own_units: Units of the classes that occur in it, in label order. It differs from `units` only where
-            every class of the stream has a unit.
-        data: Its samples before `transform`; tasks that differ only in their pixels share the arrays.
-        transform: Change of the samples; None: none.
-    """
+    """One task of a stream."""
 
     index: int
-    name: str
+    name: str  # for people: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist"
     units: tuple[int, ...]
+    """Output units that its labels index into: a sample with label y belongs to unit `units[y]`."""
     own_units: tuple[int, ...]
+    """Units of the classes that occur in it, in label order; `units` may have those of all classes."""
     data: FederatedData
+    """Its samples before `transform`; tasks that differ only in their pixels share the arrays."""
     transform: Transform | None = None
     _made: WeakValueDictionary[str, np.ndarray] = field(
         default_factory=WeakValueDictionary, init=False, repr=False

@@ -1,4 +1,4 @@
-"""Images with their batch last in memory, and a convolution of few channels that is quick on them.
+"""Images with their batch last in memory, and layers that are quick on them.
 
 CPU vectors hold 8 or 16 numbers, from neighbouring channels or pixels. The 6 channels of a LeNet, or rows of
 10 pixels, leave them half empty. A batch usually has 32 images: with the same pixel of all images together,
@@ -7,8 +7,6 @@ CPU vectors hold 8 or 16 numbers, from neighbouring channels or pixels. The 6 ch
 Convolutions add in another order than torch's. In float32, outputs and gradients agree with float64 within
 1e-4 (``tests/models/test_batch_last.py``); pooling and flattening agree with torch to the bit.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,14 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from fedkd.models.fast.kernel_mode import transformed
 
-FEWEST = 16
-"""Fewest images of a batch that fill vectors."""
-
-MANY = 16
-"""Fewest output channels that become the columns of a weight gradient's product."""
-
-FEW = 8
-"""Most output channels for which a weight's gradient joins several rows of outputs."""
+FEWEST = 16  # fewest images of a batch that fill vectors
+MANY = 16  # fewest output channels that become the columns of a weight gradient's product
+FEW = 8  # most output channels for which a weight's gradient joins several rows of outputs
 
 
 def use_torch_kernels(model: nn.Module) -> None:
@@ -53,11 +46,7 @@ def lies_batch_last(images: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` for few channels, equal up to rounding; its output has the batch last in memory.
-
-    That holds on a CPU, for at least `FEWEST` images, with stride 1 and zero padding. torch does everything
-    else, and joint training.
-    """
+    """`torch.nn.Conv2d`, up to rounding, quick on a CPU for few channels and `FEWEST` images or more."""
 
     recordable: ClassVar[bool] = True
     fedkd_kernels = True
@@ -102,10 +91,7 @@ def _is_for_us(images: Tensor, weight: Tensor) -> bool:
 
 
 def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) -> Tensor:
-    """Return ``[H + 2 P, k', C, W', B]``: the pixels under each place k' in a kernel's row.
-
-    The inputs of a row of outputs are then one contiguous matrix ``[k · k' · C, W' · B]``.
-    """
+    """Return ``[H + 2 P, k', C, W', B]``: the pixels under each place k' in a kernel's row."""
     rows, (tall, wide) = batch_last(images), padding
     height, channels, width, batch = rows.shape
     if tall or wide:
@@ -130,13 +116,9 @@ def _rows_met(windows: Tensor, tall: int, together: int = 1) -> Tensor:
     return windows.as_strided(shape, (together * several * length, length, 1))
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """Return a weight ``[O, C, k, k']`` as ``[O, k · k' · C]``, without a copy if channels last."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-
-
 def _convolve(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    met, matrix = _rows_met(windows, weight.shape[2]), _matrix(weight)
+    met = _rows_met(windows, weight.shape[2])
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # no copy if channels are last
     out = torch.bmm(matrix.expand(len(met), *matrix.shape), met)
     if bias is not None:
         out += bias.view(1, -1, 1)
@@ -185,10 +167,7 @@ def _for_weight(outer: Tensor, windows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _for_small_weight(outer: Tensor, windows: Tensor, shape: torch.Size, together: int) -> Tensor:
-    """Return the same by products of several rows of outputs with all their inputs.
-
-    The wasted part costs less than many small products.
-    """
+    """Return it by few large products: their wasted part costs less than many small ones."""
     number, channels, tall, wide = shape
     met, several = _rows_met(windows, tall, together), wide * channels
     groups, columns, length = met.shape
@@ -249,6 +228,47 @@ class HalvingMax(torch.autograd.Function):
         return batch_first(whole)
 
 
+class MaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d`, quicker on a CPU, and the same numbers.
+
+    torch's kernel also stores the place of each maximum, which only training needs, and vectorises over the
+    channels of one pixel: few in a LeNet. This one takes whole rows of images with the batch last and,
+    without gradients, of channels-last images.
+    """
+
+    recordable: ClassVar[bool] = True
+    fedkd_kernels = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the maxima ``[B, C, H', W']`` of windows of images ``[B, C, H, W]``."""
+        if not self.fedkd_kernels:
+            return super().forward(input)
+        if self._halves and lies_batch_last(input) and min(input.shape[2:]) > 1:
+            if not (torch.is_grad_enabled() and input.requires_grad):
+                return halved_max(input)
+            out: Tensor = HalvingMax.apply(input)
+            return out
+        if torch.is_grad_enabled() or not self._halves:
+            return super().forward(input)
+        on_cpu = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
+        layout = torch.channels_last
+        if not on_cpu or min(input.shape[2:]) < 2 or not input.is_contiguous(memory_format=layout):
+            return super().forward(input)
+        height, width = 2 * (input.shape[2] // 2), 2 * (input.shape[3] // 2)
+        rows = torch.maximum(input[:, :, 0:height:2], input[:, :, 1:height:2])
+        if width < input.shape[3]:
+            return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+        # Two pixels that lie side by side, as one vector of both their channels.
+        pairs = rows.permute(0, 2, 3, 1).reshape(len(rows), height // 2, width // 2, -1)
+        left, right = pairs.chunk(2, dim=-1)
+        return torch.maximum(left, right).permute(0, 3, 1, 2)
+
+    @property
+    def _halves(self) -> bool:
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return window == (2, 2, 0, 1) and not self.ceil_mode and not self.return_indices
+
+
 class Flatten(nn.Flatten):
     """`torch.nn.Flatten` whose gradient has the batch last in memory if the images did."""
 
@@ -265,8 +285,6 @@ class Flatten(nn.Flatten):
 
 
 class _Flattened(torch.autograd.Function):
-    """Flattened images with the batch last in memory."""
-
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
         ctx.shape = images.shape

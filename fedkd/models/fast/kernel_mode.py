@@ -1,7 +1,5 @@
 """Access to every kernel that torch runs, and torch's private names for models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -67,10 +65,7 @@ class FlopCounter(KernelMode):
 
 
 class Allowance(KernelMode):
-    """Limits the total bytes of tensors made from a size (`empty`, `zeros`, `randn`, …) in its block.
-
-    `told` describes the limit in the error: ``a quarter of this machine's memory``.
-    """
+    """Limits the bytes of all tensors made from a size in its block; `told` describes the limit."""
 
     def __init__(self, limit: int, told: str) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """The form of every model of the zoo: a body that makes features, and a linear head."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -10,11 +8,7 @@ from fedkd.errors import UserError
 
 
 class Classifier(nn.Module):
-    """A classifier whose penultimate features can be read.
-
-    Args:
-        body: Maps ``[B, *input_shape]`` to features ``[B, F]``.
-    """
+    """A classifier whose penultimate features ``[B, F]``, made by its body, can be read."""
 
     recordable: ClassVar[bool] = True
 
@@ -35,15 +29,11 @@ class Classifier(nn.Module):
 def projecting(
     body: nn.Sequential, width: int, classes: int, *, projection: int, bias: bool = True
 ) -> Classifier:
-    """Return a classifier of a body, with a two-layer projection before the head if asked for.
+    """Return a classifier of a body with features ``[B, width]``, with a two-layer projection if asked for.
 
     As in Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, and
-    in MOON: a layer of the features' width, ReLU, and a layer of `projection` outputs below the head, part of
-    the body.
-
-    Args:
-        body: Makes features ``[B, width]``.
-        projection: Width of the features of the head, ≥ 1; 0: the body's own.
+    in MOON: a layer of the features' width, ReLU, and a layer of `projection` outputs (0: none) below the
+    head, part of the body.
     """
     if type(projection) is not int or projection < 0:
         raise UserError(f"projection must be ≥ 0, got {projection!r}", key="clients.args")

@@ -1,11 +1,9 @@
 """The two-convolution CNN of the FedAvg paper."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import MaxPool2d
 from fedkd.models.zoo.classifier import Classifier, check_dropout, image_shape, projecting
 
 
@@ -23,17 +21,15 @@ def cnn(
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
     (1,663,370 parameters on 28×28 digits).
 
+    Images have at least 4×4 pixels with the default padding.
+
     Args:
-        input_shape: ``(channels, height, width)``, at least 4×4 with the default padding.
         padding: Zeros around each convolution's input: 2 keeps the size, as in the paper; 0 is the common
             smaller variant (582,026 parameters on 28×28 digits).
         features: Width of the fully connected layer, 512 in the paper; strategies that compare features need
             the same width in all clients (`lenet` has 84).
         dropout: Probability of dropping one of these units in training.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
-
-    Raises:
-        UserError: The samples are not images, or too small.
     """
     channels, height, width = image_shape("cnn", input_shape)
     check_dropout(dropout)
@@ -52,17 +48,11 @@ def cnn(
             + ("" if padding == 2 else " or padding 2"),
             key="clients.model",
         )
+    # Pooling before the ReLU gives the same values on a quarter of the elements.
     layers: list[nn.Module] = [
-        # Pooling before the ReLU gives the same values on a quarter of the elements.
-        nn.Conv2d(channels, 32, 5, padding=padding),
-        MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 5, padding=padding),
-        MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64 * side(height) * side(width), features),
-        nn.ReLU(),
+        *(nn.Conv2d(channels, 32, 5, padding=padding), MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 5, padding=padding), MaxPool2d(2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(64 * side(height) * side(width), features), nn.ReLU()),
     ]
     if dropout > 0.0:
         layers.append(nn.Dropout(dropout))

@@ -1,7 +1,5 @@
 """Generators: networks that make samples from noise and a label."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2
-"""Of LeakyReLU below 0."""
+SLOPE = 0.2  # of LeakyReLU below 0
 
 
 class Generator(nn.Module):
@@ -19,14 +16,8 @@ class Generator(nn.Module):
     Its last layer normalises over a batch, so a sample depends on its whole batch and is made in training
     mode. Images grow from a quarter of their sides by two steps of doubling, each followed by a 3×3
     convolution (Radford et al. 2016, with upsampling in place of transposed convolutions); vectors come from
-    two hidden layers.
-
-    Args:
-        input_shape: ``(channels, height, width)`` or ``(features,)``.
-        classes: Number of labels K.
-        noise: Length of a noise vector.
-        width: Channels of the last hidden layer of images, twice as many before; vectors have hidden layers
-            of 8 and 16 times as many units.
+    two hidden layers, of 8 and 16 times `width` units. `width` is the number of channels of the last hidden
+    layer of images, twice as many before. `noise` is the length of a noise vector.
     """
 
     recordable: ClassVar[bool] = True
@@ -53,8 +44,6 @@ class Generator(nn.Module):
 
 
 class _Growing(nn.Module):
-    """Makes images before they are normalised."""
-
     recordable: ClassVar[bool] = True
 
     def __init__(self, entries: int, shape: Sequence[int], width: int) -> None:

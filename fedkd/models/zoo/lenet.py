@@ -1,12 +1,9 @@
 """LeNet-5."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.fast.batch_last import Conv2d, Flatten
-from fedkd.models.fast.pooling import MaxPool2d
+from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
 from fedkd.models.zoo.classifier import Classifier, image_shape, projecting
 
 
@@ -18,18 +15,13 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
     where the second convolution would see less than 14×14 it is padded too, so that 8×8 images work.
 
     Args:
-        input_shape: ``(channels, height, width)``, at least 4×4.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
-
-    Raises:
-        UserError: The samples are not images, or smaller than 4×4.
     """
     channels, height, width = image_shape("lenet", input_shape)
     smallest = min(height, width)
     if smallest < 4:
-        raise UserError(
-            f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'", key="clients.model"
-        )
+        told = f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'"
+        raise UserError(told, key="clients.model")
     first = 2 if smallest < 32 else 0
     second = 2 if (smallest + 2 * first - 4) // 2 < 14 else 0
 
@@ -38,15 +30,9 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
 
     body = nn.Sequential(
         # Pooling before the ReLU gives the same values on a quarter of the elements.
-        Conv2d(channels, 6, 5, padding=first),
-        MaxPool2d(2),
-        nn.ReLU(),
-        Conv2d(6, 16, 5, padding=second),
-        MaxPool2d(2),
-        nn.ReLU(),
-        Flatten(),
-        nn.Linear(16 * side(height) * side(width), 120),
-        nn.ReLU(),
+        *(Conv2d(channels, 6, 5, padding=first), MaxPool2d(2), nn.ReLU()),
+        *(Conv2d(6, 16, 5, padding=second), MaxPool2d(2), nn.ReLU()),
+        *(Flatten(), nn.Linear(16 * side(height) * side(width), 120), nn.ReLU()),
         nn.Linear(120, 84),
         nn.ReLU(),
     )

@@ -1,7 +1,5 @@
 """The multilayer perceptron."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
@@ -31,9 +29,6 @@ def mlp(
         dropout: Probability of dropping a hidden unit in training.
         bias: Whether layers have biases; the networks of subspace learners' papers have none.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
-
-    Raises:
-        UserError: A width, the dropout probability or `bias` makes no sense.
     """
     check_dropout(dropout)
     if not isinstance(hidden, Sequence) or not all(type(width) is int and width > 0 for width in hidden):

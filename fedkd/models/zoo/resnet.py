@@ -1,7 +1,5 @@
 """Residual networks for small images."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -49,12 +47,8 @@ def resnet8(
     """Return the 8-layer residual network: one block a stage (see `resnet20`), 0.08 M parameters.
 
     Args:
-        input_shape: ``(channels, height, width)``.
         norm: ``"group"`` or ``"batch"``.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
-
-    Raises:
-        UserError: The samples are not images, or `norm` is neither.
     """
     return _resnet("resnet8", 1, input_shape, classes, norm, projection)
 
@@ -70,12 +64,8 @@ def resnet20(
     default, with two groups as in Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
 
     Args:
-        input_shape: ``(channels, height, width)``.
         norm: ``"group"`` or ``"batch"``.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
-
-    Raises:
-        UserError: The samples are not images, or `norm` is neither.
     """
     return _resnet("resnet20", 3, input_shape, classes, norm, projection)
 
@@ -84,11 +74,8 @@ def _resnet(
     name: str, blocks: int, input_shape: tuple[int, ...], classes: int, norm: str, projection: int
 ) -> Classifier:
     channels, _, _ = image_shape(name, input_shape)
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
-        _normalisation(norm, 16),
-        nn.ReLU(),
-    ]
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
+    layers += [_normalisation(norm, 16), nn.ReLU()]
     fan_in = 16
     for width in (16, 32, 64):
         for block in range(blocks):

@@ -98,9 +98,7 @@ KEYS: Mapping[str, Callable[[Case], bool]] = {
 
 
 class Row(NamedTuple):
-    """A pair that does not go together; `at` is the key of the error, ``{name}`` the strategy, ``{case}``
-    the case.
-    """
+    """A pair that does not go together; `at` is the key of the error, `reason` a format string."""
 
     capability: str
     key: str

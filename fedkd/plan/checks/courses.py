@@ -1,7 +1,5 @@
 """Cross-field validation of orders, clocks, absences and asynchronous rounds."""
 
-from __future__ import annotations
-
 from fedkd.errors import refuse_if
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream
@@ -14,16 +12,10 @@ def check_courses(scenario: Scenario) -> None:
         return
     tasks, key, clients = scenario.continual.tasks, "continual.tasks", scenario.data.clients
     count = task_count(scenario)
-    refuse_if(
-        (tasks.tasks_per_client or 0) > count,
-        f"must be ≤ {count}, the tasks there are, got {tasks.tasks_per_client}",
-        f"{key}.tasks_per_client",
-    )
-    refuse_if(
-        (tasks.groups or 0) > clients,
-        f"must be ≤ data.clients ({clients}), got {tasks.groups}",
-        f"{key}.groups",
-    )
+    told = f"must be ≤ {count}, the tasks there are, got {tasks.tasks_per_client}"
+    refuse_if((tasks.tasks_per_client or 0) > count, told, f"{key}.tasks_per_client")
+    told = f"must be ≤ data.clients ({clients}), got {tasks.groups}"
+    refuse_if((tasks.groups or 0) > clients, told, f"{key}.groups")
     refuse_if(
         tasks.pace_range is not None
         and (len(tasks.pace_range) != 2 or tasks.pace_range[0] > tasks.pace_range[1]),
@@ -31,37 +23,22 @@ def check_courses(scenario: Scenario) -> None:
         f"{key}.pace_range",
     )
     lessons, each = count * tasks.visits, scenario.continual.rounds_per_task
-    refuse_if(
-        lessons > MOST_TASKS,
-        f"{count} tasks × {tasks.visits} visits are more than {MOST_TASKS} tasks",
-        f"{key}.visits",
-    )
-    refuse_if(
-        lessons * each > MOST_ROUNDS,
-        f"{lessons} tasks × {each} rounds_per_task are more than {MOST_ROUNDS} rounds",
-        "continual.rounds_per_task",
-    )
+    told = f"{count} tasks × {tasks.visits} visits are more than {MOST_TASKS} tasks"
+    refuse_if(lessons > MOST_TASKS, told, f"{key}.visits")
+    told = f"{lessons} tasks × {each} rounds_per_task are more than {MOST_ROUNDS} rounds"
+    refuse_if(lessons * each > MOST_ROUNDS, told, "continual.rounds_per_task")
     _check_file(tasks, scenario.population)
 
 
 def _check_file(tasks: TaskStream, population: Population) -> None:
     key, by_file = "continual.tasks", tasks.pace == "file"
-    refuse_if(
-        by_file and tasks.order != "file",
-        f"must be 'file' as the clock is: the file says both, got '{tasks.order}'",
-        f"{key}.order",
-    )
-    refuse_if(
-        tasks.order == "file" and tasks.schedule is None,
-        "order 'file' needs the path of a JSON file with the schedule",
-        f"{key}.schedule",
-    )
+    told = f"must be 'file' as the clock is: the file says both, got '{tasks.order}'"
+    refuse_if(by_file and tasks.order != "file", told, f"{key}.order")
+    told = "order 'file' needs the path of a JSON file with the schedule"
+    refuse_if(tasks.order == "file" and tasks.schedule is None, told, f"{key}.schedule")
     changed = next(iter(population.model_dump(exclude_defaults=True)), None)
-    refuse_if(
-        by_file and changed,
-        "not allowed with clock 'file', which says who is there when",
-        f"population.{changed}",
-    )
+    told = "not allowed with clock 'file', which says who is there when"
+    refuse_if(by_file and changed, told, f"population.{changed}")
 
 
 def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
@@ -75,9 +52,8 @@ def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
         f" 'flwr:FedAvg'; strategy is '{fusion.strategy}'",
         key,
     )
-    refuse_if(
-        scenario.continual is None, "needs a stream of tasks, which are not to be forgotten: [continual]", key
-    )
+    told = "needs a stream of tasks, which are not to be forgotten: [continual]"
+    refuse_if(scenario.continual is None, told, key)
     refuse_if(
         not schedule.in_step,
         "needs all clients at the same task: what the average must not change any more is what the old"
@@ -93,14 +69,10 @@ def check_asynchronous(scenario: Scenario) -> None:
     if asynchronous is None:
         return
     working = asynchronous.concurrency or clients
-    refuse_if(
-        working > clients, f"must be ≤ data.clients ({clients}), got {working}", "asynchronous.concurrency"
-    )
-    refuse_if(
-        asynchronous.buffer > working,
-        f"must be ≤ {working}, the clients that are at work at a time, got {asynchronous.buffer}",
-        "asynchronous.buffer",
-    )
+    told = f"must be ≤ data.clients ({clients}), got {working}"
+    refuse_if(working > clients, told, "asynchronous.concurrency")
+    told = f"must be ≤ {working}, the clients that are at work at a time, got {asynchronous.buffer}"
+    refuse_if(asynchronous.buffer > working, told, "asynchronous.buffer")
     mapped = scenario.measure is not None and scenario.measure.transferability is not None
     for key, is_set, reason in (
         ("continual", scenario.continual is not None, "whose tasks are counted in rounds of all clients"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedkd.data.registry import DATASETS, PARTITIONS
-from fedkd.errors import UserError, refuse_if
+from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.models.registry import MODELS
 from fedkd.plan.checks.courses import check_courses
 from fedkd.scenario.load import PATH_DATASETS
@@ -15,19 +15,24 @@ from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream
 if TYPE_CHECKING:
     from fedkd.fusion.strategy import FusionStrategy
 
-DRAWN_TRANSFERS = ("holdout", "noise")
-"""Transfer sources that are no other data set."""
+DRAWN_TRANSFERS = ("holdout", "noise")  # transfer sources that are no other data set
 
 
 def check_scenario(scenario: Scenario) -> None:
     """Refuse fields of a scenario that contradict each other, at the key that is the easiest to change."""
-    _check_clients(scenario)
-    _check_data(scenario.data)
+    clients, groups = scenario.data.clients, len(scenario.clients)
+    for key in ("clients_per_round", "evaluate_clients"):
+        number = getattr(scenario, key) or 0
+        refuse_if(number > clients, f"must be ≤ data.clients ({clients}), got {number}", key)
     refuse_if(
-        scenario.end_with == "training" and scenario.continual is not None,
-        "'training' is for runs without a stream: the last task is over with its last round",
-        "end_with",
+        groups > clients,
+        f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
+        f" got {groups}",
+        "clients",
     )
+    _check_data(scenario.data)
+    told = "'training' is for runs without a stream: the last task is over with its last round"
+    refuse_if(scenario.end_with == "training" and scenario.continual is not None, told, "end_with")
     training, replies = scenario.training, scenario.faults.min_replies
     refuse_if(
         training.lr_step_rounds is None and training.schedule == "step",
@@ -35,29 +40,18 @@ def check_scenario(scenario: Scenario) -> None:
         "training.lr_step_rounds",
     )
     most = scenario.clients_per_round or scenario.data.clients
-    refuse_if(
-        replies > most,
-        f"at most the {most} clients of a round can reply, got {replies}",
-        "faults.min_replies",
-    )
-    _check_measured(scenario)
+    told = f"at most the {most} clients of a round can reply, got {replies}"
+    refuse_if(replies > most, told, "faults.min_replies")
+    if scenario.measure is not None and scenario.measure.transferability is not None:
+        rounds, key = scenario.measure.transferability.rounds, "measure.transferability.rounds"
+        refuse_if(rounds != sorted(set(rounds)), f"must ascend without repeats, got {rounds}", key)
+        told = f"at least the first must be one of the run's {scenario.rounds} rounds, got {rounds}"
+        refuse_if(scenario.continual is None and rounds[0] > scenario.rounds, told, key)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
         _check_online(scenario.continual)
     check_courses(scenario)
-
-
-def _check_measured(scenario: Scenario) -> None:
-    if scenario.measure is None or scenario.measure.transferability is None:
-        return
-    rounds, key = scenario.measure.transferability.rounds, "measure.transferability.rounds"
-    refuse_if(rounds != sorted(set(rounds)), f"must ascend without repeats, got {rounds}", key)
-    refuse_if(
-        scenario.continual is None and rounds[0] > scenario.rounds,
-        f"at least the first must be one of the run's {scenario.rounds} rounds, got {rounds}",
-        key,
-    )
 
 
 def check_names(scenario: Scenario) -> None:
@@ -71,29 +65,21 @@ def check_names(scenario: Scenario) -> None:
         named.append((DATASETS, "data.transfer.source", data.transfer.source))
     named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
     for registry, key, name in named:
-        try:
+        with blaming(key=key):
             registry.check(name)
-        except UserError as error:
-            raise error.at(key=key) from None
 
 
 def _check_stream(tasks: TaskStream) -> None:
     key, kind = "continual.tasks", tasks.kind
-    refuse_if(
-        tasks.shape is not None and len(tasks.shape) != 3,
-        f"must be channels, height and width, got {tasks.shape}",
-        f"{key}.shape",
-    )
+    told = f"must be channels, height and width, got {tasks.shape}"
+    refuse_if(tasks.shape is not None and len(tasks.shape) != 3, told, f"{key}.shape")
     refuse_if(
         kind == "datasets" and tasks.datasets and (tasks.count or 0) > len(tasks.datasets),
         f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}",
         f"{key}.count",
     )
-    refuse_if(
-        tasks.first_classes is not None and tasks.count == 1,
-        "needs tasks after the first: count must be ≥ 2",
-        f"{key}.first_classes",
-    )
+    told = "needs tasks after the first: count must be ≥ 2"
+    refuse_if(tasks.first_classes is not None and tasks.count == 1, told, f"{key}.first_classes")
     if tasks.classes is not None:
         _check_class_lists(tasks, tasks.classes)
         return
@@ -108,11 +94,8 @@ def _check_stream(tasks: TaskStream) -> None:
 
 
 def _check_class_lists(tasks: TaskStream, lists: Sequence[Sequence[int]]) -> None:
-    refuse_if(
-        tasks.count not in (None, len(lists)),
-        f"must be {len(lists)}, the lists of continual.tasks.classes, or left out, got {tasks.count}",
-        "continual.tasks.count",
-    )
+    told = f"must be {len(lists)}, the lists of continual.tasks.classes, or left out, got {tasks.count}"
+    refuse_if(tasks.count not in (None, len(lists)), told, "continual.tasks.count")
     task_of: dict[int, int] = {}
     shared = False
     for task, own in enumerate(lists):
@@ -126,92 +109,53 @@ def _check_class_lists(tasks: TaskStream, lists: Sequence[Sequence[int]]) -> Non
             )
             shared |= label in task_of
             task_of.setdefault(label, task)
-    refuse_if(
-        tasks.kind == "overlapping" and not shared,
-        "no class is in two tasks, so they do not overlap; use kind = 'split'",
-        "continual.tasks.classes",
-    )
+    told = "no class is in two tasks, so they do not overlap; use kind = 'split'"
+    refuse_if(tasks.kind == "overlapping" and not shared, told, "continual.tasks.classes")
 
 
 def _check_online(continual: Continual) -> None:
     tasks = continual.tasks
-    refuse_if(
-        tasks.blur and continual.head != "class",
-        f"needs head 'class', as a sample may come with any task, got '{continual.head}'",
-        "continual.tasks.blur",
-    )
+    told = f"needs head 'class', as a sample may come with any task, got '{continual.head}'"
+    refuse_if(tasks.blur and continual.head != "class", told, "continual.tasks.blur")
     refuse_if(
         tasks.blur and (tasks.order not in ("same", "shuffled") or tasks.count == 1),
         "needs clients that learn several tasks, and all of them: order 'same' or 'shuffled'",
         "continual.tasks.blur",
     )
-    refuse_if(
-        not tasks.boundaries and continual.head == "task",
-        "must be true with head 'task', whose outputs tell where a task begins",
-        "continual.tasks.boundaries",
-    )
+    told = "must be true with head 'task', whose outputs tell where a task begins"
+    refuse_if(not tasks.boundaries and continual.head == "task", told, "continual.tasks.boundaries")
 
 
 def _check_stream_data(tasks: TaskStream, data: Data) -> None:
     for index, name in enumerate(tasks.datasets):
         key = f"continual.tasks.datasets.{index}"
-        try:
+        with blaming(key=key):
             DATASETS.check(name)
-        except UserError as error:
-            raise error.at(key=key) from None
         refuse_if(name in tasks.datasets[:index], f"'{name}' is there twice; each data set is one task", key)
-        refuse_if(
-            name in PATH_DATASETS and name != data.dataset,
-            f"'{name}' is read from a path, which only data.args has: make it data.dataset",
-            key,
-        )
-
-
-def _check_clients(scenario: Scenario) -> None:
-    clients, groups = scenario.data.clients, len(scenario.clients)
-    for key in ("clients_per_round", "evaluate_clients"):
-        number = getattr(scenario, key) or 0
-        refuse_if(number > clients, f"must be ≤ data.clients ({clients}), got {number}", key)
-    refuse_if(
-        groups > clients,
-        f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
-        f" got {groups}",
-        "clients",
-    )
+        told = f"'{name}' is read from a path, which only data.args has: make it data.dataset"
+        refuse_if(name in PATH_DATASETS and name != data.dataset, told, key)
 
 
 def _check_data(data: Data) -> None:
     partition, key = data.partition, "data.partition"
     least, samples = partition.min_samples, partition.samples_per_client
-    refuse_if(
-        partition.scheme == "file" and partition.path is None,
-        "scheme 'file' needs the path of a JSON file with a list of sample indices per client",
-        f"{key}.path",
-    )
+    told = "scheme 'file' needs the path of a JSON file with a list of sample indices per client"
+    refuse_if(partition.scheme == "file" and partition.path is None, told, f"{key}.path")
     refuse_if(
         partition.replacement and data.validation is not None,
         "clients that draw with replacement train on what others hold out; set data.partition.replacement"
         " = false",
         "data.validation",
     )
-    refuse_if(
-        partition.replacement and samples is None,
-        "must say how many a client draws with replacement",
-        f"{key}.samples_per_client",
-    )
-    refuse_if(
-        samples is not None and samples < least,
-        f"must be ≥ data.partition.min_samples ({least}), got {samples}",
-        f"{key}.samples_per_client",
-    )
+    told = "must say how many a client draws with replacement"
+    refuse_if(partition.replacement and samples is None, told, f"{key}.samples_per_client")
+    told = f"must be ≥ data.partition.min_samples ({least}), got {samples}"
+    refuse_if(samples is not None and samples < least, told, f"{key}.samples_per_client")
     transfer = data.transfer
     named = ((data.dataset, data.args, "data.args"), (transfer.source, transfer.args, "data.transfer.args"))
     for name, args, key in named:
-        refuse_if(
-            name in PATH_DATASETS and not isinstance(args.get("path"), str),
-            f"data set '{name}' needs the path of its files, e.g. args = {{ path = \"…\" }}",
-            f"{key}.path",
-        )
+        told = f"data set '{name}' needs the path of its files, e.g. args = {{ path = \"…\" }}"
+        refuse_if(name in PATH_DATASETS and not isinstance(args.get("path"), str), told, f"{key}.path")
 
 
 def check_transfer_size(scenario: Scenario, strategy: FusionStrategy) -> None:

@@ -1,7 +1,5 @@
 """Whether a strategy, and what a scenario says of it, can do without a server."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 
@@ -15,8 +13,7 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
 KEY = "fusion.strategy"
-LOOKED_AT = 200
-"""Rounds of a graph that is drawn each round, which are looked at."""
+LOOKED_AT = 200  # rounds of a graph that is drawn each round, which are looked at
 
 
 def check_graph(plan: Plan) -> None:
@@ -59,12 +56,7 @@ def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
 
 
 def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return the clients that never hear of each other, in any round.
-
-    Returns:
-        By architecture where weights are mixed, else under an empty name: its connected parts in client
-        order, if there are several or one client is alone in its architecture.
-    """
+    """Return the clients that never hear of each other, by architecture where weights are mixed."""
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":
         return []

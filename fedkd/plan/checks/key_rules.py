@@ -1,7 +1,5 @@
 """Which keys of a scenario are read only together with others: a table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,29 +51,16 @@ def _of_tasks(key: str, by: str, *values: str, classes: bool = False) -> Reader:
     )
 
 
-def _of_networks(key: str) -> Reader:
-    return Reader(f"training.{key}", ("clients",), "networks", lambda s, _: _has_networks(s))
-
-
-def _of_batches(key: str) -> Reader:
-    return Reader(
-        f"training.{key}",
-        ("clients", "clock.work"),
-        "networks",
-        lambda s, _: _has_networks(s) or (s.clock is not None and s.clock.work == "steps"),
-    )
-
-
-def _of_ray(key: str) -> Reader:
-    return _with(f"engine.{key}", "engine.kind", "ray")
-
-
 def _of_strategy(key: str, only: str, reads: Callable[[Scenario, FusionStrategy], bool], *by: str) -> Reader:
     return Reader(key, ("fusion.strategy", *by), only, reads, asks_strategy=True)
 
 
 def _has_networks(scenario: Scenario) -> bool:
     return any(group.model not in ESTIMATORS for group in scenario.clients)
+
+
+def _trains_in_batches(scenario: Scenario, _: Any) -> bool:
+    return _has_networks(scenario) or (scenario.clock is not None and scenario.clock.work == "steps")
 
 
 def _distils(scenario: Scenario, strategy: FusionStrategy) -> bool:
@@ -167,9 +152,17 @@ TABLE: tuple[Reader, ...] = (
         "runs without training.early_stopping, whose kept samples serve for both, and without [continual]",
         lambda s, _: s.training.early_stopping is None and s.continual is None,
     ),
-    *map(_of_networks, ("optimizer", "optimizer_state", "lr", "weight_decay", "schedule", "clip_norm")),
-    *map(_of_networks, ("accumulate", "early_stopping", "autocast", "executor", "fast")),
-    *map(_of_batches, ("batch_size", "local_epochs")),
+    *(
+        Reader(f"training.{key}", ("clients",), "networks", lambda s, _: _has_networks(s))
+        for key in (
+            *("optimizer", "optimizer_state", "lr", "weight_decay", "schedule", "clip_norm"),
+            *("accumulate", "early_stopping", "autocast", "executor", "fast"),
+        )
+    ),
+    *(
+        Reader(f"training.{key}", ("clients", "clock.work"), "networks", _trains_in_batches)
+        for key in ("batch_size", "local_epochs")
+    ),
     # [fusion]
     _of_strategy(
         "fusion.distill_epochs", "strategies whose clients distil targets", lambda s, h: teaches_targets(h)
@@ -283,7 +276,10 @@ TABLE: tuple[Reader, ...] = (
         _paced_by_tasks,
     ),
     # [engine]
-    *map(_of_ray, ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout")),
+    *(
+        _with(f"engine.{key}", "engine.kind", "ray")
+        for key in ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout")
+    ),
 )
 """When each key is read that is not always read."""
 

@@ -1,7 +1,5 @@
 """Whether a learner can keep its word with a scenario's models and its strategy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +11,10 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.continual.traits import needs_boundaries, shapes_training, trains_on_old_tasks
 from fedkd.data.load import Data
 from fedkd.data.streams.stream import FederatedStream
-from fedkd.errors import FedkdError, UserError, described
+from fedkd.errors import UserError, refuse_if
 from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
-from fedkd.plugins.loading import contained
+from fedkd.plugins.loading import calling
 from fedkd.plugins.validation_errors import show_value
 from fedkd.scenario.schema import Scenario
 
@@ -37,47 +35,44 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
     made_for_it = plan.capabilities.learner == learner.name
-    if "weights" in needs and traits.isolates and not made_for_it:
-        raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
-            " averaging would overwrite; use a strategy that exchanges predictions",
-            key=KEY,
-        )
-    if "weights" in needs and traits.scales_own_subspaces:
-        raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' scales them for each task within subspaces"
-            " that each client has found for itself, which an average does not fit; use a strategy that"
-            " exchanges predictions",
-            key=KEY,
-        )
-    if "weights" in needs and traits.begins_anew and not _in_step(plan):
-        raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
-            " all clients have to be there in every round, at the same task",
-            key=KEY,
-        )
+    if "weights" in needs:
+        averages = f"'{strategy}' averages weights, and '{learner.name}'"
+        predictions = "use a strategy that exchanges predictions"
+        told = f"gives each task weights of its own that averaging would overwrite; {predictions}"
+        refuse_if(traits.isolates and not made_for_it, f"{averages} {told}", KEY)
+        told = "scales them for each task within subspaces that each client has found for itself, which an"
+        told += f" average does not fit; {predictions}"
+        refuse_if(traits.scales_own_subspaces, f"{averages} {told}", KEY)
+        schedule, takes_part = plan.schedule, plan.schedule.participation
+        everybody = (takes_part.clients_per_round or schedule.clients) >= schedule.clients
+        in_step = schedule.in_step and everybody and takes_part.dropout == 0.0
+        told = "begins every task with the initial ones: all clients have to be there in every round, at the"
+        refuse_if(traits.begins_anew and not in_step, f"{averages} {told} same task", KEY)
     assert scenario.continual is not None
     if not scenario.continual.tasks.boundaries and needs_boundaries(learner):
-        raise UserError(
-            f"must be true, as '{learner.name}' has to be told when a task begins or ends",
-            key="continual.tasks.boundaries",
-        )
+        told = f"must be true, as '{learner.name}' has to be told when a task begins or ends"
+        raise UserError(told, key="continual.tasks.boundaries")
     once = scenario.continual.online and not traits.replays_only
     if once and scenario.training.local_epochs != 1:
-        raise UserError(
-            f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
-            key="training.local_epochs",
-        )
+        told = f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}"
+        raise UserError(told, key="training.local_epochs")
     if once and traits.retrains_old_tasks:
-        raise UserError(
-            f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
-        )
+        told = f"must be false, as '{learner.name}' trains on all samples so far again"
+        raise UserError(told, key="continual.online")
     if traits.replays_only and scenario.training.early_stopping is not None:
         raise UserError(
             f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
             key="training.early_stopping",
         )
-    _check_recipe(learner, plan)
+    # Neither private samples nor targets come along where each is trained on once, or by itself.
+    once_only = "each sample is trained on once" if scenario.continual.online else None
+    remembers = f"'{learner.name}' trains on what it remembers alone" if traits.replays_only else None
+    for name, given, reason in (
+        ("ce_weight", plan.recipe.ce_weight, remembers or once_only),
+        ("kd_weight", plan.recipe.kd_weight, remembers),
+    ):
+        if given > 0 and reason is not None:
+            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
     if scenario.fusion.logit_adjustment != 0:
         raise UserError(
             f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
@@ -113,51 +108,20 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
 
 
-def _check_recipe(learner: Learner, plan: Plan) -> None:
-    """Refuse to bring private samples or targets along where each is trained on once, or by itself."""
-    assert plan.scenario.continual is not None
-    why = "each sample is trained on once" if plan.scenario.continual.online else None
-    remembers = f"'{learner.name}' trains on what it remembers alone" if learner.traits.replays_only else None
-    for name, given, reason in (
-        ("ce_weight", plan.recipe.ce_weight, remembers or why),
-        ("kd_weight", plan.recipe.kd_weight, remembers),
-    ):
-        if given > 0 and reason is not None:
-            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
-
-
-def _in_step(plan: Plan) -> bool:
-    """Return whether all clients take part in every round, at the same task."""
-    schedule, asked = plan.schedule, plan.schedule.participation.clients_per_round
-    every = asked is None or asked >= schedule.clients
-    return schedule.in_step and every and schedule.participation.dropout == 0.0
-
-
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
-    """Let a learner prepare a model, as it will for every client with one like it.
-
-    Raises:
-        UserError: The learner cannot work with the model, or some hyper-parameter does not suit it.
-    """
     tasks = stream.client(0)
 
     def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
 
-    try:
-        with contained():
-            TaskLearning(
-                learner,
-                model,
-                [task.units for task in stream],
-                stream.outputs,
-                samples,
-                seed=scenario.seed,
-                client=0,
-                batch_size=scenario.training.batch_size,
-            )
-    except FedkdError:
-        raise
-    except Exception as error:
-        told = f"'{learner.name}' raised {described(error)} when it was to prepare a model"
-        raise UserError(told, key="continual.learner") from error
+    with calling(f"'{learner.name}'", "continual.learner", " when it was to prepare a model"):
+        TaskLearning(
+            learner,
+            model,
+            [task.units for task in stream],
+            stream.outputs,
+            samples,
+            seed=scenario.seed,
+            client=0,
+            batch_size=scenario.training.batch_size,
+        )

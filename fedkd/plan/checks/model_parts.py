@@ -1,7 +1,5 @@
 """Requirements on the parts of models, the classes of data, and the predictions of strategies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,11 +69,8 @@ def check_three_classes(name: str, data: Data) -> None:
     """Refuse data whose samples have fewer than two classes that are not true."""
     fewest = min(_class_counts(data))
     where = "" if isinstance(data, FederatedData) else " in every task"
-    refuse_if(
-        fewest < 3,
-        f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}",
-        KEY,
-    )
+    told = f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}"
+    refuse_if(fewest < 3, told, KEY)
 
 
 def has_linear_head(model: Any) -> bool:
@@ -106,16 +101,10 @@ def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int)
         return
     refuse_if(plan.learner is not None, "is for runs without a stream of tasks", key)
     for group, model in zip(scenario.clients, models, strict=True):
-        refuse_if(
-            not isinstance(model, nn.Module),
-            f"copies of clients learn by gradients, and model '{group.model}' is not a network",
-            key,
-        )
-    refuse_if(
-        any(wanted.at == "upload" for wanted in scenario.fusion.filters),
-        "is of whole predictions; have fusion.filters be applied at 'fusion'",
-        key,
-    )
+        told = f"copies of clients learn by gradients, and model '{group.model}' is not a network"
+        refuse_if(not isinstance(model, nn.Module), told, key)
+    told = "is of whole predictions; have fusion.filters be applied at 'fusion'"
+    refuse_if(any(wanted.at == "upload" for wanted in scenario.fusion.filters), told, key)
     refuse_if(transfer_size == 0, "needs transfer samples, and data.transfer.size is 0", key)
 
 
@@ -123,11 +112,8 @@ def check_filters(plan: Plan, data: Data) -> None:
     """Refuse filters where no predictions become targets, and an `upload_top` above the number of classes."""
     fusion, strategy, key = plan.scenario.fusion, plan.strategy, "fusion.filters"
     kinds, classes = strategy.capabilities.kinds.values(), max(_class_counts(data))
-    refuse_if(
-        (fusion.upload_top or 0) > classes,
-        f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}",
-        "fusion.upload_top",
-    )
+    told = f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}"
+    refuse_if((fusion.upload_top or 0) > classes, told, "fusion.upload_top")
     plain = not overrides(strategy, "targets_of") and teaches_targets(strategy)
     refuse_if(
         fusion.filters and (not plain or Kind.TRANSFER_LOGITS not in kinds or Kind.WEIGHTS in kinds),
@@ -142,8 +128,5 @@ def check_filters(plan: Plan, data: Data) -> None:
             f" '{fusion.strategy}' does not",
             f"{key}.{place}.by",
         )
-        refuse_if(
-            wanted.at == "upload" and fusion.knowledge_cache is not None,
-            "must be 'fusion' with fusion.knowledge_cache, which keeps whole predictions",
-            f"{key}.{place}.at",
-        )
+        told = "must be 'fusion' with fusion.knowledge_cache, which keeps whole predictions"
+        refuse_if(wanted.at == "upload" and fusion.knowledge_cache is not None, told, f"{key}.{place}.at")

@@ -4,14 +4,12 @@ Opening a scenario imports the modules that it names, and checking it calls what
 ``dataset = "os:system"`` runs a command. Look first at a scenario from elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedkd.continual.registry import LEARNERS
 from fedkd.data.registry import DATASETS, PARTITIONS
-from fedkd.errors import UserError
+from fedkd.errors import blaming
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.models.registry import MODELS
 from fedkd.plan.build_schedule import build_schedule
@@ -65,10 +63,8 @@ def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRID
     foreign = _foreign(scenario)
     if not scenario.plugins:  # else their modules may register any name
         for key, (registry, name) in foreign.items():
-            try:
+            with blaming(key=key):
                 registry.check(name)
-            except UserError as error:
-                raise error.at(key=key) from None
     scenario = resolve_stream(without_moot_keys(scenario, None, layers))
     check_scenario(scenario)
     schedule = build_schedule(scenario)

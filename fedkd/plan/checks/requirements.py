@@ -1,7 +1,5 @@
 """Whether a scenario's clients and data can do what its fusion strategy needs, before anything runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,22 +26,15 @@ from fedkd.plan.checks.model_parts import (
     check_transferability,
     has_linear_head,
 )
-from fedkd.plan.checks.streams import (
-    check_backward,
-    check_class_stream,
-    check_masks,
-    check_orthogonal,
-)
+from fedkd.plan.checks.streams import check_backward, check_class_stream, check_masks, check_orthogonal
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.scenario.schema import ClientGroup
 
 KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
-    """Refuse a strategy that the scenario's clients or data cannot serve; one model a client group, in
-    order.
-    """
+    """Refuse a strategy that the scenario's clients (`models`: one a group) or data cannot serve."""
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
     check_table(Case(scenario, plan.strategy, plan.learner))
@@ -78,7 +69,13 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if "three_classes" in needs:
         check_three_classes(name, data)
     if "plain_sgd" in needs:
-        _check_plain_sgd(scenario)
+        training, reason = scenario.training, f"a local step of '{name}' is lr times a gradient"
+        chosen, stops = training.optimizer, training.early_stopping is not None
+        refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", "training.optimizer")
+        told = f"must be 0, got {training.momentum:g}: {reason}"
+        refuse_if(training.momentum, told, "training.momentum")
+        told = f"not allowed, because it goes back to earlier weights: {reason}"
+        refuse_if(stops, told, "training.early_stopping")
     if "class_stream" in needs:
         check_class_stream(plan)
     if "normalised_samples" in needs:
@@ -110,7 +107,6 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
 
 
 def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:
-    """Refuse a model of the server's that does not exist, or does not fit the data."""
     group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
     path, kind = plan.scenario.plugin_path, data.input_dtype
     try:
@@ -121,7 +117,6 @@ def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) 
 
 
 def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
-    """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
     key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
     given, labels = plan.capabilities.pretrain_epochs, data.public_y
     refuse_if(plan.learner is not None, f"must be 0 in a stream of tasks, got {given}", key)
@@ -143,35 +138,14 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
 
 
 def _check_generated(plan: Plan, data: Data) -> None:
-    """Refuse samples that cannot be made without having seen one, or not be kept."""
     name, settings = plan.scenario.fusion.strategy, plan.scenario.data
     count, clients = plan.capabilities.generated_samples, settings.clients
-    refuse_if(
-        np.issubdtype(data.input_dtype, np.integer),
-        f"'{name}' generates samples of real numbers; those of the data are integers",
-        KEY,
-    )
-    refuse_if(
-        not settings.normalise,
-        f"must be true with '{name}', which generates samples of mean 0 and variance 1",
-        "data.normalise",
-    )
+    told = f"'{name}' generates samples of real numbers; those of the data are integers"
+    refuse_if(np.issubdtype(data.input_dtype, np.integer), told, KEY)
+    told = f"must be true with '{name}', which generates samples of mean 0 and variance 1"
+    refuse_if(not settings.normalise, told, "data.normalise")
     shape = "×".join(map(str, data.input_shape))
-    refuse_if(
-        len(data.input_shape) not in (1, 3),
-        f"'{name}' generates vectors and images; samples are of {shape}",
-        KEY,
-    )
+    told = f"'{name}' generates vectors and images; samples are of {shape}"
+    refuse_if(len(data.input_shape) not in (1, 3), told, KEY)
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
     check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
-
-
-def _check_plain_sgd(scenario: Scenario) -> None:
-    """Refuse whatever makes a local step something else than lr times a gradient."""
-    key, training = "training", scenario.training
-    reason = f"a local step of '{scenario.fusion.strategy}' is lr times a gradient"
-    chosen, momentum, stops = training.optimizer, training.momentum, training.early_stopping is not None
-    refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", f"{key}.optimizer")
-    refuse_if(momentum, f"must be 0, got {momentum:g}: {reason}", f"{key}.momentum")
-    told = f"not allowed, because it goes back to earlier weights: {reason}"
-    refuse_if(stops, told, f"{key}.early_stopping")

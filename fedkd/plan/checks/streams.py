@@ -1,7 +1,5 @@
 """Whether a stream of tasks, or none, is what a strategy and the keys of `[fusion]` can work with."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from fedkd.continual.mixins import Phases
@@ -20,16 +18,12 @@ def check_masks(plan: Plan) -> None:
     learner, scenario = plan.learner, plan.scenario
     name, those_that_do = scenario.fusion.strategy, "use 'supsup' or 'exssnet'"
     if learner is None:
-        raise UserError(
-            f"'{name}' exchanges the masks of a stream's learner, with no [continual]; {those_that_do}",
-            key=KEY,
-        )
+        told = f"'{name}' exchanges the masks of a stream's learner, with no [continual]; {those_that_do}"
+        raise UserError(told, key=KEY)
     withheld = learner.configured_traits().withholds_masks
     if withheld is not None or not isinstance(learner, Phases):
-        raise UserError(
-            f"'{name}' exchanges masks, and '{learner.name}' {withheld}; {those_that_do}",
-            key=KEY,
-        )
+        told = f"'{name}' exchanges masks, and '{learner.name}' {withheld}; {those_that_do}"
+        raise UserError(told, key=KEY)
     local = scenario.training.local_epochs
     lengths = {span.last - span.first + 1 for course in plan.schedule.courses for span in course}
     for rounds in sorted(lengths):

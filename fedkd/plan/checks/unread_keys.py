@@ -4,8 +4,6 @@ Such a key says something that does not happen, so it is refused where somebody 
 It is left out where a higher layer, such as ``--set``, made it moot.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +19,7 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """Dotted keys that were set over a scenario file, the lowest layer first.
-
-    `axes` are those of each axis for one cell of a bench (None: no cell); `varied` those at any of its
-    levels.
-    """
+    """Dotted keys set over a file, lowest layer first; `axes` of a bench's cell, `varied` at any level."""
 
     over: Sequence[Collection[str]] = ()
     axes: Sequence[Collection[str]] | None = None
@@ -52,10 +46,7 @@ def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
 def without_moot_keys(
     scenario: Scenario, strategy: FusionStrategy | None = None, layers: OverrideLayers = NO_OVERRIDES
 ) -> Scenario:
-    """Return a scenario without keys that a higher layer made moot.
-
-    Without a strategy only rows that do not ask it apply. Other keys that nothing reads are a `UserError`.
-    """
+    """Return a scenario without moot keys, by rows about its strategy, or by the others if that is None."""
     given, fixed = scenario, len(layers.over)
     for row in TABLE:
         asked = row.asks_strategy == (strategy is not None) and is_set(given, row.key)
