@@ -1,4 +1,4 @@
-"""Puts the scenarios and benches into the wheel, where `fedkd.scenario.shipped` finds them by name."""
+"""Puts the scenarios and benches into the wheel, where `fedkd.scenario.shipped_files` finds them by name."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fedkd.cli.main import program
+from fedkd.cli import program
 
 if __name__ == "__main__":
     sys.exit(program())

@@ -28,34 +28,34 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 
 def strategy(name: str) -> Callable[[Part], Part]:
     """Register a dataclass derived from `fedkd.fusion.strategy.FusionStrategy`."""
-    from fedkd.fusion.registry import STRATEGIES
+    from fedkd.fusion import STRATEGIES
 
     return STRATEGIES.register(name)
 
 
 def learner(name: str) -> Callable[[Part], Part]:
     """Register a dataclass derived from `fedkd.continual.learner.Learner`."""
-    from fedkd.continual.registry import LEARNERS
+    from fedkd.continual import LEARNERS
 
     return LEARNERS.register(name)
 
 
 def model(name: str) -> Callable[[Part], Part]:
     """Register a ``factory(input_shape, classes, **args)`` that returns a `torch.nn.Module`."""
-    from fedkd.models.registry import MODELS
+    from fedkd.models import MODELS
 
     return MODELS.register(name)
 
 
 def partition(name: str) -> Callable[[Part], Part]:
     """Register a ``function(labels, clients, generator, **args)`` that returns index arrays, one a client."""
-    from fedkd.data.registry import PARTITIONS
+    from fedkd.data import PARTITIONS
 
     return PARTITIONS.register(name)
 
 
 def dataset(name: str) -> Callable[[Part], Part]:
     """Register a ``function(**args)`` that returns ``(train_x, train_y, test_x, test_y)``."""
-    from fedkd.data.registry import DATASETS
+    from fedkd.data import DATASETS
 
     return DATASETS.register(name)

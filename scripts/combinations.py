@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fedkd
 from fedkd.errors import FedkdError, UserError
 from fedkd.plan.load import parse_plan
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 
 STRATEGIES = ("local", "fedmd", "knfu", "max_confidence", "feddf", "flwr:FedAvg")
 LEARNERS = ("naive", "ewc", "er", "exssnet", "supsup", "gpm", "cuber")

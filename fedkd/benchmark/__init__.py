@@ -1,1 +1,5 @@
 """Benches: many scenarios from one file, run side by side, compared with error bars."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

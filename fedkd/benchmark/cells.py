@@ -12,13 +12,8 @@ from typing import Any
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plan.checks.no_plugins import plug_ins_of
-from fedkd.plan.checks.unread_keys import OverrideLayers
-from fedkd.plan.load import parse_scenario, parse_without_plugins
-from fedkd.scenario.explain import dotted
-from fedkd.scenario.identity import INERT, digest_of
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import protocols
+from fedkd.plan import OverrideLayers, parse_scenario, parse_without_plugins, plug_ins_of
+from fedkd.scenario import INERT, Scenario, digest_of, dotted, protocols
 
 FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
 """Beginning of a text that a spreadsheet takes for a formula; a number is none."""

@@ -12,9 +12,8 @@ from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import run_cell
 from fedkd.errors import RunFailed
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.tracking import Tracking
-from fedkd.tracking.events import RoundReport, RunObserver
+from fedkd.scenario import Scenario, Tracking
+from fedkd.tracking import RoundReport, RunObserver
 
 
 class Estimate(NamedTuple):

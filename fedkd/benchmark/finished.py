@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.storage.atomic import write_json_atomically
-from fedkd.storage.digests import file_digest
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS, read_metrics, read_timings
+from fedkd.storage import NotJson, file_digest, parse_json, write_json_atomically
+from fedkd.tracking import METRICS, SUMMARY, TIMINGS, read_metrics, read_timings
 
 DIGESTS = "digests.json"
 READ = (SUMMARY, METRICS, TIMINGS)  # files of a run that a bench reads

@@ -9,10 +9,9 @@ from typing import Any
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.merge import value_at
 from fedkd.errors import UserError
-from fedkd.plan.continuation import TOLD
-from fedkd.scenario.identity import changed_keys, decisive
-from fedkd.scenario.load import read_scenario, read_toml
-from fedkd.tracking.run_folder import SCENARIO
+from fedkd.plan import TOLD
+from fedkd.scenario import changed_keys, decisive, read_scenario, read_toml
+from fedkd.tracking import SCENARIO
 
 SHOWN_VALUES = 4  # values of a key that a message names at most
 

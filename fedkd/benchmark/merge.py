@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plan.hyperparameters import CONTINUAL, FUSION
+from fedkd.plan import CONTINUAL, FUSION
 
 REPLACE = "!"
 

@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data, load_data
-from fedkd.engine.ray.cluster import RayCluster
-from fedkd.engine.ray.node_check import check_nodes, files_to_ship, other_nodes
+from fedkd.data import Data, FederatedData, load_data
+from fedkd.engine import RayCluster, check_nodes, files_to_ship, other_nodes
 from fedkd.errors import EngineLost, FedkdError, UserError
-from fedkd.plan.plan import open_plan
-from fedkd.scenario.load import scenario_from_json
-from fedkd.scenario.schema import Engine
+from fedkd.plan import open_plan
+from fedkd.scenario import Engine, scenario_from_json
 
 MARK = ".nodes.tmp"  # a file beside the run folders while nodes look for it
 

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.estimate import CellPace
 from fedkd.benchmark.worker import Outcome
-from fedkd.tracking.wording import duration, time_left
+from fedkd.tracking import duration, time_left
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -14,11 +14,9 @@ from statistics import fmean
 
 from fedkd.benchmark.cells import Axis, data_key
 from fedkd.benchmark.results import FinishedCell
-from fedkd.continual.metrics.outcome import StreamOutcome, stream_outcome
-from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.evaluated_clients import counted_clients
-from fedkd.plan.held_models import held_models
-from fedkd.tracking.recorder import read_metrics
+from fedkd.continual import StreamOutcome, stream_outcome
+from fedkd.plan import build_schedule, counted_clients, held_models
+from fedkd.tracking import read_metrics
 
 RELATIVE = ("intransigence", "gain_over_single")
 LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")  # keys that set the learner

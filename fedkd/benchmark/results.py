@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import Outcome
-from fedkd.continual.task_history import TaskHistory
+from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
-from fedkd.plan.build_schedule import build_schedule
-from fedkd.report.study import Curve, StudyRun
-from fedkd.scenario.stream import accuracy_name, protocols
-from fedkd.storage.atomic import replacing
-from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
+from fedkd.plan import build_schedule
+from fedkd.report import Curve, StudyRun
+from fedkd.scenario import accuracy_name, protocols
+from fedkd.storage import replacing
+from fedkd.tracking import METRICS, read_metrics, read_timings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 ROWS_AT_A_TIME = 500_000
 CENTRALIZED = "centralized"  # the strategy that trains on all clients' samples in one place

@@ -15,14 +15,11 @@ from fedkd.benchmark.cells import Cell, data_key, in_cell
 from fedkd.benchmark.finished import damage
 from fedkd.benchmark.places import check_all_nodes
 from fedkd.benchmark.worker import Outcome, run_cell
-from fedkd.engine.ray.cluster import RayCluster, connect
-from fedkd.engine.ray.placement import count_actors, gpu_share
-from fedkd.engine.signals import stop_signals
-from fedkd.engine.supervisor import if_lost
+from fedkd.engine import RayCluster, connect, count_actors, gpu_share, if_lost, stop_signals
 from fedkd.errors import EngineLost, Interrupted, UserError
-from fedkd.scenario.schema import Engine
-from fedkd.storage.atomic import write_text_atomically
-from fedkd.tracking.run_folder import disk_told, locked
+from fedkd.scenario import Engine
+from fedkd.storage import write_text_atomically
+from fedkd.tracking import disk_told, locked
 
 if TYPE_CHECKING:
     from fedkd.benchmark.progress import BenchProgress
@@ -44,10 +41,10 @@ class CellCheck:
         self._checked: set[str] = set()
 
     def check(self, cells: Sequence[Cell]) -> None:
-        from fedkd.data.load import load_data
-        from fedkd.plan.plan import resolve
-        from fedkd.simulation.check import check_with
-        from fedkd.tracking.loggers.registry import check_loggers
+        from fedkd.data import load_data
+        from fedkd.plan import resolve
+        from fedkd.simulation import check_with
+        from fedkd.tracking import check_loggers
 
         loaded, data = "", None
         for cell in cells:

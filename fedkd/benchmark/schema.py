@@ -15,14 +15,18 @@ from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
-from fedkd.plugins.validation_errors import explain_error, show_value
-from fedkd.report.metrics import CONTINUAL_METRICS
-from fedkd.scenario.explain import check_metric_name, dotted
-from fedkd.scenario.load import read_toml
-from fedkd.scenario.overrides import parse_override
-from fedkd.scenario.schema import Section
-from fedkd.scenario.shipped import find_shipped, names_of
-from fedkd.storage.paths import expanded
+from fedkd.plugins import explain_error, show_value
+from fedkd.report import CONTINUAL_METRICS
+from fedkd.scenario import (
+    Section,
+    check_metric_name,
+    dotted,
+    find_shipped,
+    names_of,
+    parse_override,
+    read_toml,
+)
+from fedkd.storage import expanded
 
 METRICS = (
     *("accuracy_before_fusion_local", "accuracy_before_fusion_global", "accuracy_local", "accuracy_global"),
@@ -252,7 +256,7 @@ def bench_json_schema() -> dict[str, Any]:
 
 def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
     """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it."""
-    from fedkd.plan.json_schema import json_schema
+    from fedkd.plan import json_schema
 
     scenario = json_schema()
     definitions = schema.setdefault("$defs", {}) | scenario.pop("$defs")

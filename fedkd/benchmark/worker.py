@@ -12,14 +12,11 @@ from typing import Any, Literal
 
 from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
-from fedkd.plan.continuation import check_continuation
-from fedkd.plan.plan import resolve
-from fedkd.scenario.identity import decisive, with_known_executor
-from fedkd.scenario.load import scenario_from_json
-from fedkd.simulation.runner import ERROR_FILE, resume, run
-from fedkd.storage.atomic import write_text_atomically
-from fedkd.tracking.events import RunObserver
-from fedkd.tracking.run_folder import SCENARIO, plan_of_run
+from fedkd.plan import check_continuation, resolve
+from fedkd.scenario import decisive, scenario_from_json, with_known_executor
+from fedkd.simulation import ERROR_FILE, resume, run
+from fedkd.storage import write_text_atomically
+from fedkd.tracking import SCENARIO, RunObserver, plan_of_run
 
 Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 

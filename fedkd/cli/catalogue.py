@@ -18,12 +18,19 @@ from fedkd.cli.families import (
     told_of_strategy,
 )
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plugins.loading import Registry
-from fedkd.plugins.versions import how_to_install
-from fedkd.scenario.dump import toml_value
-from fedkd.scenario.explain import section_of
-from fedkd.scenario.shipped import BENCHES, LISTED, Kind, Shipped, shipped, shipped_folder
-from fedkd.scenario.toml import NotToml, parse_toml
+from fedkd.plugins import Registry, how_to_install
+from fedkd.scenario import (
+    BENCHES,
+    LISTED,
+    Kind,
+    NotToml,
+    Shipped,
+    parse_toml,
+    section_of,
+    shipped,
+    shipped_folder,
+    toml_value,
+)
 
 TORCHVISION_FOLDERS = {
     "mnist": "MNIST",
@@ -55,9 +62,8 @@ def strategies() -> Iterator[str]:
     """Yield every fusion strategy in a line, by family and by what it needs; details come by name."""
     from flwr.serverapp import strategy as flower
 
-    from fedkd.federation.flower_strategies import flower_strategy_names
-    from fedkd.fusion.capabilities import capabilities_of
-    from fedkd.fusion.registry import STRATEGIES
+    from fedkd.federation import flower_strategy_names
+    from fedkd.fusion import STRATEGIES, capabilities_of
 
     families = _families(STRATEGIES, lambda strategy: told_of_strategy(strategy, capabilities_of(strategy)))
     for name in flower_strategy_names():
@@ -74,9 +80,8 @@ def strategy_details() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
     from flwr.serverapp import strategy as flower
 
-    from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
-    from fedkd.fusion.capabilities import capabilities_of
-    from fedkd.fusion.registry import STRATEGIES, source_of, strategy_hyperparameters
+    from fedkd.federation import flower_hyperparameters, flower_strategy_names
+    from fedkd.fusion import STRATEGIES, capabilities_of, source_of, strategy_hyperparameters
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):
@@ -106,7 +111,7 @@ def strategy_details() -> Iterator[str]:
 
 def models() -> Iterator[str]:
     """Yield every model of the zoo with its arguments."""
-    from fedkd.models.registry import MODELS
+    from fedkd.models import MODELS
 
     for name, factory in _parts(MODELS):
         if isinstance(factory, UserError):
@@ -122,7 +127,7 @@ def models() -> Iterator[str]:
 
 def learners() -> Iterator[str]:
     """Yield every continual learner in a line, by family; details come by name."""
-    from fedkd.continual.registry import LEARNERS
+    from fedkd.continual import LEARNERS
 
     families = _families(LEARNERS, lambda learner: (family_of_learner(learner), ""))
     yield from grouped(families, LEARNER_FAMILIES, "learners")
@@ -142,8 +147,8 @@ def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dic
 
 def details(what: str, name: str) -> Iterator[str]:
     """Yield all that there is to say of one part of a list."""
-    from fedkd.continual.registry import LEARNERS
-    from fedkd.plan.hyperparameters import canonical_strategy
+    from fedkd.continual import LEARNERS
+    from fedkd.plan import canonical_strategy
 
     rows = {"strategies": strategy_details, "learners": learner_details}.get(what) or globals()[what]
     wanted = {"strategies": canonical_strategy, "learners": LEARNERS.canonical}.get(what, str)(name)
@@ -160,9 +165,8 @@ def details(what: str, name: str) -> Iterator[str]:
 
 def learner_details() -> Iterator[str]:
     """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
-    from fedkd.continual.registry import LEARNERS, learner_hyperparameters
-    from fedkd.fusion.capabilities import capabilities_of
-    from fedkd.fusion.registry import STRATEGIES
+    from fedkd.continual import LEARNERS, learner_hyperparameters
+    from fedkd.fusion import STRATEGIES, capabilities_of
 
     made_for = {
         capabilities_of(s).learner: name for name, s in _parts(STRATEGIES) if not isinstance(s, UserError)
@@ -189,7 +193,7 @@ def learner_details() -> Iterator[str]:
 
 def datasets() -> Iterator[str]:
     """Yield every data set and where it was found."""
-    from fedkd.data.registry import DATASETS
+    from fedkd.data import DATASETS
 
     for name, source in _parts(DATASETS):
         if isinstance(source, UserError):
@@ -211,8 +215,8 @@ LIKE_ANY = {"iid": "every client a sample of the whole: equal sizes, labels as t
 
 def partitions() -> Iterator[str]:
     """Yield every way to deal samples to clients, then what all of them can be told."""
-    from fedkd.data.registry import PARTITIONS
-    from fedkd.scenario.schema import Partition
+    from fedkd.data import PARTITIONS
+    from fedkd.scenario import Partition
 
     told = " ".join((Partition.model_fields["scheme"].description or "").split())
     explained = {found["name"]: found["what"] for found in SCHEME.finditer(told) if found["what"]}
@@ -235,8 +239,8 @@ def partitions() -> Iterator[str]:
 
 def loggers() -> Iterator[str]:
     """Yield every logger: what it does, what brings it where it is not installed, and its keys."""
-    from fedkd.scenario.tracking import Tracking
-    from fedkd.tracking.loggers.registry import LOGGERS
+    from fedkd.scenario import Tracking
+    from fedkd.tracking import LOGGERS
 
     for name, kind in LOGGERS.items():
         yield _row(name, kind.summary)
@@ -285,7 +289,7 @@ def _shipped(kind: Kind) -> Iterator[str]:
 
 def find_dataset(name: str) -> Path | None:
     """Return the folder of a data set in the data root or the user cache, or None."""
-    from fedkd.data.request import data_root, user_cache
+    from fedkd.data import data_root, user_cache
 
     parts = (name, TORCHVISION_FOLDERS[name])
     folders = (base / part for base in (data_root(None), user_cache()) for part in parts)

@@ -11,9 +11,7 @@ from typing import get_origin
 
 from pydantic import BaseModel
 
-from fedkd.scenario.explain import section_of
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.shipped import SUFFIX, Kind, names_of
+from fedkd.scenario import SUFFIX, Kind, Scenario, names_of, section_of
 
 ASKED = "_ARGCOMPLETE"  # environment variable that a shell sets when it asks for completions
 

@@ -75,7 +75,7 @@ def _ray_resources() -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from fedkd.engine.compat import allowed_cpus, lean, secluded
+    from fedkd.engine import allowed_cpus, lean, secluded
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with lean(), secluded() as seclusion:
@@ -91,7 +91,7 @@ def _ray_resources() -> str:
 
 def _data_rows() -> Iterator[str]:
     from fedkd.cli.catalogue import TORCHVISION_FOLDERS, find_dataset
-    from fedkd.data.request import data_root
+    from fedkd.data import data_root
 
     root = data_root(None)
     origin = "$FEDKD_DATA" if os.environ.get("FEDKD_DATA") else "the user cache; set FEDKD_DATA for another"
@@ -107,7 +107,7 @@ def _data_rows() -> Iterator[str]:
 
 
 def _executor_rows() -> Iterator[str]:
-    from fedkd.clients.local.executor_cache import cache_file, measured_steps
+    from fedkd.clients import cache_file, measured_steps
 
     measured = measured_steps()
     if not measured:

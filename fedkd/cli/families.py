@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedkd.fusion.capabilities import Capabilities
+    from fedkd.fusion import Capabilities
 
 Line = tuple[str, str, str]  # what a part needs, its name, and what it does
 FLOWERS = "Averages of all weights, by Flower"
@@ -44,7 +44,7 @@ WIDEST = 96  # letters that a list has for what a part does
 
 def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
     """Return a strategy's family, by what its clients send, and what it needs besides."""
-    from fedkd.fusion.strategy import overrides
+    from fedkd.fusion import overrides
 
     in_turn = (
         (can.sends == "nothing", BASELINES),

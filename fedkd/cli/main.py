@@ -16,12 +16,11 @@ from typing import IO, Any, NoReturn
 from fedkd import __version__
 from fedkd.cli import verbs
 from fedkd.cli.verbs import LISTS
-from fedkd.engine.signals import interrupting, outliving_terminal
-from fedkd.engine.supervisor import INTERRUPTED, has_ended
+from fedkd.engine import INTERRUPTED, has_ended, interrupting, outliving_terminal
 from fedkd.errors import FedkdError, UserError, one_line, words_of
-from fedkd.plugins.loading import contained, no_sudden_end
-from fedkd.scenario.shipped import LISTED, Kind
-from fedkd.storage.paths import expanded
+from fedkd.plugins import contained, no_sudden_end
+from fedkd.scenario import LISTED, Kind
+from fedkd.storage import expanded
 
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 READER_LEFT = 141  # exit status of a program that wrote to a closed pipe: 128 + SIGPIPE

@@ -4,16 +4,16 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from fedkd.engine.address_space import check_address_space
+from fedkd.engine import check_address_space
 from fedkd.errors import RunFailed, UserError
-from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
+from fedkd.scenario import LISTED, Kind, find_shipped, names_of
 
 LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
 
 
 def run_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.plan.load import load_plan
+    from fedkd.plan import load_plan
 
     path, overrides = _scenario_words(args)
     if args.engine:
@@ -21,8 +21,8 @@ def run_verb(args: argparse.Namespace) -> None:
     plan = load_plan(path, overrides, seed=args.seed)
     _supervise(args, lambda: plan.scenario.engine.kind == "ray")
     # Only now what takes a second to import: a mistake in the scenario is told at once.
-    from fedkd.simulation.runner import run
-    from fedkd.tracking.progress import make_progress
+    from fedkd.simulation import run
+    from fedkd.tracking import make_progress
 
     with _naming(path):
         run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)], progress=False)
@@ -30,11 +30,11 @@ def run_verb(args: argparse.Namespace) -> None:
 
 def resume_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.tracking.run_folder import plan_of_run
+    from fedkd.tracking import plan_of_run
 
     _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
-    from fedkd.simulation.runner import resume
-    from fedkd.tracking.progress import make_progress
+    from fedkd.simulation import resume
+    from fedkd.tracking import make_progress
 
     shown = [make_progress(quiet=args.quiet)]
     resume(args.folder, rounds=args.rounds, observers=shown, progress=False)
@@ -42,8 +42,7 @@ def resume_verb(args: argparse.Namespace) -> None:
 
 def bench_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.benchmark.bench import bench, describe_plan, plan_bench
-    from fedkd.benchmark.schema import load_bench
+    from fedkd.benchmark import bench, describe_plan, load_bench, plan_bench
 
     path, overrides = _scenario_words(args, "bench")
     if args.dry_run:
@@ -64,9 +63,7 @@ def bench_verb(args: argparse.Namespace) -> None:
 
 def tune_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.tuning.results import SHOWN
-    from fedkd.tuning.schema import load_search
-    from fedkd.tuning.tune import describe_tune, plan_tune, tune
+    from fedkd.tuning import SHOWN, describe_tune, load_search, plan_tune, tune
 
     if args.scenario is None:  # `--search a=0..1 file.toml` reads as it was meant
         args.scenario = next((word for word in args.search if "=" not in word), None)
@@ -84,8 +81,8 @@ def tune_verb(args: argparse.Namespace) -> None:
 
 
 def report_verb(args: argparse.Namespace) -> None:
-    from fedkd.benchmark.bench import study_so_far
-    from fedkd.report.page.write import write_report
+    from fedkd.benchmark import study_so_far
+    from fedkd.report import write_report
 
     study = study_so_far(args.folders[0]) if len(args.folders) == 1 else None
     print(f"report  {write_report(args.folders, args.out, study)}")
@@ -98,7 +95,7 @@ def _print(lines: Iterable[str]) -> None:
 
 def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
     if args.supervised and on_ray():
-        from fedkd.engine.supervisor import split_off
+        from fedkd.engine import split_off
 
         split_off()
 
@@ -110,20 +107,20 @@ def watch_verb(args: argparse.Namespace) -> None:
 
 
 def runs_verb(args: argparse.Namespace) -> None:
-    from fedkd.simulation.listing import runs
+    from fedkd.simulation import runs
 
     _print(runs(args.folder).lines())
 
 
 def compare_verb(args: argparse.Namespace) -> None:
-    from fedkd.simulation.comparison import compare
+    from fedkd.simulation import compare
 
     _print(compare(args.ours, args.theirs).lines())
 
 
 def export_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.trained.export import export
+    from fedkd.trained import export
 
     made = export(args.folder, args.out, round=args.round, progress=lambda line: print(line, flush=True))
     for index, why in made.left_out.items():
@@ -135,8 +132,8 @@ def export_verb(args: argparse.Namespace) -> None:
 
 def partition_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.deployment.partition import write_partition
-    from fedkd.plan.load import load_plan
+    from fedkd.deployment import write_partition
+    from fedkd.plan import load_plan
 
     path, overrides = _scenario_words(args)
     plan = load_plan(path, overrides)
@@ -150,16 +147,15 @@ def check_verb(args: argparse.Namespace) -> None:
         import json
 
         if args.schema == "bench":
-            from fedkd.benchmark.schema import bench_json_schema as schema
+            from fedkd.benchmark import bench_json_schema as schema
         elif args.schema == "search":
-            from fedkd.tuning.schema import search_json_schema as schema
+            from fedkd.tuning import search_json_schema as schema
         else:
-            from fedkd.plan.json_schema import json_schema as schema
+            from fedkd.plan import json_schema as schema
         print(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
-    from fedkd.plan.checks.no_plugins import WithoutPlugins
-    from fedkd.plan.load import load_plan, load_without_plugins
-    from fedkd.simulation.check import check, check_without_plugins
+    from fedkd.plan import WithoutPlugins, load_plan, load_without_plugins
+    from fedkd.simulation import check, check_without_plugins
 
     path, overrides = _scenario_words(args)
     plan = (load_without_plugins if args.no_plugins else load_plan)(path, overrides)

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plan.plan import Plan
-from fedkd.simulation.listing import summary_of
-from fedkd.storage.paths import expanded
-from fedkd.tracking.events import RoundReport, RunObserver, RunReport
-from fedkd.tracking.present import Present, read_present
-from fedkd.tracking.progress import PlainProgress, make_progress
-from fedkd.tracking.recorder import METRICS, TIMINGS
-from fedkd.tracking.run_folder import is_locked, plan_of_run
+from fedkd.plan import Plan
+from fedkd.simulation import summary_of
+from fedkd.storage import expanded
+from fedkd.tracking import (
+    METRICS,
+    TIMINGS,
+    PlainProgress,
+    Present,
+    RoundReport,
+    RunObserver,
+    RunReport,
+    is_locked,
+    make_progress,
+    plan_of_run,
+    read_present,
+)
 
 EVERY_SECONDS = 1.0
 MEANS = {

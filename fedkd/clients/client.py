@@ -20,16 +20,10 @@ from fedkd.clients.poison import Poison
 from fedkd.clients.strategy_view import StrategyView
 from fedkd.clients.trainer import Trainer
 from fedkd.clients.upload.stages import encode, upload_stages
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import objective_of
-from fedkd.fusion.strategy import answers_otherwise
-from fedkd.fusion.validation import Received, check_arrays
-from fedkd.fusion.views import Arrays
-from fedkd.fusion.weights.orthogonal import kinds_of
-from fedkd.plan.plan import Plan
-from fedkd.storage.namespaces import below, under
-from fedkd.training.executor import Training
-from fedkd.training.majority_guessing import Hits
+from fedkd.fusion import Arrays, Kind, Received, answers_otherwise, check_arrays, kinds_of, objective_of
+from fedkd.plan import Plan
+from fedkd.storage import below, under
+from fedkd.training import Hits, Training
 
 KEPT = "kept/"
 REHEARSED = "rehearsed/"

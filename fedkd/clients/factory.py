@@ -22,20 +22,13 @@ from fedkd.clients.local.task_stream import TaskStream
 from fedkd.clients.local_samples import LocalSamples, share_held_out, share_kept_apart
 from fedkd.clients.poison import poison_of
 from fedkd.clients.shared_network import Measured, SharedModel
-from fedkd.continual.mixins import extra_outputs
-from fedkd.data.federated import ClientData, FederatedData
-from fedkd.data.load import Data, first_task
-from fedkd.data.streams.stream import FederatedStream
-from fedkd.fusion.strategy import overrides
-from fedkd.models.build import ModelFactory
-from fedkd.models.estimator import client_estimator
-from fedkd.plan.auxiliaries import make_auxiliaries
-from fedkd.plan.evaluated_clients import evaluated_clients
-from fedkd.plan.plan import Plan
+from fedkd.continual import extra_outputs
+from fedkd.data import ClientData, Data, FederatedData, FederatedStream, first_task
+from fedkd.fusion import overrides
+from fedkd.models import ModelFactory, client_estimator
+from fedkd.plan import Plan, evaluated_clients, make_auxiliaries
 from fedkd.randomness import derive_seed
-from fedkd.training.device import prepare_inputs, prepare_model, resolve_device
-from fedkd.training.fast.vectorised import make_executor
-from fedkd.training.weights import weights_of
+from fedkd.training import make_executor, prepare_inputs, prepare_model, resolve_device, weights_of
 
 
 class ClientFactory:

@@ -9,10 +9,8 @@ import numpy as np
 
 from fedkd.clients.draws import Draws
 from fedkd.clients.poison import Poison
-from fedkd.data.federated import ClientData
-from fedkd.data.partitions.stratified import stratified_choice
-from fedkd.plan.plan import Plan
-from fedkd.plan.poisoned_clients import round_half_up
+from fedkd.data import ClientData, stratified_choice
+from fedkd.plan import Plan, round_half_up
 from fedkd.randomness import numpy_generator
 
 FEWEST = 2

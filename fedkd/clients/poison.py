@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from fedkd.fusion.kinds import Kind
-from fedkd.plan.poisoned_clients import poisoned_clients, victim_of
-from fedkd.scenario.schema import Scenario
+from fedkd.fusion import Kind
+from fedkd.plan import poisoned_clients, victim_of
+from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True, eq=False)

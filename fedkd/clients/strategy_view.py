@@ -14,14 +14,19 @@ from fedkd.clients.local.network_trainer import NetworkTrainer
 from fedkd.clients.local.task_stream import TaskStream
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import Trainer
-from fedkd.data.federated import ClientData
+from fedkd.data import ClientData
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.prototypes.label_means import mean_of_label
-from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask, Trial
-from fedkd.plan.plan import Plan
-from fedkd.training.executor import Executor, LoopExecutor, Training, complete_alone
-from fedkd.training.weights import load_weights, trainable_names, weights_of
+from fedkd.fusion import OWN, Arrays, FitSummary, PrivateGradient, Supermask, Trial, mean_of_label
+from fedkd.plan import Plan
+from fedkd.training import (
+    Executor,
+    LoopExecutor,
+    Training,
+    complete_alone,
+    load_weights,
+    trainable_names,
+    weights_of,
+)
 
 T = TypeVar("T")
 

@@ -10,10 +10,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from fedkd.clients.local.local_loss import LastGuidance
-from fedkd.data.federated import ClientData
-from fedkd.fusion.views import ClientView, FitSummary
-from fedkd.training.executor import Training
-from fedkd.training.majority_guessing import Hits
+from fedkd.data import ClientData
+from fedkd.fusion import ClientView, FitSummary
+from fedkd.training import Hits, Training
 
 MODEL = "model/"
 """Prefix of a model's own arrays in a client's state."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedkd.continual.layers import Layer, layers_of
-from fedkd.models.evaluation_mode import predicting
+from fedkd.models import predicting
 from fedkd.randomness import torch_generator
 
 T = TypeVar("T")

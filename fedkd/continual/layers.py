@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.training.compat import two_sided_padding
+from fedkd.training import two_sided_padding
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,8 @@ from fedkd.continual.statistics import (
     statistics_names,
 )
 from fedkd.continual.task_model import TaskModel
-from fedkd.storage.namespaces import below, under
-from fedkd.training.executor import Training
-from fedkd.training.job import FitResult, TrainJob, together
-from fedkd.training.loop import batch_starts
-from fedkd.training.weights import arrays_of, tensors_of
+from fedkd.storage import below, under
+from fedkd.training import FitResult, Training, TrainJob, arrays_of, batch_starts, tensors_of, together
 
 MEMORY = "memory/"
 PROGRESS = "progress"

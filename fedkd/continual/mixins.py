@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.task_model import TaskModel
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.training import OptimizerSpec
 
 Tensors = dict[str, Tensor]
 WEIGHTS = "weights"

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.plugins.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
-from fedkd.plugins.loading import Registry
+from fedkd.plugins import HyperParameter, Registry, build_part, hyperparameters_of, load_part
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner

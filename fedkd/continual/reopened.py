@@ -15,7 +15,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step, Tensors
 from fedkd.continual.mixins import task_parameters_of
 from fedkd.continual.task_model import TaskModel
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.training import OptimizerSpec
 
 
 class Reopened:

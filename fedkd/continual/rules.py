@@ -17,9 +17,7 @@ from fedkd.continual.reopened import ProjectedSteps
 from fedkd.continual.subspace.fast.factored_gradient import FactoredWeight
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.traits import leaves_steps_alone, shapes_training
-from fedkd.training.compat import tree_leaves
-from fedkd.training.fast.known_modules import declares
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.training import OptimizerSpec, declares, tree_leaves
 
 
 class LearnerRules(ProjectedSteps):

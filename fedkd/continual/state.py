@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.storage.namespaces import below, under
+from fedkd.storage import below, under
 
 Key = str | int | tuple[str | int, ...]
 

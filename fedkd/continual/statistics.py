@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.state import LearnerState, Table
-from fedkd.training.compat import NormWithStatistics
+from fedkd.training import NormWithStatistics
 
 
 class StatisticsState(LearnerState):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedkd.storage.namespaces import below, under
+from fedkd.storage import below, under
 
 
 class TaskModel(nn.Module):

@@ -16,9 +16,9 @@ from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
-from fedkd.plugins.loading import import_plugins
+from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Heterogeneity
+from fedkd.scenario import Heterogeneity
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.data.request import Progress
 from fedkd.data.streams.stream import FederatedStream, load_stream
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 Data = FederatedData | FederatedStream
 

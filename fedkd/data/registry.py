@@ -3,7 +3,7 @@
 from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
-from fedkd.plugins.loading import Registry
+from fedkd.plugins import Registry
 
 DATASETS = Registry(
     "data set",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.storage.paths import expanded
+from fedkd.storage import expanded
 
 Progress = Callable[[str], None]
 

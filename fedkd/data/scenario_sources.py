@@ -13,7 +13,7 @@ from fedkd.data.registry import load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent
 from fedkd.data.transfer import PublicSamples, foreign_samples, noise
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
 """A federation that is no simulation: every client a node of its own, with its own data."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from fedkd.engine.signals import interrupting, outliving_terminal
+from fedkd.engine import interrupting, outliving_terminal
 from fedkd.errors import FedkdError, UserError, one_line
 
 INTERRUPTED = 130
@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     from fedkd.deployment.local import Local
     from fedkd.deployment.partition import check_deployable
-    from fedkd.plan.load import load_plan
+    from fedkd.plan import load_plan
 
     plan = load_plan(args.scenario, args.set)
     try:

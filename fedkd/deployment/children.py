@@ -16,7 +16,7 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import IO
 
-from fedkd.engine.supervisor import adopt_orphans, descendants, end_with_parent
+from fedkd.engine import adopt_orphans, descendants, end_with_parent
 
 Word = str | int | Path
 """Part of a command."""

@@ -31,12 +31,10 @@ from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_cert
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.partition import SERVER, client_folder, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation.apps.context import DATA, PARTITION, alone, participant
-from fedkd.federation.apps.server_app import WAITS
-from fedkd.plan.plan import Plan
-from fedkd.scenario.identity import digest_anywhere
-from fedkd.tracking.leftovers import TemporaryFolder
-from fedkd.tracking.run_folder import SCENARIO
+from fedkd.federation import DATA, PARTITION, WAITS, alone, participant
+from fedkd.plan import Plan
+from fedkd.scenario import digest_anywhere
+from fedkd.tracking import SCENARIO, TemporaryFolder
 
 HOST = "127.0.0.1"
 STARTUP = 120.0
@@ -61,8 +59,8 @@ def write_app(folder: Path) -> None:
     flower = {
         "publisher": "fedkd",
         "components": {
-            "serverapp": "fedkd.federation.apps.server_app:app",
-            "clientapp": "fedkd.federation.apps.client_app:app",
+            "serverapp": "fedkd.federation.apps.server_app:server_app",
+            "clientapp": "fedkd.federation.apps.client_app:client_app",
         },
         "config": {DATA: "", "out": "", **WAITS},
     }

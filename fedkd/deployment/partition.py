@@ -6,15 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fedkd.clients.costs.model_memory import checked_models
-from fedkd.data.load import load_data
-from fedkd.data.shares.share import Share, share_of_client, share_of_server
-from fedkd.data.shares.share_file import write_share
+from fedkd.clients import checked_models
+from fedkd.data import Share, load_data, share_of_client, share_of_server, write_share
 from fedkd.errors import UserError
-from fedkd.plan.plan import Plan
-from fedkd.scenario.dump import dump_toml
-from fedkd.storage.paths import expanded
-from fedkd.tracking.run_folder import SCENARIO
+from fedkd.plan import Plan
+from fedkd.scenario import dump_toml
+from fedkd.storage import expanded
+from fedkd.tracking import SCENARIO
 
 SERVER = "server"
 

@@ -10,10 +10,8 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedkd.clients.costs.model_memory import bytes_of_client, checked_models, clients_that_fit
-from fedkd.clients.factory import ClientFactory
-from fedkd.clients.local.select_executor import Choice, choose
-from fedkd.data.load import Data
+from fedkd.clients import Choice, ClientFactory, bytes_of_client, checked_models, choose, clients_that_fit
+from fedkd.data import Data
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
@@ -22,11 +20,10 @@ from fedkd.engine.ray.node_check import ShippedFolder, check_nodes, files_to_shi
 from fedkd.engine.ray.placement import gpu_share, room_for_actors
 from fedkd.engine.work_assignment import client_costs
 from fedkd.errors import described
-from fedkd.federation.apps.client_app import answer_together, app
-from fedkd.federation.apps.context import local_context
-from fedkd.plan.plan import Plan, open_plan, resolve
-from fedkd.scenario.load import scenario_from_json
-from fedkd.training.device import resolve_device
+from fedkd.federation import answer_together, client_app, local_context
+from fedkd.plan import Plan, open_plan, resolve
+from fedkd.scenario import scenario_from_json
+from fedkd.training import resolve_device
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class ScenarioWorkload:
         self._clients = ClientFactory(plan, data)
         self.room = Room() if memory is None else memory.room(plan)
 
-    app = staticmethod(app)
+    app = staticmethod(client_app)
     together = staticmethod(answer_together)
 
     def context(self, client: int) -> Context:
@@ -79,7 +76,7 @@ def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGri
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
     clients = ClientFactory(here, data)
     return InlineGrid(
-        app,
+        client_app,
         lambda client: local_context(clients, client),
         plan.scenario.data.clients,
         blocks=Blocks(plan.blocks),

@@ -14,9 +14,9 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.errors import described
-from fedkd.federation.compat import RUN_ID, Run, client_of, give_id, node_id_of
+from fedkd.federation import RUN_ID, Run, client_of, give_id, node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.plugins.loading import contained
+from fedkd.plugins import contained
 
 OnReply = Callable[[int, int], None]
 OnAnswer = Callable[[Message], None]

@@ -9,8 +9,7 @@ from flwr.app import Context, Message
 from fedkd.engine.grid import Blocks, EngineGrid, keep_freed_memory
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.live_clients import LiveClients, Room, Together
-from fedkd.federation.compat import assume_identity, client_of
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation import assume_identity, client_of, from_record, to_record
 
 
 class InlineGrid(EngineGrid):

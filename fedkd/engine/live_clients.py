@@ -12,10 +12,9 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from fedkd.engine.grid import answer, error_reply
 from fedkd.engine.idle_states import IdleStates
 from fedkd.errors import described
-from fedkd.federation.compat import client_of
+from fedkd.federation import client_of, from_record, to_record
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
-from fedkd.plugins.loading import contained
+from fedkd.plugins import contained
 
 App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]

@@ -8,13 +8,11 @@ from statistics import median
 
 from torch import nn
 
-from fedkd.clients.costs.model_memory import checked_models
-from fedkd.data.load import Data, first_task
-from fedkd.fusion.local_objective import trained_epochs
-from fedkd.models.build import forward_flops
-from fedkd.models.estimator import Estimator
-from fedkd.plan.evaluated_clients import evaluated_clients
-from fedkd.plan.plan import Plan
+from fedkd.clients import checked_models
+from fedkd.data import Data, first_task
+from fedkd.fusion import trained_epochs
+from fedkd.models import Estimator, forward_flops
+from fedkd.plan import Plan, evaluated_clients
 
 ESTIMATOR_FLOPS = 1_000_000
 """Assumed cost of a sample for a model that is no network."""

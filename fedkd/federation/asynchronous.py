@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.clients.evaluation.fusion_effect import SPLITS
+from fedkd.clients import SPLITS
 from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.job_time import Handed
 from fedkd.federation.messages import records as msg
@@ -24,11 +24,10 @@ from fedkd.federation.messages.arrays import from_record, to_record
 from fedkd.federation.messages.records import metrics_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
-from fedkd.plan.plan import Plan
-from fedkd.server.clients_at_work import InFlight, Job
-from fedkd.storage.namespaces import below, by_number, under
-from fedkd.storage.saved_arrays import Arrays
-from fedkd.tracking.totals import peak_memory_mb
+from fedkd.plan import Plan
+from fedkd.server import InFlight, Job
+from fedkd.storage import Arrays, below, by_number, under
+from fedkd.tracking import peak_memory_mb
 
 SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
 

@@ -28,20 +28,20 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.storage.atomic import sync_folder
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.storage.saved_arrays import (
+from fedkd.storage import (
     Arrays,
     Damaged,
+    NotJson,
     SavedFile,
     SavedStates,
+    parse_json,
     sha256,
     sync_file,
+    sync_folder,
     write_arrays,
     write_bytes,
 )
-from fedkd.tracking.leftovers import sweep
-from fedkd.tracking.totals import Totals
+from fedkd.tracking import Totals, sweep
 
 SERVER = "server.safetensors"
 MANIFEST = "manifest.json"

@@ -9,17 +9,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedkd.clients.upload.stages import Stage
+from fedkd.clients import Stage
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.messages.server_gate import Opened, check_reply, opened, refusal
 from fedkd.federation.server_strategy import ServerStrategy
-from fedkd.fusion.forms import Unfit, check_like
-from fedkd.fusion.strategy import FusionStrategy
-from fedkd.fusion.views import Arrays
-from fedkd.fusion.weights.orthogonal import kinds_of
-from fedkd.server.orthogonal import OrthogonalTraining
-from fedkd.storage.namespaces import below, under
+from fedkd.fusion import Arrays, FusionStrategy, Unfit, check_like, kinds_of
+from fedkd.server import OrthogonalTraining
+from fedkd.storage import below, under
 
 WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
 

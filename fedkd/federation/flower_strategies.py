@@ -13,7 +13,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.scenario.schema import FLOWER_PREFIX
+from fedkd.scenario import FLOWER_PREFIX
 
 # Set by fedkd: the scenario selects participants, and the messages have their keys.
 _OWN_ARGUMENTS = {

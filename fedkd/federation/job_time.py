@@ -8,14 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from fedkd.clients.local_samples import number_kept_apart, share_kept_apart
+from fedkd.clients import number_kept_apart, share_kept_apart
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes
 from fedkd.federation.messages.records import metrics_of
-from fedkd.fusion.local_objective import trained_epochs
-from fedkd.fusion.strategy import teaches_targets
-from fedkd.plan.clock import VirtualClock
-from fedkd.plan.plan import Plan
+from fedkd.fusion import teaches_targets, trained_epochs
+from fedkd.plan import Plan, VirtualClock
 
 HANDED = "clock/handed"
 """Name of the array in checkpoints: a row `client, bytes, steps` of each client."""

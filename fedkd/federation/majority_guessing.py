@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from flwr.app import Message
 
 from fedkd.federation.messages import records as msg
-from fedkd.models.client_mix import architecture_names
-from fedkd.plan.plan import Plan
-from fedkd.scenario.stream import task_count
-from fedkd.tracking.recorder import Recorder
-from fedkd.tracking.wording import percent
+from fedkd.models import architecture_names
+from fedkd.plan import Plan
+from fedkd.scenario import task_count
+from fedkd.tracking import Recorder, percent
 
 AT_CHANCE = "at_chance"
 """Name of the warning."""

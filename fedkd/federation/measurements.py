@@ -10,22 +10,15 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedkd.clients.evaluation.fusion_effect import SPLITS
-from fedkd.clients.evaluation.task_metrics import TaskMetric, is_task_metric
+from fedkd.clients import SPLITS, TaskMetric, is_task_metric
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.records import metrics_of
 from fedkd.federation.messages.server_gate import TRAIN_FIGURES, TRAIN_LOSS
-from fedkd.fusion.distillation.transferability import chance, hits, off_diagonal_mean, rank_correlation
-from fedkd.fusion.math.neighbour_weights import effective_neighbours
-from fedkd.plan.evaluated_clients import accuracies_of_each
-from fedkd.plan.plan import Plan
-from fedkd.plan.poisoned_clients import poisoned_clients
-from fedkd.scenario.identity import run_digest
-from fedkd.server.fusing import FusionReport, Links
-from fedkd.tracking.links import write_links
-from fedkd.tracking.neighbours import write_neighbours
-from fedkd.tracking.recorder import Recorder, Split
-from fedkd.tracking.transferability import TransferMap, write_transfer_map
+from fedkd.fusion import chance, effective_neighbours, hits, off_diagonal_mean, rank_correlation
+from fedkd.plan import Plan, accuracies_of_each, poisoned_clients
+from fedkd.scenario import run_digest
+from fedkd.server import FusionReport, Links
+from fedkd.tracking import Recorder, Split, TransferMap, write_links, write_neighbours, write_transfer_map
 
 EVALUATED: tuple[tuple[Split, str, str], ...] = (
     *(

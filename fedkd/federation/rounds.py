@@ -24,16 +24,11 @@ from fedkd.federation.messages.messenger import Messenger
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.federation.transferability import PHASE, transfer_probe
-from fedkd.plan.evaluated_clients import evaluated_clients
-from fedkd.plan.plan import Plan
-from fedkd.scenario.identity import decisive
-from fedkd.server.by_task import waits
-from fedkd.storage.atomic import replacing
-from fedkd.storage.saved_arrays import Arrays, write_arrays
-from fedkd.tracking.events import RoundReport
-from fedkd.tracking.recorder import Recorder
-from fedkd.tracking.run_folder import DISK_ERRORS
-from fedkd.tracking.totals import Totals
+from fedkd.plan import Plan, evaluated_clients
+from fedkd.scenario import decisive
+from fedkd.server import waits
+from fedkd.storage import Arrays, replacing, write_arrays
+from fedkd.tracking import DISK_ERRORS, Recorder, RoundReport, Totals
 
 
 class Rounds:

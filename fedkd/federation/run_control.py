@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedkd.tracking.events import RunObserver
+from fedkd.tracking import RunObserver
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from fedkd.fusion.forms import Unfit
-from fedkd.server.fusing import FusionReport, Links
+from fedkd.fusion import Unfit
+from fedkd.server import FusionReport, Links
 
 
 class ServerStrategy(Protocol):

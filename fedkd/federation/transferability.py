@@ -7,19 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedkd.clients.evaluation.trials import KINDS, LOGITS
-from fedkd.clients.upload.stages import decode, upload_stages
+from fedkd.clients import KINDS, LOGITS, decode, upload_stages
 from fedkd.errors import UserError
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.run_control import RunControl
-from fedkd.fusion.distillation.complement import complement_by_class, transfer_rate
-from fedkd.fusion.distillation.shift import START
-from fedkd.fusion.distillation.transferability import predicted
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.scenario.schema import Scenario, Transferability
-from fedkd.tracking.transferability import TransferMap
-from fedkd.training.fast.thread_pools import one_blas_thread
+from fedkd.fusion import START, complement_by_class, predicted, softmax, transfer_rate
+from fedkd.scenario import Scenario, Transferability
+from fedkd.tracking import TransferMap
+from fedkd.training import one_blas_thread
 
 PHASE = "transferability"
 

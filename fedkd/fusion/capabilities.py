@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd.fusion.kinds import Kind
-from fedkd.plugins.loading import contained
+from fedkd.plugins import contained
 
 if TYPE_CHECKING:
     from fedkd.fusion.strategy import FusionStrategy

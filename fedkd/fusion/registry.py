@@ -11,8 +11,7 @@ from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.strategy import MIXINS, FusionStrategy, overrides
-from fedkd.plugins.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
-from fedkd.plugins.loading import Registry
+from fedkd.plugins import HyperParameter, Registry, build_part, hyperparameters_of, load_part
 
 KEY = "fusion.strategy"
 

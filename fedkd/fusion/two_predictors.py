@@ -11,7 +11,7 @@ from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, LocalObjective
 from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.distillation.experts import Experts
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +50,7 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return the cross entropies of both, of which each moves its own network."""
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         alone = client.network(ALONE)
 

@@ -16,9 +16,9 @@ from fedkd.models.estimator import Estimator, check_estimator, is_estimator_clas
 from fedkd.models.evaluation_mode import predicting
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
 from fedkd.models.registry import MODELS
-from fedkd.plugins.loading import calling, contained
+from fedkd.plugins import calling, contained
 from fedkd.randomness import seeded_torch
-from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.scenario import ClientGroup, Scenario
 
 
 @dataclass(frozen=True, eq=False)

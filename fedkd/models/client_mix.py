@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.scenario import ClientGroup, Scenario
 
 
 def client_models(scenario: Scenario) -> list[ClientGroup]:

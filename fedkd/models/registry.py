@@ -4,7 +4,7 @@ A factory is called as ``factory(input_shape, classes, **args)`` and returns an 
 ``[B, *input_shape]`` to logits ``[B, classes]``. Another project's model is named ``"pkg.mod:factory"``.
 """
 
-from fedkd.plugins.loading import Registry
+from fedkd.plugins import Registry
 
 ESTIMATORS = ("random-forest", "gradient-boosting", "sgd")
 """Models that learn from guidance by weighted refitting."""

@@ -1,1 +1,5 @@
 """A scenario resolved once: names looked up, hyper-parameters bound, requirements checked, schedule drawn."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

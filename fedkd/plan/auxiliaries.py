@@ -8,13 +8,11 @@ import torch
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import OWN, networks_of
-from fedkd.fusion.strategy import FusionStrategy
-from fedkd.models.build import ModelFactory, blank_inputs, build_model
-from fedkd.models.evaluation_mode import predicting
-from fedkd.plugins.loading import calling
+from fedkd.fusion import OWN, FusionStrategy, networks_of
+from fedkd.models import ModelFactory, blank_inputs, build_model, predicting
+from fedkd.plugins import calling
 from fedkd.randomness import derive_seed, seeded_torch
-from fedkd.scenario.schema import ClientGroup
+from fedkd.scenario import ClientGroup
 
 
 def make_auxiliaries(

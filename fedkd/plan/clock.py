@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import exp
 
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.sections import Clock
+from fedkd.scenario import Clock
 
 BITS = 8e-6  # megabits of a byte
 

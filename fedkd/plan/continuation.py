@@ -5,8 +5,7 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plan.hyperparameters import bind_strategy
-from fedkd.scenario.identity import HANDLING, changed_keys, decisive
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import HANDLING, Scenario, changed_keys, decisive
 
 TOLD = 3  # changed keys that are told of, at most
 

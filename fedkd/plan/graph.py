@@ -10,9 +10,8 @@ import numpy as np
 
 from fedkd.errors import UserError, described, refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.load import read_file_of_clients
-from fedkd.scenario.schema import Scenario
-from fedkd.storage.json_text import parse_json
+from fedkd.scenario import Scenario, read_file_of_clients
+from fedkd.storage import parse_json
 
 MOST_CLIENTS = 10_000  # clients of a graph, whose square is the bytes of its matrix
 USUAL_K = 4

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedkd.continual.registry import LEARNERS, load_learner_class
+from fedkd.continual import LEARNERS, load_learner_class
 from fedkd.errors import UserError, blaming
-from fedkd.fusion.registry import STRATEGIES, load_strategy_class
+from fedkd.fusion import STRATEGIES, load_strategy_class
 from fedkd.plan.checks.cross_field import has_one_architecture
-from fedkd.plugins.hyperparameters import build_part, hyperparameter_names
-from fedkd.plugins.validation_errors import show_value
-from fedkd.scenario.explain import unknown_key
-from fedkd.scenario.schema import FLOWER_PREFIX, Continual, Fusion, Scenario, Section
+from fedkd.plugins import build_part, hyperparameter_names, show_value
+from fedkd.scenario import FLOWER_PREFIX, Continual, Fusion, Scenario, Section, unknown_key
 
 if TYPE_CHECKING:
-    from fedkd.continual.learner import Learner
-    from fedkd.fusion.strategy import FusionStrategy
+    from fedkd.continual import Learner
+    from fedkd.fusion import FusionStrategy
 
 Part = TypeVar("Part")
 
@@ -89,7 +87,7 @@ def _bind(
 
 
 def _bind_flower(fusion: Fusion) -> tuple[FusionStrategy, dict[str, Any]]:
-    from fedkd.fusion.weights.weight_exchange import WeightExchange
+    from fedkd.fusion import WeightExchange
 
     flower = import_module(_FLOWER)
     given = dict(fusion.model_extra or {})

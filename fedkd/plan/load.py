@@ -13,10 +13,7 @@ from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
 from fedkd.plan.plan import Plan, resolve
 from fedkd.plan.recipe import followed
-from fedkd.scenario.load import read_scenario, read_toml
-from fedkd.scenario.overrides import apply_overrides, apply_values
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.shipped import find_shipped
+from fedkd.scenario import Scenario, apply_overrides, apply_values, find_shipped, read_scenario, read_toml
 
 Found = TypeVar("Found")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from fedkd.models.client_mix import client_models
-from fedkd.plan.build_schedule import build_schedule
+from fedkd.models import client_models
 from fedkd.plan.checks.capability_table import Case, check_table
 from fedkd.plan.checks.courses import check_asynchronous, check_orthogonal
 from fedkd.plan.checks.cross_field import (
@@ -21,16 +20,21 @@ from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonical_names
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
-from fedkd.plugins.loading import import_plugins
-from fedkd.scenario.load import scenario_from_json
-from fedkd.scenario.schema import ClientGroup, Scenario, Section
-from fedkd.scenario.sections import Clock
-from fedkd.scenario.stream import resolve_rounds, resolve_stream
+from fedkd.plan.schedule_builder import build_schedule
+from fedkd.plugins import import_plugins
+from fedkd.scenario import (
+    ClientGroup,
+    Clock,
+    Scenario,
+    Section,
+    resolve_rounds,
+    resolve_stream,
+    scenario_from_json,
+)
 
 if TYPE_CHECKING:
-    from fedkd.continual.learner import Learner
-    from fedkd.fusion.capabilities import Capabilities
-    from fedkd.fusion.strategy import FusionStrategy
+    from fedkd.continual import Learner
+    from fedkd.fusion import Capabilities, FusionStrategy
 
 
 @dataclass(frozen=True, eq=False)

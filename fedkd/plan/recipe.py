@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 if TYPE_CHECKING:
-    from fedkd.fusion.strategy import FusionStrategy
+    from fedkd.fusion import FusionStrategy
 
 
 @dataclass(frozen=True)

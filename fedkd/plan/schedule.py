@@ -1,6 +1,6 @@
 """The schedule: who takes part in which round, and which task each client learns then.
 
-It is built once for a run (`fedkd.plan.build_schedule`); no other code computes a task from a round.
+It is built once for a run (`fedkd.plan.schedule_builder`); no other code computes a task from a round.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fedkd.errors import UserError, described
 from fedkd.randomness import numpy_generator
-from fedkd.storage.json_text import parse_json
+from fedkd.storage import parse_json
 
 
 class Span(NamedTuple):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
+from fedkd.continual import ProtocolOutcome, StreamOutcome
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
 from fedkd.report.tables import csv_text
-from fedkd.storage.atomic import write_text_atomically
-from fedkd.tracking.wording import protocol_name
+from fedkd.storage import write_text_atomically
+from fedkd.tracking import protocol_name
 
 MATRIX = "accuracy_matrix.csv"
 METRICS = "continual_metrics.csv"

@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.models.client_mix import architecture_names
-from fedkd.plan.evaluated_clients import accuracies_of_each, counted_clients
-from fedkd.plan.held_models import held_models
-from fedkd.plan.plan import Plan
-from fedkd.plugins.versions import versions
-from fedkd.storage.atomic import write_json_atomically
-from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.recorder import SUMMARY, MetricRow, read_epochs, read_metrics, read_warnings
-from fedkd.tracking.totals import Totals
+from fedkd.models import architecture_names
+from fedkd.plan import Plan, accuracies_of_each, counted_clients, held_models
+from fedkd.plugins import versions
+from fedkd.storage import write_json_atomically
+from fedkd.tracking import (
+    SUMMARY,
+    MetricRow,
+    RunObserver,
+    RunReport,
+    Totals,
+    read_epochs,
+    read_metrics,
+    read_warnings,
+)
 
 if TYPE_CHECKING:
-    from fedkd.continual.metrics.outcome import StreamOutcome
+    from fedkd.continual import StreamOutcome
 
 
 def finish_run(
@@ -175,7 +180,7 @@ def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[i
     scenario = plan.scenario
     if scenario.continual is None:
         return None
-    from fedkd.continual.metrics.outcome import stream_outcome
+    from fedkd.continual import stream_outcome
 
     epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
     courses, models = plan.schedule.every_course(), held_models(scenario, plan.schedule, plan.strategy)

@@ -16,9 +16,8 @@ from fedkd.errors import UserError
 from fedkd.report.chart import BASELINE, Look, looks
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
-from fedkd.storage.atomic import write_text_atomically
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.tracking.folder import STUDY
+from fedkd.storage import NotJson, parse_json, write_text_atomically
+from fedkd.tracking import STUDY
 
 Labels = tuple[str, ...]
 Curve = tuple[tuple[int, float], ...]  # pairs of a round, or a number of tasks, and a value

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.plugins.versions import require
+from fedkd.plugins import require
 from fedkd.report.chart import COLOUR_MAP, Chart, Curve, Look, Matrix, Panel, Point
-from fedkd.storage.atomic import write_bytes_atomically
+from fedkd.storage import write_bytes_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

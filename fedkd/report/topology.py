@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.fusion.weights.mixing import contraction, is_mutual, metropolis, push_sum
-from fedkd.plan.graph import Graph
+from fedkd.fusion import contraction, is_mutual, metropolis, push_sum
+from fedkd.plan import Graph
 from fedkd.report.style import new_figure, write_figure
 
 if TYPE_CHECKING:

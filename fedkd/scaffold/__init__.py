@@ -10,7 +10,7 @@ from string import Template
 from typing import Literal, get_args
 
 from fedkd.errors import UserError
-from fedkd.storage.paths import expanded
+from fedkd.storage import expanded
 
 Kind = Literal["strategy", "model", "learner"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -67,9 +67,9 @@ def _check_spelling(kind: Kind, name: str) -> None:
 
 
 def _check_free(kind: Kind, name: str) -> None:
-    from fedkd.continual.registry import LEARNERS
-    from fedkd.fusion.registry import STRATEGIES
-    from fedkd.models.registry import MODELS
+    from fedkd.continual import LEARNERS
+    from fedkd.fusion import STRATEGIES
+    from fedkd.models import MODELS
 
     if name in {"strategy": STRATEGIES, "model": MODELS, "learner": LEARNERS}[kind].names():
         raise UserError(f"there is a {kind} named '{name}' already (fedkd list)", key="NAME")

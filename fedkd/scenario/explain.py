@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plugins.validation_errors import explain_error
+from fedkd.plugins import explain_error
 from fedkd.scenario.schema import Scenario
 
 _NAMES: Mapping[str, str] = {

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from fedkd.plugins.validation_errors import show_value
+from fedkd.plugins import show_value
 from fedkd.scenario.sections import PositiveInt, Section
 
 FLOWER_PREFIX = "flwr:"  # begins the names of Flower's own strategies

@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from fedkd.errors import UserError, described
-from fedkd.plugins.loading import module_file
+from fedkd.plugins import module_file
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.toml import NotToml, parse_toml
-from fedkd.storage.paths import expanded
+from fedkd.storage import expanded
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}  # keys that only bench files have
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}

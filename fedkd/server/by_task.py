@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fedkd.fusion.strategy import FusionStrategy
-from fedkd.scenario.schema import CacheSettings
+from fedkd.fusion import FusionStrategy
+from fedkd.scenario import CacheSettings
 from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, Links, ServerKnowledge
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict
 from fedkd.server.mailbox import Parcel
 from fedkd.server.peers import Mixing, PeerFusing
-from fedkd.storage.namespaces import below, by_number, under
+from fedkd.storage import below, by_number, under
 
 TASK = "task/"
 

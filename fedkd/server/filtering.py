@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedkd.clients.upload.stages import SENT
-from fedkd.fusion.distillation.filters import (
+from fedkd.clients import SENT
+from fedkd.fusion import (
+    FusionStrategy,
+    Guidance,
+    Knowledge,
     Wanted,
     class_shares,
+    finite_logits,
     is_personal,
     kept,
     mean_of_kept,
     mix_of_kept,
+    softmax,
 )
-from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.server.guidance import SAMPLES, TARGETS
 
 LEAST = 1e-30

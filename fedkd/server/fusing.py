@@ -8,21 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.distillation.filters import Wanted
-from fedkd.fusion.forms import sizes_of
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.left_out import is_cheap, left_out
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.validation import check_arrays
-from fedkd.fusion.views import Arrays, Network, ServerModels
+from fedkd.fusion import (
+    Arrays,
+    FusionStrategy,
+    Guidance,
+    Kind,
+    Knowledge,
+    Network,
+    ServerModels,
+    Wanted,
+    check_arrays,
+    is_cheap,
+    left_out,
+    networks_of,
+    sizes_of,
+)
 from fedkd.randomness import numpy_generator
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.mailbox import Mailbox, Parcel
-from fedkd.storage.namespaces import below, under
-from fedkd.training.fast.thread_pools import one_blas_thread
+from fedkd.storage import below, under
+from fedkd.training import one_blas_thread
 
 MODEL, PENDING = "model/", "pending/"
 """Prefixes in a `Fusing.state`: weights that messages bring, guidance that waits for clients."""

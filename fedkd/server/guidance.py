@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.validation import check_arrays
-from fedkd.fusion.views import Arrays
+from fedkd.fusion import Arrays, Guidance, Knowledge, check_arrays
 
 TARGETS = "targets"
 SAMPLES = "samples"

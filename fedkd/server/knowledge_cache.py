@@ -8,12 +8,9 @@ from math import ceil
 
 import numpy as np
 
-from fedkd.clients.upload.stages import SENT
-from fedkd.fusion.distillation.filters import mean_of_kept
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.views import Arrays
-from fedkd.storage.namespaces import below, by_number, under
+from fedkd.clients import SENT
+from fedkd.fusion import Arrays, Kind, mean_of_kept, softmax
+from fedkd.storage import below, by_number, under
 
 LEAST = 1e-12
 """Least faded probability, so that it has a logarithm."""

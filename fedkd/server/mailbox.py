@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.fusion.views import Arrays
-from fedkd.storage.namespaces import below, by_number, under
+from fedkd.fusion import Arrays
+from fedkd.storage import below, by_number, under
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,21 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data
+from fedkd.data import Data, FederatedData
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.views import Architecture, Arrays, ServerLoss
-from fedkd.models.build import build_model
-from fedkd.plan.plan import Plan
+from fedkd.fusion import Architecture, Arrays, ServerLoss
+from fedkd.models import build_model
+from fedkd.plan import Plan
 from fedkd.randomness import derive_seed, numpy_generator, torch_generator
-from fedkd.scenario.schema import ClientGroup
-from fedkd.training.device import prepare_inputs, prepare_model, torch_threads
-from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.evaluate import predict_logits
-from fedkd.training.job import TrainJob
-from fedkd.training.loop import fit
-from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.weights import load_weights, trainable_names, weights_of
+from fedkd.scenario import ClientGroup
+from fedkd.training import (
+    EarlyStopping,
+    OptimizerSpec,
+    TrainJob,
+    fit,
+    load_weights,
+    predict_logits,
+    prepare_inputs,
+    prepare_model,
+    torch_threads,
+    trainable_names,
+    weights_of,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkd.continual.layers import head_names, layers_of
-from fedkd.continual.subspace.bases import have_own_heads, protected_layers
-from fedkd.fusion.forms import Unfit, check_like
-from fedkd.fusion.views import Arrays
-from fedkd.fusion.weights.orthogonal import LEFT, SKETCH, extended, outside, share_left
-from fedkd.scenario.schema import Orthogonal
-from fedkd.storage.namespaces import below
-from fedkd.training.fast.thread_pools import one_blas_thread
+from fedkd.continual import have_own_heads, head_names, layers_of, protected_layers
+from fedkd.fusion import LEFT, SKETCH, Arrays, Unfit, check_like, extended, outside, share_left
+from fedkd.scenario import Orthogonal
+from fedkd.storage import below
+from fedkd.training import one_blas_thread
 
 
 @dataclass(frozen=True)

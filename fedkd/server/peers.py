@@ -8,16 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import Arrays
-from fedkd.fusion.weights.mixing import is_mutual, metropolis, push_sum
-from fedkd.plan.graph import Graph
+from fedkd.fusion import Arrays, FusionStrategy, Guidance, Knowledge, is_mutual, metropolis, push_sum
+from fedkd.plan import Graph
 from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.knowledge_cache import Upload
 from fedkd.server.mailbox import Parcel
-from fedkd.storage.namespaces import below, by_number, under
-from fedkd.training.fast.thread_pools import one_blas_thread
+from fedkd.storage import below, by_number, under
+from fedkd.training import one_blas_thread
 
 MEMORIES, HEARD = "memories/", "heard/"
 

@@ -13,20 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.factory import ClientFactory, model_outputs
-from fedkd.clients.upload.stages import decode, upload_stages
-from fedkd.data.load import Data
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.clients import ClientFactory, decode, model_outputs, upload_stages
+from fedkd.data import Data, FederatedStream
 from fedkd.errors import UserError
-from fedkd.fusion.server_cost import ServerModel
-from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
-from fedkd.fusion.views import Architecture, Arrays, FitSummary, ServerLoss
-from fedkd.plan.plan import Plan
+from fedkd.fusion import (
+    Architecture,
+    Arrays,
+    FitSummary,
+    FusionStrategy,
+    ServerLoss,
+    ServerModel,
+    overrides,
+    teaches_targets,
+)
+from fedkd.plan import Plan
 from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 from fedkd.server.models import TransferSet, TransferSetModels
-from fedkd.training.device import prepare_inputs
-from fedkd.training.weights import weights_of
+from fedkd.training import prepare_inputs, weights_of
 
 KEY = "fusion.strategy"
 LOOKED_AT = 8

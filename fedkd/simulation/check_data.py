@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.errors import one_line
-from fedkd.tracking.wording import counted
+from fedkd.tracking import counted
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import FederatedData
-    from fedkd.data.heterogeneity import Skew
-    from fedkd.data.load import Data
-    from fedkd.data.streams.stream import FederatedStream
-    from fedkd.data.streams.task import Task
-    from fedkd.scenario.schema import Continual, Scenario
+    from fedkd.data import Data, FederatedData, FederatedStream, Skew, Task
+    from fedkd.scenario import Continual, Scenario
 
 HEADS = {
     "task": "each task has outputs of its own",
@@ -120,7 +116,7 @@ def _kind(data: Data) -> str:
 def _size_rows(
     scenario: Scenario, tasks: Sequence[FederatedData], unit: str, held_out: float | None = None
 ) -> Iterator[str]:
-    from fedkd.clients.local_samples import number_kept_apart
+    from fedkd.clients import number_kept_apart
 
     train = [stop - start for data in tasks for start, stop in data.train_bounds]
     test = [stop - start for data in tasks for start, stop in data.test_bounds]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.fusion.weights.averaging import exchanges
-from fedkd.plugins.loading import calling
+from fedkd.fusion import exchanges
+from fedkd.plugins import calling
 from fedkd.simulation.check_data import row
-from fedkd.tracking.wording import counted, size
+from fedkd.tracking import counted, size
 
 if TYPE_CHECKING:
-    from fedkd.clients.costs.arithmetic import Workload
-    from fedkd.data.load import Data
-    from fedkd.plan.plan import Plan
+    from fedkd.clients import Workload
+    from fedkd.data import Data
+    from fedkd.plan import Plan
 
 
 def exchanged(plan: Plan, model: Any) -> int:
@@ -39,9 +39,8 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
     if plan.graph is not None:
         return _links_traffic(plan, data, parameters)
     if "weights" in strategy.capabilities.needs:
-        from fedkd.data.load import first_task
-        from fedkd.fusion.kinds import Kind
-        from fedkd.fusion.weights.averaging import WeightAveraging
+        from fedkd.data import first_task
+        from fedkd.fusion import Kind, WeightAveraging
 
         number, first = np.dtype(scenario.fusion.upload_dtype).itemsize, first_task(data)
         beside = Kind.TRANSFER_LOGITS in strategy.capabilities.kinds.values()
@@ -61,7 +60,7 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
     """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
-    from fedkd.plan.upload_memory import uploads_kept
+    from fedkd.plan import uploads_kept
 
     if (kept := uploads_kept(plan)) == 0:
         return
@@ -79,7 +78,7 @@ def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
 
 
 def _tried(plan: Plan, data: Data) -> tuple[int, int]:
-    from fedkd.server.trial import trial_exchange
+    from fedkd.server import trial_exchange
 
     strategy = plan.scenario.fusion.strategy
     when = " when a round was tried"
@@ -106,12 +105,12 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
 
 def sketches(plan: Plan, data: Data, model: Any) -> str:
     """Word what is sent besides at the end of a task where old ones are protected; empty: nothing is."""
-    from fedkd.data.streams.stream import FederatedStream
+    from fedkd.data import FederatedStream
 
     settings = plan.scenario.fusion.orthogonal
     if settings is None or not isinstance(data, FederatedStream):
         return ""
-    from fedkd.server.orthogonal import Weights, exchanged_bytes
+    from fedkd.server import Weights, exchanged_bytes
 
     weights = Weights.of(model, plan.schedule.order(0), [task.units for task in data])
     up, most = exchanged_bytes(settings, weights.fan_in)
@@ -122,8 +121,8 @@ def sketches(plan: Plan, data: Data, model: Any) -> str:
 
 def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) -> Iterator[str]:
     """Say what is measured besides accuracies, and what it takes."""
-    from fedkd.clients.costs.arithmetic import trial_work
-    from fedkd.data.federated import FederatedData
+    from fedkd.clients import trial_work
+    from fedkd.data import FederatedData
 
     scenario = plan.scenario
     wanted = None if scenario.measure is None else scenario.measure.transferability

@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plan.evaluated_clients import counted_clients, models_told_apart
-from fedkd.report.metrics import metric
-from fedkd.report.run_summary import FINAL_ACCURACIES, outcome_of
-from fedkd.report.statistics import Interval, paired_difference
-from fedkd.scenario.dump import toml_value
-from fedkd.scenario.identity import changed_keys, decisive
-from fedkd.scenario.load import read_scenario, read_toml
-from fedkd.scenario.schema import Scenario
+from fedkd.plan import counted_clients, models_told_apart
+from fedkd.report import FINAL_ACCURACIES, Interval, metric, outcome_of, paired_difference
+from fedkd.scenario import Scenario, changed_keys, decisive, read_scenario, read_toml, toml_value
 from fedkd.simulation.listing import aligned
-from fedkd.storage.paths import expanded
-from fedkd.tracking.html import preformatted, table
-from fedkd.tracking.recorder import read_metrics, read_timings
-from fedkd.tracking.run_folder import SCENARIO, plan_of_run
-from fedkd.tracking.wording import MISSING, duration, percent, points, size
+from fedkd.storage import expanded
+from fedkd.tracking import (
+    MISSING,
+    SCENARIO,
+    duration,
+    percent,
+    plan_of_run,
+    points,
+    preformatted,
+    read_metrics,
+    read_timings,
+    size,
+    table,
+)
 
 LABELS = {
     "accuracy_before_fusion_local": "local accuracy before fusion",

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.scenario.load import read_toml
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.storage.paths import expanded
-from fedkd.tracking.html import table
-from fedkd.tracking.present import read_present
-from fedkd.tracking.recorder import METRICS, SUMMARY
-from fedkd.tracking.run_folder import SCENARIO, is_locked
-from fedkd.tracking.wording import MISSING, duration, percent
+from fedkd.scenario import read_toml
+from fedkd.storage import NotJson, expanded, parse_json
+from fedkd.tracking import (
+    METRICS,
+    MISSING,
+    SCENARIO,
+    SUMMARY,
+    duration,
+    is_locked,
+    percent,
+    read_present,
+    table,
+)
 
 CELLS = "runs"  # folder of the run folders in a bench folder
 SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.tracking.events import RunReport
-from fedkd.tracking.html import preformatted, table
-from fedkd.tracking.recorder import MetricRow, read_metrics
-from fedkd.tracking.wording import closing_lines, percent
+from fedkd.tracking import MetricRow, RunReport, closing_lines, percent, preformatted, read_metrics, table
 
 COLUMNS = ("round", "client", "task", "split", "metric", "value")
 FRAMES = ("pandas", "polars")

@@ -11,28 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.engine.signals import stop_signals
-from fedkd.engine.started_engine import StartedEngine, started_engine
-from fedkd.engine.supervisor import if_lost
+from fedkd.engine import StartedEngine, if_lost, started_engine, stop_signals
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError, blaming
-from fedkd.plan.continuation import check_continuation
-from fedkd.plan.load import load_plan, parse_plan, plan_with
-from fedkd.plan.plan import Plan
-from fedkd.plan.plan import resolve as resolve_scenario
-from fedkd.report.run_summary import finish_run
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.tracking import Tracking
+from fedkd.plan import Plan, check_continuation, load_plan, parse_plan, plan_with
+from fedkd.plan import resolve as resolve_scenario
+from fedkd.report import finish_run
+from fedkd.scenario import Scenario, Tracking
 from fedkd.simulation.results import RunResult
-from fedkd.storage.paths import expanded
-from fedkd.tracking.events import Observers, RunObserver
-from fedkd.tracking.present import PresentFile
-from fedkd.tracking.progress import make_progress
-from fedkd.tracking.run_folder import (
+from fedkd.storage import expanded
+from fedkd.tracking import (
     SCENARIO,
+    Observers,
+    PresentFile,
+    RunLog,
+    RunObserver,
     check_beginning,
     check_links,
     disk_told,
     locked,
+    make_progress,
     new_run_folder,
     plan_of_run,
     refuse_deployed,
@@ -40,10 +37,9 @@ from fedkd.tracking.run_folder import (
     write_clients,
     write_plan,
 )
-from fedkd.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
-    from fedkd.tracking.totals import Totals
+    from fedkd.tracking import Totals
 
 ERROR_FILE = "error.txt"
 STOPPING = "stopping after this round; press Ctrl-C again to stop at once"
@@ -138,7 +134,7 @@ def resume(
 
 
 def _check_continuation(plan: Plan, folder: Path) -> int:
-    from fedkd.federation.checkpoint import CheckpointStore
+    from fedkd.federation import CheckpointStore
 
     began = CheckpointStore(folder).began()
     if began is None:
@@ -153,7 +149,7 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: boo
     observers = [*([make_progress(quiet=False)] if progress else []), *observers]
     everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking != Tracking():
-        from fedkd.tracking.loggers.registry import check_loggers, make_loggers
+        from fedkd.tracking import check_loggers, make_loggers
 
         check_loggers(scenario)
         everyone += make_loggers(scenario, Observers([*observers, everyone[-1]]).message)
@@ -163,7 +159,7 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: boo
 def _work(
     plan: Plan, folder: Path, engine: StartedEngine, observer: RunObserver, *, resume: bool, report: bool
 ) -> RunResult:
-    from fedkd.data.load import task_names
+    from fedkd.data import task_names
 
     with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
@@ -188,7 +184,7 @@ def _work(
         with _writing_to(folder):
             summary = finish_run(plan, folder, totals, observer, tasks)
         if report:
-            from fedkd.report.page.write import report_at_the_end
+            from fedkd.report import report_at_the_end
 
             report_at_the_end(folder, observer.message)
         return RunResult(folder, summary)
@@ -203,10 +199,8 @@ def _rounds(
     resume: bool,
 ) -> Totals:
     """Run all rounds, from the last checkpoint again if actors are lost, and return their costs."""
-    from fedkd.engine.started_engine import RestartPolicy, restart_point
-    from fedkd.federation.apps.server_app import ServerContext, app
-    from fedkd.federation.checkpoint import CheckpointStore
-    from fedkd.federation.run_control import RunControl
+    from fedkd.engine import RestartPolicy, restart_point
+    from fedkd.federation import CheckpointStore, RunControl, ServerContext, server_app
 
     tolerant = plan.scenario.faults.on_client_error != "fail"
     policy = RestartPolicy(plan.scenario.engine.restarts, tolerant=tolerant)
@@ -214,7 +208,7 @@ def _rounds(
     while True:
         context = ServerContext(plan, engine.data, control)
         try:
-            app(engine.grid, context)
+            server_app(engine.grid, context)
             assert context.totals is not None
             return context.totals
         except ActorsLost as loss:
@@ -253,7 +247,7 @@ def _end_told(folder: Path) -> Iterator[None]:
 
 
 def _kept(folder: Path) -> str:
-    from fedkd.federation.checkpoint import CheckpointStore
+    from fedkd.federation import CheckpointStore
 
     saved = CheckpointStore(folder).rounds()
     kept = f"round {saved[-1]} is saved" if saved else "no round is saved yet"

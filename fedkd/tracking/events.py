@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 log = logging.getLogger("fedkd.tracking")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.storage.digests import NO_RUN, read_table, table_path, write_table
+from fedkd.storage import NO_RUN, read_table, table_path, write_table
 from fedkd.tracking.neighbours import FUSION
 
 

@@ -22,7 +22,7 @@ from fedkd.tracking.phase_watch import Display
 from fedkd.tracking.task_matrix import TaskMatrix
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 VISIBLE_ROUNDS = 10
 REFRESHES_PER_SECOND = 4

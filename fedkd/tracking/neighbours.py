@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.storage.digests import NO_RUN, read_table, table_path, write_table
+from fedkd.storage import NO_RUN, read_table, table_path, write_table
 
 FUSION = "fusion"
 MOST_WHOLE = 500  # clients up to which a round has whole tables: a megabyte each

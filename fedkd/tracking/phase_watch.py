@@ -10,17 +10,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.evaluated_clients import counted_clients
-from fedkd.plan.schedule import Schedule
-from fedkd.scenario.stream import task_count
+from fedkd.plan import Schedule, build_schedule, counted_clients
+from fedkd.scenario import task_count
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import duration, phase_text, time_left
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, one_line, words_of
-from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.storage import NotJson, parse_json
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.phase_watch import FollowedRun, Slowest
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 PROGRESS = "progress.json"
 EVERY_SECONDS = 1.0

@@ -16,7 +16,7 @@ from fedkd.tracking.phase_watch import Display
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 QUIET_SECONDS = 30.0
 """Of a round without a line, after which one says how far it is; each takes twice as long as the last."""

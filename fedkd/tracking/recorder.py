@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
-from fedkd.storage.atomic import sync_folder, unshare
-from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.storage import NotJson, parse_json, sync_folder, unshare
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"

@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import RunFailed, UserError, refuse_if
-from fedkd.models.client_mix import architecture_names
-from fedkd.plan.graph import Graph
-from fedkd.plan.load import load_plan
-from fedkd.plan.plan import Plan
-from fedkd.scenario.dump import dump_toml
-from fedkd.scenario.identity import digest_anywhere, digest_of, run_digest
-from fedkd.scenario.schema import Scenario
-from fedkd.storage.atomic import write_json_atomically, write_text_atomically
-from fedkd.storage.digests import read_table
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.storage.paths import expanded
+from fedkd.models import architecture_names
+from fedkd.plan import Graph, Plan, load_plan
+from fedkd.scenario import Scenario, digest_anywhere, digest_of, dump_toml, run_digest
+from fedkd.storage import (
+    NotJson,
+    expanded,
+    parse_json,
+    read_table,
+    write_json_atomically,
+    write_text_atomically,
+)
 from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
 from fedkd.tracking.leftovers import sweep
 from fedkd.tracking.neighbours import FUSION
 from fedkd.tracking.transferability import FOLDER
 
 if TYPE_CHECKING:
-    from fedkd.data.load import Data
+    from fedkd.data import Data
 
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -125,7 +125,7 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
     Counts leave out what `blur` adds, more than `MOST_COUNTS`, and those of a deployed server (not
     `counted`).
     """
-    from fedkd.data.federated import FederatedData
+    from fedkd.data import FederatedData
 
     parts = [("", data)] if isinstance(data, FederatedData) else [(task.name, task.data) for task in data]
     told = counted and plan.scenario.data.clients * sum(part.classes for _, part in parts) <= MOST_COUNTS

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fedkd.errors import FedkdError, Interrupted, described, one_line
-from fedkd.storage.atomic import unshare
+from fedkd.storage import unshare
 from fedkd.tracking.progress import PlainProgress
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 RUN_LOG = "run.log"
 

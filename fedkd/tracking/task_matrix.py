@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.continual.metrics.metrics import average_accuracy, bwt
-from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.held_models import held_models
-from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count
+from fedkd.continual import average_accuracy, bwt
+from fedkd.plan import build_schedule, held_models
+from fedkd.scenario import accuracy_name, main_protocol, protocols, task_count
 from fedkd.tracking.events import RoundReport
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
-    from fedkd.scenario.stream import Protocol
+    from fedkd.scenario import Protocol, Scenario
 
 
 class TaskMatrix:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedkd.storage.digests import NO_RUN, read_table, table_path, write_table
+from fedkd.storage import NO_RUN, read_table, table_path, write_table
 
 FOLDER = "transferability"
 PREDICTED = "predicted_"

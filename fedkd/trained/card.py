@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from fedkd import __version__
-from fedkd.data.load import first_task, task_names
-from fedkd.data.streams.pixels import Rotation
-from fedkd.data.streams.stream import FederatedStream
-from fedkd.scenario.dump import dump_toml
-from fedkd.scenario.schema import Scenario
-from fedkd.tracking.recorder import METRICS, read_metrics
-from fedkd.tracking.wording import moments
+from fedkd.data import FederatedStream, Rotation, first_task, task_names
+from fedkd.scenario import Scenario, dump_toml
+from fedkd.tracking import METRICS, moments, read_metrics
 from fedkd.trained.client import TrainedRun
 
 USE = """```python

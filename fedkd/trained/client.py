@@ -11,26 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.clients.client import Client
-from fedkd.clients.factory import ClientFactory
-from fedkd.clients.local.estimator_trainer import EstimatorTrainer
-from fedkd.clients.local.task_stream import TaskStream
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data, load_data
-from fedkd.data.normalise import Statistics
-from fedkd.data.request import Progress
-from fedkd.data.shares.share_file import MANIFEST
-from fedkd.data.streams.pixels import Transform
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.clients import Client, ClientFactory, EstimatorTrainer, TaskStream
+from fedkd.data import (
+    MANIFEST,
+    Data,
+    FederatedData,
+    FederatedStream,
+    Progress,
+    Statistics,
+    Transform,
+    load_data,
+)
 from fedkd.errors import UserError
-from fedkd.federation.apps.context import participant
-from fedkd.federation.apps.node_state import newest_state
-from fedkd.federation.checkpoint import CheckpointStore, SavedClient
-from fedkd.models.client_mix import architecture_names
-from fedkd.plan.plan import Plan
-from fedkd.storage.namespaces import below
-from fedkd.storage.paths import expanded
-from fedkd.tracking.run_folder import plan_of_run
+from fedkd.federation import CheckpointStore, SavedClient, newest_state, participant
+from fedkd.models import architecture_names
+from fedkd.plan import Plan
+from fedkd.storage import below, expanded
+from fedkd.tracking import plan_of_run
 from fedkd.trained.network import OfUnits, with_tensors
 
 
@@ -133,8 +130,8 @@ class TrainedRun:
             if saved.state is not None:
                 client.restore(saved.state)
             if self.plan.capabilities.brings_model:  # clients have none of their own: they have the server's
-                from fedkd.federation.flower_averaging import WEIGHTS
-                from fedkd.server.by_task import model_in
+                from fedkd.federation import WEIGHTS
+                from fedkd.server import model_in
 
                 client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
         if isinstance(self.data, FederatedStream):

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fedkd.models.build import blank_inputs
-from fedkd.models.evaluation_mode import predicting
-from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
+from fedkd.models import Conv2d, Flatten, MaxPool2d, blank_inputs, predicting
 
 HEADER = '''"""The networks of a federation's clients, written down from their traces."""
 

@@ -1,1 +1,5 @@
 """Local optimisation: the loop, losses, optimisers and evaluation, on torch and numpy alone."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

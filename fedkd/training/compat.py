@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase as NormWithStatistics
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
 
-from fedkd.models.fast.kernel_mode import schema_of as schema_of
-from fedkd.models.fast.kernel_mode import transformed as transformed
+from fedkd.models import schema_of as schema_of
+from fedkd.models import transformed as transformed
 
 __all__ = ["BatchNorm", "NormWithStatistics"]
 below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(

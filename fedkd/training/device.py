@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.models.fast.batch_last import use_torch_kernels
+from fedkd.models import use_torch_kernels
 from fedkd.training.fast.thread_pools import thread_pools
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.models.evaluation_mode import predicting
-from fedkd.models.fast.batch_last import Conv2d
+from fedkd.models import Conv2d, predicting
 from fedkd.training.fast.known_modules import all_recordable
 from fedkd.training.losses import in_floats
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar
 
-from fedkd.plugins.loading import contained
+from fedkd.plugins import contained
 from fedkd.training.fast.replay import Replays
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit

@@ -1,1 +1,5 @@
 """Searching for hyper-parameters on held-out samples, with Optuna."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedkd.benchmark.schema import METRICS
+from fedkd.benchmark import METRICS
 from fedkd.errors import UserError, did_you_mean
-from fedkd.report.metrics import CONTINUAL_METRICS
-from fedkd.scenario.explain import check_metric_name
-from fedkd.scenario.stream import protocols
-from fedkd.tracking.events import RoundReport
-from fedkd.tracking.task_matrix import TaskMatrix, matrices
+from fedkd.report import CONTINUAL_METRICS
+from fedkd.scenario import check_metric_name, protocols
+from fedkd.tracking import RoundReport, TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import check_metric_name
+from fedkd.scenario import Scenario
 
 PREFIX = "validation/"
 _SPLITS = ("local", "global")
@@ -22,7 +21,7 @@ ACCURACIES = tuple(f"{name}_{split}" for split in _SPLITS for name in ("accuracy
 AVERAGE = "average_accuracy_"
 PROTOCOLS = ("task_incremental", "domain_incremental", "class_incremental")
 OBJECTIVES = tuple(PREFIX + name for name in (*ACCURACIES, *(AVERAGE + protocol for protocol in PROTOCOLS)))
-DEFAULT = OBJECTIVES[0]
+DEFAULT: str = OBJECTIVES[0]
 
 
 def check_metric(name: str) -> None:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark.cells import cell_layers, cell_tables
-from fedkd.benchmark.merge import flatten
-from fedkd.plan.load import parse_scenario
-from fedkd.report.tables import csv_text
-from fedkd.scenario.dump import dump_toml
-from fedkd.scenario.schema import Scenario
-from fedkd.storage.atomic import write_json_atomically, write_text_atomically
-from fedkd.tracking.wording import percent
+from fedkd.benchmark import cell_layers, cell_tables, flatten
+from fedkd.plan import parse_scenario
+from fedkd.report import csv_text
+from fedkd.scenario import Scenario, dump_toml
+from fedkd.storage import write_json_atomically, write_text_atomically
+from fedkd.tracking import percent
 from fedkd.tuning.schema import Search
 from fedkd.tuning.trials import Trial, best_of, in_words, value_labels
 

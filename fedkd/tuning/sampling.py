@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.plugins.versions import how_to_install
+from fedkd.plugins import how_to_install
 from fedkd.randomness import derive_seed
 from fedkd.tuning.space import Dimension
 

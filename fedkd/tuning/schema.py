@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fedkd.benchmark.merge import flatten, overlapping
-from fedkd.benchmark.schema import (
+from fedkd.benchmark import (
     NAME,
     Bench,
     BenchFile,
@@ -22,12 +21,12 @@ from fedkd.benchmark.schema import (
     check_base_and_seeds,
     dump_file,
     explaining,
+    flatten,
+    overlapping,
     with_scenario,
 )
 from fedkd.errors import UserError
-from fedkd.scenario.load import read_toml
-from fedkd.scenario.schema import PositiveInt, Scenario
-from fedkd.scenario.shipped import find_shipped
+from fedkd.scenario import PositiveInt, Scenario, find_shipped, read_toml
 from fedkd.tuning.objective import DEFAULT, OBJECTIVES, check_metric
 from fedkd.tuning.space import Dimension, Range, dimensions, parse_search
 

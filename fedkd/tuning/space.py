@@ -10,13 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fedkd.benchmark.merge import overlapping
+from fedkd.benchmark import overlapping
 from fedkd.errors import UserError, refuse_if
-from fedkd.plugins.validation_errors import explain_error
-from fedkd.scenario.explain import dotted
-from fedkd.scenario.overrides import parse_override
-from fedkd.scenario.schema import Section
-from fedkd.scenario.toml import NotToml, parse_toml
+from fedkd.plugins import explain_error
+from fedkd.scenario import NotToml, Section, dotted, parse_override, parse_toml
 
 SEARCH = "--search"
 FORM = "e.g. training.lr=log:1e-4..1e-1 training.local_epochs=1..5 training.optimizer=adam,sgd"

@@ -10,23 +10,28 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fedkd.benchmark.cells import Cell, cell_layers, cell_tables, in_cell, level_of, make_cell
-from fedkd.benchmark.finished import read_summary
-from fedkd.benchmark.merge import flatten, value_at
-from fedkd.benchmark.worker import Outcome, run_cell
+from fedkd.benchmark import (
+    Cell,
+    Outcome,
+    cell_layers,
+    cell_tables,
+    flatten,
+    in_cell,
+    level_of,
+    make_cell,
+    read_summary,
+    run_cell,
+    value_at,
+)
 from fedkd.errors import UserError
-from fedkd.plan.load import parse_scenario
-from fedkd.scenario.explain import dotted
-from fedkd.scenario.load import scenario_from_json
-from fedkd.storage.atomic import write_json_atomically
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.tracking.events import RoundReport, RunObserver
-from fedkd.tracking.recorder import read_metrics
-from fedkd.tracking.wording import percent
+from fedkd.plan import parse_scenario
+from fedkd.scenario import dotted, scenario_from_json
+from fedkd.storage import NotJson, parse_json, write_json_atomically
+from fedkd.tracking import RoundReport, RunObserver, percent, read_metrics
 from fedkd.tuning.objective import Curve, check_metric_of, final_value
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
     from fedkd.tuning.schema import Search
     from fedkd.tuning.space import Dimension
 

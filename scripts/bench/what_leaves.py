@@ -21,8 +21,8 @@ from flwr.app import Context, Message, RecordDict
 from fedkd.deployment.partition import SERVER, client_folder, write_partition
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import FedkdError
-from fedkd.federation.apps.client_app import app as client_app
-from fedkd.federation.apps.server_app import app as server_app
+from fedkd.federation.apps.client_app import client_app
+from fedkd.federation.apps.server_app import server_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
 from fedkd.federation.messages.arrays import payload_bytes, values_of
 from fedkd.federation.messages.exchange import NodeSubset

@@ -151,11 +151,6 @@ def warm_up(command: Command, folder: Path) -> None:
     import sklearn.linear_model  # noqa: F401
     import torch
 
-    import fedkd.benchmark.bench
-    import fedkd.engine.clients
-    import fedkd.report.figures
-    import fedkd.simulation.check
-    import fedkd.simulation.runner  # noqa: F401
     from campaign.base import stream_tables, tables, write_scenario
 
     torch.set_num_threads(1)

@@ -184,7 +184,7 @@ def _names() -> tuple[list[str], list[str]]:
 
 
 def _schema() -> tuple[dict[str, Any], list[Path]]:
-    from fedkd.plan.json_schema import json_schema
+    from fedkd.plan.scenario_schema import json_schema
 
     schema = json_schema()
     return schema, sorted(_paths(schema, schema, ()))

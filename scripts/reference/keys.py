@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel
 
 from fedkd.benchmark.schema import METRICS, BenchFile
-from fedkd.plugins.hyperparameters import type_text
+from fedkd.plugins.schema import type_text
 from fedkd.report.metrics import CONTINUAL_METRICS
 from fedkd.scenario.schema import Scenario
 from reference.markdown import code, default, page, prose, table

@@ -15,7 +15,7 @@ from fedkd.federation.flower_strategies import flower_hyperparameters, flower_st
 from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES, source_of, strategy_hyperparameters
 from fedkd.models.registry import MODELS
-from fedkd.plugins.hyperparameters import HyperParameter
+from fedkd.plugins.schema import HyperParameter
 from fedkd.scenario.schema import Partition
 from reference import results
 from reference.markdown import code, default, docstring, page, prose, table

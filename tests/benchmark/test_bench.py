@@ -21,7 +21,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.benchmark import estimate, scheduler
-from fedkd.benchmark.bench import BenchResult, bench, plan_bench, study_so_far
+from fedkd.benchmark.runner import BenchResult, bench, plan_bench, study_so_far
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.cli.main import main
 from fedkd.errors import Interrupted
@@ -124,7 +124,7 @@ def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, copied):
 
 def test_only_what_is_missing_runs(in_turn, copied, monkeypatch):
     out = copied
-    monkeypatch.setattr("fedkd.report.figures.draw_figures", lambda *arguments: None)
+    monkeypatch.setattr("fedkd.report.draw_figures", lambda *arguments: None)
     before = stamps(out)
     unfinished, removed, *_ = run_folders(out)
     (unfinished / "summary.json").unlink()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedkd.benchmark.bench import BenchResult, bench
 from fedkd.benchmark.finished import read_summary
+from fedkd.benchmark.runner import BenchResult, bench
 from fedkd.cli.main import main
 
 RENAMED = {"how": {"alone": {"fusion.strategy": "local"}, "knfu": {}}}
@@ -22,7 +22,7 @@ RENAMED = {"how": {"alone": {"fusion.strategy": "local"}, "knfu": {}}}
 def undrawn() -> Iterator[None]:
     """Nothing here is about figures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedkd.report.figures.draw_figures", lambda *arguments: None)
+        patch.setattr("fedkd.report.draw_figures", lambda *arguments: None)
         yield
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from fedkd.benchmark.bench import bench, plan_bench
 from fedkd.benchmark.references import add_reference_metrics
 from fedkd.benchmark.results import collect
+from fedkd.benchmark.runner import bench, plan_bench
 from fedkd.benchmark.worker import Outcome
-from fedkd.plan.poisoned_clients import poisoned_clients
+from fedkd.plan.client_roles import poisoned_clients
 
 TASKS, ROUNDS_PER_TASK, CLIENTS = 2, 2, 3
 RELATIVE = ("intransigence", "gain_over_single")
@@ -21,7 +21,7 @@ RELATIVE = ("intransigence", "gain_over_single")
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Figures take longer than everything else and are tested elsewhere."""
-    monkeypatch.setattr("fedkd.report.figures.draw_figures", lambda *args: None)
+    monkeypatch.setattr("fedkd.report.draw_figures", lambda *args: None)
 
 
 @pytest.fixture

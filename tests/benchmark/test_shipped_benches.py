@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.benchmark.bench import BenchPlan, bench, plan_bench
+from fedkd.benchmark.runner import BenchPlan, bench, plan_bench
 from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS
 from fedkd.fusion.registry import STRATEGIES

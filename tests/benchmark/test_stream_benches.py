@@ -8,8 +8,8 @@ import json
 import pyarrow.parquet
 import pytest
 
-from fedkd.benchmark.bench import bench
 from fedkd.benchmark.cells import make_cells, shown_metrics
+from fedkd.benchmark.runner import bench
 from fedkd.benchmark.schema import load_bench
 from fedkd.cli.main import main
 

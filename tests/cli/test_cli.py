@@ -5,7 +5,6 @@ import re
 import resource
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,8 @@ def fake_run(monkeypatch):
 
         return call
 
-    module = types.ModuleType("fedkd.simulation.runner")
-    module.run, module.resume = record("run"), record("resume")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fedkd.simulation.runner", module)
+    for name in ("run", "resume"):
+        monkeypatch.setattr(f"fedkd.simulation.{name}", record(name))
     return calls
 
 

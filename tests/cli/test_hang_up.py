@@ -155,7 +155,7 @@ def test_under_nohup_it_is_ignored(digits_toml, tmp_path, hang_up):
 def test_before_the_first_round_it_interrupts_too(
     number, digits_toml, tmp_path, monkeypatch, capsys, hang_up
 ):
-    monkeypatch.setattr("fedkd.data.load.load_data", lambda *args, **keys: os.kill(os.getpid(), number))
+    monkeypatch.setattr("fedkd.data.load_data", lambda *args, **keys: os.kill(os.getpid(), number))
     terminate = signal.getsignal(signal.SIGTERM)
     assert main(["run", str(digits_toml), "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "error: stopped at once; nothing was written; start it again\n"

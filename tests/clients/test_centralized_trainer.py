@@ -21,8 +21,8 @@ from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation.apps.context import client_behind
 from fedkd.models.build import build_model
+from fedkd.plan.client_roles import poisoned_clients
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.plan.poisoned_clients import poisoned_clients
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup
 

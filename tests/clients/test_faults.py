@@ -20,9 +20,9 @@ from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
+from fedkd.plan.client_roles import poisoned_clients, round_half_up
 from fedkd.plan.load import load_scenario
 from fedkd.plan.plan import resolve
-from fedkd.plan.poisoned_clients import poisoned_clients, round_half_up
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 

@@ -14,7 +14,7 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 from fedkd.tracking.wording import size
 
 

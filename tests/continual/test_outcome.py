@@ -13,8 +13,8 @@ import tomli_w
 import fedkd
 from fedkd.continual.metrics.metrics import forgetting_first_last, learning_area
 from fedkd.continual.metrics.outcome import StreamOutcome, stream_outcome
-from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.load import load_scenario
+from fedkd.plan.schedule_builder import build_schedule
 from fedkd.report.run_summary import _continual
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
@@ -323,7 +323,7 @@ def test_the_summary_spreads_every_figure_over_honest_clients(finished):
 
 
 def poisoned(scenario):
-    from fedkd.plan.poisoned_clients import poisoned_clients
+    from fedkd.plan.client_roles import poisoned_clients
 
     return poisoned_clients(scenario)
 

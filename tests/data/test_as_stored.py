@@ -17,7 +17,7 @@ from fedkd.models.build import build_model, forward_flops
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.scenario.schema import ClientGroup
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 
 LENGTH, BIG = 6, 2**24 + 1  # an id that float32 cannot hold
 SEEN: set[torch.dtype] = set()

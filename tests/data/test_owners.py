@@ -19,7 +19,7 @@ from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.report.page.write import write_report
 from fedkd.scenario.schema import Partition
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 
 
 def synthetic(tmp_path, clients: int = 6, **args) -> Dataset:

@@ -16,7 +16,7 @@ from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
 from fedkd.scenario.identity import decisive, digest_of
 from fedkd.scenario.schema import Scenario
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 from fedkd.trained.card import _tests
 
 pytestmark = pytest.mark.usefixtures("read_once")

@@ -14,7 +14,7 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.data.shares.share import share_of_client
 from fedkd.errors import UserError
-from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.apps.context import Participant
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.messages import records as msg

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import fedkd
 from fedkd.errors import RunFailed, UserError
-from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.apps.context import participant
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.messages import records as msg

@@ -11,7 +11,7 @@ from deployed_nodes import Deployed
 from flwr.app import Context, Message, MetricRecord
 
 from fedkd.errors import RunFailed
-from fedkd.federation.apps.client_app import app as client_app
+from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, to_record
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedkd.engine.started_engine import RestartPolicy
+from fedkd.engine.startup import RestartPolicy
 from fedkd.errors import ActorsLost
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fedkd.data.load import load_data
 from fedkd.engine.work_assignment import assign_work, client_costs
-from fedkd.plan.evaluated_clients import evaluated_clients
+from fedkd.plan.client_roles import evaluated_clients
 from fedkd.plan.load import parse_plan
 
 

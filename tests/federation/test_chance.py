@@ -10,8 +10,8 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted
-from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.load import parse_scenario
+from fedkd.plan.schedule_builder import build_schedule
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_warnings
 

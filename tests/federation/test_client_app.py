@@ -15,7 +15,7 @@ from fedkd.clients.evaluation.fusion_effect import CORRECT, FOLLOWED
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import TrainingDiverged
-from fedkd.federation.apps.client_app import answer_together, app
+from fedkd.federation.apps.client_app import answer_together, client_app
 from fedkd.federation.apps.context import client_behind, local_context
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.messages import records as msg
@@ -89,7 +89,7 @@ class Live:
         self.contexts = [local_context(factory, n) for n in range(plan.scenario.data.clients)]
 
     def alone(self, messages: Sequence[Message]) -> list[dict]:
-        return [said(app(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)])) for m in messages]
+        return [said(client_app(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)])) for m in messages]
 
     def together(self, messages: Sequence[Message]) -> list[Message | Exception]:
         return answer_together([(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)]) for m in messages])
@@ -179,7 +179,7 @@ class Rebuilt:
         self.context = Context(RUN_ID, node_id_of(0), {"partition-id": 0}, RecordDict(), config)
 
     def alone(self, messages: Sequence[Message]) -> list[dict]:
-        return [said(app(m, self.context)) for m in messages]
+        return [said(client_app(m, self.context)) for m in messages]
 
     def state(self) -> dict[str, np.ndarray]:
         return from_record(self.context.state.array_records[msg.STATE])
@@ -222,12 +222,12 @@ def test_without_a_stream_the_metrics_of_guidance_are_those_of_its_evaluation(ta
     messages = [message(0, msg.TRAIN, 1), message(0, msg.EVALUATE, 1, guidance={"targets": taught})]
     assert live.alone(messages) == rebuilt.alone(messages)
     context = Live(plan).contexts[0]
-    app(messages[0], context)
-    assert not app(message(0, msg.END_TASK, 1, guidance={"targets": taught}), context).has_error()
-    apart = metrics_of(app(message(0, msg.EVALUATE, 1), context))
+    client_app(messages[0], context)
+    assert not client_app(message(0, msg.END_TASK, 1, guidance={"targets": taught}), context).has_error()
+    apart = metrics_of(client_app(message(0, msg.EVALUATE, 1), context))
     context = Live(plan).contexts[0]
-    app(messages[0], context)
-    assert apart == metrics_of(app(messages[1], context))
+    client_app(messages[0], context)
+    assert apart == metrics_of(client_app(messages[1], context))
     assert all(np.isfinite(apart[key]) for key in FIDELITY)
 
 
@@ -235,7 +235,7 @@ def test_a_training_forgets_guidance_that_nobody_measured(tables):
     live = Live(parse_plan(tables))
     taught = np.full((60, 10), 0.1, np.float32)
     live.alone([message(0, msg.TRAIN, 2, guidance={"targets": taught})])
-    metrics = metrics_of(app(message(0, msg.EVALUATE, 2), live.contexts[0]))
+    metrics = metrics_of(client_app(message(0, msg.EVALUATE, 2), live.contexts[0]))
     assert all(np.isnan(metrics[key]) for key in FIDELITY)
     assert metrics["accuracy_local"] == live.contexts[0].client().evaluator.evaluate("local").accuracy
 

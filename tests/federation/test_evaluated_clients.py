@@ -13,11 +13,10 @@ from stopping import StopInRound
 import fedkd
 from fedkd.clients.evaluation.evaluator import Evaluator
 from fedkd.errors import Interrupted, UserError
-from fedkd.plan.evaluated_clients import counted_clients, evaluated_clients
+from fedkd.plan.client_roles import counted_clients, evaluated_clients, poisoned_clients
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.plan.poisoned_clients import poisoned_clients
 from fedkd.scenario.schema import Scenario
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 
 CLIENTS, SOME = 5, 2
 STREAM = {

@@ -17,7 +17,7 @@ import fedkd
 from fedkd.clients.client import Client
 from fedkd.clients.evaluation.evaluator import Evaluator
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
-from fedkd.federation.apps.server_app import app as server_app
+from fedkd.federation.apps.server_app import server_app
 from fedkd.plan.load import load_plan
 from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RunObserver

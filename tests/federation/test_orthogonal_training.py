@@ -17,8 +17,8 @@ from fedkd.models.zoo.mlp import mlp
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.scenario.schema import Orthogonal
 from fedkd.server.orthogonal import OrthogonalTraining, Weights, exchanged_bytes
-from fedkd.simulation.check import check
 from fedkd.simulation.runner import RunResult
+from fedkd.simulation.scenario_check import check
 from fedkd.storage.namespaces import below
 from fedkd.tracking.wording import size
 from fedkd.training.weights import weights_of
@@ -178,13 +178,13 @@ def test_the_threshold_grows_with_the_tasks():
         ({"strategy": "knfu"}, "only Flower's strategies .* strategy is 'knfu'"),
         ({"strategy": "scaffold"}, "only Flower's strategies"),
         ({"continual": None}, "needs a stream of tasks"),
-        ({"order": "shuffled"}, "needs all clients at the same task.*order = 'same' and clock = 'lockstep'"),
+        ({"order": "shuffled"}, "needs all clients at the same task.*order = 'same' and pace = 'lockstep'"),
         ({"pace": "uniform"}, "needs all clients at the same task"),
         ({"population": {"late": 0.5}}, "needs all clients at the same task"),
     ],
 )
 def test_where_there_is_no_old_task_of_all_it_is_refused(changes, message, tables):
-    tables["continual"]["tasks"] |= {key: changes[key] for key in ("order", "clock") if key in changes}
+    tables["continual"]["tasks"] |= {key: changes[key] for key in ("order", "pace") if key in changes}
     tables["fusion"] |= {key: changes[key] for key in ("strategy",) if key in changes}
     tables |= {key: changes[key] for key in ("population", "continual") if key in changes}
     found = {key: value for key, value in tables.items() if value is not None}

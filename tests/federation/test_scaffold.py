@@ -27,7 +27,7 @@ from fedkd.fusion.weights.scaffold import Scaffold
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.server.models import TransferSet, TransferSetModels
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 from fedkd.tracking.wording import size
 
 LR, STEPS = 0.2, 3

@@ -11,7 +11,7 @@ from stopping import StopInRound
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 
 N, M, PIXELS = 3, 40, 64
 CLASSES_MET = (2, 4)

@@ -24,7 +24,7 @@ from fedkd.federation.messages.arrays import to_record
 from fedkd.federation.transferability import TransferProbe
 from fedkd.plan.load import load_scenario, parse_plan
 from fedkd.scenario.schema import Transferability
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.transferability import read_transfer_map

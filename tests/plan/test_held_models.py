@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import fedkd
-from fedkd.plan.held_models import held_models
 from fedkd.plan.load import parse_plan, parse_scenario
+from fedkd.plan.model_sharing import held_models
 
 N = 3
 MLP, WIDER = ({"model": "mlp", "args": {"hidden": [width]}} for width in (8, 12))

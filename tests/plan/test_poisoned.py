@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedkd.plan.evaluated_clients import counted_clients
+from fedkd.plan.client_roles import counted_clients, poisoned_clients, victim_of
 from fedkd.plan.load import parse_scenario
-from fedkd.plan.poisoned_clients import poisoned_clients, victim_of
 from fedkd.scenario.schema import Scenario
 
 

@@ -26,7 +26,7 @@ from conftest import digits_tables
 from prose import DOCS, PAGES, REPOSITORY, Block
 
 import fedkd
-from fedkd.benchmark.bench import plan_bench
+from fedkd.benchmark.runner import plan_bench
 from fedkd.benchmark.schema import BenchFile
 from fedkd.cli.main import _parser
 from fedkd.continual.registry import LEARNERS
@@ -37,7 +37,7 @@ from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.shipped import names_of
+from fedkd.scenario.shipped_files import names_of
 from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import check_space
 

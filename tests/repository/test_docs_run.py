@@ -33,7 +33,7 @@ from conftest import digits_tables
 from prose import PAGES, REPOSITORY, Block
 
 from fedkd.cli.main import main
-from fedkd.scenario.shipped import names_of
+from fedkd.scenario.shipped_files import names_of
 
 pytestmark = [pytest.mark.docs, pytest.mark.usefixtures("paged")]
 

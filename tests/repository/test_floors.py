@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[2] / "fedkd"
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = REPOSITORY / "fedkd"
+ROOT = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
 
 # Lowest first. A room is a package or a module directly below `fedkd`; rooms of one floor stand side by side.
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -129,6 +132,40 @@ def test_every_room_has_its_floor():
     rooms = {room_of(path) for path in PACKAGE.rglob("*.py")}
     assert sorted(rooms - FLOOR.keys()) == [], "rooms that are not on the plan"
     assert sorted(FLOOR.keys() - rooms) == [], "rooms on the plan that are not there"
+
+
+MODULES_AT_A_DOOR = {"fedkd.federation.messages.records"}
+"""Modules that other rooms import whole: constants of messages, which read best as `msg.TRAIN`."""
+
+
+def test_rooms_import_from_doors():
+    """An import from another room names that room alone, whose `__init__.pyi` lists what others may use."""
+    past = [
+        str(found)
+        for found, target in between_rooms()
+        if (PACKAGE / target).is_dir()
+        and found.names[0].count(".") > 1
+        and found.names[-1] not in MODULES_AT_A_DOOR
+    ]
+    assert past == []
+
+
+def test_doors_export_what_others_use():
+    used = {(target, found.names[-1].rpartition(".")[2]) for found, target in between_rooms()}
+    for folder in ("fedkd/scaffold", "docs", "scenarios", "README.md"):
+        places = REPOSITORY / folder
+        for path in [places] if places.is_file() else places.rglob("*.*"):
+            if path.suffix in (".py", ".md", ".ipynb", ".template"):
+                text = path.read_text(encoding="utf-8")
+                for room, names in re.findall(r"from fedkd\.(\w+) import ([\w, ]+)", text):
+                    used |= {(room, name) for name in names.split(", ")}
+    root = {name for names in re.findall(r"import (.*)", ROOT) for name in re.findall(r"as (\w+)", names)}
+    exported = {
+        (stub.parent.name, name)
+        for stub in PACKAGE.glob("*/__init__.pyi")
+        for name in re.findall(r"as (\w+)", stub.read_text(encoding="utf-8"))
+    }
+    assert sorted(pair for pair in exported - used if pair[1] not in root) == []
 
 
 def test_no_import_runs_upwards():

@@ -18,7 +18,7 @@ import fedkd
 from fedkd.cli.completion import keys_of, scenario_words, set_words
 from fedkd.cli.doctor import _why_none
 from fedkd.cli.main import LISTS, _parser
-from fedkd.plugins import versions as installed
+from fedkd.plugins import packages as installed
 from fedkd.scenario.schema import Scenario
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -192,7 +192,7 @@ def test_partitions_are_listed_with_their_keys(capsys):
 def test_the_schema_of_benches(capsys):
     from fedkd.cli.main import main
     from fedkd.scenario.load import read_toml
-    from fedkd.scenario.shipped import shipped
+    from fedkd.scenario.shipped_files import shipped
 
     assert main(["check", "--schema", "bench"]) == 0
     schema = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ import pytest
 from fedkd.cli.main import main
 from fedkd.plan.load import load_scenario, parse_scenario
 from fedkd.scenario.load import read_toml
-from fedkd.scenario.shipped import find_shipped, shipped
+from fedkd.scenario.shipped_files import find_shipped, shipped
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.run_folder import SCENARIO
 

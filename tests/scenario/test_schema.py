@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
-from fedkd.plan.json_schema import json_schema
+from fedkd.plan.scenario_schema import json_schema
 from fedkd.scenario.explain import known_keys
 from fedkd.scenario.schema import Continual, Engine, Fusion, Scenario
 

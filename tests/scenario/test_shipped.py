@@ -10,8 +10,8 @@ import pytest
 from fedkd.benchmark.schema import load_bench
 from fedkd.errors import UserError
 from fedkd.plan.load import load_scenario
-from fedkd.scenario import shipped as module
-from fedkd.scenario.shipped import Shipped, find_shipped, names_of, shipped, shipped_folder
+from fedkd.scenario import shipped_files as module
+from fedkd.scenario.shipped_files import Shipped, find_shipped, names_of, shipped, shipped_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

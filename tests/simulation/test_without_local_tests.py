@@ -11,7 +11,7 @@ import fedkd
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.recorder import read_epochs, read_metrics

@@ -24,7 +24,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "fedkd.cli.main",
-        "fedkd.simulation.check",
+        "fedkd.simulation.scenario_check",
         "fedkd.simulation.runner",
         "fedkd.engine.clients",
         "sklearn.datasets",

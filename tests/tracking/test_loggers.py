@@ -15,7 +15,7 @@ from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.plan import resolve
 from fedkd.scenario.schema import Scenario
-from fedkd.simulation.check import check
+from fedkd.simulation.scenario_check import check
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.background import BackgroundLogger
 from fedkd.tracking.loggers.figures import FigureMaker

@@ -80,7 +80,7 @@ def test_a_place_where_nobody_can_write_is_one_line(digits_toml, tmp_path, capsy
 
 def test_it_is_said_before_any_data_are_loaded(digits_toml, tmp_path, monkeypatch):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
-    monkeypatch.setattr("fedkd.data.load.load_data", lambda *arguments, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("fedkd.data.load_data", lambda *arguments, **options: pytest.fail("loaded"))
     with pytest.raises(UserError, match="holds a run already"):
         fedkd.run(load_scenario(digits_toml), out=folder)
     with locked(folder), pytest.raises(UserError, match="another process"):

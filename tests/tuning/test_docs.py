@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.tuning.objective import OBJECTIVES
-from fedkd.tuning.tune import plan_tune
+from fedkd.tuning.runner import plan_tune
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
 

@@ -19,7 +19,7 @@ from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.load import read_toml
 from fedkd.tracking.recorder import read_metrics
-from fedkd.tuning import tune as module
+from fedkd.tuning import runner as module
 from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import TRIAL, read_record
 

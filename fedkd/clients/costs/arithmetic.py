@@ -10,20 +10,20 @@ from torch import nn
 
 from fedkd.clients.costs.model_memory import made_auxiliaries
 from fedkd.clients.local_samples import number_kept_apart, share_held_out
-from fedkd.continual.traits import predicts_by_weights
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data
-from fedkd.data.streams.stream import FederatedStream
-from fedkd.fusion.auxiliary import OWN, networks_of
-from fedkd.fusion.local_objective import trained_epochs
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, ServerModel
-from fedkd.models.build import blank_inputs, build_model, count_parameters, forward_flops
-from fedkd.models.client_mix import architecture_names
-from fedkd.models.estimator import Estimator
-from fedkd.models.evaluation_mode import predicting
-from fedkd.plan.evaluated_clients import evaluated_clients
-from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import ClientGroup
+from fedkd.continual import predicts_by_weights
+from fedkd.data import Data, FederatedData, FederatedStream
+from fedkd.fusion import OWN, TRAINING, Extent, ServerCost, ServerModel, networks_of, trained_epochs
+from fedkd.models import (
+    Estimator,
+    architecture_names,
+    blank_inputs,
+    build_model,
+    count_parameters,
+    forward_flops,
+    predicting,
+)
+from fedkd.plan import Plan, evaluated_clients
+from fedkd.scenario import ClientGroup
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,12 @@ from torch import nn
 
 from fedkd.clients.factory import model_factories, model_outputs
 from fedkd.clients.local.train_jobs import round_optimizer
-from fedkd.data.load import Data, first_task
-from fedkd.data.memory_budget import machine_memory
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.data import Data, FederatedStream, first_task, machine_memory
 from fedkd.errors import UserError
-from fedkd.fusion.strategy import overrides
-from fedkd.models.build import build_group_models
-from fedkd.models.estimator import Estimator
-from fedkd.plan.auxiliaries import make_auxiliaries
-from fedkd.plan.checks.requirements import check_requirements
-from fedkd.plan.plan import Plan
-from fedkd.plan.upload_memory import uploads_kept
-from fedkd.training.device import resolve_device
+from fedkd.fusion import overrides
+from fedkd.models import Estimator, build_group_models
+from fedkd.plan import Plan, check_requirements, make_auxiliaries, uploads_kept
+from fedkd.training import resolve_device
 
 STATES_AT_ONCE = 128
 """Clients whose states the server's process holds while they are saved or restored, and as many while they

@@ -12,10 +12,8 @@ from torch import nn
 
 from fedkd.clients.evaluation.fusion_effect import SPLITS, Split
 from fedkd.clients.local.network_trainer import NetworkTrainer
-from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.local_objective import objective_of
-from fedkd.fusion.views import Arrays
-from fedkd.training.evaluate import Score, score
+from fedkd.fusion import Arrays, networks_of, objective_of
+from fedkd.training import Score, score
 
 if TYPE_CHECKING:
     from fedkd.clients.client import Client

@@ -8,10 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from fedkd.fusion.math.fidelity import agreement, divergence, flips
-from fedkd.fusion.views import Arrays
-from fedkd.storage.namespaces import below, under
-from fedkd.training.evaluate import Score
+from fedkd.fusion import Arrays, agreement, divergence, flips
+from fedkd.storage import below, under
+from fedkd.training import Score
 
 Split = Literal["local", "global"]
 SPLITS: tuple[Split, ...] = ("local", "global")

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from fedkd.clients.evaluation.fusion_effect import SPLITS
 from fedkd.clients.shared_network import Measured
-from fedkd.continual.learning import TaskLearning
-from fedkd.continual.task_model import TaskModel
-from fedkd.continual.traits import predicts_by_weights
-from fedkd.data.streams.stream import FederatedStream
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import main_protocol, protocols
-from fedkd.training.evaluate import predict_in_batches
+from fedkd.continual import TaskLearning, TaskModel, predicts_by_weights
+from fedkd.data import FederatedStream
+from fedkd.scenario import Scenario, main_protocol, protocols
+from fedkd.training import predict_in_batches
 
 Asked = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 """The place of a task in a client's order, and where in memory samples lie."""

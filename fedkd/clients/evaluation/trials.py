@@ -15,10 +15,8 @@ from torch import nn
 
 from fedkd.clients.client import Client
 from fedkd.clients.evaluation.fusion_effect import SPLITS
-from fedkd.fusion.distillation.shift import START, mean_prediction
-from fedkd.fusion.kinds import Kind
-from fedkd.training.evaluate import score
-from fedkd.training.executor import Training
+from fedkd.fusion import START, Kind, mean_prediction
+from fedkd.training import Training, score
 
 LOGITS = "logits"
 KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}

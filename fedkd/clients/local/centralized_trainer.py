@@ -18,17 +18,22 @@ from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.poison import poison_of
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.trainer import Trained, Trainee
-from fedkd.data.federated import FederatedData
-from fedkd.fusion.views import Arrays
-from fedkd.plan.plan import Plan
+from fedkd.data import FederatedData
+from fedkd.fusion import Arrays
+from fedkd.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
-from fedkd.scenario.schema import ClientGroup, Scenario
-from fedkd.storage.namespaces import below, under
-from fedkd.training.executor import Training
-from fedkd.training.job import TrainJob
-from fedkd.training.losses import correct, cross_entropy
-from fedkd.training.majority_guessing import Hits, guessing_right
-from fedkd.training.weights import load_weights, weights_of
+from fedkd.scenario import ClientGroup, Scenario
+from fedkd.storage import below, under
+from fedkd.training import (
+    Hits,
+    Training,
+    TrainJob,
+    correct,
+    cross_entropy,
+    guessing_right,
+    load_weights,
+    weights_of,
+)
 
 WEIGHTS = "weights/"
 ROUNDS = "pooled_rounds"

@@ -11,13 +11,10 @@ import numpy as np
 from fedkd.clients.draws import Draws
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.models.estimator import EstimatorModel, IncrementalModel
-from fedkd.plan.plan import Plan
-from fedkd.storage.namespaces import below, under
-from fedkd.training.device import all_threads
-from fedkd.training.evaluate import score
-from fedkd.training.executor import Training
-from fedkd.training.majority_guessing import Hits, guessing_right
+from fedkd.models import EstimatorModel, IncrementalModel
+from fedkd.plan import Plan
+from fedkd.storage import below, under
+from fedkd.training import Hits, Training, all_threads, guessing_right, score
 
 TRAINED_ROUND = "trained_round"
 

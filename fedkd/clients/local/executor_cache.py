@@ -13,9 +13,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fedkd.data.request import user_cache
-from fedkd.storage.atomic import write_json_atomically
-from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.data import user_cache
+from fedkd.storage import NotJson, parse_json, write_json_atomically
 
 VERSION = 2
 MOST = 200

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fedkd.fusion.views import Arrays, LocalBatch, LocalStep
-from fedkd.scenario.schema import Relations
-from fedkd.training.job import AuxBatches
-from fedkd.training.losses import angle_huber, correct, cross_entropy, distance_huber, graph_kl
+from fedkd.fusion import Arrays, LocalBatch, LocalStep
+from fedkd.scenario import Relations
+from fedkd.training import AuxBatches, angle_huber, correct, cross_entropy, distance_huber, graph_kl
 
 LEAST = 1e-7
 """Least probability with its own logarithm."""

@@ -17,18 +17,23 @@ from fedkd.clients.local.train_jobs import TrainJobs
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.local_objective import objective_of
-from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Trial
-from fedkd.plan.plan import Plan
-from fedkd.storage.namespaces import below, under
-from fedkd.training.device import torch_threads
-from fedkd.training.evaluate import predict_in_batches, predict_logits
-from fedkd.training.executor import Training
-from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.optimizer_state import of_model
-from fedkd.training.phases import in_parts
-from fedkd.training.weights import frozen_copy, gradient_of, load_weights, weights_of
+from fedkd.fusion import OWN, Arrays, FitSummary, PrivateGradient, Trial, objective_of
+from fedkd.plan import Plan
+from fedkd.storage import below, under
+from fedkd.training import (
+    FitResult,
+    Training,
+    TrainJob,
+    frozen_copy,
+    gradient_of,
+    in_parts,
+    load_weights,
+    of_model,
+    predict_in_batches,
+    predict_logits,
+    torch_threads,
+    weights_of,
+)
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"

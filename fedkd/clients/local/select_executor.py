@@ -19,13 +19,11 @@ import torch
 from fedkd import __version__
 from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.clients.local.executor_cache import cache_step, cached_step
-from fedkd.data.load import Data, first_task
-from fedkd.plan.plan import Plan
-from fedkd.plugins.loading import contained
-from fedkd.scenario.schema import ClientGroup
-from fedkd.training.device import resolve_device, torch_threads
-from fedkd.training.fast.benchmark_executors import Clock, StepSeconds, benchmark_executors
-from fedkd.training.job import TrainJob
+from fedkd.data import Data, first_task
+from fedkd.plan import Plan
+from fedkd.plugins import contained
+from fedkd.scenario import ClientGroup
+from fedkd.training import Clock, StepSeconds, TrainJob, benchmark_executors, resolve_device, torch_threads
 
 Tell = Callable[[str], None]
 

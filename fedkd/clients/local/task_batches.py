@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from fedkd.clients.local.local_loss import LocalLoss
-from fedkd.continual.learning import TaskLearning
-from fedkd.continual.mixins import OwnLoss
-from fedkd.continual.replay.buffer import Episode
-from fedkd.continual.task_model import TaskModel
-from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.job import TrainJob
-from fedkd.training.majority_guessing import guessing_right
+from fedkd.continual import Episode, OwnLoss, TaskLearning, TaskModel
+from fedkd.training import EarlyStopping, TrainJob, guessing_right
 
 
 def task_batches(

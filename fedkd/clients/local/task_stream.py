@@ -17,25 +17,26 @@ from fedkd.clients.local.local_loss import LocalLoss
 from fedkd.clients.local.task_batches import joined, of_task, some, task_batches
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.shared_network import Measured
-from fedkd.continual.learning import TaskLearning
-from fedkd.continual.masks.shared_mask import SharedMask, fingerprint
-from fedkd.continual.masks.supermask import SupermaskLearner
-from fedkd.continual.replay.buffer import Episode
-from fedkd.continual.subspace.bases import have_own_heads, protected_layers
-from fedkd.continual.subspace.sketch import layer_sketches
-from fedkd.continual.task_model import TaskModel
-from fedkd.continual.traits import predicts_by_weights, shapes_training
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.continual import (
+    Episode,
+    SharedMask,
+    SupermaskLearner,
+    TaskLearning,
+    TaskModel,
+    fingerprint,
+    have_own_heads,
+    layer_sketches,
+    predicts_by_weights,
+    protected_layers,
+    shapes_training,
+)
+from fedkd.data import FederatedStream
 from fedkd.errors import UserError
-from fedkd.fusion.views import Arrays, Supermask
-from fedkd.fusion.weights.orthogonal import LEFT, SKETCH
-from fedkd.plan.plan import Plan
-from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name
-from fedkd.storage.namespaces import below, under
-from fedkd.training.device import prepare_inputs
-from fedkd.training.executor import Training
-from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.weights import tensors_of
+from fedkd.fusion import LEFT, SKETCH, Arrays, Supermask
+from fedkd.plan import Plan
+from fedkd.scenario import TASK_INFERENCE_RATE, accuracy_name
+from fedkd.storage import below, under
+from fedkd.training import FitResult, Training, TrainJob, prepare_inputs, tensors_of
 
 LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"

@@ -20,18 +20,23 @@ from fedkd.clients.local.local_loss import (
 )
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import Trainee
-from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.local_objective import objective_of
-from fedkd.fusion.views import Arrays
-from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import Scenario
-from fedkd.training.device import prepare_inputs
-from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.fast.known_modules import declares
-from fedkd.training.job import AuxBatches, AuxNetwork, TrainJob
-from fedkd.training.losses import cross_entropy, kd_kl
-from fedkd.training.majority_guessing import guessing_right
-from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
+from fedkd.fusion import Arrays, networks_of, objective_of
+from fedkd.plan import Plan
+from fedkd.scenario import Scenario
+from fedkd.training import (
+    AuxBatches,
+    AuxNetwork,
+    EarlyStopping,
+    LrSchedule,
+    OptimizerSpec,
+    TrainJob,
+    cross_entropy,
+    declares,
+    guessing_right,
+    kd_kl,
+    prepare_inputs,
+    round_lr,
+)
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:

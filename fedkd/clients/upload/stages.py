@@ -14,12 +14,8 @@ import numpy as np
 
 from fedkd.clients.poison import Poison
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.distillation.confidence import certainty
-from fedkd.fusion.distillation.filters import Wanted, least
-from fedkd.fusion.forms import LARGEST
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.scenario.schema import Filter, Fusion
+from fedkd.fusion import LARGEST, Kind, Wanted, certainty, finite_logits, least, softmax
+from fedkd.scenario import Filter, Fusion
 
 HALF = float(np.finfo(np.float16).max)
 SENT = "predictions_sent"

@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.adapters.decomposition import Layout, head_of
@@ -22,7 +21,7 @@ from fedkd.continual.masks.masks import pack, unpack
 from fedkd.continual.mixins import Phases, StateExchange, TaskParameters
 from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 VALUES, BITS, STAMP = "values", "bits", "stamp"
 
@@ -48,7 +47,7 @@ class WeITState(LearnerState):
     """Parts of others, sparse, with the time of their fusion, by client and task."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     """Split weights into a base, a mask and a sparse part for each task, and parts that other clients lend.
 

@@ -6,22 +6,21 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Batch, Learner, LearnerTraits
 from fedkd.continual.state import LearnerState, Table
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Naive(Learner):
     """Train on each task as it comes, and do nothing against forgetting."""
 
     name: ClassVar[str] = "naive"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Cumulative(Learner):
     """Go on with every task, and train on the samples of all tasks so far.
 
@@ -43,7 +42,7 @@ class InitialState(LearnerState):
     initial = Table()
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Single(Learner):
     """Begin anew with every task: earlier ones neither help nor hinder, and are lost.
 
@@ -68,7 +67,7 @@ class Single(Learner):
                 values.copy_(initial[name])
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class Joint(Single):
     """Begin anew with every task, and train on the samples of all tasks so far.
 

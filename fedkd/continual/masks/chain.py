@@ -8,8 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from fedkd.continual.layers import Layer
-from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
-from fedkd.models.zoo.classifier import Classifier
+from fedkd.models import Classifier, Conv2d, Flatten, MaxPool2d
 
 LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
 """What units belong to."""

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
@@ -16,7 +15,7 @@ from fedkd.continual.masks.chain import chain_of, inputs_of, outputs_of
 from fedkd.continual.mixins import Phases, StepObserver, TaskParameters
 from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 FARTHEST = 6.0
 """How far from 0 an embedding may go."""
@@ -36,7 +35,7 @@ class GateState(LearnerState):
     """Output units of tasks that were trained, 1 or 0 ``[O]``."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class HAT(Phases, StepObserver, TaskParameters, Learner):
     """Give every unit a gate for each task, and hold weights between units that earlier tasks have opened.
 

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
@@ -16,7 +15,7 @@ from fedkd.continual.learner import Learner, LearnerTraits, Tensors
 from fedkd.continual.mixins import Phases, TaskParameters
 from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 TRAIN = "train"
 RETRAIN = "retrain"
@@ -35,7 +34,7 @@ class PackState(LearnerState):
     """Biases and the like, by task and parameter."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class PackNet(Phases, TaskParameters, Learner):
     """Train the free weights, keep the largest of them, retrain those; the rest is left to later tasks.
 

@@ -11,7 +11,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Step, Tensors
 from fedkd.continual.masks import masks
 from fedkd.continual.reopened import Reopened
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.training import OptimizerSpec
 
 if TYPE_CHECKING:
     from fedkd.continual.masks.supermask import SupermaskLearner

@@ -7,7 +7,6 @@ from math import floor
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import LearnerTraits, Tensors
@@ -17,11 +16,11 @@ from fedkd.continual.masks.reopened_masks import ReopenedWeights
 from fedkd.continual.masks.supermask import MASK, SupermaskLearner
 from fedkd.continual.mixins import WEIGHTS
 from fedkd.continual.reopened import Reopenable, Reopened
-from fedkd.plugins.hyperparameters import STRICT
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.plugins import hyperparameters
+from fedkd.training import OptimizerSpec
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class SSNeT(Reopenable, SupermaskLearner):
     """Find a task's mask as SupSup does, then train the weights that it lets through.
 
@@ -85,7 +84,7 @@ class SSNeT(Reopenable, SupermaskLearner):
         return reopened if reopened.has_any else None
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ExSSNeT(SSNeT):
     """Find a task's mask as SupSup does, then train those of its weights that no earlier mask has.
 

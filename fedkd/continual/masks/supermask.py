@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
@@ -22,10 +21,9 @@ from fedkd.continual.mixins import Phases, TaskInference, TaskParameters
 from fedkd.continual.statistics import present_statistics, recall_statistics
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
-from fedkd.models.evaluation_mode import predicting
-from fedkd.plugins.hyperparameters import STRICT
-from fedkd.training.compat import NormWithStatistics
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.models import predicting
+from fedkd.plugins import hyperparameters
+from fedkd.training import NormWithStatistics, OptimizerSpec
 
 MASKED_OR_CONSTANT = (nn.Linear, nn.Conv2d, NormWithStatistics, nn.GroupNorm, nn.LayerNorm)
 MASK = "mask"
@@ -35,7 +33,7 @@ DEFAULT_SUPERFLUOUS = 100
 """SupSup's networks for ten classes have 500 outputs; a fifth of that tells tasks apart as well."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner):
     """Base of the learners that give every task a mask over the same weights.
 

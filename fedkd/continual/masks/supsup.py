@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
@@ -19,8 +18,8 @@ from fedkd.continual.masks.supermask import MASK, SCORE_BITS, SupermaskLearner
 from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.statistics import statistics_names
 from fedkd.errors import UserError
-from fedkd.models.evaluation_mode import predicting
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.models import predicting
+from fedkd.plugins import hyperparameters
 
 PROBE = 128
 """Samples that a decision about the task is made from."""
@@ -28,7 +27,7 @@ FEWEST = 5
 """Masks that are compared at least; ones not trained yet make up the number."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class SupSup(Reopenable, SupermaskLearner):
     """Train no weight, only which of them take part in a task.
 

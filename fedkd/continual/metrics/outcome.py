@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from fedkd.continual.metrics.matrix import Row, accuracy_matrix, learning_curve
 from fedkd.continual.metrics.metrics import Array, epochs_to_90, mean_or_nan, summarise
 from fedkd.continual.task_history import Course, TaskHistory, early_and_late, learned_tasks
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import (
+from fedkd.scenario import (
     TASK_GIVEN,
     TASK_INFERENCE_RATE,
     Protocol,
+    Scenario,
     accuracy_name,
     main_protocol,
     protocols,

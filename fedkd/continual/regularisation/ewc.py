@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
@@ -19,10 +18,10 @@ from fedkd.continual.regularisation.quadratic_penalty import (
     copies,
     squared_distance,
 )
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class EWC(QuadraticPenalty):
     """Hold every weight to where it was after each old task, as hard as that task's Fisher information says.
 
@@ -93,7 +92,7 @@ class EWC(QuadraticPenalty):
             state.importance[name] = both
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class OnlineEWC(QuadraticPenalty):
     """Hold every weight to where the last task left it, as hard as all old tasks' Fisher information says.
 

@@ -13,7 +13,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
 from fedkd.continual.regularisation.importance import some_samples, summed_gradients
 from fedkd.errors import TrainingDiverged
-from fedkd.training.evaluate import predict_logits
+from fedkd.training import predict_logits
 
 Labels = Annotated[
     Literal["sampled", "true"],

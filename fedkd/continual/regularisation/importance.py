@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
-from fedkd.models.evaluation_mode import predicting
+from fedkd.models import predicting
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """From outputs ``[B, O]`` and labels ``[B]`` to one number a sample, ``[B]``."""

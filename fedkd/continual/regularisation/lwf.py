@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
@@ -23,13 +22,13 @@ from fedkd.continual.seen_classes import (
     present_units,
     seen_units,
 )
-from fedkd.plugins.hyperparameters import STRICT
-from fedkd.training.losses import kd_kl
+from fedkd.plugins import hyperparameters
+from fedkd.training import kd_kl
 
 HEADS = "heads"
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class LwF(FastSteps, Learner):
     """Keep to what the network said of the present samples before the task, among the classes it knew.
 

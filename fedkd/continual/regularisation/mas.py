@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
@@ -17,10 +16,10 @@ from fedkd.continual.regularisation.quadratic_penalty import (
     add_importance,
     copies,
 )
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class MAS(QuadraticPenalty):
     """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
 

@@ -6,17 +6,16 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Tensors
 from fedkd.continual.mixins import StepObserver
 from fedkd.continual.regularisation.quadratic_penalty import AnchorState, add_importance, copies
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class SI(StepObserver, FastSteps, Learner):
     """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
 

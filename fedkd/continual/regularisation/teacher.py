@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.state import LearnerState, Table
-from fedkd.models.evaluation_mode import predicting
+from fedkd.models import predicting
 
 
 class TeacherState(LearnerState):

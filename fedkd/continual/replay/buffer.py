@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.state import LearnerState, Table, TensorTable
-from fedkd.training.compat import BatchNorm
+from fedkd.training import BatchNorm
 
 EPISODES = "episodes"
 DRAWS = "draws"

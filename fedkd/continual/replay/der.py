@@ -6,18 +6,17 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.replay import reservoir
 from fedkd.continual.replay.reservoir import Kept
-from fedkd.plugins.hyperparameters import STRICT
-from fedkd.training.losses import logits_mse
+from fedkd.plugins import hyperparameters
+from fedkd.training import logits_mse
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class DER(Learner):
     """Keep the logits of stored samples where they were when each was stored.
 
@@ -66,7 +65,7 @@ class DER(Learner):
         return self.alpha * logits_mse(context.run(kept.samples)[:, : context.outputs], kept.outputs)
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class DERpp(DER):
     """Train on stored samples, as well as keeping their logits where they were.
 

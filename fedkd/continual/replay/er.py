@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.replay import buffer as episodes
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ExperienceReplay(FastSteps, Learner):
     """Add samples of earlier tasks to every batch.
 

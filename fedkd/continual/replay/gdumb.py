@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.baselines.baselines import Single
@@ -19,8 +18,8 @@ from fedkd.continual.mixins import WEIGHTS, Phases
 from fedkd.continual.replay import buffer as episodes
 from fedkd.continual.replay.buffer import Episode
 from fedkd.errors import UserError
-from fedkd.plugins.hyperparameters import STRICT
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.plugins import hyperparameters
+from fedkd.training import OptimizerSpec
 
 EPOCH = "epoch "
 """Begins the name of the phase that is one epoch, with a learning rate of its own."""
@@ -28,7 +27,7 @@ MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 """Of the authors' SGD."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class GDumb(Phases, Single):
     """Keep a few samples of every class met, and learn from nothing else, from the initial weights on.
 

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
@@ -19,8 +18,8 @@ from fedkd.continual.replay.buffer import Episode
 from fedkd.continual.seen_classes import mark_seen, note_present, noted_units, present_units, seen_units
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
-from fedkd.models.evaluation_mode import predicting
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.models import predicting
+from fedkd.plugins import hyperparameters
 
 UNITS = "units"
 MEANS = "means"
@@ -29,7 +28,7 @@ FARTHER = 5.0
 """More than the squared distance of any two vectors of length 1."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class ICaRL(OwnLoss, Learner):
     """Train a network with exemplars of old classes, and answer with the class whose exemplars are nearest.
 

@@ -19,9 +19,8 @@ from fedkd.continual.layers import Layer, layers_of
 from fedkd.continual.statistics import present_statistics
 from fedkd.continual.subspace.canonical_basis import canonical_rotation
 from fedkd.errors import UserError
-from fedkd.models.evaluation_mode import predicting
-from fedkd.training.compat import NormWithStatistics
-from fedkd.training.loop import batch_starts
+from fedkd.models import predicting
+from fedkd.training import NormWithStatistics, batch_starts
 
 NOISE = 1e-12
 """Share of the energy below which a direction is rounding: bases are kept in float32."""

@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
@@ -20,8 +19,8 @@ from fedkd.continual.subspace.fast.coordinate_steps import CoordinateSteps
 from fedkd.continual.subspace.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.subspace.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace.trgp import TRGP
-from fedkd.plugins.hyperparameters import STRICT
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.plugins import hyperparameters
+from fedkd.training import OptimizerSpec
 
 RATE = SCRATCH + "rate"
 """Learning rate."""
@@ -31,7 +30,7 @@ NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class CUBER(Phases, Reopenable, TRGP):
     """TRGP that also lets w change within the subspaces of old tasks whose loss the change should lower.
 

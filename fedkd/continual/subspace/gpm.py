@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
@@ -28,7 +27,7 @@ from fedkd.continual.subspace.bases import (
 from fedkd.continual.subspace.fast.factored_steps import FactoredSteps
 from fedkd.continual.subspace.layer_memory import SCRATCH, LayerMemory, forget_scratch, layer_memories
 from fedkd.errors import UserError
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 ROWS = SCRATCH + "rows"
 """Which outputs are the task's own, ``[O]``, where no two tasks share any."""
@@ -36,7 +35,7 @@ ROWS = SCRATCH + "rows"
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class GPM(FastSteps, Learner):
     """Change weights only outside the subspaces that the layers' inputs of old tasks lie in.
 

@@ -13,7 +13,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Tensors
 from fedkd.continual.subspace.projection import Projection, cheaper_projection
-from fedkd.storage.namespaces import below, under
+from fedkd.storage import below, under
 
 BASIS = "basis/"
 """Orthonormal columns ``[n, r]`` of all that is protected, by layer."""

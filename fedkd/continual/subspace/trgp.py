@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
@@ -27,10 +26,10 @@ from fedkd.continual.subspace.bases import (
 from fedkd.continual.subspace.fast.factored_steps import FactoredSteps
 from fedkd.continual.subspace.gpm import GPM
 from fedkd.continual.subspace.layer_memory import LayerMemory, layer_memories, scales_of
-from fedkd.plugins.hyperparameters import STRICT
+from fedkd.plugins import hyperparameters
 
 
-@dataclass(frozen=True, config=STRICT)
+@hyperparameters
 class TRGP(TaskParameters, GPM):
     """GPM that scales old knowledge where a new task's gradient points to it ("trust region").
 

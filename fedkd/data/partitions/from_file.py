@@ -7,10 +7,9 @@ import numpy as np
 
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.errors import UserError
-from fedkd.plugins.validation_errors import show_value
-from fedkd.scenario.load import find_file
-from fedkd.scenario.schema import Partition
-from fedkd.storage.json_text import NotJson, parse_json
+from fedkd.plugins import show_value
+from fedkd.scenario import Partition, find_file
+from fedkd.storage import NotJson, parse_json
 
 KEY = "data.partition.path"
 

@@ -10,9 +10,9 @@ import numpy as np
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.data.registry import PARTITIONS
 from fedkd.errors import UserError, blaming, described
-from fedkd.plugins.loading import calling
+from fedkd.plugins import calling
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Partition
+from fedkd.scenario import Partition
 
 KEY = "data.partition.scheme"
 

@@ -17,7 +17,7 @@ from fedkd.data.partitions.schemes import (
 from fedkd.data.partitions.stratified import stratified_choice, test_size
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Partition
+from fedkd.scenario import Partition
 
 SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")  # schemes that say what one client draws
 SIZE = "data.partition.samples_per_client"

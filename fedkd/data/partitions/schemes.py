@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.data.partitions.stratified import apportion
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Partition
+from fedkd.scenario import Partition
 
 LEAST_SAMPLES = 2  # a client needs one sample to train on and one to test on
 

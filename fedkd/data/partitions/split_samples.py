@@ -16,7 +16,7 @@ from fedkd.data.registry import PARTITIONS
 from fedkd.data.transfer import draw_holdout, draw_skewed_holdout
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 Bounds = tuple[int, int]  # start and stop of a client's samples
 

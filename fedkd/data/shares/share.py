@@ -12,7 +12,7 @@ from fedkd.data.load import Data
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import local_split
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 NOBODYS = (0, 0)  # bounds of another client's samples
 

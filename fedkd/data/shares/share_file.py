@@ -24,8 +24,7 @@ from fedkd.data.shares.share import NOBODYS, Share, of_one_client
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
 from fedkd.errors import UserError, blaming
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.storage.namespaces import below, under
+from fedkd.storage import NotJson, below, parse_json, under
 
 MANIFEST = "share.json"
 ARRAYS = "share.safetensors"

@@ -6,7 +6,7 @@ from typing import Any
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plugins.loading import calling
+from fedkd.plugins import calling
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 OTHERS = ("class_names", "owners")

@@ -18,10 +18,9 @@ from fedkd.data.scenario_sources import Sources
 from fedkd.data.streams.stream_parts import Part, changed_pixels, data_sets, grouped_classes
 from fedkd.data.streams.stream_plan import Outputs, lay_out
 from fedkd.data.streams.task import Task, Tests
-from fedkd.plugins.loading import import_plugins
+from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import head_of
+from fedkd.scenario import Scenario, head_of
 
 KEPT = 2  # tasks whose samples a client caches: the present one and the next
 

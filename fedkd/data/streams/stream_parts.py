@@ -22,8 +22,7 @@ from fedkd.data.streams.pixels import Permutation, Rotation, Transform, to_shape
 from fedkd.data.streams.stream_plan import class_groups
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import TaskStream
-from fedkd.scenario.stream import planned_count
+from fedkd.scenario import TaskStream, planned_count
 
 
 @dataclass(frozen=True)

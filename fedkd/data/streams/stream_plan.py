@@ -12,8 +12,7 @@ import numpy as np
 
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import TaskStream
-from fedkd.scenario.stream import DEFAULT_COUNT, Head
+from fedkd.scenario import DEFAULT_COUNT, Head, TaskStream
 
 DEFAULT_WINDOW = 4
 

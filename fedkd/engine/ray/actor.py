@@ -14,9 +14,9 @@ from ray import get_runtime_context
 
 from fedkd.engine.grid import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
-from fedkd.federation.compat import assume_identity, client_of
-from fedkd.plugins.loading import contained
-from fedkd.tracking.leftovers import TemporaryFolder
+from fedkd.federation import assume_identity, client_of
+from fedkd.plugins import contained
+from fedkd.tracking import TemporaryFolder
 
 ID_BYTES = 32
 """Length of a message's id; see `fedkd.federation.compat.give_id`."""

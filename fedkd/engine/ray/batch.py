@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedkd.engine.ray.actor import Part
-from fedkd.federation.compat import client_of, with_content
+from fedkd.federation import client_of, with_content
 from fedkd.federation.messages import records as msg
 
 

@@ -27,7 +27,7 @@ from fedkd.engine.ray.process_watch import RayWatch, watch_ray
 from fedkd.engine.signals import kept_handlers, sheltered_from_hang_up
 from fedkd.engine.supervisor import descendants, end_processes_of_ray, held_signals
 from fedkd.errors import EngineLost, UserError, described
-from fedkd.scenario.schema import Engine
+from fedkd.scenario import Engine
 
 Started = TypeVar("Started")
 

@@ -19,7 +19,7 @@ from fedkd.engine.ray.nodes import lost_node
 from fedkd.engine.ray.process_watch import RayWatch
 from fedkd.engine.work_assignment import assign_work
 from fedkd.errors import ActorsLost, EngineLost
-from fedkd.federation.compat import assume_identity, client_of
+from fedkd.federation import assume_identity, client_of
 from fedkd.federation.messages import records as msg
 
 POLL_SECONDS = 0.1

@@ -20,9 +20,9 @@ from fedkd.engine.ray.cluster import RayCluster
 from fedkd.engine.ray.nodes import Node, is_dead, own_node
 from fedkd.engine.ray.placement import fitting
 from fedkd.errors import ActorsLost, EngineLost, UserError
-from fedkd.plan.checks.no_plugins import foreign_modules
-from fedkd.plugins.loading import module_file
-from fedkd.scenario.schema import Engine, Scenario
+from fedkd.plan import foreign_modules
+from fedkd.plugins import module_file
+from fedkd.scenario import Engine, Scenario
 
 MOST_BYTES = 64 * 2**20
 """Limit of all files together."""

@@ -10,7 +10,7 @@ from math import ceil
 from fedkd.engine.ray.cluster import RayCluster
 from fedkd.engine.ray.nodes import Node, free_nodes
 from fedkd.errors import EngineLost, UserError
-from fedkd.scenario.schema import Engine
+from fedkd.scenario import Engine
 
 GPU_KEY = "engine.gpus_per_actor"
 SETTLE_SECONDS = 3.0

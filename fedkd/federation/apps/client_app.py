@@ -10,18 +10,15 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkd.clients.client import Client
-from fedkd.clients.evaluation.fusion_effect import SPLITS, Split
-from fedkd.clients.evaluation.trials import shown, try_out
+from fedkd.clients import SPLITS, Client, Split, shown, try_out
 from fedkd.federation.apps.context import client_behind, node_of
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, to_record, values_of
 from fedkd.federation.messages.node_gate import check_leaving, refuse_message, refuse_to_answer
-from fedkd.plugins.loading import contained
-from fedkd.training.evaluate import Score
-from fedkd.training.executor import Training, complete
+from fedkd.plugins import contained
+from fedkd.training import Score, Training, complete
 
-app = ClientApp()
+client_app = ClientApp()
 
 ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
 """Records that a reply has even if they are empty."""
@@ -218,7 +215,7 @@ def _timed(reply: Message, seconds: float) -> Message:
     return reply
 
 
-@app.query("identify")
+@client_app.query("identify")
 def identify(message: Message, context: Context) -> Message:
     """Return the node's client, and its federation if it has a share of its own."""
     node = node_of(context)
@@ -228,7 +225,7 @@ def identify(message: Message, context: Context) -> Message:
     return Message(RecordDict({msg.IDENTITY: said}), reply_to=message)
 
 
-app.train()(answer)
-app.evaluate()(answer)
+client_app.train()(answer)
+client_app.evaluate()(answer)
 for _kind in HANDLERS.keys() - {msg.TRAIN, msg.EVALUATE}:
-    app.query(_kind.removeprefix("query."))(answer)
+    client_app.query(_kind.removeprefix("query."))(answer)

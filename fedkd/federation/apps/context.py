@@ -15,22 +15,18 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from fedkd.clients.client import Client
-from fedkd.clients.factory import ClientFactory
-from fedkd.data.load import load_data
-from fedkd.data.shares.share import Share
-from fedkd.data.shares.share_file import MANIFEST, read_share
+from fedkd.clients import Client, ClientFactory
+from fedkd.data import MANIFEST, Share, load_data, read_share
 from fedkd.errors import UserError
 from fedkd.federation.apps.node_state import NodeState
 from fedkd.federation.compat import RUN_ID, node_id_of
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, to_record
-from fedkd.plan.load import load_plan
-from fedkd.plan.plan import Plan, open_plan
-from fedkd.scenario.identity import digest_anywhere
-from fedkd.storage.paths import expanded
-from fedkd.tracking.run_folder import SCENARIO
-from fedkd.training.device import torch_threads
+from fedkd.plan import Plan, load_plan, open_plan
+from fedkd.scenario import digest_anywhere
+from fedkd.storage import expanded
+from fedkd.tracking import SCENARIO
+from fedkd.training import torch_threads
 
 DATA = "data"
 """Key of the folder in a node's configuration and in the server's run configuration."""

@@ -13,21 +13,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedkd.clients.upload.stages import Stage
+from fedkd.clients import Stage
 from fedkd.errors import RunFailed
 from fedkd.federation.compat import sample_nodes
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.messages.server_gate import Opened, check_reply, opened, refusal
-from fedkd.fusion.forms import Unfit, check_alike, check_upload
-from fedkd.fusion.strategy import FusionStrategy
-from fedkd.fusion.views import Arrays
-from fedkd.scenario.schema import CacheSettings
-from fedkd.server.by_task import FusingByTask
-from fedkd.server.fusing import ServerKnowledge
-from fedkd.server.knowledge_cache import Upload
-from fedkd.server.mailbox import Parcel
-from fedkd.server.peers import Mixing
+from fedkd.fusion import Arrays, FusionStrategy, Unfit, check_alike, check_upload
+from fedkd.scenario import CacheSettings
+from fedkd.server import FusingByTask, Mixing, Parcel, ServerKnowledge, Upload
 
 
 class KnowledgeFusion(Strategy):

@@ -20,10 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedkd.errors import UserError
-from fedkd.storage.atomic import replacing, sync_folder
-from fedkd.storage.digests import content_digest
-from fedkd.storage.saved_arrays import Arrays
-from fedkd.tracking.leftovers import sweep
+from fedkd.storage import Arrays, content_digest, replacing, sync_folder
+from fedkd.tracking import sweep
 
 RUNS = "runs"
 NOW, BEFORE, LOCK = "now.safetensors", "before.safetensors", ".lock"

@@ -9,11 +9,15 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.clients.factory import initial_network, initial_weights, model_factories, model_outputs
-from fedkd.clients.upload.stages import at_fusion, upload_stages
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data, first_task, task_names
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.clients import (
+    at_fusion,
+    initial_network,
+    initial_weights,
+    model_factories,
+    model_outputs,
+    upload_stages,
+)
+from fedkd.data import Data, FederatedData, FederatedStream, first_task, task_names
 from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.apps.context import Participant, factory_of, plan_of, server_of
 from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
@@ -23,20 +27,23 @@ from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
-from fedkd.plan.plan import Plan
-from fedkd.report.run_summary import finish_run
-from fedkd.server.fusing import ServerKnowledge
-from fedkd.server.models import TransferSet, TransferSetModels
-from fedkd.server.orthogonal import OrthogonalTraining, Weights
-from fedkd.server.peers import Mixing
-from fedkd.tracking.events import Observers
-from fedkd.tracking.present import PresentFile
-from fedkd.tracking.progress import make_progress
-from fedkd.tracking.run_folder import disk_told, new_run_folder, write_clients, write_deployment, write_plan
-from fedkd.tracking.run_log import RunLog
-from fedkd.tracking.totals import Totals
+from fedkd.plan import Plan
+from fedkd.report import finish_run
+from fedkd.server import Mixing, OrthogonalTraining, ServerKnowledge, TransferSet, TransferSetModels, Weights
+from fedkd.tracking import (
+    Observers,
+    PresentFile,
+    RunLog,
+    Totals,
+    disk_told,
+    make_progress,
+    new_run_folder,
+    write_clients,
+    write_deployment,
+    write_plan,
+)
 
-app = ServerApp()
+server_app = ServerApp()
 
 WAITS = {"wait": 60, "reply-within": 0}
 """Keys of a deployment's run configuration: seconds for all nodes to come; for each reply, 0: as Flower's."""
@@ -117,7 +124,7 @@ def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Roun
     return AsynchronousRounds(plan, grid, strategy, control)
 
 
-@app.main()
+@server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario on this grid."""
     if isinstance(context, ServerContext):
@@ -160,7 +167,7 @@ def _main(grid: Grid, context: Context) -> None:
             write_deployment(folder, own.federation)
         totals = rounds.run()
         finish_run(plan, folder, totals, observer, task_names(data))
-        from fedkd.report.page.write import report_at_the_end
+        from fedkd.report import report_at_the_end
 
         report_at_the_end(folder, observer.message)
 

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.clients.costs.model_memory import STATES_AT_ONCE
+from fedkd.clients import STATES_AT_ONCE
 from fedkd.errors import RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation.compat import Run
 from fedkd.federation.job_time import JobTime
@@ -23,11 +23,10 @@ from fedkd.federation.messages.arrays import from_record, payload_bytes, to_reco
 from fedkd.federation.messages.messenger import Messenger
 from fedkd.federation.messages.server_gate import sift
 from fedkd.federation.server_strategy import ServerStrategy
-from fedkd.plan.plan import Plan
-from fedkd.plugins.loading import contained
-from fedkd.storage.saved_arrays import Arrays
-from fedkd.tracking.recorder import Recorder
-from fedkd.tracking.totals import Totals, peak_memory_mb
+from fedkd.plan import Plan
+from fedkd.plugins import contained
+from fedkd.storage import Arrays
+from fedkd.tracking import Recorder, Totals, peak_memory_mb
 
 
 class NodeSubset(Grid):

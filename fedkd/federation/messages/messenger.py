@@ -14,9 +14,9 @@ from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.records import failure_of, first_line
 from fedkd.federation.messages.server_gate import refusal
 from fedkd.federation.run_control import Deployment, RunControl
-from fedkd.fusion.forms import Unfit
-from fedkd.scenario.schema import Faults
-from fedkd.tracking.recorder import Split
+from fedkd.fusion import Unfit
+from fedkd.scenario import Faults
+from fedkd.tracking import Split
 
 SKIPPABLE = frozenset({"train", "evaluate", "finish", "transferability"})
 """Phases that a client can miss; every client must end its task before the next."""

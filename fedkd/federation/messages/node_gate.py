@@ -10,20 +10,24 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from fedkd.clients.client import Client
-from fedkd.clients.upload.stages import CLASSES, SENT, WIDTH
-from fedkd.data.federated import FederatedData
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.clients import CLASSES, SENT, WIDTH, Client
+from fedkd.data import FederatedData, FederatedStream
 from fedkd.errors import FedkdError, UserError
 from fedkd.federation.apps.context import Participant
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record
-from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.forms import Unfit, check_guidance, check_like, is_declared, sizes_of
-from fedkd.fusion.strategy import overrides
-from fedkd.fusion.two_models.shared_model import SHARED
-from fedkd.fusion.views import Arrays
-from fedkd.plan.plan import Plan
+from fedkd.fusion import (
+    SHARED,
+    Arrays,
+    Unfit,
+    check_guidance,
+    check_like,
+    is_declared,
+    networks_of,
+    overrides,
+    sizes_of,
+)
+from fedkd.plan import Plan
 
 _NUMBERS: Mapping[str, tuple[type, float]] = {
     msg.SERVER_ROUND: (int, inf),

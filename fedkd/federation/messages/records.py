@@ -30,7 +30,7 @@ import re
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedkd.errors import ActorsLost, RunFailed, TrainingDiverged, UserError
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 ARRAYS = "arrays"
 AT_CHANCE = "at-chance"

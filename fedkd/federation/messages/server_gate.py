@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedkd.clients.upload.stages import Stage, decode
+from fedkd.clients import Stage, decode
 from fedkd.errors import RunFailed
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes
-from fedkd.fusion.forms import Unfit
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays
+from fedkd.fusion import Arrays, Kind, Unfit
 
 MOST_SAMPLES = 2**40
 """Most training samples that a client may report."""

@@ -26,7 +26,7 @@ from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.math.client_index import enrol
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 STEPS = "steps"
 

@@ -17,7 +17,7 @@ from fedkd.fusion.math.combine import class_experts, combine
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior
 from fedkd.fusion.math.similarity import kl
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 EXPERTS = "experts"
 """The class experts' class of each transfer sample, `[M]`."""

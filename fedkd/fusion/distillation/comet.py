@@ -12,7 +12,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.math.clustering import cluster
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.math.robust import complete, geometric_median, median, spectral_filter, trimmed_mean
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -16,7 +16,7 @@ from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax, row_kl, softmax
 from fedkd.fusion.math.similarity import kl
 from fedkd.fusion.views import Arrays, ClientView, Network
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 INITIAL = "initial"
 BISECTIONS = 30

@@ -12,7 +12,7 @@ from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import asked_samples
 from fedkd.fusion.distillation.soft_labels import SoftLabels, entropy_reduction, mean_probabilities
 from fedkd.fusion.math.neighbour_weights import uniform
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -12,7 +12,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.server_model import ServerTeacher
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class FedET(ServerTeacher):
 
     def server_loss(self, logits: Tensor, consensus: Tensor, diversity: Tensor) -> Tensor:
         """Return the cross entropy to labels `[B]` plus λ · KL to the diversity ensemble `[B, C]`."""
-        from fedkd.training.losses import cross_entropy, kd_kl
+        from fedkd.training import cross_entropy, kd_kl
 
         return cross_entropy(logits, consensus) + self.diversity * kd_kl(logits, diversity, 1.0)
 

@@ -17,7 +17,7 @@ from fedkd.fusion.math.clustering import cluster
 from fedkd.fusion.server_cost import Extent
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,7 @@ class FedHKT(ServerTeacher):
 
     def server_loss(self, logits: Tensor, ensemble: Tensor) -> Tensor:
         """Return the mean of ``KL(e_i ‖ softmax(z_i))`` over the clear rows of `[B, C]`; 0 without any."""
-        from fedkd.training.losses import kd_kl
+        from fedkd.training import kd_kl
 
         number = (ensemble.sum(dim=1) > 0).sum().clamp(min=1)
         return kd_kl(logits, ensemble, 1.0) * (len(ensemble) / number)

@@ -13,7 +13,7 @@ from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.selection import asked_samples
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
 from fedkd.fusion.math.probabilities import finite_logits
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class FedMD(TeacherLogits):
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return the distance of logits `[B, C]` to the mean logits `[B, C]`."""
-        from fedkd.training.losses import logits_mae, logits_mse
+        from fedkd.training import logits_mae, logits_mse
 
         if self.matching == "kl":
             return super().loss(student_logits, targets)

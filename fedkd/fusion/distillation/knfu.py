@@ -19,7 +19,7 @@ from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts, combine, fill_in
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, matched_beta, nearest, within
 from fedkd.fusion.math.similarity import DIVERGENCES, prediction_cosine, prediction_kl
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

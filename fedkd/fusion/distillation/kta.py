@@ -16,7 +16,7 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
 from fedkd.fusion.math.similarity import prediction_cosine, prediction_kl
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -14,7 +14,7 @@ from fedkd.fusion.math.client_index import Roster, enrol
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.similarity import gram
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

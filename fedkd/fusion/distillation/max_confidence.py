@@ -15,7 +15,7 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.similarity import kl
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.server_model import ServerTeacher
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,6 @@ class MHAT(ServerTeacher):
 
     def server_loss(self, logits: Tensor, mean: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(q̄_i ‖ softmax(z_i / T))`` of logits and mean predictions `[B, C]`."""
-        from fedkd.training.losses import kd_kl
+        from fedkd.training import kd_kl
 
         return kd_kl(logits, mean, self.temperature)

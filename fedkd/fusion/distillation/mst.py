@@ -18,7 +18,7 @@ from fedkd.fusion.math.neighbour_weights import nearest
 from fedkd.fusion.math.probabilities import finite_logits
 from fedkd.fusion.math.similarity import kl, prediction_kl
 from fedkd.fusion.server_cost import TRAINING, Extent, dense
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
 from fedkd.fusion.math.combine import combine
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -20,7 +20,7 @@ from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 from fedkd.fusion.math.similarity import kl
 from fedkd.fusion.server_cost import Extent
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
 

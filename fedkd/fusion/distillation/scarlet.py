@@ -15,7 +15,7 @@ from fedkd.fusion.distillation.soft_labels import SoftLabels, mean_probabilities
 from fedkd.fusion.math.client_index import enlarge, enrol
 from fedkd.fusion.math.neighbour_weights import uniform
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
 

@@ -15,7 +15,7 @@ from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.confidence import FAMILIARITY, ambiguity
 from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.views import ClientView
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -12,7 +12,7 @@ from fedkd.fusion import Capabilities, Knowledge, ServerModel
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arr
     Only torch's draws of `make` may differ from call to call; `server` seeds them.
     """
     from fedkd.randomness import seeded_torch
-    from fedkd.training.weights import load_weights, weights_of
+    from fedkd.training import load_weights, weights_of
 
     with seeded_torch(server.seed("own-network")):
         network = make()

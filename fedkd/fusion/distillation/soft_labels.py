@@ -19,7 +19,7 @@ class SoftLabels(FusionStrategy):
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``−mean_i Σ_c t_ic log softmax(z_i)_c`` of logits `[B, C]` and soft labels `[B, C]`."""
-        from fedkd.training.losses import soft_cross_entropy
+        from fedkd.training import soft_cross_entropy
 
         return soft_cross_entropy(student_logits, targets)
 
@@ -33,7 +33,7 @@ class TemperedLabels(FusionStrategy):
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and targets `[B, C]`."""
-        from fedkd.training.losses import kd_kl
+        from fedkd.training import kd_kl
 
         return kd_kl(student_logits, targets, self.temperature)
 
@@ -51,7 +51,7 @@ class TeacherLogits(FusionStrategy):
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(softmax(t_i / T) ‖ softmax(z_i / T))`` of logits `[B, C]`, both."""
-        from fedkd.training.losses import kd_kl
+        from fedkd.training import kd_kl
 
         return kd_kl(student_logits, (targets / self.temperature).softmax(dim=-1), self.temperature)
 

@@ -19,7 +19,7 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.client_index import Roster, enrol
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
 REWARD = "reward"

@@ -14,13 +14,13 @@ from zlib import crc32
 import numpy as np
 from pydantic import Field
 
-from fedkd.continual.subspace.canonical_basis import canonical_rotation
+from fedkd.continual import canonical_rotation
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
-from fedkd.plugins.hyperparameters import hyperparameters
-from fedkd.storage.namespaces import below, under
+from fedkd.plugins import hyperparameters
+from fedkd.storage import below, under
 
 WHOLE, CODES, ABOUT = "whole_logits", "codes", "about"
 CODER, AGAIN, AGE = "coder", "again", "age"

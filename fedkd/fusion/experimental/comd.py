@@ -15,7 +15,7 @@ from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.probabilities import log_softmax, row_kl, softmax
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 DRAWN = "comd/drawn"
 """The transfer samples that a client drew of its last guidance."""

@@ -18,7 +18,7 @@ from fedkd.fusion.distillation.confidence import log_confidence
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -19,7 +19,7 @@ from fedkd.fusion.distillation.confidence import log_confidence
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.probabilities import log_softmax
 from fedkd.fusion.views import ClientView
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
 ACCURACY = "accuracy"

@@ -14,7 +14,7 @@ from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.predictions import Answers, answers_of, predictions, two_likeliest
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 ASKED, BETWEEN, CLASSES, SHARES, ABOUT = "asked", "between", "classes", "shares", "about"
 QUESTIONS, ANSWERED = "questions", "answered"

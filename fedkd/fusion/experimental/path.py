@@ -22,7 +22,7 @@ from fedkd.fusion.distillation.transferability import UNLABELLED
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts
 from fedkd.fusion.server_cost import Extent
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 LEAST = 1e-150
 """Lower bound of a mixture's probability, so that no division by it overflows."""

@@ -13,7 +13,7 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.prototypes.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +109,7 @@ class FD(LocalObjective, FusionStrategy):
         """Return λ times the batch's mean distance to the others' answers."""
         import torch
 
-        from fedkd.training.losses import kd_kl, logits_mse
+        from fedkd.training import kd_kl, logits_mse
 
         owned = guidance["owners"] > 0
         # A row of zeros is a target without any class: it adds 0 to the KL and to its gradient.

@@ -19,8 +19,8 @@ from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.fusion.weights.averaging import in_body
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
-from fedkd.storage.namespaces import below, under
+from fedkd.plugins import hyperparameters
+from fedkd.storage import below, under
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,7 +127,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the mean weights, G (the memory too), and the known `classes` [C]."""
-        from fedkd.training.weights import weights_of
+        from fedkd.training import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
         weights, biases, counts = knowledge.payload[WEIGHT], knowledge.payload[BIAS], knowledge.label_counts
@@ -201,7 +201,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         import torch
         import torch.nn.functional as F
 
-        from fedkd.training.losses import cross_entropy, kd_kl
+        from fedkd.training import cross_entropy, kd_kl
 
         made = client.frozen(client.weights(GENERATOR), GENERATOR)
         drawn_from = torch.from_numpy(np.flatnonzero(client.memory[CLASSES]))

@@ -14,7 +14,7 @@ from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +76,7 @@ class FedGH(ServerCost, FusionStrategy):
         assert knowledge.label_counts is not None and knowledge.server is not None
         from torch import nn
 
-        from fedkd.training.weights import weights_of
+        from fedkd.training import weights_of
 
         prototypes, classes = prototypes_of(knowledge, self.name)
         width, outputs = prototypes.shape[1], knowledge.label_counts.shape[1]
@@ -97,7 +97,7 @@ class FedGH(ServerCost, FusionStrategy):
 
     def server_loss(self, head: nn.Module, prototypes: Tensor, classes: Tensor) -> Tensor:
         """Return the mean cross entropy of prototypes `[B, F]` of classes `[B]`."""
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         return cross_entropy(head(prototypes), classes)
 

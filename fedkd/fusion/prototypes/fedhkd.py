@@ -12,7 +12,7 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.prototypes.label_means import mean_by_label, mean_of_label
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ class FedHKD(LocalObjective, FusionStrategy):
             return None
         import torch
 
-        from fedkd.training.losses import cross_entropy, kd_kl, logits_mse
+        from fedkd.training import cross_entropy, kd_kl, logits_mse
 
         owned = torch.tensor(guidance[OWNERS] > 0)
         means, said = torch.tensor(guidance[FEATURES]), torch.tensor(guidance[PROBABILITIES])

@@ -13,7 +13,7 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.prototypes.label_means import mean_by_label
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ class FedProto(LocalObjective, FusionStrategy):
         """Return ``λ · mean ‖f − P[y]‖² / F`` of a batch; 0 for samples of a class without an owner."""
         import torch
 
-        from fedkd.training.losses import logits_mse
+        from fedkd.training import logits_mse
 
         prototypes = torch.tensor(guidance["prototypes"])
         is_owned = torch.tensor(guidance["owners"] > 0)

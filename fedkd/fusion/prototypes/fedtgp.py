@@ -17,7 +17,7 @@ from fedkd.fusion.prototypes.fedproto import FedProto
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,7 +92,7 @@ class FedTGP(ServerCost, FedProto):
         import torch
         from torch import nn
 
-        from fedkd.training.weights import weights_of
+        from fedkd.training import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
         heard, classes = prototypes_of(knowledge, self.name)
@@ -147,7 +147,7 @@ def server_loss(learned: Tensor, heard: Tensor, classes: Tensor, margin: float) 
     """
     import torch.nn.functional as F
 
-    from fedkd.training.losses import cross_entropy
+    from fedkd.training import cross_entropy
 
     squares = (heard[:, None] - learned[None]).square().sum(dim=2)
     right = F.one_hot(classes, len(learned))

@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 LEAST = 1e-6
 """Distance of probabilities to 0 and 1, for finite log-odds."""

@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from fedkd.continual.adapters.decomposition import Layout
+from fedkd.continual import Layout
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
-from fedkd.plugins.hyperparameters import hyperparameters
-from fedkd.storage.namespaces import below, under
+from fedkd.plugins import hyperparameters
+from fedkd.storage import below, under
 
 BASE, UNITS = "base", "units"
 """Numbers of some units of the base, side by side, float32; which units these are, a bit each."""

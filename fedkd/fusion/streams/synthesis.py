@@ -20,13 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import TrainingDiverged
-from fedkd.models.evaluation_mode import predicting
-from fedkd.models.zoo.generator import Generator
+from fedkd.models import Generator, predicting
 from fedkd.randomness import seeded_torch
-from fedkd.training.compat import BatchNorm
-from fedkd.training.device import torch_threads
-from fedkd.training.fast.uncompiled import uncompiled
-from fedkd.training.losses import cross_entropy, kd_kl
+from fedkd.training import BatchNorm, cross_entropy, kd_kl, torch_threads, uncompiled
 
 if TYPE_CHECKING:
     from fedkd.fusion.streams.target import Target

@@ -14,7 +14,7 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge, Loca
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import PACKED, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +152,7 @@ class Target(LocalObjective, FusionStrategy):
         """Return ``λ · T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and t `[B, K]`."""
         import torch
 
-        from fedkd.training.losses import kd_kl
+        from fedkd.training import kd_kl
 
         met = torch.from_numpy(classes).to(logits.device)
         if self.distil == "met":

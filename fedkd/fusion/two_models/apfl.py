@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,7 +51,7 @@ class APFL(PersonalModel):
         import torch
         from torch.func import functional_call
 
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         personal, share, memory = client.network(PERSONAL), self.share_of(client), client.memory
         moves = self.share_lr > 0

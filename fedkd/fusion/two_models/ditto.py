@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel, squared_distance
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class Ditto(PersonalModel):
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         personal = client.network(PERSONAL)
         received = [parameter.detach().clone() for parameter in client.network().parameters()]

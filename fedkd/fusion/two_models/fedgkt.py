@@ -17,7 +17,7 @@ from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,9 +90,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server's logits of each client's samples, `[S, C]`; its weights are the memory."""
-        from fedkd.training.device import prepare_inputs, torch_threads
-        from fedkd.training.evaluate import predict_logits
-        from fedkd.training.weights import weights_of
+        from fedkd.training import predict_logits, prepare_inputs, torch_threads, weights_of
 
         assert knowledge.server is not None
         uploads = knowledge.payload
@@ -123,7 +121,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
 
     def server_loss(self, network: nn.Module, features: Tensor, labels: Tensor, said: Tensor) -> Tensor:
         """Return ``KD_T(s ← z) + α CE(s, y)`` of features `[B, F]` and clients' softmax(z / T) `[B, C]`."""
-        from fedkd.training.losses import cross_entropy, kd_kl
+        from fedkd.training import cross_entropy, kd_kl
 
         logits = network(features)
         return kd_kl(logits, said, self.temperature) + self.strength * cross_entropy(logits, labels)
@@ -164,7 +162,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
             return None
         import torch
 
-        from fedkd.training.losses import cross_entropy, kd_kl
+        from fedkd.training import cross_entropy, kd_kl
 
         answers = torch.from_numpy(softmax(client.memory[ANSWERS], self.temperature))
 

@@ -11,7 +11,7 @@ from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,7 +53,7 @@ class FedMRL(LocalObjective, SharedModel):
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return the cross entropies of both heads."""
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         shared: Any = client.network(SHARED)
         projection = client.network(PROJECTION)

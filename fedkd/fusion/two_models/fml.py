@@ -9,7 +9,7 @@ from pydantic import Field
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class FML(LocalObjective, SharedModel):
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return L."""
-        from fedkd.training.losses import cross_entropy, kd_kl
+        from fedkd.training import cross_entropy, kd_kl
 
         shared = client.network(SHARED)
 

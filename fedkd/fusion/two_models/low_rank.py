@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedkd.continual.subspace.canonical_basis import canonical_rotation
+from fedkd.continual import canonical_rotation
 from fedkd.fusion.views import Arrays
-from fedkd.training.fast.thread_pools import one_blas_thread
+from fedkd.training import one_blas_thread
 
 FACTORS = "factors"
 RANKS = "ranks"

@@ -18,7 +18,7 @@ from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress, decompres
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,7 @@ class FedKD(LocalObjective, SharedModel):
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``L_z + L_g``."""
-        from fedkd.training.losses import cross_entropy, kd_kl, logits_mse
+        from fedkd.training import cross_entropy, kd_kl, logits_mse
 
         shared: Any = client.network(SHARED)
         projection = client.network(PROJECTION)

@@ -9,7 +9,7 @@ from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.averaging import WeightAveraging
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

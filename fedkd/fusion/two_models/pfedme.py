@@ -14,7 +14,7 @@ from fedkd.fusion.two_models.personal_model import PERSONAL, PersonalModel, squa
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import PARAMETERS
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ class PFedMe(PersonalModel):
         """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after the steps of θ: its gradient moves w to θ."""
         import torch
 
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         client.load_weights(client.weights(), PERSONAL)
         personal = client.network(PERSONAL).train()

@@ -13,7 +13,7 @@ from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, FusionStrategy, 
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 SHARED = "shared"
 """Name of the exchanged network."""

@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 HEAD = "head."
 """Prefix of the head's weights, in the zoo and in plug-ins with a last layer `head`. All others are the

@@ -13,8 +13,8 @@ from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.weights.parameters import unpack
-from fedkd.plugins.hyperparameters import hyperparameters
-from fedkd.storage.namespaces import below, under
+from fedkd.plugins import hyperparameters
+from fedkd.storage import below, under
 
 OWN = "own/"
 RATES = "rates/"

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.weights.server_steps import ServerSteps
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -12,7 +12,7 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.parameters import PARAMETERS, pack
 from fedkd.fusion.weights.server_steps import ServerSteps
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -13,7 +13,7 @@ from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +122,6 @@ class FedDF(ServerCost, FusionStrategy):
 
     def server_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``mean_i KL(ensemble_i ‖ softmax(z_i))`` of a student's logits `[B, C]`."""
-        from fedkd.training.losses import kd_kl
+        from fedkd.training import kd_kl
 
         return kd_kl(logits, targets, 1.0)

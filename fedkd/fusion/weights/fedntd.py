@@ -10,7 +10,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class FedNTD(LocalObjective, WeightAveraging):
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return the cross entropy plus the distillation of the initial weights."""
-        from fedkd.training.losses import cross_entropy, kd_kl
+        from fedkd.training import cross_entropy, kd_kl
 
         received = client.frozen(client.weights())
 

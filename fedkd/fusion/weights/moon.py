@@ -12,7 +12,7 @@ from fedkd.fusion import Capabilities, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.weights.parameters import PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class Moon(LocalObjective, WeightAveraging):
             return None
         from torch.nn.functional import cosine_similarity, softplus
 
-        from fedkd.training.losses import cross_entropy
+        from fedkd.training import cross_entropy
 
         received = client.weights()
         models: list[Any] = [client.frozen(received), client.frozen(unpack(client.memory, received))]

@@ -30,9 +30,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from fedkd.continual.subspace.bases import energies_along, number_needed, residual_directions
+from fedkd.continual import energies_along, number_needed, residual_directions
 from fedkd.fusion.kinds import Kind
-from fedkd.training.device import torch_threads
+from fedkd.training import torch_threads
 
 SKETCH, LEFT = "sketch/", "left/"
 """Prefixes of a client's arrays for each layer: Y_c ``[n, width]``, and ρ_c."""

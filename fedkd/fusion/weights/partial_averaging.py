@@ -16,7 +16,7 @@ from fedkd.fusion import Capabilities, Guidance, LocalObjective
 from fedkd.fusion.views import Phase, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging, in_body, in_head
 from fedkd.fusion.weights.parameters import pack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 
 @hyperparameters

@@ -13,7 +13,7 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
+from fedkd.plugins import hyperparameters
 
 STATISTICS, CONTROL, OWN_CONTROL, STEP = "statistics", "control", "own_control", "step"
 

@@ -13,8 +13,8 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
-from fedkd.plugins.hyperparameters import hyperparameters
-from fedkd.storage.namespaces import below, under
+from fedkd.plugins import hyperparameters
+from fedkd.storage import below, under
 
 MODEL, SUM, COUNT, SEEN = "model/", "sum", "count", "seen"
 

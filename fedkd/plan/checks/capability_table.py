@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.distillation.selection import asks_anew
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, answers_otherwise, overrides, teaches_targets
+from fedkd.fusion import (
+    Capabilities,
+    FusionStrategy,
+    Kind,
+    answers_otherwise,
+    asks_anew,
+    overrides,
+    teaches_targets,
+)
 from fedkd.plan.recipe import recipe_of
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 if TYPE_CHECKING:
-    from fedkd.continual.learner import Learner
+    from fedkd.continual import Learner
 
 STRATEGY = "fusion.strategy"
 

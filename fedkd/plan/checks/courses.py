@@ -1,9 +1,8 @@
-"""Cross-field validation of orders, clocks, absences and asynchronous rounds."""
+"""Cross-field validation of orders, paces, absences and asynchronous rounds."""
 
 from fedkd.errors import refuse_if
 from fedkd.plan.schedule import Schedule
-from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream
-from fedkd.scenario.stream import task_count
+from fedkd.scenario import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream, task_count
 
 
 def check_courses(scenario: Scenario) -> None:
@@ -58,7 +57,7 @@ def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
         not schedule.in_step,
         "needs all clients at the same task: what the average must not change any more is what the old"
         " tasks of all of them have used, and here some are still at what others have left; use"
-        " order = 'same' and clock = 'lockstep', with nobody late, on a break or leaving",
+        " order = 'same' and pace = 'lockstep', with nobody late, on a break or leaving",
         key,
     )
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedkd.data.registry import DATASETS, PARTITIONS
+from fedkd.data import DATASETS, PARTITIONS
 from fedkd.errors import UserError, blaming, refuse_if
-from fedkd.models.registry import MODELS
+from fedkd.models import MODELS
 from fedkd.plan.checks.courses import check_courses
-from fedkd.scenario.load import PATH_DATASETS
-from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream
+from fedkd.scenario import PATH_DATASETS, Continual, Data, Scenario, TaskStream
 
 if TYPE_CHECKING:
-    from fedkd.fusion.strategy import FusionStrategy
+    from fedkd.fusion import FusionStrategy
 
 DRAWN_TRANSFERS = ("holdout", "noise")  # transfer sources that are no other data set
 
@@ -162,8 +161,7 @@ def check_transfer_size(scenario: Scenario, strategy: FusionStrategy) -> None:
     """Refuse a strategy without the transfer samples that it needs."""
     if scenario.data.transfer.size > 0 or not strategy.capabilities.uses_transfer_set:
         return
-    from fedkd.fusion.capabilities import capabilities_of
-    from fedkd.fusion.registry import STRATEGIES, load_strategy_class
+    from fedkd.fusion import STRATEGIES, capabilities_of, load_strategy_class
 
     found = {name: capabilities_of(load_strategy_class(name)) for name in STRATEGIES.builtin}
     without = [name for name, can in found.items() if not can.uses_transfer_set]

@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 
 from fedkd.errors import refuse_if
-from fedkd.fusion.weights.mixing import is_mutual, parts
-from fedkd.models.client_mix import architecture_names
+from fedkd.fusion import is_mutual, parts
+from fedkd.models import architecture_names
 from fedkd.plan.checks.capability_table import Case, check_table
 from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan

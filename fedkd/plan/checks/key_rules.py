@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedkd.data.partitions.replacement import SCHEMES
-from fedkd.data.registry import PARTITIONS
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
-from fedkd.models.registry import ESTIMATORS
+from fedkd.data import PARTITIONS, SCHEMES
+from fedkd.fusion import FusionStrategy, Kind, overrides, teaches_targets
+from fedkd.models import ESTIMATORS
 from fedkd.plan.graph import PLACED, WITH_K
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,10 @@ def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kin
 
 def _waits_for_slower(scenario: Scenario, _: Any) -> bool:
     assert scenario.continual is not None
-    clock, population = scenario.continual.tasks.pace, scenario.population
-    if clock == "lockstep":
+    pace, population = scenario.continual.tasks.pace, scenario.population
+    if pace == "lockstep":
         return population.late > 0 or population.breaks > 0
-    return clock != "file"
+    return pace != "file"
 
 
 def _paced_by_tasks(scenario: Scenario, _: Any) -> bool:
@@ -266,13 +264,13 @@ TABLE: tuple[Reader, ...] = (
     Reader(
         "continual.tasks.max_lag",
         ("continual.tasks.pace", "population"),
-        "clients that are at different tasks: another clock, or late clients or breaks",
+        "clients that are at different tasks: another pace, or late clients or breaks",
         _waits_for_slower,
     ),
     Reader(
         "continual.rounds_per_task",
         ("continual.tasks.pace", "continual.tasks.pace_range"),
-        "clocks that neither have a pace nor come from a file",
+        "a pace that is neither a range nor from a file",
         _paced_by_tasks,
     ),
     # [engine]

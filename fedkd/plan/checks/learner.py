@@ -6,17 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedkd.continual.learner import Learner
-from fedkd.continual.learning import TaskLearning
-from fedkd.continual.traits import needs_boundaries, shapes_training, trains_on_old_tasks
-from fedkd.data.load import Data
-from fedkd.data.streams.stream import FederatedStream
+from fedkd.continual import Learner, TaskLearning, needs_boundaries, shapes_training, trains_on_old_tasks
+from fedkd.data import Data, FederatedStream
 from fedkd.errors import UserError, refuse_if
-from fedkd.fusion.strategy import overrides
+from fedkd.fusion import overrides
 from fedkd.plan.plan import Plan
-from fedkd.plugins.loading import calling
-from fedkd.plugins.validation_errors import show_value
-from fedkd.scenario.schema import Scenario
+from fedkd.plugins import calling, show_value
+from fedkd.scenario import Scenario
 
 KEY = "fusion.strategy"
 

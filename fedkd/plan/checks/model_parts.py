@@ -5,16 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data
+from fedkd.data import Data, FederatedData
 from fedkd.errors import UserError, refuse_if
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import overrides, teaches_targets
-from fedkd.fusion.weights.averaging import HEAD, in_head
-from fedkd.models.build import blank_inputs
-from fedkd.models.evaluation_mode import predicting
+from fedkd.fusion import HEAD, Kind, in_head, overrides, teaches_targets
+from fedkd.models import blank_inputs, predicting
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 KEY = "fusion.strategy"
 

@@ -7,12 +7,11 @@ Opening a scenario imports the modules that it names, and checking it calls what
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedkd.continual.registry import LEARNERS
-from fedkd.data.registry import DATASETS, PARTITIONS
+from fedkd.continual import LEARNERS
+from fedkd.data import DATASETS, PARTITIONS
 from fedkd.errors import blaming
-from fedkd.fusion.registry import STRATEGIES
-from fedkd.models.registry import MODELS
-from fedkd.plan.build_schedule import build_schedule
+from fedkd.fusion import STRATEGIES
+from fedkd.models import MODELS
 from fedkd.plan.checks.courses import check_orthogonal
 from fedkd.plan.checks.cross_field import (
     DRAWN_TRANSFERS,
@@ -22,9 +21,9 @@ from fedkd.plan.checks.cross_field import (
 )
 from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
-from fedkd.plugins.loading import Registry
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import resolve_rounds, resolve_stream
+from fedkd.plan.schedule_builder import build_schedule
+from fedkd.plugins import Registry
+from fedkd.scenario import Scenario, resolve_rounds, resolve_stream
 
 OF_DATA = ("data.", "continual.tasks.")
 

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data, first_task
-from fedkd.data.memory_budget import check_fits
+from fedkd.data import Data, FederatedData, check_fits, first_task
 from fedkd.errors import UserError, refuse_if
-from fedkd.fusion.server_cost import ServerModel
-from fedkd.models.build import build_model
+from fedkd.fusion import ServerModel
+from fedkd.models import build_model
 from fedkd.plan.checks.capability_table import Case, check_table
 from fedkd.plan.checks.cross_field import check_one_architecture
 from fedkd.plan.checks.graph import check_graph
@@ -28,7 +26,7 @@ from fedkd.plan.checks.model_parts import (
 )
 from fedkd.plan.checks.streams import check_backward, check_class_stream, check_masks, check_orthogonal
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import ClientGroup
+from fedkd.scenario import ClientGroup
 
 KEY = "fusion.strategy"
 

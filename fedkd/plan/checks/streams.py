@@ -2,12 +2,9 @@
 
 from torch import nn
 
-from fedkd.continual.mixins import Phases
-from fedkd.continual.statistics import statistics_names
-from fedkd.continual.subspace.bases import check_layers
-from fedkd.continual.traits import why_closed
+from fedkd.continual import Phases, check_layers, statistics_names, why_closed
 from fedkd.errors import UserError
-from fedkd.fusion.strategy import overrides
+from fedkd.fusion import overrides
 from fedkd.plan.plan import Plan
 
 KEY = "fusion.strategy"
@@ -32,7 +29,7 @@ def check_masks(plan: Plan) -> None:
             if len({learner.phase_of(epoch, rounds * local) for epoch in epochs}) > 1:
                 raise UserError(
                     f"'{name}' has clients agree on masks between rounds, and '{learner.name}' settles one in"
-                    f" the middle of round {round + 1} of {rounds}; choose rounds_per_task, the clock and"
+                    f" the middle of round {round + 1} of {rounds}; choose rounds_per_task, pace and"
                     " mask_share so that masks are found in whole rounds",
                     key=KEY,
                 )
@@ -51,7 +48,7 @@ def check_backward(plan: Plan) -> None:
     elif plan.schedule.in_step:
         reason = (
             "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
-            " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
+            " pace = 'uniform'; here all go on at once, and nobody knows more of an old task"
         )
     elif strategy.capabilities.uses_local_loss or overrides(strategy, "apply"):
         reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
@@ -90,7 +87,7 @@ def check_class_stream(plan: Plan) -> None:
     if not plan.schedule.in_step:
         raise UserError(
             f"'{name}' needs all clients at the same task: what stands in for old tasks is made when all of"
-            " them have ended one; use order = 'same' and clock = 'lockstep', with nobody late, on a break or"
+            " them have ended one; use order = 'same' and pace = 'lockstep', with nobody late, on a break or"
             " leaving",
             key="continual.tasks",
         )

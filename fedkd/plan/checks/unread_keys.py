@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedkd.errors import UserError
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion import FusionStrategy
 from fedkd.plan.checks.key_rules import TABLE, at
-from fedkd.plugins.validation_errors import show_value
-from fedkd.scenario.schema import Scenario
+from fedkd.plugins import show_value
+from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)

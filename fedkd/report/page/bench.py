@@ -12,7 +12,7 @@ from fedkd.report.page.figure import MOST_PANELS, Figure, chart_figures
 from fedkd.report.page.page import Page, Section
 from fedkd.report.study import Study
 from fedkd.report.tables import MISSING, Cell, Table, comparison_table, explained
-from fedkd.tracking.folder import CELLS
+from fedkd.tracking import CELLS
 
 
 def bench_page(study: Study, folder: Path, source: str | None) -> Page:

@@ -13,8 +13,8 @@ from fedkd.report.page.record import RunRecord
 from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
-from fedkd.scenario.identity import changed_keys, decisive
-from fedkd.tracking.wording import protocol_name
+from fedkd.scenario import changed_keys, decisive
+from fedkd.tracking import protocol_name
 
 HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
 MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # relative to fusion, and their metrics

@@ -11,9 +11,8 @@ from fedkd.report.chart import COLOURS, DASHES, looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, bar, line, over_rounds
 from fedkd.report.page.record import RunRecord
-from fedkd.storage.digests import rounds_with_tables
-from fedkd.tracking.links import read_links
-from fedkd.tracking.neighbours import FUSION
+from fedkd.storage import rounds_with_tables
+from fedkd.tracking import FUSION, read_links
 
 MOST_PHASE_BARS = 120
 MOST_LINKED = 50  # clients up to which a page shows every pair

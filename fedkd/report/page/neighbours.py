@@ -10,8 +10,8 @@ import numpy as np
 
 from fedkd.report.page.figure import grid
 from fedkd.report.page.record import RunRecord
-from fedkd.storage.digests import rounds_with_tables
-from fedkd.tracking.neighbours import FUSION, Neighbours, read_neighbours
+from fedkd.storage import rounds_with_tables
+from fedkd.tracking import FUSION, Neighbours, read_neighbours
 
 MOST_CLIENTS = 50  # clients up to which a page shows every pair; of more, architectures stand in for them
 MOST_ROUNDS = 40  # rounds that a page can show; of more, so many spread evenly

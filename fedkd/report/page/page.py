@@ -12,11 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 from fedkd import __version__
-from fedkd.plugins.versions import require
+from fedkd.plugins import require
 from fedkd.report.page.figure import Figure, number
 from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking.folder import REPORT
+from fedkd.tracking import REPORT
 
 MARK = '<meta name="generator" content="fedkd report">'  # by which a page of fedkd's is known again
 Item = Figure | Table | NeighbourView

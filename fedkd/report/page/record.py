@@ -13,16 +13,23 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.models.client_mix import architecture_names, client_models
-from fedkd.plan.evaluated_clients import counted_clients, models_told_apart
-from fedkd.plan.graph import USUAL_K
-from fedkd.plan.schedule import Schedule
-from fedkd.scenario.load import read_scenario, read_toml
-from fedkd.scenario.schema import Scenario
-from fedkd.storage.json_text import NotJson, parse_json
-from fedkd.tracking import recorder
-from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
-from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS, MetricRow, read_metrics
+from fedkd.models import architecture_names, client_models
+from fedkd.plan import USUAL_K, Schedule, counted_clients, models_told_apart
+from fedkd.scenario import Scenario, read_scenario, read_toml
+from fedkd.storage import NotJson, parse_json
+from fedkd.tracking import (
+    CLIENTS,
+    METRICS,
+    SCENARIO,
+    SCHEDULE,
+    SUMMARY,
+    TIMINGS,
+    MetricRow,
+    read_epochs,
+    read_metrics,
+    read_timings,
+    read_warnings,
+)
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,7 @@ class RunRecord:
     def epochs(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of `epochs.jsonl`; none without the file."""
         continual = self.scenario.continual
-        return (
-            recorder.read_epochs(self.folder) if continual is not None and continual.evaluate_epochs else ()
-        )
+        return read_epochs(self.folder) if continual is not None and continual.evaluate_epochs else ()
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -162,8 +167,8 @@ def read_record(folder: Path) -> RunRecord:
         scenario=scenario,
         scenario_text=path.read_text(encoding="utf-8"),
         rows=_metric_rows(folder, len(models)),
-        timings=recorder.read_timings(folder) if (folder / TIMINGS).exists() else [],
-        warnings=recorder.read_warnings(folder),
+        timings=read_timings(folder) if (folder / TIMINGS).exists() else [],
+        warnings=read_warnings(folder),
         summary=_json(folder / SUMMARY),
         schedule=_schedule(folder / SCHEDULE),
         models=models,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedkd.plan.poisoned_clients import poisoned_clients
+from fedkd.plan import poisoned_clients
 from fedkd.report.page.cost import cost_figures, failure_figures, link_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.labels import label_figures
@@ -21,8 +21,7 @@ from fedkd.report.page.stream import (
 )
 from fedkd.report.page.transferability import transfer_figures
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking.folder import SCENARIO
-from fedkd.tracking.wording import duration, moments, percent, size
+from fedkd.tracking import SCENARIO, duration, moments, percent, size
 
 WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings in words
 MOST_LISTED = 1000  # clients that a table lists

@@ -8,10 +8,8 @@ from math import isnan
 
 import numpy as np
 
-from fedkd.continual.metrics.metrics import forgetting_per_task
-from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
-from fedkd.plan.held_models import held_models
-from fedkd.plan.schedule import Schedule
+from fedkd.continual import ProtocolOutcome, StreamOutcome, forgetting_per_task, stream_outcome
+from fedkd.plan import Schedule, held_models
 from fedkd.report.chart import looks
 from fedkd.report.continual import accuracy_matrix, task_labels
 from fedkd.report.metrics import metric
@@ -19,7 +17,7 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure
 from fedkd.report.page.record import RunRecord
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking.wording import protocol_name
+from fedkd.tracking import protocol_name
 
 MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "density": "density"}
 STORED = {"stored_bytes": "stored", "peak_bytes": "stored at most"}

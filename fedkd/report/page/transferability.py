@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.fusion.distillation.transferability import PREDICTORS, chance, hits, rank_correlation
+from fedkd.fusion import PREDICTORS, chance, hits, rank_correlation
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import RunRecord
 from fedkd.report.statistics import interval
 from fedkd.report.tables import Cell, Table
-from fedkd.storage.digests import rounds_with_tables
-from fedkd.tracking.transferability import FOLDER, TransferMap, read_transfer_map
+from fedkd.storage import rounds_with_tables
+from fedkd.tracking import FOLDER, TransferMap, read_transfer_map
 
 MOST_CLIENTS = 50  # clients up to which every pair is shown; of more, the table alone
 MOST_ROUNDS = 20  # maps that a page can show; of more, so many spread evenly

@@ -13,11 +13,8 @@ from fedkd.report.page.page import MARK, Page, render
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
 from fedkd.report.study import Study, read_study
-from fedkd.storage.atomic import write_bytes_atomically
-from fedkd.storage.paths import expanded
-from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
-from fedkd.tracking.leftovers import sweep
-from fedkd.tracking.recorder import METRICS
+from fedkd.storage import expanded, write_bytes_atomically
+from fedkd.tracking import BENCH, CELLS, METRICS, REPORT, SCENARIO, STUDY, TUNE, sweep
 
 MOST_BYTES = 30_000_000  # of `metrics.jsonl` for a page at the end of a run: about a second's reading
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd.errors import Interrupted, one_line
-from fedkd.scenario.dump import relative_to
+from fedkd.scenario import relative_to
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.loggers.figures import FigureMaker, Span
 from fedkd.tracking.loggers.logger import Ending, LoggedRun, Logger
 from fedkd.tracking.recorder import METRICS
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 log = logging.getLogger("fedkd.tracking")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.plan.build_schedule import build_schedule
+from fedkd.plan import build_schedule
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.loggers.logger import Figures
 from fedkd.tracking.neighbours import read_neighbours
@@ -18,7 +18,7 @@ from fedkd.tracking.recorder import METRICS, read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario import Scenario
 
 OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")  # shown as histograms
 WEIGHTS = "fusion/weights"

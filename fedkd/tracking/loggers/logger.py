@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from fedkd.storage.atomic import write_text_atomically
+from fedkd.storage import write_text_atomically
 from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
-    from fedkd.scenario.tracking import Artifact
+    from fedkd.scenario import Artifact, Scenario
 
 RECORD = (SCENARIO, SCHEDULE, CLIENTS, METRICS, TIMINGS, SUMMARY)
 """Files of a run folder that say what a run was and what it found."""

@@ -14,7 +14,7 @@ import numpy as np
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, flat, heat_map
 
 if TYPE_CHECKING:
-    from fedkd.scenario.tracking import Mlflow
+    from fedkd.scenario import Mlflow
 
 IDENTITY = "mlflow-id"
 FOLDER = "mlruns"

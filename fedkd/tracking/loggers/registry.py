@@ -9,12 +9,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
-from fedkd.plugins.versions import how_to_install
+from fedkd.plugins import how_to_install
 from fedkd.tracking.loggers.background import BackgroundLogger
 
 if TYPE_CHECKING:
-    from fedkd.scenario.schema import Scenario
-    from fedkd.scenario.tracking import LoggerSection
+    from fedkd.scenario import LoggerSection, Scenario
 
 
 @dataclass(frozen=True)

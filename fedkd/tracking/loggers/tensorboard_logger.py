@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedkd.scenario.dump import dump_toml
-from fedkd.storage.paths import expanded
+from fedkd.scenario import dump_toml
+from fedkd.storage import expanded
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, heat_map
 
 if TYPE_CHECKING:
-    from fedkd.scenario.tracking import TensorBoard
+    from fedkd.scenario import TensorBoard
 
 FOLDER = "tensorboard"
 

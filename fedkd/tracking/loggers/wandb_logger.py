@@ -12,7 +12,7 @@ from fedkd.tracking.loggers.background import described_in_a_line
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, heat_map
 
 if TYPE_CHECKING:
-    from fedkd.scenario.tracking import Wandb
+    from fedkd.scenario import Wandb
 
 Mode = Literal["offline", "online"]
 

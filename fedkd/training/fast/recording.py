@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fedkd.models.fast.kernel_mode import KernelMode
+from fedkd.models import KernelMode
 from fedkd.training.compat import below_autograd, schema_of, tree_leaves, tree_map_only
 from fedkd.training.fast.own_kernels import function_of
 

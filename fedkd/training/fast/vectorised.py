@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedkd.plugins.loading import contained
+from fedkd.plugins import contained
 from fedkd.training.executor import Executor, LoopExecutor
 from fedkd.training.fast.known_modules import reached_into
 from fedkd.training.job import FitResult, TrainJob

@@ -6,7 +6,7 @@ from flwr.clientapp import ClientApp
 
 from digits_fusion.task import accuracy, batches, learn, load_digits_of, new_model
 from fedkd.federation.messages import records as msg
-from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.fusion import KnFu
 
 STRATEGY = KnFu(beta=10)  # the server's; a client asks it how guidance is learned
 MODEL = "model"

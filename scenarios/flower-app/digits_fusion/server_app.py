@@ -6,8 +6,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
-from fedkd.fusion.distillation.knfu import KnFu
+from fedkd.federation import KnowledgeFusion
+from fedkd.fusion import KnFu
 
 app = ServerApp()
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedkd.training.compat import transformed, tree_map_only, version
+from fedkd.training import transformed, tree_map_only, version
 
 
 class Factors(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedkd.continual.subspace.fast.factored_gradient import Factors, Saved, Scaling
 from fedkd.continual.subspace.layer_memory import LayerMemory, TrustRegion
-from fedkd.training.fast.own_kernels import own_kernel
+from fedkd.training import own_kernel
 
 
 class GradientParts(NamedTuple):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import ActorsLost, EngineLost, UserError
-from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import Scenario
+from fedkd.plan import Plan
+from fedkd.scenario import Scenario
 
 if TYPE_CHECKING:
-    from fedkd.data.load import Data
+    from fedkd.data import Data
     from fedkd.engine.grid import EngineGrid
     from fedkd.engine.ray.cluster import RayCluster
 
@@ -88,12 +88,12 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
 
 
 def _import_all() -> None:
-    import fedkd.engine.clients
-    import fedkd.federation.apps.server_app  # noqa: F401
+    import fedkd.engine.clients  # noqa: F401
+    from fedkd.federation import server_app  # noqa: F401
 
 
 def _load(scenario: Scenario, tell: Tell) -> Data:
-    from fedkd.data.load import load_data
+    from fedkd.data import load_data
 
     return load_data(scenario, progress=tell)
 

@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.benchmark.cells import level_of
-from fedkd.benchmark.finished import damage
+from fedkd.benchmark import damage, level_of
 from fedkd.errors import RunFailed, UserError
-from fedkd.scenario.toml import NotToml, parse_toml
-from fedkd.storage.paths import expanded
-from fedkd.tracking.folder import SCENARIO, TUNE
-from fedkd.tracking.wording import percent
+from fedkd.scenario import NotToml, parse_toml
+from fedkd.storage import expanded
+from fedkd.tracking import SCENARIO, TUNE, percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
 from fedkd.tuning.sampling import check_optuna, draw
 from fedkd.tuning.schema import Search, dump_search, load_search
@@ -33,7 +31,7 @@ from fedkd.tuning.trials import (
 )
 
 if TYPE_CHECKING:
-    from fedkd.benchmark.scheduler import Scheduler
+    from fedkd.benchmark import Scheduler
 
 MAY_GROW = ("trials", "parallel")  # keys of a search that may change between calls
 
@@ -77,7 +75,7 @@ class TuneResult:
         return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        from fedkd.tracking.html import from_markdown
+        from fedkd.tracking import from_markdown
 
         return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
 
@@ -124,8 +122,7 @@ def tune(
         RunFailed: A trial failed without diverging, or none reached its end.
         Interrupted: Stopped by a signal; the same call goes on.
     """
-    from fedkd.benchmark.progress import make_bench_progress
-    from fedkd.benchmark.scheduler import scheduling
+    from fedkd.benchmark import make_bench_progress, scheduling
 
     plan = plan_tune(path, overrides, search, out)
     spec, dumped = plan.search.spec, (TUNE, dump_search(plan.search))

@@ -1,19 +1,40 @@
-"""Which clients are evaluated, and whose figures count, derived from the seed; which models of theirs."""
+"""Poisoned, evaluated and counted clients, drawn from the seed: every process gets the same answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from fedkd.fusion.auxiliary import networks_of
-from fedkd.plan.poisoned_clients import poisoned_clients
+from fedkd.fusion import networks_of
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 if TYPE_CHECKING:
-    from fedkd.fusion.strategy import FusionStrategy
+    from fedkd.fusion import FusionStrategy
 
 _TRAINED = "accuracy_before_fusion_"
+
+
+def poisoned_clients(scenario: Scenario) -> frozenset[int]:
+    """Return the clients that are poisoned: a share of all, rounded to the nearest, drawn once."""
+    clients = scenario.data.clients
+    number = round_half_up(scenario.faults.poisoned * clients)
+    if number == 0:
+        return frozenset()
+    drawn = numpy_generator(scenario.seed, "poisoned").choice(clients, number, replace=False)
+    return frozenset(int(client) for client in drawn)
+
+
+def victim_of(scenario: Scenario, client: int) -> int:
+    """Return the honest client whose class distribution a poisoned one feigns; itself if all are poisoned."""
+    poisoned = poisoned_clients(scenario)
+    honest = [other for other in range(scenario.data.clients) if other not in poisoned] or [client]
+    return int(numpy_generator(scenario.seed, "victim", client=client).choice(honest))
+
+
+def round_half_up(value: float) -> int:
+    """Return the nearest integer, .5 upwards."""
+    return int(value + 0.5)
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:

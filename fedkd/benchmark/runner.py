@@ -24,14 +24,13 @@ from fedkd.benchmark.cells import (
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.errors import UserError
-from fedkd.storage.atomic import write_text_atomically
-from fedkd.storage.paths import expanded
-from fedkd.tracking.folder import BENCH, CELLS, STUDY
+from fedkd.storage import expanded, write_text_atomically
+from fedkd.tracking import BENCH, CELLS, STUDY
 
 if TYPE_CHECKING:
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
-    from fedkd.report.study import Study
+    from fedkd.report import Study
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ class BenchResult:
 
     def table(self) -> str:
         """Return the table in Markdown."""
-        from fedkd.report.tables import markdown_table
+        from fedkd.report import markdown_table
 
         return markdown_table(self.study)
 
     def _repr_html_(self) -> str:
-        from fedkd.tracking.html import from_markdown
+        from fedkd.tracking import from_markdown
 
         return from_markdown(f"{self.table()}\nresults {self.folder}")
 
@@ -153,11 +152,14 @@ def bench(
 def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[str], None]) -> BenchResult:
     from fedkd.benchmark.references import add_reference_metrics
     from fedkd.benchmark.results import chance_line, collect, write_cells, write_results
-    from fedkd.report.figures import draw_figures
-    from fedkd.report.latex import latex_table
-    from fedkd.report.page.write import report_at_the_end
-    from fedkd.report.study import write_study
-    from fedkd.report.tables import csv_table, markdown_table
+    from fedkd.report import (
+        csv_table,
+        draw_figures,
+        latex_table,
+        markdown_table,
+        report_at_the_end,
+        write_study,
+    )
 
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
@@ -181,7 +183,7 @@ def study_of(
 ) -> Study:
     """Return the study of a bench."""
     from fedkd.benchmark.results import study_run
-    from fedkd.report.study import Study, StudyAxis
+    from fedkd.report import Study, StudyAxis
 
     baseline = resolve_baseline(bench, axes)
     compared = compared_axes(axes, baseline)
@@ -226,8 +228,8 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
     from fedkd.benchmark.finished import read_summary
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
-    from fedkd.scenario.load import read_scenario, read_toml
-    from fedkd.tracking.run_folder import SCENARIO
+    from fedkd.scenario import read_scenario, read_toml
+    from fedkd.tracking import SCENARIO
 
     folders = {path.name[:-9]: path for path in sorted(runs.glob("*-????????"))}
     for seed, levels in combinations(bench, axes):
@@ -246,8 +248,8 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage
     from fedkd.benchmark.scheduler import CellCheck
-    from fedkd.scenario.dump import toml_value
-    from fedkd.tracking.wording import duration
+    from fedkd.scenario import toml_value
+    from fedkd.tracking import duration
 
     for axis in plan.axes:
         yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"

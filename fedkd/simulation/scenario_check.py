@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedkd.scenario.dump import toml_value
+from fedkd.scenario import toml_value
 from fedkd.simulation.check_data import data_rows, row, stream_rows
 from fedkd.simulation.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
-from fedkd.tracking.wording import counted, size
+from fedkd.tracking import counted, size
 
 if TYPE_CHECKING:
-    from fedkd.clients.costs.arithmetic import Workload
-    from fedkd.data.load import Data
-    from fedkd.plan.checks.no_plugins import WithoutPlugins
-    from fedkd.plan.plan import Plan
-    from fedkd.scenario.schema import Filter
+    from fedkd.clients import Workload
+    from fedkd.data import Data
+    from fedkd.plan import Plan, WithoutPlugins
+    from fedkd.scenario import Filter
 
 SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72  # lines and characters of a schedule
 SHOWN_PARTS = 6  # parts of a graph that falls apart
@@ -24,9 +23,9 @@ SHOWN_PARTS = 6  # parts of a graph that falls apart
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
     """Load the data, build every model and try a round's exchange; yield a line each."""
-    from fedkd.data.load import load_data
-    from fedkd.engine.ray.placement import check_local_gpus
-    from fedkd.tracking.loggers.registry import check_loggers
+    from fedkd.data import load_data
+    from fedkd.engine import check_local_gpus
+    from fedkd.tracking import check_loggers
 
     scenario = plan.scenario
     check_loggers(scenario)
@@ -51,9 +50,8 @@ def check_without_plugins(
     unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
 ) -> Iterator[str]:
     """Check as far as it goes without plug-ins; yield a line each, the last about what is left."""
-    from fedkd.data.federated import FederatedData
-    from fedkd.data.load import load_data
-    from fedkd.tracking.loggers.registry import check_loggers
+    from fedkd.data import FederatedData, load_data
+    from fedkd.tracking import check_loggers
 
     scenario = unopened.scenario
     check_loggers(scenario)
@@ -70,10 +68,8 @@ def check_without_plugins(
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
     """Build every model, yield lines; return most exchanged parameters, a round's work, and sketches."""
-    from fedkd.clients.costs.arithmetic import workload
-    from fedkd.clients.costs.model_memory import checked_models
-    from fedkd.clients.local_samples import share_held_out
-    from fedkd.data.federated import FederatedData
+    from fedkd.clients import checked_models, share_held_out, workload
+    from fedkd.data import FederatedData
 
     scenario = plan.scenario
     if isinstance(data, FederatedData):
@@ -99,7 +95,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
 
 def _filtered(wanted: Filter) -> str:
     """Word a filter: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
-    from fedkd.fusion.distillation.filters import THRESHOLDS
+    from fedkd.fusion import THRESHOLDS
 
     sent = ", which alone is sent" if wanted.at == "upload" else ""
     where = " of equal votes" if wanted.votes == "equal" else sent
@@ -112,7 +108,7 @@ def _filtered(wanted: Filter) -> str:
 def _schedule_rows(plan: Plan) -> Iterator[str]:
     if plan.schedule.in_step:
         return
-    from fedkd.report.schedule import AWAY, schedule_lines
+    from fedkd.report import AWAY, schedule_lines
 
     what = "who is there" if plan.learner is None else "the task of each client"
     yield row("schedule", f"{what}, round by round ({AWAY}: away)")
@@ -123,8 +119,8 @@ def _schedule_rows(plan: Plan) -> Iterator[str]:
 def _graph_rows(plan: Plan) -> Iterator[str]:
     if plan.graph is None:
         return
-    from fedkd.plan.checks.graph import separate
-    from fedkd.report.topology import HEARS, HERSELF, graph_lines, graph_title
+    from fedkd.plan import separate
+    from fedkd.report import HEARS, HERSELF, graph_lines, graph_title
 
     rounds = plan.schedule.rounds
     yield row("graph", f"{graph_title(plan.graph, rounds)} ({HERSELF}: itself, {HEARS}: whom it hears)")
@@ -141,7 +137,7 @@ def _graph_rows(plan: Plan) -> Iterator[str]:
 
 
 def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
-    from fedkd.engine.clients import expected_room
+    from fedkd.engine import expected_room
 
     live, of_client = expected_room(plan, data)
     if plan.scenario.engine.live_clients is not None or live < plan.scenario.data.clients:
@@ -152,7 +148,7 @@ def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
 def _model_rows(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
     from torch import nn
 
-    from fedkd.models.build import count_parameters
+    from fedkd.models import count_parameters
 
     clients = Counter(map(id, plan.groups))
     for group, model in zip(plan.scenario.clients, models, strict=True):

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedkd import __version__
-from fedkd.data.streams.pixels import Permutation, Rotation
+from fedkd.data import Permutation, Rotation
 from fedkd.errors import UserError
-from fedkd.models.build import count_parameters
-from fedkd.storage.paths import expanded
-from fedkd.tracking.leftovers import sweep
+from fedkd.models import count_parameters
+from fedkd.storage import expanded
+from fedkd.tracking import sweep
 from fedkd.trained import standalone
 from fedkd.trained.card import Entry, model_card
 from fedkd.trained.client import TrainedClient, TrainedRun

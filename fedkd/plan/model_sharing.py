@@ -4,13 +4,11 @@ from collections.abc import Hashable
 from contextlib import suppress
 
 from fedkd.errors import UserError
-from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.registry import STRATEGIES
-from fedkd.fusion.strategy import FusionStrategy, answers_otherwise
-from fedkd.models.client_mix import architecture_names, client_models
+from fedkd.fusion import STRATEGIES, Capabilities, FusionStrategy, answers_otherwise
+from fedkd.models import architecture_names, client_models
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.schedule import Schedule
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario import Scenario
 
 
 def held_models(

@@ -4,11 +4,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fedkd.continual.registry import LEARNERS
-from fedkd.data.registry import PARTITIONS
-from fedkd.fusion.registry import STRATEGIES
-from fedkd.plugins.loading import Registry
-from fedkd.scenario.schema import Scenario
+from fedkd.continual import LEARNERS
+from fedkd.data import PARTITIONS
+from fedkd.fusion import STRATEGIES
+from fedkd.plugins import Registry
+from fedkd.scenario import Scenario
 
 
 def json_schema() -> dict[str, Any]:

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.errors import refuse_if
-from fedkd.plan.poisoned_clients import round_half_up
+from fedkd.plan.client_roles import round_half_up
 from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.load import read_file_of_clients
-from fedkd.scenario.schema import MOST_ROUNDS, Continual, Population, Scenario
-from fedkd.scenario.stream import task_count
+from fedkd.scenario import MOST_ROUNDS, Continual, Population, Scenario, read_file_of_clients, task_count
 
 KEY = "continual.tasks.schedule"
 

@@ -1,0 +1,34 @@
+from . import register as register
+from .benchmark import BenchResult as BenchResult
+from .benchmark import bench as bench
+from .continual import Learner as Learner
+from .errors import EngineLost as EngineLost
+from .errors import FedkdError as FedkdError
+from .errors import Interrupted as Interrupted
+from .errors import RunFailed as RunFailed
+from .errors import TrainingDiverged as TrainingDiverged
+from .errors import UserError as UserError
+from .fusion import FusionStrategy as FusionStrategy
+from .fusion import Guidance as Guidance
+from .fusion import Knowledge as Knowledge
+from .plan import load_scenario as load_scenario
+from .scenario import Scenario as Scenario
+from .simulation import Comparison as Comparison
+from .simulation import RunEntry as RunEntry
+from .simulation import RunList as RunList
+from .simulation import RunResult as RunResult
+from .simulation import compare as compare
+from .simulation import resume as resume
+from .simulation import run as run
+from .simulation import runs as runs
+from .tracking import RoundReport as RoundReport
+from .tracking import RunObserver as RunObserver
+from .tracking import RunReport as RunReport
+from .trained import Export as Export
+from .trained import TrainedClient as TrainedClient
+from .trained import export as export
+from .trained import load_client as load_client
+from .tuning import TuneResult as TuneResult
+from .tuning import tune as tune
+
+__version__: str

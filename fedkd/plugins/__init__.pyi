@@ -1,0 +1,17 @@
+from .loading import Registry as Registry
+from .loading import calling as calling
+from .loading import contained as contained
+from .loading import import_plugins as import_plugins
+from .loading import module_file as module_file
+from .loading import no_sudden_end as no_sudden_end
+from .packages import how_to_install as how_to_install
+from .packages import require as require
+from .packages import versions as versions
+from .schema import HyperParameter as HyperParameter
+from .schema import build_part as build_part
+from .schema import hyperparameter_names as hyperparameter_names
+from .schema import hyperparameters as hyperparameters
+from .schema import hyperparameters_of as hyperparameters_of
+from .schema import load_part as load_part
+from .validation_errors import explain_error as explain_error
+from .validation_errors import show_value as show_value

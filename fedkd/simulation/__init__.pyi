@@ -1,0 +1,13 @@
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
+from .listing import RunEntry as RunEntry
+from .listing import RunList as RunList
+from .listing import runs as runs
+from .listing import summary_of as summary_of
+from .results import RunResult as RunResult
+from .runner import ERROR_FILE as ERROR_FILE
+from .runner import resume as resume
+from .runner import run as run
+from .scenario_check import check as check
+from .scenario_check import check_with as check_with
+from .scenario_check import check_without_plugins as check_without_plugins

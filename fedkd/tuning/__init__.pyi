@@ -1,0 +1,7 @@
+from .results import SHOWN as SHOWN
+from .runner import TuneResult as TuneResult
+from .runner import describe_tune as describe_tune
+from .runner import plan_tune as plan_tune
+from .runner import tune as tune
+from .schema import load_search as load_search
+from .schema import search_json_schema as search_json_schema
