@@ -39,7 +39,7 @@ class UserError(FedkdError):
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.key, self.message) if part)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return partial(type(self), key=self.key, file=self.file), (self.message,)
 
     def at(self, *, key: str | None = None, file: str | None = None) -> UserError:

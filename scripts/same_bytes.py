@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Prove that a change moves no result: same_bytes.py record|compare FOLDER [--match WORD …]
+"""Prove that a change moves no result.
+
+Usage: same_bytes.py record|compare FOLDER [--match WORD …]
 
 ``record`` runs every shipped scenario, shortened, and a small federation of every strategy and learner.
 It keeps each run's `metrics.jsonl` in FOLDER. ``compare`` runs them again and names the runs whose metrics

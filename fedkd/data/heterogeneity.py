@@ -5,6 +5,7 @@ none. Only training labels are wrong.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def draw_skews(
         raise UserError("needs at least 2 classes, the data have 1", key="heterogeneity.label_noise")
 
     def skew(client: int) -> Skew:
-        def uniform(purpose: str, low: float, high: float, size: int | None = None):
+        def uniform(purpose: str, low: float, high: float, size: int | None = None) -> Any:
             return numpy_generator(seed, purpose, client=client).uniform(low, high, size)
 
         turn, tint = heterogeneity.rotation, heterogeneity.colour

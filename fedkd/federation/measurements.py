@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Message
@@ -149,7 +149,7 @@ class Measurements:
             values = {client: row[key] for client, row in rows.items() if not isnan(row.get(key, nan))}
             if values:
                 metric, split, task = TaskMetric.from_key(key)
-                means[key] = self._record(round, split, metric, values, task=task)
+                means[key] = self._record(round, cast("Split", split), metric, values, task=task)
         return means
 
     def choices(self, round: int, replies: Replies) -> dict[str, float]:
@@ -181,7 +181,7 @@ class Measurements:
                     self._recorder.epoch(accuracy, **about, epoch=epoch, split=split)
 
     def _record(
-        self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
+        self, round: int, split: Split, metric: str, values: Mapping[int, float], task: int | None = None
     ) -> float:
         """Record one metric of every client and the mean, without poisoned clients; return the mean."""
         for client in sorted(values):

@@ -56,7 +56,7 @@ class Registry:
 
     @property
     def builtin(self) -> tuple[str, ...]:
-        """fedkd's own names, in the order they were listed."""
+        """Names of fedkd's own parts, in the order they were listed."""
         return tuple(self._builtin)
 
     def names(self) -> list[str]:

@@ -70,7 +70,7 @@ def network_source(
     try:
         source = _written(network, name)
         namespace: dict[str, Any] = {}
-        exec(compile(f"{HEADER}\n\n{source}", name, "exec"), namespace)
+        exec(compile(f"{HEADER}\n\n{source}", name, "exec"), namespace)  # noqa: S102  source that was written here
         rebuilt: nn.Module = namespace[name]().eval()
         rebuilt.load_state_dict(network.state_dict())
         with predicting(network), predicting(rebuilt):

@@ -20,7 +20,7 @@ from fedkd.training.optimizer_state import aux_names, load_optimizer_state, name
 from fedkd.training.step import Stepper
 
 
-def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
+def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C901  one loop, read from top to bottom
     """Train the job's model in place and leave it in training mode.
 
     Each epoch visits the samples in a fresh permutation. The last batch may be smaller; models with BatchNorm

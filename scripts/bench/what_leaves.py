@@ -26,7 +26,7 @@ from fedkd.federation.apps.server_app import server_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
 from fedkd.federation.messages.arrays import payload_bytes, values_of
 from fedkd.federation.messages.exchange import NodeSubset
-from fedkd.plan.load import load_plan
+from fedkd.plan import Plan, load_plan
 
 Row = tuple[str, str, str]
 
@@ -75,7 +75,7 @@ def span(sizes: set[int]) -> str:
     return f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,}–{max(sizes):,}"
 
 
-def exchanged(plan) -> dict[Row, list[tuple[int, int]]]:
+def exchanged(plan: Plan) -> dict[Row, list[tuple[int, int]]]:
     """Run a plan on deployed nodes and return the sizes of all messages, by what they hold."""
     heard: dict[Row, list[tuple[int, int]]] = defaultdict(list)
 

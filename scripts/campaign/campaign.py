@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[float, Callable[[Place, Bench, np.random.Generator], Sequ
     "plugins": (0.22, plugins.attempt),
 }
 """Of every kind of case its share, and what makes one; it returns what is wrong besides the rules for all."""
-MEMORY = "/dev/shm"
+MEMORY = "/dev/shm"  # noqa: S108  a file system in memory, where there is one
 TOLD_EVERY = 500
 
 

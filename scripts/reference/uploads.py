@@ -121,7 +121,7 @@ def _variants() -> Iterator[list[str]]:
         for key, value in _choices(cls):
             try:
                 other = cls(**{key: value})
-            except Exception:  # a value that wants others beside it
+            except Exception:  # noqa: S112  a value that needs others beside it
                 continue
             more = [array for array in sent_by(other) if array.name not in usual]
             if more:

@@ -27,7 +27,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry-run"])
-@pytest.mark.parametrize("changes, message", MALFORMED.values(), ids=MALFORMED.keys())
+@pytest.mark.parametrize(("changes", "message"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed(changes, message, dry, write, tables, tmp_path, capsys):
     tables = {key: value for key, value in (tables | changes).items() if value is not None}
     path = write(tables)

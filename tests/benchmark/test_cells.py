@@ -202,7 +202,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("changes, message", MALFORMED.values(), ids=MALFORMED.keys())
+@pytest.mark.parametrize(("changes", "message"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_what_cannot_run_is_refused_with_its_cell(changes, message, write, tables):
     with pytest.raises(UserError) as caught:
         cells_of(write, tables | changes)
@@ -210,7 +210,7 @@ def test_what_cannot_run_is_refused_with_its_cell(changes, message, write, table
 
 
 @pytest.mark.parametrize(
-    "baseline, message",
+    ("baseline", "message"),
     [
         ({"fusion.strtegy": "local"}, "no axis 'fusion.strtegy'; did you mean 'fusion.strategy'?"),
         ({"fusion.strategy": "locl"}, "has no value 'locl'; did you mean 'local'?"),

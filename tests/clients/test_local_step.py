@@ -148,7 +148,7 @@ def test_an_estimator_has_no_frozen_model(digits_scenario):
 
 
 @pytest.mark.parametrize(
-    "learner, reason",
+    ("learner", "reason"),
     [
         (
             "cumulative",

@@ -198,7 +198,7 @@ def test_nothing_but_bases_columns_scales_gradients_and_regimes_stays():
 
 
 # At 0.99 bases are wide: without R3, gradients would be projected with their complements.
-@pytest.mark.parametrize("strength, threshold", [(0.0, 0.8), (0.3, 0.8), (0.02, 0.99)])
+@pytest.mark.parametrize(("strength", "threshold"), [(0.0, 0.8), (0.3, 0.8), (0.02, 0.99)])
 def test_steps_in_r3_are_proximal_steps(strength, threshold):
     stream = alike(2, seed=4)
     learning, net = begun(cuber(strength=strength, threshold=threshold, correlation=-1.0), stream)

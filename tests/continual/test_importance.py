@@ -144,7 +144,7 @@ def made(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
-    "score, magnitude",
+    ("score", "magnitude"),
     [(log_likelihood, torch.square), (squared_norm, torch.abs)],
     ids=["squared", "absolute"],
 )

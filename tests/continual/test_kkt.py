@@ -122,7 +122,7 @@ def test_a_similar_task_lends_a_copy_of_its_scores(name):
     assert all(torch.equal(learning.context.memory[n], v) for n, v in bits.items())
 
 
-@pytest.mark.parametrize("wrong, taken", [(7, False), (6, True)])
+@pytest.mark.parametrize(("wrong", "taken"), [(7, False), (6, True)])
 @pytest.mark.parametrize("name", NAMES)
 def test_at_chance_the_scores_are_the_random_ones(name, wrong, taken):
     x, y = torch.zeros(40, 6), torch.zeros(40, dtype=torch.int64)

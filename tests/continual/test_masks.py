@@ -118,7 +118,7 @@ def test_padding_bits_belong_to_no_weight():
     assert masks.ones(masks.free(masks.pack(torch.ones(3).bool()), [empty])) == 3
 
 
-@pytest.mark.parametrize("density, tasks", [(0.1, 20), (0.02, 100), (0.5, 8)])
+@pytest.mark.parametrize(("density", "tasks"), [(0.1, 20), (0.02, 100), (0.5, 8)])
 def test_free_share_of_independent_masks(density, tasks):
     g, size = torch_generator(7, "mask"), 200_000
     drawn = [[masks.pack(torch.rand(size, generator=g) < density)] for _ in range(tasks)]

@@ -50,7 +50,7 @@ def test_the_complement_has_one_projector_for_every_basis_of_a_subspace(rank):
         torch.testing.assert_close(other @ other.T, left @ left.T, atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize("rank, onto", [(0, False), (3, False), (4, True), (7, True)])
+@pytest.mark.parametrize(("rank", "onto"), [(0, False), (3, False), (4, True), (7, True)])
 def test_the_cheaper_projection_leaves_the_same_with_fewer_columns(rank, onto):
     basis, gradient = orthonormal(7, rank), torch.randn(4, 7, generator=g(1)).double()
     projection = cheaper_projection(basis)

@@ -308,7 +308,7 @@ def class_stream():
 
 
 @pytest.mark.parametrize(
-    "distil, data, outputs, units, heads",
+    ("distil", "data", "outputs", "units", "heads"),
     [
         ("met", stream(), 6, small_units(3), [[0, 1], [2, 3]]),
         ("all", stream(), 6, small_units(3), [[0, 1], [2, 3]]),
@@ -452,7 +452,10 @@ def test_lwf_teacher_has_its_own_statistics_and_leaves_the_networks_alone():
 # Everything -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, floats", [("ewc", 2), ("online_ewc", 2), ("si", 2), ("mas", 2), ("lwf", 0)])
+STORED = [("ewc", 2), ("online_ewc", 2), ("si", 2), ("mas", 2), ("lwf", 0)]
+
+
+@pytest.mark.parametrize(("name", "floats"), STORED)
 def test_stores_the_same_whatever_the_number_of_tasks(name, floats):
     net = network()
     count = sum(p.numel() for p in net.parameters())

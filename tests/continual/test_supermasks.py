@@ -52,7 +52,7 @@ def bits_of(learning, kind, task):
 
 
 @pytest.mark.parametrize(
-    "kind, shape, optimizer",
+    ("kind", "shape", "optimizer"),
     [("mlp", (6,), MOMENTUM), ("cnn", (1, 8, 8), ADAM), ("resnet8", (1, 8, 8), ADAMW)],
     ids=["mlp", "cnn", "resnet8"],
 )
@@ -72,7 +72,7 @@ def test_old_tasks_keep_their_outputs_to_the_last_bit(name, kind, shape, optimiz
             assert now.numpy().tobytes() == kept[old].numpy().tobytes()
 
 
-@pytest.mark.parametrize("name, rule, tasks", [("supsup", "threshold", 20), ("exssnet", "topk", 100)])
+@pytest.mark.parametrize(("name", "rule", "tasks"), [("supsup", "threshold", 20), ("exssnet", "topk", 100)])
 def test_the_first_of_many_tasks_stays_as_it_was(name, rule, tasks):
     stream = small_stream(tasks, samples=4)
     learner = make_learner(name, {"rule": rule, "density": 0.02})
@@ -216,7 +216,7 @@ def test_figures_of_the_last_task(name):
 
 
 @pytest.mark.parametrize(
-    "share, epochs, expected",
+    ("share", "epochs", "expected"),
     [
         (0.5, 4, 2),
         (0.5, 5, 3),
@@ -376,7 +376,7 @@ def test_guidance_obeys_the_phase(name):
 
 
 @pytest.mark.parametrize(
-    "name, interrupted, kind, shape",
+    ("name", "interrupted", "kind", "shape"),
     [
         ("supsup", 1, "mlp", (6,)),
         ("ssnet", 3, "mlp", (6,)),

@@ -302,7 +302,7 @@ def test_new_tasks_open_new_masks_and_old_ones_are_found_again():
     assert (outputs.argmax(1) == first[1]).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("tolerance, masks", [(1e-9, 1), (1e9, 3)])
+@pytest.mark.parametrize(("tolerance", "masks"), [(1e-9, 1), (1e9, 3)])
 def test_the_tolerance_decides(tolerance, masks):
     stream = far_apart(1, samples=200)
     learner, learning = unknown(stream, epochs=3, boundary_tolerance=tolerance)

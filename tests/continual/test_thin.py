@@ -262,7 +262,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize(
-    "learner, way",
+    ("learner", "way"),
     # TRGP both projects and scales; the others go the same ways, and differ in what becomes of the steps.
     [
         *[pytest.param(LEARNERS[1], way, id=f"trgp-{way}") for way in (*PLAIN, *OTHER)],

@@ -270,7 +270,7 @@ def troubled(tables, tmp_path) -> Iterator[dict[str, Any]]:
     args = {"how": "die", "marker": str(marker)}
     tables["clients"] = [{"model": "mlp", "share": 3}, {"model": "trouble:Trouble", "args": args}]
     tables["fusion"] = {"strategy": "knfu", "distill_epochs": 0}
-    yield tables | {"plugin_path": [str(tmp_path)]}
+    return tables | {"plugin_path": [str(tmp_path)]}
 
 
 def on_ray(tables: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def alone_or_not(monkeypatch) -> Iterator[list[int]]:
         return run(jobs)
 
     monkeypatch.setattr(vectorised, "fit_together", noted)
-    yield numbers
+    return numbers
 
 
 TOGETHER = ["training.executor=vectorised", "training.vmap_size=4"]

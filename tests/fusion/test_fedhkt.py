@@ -72,7 +72,7 @@ def test_one_group_is_the_average_of_all_and_as_many_as_clients_leave_each_alone
         assert_array_equal(told["parameters"], pack(own)["parameters"])
 
 
-@pytest.mark.parametrize("ambiguity, learns", [(0.0, False), (2.0, True)])
+@pytest.mark.parametrize(("ambiguity", "learns"), [(0.0, False), (2.0, True)])
 def test_the_server_learns_what_is_clear_alone(ambiguity, learns) -> None:
     server = small_server()
     fuse(server, ambiguity=ambiguity)

@@ -22,7 +22,7 @@ def by_hand(now, received, x, y, beta, temperature) -> float:
     return cross_entropy_by_hand(logits_by_hand(now, x), y) + beta * distilled
 
 
-@pytest.mark.parametrize("beta, temperature", [(1.0, 1.0), (0.4, 3.0)])
+@pytest.mark.parametrize(("beta", "temperature"), [(1.0, 1.0), (0.4, 3.0)])
 def test_the_loss_is_that_of_the_paper(beta, temperature):
     strategy, client = FedNTD(beta=beta, temperature=temperature), OneClient(small_model(1))
     step, now = strategy.local_step(client, {}), small_model(2)

@@ -29,7 +29,7 @@ def by_hand(now, received, previous, x, y, mu, temperature) -> float:
     return cross_entropy_by_hand(logits_by_hand(now, x), y) + mu * contrast
 
 
-@pytest.mark.parametrize("mu, temperature", [(5.0, 0.5), (0.3, 2.0), (0.0, 0.5)])
+@pytest.mark.parametrize(("mu", "temperature"), [(5.0, 0.5), (0.3, 2.0), (0.0, 0.5)])
 def test_the_loss_is_that_of_the_paper(mu, temperature):
     strategy, client = Moon(mu=mu, temperature=temperature), OneClient(small_model(1))
     strategy.upload(client)

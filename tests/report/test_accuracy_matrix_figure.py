@@ -139,7 +139,7 @@ def test_a_figure_that_fails_leaves_what_was_there(tmp_path, drawn, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "name, label, better",
+    ("name", "label", "better"),
     [
         ("average_accuracy", "average accuracy (%)", "higher"),
         ("bwt_class_incremental", "BWT, class-incremental (points)", "higher"),

@@ -96,7 +96,7 @@ def test_the_csv_has_the_same_numbers_in_full(study):
 
 
 @pytest.mark.parametrize(
-    "name, label, better",
+    ("name", "label", "better"),
     [
         ("accuracy_local", "local accuracy after fusion (%)", "higher"),
         ("loss_train", "training loss", "lower"),

@@ -130,7 +130,7 @@ def precedence(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def by_rank(groups: Tensor) -> Tensor:
-    """Return the order ``[n]`` that deals out the members of each group in turn: firsts, seconds, …"""
+    """Return the order ``[n]`` that deals out the members of each group in turn: firsts, then seconds."""
     together = groups.argsort(stable=True)
     _, sizes = torch.unique_consecutive(groups[together], return_counts=True)
     starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)

@@ -50,7 +50,7 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
 
 def _fetch(url: str, path: Path, md5: str, progress: Progress) -> None:
     digest = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, written_whole(path) as file:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, written_whole(path) as file:  # noqa: S310
         total = int(answer.headers.get("Content-Length") or 0)
         done, tenths = 0, 0
         progress(f"downloading {path.name} from {url}")

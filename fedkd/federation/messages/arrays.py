@@ -43,7 +43,7 @@ class NumpyArray(Array):
         """Return Flower's header of the data, which must name a class of Flower's."""
         return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return NumpyArray, (self.values,)
 
 

@@ -31,7 +31,7 @@ from fedkd.scenario import ClientGroup
 KEY = "fusion.strategy"
 
 
-def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
+def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  # noqa: C901
     """Refuse a strategy that the scenario's clients (`models`: one a group) or data cannot serve."""
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
