@@ -52,8 +52,9 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
     A unit of the head has no gate, and counts as used once a task that has it was trained. Gates multiply
     weights and biases, so layers must form a chain with ReLU, pooling or dropout between them.
 
-    A task is kept exactly where its gates are 0 or 1; see `undecided_gates` in the metrics. Gates need
-    many steps, and several batches an epoch. The task must be told to predict.
+    A task is kept exactly where its gates are 0 or 1. In float32 σ(400 e) is 1 from e = 0.05 on, but 0 only
+    below −0.26: where gates are between, later tasks change a little (`undecided_gates` in the metrics).
+    Gates need many steps, and several batches an epoch. The task must be told to predict.
     """
 
     name: ClassVar[str] = "hat"

@@ -1,6 +1,7 @@
 """Continual metrics: one name, one definition.
 
-Every function carries its formula. Arguments mean the same everywhere:
+Libraries give one name to different metrics, so every function carries its formula. Arguments mean
+the same everywhere:
 
 - ``R[i, j]`` is the accuracy on task j after learning task i, `[T, T]`, 0-based in the order of learning.
 - ``b[j]`` is the accuracy of the untrained model on task j, `[T]`.
@@ -41,7 +42,8 @@ def average_incremental_accuracy(R: ArrayLike) -> float:
 def bwt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     """Return mean_{j∈L, j<T−1} (R[T−1, j] − R[j, j]): backward transfer (Lopez-Paz & Ranzato, 2017).
 
-    Negative: earlier tasks were forgotten.
+    Negative: earlier tasks were forgotten. Some papers call the average over all pairs i > j BWT, or
+    −`forgetting`.
     """
     R = _square(R)
     return mean_or_nan((R[-1, :-1] - np.diagonal(R)[:-1])[_learned(learned, len(R))[:-1]])
@@ -88,7 +90,10 @@ def forgetting_first_last(R: ArrayLike, learned: ArrayLike | None = None) -> flo
 
 
 def intransigence_per_task(R: ArrayLike, joint: ArrayLike) -> Array:
-    """Return joint[k] − R[k, k], `[T]`: the cost of the stream for a new task (Chaudhry et al., 2018)."""
+    """Return joint[k] − R[k, k], `[T]`: the cost of the stream for a new task (Chaudhry et al., 2018).
+
+    `joint` is the accuracy of joint training on task k alone, `[T]`; the paper's is on tasks 0 … k at once.
+    """
     R = _square(R)
     return _one_a_task("joint", joint, len(R)) - np.diagonal(R)
 

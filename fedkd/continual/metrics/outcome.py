@@ -131,7 +131,8 @@ def stream_outcome(
     - `learning_area`, `epochs_to_90` and `auc` need accuracies before a task's first epoch and after each
       one. A client that missed an epoch of a task has none of them.
     - `temporal_forgetting` and `spatial_forgetting` are means over learned tasks j < T−1 of all drops on task
-      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`.
+      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`; each
+      may be beyond ±1, since one makes up for the other.
     - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy,
       `rounds_to_90_early` over tasks that no client begins before, `rounds_to_90_late` over those that others
       began before and none begins after. They need an evaluation every round.

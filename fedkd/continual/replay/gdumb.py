@@ -36,8 +36,9 @@ class GDumb(Phases, Single):
     of the largest class has to go. The *learner* trains a fresh network on the memory when it is asked.
 
     A client is asked in every round. So when a task begins, its samples pass the sampler in random order, the
-    network goes back to its initial weights, and the task's rounds train it on the memory alone. Give a task
-    epochs enough for a small memory: an epoch is a pass over it, and the authors make 128 or 256.
+    network goes back to its initial weights, and the task's rounds train it on the memory alone. Its
+    accuracy says what the memory is worth. Give a task epochs enough for a small memory: an epoch is a pass
+    over it, and the authors make 128 or 256.
 
     The learning rate of an epoch falls along a cosine that begins anew after 1, 2, 4, 8, … epochs (SGDR;
     Loshchilov & Hutter, ICLR 2017), with SGD of momentum 0.9. Momentum begins anew with every epoch, unless
