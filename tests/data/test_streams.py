@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -402,11 +401,9 @@ def test_a_hundred_permuted_tasks_of_mnist_are_one_data_set(data_root):
         count=100,
         data={"dataset": "mnist", "root": str(data_root), "partition": {"samples_per_client": 500}},
     )
-    start = time.perf_counter()
     tasks = load_stream(scenario)
     client = tasks.client(0)
     shapes = {client[t].train_x.shape for t in range(100)}
-    assert time.perf_counter() - start < 10.0
     assert shapes == {(400, 1, 28, 28)} and len(tasks) == len(client) == 100
     assert len({id(task.data) for task in tasks}) == 1
 
