@@ -563,7 +563,7 @@ def test_sixty_thousand_jpegs_are_decoded_once(data_root: Path):
     dataset = load_dataset(request)
     assert dataset.train_x.shape == (50_000, 3, 32, 32) and dataset.test_x.shape == (10_000, 3, 32, 32)
     assert np.bincount(dataset.train_y).tolist() == [5000] * 10
-    load_dataset(request)
+    assert np.array_equal(load_dataset(request).train_y, dataset.train_y), "from the cache"
 
 
 # --- the data root ---------------------------------------------------------------------------------------
