@@ -25,4 +25,19 @@ Rooms, lowest floor first; a room imports only from rooms below it:
 import lazy_loader
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    ["register"],
+    {
+        "benchmark": ["BenchResult", "bench"],
+        "continual": ["Learner"],
+        "errors": ["EngineLost", "FedkdError", "Interrupted", "RunFailed", "TrainingDiverged", "UserError"],
+        "fusion": ["FusionStrategy", "Guidance", "Knowledge"],
+        "plan": ["load_scenario"],
+        "scenario": ["Scenario"],
+        "simulation": ["Comparison", "RunEntry", "RunList", "RunResult", "compare", "resume", "run", "runs"],
+        "tracking": ["RoundReport", "RunObserver", "RunReport"],
+        "trained": ["Export", "TrainedClient", "export", "load_client"],
+        "tuning": ["TuneResult", "tune"],
+    },
+)

@@ -2,4 +2,24 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [],
+    {
+        "dataset": ["dataset_from_arrays"],
+        "federated": ["ClientData", "FederatedData"],
+        "heterogeneity": ["Skew"],
+        "load": ["Data", "first_task", "load_data", "task_names"],
+        "memory_budget": ["check_fits", "machine_memory"],
+        "normalise": ["Statistics"],
+        "partitions.replacement": ["SCHEMES"],
+        "partitions.stratified": ["stratified_choice"],
+        "registry": ["DATASETS", "PARTITIONS"],
+        "request": ["Progress", "data_root", "user_cache"],
+        "shares.share": ["Share", "share_of_client", "share_of_samples", "share_of_server"],
+        "shares.share_file": ["MANIFEST", "read_share", "write_share"],
+        "streams.pixels": ["Permutation", "Rotation", "Transform"],
+        "streams.stream": ["FederatedStream"],
+        "streams.task": ["Task"],
+    },
+)

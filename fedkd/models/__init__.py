@@ -2,4 +2,25 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [],
+    {
+        "build": [
+            "ModelFactory",
+            "blank_inputs",
+            "build_group_models",
+            "build_model",
+            "count_parameters",
+            "forward_flops",
+        ],
+        "client_mix": ["architecture_names", "client_models"],
+        "estimator": ["Estimator", "EstimatorModel", "IncrementalModel", "client_estimator"],
+        "evaluation_mode": ["predicting"],
+        "fast.batch_last": ["Conv2d", "Flatten", "MaxPool2d", "use_torch_kernels"],
+        "fast.kernel_mode": ["KernelMode", "schema_of", "transformed"],
+        "registry": ["ESTIMATORS", "MODELS"],
+        "zoo.classifier": ["Classifier"],
+        "zoo.generator": ["Generator"],
+    },
+)

@@ -5,4 +5,20 @@ Start with `loading`.
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [],
+    {
+        "loading": ["Registry", "calling", "contained", "import_plugins", "module_file", "no_sudden_end"],
+        "packages": ["how_to_install", "require", "versions"],
+        "schema": [
+            "HyperParameter",
+            "build_part",
+            "hyperparameter_names",
+            "hyperparameters",
+            "hyperparameters_of",
+            "load_part",
+        ],
+        "validation_errors": ["explain_error", "show_value"],
+    },
+)

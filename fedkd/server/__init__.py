@@ -2,4 +2,18 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [],
+    {
+        "by_task": ["FusingByTask", "model_in", "waits"],
+        "clients_at_work": ["InFlight", "Job"],
+        "fusing": ["FusionReport", "Links", "ServerKnowledge"],
+        "knowledge_cache": ["Upload"],
+        "mailbox": ["Parcel"],
+        "models": ["TransferSet", "TransferSetModels"],
+        "orthogonal": ["OrthogonalTraining", "Weights", "exchanged_bytes"],
+        "peers": ["Mixing"],
+        "trial": ["trial_exchange"],
+    },
+)

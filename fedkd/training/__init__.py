@@ -2,4 +2,54 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [],
+    {
+        "compat": [
+            "BatchNorm",
+            "NormWithStatistics",
+            "transformed",
+            "tree_leaves",
+            "tree_map_only",
+            "two_sided_padding",
+            "version",
+        ],
+        "device": ["all_threads", "prepare_inputs", "prepare_model", "resolve_device", "torch_threads"],
+        "early_stopping": ["EarlyStopping"],
+        "evaluate": ["Score", "predict_in_batches", "predict_logits", "score"],
+        "executor": ["Executor", "LoopExecutor", "Training", "complete", "complete_alone"],
+        "fast.benchmark_executors": ["Clock", "StepSeconds", "benchmark_executors"],
+        "fast.known_modules": ["declares"],
+        "fast.own_kernels": ["own_kernel"],
+        "fast.thread_pools": ["one_blas_thread"],
+        "fast.uncompiled": ["uncompiled"],
+        "fast.vectorised": ["make_executor"],
+        "job": ["AuxBatches", "AuxNetwork", "FitResult", "TrainJob", "together"],
+        "loop": ["batch_starts", "fit"],
+        "losses": [
+            "angle_huber",
+            "correct",
+            "cross_entropy",
+            "distance_huber",
+            "graph_kl",
+            "kd_kl",
+            "logits_mae",
+            "logits_mse",
+            "soft_cross_entropy",
+        ],
+        "majority_guessing": ["Hits", "guessing_right"],
+        "optimizer": ["LrSchedule", "OptimizerSpec", "round_lr"],
+        "optimizer_state": ["of_model"],
+        "phases": ["in_parts"],
+        "weights": [
+            "arrays_of",
+            "frozen_copy",
+            "gradient_of",
+            "load_weights",
+            "tensors_of",
+            "trainable_names",
+            "weights_of",
+        ],
+    },
+)

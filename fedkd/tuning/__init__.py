@@ -2,4 +2,12 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [],
+    {
+        "results": ["SHOWN"],
+        "runner": ["TuneResult", "describe_tune", "plan_tune", "tune"],
+        "schema": ["load_search", "search_json_schema"],
+    },
+)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,10 @@ def test_a_round_is_trained_and_fused_without_flower_and_ray():
     And nothing is left to be imported by the first round.
     """
     subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120, cwd=PACKAGE.parent)
+
+
+def test_stubs_of_doors_agree_with_what_they_import():
+    """Flower's apps ship no stubs, so a door's table stands in its `__init__.py` as well."""
+    for stub in PACKAGE.glob("*/__init__.pyi"):
+        names = set(re.findall(r"as (\w+)", stub.read_text(encoding="utf-8")))
+        assert set(import_module(f"fedkd.{stub.parent.name}").__all__) == names, stub

@@ -34,7 +34,7 @@ class KnowledgeFusion(Strategy):
     Args:
         known: The server's knowledge besides the messages, of each task of a stream or of the only one.
         stages: Stages that uploads have passed (see `fedkd.clients.upload.stages`).
-        knowledge_cache, backward, exponent, peers: See `fedkd.server.by_task.FusingByTask`.
+        knowledge_cache: This and the following are those of `fedkd.server.by_task.FusingByTask`.
         min_available_nodes: Nodes that a round of Flower's own loop waits for.
     """
 
