@@ -28,8 +28,8 @@ class KnowledgeFusion(Strategy):
     """Runs a fusion strategy as a Flower strategy: ``KnowledgeFusion(KnFu(beta=10)).start(grid)``.
 
     Every node trains and uploads knowledge. The server fuses it in client order. The guidance comes with the
-    next message to each client. The ClientApp is `fedkd.federation.apps.client_app.app`, or any app with the
-    layout in `fedkd.federation.messages.records`.
+    next message to each client. The ClientApp is `fedkd.federation.client_app`, or any app with the layout in
+    `fedkd.federation.messages.records`.
 
     Args:
         known: The server's knowledge besides the messages, of each task of a stream or of the only one.
