@@ -13,11 +13,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "runner": ["BenchResult", "bench", "describe_plan", "plan_bench", "study_so_far"],
         "scheduler": ["Scheduler", "scheduling"],
         "schema": [
+            "METRICS",
+            "NAME",
             "Bench",
             "BenchFile",
             "ExperimentFile",
-            "METRICS",
-            "NAME",
             "Seeds",
             "apply_overrides",
             "base_scenario",

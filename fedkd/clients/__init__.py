@@ -24,6 +24,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "local.select_executor": ["Choice", "choose"],
         "local.task_stream": ["TaskStream"],
         "local_samples": ["number_kept_apart", "share_held_out", "share_kept_apart"],
-        "upload.stages": ["CLASSES", "SENT", "Stage", "WIDTH", "at_fusion", "decode", "upload_stages"],
+        "upload.stages": ["CLASSES", "SENT", "WIDTH", "Stage", "at_fusion", "decode", "upload_stages"],
     },
 )

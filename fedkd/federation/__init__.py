@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "apps.context": ["DATA", "PARTITION", "alone", "local_context", "participant"],
         "apps.knowledge_fusion": ["KnowledgeFusion"],
         "apps.node_state": ["newest_state"],
-        "apps.server_app": ["ServerContext", "WAITS", "server_app"],
+        "apps.server_app": ["WAITS", "ServerContext", "server_app"],
         "checkpoint": ["CheckpointStore", "SavedClient"],
         "compat": ["RUN_ID", "Run", "assume_identity", "client_of", "give_id", "node_id_of", "with_content"],
         "flower_averaging": ["WEIGHTS"],

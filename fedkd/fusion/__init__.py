@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "auxiliary": ["AuxNetwork", "AuxNetworks", "OWN", "networks_of"],
+        "auxiliary": ["OWN", "AuxNetwork", "AuxNetworks", "networks_of"],
         "capabilities": ["Capabilities", "capabilities_of"],
         "distillation.complement": ["complement_by_class", "transfer_rate"],
         "distillation.confidence": ["certainty"],
@@ -60,7 +60,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "source_of",
             "strategy_hyperparameters",
         ],
-        "server_cost": ["Extent", "ServerCost", "ServerModel", "TRAINING"],
+        "server_cost": ["TRAINING", "Extent", "ServerCost", "ServerModel"],
         "strategy": [
             "FusionStrategy",
             "Guidance",

@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "clock": ["VirtualClock"],
         "continuation": ["TOLD", "check_continuation"],
-        "graph": ["Graph", "USUAL_K"],
+        "graph": ["USUAL_K", "Graph"],
         "hyperparameters": ["CONTINUAL", "FUSION", "canonical_strategy"],
         "load": [
             "load_plan",

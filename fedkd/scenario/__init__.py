@@ -6,10 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "continual": ["Continual", "MOST_TASKS", "TaskStream"],
+        "continual": ["MOST_TASKS", "Continual", "TaskStream"],
         "dump": ["dump_toml", "relative_to", "toml_value"],
         "explain": ["check_metric_name", "dotted", "section_of", "unknown_key"],
-        "fusion": ["CacheSettings", "FLOWER_PREFIX", "Filter", "Fusion", "Orthogonal", "Relations"],
+        "fusion": ["FLOWER_PREFIX", "CacheSettings", "Filter", "Fusion", "Orthogonal", "Relations"],
         "identity": [
             "HANDLING",
             "INERT",
@@ -30,10 +30,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "overrides": ["apply_overrides", "apply_values", "parse_override"],
         "schema": [
+            "MOST_ROUNDS",
             "Engine",
             "Faults",
             "Heterogeneity",
-            "MOST_ROUNDS",
             "Population",
             "Scenario",
             "Transferability",
@@ -41,9 +41,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sections": ["ClientGroup", "Clock", "Data", "Partition", "PositiveInt", "Section"],
         "shipped_files": [
             "BENCHES",
-            "Kind",
             "LISTED",
             "SUFFIX",
+            "Kind",
             "Shipped",
             "find_shipped",
             "names_of",
@@ -52,10 +52,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "stream": [
             "DEFAULT_COUNT",
-            "Head",
-            "Protocol",
             "TASK_GIVEN",
             "TASK_INFERENCE_RATE",
+            "Head",
+            "Protocol",
             "accuracy_name",
             "head_of",
             "main_protocol",

@@ -17,11 +17,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "progress": ["PlainProgress", "make_progress"],
         "recorder": [
             "METRICS",
+            "SUMMARY",
+            "TIMINGS",
             "MetricRow",
             "Recorder",
-            "SUMMARY",
             "Split",
-            "TIMINGS",
             "read_epochs",
             "read_metrics",
             "read_timings",

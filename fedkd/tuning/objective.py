@@ -12,8 +12,7 @@ from fedkd.scenario import check_metric_name, protocols
 from fedkd.tracking import RoundReport, TaskMatrix, matrices
 
 if TYPE_CHECKING:
-    from fedkd.scenario import check_metric_name
-from fedkd.scenario import Scenario
+    from fedkd.scenario import Scenario
 
 PREFIX = "validation/"
 _SPLITS = ("local", "global")

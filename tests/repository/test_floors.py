@@ -279,7 +279,7 @@ def test_a_round_is_trained_and_fused_without_flower_and_ray():
 
 
 def test_stubs_of_doors_agree_with_what_they_import():
-    """Flower's apps ship no stubs, so a door's table stands in its `__init__.py` as well."""
+    """The tables are written by `scripts/doors.py`: Flower's apps ship no stubs."""
     for stub in PACKAGE.glob("*/__init__.pyi"):
         names = set(re.findall(r"as (\w+)", stub.read_text(encoding="utf-8")))
         assert set(import_module(f"fedkd.{stub.parent.name}").__all__) == names, stub
