@@ -18,8 +18,6 @@ and in the scenario::
 A name that is taken is refused, whoever holds it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """The cells of a bench: every combination of its axes with every seed, as resolved scenarios."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Estimates how long a bench takes."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 ``runs/CELL/digests.json`` has the SHA-256 of every file there that tables and figures are made of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path

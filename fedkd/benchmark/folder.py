@@ -1,7 +1,5 @@
 """Refuses a bench folder that holds runs of another bench."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

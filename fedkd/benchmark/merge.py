@@ -1,7 +1,5 @@
 """Scenario keys in a bench file: one rule for all tables, whether keys are dotted, quoted or nested."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any

@@ -3,8 +3,6 @@
 A cell runs as a whole on one node: it reads data and plug-ins there, and writes its run folder there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Siblings share the seed, the stream and all levels but the learner's. The only s
 `joint` is the reference of `intransigence`, that with `single` of `gain_over_single`.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace

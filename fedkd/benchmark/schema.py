@@ -1,7 +1,5 @@
 """The bench file, one documented field at a time."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

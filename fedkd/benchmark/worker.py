@@ -1,7 +1,5 @@
 """One cell, run on the inline engine wherever there is room for it."""
 
-from __future__ import annotations
-
 import time
 import traceback
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A client's random draws: each derives from (seed, purpose, client, round)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

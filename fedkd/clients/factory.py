@@ -1,7 +1,5 @@
 """The factory of clients, from a plan and the federation's data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """A client's training samples, and those that it holds out for early stopping or choices."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Attacks of poisoned clients: wrong labels and fake uploads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """A network that clients of a process share, and measurements of its weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 

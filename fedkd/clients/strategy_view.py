@@ -1,7 +1,5 @@
 """A client as its strategy sees it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, Self, TypeVar
 

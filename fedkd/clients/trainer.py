@@ -1,7 +1,5 @@
 """The interface of a client's model: a network, or an estimator with `fit` and `predict_proba`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

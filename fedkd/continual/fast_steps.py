@@ -1,7 +1,5 @@
 """Optional hooks that make a learner's training steps faster: recorded steps, and another form of a step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 

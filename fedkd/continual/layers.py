@@ -1,7 +1,5 @@
 """A network's layers as a learner sees them: weights that multiply inputs, and everything else."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The base class of continual learners: every hook, and the traits that a learner declares."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple

@@ -1,7 +1,5 @@
 """A client's network under a learner: the course of tasks, rounds, phases and steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby

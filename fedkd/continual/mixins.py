@@ -1,7 +1,5 @@
 """Optional hooks of learners, each a mixin beside `Learner`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

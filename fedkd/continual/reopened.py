@@ -3,8 +3,6 @@
 A learner lets only those tensors change that no other task's guarantee depends on.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 

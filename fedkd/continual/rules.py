@@ -1,7 +1,5 @@
 """A learner's word in every training step, as the training loop asks for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any

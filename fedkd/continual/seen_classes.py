@@ -1,7 +1,5 @@
 """Which output units are those of classes that a client has met, whether tasks share units or not."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Running statistics of normalisation layers: one set for every task, the present one's in the network."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

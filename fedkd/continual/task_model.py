@@ -1,7 +1,5 @@
 """A network as it is for one task: with that task's effective parameters, read through its output units."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

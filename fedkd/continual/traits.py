@@ -1,7 +1,5 @@
 """Properties of a learner that follow from its hooks, mixins and declared traits."""
 
-from __future__ import annotations
-
 from fedkd.continual.learner import Learner, LearnerTraits
 from fedkd.continual.mixins import OwnLoss, Phases, StepObserver, TaskInference, TaskParameters
 from fedkd.continual.reopened import Reopenable

@@ -1,7 +1,5 @@
 """`python -m fedkd.deployment`: a federation on this machine; see `scripts/federation.sh`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ The authority's private key is discarded after signing: no other certificate can
     python -m fedkd.deployment.certificates DIR --host NAME_OR_ADDRESS … --clients N
 """
 
-from __future__ import annotations
-
 import argparse
 import ipaddress
 import os

@@ -9,8 +9,6 @@ processes end with the run, however it ends.
         .flower/       Flower's files, of each process its own; empty at the start of a run
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

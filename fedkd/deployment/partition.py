@@ -1,7 +1,5 @@
 """A scenario's data in folders: one for every client, one for the server."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The limit on a process's address space (`ulimit -v`), under which libraries abort instead of raising."""
 
-from __future__ import annotations
-
 import resource
 
 from fedkd.errors import RunFailed

@@ -1,7 +1,5 @@
 """A scenario's clients on an engine."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """States of clients that are put aside, in a file without a name."""
 
-from __future__ import annotations
-
 import tempfile
 from bisect import insort
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The inline engine: every client in this process, one by one, for debugging and tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from flwr.app import Context, Message

@@ -1,7 +1,5 @@
 """The live clients of a process; some are put aside, and some go back to an earlier state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path

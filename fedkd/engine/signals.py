@@ -1,7 +1,5 @@
 """Stopping long work politely: the first Ctrl-C asks, the second insists, and a closed terminal asks once."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -4,8 +4,6 @@ Ray ends its process with status 1 when its object store has died; a plug-in may
 also ends processes that Ray leaves behind, and holds signals back while Ray starts.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

@@ -1,7 +1,5 @@
 """Assignment of clients to actors: estimated work, longest first."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from statistics import median

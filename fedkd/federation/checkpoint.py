@@ -12,8 +12,6 @@ files that they name. Arrays that wait on the server for many rounds are written
 checkpoint, and by themselves. A damaged file is reported by name and not used. Nothing is a pickle.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 A `flwr.app.Message` needs the running task's identity and an id, which Flower's runtimes set themselves.
 """
 
-from __future__ import annotations
-
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict

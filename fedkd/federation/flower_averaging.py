@@ -1,7 +1,5 @@
 """Flower's own strategies average weights of equal architectures, with BatchNorm's statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

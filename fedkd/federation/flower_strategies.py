@@ -1,7 +1,5 @@
 """Flower's own strategies by name, ``"flwr:FedAdam"``, and their hyper-parameters."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Durations of clients' jobs on the simulated clock, from the bytes and steps of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 

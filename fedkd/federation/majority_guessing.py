@@ -1,7 +1,5 @@
 """Warnings about clients that learned nothing from their own samples, once for each task."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from flwr.app import Message

@@ -1,7 +1,5 @@
 """Record clients' measurements of a round, and the federation's means."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from math import isnan, nan
 from pathlib import Path

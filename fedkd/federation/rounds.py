@@ -3,8 +3,6 @@
 One loop serves every strategy and grid. Flower's own `start` neither saves nor measures each client.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Where a run writes, and its server's settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

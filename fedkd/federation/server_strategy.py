@@ -1,7 +1,5 @@
 """What the loop of rounds asks of a server's strategy, whatever kind it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 

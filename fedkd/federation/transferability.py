@@ -1,7 +1,5 @@
 """The transferability map: copies of clients learn from one other client each, before fusion."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

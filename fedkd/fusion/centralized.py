@@ -1,7 +1,5 @@
 """`centralized`: a model of each architecture, trained on all clients' samples; the upper baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

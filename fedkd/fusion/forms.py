@@ -14,8 +14,6 @@ Letters that the server may know:
     F  features of the last hidden layer
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

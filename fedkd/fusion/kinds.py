@@ -1,7 +1,5 @@
 """Kinds of uploaded arrays, by which servers and attacks treat them."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 

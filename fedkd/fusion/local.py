@@ -1,7 +1,5 @@
 """`local`: no exchange, the lower baseline of every table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Answers about a sample in four bytes: its two likeliest classes and their probabilities."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

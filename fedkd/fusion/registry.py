@@ -1,7 +1,5 @@
 """Fusion strategies by name, and checks of their hyper-parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Size of a server's work in a round, from which strategies estimate their cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Checks of arrays from plug-in strategies."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NoReturn
 

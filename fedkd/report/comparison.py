@@ -1,7 +1,5 @@
 """Who is best, and who cannot be told from the best."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

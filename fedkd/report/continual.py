@@ -1,7 +1,5 @@
 """Accuracy matrices and continual metrics of a run over a stream of tasks, as files and as a chart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The charts of a bench with curves: a metric over rounds, tasks, bytes or simulated time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 

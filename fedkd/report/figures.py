@@ -1,7 +1,5 @@
 """The figures of a bench, each a chart that is made from a `Study` alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path

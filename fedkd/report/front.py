@@ -1,7 +1,5 @@
 """The charts of a bench with points: one final value of each group against another."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

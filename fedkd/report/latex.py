@@ -1,7 +1,5 @@
 """The table of a bench for a paper: LaTeX with booktabs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """How metrics are titled, scaled and ranked."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -7,8 +7,6 @@ Benjamini and Hochberg over all its differences of one metric. It bounds the exp
 also under positive dependence, as with one baseline. Holm's leaves no mark in a large table of three seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt

@@ -1,7 +1,5 @@
 """The runs of a bench, as tables and figures take them, and their file `study.json` of a bench folder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

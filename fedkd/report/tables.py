@@ -1,7 +1,5 @@
 """The table of a bench as Markdown and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """Knowledge of a stream of tasks: each task's clients are fused by themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Jobs of clients on the simulated clock, in asynchronous rounds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from math import isnan, nan

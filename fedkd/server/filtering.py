@@ -1,7 +1,5 @@
 """Fusion of filtered predictions, with any strategy whose guidance is targets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 

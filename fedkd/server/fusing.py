@@ -1,7 +1,5 @@
 """A fusion strategy at work over the rounds of a run: knowledge in, guidance out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """From a strategy's guidance to each client's arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Guidance that has been fused and not yet sent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Fusion without a server: every client fuses its neighbours' knowledge, computed in one place."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple

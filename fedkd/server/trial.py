@@ -1,7 +1,5 @@
 """A trial of a round's exchange, on a few untrained clients."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace

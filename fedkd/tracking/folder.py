@@ -1,7 +1,5 @@
 """Names of what a run folder and a bench folder hold, besides what the recorder writes."""
 
-from __future__ import annotations
-
 SCENARIO = "scenario.toml"
 SCHEDULE = "schedule.json"
 TOPOLOGY = "topology.json"  # who hears whom, of a run without a server

@@ -1,7 +1,5 @@
 """Small pieces of HTML for notebooks, every text escaped."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from html import escape

@@ -1,7 +1,5 @@
 """What killed processes leave behind: half-written files, and folders among the temporary ones."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

@@ -8,8 +8,6 @@ Arrays, one number a link; the same bytes in every repetition of a run:
     bytes     [L]  sent over the link
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ Arrays, receivers first; the same bytes in every repetition of a run:
 weights: tables are `[N, KEPT]`, and `senders` `[N, KEPT]` names the client of each entry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run has spent so far."""
 
-from __future__ import annotations
-
 import resource
 import sys
 from dataclasses import dataclass

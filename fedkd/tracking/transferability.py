@@ -12,8 +12,6 @@ Arrays of a round, receivers first, float64 unless said; the same bytes in every
 The last two need labels of the transfer set. NaN: not defined.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -8,8 +8,6 @@ client.model                      # torch module in evaluation mode; maps normal
 client.predict(x)                 # classes of samples as the data set stores them
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Torch's private names in training, tested with torch 2.13."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Device, threads and memory layout of models and arrays."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

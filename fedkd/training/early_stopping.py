@@ -1,7 +1,5 @@
 """Stopping where held-out samples say so (Prechelt, "Early Stopping — But When?", 1998)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial

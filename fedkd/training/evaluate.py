@@ -1,7 +1,5 @@
 """Predictions of a model, and their scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ job or its end. An executor can run many clients' jobs at once::
     losses = complete([training(client) for client in clients], LoopExecutor())
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar
 

@@ -1,7 +1,5 @@
 """The training loop: one job, one step after the other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Losses of a client, each a float32 mean over the samples of a batch; targets are constants."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

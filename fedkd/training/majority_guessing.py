@@ -1,7 +1,5 @@
 """Right answers of a model in training, against majority-class guessing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import sqrt
 

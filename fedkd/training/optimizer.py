@@ -1,7 +1,5 @@
 """Optimisers, and the learning rate of a round and of a step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

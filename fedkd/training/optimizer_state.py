@@ -1,7 +1,5 @@
 """The state of an optimiser as one flat table of named tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

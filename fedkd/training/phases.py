@@ -1,7 +1,5 @@
 """Training of a model part by part: some parameters for some epochs, with the others frozen."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """One step of training: the gradient of a loss over a batch or a few, and the optimiser's step."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Weights of models as NumPy arrays, and models with given weights."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Results of a search: a table of its trials, and the scenario that it found."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The file of a search, one documented field at a time."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

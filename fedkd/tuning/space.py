@@ -1,7 +1,5 @@
 """The search space: ranges and choices of scenario keys, from a file or the command line."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Estimates of the arithmetic of evaluations before any training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

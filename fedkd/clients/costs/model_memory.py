@@ -1,7 +1,5 @@
 """Checks of memory: estimates for all clients' models from one of each architecture."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Sequence

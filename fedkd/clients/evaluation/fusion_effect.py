@@ -1,7 +1,5 @@
 """The effect of guidance on a client: scores before and after fusion, and agreement with the targets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from math import isnan, nan
 from typing import Literal

@@ -1,7 +1,5 @@
 """How well a client knows each task of its stream: with the task given, and without."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import nan

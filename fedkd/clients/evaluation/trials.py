@@ -3,8 +3,6 @@
 The client itself is not trained, and its own draws stay the same.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ The model after r rounds depends on the scenario alone. So every process trains 
 that it is asked about, and results do not depend on processes or participation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import nan
 

@@ -1,7 +1,5 @@
 """The trainer of a model that is no torch module: any classifier with `fit` and `predict_proba`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from math import nan

@@ -5,8 +5,6 @@ CACHE/fedkd/executors.json    {"version": 2, "measured": [{"what": {...}, "loop"
 Unreadable entries count as never measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite

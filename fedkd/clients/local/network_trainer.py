@@ -1,7 +1,5 @@
 """The trainer of a network, and of a strategy's auxiliary networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType

@@ -4,8 +4,6 @@ The first training of a block of each group's clients is run both ways, on throw
 takes the executor that is quicker for all groups together, without groups that cannot train together.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a learner makes of a round's private training: its own loss, on samples of the tasks that it names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A client's stream of tasks: its place in it, its learner, and what it is measured on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import isnan, nan
 from numbers import Real

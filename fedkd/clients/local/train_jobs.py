@@ -1,7 +1,5 @@
 """The training jobs of a client with a network: local training, distillation, pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

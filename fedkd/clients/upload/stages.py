@@ -5,8 +5,6 @@ the precision, so that client and server judge the same numbers. Of the arrays t
 reaches the fusion.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

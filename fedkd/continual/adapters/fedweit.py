@@ -3,8 +3,6 @@
 The strategy `fedkd.fusion.streams.fedweit` exchanges bases and parts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal

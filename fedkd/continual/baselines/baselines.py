@@ -1,7 +1,5 @@
 """Baselines and references: plain training on the stream, on all tasks so far, or on each task alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar
 

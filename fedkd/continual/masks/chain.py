@@ -1,7 +1,5 @@
 """Networks that are a chain of layers, each fed by the one before it and by nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 

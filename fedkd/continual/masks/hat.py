@@ -1,7 +1,5 @@
 """HAT: every task learns which units it needs, and what they have learned is kept from later tasks."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import torch

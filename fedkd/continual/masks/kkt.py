@@ -4,8 +4,6 @@ k-NN knowledge transfer of Yadav and Bansal, "Exclusive Supermask Subnetwork Tra
 2022, arXiv 2210.10209.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Where supermasks lie in a learner's memory: scores while they are trained, bits afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A supermask (Zhou et al., "Deconstructing Lottery Tickets", NeurIPS 2019; Ramanu
 a Randomly Weighted Neural Network?", CVPR 2020) selects weights of a layer by trained scores.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal

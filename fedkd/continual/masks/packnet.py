@@ -1,7 +1,5 @@
 """PackNet: every task gets weights of its own, cut out of those that are still free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """SSNeT and ExSSNeT: find a mask, then train the weights under it, all or the exclusive ones."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import floor
 from typing import Annotated, ClassVar

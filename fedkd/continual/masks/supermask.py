@@ -1,7 +1,5 @@
 """What the supermask learners share: fixed or partly trained weights, and a mask of them for every task."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

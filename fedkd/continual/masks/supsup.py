@@ -1,7 +1,5 @@
 """SupSup: fixed random weights, and a mask of them for every task."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal

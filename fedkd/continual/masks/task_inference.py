@@ -4,8 +4,6 @@ Wortsman et al., "Supermasks in Superposition", NeurIPS 2020, section 3.3. The t
 lowers the objective of ``p(α) = f(x; W ⊙ Σ_i α_i M_i)`` fastest, at α = 1/k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal

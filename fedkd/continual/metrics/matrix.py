@@ -4,8 +4,6 @@ A client learns tasks in its own order and at its own times (`TaskHistory`). A r
 stream. Round 0 is the untrained model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

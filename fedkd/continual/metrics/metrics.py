@@ -18,8 +18,6 @@ Three rules hold throughout:
 * A mean over nothing is NaN: `bwt`, `fwt`, `forgetting`, `forgetting_first_last` and `nbt` of a single task.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

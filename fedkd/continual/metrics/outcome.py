@@ -1,7 +1,5 @@
 """What a run over a stream of tasks reached: accuracy matrices and continual metrics of every client."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

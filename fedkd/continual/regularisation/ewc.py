@@ -1,7 +1,5 @@
 """Elastic weight consolidation: one penalty for each old task, one around the last, or the online form."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """The diagonal of a task's Fisher information, as the EWC family takes it for importance."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Learning without forgetting: the network before the task teaches the network that learns it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 

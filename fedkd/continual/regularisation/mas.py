@@ -1,7 +1,5 @@
 """Memory aware synapses: weights are important that the outputs are sensitive to."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """Quadratic penalties: every weight is pulled back to an anchor, as hard as it is important."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Synaptic intelligence: weights are important that have brought the loss down on their way."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import torch

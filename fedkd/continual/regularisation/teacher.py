@@ -1,7 +1,5 @@
 """A network as it was when a task began, kept to teach the one that learns it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext

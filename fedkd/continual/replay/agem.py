@@ -1,7 +1,5 @@
 """A-GEM: no step may raise the mean loss on a memory of earlier tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 

@@ -3,8 +3,6 @@
 Samples of a task are in order of precedence, so a memory shrinks by cutting off the last ones.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Dark Experience Replay: stored samples are to be answered as they were when they were trained on."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import torch

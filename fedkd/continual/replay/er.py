@@ -1,7 +1,5 @@
 """Experience replay: go on training on a few samples of earlier tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """GDumb: fill a memory greedily, and train on it alone, from scratch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """iCaRL: exemplars hold what was known, and the nearest mean of exemplars is the answer."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import torch

@@ -3,8 +3,6 @@
 Vitter, "Random Sampling with a Reservoir", ACM TOMS 11 (1), 1985.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

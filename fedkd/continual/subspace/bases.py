@@ -5,8 +5,6 @@ weight outside the span of old inputs changes nothing of their outputs (Saha, Ga
 Projection Memory for Continual Learning", ICLR 2021). Decompositions are in float64 on the CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 

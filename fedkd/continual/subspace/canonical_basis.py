@@ -3,8 +3,6 @@
 Their signs, and rotations among those of equal energies, depend on processor, threads and order of rows.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """CUBER: let a new task improve old ones that it agrees with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 

@@ -1,7 +1,5 @@
 """GPM: learn outside the subspaces that the inputs of old tasks span."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 

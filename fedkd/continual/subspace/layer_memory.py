@@ -1,7 +1,5 @@
 """The memory of GPM, TRGP and CUBER of a layer: subspaces, scales, gradients and regimes, by names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

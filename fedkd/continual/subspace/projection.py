@@ -4,8 +4,6 @@ A gradient ``∇`` of a layer's weight ``[out, n]`` leaves the span of orthonorm
 ``∇ − ∇ B Bᵀ`` or, with a basis B' of the complement, by ``∇ B' B'ᵀ``: the thinner basis is taken.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

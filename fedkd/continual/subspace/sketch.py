@@ -1,7 +1,5 @@
 """Random sketches of a layer's inputs: sums of them are sketches of all inputs together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

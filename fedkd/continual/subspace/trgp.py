@@ -1,7 +1,5 @@
 """TRGP: reuse what related old tasks have learned by scaling weights within their subspaces."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar

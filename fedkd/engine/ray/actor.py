@@ -1,7 +1,5 @@
 """The actor of the Ray engine: a process that owns some of the clients and notes its current message."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Messages on their way to the actors, with the records that several of them share."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The Ray engine: a Flower grid over a pool of actors, each of which owns some of the clients."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence

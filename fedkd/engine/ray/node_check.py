@@ -1,7 +1,5 @@
 """The same code on every node: plug-in folders travel (lazy imports), package versions are compared."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Versions on a node; it travels as source and needs only the standard library, not fedkd."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

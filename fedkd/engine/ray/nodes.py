@@ -1,7 +1,5 @@
 """The nodes of a Ray cluster: their resources, what is free of them, and their loss."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """How many actors a Ray cluster has room for, and each actor's share of a GPU."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable

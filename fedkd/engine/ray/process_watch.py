@@ -1,7 +1,5 @@
 """Watch over Ray's processes: callers check here first, as Ray ends the program after a loss."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal

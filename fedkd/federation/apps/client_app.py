@@ -1,7 +1,5 @@
 """The Flower ClientApp, the same everywhere; handlers are coroutines that yield training jobs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

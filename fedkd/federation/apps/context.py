@@ -4,8 +4,6 @@ A deployed node's folder holds its share of the data (`fedkd.data.shares.share_f
 whose digest it names: a server with another one refuses it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

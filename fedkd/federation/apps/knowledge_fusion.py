@@ -1,7 +1,5 @@
 """Any fusion strategy as a strategy of Flower."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan, nan

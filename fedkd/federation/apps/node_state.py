@@ -7,8 +7,6 @@ Each file names its client, run and federation, and has a digest of all its cont
 again, because its answer was lost, is answered from the state before it: no training twice.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator, Mapping

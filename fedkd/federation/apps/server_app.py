@@ -1,7 +1,5 @@
 """The Flower ServerApp, the same on fedkd's engines, Flower's simulation and a real SuperLink."""
 
-from __future__ import annotations
-
 from functools import partial
 from math import inf
 from pathlib import Path

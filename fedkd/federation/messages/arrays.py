@@ -1,7 +1,5 @@
 """NumPy arrays as Flower records, copied only when bytes are needed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from io import BytesIO
 

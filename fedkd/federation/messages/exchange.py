@@ -1,7 +1,5 @@
 """One phase of a round: messages out, replies in, both counted."""
 
-from __future__ import annotations
-
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence

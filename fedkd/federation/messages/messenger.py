@@ -1,7 +1,5 @@
 """Messages to clients and their replies, in client order; nodes' identities; failures of clients."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The gate of a deployed node: messages that it accepts, and records that may leave it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from math import inf

@@ -23,8 +23,6 @@ Flower's strategies have the same keys `arrays`, `metrics` and `config`, so both
 ClientApp.
 """
 
-from __future__ import annotations
-
 import re
 
 from flwr.app import ConfigRecord, Message, RecordDict

@@ -1,7 +1,5 @@
 """The server's gate: sender, figures and uploads of replies are checked before anything reads them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan

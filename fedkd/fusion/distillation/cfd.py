@@ -1,7 +1,5 @@
 """CFD: clients vote, one class per transfer sample; quantised soft labels come back (arXiv 2012.00632)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar

@@ -1,7 +1,5 @@
 """`chosen_beta`: each client tries KnFu with several β, and learns from the one that suits it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Clients' performance: on transfer samples, with or without labels, and on held-out samples of their own."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fedkd.fusion.math.probabilities import log_softmax

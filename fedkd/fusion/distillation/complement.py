@@ -1,7 +1,5 @@
 """Complementary knowledge: samples that one model has right and another wrong (Roth et al., 2310.17653)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Confidence and ambiguity of predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Cronus: all clients learn a robust mean of their probabilities (arXiv 1912.11279)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

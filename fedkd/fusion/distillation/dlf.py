@@ -1,7 +1,5 @@
 """`dlf`: dynamic logits fusion. A client adds its neighbours' shifts by training (arXiv 2406.15480)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,5 @@
 """DS-FL: all clients learn the sharpened mean of their probabilities (arXiv 2008.06180)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

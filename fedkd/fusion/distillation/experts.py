@@ -1,7 +1,5 @@
 """`experts`: class by class, clients that have a class teach it to all."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

@@ -7,8 +7,6 @@ predictions, whatever other filters drop, so absolute thresholds come in any ord
 what earlier filters kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 

@@ -1,7 +1,5 @@
 """A gate that maps a client's logits of a sample to shares of its teachers."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -3,8 +3,6 @@
 Seyedmohammadi et al., arXiv 2403.11892. The formulas are reconstructed from the paper (see the docs).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

@@ -3,8 +3,6 @@
 Du, 2025, arXiv 2512.00841. The formula of the weights is as reconstructed here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """KT-pFL: the clients' weights for each other are learned (Zhang et al., NeurIPS 2021, arXiv 2111.02862)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,5 @@
 """`max_confidence`: data-partitioned transfer. The most confident client teaches each sample."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,5 @@
 """`mst`: a mixture of specialised teachers, chosen by a gate for each sample (after arXiv 2507.07015)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

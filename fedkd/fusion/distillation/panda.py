@@ -4,8 +4,6 @@ After Zhong et al., PanDa, arXiv 2208.10160, where the distillation loss is mult
 two tasks. Here the shift of a client's mean prediction stands for its task.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Soft labels of a few bits a class, and their changes, for a small downlink."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ After Frohmann et al., "ScaLearn: Simple and Highly Parameter-Efficient Task Tra
 arXiv 2310.01217.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,5 @@
 """SCARLET: DS-FL with a cache of soft labels and a controlled sharpening (arXiv 2504.19602)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar

@@ -3,8 +3,6 @@
 Shao, Wu and Zhang, Nature Communications 15, 349, 2024, arXiv 2304.01731.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

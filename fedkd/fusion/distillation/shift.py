@@ -1,7 +1,5 @@
 """How a client's predictions have moved since before any training."""
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import numpy as np

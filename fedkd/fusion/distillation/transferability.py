@@ -3,8 +3,6 @@
 After PANDA (Zhong et al., arXiv 2208.10160), which predicts the useful source by a similarity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

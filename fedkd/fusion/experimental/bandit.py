@@ -3,8 +3,6 @@
 The paper's policy is a recurrent network; here it is a softmax over clients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar

@@ -3,8 +3,6 @@
 The learned variant of `message`. The best linear codes in squares have a closed form: nothing is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property

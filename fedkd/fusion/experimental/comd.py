@@ -1,7 +1,5 @@
 """`comd`: competitive distillation. On each sample better clients teach worse ones (arXiv 2311.08213)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

@@ -3,8 +3,6 @@
 The paper (arXiv 2310.17653) finds such knowledge between any two models; choosing clients by it is fedkd's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

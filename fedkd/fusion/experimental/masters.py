@@ -4,8 +4,6 @@ After curricula of masked teachers, of which no publication was found. There sma
 left out and restored in the course of training; here weak clients come first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal

@@ -4,8 +4,6 @@ After Path-PKT, of which no publication was found: a softmax over a few models o
 sample, with a balance loss and a z-loss. The training of the router without a task loss is ours.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property

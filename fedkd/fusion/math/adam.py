@@ -1,7 +1,5 @@
 """Adam in NumPy, for a server's few learned numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

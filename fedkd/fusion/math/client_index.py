@@ -1,7 +1,5 @@
 """Memory of clients that do not all take part in every round."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

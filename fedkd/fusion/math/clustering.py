@@ -1,7 +1,5 @@
 """Deterministic k-means over clients."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Effective knowledge: every receiver's weighted mean of all predictions."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Class distributions `p_n`: what the server takes a client's knowledge to be about."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Accuracy can rise while agreement with the teacher falls: S. Stanton et al., "Do
 Really Work?", NeurIPS 2021, arXiv 2106.05945, and arXiv 2505.15442.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

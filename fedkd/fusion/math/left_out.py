@@ -1,7 +1,5 @@
 """Influence of each sender on a receiver's guidance."""
 
-from __future__ import annotations
-
 import numpy as np
 
 MOST_CLIENTS = 50

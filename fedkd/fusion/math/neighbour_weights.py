@@ -1,7 +1,5 @@
 """From distances to weights: who a receiver listens to, and how much."""
 
-from __future__ import annotations
-
 import numpy as np
 
 LOG10_BETA = (-6.0, 6.0)

@@ -1,7 +1,5 @@
 """Logits to probabilities."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Means that a minority of arbitrary clients cannot move far: `[N, M, C]` to `[M, C]`, sample by sample."""
 
-from __future__ import annotations
-
 import numpy as np
 
 _BLOCK = 1_000_000  # elements of a float64 block: 8 MB, so that one stays in cache

@@ -1,7 +1,5 @@
 """Distances of clients' knowledge: `d[n, m]`, receiver `n` first, `d[n, n] = 0`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

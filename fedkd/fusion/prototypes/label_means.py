@@ -1,7 +1,5 @@
 """Means by label, over a client's samples and over clients."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

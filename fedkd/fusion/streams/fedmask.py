@@ -1,7 +1,5 @@
 """FedPM with a mask for every task: clients agree on a subset of common initial weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """FedWeIT's server and messages; the learner is `fedkd.continual.adapters.fedweit`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """Changes of a model's weights as factors of low rank, where these are fewer numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

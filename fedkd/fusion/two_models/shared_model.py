@@ -1,7 +1,5 @@
 """A small model that all clients share, beside private models of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar

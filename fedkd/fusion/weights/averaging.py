@@ -1,7 +1,5 @@
 """Averaging of weights, and the parts of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """FedALA: each weight of the top layers moves towards the average as far as own samples want."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """FedAsync: the server mixes every model into its own on arrival (arXiv 1903.03934)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, ClassVar
 

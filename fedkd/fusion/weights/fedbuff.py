@@ -1,7 +1,5 @@
 """FedBuff: buffered averaging of clients' steps; the server waits for some only (arXiv 2106.06639)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, ClassVar
 

@@ -4,8 +4,6 @@ Lian et al., NeurIPS 2017, arXiv 1705.09056; directed links: Assran, Loizou, Bal
 Gradient Push for Distributed Deep Learning", ICML 2019, arXiv 1811.10792.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

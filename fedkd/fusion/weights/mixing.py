@@ -3,8 +3,6 @@
 Receivers are rows and senders columns of a graph `[N, N]` bool. Its diagonal is true: everyone hears itself.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -22,8 +22,6 @@ On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 
 columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """A model's weights as two flat arrays, which any architecture sends and averages alike."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ FedPer: Arivazhagan et al., arXiv 1912.00818. FedRep: Collins et al., ICML 2021,
 Oh, Kim and Yun, ICLR 2022, arXiv 2106.06042. LG-FedAvg: Liang et al., arXiv 2001.01523.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal

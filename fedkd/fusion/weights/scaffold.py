@@ -1,7 +1,5 @@
 """SCAFFOLD: averaging of weights whose clients are kept from drifting apart (arXiv 1910.06378)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """A server whose model moves by the clients' uploads, and from which clients train."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace

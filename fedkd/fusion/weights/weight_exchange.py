@@ -1,7 +1,5 @@
 """The client's part where one of Flower's strategies averages: it sends its weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The page of a bench, from its study and its table of cells."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

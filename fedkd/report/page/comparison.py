@@ -1,7 +1,5 @@
 """The page of several runs side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedkd.report.chart import looks

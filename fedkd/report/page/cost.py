@@ -1,7 +1,5 @@
 """The costs of a run: bytes, links, time by phase, failures."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 

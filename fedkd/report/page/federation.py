@@ -1,7 +1,5 @@
 """The figures of a federation: accuracy before and after fusion, and the effects of fusion."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import cycle

@@ -1,7 +1,5 @@
 """A figure of a page: its traces for Plotly, and its numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape

@@ -1,7 +1,5 @@
 """Who was dealt which classes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from fedkd.report.chart import looks

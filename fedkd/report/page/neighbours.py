@@ -1,7 +1,5 @@
 """Who learned from whom, round by round, and why: what the page draws the graph and the matrix from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

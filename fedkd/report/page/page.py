@@ -1,7 +1,5 @@
 """A page as one HTML file: figures, tables, scenarios, and all that it takes to draw them, in it."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from base64 import b64encode

@@ -1,7 +1,5 @@
 """The record of a run folder, finished or not, read once for a page without plug-ins."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The page of one run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from fedkd.plan import poisoned_clients

@@ -1,7 +1,5 @@
 """The figures of a run over a stream of tasks: what was learned and forgotten, and what learners say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import isnan

@@ -1,7 +1,5 @@
 """The figures of transferability maps: predicted and measured gains between clients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pages of run folders and bench folders, written where they belong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path

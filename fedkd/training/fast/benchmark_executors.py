@@ -1,7 +1,5 @@
 """A benchmark of executors: jobs run both ways on this device."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

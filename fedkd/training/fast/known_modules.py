@@ -4,8 +4,6 @@ A class declares that by ``recordable: ClassVar[bool] = True``; then its trainin
 replayed. A derived class that adds code must declare it again.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from fedkd.training.compat import has_hooks

@@ -1,7 +1,5 @@
 """CPU functions that are one kernel of a recorded step: a recording would miss NumPy's work."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

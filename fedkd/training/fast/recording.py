@@ -1,7 +1,5 @@
 """Recordings of a step's kernels below autograd, to be run once more; tensors are referenced weakly."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Steps recorded once, kernel by kernel, and replayed to the same bits without autograd's overhead."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
 

@@ -1,7 +1,5 @@
 """Thread pools of numerical libraries, without torch."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

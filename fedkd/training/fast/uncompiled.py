@@ -1,7 +1,5 @@
 """torch's optimisers without its compiler, whose import costs a second and tens of megabytes."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

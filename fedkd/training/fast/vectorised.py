@@ -1,7 +1,5 @@
 """Joint training of several models of one architecture, with stacked weights ``[k, ...]`` under `vmap`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Training steps of GPM and TRGP with factored gradients, decided on once an epoch for each layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
