@@ -11,6 +11,7 @@ from prose import REPOSITORY
 
 import fedkd
 from fedkd.cli.main import _parser
+from fedkd.continual import LEARNERS
 from fedkd.plan.load import load_scenario
 
 PAGE = REPOSITORY / "README.md"
