@@ -262,8 +262,8 @@ def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
 
 def test_check_words_label_skew():
     shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
-    assert skew(shares) == "a client sees 2 of 4 classes, effectively 2.0 (medians)"
-    assert skew(shares[2:]).startswith("a client sees 4 of 4 classes, effectively 4.0")
+    assert skew(shares) == "2 of 4 classes a client, effective number 2.0 (medians)"
+    assert skew(shares[2:]).startswith("4 of 4 classes a client, effective number 4.0")
 
 
 def test_check_estimates_what_a_run_counts(digits_toml, tmp_path, capsys):
