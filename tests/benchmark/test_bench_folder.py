@@ -160,7 +160,7 @@ def test_a_damaged_cell_is_told_of_and_runs_anew(name, ran, write_changed, copie
     assert json.loads((damaged / "summary.json").read_text())["status"] == "done"
 
 
-def test_what_a_failed_cell_has_left_is_in_nobodys_way(tables, write, tmp_path):
+def test_leftovers_of_a_failed_cell_do_no_harm(tables, write, tmp_path):
     changes: dict[str, Any] = {"grid": {"training.lr": [0.01, 1e30]}, "baseline": {}, "seeds": 1}
     path = write(tables | {"parallel": False} | changes)
     failed = bench(path, out=tmp_path / "out").failed[0]

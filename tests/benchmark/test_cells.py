@@ -203,7 +203,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("changes", "message"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_cannot_run_is_refused_with_its_cell(changes, message, write, tables):
+def test_impossible_cells_are_refused_by_name(changes, message, write, tables):
     with pytest.raises(UserError) as caught:
         cells_of(write, tables | changes)
     assert str(caught.value).startswith(str(write(tables))) and message in str(caught.value)

@@ -40,7 +40,7 @@ def default_metrics(write, tables):
     return shown_metrics(found, make_cells(found))
 
 
-def test_what_is_shown_follows_the_heads(write, stream_tables, tables):
+def test_shown_metrics_follow_the_heads(write, stream_tables, tables):
     def average(*protocols):
         return tuple(f"average_accuracy_{protocol}_incremental" for protocol in protocols)
 

@@ -380,7 +380,7 @@ def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
     assert "failed: RuntimeError: no raylet\n" in out and "also there    mine" in out
 
 
-def test_what_is_imported_on_first_use_is_named_before():
+def test_lazy_imports_are_named_before():
     import fedkd
 
     assert {"run", "resume", "bench", "load_scenario"} <= set(dir(fedkd))

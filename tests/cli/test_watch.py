@@ -171,7 +171,7 @@ def test_once_in_plain_lines(digits_scenario, tmp_path, capsys, monkeypatch, eve
     )
 
 
-def test_what_is_no_run_folder(tmp_path, capsys):
+def test_other_folders_cannot_be_watched(tmp_path, capsys):
     assert main(["watch", str(tmp_path)]) == 2
     assert "not a run folder: it has no scenario.toml" in capsys.readouterr().err
     with pytest.raises(UserError, match="not a run folder"):

@@ -75,7 +75,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_what_is_shared_begins_alike_and_what_is_a_clients_own_does_not(digits_scenario):
+def test_shared_models_begin_alike_and_private_ones_do_not(digits_scenario):
     first, second = clients_of(digits_scenario)
     assert equal(first.network("small"), second.network("small"))
     assert equal(first.network("copy"), second.network("copy"))
@@ -148,7 +148,7 @@ def test_they_are_counted_in_memory(digits_scenario):
         (Beside(projection=lambda make: 1 / 0), "fusion.strategy", "raised ZeroDivisionError"),
     ],
 )
-def test_what_cannot_be_made_is_refused_before_a_run(digits_scenario, strategy, key, told):
+def test_impossible_auxiliaries_are_refused_before_a_run(digits_scenario, strategy, key, told):
     plan = replace(parse_plan(digits_scenario), strategy=strategy)
     with pytest.raises(UserError, match=told) as caught:
         checked_models(plan, load_data(plan.scenario))

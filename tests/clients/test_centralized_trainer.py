@@ -60,7 +60,7 @@ def accuracies(path: Path, out: Path) -> dict[tuple[Any, ...], float]:
 # What it is -------------------------------------------------------------------------------------------
 
 
-def test_it_is_plain_training_on_all_shards_together(write):
+def test_centralized_training_uses_all_shards_together(write):
     clients = factory_of(write(training={"lr": 0.01, "batch_size": 20, "local_epochs": 2}))
     built = [clients.build(n) for n in range(4)]
     for round in (1, 2):
@@ -120,7 +120,9 @@ def test_a_federation_of_one_learns_alone(write, digits_scenario, tmp_path):
     assert list(pooled.metrics()) == list(local.metrics())
 
 
-def test_it_needs_no_transfer_set_and_sends_nothing(write, digits_scenario, tmp_path, capsys):
+def test_centralized_training_needs_no_transfer_set_and_sends_nothing(
+    write, digits_scenario, tmp_path, capsys
+):
     path = write(data=digits_scenario["data"] | {"transfer": {"size": 0}}, rounds=1)
     assert main(["check", str(path)]) == 0
     traffic = [line for line in capsys.readouterr().out.splitlines() if line.startswith("traffic")]
@@ -137,11 +139,11 @@ def test_it_needs_no_transfer_set_and_sends_nothing(write, digits_scenario, tmp_
     [{"clients_per_round": 1}, {"faults": {"dropout": 0.9}}, {"faults": {"stragglers": 1.0}}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_who_takes_part_makes_no_difference(changes, write, tmp_path):
+def test_participation_makes_no_difference(changes, write, tmp_path):
     assert accuracies(write(**changes), tmp_path / "few") == accuracies(write(), tmp_path / "all")
 
 
-def test_how_often_it_is_evaluated_makes_no_difference(write, tmp_path):
+def test_evaluation_frequency_makes_no_difference(write, tmp_path):
     every = accuracies(write(clients_per_round=1), tmp_path / "every")
     last = accuracies(write(clients_per_round=1, evaluate_every=3), tmp_path / "last")
     assert last and last == {key: value for key, value in every.items() if key[0] == 3}

@@ -125,7 +125,7 @@ def test_beside_a_network_it_learns_and_resumes_to_the_byte(kind, tables, tmp_pa
 
 
 @pytest.mark.parametrize("kind", [kind for kind in GROUPS if kind != "plug-in"])
-def test_it_follows_its_guidance(kind, tables, tmp_path):
+def test_an_estimator_follows_its_guidance(kind, tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS[kind]]))
     client.complete(client.train(1))
     truth = load_federated_data(load_scenario(tmp_path / "scenario.toml")).transfer_y
@@ -209,7 +209,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("word", ["check", "run"])
-def test_what_it_cannot_do_is_refused_in_one_line(word, case, tables, tmp_path, capsys):
+def test_unsupported_uses_are_refused_in_one_line(word, case, tables, tmp_path, capsys):
     fusion, group, message = REFUSED[case]
     path = write(tmp_path, tables, fusion=fusion, clients=[group])
     options = ["--out", str(tmp_path / "out"), "--quiet"] if word == "run" else []

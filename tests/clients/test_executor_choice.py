@@ -85,7 +85,7 @@ def test_a_group_that_cannot_train_together_has_no_say(results):
     assert found.executor == "loop" and "cannot be taken together" in found.told
 
 
-def test_what_was_measured_is_not_measured_again_unless_something_changes(results):
+def test_measurements_are_reused_until_something_changes(results):
     results[:] = [StepSeconds(9.0, 1.0)]
     assert choice().executor == "vectorised"
     results[:] = [StepSeconds(1.0, 9.0)]
@@ -153,12 +153,12 @@ def test_a_cell_of_a_bench_goes_on_as_it_was_settled():
     assert with_known_executor(decisive(run), cell) == decisive(run)
 
 
-def test_who_may_fail_works_alone():
+def test_clients_that_may_fail_work_alone():
     plan = parse_plan(scenario() | {"faults": {"on_client_error": "skip"}})
     assert choose(plan, load_data(plan.scenario)).executor == "loop"
 
 
-def test_it_is_really_measured_and_never_taken_on_faith():
+def test_the_executor_choice_is_measured():
     found = choice()
     assert [what["model"] for what, _ in measured_steps()] == ["mlp", "lenet"]
     assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in measured_steps())

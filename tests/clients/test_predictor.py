@@ -81,7 +81,7 @@ def test_a_predictor_of_nothing_leaves_it_to_the_model(digits_scenario):
         (lambda network: network.body, r"made \[359, 200\] of 359 samples; must be \[359, 10\]"),
     ],
 )
-def test_what_is_no_predictor_is_told(digits_scenario, made, told):
+def test_wrong_predictors_are_refused(digits_scenario, made, told):
     client = client_with(digits_scenario, Moved(made=made))
     with pytest.raises(TypeError, match=told):
         client.evaluator.evaluate("global")

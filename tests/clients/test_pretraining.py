@@ -32,7 +32,7 @@ def client_of(tables: dict[str, Any], index: int = 0) -> Client:
     return ClientFactory(plan, load_data(plan.scenario)).build(index)
 
 
-def test_it_is_cross_entropy_to_the_labels_of_the_transfer_set(tables):
+def test_pretraining_minimises_cross_entropy_on_the_transfer_set(tables):
     """One full batch of plain SGD, beside softmax regression worked out by hand."""
     tables["fusion"]["pretrain_epochs"] = 1
     tables["training"] = {"optimizer": "sgd", "lr": 0.5, "batch_size": 60}
@@ -50,7 +50,7 @@ def test_it_is_cross_entropy_to_the_labels_of_the_transfer_set(tables):
 
 
 @pytest.mark.parametrize("first", ["training", "guidance"])
-def test_it_comes_first_and_once(tables, first):
+def test_pretraining_comes_first_and_once(tables, first):
     client, alone = client_of(tables), client_of(tables)
     targets = {"targets": np.zeros((60, 10), dtype=np.float32)}
 
@@ -119,7 +119,7 @@ def test_a_whole_run_begins_better_and_resumes_to_the_byte(tables, tmp_path):
         ({"continual": STREAM, "rounds": None}, "must be 0 in a stream of tasks, got 20"),
     ],
 )
-def test_what_it_cannot_do_is_one_line(tables, changes, message):
+def test_impossible_pretraining_is_one_line(tables, changes, message):
     changes = changes | {"data": tables["data"] | changes.get("data", {})}
     tables = {key: value for key, value in (tables | changes).items() if value is not None}
     with pytest.raises(UserError, match=message) as caught:

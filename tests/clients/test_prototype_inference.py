@@ -53,7 +53,7 @@ def test_prototypes_that_arrive_are_the_second_moment_and_a_run_resumes_to_the_b
     assert any(gain != 0 for gain in gains), "the model's answers before, prototypes' after"
 
 
-def test_how_often_a_run_is_evaluated_changes_nothing(tables, tmp_path):
+def test_evaluation_frequency_changes_nothing(tables, tmp_path):
     rows = []
     for every in (1, 3):
         result = fedkd.run(parse_scenario(tables | {"evaluate_every": every}), out=tmp_path / str(every))

@@ -64,7 +64,7 @@ def test_a_step_of_guidance_is_that_of_both_losses(strategy, relations) -> None:
         ),
     ],
 )
-def test_who_cannot_have_it_is_told(changes, message) -> None:
+def test_unsupported_clients_are_named(changes, message) -> None:
     plan = parse_plan(tables("knfu", {}, **changes))
     with pytest.raises(UserError, match=message) as refused:
         data = load_data(plan.scenario)

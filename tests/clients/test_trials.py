@@ -66,7 +66,7 @@ def test_a_client_teaches_itself_nothing(digits_scenario):
     assert_array_equal(trials.answers[0], own[0].argmax(axis=1))
 
 
-def test_what_is_shown_is_now_and_before_any_training(digits_scenario):
+def test_trials_show_accuracy_now_and_before_training(digits_scenario):
     client = trained(digits_scenario)
     told = shown(client, 1)
     untrained = ClientFactory(client.plan, load_data(client.plan.scenario)).build(0)

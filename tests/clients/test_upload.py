@@ -65,7 +65,7 @@ def test_a_poisoned_client_hides_that_its_training_diverged():
 
 
 @pytest.mark.parametrize("kind", [Kind.TRANSFER_LOGITS, Kind.WEIGHTS, Kind.FEATURES, Kind.OTHER])
-def test_what_is_not_a_number_does_not_leave(kind):
+def test_non_finite_values_do_not_leave(kind):
     arrays = {"good": np.ones(3), "bad": np.array([0.0, np.nan])}
     with pytest.raises(TrainingDiverged, match=r"^bad are not numbers.*lower training\.lr"):
         encode(upload_stages(Fusion(upload_dtype="float32")), arrays, dict.fromkeys(arrays, kind), generators)

@@ -66,7 +66,7 @@ def test_other_client_split_and_metric_have_their_own_matrix():
     assert first(metric="accuracy_class_incremental") == 0.04
 
 
-def test_what_was_not_measured_is_nan():
+def test_unmeasured_cells_are_nan():
     # Nothing in round 0, a null in round 4, and stopped before task 2 was learned.
     rows = [row(2, 0, 0.9), row(4, 0, None), row(4, 1, 0.7)]
     R, b = accuracy_matrix(rows, LESSONS, **PLACE)

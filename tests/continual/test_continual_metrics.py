@@ -129,7 +129,7 @@ def test_summary_holds_every_metric_in_the_order_of_the_page():
     assert summary == {name: close(value) for name, value in WORKED.items()}
 
 
-def test_what_was_not_learned_is_compared_with_nothing():
+def test_unlearned_tasks_are_compared_with_nothing():
     given = {"b": B, "single": SINGLE, "joint": JOINT, "curves": CURVES}
     learned = [True, False, True, True]
     found = metrics.summarise(R, **given, learned=learned)
@@ -150,7 +150,7 @@ def test_transfer_begins_with_the_first_task_that_was_learned():
 
 
 @pytest.mark.parametrize("learned", [[True] * 3, [1, 0, 1, 1], [[True] * 4]])
-def test_what_was_learned_is_one_bool_a_task(learned):
+def test_learned_tasks_are_one_bool_each(learned):
     with pytest.raises(ValueError, match="learned must be"):
         metrics.bwt(R, learned)
 

@@ -322,7 +322,7 @@ def test_momentum_gathered_in_r3_does_not_carry_weights_on_in_r2(optimizer):
     assert (change @ basis).norm() < 1e-5
 
 
-def test_what_another_task_protects_of_a_flexible_subspace_stays_protected():
+def test_directions_that_another_task_protects_stay_protected():
     # Samples along the axes, so that these are the directions: eight a task, and four that both have.
     axes = torch.diag(torch.linspace(4.0, 2.0, 12))
     y = torch.arange(24) % 2

@@ -188,7 +188,7 @@ def test_what_was_borrowed_stays_with_a_task_when_it_ends_and_lenders_have_gone_
     ("borrow", "lenders"),
     [("latest", [[1, 0], [4, 2]]), ("all", [[1, 0], [1, 1], [4, 2]]), ("nothing", [])],
 )
-def test_who_lends_to_a_task_is_settled_when_it_begins(borrow, lenders):
+def test_lenders_are_fixed_when_a_task_begins(borrow, lenders):
     # Client 1 learned task 1 before task 0.
     told = [lent(1, 1, 1)[0] | lent(4, 2, 1)[0], lent(1, 0, 2)[0]]
     learning = begun(FedWeIT(borrow=borrow), told)

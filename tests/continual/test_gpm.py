@@ -114,7 +114,7 @@ def test_thresholds_can_be_given_for_every_layer():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o.name}{o.momentum}")
 @pytest.mark.parametrize("rank", [3, 7])  # projected with the basis, and with its complement
-def test_what_layers_make_of_old_inputs_stays(optimizer, rank):
+def test_outputs_for_old_inputs_stay(optimizer, rank):
     stream = flat_stream(2, rank=rank)
     net = network()
     learning = start(GPM(threshold=1.0), net, stream, small_units(2, shared=True))

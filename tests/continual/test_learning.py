@@ -303,7 +303,7 @@ class FirstInputOnly(Learner):
     ],
     ids=lambda spec: spec.name,
 )
-def test_what_is_filtered_out_does_not_move_whatever_the_optimiser(optimizer):
+def test_filtered_parameters_stay_under_every_optimiser(optimizer):
     net = network()
     before = weights(net)
     learn(FirstInputOnly(), net, small_stream(2), optimizer=optimizer)
@@ -485,7 +485,7 @@ def test_a_task_model_reads_its_own_units_through_substitutes():
     assert torch.equal(doubled(x), plain(x)), "nothing of the last call is remembered"
 
 
-def test_what_is_trained_is_in_the_order_of_names():
+def test_trained_parameters_are_in_the_order_of_names():
     """An optimiser's state goes by that order, and memory that comes out of a checkpoint has none."""
 
     class Unordered(SimpleNamespace):

@@ -85,7 +85,7 @@ def test_gradients_of_scores_can_be_vectorised():
     assert torch.equal(together, alone)
 
 
-def test_what_is_masked_out_leaves_no_trace():
+def test_masked_weights_leave_no_trace():
     mask = torch.tensor([True, False, False])
     out = masks.masked(torch.tensor([2.0, -3.0, float("nan")]), mask)
     assert out.tolist() == [2.0, 0.0, 0.0] and not out.signbit().any()

@@ -102,7 +102,7 @@ def test_clients_that_do_not_count_are_left_out_of_figures_alone():
     assert outcome.test("task_incremental", "global").metrics[0]["bwt"] == pytest.approx(-0.2)
 
 
-def test_what_a_client_could_not_measure_is_nan_for_it_alone():
+def test_unmeasured_values_are_nan_for_their_client_alone():
     rows = [*rows_of(FIRST, 0), *(r for r in rows_of(SECOND, 1) if r["task"] != 1)]
     figures = outcome_of(rows, scenario_of()).figures()
     assert figures["average_accuracy"][0] == pytest.approx(0.8)
@@ -120,7 +120,7 @@ def test_one_task_has_nothing_to_forget():
 # What was learned -------------------------------------------------------------------------------------
 
 
-def test_what_a_client_missed_is_no_part_of_what_compares_with_the_moment_of_learning():
+def test_missed_tasks_are_left_out_of_comparisons_with_learning():
     # The second client meets the second task first in the third: it trains on 0 and on 2.
     rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *steps_of(0), *steps_of(1, [0, 2])]
     rows += [row(5, 1, 1, "temporal_forgetting", 0.25), row(5, 1, 0, "temporal_forgetting", 0.375)]

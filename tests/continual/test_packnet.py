@@ -344,5 +344,5 @@ def test_network_without_layers_is_refused():
         start(PackNet(), nn.BatchNorm1d(6), small_stream(1))
 
 
-def test_it_is_built_from_its_defaults():
+def test_packnet_is_built_from_its_defaults():
     assert make_learner("packnet", {}) == PackNet()

@@ -154,7 +154,7 @@ def test_guidance_that_is_not_in_the_third_regime_changes_nothing(options):
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_who_closes_nothing_learns_by_its_usual_rules(name):
+def test_learners_that_close_nothing_keep_their_usual_rules(name):
     stream = small_stream(2)
     learning = learn(load_learner_class(name)(), network(), stream, epochs=1)
     before = logits(learning, stream)

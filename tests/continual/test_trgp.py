@@ -276,7 +276,7 @@ def test_with_nothing_related_it_is_gpm(optimizer):
         assert same(*nets)
 
 
-def test_it_protects_no_less_than_gpm():
+def test_trgp_protects_no_less_than_gpm():
     stream = small_stream(3, shape=(12,))
     ranks = [
         learner.report(learn(learner, network(), stream, SHARED[:3]).context)["rank/body.1"]

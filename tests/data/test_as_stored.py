@@ -163,7 +163,7 @@ def test_replay_remembers_token_ids(tables, tmp_path):
         ),
     ],
 )
-def test_what_integers_cannot_be(changes, key, message, tables):
+def test_impossible_integer_data_are_refused(changes, key, message, tables):
     tables["data"] |= changes.pop("data", {})
     if "continual" in changes:
         del tables["rounds"]

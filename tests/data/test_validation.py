@@ -29,7 +29,7 @@ def both(scenario, **data):
     )
 
 
-def test_what_is_held_out_is_of_the_training_samples_and_tests_are_nobodys(scenario):
+def test_validation_comes_from_training_samples(scenario):
     usual, held_out = both(scenario)
     for client in range(4):
         train, (start, stop) = slice(*usual.train_bounds[client]), held_out.train_bounds[client]
@@ -55,7 +55,7 @@ def test_without_local_test_sets_there_is_still_something_held_out(scenario):
     assert all(len(held_out.client(n).test_y) for n in range(4))
 
 
-def test_what_clients_differ_by_they_differ_by_in_what_they_hold_out(scenario):
+def test_client_skew_holds_in_validation_too(scenario):
     tables = scenario(clients=2, transfer={"size": 50}, validation=0.5).model_dump()
     tables["heterogeneity"] = {"label_noise": 0.9, "noise": 1.0}
     data = load_federated_data(Scenario.model_validate(tables))

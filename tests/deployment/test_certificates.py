@@ -66,7 +66,7 @@ def test_keys_are_a_nodes_own_and_go_together(folder):
     assert {path.name for path in folder.iterdir()} == names, "the authority's own key is nowhere"
 
 
-def test_what_is_there_is_not_replaced(folder, capsys):
+def test_existing_certificates_are_not_replaced(folder, capsys):
     before = (folder / CERTIFICATE).read_bytes()
     assert main([str(folder)]) == 2
     assert capsys.readouterr().err == f"error: {folder} has certificates already; choose another folder\n"

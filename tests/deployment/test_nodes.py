@@ -77,7 +77,7 @@ def test_nothing_leaves_a_node_but_logits_and_figures(dealt, tmp_path):
     assert json.loads((folder / "clients.json").read_text())["tasks"] == [], "nor what labels there are"
 
 
-def test_what_a_client_has_learned_is_its_owners(dealt, tmp_path):
+def test_learned_models_stay_with_their_owner(dealt, tmp_path):
     found = dealt()
     with pytest.raises(UserError, match="has no trained client: its client has taken part in no run yet"):
         fedkd.load_client(
@@ -112,7 +112,7 @@ def test_a_node_hands_its_state_to_nobody(dealt, kind):
         client_app(message, node_context(found.of_client(0), 0))
 
 
-def test_what_the_strategy_does_not_exchange_does_not_leave(dealt):
+def test_unexchanged_knowledge_does_not_leave(dealt):
     plan = dealt().plan
     logits = to_record({"logits": np.zeros((20, 10), np.float32)})
     check_leaving(plan, msg.TRAIN, RecordDict({msg.ARRAYS: logits, msg.IDENTITY: msg.identity(0)}))
@@ -222,7 +222,7 @@ def test_two_nodes_that_are_one_client_are_refused(dealt, tmp_path):
         found.run(tmp_path / "run", contexts(found, {2: twice}))
 
 
-def test_who_is_missing_is_said(dealt, tmp_path):
+def test_missing_nodes_are_named(dealt, tmp_path):
     found = dealt()
     with pytest.raises(UserError) as refused:
         found.run(tmp_path / "run", {0: found.contexts()[1]})
@@ -267,7 +267,7 @@ def test_the_server_wants_its_own_folder(dealt, tmp_path):
         found.run(tmp_path / "run", wait=-1)
 
 
-def test_what_flower_makes_of_an_exception_is_read():
+def test_flowers_error_texts_are_read():
     assume_identity()
     reason = "<class 'fedkd.errors.UserError'>:<'node-config: this is\nnot it'>"
     sent = Message(RecordDict({msg.CONFIG: ConfigRecord()}), 2, msg.TRAIN)

@@ -152,7 +152,7 @@ def test_a_folder_that_is_no_share_is_one_line(folder, what):
         ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
     ],
 )
-def test_what_can_only_be_simulated_is_not_dealt(tmp_path, tables, told):
+def test_simulation_only_scenarios_are_not_dealt(tmp_path, tables, told):
     clients = [{"model": "mlp", "args": {"hidden": [9]}}]
     with pytest.raises(UserError, match=told):
         write_partition(parse_plan(SMALL | {"clients": clients} | tables), tmp_path / "dealt")

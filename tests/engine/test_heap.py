@@ -21,7 +21,7 @@ def faults_of_steps(steps: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's setting")
-def test_what_is_freed_is_not_asked_for_anew(monkeypatch):
+def test_freed_memory_is_reused(monkeypatch):
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     if not keep_freed_memory():

@@ -127,7 +127,7 @@ def test_the_one_that_was_asked_longest_ago_goes_first():
     assert counters.made == [0, 1, 2], "1 was put aside for 2, not 0"
 
 
-def test_what_has_not_changed_is_not_written_again():
+def test_unchanged_clients_are_not_written_again():
     counters = Counters()
     grid = grid_of(counters, Room(1, evaluation_changes=False))
     ask(grid, [0, 1, 2, 3], msg.EVALUATE)

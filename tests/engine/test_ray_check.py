@@ -40,7 +40,7 @@ def test_a_machine_is_like_itself(here):
         (lambda there: there["modules"].update({"rich.live": "0"}), "has another module 'rich.live' than"),
     ],
 )
-def test_what_is_missing_or_other_is_named(change, told, here):
+def test_missing_and_other_versions_are_named(change, told, here):
     there = deepcopy(here)
     change(there)
     [line] = differences(here, there)

@@ -466,7 +466,7 @@ def test_a_socket_of_rays_is_no_file_of_the_runs(grid, monkeypatch):
         ({"actors": 3, "gpus_per_actor": 0.5}, (8, 1), "engine.actors"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
+def test_oversized_requests_are_refused_with_their_key(engine, cluster, key):
     with pytest.raises(UserError) as caught:
         count_actors(Engine(**engine), cluster_of(cluster), 10)
     assert caught.value.key == key

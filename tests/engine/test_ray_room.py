@@ -98,7 +98,7 @@ def test_as_many_as_were_asked_for_are_waited_for(free):
         room_for_actors(Engine(device="cpu", actors=73), cluster(HEAD, BOX), 100)
 
 
-def test_what_is_free_is_asked_of_ray(ray_session):
+def test_free_resources_are_asked_of_ray(ray_session):
     import ray
 
     from fedkd.engine.ray.nodes import alive_nodes, free_nodes

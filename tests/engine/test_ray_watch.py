@@ -94,7 +94,7 @@ def test_a_cluster_is_lost_when_its_gcs_has_been_away_for_long(monkeypatch):
     assert gcs.end() == f"at {address} has not answered for 45 s"
 
 
-def test_what_ray_depends_on_here_is_watched(ray_session):
+def test_processes_that_ray_depends_on_are_watched(ray_session):
     watch = watch_ray()
     assert watch._watched.keys() == {RAYLET, GCS}
     watch.check()

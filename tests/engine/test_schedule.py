@@ -37,7 +37,7 @@ def test_the_most_expensive_come_first():
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("actors", [2, 3])
-def test_it_is_within_grahams_bound_of_the_best_there_is(seed, actors):
+def test_the_schedule_is_within_grahams_bound(seed, actors):
     rng = np.random.default_rng(seed)
     costs = rng.lognormal(sigma=1.5, size=int(rng.integers(1, 8))).tolist()
     best = min(
@@ -68,7 +68,7 @@ def test_more_actors_than_clients_leaves_some_idle():
 
 
 @pytest.mark.parametrize(("strategy", "moments"), [("flwr:FedAvg", 1), ("knfu", 2)])
-def test_who_is_evaluated_has_more_to_do(strategy, moments, digits_scenario):
+def test_evaluated_clients_count_as_more_work(strategy, moments, digits_scenario):
     """By the common test set, of samples that are predicted; those that are trained on count thrice."""
     data = digits_scenario["data"] | {
         "partition": {"scheme": "iid", "samples_per_client": 100},

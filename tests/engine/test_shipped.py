@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch) -> Path:
             del sys.modules[name]
 
 
-def test_what_was_imported_travels_with_its_neighbours_and_whole_packages(folder):
+def test_imported_modules_travel_with_neighbours_and_packages(folder):
     scenario = Scenario(plugin_path=[str(folder)])
     assert files_to_ship(scenario) == ()
     load_object("travelling:Class", [folder])
@@ -80,7 +80,7 @@ def test_elsewhere_they_are_written_once_and_are_what_was_sent(there, folder):
     assert place.stat().st_mode & 0o077 == 0 and [place] == list(place.parent.iterdir())
 
 
-def test_what_somebody_else_put_there_is_not_trusted(folder):
+def test_foreign_files_are_not_trusted(folder):
     load_object("travelling:Class", [folder])
     sent = files_to_ship(Scenario(plugin_path=[str(folder)]))
     shutil.rmtree(folder)
@@ -94,7 +94,7 @@ def test_what_somebody_else_put_there_is_not_trusted(folder):
     assert with_shipped_files(scenario, sent).plugin_path != [str(place)]
 
 
-def test_what_is_no_source_code_by_its_size_is_refused(folder, monkeypatch):
+def test_files_too_large_for_source_code_are_refused(folder, monkeypatch):
     load_object("travelling:Class", [folder])
     monkeypatch.setattr(module, "MOST_BYTES", 20)
     with pytest.raises(UserError) as caught:

@@ -136,7 +136,7 @@ def test_a_client_starts_from_its_architectures_newest_student(
     assert len(set(students)) >= ROUNDS, "students differ from round to round"
 
 
-def test_how_often_a_run_evaluates_does_not_change_what_is_learned(tables, tmp_path):
+def test_evaluation_frequency_does_not_change_learning(tables, tmp_path):
     rows = {}
     for every in (1, 4, ROUNDS):
         metrics = run(tables | {"evaluate_every": every}, tmp_path / str(every))

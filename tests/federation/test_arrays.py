@@ -39,7 +39,7 @@ def same(got: np.ndarray, wanted: np.ndarray) -> None:
     assert np.array_equal(got, wanted)
 
 
-def test_it_says_of_itself_what_flowers_array_says(values):
+def test_an_array_describes_itself_as_flowers_does(values):
     ours, flowers = NumpyArray(values), Array(values)
     assert isinstance(ours, Array)
     assert (ours.dtype, ours.shape, ours.stype) == (flowers.dtype, flowers.shape, flowers.stype)
@@ -73,7 +73,7 @@ def test_readers_share_it_and_cannot_write(values):
     assert own.flags.writeable, "the owner's array must not change"
 
 
-def test_who_knows_only_flowers_class_may_write(values):
+def test_arrays_of_flowers_class_may_be_written(values):
     array = NumpyArray(values)
     array.numpy()[...] = 1
     same(array.values, values)

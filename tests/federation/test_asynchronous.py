@@ -223,7 +223,7 @@ def test_every_step_moves_the_model_once_and_by_what_its_age_leaves(tmp_path, mo
     assert np.abs(moved).max() > 0.01
 
 
-def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
+def test_working_clients_keep_the_state_of_their_last_answer(tmp_path):
     """With K = 1 one client's figures change a round, in the order of what the clock says."""
     metrics(tmp_path / "run", rounds=8, asynchronous={"buffer": 1})
     rows = read_metrics(tmp_path / "run")
@@ -240,7 +240,7 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
     assert times == sorted(times) and len(set(times)) == 8
 
 
-def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
+def test_choices_of_answered_clients_are_recorded(tmp_path):
     fusion = SMALL["fusion"] | {"logit_adjustment": "auto"}
     metrics(tmp_path / "run", fusion=fusion, asynchronous={"buffer": 2})
     chosen = [row for row in read_metrics(tmp_path / "run") if row["metric"] == "logit_adjustment"]

@@ -30,7 +30,7 @@ def tables(digits_scenario) -> dict:
     }
 
 
-def test_it_costs_bytes_down_and_a_stopped_run_ends_the_same(tables, tmp_path):
+def test_backward_transfer_costs_bytes_down_and_resumes_the_same(tables, tmp_path):
     whole = fedkd.run(parse_scenario(tables), out=tmp_path / "whole")
     with pytest.raises(Interrupted):
         fedkd.run(parse_scenario(tables), out=tmp_path / "stopped", observers=[StopInRound(2)])

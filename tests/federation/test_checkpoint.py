@@ -73,7 +73,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_what_is_read_is_what_was_written(tmp_path):
+def test_a_checkpoint_reads_back_as_written(tmp_path):
     before = replace(at(3, {}), server=EVERY_TYPE, clients={0: EVERY_TYPE, 41: {}})
     written(tmp_path, before)
     after = latest(tmp_path)
@@ -225,7 +225,7 @@ def test_the_last_two_are_kept_and_complete(tmp_path):
     assert states(latest(tmp_path)) == {0: 1.0, 1: 3.0}
 
 
-def test_what_a_killed_run_was_writing_is_not_read_and_goes_away(tmp_path):
+def test_half_written_checkpoints_are_ignored_and_removed(tmp_path):
     written(tmp_path, at(1, {0: 1.0}))
     partial = tmp_path / "checkpoints" / ".round-00002.partial"
     partial.mkdir()

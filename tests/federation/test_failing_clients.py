@@ -115,7 +115,7 @@ def test_a_client_that_is_asked_once_more_begins_where_it_was(tables, tmp_path, 
     assert told.count("client 2, round 2: MemoryError: no room; asking once more") == 2
 
 
-def test_what_fails_again_ends_the_run(tables, tmp_path, monkeypatch):
+def test_repeated_failures_end_the_run(tables, tmp_path, monkeypatch):
     seen = break_training(monkeypatch, OSError("gone"))
     with pytest.raises(RunFailed, match=r"^client 2, round 2: OSError: gone") as caught:
         run(tables, tmp_path / "run", on_client_error="retry", retries=3)
@@ -227,7 +227,7 @@ def test_the_end_of_a_task_cannot_be_skipped(tables, tmp_path, monkeypatch):
         ({"min_replies": 5, "on_client_error": "skip"}, "faults.min_replies"),
     ],
 )
-def test_what_cannot_be_is_refused(faults, key, tables, tmp_path):
+def test_impossible_settings_are_refused(faults, key, tables, tmp_path):
     with pytest.raises(UserError) as caught:
         load_plan(write(tables, tmp_path, **faults))
     assert caught.value.key == key

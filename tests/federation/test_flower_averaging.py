@@ -156,7 +156,7 @@ def test_clients_evaluate_the_weights_that_were_averaged(averaged, tmp_path):
     assert client.evaluator.evaluate("local").accuracy == local
 
 
-def test_what_flower_cannot_fuse_names_the_round(averaged, tmp_path, monkeypatch):
+def test_flowers_failed_fusion_names_the_round(averaged, tmp_path, monkeypatch):
     from flwr.serverapp.strategy import FedAvg
 
     def broken(self, server_round, replies):

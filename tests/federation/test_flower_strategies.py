@@ -40,7 +40,7 @@ def test_hyperparameters_are_flowers_without_what_the_scenario_decides():
         ("FedProx", {"proximal_mu": float("nan")}, "fusion.proximal_mu", "must be ≥ 0, got nan"),
     ],
 )
-def test_what_is_wrong_with_a_value_is_told_with_its_key(name, given, key, text):
+def test_wrong_values_are_told_with_their_key(name, given, key, text):
     with pytest.raises(UserError, match=text) as caught:
         make_flower_strategy(f"flwr:{name}", given)
     assert caught.value.key == key

@@ -243,7 +243,7 @@ def test_a_restored_strategy_goes_on_where_the_other_stopped(strategy):
             assert one[3].tobytes() == two[3].tobytes()
 
 
-def test_what_a_strategy_remembers_may_have_any_name():
+def test_a_strategys_memory_may_have_any_name():
     @dataclass(frozen=True)
     class Counts(FusionStrategy):
         name = "counts"
@@ -329,7 +329,7 @@ def test_the_bytes_of_guidance_count_once_whoever_is_evaluated():
         assert strategy.sent_bytes() == 0
 
 
-def test_what_is_asked_for_counts_for_everyone_who_is_asked():
+def test_requested_samples_count_for_every_asked_client():
     @dataclass(frozen=True)
     class Asking(FedMD):
         name = "asking"
@@ -420,7 +420,7 @@ def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
     assert all(values.tobytes() == second[name].tobytes() for name, values in first.items())
 
 
-def test_it_waits_until_there_are_enough_nodes(monkeypatch):
+def test_the_server_waits_for_enough_nodes(monkeypatch):
     """On Flower's runtimes nodes appear some time after the server has begun."""
     federation, waited = Federation(), []
     everyone = list(federation.grid.get_node_ids())

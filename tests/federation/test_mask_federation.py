@@ -164,7 +164,7 @@ def test_stopped_and_resumed(learner, tables, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message, tables):
+def test_impossible_settings_are_refused(changes, message, tables):
     tables["training"]["local_epochs"] = 2
     tables["continual"]["tasks"]["order"] = "shuffled"
     tables["fusion"] |= changes.get("fusion", {})

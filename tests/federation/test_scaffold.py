@@ -278,7 +278,7 @@ def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, dig
         ),
     ],
 )
-def test_what_it_cannot_work_with_is_refused(changes, key, message, plan_with):
+def test_unsupported_settings_are_refused(changes, key, message, plan_with):
     plan = plan_with(**changes)
     with pytest.raises(UserError, match=message) as caught:
         inline_grid(plan, load_federated_data(plan.scenario))

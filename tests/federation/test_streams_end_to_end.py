@@ -89,7 +89,7 @@ def test_stopped_after_any_round_and_resumed(learner, order, mixed, tmp_path):
 
 
 @pytest.mark.parametrize("learner", ["icarl", "gdumb", "cumulative"])
-def test_what_is_remembered_is_trained_on(learner, alone, tmp_path):
+def test_buffered_samples_are_trained_on(learner, alone, tmp_path):
     """Where all classes compete, old samples are what keeps old ones."""
     stream = alone["continual"] | {"learner": learner, "head": "class", "rounds_per_task": 1}
     folder = run(alone | {"training": alone["training"] | {"lr": 0.01}}, tmp_path / "run", continual=stream)
@@ -98,7 +98,7 @@ def test_what_is_remembered_is_trained_on(learner, alone, tmp_path):
     assert first[0]["value"] > 0.5 and last[0]["value"] > 0.6
 
 
-def test_how_often_a_run_evaluates_never_changes_what_it_learns(mixed, tmp_path):
+def test_evaluation_frequency_never_changes_learning(mixed, tmp_path):
     often = run(mixed, tmp_path / "often")
     rarely = run(mixed, tmp_path / "rarely", evaluate_every=5)
     last = {"round": 6, "split": "global"}
@@ -239,7 +239,7 @@ def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message, mixed, tmp_path):
+def test_impossible_settings_are_refused(changes, message, mixed, tmp_path):
     with pytest.raises(UserError, match=message):
         run(mixed, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()

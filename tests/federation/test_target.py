@@ -156,7 +156,7 @@ def test_actors_change_nothing(run_once, ray_session, tmp_path):
         ({"data": {"normalise": False}}, r"data\.normalise: must be true with 'target'"),
     ],
 )
-def test_what_it_cannot_do_is_refused_by_the_check(changes, message):
+def test_unsupported_targets_are_refused_by_the_check(changes, message):
     tables = dict(TABLES)
     for key, value in changes.items():
         tables[key] = TABLES[key] | value if isinstance(value, dict) else value

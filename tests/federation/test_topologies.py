@@ -39,7 +39,7 @@ def test_over_all_links_a_run_is_that_of_a_server(digits_scenario, tmp_path):
     assert [total["bytes_down"] for total in totals] == [2 * 3 * UPLOAD, 2 * 3 * 2 * UPLOAD]
 
 
-def test_who_heard_whom_is_kept_and_counted(digits_scenario, tmp_path):
+def test_neighbours_are_recorded_and_counted(digits_scenario, tmp_path):
     run = fedkd.run(scenario(digits_scenario, "matching", seed=3), out=tmp_path / "run")
     graph = Graph.from_json((run.folder / "topology.json").read_text())
     assert graph == Graph(4, "matching", 3) and rounds_with_tables(run.folder / "fusion", "links") == [1, 2]
@@ -119,7 +119,7 @@ def test_a_run_does_not_go_on_over_other_links(digits_scenario, tmp_path):
     assert fedkd.resume(begun.folder, rounds=2).summary["rounds"] == 2
 
 
-def test_what_needs_a_server_does_not_run(digits_scenario, tmp_path):
+def test_server_strategies_do_not_run_on_a_graph(digits_scenario, tmp_path):
     with pytest.raises(UserError, match="trains a model on the server"):
         fedkd.run(scenario(digits_scenario, "ring", fusion={"strategy": "feddf"}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

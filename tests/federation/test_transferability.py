@@ -135,7 +135,7 @@ def test_the_check_says_what_it_takes(small):
         ({"continual": {"tasks": {"kind": "split", "count": 2}}, "rounds": 2}, "without a stream of tasks"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(small, changes, told):
+def test_unmeasurable_transferability_is_refused(small, changes, told):
     with pytest.raises(UserError, match=told) as raised:
         list(check(parse_plan(small | MEASURE | changes)))
     assert raised.value.key == "measure.transferability"
@@ -191,7 +191,7 @@ def measured(lost: set[int], lost_later: set[int], labels=None):
     return probe.measure(1, {client: 100 + client for client in range(4)}, Answers(lost, lost_later))
 
 
-def test_who_is_lost_has_no_numbers_and_all_others_have_theirs():
+def test_lost_clients_alone_have_no_numbers():
     found, _ = measured({1}, {2}, np.array([0, 3, 3]))
     assert found is not None and found.clients == (0, 2, 3)
     expected = [[0, 0.2, 0.3], [np.nan] * 3, [3, 3.2, 3.3]]

@@ -93,7 +93,7 @@ def test_an_average_is_compared_with_each_clients_own_model_before_it(run):
     assert len(set(trained.values())) > 1, "everyone's own"
 
 
-def test_who_took_no_part_gained_nothing_and_does_not_lower_the_mean(run):
+def test_absent_clients_do_not_lower_the_mean_gain(run):
     rows, _ = run("fedmd", clients_per_round=2)
     for round in range(1, ROUNDS + 1):
         gain = per_client(rows, round, "local", "fusion_gain")
@@ -108,7 +108,7 @@ def test_who_took_no_part_gained_nothing_and_does_not_lower_the_mean(run):
 @pytest.mark.parametrize(
     "strategy", ["knfu", "fedmd", "fd", "scarlet", "feddf", "flwr:FedAvg", "scaffold", "fedala", "moon"]
 )
-def test_how_often_a_run_is_evaluated_changes_neither_its_bytes_nor_its_end(strategy, clients, run):
+def test_evaluation_frequency_changes_neither_bytes_nor_end(strategy, clients, run):
     changes: dict[str, Any] = {"clients_per_round": clients}
     if strategy in ("scaffold", "fedala", "moon"):
         changes |= {"clients": ALIKE, "training": {"optimizer": "sgd", "lr": 0.05, "batch_size": 20}}

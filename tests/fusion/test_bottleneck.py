@@ -31,7 +31,7 @@ def federation() -> dict[int, SmallClient]:
     return {n: SmallClient(logits=own) for n, own in enumerate(LOGITS)}
 
 
-def test_what_codes_lose_is_what_the_smaller_singular_values_hold() -> None:
+def test_codes_lose_the_smaller_singular_values() -> None:
     z = centred(LOGITS).reshape(-1, 5).astype(np.float64)
     singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
     lost = []
@@ -110,7 +110,7 @@ def test_whole_logits_are_sent_again_after_so_many_rounds() -> None:
     assert whole == [True, False, False, True, False, False, True]
 
 
-def test_who_has_another_code_is_not_read_and_told_to_send_whole_logits() -> None:
+def test_clients_with_another_code_must_send_whole_logits() -> None:
     strategy, clients = Bottleneck(width=2), federation()
     first, _ = round_of(strategy, clients, {})
     clients[1].memory["coder"] = 2 * clients[1].memory["coder"]

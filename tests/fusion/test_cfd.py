@@ -150,7 +150,7 @@ def test_labels_that_stay_the_same_are_not_sent_again() -> None:
     assert len(federation.clients[0].distilled) == 2
 
 
-def test_it_needs_a_server_only_with_a_model() -> None:
+def test_cfd_needs_a_server_only_with_a_model() -> None:
     assert not CFD().capabilities.needs and CFD(server_model="plain").capabilities.needs == {"server"}
 
 

@@ -63,7 +63,7 @@ def test_guidance_agrees_with_loops(distribution):
     assert_array_equal(found.shared["experts"], experts.targets.argmax(axis=1))
 
 
-def test_what_comes_down_are_all_targets_and_a_byte_a_sample():
+def test_downloads_are_all_targets_and_a_byte_per_sample():
     guidance = ChosenBeta().fuse(knowledge_of(draw_logits(3, 7, 4)), {})
     assert sum(values.nbytes for values in guidance_for(0, guidance).values()) == 5 * 7 * 4 * 4 + 7
     wide = ChosenBeta((0, 1)).fuse(knowledge_of(np.zeros((2, 3, 300), np.float32)), {})

@@ -41,7 +41,7 @@ def test_the_difference_of_both_ways_is_that_of_accuracies() -> None:
     assert_array_equal(np.diag(rho), 0.0)
 
 
-def test_who_has_nothing_to_add_is_not_heard() -> None:
+def test_senders_with_nothing_to_add_get_no_weight() -> None:
     """A client that is right wherever any other is learns from itself, and they from it."""
     logits = np.array([[[3, 0], [3, 0]], [[3, 0], [0, 3]], [[0, 3], [0, 3]]], dtype=np.float32)
     guidance = Complementary().fuse(knowledge_of(logits, labels=np.array([0, 0])), {})
@@ -51,6 +51,6 @@ def test_who_has_nothing_to_add_is_not_heard() -> None:
         assert_allclose(told.targets, softmax(logits[:rows]), atol=1e-7)
 
 
-def test_it_needs_labels_only_as_a_judge() -> None:
+def test_labels_are_needed_only_as_a_judge() -> None:
     assert Complementary().capabilities.needs == {"transfer_labels"}
     assert Complementary(judge="confidence").capabilities.needs == frozenset()

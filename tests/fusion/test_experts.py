@@ -73,7 +73,7 @@ def test_is_knfu_per_class_at_beta_zero_for_everybody_alike() -> None:
     assert_allclose(personal, np.broadcast_to(shared, personal.shape), atol=1e-6)
 
 
-def test_who_has_a_class_teaches_it() -> None:
+def test_owners_of_a_class_teach_it() -> None:
     """Two clients of two classes each: the owner's word counts, the other's "something else" does not."""
     logits = np.log(np.array([[[0.98, 0.02], [0.9, 0.1]], [[0.02, 0.98], [0.02, 0.98]]], np.float32))
     targets = Experts().fuse(knowledge_of(logits), {}).targets

@@ -135,5 +135,5 @@ def test_the_server_learns_the_consensus() -> None:
     assert_array_equal(strategy.fuse(knowledge, {}).targets.argmax(axis=-1), logits[0].argmax(axis=-1))
 
 
-def test_it_needs_a_server_that_trains() -> None:
+def test_fedet_needs_a_server_that_trains() -> None:
     assert FedET().capabilities.needs == {"server"}

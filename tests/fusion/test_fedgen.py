@@ -150,7 +150,7 @@ class InFloats(SeveralNetworks):
     classes = 4
 
 
-def test_what_a_client_minimises_by_hand():
+def test_the_client_loss_equals_the_formula_by_hand():
     strategy = FedGen(strength=2.0, decay=0.5)
     model = small_model(1)
     client = InFloats(model, **{GENERATOR: strategy.generator(4, 3)})

@@ -53,7 +53,7 @@ def test_log_odds_of_probabilities():
     assert found[1] == 0.0  # where half of all have a weight nobody is overruled
 
 
-def test_who_has_settled_has_no_vote_and_listens_to_nobody():
+def test_settled_clients_neither_vote_nor_listen():
     knowledge = uploads(packed(1, 0), NOTHING, packed(1, 1), fingerprints=[FINGERPRINT, NOTHING, FINGERPRINT])
     guidance = FedMask().fuse(knowledge, {})
     assert guidance.shared["votes"][:2].tolist() == [2, 1] and int(guidance.shared["voters"]) == 2
@@ -62,7 +62,7 @@ def test_who_has_settled_has_no_vote_and_listens_to_nobody():
     assert quiet.targets is None and not quiet.shared and quiet.weights is None
 
 
-def test_what_anybody_has_taken_is_closed_to_all():
+def test_weights_that_any_client_has_taken_are_closed_to_all():
     own, masks = [packed(1, 0, 0, 1), NOTHING, packed(0, 0, 1, 1)], [packed(1)] * 3
     assert_array_equal(FedMask().fuse(uploads(*masks, taken=own), {}).shared["taken"], packed(1, 0, 1, 1))
     assert "taken" not in FedMask().fuse(uploads(*masks, taken=[NOTHING] * 3), {}).shared

@@ -44,7 +44,7 @@ def test_agreement_is_the_share_of_those_who_know_the_class() -> None:
             assert found[m, i] == pytest.approx(agreeing / knowing, abs=1e-12)
 
 
-def test_who_is_alone_or_alone_with_a_class_is_not_contradicted() -> None:
+def test_sole_senders_and_sole_class_owners_are_not_contradicted() -> None:
     assert_array_equal(agreement(Q[:1], P[:1], SENT[:1]), np.ones((1, 12)))
     sure, sent = np.eye(2)[[[0, 0], [1, 1], [1, 1]]], np.ones((3, 2), dtype=bool)
     found = agreement(sure, class_shares(sure, sent), sent)
@@ -69,7 +69,7 @@ def test_only_agreement_takes_votes() -> None:
         Filter(by="confidence", votes="equal")
 
 
-def test_what_was_not_sent_has_no_vote() -> None:
+def test_unsent_samples_have_no_vote() -> None:
     """Such a prediction stands as zeros, and would vote for the first class."""
     q, sent = np.full((3, 1, 2), 0.5), np.array([[True], [False], [False]])
     q[0, 0] = [0.9, 0.1]
@@ -122,7 +122,7 @@ def test_absolute_thresholds_commute_and_quantiles_do_not() -> None:
     assert only(half)[0].sum() == Q[..., 0].size / 2
 
 
-def test_what_was_not_sent_is_not_kept_and_nothing_left_is_no_quantile() -> None:
+def test_unsent_samples_are_not_kept_and_empty_sets_have_no_quantile() -> None:
     none = np.zeros_like(SENT)
     for receiver in only(Filter(by="relevance", quantile=0.5), Filter(by="agreement"), sent=none):
         assert not receiver.any()

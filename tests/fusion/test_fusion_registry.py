@@ -149,7 +149,7 @@ def test_wrong_hyperparameters(hyperparameters, message) -> None:
     assert str(caught.value) == message
 
 
-def test_what_is_not_of_its_paper_says_so_in_the_list_and_in_the_docs() -> None:
+def test_deviations_from_papers_are_named_in_list_and_docs() -> None:
     noted = {name: STRATEGIES.load(name) for name in STRATEGIES.builtin if STRATEGIES.load(name).source_note}
     assert noted.keys() >= {"mhat", "fedhkt", "comd", "mst", "dlf", "scalearn", "masters", "path"}
     listed, told = "\n".join(catalogue.strategies()), "\n".join(catalogue.strategy_details())

@@ -57,7 +57,7 @@ def test_mixes_by_metropolis_and_keeps_the_mean(kind, clients):
     assert all(one.weights()["seen"] == 3 for one in clients)
 
 
-def test_who_hears_nobody_stays_as_it_is(clients):
+def test_clients_without_neighbours_stay_the_same(clients):
     before = weights_of(clients)
     mix(clients, metropolis(np.eye(N, dtype=bool)))
     assert_array_equal(weights_of(clients), before)

@@ -106,5 +106,5 @@ def test_a_missing_client_has_no_weight() -> None:
     assert_allclose(two, there / there.sum(axis=1, keepdims=True), rtol=1e-9)
 
 
-def test_it_needs_labels_of_the_transfer_set() -> None:
+def test_kta_needs_labels_of_the_transfer_set() -> None:
     assert KTA().capabilities.needs == {"transfer_labels"}

@@ -19,7 +19,7 @@ def test_by_hand():
     assert_allclose(moved[2], [0.5, 0.5, 0.0], rtol=1e-6)
 
 
-def test_it_is_what_mixing_anew_gives():
+def test_leaving_one_out_equals_mixing_anew():
     rng = np.random.default_rng(3)
     q = rng.dirichlet(np.ones(4), size=(5, 7))
     weights = rng.dirichlet(np.ones(5), size=5)

@@ -82,7 +82,7 @@ def test_equally_strong_clients_are_heard_together_and_share_samples_that_they_s
     assert_allclose(guidance.weights, (1 - np.eye(3)) / 2)
 
 
-def test_who_is_alone_or_alone_heard_learns_from_itself() -> None:
+def test_single_clients_learn_from_themselves() -> None:
     logits = draw_logits(3, 5, 3)
     assert_array_equal(told(Masters(), logits[:1]).targets, softmax(logits[:1]))
     early = told(Masters(first_share=0.0, warm_up=1.0), logits, rounds=100)

@@ -126,6 +126,6 @@ def test_a_missing_client_teaches_nobody() -> None:
     assert_allclose(guidance.targets, by_loops(logits[[0, 2, 4]])[0], atol=1e-6)
 
 
-def test_it_needs_labels_only_for_the_supervised_confidence() -> None:
+def test_labels_are_needed_only_for_supervised_confidence() -> None:
     assert MaxConfidence().capabilities.needs == frozenset()
     assert MaxConfidence(confidence="true_class").capabilities.needs == {"transfer_labels"}

@@ -38,7 +38,7 @@ def in_steps(q: list[float]) -> list[float]:
     return [said.get(c, rest) for c in range(len(q))]
 
 
-def test_who_knows_both_classes_best_answers_what_was_asked_the_round_before() -> None:
+def test_the_best_of_both_classes_answers_last_rounds_questions() -> None:
     z = draw_logits(4, 10, 5, seed=3)
     q, strategy, clients = softmax_by_loops(z), Message(questions=0.3), dict(enumerate(federation(z)))
     first, uploads = round_of(strategy, clients, {})
@@ -71,7 +71,7 @@ def test_who_knows_both_classes_best_answers_what_was_asked_the_round_before() -
     assert num_bytes(guidance_for(0, second)) == 2 * 2 + 4 * 3
 
 
-def test_whoever_is_away_is_told_its_answers_and_who_is_new_has_none() -> None:
+def test_absent_clients_get_answers_and_new_ones_have_none() -> None:
     clients = federation(draw_logits(3, 8, 4, seed=1))
     strategy = Message(questions=0.25)
     first, _ = round_of(strategy, {0: clients[0], 1: clients[1]}, {})
@@ -81,7 +81,7 @@ def test_whoever_is_away_is_told_its_answers_and_who_is_new_has_none() -> None:
     assert second.absent[0]["classes"].shape == (2, 2)
 
 
-def test_whoever_has_not_heard_the_questions_teaches_nobody() -> None:
+def test_clients_without_the_questions_teach_none() -> None:
     clients = dict(enumerate(federation(draw_logits(3, 8, 4, seed=1))))
     strategy = Message(questions=0.25)
     first, _ = round_of(strategy, clients, {})

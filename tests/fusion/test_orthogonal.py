@@ -123,7 +123,7 @@ def test_shares_are_weighted_by_samples():
 
 
 @pytest.mark.parametrize("shape", [(5, N), (5, 3, 2, 2)])
-def test_what_is_left_of_a_step_does_nothing_to_protected_inputs(shape):
+def test_projected_steps_do_nothing_to_protected_inputs(shape):
     basis = np.linalg.qr(drawn(N, 4))[0]
     step = drawn(*shape, seed=3)
     left = outside(step, basis)

@@ -76,7 +76,7 @@ def test_a_heavy_balance_loss_evens_out_the_senders(seed):
     assert 10 * spread(20.0, 300) < min(spread(0.0, 300), spread(20.0, 0))
 
 
-def test_who_is_kept_does_not_depend_on_the_order_of_equals():
+def test_kept_senders_do_not_depend_on_the_order_of_ties():
     router = Router(np.array([1.0, 1.0 + 1e-12, 1.0, 0.0]), 2, 0.0, 0.0)
     assert_allclose(router.gate(np.zeros((3, 4)), np.ones((5, 3))), [[1 / 3, 1 / 3, 1 / 3, 0]] * 5, atol=1e-9)
     assert_allclose(mixed(np.array([[0.25, 0.75]]), np.array([[[1.0, 0]], [[0, 1.0]]])), [[0.25, 0.75]])
@@ -113,7 +113,7 @@ def test_labels_are_believed_more_than_experts():
     assert taught["labels"] > taught["experts"]
 
 
-def test_what_it_needs_and_sends_follows_from_its_options():
+def test_needs_and_traffic_follow_from_the_options():
     assert Path().capabilities.needs == frozenset() and not Path().tells_start
     assert Path(guess="shift").capabilities.needs == {"gradients"} and Path(guess="shift").tells_start
     assert Path(supervision="labels").capabilities.needs == {"transfer_labels"}

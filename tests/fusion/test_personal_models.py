@@ -99,7 +99,7 @@ def test_pfedme_finds_a_personal_model_for_each_batch_and_moves_to_it():
 
 
 @pytest.mark.parametrize("strategy", [PFedMe(), APFL(share_lr=0.4)])
-def test_what_a_model_does_not_use_stays_as_it_is(strategy):
+def test_unused_parameters_stay(strategy):
     client = client_of()
     for network in (client.network(), client.network(PERSONAL)):
         network.register_parameter("unused", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))

@@ -106,7 +106,7 @@ def test_the_default_accuracy_is_good_enough() -> None:
     assert_allclose(coarse, exact(points), atol=5e-4)
 
 
-def test_what_is_missing_to_one_is_spread_as_the_mean_is() -> None:
+def test_missing_mass_is_spread_like_the_mean() -> None:
     rows = np.array([[0.0, 0.0, 0.0], [0.2, 0.0, 0.2], [0.4, 0.4, 0.0], [0.6, 0.6, 0.3]])
     mean = np.array([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
     expected = [[0.5, 0.25, 0.25], [0.32, 0.3, 0.38], [0.6, 0.4, 0.0], [0.4, 0.4, 0.2]]

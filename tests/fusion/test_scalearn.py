@@ -78,7 +78,7 @@ def test_a_client_alone_learns_its_temperature() -> None:
     assert_allclose(told, softmax(factors[int(np.argmin(losses))] * logits[0]), atol=3e-3)
 
 
-def test_who_is_wrong_about_the_labels_loses_its_factor_and_may_be_turned_round() -> None:
+def test_wrong_senders_lose_their_factor_and_may_be_inverted() -> None:
     right = 3.0 * np.eye(4)[LABELS]
     logits = np.stack([right, right[::-1], -right]).astype(np.float32)
     told = ScaLearn(beta=0.0, steps=300, pull=0.0).fuse(knowledge_of(logits, labels=LABELS), {})

@@ -93,7 +93,7 @@ def test_entropy_never_rises_above_exponent_one() -> None:
         before = after
 
 
-def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
+def test_cached_samples_are_sent_neither_up_nor_down() -> None:
     federation = Federation(Scarlet(cache_rounds=3, samples_per_round=SIZE), 3)
     row, index = CLASSES * 4, 4
     assert_array_equal(federation.run(), np.arange(SIZE))

@@ -27,7 +27,7 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4))
 
 @settings(max_examples=50, deadline=None)
 @given(size=SIZES, seed=st.integers(0, 1000))
-def test_what_two_lack_of_each_other_differs_by_their_accuracies(size, seed):
+def test_mutual_gaps_differ_by_the_accuracies(size, seed):
     clients, samples, _ = size
     right = np.random.default_rng(seed).random((clients, samples)) < 0.6
     accuracy, rho = right.mean(axis=1), complement(right)

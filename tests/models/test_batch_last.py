@@ -142,7 +142,7 @@ def test_a_lenet_is_batch_last_up_to_its_features():
 
 
 @pytest.mark.parametrize("batch", [1, FEWEST])
-def test_what_is_flattened_goes_back_batch_last(batch):
+def test_flattened_batches_go_back_batch_last(batch):
     images = batch_first(batch_last(draws(batch, 3, 4, 5)).contiguous()).requires_grad_()
     out, outer = Flatten()(images), draws(batch, 60)
     assert torch.equal(out, images.flatten(1))

@@ -263,7 +263,7 @@ def test_a_state_that_is_no_table_of_arrays_is_refused(state, message):
         model.state()
 
 
-def test_what_lacks_a_method_is_refused():
+def test_estimators_without_a_method_are_refused():
     class NoFit:
         predict_proba = None
 

@@ -22,7 +22,7 @@ def images(*shape: int, channels_last: bool = True) -> torch.Tensor:
     [(3, 6, 8, 8), (3, 6, 9, 8), (2, 5, 8, 7), (1, 1, 2, 3), (2, 1, 6, 6), (1, 4, 1, 5), (0, 3, 4, 4)],
 )
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_it_is_what_torch_makes_of_it(shape, channels_last):
+def test_pooling_equals_torchs(shape, channels_last):
     x = images(*shape, channels_last=channels_last)
     if min(shape[2:]) < 2:
         with torch.no_grad(), pytest.raises(RuntimeError):

@@ -37,7 +37,7 @@ def test_where_and_how_it_runs_may_change(began, digits_scenario):
         ({"fusion": {"strategy": "fedmd"}}, "fusion.strategy was 'knfu' and is 'fedmd'"),
     ],
 )
-def test_what_decides_the_results_may_not(changes, told, began, digits_scenario):
+def test_result_relevant_keys_may_not_change(changes, told, began, digits_scenario):
     with pytest.raises(UserError, match="the run began with other values: ") as caught:
         check(began, digits_scenario, **changes)
     assert told in str(caught.value)

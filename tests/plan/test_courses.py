@@ -149,7 +149,7 @@ def test_a_break_lies_between_two_tasks():
     assert all(sorted(own)[:-1] == [0] * (T - 2) for own in gaps)
 
 
-def test_who_leaves_has_been_there_and_does_not_come_back():
+def test_leaving_clients_were_there_and_do_not_return():
     schedule = schedule_of({"order": "shuffled"}, population={"leaving": 1.0})
     for n in range(N):
         last = schedule.course(n)[-1].last
@@ -242,7 +242,7 @@ def test_a_file_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("name", ["~nosuchuser/x", "a" * 5000, "a\0b"])
-def test_what_no_file_can_be_named_is_refused_as_a_file_that_is_not_there(name):
+def test_impossible_file_names_are_refused_as_missing_files(name):
     assert refused({"order": "file", "schedule": name}).key == "continual.tasks.schedule"
 
 
@@ -290,7 +290,7 @@ def test_rounds_are_those_of_the_slowest_or_left_out():
     assert error.key == "rounds" and "must be 15, until the last client is through" in error.message
 
 
-def test_who_would_join_after_the_end_is_refused():
+def test_joining_after_the_end_is_refused():
     with pytest.raises(UserError) as caught:
         parse_plan({"rounds": 1, "population": {"late": 1.0, "late_by": 5}})
     assert caught.value.key == "population.late_by"

@@ -35,7 +35,7 @@ def test_one_peer_at_a_time():
     assert others(graph, 3) == [{4}, {5}, {0}, {1}, {2}, {3}]
 
 
-def test_what_is_drawn_comes_from_the_seed_and_the_round():
+def test_graphs_follow_from_seed_and_round():
     for kind in ("matching", "random_regular"):
         one, again = (Graph(12, kind, 5), Graph(12, kind, 5))
         assert_array_equal(one.edges(3), again.edges(3))
@@ -93,7 +93,7 @@ def test_a_list_of_lists_is_a_graph_for_every_round_or_for_each_in_turn():
         ('{"graph": "k_regular", "clients": 3, "seed": 0, "k": 4, "order": "numbered"}', "must be < 3"),
     ],
 )
-def test_what_is_no_graph_is_told_why(text, said):
+def test_wrong_graphs_are_told_why(text, said):
     with pytest.raises(UserError, match=r"^a\.json: no graph") as caught:
         Graph.from_json(text, file="a.json")
     assert said in str(caught.value)

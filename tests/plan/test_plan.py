@@ -39,7 +39,7 @@ def assert_same(one: Plan, other: Plan) -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_is_resolved_stays_as_it_is(name, tmp_path):
+def test_a_resolved_plan_resolves_to_itself(name, tmp_path):
     plan = plan_of(name)
     assert_same(resolve(plan.scenario), plan)
     path = tmp_path / "scenario.toml"
@@ -73,7 +73,7 @@ def test_a_plan_without_a_stream_has_no_learner():
     assert plan_of("knfu").learner is None and plan_of("learner").learner is not None
 
 
-def test_what_is_wrong_is_found_when_it_is_resolved():
+def test_errors_are_found_on_resolution():
     with pytest.raises(UserError, match="did you mean 'beta'") as caught:
         resolve(read_scenario({"fusion": {"strategy": "knfu", "betta": 1.0}}))
     assert caught.value.key == "fusion.betta"

@@ -165,7 +165,7 @@ def test_every_row_has_an_example():
     assert [row for row in TABLE if not is_violated(row)] == []
 
 
-def test_what_is_off_anyway_may_be_said_to_be_off():
+def test_disabled_options_may_be_stated():
     off = {"training.momentum": 0.0, "topology.relay": False, "clock.bandwidth_spread": 0.0}
     tables: dict[str, Any] = {}
     apply_values(tables, off)

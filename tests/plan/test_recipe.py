@@ -66,7 +66,7 @@ def test_the_resolved_scenario_repeats_the_run(digits_scenario):
         ({"ce_weight": 0.5}, {"fusion.strategy": "dsfl"}, (0.5, 0.0)),
     ],
 )
-def test_what_followed_from_a_choice_goes_with_it(before, changes, expected, digits_scenario):
+def test_consequences_of_a_choice_go_with_it(before, changes, expected, digits_scenario):
     scenario = parse_scenario(tables(digits_scenario, **before))
     assert astuple(plan_with(scenario, changes).recipe) == expected
 

@@ -106,7 +106,7 @@ def test_dropout_has_its_probability_and_leaves_one():
     assert len({clients[0] for clients in alone}) > 3, "not always the same one"
 
 
-def test_whether_a_client_drops_out_does_not_depend_on_who_else_was_sampled():
+def test_dropout_does_not_depend_on_other_sampled_clients():
     rule = Participation(7, dropout=0.5)
     for round in range(1, 30):
         everyone = set(rule.present(range(20), round))
@@ -173,7 +173,7 @@ def test_each_client_has_its_own_course():
 @pytest.mark.parametrize(
     "schedule", [GAP, lockstep(), schedule_of()], ids=["courses", "lockstep", "no stream"]
 )
-def test_what_is_said_of_all_clients_is_what_is_said_of_each(schedule):
+def test_answers_for_all_clients_equal_those_for_each(schedule):
     for round in range(schedule.rounds + 2):
         clients = range(schedule.clients)
         assert schedule.tasks(round) == tuple(schedule.task(client, round) for client in clients)
@@ -226,7 +226,7 @@ def changed(*path, to) -> str:
         changed("participation", to={"sead": 1}),
     ],
 )
-def test_what_is_no_schedule_is_told_with_its_file(text):
+def test_a_wrong_schedule_is_told_with_its_file(text):
     with pytest.raises(UserError, match="not a schedule") as caught:
         Schedule.from_json(text, file="run/schedule.json")
     assert str(caught.value).startswith("run/schedule.json: ")

@@ -155,7 +155,7 @@ def test_a_name_that_is_taken_is_refused_and_both_are_named():
 
 
 @pytest.mark.parametrize("name", ["", "a:b", None, len])
-def test_what_is_no_name_is_refused(name):
+def test_invalid_names_are_refused(name):
     with pytest.raises(UserError, match="under a name without ':'"):
         register.dataset(name)
 
@@ -344,7 +344,7 @@ def test_a_function_deals_the_samples(tmp_path: Path):
         ("absent", {}, "scheme", "module 'partition_of_mine' has no 'absent'"),
     ],
 )
-def test_what_is_no_partition_is_refused(tmp_path: Path, scheme: str, args: dict, key: str, words: str):
+def test_invalid_partitions_are_refused(tmp_path: Path, scheme: str, args: dict, key: str, words: str):
     with pytest.raises(UserError) as caught:
         deal(tmp_path, f"partition_of_mine:{scheme}", **args)
     assert caught.value.key == f"data.partition.{key}" and words in str(caught.value)

@@ -125,7 +125,7 @@ def test_many_blocks_stand_below_each_other(study):
     assert rows == [0, 1, 2, 3]
 
 
-def test_who_is_beaten_by_none_is_named_where_there_are_many(study, tmp_path):
+def test_unbeaten_strategies_are_named_among_many(study, tmp_path):
     few, crowd = many(study, 2, 8), many(study, 2, 9)
     for shown, names in ((few, set()), (crowd, {"si"})):
         panels = draw_chart(local_global_front(shown)).axes

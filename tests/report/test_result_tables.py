@@ -71,7 +71,7 @@ def test_a_table_is_of_some_rows_with_a_baseline_of_their_own(accuracies):
     assert "| fedmd* | 80.8 (−0.2 ± 1.9) | 90.8 (−0.2 ± 1.9) |" in text and "local" not in text
 
 
-def test_what_the_recipe_adds_is_paired_by_seed(accuracies):
+def test_recipe_gains_are_paired_by_seed(accuracies):
     names = {"local": "dsfl", "knfu": "dsfl, joint"}
     runs = tuple(
         replace(run, levels=(run.levels[0], names.get(run.levels[1], run.levels[1])))

@@ -44,7 +44,7 @@ def test_without_a_baseline_there_is_no_difference(study):
     assert "Δ" not in table and "| 10 | knfu | 3 | **91.0 ± 2.5** |" in table
 
 
-def test_what_has_all_samples_in_one_place_is_shown_and_not_ranked(study):
+def test_the_centralized_baseline_is_shown_and_not_ranked(study):
     runs = tuple(replace(run, is_bound=run.levels[1] == "knfu") for run in study.runs)
     table = markdown_table(replace(study, runs=runs, metrics=("accuracy_local",)))
     assert "| 10 | knfu | 3 | 91.0 ± 2.5 | +11.0 ± 2.5 ‡ |" in table

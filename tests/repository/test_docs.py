@@ -362,7 +362,7 @@ def test_what_leaves_a_client_is_measured():
     ("strategy", "hyperparameters"),
     [("knfu", {"distribution": "shared"}), ("cfd", {}), ("fedproto", {}), ("feddf", {"server_epochs": 0})],
 )
-def test_what_is_measured_is_what_a_run_counts(strategy, hyperparameters, digits_scenario, tmp_path):
+def test_measured_uploads_equal_those_that_a_run_counts(strategy, hyperparameters, digits_scenario, tmp_path):
     mlp = {"model": "mlp", "args": {"hidden": [16]}}
     fusion = {"strategy": strategy, **hyperparameters}
     tables = digits_scenario | {"rounds": 1, "clients": [mlp], "fusion": fusion}

@@ -39,7 +39,7 @@ def test_the_citation_is_yaml():
     assert {"cff-version", "message", "title", "authors", "version"} <= found.keys()
 
 
-def test_what_the_contributors_guide_names_is_there():
+def test_paths_in_the_contributors_guide_exist():
     text = (REPOSITORY / "CONTRIBUTING.md").read_text()
     for name in re.findall(r"(?:scripts|tests|docs)/[\w/]+\.(?:sh|py|md)", text):
         assert (REPOSITORY / name).is_file(), name
@@ -90,7 +90,7 @@ def test_versions_without_an_installed_package(unread, monkeypatch):
         ("12.8", True, "torch is built for CUDA 12.8, and the driver shows it no GPU"),
     ],
 )
-def test_why_there_is_no_gpu(built_for, driver, told):
+def test_the_reason_for_a_missing_gpu_is_named(built_for, driver, told):
     assert _why_none(built_for, driver) == told
 
 

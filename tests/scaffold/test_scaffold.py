@@ -29,7 +29,7 @@ def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path, capsys):
+def test_a_scaffold_passes_its_own_test_and_runs(kind: str, tmp_path: Path, capsys):
     assert main(["new", kind, "my_idea", "--out", str(tmp_path / "deep" / "down")]) == 0
     folder = tmp_path / "deep" / "down"
     assert sorted(path.name for path in folder.iterdir()) == ["my_idea.py", "my_idea.toml", "test_my_idea.py"]
@@ -51,7 +51,7 @@ def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_clean(kind: str, tmp_path: Path):
+def test_a_scaffold_passes_ruff(kind: str, tmp_path: Path):
     pytest.importorskip("ruff")
     list(new(kind, "my_idea", tmp_path))
     for words in (("check", "--select", "E,F,I,UP,B"), ("format", "--check")):

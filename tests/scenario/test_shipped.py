@@ -58,7 +58,7 @@ def test_a_folder_of_that_name_is_not_in_the_way(elsewhere):
         ("nothing-like-it", "of this name (see: fedkd list scenarios)"),
     ],
 )
-def test_what_is_neither_file_nor_name(given, told, elsewhere):
+def test_unknown_files_and_names_are_refused(given, told, elsewhere):
     with pytest.raises(UserError) as caught:
         load_scenario(given)
     assert told in str(caught.value)

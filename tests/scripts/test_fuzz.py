@@ -82,7 +82,7 @@ def test_an_offender_is_noticed(name, tmp_path, monkeypatch):
     assert [told for told in complaints(outcome) if words in told], (outcome, list(complaints(outcome)))
 
 
-def test_what_is_in_order_is_not_complained_about(tmp_path):
+def test_correct_outcomes_have_no_complaints(tmp_path):
     place = Place(tmp_path / "place")
     assert not list(complaints(place.run(leave(0, said="done\n"), [])))
     assert not list(complaints(place.run(leave(2, errors="error: a.toml: rounds: must be ≥ 1\n"), [])))

@@ -29,7 +29,7 @@ def after_two_rounds(strategy, backward=True):
 
 
 @pytest.mark.parametrize("strategy", [DSFL(), KnFu()])
-def test_who_has_gone_on_is_taught_by_those_who_come_later(strategy):
+def test_clients_that_have_gone_on_learn_from_later_ones(strategy):
     fusing, sent = after_two_rounds(strategy)
     off, sent_off = after_two_rounds(strategy, backward=False)
     assert sent == sent_off and off.take_old(0) == off.take_old(1) == {}

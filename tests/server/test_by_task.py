@@ -76,7 +76,7 @@ def test_shared_guidance_waits_for_those_at_the_task_alone():
     assert fusing.of(2).mailbox.take_missed(2) is None and fusing.of(4).mailbox.take_missed(4) is None
 
 
-def test_what_was_fused_of_a_task_that_all_have_left_is_forgotten():
+def test_targets_of_a_task_that_all_have_left_are_forgotten():
     fusing = FusingByTask(REMEMBERS, known)
     fusing.move(dict.fromkeys(range(N), 0))
     fusing.fuse(1, uploads(1, dict.fromkeys(range(N), 0)), range(N))

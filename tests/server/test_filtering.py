@@ -106,7 +106,7 @@ def test_samples_are_those_that_were_asked_for() -> None:
 
 
 @pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL()])
-def test_what_was_not_sent_is_as_if_the_server_had_dropped_it(strategy) -> None:
+def test_unsent_samples_equal_samples_that_the_server_drops(strategy) -> None:
     keep = certainty(Q) >= 0.3
     sent = knowledge(np.where(keep[..., None], LOGITS, 0), payload={SENT: list(keep.astype(np.uint8))})
     at_upload, tables = fuse(strategy, known=sent)

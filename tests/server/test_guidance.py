@@ -55,7 +55,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_a_strategy_returns_is_said_to_be_what_it_must_not(name):
+def test_wrong_return_values_of_a_strategy_are_named(name):
     guidance, words = WRONG[name]
     with pytest.raises((TypeError, ValueError), match=words):
         check_guidance(guidance, knowledge())
@@ -101,7 +101,7 @@ def test_indices_come_along_with_targets_of_some_samples():
     assert for_others["samples"].tolist() == tables[1]["samples"].tolist() == [1, 4, 6]
 
 
-def test_who_took_part_is_not_absent():
+def test_participants_are_not_absent():
     with pytest.raises(ValueError, match="names client 1, who took part"):
         check_guidance(Guidance(None, absent={3: {}, 1: {}}), knowledge())
 
@@ -113,7 +113,7 @@ def run(tables: dict, tmp_path, name: str) -> list:
 
 
 @pytest.mark.parametrize("strategy", ["fd", "fedproto"])
-def test_what_acts_in_the_next_training_gains_nothing_when_it_arrives(strategy, digits_scenario, tmp_path):
+def test_guidance_for_the_next_training_gains_nothing_on_arrival(strategy, digits_scenario, tmp_path):
     rows = run(digits_scenario | {"fusion": {"strategy": strategy}}, tmp_path, strategy)
     assert not [row for row in rows if row["metric"] in ("positive_flips", "agreement")]
     gains = [row["value"] for row in rows if row["metric"] == "fusion_gain"]

@@ -96,7 +96,7 @@ def test_of_many_who_are_idle_all_come_alike_and_the_same_once_more():
     assert drawn() == counts
 
 
-def test_what_is_under_way_goes_on_after_a_restore():
+def test_jobs_in_flight_go_on_after_a_restore():
     flights = InFlight(5, 3, 1)
     depart(flights, 1, 0.0, lambda client: 1.0 + client)
     flights.land(flights.first().client, hold=False)

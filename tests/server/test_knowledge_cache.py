@@ -60,7 +60,7 @@ def test_in_a_mean_of_probabilities_the_old_weigh_less_and_the_new_more():
     assert weights.sum() == pytest.approx(1.0) and weights[0] < weights[3] < 0.25 < weights[1]
 
 
-def test_what_was_not_sent_is_no_part_of_what_the_old_fade_into():
+def test_unsent_samples_take_no_part_in_what_old_ones_fade_into():
     """Rows that a client has kept to itself are there as zeros, which would count as even predictions."""
     sent = [np.array(rows, dtype=np.uint8) for rows in ([1] * M, [1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0])]
     uploads = {}
@@ -93,7 +93,7 @@ def test_without_decay_or_age_nothing_fades(dtype):
     assert faded(uploads, 3, 0.5, KINDS)[0].arrays["logits"].dtype == dtype
 
 
-def test_what_is_very_old_says_what_is_known_now():
+def test_very_old_knowledge_says_what_is_known_now():
     uploads = {0: upload(0, 1), 1: upload(1, 900), 2: upload(2, 900)}
     shown = faded(uploads, 900, 0.9, KINDS)
     now = np.mean([softmax(uploads[n].arrays["logits"]) for n in (1, 2)], axis=0)

@@ -21,7 +21,7 @@ def test_the_newest_parcel_wins_and_is_taken_once():
     assert mailbox.take(5) is None
 
 
-def test_what_was_missed_waits_apart_from_ones_own_and_the_newest_of_it_wins():
+def test_missed_broadcasts_wait_apart_from_own_mail_and_the_newest_wins():
     mailbox, shared, newest = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     mailbox.put(0, parcel(1, 1.0))
     mailbox.put_missed((0, 1), shared)
@@ -32,7 +32,7 @@ def test_what_was_missed_waits_apart_from_ones_own_and_the_newest_of_it_wins():
     assert mailbox.take(0).round == 1
 
 
-def test_who_is_not_known_receives_what_is_for_all_and_nobodys_own():
+def test_unknown_clients_receive_broadcasts_alone():
     mailbox, shared = Mailbox(), parcel(2, 2.0)
     mailbox.put(0, parcel(1, 1.0))
     mailbox.put_missed((1,), parcel(1, 1.0))
@@ -42,7 +42,7 @@ def test_who_is_not_known_receives_what_is_for_all_and_nobodys_own():
     assert mailbox.take_missed(1) is shared, "in place of what it missed before"
 
 
-def test_what_is_for_all_waits_for_whoever_becomes_known():
+def test_broadcasts_wait_for_clients_that_become_known():
     mailbox, shared = Mailbox(), parcel(2, 2.0)
     mailbox.meet(4)
     assert mailbox.take_missed(4) is None, "nothing has been fused yet"

@@ -116,7 +116,7 @@ def test_over_no_links_everyone_learns_from_itself():
         assert_allclose(own, probabilities(client, 1), atol=1e-6)
 
 
-def test_who_is_away_is_not_heard_and_hears_nothing():
+def test_absent_peers_neither_send_nor_receive():
     fusing = peers(FedMD(), "ring")
     there = (0, 1, 3, 4)  # of the ring 0 1 2 3 4 5 the links 0–1 and 3–4 are left
     received = fusing.fuse(1, uploads(1, there), range(N))
@@ -153,7 +153,7 @@ def ages_of(fusing: PeerFusing, round: int, clients=range(N)) -> list[dict[int, 
     return list(Ages.seen)
 
 
-def test_what_is_passed_on_is_a_round_older_for_every_link():
+def test_relayed_knowledge_ages_a_round_per_link():
     fusing = peers(Ages(stale_decay=0.5), "ring", relay=True)
     assert ages_of(fusing, 1)[0] == {0: 0, 1: 0, 5: 0}
     assert ages_of(fusing, 2)[0] == {0: 0, 1: 0, 5: 0, 2: 1, 4: 1}

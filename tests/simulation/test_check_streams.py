@@ -184,7 +184,7 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
         ),
     ],
 )
-def test_what_a_stream_cannot_do_is_one_line(stream, overrides, words, capsys):
+def test_impossible_streams_are_one_line(stream, overrides, words, capsys):
     stream.write_text(stream.read_text().replace("strength = 10.0\n", ""))
     status, out, err = check(stream, capsys, *overrides)
     assert status == 2 and "ok" not in out.splitlines()

@@ -96,7 +96,7 @@ def test_less_forgetting_is_better():
     assert _compared("accuracy_local", {0: 0.4}, {1: 0.2}).difference is None
 
 
-def test_what_cannot_be_compared(pair, tmp_path):
+def test_incomparable_runs_are_refused(pair, tmp_path):
     with pytest.raises(UserError, match=r"not a run folder: it has no scenario\.toml"):
         fedkd.compare(pair[0].folder, tmp_path)
     (tmp_path / "scenario.toml").write_text("rounds = 1\n")

@@ -69,7 +69,7 @@ def test_run_shows_its_progress_unless_told_not_to(digits_scenario, tmp_path, ca
 # Names ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_public_is_there_and_named():
+def test_public_names_exist_and_are_listed():
     assert dir(fedkd) == sorted(fedkd.__all__)
     assert all(getattr(fedkd, name) is not None for name in dir(fedkd))
     assert issubclass(fedkd.EngineLost, fedkd.RunFailed) and issubclass(fedkd.UserError, fedkd.FedkdError)

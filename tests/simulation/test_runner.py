@@ -267,7 +267,7 @@ def test_effectiveness_weights_are_kept_round_by_round(finished):
         {"fusion": {"strategy": "flwr:FedAvg"}, "clients_per_round": 1},
     ],
 )
-def test_it_runs_and_resumes(changes, scenario_with, tmp_path):
+def test_a_scenario_runs_and_resumes(changes, scenario_with, tmp_path):
     scenario = scenario_with(**changes)
     result = fedkd.run(scenario, out=tmp_path / "run")
     final = result.summary["final"]

@@ -124,7 +124,7 @@ def test_rounds_that_are_repeated_are_logged_once(tmp_path):
 @pytest.mark.parametrize(
     ("error", "status"), [(Interrupted("stopped"), "interrupted"), (ValueError("no"), "failed")]
 )
-def test_how_a_run_ended_is_passed_on(error, status, tmp_path):
+def test_the_end_of_a_run_is_passed_on(error, status, tmp_path):
     notes = Notes()
     with pytest.raises(type(error)), BackgroundLogger("notes", notes, 0) as logger:
         logger.run_started(scenario_of(), tmp_path, 1)
@@ -267,7 +267,7 @@ def test_loggers_are_listed_with_what_brings_them(absent):
     assert 'mode = "offline"' in text and "pictures_every = 10" in text
 
 
-def test_what_is_logged_changes_nothing_of_a_run(digits_scenario, tmp_path):
+def test_logging_changes_nothing_of_a_run(digits_scenario, tmp_path):
     pytest.importorskip("tensorboard")
     tables = digits_scenario | {"fusion": {"strategy": "fedmd"}}
     plain = fedkd.run(tables, out=tmp_path / "plain", progress=False)

@@ -29,7 +29,7 @@ ROWS = [
 ]
 
 
-def test_it_is_the_end_of_the_first_round_that_was_found_so_good():
+def test_the_target_is_reached_at_the_end_of_the_first_such_round():
     found = times_to_accuracy(ROWS, [40, 41, 70, 80])
     assert found == {
         "seconds_to_40_local": None,

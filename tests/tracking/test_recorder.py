@@ -140,7 +140,7 @@ def test_summary_is_readable_json(tmp_path):
     }
 
 
-def test_what_a_resumed_run_keeps_is_what_it_was_to_the_bit(tmp_path):
+def test_a_resumed_run_keeps_records_to_the_bit(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.metric("accuracy", 0.5, round=1, split="local")
         recorder.flush()

@@ -61,7 +61,7 @@ def test_a_run_that_cannot_start_leaves_no_folder_and_what_was_there(digits_toml
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_what_a_killed_process_was_writing_goes_away(digits_toml, tmp_path):
+def test_half_written_files_of_a_killed_process_go_away(digits_toml, tmp_path):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     (folder / ".scenario.toml.4711.tmp").write_text("half")
     fedkd.resume(folder)

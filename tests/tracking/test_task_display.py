@@ -105,7 +105,7 @@ def test_the_protocol_is_the_scenarios_own():
     assert (matrix.protocol, matrix.rows()) == ("class_incremental", {0: [0.5, 0.25, None]})
 
 
-def test_what_was_recorded_before_a_resume_is_taken_up():
+def test_records_before_a_resume_are_taken_up():
     def row(round, task, value, **changes):
         known = {"client": None, "split": "global", "metric": "accuracy_task_incremental"}
         return {"round": round, "task": task, "value": value, **known, **changes}

@@ -195,7 +195,7 @@ def records_of(path: Path) -> Iterator[Any]:
             parts = b""
 
 
-def test_what_the_package_wrote_offline_is_all_there(tmp_path, capfd):
+def test_offline_files_are_complete(tmp_path, capfd):
     pytest.importorskip("wandb")
     write_neighbours(tmp_path, 1, (0, 1), np.eye(2))
     (tmp_path / SUMMARY).write_text("{}\n")

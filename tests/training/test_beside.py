@@ -63,7 +63,7 @@ def test_each_network_is_clipped_alone_and_has_its_own_rate() -> None:
             assert_allclose(one.detach(), same.detach(), atol=1e-6)
 
 
-def test_what_the_optimiser_remembers_of_all_is_continued() -> None:
+def test_optimiser_state_of_all_clients_is_continued() -> None:
     spec = OptimizerSpec("adam", 0.05)
     whole, parts = [network(1), network(2)], [network(1), network(2)]
     state = fit(job_of(*whole, optimizer=spec, epochs=1, optimizer_state={})).optimizer_state

@@ -90,7 +90,7 @@ def test_slow_steps_are_taken_one_by_one():
     [{"kind": None}, {"accumulate": 2}, {"lr_schedule": "cosine"}],
     ids=["unlike", "accumulate", "lr"],
 )
-def test_what_cannot_run_together_is_not_measured(change):
+def test_unvectorisable_clients_are_not_measured(change):
     def never() -> float:
         raise AssertionError("nothing is to be timed")
 

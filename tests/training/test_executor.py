@@ -88,7 +88,7 @@ def test_side_by_side_is_one_by_one_is_fit():
         assert len({model.weight.detach().numpy().tobytes() for model in models}) == 1
 
 
-def test_what_goes_wrong_with_one_training_is_its_own_affair():
+def test_one_failed_training_leaves_the_others_alone():
     executor = Watched()
     first, second, recovered, third, last = complete(
         [

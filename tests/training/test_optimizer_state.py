@@ -98,7 +98,7 @@ def test_tensors_are_named_for_what_they_are_of(spec):
     assert {value.dtype for value in state.values()} <= {torch.float32}
 
 
-def test_what_a_state_does_not_know_begins_afresh():
+def test_parameters_unknown_to_a_state_begin_afresh():
     adam, sgd = OptimizerSpec("adam", 0.01), OptimizerSpec("sgd", 0.05, momentum=0.9)
     foreign = fit(job(network(), sgd, 1, optimizer_state={})).optimizer_state
     assert not foreign.keys() & fit(job(network(), adam, 1, optimizer_state={})).optimizer_state.keys()

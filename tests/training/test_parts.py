@@ -72,7 +72,7 @@ def test_each_part_is_trained_while_the_others_stay():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_the_optimiser_remembers_of_one_part_outlives_the_other():
+def test_optimiser_state_of_one_part_outlives_the_other():
     model = network()
     kept = complete_alone(in_parts(job_of(model, optimizer_state={}), [(1, first), (1, last)], train))
     names = {f"momentum_buffer/{name}" for name, _ in model.named_parameters()}

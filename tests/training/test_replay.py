@@ -226,7 +226,7 @@ class Drawing(nn.Module):
 
 
 @pytest.mark.parametrize("make", [Moody, Weighing, Borrowing, Drawing, counting, dropping])
-def test_what_is_no_function_of_its_tensors_is_never_replayed(make, replayed, monkeypatch):
+def test_steps_that_depend_on_more_than_tensors_are_never_replayed(make, replayed, monkeypatch):
     if make not in (counting, dropping):
         assert_same(lambda: job_of(make, SPECS["sgd"]))
         assert not replayed, "such a module declares nothing"

@@ -196,7 +196,7 @@ FOR_THE_LOOP: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("what", FOR_THE_LOOP)
-def test_what_cannot_be_run_together_is_run_alone_to_the_bit(what):
+def test_unvectorisable_clients_run_alone_to_the_bit(what):
     expected, found = (jobs_of(FOR_THE_LOOP[what], SPECS["adam"]) for _ in range(2))
     executor = VectorisedExecutor(16)
     assert executor.run(found) == LoopExecutor().run(expected)

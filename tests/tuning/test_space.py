@@ -77,7 +77,7 @@ def test_which_values_of_a_base_may_be_drawn():
         ({"fusion!": [{"a": 1}, {"a": 2}], "fusion.beta": [1, 2]}, "search.fusion", "searched twice"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_with_its_key(search, key, message):
+def test_unsearchable_keys_are_refused_by_name(search, key, message):
     with pytest.raises(UserError, match=message) as caught:
         dimensions(search)
     assert (caught.value.key or "").startswith(key)

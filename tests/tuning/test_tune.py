@@ -83,7 +83,7 @@ def test_trials_are_measured_on_samples_that_are_held_out(ran):
     assert ran.best.value == max(done)
 
 
-def test_what_is_found_is_a_scenario_that_trains_on_everything(ran):
+def test_the_best_scenario_trains_on_everything(ran):
     scenario = load_scenario(ran.scenario)
     assert scenario.data.validation is None and scenario.name == "small-best"
     assert scenario.training.lr == ran.best.values["training.lr"]
@@ -226,7 +226,7 @@ def test_a_search_that_was_written_down_is_the_same(ran):
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(changes, words, message, tables, tmp_path, capsys):
+def test_a_wrong_search_is_one_line(changes, words, message, tables, tmp_path, capsys):
     path = write(tmp_path, tables | changes)
     assert main(["tune", str(path), *words, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

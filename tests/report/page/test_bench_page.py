@@ -21,7 +21,7 @@ def test_a_study_comes_back_as_it_was(study, stream_study, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[1]"])
-def test_what_is_no_study_is_told_of(text, tmp_path):
+def test_a_folder_without_a_study_is_named(text, tmp_path):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(UserError, match="is no study of a bench"):
         read_study(tmp_path)

@@ -136,7 +136,7 @@ def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):
     assert {"mlp (2)", "cnn (2)", "before fusion, mean", "after fusion, mean"} < set(names)
 
 
-def test_who_learned_from_whom_is_there_for_every_round_and_why(make_run, payload_of):
+def test_neighbours_and_reasons_are_there_for_every_round(make_run, payload_of):
     folder = make_run()
     view = payload_of(write_report([folder]))["neighbours"]
     assert [round["round"] for round in view["rounds"]] == [1, 2, 3]
@@ -146,7 +146,7 @@ def test_who_learned_from_whom_is_there_for_every_round_and_why(make_run, payloa
         np.testing.assert_allclose(view["rounds"][1]["l"], file["left_out"], rtol=1e-2)
 
 
-def test_what_was_sent_and_what_it_took(make_run, payload_of):
+def test_traffic_and_time_are_shown(make_run, payload_of):
     payload = payload_of(write_report([make_run()]))["figures"]
     assert payload["bytes"]["rows"] == [[round, 1000, 2000, 0] for round in (1, 2, 3)]
     assert payload["time"]["rows"][0] == [1, "train", 1.5]
@@ -213,7 +213,7 @@ def test_a_run_that_has_just_begun_has_a_page(make_run, payload_of):
     assert "It failed: error.txt in its folder" in path.read_text() and not payload_of(path)["figures"]
 
 
-def test_what_is_damaged_beside_the_metrics_is_left_out(make_run, payload_of):
+def test_damaged_side_files_are_left_out(make_run, payload_of):
     folder = make_run()
     (folder / "clients.json").write_text('{"tasks": [{"name": 3, "classes": ["a"], "train": [[1, 2]]}]}')
     (folder / "schedule.json").write_text("[")
@@ -291,7 +291,7 @@ def test_only_pages_of_ours_are_written_over(make_run, tmp_path, capsys):
     assert mine.read_text() == "<html>my own</html>"
 
 
-def test_what_is_no_folder_of_runs_is_told_of(make_run, tmp_path, capsys):
+def test_folders_without_runs_are_named(make_run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bench" / "runs").mkdir(parents=True)

@@ -63,7 +63,7 @@ def test_too_few_clients_to_rank_have_a_map_without_correlations(make_run, paylo
     assert {row[3] for row in payload["tables"]["transferability-quality"]["rows"]} == {"–"}
 
 
-def test_what_others_alone_know_stands_class_by_class(make_run, payload_of):
+def test_complementary_knowledge_is_shown_by_class(make_run, payload_of):
     folder = make_run(clients=3)
     by_class = np.array([[[0, 0], [0.5, 0.25]], [[0.25, np.nan], [0, 0]]])
     rate = np.array([[np.nan, 0.5], [1.0, np.nan]])
