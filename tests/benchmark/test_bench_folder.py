@@ -75,7 +75,7 @@ def test_a_folder_of_another_bench_is_refused_and_left_alone(
     assert content(copied) == before
 
 
-def test_a_bench_that_has_grown_goes_on(write_changed, copied):
+def test_a_bench_with_added_cells_resumes(write_changed, copied):
     done = {path.name for path in (copied / "runs").iterdir()}
     path = write_changed(seeds=3, grid={"fusion.strategy": ["knfu", "fedmd", "local"]}, metrics=["seconds"])
     stamps = {name: (copied / "runs" / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
@@ -123,7 +123,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("name", "harm"), READABLE + UNREADABLE)
-def test_damage_of_what_a_bench_has_run_is_noticed(name, harm, ran, tmp_path):
+def test_damaged_files_of_a_bench_cell_are_noticed(name, harm, ran, tmp_path):
     folder = Path(shutil.copytree(ran.cells[0].folder, tmp_path / "run"))
     assert read_summary(folder) is not None
     harm(folder / name)
@@ -131,7 +131,7 @@ def test_damage_of_what_a_bench_has_run_is_noticed(name, harm, ran, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "harm"), UNREADABLE)
-def test_so_is_what_cannot_be_read_of_what_something_else_has_run(name, harm, ran, tmp_path):
+def test_unreadable_files_of_a_run_without_digests_are_noticed(name, harm, ran, tmp_path):
     folder = Path(shutil.copytree(ran.cells[0].folder, tmp_path / "run"))
     (folder / "digests.json").unlink()
     assert read_summary(folder) is not None
@@ -140,7 +140,7 @@ def test_so_is_what_cannot_be_read_of_what_something_else_has_run(name, harm, ra
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
-def test_a_damaged_cell_is_told_of_and_runs_anew(name, ran, write_changed, copied, capsys):
+def test_a_damaged_cell_is_reported_and_runs_again(name, ran, write_changed, copied, capsys):
     path = write_changed()
     damaged, *others = (copied / "runs" / cell.cell.folder_name for cell in ran.cells)
     whole = (damaged / "metrics.jsonl").read_bytes()

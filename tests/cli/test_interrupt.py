@@ -61,7 +61,7 @@ def load():
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
-def test_half_made_work_goes_silently_on_interrupt(verb, digits_toml, tmp_path, capsys, monkeypatch):
+def test_an_interrupt_removes_half_made_files_silently(verb, digits_toml, tmp_path, capsys, monkeypatch):
     (tmp_path / "half_made.py").write_text(HALF_MADE)
     told: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)

@@ -70,12 +70,12 @@ def test_pretraining_comes_first_and_once(tables, first):
         assert_array_equal(one.weights()[name], values)
 
 
-def test_clients_know_labels_for_nothing_else(tables):
+def test_transfer_labels_serve_pretraining_only(tables):
     assert client_of(tables).data.public_y is not None
     assert client_of(tables | {"fusion": {"strategy": "fedmd"}}).data.public_y is None
 
 
-def test_labels_of_another_data_set_train_outputs_of_their_number(tables, tmp_path):
+def test_foreign_labels_train_as_many_outputs(tables, tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
     y = np.arange(60) % 10
@@ -89,7 +89,7 @@ def test_labels_of_another_data_set_train_outputs_of_their_number(tables, tmp_pa
     assert_array_equal(np.bincount(client.data.public_y), 6)
 
 
-def test_a_whole_run_begins_better_and_resumes_to_the_byte(tables, tmp_path):
+def test_a_pretrained_run_begins_better_and_resumes_byte_for_byte(tables, tmp_path):
     tables |= {"rounds": 3, "clients_per_round": 3}
 
     def accuracy(changes: dict[str, Any], name: str) -> float:
@@ -119,7 +119,7 @@ def test_a_whole_run_begins_better_and_resumes_to_the_byte(tables, tmp_path):
         ({"continual": STREAM, "rounds": None}, "must be 0 in a stream of tasks, got 20"),
     ],
 )
-def test_impossible_pretraining_is_one_line(tables, changes, message):
+def test_impossible_pretraining_is_refused_in_one_line(tables, changes, message):
     changes = changes | {"data": tables["data"] | changes.get("data", {})}
     tables = {key: value for key, value in (tables | changes).items() if value is not None}
     with pytest.raises(UserError, match=message) as caught:
@@ -127,7 +127,7 @@ def test_impossible_pretraining_is_one_line(tables, changes, message):
     assert caught.value.key == "fusion.pretrain_epochs" and "\n" not in caught.value.message
 
 
-def test_more_labels_than_outputs_are_refused(tables, tmp_path):
+def test_more_transfer_labels_than_outputs_are_refused(tables, tmp_path):
     x, y = np.zeros((60, 1, 8, 8), dtype=np.uint8), np.arange(60) % 12
     x[:, 0, 0, 0] = np.arange(60)
     np.savez(tmp_path / "more.npz", train_x=x, train_y=y, test_x=x, test_y=y)

@@ -40,7 +40,7 @@ def test_the_model_answers_until_there_are_prototypes(tables):
     assert client.evaluator.evaluate("global").accuracy == (distances.argmin(axis=0) == y).mean()
 
 
-def test_prototypes_that_arrive_are_the_second_moment_and_a_run_resumes_to_the_byte(tables, tmp_path):
+def test_new_prototypes_answer_after_fusion_and_a_run_resumes(tables, tmp_path):
     result = fedkd.run(parse_scenario(tables), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
         fedkd.run(parse_scenario(tables), out=tmp_path / "stopped", observers=[StopInRound(1)])

@@ -29,7 +29,7 @@ def tables(strategy: str, relations: dict, **changes) -> dict:
 @pytest.mark.parametrize(
     ("strategy", "relations"), [("knfu", TRG), ("knfu", RKD), ("fedmd", TRG), ("knfu", TRG | {"weight": 0.0})]
 )
-def test_a_step_of_guidance_is_that_of_both_losses(strategy, relations) -> None:
+def test_a_distillation_step_descends_on_both_losses(strategy, relations) -> None:
     plan = parse_plan(tables(strategy, relations))
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     before = {name: torch.tensor(w, requires_grad=True) for name, w in client.weights().items()}

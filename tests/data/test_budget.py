@@ -11,7 +11,7 @@ from fedkd.errors import UserError
 @pytest.mark.parametrize(
     ("told", "expected"), [("4096\n", 4096), ("max\n", None), ("9223372036854771712\n", None)]
 )
-def test_a_containers_limit_counts_where_it_is_less(told, expected, tmp_path, monkeypatch):
+def test_the_lower_of_machine_and_container_limit_counts(told, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "LIMITS", ())
     machine = budget.machine_memory.__wrapped__()
     (tmp_path / "memory.max").write_text(told)

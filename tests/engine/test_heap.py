@@ -30,6 +30,6 @@ def test_freed_memory_is_reused(monkeypatch):
     assert faults_of_steps(10) < 4096  # the pages of one of ten steps
 
 
-def test_whoever_has_set_it_is_left_alone(monkeypatch):
+def test_allocator_settings_of_the_user_are_respected(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
     assert not keep_freed_memory()

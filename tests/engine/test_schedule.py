@@ -27,7 +27,7 @@ def test_every_client_has_exactly_one_owner(actors):
     assert sorted(client for clients in owned for client in clients) == list(range(20))
 
 
-def test_the_most_expensive_come_first():
+def test_the_most_expensive_clients_come_first():
     costs = np.random.default_rng(1).lognormal(size=30).tolist()
     for clients in assign_work(costs, 4):
         assert [costs[client] for client in clients] == sorted(
@@ -48,7 +48,7 @@ def test_the_schedule_is_within_grahams_bound(seed, actors):
     assert best - 1e-9 <= got <= (4 / 3 - 1 / (3 * actors)) * best + 1e-9
 
 
-def test_one_huge_client_has_an_actor_to_itself():
+def test_one_huge_client_has_its_own_actor():
     owned = assign_work([1.0, 1.0, 100.0, 1.0, 1.0], 2)
     assert sorted(map(sorted, owned)) == [[0, 1, 3, 4], [2]]
 

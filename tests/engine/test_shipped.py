@@ -58,14 +58,14 @@ def test_imported_modules_travel_with_neighbours_and_packages(folder):
     ]
 
 
-def test_files_that_are_there_are_used_there(folder):
+def test_existing_plug_in_files_are_used_in_place(folder):
     scenario = Scenario(plugin_path=[str(folder)])
     sent = ShippedFolder(str(folder), {"travelling.py": (folder / "travelling.py").read_bytes()})
     assert with_shipped_files(scenario, [sent]) == scenario
 
 
 @pytest.mark.parametrize("there", ["nothing", "another"])
-def test_elsewhere_they_are_written_once_and_are_what_was_sent(there, folder):
+def test_plug_in_files_are_written_once_and_equal_those_sent(there, folder):
     load_object("travelling:Class", [folder])
     scenario = Scenario(plugin_path=[str(folder), "/somewhere"])
     sent = files_to_ship(scenario)
