@@ -26,7 +26,7 @@ def scenario(tables, graph: str, **changes) -> Scenario:
     return parse_scenario(tables | {"topology": {"graph": graph}} | changes)
 
 
-def test_over_all_links_a_run_is_that_of_a_server(digits_scenario, tmp_path):
+def test_a_complete_graph_equals_a_server(digits_scenario, tmp_path):
     tables = digits_scenario | {"clients_per_round": 3}
     star = fedkd.run(scenario(tables, "star"), out=tmp_path / "star")
     complete = fedkd.run(scenario(tables, "complete"), out=tmp_path / "complete")
@@ -61,7 +61,7 @@ def test_neighbours_are_recorded_and_counted(digits_scenario, tmp_path):
     [{"strategy": "knfu", "stale_decay": 0.5, "distribution_momentum": 0.5}, {"strategy": "gossip"}],
     ids=["relayed", "gossip"],
 )
-def test_a_run_goes_on_where_it_was_stopped(fusion, digits_scenario, tmp_path):
+def test_a_run_on_a_graph_resumes_exactly(fusion, digits_scenario, tmp_path):
     relay = "stale_decay" in fusion
     topology = {"graph": "one_peer_exponential", "order": "shuffled", "relay": relay}
     changes = {"rounds": 4, "clients_per_round": 3, "fusion": fusion, "topology": topology}
@@ -75,7 +75,7 @@ def test_a_run_goes_on_where_it_was_stopped(fusion, digits_scenario, tmp_path):
     assert stopped.summary["final"]["bytes_up"] == unbroken.summary["final"]["bytes_up"]
 
 
-def test_clients_of_a_stream_hear_those_at_their_task(digits_scenario, tmp_path):
+def test_clients_of_a_stream_receive_from_clients_at_their_task(digits_scenario, tmp_path):
     stream = {
         "learner": "naive",
         "tasks": {"kind": "split", "count": 2, "classes_per_task": 3, "order": "shuffled"},
@@ -90,7 +90,7 @@ def test_clients_of_a_stream_hear_those_at_their_task(digits_scenario, tmp_path)
     np.testing.assert_array_equal(read_links(run.folder, 1).heard, together)
 
 
-def test_the_check_draws_links_and_names_who_is_apart(tmp_path, capsys):
+def test_check_shows_links_and_names_isolated_clients(tmp_path, capsys):
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0], [3], []]}))
     (tmp_path / "a.toml").write_text(
         'name = "a"\nrounds = 2\ndata = { clients = 4, transfer = { size = 20 } }\n'
@@ -108,7 +108,7 @@ def test_the_check_draws_links_and_names_who_is_apart(tmp_path, capsys):
     assert "topology.graph" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_over_other_links(digits_scenario, tmp_path):
+def test_a_run_cannot_resume_on_another_graph(digits_scenario, tmp_path):
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0], [3], [2]]}))
     tables = digits_scenario | {"rounds": 1, "topology": {"graph": "file", "path": "who.json"}}
     begun = fedkd.run(parse_scenario(tables, folder=tmp_path), out=tmp_path / "run")

@@ -38,14 +38,14 @@ def test_pooling_equals_torchs(shape, channels_last):
 
 
 @pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
-def test_other_windows_are_left_to_torch(options):
+def test_other_windows_use_torch(options):
     x = images(2, 3, 7, 7)
     with torch.no_grad():
         ours, theirs = MaxPool2d(2, **options)(x), nn.MaxPool2d(2, **options)(x)
     assert torch.equal(ours.nan_to_num(nan=9.0), theirs.nan_to_num(nan=9.0))
 
 
-def test_gradients_are_those_of_torch():
+def test_gradients_equal_torchs():
     x = images(2, 3, 6, 6).nan_to_num(nan=0.0)
     found = []
     for pool in (MaxPool2d(2), nn.MaxPool2d(2)):
