@@ -30,13 +30,13 @@ def python_file(name: str, page: Path = PAGE) -> str:
     return block
 
 
-def test_the_scenario_that_is_explained_is_one():
+def test_the_explained_scenario_is_valid():
     (block,) = [block for block in blocks("toml") if "[data]" in block]
     scenario = parse_scenario(tomllib.loads(block))
     assert (scenario.name, scenario.data.clients, scenario.fusion.strategy) == ("my-mnist", 10, "knfu")
 
 
-def test_the_strategy_and_the_models_run(digits_scenario, tmp_path):
+def test_the_example_strategy_and_models_run(digits_scenario, tmp_path):
     (tmp_path / "mine.py").write_text(python_file("mine.py"))
     (tmp_path / "mymodels.py").write_text(python_file("mymodels.py"))
     (mix,) = [tomllib.loads(block) for block in blocks("toml") if block.startswith("[[clients]]")]
@@ -48,19 +48,19 @@ def test_the_strategy_and_the_models_run(digits_scenario, tmp_path):
     assert len(gains) == 5, "four clients and their mean learned from the strategy"
 
 
-def test_the_strategy_and_the_learner_are_short():
+def test_the_example_strategy_and_learner_are_short():
     code = python_file("mine.py").splitlines()
     assert len([line for line in code if line.strip()]) <= 25
     assert len(python_file("mylearner.py", LEARNER).splitlines()) < 40
 
 
-def test_the_stream_that_is_explained_is_that_of_the_shipped_scenario():
+def test_the_explained_stream_equals_the_shipped_scenario():
     (block,) = [tomllib.loads(block) for block in blocks("toml") if block.startswith("[continual]")]
     shipped = read_toml(REPOSITORY / "scenarios" / "continual" / "quickstart.toml")
     assert block["continual"] == shipped["continual"]
 
 
-def test_the_learner_runs_and_holds_on(digits_scenario, tmp_path):
+def test_the_example_learner_runs_and_remembers(digits_scenario, tmp_path):
     (tmp_path / "mylearner.py").write_text(python_file("mylearner.py", LEARNER))
     stream = {"learner": "mylearner:Anchored", "head": "domain"}
     tables = digits_scenario | {"fusion": {"strategy": "fedmd"}, "continual": stream}
@@ -89,6 +89,6 @@ def test_every_verb_is_named():
         assert f"fedkd {verb}" in README
 
 
-def test_files_that_are_named_are_there():
+def test_named_files_exist():
     for name in set(re.findall(r"(?:scripts|scenarios)/[\w/.-]+\.(?:sh|py|toml)", README)):
         assert (REPOSITORY / name).is_file(), name

@@ -89,7 +89,7 @@ def test_correct_outcomes_have_no_complaints(tmp_path):
 
 
 @pytest.mark.parametrize(("resumed", "wrong"), [("1\n2\n", []), ("1\n3\n", ["other metrics"])])
-def test_a_resume_that_leads_elsewhere_is_noticed(resumed, wrong, tmp_path):
+def test_a_resume_with_other_results_is_noticed(resumed, wrong, tmp_path):
     """A run that writes a line, waits to be killed, and writes another; its resume writes what it likes."""
 
     def command(words: list[str]) -> int:

@@ -21,7 +21,7 @@ def test_the_newest_parcel_wins_and_is_taken_once():
     assert mailbox.take(5) is None
 
 
-def test_missed_broadcasts_wait_apart_from_own_mail_and_the_newest_wins():
+def test_missed_broadcasts_wait_separately_and_the_newest_wins():
     mailbox, shared, newest = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     mailbox.put(0, parcel(1, 1.0))
     mailbox.put_missed((0, 1), shared)
@@ -51,7 +51,7 @@ def test_broadcasts_wait_for_clients_that_become_known():
     assert mailbox.take_missed(5) is shared and mailbox.take_missed(5) is None
 
 
-def test_a_parcel_that_several_wait_for_is_saved_once():
+def test_a_shared_parcel_is_saved_once():
     mailbox, shared, own = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     for client in (5, 0, 3):
         mailbox.put(client, shared)
@@ -71,7 +71,7 @@ def test_a_parcel_that_several_wait_for_is_saved_once():
     assert len([name for name in state if name.endswith("guidance/targets")]) == 3
 
 
-def test_a_restored_mailbox_hands_out_the_same():
+def test_a_restored_mailbox_delivers_the_same_mail():
     mailbox, shared, own = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     mailbox.put_missed((0, 2, 3), shared)
     mailbox.put(1, own)

@@ -24,7 +24,7 @@ def test_files_read_back_and_repeat_byte_for_byte(tmp_path):
     assert rounds_with_tables(tmp_path / "fusion", "round") == [3]
 
 
-def test_of_many_clients_the_greatest_weights_are_kept(tmp_path, monkeypatch):
+def test_the_greatest_weights_of_many_clients_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "MOST_WHOLE", 2)
     monkeypatch.setattr(neighbours, "KEPT", 2)
     write_neighbours(tmp_path, 100_000, (1, 4, 7), W, left_out=W / 2)
