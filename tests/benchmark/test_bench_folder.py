@@ -63,7 +63,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     ids=["another set", "fewer seeds", "other seeds", "fewer values", "two keys", "another name"],
 )
 @pytest.mark.parametrize("dry", [False, True], ids=["run", "dry run"])
-def test_a_folder_of_another_bench_is_refused_and_left_alone(
+def test_a_folder_of_another_bench_is_refused_and_unchanged(
     dry, words, changes, said, write_changed, copied, capsys
 ):
     before = content(copied)

@@ -29,7 +29,7 @@ def test_a_different_folder_on_a_node_is_reported(digits_scenario, tmp_path):
     assert inspect_node(job(digits_scenario), str(tmp_path)).trouble == ""
 
 
-def test_data_sets_are_told_apart_by_their_content(digits_scenario):
+def test_data_sets_are_distinguished_by_their_content(digits_scenario):
     place = inspect_node(job(digits_scenario))
     data = load_data(parse_plan(digits_scenario).scenario)
     assert place.data == data_digest(data)
@@ -38,7 +38,7 @@ def test_data_sets_are_told_apart_by_their_content(digits_scenario):
     assert data_digest(data) != place.data
 
 
-def test_data_sets_of_a_stream_are_told_apart_by_content(digits_scenario):
+def test_data_sets_of_a_stream_are_distinguished_by_content(digits_scenario):
     tasks = {"kind": "split", "count": 2, "classes_per_task": 3}
     digits_scenario["data"]["partition"] = {"scheme": "iid", "samples_per_client": 40}
     digits_scenario["data"]["transfer"]["size"] = 20

@@ -406,7 +406,7 @@ def test_a_closed_pipe_is_no_failure():
     assert done.returncode in (0, 141)  # 0 where the pipe took it all before the reader left
 
 
-def test_a_run_goes_on_silently_after_its_pipe_closes(digits_toml, tmp_path):
+def test_a_run_continues_silently_after_its_pipe_closes(digits_toml, tmp_path):
     command = f"{sys.executable} -m fedkd run {digits_toml} --out {tmp_path / 'out'} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=_repository())
     assert done.stdout.startswith("digits-test: knfu") and done.stdout.count("\n") == 1

@@ -108,7 +108,7 @@ def test_clients_of_one_architecture_are_one_model_that_is_trained_once(write, m
     assert [client.num_train_samples for client in clients] == [len(c.data.train_y) for c in clients]
 
 
-def test_architectures_are_told_apart_by_arguments_too():
+def test_architectures_differ_by_name_and_arguments():
     groups = [ClientGroup(**table) for table in (SMALL, WIDE, SMALL | {"share": 3}, {"model": "lenet"})]
     assert [first_alike(groups, n) for n in range(4)] == [0, 1, 0, 3]
 

@@ -114,7 +114,7 @@ def test_wrong_values_are_named(fusion, key, message) -> None:
         ({"strategy": "dsfl", "upload_top": 11}, "fusion.upload_top"),
     ],
 )
-def test_filters_without_predictions_are_refused(fusion, key, tmp_path) -> None:
+def test_impossible_filters_are_refused(fusion, key, tmp_path) -> None:
     with pytest.raises(UserError) as refused:
         fedkd.run(digits_tables() | {"fusion": fusion}, out=tmp_path / "run")
     assert refused.value.key == key and not (tmp_path / "run").exists()

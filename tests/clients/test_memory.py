@@ -54,7 +54,7 @@ def test_clients_with_a_shared_model_need_one_copy(digits_scenario, monkeypatch)
     assert len(checked_models(plan, load_data(plan.scenario))) == 1
 
 
-def test_clients_may_exceed_memory_in_total(digits_scenario, monkeypatch):
+def test_only_live_clients_count_as_memory(digits_scenario, monkeypatch):
     wide = {"model": "mlp", "args": {"hidden": [500]}}  # 150 kB
     tables = digits_scenario | {"clients": [wide], "clients_per_round": 10}
     partition = {"scheme": "iid", "samples_per_client": 4, "min_samples": 2, "replacement": True}

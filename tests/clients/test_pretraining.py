@@ -75,7 +75,7 @@ def test_transfer_labels_serve_pretraining_only(tables):
     assert client_of(tables | {"fusion": {"strategy": "fedmd"}}).data.public_y is None
 
 
-def test_foreign_labels_train_as_many_outputs(tables, tmp_path):
+def test_labels_of_another_data_set_can_pretrain(tables, tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
     y = np.arange(60) % 10

@@ -50,7 +50,7 @@ def test_classes_share_the_memory_evenly(classes, size):
         assert len(counts) == classes and max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alone():
+def test_every_task_starts_from_the_initial_weights_and_trains_on_memory():
     stream, net = small_stream(3), network()
     learning = start(GDumb(memory_size=10), net, stream)
     initial = [p.detach().clone() for p in net.parameters()]

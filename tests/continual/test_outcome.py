@@ -102,7 +102,7 @@ def test_uncounted_clients_are_left_out_of_means_only():
     assert outcome.test("task_incremental", "global").metrics[0]["bwt"] == pytest.approx(-0.2)
 
 
-def test_unmeasured_values_are_nan_for_their_client_alone():
+def test_unmeasured_values_are_nan_for_their_client_only():
     rows = [*rows_of(FIRST, 0), *(r for r in rows_of(SECOND, 1) if r["task"] != 1)]
     figures = outcome_of(rows, scenario_of()).figures()
     assert figures["average_accuracy"][0] == pytest.approx(0.8)

@@ -431,7 +431,7 @@ def test_lwf_distils_on_transfer_samples_too():
     assert (after[:, :2].softmax(1) - before[:, :2].softmax(1)).abs().max() < 0.02
 
 
-def test_lwf_teacher_has_its_own_statistics_and_leaves_the_networks_alone():
+def test_lwf_teacher_statistics_are_separate_from_the_network():
     with seeded_torch(2):
         net = resnet8((1, 8, 8), 4, norm="batch")
     data = small_stream(2, shape=(1, 8, 8))

@@ -70,7 +70,7 @@ def test_masks_keep_the_outputs_of_other_tasks_to_the_bit(learner, optimizer):
             assert torch.equal(was, now) == (other != task), other
 
 
-def test_normalisation_statistics_change_for_the_taught_task_only():
+def test_normalisation_statistics_change_for_the_distilled_task_only():
     stream = small_stream(2, shape=(1, 8, 8), samples=12)
     learning = learn(ExSSNeT(density=0.3), resnet8((1, 8, 8), 4, norm="batch"), stream)
     before = logits(learning, stream)

@@ -58,7 +58,7 @@ def soon(condition: Callable[[], bool], patience: float = 60.0) -> bool:
     return condition()
 
 
-def test_waiting_for_a_silent_child_ends_on_failure(tmp_path):
+def test_a_failed_check_ends_the_wait_for_a_silent_child(tmp_path):
     said: list[str] = []
 
     def meanwhile() -> None:

@@ -53,7 +53,7 @@ def test_one_huge_client_has_its_own_actor():
     assert sorted(map(sorted, owned)) == [[0, 1, 3, 4], [2]]
 
 
-def test_equal_clients_are_dealt_evenly_and_in_order():
+def test_equal_clients_are_assigned_evenly_and_in_order():
     assert assign_work([5.0] * 6, 3) == [[0, 3], [1, 4], [2, 5]]
     assert assign_work([0.0] * 4, 2) == [[0, 2], [1, 3]], "free clients too"
 

@@ -183,7 +183,7 @@ def test_the_threshold_grows_with_the_tasks():
         ({"population": {"late": 0.5}}, "needs all clients at the same task"),
     ],
 )
-def test_fot_refuses_clients_without_common_finished_tasks(changes, message, tables):
+def test_fot_refuses_unsupported_streams_and_strategies(changes, message, tables):
     tables["continual"]["tasks"] |= {key: changes[key] for key in ("order", "pace") if key in changes}
     tables["fusion"] |= {key: changes[key] for key in ("strategy",) if key in changes}
     tables |= {key: changes[key] for key in ("population", "continual") if key in changes}

@@ -84,13 +84,13 @@ def test_a_single_client_is_not_filtered(aggregate) -> None:
 
 
 @pytest.mark.parametrize("aggregate", ROBUST)
-def test_confident_disagreeing_clients_give_finite_targets(aggregate) -> None:
+def test_confident_disagreeing_clients_give_uniform_targets(aggregate) -> None:
     logits = (np.eye(3)[:, None] * 1e4).astype(np.float32)
     assert_allclose(fuse(logits, aggregate, trim=0.4), [[1 / 3] * 3], atol=1e-4)
 
 
 @pytest.mark.parametrize("aggregate", ROBUST)
-def test_a_class_that_nobody_predicts_does_not_win(aggregate) -> None:
+def test_a_class_without_predictions_does_not_win(aggregate) -> None:
     """Each has 10 on its own class and 4 on a fourth, which a median divided by its sum gives 95 %."""
     logits = np.zeros((3, 1, 4), dtype=np.float32)
     logits[[0, 1, 2], 0, [0, 1, 2]], logits[:, 0, 3] = 10.0, 4.0

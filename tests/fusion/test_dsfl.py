@@ -51,7 +51,7 @@ def test_entropy_reduction_sharpens_uncertain_means() -> None:
             assert (entropy(fused) <= entropy(mean) + 1e-6).all()
 
 
-def test_uniform_and_one_hot_means_keep_their_entropy() -> None:
+def test_entropy_reduction_is_limited_by_its_temperature() -> None:
     certain = np.array([[[50.0, 0.0, 0.0]]], dtype=np.float32)
     assert_allclose(fuse(certain)[0, 0], 1 / (1 + 2 * math.exp(-10)), rtol=1e-5)  # not 1: a factor exp(1/T)
     vague = np.linspace(0.9, 1.1, 100)[None, None] / 100

@@ -87,7 +87,7 @@ def test_the_loss_and_gradient_equal_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("owners", [None, [0, 0, 0, 0]])
-def test_unknown_classes_leave_the_cross_entropy_alone(owners) -> None:
+def test_unknown_classes_leave_only_the_cross_entropy(owners) -> None:
     told = {"features": np.zeros((4, 3)), "probabilities": np.zeros((4, 4)), "owners": np.array(owners or [])}
     guidance = {} if owners is None else told
     assert FedHKD().local_step(OneClient(small_model(0)), guidance) is None

@@ -92,7 +92,7 @@ def test_the_local_loss_equals_fedprotos() -> None:
     assert loss.item() == pytest.approx(2.0 * (away**2).sum() / 15, rel=1e-5)
 
 
-def test_an_upload_tells_owned_classes_without_counts() -> None:
+def test_an_upload_names_owned_classes_without_counts() -> None:
     client = SmallClient(means={"features": HEARD[0]}, counts=np.array([9, 4, 0, 0]))
     assert_array_equal(FedTGP().upload(client)["owned"], [1, 1, 0, 0])
     assert not FedTGP().capabilities.label_counts

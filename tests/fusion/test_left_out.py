@@ -36,7 +36,7 @@ def test_a_sender_equal_to_the_mixture_has_no_influence():
     assert_allclose(left_out(np.full((3, 3), 1 / 3), q), 0.0, atol=1e-7)
 
 
-def test_no_samples_or_too_many_clients_give_no_influence():
+def test_no_samples_give_nan_and_many_clients_are_too_expensive():
     assert np.isnan(left_out(np.full((2, 2), 0.5), np.zeros((2, 0, 3)))).all()
     assert is_cheap(np.zeros((MOST_CLIENTS, 10, 3))) and not is_cheap(np.zeros((MOST_CLIENTS + 1, 10, 3)))
     assert not is_cheap(np.broadcast_to(0.0, (40, 40_000, 100)))

@@ -169,7 +169,7 @@ def test_the_mean_change_ignores_the_order_of_clients(energy):
         assert_allclose(other[FACTORS], found[0][FACTORS], atol=1e-6)
 
 
-def test_untrained_models_are_sent_whole():
+def test_untrained_models_upload_factors_of_their_weights():
     client = Linear()
     found = FedKD(shared_model="plain").upload(client)
     assert found.keys() == {FACTORS, RANKS, COUNTERS}

@@ -95,7 +95,7 @@ def test_too_small_images_are_refused_as_in_torch():
             layer(draws(FEWEST, 3, 9, 9))
 
 
-def test_vectorised_clients_use_torch_layers():
+def test_vectorised_lenets_equal_single_ones():
     torch.manual_seed(0)
     model, x = lenet((1, 8, 8), 3), draws(2, FEWEST, 1, 8, 8)
     weights = {name: torch.stack([p, 2 * p]) for name, p in model.named_parameters()}

@@ -75,7 +75,7 @@ def test_a_recipe_equals_its_keys(digits_scenario):
     assert digest_of(joint) == digest_of(keys) != digest_of(parse_scenario(digits_scenario))
 
 
-def test_two_methods_train_jointly_by_default():
+def test_only_cronus_and_comet_train_jointly():
     jointly = {
         name for name in STRATEGIES.builtin if capabilities_of(load_strategy_class(name)).trains_jointly
     }
@@ -97,7 +97,7 @@ def test_a_strategy_without_targets_cannot_train_jointly(strategy, digits_scenar
 
 
 @pytest.mark.parametrize("changes", [{"strategy": "cronus"}, {"recipe": "joint"}])
-def test_an_online_stream_has_no_private_batches_in_distillation(changes, digits_scenario):
+def test_an_online_stream_refuses_private_batches_in_distillation(changes, digits_scenario):
     stream = {"learner": "naive", "online": True, "tasks": {"kind": "split", "count": 2}}
     plan = parse_plan(tables(digits_scenario, **changes) | {"continual": stream})
     with pytest.raises(UserError, match="must be 0, as each sample is trained on once, got 1"):

@@ -119,7 +119,7 @@ STREAM = {"learner": "naive", "rounds_per_task": 1, "tasks": {"kind": "split", "
         ({"clients": [WIDE], "continual": STREAM}, "in a stream of tasks heads are the learner's business"),
     ],
 )
-def test_heads_of_different_size_are_refused(changes, message, digits_scenario):
+def test_an_unfit_shared_head_is_refused(changes, message, digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "fedgh"}} | changes
     if "continual" in changes:
         del tables["rounds"]

@@ -44,7 +44,7 @@ def test_unknown_keys_are_refused_with_the_intended_one(key, told, digits_scenar
     assert caught.value.message.startswith("unknown key") and told in caught.value.message
 
 
-def test_hints_concern_unknown_keys_only():
+def test_hints_are_for_missing_keys_and_name_existing_ones():
     top = {name.replace("_", "") for name in Scenario.model_fields} - {"clock"}  # once of `tasks`, too
     assert not top & ASKED.keys()
     for sentence in ASKED.values():

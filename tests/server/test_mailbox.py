@@ -32,7 +32,7 @@ def test_missed_broadcasts_wait_separately_and_the_newest_wins():
     assert mailbox.take(0).round == 1
 
 
-def test_unknown_clients_receive_broadcasts_alone():
+def test_unknown_clients_receive_broadcasts_only():
     mailbox, shared = Mailbox(), parcel(2, 2.0)
     mailbox.put(0, parcel(1, 1.0))
     mailbox.put_missed((1,), parcel(1, 1.0))

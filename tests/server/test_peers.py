@@ -172,7 +172,7 @@ def test_relayed_knowledge_ages_a_round_per_link():
     assert_allclose(weights, np.array(score) / sum(score), atol=1e-4)
 
 
-def test_without_relays_neighbours_knowledge_stays_local():
+def test_without_relays_clients_keep_received_knowledge():
     fusing = peers(Ages(stale_decay=0.5), "matching")
     graph, known = Graph(N, "matching", 3), {0: 0}
     for round in (1, 2, 3):

@@ -112,7 +112,7 @@ def test_incomplete_metric_rows_give_one_line(run, tmp_path, capsys):
     assert capsys.readouterr().err == told
 
 
-def test_an_export_can_be_repeated_and_moved(run, exported, tmp_path, capsys):
+def test_a_repeated_export_replaces_only_its_own_folder(run, exported, tmp_path, capsys):
     (exported.folder / "stale.safetensors").touch()
     assert main(["export", str(run.folder)]) == 0
     assert not (exported.folder / "stale.safetensors").exists()
@@ -182,7 +182,7 @@ class Drawing(Odd):
         return super().forward(x + torch.rand(3))
 
 
-def test_traceable_networks_are_exported_as_programs():
+def test_only_reproducible_networks_have_exported_source():
     assert "_put(self, 'shift', torch.empty([3], dtype=torch.float32), buffer=True)" in network_source(
         Odd(), "Network", (3,)
     )

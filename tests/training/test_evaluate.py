@@ -142,7 +142,7 @@ def test_parallel_batches_use_the_usual_number_of_threads(monkeypatch):
     assert found and set(found) == {2}
 
 
-def test_stateful_modules_are_evaluated_in_one_thread(threads):
+def test_unknown_modules_are_evaluated_in_one_thread(threads):
     class Other(nn.Linear):
         """A module of somebody else's."""
 

@@ -88,7 +88,7 @@ def test_parallel_and_sequential_training_equal_fit():
         assert len({model.weight.detach().numpy().tobytes() for model in models}) == 1
 
 
-def test_one_failed_training_leaves_the_others_alone():
+def test_one_failed_training_leaves_the_others_unaffected():
     executor = Watched()
     first, second, recovered, third, last = complete(
         [

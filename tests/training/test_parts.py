@@ -84,7 +84,7 @@ def test_optimiser_state_of_one_part_outlives_the_other():
         assert torch.equal(after[name], kept.optimizer_state[name]) == ("/0." in name), name
 
 
-def test_all_parameters_are_trainable_afterwards():
+def test_parameters_regain_their_requires_grad_after_an_error():
     model = network()
     model[0].bias.requires_grad_(False)  # as its owner has it
     with pytest.raises(RuntimeError), only(model, first):

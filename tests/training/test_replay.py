@@ -268,7 +268,7 @@ def patched() -> nn.Module:
 
 
 @pytest.mark.parametrize("make", [hooked, patched])
-def test_modules_with_hooks_are_not_replayed(make, replayed):
+def test_modified_modules_are_not_replayed(make, replayed):
     assert_same(lambda: job_of(make, SPECS["sgd"]))
     assert not replayed
 
@@ -294,7 +294,7 @@ def test_unsuitable_jobs_are_not_replayed(change, replayed):
     assert not replayed
 
 
-def test_recording_starts_after_several_plain_steps(replayed):
+def test_jobs_shorter_than_the_patience_are_not_replayed(replayed):
     assert_same(lambda: job_of(MODELS["mlp"], SPECS["sgd"], epochs=2), Replays(patience=12))
     assert not replayed
 

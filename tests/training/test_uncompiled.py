@@ -40,7 +40,7 @@ def test_uncompiled_optimisers_equal_torchs_to_the_bit(name):
     torch.testing.assert_close(own_state["state"], state["state"], rtol=0, atol=0)
 
 
-def test_a_step_skips_profiling_and_keeps_gradients_enabled():
+def test_a_step_is_unprofiled_and_keeps_gradients_enabled():
     parameter = nn.Parameter(torch.ones(2))
     optimizer = uncompiled(torch.optim.SGD)([parameter], lr=0.5)
 
@@ -56,7 +56,7 @@ def test_a_step_skips_profiling_and_keeps_gradients_enabled():
     assert parameter.tolist() == [0.0, 0.0] and parameter.is_leaf and parameter.requires_grad
 
 
-def test_an_uncompiled_optimiser_has_the_class_of_torchs():
+def test_an_uncompiled_optimiser_is_a_cached_subclass_of_torchs():
     assert issubclass(uncompiled(torch.optim.Adam), torch.optim.Adam)
     assert uncompiled(torch.optim.Adam) is uncompiled(torch.optim.Adam)
     assert uncompiled(torch.optim.Adam).__name__ == "Adam"

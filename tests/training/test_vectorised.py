@@ -205,7 +205,7 @@ def test_unvectorisable_clients_run_alone_to_the_bit(what):
         assert all(map(torch.equal, one.model.buffers(), other.model.buffers()))
 
 
-def test_vectorised_groups_share_architecture_and_options(monkeypatch):
+def test_compatible_jobs_form_one_group(monkeypatch):
     groups: list[int] = []
     run = VectorisedExecutor._run_group
 

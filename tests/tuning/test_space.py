@@ -45,7 +45,7 @@ def test_drawn_numbers_have_few_digits_and_stay_within():
     assert dimension_of("a", {"low": 0.0, "high": 1.0, "step": 0.1}).rounded(0.30000000000000004) > 0.3
 
 
-def test_the_search_covers_values_of_the_base_scenario():
+def test_a_dimension_contains_exactly_its_values():
     step = dimension_of("a", {"low": 0.1, "high": 0.9, "step": 0.2})
     assert step.holds(0.5) and not step.holds(0.6) and not step.holds(1.1)
     assert not dimension_of("a", {"low": 0, "high": 2}).holds(True)
@@ -86,6 +86,6 @@ def test_unsearchable_keys_are_refused_by_name(search, key, message):
 @pytest.mark.parametrize(
     "text", ["a", "a=", "=3", "a=1", "a=..", "a=x..y", "a=1..", "a=2..1", "a=0..inf", "a=,", "a=[1"]
 )
-def test_incomplete_words_are_refused(text):
+def test_invalid_words_are_refused(text):
     with pytest.raises(UserError):
         dimensions(parse_search([text]))

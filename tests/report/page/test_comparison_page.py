@@ -35,7 +35,7 @@ def test_a_run_without_fusion_has_one_line(make_run, payload_of, tmp_path):
     assert [trace["name"] for trace in data] == ["a, after fusion", "a, before fusion", "alone"]
 
 
-def test_folders_of_one_name_are_told_apart(make_run, payload_of, tmp_path):
+def test_folders_of_one_name_are_distinguished(make_run, payload_of, tmp_path):
     out = tmp_path / "page.html"
     write_report([make_run("x/run"), make_run("y/run", planned=8)], out)
     assert [row[0] for row in payload_of(out)["tables"]["results"]["rows"]] == ["x/run", "y/run"]
