@@ -1,4 +1,4 @@
-"""A bench folder holds one bench, and what is left of its cells is what they wrote."""
+"""A bench folder holds one bench and the files of its cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bench tells of the cells in which clients learned nothing."""
+"""A bench names the cells with clients at chance level."""
 
 from __future__ import annotations
 

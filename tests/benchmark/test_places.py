@@ -1,4 +1,4 @@
-"""What a bench's cells find on other machines."""
+"""Checks of folders, data and plug-ins on other machines of a bench."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of streams that need a second run: cells beside those with a reference learner."""
+"""Metrics of streams that need a reference run with another learner."""
 
 from __future__ import annotations
 

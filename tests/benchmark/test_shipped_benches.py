@@ -1,4 +1,4 @@
-"""Every shipped bench says what it shows, and could run."""
+"""Every shipped bench has a description and passes a dry run."""
 
 from __future__ import annotations
 

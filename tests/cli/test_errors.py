@@ -1,4 +1,4 @@
-"""Errors as lines: whatever somebody else's exception says, or does not say."""
+"""Exceptions become one readable line on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A terminal that is closed, or a SIGHUP, stops work as Ctrl-C does: with the state saved."""
+"""A closed terminal or SIGHUP stops a run like Ctrl-C and saves its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C on a terminal reaches every process of the run: Ray's too, and the round still finishes."""
+"""Ctrl-C reaches every process of a run, and the round finishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong, end to end: the promised exit status and one line that says what to do."""
+"""User errors end with the documented exit status and one line."""
 
 from __future__ import annotations
 

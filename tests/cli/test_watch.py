@@ -1,4 +1,4 @@
-"""A run is followed from its folder alone: the same rounds, what is under way, how it ends."""
+"""`fedkd watch` follows a run from its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that a client has beside its model: made, trained, saved, measured, counted."""
+"""Auxiliary networks are created, trained, saved, evaluated and counted."""
 
 from __future__ import annotations
 

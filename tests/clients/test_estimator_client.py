@@ -1,4 +1,4 @@
-"""Clients that are no networks, beside networks: they learn, are saved, are refused where they must be."""
+"""Estimator clients learn, resume and refuse unsupported settings."""
 
 from __future__ import annotations
 

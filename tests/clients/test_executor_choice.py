@@ -1,4 +1,4 @@
-"""``executor = "auto"``: measured once, kept, and settled in the run folder."""
+"""``executor = "auto"`` measures once and records its choice."""
 
 from __future__ import annotations
 

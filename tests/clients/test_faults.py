@@ -1,4 +1,4 @@
-"""Hostile, absent and slow clients: who they are, what they do, and what the results make of them."""
+"""Poisoned, absent and slow clients, and their effect on results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads of fewer predictions, or fewer numbers of each: what comes back of them, and what they weigh."""
+"""Uploads of fewer predictions or fewer numbers for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Own samples that a strategy has clients keep apart: training samples that are never trained on."""
+"""Private samples that a strategy holds out from training."""
 
 from __future__ import annotations
 

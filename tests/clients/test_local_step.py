@@ -1,4 +1,4 @@
-"""A strategy's own loss in local training: what it is shown, and that it changes nothing besides."""
+"""A strategy's own loss in local training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of evaluations that lean to a client's own classes, of any model."""
+"""Logit adjustment of evaluations by a client's class shares."""
 
 from __future__ import annotations
 

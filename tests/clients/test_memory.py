@@ -1,4 +1,4 @@
-"""Models that do not fit into memory are refused before the memory is gone."""
+"""Models that exceed the memory are refused before allocation."""
 
 from __future__ import annotations
 

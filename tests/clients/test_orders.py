@@ -1,4 +1,4 @@
-"""Clients that learn in orders of their own, taught by whoever is at the same task."""
+"""Clients with individual task orders that receive guidance."""
 
 from __future__ import annotations
 

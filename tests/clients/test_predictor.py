@@ -1,4 +1,4 @@
-"""Strategies whose evaluations ask another network than the client's model."""
+"""Strategies that evaluate another network than the client's model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on the labelled transfer set before anything else, which only FedMD asks for, and only if told."""
+"""Pretraining on the labelled transfer set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations that the nearest prototype answers, at both moments of a round."""
+"""Evaluations that the nearest prototype answers, before and after fusion."""
 
 from __future__ import annotations
 

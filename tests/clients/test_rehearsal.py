@@ -1,4 +1,4 @@
-"""Samples that a strategy sends are trained on along with the client's own, step by step."""
+"""Samples of a strategy are trained on along with private ones."""
 
 from __future__ import annotations
 

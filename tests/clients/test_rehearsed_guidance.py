@@ -1,4 +1,4 @@
-"""Guidance is learned over again in every step of local training, and ends with its task."""
+"""Rehearsal of distillation targets in local training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fusion.relations`: one step of guidance with it by hand, and who cannot have it."""
+"""`fusion.relations`: one distillation step against the formula, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guidance that a client tries out before it learns some: on what, and that it leaves no trace."""
+"""Trials of guidance choose hyperparameters and leave no trace."""
 
 from __future__ import annotations
 

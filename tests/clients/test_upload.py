@@ -1,4 +1,4 @@
-"""What leaves a client passes its stages in order, and what can be undone is undone on the server."""
+"""Uploads pass their stages in order, and the server undoes them."""
 
 from __future__ import annotations
 

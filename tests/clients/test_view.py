@@ -1,4 +1,4 @@
-"""A client as its strategy sees it."""
+"""The view of a client that its strategy receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What share of the arithmetic evaluations will take: by hand, and as a run counts it."""
+"""The estimated share of arithmetic in evaluations."""
 
 from __future__ import annotations
 

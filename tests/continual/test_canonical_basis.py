@@ -1,4 +1,4 @@
-"""The canonical basis: the same from any basis that a library may return for the same matrix."""
+"""The canonical basis is the same for every basis of a subspace."""
 
 from __future__ import annotations
 

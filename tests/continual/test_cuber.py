@@ -1,4 +1,4 @@
-"""CUBER's regimes and steps against their formulas in numpy, and what it promises."""
+"""CUBER's regimes and steps against numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learner of FedWeIT against its formulas in numpy, and what it promises."""
+"""The learner of FedWeIT against numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPM against its formulas in numpy, and what it promises."""
+"""GPM against its formulas in numpy."""
 
 from __future__ import annotations
 

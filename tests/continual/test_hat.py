@@ -1,4 +1,4 @@
-"""HAT: gates, the course of their steepness, gradients by hand, and what is kept of old tasks."""
+"""HAT: gates, steepness, gradients, and protection of old tasks."""
 
 from __future__ import annotations
 

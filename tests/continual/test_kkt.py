@@ -1,4 +1,4 @@
-"""k-NN knowledge transfer: whose scores a task begins with."""
+"""k-NN knowledge transfer chooses the initial scores of a task."""
 
 from __future__ import annotations
 

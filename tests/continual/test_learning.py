@@ -1,4 +1,4 @@
-"""What holds for every learner, because the course of tasks, phases and steps is kept in one place."""
+"""Properties of every learner over tasks, phases and steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: what is chosen, how gradients pass, and how masks are stored and counted."""
+"""Masks: selection, gradients, storage and size."""
 
 from __future__ import annotations
 

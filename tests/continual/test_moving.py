@@ -1,4 +1,4 @@
-"""Coordinates that are held back, against one column at a time in plain numbers."""
+"""Updates in subspace coordinates against plain loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run over a stream reached: from rows worked out by hand to the figures of every client."""
+"""Continual metrics of a run from its recorded rows."""
 
 from __future__ import annotations
 

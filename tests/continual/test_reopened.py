@@ -1,4 +1,4 @@
-"""Old tasks that guidance teaches once more: they change, and nothing of any other task does."""
+"""Distillation on old tasks changes those tasks only."""
 
 from __future__ import annotations
 

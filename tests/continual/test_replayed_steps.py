@@ -1,4 +1,4 @@
-"""Streams whose steps are replayed: learners that a step only reads give the same bytes as without."""
+"""Streams with replayed steps equal plain ones byte for byte."""
 
 from __future__ import annotations
 

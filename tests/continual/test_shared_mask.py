@@ -1,4 +1,4 @@
-"""Masks that clients agree on: what becomes of scores, and what stays."""
+"""Masks that clients vote on."""
 
 from __future__ import annotations
 

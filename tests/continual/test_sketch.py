@@ -1,4 +1,4 @@
-"""Sketches of layers' inputs, against products that are made at once."""
+"""Sketches of layer inputs against direct products."""
 
 from __future__ import annotations
 

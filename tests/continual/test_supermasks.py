@@ -1,4 +1,4 @@
-"""SupSup, SSNeT and ExSSNeT: what they promise about old tasks, and about each other."""
+"""SupSup, SSNeT and ExSSNeT keep old tasks unchanged."""
 
 from __future__ import annotations
 

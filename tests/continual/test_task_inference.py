@@ -1,4 +1,4 @@
-"""Whose task a sample is: slopes against other ways to compute them, and what follows from them."""
+"""Inference of the task of a sample from slopes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products with few inputs against those with the weights, and that no projection is taken for granted."""
+"""Products with low-rank inputs equal those with the full weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRGP against its formulas in numpy, and what it promises."""
+"""TRGP against its formulas in numpy."""
 
 from __future__ import annotations
 

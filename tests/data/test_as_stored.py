@@ -1,4 +1,4 @@
-"""Samples that are not normalised: what models see of pixels, of numbers and of token ids."""
+"""Samples without normalisation: pixels, numbers and token ids."""
 
 from __future__ import annotations
 

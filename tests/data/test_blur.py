@@ -1,4 +1,4 @@
-"""Blurry streams: where every sample goes."""
+"""Blurry streams move a share of samples to other tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory there is: the machine's, or the container's if that has less."""
+"""The memory limit of the machine or its container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that say whose each sample is: the synthetic ones, the natural partition, owners of a user's own."""
+"""Data with owners: synthetic sets and the natural partition."""
 
 from __future__ import annotations
 

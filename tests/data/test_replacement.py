@@ -1,4 +1,4 @@
-"""Clients that draw with replacement: more of them than samples, and what is apart stays apart."""
+"""Partitions with replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out training samples in the place of all test samples (`data.validation`)."""
+"""`data.validation` replaces test samples by held-out training samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node accepts from a server: messages of its own plan, and nothing that would replace its model."""
+"""A node accepts only valid messages of its own plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates by which nodes know their SuperLink, and keys by which it knows them."""
+"""Certificates and keys of nodes and their SuperLink."""
 
 from __future__ import annotations
 

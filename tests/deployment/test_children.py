@@ -1,4 +1,4 @@
-"""Processes that were started are gone, whatever they have started, and whoever is killed."""
+"""Child processes end with their parent."""
 
 from __future__ import annotations
 

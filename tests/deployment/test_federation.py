@@ -1,4 +1,4 @@
-"""A real SuperLink and SuperNodes: the simulation's bytes, and nothing left behind."""
+"""A real SuperLink with SuperNodes equals the simulation."""
 
 from __future__ import annotations
 

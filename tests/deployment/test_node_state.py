@@ -1,4 +1,4 @@
-"""What a node keeps is read back to the bit, or refused: another client's, run's or federation's too."""
+"""The state of a node is restored exactly or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes with one client's data each give the simulation's bytes, and send knowledge and nothing else."""
+"""Nodes with one client each equal the simulation and send knowledge only."""
 
 from __future__ import annotations
 

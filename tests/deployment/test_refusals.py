@@ -1,4 +1,4 @@
-"""What a server refuses of a node's reply, and what becomes of the run."""
+"""A server refuses malformed replies of a node."""
 
 from __future__ import annotations
 

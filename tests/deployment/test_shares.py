@@ -1,4 +1,4 @@
-"""A share in a folder: what was dealt comes back to the bit, and what is wrong with a folder is one line."""
+"""Share folders hold the data of one client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes, all on this machine: what is lost with one, and what each has to have."""
+"""A Ray cluster of several local nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a run will take, by hand, and in the limits."""
+"""The forecast of the duration of a run."""
 
 from __future__ import annotations
 

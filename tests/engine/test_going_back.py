@@ -1,4 +1,4 @@
-"""A run that loses actors goes back to its last checkpoint, and ends as if it had lost none."""
+"""A run that loses actors returns to its last checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process, where it can be told so and nobody has said otherwise."""
+"""The allocator reuses freed memory."""
 
 from __future__ import annotations
 

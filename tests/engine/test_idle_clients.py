@@ -1,4 +1,4 @@
-"""Clients that a process has no room for: put aside and made anew, and nobody can tell the difference."""
+"""Idle clients are stored and restored exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run that has lost actors begins again, and when it is over."""
+"""The restart policy limits rollbacks after lost actors."""
 
 from __future__ import annotations
 

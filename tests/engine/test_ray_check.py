@@ -1,4 +1,4 @@
-"""What a node has is compared with what there is here."""
+"""Versions and files of Ray nodes are compared with the driver's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray engine as a Flower grid, and how many actors there are."""
+"""The Ray engine as a Flower grid, and its number of actors."""
 
 from __future__ import annotations
 

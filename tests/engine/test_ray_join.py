@@ -1,4 +1,4 @@
-"""Joining what listens at an address and is no Ray cluster, or one that wants a token."""
+"""Addresses without a usable Ray cluster are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose processors are lent to clients that are evaluated."""
+"""Idle processors are lent to clients in evaluation."""
 
 from __future__ import annotations
 

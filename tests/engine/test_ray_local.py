@@ -1,4 +1,4 @@
-"""A Ray that is started for one run is for that run alone."""
+"""A local Ray serves one run only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of a Ray: tried once more with longer limits, and what is said when it fails again."""
+"""The start of Ray is retried with longer limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many actors there is room for, node by node, where others work too."""
+"""The number of actors on nodes with other work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether Ray's processes are seen to die, whoever has started them."""
+"""The end of Ray processes is noticed."""
 
 from __future__ import annotations
 

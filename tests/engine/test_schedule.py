@@ -1,4 +1,4 @@
-"""Which actor owns which client."""
+"""The assignment of clients to actors."""
 
 from __future__ import annotations
 

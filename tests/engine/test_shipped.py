@@ -1,4 +1,4 @@
-"""Plug-ins that travel: what is sent along, and where it is put on another machine."""
+"""Plug-ins are sent to other machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parent over a run: what the run cannot tell of itself, it tells."""
+"""The parent process reports how a run ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that miss rounds: they go on from their architecture's newest student, however the run is cut."""
+"""Absent clients continue from the newest student of their architecture."""
 
 from __future__ import annotations
 

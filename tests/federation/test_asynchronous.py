@@ -1,4 +1,4 @@
-"""Rounds that wait for nobody, in whole runs: the same as waiting where all are alike, else told apart."""
+"""Whole runs with asynchronous rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs of strategies with auxiliary networks, under options of training that meet them."""
+"""Whole runs of strategies with auxiliary networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategies whose clients have a model of their own beside the average: both are measured, twice a round."""
+"""Strategies with a personal and an average model evaluate both."""
 
 from __future__ import annotations
 

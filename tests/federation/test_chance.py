@@ -1,4 +1,4 @@
-"""Clients that learn nothing are told of by name, once for each task, and stand in the run folder."""
+"""Clients at chance level are reported by name for each task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, small, and able to survive damage."""
+"""Checkpoints are exact, complete, small and robust to damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client answers: alone or together with others, live or rebuilt from its state every time."""
+"""Replies of clients, single or joint, live or rebuilt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ends: with guidance, or with one more training that everyone does alone."""
+"""A run ends with fusion or with one more local training."""
 
 from __future__ import annotations
 

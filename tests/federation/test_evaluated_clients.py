@@ -1,4 +1,4 @@
-"""Only some clients evaluated: what they learn and reach is what they would with everybody evaluated."""
+"""Evaluating some clients does not change their results."""
 
 from __future__ import annotations
 

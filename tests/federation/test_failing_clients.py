@@ -1,4 +1,4 @@
-"""What is done about a client that fails: the run ends, goes on without it, or asks it once more."""
+"""Failed clients end the run, are skipped or are retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedWeIT, whole: streams in orders and at clocks of the clients' own."""
+"""Whole FedWeIT runs with individual orders and paces."""
 
 from __future__ import annotations
 

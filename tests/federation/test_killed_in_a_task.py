@@ -1,4 +1,4 @@
-"""A client that is killed between two steps of a task, in an order of its own, ends as if it had not been."""
+"""A run killed within a task resumes exactly."""
 
 from __future__ import annotations
 

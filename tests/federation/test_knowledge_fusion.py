@@ -1,4 +1,4 @@
-"""A fusion strategy as a strategy of Flower, used as somebody with a Flower app of their own would."""
+"""A fusion strategy in a Flower app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where clients of a process share a model, what they would all measure alike is measured once a round."""
+"""Clients with a shared model are evaluated once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files beside a run's checkpoints: a damaged one is made again, or refused by name."""
+"""Damaged files beside the checkpoints are rebuilt or refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FOT in whole runs: what it keeps, what it costs, where it is refused."""
+"""FOT in whole runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategies that average weights, whole or in part, against themselves by hand in float64, and at limits."""
+"""Strategies with averaged weights against float64 computations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was stopped, at any instant and in any way, ends as if it had not been."""
+"""A run stopped at any time resumes to the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD on a linear model against SCAFFOLD by hand, and what its server sends to whom."""
+"""SCAFFOLD on a linear model against a float64 computation."""
 
 from __future__ import annotations
 

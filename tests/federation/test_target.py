@@ -1,4 +1,4 @@
-"""TARGET in whole runs: what it is without rehearsal, what it costs, what it keeps, and what it refuses."""
+"""TARGET in whole runs."""
 
 from __future__ import annotations
 

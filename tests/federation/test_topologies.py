@@ -1,4 +1,4 @@
-"""Whole runs without a server: over all links like with one, and what is told and kept of links."""
+"""Whole runs on communication graphs."""
 
 from __future__ import annotations
 

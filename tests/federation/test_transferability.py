@@ -1,4 +1,4 @@
-"""Transferability maps in whole runs: they change nothing, come out the same, and are told of."""
+"""Transferability maps in whole runs."""
 
 from __future__ import annotations
 

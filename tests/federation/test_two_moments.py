@@ -1,4 +1,4 @@
-"""After own training and after guidance: two moments of the same clients, however often one looks."""
+"""Accuracies before and after fusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bandit`: a client draws its teachers, and draws again those after whom it did better."""
+"""`bandit`: clients draw teachers by their rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bottleneck: what codes lose, by singular values; when nothing is lost; and who sends whole logits when."""
+"""Bottleneck codes of logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`comd`: sample by sample, who does better teaches; and where a client lags it learns more often."""
+"""`comd`: the better client teaches each sample."""
 
 from __future__ import annotations
 

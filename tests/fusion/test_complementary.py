@@ -1,4 +1,4 @@
-"""`complementary`: who is right where the receiver is wrong teaches it, whoever is the better of the two."""
+"""`complementary`: weights by knowledge that the receiver lacks."""
 
 from __future__ import annotations
 

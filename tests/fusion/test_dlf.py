@@ -1,4 +1,4 @@
-"""`dlf`: neighbours move a client's logits as far as their own training has moved theirs."""
+"""`dlf`: logits move with the progress of neighbours."""
 
 from __future__ import annotations
 

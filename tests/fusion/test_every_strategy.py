@@ -1,4 +1,4 @@
-"""What every strategy promises, whatever is fused: each promise said once, for all of them."""
+"""Properties of every strategy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedGKT: the server's loss and the client's by hand, answers that are found by sample, and who answers."""
+"""FedGKT: losses of server and client against the formulas."""
 
 from __future__ import annotations
 

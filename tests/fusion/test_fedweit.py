@@ -1,4 +1,4 @@
-"""FedWeIT's exchange by hand: what is sent of a base, how it is averaged, who is lent which part."""
+"""FedWeIT's exchange against a hand computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters: what each weighs, by loops, and in which order they may come."""
+"""Filters: weights against loops, and their order."""
 
 from __future__ import annotations
 

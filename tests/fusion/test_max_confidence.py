@@ -1,4 +1,4 @@
-"""`max_confidence`: the most confident client teaches each sample, a less confident one never does."""
+"""`max_confidence`: the most confident client teaches each sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Message: what is asked and answered, who teaches, by loops; what it costs, and where it ends."""
+"""Message: questions, answers and traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mst`: a gate of each client's own learns where the client needs which of its nearest teachers."""
+"""`mst`: gates route samples to teachers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What FOT protects, and what it leaves of a step, against float64 numpy."""
+"""FOT's protected subspaces against float64 numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is listened to: softmax of distances, nearest, thresholds and the effective number of neighbours."""
+"""Weights of neighbours: softmax of distances, nearest and thresholds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short runs give the figures that lie in the repository, to within what another processor may change."""
+"""Short runs reproduce the recorded golden metrics."""
 
 from __future__ import annotations
 

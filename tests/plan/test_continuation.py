@@ -1,4 +1,4 @@
-"""What a run may go on with: the scenario it began with, or one of more rounds."""
+"""Resumed runs keep their scenario or add rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who hears whom: drawn from the seed, read from a file, refused where it cannot be."""
+"""Communication graphs from the seed or a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clients hold one model: by what a strategy shares, and in the figures of whole runs."""
+"""Clients that share one model."""
 
 from __future__ import annotations
 

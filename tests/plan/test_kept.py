@@ -1,4 +1,4 @@
-"""How many uploads lie in memory: by hand, and as a run keeps them."""
+"""The number of uploads in memory."""
 
 from __future__ import annotations
 

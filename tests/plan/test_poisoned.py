@@ -1,4 +1,4 @@
-"""Which clients are poisoned, whom they imitate, and who is counted."""
+"""The selection of poisoned clients and their victims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that nothing reads: each row of the table, and what was set over a file."""
+"""Keys without effect are refused."""
 
 from __future__ import annotations
 

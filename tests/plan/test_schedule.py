@@ -1,4 +1,4 @@
-"""Who takes part in which round, and which task each client learns then."""
+"""Participation and tasks of clients in every round."""
 
 from __future__ import annotations
 

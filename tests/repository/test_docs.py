@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is so: names, links, and blocks of code as far as can be told without running.
+"""README.md and docs/ match the package.
 
 What runs them is `test_docs_run.py`, by name: ``-m docs``.
 """

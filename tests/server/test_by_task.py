@@ -1,4 +1,4 @@
-"""Knowledge of a stream of tasks: each task by itself."""
+"""Knowledge of a stream is fused separately for each task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``fedkd check`` finds out about a strategy of somebody's own, by trying a round."""
+"""``fedkd check`` tries a round of a plug-in strategy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fusion of what filters leave: of strategies that mix, by hand; of others, as of those who are left."""
+"""Fusion of filtered knowledge."""
 
 from __future__ import annotations
 

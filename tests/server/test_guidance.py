@@ -1,4 +1,4 @@
-"""What strategies return is checked, and has its effect where it says."""
+"""Results of strategies are checked and applied."""
 
 from __future__ import annotations
 

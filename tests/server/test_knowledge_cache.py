@@ -1,4 +1,4 @@
-"""What the server keeps of clients that are at another task, or away."""
+"""The server's cache of knowledge from absent clients and other tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guidance waits for the next message, one's own and what was missed: the newest, once, and on disk once."""
+"""Guidance waits for the next message of a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that fuse what they hear: over all links like a server, over none alone, and what links carry."""
+"""Peer-to-peer fusion on a graph."""
 
 from __future__ import annotations
 

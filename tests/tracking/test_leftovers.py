@@ -1,4 +1,4 @@
-"""What killed processes leave is removed by the next one that holds the lock, and nothing else is."""
+"""The next lock holder removes files of killed processes."""
 
 from __future__ import annotations
 

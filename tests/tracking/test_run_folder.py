@@ -1,4 +1,4 @@
-"""Whose a run folder is: one run's at a time, and nobody's leavings lie in it."""
+"""A run folder belongs to one run at a time."""
 
 from __future__ import annotations
 

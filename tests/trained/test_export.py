@@ -1,4 +1,4 @@
-"""What is exported is loaded by what is exported along with it, and by nothing of fedkd's."""
+"""Exports load without fedkd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained client gives the answers that the run counted, and says what is wrong where it cannot."""
+"""Loaded clients reproduce the answers of their run."""
 
 from __future__ import annotations
 

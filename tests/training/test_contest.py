@@ -1,4 +1,4 @@
-"""Which executor is quicker, by a clock that tells what it was told to."""
+"""The measurement of the faster executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that are replayed: the same weights, losses and draws to the last bit as steps that are taken."""
+"""Replayed steps equal plain ones to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that are run together: what comes of each is what would come of it alone."""
+"""Vectorised jobs equal single ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search varies, as a file and as the command line say it."""
+"""Search spaces in files and on the command line."""
 
 from __future__ import annotations
 
