@@ -198,7 +198,7 @@ def test_a_straggler_makes_one_pass_over_its_share(share, rounded, scenario_with
         assert not np.array_equal(x, client.samples.work(7, 2)[0]), "others in another round"
 
 
-def test_the_number_of_stragglers_follows_the_setting(scenario_with):
+def test_stragglers_occur_with_their_probability(scenario_with):
     client = build(scenario_with({"stragglers": 0.3, "straggler_work": 0.5}), 0)
     slow = [client.samples.work(2, round)[2] == 1 for round in range(1, 401)]
     assert abs(np.mean(slow) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)

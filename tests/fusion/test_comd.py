@@ -74,7 +74,7 @@ def test_the_best_client_of_a_sample_is_its_own_teacher() -> None:
     assert_array_equal(alone.targets, q[:1])
 
 
-def test_without_labels_dissenting_clients_learn() -> None:
+def test_the_majority_teaches_without_labels() -> None:
     logits = np.array([[[3, 0, 0]], [[3, 0, 0]], [[0, 0, 3]]], dtype=np.float32)
     blind, seeing = CoMD(), CoMD(judge="labels")
     assert blind.capabilities.needs == frozenset() and seeing.capabilities.needs == {"transfer_labels"}

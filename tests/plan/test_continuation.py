@@ -59,7 +59,7 @@ def test_rounds_may_increase_and_not_decrease(began, digits_scenario):
         ({"fusion": {"strategy": "fedkd_wu"}}, 1, "what 'fedkd_wu' did in them"),
     ],
 )
-def test_runs_whose_schedule_depends_on_rounds_cannot_be_extended(tables, done, reason, digits_scenario):
+def test_runs_that_depend_on_rounds_cannot_be_extended(tables, done, reason, digits_scenario):
     tables = digits_scenario | tables
     began = decisive(parse_scenario(tables))
     with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be made longer: {reason}"):

@@ -182,7 +182,7 @@ def test_a_shared_schedule_equals_one_computed_per_client():
     assert [span.task for span in shared] == [*range(T)] * 2
 
 
-def test_no_random_numbers_are_drawn_without_absences():
+def test_without_absences_all_clients_share_one_schedule():
     assert schedule_of().courses == (tuple(Span(t, 2 * t + 1, 2 * t + 2) for t in range(T)),)
 
 
