@@ -59,7 +59,7 @@ def copied(ran, tmp_path) -> Path:
     return Path(shutil.copytree(ran.folder, tmp_path / "out"))
 
 
-def test_end_to_end(ran):
+def test_a_bench_runs_all_cells_and_writes_its_results(ran):
     result, out = ran, ran.folder
     assert result.folder == out and not result.failed and len(result.cells) == 4
     assert {path.name for path in out.iterdir()} >= {
@@ -88,7 +88,7 @@ def test_end_to_end(ran):
     ]
 
 
-def test_the_table_is_made_of_the_summaries(ran):
+def test_the_table_averages_the_summaries_of_its_cells(ran):
     values = {}
     for cell in ran.cells:
         final = json.loads((cell.folder / "summary.json").read_text())["final"]
@@ -98,7 +98,7 @@ def test_the_table_is_made_of_the_summaries(ran):
     assert f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" in row
 
 
-def test_cells_csv_says_what_each_cell_cost(ran):
+def test_cells_csv_lists_the_cost_of_each_cell(ran):
     out = ran.folder
     with (out / "cells.csv").open() as file:
         cells = list(csv.DictReader(file))
@@ -113,7 +113,7 @@ def test_cells_csv_says_what_each_cell_cost(ran):
     assert all(float(row["seconds"]) > 0 and (out / row["folder"]).is_dir() for row in cells)
 
 
-def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, copied):
+def test_a_second_call_runs_nothing_and_writes_the_same_files(in_turn, copied):
     out = copied
     files = [path for path in out.rglob("*") if path.is_file() and "runs" not in path.relative_to(out).parts]
     before, content = stamps(out), {path: path.read_bytes() for path in files}
@@ -122,7 +122,7 @@ def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, copied):
     assert {path: path.read_bytes() for path in files} == content
 
 
-def test_only_what_is_missing_runs(in_turn, copied, monkeypatch):
+def test_only_missing_cells_run(in_turn, copied, monkeypatch):
     out = copied
     monkeypatch.setattr("fedkd.report.draw_figures", lambda *arguments: None)
     before = stamps(out)
@@ -138,7 +138,7 @@ def test_only_what_is_missing_runs(in_turn, copied, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ray", "inline"])
-def test_cells_run_side_by_side_whatever_the_engine_of_the_base(kind, tables, write, tmp_path, monkeypatch):
+def test_cells_run_in_parallel_under_every_engine_of_the_base(kind, tables, write, tmp_path, monkeypatch):
     @contextmanager
     def on_ray(engine, progress):
         yield SimpleNamespace(run=lambda jobs, work: run(jobs, progress, work))
@@ -154,7 +154,7 @@ def test_cells_run_side_by_side_whatever_the_engine_of_the_base(kind, tables, wr
     assert seen == [2]
 
 
-def test_an_interrupted_cell_goes_on_from_its_checkpoint(in_turn, tmp_path):
+def test_an_interrupted_cell_resumes_from_its_checkpoint(in_turn, tmp_path):
     rounds = ["rounds=5"]
     whole = bench(in_turn, out=tmp_path / "whole", overrides=rounds)
     plan = plan_bench(in_turn, rounds, tmp_path / "broken")
@@ -180,7 +180,7 @@ def diverging(tables) -> dict:
     return tables | {"baseline": {}}
 
 
-def test_a_cell_that_fails_is_recorded_and_stops_no_other(diverging, write, tmp_path, capsys):
+def test_a_failed_cell_is_recorded_and_the_others_run(diverging, write, tmp_path, capsys):
     out = tmp_path / "out"
     path = write(diverging | {"parallel": False})
     assert main(["bench", str(path), "--out", str(out)]) == 3
@@ -220,7 +220,7 @@ class Crash(FedMD):
 
 
 @pytest.mark.alone
-def test_a_cell_that_takes_its_worker_with_it(tables, write, tmp_path, ray_session):
+def test_a_cell_that_kills_its_worker_is_recorded_as_failed(tables, write, tmp_path, ray_session):
     (tmp_path / "crash.py").write_text(CRASH)
     tables |= {"grid": {"fusion.strategy": ["crash:Crash", "local"]}, "seeds": 1}
     result = bench(write(tables), out=tmp_path / "out")
@@ -228,13 +228,13 @@ def test_a_cell_that_takes_its_worker_with_it(tables, write, tmp_path, ray_sessi
     assert all("its Ray worker died" in cell.outcome.error for cell in result.failed)
 
 
-def test_more_than_the_cluster_has(tables, write, tmp_path, ray_session, capsys):
+def test_more_cpus_than_the_cluster_has_are_refused(tables, write, tmp_path, ray_session, capsys):
     path = write(tables | {"set": {"engine.cpus_per_actor": 64.0}})
     assert main(["bench", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "engine.cpus_per_actor: asks for 64 CPUs" in capsys.readouterr().err
 
 
-def test_a_cell_whose_scenario_was_edited_is_not_gone_on_with(tmp_path, digits_toml):
+def test_an_edited_cell_is_not_resumed(tmp_path, digits_toml):
     scenario, folder = load_scenario(digits_toml), tmp_path / "cell"
     with pytest.raises(Interrupted):
         fedkd.run(scenario, out=folder, observers=[StopInRound(1)])
@@ -244,14 +244,14 @@ def test_a_cell_whose_scenario_was_edited_is_not_gone_on_with(tmp_path, digits_t
     assert outcome.status == "failed" and "training.lr was 0.01 and is 0.5" in outcome.error
 
 
-def test_a_cell_that_cannot_start_is_an_outcome_with_its_text(tmp_path, digits_toml):
+def test_a_cell_that_cannot_start_fails_with_its_error_text(tmp_path, digits_toml):
     (tmp_path / "cell" / "scenario.toml").mkdir(parents=True)  # neither a run nor room for one
     outcome = run_cell(load_scenario(digits_toml).model_dump_json(), str(tmp_path / "cell"))
     assert outcome.status == "failed" and outcome.error
     assert (tmp_path / "cell" / "error.txt").read_text()
 
 
-def test_dry_run_says_what_there_is_to_do_and_how_it_knows(ran, in_turn, tmp_path, capsys):
+def test_a_dry_run_lists_the_work_and_the_source_of_its_estimate(ran, in_turn, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["bench", str(in_turn), "--out", str(out), "--dry-run"]
     assert main(words) == 0
@@ -271,7 +271,7 @@ def test_dry_run_says_what_there_is_to_do_and_how_it_knows(ran, in_turn, tmp_pat
 @pytest.mark.parametrize(
     "running", [pytest.param(1, id="in turn"), pytest.param(2, id="on Ray", marks=pytest.mark.alone)]
 )
-def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tmp_path, request):
+def test_ctrl_c_saves_running_cells_and_names_the_resume_command(running, tables, write, tmp_path, request):
     path, out = write(tables | {"parallel": running > 1}), tmp_path / "out"
     words = ["--set", "rounds=5000", "checkpoint_every=5000", "engine.cpus_per_actor=0.5"]
     if running > 1:  # as one more driver of the cluster that is there
@@ -290,7 +290,7 @@ def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tm
     assert len(list(out.glob("runs/*/checkpoints/round-*"))) >= running
 
 
-def test_a_killed_bench_has_the_page_of_the_cells_that_are_done(copied, capsys):
+def test_a_killed_bench_has_a_page_of_its_finished_cells(copied, capsys):
     whole = read_study(copied)
     for name in ("study.json", "cells.csv", "report.html"):
         (copied / name).unlink(missing_ok=True)
@@ -303,7 +303,7 @@ def test_a_killed_bench_has_the_page_of_the_cells_that_are_done(copied, capsys):
     assert capsys.readouterr().err == f"error: {copied}: no cell of the bench is done yet\n"
 
 
-def test_cells_that_are_newer_than_the_study_are_in_the_page(copied):
+def test_the_page_includes_cells_newer_than_the_study(copied):
     assert study_so_far(copied) is None, "the study has them all"
     whole = read_study(copied)
     os.utime(copied / "study.json", (0, 0))
@@ -323,7 +323,7 @@ def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):
 
 
 @pytest.mark.parametrize("samples", [[5000, 60], [60, 5000]], ids=["the first", "another"])
-def test_a_cell_that_cannot_run_is_named_by_a_dry_run_too(samples, tables, write, tmp_path, capsys):
+def test_a_dry_run_names_cells_that_cannot_run(samples, tables, write, tmp_path, capsys):
     tables |= {"grid": {"data.partition.samples_per_client": samples}, "baseline": {}, "seeds": 1}
     path, errors = write(tables), []
     for more in (["--dry-run"], []):
@@ -333,7 +333,7 @@ def test_a_cell_that_cannot_run_is_named_by_a_dry_run_too(samples, tables, write
     assert errors[0] == errors[1] and errors[0].startswith(where) and errors[0].count("\n") == 1
 
 
-def test_rounds_that_wait_for_nobody_are_estimated_by_their_uploads(write, tables, tmp_path, monkeypatch):
+def test_asynchronous_rounds_are_estimated_by_their_uploads(write, tables, tmp_path, monkeypatch):
     def timed(scenario_json, folder, observers):
         with suppress(KeyboardInterrupt):
             for round, seconds in ((1, 9.0), (2, 3.0), (3, 50.0)):

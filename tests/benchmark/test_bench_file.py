@@ -28,7 +28,9 @@ MALFORMED = {
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry-run"])
 @pytest.mark.parametrize(("changes", "message"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_malformed(changes, message, dry, write, tables, tmp_path, capsys):
+def test_malformed_bench_files_are_refused_in_one_line(
+    changes, message, dry, write, tables, tmp_path, capsys
+):
     tables = {key: value for key, value in (tables | changes).items() if value is not None}
     path = write(tables)
     status = main(["bench", str(path), "--out", str(tmp_path / "out"), *dry])
@@ -38,7 +40,7 @@ def test_malformed(changes, message, dry, write, tables, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_data_is_found_before_anything_runs(write, tables, tmp_path, capsys):
+def test_an_unknown_data_set_is_refused_before_any_run(write, tables, tmp_path, capsys):
     tables["grid"]["data.partition.min_samples"] = [10, 60]
     tables["grid"]["data.partition.samples_per_client"] = [60, 5000]
     path = write(tables)
@@ -50,6 +52,6 @@ def test_unknown_data_is_found_before_anything_runs(write, tables, tmp_path, cap
     assert not any((tmp_path / "out" / "runs").iterdir())
 
 
-def test_not_a_bench_file(tmp_path, capsys):
+def test_other_files_are_refused_as_bench_files(tmp_path, capsys):
     assert main(["bench", str(tmp_path / "nowhere.toml")]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A bench folder holds one bench, and what is left of its cells is what they wrote."""
+"""A bench folder holds one bench and the files of its cells."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     ids=["another set", "fewer seeds", "other seeds", "fewer values", "two keys", "another name"],
 )
 @pytest.mark.parametrize("dry", [False, True], ids=["run", "dry run"])
-def test_a_folder_of_another_bench_is_refused_and_left_alone(
+def test_a_folder_of_another_bench_is_refused_and_unchanged(
     dry, words, changes, said, write_changed, copied, capsys
 ):
     before = content(copied)
@@ -75,7 +75,7 @@ def test_a_folder_of_another_bench_is_refused_and_left_alone(
     assert content(copied) == before
 
 
-def test_a_bench_that_has_grown_goes_on(write_changed, copied):
+def test_a_bench_with_added_cells_resumes(write_changed, copied):
     done = {path.name for path in (copied / "runs").iterdir()}
     path = write_changed(seeds=3, grid={"fusion.strategy": ["knfu", "fedmd", "local"]}, metrics=["seconds"])
     stamps = {name: (copied / "runs" / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
@@ -123,7 +123,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("name", "harm"), READABLE + UNREADABLE)
-def test_damage_of_what_a_bench_has_run_is_noticed(name, harm, ran, tmp_path):
+def test_damaged_files_of_a_bench_cell_are_noticed(name, harm, ran, tmp_path):
     folder = Path(shutil.copytree(ran.cells[0].folder, tmp_path / "run"))
     assert read_summary(folder) is not None
     harm(folder / name)
@@ -131,7 +131,7 @@ def test_damage_of_what_a_bench_has_run_is_noticed(name, harm, ran, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "harm"), UNREADABLE)
-def test_so_is_what_cannot_be_read_of_what_something_else_has_run(name, harm, ran, tmp_path):
+def test_unreadable_files_of_a_run_without_digests_are_noticed(name, harm, ran, tmp_path):
     folder = Path(shutil.copytree(ran.cells[0].folder, tmp_path / "run"))
     (folder / "digests.json").unlink()
     assert read_summary(folder) is not None
@@ -140,7 +140,7 @@ def test_so_is_what_cannot_be_read_of_what_something_else_has_run(name, harm, ra
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
-def test_a_damaged_cell_is_told_of_and_runs_anew(name, ran, write_changed, copied, capsys):
+def test_a_damaged_cell_is_reported_and_runs_again(name, ran, write_changed, copied, capsys):
     path = write_changed()
     damaged, *others = (copied / "runs" / cell.cell.folder_name for cell in ran.cells)
     whole = (damaged / "metrics.jsonl").read_bytes()
@@ -160,7 +160,7 @@ def test_a_damaged_cell_is_told_of_and_runs_anew(name, ran, write_changed, copie
     assert json.loads((damaged / "summary.json").read_text())["status"] == "done"
 
 
-def test_what_a_failed_cell_has_left_is_in_nobodys_way(tables, write, tmp_path):
+def test_leftovers_of_a_failed_cell_do_no_harm(tables, write, tmp_path):
     changes: dict[str, Any] = {"grid": {"training.lr": [0.01, 1e30]}, "baseline": {}, "seeds": 1}
     path = write(tables | {"parallel": False} | changes)
     failed = bench(path, out=tmp_path / "out").failed[0]

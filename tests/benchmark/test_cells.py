@@ -33,7 +33,7 @@ def test_every_combination_is_a_cell_and_the_first_seed_comes_first(write, table
         assert cell.scenario.data.partition.samples_per_client == 60
 
 
-def test_the_hash_does_not_depend_on_where_and_how_a_cell_runs(write, tables):
+def test_the_hash_ignores_the_place_and_engine_of_a_cell(write, tables):
     here = cells_of(write, tables)
     tables["scenario"] |= {"name": "other", "checkpoint_every": 1}
     tables["scenario"]["engine"] = {"kind": "inline", "cpus_per_actor": 2.0}
@@ -44,7 +44,7 @@ def test_the_hash_does_not_depend_on_where_and_how_a_cell_runs(write, tables):
 
 
 @pytest.mark.parametrize("override", ["training.lr=0.02", "rounds=3", "data.transfer.size=61", "seeds=[5,6]"])
-def test_the_hash_depends_on_what_decides_the_result(override, write, tables):
+def test_the_hash_depends_on_result_relevant_keys(override, write, tables):
     before = {cell.hash for cell in cells_of(write, tables)}
     assert before.isdisjoint(cell.hash for cell in cells_of(write, tables, [override]))
 
@@ -125,7 +125,7 @@ def test_variants_name_sets_of_keys(write, tables):
     assert knfu.scenario.name == "KnFu-2-seed1"
 
 
-def test_set_on_the_command_line_has_the_last_word(write, tables):
+def test_command_line_values_override_the_bench_file(write, tables):
     tables["set"] = {"rounds": 7, "training": {"lr": 0.5}}
     cells = cells_of(write, tables, ["rounds=9", "seeds=1"])
     assert len(cells) == 2
@@ -140,7 +140,7 @@ def test_axes_can_be_set_on_the_command_line(write, tables):
     assert {cell.scenario.fusion.strategy for cell in cells} == {"local"}
 
 
-def test_what_is_compared(write, tables):
+def test_the_compared_axis_follows_the_baseline_and_the_strategy(write, tables):
     tables["grid"]["data.partition.alpha"] = [0.5, 5]
     bench = load_bench(write(tables | {"baseline": {"data.partition.alpha": 5}}))
     axes = make_axes(bench)
@@ -203,7 +203,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("changes", "message"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_cannot_run_is_refused_with_its_cell(changes, message, write, tables):
+def test_impossible_cells_are_refused_by_name(changes, message, write, tables):
     with pytest.raises(UserError) as caught:
         cells_of(write, tables | changes)
     assert str(caught.value).startswith(str(write(tables))) and message in str(caught.value)
@@ -222,7 +222,7 @@ def test_a_baseline_must_be_a_cell(baseline, message, write, tables):
         resolve_baseline(bench, make_axes(bench))
 
 
-def test_one_axis_of_a_run_cannot_be_set_for_all(write, tables):
+def test_an_axis_cannot_be_set_for_all_cells(write, tables):
     with pytest.raises(UserError, match=r"fusion\.strategy: varies along the axis"):
         cells_of(write, tables, ["fusion.strategy=fedmd"])
     of_clients = {"small": {"clients": [{"model": "mlp", "args": {"hidden": [3]}}]}, "usual": {}}
@@ -231,7 +231,7 @@ def test_one_axis_of_a_run_cannot_be_set_for_all(write, tables):
 
 
 @pytest.mark.parametrize("seeds", [10**9, 2**62])
-def test_a_bench_of_more_cells_than_can_be_is_refused_before_they_are_made(seeds, tables, write):
+def test_too_many_cells_are_refused_before_they_are_made(seeds, tables, write):
     bench = load_bench(write(tables | {"seeds": seeds}))
     with pytest.raises(
         UserError, match=f"seeds: {seeds:,} seeds for each combination make .* at most 100,000"

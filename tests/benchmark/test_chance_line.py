@@ -1,4 +1,4 @@
-"""A bench tells of the cells in which clients learned nothing."""
+"""A bench names the cells with clients at chance level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cell(label: str, *clients: int) -> FinishedCell:
     return FinishedCell(SimpleNamespace(label=label), Path(label), Outcome("done"), summary)  # type: ignore[arg-type]
 
 
-def test_cells_are_named_up_to_three_and_the_rest_counted():
+def test_up_to_three_cells_are_named_and_the_rest_counted():
     assert chance_line([cell("a"), cell("b")]) is None
     line = chance_line([cell("a"), cell("b", 4, 4), cell("c", 1, 2, 3)])
     assert line is not None and line.startswith("warning: in 2 of 3 cells ")
@@ -23,6 +23,6 @@ def test_cells_are_named_up_to_three_and_the_rest_counted():
     assert line is not None and "c (1 client) and 2 more; their" in line
 
 
-def test_summaries_of_before_say_nothing():
+def test_summaries_of_earlier_releases_give_no_warning():
     old = FinishedCell(SimpleNamespace(label="a"), Path("a"), Outcome("done"), {"final": {}})  # type: ignore[arg-type]
     assert chance_line([old]) is None

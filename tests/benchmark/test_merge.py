@@ -37,7 +37,7 @@ def test_lists_are_replaced_and_stepped_into():
         merged(BASE, {"rounds.x": 1})
 
 
-def test_the_base_is_left_alone():
+def test_merging_leaves_the_base_unchanged():
     before = {**BASE, "fusion": dict(BASE["fusion"])}
     merged(BASE, {"fusion.beta": 1.0, "clients.0.model": "mlp"})
     assert before == BASE

@@ -1,4 +1,4 @@
-"""What a bench's cells find on other machines."""
+"""Checks of folders, data and plug-ins on other machines of a bench."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def job(tables: dict[str, Any], **changes: Any) -> str:
     return parse_plan(tables | changes).scenario.model_dump_json()
 
 
-def test_a_folder_that_is_another_one_is_told_of(digits_scenario, tmp_path):
+def test_a_different_folder_on_a_node_is_reported(digits_scenario, tmp_path):
     told = inspect_node(job(digits_scenario), str(tmp_path))
     assert told.trouble == f"does not see {tmp_path}; put the bench on a disk that all nodes share"
     (tmp_path / MARK).touch()
     assert inspect_node(job(digits_scenario), str(tmp_path)).trouble == ""
 
 
-def test_data_are_told_apart_by_what_is_in_them(digits_scenario):
+def test_data_sets_are_distinguished_by_their_content(digits_scenario):
     place = inspect_node(job(digits_scenario))
     data = load_data(parse_plan(digits_scenario).scenario)
     assert place.data == data_digest(data)
@@ -38,7 +38,7 @@ def test_data_are_told_apart_by_what_is_in_them(digits_scenario):
     assert data_digest(data) != place.data
 
 
-def test_so_are_those_of_a_stream(digits_scenario):
+def test_data_sets_of_a_stream_are_distinguished_by_content(digits_scenario):
     tasks = {"kind": "split", "count": 2, "classes_per_task": 3}
     digits_scenario["data"]["partition"] = {"scheme": "iid", "samples_per_client": 40}
     digits_scenario["data"]["transfer"]["size"] = 20
@@ -48,14 +48,14 @@ def test_so_are_those_of_a_stream(digits_scenario):
     assert places[0] == places[1] != places[2] and not places[0].trouble
 
 
-def test_a_plug_in_that_is_not_there_is_told_of(digits_scenario):
+def test_a_missing_plug_in_on_a_node_is_reported(digits_scenario):
     gone = parse_plan(digits_scenario).scenario.model_copy(update={"plugins": ["gone_from_there"]})
     trouble = inspect_node(gone.model_dump_json()).trouble
     assert trouble.startswith("cannot run a cell: plugins.0: cannot import 'gone_from_there'")
 
 
 @pytest.mark.slow
-def test_all_nodes_are_asked(digits_scenario, tmp_path, monkeypatch, ray_session):
+def test_all_nodes_are_checked(digits_scenario, tmp_path, monkeypatch, ray_session):
     """With this machine in place of another one."""
     cluster = RayCluster(alive_nodes(), owned=False)
     monkeypatch.setattr(module, "other_nodes", lambda engine, cluster, share: list(cluster.nodes))

@@ -17,7 +17,7 @@ def cells(write, tables):
     return make_cells(load_bench(write(tables)))
 
 
-def test_the_pace_looks_at_similar_cells_first(cells):
+def test_the_time_estimate_prefers_similar_cells(cells):
     local, knfu, *later = cells
     pace = CellPace(compared=("fusion.strategy",))
     assert pace.of_all(later) is None
@@ -27,7 +27,7 @@ def test_the_pace_looks_at_similar_cells_first(cells):
     assert [pace.of(cell) for cell in later] == [2.0, 10.0]
 
 
-def test_plain_lines(cells):
+def test_progress_is_printed_as_plain_lines(cells):
     stream = io.StringIO()
     progress = PlainProgress(stream, cells[1:], 1, ("fusion.strategy",))
     progress.slots(2)
@@ -43,7 +43,7 @@ def test_plain_lines(cells):
     assert third.endswith("(3/4 done, 1 failed)")
 
 
-def test_live_display(cells):
+def test_progress_is_shown_as_a_live_table(cells):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     progress = LiveProgress(console, cells, 0, ("fusion.strategy",))
     progress.slots(1)

@@ -1,4 +1,4 @@
-"""Metrics of streams that need a second run: cells beside those with a reference learner."""
+"""Metrics of streams that need a reference run with another learner."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def mean_difference(cell, other, *test):
     return sum(drops) / len(drops)
 
 
-def test_they_are_those_worked_out_from_what_the_cells_recorded(write, stream_tables, tmp_path):
+def test_reference_metrics_follow_from_recorded_cells(write, stream_tables, tmp_path):
     stream_tables["metrics"] = ["bwt", *RELATIVE, "intransigence_class_incremental"]
     out = tmp_path / "out"
     result = bench(write(stream_tables), out=out)
@@ -104,7 +104,7 @@ def test_they_are_those_worked_out_from_what_the_cells_recorded(write, stream_ta
             assert all(float(row[name]) == pytest.approx(final[name]) for name in RELATIVE)
 
 
-def test_without_references_there_are_none(write, stream_tables, tmp_path):
+def test_cells_without_references_have_no_reference_metrics(write, stream_tables, tmp_path):
     stream_tables |= {"seeds": 1, "metrics": ["bwt", *RELATIVE]}
     stream_tables["grid"] = {"continual.learner": ["naive", "single"]}
     result = bench(write(stream_tables), out=tmp_path / "out")
@@ -142,7 +142,7 @@ def test_references_are_found_among_named_variants(write, stream_tables, tmp_pat
     assert one != other
 
 
-def test_what_is_no_reference(write, stream_tables, tmp_path):
+def test_ambiguous_foreign_and_failed_cells_are_no_references(write, stream_tables, tmp_path):
     """Two joint learners leave open which is meant; nothing compares with other tasks or with a failure."""
     tables = stream_tables | {"seeds": 1, "grid": {}}
     joint = {"continual.learner": "joint"}

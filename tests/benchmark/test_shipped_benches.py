@@ -1,4 +1,4 @@
-"""Every shipped bench says what it shows, and could run."""
+"""Every shipped bench has a description and passes a dry run."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def drawn_once(monkeypatch):
     monkeypatch.setattr("fedkd.report.style.FORMATS", {"svg": FORMATS["svg"]})
 
 
-def test_there_are_benches():
+def test_the_repository_ships_benches():
     assert {path.stem for path in PATHS} > RUN
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_is_described_and_named_like_its_file(path, plan_of):
+def test_a_shipped_bench_has_a_description_and_the_name_of_its_file(path, plan_of):
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line for line in lines if line.startswith("# "))
     assert lines[0].startswith("# ") and "on 2 cores" in comment
@@ -70,7 +70,9 @@ def test_is_described_and_named_like_its_file(path, plan_of):
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in RUN], ids=lambda path: path.stem)
-def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, monkeypatch):
+def test_a_shipped_bench_passes_a_dry_run(
+    path, plan_of, tmp_path, capsys, small_data_root, read_once, monkeypatch
+):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
     axes = {axis.name for axis in plan_of(path).axes}
     short = [
@@ -86,7 +88,7 @@ def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, mo
 
 
 @pytest.mark.usefixtures("paged", "drawn_once")
-def test_quickstart_shortened(tmp_path):
+def test_a_shortened_quickstart_bench_runs(tmp_path):
     result = bench(
         FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
     )
@@ -97,7 +99,7 @@ def test_quickstart_shortened(tmp_path):
 
 @pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("name", SHORT_STREAMS)
-def test_streams_shortened(name, plan_of, tmp_path, small_data_root, read_once, monkeypatch):
+def test_a_shortened_stream_bench_runs(name, plan_of, tmp_path, small_data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
     path, own = FOLDER / f"{name}.toml", SHORT_STREAMS[name]
     varied = {key for axis in plan_of(path).axes for level in axis.levels for key in level.changes}
@@ -114,7 +116,7 @@ def test_streams_shortened(name, plan_of, tmp_path, small_data_root, read_once, 
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_strategies_stand_between_their_baselines(path, plan_of):
+def test_benches_list_strategies_between_their_baselines(path, plan_of):
     """Whatever else varies, every table over strategies has learning alone and learning on all samples.
 
     With a stream the latter is a learner, `joint`, and no strategy.
@@ -131,13 +133,13 @@ def test_strategies_stand_between_their_baselines(path, plan_of):
         assert all(strategies >= ends for strategies in blocks.values())
 
 
-def test_every_strategy_is_in_the_benches_of_all(plan_of):
+def test_the_full_benches_include_every_strategy(plan_of):
     """But for those that need a stream of tasks, or a graph."""
     benches = [plan_of(FOLDER / f"every-strategy-{kind}.toml") for kind in ("mixed", "alike")]
     named = {cell.scenario.fusion.strategy for plan in benches for cell in plan.cells}
     assert set(STRATEGIES.builtin) - named == {"fedmask", "fedweit", "gossip", "target"}
 
 
-def test_every_learner_is_in_the_bench_of_all(plan_of):
+def test_the_full_bench_includes_every_learner(plan_of):
     cells = plan_of(FOLDER / "learners-split-mnist.toml").cells
     assert {cell.scenario.continual.learner for cell in cells} == set(LEARNERS.builtin)

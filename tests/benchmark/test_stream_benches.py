@@ -40,7 +40,7 @@ def default_metrics(write, tables):
     return shown_metrics(found, make_cells(found))
 
 
-def test_what_is_shown_follows_the_heads(write, stream_tables, tables):
+def test_shown_metrics_follow_the_heads(write, stream_tables, tables):
     def average(*protocols):
         return tuple(f"average_accuracy_{protocol}_incremental" for protocol in protocols)
 
@@ -53,12 +53,12 @@ def test_what_is_shown_follows_the_heads(write, stream_tables, tables):
     assert default_metrics(write, stream_tables | {"metrics": ["fwt_local"]}) == ("fwt_local",)
 
 
-def test_without_a_stream_accuracies_are_shown(write, tables):
+def test_accuracies_are_shown_without_a_stream(write, tables):
     moments = ("accuracy_before_fusion", "accuracy")
     assert default_metrics(write, tables) == tuple(f"{m}_{s}" for s in ("local", "global") for m in moments)
 
 
-def test_end_to_end(write, stream_tables, tmp_path):
+def test_a_stream_bench_runs_from_end_to_end(write, stream_tables, tmp_path):
     out = tmp_path / "out"
     result = bench(write(stream_tables), out=out)
     assert not result.failed and len(result.cells) == 4
@@ -93,7 +93,7 @@ def test_end_to_end(write, stream_tables, tmp_path):
     assert float(row["bwt"]) == pytest.approx(runs["naive", 1].final["bwt"]) and row["peak_bytes"] == "0.0"
 
 
-def test_figures_of_learners_can_be_shown(write, stream_tables, tmp_path):
+def test_metrics_of_learners_can_be_shown(write, stream_tables, tmp_path):
     stream_tables |= {"seeds": 1, "grid": {"continual.learner": ["naive", "exssnet"]}}
     result = bench(write(stream_tables | {"metrics": ["free_share_train"]}), out=tmp_path / "out")
     naive, exssnet = result.study.runs
@@ -102,7 +102,7 @@ def test_figures_of_learners_can_be_shown(write, stream_tables, tmp_path):
     assert 0.8 < exssnet.final["free_share_train"] < 1.0
 
 
-def test_a_learner_that_cannot_run_is_found_before_anything_does(write, stream_tables, tmp_path, capsys):
+def test_an_unsupported_learner_is_refused_before_any_run(write, stream_tables, tmp_path, capsys):
     stream_tables["variants"] = {
         "learner": {"naive": {}, "gpm": {"continual.learner": "gpm", "continual.threshold": [0.9]}}
     }
@@ -127,7 +127,7 @@ def test_the_time_of_a_stream_is_estimated_from_its_first_round(write, stream_ta
     ("name", "words"),
     [("bwtt", "did you mean 'bwt'?"), ("plasticity", "and of streams average_accuracy, bwt, forgetting")],
 )
-def test_misspelt_continual_metrics_are_told(name, words, write, stream_tables, capsys):
+def test_misspelt_continual_metrics_are_refused(name, words, write, stream_tables, capsys):
     path = write(stream_tables | {"metrics": [name]})
     assert main(["bench", str(path), "--dry-run"]) == 2
     assert words in capsys.readouterr().err

@@ -137,7 +137,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_input_is_one_line_and_status_2(case, digits_toml, tmp_path, capsys, fake_run):
+def test_malformed_input_gives_one_line_and_status_2(case, digits_toml, tmp_path, capsys, fake_run):
     words, expected = MALFORMED[case]
     broken = tmp_path / "broken.toml"
     broken.write_text("name = 'x'\nrounds = = 3\n")
@@ -163,7 +163,7 @@ def test_malformed_input_is_one_line_and_status_2(case, digits_toml, tmp_path, c
     assert not fake_run, "the run must not start"
 
 
-def test_run_hands_over_the_scenario_the_folder_and_a_display(digits_toml, tmp_path, capsys, fake_run):
+def test_run_passes_on_the_scenario_the_folder_and_a_display(digits_toml, tmp_path, capsys, fake_run):
     words = ["run", digits_toml, "--out", tmp_path / "out", "--engine", "ray", "--seed", "5", "--quiet"]
     status, out, err = run_main(capsys, *words, "--set", "rounds=3", "fusion.beta=2", "--set", "name=other")
     assert (status, out, err) == (0, "", "")
@@ -179,7 +179,7 @@ def test_the_file_may_follow_the_overrides(digits_toml, capsys, fake_run):
     assert status == 0 and fake_run["run"][0][0].scenario.rounds == 3 and fake_run["run"][1]["out"] is None
 
 
-def test_resume_hands_over_the_folder(tmp_path, capsys, fake_run):
+def test_resume_passes_on_the_folder(tmp_path, capsys, fake_run):
     assert run_main(capsys, "resume", tmp_path, "--quiet")[0] == 0
     assert fake_run["resume"][0] == (tmp_path,)
 
@@ -198,7 +198,7 @@ def test_resume_hands_over_the_folder(tmp_path, capsys, fake_run):
         ),
     ],
 )
-def test_every_kind_of_failure_has_its_status_and_one_line(
+def test_every_kind_of_error_has_its_status_and_one_line(
     error, status, expected, digits_toml, capsys, fake_run, monkeypatch
 ):
     monkeypatch.delenv("FEDKD_TRACEBACK", raising=False)
@@ -208,14 +208,14 @@ def test_every_kind_of_failure_has_its_status_and_one_line(
     assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
 
 
-def test_the_traceback_of_an_internal_error_is_there_for_the_asking(digits_toml, fake_run, monkeypatch):
+def test_the_traceback_of_an_internal_error_is_shown_on_request(digits_toml, fake_run, monkeypatch):
     monkeypatch.setenv("FEDKD_TRACEBACK", "1")
     fake_run["raises"] = ZeroDivisionError("x")
     with pytest.raises(ZeroDivisionError):
         main(["run", str(digits_toml)])
 
 
-def test_check_tells_what_a_run_would_do(digits_toml, capsys):
+def test_check_describes_the_run(digits_toml, capsys):
     status, out, err = run_main(capsys, "check", digits_toml)
     assert (status, err) == (0, "")
     assert out.endswith("ok\n")
@@ -228,7 +228,7 @@ def test_check_tells_what_a_run_would_do(digits_toml, capsys):
     assert re.search(r"a client sees \d+(\.5)? of 10 classes, effectively \d\.\d \(medians\)", out)
 
 
-def test_check_says_how_many_clients_live_where_it_is_not_all(digits_toml, capsys):
+def test_check_states_the_number_of_clients_in_memory(digits_toml, capsys):
     assert "in memory" not in run_main(capsys, "check", digits_toml)[1]
     _, out, _ = run_main(capsys, "check", digits_toml, "--set", "engine.live_clients=2")
     # The model's 220,840 bytes, 60 * 10 numbers of guidance, and what a client takes besides.
@@ -260,13 +260,13 @@ def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
     assert status == 0 and expected in out
 
 
-def test_check_words_label_skew():
+def test_check_describes_label_skew():
     shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
     assert skew(shares) == "2 of 4 classes a client, effective number 2.0 (medians)"
     assert skew(shares[2:]).startswith("4 of 4 classes a client, effective number 4.0")
 
 
-def test_check_estimates_what_a_run_counts(digits_toml, tmp_path, capsys):
+def test_check_estimates_the_bytes_that_a_run_counts(digits_toml, tmp_path, capsys):
     words = ["--set", "fusion.strategy=flwr:FedAvg", "clients_per_round=2", "rounds=1"]
     estimate = run_main(capsys, "check", digits_toml, *words)[1]
     assert run_main(capsys, "run", digits_toml, "--out", tmp_path / "out", "--quiet", *words)[0] == 0
@@ -306,7 +306,7 @@ def test_check_schema_needs_no_file(capsys):
         ("datasets", ["digits", "fashion-mnist", "image-folder"]),
     ],
 )
-def test_list_names_what_there_is(what, expected, capsys):
+def test_list_names_all_parts(what, expected, capsys):
     status, out, err = run_main(capsys, "list", what)
     assert (status, err) == (0, "")
     for text in expected:
@@ -322,19 +322,19 @@ def test_list_names_what_there_is(what, expected, capsys):
         ("models", "mlp", ["mlp ", "hidden = [200, 200]"]),
     ],
 )
-def test_list_says_all_about_one_part(what, name, expected, capsys):
+def test_list_describes_one_part_in_full(what, name, expected, capsys):
     status, out, err = run_main(capsys, "list", what, name)
     assert (status, err) == (0, "") and out.startswith(expected[0])
     assert all(text in out for text in expected) and all(row[0] == " " for row in out.splitlines()[1:])
 
 
 @pytest.mark.parametrize("name", ["icarl", "packnet", "er", "gdumb", "fedweit"])
-def test_list_says_how_a_learner_departs_from_its_paper(name, capsys):
+def test_list_states_deviations_of_a_learner_from_its_paper(name, capsys):
     assert f"  {name}* " in run_main(capsys, "list", "learners")[1]
     assert LEARNERS.load(name).source_note in run_main(capsys, "list", "learners", name)[1]
 
 
-def test_list_of_strategies_has_a_line_for_each(capsys):
+def test_list_has_one_line_for_each_strategy(capsys):
     lines = run_main(capsys, "list", "strategies")[1].splitlines()
     starred = [line.split()[0] for line in lines if line.startswith("  ")]
     assert {"mhat*", "path*", "knfu"} < set(starred)
@@ -344,7 +344,7 @@ def test_list_of_strategies_has_a_line_for_each(capsys):
     assert (status, err) == (2, "error: NAME: no 'kufn' among the strategies; did you mean 'knfu'?\n")
 
 
-def test_list_names_what_is_shipped_and_what_lies_in_the_working_folder(tmp_path, capsys, monkeypatch):
+def test_list_names_shipped_and_local_scenarios(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scenarios").mkdir()
     (tmp_path / "scenarios" / "a.toml").write_text('# What it shows.\nname = "first"\n')
@@ -360,7 +360,7 @@ def test_list_names_what_is_shipped_and_what_lies_in_the_working_folder(tmp_path
     assert any(line.startswith("bench/quickstart ") for line in benches)
 
 
-def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
+def test_doctor_continues_after_a_broken_part(capsys, monkeypatch, tmp_path):
     from fedkd.cli import doctor
 
     def broken() -> str:
@@ -380,7 +380,7 @@ def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
     assert "failed: RuntimeError: no raylet\n" in out and "also there    mine" in out
 
 
-def test_what_is_imported_on_first_use_is_named_before():
+def test_lazily_imported_names_are_declared_in_advance():
     import fedkd
 
     assert {"run", "resume", "bench", "load_scenario"} <= set(dir(fedkd))
@@ -399,14 +399,14 @@ def test_help_imports_neither_torch_nor_ray_nor_flower():
     assert "resume" in done.stdout
 
 
-def test_a_reader_that_leaves_is_no_failure():
+def test_a_closed_pipe_is_no_failure():
     command = f"{sys.executable} -m fedkd check --schema | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=_repository())
     assert done.stdout == "{\n" and done.stderr == ""
     assert done.returncode in (0, 141)  # 0 where the pipe took it all before the reader left
 
 
-def test_a_run_goes_on_silently_when_its_reader_leaves(digits_toml, tmp_path):
+def test_a_run_continues_silently_after_its_pipe_closes(digits_toml, tmp_path):
     command = f"{sys.executable} -m fedkd run {digits_toml} --out {tmp_path / 'out'} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=_repository())
     assert done.stdout.startswith("digits-test: knfu") and done.stdout.count("\n") == 1
@@ -425,7 +425,7 @@ def _repository() -> Path:
         ("bench", "scenarios/quickstart.toml", "is a scenario, not a bench; run it with: fedkd run"),
     ],
 )
-def test_a_file_of_the_other_kind_is_known_for_what_it_is(verb, path, advice, capsys):
+def test_a_bench_file_given_as_scenario_is_recognised_and_vice_versa(verb, path, advice, capsys):
     file = Path(__file__).resolve().parents[2] / path
     assert main([verb, str(file)]) == 2
     assert advice in capsys.readouterr().err
@@ -452,13 +452,13 @@ NO_HOME = "~nobody-of-this-name/x"
     ],
     ids=" ".join,
 )
-def test_a_home_folder_of_no_user_is_one_line(words, digits_toml, capsys):
+def test_an_unknown_users_home_folder_gives_one_line(words, digits_toml, capsys):
     assert main([str(digits_toml) if word == "FILE" else word for word in words]) == 2
     told = f"error: must begin with a home folder that there is, got '{NO_HOME}'\n"
     assert capsys.readouterr().err == told
 
 
-def test_too_small_an_address_space_is_told_before_a_library_aborts(digits_toml, monkeypatch, capsys):
+def test_a_small_address_space_is_reported_before_a_library_aborts(digits_toml, monkeypatch, capsys):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (600_000 * 1024, resource.RLIM_INFINITY))
     assert main(["run", str(digits_toml)]) == 3
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Errors as lines: whatever somebody else's exception says, or does not say."""
+"""Exceptions become one readable line on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkd.errors import LONGEST_LINE, UserError, described, one_line, told_in_o
         ("α ≥ 0", "α ≥ 0"),
     ],
 )
-def test_a_line_has_printable_letters_alone(text, line):
+def test_an_error_line_has_printable_characters_only(text, line):
     assert one_line(text) == line
     assert one_line(text).encode()
 
@@ -40,11 +40,11 @@ class Mute(Exception):
         (Mute(), "Mute: no word about it, its __str__ raised ValueError"),
     ],
 )
-def test_an_exception_is_described_by_its_first_line(error, words):
+def test_an_exception_is_described_by_the_first_line_of_its_text(error, words):
     assert described(error) == words
 
 
-def test_a_script_ends_with_one_line_and_the_status_of_the_error(capsys):
+def test_a_script_exits_with_one_line_and_the_status_of_the_error(capsys):
     with pytest.raises(SystemExit) as end, told_in_one_line():
         raise UserError("must be ≥ 1,\ngot 0", key="rounds")
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""A terminal that is closed, or a SIGHUP, stops work as Ctrl-C does: with the state saved."""
+"""A closed terminal or SIGHUP stops a run like Ctrl-C and saves its state."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_run_on_a_closed_terminal_saves_its_state(error_too, digits_toml, tmp_
 @pytest.mark.parametrize(
     "parallel", [pytest.param(False, id="in turn"), pytest.param(True, id="on Ray", marks=pytest.mark.slow)]
 )
-def test_so_does_a_bench(parallel, digits_scenario, tmp_path, terminal, request):
+def test_a_bench_on_a_closed_terminal_saves_its_state(parallel, digits_scenario, tmp_path, terminal, request):
     digits_scenario["engine"] = {"cpus_per_actor": 0.5}
     if parallel:  # as one more driver of the cluster that is there
         request.getfixturevalue("ray_session")
@@ -102,7 +102,7 @@ def test_so_does_a_bench(parallel, digits_scenario, tmp_path, terminal, request)
 
 
 @pytest.mark.slow  # starts a Ray of its own, which is in the terminal's process group
-def test_rays_processes_outlive_the_terminal(digits_toml, tmp_path, terminal):
+def test_ray_processes_outlive_the_terminal(digits_toml, tmp_path, terminal):
     out = tmp_path / "out"
     words = ["run", digits_toml, "--out", out, "--engine", "ray", "--set", *LONG]
     process = Fork(words, tmp_path, terminal=terminal.path)
@@ -121,7 +121,7 @@ class Twice(StopInRound):
         super().phase(round, phase, done, total)
 
 
-def test_hanging_up_again_does_not_insist(digits_toml, tmp_path, hang_up):
+def test_a_second_hang_up_does_not_abort_the_run(digits_toml, tmp_path, hang_up):
     whole = fedkd.run(digits_toml, out=tmp_path / "whole")
     plan = load_plan(digits_toml, ["checkpoint_every=2"])
     with pytest.raises(Interrupted, match="stopped after round 1 of 2; the state is saved"):
@@ -132,7 +132,7 @@ def test_hanging_up_again_does_not_insist(digits_toml, tmp_path, hang_up):
     assert (tmp_path / "run" / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_a_resumed_run_is_stopped_by_it_too(digits_toml, tmp_path, hang_up):
+def test_a_hang_up_stops_a_resumed_run(digits_toml, tmp_path, hang_up):
     plan = load_plan(digits_toml, ["rounds=3"])
     for done in (1, 2):
         with pytest.raises(Interrupted, match=f"stopped after round {done} of 3.*fedkd resume"):
@@ -144,7 +144,7 @@ def test_a_resumed_run_is_stopped_by_it_too(digits_toml, tmp_path, hang_up):
         signal.signal(signal.SIGHUP, hang_up)
 
 
-def test_under_nohup_it_is_ignored(digits_toml, tmp_path, hang_up):
+def test_nohup_makes_a_run_ignore_hang_ups(digits_toml, tmp_path, hang_up):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     result = fedkd.run(digits_toml, out=tmp_path / "run", observers=[StopInRound(1, signal.SIGHUP)])
     assert result.summary["rounds"] == 2
@@ -152,7 +152,7 @@ def test_under_nohup_it_is_ignored(digits_toml, tmp_path, hang_up):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_before_the_first_round_it_interrupts_too(
+def test_a_hang_up_before_the_first_round_interrupts_the_run(
     number, digits_toml, tmp_path, monkeypatch, capsys, hang_up
 ):
     monkeypatch.setattr("fedkd.data.load_data", lambda *args, **keys: os.kill(os.getpid(), number))

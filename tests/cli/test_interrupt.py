@@ -1,4 +1,4 @@
-"""Ctrl-C on a terminal reaches every process of the run: Ray's too, and the round still finishes."""
+"""Ctrl-C reaches every process of a run, and the round finishes."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def load():
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
-def test_what_an_interrupt_leaves_half_made_goes_without_a_word(
-    verb, digits_toml, tmp_path, capsys, monkeypatch
-):
+def test_an_interrupt_removes_half_made_files_silently(verb, digits_toml, tmp_path, capsys, monkeypatch):
     (tmp_path / "half_made.py").write_text(HALF_MADE)
     told: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)

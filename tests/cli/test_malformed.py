@@ -1,4 +1,4 @@
-"""What a user can get wrong, end to end: the promised exit status and one line that says what to do."""
+"""User errors end with the documented exit status and one line."""
 
 from __future__ import annotations
 
@@ -416,7 +416,7 @@ def assert_one_line(error: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_is_refused_with_one_line(name, places, tmp_path, monkeypatch, capsys):
+def test_malformed_input_is_refused_in_one_line(name, places, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     case = CASES[name]
     status = main([spell(word, places) for word in case.words.split()])
@@ -451,7 +451,7 @@ def run_here(capsys, *words: object) -> tuple[int, str]:
         ("engine.gpus_per_actor=3", ("FILE: engine.gpus_per_actor", "3 GPU", "has 2")),
     ],
 )
-def test_more_than_the_cluster_has(override, expected, places, ray_session, capsys):
+def test_more_resources_than_the_cluster_has_are_refused(override, expected, places, ray_session, capsys):
     words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"], "--set", override]
     status, error = run_here(capsys, *words)
     assert status == 2
@@ -460,7 +460,7 @@ def test_more_than_the_cluster_has(override, expected, places, ray_session, caps
     assert not Path(places["OUT"]).exists()
 
 
-def test_a_cluster_that_does_not_answer(places, capsys, monkeypatch):
+def test_an_unreachable_cluster_is_reported(places, capsys, monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -469,7 +469,7 @@ def test_a_cluster_that_does_not_answer(places, capsys, monkeypatch):
     assert status == 2 and f"{places['FILE']}: engine.address: no Ray cluster at '127.0.0.1:1'" in error
 
 
-def test_a_wrong_model_on_ray_reads_the_same(places, ray_session, capsys):
+def test_a_wrong_model_on_ray_gives_the_same_line(places, ray_session, capsys):
     words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"]]
     status, error = run_here(capsys, *words, "--set", "clients.0.model=parts:wide")
     assert status == 2 and f"{places['FILE']}: clients.0.model: returns [2, 11]" in error
@@ -488,7 +488,7 @@ def test_a_client_that_raises_on_ray_is_named(places, ray_session, capsys):
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
-def test_a_missing_data_set_says_what_to_put_where(verb, places, tmp_path):
+def test_a_missing_data_set_is_reported_with_the_files_to_add(verb, places, tmp_path):
     # A proxy that refuses connections: without a network, whatever this machine has.
     nowhere = "http://127.0.0.1:9"
     environment = {
@@ -507,7 +507,7 @@ def test_a_missing_data_set_says_what_to_put_where(verb, places, tmp_path):
 
 
 @pytest.mark.alone
-def test_on_a_ray_of_its_own_ray_keeps_quiet(places):
+def test_a_local_ray_prints_nothing(places):
     """A GPU where there is none, and a client that takes its process with it: a line each, fedkd's own."""
     code = f"""
 from fedkd.cli.main import main
@@ -536,7 +536,7 @@ assert main([*words, "clients.0={{model='parts:Flat',args={{break_in='process'}}
     assert done.stdout == ""
 
 
-def test_cuda_where_there_is_none(places, tmp_path):
+def test_cuda_without_a_gpu_is_refused(places, tmp_path):
     words = ["run", places["FILE"], "--engine", "inline", "--quiet", "--out", places["OUT"]]
     words += ["--set", "engine.device=cuda"]
     status, _, error = processes.run(words, tmp_path, environment={"CUDA_VISIBLE_DEVICES": ""})

@@ -1,4 +1,4 @@
-"""A run is followed from its folder alone: the same rounds, what is under way, how it ends."""
+"""`fedkd watch` follows a run from its folder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def every_message(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_rounds_are_those_that_the_run_tells(stream, digits_scenario, tmp_path, every_message):
+def test_watch_shows_the_rounds_that_the_run_prints(stream, digits_scenario, tmp_path, every_message):
     if stream:
         del digits_scenario["rounds"]
         digits_scenario["continual"] = {"learner": "naive", "tasks": {"kind": "split", "count": 2}}
@@ -93,7 +93,7 @@ def test_the_rounds_are_those_that_the_run_tells(stream, digits_scenario, tmp_pa
     assert {client for _, what, client, *_ in watched.seen.phases if what == "slowest"} <= {0, 1, 2, 3}
 
 
-def test_an_interrupted_run_and_one_that_failed(digits_scenario, tmp_path, every_message):
+def test_watch_shows_interrupted_and_failed_runs(digits_scenario, tmp_path, every_message):
     watched = Watched(parse_plan(digits_scenario), stop=True)
     with pytest.raises(Interrupted):
         fedkd.run(digits_scenario, out=tmp_path / "run", observers=[watched])
@@ -120,7 +120,7 @@ def test_an_interrupted_run_and_one_that_failed(digits_scenario, tmp_path, every
     assert told.messages[-1].startswith("failed: client 0, round 1: AssertionError: no way")
 
 
-def test_a_run_that_was_killed(digits_scenario, tmp_path, capsys):
+def test_watch_recognises_a_killed_run(digits_scenario, tmp_path, capsys):
     fedkd.run(digits_scenario, out=tmp_path / "run", progress=False)
     (tmp_path / "run" / "summary.json").unlink()
     present = json.loads((tmp_path / "run" / "progress.json").read_text())
@@ -138,7 +138,7 @@ def test_a_run_that_was_killed(digits_scenario, tmp_path, capsys):
     assert [report.round for report in told.reports] == [1], "the last round might have no end"
 
 
-def test_rows_that_a_resumed_run_cuts_off_are_read_anew(digits_scenario, tmp_path):
+def test_rows_that_a_resumed_run_truncates_are_read_again(digits_scenario, tmp_path):
     fedkd.run(digits_scenario, out=tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     told = Told()
@@ -154,7 +154,7 @@ def test_rows_that_a_resumed_run_cuts_off_are_read_anew(digits_scenario, tmp_pat
     assert [report.round for report in told.reports][-1] == 2
 
 
-def test_once_in_plain_lines(digits_scenario, tmp_path, capsys, monkeypatch, every_message):
+def test_watch_once_prints_plain_lines(digits_scenario, tmp_path, capsys, monkeypatch, every_message):
     class Looking(RunObserver):
         def run_started(self, scenario, folder, resumed_from):
             self.folder = folder
@@ -171,21 +171,21 @@ def test_once_in_plain_lines(digits_scenario, tmp_path, capsys, monkeypatch, eve
     )
 
 
-def test_what_is_no_run_folder(tmp_path, capsys):
+def test_other_folders_cannot_be_watched(tmp_path, capsys):
     assert main(["watch", str(tmp_path)]) == 2
     assert "not a run folder: it has no scenario.toml" in capsys.readouterr().err
     with pytest.raises(UserError, match="not a run folder"):
         watch(Path(tmp_path / "nowhere"))
 
 
-def test_a_present_that_is_none(tmp_path):
+def test_malformed_progress_files_are_ignored(tmp_path):
     assert read_present(tmp_path) is None
     for text in ("", "{", "3", "{}", '{"slowest": 3}', '{"status": "running", "slowest": null}'):
         (tmp_path / "progress.json").write_text(text)
         assert read_present(tmp_path) is None
 
 
-def test_the_present_is_written_about_once_a_second(tmp_path):
+def test_progress_is_written_about_once_a_second(tmp_path):
     now = [0.0]
     file = PresentFile(lambda: now[0])
     file.run_started(parse_plan({"rounds": 2}).scenario, tmp_path, 0)

@@ -1,4 +1,4 @@
-"""Networks that a client has beside its model: made, trained, saved, measured, counted."""
+"""Auxiliary networks are created, trained, saved, evaluated and counted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_what_is_shared_begins_alike_and_what_is_a_clients_own_does_not(digits_scenario):
+def test_shared_models_begin_alike_and_private_ones_do_not(digits_scenario):
     first, second = clients_of(digits_scenario)
     assert equal(first.network("small"), second.network("small"))
     assert equal(first.network("copy"), second.network("copy"))
@@ -86,7 +86,7 @@ def test_what_is_shared_begins_alike_and_what_is_a_clients_own_does_not(digits_s
         first.network("big")
 
 
-def test_they_are_trained_saved_and_resumed(digits_scenario):
+def test_auxiliary_networks_are_trained_saved_and_resumed(digits_scenario):
     tables = digits_scenario | {"training": digits_scenario["training"] | {"optimizer_state": "kept"}}
     client, other = clients_of(tables)[0], clients_of(tables)[0]
     begun = {name: weights_of(client.network(name)) for name in ("small", "copy", "projection")}
@@ -103,7 +103,7 @@ def test_they_are_trained_saved_and_resumed(digits_scenario):
         assert_array_equal(other.state()[name], values)
 
 
-def test_right_answers_are_counted_by_what_answers(digits_scenario):
+def test_training_accuracy_is_measured_on_the_answering_network(digits_scenario):
     """FedMRL's head alone, on the own features, says nothing: it has never been trained on them."""
     fusion = {"strategy": "fedmrl", "shared_args": {"hidden": [32]}}
     longer = {"training": digits_scenario["training"] | {"local_epochs": 15}}
@@ -115,7 +115,7 @@ def test_right_answers_are_counted_by_what_answers(digits_scenario):
     assert (client.evaluator.answer(x).argmax(axis=1) == y).mean() > 0.95
 
 
-def test_evaluations_ask_what_is_trained_beside(digits_scenario):
+def test_evaluations_ask_the_auxiliary_network(digits_scenario):
     client = clients_of(digits_scenario)[0]
     client.complete(client.train(1))
     x, view = client.data.global_x, client.at(1)
@@ -125,7 +125,7 @@ def test_evaluations_ask_what_is_trained_beside(digits_scenario):
     assert not np.array_equal(client.evaluator.answer(x), client.predict(x))
 
 
-def test_they_are_counted_in_memory(digits_scenario):
+def test_auxiliary_networks_count_as_memory(digits_scenario):
     plan = parse_plan(digits_scenario)
     data = load_data(plan.scenario)
     models = checked_models(plan, data)
@@ -148,14 +148,14 @@ def test_they_are_counted_in_memory(digits_scenario):
         (Beside(projection=lambda make: 1 / 0), "fusion.strategy", "raised ZeroDivisionError"),
     ],
 )
-def test_what_cannot_be_made_is_refused_before_a_run(digits_scenario, strategy, key, told):
+def test_impossible_auxiliaries_are_refused_before_a_run(digits_scenario, strategy, key, told):
     plan = replace(parse_plan(digits_scenario), strategy=strategy)
     with pytest.raises(UserError, match=told) as caught:
         checked_models(plan, load_data(plan.scenario))
     assert caught.value.key == key
 
 
-def test_a_stream_is_refused(digits_scenario):
+def test_auxiliary_networks_refuse_a_stream(digits_scenario):
     tasks = {"kind": "split", "count": 2}
     tables = digits_scenario | {"continual": {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}}
     tables.pop("rounds")
@@ -164,7 +164,7 @@ def test_a_stream_is_refused(digits_scenario):
         checked_models(plan, load_data(plan.scenario))
 
 
-def test_the_page_on_strategies_shows_one_that_runs(digits_scenario, tmp_path):
+def test_the_example_on_the_strategies_page_runs(digits_scenario, tmp_path):
     text = PAGE.read_text(encoding="utf-8").partition("### A strategy of your own with a second network")[2]
     (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
     own = {"plugin_path": [str(tmp_path)], "fusion": {"strategy": "mine:Shadow"}, "rounds": 1}

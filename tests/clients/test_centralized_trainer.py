@@ -60,7 +60,7 @@ def accuracies(path: Path, out: Path) -> dict[tuple[Any, ...], float]:
 # What it is -------------------------------------------------------------------------------------------
 
 
-def test_it_is_plain_training_on_all_shards_together(write):
+def test_centralized_training_uses_all_shards_together(write):
     clients = factory_of(write(training={"lr": 0.01, "batch_size": 20, "local_epochs": 2}))
     built = [clients.build(n) for n in range(4)]
     for round in (1, 2):
@@ -108,19 +108,21 @@ def test_clients_of_one_architecture_are_one_model_that_is_trained_once(write, m
     assert [client.num_train_samples for client in clients] == [len(c.data.train_y) for c in clients]
 
 
-def test_architectures_are_told_apart_by_arguments_too():
+def test_architectures_differ_by_name_and_arguments():
     groups = [ClientGroup(**table) for table in (SMALL, WIDE, SMALL | {"share": 3}, {"model": "lenet"})]
     assert [first_alike(groups, n) for n in range(4)] == [0, 1, 0, 3]
 
 
-def test_a_federation_of_one_learns_alone(write, digits_scenario, tmp_path):
+def test_a_centralized_run_with_one_client_equals_local_training(write, digits_scenario, tmp_path):
     one = {"data": digits_scenario["data"] | {"clients": 1}, "clients": [WIDE]}
     pooled = fedkd.run(load_scenario(write(**one)), out=tmp_path / "centralized")
     local = fedkd.run(load_scenario(write(**one, fusion={"strategy": "local"})), out=tmp_path / "local")
     assert list(pooled.metrics()) == list(local.metrics())
 
 
-def test_it_needs_no_transfer_set_and_sends_nothing(write, digits_scenario, tmp_path, capsys):
+def test_centralized_training_needs_no_transfer_set_and_sends_nothing(
+    write, digits_scenario, tmp_path, capsys
+):
     path = write(data=digits_scenario["data"] | {"transfer": {"size": 0}}, rounds=1)
     assert main(["check", str(path)]) == 0
     traffic = [line for line in capsys.readouterr().out.splitlines() if line.startswith("traffic")]
@@ -137,18 +139,18 @@ def test_it_needs_no_transfer_set_and_sends_nothing(write, digits_scenario, tmp_
     [{"clients_per_round": 1}, {"faults": {"dropout": 0.9}}, {"faults": {"stragglers": 1.0}}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_who_takes_part_makes_no_difference(changes, write, tmp_path):
+def test_participation_makes_no_difference(changes, write, tmp_path):
     assert accuracies(write(**changes), tmp_path / "few") == accuracies(write(), tmp_path / "all")
 
 
-def test_how_often_it_is_evaluated_makes_no_difference(write, tmp_path):
+def test_evaluation_frequency_makes_no_difference(write, tmp_path):
     every = accuracies(write(clients_per_round=1), tmp_path / "every")
     last = accuracies(write(clients_per_round=1, evaluate_every=3), tmp_path / "last")
     assert last and last == {key: value for key, value in every.items() if key[0] == 3}
 
 
 @pytest.mark.parametrize("round", [1, 2])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(round, write, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_result(round, write, tmp_path):
     path = write(clients_per_round=1, evaluate_every=2)  # one state is saved, others are as they were
     unbroken = fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
@@ -158,7 +160,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(round, write, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-def test_the_state_of_any_client_is_the_whole_model(write):
+def test_every_clients_state_holds_the_whole_model(write):
     path = write(clients=[WIDE])
     one, other = factory_of(path).build(1), factory_of(path).build(3)
     loss = one.complete(one.train(2))
@@ -169,7 +171,7 @@ def test_the_state_of_any_client_is_the_whole_model(write):
     assert other.complete(other.train(3)) == one.complete(one.train(3))
 
 
-def test_a_state_from_before_sets_nobody_back_but_an_earlier_round_begins_again(write):
+def test_an_older_state_resets_training_only_for_an_earlier_round(write):
     client, twin = (factory_of(write()).build(0) for _ in range(2))
     early = client.state()
     losses = [client.complete(client.train(round)) for round in (1, 2)]
@@ -182,7 +184,7 @@ def test_a_state_from_before_sets_nobody_back_but_an_earlier_round_begins_again(
     )
 
 
-def test_a_client_that_is_built_anew_for_every_message_is_the_same(write):
+def test_a_client_rebuilt_for_every_message_gives_the_same_result(write):
     """As on Flower's runtimes, where a process keeps its models from one run to the next."""
     path = write()
     lasting = [client for factory in [factory_of(path)] for client in map(factory.build, range(4))]
@@ -202,7 +204,7 @@ def test_a_client_that_is_built_anew_for_every_message_is_the_same(write):
 # Faults and refusals ----------------------------------------------------------------------------------
 
 
-def test_flipped_labels_are_pooled_as_they_would_be_trained_on(write):
+def test_centralized_training_includes_flipped_labels(write):
     path = write(faults={"poisoned": 0.5, "poison": "flipped"})
     scenario = load_scenario(path)
     data = load_federated_data(scenario)
@@ -218,14 +220,14 @@ def test_flipped_labels_are_pooled_as_they_would_be_trained_on(write):
     assert start == len(y)
 
 
-def test_feigned_uploads_change_nothing(write):
+def test_poisoned_uploads_change_nothing(write):
     honest, feigning = load_scenario(write()), load_scenario(write(faults={"poisoned": 0.5}))
     data = load_federated_data(honest)
     for one, other in zip(all_samples_of(honest, data), all_samples_of(feigning, data), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_streams_are_refused(write, digits_scenario, tmp_path):
+def test_centralized_training_refuses_streams(write, digits_scenario, tmp_path):
     tables = {"continual": {"learner": "naive", "tasks": {"kind": "split", "count": 2}}, "rounds": 2}
     with pytest.raises(
         UserError, match="'centralized' knows no stream of tasks; use the learner 'joint'"
@@ -234,7 +236,7 @@ def test_streams_are_refused(write, digits_scenario, tmp_path):
     assert caught.value.key == "fusion.strategy"
 
 
-def test_models_that_are_not_networks_are_refused(write, tmp_path):
+def test_centralized_training_refuses_estimators(write, tmp_path):
     with pytest.raises(UserError, match=r"model 'random-forest' is not a network") as caught:
         fedkd.run(load_scenario(write(clients=[SMALL, {"model": "random-forest"}])), out=tmp_path / "run")
     assert caught.value.key == "fusion.strategy"

@@ -1,4 +1,4 @@
-"""Clients that are no networks, beside networks: they learn, are saved, are refused where they must be."""
+"""Estimator clients learn, resume and refuse unsupported settings."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def uniform_targets(client: Client, label: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_beside_a_network_it_learns_and_resumes_to_the_byte(kind, tables, tmp_path):
+def test_an_estimator_beside_a_network_learns_and_resumes_byte_for_byte(kind, tables, tmp_path):
     faults = {"stragglers": 0.5, "poisoned": 0.25, "poison": "flipped"}
     changes = {"rounds": 3, "clients": [MLP, GROUPS[kind]], "faults": faults, "evaluate_every": 2}
     path = write(tmp_path, tables, **changes)
@@ -125,7 +125,7 @@ def test_beside_a_network_it_learns_and_resumes_to_the_byte(kind, tables, tmp_pa
 
 
 @pytest.mark.parametrize("kind", [kind for kind in GROUPS if kind != "plug-in"])
-def test_it_follows_its_guidance(kind, tables, tmp_path):
+def test_an_estimator_follows_its_guidance(kind, tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS[kind]]))
     client.complete(client.train(1))
     truth = load_federated_data(load_scenario(tmp_path / "scenario.toml")).transfer_y
@@ -141,7 +141,7 @@ def test_it_follows_its_guidance(kind, tables, tmp_path):
     assert client.predict(client.data.transfer_x).tobytes() == again, "guidance of a round is learned once"
 
 
-def test_samples_of_guidance_name_their_rows(tables, tmp_path):
+def test_targets_for_some_samples_reach_their_rows(tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS["forest"]]))
     client.complete(client.train(1))
     before = client.predict(client.data.global_x).tobytes()
@@ -153,7 +153,7 @@ def test_samples_of_guidance_name_their_rows(tables, tmp_path):
     assert client.predict(client.data.transfer_x[rows]).argmax(axis=1).tolist() == [3, 3]
 
 
-def test_a_straggler_and_a_liar_stay_what_they_are_when_guidance_comes(tables, tmp_path):
+def test_stragglers_and_poisoned_clients_behave_the_same_after_guidance(tables, tmp_path):
     """A refit for the sake of guidance must not see what the training did not."""
     faults = {"stragglers": 1.0, "straggler_work": 0.5, "poisoned": 1.0, "poison": "flipped"}
     client = client_of(write(tmp_path, tables, clients=[GROUPS["plug-in"]], faults=faults))
@@ -170,7 +170,7 @@ def test_a_straggler_and_a_liar_stay_what_they_are_when_guidance_comes(tables, t
     np.testing.assert_array_equal(restored.predict(x), client.predict(x))
 
 
-def test_a_shard_of_one_class(tables, tmp_path):
+def test_an_estimator_learns_from_a_shard_of_one_class(tables, tmp_path):
     changes = {
         "data": tables["data"] | {"partition": {"scheme": "shards", "shards_per_client": 1}, "clients": 10},
         "clients": [MLP, GROUPS["boosting"]],
@@ -209,7 +209,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("word", ["check", "run"])
-def test_what_it_cannot_do_is_refused_in_one_line(word, case, tables, tmp_path, capsys):
+def test_unsupported_uses_are_refused_in_one_line(word, case, tables, tmp_path, capsys):
     fusion, group, message = REFUSED[case]
     path = write(tmp_path, tables, fusion=fusion, clients=[group])
     options = ["--out", str(tmp_path / "out"), "--quiet"] if word == "run" else []

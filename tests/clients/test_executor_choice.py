@@ -1,4 +1,4 @@
-"""``executor = "auto"``: measured once, kept, and settled in the run folder."""
+"""``executor = "auto"`` measures once and records its choice."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def choice(**training) -> module.Choice:
     return choose(plan, load_data(plan.scenario))
 
 
-def test_groups_decide_together_by_what_their_steps_take(results):
+def test_groups_choose_the_executor_by_their_total_step_time(results):
     # Three clients with the MLP, two with the LeNet: what the first lose, the others do not make up for.
     results[:] = [StepSeconds(1.0, 2.0), StepSeconds(2.0, 1.0)]
     assert choice().executor == "loop"
@@ -77,7 +77,7 @@ def test_groups_decide_together_by_what_their_steps_take(results):
     assert choice(lr=0.1, optimizer="sgd").executor == "vectorised"  # 3 + 8 against 6 + 2
 
 
-def test_a_group_that_cannot_train_together_has_no_say(results):
+def test_unvectorisable_groups_do_not_influence_the_choice(results):
     results[:] = [StepSeconds(9.0, 1.0), None]
     assert choice().executor == "vectorised"
     results[:] = [None]
@@ -85,7 +85,7 @@ def test_a_group_that_cannot_train_together_has_no_say(results):
     assert found.executor == "loop" and "cannot be taken together" in found.told
 
 
-def test_what_was_measured_is_not_measured_again_unless_something_changes(results):
+def test_measurements_are_reused_until_something_changes(results):
     results[:] = [StepSeconds(9.0, 1.0)]
     assert choice().executor == "vectorised"
     results[:] = [StepSeconds(1.0, 9.0)]
@@ -107,7 +107,7 @@ def test_what_was_measured_is_not_measured_again_unless_something_changes(result
         "[" * 100_000,
     ],
 )
-def test_a_cache_that_is_no_cache_counts_as_none(text):
+def test_a_malformed_cache_counts_as_empty(text):
     cache_file().parent.mkdir(parents=True)
     cache_file().write_text(text)
     assert measured_steps() == [] and cached_step({}) is None
@@ -115,14 +115,14 @@ def test_a_cache_that_is_no_cache_counts_as_none(text):
     assert cached_step({"model": "mlp"}) == (1.0, 2.0)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+def test_an_unwritable_cache_is_skipped(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     cache_step({}, (1.0, 2.0))
     assert measured_steps() == []
 
 
-def test_the_choice_is_part_of_the_run_and_is_repeated_to_the_byte(results, tmp_path):
+def test_the_choice_is_recorded_and_repeats_byte_for_byte(results, tmp_path):
     results[:] = [StepSeconds(9.0, 1.0)]
     observer = Lines()
     first = fedkd.run(scenario(), out=tmp_path / "auto", observers=[observer])
@@ -138,7 +138,7 @@ def test_the_choice_is_part_of_the_run_and_is_repeated_to_the_byte(results, tmp_
     assert longer.summary["rounds"] == 2
 
 
-def test_a_run_folder_whose_executor_is_left_open_again_is_refused(results, tmp_path):
+def test_a_run_folder_with_an_unresolved_executor_is_refused(results, tmp_path):
     results[:] = [StepSeconds(9.0, 1.0)]
     folder = fedkd.run(scenario(), out=tmp_path / "run").folder
     file = folder / "scenario.toml"
@@ -147,18 +147,18 @@ def test_a_run_folder_whose_executor_is_left_open_again_is_refused(results, tmp_
         fedkd.resume(folder)
 
 
-def test_a_cell_of_a_bench_goes_on_as_it_was_settled():
+def test_a_bench_cell_resumes_with_its_recorded_executor():
     cell, run = (parse_plan(scenario(executor=name)).scenario for name in ("auto", "vectorised"))
     assert with_known_executor(decisive(cell), run) == decisive(run)
     assert with_known_executor(decisive(run), cell) == decisive(run)
 
 
-def test_who_may_fail_works_alone():
+def test_clients_that_may_fail_train_in_the_loop():
     plan = parse_plan(scenario() | {"faults": {"on_client_error": "skip"}})
     assert choose(plan, load_data(plan.scenario)).executor == "loop"
 
 
-def test_it_is_really_measured_and_never_taken_on_faith():
+def test_the_executor_choice_is_measured():
     found = choice()
     assert [what["model"] for what, _ in measured_steps()] == ["mlp", "lenet"]
     assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in measured_steps())
@@ -166,7 +166,7 @@ def test_it_is_really_measured_and_never_taken_on_faith():
 
 
 @pytest.mark.slow  # an actor for the measurement and one for the run
-def test_on_a_cluster_of_others_an_actors_place_decides(ray_session, tmp_path):
+def test_an_actors_node_decides_the_choice_on_a_cluster(ray_session, tmp_path):
     observer = Lines()
     tables = scenario() | {"faults": {"on_client_error": "skip"}}  # so that nothing is measured there
     tables["engine"] = {"kind": "ray", "actors": 1, "cpus_per_actor": 0.5, "gpus_per_actor": 0.0}
@@ -176,13 +176,13 @@ def test_on_a_cluster_of_others_an_actors_place_decides(ray_session, tmp_path):
     assert "executor loop: clients that may be skipped or tried again work alone" in observer.lines
 
 
-def test_flowers_own_runtimes_take_the_loop(tmp_path):
+def test_flower_runtimes_use_the_loop(tmp_path):
     path = tmp_path / "auto.toml"
     path.write_text('[training]\nexecutor = "auto"\n')
     assert _load_once(str(path), "").scenario.training.executor == "loop"
 
 
-def test_doctor_shows_what_was_measured():
+def test_doctor_shows_the_measured_executors():
     assert "nothing measured yet" in "".join(_executor_rows())
     what = {"model": "mlp", "batch_size": 8, "vmap_size": 2, "device": "cpu"}
     cache_step(what, (0.002, 0.001))

@@ -1,4 +1,4 @@
-"""Hostile, absent and slow clients: who they are, what they do, and what the results make of them."""
+"""Poisoned, absent and slow clients, and their effect on results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def poisoned_and_honest(scenario: Scenario) -> tuple[int, int]:
 # What a poisoned client does ---------------------------------------------------------------------------
 
 
-def test_random_predictions_say_nothing(scenario_with):
+def test_random_predictions_carry_no_information(scenario_with):
     scenario = scenario_with({"poisoned": 0.25, "poison": "random"})
     poisoned, honest = poisoned_and_honest(scenario)
     client = build(scenario, poisoned)
@@ -75,7 +75,7 @@ def test_random_predictions_say_nothing(scenario_with):
     assert_array_equal(good.upload(1)["logits"], good.predict(good.data.transfer_x))
 
 
-def test_constant_clients_agree_on_class_0():
+def test_constant_clients_predict_class_0():
     poison, values = Poison("constant", np.full(4, 0.25)), np.zeros((3, 4), np.float32)
     generator = numpy_generator(0, "constant")
     found = softmax(poison.fake(Kind.TRANSFER_LOGITS, values, generator))
@@ -84,7 +84,7 @@ def test_constant_clients_agree_on_class_0():
     assert_array_equal(poison.fake(Kind.LABEL_COUNTS, np.array([3, 1]), generator), [3, 1])
 
 
-def test_flipped_labels_are_what_a_client_trains_on_and_nothing_else(scenario_with):
+def test_flipped_labels_affect_training_only(scenario_with):
     scenario = scenario_with(
         {"poisoned": 0.25, "poison": "flipped"}, training={"lr": 0.01, "local_epochs": 30}
     )
@@ -149,7 +149,7 @@ def test_the_median_resists_imitators_and_the_mean_suffers():
     assert harm("median") < 0.4 * harm("mean")
 
 
-def test_what_is_no_knowledge_is_not_faked():
+def test_only_knowledge_is_poisoned():
     """CFD's number of classes, Selective-FD's indices: their upload has to look right."""
     poison = Poison("imitation", np.array([0.0, 0.25, 0.75]))
     honest = {"classes": np.array([3], np.uint32), "samples": np.array([4, 9], np.int32)}
@@ -163,7 +163,7 @@ def test_what_is_no_knowledge_is_not_faked():
     assert_allclose(np.bincount(faked["votes"], minlength=3) / 4000, poison.victim, atol=0.03)
 
 
-def test_a_random_mask_is_another_of_as_many_weights():
+def test_a_random_mask_has_the_same_number_of_weights():
     mask = np.packbits(np.arange(800) % 10 == 0)
     fake = Poison("random", np.full(2, 0.5)).fake(Kind.MASKS, mask, numpy_generator(0, "poison"))
     assert fake.dtype == np.uint8 and fake.shape == mask.shape
@@ -184,7 +184,7 @@ def test_random_poison_reaches_every_kind_of_upload(strategy, scenario_with, tmp
 
 
 @pytest.mark.parametrize(("share", "rounded"), [(0.5, 0.5), (0.13, 0.13), (0.0, 0.0), (1.0, 1.0)])
-def test_a_slow_client_goes_once_through_its_share(share, rounded, scenario_with):
+def test_a_straggler_makes_one_pass_over_its_share(share, rounded, scenario_with):
     scenario = scenario_with({"stragglers": 1.0, "straggler_work": share})
     client = build(scenario, 0)
     own = client.data.train_x
@@ -198,7 +198,7 @@ def test_a_slow_client_goes_once_through_its_share(share, rounded, scenario_with
         assert not np.array_equal(x, client.samples.work(7, 2)[0]), "others in another round"
 
 
-def test_slow_clients_are_as_many_as_said(scenario_with):
+def test_stragglers_occur_with_their_probability(scenario_with):
     client = build(scenario_with({"stragglers": 0.3, "straggler_work": 0.5}), 0)
     slow = [client.samples.work(2, round)[2] == 1 for round in range(1, 401)]
     assert abs(np.mean(slow) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)

@@ -1,4 +1,4 @@
-"""Uploads of fewer predictions, or fewer numbers of each: what comes back of them, and what they weigh."""
+"""Uploads of fewer predictions or fewer numbers for each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def there_and_back(fusion: Fusion, logits=LOGITS):
 @pytest.mark.parametrize(
     "wanted", [{"threshold": 0.5}, {"quantile": 0.5}, {"threshold": 0.0}, {"threshold": 1.0}]
 )
-def test_a_client_sends_what_it_is_sure_of_and_a_bit_for_each(samples, wanted) -> None:
+def test_a_client_sends_confident_predictions_and_one_bit_per_sample(samples, wanted) -> None:
     logits = LOGITS[:samples]
     sent, received = there_and_back(Fusion(filters=[Filter(by="confidence", at="upload", **wanted)]), logits)
     sure = certainty(softmax(logits))
@@ -46,7 +46,7 @@ def test_a_client_sends_what_it_is_sure_of_and_a_bit_for_each(samples, wanted) -
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("number", [1, 2, 5, 6, 9])
-def test_the_likeliest_classes_arrive_and_the_rest_is_even(dtype, number) -> None:
+def test_the_top_classes_arrive_and_the_rest_share_evenly(dtype, number) -> None:
     sent, received = there_and_back(Fusion(upload_top=number, upload_dtype=dtype))
     if number >= 6:
         assert_array_equal(received["logits"], LOGITS.astype(dtype))
@@ -62,13 +62,13 @@ def test_the_likeliest_classes_arrive_and_the_rest_is_even(dtype, number) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_infinite_predictions_arrive_as_the_classes_that_they_are() -> None:
+def test_infinite_predictions_keep_their_class() -> None:
     logits = np.array([[np.inf, 0, 0], [-np.inf, -np.inf, 0], [7e4, 7e4, 0]], dtype=np.float32)
     _, received = there_and_back(Fusion(upload_top=2, upload_dtype="float16"), logits)
     assert_allclose(softmax(received["logits"]), [[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0]], atol=1e-3)
 
 
-def test_dropped_by_the_client_or_by_the_server_is_the_same_run(tmp_path) -> None:
+def test_filtering_on_clients_equals_filtering_on_the_server(tmp_path) -> None:
     results = {}
     for at in ("upload", "fusion"):
         fusion = {"strategy": "knfu", "filters": [{"by": "confidence", "threshold": 0.4, "at": at}]}
@@ -114,7 +114,7 @@ def test_wrong_values_are_named(fusion, key, message) -> None:
         ({"strategy": "dsfl", "upload_top": 11}, "fusion.upload_top"),
     ],
 )
-def test_where_there_is_nothing_to_filter_it_is_refused(fusion, key, tmp_path) -> None:
+def test_impossible_filters_are_refused(fusion, key, tmp_path) -> None:
     with pytest.raises(UserError) as refused:
         fedkd.run(digits_tables() | {"fusion": fusion}, out=tmp_path / "run")
     assert refused.value.key == key and not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Own samples that a strategy has clients keep apart: training samples that are never trained on."""
+"""Private samples that a strategy holds out from training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = {
         ("estimator", 0.2, None, 0.2),
     ],
 )
-def test_they_are_drawn_once_and_nobody_trains_on_them(kind, share, stopping, apart, digits_scenario):
+def test_held_out_samples_are_drawn_once_and_never_trained_on(kind, share, stopping, apart, digits_scenario):
     stops = {"early_stopping": {"validation": stopping}} if stopping else {}
     training = {} if kind == "estimator" else digits_scenario["training"] | stops
     fusion = {"strategy": "bandit", "held_out_share": share}
@@ -53,7 +53,7 @@ def test_they_are_drawn_once_and_nobody_trains_on_them(kind, share, stopping, ap
         assert_array_equal(client.predict(x), spoilt.predict(x))
 
 
-def test_with_too_few_samples_there_are_none(digits_scenario):
+def test_too_few_samples_leave_none_held_out(digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "bandit", "held_out_share": 0.01}}
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)

@@ -1,4 +1,4 @@
-"""A strategy's own loss in local training: what it is shown, and that it changes nothing besides."""
+"""A strategy's own loss in local training."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_cross_entropy_in_its_place_changes_no_bit(setting, clients_with):
+def test_a_local_loss_of_cross_entropy_changes_no_bit(setting, clients_with):
     changes, strategy = SETTINGS[setting], Watching()
     (own, _), (plain, _) = clients_with(strategy, **changes), clients_with(None, **changes)
     for round in (1, 2):
@@ -100,7 +100,7 @@ def test_the_cross_entropy_in_its_place_changes_no_bit(setting, clients_with):
         assert batch.logits.requires_grad and batch.features.shape == (len(batch.labels), 200)
 
 
-def test_the_step_sees_the_model_that_is_trained(clients_with):
+def test_the_local_loss_sees_the_trained_model(clients_with):
     """A loss that asks it anew has the gradient that the logits have."""
 
     @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def test_the_step_sees_the_model_that_is_trained(clients_with):
     assert all(np.array_equal(own.weights()[name], values) for name, values in plain.weights().items())
 
 
-def test_the_vectorised_executor_leaves_it_to_the_loop(clients_with):
+def test_a_local_loss_trains_in_the_loop(clients_with):
     alone, together = clients_with(Watching()), clients_with(Watching())
     jobs = [next(client.train(1)) for client in together]
     VectorisedExecutor(2).run(jobs)
@@ -124,7 +124,7 @@ def test_the_vectorised_executor_leaves_it_to_the_loop(clients_with):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_frozen_model_stays_as_it_is(stream, clients_with):
+def test_a_frozen_model_does_not_change(stream, clients_with):
     (client, other) = clients_with(Watching(), **(STREAM if stream else {}))
     view, x = client.at(1), torch.tensor(client.data.train_x[:3]).requires_grad_()
     other_weights = other.weights()
@@ -157,7 +157,7 @@ def test_an_estimator_has_no_frozen_model(digits_scenario):
         ("supsup", "sees models by their own weights, and 'supsup' puts others in their place"),
     ],
 )
-def test_learners_that_it_does_not_go_with_are_named(learner, reason, digits_scenario):
+def test_a_local_loss_refuses_unsupported_learners_by_name(learner, reason, digits_scenario):
     data = digits_scenario["data"] | {"partition": {"samples_per_client": 50}}
     tables = digits_scenario | {"fusion": {"strategy": "local"}, "data": data}
     del tables["rounds"]

@@ -1,4 +1,4 @@
-"""Answers of evaluations that lean to a client's own classes, of any model."""
+"""Logit adjustment of evaluations by a client's class shares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def client_with(tables, kappa: float, **changes):
 
 
 @pytest.mark.parametrize("clients", [[{"model": "mlp"}], FOREST], ids=["network", "forest"])
-def test_the_logarithm_of_own_shares_is_added(clients, digits_scenario):
+def test_logit_adjustment_adds_the_log_of_class_shares(clients, digits_scenario):
     client = client_with(digits_scenario, 0.7, clients=clients)
     client.complete(client.train(1))
     own, x, y = client.data.train_y, client.data.global_x, client.data.global_y
@@ -37,7 +37,7 @@ def test_the_logarithm_of_own_shares_is_added(clients, digits_scenario):
     assert client.evaluator.evaluate("global").accuracy == pytest.approx(right.mean())
 
 
-def test_limits(digits_scenario):
+def test_kappa_0_keeps_predictions_and_a_huge_kappa_gives_the_majority(digits_scenario):
     plain, leaning = client_with(digits_scenario, 0.0), client_with(digits_scenario, 1e6)
     x = plain.data.global_x
     np.testing.assert_array_equal(plain.evaluator.answer(x), plain.predict(x))
@@ -47,7 +47,7 @@ def test_limits(digits_scenario):
 
 
 @pytest.mark.parametrize("strategy", ["centralized", "flwr:FedAvg"])
-def test_who_shares_a_model_answers_for_itself(strategy, digits_scenario, tmp_path):
+def test_clients_with_a_shared_model_adjust_their_own_answers(strategy, digits_scenario, tmp_path):
     """With a κ beyond all logits each client always answers with its own most frequent class."""
     tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": strategy, "logit_adjustment": 1e6}}
     result = fedkd.run(tables, out=tmp_path / "out")
@@ -66,7 +66,7 @@ def test_who_shares_a_model_answers_for_itself(strategy, digits_scenario, tmp_pa
     assert "answers that lean to each client's own classes (`logit_adjustment = 1e+06`)" in card
 
 
-def test_learning_does_not_change(digits_scenario, tmp_path):
+def test_logit_adjustment_leaves_learning_unchanged(digits_scenario, tmp_path):
     tables = [
         digits_scenario | {"fusion": {"strategy": "knfu", "logit_adjustment": kappa}} for kappa in (0.0, 0.5)
     ]
@@ -79,7 +79,7 @@ def test_learning_does_not_change(digits_scenario, tmp_path):
         assert rows[0] == rows[1] and rows[0]
 
 
-def test_refused_in_a_stream(digits_scenario):
+def test_logit_adjustment_refuses_a_stream(digits_scenario):
     del digits_scenario["rounds"]
     small = digits_scenario["data"] | {"partition": {"samples_per_client": 50}}
     tables = {"data": small, "fusion": {"strategy": "knfu", "logit_adjustment": 0.1}, "continual": {}}
@@ -90,7 +90,7 @@ def test_refused_in_a_stream(digits_scenario):
         checked_models(plan, load_data(plan.scenario))
 
 
-def test_the_smallest_kappa_within_a_standard_error():
+def test_the_smallest_kappa_within_a_standard_error_is_chosen():
     """By hand: of 100 samples 90, 92 and, from κ = 0.3 on, 95 are right: 95 − 2.2 is not reached by 92."""
     log_prior = np.log(np.array([0.8, 0.2])).astype(np.float32)
     gap = float(log_prior[0] - log_prior[1])  # what κ = 1 adds to class 0
@@ -108,7 +108,7 @@ def test_the_smallest_kappa_within_a_standard_error():
 
 
 @pytest.mark.parametrize("clients", [[{"model": "mlp"}], FOREST], ids=["network", "forest"])
-def test_each_client_chooses_by_samples_it_never_trains_on(clients, digits_scenario):
+def test_each_client_chooses_kappa_on_held_out_samples(clients, digits_scenario):
     client = client_with(digits_scenario, "auto", clients=clients)
     rows = client.samples.rows(1)
     x, y = client.samples.kept_apart()
@@ -129,7 +129,7 @@ def test_each_client_chooses_by_samples_it_never_trains_on(clients, digits_scena
         )
 
 
-def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):
+def test_kappas_are_recorded_and_stated_in_the_model_card(digits_scenario, tmp_path):
     tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": "knfu", "logit_adjustment": "auto"}}
     result = fedkd.run(tables, out=tmp_path / "out")
     found = [row["value"] for row in result.metrics() if row["metric"] == "logit_adjustment"]
@@ -169,7 +169,7 @@ def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):
         ),
     ],
 )
-def test_refused(changes, told, digits_scenario):
+def test_impossible_logit_adjustments_are_refused(changes, told, digits_scenario):
     tables = digits_scenario | changes
     if "continual" in changes:
         del tables["rounds"]

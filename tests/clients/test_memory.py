@@ -1,4 +1,4 @@
-"""Models that do not fit into memory are refused before the memory is gone."""
+"""Models that exceed the memory are refused before allocation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fedkd.plan.load import parse_plan
     ("training", "copies"),
     [({"optimizer": "adam"}, 4), ({"optimizer": "sgd"}, 2), ({"optimizer": "sgd", "momentum": 0.9}, 3)],
 )
-def test_training_takes_weights_gradients_and_moments(training, copies, digits_scenario):
+def test_training_memory_counts_weights_gradients_and_moments(training, copies, digits_scenario):
     plan = parse_plan(digits_scenario | {"training": training})
     assert copies_in_training(plan) == copies
 
 
-def test_an_allowance_counts_what_is_asked_for_before_it_is_given():
+def test_an_allowance_counts_a_request_before_allocation():
     with Allowance(4000, "for a reason"):
         torch.zeros(500)
         torch.randn(20, 20).add_(1).clone()  # follows from what is there
@@ -46,7 +46,7 @@ def test_models_larger_than_the_memory_are_refused(memory, key, digits_scenario,
     assert caught.value.key == key
 
 
-def test_clients_that_work_in_one_model_need_one(digits_scenario, monkeypatch):
+def test_clients_with_a_shared_model_need_one_copy(digits_scenario, monkeypatch):
     wide = {"model": "mlp", "args": {"hidden": [500]}}
     tables = digits_scenario | {"clients": [wide], "fusion": {"strategy": "flwr:FedAvg"}}
     plan = parse_plan(tables)
@@ -54,7 +54,7 @@ def test_clients_that_work_in_one_model_need_one(digits_scenario, monkeypatch):
     assert len(checked_models(plan, load_data(plan.scenario))) == 1
 
 
-def test_many_clients_need_not_fit_into_memory_all_at_once(digits_scenario, monkeypatch):
+def test_only_live_clients_count_as_memory(digits_scenario, monkeypatch):
     wide = {"model": "mlp", "args": {"hidden": [500]}}  # 150 kB
     tables = digits_scenario | {"clients": [wide], "clients_per_round": 10}
     partition = {"scheme": "iid", "samples_per_client": 4, "min_samples": 2, "replacement": True}
@@ -67,7 +67,7 @@ def test_many_clients_need_not_fit_into_memory_all_at_once(digits_scenario, monk
         checked_models(plan, load_data(plan.scenario))
 
 
-def test_as_many_clients_live_as_a_quarter_of_the_memory_has_room_for(digits_scenario, monkeypatch):
+def test_live_clients_take_at_most_a_quarter_of_the_memory(digits_scenario, monkeypatch):
     plan = parse_plan(digits_scenario | {"clients": [{"model": "mlp", "args": {"hidden": []}}]})
     data = load_data(plan.scenario)
     guidance, weights = 4 * 60 * 10, 4 * (64 * 10 + 10)

@@ -1,4 +1,4 @@
-"""Clients that learn in orders of their own, taught by whoever is at the same task."""
+"""Clients with individual task orders that receive guidance."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def logits(client: Client, place: int, x: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("learner", ["exssnet", "packnet"])
-def test_old_tasks_keep_their_logits_to_the_bit_while_clients_are_taught(learner, tables):
+def test_guidance_keeps_the_logits_of_old_tasks_to_the_bit(learner, tables):
     tables["continual"]["learner"] = learner
     fusing, clients, schedule = federation(tables)
     x = clients[0].data.global_x
@@ -92,7 +92,7 @@ def test_a_learner_is_given_the_tasks_in_its_clients_own_order(tables):
             assert np.array_equal(y.numpy(), client.samples.tasks[task].train_y)
 
 
-def test_a_task_that_comes_back_is_known_as_it_was_learned_last(tables):
+def test_a_returning_task_continues_from_its_last_state(tables):
     stream = {"kind": "split", "count": 2, "classes_per_task": 2, "order": "shuffled", "visits": 2}
     tables["continual"]["tasks"] = stream
     fusing, clients, schedule = federation(tables)
@@ -108,7 +108,7 @@ def test_a_task_that_comes_back_is_known_as_it_was_learned_last(tables):
         assert not np.isnan(now[:, 0, 1]).any()
 
 
-def test_a_client_is_measured_on_the_tasks_that_it_met_and_the_next(tables):
+def test_a_client_is_evaluated_on_its_tasks_so_far_and_the_next(tables):
     tables["continual"]["tasks"] = {
         "kind": "split",
         "count": 5,

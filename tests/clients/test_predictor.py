@@ -1,4 +1,4 @@
-"""Strategies whose evaluations ask another network than the client's model."""
+"""Strategies that evaluate another network than the client's model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def client_with(tables, strategy: Local) -> Client:
     return client
 
 
-def test_both_accuracies_are_those_of_the_predictor_and_knowledge_is_the_models(digits_scenario):
+def test_the_predictor_gives_accuracies_and_the_model_gives_knowledge(digits_scenario):
     client = client_with(digits_scenario, Moved())
     x, y = client.data.global_x, client.data.global_y
     assert client.network().training
@@ -68,7 +68,7 @@ def test_both_accuracies_are_those_of_the_predictor_and_knowledge_is_the_models(
     assert client.evaluator.evaluate("global").loss > 1e5
 
 
-def test_a_predictor_of_nothing_leaves_it_to_the_model(digits_scenario):
+def test_the_model_answers_without_a_predictor(digits_scenario):
     client = client_with(digits_scenario, Moved(made=lambda network: None))
     x = client.data.global_x
     assert_array_equal(client.evaluator.answer(x), client.predict(x))
@@ -81,13 +81,13 @@ def test_a_predictor_of_nothing_leaves_it_to_the_model(digits_scenario):
         (lambda network: network.body, r"made \[359, 200\] of 359 samples; must be \[359, 10\]"),
     ],
 )
-def test_what_is_no_predictor_is_told(digits_scenario, made, told):
+def test_wrong_predictors_are_refused(digits_scenario, made, told):
     client = client_with(digits_scenario, Moved(made=made))
     with pytest.raises(TypeError, match=told):
         client.evaluator.evaluate("global")
 
 
-def test_a_stream_is_refused(digits_scenario):
+def test_predictors_refuse_a_stream(digits_scenario):
     tasks = {"kind": "split", "count": 2}
     tables = digits_scenario | {"continual": {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}}
     tables.pop("rounds", None)
@@ -97,7 +97,7 @@ def test_a_stream_is_refused(digits_scenario):
         check_requirements(replace(plan, strategy=Moved()), data, [model] * len(plan.scenario.clients))
 
 
-def test_only_networks_can_be_asked_otherwise(monkeypatch):
+def test_predictors_need_networks(monkeypatch):
     @dataclass(frozen=True)
     class Elsewhere(AuxNetworks, Local):
         name: ClassVar[str] = "elsewhere"
@@ -108,7 +108,7 @@ def test_only_networks_can_be_asked_otherwise(monkeypatch):
         load_strategy_class("elsewhere")
 
 
-def test_what_measures_several_or_tries_says_so_before_a_run(monkeypatch):
+def test_impossible_eval_models_and_trials_are_refused_before_a_run(monkeypatch):
     @dataclass(frozen=True)
     class Nameless(AuxNetworks, Local):
         """Names two models and has none."""

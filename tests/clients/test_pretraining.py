@@ -1,4 +1,4 @@
-"""Training on the labelled transfer set before anything else, which only FedMD asks for, and only if told."""
+"""Pretraining on the labelled transfer set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def client_of(tables: dict[str, Any], index: int = 0) -> Client:
     return ClientFactory(plan, load_data(plan.scenario)).build(index)
 
 
-def test_it_is_cross_entropy_to_the_labels_of_the_transfer_set(tables):
+def test_pretraining_minimises_cross_entropy_on_the_transfer_set(tables):
     """One full batch of plain SGD, beside softmax regression worked out by hand."""
     tables["fusion"]["pretrain_epochs"] = 1
     tables["training"] = {"optimizer": "sgd", "lr": 0.5, "batch_size": 60}
@@ -50,7 +50,7 @@ def test_it_is_cross_entropy_to_the_labels_of_the_transfer_set(tables):
 
 
 @pytest.mark.parametrize("first", ["training", "guidance"])
-def test_it_comes_first_and_once(tables, first):
+def test_pretraining_comes_first_and_once(tables, first):
     client, alone = client_of(tables), client_of(tables)
     targets = {"targets": np.zeros((60, 10), dtype=np.float32)}
 
@@ -70,12 +70,12 @@ def test_it_comes_first_and_once(tables, first):
         assert_array_equal(one.weights()[name], values)
 
 
-def test_clients_know_labels_for_nothing_else(tables):
+def test_transfer_labels_serve_pretraining_only(tables):
     assert client_of(tables).data.public_y is not None
     assert client_of(tables | {"fusion": {"strategy": "fedmd"}}).data.public_y is None
 
 
-def test_labels_of_another_data_set_train_outputs_of_their_number(tables, tmp_path):
+def test_labels_of_another_data_set_can_pretrain(tables, tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
     y = np.arange(60) % 10
@@ -89,7 +89,7 @@ def test_labels_of_another_data_set_train_outputs_of_their_number(tables, tmp_pa
     assert_array_equal(np.bincount(client.data.public_y), 6)
 
 
-def test_a_whole_run_begins_better_and_resumes_to_the_byte(tables, tmp_path):
+def test_a_pretrained_run_begins_better_and_resumes_byte_for_byte(tables, tmp_path):
     tables |= {"rounds": 3, "clients_per_round": 3}
 
     def accuracy(changes: dict[str, Any], name: str) -> float:
@@ -119,7 +119,7 @@ def test_a_whole_run_begins_better_and_resumes_to_the_byte(tables, tmp_path):
         ({"continual": STREAM, "rounds": None}, "must be 0 in a stream of tasks, got 20"),
     ],
 )
-def test_what_it_cannot_do_is_one_line(tables, changes, message):
+def test_impossible_pretraining_is_refused_in_one_line(tables, changes, message):
     changes = changes | {"data": tables["data"] | changes.get("data", {})}
     tables = {key: value for key, value in (tables | changes).items() if value is not None}
     with pytest.raises(UserError, match=message) as caught:
@@ -127,7 +127,7 @@ def test_what_it_cannot_do_is_one_line(tables, changes, message):
     assert caught.value.key == "fusion.pretrain_epochs" and "\n" not in caught.value.message
 
 
-def test_more_labels_than_outputs_are_refused(tables, tmp_path):
+def test_more_transfer_labels_than_outputs_are_refused(tables, tmp_path):
     x, y = np.zeros((60, 1, 8, 8), dtype=np.uint8), np.arange(60) % 12
     x[:, 0, 0, 0] = np.arange(60)
     np.savez(tmp_path / "more.npz", train_x=x, train_y=y, test_x=x, test_y=y)

@@ -1,4 +1,4 @@
-"""Evaluations that the nearest prototype answers, at both moments of a round."""
+"""Evaluations that the nearest prototype answers, before and after fusion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_model_answers_until_there_are_prototypes(tables):
     assert client.evaluator.evaluate("global").accuracy == (distances.argmin(axis=0) == y).mean()
 
 
-def test_prototypes_that_arrive_are_the_second_moment_and_a_run_resumes_to_the_byte(tables, tmp_path):
+def test_new_prototypes_answer_after_fusion_and_a_run_resumes(tables, tmp_path):
     result = fedkd.run(parse_scenario(tables), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
         fedkd.run(parse_scenario(tables), out=tmp_path / "stopped", observers=[StopInRound(1)])
@@ -53,7 +53,7 @@ def test_prototypes_that_arrive_are_the_second_moment_and_a_run_resumes_to_the_b
     assert any(gain != 0 for gain in gains), "the model's answers before, prototypes' after"
 
 
-def test_how_often_a_run_is_evaluated_changes_nothing(tables, tmp_path):
+def test_evaluation_frequency_changes_nothing(tables, tmp_path):
     rows = []
     for every in (1, 3):
         result = fedkd.run(parse_scenario(tables | {"evaluate_every": every}), out=tmp_path / str(every))

@@ -1,4 +1,4 @@
-"""Samples that a strategy sends are trained on along with the client's own, step by step."""
+"""Samples of a strategy are trained on along with private ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def client_with(stream):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_batch_of_them_joins_every_private_batch(accumulate, client_with, digits_scenario):
+def test_every_private_batch_has_a_batch_of_rehearsed_samples(accumulate, client_with, digits_scenario):
     client, count = client_with(3 * BATCH // 2, accumulate=accumulate), 3 * BATCH // 2
     model = deepcopy(client.network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -96,7 +96,7 @@ def test_a_batch_of_them_joins_every_private_batch(accumulate, client_with, digi
         np.testing.assert_allclose(values, model.state_dict()[name].numpy(), atol=2e-6, err_msg=name)
 
 
-def test_without_any_nothing_changes(client_with):
+def test_training_without_rehearsed_samples_is_unchanged(client_with):
     plain, rehearsing = client_with(0), client_with(BATCH)
     one, other = (client.complete(client.train(1)) for client in (plain, rehearsing))
     rehearsing.load_weights(plain.weights())
@@ -106,7 +106,7 @@ def test_without_any_nothing_changes(client_with):
         np.testing.assert_array_equal(values, plain.weights()[name])
 
 
-def test_a_learner_that_trains_on_old_tasks_is_refused(stream):
+def test_rehearsal_refuses_learners_that_train_on_old_tasks(stream):
     tables = stream | {"continual": {"learner": "joint", "tasks": {"count": 5}}}
     plan = replace(parse_plan(tables), strategy=Rehearsing(count=1))
     data = load_data(plan.scenario)

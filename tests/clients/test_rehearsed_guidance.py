@@ -1,4 +1,4 @@
-"""Guidance is learned over again in every step of local training, and ends with its task."""
+"""Rehearsal of distillation targets in local training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def teach(client, round: int, seed: int = 0) -> None:
 
 
 @pytest.mark.parametrize("age", [0, 2])
-def test_a_step_is_gradient_descent_on_both_losses(age, client_with):
+def test_a_local_step_descends_on_both_losses(age, client_with):
     """A linear model, one step of SGD on all samples of both kinds, against the gradients in float64."""
     temperature, lr, rho, decay = 2.0, 0.3, 0.7, 0.5
     client = client_with(
@@ -86,7 +86,7 @@ def test_a_step_is_gradient_descent_on_both_losses(age, client_with):
     np.testing.assert_allclose(after[bias], before[bias] - lr * (own[1] + rho * guided[1]), atol=2e-6)
 
 
-def test_each_step_takes_the_next_batch_of_the_samples_that_were_taught(client_with, digits_scenario):
+def test_each_step_takes_the_next_batch_of_target_samples(client_with, digits_scenario):
     client = client_with(
         {"strategy": "dsfl", "kd_weight": 1.0, "distill_epochs": 0},
         training={"optimizer": "sgd", "lr": 0.1, "batch_size": 20, "local_epochs": 2},
@@ -113,7 +113,7 @@ def test_each_step_takes_the_next_batch_of_the_samples_that_were_taught(client_w
         np.testing.assert_allclose(values, model.state_dict()[name].numpy(), atol=3e-6, err_msg=name)
 
 
-def test_nothing_changes_before_there_is_guidance_or_without_rehearsal(client_with):
+def test_training_is_unchanged_before_guidance_or_at_kd_weight_0(client_with):
     plain, rehearsing = client_with(), client_with({"kd_weight": 0.5})
     for client in (plain, rehearsing):
         client.complete(client.train(1))
@@ -129,7 +129,7 @@ def test_nothing_changes_before_there_is_guidance_or_without_rehearsal(client_wi
     assert weights(plain) != weights(rehearsing)
 
 
-def test_training_no_longer_undoes_what_guidance_taught(client_with):
+def test_local_training_keeps_the_effect_of_distillation(client_with):
     """What a client says of the transfer set after own training stays near guidance as far as ρ says."""
     wanted = np.eye(10, dtype=np.float32)[np.arange(60) % 10] * 0.9 + 0.01
     far = []
@@ -141,7 +141,7 @@ def test_training_no_longer_undoes_what_guidance_taught(client_with):
     assert far[0] > far[1] > far[2], far
 
 
-def test_a_restored_client_rehearses_what_the_other_does(client_with):
+def test_a_restored_client_rehearses_the_same_targets(client_with):
     straight, restored = (client_with({"kd_weight": 0.5, "kd_weight_decay": 0.5}) for _ in range(2))
     straight.complete(straight.train(1))
     teach(straight, 1)
@@ -152,7 +152,7 @@ def test_a_restored_client_rehearses_what_the_other_does(client_with):
 
 
 @pytest.mark.parametrize("samples", [None, np.array([3, 5])])
-def test_guidance_comes_back_from_its_state(samples):
+def test_guidance_is_restored_from_its_state(samples):
     kept = LastGuidance(targets(2), samples, 3)
     again = LastGuidance.restored(kept.state())
     assert again is not None and again.round == 3 and np.array_equal(again.targets, kept.targets)
@@ -168,7 +168,7 @@ def stream(learner: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("learner", ["naive", "ewc", "exssnet", "gpm"])
-def test_learners_see_it_and_a_new_task_begins_without(learner, client_with):
+def test_learners_rehearse_targets_until_a_new_task_begins(learner, client_with):
     """What a learner makes of gradients it makes of these too: the course differs by the rehearsal alone."""
     plain, rehearsing = (
         client_with({"kd_weight": rho}, continual=stream(learner), clients=LINEAR) for rho in (0.0, 0.5)
@@ -187,7 +187,7 @@ def test_learners_see_it_and_a_new_task_begins_without(learner, client_with):
     assert not any(name.startswith("rehearsed/") for name in rehearsing.state())
 
 
-def test_a_learner_with_a_loss_of_its_own_has_it_added(client_with):
+def test_a_learners_own_loss_gets_the_distillation_loss_added(client_with):
     client = client_with({"kd_weight": 0.5}, continual=stream("joint"), clients=LINEAR)
     client.enter(1)
     client.complete(client.learn({"targets": np.eye(3, dtype=np.float32)[np.arange(60) % 3]}, 1))
@@ -228,7 +228,7 @@ class Counting:
         pass
 
 
-def test_an_estimator_with_a_distill_of_its_own_distils_again(client_with):
+def test_an_estimator_with_distill_rehearses_its_targets(client_with):
     like = client_with({"kd_weight": 0.5})
     for rho, expected in ((0.0, ["fit"]), (0.5, ["fit", "distill"])):
         model = IncrementalModel(Counting, 10)
@@ -242,7 +242,7 @@ def test_an_estimator_with_a_distill_of_its_own_distils_again(client_with):
         assert [what for what, _ in told[1:]] == expected
 
 
-def test_a_refitted_estimator_is_fitted_to_both_once_there_is_guidance(client_with):
+def test_a_refit_uses_private_samples_and_targets(client_with):
     """It always is; without distillation too, where guidance is rehearsed."""
     forest = {"clients": [{"model": "random-forest", "args": {"trees": 5}}], "training": {}}
     predicted = {}
@@ -265,13 +265,13 @@ def test_a_refitted_estimator_is_fitted_to_both_once_there_is_guidance(client_wi
 
 
 @pytest.mark.parametrize("strategy", ["local", "centralized", "fd", "feddf", "flwr:FedAvg"])
-def test_a_strategy_without_targets_is_refused(strategy, digits_scenario):
+def test_rehearsal_refuses_a_strategy_without_targets(strategy, digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, "kd_weight": 0.3}})
     with pytest.raises(UserError, match=f"must be 0 with '{strategy}', whose guidance is no targets"):
         checked_models(plan, load_data(plan.scenario))
 
 
-def test_a_learner_that_trains_on_its_memory_alone_is_refused(digits_scenario):
+def test_rehearsal_refuses_a_learner_that_trains_on_memory_alone(digits_scenario):
     plan = parse_plan(
         of_stream(digits_scenario)
         | {"fusion": {"strategy": "knfu", "kd_weight": 0.3}, "continual": {"learner": "gdumb"}}

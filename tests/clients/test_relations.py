@@ -1,4 +1,4 @@
-"""`fusion.relations`: one step of guidance with it by hand, and who cannot have it."""
+"""`fusion.relations`: one distillation step against the formula, and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tables(strategy: str, relations: dict, **changes) -> dict:
 @pytest.mark.parametrize(
     ("strategy", "relations"), [("knfu", TRG), ("knfu", RKD), ("fedmd", TRG), ("knfu", TRG | {"weight": 0.0})]
 )
-def test_a_step_of_guidance_is_that_of_both_losses(strategy, relations) -> None:
+def test_a_distillation_step_descends_on_both_losses(strategy, relations) -> None:
     plan = parse_plan(tables(strategy, relations))
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     before = {name: torch.tensor(w, requires_grad=True) for name, w in client.weights().items()}
@@ -64,7 +64,7 @@ def test_a_step_of_guidance_is_that_of_both_losses(strategy, relations) -> None:
         ),
     ],
 )
-def test_who_cannot_have_it_is_told(changes, message) -> None:
+def test_unsupported_clients_are_named(changes, message) -> None:
     plan = parse_plan(tables("knfu", {}, **changes))
     with pytest.raises(UserError, match=message) as refused:
         data = load_data(plan.scenario)

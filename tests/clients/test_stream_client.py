@@ -52,7 +52,7 @@ def job_of(client: Client) -> TrainJob:
     return client.train(2).send(None)
 
 
-def test_joint_keeps_the_pull_of_fedprox(joint_client):
+def test_joint_training_keeps_the_proximal_term(joint_client):
     def moved(mu: float) -> float:
         client = joint_client()
         start = client.weights()
@@ -91,7 +91,7 @@ def samples_of(job: TrainJob, count: int | None = None) -> list[bytes]:
 
 
 @pytest.mark.parametrize("learner", ["naive", "icarl"])
-def test_online_rounds_share_out_the_samples_of_a_task(learner, online_client):
+def test_online_rounds_divide_the_samples_of_a_task(learner, online_client):
     client = online_client(learner)
     whole = [x.tobytes() for x in client.data.train_x]
     seen: list[bytes] = []
@@ -113,7 +113,7 @@ def test_online_exemplars_may_be_trained_on_again(online_client):
     assert abs(3 * of_task.count(1) - len(client.data.train_y)) < 3
 
 
-def test_a_blurry_task_has_samples_of_other_classes(online_client):
+def test_a_blurry_task_includes_samples_of_other_classes(online_client):
     client = online_client("naive", blur=0.25)
     of_task = client.data.train_y // 3
     assert set(of_task.tolist()) == {0, 1, 2} and 0.7 < np.mean(of_task == 0) < 0.8
@@ -123,14 +123,14 @@ def test_a_blurry_task_has_samples_of_other_classes(online_client):
 @pytest.mark.parametrize(
     "learner", [{"learner": "der++"}, {"learner": "naive"}, {"learner": "supsup", "boundaries": "unknown"}]
 )
-def test_boundaries_can_be_withheld_from_who_needs_none(learner, joint_client):
+def test_task_boundaries_are_hidden_from_learners_that_need_none(learner, joint_client):
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3, "boundaries": False}
     table = learner | {"head": "class", "tasks": tasks}
     client = joint_client(continual=table, fusion={"strategy": "local"})
     assert not needs_boundaries(client.stream.learning.learner)
 
 
-def test_a_strategy_that_asks_for_masks_has_to_say_so(joint_client):
+def test_a_strategy_must_declare_its_use_of_masks(joint_client):
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
     client = joint_client(continual={"learner": "supsup", "tasks": tasks}, fusion={"strategy": "local"})
     with pytest.raises(TypeError, match="'local' asks for masks, so \"masks\" has to be among its `needs`"):
@@ -164,7 +164,7 @@ class Inferring(TaskInference, Closing):
 
 
 @pytest.mark.parametrize("learner", [Closing(), Inferring()], ids=lambda learner: learner.name)
-def test_class_incremental_accuracy_hides_the_task_of_a_sample(learner, joint_client):
+def test_class_incremental_evaluation_hides_the_task(learner, joint_client):
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
     table = {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}
     client = joint_client(continual=table, fusion={"strategy": "local"})

@@ -43,14 +43,14 @@ def weights(client: Client) -> bytes:
     return b"".join(client.weights()[name].tobytes() for name in sorted(client.weights()))
 
 
-def test_clients_start_from_weights_of_their_own_and_repeat_them(plan_with):
+def test_initial_weights_differ_by_client_and_repeat(plan_with):
     plan = plan_with()
     assert weights(client_of(plan, 0)) != weights(client_of(plan, 1))
     assert weights(client_of(plan, 0)) == weights(client_of(plan, 0))
     assert weights(client_of(plan, 0)) != weights(client_of(plan_with(seed=8), 0))
 
 
-def test_guidance_of_a_round_is_learned_once(plan_with):
+def test_guidance_of_a_round_is_applied_once(plan_with):
     plan = plan_with()
     client, targets = client_of(plan), targets_for(plan)
     before = weights(client)
@@ -64,7 +64,7 @@ def test_guidance_of_a_round_is_learned_once(plan_with):
     assert weights(client) != learned
 
 
-def test_without_distillation_guidance_changes_nothing_but_counts_as_learned(plan_with):
+def test_zero_distillation_epochs_change_nothing(plan_with):
     plan = plan_with({"distill_epochs": 0})
     client = client_of(plan)
     before = weights(client)
@@ -98,7 +98,7 @@ def test_distillation_is_gradient_descent_on_the_strategys_loss(plan_with):
     np.testing.assert_allclose(after[bias], before[bias] - lr * gradient.sum(axis=0), atol=2e-6)
 
 
-def test_the_private_term_changes_what_is_learned(plan_with):
+def test_the_cross_entropy_term_changes_the_weights(plan_with):
     learned = set()
     for weight in (0.0, 0.5, 1.0):
         plan = plan_with({"ce_weight": weight})
@@ -109,7 +109,7 @@ def test_the_private_term_changes_what_is_learned(plan_with):
 
 
 @pytest.mark.parametrize("round", [1, 2])
-def test_the_private_term_draws_whole_shuffles(round, plan_with):
+def test_the_cross_entropy_term_draws_whole_shuffles(round, plan_with):
     client = client_of(plan_with())
     own = client.num_train_samples
     order = client.trainer.jobs.private_order(2 * own + 5, round)
@@ -122,7 +122,7 @@ def test_the_private_term_draws_whole_shuffles(round, plan_with):
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
-def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
+def test_a_restored_client_continues_exactly(model, plan_with):
     plan = plan_with({"ce_weight": 0.5}, clients=[{"model": model}])
     data = load_federated_data(plan.scenario)
     straight = client_of(plan, data=data)
@@ -148,7 +148,7 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
         assert state[name].tobytes() == values.tobytes(), "a state must not change once it is taken"
 
 
-def test_gains_are_measured_against_the_round_they_belong_to(plan_with):
+def test_gains_are_measured_within_their_round(plan_with):
     client = client_of(plan_with())
     for round in (0, 1):
         untold = client.effect.before_and_after(round, "local", 0.3)
@@ -183,7 +183,7 @@ def test_uploads_are_predictions_on_the_transfer_set(dtype, plan_with):
     np.testing.assert_allclose(logits, wanted, rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-3)
 
 
-def test_label_counts_are_uploaded_only_to_a_strategy_that_asks(plan_with):
+def test_label_counts_are_uploaded_on_request_only(plan_with):
     assert set(client_of(plan_with()).upload(1)) == {"logits"}
     plan = plan_with({"distribution": "shared"})
     data = load_federated_data(plan.scenario)
@@ -191,11 +191,11 @@ def test_label_counts_are_uploaded_only_to_a_strategy_that_asks(plan_with):
     assert counts.tolist() == [int((data.client(1).train_y == c).sum()) for c in range(10)]
 
 
-def test_a_client_of_local_uploads_nothing(digits_scenario, plan_with):
+def test_the_local_baseline_uploads_nothing(digits_scenario, plan_with):
     assert client_of(plan_with(fusion={"strategy": "local"})).upload(1) == {}
 
 
-def test_predictions_that_are_not_numbers_are_not_uploaded(plan_with):
+def test_nan_predictions_are_not_uploaded(plan_with):
     client = client_of(plan_with())
     with torch.no_grad():
         next(client.network().parameters()).fill_(float("nan"))

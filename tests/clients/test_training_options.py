@@ -69,7 +69,7 @@ HAND = {
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("name", HAND)
-def test_a_kept_state_goes_on_over_rounds_and_a_fresh_one_does_not(name, kept, tables):
+def test_optimiser_state_persists_only_where_it_is_kept(name, kept, tables):
     options = {"optimizer": name, "momentum": 0.0 if name == "adam" else 0.5}
     client = factory_of(tables, **options, optimizer_state="kept" if kept else "fresh").build(0)
     model = deepcopy(client.network())
@@ -92,7 +92,7 @@ def test_a_kept_state_goes_on_over_rounds_and_a_fresh_one_does_not(name, kept, t
     assert_same_weights(client, model)
 
 
-def test_clients_that_share_a_model_have_states_of_their_own(tables):
+def test_clients_with_a_shared_model_have_separate_optimiser_states(tables):
     tables = tables | {"fusion": {"strategy": "flwr:FedAvg"}}
     together = factory_of(tables, optimizer="adam", optimizer_state="kept")
     alone = factory_of(tables, optimizer="adam", optimizer_state="kept").build(0)
@@ -168,7 +168,7 @@ def test_a_run_stopped_in_every_round_gives_the_same_bytes(kind, digits_scenario
         ({"schedule": "exponential", "lr_decay": 0.9}, [0.1 * 0.9**r for r in range(5)]),
     ],
 )
-def test_the_learning_rate_of_every_round(options, rates, tables):
+def test_the_learning_rate_follows_the_schedule_over_rounds(options, rates, tables):
     client = factory_of(tables | {"rounds": 5}, **options).build(0)
     model = deepcopy(client.network())
     x, y = torch.tensor(client.data.train_x), torch.tensor(client.data.train_y)
@@ -178,7 +178,7 @@ def test_the_learning_rate_of_every_round(options, rates, tables):
     assert_same_weights(client, model)
 
 
-def test_accumulated_batches_are_one_batch(tables):
+def test_accumulated_batches_equal_one_large_batch(tables):
     whole, parts = factory_of(tables).build(0), factory_of(tables, batch_size=7, accumulate=ALL).build(0)
     for client in (whole, parts):
         train(client, 1)
@@ -195,14 +195,14 @@ def test_accumulated_batches_are_one_batch(tables):
 @pytest.mark.parametrize(
     ("samples", "share", "number"), [(80, 0.1, 8), (15, 0.1, 2), (14, 0.1, 0), (2, 0.9, 0)]
 )
-def test_fewer_than_two_samples_are_not_kept_apart(samples, share, number):
+def test_fewer_than_two_samples_give_no_validation_set(samples, share, number):
     assert number_kept_apart(samples, share) == number
     own = keep_apart(np.zeros(samples, dtype=np.int64), share, seed=1, client=0)
     assert len(own.kept_apart) == number
     assert sorted([*own.trained_on, *own.kept_apart]) == list(range(samples))
 
 
-def test_what_is_kept_apart_has_the_clients_classes_and_is_drawn_once_per_client_and_task():
+def test_the_validation_set_is_stratified_and_drawn_once():
     labels = np.repeat([0, 1, 2], [50, 40, 10])
     own = keep_apart(labels, 0.2, seed=1, client=0)
     assert np.bincount(labels[own.kept_apart]).tolist() == [10, 8, 2]
@@ -216,7 +216,7 @@ def test_what_is_kept_apart_has_the_clients_classes_and_is_drawn_once_per_client
         assert np.array_equal(again, own.kept_apart) == same
 
 
-def test_training_ends_with_the_weights_of_the_lowest_loss_on_what_is_kept_apart(tables):
+def test_early_stopping_ends_with_the_lowest_validation_loss(tables):
     options = {"lr": 1.0, "local_epochs": 30, "early_stopping": {"validation": 0.25, "patience": 2}}
     client = factory_of(tables, **options).build(0)
     model = deepcopy(client.network())
@@ -259,7 +259,7 @@ def rows_of(*arrays: Tensor) -> set[bytes]:
 
 
 @pytest.mark.parametrize("learner", [None, "er", "joint"])
-def test_what_is_kept_apart_is_never_trained_on(learner, tables):
+def test_validation_samples_are_never_trained_on(learner, tables):
     options = {"batch_size": 8, "local_epochs": 2, "early_stopping": {"validation": 0.3, "patience": 5}}
     tables = tables | {"fusion": {"strategy": "knfu", "ce_weight": 0.5}}
     if learner:
@@ -308,7 +308,7 @@ def test_options_without_a_use_are_refused(options, key, message, digits_scenari
     assert caught.value.key == f"training.{key}"
 
 
-def test_scaffold_refuses_to_go_back_to_earlier_weights(tables):
+def test_scaffold_refuses_early_stopping(tables):
     tables["fusion"] = {"strategy": "scaffold"}
     tables["training"]["early_stopping"] = {}
     with pytest.raises(UserError, match="goes back to earlier weights") as caught:
@@ -317,12 +317,12 @@ def test_scaffold_refuses_to_go_back_to_earlier_weights(tables):
 
 
 @pytest.mark.parametrize("strategy", ["local", "fd", "fedproto", "scaffold", "flwr:FedAvg"])
-def test_strategies_that_look_at_no_transfer_samples_need_none(strategy, tables, tmp_path):
+def test_strategies_without_transfer_samples_run_without_a_transfer_set(strategy, tables, tmp_path):
     tables["data"] = tables["data"] | {"transfer": {"size": 0}}
     assert run(tables, tmp_path / "run", fusion={"strategy": strategy})
 
 
-def test_others_are_told_which_do_not(tables):
+def test_strategies_that_need_a_transfer_set_are_refused_without_one(tables):
     tables["data"] = tables["data"] | {"transfer": {"size": 0}}
     with pytest.raises(UserError, match=r"'knfu'; only local, .*fd.*scaffold.* and Flower's own") as caught:
         parse_scenario(tables)

@@ -1,4 +1,4 @@
-"""Guidance that a client tries out before it learns some: on what, and that it leaves no trace."""
+"""Trials of guidance choose hyperparameters and leave no trace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def client_of(tables, fusion):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
-def test_a_trial_is_what_a_clone_would_learn(gamma, digits_scenario):
+def test_a_trial_equals_the_training_of_a_clone(gamma, digits_scenario):
     """One epoch of Adam by hand, on a copy, from the same draws."""
     fusion = {"strategy": "chosen_beta", "distill_epochs": 3, "ce_weight": gamma}
     client = client_of(digits_scenario, fusion)
@@ -64,7 +64,7 @@ def test_a_trial_is_what_a_clone_would_learn(gamma, digits_scenario):
     assert len(kept_y) == round(0.2 * client.num_train_samples)
 
 
-def test_one_beta_is_knfu_to_the_last_bit(digits_scenario, tmp_path):
+def test_one_beta_equals_knfu_to_the_bit(digits_scenario, tmp_path):
     """With one β nothing is tried and nothing kept apart, so the two runs are one."""
     values = []
     for number, fusion in enumerate(
@@ -76,7 +76,7 @@ def test_one_beta_is_knfu_to_the_last_bit(digits_scenario, tmp_path):
     assert values[0] == values[1] and values[0]
 
 
-def test_choices_are_recorded_and_what_they_cost_is_counted(digits_scenario, tmp_path):
+def test_choices_are_recorded_and_their_cost_is_counted(digits_scenario, tmp_path):
     tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": "chosen_beta"}}
     result = fedkd.run(tables, out=tmp_path / "out")
     found = {row["client"]: row["value"] for row in result.metrics() if row["metric"] == "beta"}
@@ -95,7 +95,7 @@ def test_choices_are_recorded_and_what_they_cost_is_counted(digits_scenario, tmp
         ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),
     ],
 )
-def test_refused(changes, told, digits_scenario):
+def test_impossible_trials_are_refused(changes, told, digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "chosen_beta"}} | changes
     if "continual" in changes:
         del tables["rounds"]

@@ -21,7 +21,7 @@ def trained(tables, **changes) -> Client:
     return client
 
 
-def test_a_copy_takes_the_step_that_is_worked_out_by_hand(digits_scenario):
+def test_a_trial_step_equals_the_formula(digits_scenario):
     """A linear model and one batch of all transfer samples: W − η (softmax z − t)ᵀ x / M, in float64."""
     fusion = {"strategy": "knfu", "distill_batch_size": 60}
     client = trained(
@@ -47,7 +47,7 @@ def test_a_copy_takes_the_step_that_is_worked_out_by_hand(digits_scenario):
             assert trials.gains[row, column] == pytest.approx(accuracy - was, abs=1e-12)
 
 
-def test_a_good_teacher_is_worth_more_than_none_and_none_more_than_a_bad_one(digits_scenario):
+def test_a_good_teacher_helps_and_a_bad_one_harms(digits_scenario):
     client = trained(digits_scenario, training={"lr": 0.01, "batch_size": 20})
     labels = load_data(client.plan.scenario).transfer_y
     truth = np.eye(10, dtype=np.float32)[labels]
@@ -57,7 +57,7 @@ def test_a_good_teacher_is_worth_more_than_none_and_none_more_than_a_bad_one(dig
     assert gains[0] > 0.1 > gains[1] > -0.1 > gains[2]
 
 
-def test_a_client_teaches_itself_nothing(digits_scenario):
+def test_a_client_gains_nothing_from_itself(digits_scenario):
     """Its own predictions have no gradient where it stands, up to rounding, which SGD leaves as small."""
     client = trained(digits_scenario, training=SGD)
     own = softmax(client.predict(client.data.transfer_x))[None]
@@ -66,7 +66,7 @@ def test_a_client_teaches_itself_nothing(digits_scenario):
     assert_array_equal(trials.answers[0], own[0].argmax(axis=1))
 
 
-def test_what_is_shown_is_now_and_before_any_training(digits_scenario):
+def test_trials_show_accuracy_now_and_before_training(digits_scenario):
     client = trained(digits_scenario)
     told = shown(client, 1)
     untrained = ClientFactory(client.plan, load_data(client.plan.scenario)).build(0)
@@ -75,7 +75,7 @@ def test_what_is_shown_is_now_and_before_any_training(digits_scenario):
     assert_allclose(told["start"], softmax(untrained.predict(x)).mean(axis=0), rtol=1e-5)
 
 
-def test_a_liar_shows_what_it_would_upload(digits_scenario):
+def test_a_poisoned_client_shows_its_poisoned_upload(digits_scenario):
     client = trained(digits_scenario, faults={"poisoned": 1.0, "poison": "imitation"})
     assert_array_equal(shown(client, 1)["logits"], client.upload(1)["logits"])
     assert (shown(client, 1)["logits"] != client.predict(client.data.transfer_x)).any()

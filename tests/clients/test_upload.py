@@ -1,4 +1,4 @@
-"""What leaves a client passes its stages in order, and what can be undone is undone on the server."""
+"""Uploads pass their stages in order, and the server undoes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kinds_of_model() -> dict[str, Kind]:
     return WeightExchange("flwr:FedAvg").kinds_of(model())
 
 
-def test_poison_comes_first_then_the_check_then_the_precision():
+def test_upload_stages_are_poison_then_check_then_precision():
     honest, hostile = (
         upload_stages(Fusion(upload_dtype="float16")),
         upload_stages(Fusion(upload_dtype="float16"), RANDOM),
@@ -44,7 +44,7 @@ def test_poison_comes_first_then_the_check_then_the_precision():
     assert [type(stage) for stage in hostile] == [Poisoning, Finite, Precision]
 
 
-def test_a_fake_is_rounded_like_what_it_stands_for():
+def test_poisoned_uploads_are_rounded_like_honest_ones():
     logits, kinds = np.ones((6, 4), np.float32), {"logits": Kind.TRANSFER_LOGITS}
     fake = encode(
         upload_stages(Fusion(upload_dtype="float32"), RANDOM), {"logits": logits}, kinds, generators
@@ -56,7 +56,7 @@ def test_a_fake_is_rounded_like_what_it_stands_for():
     assert_array_equal(sent, fake.astype(np.float16))
 
 
-def test_a_poisoned_client_hides_that_its_training_diverged():
+def test_poisoning_hides_a_diverged_training():
     """It sends something else than what it knows, so what it knows is not looked at."""
     diverged, kinds = {"logits": np.full((6, 4), np.nan, np.float32)}, {"logits": Kind.TRANSFER_LOGITS}
     liar = Poison("imitation", np.full(4, 0.25))
@@ -65,26 +65,26 @@ def test_a_poisoned_client_hides_that_its_training_diverged():
 
 
 @pytest.mark.parametrize("kind", [Kind.TRANSFER_LOGITS, Kind.WEIGHTS, Kind.FEATURES, Kind.OTHER])
-def test_what_is_not_a_number_does_not_leave(kind):
+def test_nan_values_are_not_uploaded(kind):
     arrays = {"good": np.ones(3), "bad": np.array([0.0, np.nan])}
     with pytest.raises(TrainingDiverged, match=r"^bad are not numbers.*lower training\.lr"):
         encode(upload_stages(Fusion(upload_dtype="float32")), arrays, dict.fromkeys(arrays, kind), generators)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e15), ("float16", 65504.0)])
-def test_infinite_predictions_leave_as_large_numbers(dtype, bound):
+def test_infinite_predictions_are_uploaded_as_large_numbers(dtype, bound):
     arrays, kinds = {"z": np.array([np.inf, -np.inf, 2.0], np.float32)}, {"z": Kind.SAMPLE_LOGITS}
     sent = encode(upload_stages(Fusion(upload_dtype=dtype)), arrays, kinds, generators)["z"]
     assert_array_equal(sent, np.array([bound, -bound, 2.0], dtype))
 
 
-def test_infinite_weights_do_not_leave():
+def test_infinite_weights_are_not_uploaded():
     arrays = {"weight": np.array([1.0, -np.inf])}
     with pytest.raises(TrainingDiverged, match="weight are beyond ±1e"):
         encode(upload_stages(Fusion(upload_dtype="float32")), arrays, {"weight": Kind.WEIGHTS}, generators)
 
 
-def test_weights_travel_as_half_and_arrive_as_single_precision():
+def test_weights_travel_in_float16_and_arrive_in_float32():
     stages, kinds = upload_stages(Fusion(upload_dtype="float16")), kinds_of_model()
     sent = encode(stages, model(), kinds, generators)
     assert (sent["weight"].dtype, sent["batches"].dtype) == (np.float16, np.int64)
@@ -103,7 +103,7 @@ def test_predictions_arrive_as_they_were_sent(kind):
 
 @pytest.mark.parametrize("kind", [Kind.COUNTERS, Kind.INDICES, Kind.LABEL_COUNTS, Kind.CONSTANT])
 @pytest.mark.parametrize("poison", [None, RANDOM, Poison("imitation", RANDOM.victim)])
-def test_counters_and_indices_are_never_touched(kind, poison):
+def test_integers_keep_their_values(kind, poison):
     values = np.array([3, 70_001, 12], np.int32)
     stages = upload_stages(Fusion(upload_dtype="float16"), poison)
     sent = decode(stages, encode(stages, {"a": values}, {"a": kind}, generators), {"a": kind})["a"]
@@ -119,7 +119,7 @@ def test_features_keep_their_precision():
     assert_array_equal(sent["a"], values)
 
 
-def test_the_last_stage_is_undone_first():
+def test_upload_stages_are_undone_in_reverse():
     class Adding:
         def __init__(self, word: str) -> None:
             self.word = word
@@ -137,7 +137,7 @@ def test_the_last_stage_is_undone_first():
     assert list(decode(stages, sent, {})) == ["a"]
 
 
-def test_weights_of_a_poisoned_client_say_nothing_and_fit_the_model():
+def test_poisoned_weights_are_random_and_fit_the_model():
     stages = upload_stages(Fusion(upload_dtype="float32"), RANDOM)
     sent = encode(stages, model(), kinds_of_model(), generators)
     assert sent["weight"].shape == (5, 3) and sent["weight"].dtype == np.float32
@@ -158,7 +158,7 @@ def averaged(digits_scenario) -> dict:
     return digits_scenario | {"data": data, "clients": [model], "fusion": {"strategy": "flwr:FedAvg"}}
 
 
-def test_a_client_that_uploads_weights_passes_the_same_stages(averaged):
+def test_weights_pass_the_same_upload_stages(averaged):
     plan = parse_plan(averaged | {"fusion": {"strategy": "flwr:FedAvg", "upload_dtype": "float16"}})
     client = ClientFactory(plan, load_federated_data(plan.scenario)).build(0)
     client.complete(client.train(1))
@@ -177,7 +177,7 @@ def summary_and_accuracy(tables: dict, folder) -> tuple[dict, float]:
     return result.summary, result.summary["final"]["accuracy_global"]["mean"]
 
 
-def test_poisoned_weights_reach_flowers_strategies(averaged, tmp_path):
+def test_poisoned_weights_reach_flower_strategies(averaged, tmp_path):
     changes = {"clients": [{"model": "mlp", "args": {"hidden": [16]}}], "rounds": 3}
     _, clean = summary_and_accuracy(averaged | changes, tmp_path / "clean")
     wrong = {"faults": {"poisoned": 0.5, "poison": "random"}}
@@ -185,7 +185,7 @@ def test_poisoned_weights_reach_flowers_strategies(averaged, tmp_path):
     assert clean > 0.4 and harmed < clean - 0.2
 
 
-def test_half_precision_halves_what_weights_cost_upwards(averaged, tmp_path):
+def test_half_precision_halves_the_upload_bytes_of_weights(averaged, tmp_path):
     changes = {"clients": [{"model": "mlp", "args": {"hidden": [16]}}]}
     half = {"fusion": {"strategy": "flwr:FedAvg", "upload_dtype": "float16"}}
     full, accuracy = summary_and_accuracy(averaged | changes, tmp_path / "full")

@@ -1,4 +1,4 @@
-"""A client as its strategy sees it."""
+"""The view of a client that its strategy receives."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ READS: dict[str, Callable[[Client], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("what", READS)
-def test_distilling_changes_what_is_read_at_once(what, client, twin):
+def test_distillation_changes_the_weights_read_at_once(what, client, twin):
     read, view = READS[what], client.at(1)
     before = read(view)
     view.distil(targets(3))
@@ -64,7 +64,7 @@ def test_distilling_changes_what_is_read_at_once(what, client, twin):
 # Strategies of one's own --------------------------------------------------------------------------------
 
 
-def test_a_strategy_that_learns_and_then_looks_sees_what_it_learned(client, twin, monkeypatch):
+def test_a_strategy_reads_the_weights_after_its_distillation(client, twin, monkeypatch):
     seen = {}
 
     def apply(self, view, guidance):
@@ -96,12 +96,12 @@ def test_a_strategy_may_distil_for_its_upload(client, twin, monkeypatch):
     assert same_weights(client, twin)
 
 
-def test_a_request_chooses_the_samples_that_are_predicted(client):
+def test_a_request_selects_the_predicted_samples(client):
     rows = np.array([4, 9])
     assert_array_equal(client.at(1, rows).logits(), client.predict(client.data.transfer_x[rows]))
 
 
-def test_class_means_count_each_class_alone(client):
+def test_class_means_average_each_class_separately(client):
     x, y = client.data.train_x, client.data.train_y
     means, logits = client.at(1).class_means("logits"), client.predict(x)
     counts = client.at(1).label_counts()
@@ -111,7 +111,7 @@ def test_class_means_count_each_class_alone(client):
         np.testing.assert_allclose(means[c], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_client_meets_the_view_of_its_strategy(client):
+def test_a_client_passes_its_view_to_the_strategy(client):
     members = [name for name in (*vars(ClientView), *ClientView.__annotations__) if not name.startswith("_")]
     assert len(members) > 25 and all(hasattr(Client, name) or name in vars(client) for name in members)
 

@@ -1,4 +1,4 @@
-"""What share of the arithmetic evaluations will take: by hand, and as a run counts it."""
+"""The estimated share of arithmetic in evaluations."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def estimated(tables) -> tuple[Workload, int]:
         *("asynchronous", "a server's model", "feddf", "a shared one"),
     ],
 )
-def test_by_hand(change, trained, tested, digits_scenario):
+def test_evaluation_share_equals_a_hand_count(change, trained, tested, digits_scenario):
     found, common = estimated(digits_scenario | change)
     assert found.training == pytest.approx(4 * FORWARD * trained)
     assert found.evaluation == pytest.approx(4 * FORWARD * tested(common))
@@ -108,7 +108,7 @@ def test_by_hand(change, trained, tested, digits_scenario):
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "ditto"])
-def test_as_many_samples_as_a_run_predicts(strategy, digits_scenario, tmp_path, monkeypatch):
+def test_estimated_samples_equal_those_a_run_predicts(strategy, digits_scenario, tmp_path, monkeypatch):
     tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": strategy}}
     found, _ = estimated(tables)
     seen: list[int] = []
@@ -124,7 +124,7 @@ def test_as_many_samples_as_a_run_predicts(strategy, digits_scenario, tmp_path, 
     assert sum(seen) - uploaded == found.evaluation / FORWARD
 
 
-def test_a_stream_is_asked_about_all_tasks_so_far_and_the_next(digits_scenario):
+def test_a_stream_is_evaluated_on_all_tasks_so_far_and_the_next(digits_scenario):
     del digits_scenario["rounds"]
     stream = {"rounds_per_task": 1, "tasks": {"kind": "split", "count": 5}}
     data = digits_scenario["data"] | {"partition": {"scheme": "iid", "samples_per_client": 20}}
@@ -159,12 +159,12 @@ EXTENT = Extent(clients=4, samples=60, classes=10, private=320, width=200)
     ],
     ids=lambda given: getattr(given, "name", ""),
 )
-def test_what_a_server_trains(strategy, expected):
+def test_server_training_is_counted(strategy, expected):
     extent = replace(EXTENT, model=1e6, architectures={"mlp": (1e3, 4)})
     assert strategy.server_cost(extent) == pytest.approx(expected)
 
 
-def test_remedies_bring_it_down_to_half():
+def test_the_suggested_settings_halve_the_evaluation_share():
     work = Workload(training=10.0, evaluation=400.0, clients=20, evaluated=20, every=1, test=1000)
     assert work.share == pytest.approx(400 / 410)
     remedies = work.remedies()

@@ -42,7 +42,7 @@ LESSONS = TaskHistory(tasks=(0, 1, 2), firsts=(1, 3, 5), ends=(2, 4, 6))
 PLACE = {"metric": METRIC, "split": "global", "client": 4}
 
 
-def test_matrix_is_read_at_each_tasks_last_round_and_the_untrained_model_at_round_zero():
+def test_matrix_rows_are_round_0_and_the_last_round_of_each_task():
     R, b = accuracy_matrix([*OTHERS, *ROWS], LESSONS, **PLACE)
     np.testing.assert_array_equal(R, [[0.90, 0.31, 0.22], [0.80, 0.70, 0.32], [0.75, 0.65, 0.60]])
     np.testing.assert_array_equal(b, [0.10, 0.11, 0.12])
@@ -56,7 +56,7 @@ def test_order_of_the_rows_does_not_matter():
     np.testing.assert_array_equal(forward[1], backward[1])
 
 
-def test_other_client_split_and_metric_have_their_own_matrix():
+def test_each_client_split_and_metric_has_its_own_matrix():
     def first(**place):
         return accuracy_matrix([*ROWS, *OTHERS], LESSONS, **PLACE | place)[0][0, 0]
 
@@ -66,7 +66,7 @@ def test_other_client_split_and_metric_have_their_own_matrix():
     assert first(metric="accuracy_class_incremental") == 0.04
 
 
-def test_what_was_not_measured_is_nan():
+def test_unmeasured_cells_are_nan():
     # Nothing in round 0, a null in round 4, and stopped before task 2 was learned.
     rows = [row(2, 0, 0.9), row(4, 0, None), row(4, 1, 0.7)]
     R, b = accuracy_matrix(rows, LESSONS, **PLACE)
@@ -74,7 +74,7 @@ def test_what_was_not_measured_is_nan():
     np.testing.assert_array_equal(b, [NAN, NAN, NAN])
 
 
-def test_rounds_after_the_stream_are_not_read():
+def test_rounds_after_the_stream_are_ignored():
     R, _ = accuracy_matrix([row(1, 0, 0.9), row(2, 0, 0.1)], TaskHistory((0,), (1,), (1,)), **PLACE)
     np.testing.assert_array_equal(R, [[0.9]])
 
@@ -82,7 +82,7 @@ def test_rounds_after_the_stream_are_not_read():
 @pytest.mark.parametrize(
     ("task", "expected"), [(0, [0.10, 0.40, 0.90]), (1, [0.31, 0.50, 0.70]), (2, [0.32, 0.45, 0.60])]
 )
-def test_curve_runs_from_before_a_task_to_its_last_round(task, expected):
+def test_a_curve_spans_the_rounds_of_its_task(task, expected):
     curve = learning_curve([*OTHERS, *ROWS], LESSONS, **PLACE, place=task)
     np.testing.assert_array_equal(curve, expected)
     R, _ = accuracy_matrix(ROWS, LESSONS, **PLACE)
@@ -97,7 +97,7 @@ def test_curve_of_a_run_evaluated_every_second_round():
     assert learning_area(curve[::2]) == 0.5
 
 
-def test_rows_of_a_run_folder_are_understood(tmp_path):
+def test_rows_of_a_run_folder_give_a_matrix(tmp_path):
     with Recorder(tmp_path) as recorder:
         for r in [*ROWS, *OTHERS]:
             place = {name: r[name] for name in ("round", "client", "split", "task")}
@@ -118,7 +118,7 @@ def test_value_recorded_twice_is_refused():
         learning_curve(rows, LESSONS, **PLACE, place=1)
 
 
-def test_a_matrix_is_in_the_order_in_which_a_client_learns():
+def test_a_matrix_follows_the_clients_task_order():
     # Task 2 in rounds 2–4, task 0 in 5–6; task 1 is none of this client's.
     history = TaskHistory.of([(2, 2, 4), (0, 5, 6)])
     R, b = accuracy_matrix(ROWS, history, **PLACE)
@@ -129,10 +129,10 @@ def test_a_matrix_is_in_the_order_in_which_a_client_learns():
     assert history.place(2) == 0 and history.place(1) == -1
 
 
-def test_a_task_that_comes_back_has_been_learned_once_and_the_last_row_is_that_of_the_end():
+def test_a_returning_task_has_one_row_and_the_last_row_is_the_end():
     assert TaskHistory.of([(1, 1, 2), (0, 3, 4), (1, 5, 5), (0, 6, 9)]) == TaskHistory((1, 0), (1, 3), (2, 9))
 
 
-def test_a_task_that_a_client_does_not_have_is_refused():
+def test_a_task_outside_the_clients_order_is_refused():
     with pytest.raises(ValueError, match=r"place must be in 0\.\.2, got 3"):
         learning_curve(ROWS, LESSONS, **PLACE, place=3)

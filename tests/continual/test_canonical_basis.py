@@ -1,4 +1,4 @@
-"""The canonical basis: the same from any basis that a library may return for the same matrix."""
+"""The canonical basis is the same for every basis of a subspace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def turned(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("vectors", [orthonormal(8, 7, 1), np.eye(8)[:, :7]], ids=["drawn", "axes"])
-def test_any_basis_of_the_same_matrix_is_turned_into_one(vectors):
+def test_every_basis_of_a_matrix_becomes_the_canonical_one(vectors):
     expected = vectors @ canonical_rotation(vectors, ENERGIES, 1e-10)
     assert expected.shape == (8, 5)
     matrix = (vectors * ENERGIES) @ vectors.T
@@ -35,7 +35,7 @@ def test_any_basis_of_the_same_matrix_is_turned_into_one(vectors):
         assert_allclose(other @ canonical_rotation(other, rounded, 1e-10), expected, atol=1e-12)
 
 
-def test_both_factors_turn_alike():
+def test_both_factors_are_rotated_together():
     u, v = orthonormal(8, 7, 1), orthonormal(9, 7, 2)
     rotation = canonical_rotation(u, ENERGIES, 1e-10)
     assert_allclose(rotation.T @ rotation, np.eye(5), atol=1e-14)
@@ -43,11 +43,11 @@ def test_both_factors_turn_alike():
     assert_allclose(found, (u * np.sqrt(ENERGIES)) @ v.T, atol=1e-12)
 
 
-def test_of_equally_large_entries_the_first_is_positive():
+def test_the_first_of_the_largest_entries_is_positive():
     vector = np.array([[-0.5, 0.5 + 1e-16, 0.5, -0.5]]).T
     assert_allclose(vector @ canonical_rotation(vector, np.ones(1), 0.0), -vector, atol=1e-15)
 
 
-def test_without_energy_there_is_no_direction():
+def test_directions_without_energy_are_dropped():
     assert canonical_rotation(np.eye(3), np.zeros(3), 0.0).shape == (3, 0)
     assert canonical_rotation(np.eye(3), np.array([1e-20, -1e-20, -1e-19]), 1e-12).shape == (3, 0)

@@ -110,26 +110,26 @@ def close(value):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_metric_of_the_worked_example(name):
+def test_metrics_match_the_worked_example(name):
     value = CALLS[name](R)
     assert isinstance(value, float)
     assert value == close(WORKED[name])
 
 
-def test_values_per_task_of_the_worked_example():
+def test_per_task_values_match_the_worked_example():
     np.testing.assert_allclose(metrics.intransigence_per_task(R, JOINT), [0.05, 0.10, 0.15, -0.02], **CLOSE)
     np.testing.assert_allclose(metrics.nbt_per_task(R), [0.12, -0.09, 0.10], **CLOSE)
     np.testing.assert_allclose(metrics.auc_per_task(R, AREAS), [0.735, 0.70, 0.50, 0.60], **CLOSE)
     assert [metrics.learning_area(curve) for curve in CURVES] == [close(area) for area in AREAS]
 
 
-def test_summary_holds_every_metric_in_the_order_of_the_page():
+def test_summary_lists_metrics_in_the_documented_order():
     summary = metrics.summarise(R, B, single=SINGLE, joint=JOINT, curves=CURVES)
     assert list(summary) == list(WORKED)
     assert summary == {name: close(value) for name, value in WORKED.items()}
 
 
-def test_what_was_not_learned_is_compared_with_nothing():
+def test_unlearned_tasks_enter_no_comparison():
     given = {"b": B, "single": SINGLE, "joint": JOINT, "curves": CURVES}
     learned = [True, False, True, True]
     found = metrics.summarise(R, **given, learned=learned)
@@ -141,7 +141,7 @@ def test_what_was_not_learned_is_compared_with_nothing():
     assert math.isnan(metrics.bwt(unknown))
 
 
-def test_transfer_begins_with_the_first_task_that_was_learned():
+def test_transfer_starts_at_the_first_learned_task():
     late = [False, False, True, True]
     assert metrics.fwt(R, B, late) == close(-0.1)  # on task 3 alone
     assert metrics.bwt(R, late) == close(-0.1)
@@ -150,7 +150,7 @@ def test_transfer_begins_with_the_first_task_that_was_learned():
 
 
 @pytest.mark.parametrize("learned", [[True] * 3, [1, 0, 1, 1], [[True] * 4]])
-def test_what_was_learned_is_one_bool_a_task(learned):
+def test_learned_tasks_are_one_bool_each(learned):
     with pytest.raises(ValueError, match="learned must be"):
         metrics.bwt(R, learned)
 
@@ -165,7 +165,7 @@ def test_what_was_learned_is_one_bool_a_task(learned):
         ({"curves": CURVES}, {"learning_area", "epochs_to_90", "auc"}),
     ],
 )
-def test_summary_leaves_out_what_was_not_given(given_too, adds):
+def test_summary_omits_metrics_without_inputs(given_too, adds):
     always = {"average_accuracy", "average_incremental_accuracy", "bwt"}
     always |= {"forgetting", "forgetting_first_last", "nbt"}
     summary = metrics.summarise(R, **given_too)
@@ -173,7 +173,7 @@ def test_summary_leaves_out_what_was_not_given(given_too, adds):
     assert summary == {name: close(WORKED[name]) for name in summary}
 
 
-def test_one_task_leaves_nothing_to_compare():
+def test_one_task_has_nan_transfer_and_forgetting():
     summary = metrics.summarise([[0.9]], [0.1], single=[0.8], joint=[0.95], curves=[[0.1, 0.5, 0.9]])
     nothing = {"bwt", "fwt", "forgetting", "forgetting_first_last", "nbt"}
     assert {name for name, value in summary.items() if math.isnan(value)} == nothing
@@ -194,12 +194,12 @@ def test_one_task_raises_no_warning():
     metrics.summarise([[0.9]], [0.1])
 
 
-def test_forgetting_is_negative_where_the_last_task_lifts_an_older_one_above_its_best():
+def test_forgetting_is_negative_after_backward_improvement():
     # 0.5 after task 0, 0.7 after task 1, 0.8 at the end: best 0.7; task 1: 0.6, then 0.9; (−0.1 − 0.3) / 2
     assert metrics.forgetting([[0.5, 0.0, 0.0], [0.7, 0.6, 0.0], [0.8, 0.9, 0.5]]) == close(-0.2)
 
 
-def test_learning_area_is_that_of_bars_and_counts_the_ends_in_full():
+def test_learning_area_weighs_all_epochs_equally():
     assert metrics.learning_area([0.0, 0.0, 0.0, 1.0]) == 0.25  # the trapezium rule says 1/6
     assert metrics.learning_area([0.0, 1.0, 1.0, 1.0]) == 0.75  # learned earlier
     assert metrics.learning_area([0.0, 1.0, 0.0, 0.0]) == 0.25  # not held at its best
@@ -217,18 +217,18 @@ def test_learning_area_is_that_of_bars_and_counts_the_ends_in_full():
         ([0.7], 0.0),
     ],
 )
-def test_epochs_to_90(curve, expected):
+def test_epochs_to_90_match_the_formula(curve, expected):
     assert metrics.epochs_to_90(curve) == expected
 
 
-def test_epochs_to_90_needs_every_moment():
+def test_epochs_to_90_needs_every_epoch():
     assert math.isnan(metrics.epochs_to_90([0.1, float("nan"), 0.9]))
     with pytest.raises(ValueError, match="curve must have shape"):
         metrics.epochs_to_90([])
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_unmeasured_entry_matters_only_where_the_formula_reads_it(name):
+def test_unmeasured_entries_affect_only_formulas_that_read_them(name):
     needed = [[mark == "x" for mark in row] for row in NEEDED[name].split()]
     for i in range(4):
         for j in range(4):
@@ -241,7 +241,7 @@ def test_unmeasured_entry_matters_only_where_the_formula_reads_it(name):
                 assert value == CALLS[name](R), (i, j)
 
 
-def test_unmeasured_accuracy_beside_the_matrix_is_not_left_out_of_the_mean():
+def test_unmeasured_reference_accuracy_makes_the_mean_nan():
     holed = np.array([np.nan, 0.2, 0.3, 0.4])
     assert metrics.fwt(R, holed) == metrics.fwt(R, [0.0, 0.2, 0.3, 0.4])  # the first task has no transfer
     assert math.isnan(metrics.fwt(R, holed[::-1]))
@@ -271,12 +271,12 @@ def test_matrix_that_is_not_square_is_refused(name):
         (lambda: metrics.learning_area(CURVES), "curve must have shape"),
     ],
 )
-def test_wrong_shape_is_refused(call, what):
+def test_arguments_of_wrong_shape_are_refused(call, what):
     with pytest.raises(ValueError, match=what):
         call()
 
 
-def test_single_precision_is_widened_before_anything_is_computed():
+def test_float32_inputs_are_computed_in_float64():
     narrow = R.astype(np.float32)
     wide = narrow.astype(np.float64)
     assert metrics.summarise(narrow, curves=[narrow[0]] * 4) == metrics.summarise(wide, curves=[wide[0]] * 4)
@@ -296,7 +296,7 @@ def test_forgetting_first_last_is_minus_backward_transfer(matrix):
 
 
 @given(matrices)
-def test_tasks_that_stay_as_they_are_show_no_transfer_and_no_forgetting(matrix):
+def test_constant_accuracies_have_no_transfer_and_no_forgetting(matrix):
     still = np.broadcast_to(matrix[0], matrix.shape)
     assert metrics.bwt(still) == metrics.forgetting(still) == metrics.forgetting_first_last(still) == 0.0
     assert metrics.nbt(still) == 0.0
@@ -309,21 +309,21 @@ def test_drop_from_the_best_is_at_least_the_drop_from_the_first(matrix):
 
 
 @given(matrices)
-def test_with_two_tasks_every_kind_of_forgetting_is_the_same(matrix):
+def test_all_kinds_of_forgetting_agree_for_two_tasks(matrix):
     two = matrix[:2, :2]
     drop = two[0, 0] - two[1, 0]
     assert metrics.forgetting(two) == metrics.forgetting_first_last(two) == metrics.nbt(two) == drop
 
 
 @given(matrices)
-def test_final_accuracy_is_that_when_learned_plus_backward_transfer(matrix):
+def test_final_accuracy_is_learned_accuracy_plus_backward_transfer(matrix):
     tasks = len(matrix)
     total = np.trace(matrix) + (tasks - 1) * metrics.bwt(matrix)
     assert metrics.average_accuracy(matrix) == close(total / tasks)
 
 
 @given(matrices, st.data())
-def test_auc_is_what_was_learned_less_what_was_lost(matrix, data):
+def test_auc_is_learning_minus_forgetting(matrix, data):
     tasks, areas = len(matrix), vector(matrix, data)
     lost = np.append(metrics.nbt_per_task(matrix), 0.0)
     later = np.arange(tasks)[::-1]  # tasks that come after task k
@@ -333,7 +333,7 @@ def test_auc_is_what_was_learned_less_what_was_lost(matrix, data):
 
 
 @given(matrices, st.data())
-def test_final_accuracy_and_gains_do_not_depend_on_the_numbering_of_tasks(matrix, data):
+def test_final_accuracy_and_gains_ignore_the_task_numbering(matrix, data):
     order = data.draw(st.permutations(range(len(matrix))))
     single = vector(matrix, data)
     assert metrics.average_accuracy(matrix[:, order]) == close(metrics.average_accuracy(matrix))
@@ -344,7 +344,7 @@ def test_final_accuracy_and_gains_do_not_depend_on_the_numbering_of_tasks(matrix
 
 
 @given(matrices, st.data())
-def test_best_before_the_end_does_not_depend_on_when_it_was_reached(matrix, data):
+def test_best_accuracy_before_the_end_ignores_its_time(matrix, data):
     # Task 0 may swap its rows before the last; the other tasks are kept out by being still.
     matrix[:, 1:] = 0.5
     shuffled = matrix.copy()
@@ -353,7 +353,7 @@ def test_best_before_the_end_does_not_depend_on_when_it_was_reached(matrix, data
 
 
 @given(matrices, st.data())
-def test_percent_gives_a_hundred_times_the_share(matrix, data):
+def test_percent_multiplies_shares_by_100(matrix, data):
     beside = [vector(matrix, data) for _ in range(3)]
     share = metrics.summarise(matrix, beside[0], single=beside[1], joint=beside[2], curves=matrix)
     beside = [100 * values for values in beside]
@@ -368,6 +368,6 @@ def test_percent_gives_a_hundred_times_the_share(matrix, data):
 
 
 @given(arrays(np.float64, st.integers(1, 20), elements=accuracies))
-def test_area_lies_between_the_extremes_of_its_curve(curve):
+def test_learning_area_lies_between_the_extremes_of_its_curve(curve):
     assert curve.min() - 1e-15 <= metrics.learning_area(curve) <= curve.max() + 1e-15
     assert metrics.learning_area(curve[::-1]) == close(metrics.learning_area(curve))

@@ -1,4 +1,4 @@
-"""CUBER's regimes and steps against their formulas in numpy, and what it promises."""
+"""CUBER's regimes and steps against numpy."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def gradients_of(net, x, y, through=None):
 # Regimes --------------------------------------------------------------------------------------------------
 
 
-def test_regimes_are_those_of_the_table():
+def test_regimes_match_the_table_of_the_paper():
     stream = alike(4, seed=2)
     stream[1] = turned(stream[1])
     seen = set()
@@ -125,7 +125,7 @@ def test_regimes_are_those_of_the_table():
 
 
 @pytest.mark.parametrize("learner", [GPM, TRGP, CUBER])
-def test_bases_follow_neither_order_nor_repetition_of_samples(learner):
+def test_bases_ignore_order_and_repetition_of_samples(learner):
     """Samples of each task span three of twelve dimensions, one of which it shares with the last task."""
     generator = torch.Generator().manual_seed(3)
     span, mix = (torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0] for n in (12, 24))
@@ -155,7 +155,7 @@ def test_bases_follow_neither_order_nor_repetition_of_samples(learner):
             assert found[2] == chosen
 
 
-def test_a_tasks_gradient_is_kept_as_it_was_at_its_end():
+def test_the_gradient_at_the_end_of_a_task_is_stored():
     stream = alike(3)
     learning, net = begun(cuber(), stream)
     context = learning.context
@@ -179,7 +179,7 @@ def test_a_tasks_gradient_is_kept_as_it_was_at_its_end():
         assert not np.allclose(kept, gradients_of(net, *stream[1])[f"{name}.weight"], atol=1e-4)
 
 
-def test_nothing_but_bases_columns_scales_gradients_and_regimes_stays():
+def test_stored_state_is_bases_columns_scales_gradients_and_regimes():
     stream = alike(3)
     learning = learn(cuber(), network(), stream, SHARED[:3])
     memory = learning.context.memory
@@ -199,7 +199,7 @@ def test_nothing_but_bases_columns_scales_gradients_and_regimes_stays():
 
 # At 0.99 bases are wide: without R3, gradients would be projected with their complements.
 @pytest.mark.parametrize(("strength", "threshold"), [(0.0, 0.8), (0.3, 0.8), (0.02, 0.99)])
-def test_steps_in_r3_are_proximal_steps(strength, threshold):
+def test_steps_in_regime_3_are_proximal(strength, threshold):
     stream = alike(2, seed=4)
     learning, net = begun(cuber(strength=strength, threshold=threshold, correlation=-1.0), stream)
     context = learning.context
@@ -244,7 +244,7 @@ def movement(learning, net, before, name, old):
 
 
 @pytest.mark.parametrize("tasks", [2, 3])
-def test_the_stronger_the_less_weights_move_within_r3_and_in_the_limit_not_at_all(tasks):
+def test_a_stronger_penalty_moves_weights_less_within_regime_3(tasks):
     stream = alike(tasks, seed=4)
     found = {}
     for strength in (0.0, 0.02, 0.1, 1e6):
@@ -262,7 +262,7 @@ def test_the_stronger_the_less_weights_move_within_r3_and_in_the_limit_not_at_al
         assert infinite < 1e-6
 
 
-def test_r3_improves_an_old_task_that_a_new_one_agrees_with():
+def test_regime_3_improves_an_agreeing_old_task():
     stream = alike(2, samples=24, seed=1)
     losses = {}
     for name, learner in (("cuber", cuber(strength=0.0, threshold=0.99)), ("trgp", TRGP(threshold=0.99))):
@@ -277,7 +277,7 @@ def test_r3_improves_an_old_task_that_a_new_one_agrees_with():
 
 
 @pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=lambda o: f"{o.name}{o.momentum}")
-def test_a_task_whose_correlation_fails_moves_to_r2_for_good(optimizer):
+def test_a_failed_correlation_moves_a_task_to_regime_2_permanently(optimizer):
     stream = alike(2, seed=4)
     learning, net = begun(cuber(strength=0.0), stream)
     step(learning, stream, 1, optimizer=optimizer)
@@ -299,7 +299,7 @@ def test_a_task_whose_correlation_fails_moves_to_r2_for_good(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM], ids=lambda o: o.name)
-def test_momentum_gathered_in_r3_does_not_carry_weights_on_in_r2(optimizer):
+def test_momentum_from_regime_3_does_not_act_in_regime_2(optimizer):
     stream = alike(2, seed=4)
     both = [stream[0], (torch.cat([stream[1][0]] * 2), torch.cat([stream[1][1], 1 - stream[1][1]]))]
     learning, net = begun(cuber(strength=0.0), stream)
@@ -322,7 +322,7 @@ def test_momentum_gathered_in_r3_does_not_carry_weights_on_in_r2(optimizer):
     assert (change @ basis).norm() < 1e-5
 
 
-def test_what_another_task_protects_of_a_flexible_subspace_stays_protected():
+def test_directions_that_another_task_protects_stay_protected():
     # Samples along the axes, so that these are the directions: eight a task, and four that both have.
     axes = torch.diag(torch.linspace(4.0, 2.0, 12))
     y = torch.arange(24) % 2
@@ -345,7 +345,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda o: o.name)
-def test_if_gradients_never_agree_enough_it_is_trgp(optimizer):
+def test_cuber_equals_trgp_if_gradients_never_agree(optimizer):
     stream = alike(4)
     nets = [network(), network()]
     one = learn(cuber(correlation=1.1), nets[0], stream, SHARED, optimizer=optimizer)
@@ -356,7 +356,7 @@ def test_if_gradients_never_agree_enough_it_is_trgp(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda o: o.name)
-def test_with_nothing_related_it_is_gpm(optimizer):
+def test_cuber_equals_gpm_without_related_tasks(optimizer):
     for stream, threshold in ((alike(2), 0.8), (alike(4, rank=3), 1.0)):
         nets = [network(), network()]
         units = SHARED[: len(stream)]
@@ -368,7 +368,7 @@ def test_with_nothing_related_it_is_gpm(optimizer):
         assert all(set(found) == {1} for found in regimes(learning).values())
 
 
-def test_one_task_is_plain_training():
+def test_one_task_equals_plain_training():
     stream = alike(1)
     nets = [network(), network()]
     learn(cuber(), nets[0], stream, [(0, 1)])
@@ -376,7 +376,7 @@ def test_one_task_is_plain_training():
     assert same(*nets)
 
 
-def test_convolutions_own_heads_and_missed_tasks():
+def test_cuber_handles_convolutions_heads_and_missed_tasks():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = resnet8((1, 8, 8), 8, norm="batch")
@@ -396,7 +396,7 @@ def test_convolutions_own_heads_and_missed_tasks():
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda o: o.name)
-def test_a_restored_learner_goes_on_to_the_last_bit(optimizer):
+def test_a_restored_learner_continues_to_the_bit(optimizer):
     stream = alike(3, seed=4)
     nets = [network(), network()]
     learning = start(cuber(), nets[0], stream, SHARED[:3])
@@ -419,7 +419,7 @@ def test_a_restored_learner_goes_on_to_the_last_bit(optimizer):
     )
 
 
-def test_hyper_parameters_of_a_scenario():
+def test_wrong_hyperparameters_are_refused():
     learner = make_learner(
         "cuber", {"relatedness": 0.2, "correlation": 0.1, "strength": 1.0, "threshold": 0.95}
     )

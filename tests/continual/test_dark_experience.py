@@ -38,7 +38,7 @@ def numbered(first, count):
 # The reservoir --------------------------------------------------------------------------------------------
 
 
-def test_every_offer_is_as_likely_to_be_kept_whatever_the_batches():
+def test_reservoir_sampling_is_uniform_for_every_batch_size():
     counts, trials, size, offered = np.zeros(21), 200, 6, 21
     net, stream = network(), small_stream(1)
     for seed in range(trials):
@@ -53,7 +53,7 @@ def test_every_offer_is_as_likely_to_be_kept_whatever_the_batches():
     assert np.abs(counts - trials * share).max() < 4.5 * np.sqrt(trials * share * (1 - share))
 
 
-def test_one_after_the_other_as_the_algorithm_has_it():
+def test_the_reservoir_follows_the_published_algorithm():
     g = torch.Generator().manual_seed(9)
     uniform = torch.rand(40, generator=torch.Generator().manual_seed(9), dtype=torch.float64).tolist()
     memory = [-1, -2, -3]  # of three offers before
@@ -66,7 +66,7 @@ def test_one_after_the_other_as_the_algorithm_has_it():
     assert [places.get(place, -1 - place) for place in range(5)] == memory
 
 
-def test_what_is_kept_belongs_together():
+def test_stored_samples_labels_and_logits_belong_together():
     learning = start(DER(), network(), small_stream(1))
     learning.enter(0)
     for first in range(0, 64, 8):
@@ -80,7 +80,7 @@ def test_what_is_kept_belongs_together():
 # The loss -------------------------------------------------------------------------------------------------
 
 
-def test_logits_are_those_before_the_step_and_of_every_output():
+def test_stored_logits_precede_the_step_and_cover_all_outputs():
     stream, net = small_stream(1, samples=8), network()
     before = copy.deepcopy(net)
     learning = start(DER(), net, stream, [(0, 1)])
@@ -92,7 +92,7 @@ def test_logits_are_those_before_the_step_and_of_every_output():
 
 
 @pytest.mark.parametrize("learner", [DER(alpha=0.3), DERpp(alpha=0.3, beta=0.7)], ids=["der", "der++"])
-def test_loss_by_hand(learner):
+def test_the_loss_equals_the_formula(learner):
     stream, units, net = small_stream(2, samples=12), [(0, 1), (2, 4)], nn.Linear(6, 5)
     learning = start(learner, net, stream, units, batch_size=5)
     fit_task(learning, stream, 0)
@@ -116,7 +116,7 @@ def test_loss_by_hand(learner):
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_limits():
+def test_zero_weights_or_an_empty_memory_equal_naive_training():
     stream = small_stream(2)
     plain = weights(learn(Naive(), network(), stream).context.network)
     for neutral in (DER(alpha=0), DER(memory_size=0), DERpp(alpha=0, beta=0)):
@@ -126,7 +126,7 @@ def test_limits():
     assert not torch.equal(weights(der.context.network), plain)
 
 
-def test_nothing_depends_on_where_tasks_begin():
+def test_training_ignores_task_boundaries():
     """Two tasks under one head, told or not: the same training, as long as the draws are the same."""
     stream = small_stream(2, samples=16)
     learning = start(DERpp(), network(2), stream, small_units(2, shared=True))
@@ -138,7 +138,7 @@ def test_nothing_depends_on_where_tasks_begin():
     }
 
 
-def test_guidance_meets_the_memory_and_leaves_nothing_in_it():
+def test_distillation_replays_the_memory_and_stores_nothing():
     stream = small_stream(2)
     learning = start(DER(), network(4), stream)
     fit_task(learning, stream, 0)
@@ -168,7 +168,7 @@ def test_guidance_meets_the_memory_and_leaves_nothing_in_it():
     assert torch.equal(learning.context.memory["reservoir/samples"], samples)
 
 
-def test_old_answers_are_not_lost_to_contrary_ones():
+def test_replay_keeps_old_answers_against_contrary_ones():
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
     stream = [(x, (x[:, 0] > 0).long()), (x + 1.0, (x[:, 1] > 0).long())]
 

@@ -1,4 +1,4 @@
-"""The learner of FedWeIT against its formulas in numpy, and what it promises."""
+"""The learner of FedWeIT against numpy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def by_hand(learning, task, layers=None) -> dict[str, np.ndarray]:
     return found
 
 
-def test_effective_weights_are_base_under_masks_own_part_and_attended_parts_of_others():
+def test_effective_weights_equal_the_formula():
     (first, one), (second, two) = lent(1, 2, 1), lent(3, 0, 1)
     learning = begun(FedWeIT(), [first, second])
     memory = learning.context.memory
@@ -77,7 +77,7 @@ def test_effective_weights_are_base_under_masks_own_part_and_attended_parts_of_o
     assert torch.equal(effective["head.weight"][others], fresh.head.weight[others])
 
 
-def test_penalty_is_that_of_sparse_parts_and_masks_and_of_what_old_tasks_have_moved_by():
+def test_the_penalty_equals_the_formula():
     learner = FedWeIT(sparsity=0.01, mask_sparsity=0.02, retention=3.0, decay=0.1)
     learning = learn(learner, network(), STREAM[:2], small_units(3), optimizer=ADAM)
     fit_task(learning, STREAM, 2, epochs=1, optimizer=ADAM)
@@ -99,7 +99,7 @@ def test_penalty_is_that_of_sparse_parts_and_masks_and_of_what_old_tasks_have_mo
     assert_allclose(got.item(), expected, rtol=1e-5)
 
 
-def test_a_task_begins_at_its_share_of_the_base_which_decays_in_the_first_task():
+def test_task_parameters_start_at_their_share_of_the_base():
     learner = FedWeIT(sparsity=0.0, decay=0.1)
     learning = start(learner, network(), STREAM)
     learning.enter(0)
@@ -123,7 +123,7 @@ def moved(learning, task) -> float:
     )
 
 
-def test_own_parts_of_old_tasks_make_up_for_the_base_the_more_the_harder_they_are_held():
+def test_a_stronger_drift_penalty_preserves_old_tasks_more():
     way = {}
     for retention in (0.0, 100.0):
         learner = FedWeIT(retention=retention, threshold=0.0, sparsity=0.0)
@@ -142,7 +142,7 @@ def test_own_parts_of_old_tasks_make_up_for_the_base_the_more_the_harder_they_ar
     assert moved(learning, 0) < 1e-10
 
 
-def test_without_a_part_and_without_lenders_it_is_the_base_under_its_mask():
+def test_weights_are_the_masked_base_without_adaptive_parts():
     learning = begun(FedWeIT(borrow="nothing", initial_mask=0.25, initial_part=0.0), [lent(1, 0, 1)[0]])
     context = learning.context
     assert len(context.memory["lenders"]) == 0 and not any(
@@ -157,7 +157,7 @@ def test_without_a_part_and_without_lenders_it_is_the_base_under_its_mask():
         assert torch.equal(learning.learner.task_parameters(context, 1)[name], base * 0.25)
 
 
-def test_no_attention_is_no_transfer():
+def test_zero_attention_gives_no_transfer():
     alone, taught = begun(FedWeIT()), begun(FedWeIT(), [lent(1, 0, 1)[0]])
     taught.context.network.load_state_dict(alone.context.network.state_dict())
     for name, values in alone.context.memory.items():
@@ -170,7 +170,7 @@ def test_no_attention_is_no_transfer():
     assert torch.equal(alone.model()(x), taught.model()(x))
 
 
-def test_what_was_borrowed_stays_with_a_task_when_it_ends_and_lenders_have_gone_on():
+def test_a_finished_task_keeps_its_borrowed_parts():
     learning = begun(FedWeIT(threshold=0.0), [lent(1, 0, 1)[0]])
     x = STREAM[0][0]
     before = learning.model(0)(x)
@@ -188,7 +188,7 @@ def test_what_was_borrowed_stays_with_a_task_when_it_ends_and_lenders_have_gone_
     ("borrow", "lenders"),
     [("latest", [[1, 0], [4, 2]]), ("all", [[1, 0], [1, 1], [4, 2]]), ("nothing", [])],
 )
-def test_who_lends_to_a_task_is_settled_when_it_begins(borrow, lenders):
+def test_lenders_are_fixed_when_a_task_begins(borrow, lenders):
     # Client 1 learned task 1 before task 0.
     told = [lent(1, 1, 1)[0] | lent(4, 2, 1)[0], lent(1, 0, 2)[0]]
     learning = begun(FedWeIT(borrow=borrow), told)
@@ -198,7 +198,7 @@ def test_who_lends_to_a_task_is_settled_when_it_begins(borrow, lenders):
     assert learning.context.memory["lenders"].tolist() == lenders
 
 
-def test_small_weights_of_parts_are_zero_when_a_task_has_ended():
+def test_small_weights_of_parts_are_pruned_at_the_end_of_a_task():
     learning = learn(FedWeIT(sparsity=0.01), network(), STREAM, optimizer=ADAM, epochs=6)
     parts = torch.cat(
         [values.flatten() for name, values in learning.context.memory.items() if name.startswith("part/")]
@@ -213,7 +213,7 @@ def test_small_weights_of_parts_are_zero_when_a_task_has_ended():
     }
 
 
-def test_goes_on_exactly_with_what_it_was_lent():
+def test_a_restored_learner_continues_with_its_borrowed_parts():
     told = [lent(1, 0, 1)[0], lent(2, 0, 1)[0]]
 
     def finish(learning):
@@ -238,7 +238,7 @@ def test_goes_on_exactly_with_what_it_was_lent():
         (nn.Sequential(nn.Linear(6, 6), nn.Embedding(3, 6)), "last linear layer"),
     ],
 )
-def test_refuses_a_network_without_weights_below_a_head(module, words):
+def test_networks_without_weights_below_the_head_are_refused(module, words):
     with pytest.raises(UserError, match=words) as caught:
         start(FedWeIT(), module, STREAM)
     assert caught.value.key == "continual.learner"

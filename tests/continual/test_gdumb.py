@@ -28,7 +28,7 @@ def sampled(classes, size, held=0):
     return kept
 
 
-def test_sampler_by_hand():
+def test_the_sampler_equals_a_hand_count():
     # Room for 4. Class a fills it; the first b takes the place of an a, and so does the second: then b has
     # its half, and the third b is turned away. The c takes one of the largest class, the first of equal ones.
     kept = sampled("aaaabbbc", 4)
@@ -50,7 +50,7 @@ def test_classes_share_the_memory_evenly(classes, size):
         assert len(counts) == classes and max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alone():
+def test_every_task_starts_from_the_initial_weights_and_trains_on_memory():
     stream, net = small_stream(3), network()
     learning = start(GDumb(memory_size=10), net, stream)
     initial = [p.detach().clone() for p in net.parameters()]
@@ -70,7 +70,7 @@ def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alon
     assert learning.context.memory["episodes/samples"].shape == (10, 6)
 
 
-def test_cumulative_goes_on_where_it_is():
+def test_cumulative_training_continues_from_its_weights():
     stream, net = small_stream(2), network()
     learning = start(Cumulative(), net, stream)
     fit_task(learning, stream, 0)
@@ -85,7 +85,7 @@ def test_cumulative_goes_on_where_it_is():
 # The authors' training -------------------------------------------------------------------------------
 
 
-def test_learning_rates_are_those_of_a_cosine_with_warm_restarts():
+def test_learning_rates_follow_a_cosine_with_warm_restarts():
     weight = torch.nn.Parameter(torch.zeros(1))
     sgd = torch.optim.SGD([weight], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(sgd, T_0=1, T_mult=2, eta_min=5e-4)
@@ -97,7 +97,7 @@ def test_learning_rates_are_those_of_a_cosine_with_warm_restarts():
     assert [restarted(epoch, 0.05, 5e-4) for epoch in range(41)] == pytest.approx(expected, rel=1e-12)
 
 
-def test_every_epoch_is_a_phase_with_its_learning_rate_unless_the_scenario_trains():
+def test_every_epoch_is_a_phase_with_its_own_learning_rate():
     stream, spec = small_stream(1), OptimizerSpec("adam", 0.3)
     for learner, lrs in ((GDumb(), [0.005, 0.05, 0.05]), (GDumb(schedule="training"), [0.3] * 3)):
         learning, found = start(learner, network(), stream), []
@@ -109,7 +109,7 @@ def test_every_epoch_is_a_phase_with_its_learning_rate_unless_the_scenario_train
     assert learner.optimizer(learning.context, spec) == spec
 
 
-def test_a_pasted_image_is_another_one_within_a_rectangle():
+def test_cutmix_replaces_a_rectangle_of_an_image():
     images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 8, 10).clone()
     shares = []
     for seed in range(20):
@@ -127,7 +127,7 @@ def test_a_pasted_image_is_another_one_within_a_rectangle():
     assert min(shares) < 0.5 and max(shares) > 0.9
 
 
-def test_the_loss_of_a_mixed_batch_is_that_of_both_labels_by_their_shares():
+def test_the_cutmix_loss_weighs_both_labels_by_area():
     stream = small_stream(1, shape=(1, 4, 4))
     with seeded_torch(4):
         net = mlp((1, 4, 4), 2, hidden=(8,))
@@ -151,7 +151,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_both_labels_by_their_shares():
     assert GDumb().penalty(learning.context, step) is None
 
 
-def test_only_images_can_be_mixed():
+def test_cutmix_needs_images():
     with pytest.raises(UserError, match="must be 0, as samples are no images") as caught:
         start(GDumb(cutmix=0.5), network(), small_stream(1))
     assert caught.value.key == "continual.cutmix"

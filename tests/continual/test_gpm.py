@@ -1,4 +1,4 @@
-"""GPM against its formulas in numpy, and what it promises."""
+"""GPM against its formulas in numpy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def by_hand(inputs, basis, share):
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
-def test_bases_are_those_of_the_slow_computation(threshold):
+def test_bases_equal_a_plain_svd(threshold):
     stream = small_stream(3, shape=(12,))
     net = network()
     learning = start(GPM(threshold=threshold, threshold_increment=0.003), net, stream, SHARED3)
@@ -91,7 +91,7 @@ def test_basis_columns_stay_orthonormal_over_many_tasks():
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
 
 
-def test_thresholds_can_be_given_for_every_layer():
+def test_thresholds_may_differ_by_layer():
     stream = small_stream(1, shape=(12,))
     learning = start(GPM(threshold=[0.2, 1.0, 0.6]), network(), stream, [(0, 1)])
     fit_task(learning, stream, 0)
@@ -114,7 +114,7 @@ def test_thresholds_can_be_given_for_every_layer():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o.name}{o.momentum}")
 @pytest.mark.parametrize("rank", [3, 7])  # projected with the basis, and with its complement
-def test_what_layers_make_of_old_inputs_stays(optimizer, rank):
+def test_outputs_for_old_inputs_stay(optimizer, rank):
     stream = flat_stream(2, rank=rank)
     net = network()
     learning = start(GPM(threshold=1.0), net, stream, small_units(2, shared=True))
@@ -129,7 +129,7 @@ def test_what_layers_make_of_old_inputs_stays(optimizer, rank):
     torch.testing.assert_close(predict_logits(learning.model(0), x), before, atol=2e-5, rtol=1e-5)
 
 
-def test_without_projected_changes_weight_decay_forgets():
+def test_weight_decay_forgets_without_projected_changes():
     """The promise above is not kept for nothing."""
 
     class Unconfined(GPM):
@@ -145,7 +145,7 @@ def test_without_projected_changes_weight_decay_forgets():
     assert (stream[0][0] @ (net.body[1].weight - before).T).abs().max() > 1e-3
 
 
-def test_a_step_is_the_projected_step_of_the_formula():
+def test_a_step_equals_the_projected_step_of_the_formula():
     stream = small_stream(2, shape=(12,))
     net = network()
     learning = start(GPM(threshold=0.8), net, stream, small_units(2, shared=True), batch_size=24)
@@ -162,7 +162,7 @@ def test_a_step_is_the_projected_step_of_the_formula():
         np.testing.assert_allclose(net.get_parameter(name).detach(), expected, atol=1e-6)
 
 
-def test_convolutions_keep_what_they_make_of_old_patches():
+def test_convolutions_keep_their_outputs_for_old_patches():
     g = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -192,7 +192,7 @@ def test_convolutions_keep_what_they_make_of_old_patches():
     )
 
 
-def test_more_threshold_forgets_less():
+def test_a_higher_threshold_forgets_less():
     stream = small_stream(2, shape=(12,), samples=60, seed=3)
     forgotten = []
     for threshold in (0.3, 0.9, 0.999):
@@ -209,7 +209,7 @@ def test_more_threshold_forgets_less():
 # Heads, one-dimensional parameters, statistics --------------------------------------------------------------
 
 
-def test_own_heads_are_free_and_those_of_other_tasks_untouched():
+def test_each_task_trains_its_own_head_only():
     stream = small_stream(3, shape=(12,))
     net = network(6, bias=True)
     learning = start(GPM(threshold=0.9), net, stream)
@@ -224,7 +224,7 @@ def test_own_heads_are_free_and_those_of_other_tasks_untouched():
         assert not torch.equal(now[2:4], before[name][2:4])
 
 
-def test_biases_and_normalisation_freeze_after_the_first_task_and_statistics_are_kept():
+def test_biases_and_normalisation_freeze_after_the_first_task():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = resnet8((1, 8, 8), 2, norm="batch")
@@ -247,7 +247,7 @@ def test_biases_and_normalisation_freeze_after_the_first_task_and_statistics_are
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o.name}{o.momentum}")
 @pytest.mark.parametrize("own", [False, True])
-def test_the_first_task_is_plain_training_to_the_last_bit(optimizer, own):
+def test_the_first_task_equals_plain_training_to_the_bit(optimizer, own):
     stream = small_stream(2, shape=(12,))
     nets = [network(4, bias=True), network(4, bias=True)]
     for learner, net in zip((GPM(), Naive()), nets, strict=True):
@@ -257,7 +257,7 @@ def test_the_first_task_is_plain_training_to_the_last_bit(optimizer, own):
         assert torch.equal(ours, plain), name
 
 
-def test_everything_protected_leaves_nothing_to_learn():
+def test_a_fully_protected_network_does_not_change():
     stream = small_stream(2, shape=(4,), samples=60)
     net = network(inputs=4, hidden=(3,))
     learning = start(GPM(threshold=1.0), net, stream, small_units(2, shared=True))
@@ -269,7 +269,7 @@ def test_everything_protected_leaves_nothing_to_learn():
     assert torch.equal(net.body[1].weight, before["body.1.weight"])
 
 
-def test_a_task_never_trained_on_or_without_samples_protects_nothing():
+def test_an_untrained_or_empty_task_protects_nothing():
     stream = small_stream(3, shape=(12,))
     stream[1] = (stream[1][0][:0], stream[1][1][:0])
     learning = start(GPM(), network(bias=True), stream, SHARED3)
@@ -283,7 +283,7 @@ def test_a_task_never_trained_on_or_without_samples_protects_nothing():
     assert not torch.equal(learning.context.network.body[1].bias, before)  # the first task that is trained
 
 
-def test_scratch_goes_at_the_end_and_bytes_are_the_bases():
+def test_stored_bytes_are_those_of_the_bases():
     stream = small_stream(3, shape=(12,))
     learning = learn(GPM(threshold=0.95), network(), stream, SHARED3)
     assert set(learning.context.memory) == {BASIS + name for name in learning.context.layers}
@@ -292,7 +292,7 @@ def test_scratch_goes_at_the_end_and_bytes_are_the_bases():
     assert learning.context.stored_bytes() == 4 * columns
 
 
-def test_hyper_parameters_of_a_scenario():
+def test_wrong_hyperparameters_are_refused():
     learner = make_learner("gpm", {"threshold": [0.95, 0.99, 0.99], "samples": 125})
     assert (learner.threshold, learner.samples) == ([0.95, 0.99, 0.99], 125)
     for wrong in ({"threshold": 1.1}, {"threshold": [0.9, 0]}, {"samples": 0}, {"threshold_increment": -1}):

@@ -1,4 +1,4 @@
-"""HAT: gates, the course of their steepness, gradients by hand, and what is kept of old tasks."""
+"""HAT: gates, steepness, gradients, and protection of old tasks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_gate_multiplies_its_channel(make):
     torch.testing.assert_close(learning.model(0).outputs(stream[0][0]), net.head(h), rtol=1e-4, atol=1e-6)
 
 
-def test_gates_grow_steep_within_every_epoch():
+def test_gate_steepness_grows_within_every_epoch():
     seen = []
 
     class Watched(HAT):
@@ -91,7 +91,7 @@ def test_gates_grow_steep_within_every_epoch():
 # A step ---------------------------------------------------------------------------------------------------
 
 
-def test_gradients_by_hand():
+def test_gradients_equal_the_formula():
     stream, net = small_stream(2), network(4)
     learning = start(HAT(steepness=5.0), net, stream)
     fit_task(learning, stream, 0)
@@ -126,7 +126,7 @@ def test_gradients_by_hand():
     }
 
 
-def test_penalty_by_hand():
+def test_the_penalty_equals_the_formula():
     stream = small_stream(2)
     learning = start(HAT(steepness=5.0, compression=0.3), network(), stream)
     fit_task(learning, stream, 0)
@@ -160,7 +160,7 @@ def test_embeddings_stay_within_six():
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own heads", "shared head"])
 @pytest.mark.parametrize("optimizer", [SGD, MOMENTUM], ids=["sgd", "adamw"])
-def test_decided_gates_keep_old_tasks_to_the_last_bit(optimizer, shared):
+def test_binary_gates_keep_old_tasks_to_the_bit(optimizer, shared):
     stream = small_stream(3, samples=20)
     learning = start(HAT(), network(2 if shared else 6), stream, small_units(3, shared=shared))
     expected = {}
@@ -185,7 +185,7 @@ def test_decided_gates_keep_old_tasks_to_the_last_bit(optimizer, shared):
     assert not torch.equal(first, last)
 
 
-def test_open_gates_keep_later_tasks_from_any_weight_and_shut_ones_from_none():
+def test_open_gates_freeze_all_weights_and_closed_ones_none():
     stream, net = small_stream(2), network(4)
     for gate, held in ((1.0, True), (-1.0, False)):
         learning = start(HAT(compression=0.0), net, stream)
@@ -203,7 +203,7 @@ def test_open_gates_keep_later_tasks_from_any_weight_and_shut_ones_from_none():
         assert not any(moved) if held else all(moved)
 
 
-def test_what_is_reported():
+def test_reported_metrics_match_the_gates():
     stream = small_stream(2)
     learning = start(HAT(), network(), stream)
     learning.enter(0)
@@ -242,6 +242,6 @@ class Skips(nn.Module):
     ],
     ids=["resnet8", "skips", "batchnorm", "tanh", "flat"],
 )
-def test_a_network_whose_units_cannot_be_gated_is_refused(net, words):
+def test_networks_without_gateable_units_are_refused(net, words):
     with pytest.raises(UserError, match=words):
         start(HAT(), net(), small_stream(1))

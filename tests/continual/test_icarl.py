@@ -61,7 +61,7 @@ def directions(net, x):
 # Exemplars ------------------------------------------------------------------------------------------------
 
 
-def test_herding_by_exhaustive_search():
+def test_herding_equals_exhaustive_search():
     phi = torch.randn(15, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     mean, left, chosen = phi.numpy().mean(axis=0), list(range(15)), []
     for k in range(1, 8):
@@ -73,7 +73,7 @@ def test_herding_by_exhaustive_search():
     assert sorted(herding(phi, 15).tolist()) == list(range(15))
 
 
-def test_classes_keep_the_first_of_their_exemplars():
+def test_shrinking_classes_keep_their_first_exemplars():
     data, net = stream(samples=20), network()
     learning = start(ICaRL(memory_size=12), net, data)
     fit_task(learning, data, 0)
@@ -98,7 +98,7 @@ def test_classes_keep_the_first_of_their_exemplars():
 @pytest.mark.parametrize(
     ("apart", "temperature"), [(False, 1.0), (True, 2.0)], ids=["own heads", "shared head"]
 )
-def test_loss_by_hand(apart, temperature):
+def test_the_loss_equals_the_formula(apart, temperature):
     data, net = stream(apart=apart), network()
     learning = start(ICaRL(memory_size=8, temperature=temperature), net, data, EVERY if apart else None)
     learn_task(learning, data, 0)
@@ -124,7 +124,7 @@ def test_loss_by_hand(apart, temperature):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_first_task_is_told_apart_by_its_labels_alone():
+def test_the_first_task_has_no_distillation_loss():
     data, net = stream(), network()
     learning = start(ICaRL(), net, data)
     learning.enter(0)
@@ -137,7 +137,7 @@ def test_first_task_is_told_apart_by_its_labels_alone():
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["own heads", "shared head"])
-def test_answer_is_the_nearest_mean_of_the_network_as_it_is_now(apart):
+def test_the_nearest_current_class_mean_answers(apart):
     data, net = stream(apart=apart), network()
     learning = start(ICaRL(memory_size=8), net, data, EVERY if apart else None)
     for task in (0, 1):
@@ -170,7 +170,7 @@ def test_answer_is_the_nearest_mean_of_the_network_as_it_is_now(apart):
     assert torch.equal(learning.learner.predict(learning.context, model, x.clone()), first)
 
 
-def test_own_samples_stand_in_until_the_task_ends():
+def test_training_samples_give_class_means_until_the_task_ends():
     data, net = stream(samples=30), network()
     learning = start(ICaRL(memory_size=8), net, data)
     assert torch.equal(

@@ -148,7 +148,7 @@ def made(name):
     [(log_likelihood, torch.square), (squared_norm, torch.abs)],
     ids=["squared", "absolute"],
 )
-def test_equals_a_loop_over_samples(name, score, magnitude):
+def test_importance_equals_a_loop_over_samples(name, score, magnitude):
     network, x, y = made(name)
     sums = summed_gradients(network, x, y, score, magnitude)
     expected = by_loop(network, x, y, score, magnitude)
@@ -157,7 +157,7 @@ def test_equals_a_loop_over_samples(name, score, magnitude):
         torch.testing.assert_close(sums[parameter], values, rtol=1e-10, atol=1e-14)
 
 
-def test_does_not_depend_on_chunks(monkeypatch):
+def test_importance_is_independent_of_the_chunk_size(monkeypatch):
     network, x, y = made("cnn")
     whole = summed_gradients(network, x, y, log_likelihood, torch.square)
     monkeypatch.setattr("fedkd.continual.regularisation.importance.ROWS", 3)
@@ -169,7 +169,7 @@ def test_does_not_depend_on_chunks(monkeypatch):
         torch.testing.assert_close(single[name], values, rtol=1e-10, atol=1e-14)
 
 
-def test_multilayer_perceptron_in_numpy():
+def test_importance_of_an_mlp_equals_numpy():
     network, x, y = made("mlp")
     w1, b1, w2, b2, w3, b3 = (p.detach().numpy() for p in network.parameters())
     sums = [np.zeros_like(w) for w in (w1, b1, w2, b2, w3, b3)]
@@ -189,7 +189,7 @@ def test_multilayer_perceptron_in_numpy():
         np.testing.assert_allclose(values.numpy(), expected, rtol=1e-9, atol=1e-14)
 
 
-def test_convolution_with_batch_norm_in_numpy():
+def test_importance_of_a_convolution_with_batch_norm_equals_numpy():
     with seeded_torch(2):
         body = nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()
         network = nn.Sequential(*body, nn.Linear(8, 3))
@@ -223,7 +223,7 @@ def test_convolution_with_batch_norm_in_numpy():
         np.testing.assert_allclose(values.numpy(), expected, rtol=1e-9, atol=1e-14)
 
 
-def test_gradients_that_cancel_in_a_batch_count():
+def test_importance_counts_gradients_that_cancel_in_a_batch():
     network = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(network.weight)
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -233,7 +233,7 @@ def test_gradients_that_cancel_in_a_batch_count():
     assert sums["weight"].tolist() == [[0.5, 0.0], [0.5, 0.0]]
 
 
-def test_leaves_the_network_as_it_was():
+def test_importance_leaves_the_network_unchanged():
     network, x, y = made("resnet8-batch")
     network.train()
     network.body[1].eval()
@@ -245,7 +245,7 @@ def test_leaves_the_network_as_it_was():
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_frozen_parameters_have_no_importance_and_unused_ones_none_to_speak_of():
+def test_frozen_and_unused_parameters_have_no_importance():
     network, x, y = made("branches")
     network.head.weight.requires_grad_(False)
     sums = summed_gradients(network, x, y, log_likelihood, torch.square)
@@ -257,7 +257,7 @@ def test_frozen_parameters_have_no_importance_and_unused_ones_none_to_speak_of()
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_few_samples(count):
+def test_importance_works_with_few_samples(count):
     network, x, y = made("cnn")
     sums = summed_gradients(network, x[:count], y[:count], log_likelihood, torch.square)
     for name, values in by_loop(network, x[:count], y[:count], log_likelihood, torch.square).items():
@@ -270,7 +270,7 @@ def side_of(network, stream):
     return learning.context
 
 
-def test_fisher_of_true_labels_is_a_mean_over_the_tasks_own_softmax():
+def test_the_empirical_fisher_uses_the_tasks_own_softmax():
     with seeded_torch(1):
         network = mlp((6,), 4, hidden=(5,)).double()
     stream = [(x.double(), y) for x, y in small_stream(2)]
@@ -281,7 +281,7 @@ def test_fisher_of_true_labels_is_a_mean_over_the_tasks_own_softmax():
     assert not found["head.weight"][2:].any()
 
 
-def test_fisher_of_sampled_labels_is_that_of_the_models_own_distribution():
+def test_the_sampled_fisher_follows_the_models_distribution():
     network = nn.Linear(1, 2)
     with torch.no_grad():
         network.weight.zero_()
@@ -296,12 +296,12 @@ def test_fisher_of_sampled_labels_is_that_of_the_models_own_distribution():
         torch.testing.assert_close(values, torch.full_like(values, p**2), rtol=1e-5, atol=0.0)
 
 
-def test_fisher_without_samples_is_zero():
+def test_the_fisher_information_of_no_samples_is_zero():
     context = side_of(nn.Linear(6, 2), [(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))])
     assert not any(values.any() for values in fisher_diagonal(context, "sampled", 5).values())
 
 
-def test_some_samples_are_different_ones_and_the_same_every_time():
+def test_sample_draws_are_distinct_and_repeatable():
     stream = small_stream(1)
     context = side_of(nn.Linear(6, 2), stream)
     x, y = some_samples(context, 10)

@@ -1,4 +1,4 @@
-"""k-NN knowledge transfer: whose scores a task begins with."""
+"""k-NN knowledge transfer chooses the initial scores of a task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scores_of(learning, task):
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 200])
-def test_knn_by_hand(k):
+def test_knn_accuracy_equals_a_hand_count(k):
     g = torch_generator(1, "features")
     reference, queries = torch.randn(30, 4, generator=g), torch.randn(13, 4, generator=g)
     labels = torch.randint(0, 3, (30,), generator=g)
@@ -43,7 +43,7 @@ def test_knn_by_hand(k):
     assert kkt.knn_accuracy(reference, labels, queries, answers, k, 3) == correct / 13
 
 
-def test_k_is_never_more_than_the_reference():
+def test_k_is_at_most_the_reference_size():
     g = torch_generator(2, "features")
     reference, queries = torch.randn(7, 2, generator=g), torch.randn(5, 2, generator=g)
     labels, answers = torch.tensor([0, 1, 1, 0, 1, 2, 1]), torch.tensor([1, 1, 0, 2, 1])
@@ -51,7 +51,7 @@ def test_k_is_never_more_than_the_reference():
     assert kkt.knn_accuracy(reference, labels, queries, answers, 200, 3) == 3 / 5
 
 
-def test_many_queries_are_the_same_in_parts():
+def test_queries_in_chunks_give_the_same_answers():
     g = torch_generator(3, "features")
     reference, queries = torch.randn(20, 3, generator=g), torch.randn(1100, 3, generator=g)
     labels, answers = torch.arange(20) % 2, torch.arange(1100) % 2
@@ -62,7 +62,7 @@ def test_many_queries_are_the_same_in_parts():
     assert kkt.knn_accuracy(reference, labels, queries, answers, 5, 2) == pytest.approx(np.mean(parts))
 
 
-def test_a_fifth_of_the_batches_is_looked_at():
+def test_transfer_scores_use_a_fifth_of_the_batches():
     def positions(count, batch_size, share=0.2):
         return kkt.sample_batches(count, batch_size, share, torch_generator(4, "kkt"))
 
@@ -87,7 +87,7 @@ def test_the_first_two_thirds_are_the_reference():
     assert kkt.accuracies(features, [1], x[:1], y[:1], neighbours=3, classes=2) == []
 
 
-def test_the_best_must_beat_chance():
+def test_a_task_must_beat_chance_to_be_reused():
     assert kkt.best([3, 5, 8], [0.4, 0.9, 0.9], 2) == 5
     assert kkt.best([3, 5], [0.5, 0.5], 2) is None
     assert kkt.best([3], [0.3], 4) == 3
@@ -124,7 +124,7 @@ def test_a_similar_task_lends_a_copy_of_its_scores(name):
 
 @pytest.mark.parametrize(("wrong", "taken"), [(7, False), (6, True)])
 @pytest.mark.parametrize("name", NAMES)
-def test_at_chance_the_scores_are_the_random_ones(name, wrong, taken):
+def test_scores_are_random_if_no_task_beats_chance(name, wrong, taken):
     x, y = torch.zeros(40, 6), torch.zeros(40, dtype=torch.int64)
     stream = [(x, torch.arange(40) % 2), (x, y)]
     options = {"kkt_share": 1.0, "kkt_neighbours": 1, "mask_lr": 1e-30}
@@ -145,7 +145,7 @@ def test_at_chance_the_scores_are_the_random_ones(name, wrong, taken):
     assert all(torch.equal(ours[layer], theirs[layer]) != taken for layer in ours)
 
 
-def test_the_choice_is_the_best_of_several_under_their_own_masks_and_statistics():
+def test_the_most_accurate_task_is_chosen_under_its_own_mask():
     stream = small_stream(4, samples=40, shape=(1, 8, 8))
     learner = make_learner("exssnet", {"kkt": True, "kkt_share": 1.0, "kkt_neighbours": 3, "density": 0.3})
     with seeded_torch(3):
@@ -169,7 +169,7 @@ def test_the_choice_is_the_best_of_several_under_their_own_masks_and_statistics(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_are_kept_and_counted_only_where_they_may_be_lent(name):
+def test_scores_are_stored_only_with_transfer(name):
     stream = small_stream(2)
     costs = []
     for transfer in (False, True):
@@ -182,7 +182,7 @@ def test_scores_are_kept_and_counted_only_where_they_may_be_lent(name):
     assert costs[1] - costs[0] == 4 * (6 * 20 + 20 * 16 + 16 * 4)
 
 
-def test_old_tasks_keep_their_outputs_with_transfer():
+def test_transfer_keeps_the_outputs_of_old_tasks():
     stream = small_stream(4, samples=30)
     learning = start(
         make_learner("exssnet", {"kkt": True, "density": 0.3}),

@@ -1,4 +1,4 @@
-"""What holds for every learner, because the course of tasks, phases and steps is kept in one place."""
+"""Properties of every learner over tasks, phases and steps."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_base_of_learners_has_few_public_names():
         ("def begin_phase(self, context): ...", "`begin_phase`, which is now a hook of the mixin `Phases`"),
     ],
 )
-def test_a_hook_of_an_earlier_release_is_an_error_that_names_its_successor(definition, successor, tmp_path):
+def test_a_hook_of_an_earlier_release_is_refused_with_its_new_name(definition, successor, tmp_path):
     (tmp_path / "earlier.py").write_text(
         "from dataclasses import dataclass\nfrom fedkd.continual.learner import Learner\n"
         f"@dataclass(frozen=True)\nclass Mine(Learner):\n    name = 'mine'\n    {definition}\n"
@@ -90,7 +90,7 @@ def test_every_learner_is_built_from_its_defaults_and_documented(name):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own heads", "shared head"])
 @pytest.mark.parametrize("name", LEARNERS.builtin)
-def test_every_learner_goes_through_a_stream_and_can_be_saved_in_the_middle(name, shared):
+def test_every_learner_learns_a_stream_and_resumes(name, shared):
     units = small_units(3, shared=shared)
     stream = small_stream(3, samples=26)
 
@@ -123,7 +123,7 @@ def test_every_learner_goes_through_a_stream_and_can_be_saved_in_the_middle(name
 
 
 @pytest.mark.parametrize("name", LEARNERS.builtin)
-def test_a_task_that_a_client_never_trains_on_does_no_harm(name):
+def test_an_untrained_task_does_no_harm(name):
     stream = small_stream(3)
     learning = start(make_learner(name, {}), network(), stream)
     fit_task(learning, stream, 0, optimizer=ADAM)
@@ -138,7 +138,7 @@ def test_a_task_that_a_client_never_trains_on_does_no_harm(name):
 # The course of tasks ------------------------------------------------------------------------------------
 
 
-def test_naive_is_plain_training():
+def test_naive_equals_plain_training():
     x, y = small_stream(1, samples=26)[0]
     plain = network()
     options = {"optimizer": ADAM, "batch_size": 8, "seed": 5}
@@ -163,7 +163,7 @@ def test_naive_is_plain_training():
 
 
 @pytest.mark.parametrize(("name", "trained_on"), [("joint", (0, 1)), ("single", (1,))])
-def test_references_begin_anew(name, trained_on):
+def test_reference_learners_restart_for_every_task(name, trained_on):
     stream = small_stream(2)
     learning = start(make_learner(name, {}), network(), stream)
     untrained = weights(learning.context.network)
@@ -194,7 +194,7 @@ class Diary(Phases, Learner):
         return "early" if 2 * epoch < epochs else "late"
 
 
-def test_tasks_and_phases_come_in_order_over_rounds():
+def test_tasks_and_phases_run_in_order_over_rounds():
     Diary.pages.clear()
     stream = small_stream(3)
     learning = start(Diary(), network(), stream)
@@ -251,7 +251,7 @@ class WatchAll(Watch):
         return Batch((0, context.task))
 
 
-def test_a_step_is_told_how_far_its_epoch_is_and_whose_samples_it_has():
+def test_a_step_receives_its_progress_and_its_samples():
     Watch.seen.clear()
     y = torch.arange(26) % 2
     x = y[:, None].float().expand(-1, 6).contiguous()
@@ -303,7 +303,7 @@ class FirstInputOnly(Learner):
     ],
     ids=lambda spec: spec.name,
 )
-def test_what_is_filtered_out_does_not_move_whatever_the_optimiser(optimizer):
+def test_filtered_parameters_stay_under_every_optimiser(optimizer):
     net = network()
     before = weights(net)
     learn(FirstInputOnly(), net, small_stream(2), optimizer=optimizer)
@@ -329,7 +329,7 @@ class Doubled(TaskParameters, Learner):
         return 0.5 * sum(p.square().sum() for p in context.network.parameters())
 
 
-def test_a_step_by_hand():
+def test_a_step_equals_the_formula():
     """One SGD step on effective weights 2w with penalty ½‖w‖²: w ← w − lr (2 ∇L(2w) + w)."""
     stream = small_stream(1, samples=8)
     net, reference = network(outputs=2), network(outputs=2)
@@ -356,7 +356,7 @@ def _doubled_body(net, x) -> Sequence[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["naive", "packnet", "supsup"])
-def test_held_out_samples_meet_the_weights_of_the_moment(name):
+def test_held_out_samples_are_evaluated_with_current_weights(name):
     stream = small_stream(2, samples=40)
     learning = start(make_learner(name, {}), network(), stream)
     fit_task(learning, stream, 0, optimizer=ADAM)
@@ -384,7 +384,7 @@ def test_held_out_samples_meet_the_weights_of_the_moment(name):
 
 
 @pytest.mark.parametrize("name", ["naive", "packnet", "supsup"])
-def test_a_kept_optimiser_goes_on_in_the_next_round(name):
+def test_a_persistent_optimiser_continues_in_the_next_round(name):
     x, y = small_stream(1)[0]
     ends = []
     for rounds in ([range(3)], [range(1), range(1, 3)]):
@@ -408,7 +408,7 @@ class ApartStatistics(Learner):
     traits: ClassVar[LearnerTraits] = LearnerTraits(task_statistics=True)
 
 
-def test_every_task_keeps_its_own_statistics():
+def test_every_task_has_its_own_normalisation_statistics():
     stream = small_stream(2, samples=16, shape=(1, 8, 8))
     with seeded_torch(3):
         net = resnet8((1, 8, 8), 4, norm="batch")
@@ -439,7 +439,7 @@ class Rebuilt(Learner):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda spec: spec.name)
-def test_a_replaced_gradient_reaches_its_own_weight_in_any_memory_layout(optimizer):
+def test_a_replaced_gradient_reaches_its_weight_in_any_layout(optimizer):
     stream = small_stream(1, samples=16, shape=(3, 12, 12))
     trained = []
     for learner in (Naive(), Rebuilt()):
@@ -451,7 +451,7 @@ def test_a_replaced_gradient_reaches_its_own_weight_in_any_memory_layout(optimiz
 
 
 @pytest.mark.parametrize("name", ["exssnet", "packnet", "supsup"])
-def test_old_outputs_are_the_same_bits_when_convolutions_are_stored_channels_last(name):
+def test_channels_last_keeps_old_outputs_to_the_bit(name):
     stream = small_stream(3, samples=24, shape=(3, 12, 12))
     with seeded_torch(3):
         net = prepare_model(cnn((3, 12, 12), 6, features=8), "cpu")
@@ -468,7 +468,7 @@ def test_old_outputs_are_the_same_bits_when_convolutions_are_stored_channels_las
 # A model of a task --------------------------------------------------------------------------------------
 
 
-def test_a_task_model_reads_its_own_units_through_substitutes():
+def test_a_task_model_reads_its_units_through_replaced_weights():
     net = network()
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     units = torch.tensor([4, 1])
@@ -485,7 +485,7 @@ def test_a_task_model_reads_its_own_units_through_substitutes():
     assert torch.equal(doubled(x), plain(x)), "nothing of the last call is remembered"
 
 
-def test_what_is_trained_is_in_the_order_of_names():
+def test_trained_parameters_are_sorted_by_name():
     """An optimiser's state goes by that order, and memory that comes out of a checkpoint has none."""
 
     class Unordered(SimpleNamespace):

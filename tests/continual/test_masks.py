@@ -1,4 +1,4 @@
-"""Masks: what is chosen, how gradients pass, and how masks are stored and counted."""
+"""Masks: selection, gradients, storage and size."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedkd.continual.masks import masks
 from fedkd.randomness import torch_generator
 
 
-def test_topk_takes_exactly_its_share_of_largest_absolute_scores():
+def test_topk_selects_the_largest_absolute_scores():
     scores = torch.tensor([[0.1, -0.9, 0.3], [-0.4, 0.2, 0.0]])
     assert masks.mask_of(scores, "topk", 0.5).tolist() == [[False, True, True], [True, False, False]]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.02, 0.1, 0.5, 0.77, 1.0])
 @pytest.mark.parametrize("shape", [(7,), (13, 11), (8, 3, 5, 5)])
-def test_density_is_exact_even_among_equal_scores(density, shape):
+def test_density_is_exact_for_equal_scores(density, shape):
     count = math.prod(shape)
     drawn = torch.randint(-2, 3, shape, generator=torch_generator(1, "scores")).float()
     for scores in (drawn, torch.zeros(shape), torch.randn(shape, generator=torch_generator(2, "scores"))):
@@ -29,7 +29,7 @@ def test_density_is_exact_even_among_equal_scores(density, shape):
             assert scores.abs()[mask].min() >= scores.abs()[~mask].max()
 
 
-def test_of_equal_scores_the_first_are_taken():
+def test_ties_go_to_the_first_scores():
     assert masks.mask_of(torch.tensor([1.0, -2.0, 2.0, 1.0, 2.0]), "topk", 0.4).tolist() == [
         False,
         True,
@@ -39,7 +39,7 @@ def test_of_equal_scores_the_first_are_taken():
     ]
 
 
-def test_threshold_takes_scores_from_zero_on():
+def test_threshold_selects_non_negative_scores():
     assert masks.mask_of(torch.tensor([-0.1, 0.0, 0.1]), "threshold", 0.1).tolist() == [False, True, True]
 
 
@@ -49,14 +49,14 @@ def test_initial_scores_are_kaiming_uniform():
     assert torch.equal(masks.initial_scores(reference.shape, torch_generator(3, "scores")), reference)
 
 
-def test_signed_constant_has_the_size_of_kaiming_normal():
+def test_signed_constants_have_the_scale_of_kaiming_normal():
     weight = torch.tensor([[0.3, -0.2, 0.0, -7.0]])
     size = math.sqrt(2) / math.sqrt(4)
     assert masks.signed_constant(weight)[0].tolist() == pytest.approx([size, -size, size, -size])
 
 
 @pytest.mark.parametrize("rule", ["topk", "threshold"])
-def test_gradients_go_straight_through_to_all_scores(rule):
+def test_straight_through_gradients_reach_all_scores(rule):
     g = torch_generator(4, "scores")
     weight, scores = torch.randn(3, 4, generator=g), torch.randn(3, 4, generator=g)
     x, y = torch.randn(5, 4, generator=g), torch.randn(5, 3, generator=g)
@@ -85,14 +85,14 @@ def test_gradients_of_scores_can_be_vectorised():
     assert torch.equal(together, alone)
 
 
-def test_what_is_masked_out_leaves_no_trace():
+def test_masked_weights_do_not_affect_outputs():
     mask = torch.tensor([True, False, False])
     out = masks.masked(torch.tensor([2.0, -3.0, float("nan")]), mask)
     assert out.tolist() == [2.0, 0.0, 0.0] and not out.signbit().any()
 
 
 @pytest.mark.parametrize("shape", [(1,), (8,), (9,), (3, 5), (4, 3, 3, 3)])
-def test_bits_are_those_of_numpy_and_come_back(shape):
+def test_packed_bits_equal_numpys_and_unpack(shape):
     mask = torch.rand(shape, generator=torch_generator(6, "mask")) < 0.4
     bits = masks.pack(mask)
     assert bits.dtype == torch.uint8
@@ -101,7 +101,7 @@ def test_bits_are_those_of_numpy_and_come_back(shape):
     assert masks.ones(bits) == mask.sum()
 
 
-def test_the_free_mask_by_hand():
+def test_the_free_mask_equals_a_hand_count():
     own = torch.tensor([1, 1, 1, 1, 0, 0], dtype=torch.bool)
     earlier = [torch.tensor([1, 0, 0, 0, 1, 0]).bool(), torch.tensor([1, 1, 0, 0, 0, 0]).bool()]
     packed = [masks.pack(mask) for mask in earlier]
@@ -113,13 +113,13 @@ def test_the_free_mask_by_hand():
     assert masks.overlap([packed[0]], [masks.pack(own)]) == 0.5
 
 
-def test_padding_bits_belong_to_no_weight():
+def test_padding_bits_are_ignored():
     empty = masks.pack(torch.zeros(3).bool())
     assert masks.ones(masks.free(masks.pack(torch.ones(3).bool()), [empty])) == 3
 
 
 @pytest.mark.parametrize(("density", "tasks"), [(0.1, 20), (0.02, 100), (0.5, 8)])
-def test_free_share_of_independent_masks(density, tasks):
+def test_independent_masks_leave_the_expected_free_share(density, tasks):
     g, size = torch_generator(7, "mask"), 200_000
     drawn = [[masks.pack(torch.rand(size, generator=g) < density)] for _ in range(tasks)]
     expected = (1 - density) ** (tasks - 1)
@@ -128,7 +128,7 @@ def test_free_share_of_independent_masks(density, tasks):
     assert masks.overlap(drawn[-1], drawn[0]) == pytest.approx(density, abs=0.02)
 
 
-def test_bits_a_weight_of_an_entropy_coder():
+def test_mask_bits_per_weight_equal_the_entropy():
     def bits(density):
         size = 10_000
         return masks.coded_bits([masks.pack(torch.arange(size) < density * size)], [size])

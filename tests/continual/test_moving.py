@@ -1,4 +1,4 @@
-"""Coordinates that are held back, against one column at a time in plain numbers."""
+"""Updates in subspace coordinates against plain loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHARES = [[1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0]]
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 5.0, 1e4])
 @pytest.mark.parametrize("kernel", [hold_back, function_of(hold_back)], ids=["torch", "recorded"])
-def test_a_step_of_coordinates_is_held_back_for_one_task_after_the_other(kernel, strength):
+def test_a_proximal_step_applies_one_task_after_another(kernel, strength):
     draws = np.random.default_rng(0)
     begun, centre, gradient = draws.standard_normal((3, 4, 6))
     pace = 0.1 * draws.integers(0, 2, 6)
@@ -34,7 +34,7 @@ def test_a_step_of_coordinates_is_held_back_for_one_task_after_the_other(kernel,
         assert torch.equal(now[:, :5], torch.from_numpy(centre)[:, :5]), "to the bit: nothing has moved"
 
 
-def test_all_agree_or_it_is_told_who_does_not():
+def test_a_layer_agrees_if_every_correlation_reaches_its_minimum():
     def layer(products, least):
         return Agreement(torch.tensor(products), torch.tensor(9.0), torch.tensor(16.0), torch.tensor(least))
 

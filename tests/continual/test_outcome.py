@@ -1,4 +1,4 @@
-"""What a run over a stream reached: from rows worked out by hand to the figures of every client."""
+"""Continual metrics of a run from its recorded rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def recorded(drops=(), **options: Any):
     return outcome_of(rows, scenario_of(), **options)
 
 
-def test_the_metrics_of_every_client_are_those_worked_out_by_hand():
+def test_client_metrics_equal_a_hand_computation():
     outcome = recorded()
     test = outcome.test("task_incremental", "global")
     assert outcome.values(test, "average_accuracy") == pytest.approx({0: 0.8, 1: 0.7})
@@ -79,7 +79,7 @@ def test_the_metrics_of_every_client_are_those_worked_out_by_hand():
     np.testing.assert_array_equal(test.clients[1][0], np.array(SECOND[1:]))
 
 
-def test_figures_have_plain_names_for_the_scenarios_own_protocol():
+def test_metrics_of_the_scenarios_protocol_have_plain_names():
     unknown = [[0.25 * value for value in accuracies] for accuracies in FIRST]
     local = [[0.5 * value for value in accuracies] for accuracies in FIRST]
     rows = [*rows_of(FIRST, 0), *rows_of(unknown, 0, "class_incremental"), *rows_of(local, 0, split="local")]
@@ -96,20 +96,20 @@ def test_figures_have_plain_names_for_the_scenarios_own_protocol():
         assert outcome.tasks == 3
 
 
-def test_clients_that_do_not_count_are_left_out_of_figures_alone():
+def test_uncounted_clients_are_left_out_of_means_only():
     outcome = recorded(counted={1})
     assert outcome.figures()["bwt"] == pytest.approx({1: -0.15})
     assert outcome.test("task_incremental", "global").metrics[0]["bwt"] == pytest.approx(-0.2)
 
 
-def test_what_a_client_could_not_measure_is_nan_for_it_alone():
+def test_unmeasured_values_are_nan_for_their_client_only():
     rows = [*rows_of(FIRST, 0), *(r for r in rows_of(SECOND, 1) if r["task"] != 1)]
     figures = outcome_of(rows, scenario_of()).figures()
     assert figures["average_accuracy"][0] == pytest.approx(0.8)
     assert isnan(figures["average_accuracy"][1])
 
 
-def test_one_task_has_nothing_to_forget():
+def test_one_task_has_no_forgetting():
     rows = [row(0, 0, 0, "accuracy_task_incremental", 0.1), row(2, 0, 0, "accuracy_task_incremental", 0.9)]
     figures = outcome_of([*rows, *steps_of(0, [0])], scenario_of(tasks=1, clients=1)).figures()
     assert figures["average_accuracy"] == {0: 0.9}
@@ -120,7 +120,7 @@ def test_one_task_has_nothing_to_forget():
 # What was learned -------------------------------------------------------------------------------------
 
 
-def test_what_a_client_missed_is_no_part_of_what_compares_with_the_moment_of_learning():
+def test_missed_tasks_are_left_out_of_comparisons_with_learning():
     # The second client meets the second task first in the third: it trains on 0 and on 2.
     rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *steps_of(0), *steps_of(1, [0, 2])]
     rows += [row(5, 1, 1, "temporal_forgetting", 0.25), row(5, 1, 0, "temporal_forgetting", 0.375)]
@@ -138,26 +138,26 @@ def test_what_a_client_missed_is_no_part_of_what_compares_with_the_moment_of_lea
     assert figures["average_incremental_accuracy"][1] == pytest.approx(0.75)
 
 
-def test_a_client_that_learned_the_last_task_alone_has_forgotten_nothing_that_could_be_measured():
+def test_a_client_with_one_learned_task_has_nan_forgetting():
     figures = outcome_of([*rows_of(SECOND, 1), *steps_of(1, [2])], scenario_of()).figures()
     for name in ("bwt", "forgetting", "fwt", "nbt", "temporal_forgetting"):
         assert isnan(figures[name][1])
     assert figures["average_accuracy"][1] == pytest.approx(0.7)
 
 
-def test_a_summary_says_how_many_clients_a_mean_is_over():
+def test_a_summary_states_the_number_of_clients_of_a_mean():
     rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *steps_of(0), *steps_of(1, [2])]
     table = _continual(outcome_of(rows, scenario_of()))
     assert (table["average_accuracy"]["n"], table["bwt"]["n"], table["bwt"]["mean"]) == (2, 1, -0.2)
 
 
-def test_clients_with_one_model_have_learned_what_any_of_them_did():
+def test_clients_with_a_shared_model_share_learned_tasks():
     rows = [*rows_of(SECOND, 1), *steps_of(1, [0, 2]), *steps_of(0, [1])]
     for models, bwt in (("aa", -0.15), ("ab", -0.3), (None, -0.3)):
         assert outcome_of(rows, scenario_of(), models=models).figures()["bwt"][1] == pytest.approx(bwt)
 
 
-def test_a_curve_is_wanted_of_tasks_that_were_learned_alone():
+def test_only_learned_tasks_need_a_curve():
     epochs = [epoch(round, 1, 1, 0.5) for round in (1, 2, 5, 6)]
     rows = [*rows_of(SECOND, 1), *steps_of(1, [0, 2])]
     figures = outcome_of(rows, scenario_of(), epochs=epochs).figures()
@@ -192,7 +192,7 @@ def epoch(round: int, client: int, epoch: int, value: float | None, split="globa
     return {**one, "epoch": epoch}
 
 
-def test_a_curve_starts_just_before_the_task_and_has_every_epoch():
+def test_a_curve_starts_before_its_task_and_has_every_epoch():
     curves = [[0.6, 0.7, 0.8, 0.9], [0.7, 0.8, 0.9, 1.0], [0.6, 0.7, 0.8, 0.9]]
     epochs = [
         epoch(ROUNDS_PER_TASK * task + 1 + place // 2, 0, 1 + place % 2, value)
@@ -225,7 +225,7 @@ def test_without_epochs_there_is_no_learning_area():
 # Bytes ------------------------------------------------------------------------------------------------
 
 
-def test_bytes_are_those_at_the_end_of_the_last_task():
+def test_memory_bytes_are_measured_after_the_last_task():
     rows = [
         row(2 * (task + 1), client, task, metric, factor * 30 * (task + 1) * (client + 1), "train")
         for metric, factor in (("peak_bytes", 2), ("stored_bytes", 1))
@@ -272,7 +272,7 @@ def finished(pictureless, tmp_path_factory):
         return fedkd.run(folder / "scenario.toml", out=folder / "run")
 
 
-def test_the_files_of_a_stream_are_there(finished):
+def test_a_stream_writes_its_files(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert {
         "accuracy_matrix.csv",
@@ -284,7 +284,7 @@ def test_the_files_of_a_stream_are_there(finished):
     assert not any(name.endswith(".tmp") for name in names)
 
 
-def test_the_summary_spreads_every_figure_over_honest_clients(finished):
+def test_the_summary_has_statistics_over_honest_clients(finished):
     scenario = load_scenario(finished.folder / "scenario.toml")
     table = json.loads((finished.folder / "summary.json").read_text())["continual"]
     assert (table["tasks"], table["evaluation"]) == (3, "task_incremental")
@@ -328,7 +328,7 @@ def poisoned(scenario):
     return poisoned_clients(scenario)
 
 
-def test_both_causes_add_up_to_what_was_forgotten(finished):
+def test_the_two_causes_add_up_to_the_forgetting(finished):
     scenario = load_scenario(finished.folder / "scenario.toml")
     outcome = outcome_of(finished.metrics(), scenario)
     for split in ("local", "global"):
@@ -340,7 +340,7 @@ def test_both_causes_add_up_to_what_was_forgotten(finished):
     assert any(drop != 0 for drop in drops)
 
 
-def test_the_curves_of_a_run_are_whole(finished):
+def test_the_curves_of_a_run_are_complete(finished):
     scenario = load_scenario(finished.folder / "scenario.toml")
     epochs = [json.loads(line) for line in (finished.folder / "epochs.jsonl").read_text().splitlines()]
     outcome = outcome_of(finished.metrics(), scenario, epochs=epochs)
@@ -374,7 +374,7 @@ def test_protocols_follow_the_head():
 # Early and late ---------------------------------------------------------------------------------------
 
 
-def test_rounds_to_learn_are_counted_for_those_who_are_first_and_last_to_meet_a_task():
+def test_rounds_to_learn_are_counted_for_first_and_last_clients():
     scenario = scenario_of(tasks=2)
     courses = [[(0, 1, 2), (1, 3, 4)], [(1, 1, 2), (0, 3, 4)]]
     reached = {  # accuracy on each task before and after every round
@@ -395,6 +395,6 @@ def test_rounds_to_learn_are_counted_for_those_who_are_first_and_last_to_meet_a_
     assert figures["rounds_to_90_late"] == {0: 1.0, 1: 2.0}
 
 
-def test_in_lockstep_nobody_is_late():
+def test_clients_in_lockstep_have_no_late_learners():
     figures = recorded().figures()
     assert all(isnan(value) for value in figures["rounds_to_90_late"].values())

@@ -42,7 +42,7 @@ def owned(learning, name):
 # Ownership ------------------------------------------------------------------------------------------------
 
 
-def test_tasks_share_a_layer_out_equally_and_each_keeps_a_unit_of_its_own():
+def test_tasks_get_equal_shares_of_a_layer_and_at_least_one_unit():
     learning = start(PackNet(), network(6), small_stream(3))
     assert owned(learning, "body.1.weight") == [72]
     shares = []
@@ -58,26 +58,26 @@ def test_tasks_share_a_layer_out_equally_and_each_keeps_a_unit_of_its_own():
         assert bool((owners(learning)["head.weight"][2 * task : 2 * task + 2] == task + 1).all())
 
 
-def test_shared_units_are_shared_out_one_by_one():
+def test_units_shared_by_tasks_are_divided_one_by_one():
     learning = learn(PackNet(), network(2), small_stream(3), small_units(3, shared=True))
     for unit in (0, 1):
         assert torch.bincount(owners(learning)["head.weight"][unit].long()).tolist() == [0, 4, 4, 4]
 
 
-def test_units_of_overlapping_tasks_are_shared_among_those_that_have_them():
+def test_units_of_overlapping_tasks_are_divided_among_their_tasks():
     learning = learn(PackNet(), network(4), small_stream(3), [(0, 1), (1, 2), (2, 3)])
     rows = [torch.bincount(row.long(), minlength=4).tolist() for row in owners(learning)["head.weight"]]
     assert rows == [[0, 12, 0, 0], [0, 6, 6, 0], [0, 0, 6, 6], [0, 0, 0, 12]]
 
 
-def test_fixed_share_of_the_free_weights():
+def test_each_task_takes_a_fixed_share_of_the_free_weights():
     learning = learn(PackNet(keep=0.25), network(6), small_stream(3))
     # 72 · ¼ = 18 of 54 left; 13.5, even is 14, of 40 left; 10 of 30 left.
     assert owned(learning, "body.1.weight") == [30, 18, 14, 10]
     assert owned(learning, "head.weight") == [0, 24, 24, 24]
 
 
-def test_the_largest_free_weights_are_taken():
+def test_pruning_keeps_the_largest_free_weights():
     stream = small_stream(2)
     learning = start(PackNet(retrain_share=0), network(4), stream)
     fit_task(learning, stream, 0)
@@ -90,7 +90,7 @@ def test_the_largest_free_weights_are_taken():
     assert torch.equal(after, torch.where(kept, before, 0.0))
 
 
-def test_phases_of_a_task():
+def test_a_task_trains_prunes_and_retrains():
     def phases(share, epochs):
         return [PackNet(retrain_share=share).phase_of(epoch, epochs) for epoch in range(epochs)]
 
@@ -115,7 +115,7 @@ def test_task_of_one_epoch_is_pruned_after_it():
 
 
 @pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM, ADAMW], ids=lambda spec: spec.name)
-def test_phases_change_their_own_weights_alone(optimizer):
+def test_each_phase_changes_only_its_own_weights(optimizer):
     stream = small_stream(3)
     learning = start(PackNet(), network(6), stream)
     weight = learning.context.network.body[1].weight
@@ -138,7 +138,7 @@ def test_phases_change_their_own_weights_alone(optimizer):
     assert bool((weight[own] != trained[own]).any())
 
 
-def test_free_weights_start_again_with_the_spread_of_the_initial_ones():
+def test_free_weights_are_reinitialised_at_the_initial_scale():
     stream = small_stream(2)
     net = network(4, width=200)
     spread = float(net.body[1].weight.detach().std())
@@ -171,7 +171,7 @@ IMAGES = {
         ("resnet8-group", MOMENTUM, "task"),
     ],
 )
-def test_logits_of_earlier_tasks_stay_the_same_to_the_last_bit(model, optimizer, biases):
+def test_logits_of_earlier_tasks_stay_the_same_to_the_bit(model, optimizer, biases):
     if model == "mlp":
         net, stream = network(6), small_stream(3)
     else:
@@ -190,7 +190,7 @@ def test_logits_of_earlier_tasks_stay_the_same_to_the_last_bit(model, optimizer,
 
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM], ids=lambda spec: spec.name)
-def test_logits_stay_the_same_with_one_head_for_all(optimizer):
+def test_old_logits_stay_the_same_with_a_shared_head(optimizer):
     stream, units = small_stream(3), small_units(3, shared=True)
     learning = start(PackNet(), network(2), stream, units)
     logits = []
@@ -202,7 +202,7 @@ def test_logits_stay_the_same_with_one_head_for_all(optimizer):
         assert torch.equal(predict_logits(learning.model(task), stream[task][0]), logits[task])
 
 
-def test_ten_tasks_are_learned_and_none_forgotten():
+def test_ten_tasks_are_learned_without_forgetting():
     tasks = 10
     stream, units = small_stream(tasks), small_units(tasks, shared=True)
     learning = start(PackNet(), network(2, width=60), stream, units)
@@ -221,7 +221,7 @@ def test_ten_tasks_are_learned_and_none_forgotten():
     assert owned(learning, "body.1.weight") == [0] + [36] * tasks
 
 
-def test_effective_weights_are_those_of_owners_so_far():
+def test_effective_weights_belong_to_tasks_so_far():
     stream = small_stream(3)
     learning = learn(PackNet(), network(6), stream)
     effective = learning.learner.task_parameters(learning.context, 1)
@@ -237,7 +237,7 @@ def test_effective_weights_are_those_of_owners_so_far():
 
 
 @pytest.mark.parametrize("paused", [1, 3], ids=[TRAIN, RETRAIN])
-def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(paused):
+def test_a_learner_restored_within_a_task_continues_exactly(paused):
     stream = small_stream(3, shape=(1, 4, 4))
     net = seeded(resnet8, (1, 4, 4), 6, norm="batch")
     learning = start(PackNet(), net, stream)
@@ -264,7 +264,7 @@ def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(
         assert torch.equal(values, restored.context.memory[name]), name
 
 
-def test_task_that_was_never_trained_owns_nothing():
+def test_an_untrained_task_owns_no_weights():
     stream = small_stream(3)
     learning = start(PackNet(), network(6), stream)
     fit_task(learning, stream, 0)
@@ -277,7 +277,7 @@ def test_task_that_was_never_trained_owns_nothing():
     assert predict_logits(learning.model(1), stream[1][0]).shape == (24, 2)
 
 
-def test_task_cut_short_before_retraining_is_pruned_at_its_end():
+def test_a_task_without_retraining_is_pruned_at_its_end():
     stream = small_stream(2)
     learning = start(PackNet(), network(4), stream)
     fit_task(learning, stream, 0, epochs=1, task_epochs=5)
@@ -289,7 +289,7 @@ def test_task_cut_short_before_retraining_is_pruned_at_its_end():
     assert torch.equal(predict_logits(learning.model(0), stream[0][0]), logits)
 
 
-def test_guidance_before_the_first_epoch_trains_free_weights():
+def test_distillation_before_the_first_epoch_trains_free_weights():
     stream = small_stream(2)
     learning = start(PackNet(), network(4), stream)
     learning.enter(0)
@@ -315,21 +315,21 @@ def test_single_task_keeps_every_weight():
     assert owned(learning, "body.1.weight") == [0, 72]
 
 
-def test_full_network_learns_no_more():
+def test_a_full_network_stops_learning():
     stream = small_stream(3)
     learning = learn(PackNet(keep=1.0), network(6), stream)
     assert owned(learning, "body.1.weight") == [0, 72]
     assert owned(learning, "head.weight") == [0, 24, 24, 24]
 
 
-def test_owners_are_a_byte_a_weight_and_biases_of_every_task_are_kept():
+def test_memory_is_one_byte_per_weight_plus_biases_per_task():
     net = network(6)
     for biases, vectors in (("task", 3 * 4 * (12 + 6)), ("first", 0)):
         learning = learn(PackNet(biases=biases), copy.deepcopy(net), small_stream(3))
         assert learning.context.stored_bytes() == 144 + 2 * 4 + vectors  # 4 bytes of scale a layer
 
 
-def test_streams_of_more_tasks_than_a_byte_has_values():
+def test_owners_of_more_than_255_tasks_are_stored():
     tasks = 300
     stream, units = small_stream(tasks, samples=4), small_units(tasks, shared=True)
     learning = start(PackNet(), network(2, width=100), stream, units)
@@ -344,5 +344,5 @@ def test_network_without_layers_is_refused():
         start(PackNet(), nn.BatchNorm1d(6), small_stream(1))
 
 
-def test_it_is_built_from_its_defaults():
+def test_packnet_is_built_from_its_defaults():
     assert make_learner("packnet", {}) == PackNet()

@@ -18,7 +18,7 @@ def orthonormal(n, r, seed=0):
     return torch.linalg.qr(torch.randn(n, r, generator=g(seed)).double())[0]
 
 
-def test_projections_are_those_of_the_matrix_b_b_transposed():
+def test_projections_equal_the_matrix_b_b_transposed():
     basis, gradient = orthonormal(7, 3), torch.randn(4, 7, generator=g(1)).double()
     b, d = basis.numpy(), gradient.numpy()
     np.testing.assert_allclose(project_out(gradient, basis), d - d @ b @ b.T, atol=1e-14)
@@ -29,7 +29,7 @@ def test_projections_are_those_of_the_matrix_b_b_transposed():
 
 
 @pytest.mark.parametrize("rank", [0, 5])
-def test_projections_with_nothing_and_with_everything(rank):
+def test_projections_with_empty_and_full_bases_are_exact(rank):
     basis, gradient = orthonormal(5, rank), torch.randn(4, 5, generator=g(1)).double()
     expected = gradient if rank == 0 else torch.zeros_like(gradient)
     torch.testing.assert_close(project_out(gradient, basis), expected, atol=1e-14, rtol=0)
@@ -39,7 +39,7 @@ def test_projections_with_nothing_and_with_everything(rank):
 
 
 @pytest.mark.parametrize("rank", [1, 4, 6])
-def test_the_complement_has_one_projector_for_every_basis_of_a_subspace(rank):
+def test_the_complement_projector_is_independent_of_the_basis(rank):
     """Its own columns are arbitrary, and only their projector is used."""
     basis = orthonormal(7, rank)
     left = complement(basis)
@@ -51,7 +51,7 @@ def test_the_complement_has_one_projector_for_every_basis_of_a_subspace(rank):
 
 
 @pytest.mark.parametrize(("rank", "onto"), [(0, False), (3, False), (4, True), (7, True)])
-def test_the_cheaper_projection_leaves_the_same_with_fewer_columns(rank, onto):
+def test_the_cheaper_projection_equals_the_full_one(rank, onto):
     basis, gradient = orthonormal(7, rank), torch.randn(4, 7, generator=g(1)).double()
     projection = cheaper_projection(basis)
     assert (projection.onto, projection.rank) == (onto, min(rank, 7 - rank))

@@ -90,7 +90,7 @@ def own_units(task):
 # The quadratic penalties ------------------------------------------------------------------------------
 
 
-def test_ewc_is_a_sum_of_parabolas_one_for_each_old_task():
+def test_ewc_adds_a_quadratic_penalty_for_each_old_task():
     data, net = stream(4), network(8)
     learning = start(EWC(strength=7.0, labels="true"), net, data)
     fishers, optima = [], []
@@ -131,13 +131,13 @@ def test_ewc_around_the_last_task_weighs_the_mean_of_all_tasks():
     np.testing.assert_allclose(gradient, 7.0 * mean * moved, rtol=1e-8, atol=1e-14)
 
 
-def test_all_anchors_are_one_after_a_single_task():
+def test_all_ewc_variants_agree_after_one_task():
     data = stream(2)
     each, last = (learn(EWC(strength=7.0, anchor=anchor), network(4), data) for anchor in ("each", "last"))
     np.testing.assert_array_equal(weights(each.context.network), weights(last.context.network))
 
 
-def test_online_ewc_fades_what_is_old_and_has_one_anchor():
+def test_online_ewc_decays_old_importances_and_has_one_anchor():
     data, net = stream(3), network()
     learning = start(OnlineEWC(strength=7.0, decay=0.3, labels="true"), net, data)
     fisher = 0.0
@@ -173,7 +173,7 @@ def test_mas_adds_up_sensitivities_of_each_tasks_logits():
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_si_follows_the_path_of_the_loss_alone(clip):
+def test_si_integrates_the_training_loss_only(clip):
     data, c, xi, lr, momentum = stream(3), 0.5, 0.01, 0.05, 0.5
     spec = OptimizerSpec("sgd", lr, momentum=momentum, clip_norm=clip)
     learning = learn(SI(strength=c, damping=xi), network(), data, epochs=3, optimizer=spec)
@@ -201,7 +201,7 @@ def test_si_follows_the_path_of_the_loss_alone(clip):
     assert omega.max() > 0.1  # the penalty had something to say
 
 
-def test_si_credits_a_weight_with_the_loss_it_has_brought_down():
+def test_si_importance_is_the_loss_reduction_of_a_weight():
     """With small plain steps the path integral of all weights is the loss that has gone."""
     data, net = stream(1), network(2)
     x, y = data[0]
@@ -216,7 +216,7 @@ def test_si_credits_a_weight_with_the_loss_it_has_brought_down():
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_without_strength_it_is_naive_bit_for_bit(name):
+def test_zero_strength_equals_naive_bit_for_bit(name):
     data = stream()
     found = learn(NEUTRAL[name], network(dropout=0.3), data, optimizer=ADAM)
     naive = learn(Naive(), network(dropout=0.3), data, optimizer=ADAM)
@@ -224,7 +224,7 @@ def test_without_strength_it_is_naive_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_single_task_is_naive_bit_for_bit(name):
+def test_a_single_task_equals_naive_bit_for_bit(name):
     data = stream(1)
     found = learn(EVERY[name], network(2), data, optimizer=ADAM)
     naive = learn(Naive(), network(2), data, optimizer=ADAM)
@@ -232,7 +232,7 @@ def test_a_single_task_is_naive_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", QUADRATIC)
-def test_the_stronger_the_stiller(name):
+def test_a_stronger_penalty_moves_weights_less(name):
     """Weights of importance 1 come to rest where the loss and the pull balance: 1/strength away."""
     data = stream(2)
 
@@ -262,7 +262,7 @@ def test_the_stronger_the_stiller(name):
     [EWC(strength=10), OnlineEWC(strength=10), SI(strength=1), MAS(strength=0.3), LwF(weight=1)],
     ids=lambda learner: learner.name,
 )
-def test_learns_a_task_without_unlearning_another(learner):
+def test_a_new_task_is_learned_without_forgetting_the_old(learner):
     """The first feature tells the classes in one task, and misleads in the next, where the second tells."""
     y = torch.arange(48) % 2
     sign, noise = 2.0 * y - 1.0, 0.3 * torch.randn(2, 48, 2, generator=torch.Generator().manual_seed(0))
@@ -332,7 +332,7 @@ def test_lwf_distils_the_heads_of_old_tasks(distil, data, outputs, units, heads)
     assert np.abs(gradient).max() > 0
 
 
-def test_lwf_where_all_classes_compete():
+def test_lwf_distils_a_shared_head():
     data, net, units = class_stream(), network(), [tuple(range(6))] * 3
     learner = LwF(weight=1.5, temperature=2.0, distil="seen", compete="seen", mix="tasks")
     learning = start(learner, net, data, units)
@@ -364,7 +364,7 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
-def test_lwf_is_still_where_nothing_has_changed():
+def test_lwf_has_no_gradient_at_the_old_weights():
     data = stream()
     learning = start(LwF(), network(), data)
     fit_task(learning, data, 0)
@@ -431,7 +431,7 @@ def test_lwf_distils_on_transfer_samples_too():
     assert (after[:, :2].softmax(1) - before[:, :2].softmax(1)).abs().max() < 0.02
 
 
-def test_lwf_teacher_has_its_own_statistics_and_leaves_the_networks_alone():
+def test_lwf_teacher_statistics_are_separate_from_the_network():
     with seeded_torch(2):
         net = resnet8((1, 8, 8), 4, norm="batch")
     data = small_stream(2, shape=(1, 8, 8))
@@ -456,7 +456,7 @@ STORED = [("ewc", 2), ("online_ewc", 2), ("si", 2), ("mas", 2), ("lwf", 0)]
 
 
 @pytest.mark.parametrize(("name", "floats"), STORED)
-def test_stores_the_same_whatever_the_number_of_tasks(name, floats):
+def test_memory_is_independent_of_the_number_of_tasks(name, floats):
     net = network()
     count = sum(p.numel() for p in net.parameters())
     learning = start(EVERY[name], net, stream())
@@ -470,7 +470,7 @@ def test_stores_the_same_whatever_the_number_of_tasks(name, floats):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_works_with_convolutions_and_normalisation(name):
+def test_regularisation_handles_convolutions_and_normalisation(name):
     with seeded_torch(1):
         net = resnet8((1, 8, 8), 4, norm="batch")
     learning = learn(EVERY[name], net, small_stream(2, shape=(1, 8, 8)), epochs=1, optimizer=ADAM)
@@ -494,14 +494,14 @@ def test_a_task_without_samples_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_tasks_with_different_numbers_of_classes(name):
+def test_regularisation_handles_tasks_of_different_sizes(name):
     data = [stream(1)[0], stream(1, classes=3)[0], stream(1, classes=1)[0], stream(1)[0]]
     units = [(0, 1), (2, 3, 4), (5,), (6, 7)]
     learning = learn(EVERY[name], network(8), data, units)
     assert all(values.isfinite().all() for values in learning.context.memory.values())
 
 
-def test_a_network_whose_predictions_are_no_numbers_has_no_fisher_information():
+def test_nan_predictions_give_no_fisher_information():
     tasks = stream(2)
     learning = start(EWC(), network(4), tasks)
     fit_task(learning, tasks, 0)

@@ -1,4 +1,4 @@
-"""Old tasks that guidance teaches once more: they change, and nothing of any other task does."""
+"""Distillation on old tasks changes those tasks only."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def logits(learning, stream):
 @pytest.mark.parametrize(
     "learner", [ExSSNeT(density=0.3), SSNeT(density=0.3), SupSup(density=0.3, kkt=True, mask_lr=0.1)]
 )
-def test_under_masks_no_other_tasks_outputs_change_by_a_bit(learner, optimizer):
+def test_masks_keep_the_outputs_of_other_tasks_to_the_bit(learner, optimizer):
     stream = small_stream(3)
     learning = learn(learner, network(), stream)
     for task in (0, 1):
@@ -70,7 +70,7 @@ def test_under_masks_no_other_tasks_outputs_change_by_a_bit(learner, optimizer):
             assert torch.equal(was, now) == (other != task), other
 
 
-def test_statistics_of_normalisation_are_the_taught_tasks_alone():
+def test_normalisation_statistics_change_for_the_distilled_task_only():
     stream = small_stream(2, shape=(1, 8, 8), samples=12)
     learning = learn(ExSSNeT(density=0.3), resnet8((1, 8, 8), 4, norm="batch"), stream)
     before = logits(learning, stream)
@@ -79,7 +79,7 @@ def test_statistics_of_normalisation_are_the_taught_tasks_alone():
     assert torch.equal(before[1], after[1]) and not torch.equal(before[0], after[0])
 
 
-def test_weights_that_a_later_mask_has_too_stay():
+def test_weights_in_a_later_mask_stay():
     """F_t alone is not a task's own: whoever comes later uses its weights."""
     stream = small_stream(3)
     learner = ExSSNeT(density=0.3)
@@ -97,7 +97,7 @@ def test_weights_that_a_later_mask_has_too_stay():
     assert shared > 0
 
 
-def test_a_taught_mask_is_that_of_its_scores_and_kept_as_bits():
+def test_a_distilled_mask_follows_its_scores_and_is_stored_as_bits():
     stream = small_stream(2)
     learner = SupSup(density=0.3, kkt=True, mask_lr=0.1)
     learning = learn(learner, network(), stream)
@@ -122,7 +122,7 @@ def cuber_after(stream, optimizer, task=0, **options):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM])
-def test_a_subspace_changes_within_directions_of_the_task_alone(optimizer):
+def test_distillation_moves_weights_within_the_tasks_subspace(optimizer):
     # The last task but one: no later task but the present one may have learned a matrix for it.
     stream = small_stream(3, samples=40)
     context, memories, before, after, _ = cuber_after(stream, optimizer, task=1, correlation=-1.0)
@@ -147,14 +147,14 @@ def test_a_subspace_changes_within_directions_of_the_task_alone(optimizer):
 
 
 @pytest.mark.parametrize("options", [{"correlation": 1.5}, {"relatedness": 1.0, "correlation": -1.0}])
-def test_guidance_that_is_not_in_the_third_regime_changes_nothing(options):
+def test_distillation_outside_regime_3_changes_nothing(options):
     stream = small_stream(3, samples=40)
     _, _, before, after, _ = cuber_after(stream, ADAM, task=1, **options)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_who_closes_nothing_learns_by_its_usual_rules(name):
+def test_learners_that_close_nothing_keep_their_usual_rules(name):
     stream = small_stream(2)
     learning = learn(load_learner_class(name)(), network(), stream, epochs=1)
     before = logits(learning, stream)
@@ -162,7 +162,7 @@ def test_who_closes_nothing_learns_by_its_usual_rules(name):
     assert not torch.equal(before[0], logits(learning, stream)[0])
 
 
-def test_who_keeps_old_tasks_closed_says_why():
+def test_learners_with_closed_tasks_state_the_reason():
     closed = {name: why_closed(load_learner_class(name)()) for name in LEARNERS.builtin}
     opened = {name for name, why in closed.items() if why is None}
     assert opened == {*USUAL, "cuber", "ssnet", "exssnet"}

@@ -73,7 +73,7 @@ def test_samples_are_remembered_with_their_own_labels():
     assert len({tuple(sample.tolist()) for sample in x}) == 12
 
 
-def test_what_a_class_or_task_has_no_samples_for_goes_to_the_others():
+def test_unused_shares_go_to_other_classes_and_tasks():
     x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
     rare = torch.tensor([0] * 9 + [1])
     stream = [(x, rare), (x[:2], torch.tensor([0, 1])), (x[:0], rare[:0]), (x, rare)]
@@ -90,12 +90,12 @@ def test_what_a_class_or_task_has_no_samples_for_goes_to_the_others():
         assert counts(learning) == kept
 
 
-def test_bytes_are_those_of_the_samples_kept():
+def test_memory_bytes_equal_the_stored_samples():
     learning = learn(ExperienceReplay(memory_size=10), network(), small_stream(3), epochs=1)
     assert learning.context.stored_bytes() == 10 * (6 * 4 + 8 + 8)
 
 
-def test_which_samples_are_kept_depends_on_the_seed():
+def test_the_seed_selects_the_stored_samples():
     kept = [
         learn(
             ExperienceReplay(memory_size=6), network(), small_stream(2), epochs=1, seed=seed
@@ -106,7 +106,7 @@ def test_which_samples_are_kept_depends_on_the_seed():
     assert not torch.equal(kept[0], kept[2])
 
 
-def test_every_draw_is_a_fresh_one_without_repeats():
+def test_every_draw_is_new_and_without_repeats():
     learning = learn(ExperienceReplay(memory_size=30), network(), small_stream(2), epochs=1)
     learning.enter(1)
     drawn = [episodes.draw(learning.context, 8).samples for _ in range(40)]
@@ -117,7 +117,7 @@ def test_every_draw_is_a_fresh_one_without_repeats():
     assert len(episodes.draw(learning.context, 100).samples) == 30
 
 
-def test_one_remembered_sample_is_no_batch_for_batchnorm():
+def test_batch_norm_skips_a_replay_batch_of_one():
     stream = [
         (torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 2)
         for n in (1, 8)
@@ -133,7 +133,7 @@ def test_one_remembered_sample_is_no_batch_for_batchnorm():
 
 
 @pytest.mark.parametrize("mix", ["samples", "tasks", "sum"])
-def test_loss_is_the_mix_of_new_and_remembered_samples(mix):
+def test_the_loss_mixes_new_and_replayed_samples(mix):
     stream = small_stream(3, samples=12)
     units = [(0, 1), (2, 3), (3, 4)]
     net = nn.Linear(6, 5)
@@ -171,7 +171,7 @@ def test_loss_is_the_mix_of_new_and_remembered_samples(mix):
     assert total.item() == pytest.approx(expected[mix], rel=1e-6)
 
 
-def test_replay_by_default_is_training_on_one_batch_of_both():
+def test_default_replay_equals_one_joint_batch():
     stream = small_stream(2, samples=8)
     units = small_units(2, shared=True)
     net = network(2)
@@ -186,7 +186,7 @@ def test_replay_by_default_is_training_on_one_batch_of_both():
     torch.testing.assert_close(weights(net), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_replay_holds_on_to_the_first_of_two_contrary_tasks():
+def test_replay_remembers_the_first_of_two_contrary_tasks():
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
     first, second = (x[:, 0] > 0).long(), (x[:, 1] > 0).long()
     stream = [(x[:, :], first), (x + 1.0, second)]
@@ -215,7 +215,7 @@ def flat(tensors):
     return np.concatenate([v.detach().numpy().astype(np.float64).ravel() for v in tensors.values()])
 
 
-def test_projection_of_a_contrary_gradient():
+def test_agem_projects_a_contrary_gradient():
     gradients, reference = vectors(0, -1.0)
     g, r = flat(gradients), flat(reference)
     assert g @ r < 0
@@ -224,13 +224,13 @@ def test_projection_of_a_contrary_gradient():
     assert abs(projected @ r) < 1e-5 * np.linalg.norm(g) * np.linalg.norm(r)
 
 
-def test_gradient_that_agrees_is_left_alone():
+def test_agem_keeps_an_agreeing_gradient():
     gradients, reference = vectors(1, 1.0)
     projected = remove_conflict(gradients, reference)
     assert all(torch.equal(projected[name], g) for name, g in gradients.items())
 
 
-def test_projection_is_of_all_parameters_together():
+def test_agem_projects_all_parameters_together():
     # Contrary in one tensor, but not as a whole.
     gradients = {"a": torch.tensor([-1.0]), "b": torch.tensor([2.0])}
     reference = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
@@ -241,7 +241,7 @@ def test_projection_is_of_all_parameters_together():
     assert [projected[name].item() for name in "abc"] == [-1.5, 1.5, 3.0]
 
 
-def test_zero_reference_takes_nothing_away():
+def test_a_zero_reference_gradient_changes_nothing():
     gradients = {"a": torch.tensor([-1.0, 2.0])}
     assert torch.equal(remove_conflict(gradients, {"a": torch.zeros(2)})["a"], gradients["a"])
     assert remove_conflict(gradients, {}) is gradients
@@ -258,7 +258,7 @@ def linear_gradient(W, b, x, y):
 
 
 @pytest.mark.parametrize("contrary", [True, False])
-def test_step_of_agem_against_one_by_hand(contrary):
+def test_a_step_of_agem_equals_the_formula(contrary):
     (x, y), _ = small_stream(2, samples=8)
     stream = [(x, y), (x + 0.1, 1 - y if contrary else y)]
     net = nn.Linear(6, 2)
@@ -290,7 +290,7 @@ def test_reference_batch_may_be_larger_than_the_training_batch(monkeypatch):
 
 @pytest.mark.parametrize("learner", [ExperienceReplay(memory_size=0), AGem(memory_size=0)])
 @pytest.mark.parametrize("optimizer", [SGD, OptimizerSpec("adam", 0.01, weight_decay=0.01)])
-def test_without_memory_they_train_like_naive(learner, optimizer):
+def test_learners_without_memory_train_like_naive(learner, optimizer):
     stream = small_stream(3)
     expected = learn(Naive(), network(), stream, optimizer=optimizer).context.network
     learning = learn(learner, network(), stream, optimizer=optimizer)
@@ -299,7 +299,7 @@ def test_without_memory_they_train_like_naive(learner, optimizer):
 
 
 @pytest.mark.parametrize("learner", [ExperienceReplay(), AGem()])
-def test_first_task_is_trained_like_naive(learner):
+def test_the_first_task_is_trained_like_naive(learner):
     stream = small_stream(1)
     assert torch.equal(
         weights(learn(learner, network(), stream).context.network),
@@ -308,7 +308,7 @@ def test_first_task_is_trained_like_naive(learner):
 
 
 @pytest.mark.parametrize("learner", [ExperienceReplay(memory_size=15), AGem(memory_size=15)])
-def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(learner):
+def test_a_learner_restored_within_a_task_continues_exactly(learner):
     stream = small_stream(3)
     net = network()
     learning = start(learner, net, stream)
@@ -335,7 +335,7 @@ def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("name", ["er", "agem"])
-def test_they_are_built_from_their_defaults_and_survive_a_task_without_samples(name):
+def test_default_learners_survive_a_task_without_samples(name):
     stream = small_stream(3)
     stream[1] = (stream[1][0][:0], stream[1][1][:0])
     learning = learn(make_learner(name, {}), network(), stream)

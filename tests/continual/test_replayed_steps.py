@@ -1,4 +1,4 @@
-"""Streams whose steps are replayed: learners that a step only reads give the same bytes as without."""
+"""Streams with replayed steps equal plain ones byte for byte."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ OPTIONS = {
 }
 
 
-def test_these_are_all():
+def test_the_list_names_all_learners_with_replayed_steps():
     only_read = [name for name in LEARNERS.names() if vars(LEARNERS.load(name)).get("recordable")]
     assert sorted(["naive", *only_read]) == sorted(READING)
 
 
 @pytest.mark.parametrize(("learner", "model"), zip(READING, cycle(["mlp", "lenet"]), strict=False))
-def test_to_the_byte(learner, model, digits_scenario, tmp_path, monkeypatch):
+def test_replayed_streams_equal_plain_ones_byte_for_byte(
+    learner, model, digits_scenario, tmp_path, monkeypatch
+):
     del digits_scenario["rounds"]
     data = digits_scenario["data"] | {
         "clients": 1,
@@ -81,7 +83,7 @@ def test_to_the_byte(learner, model, digits_scenario, tmp_path, monkeypatch):
     assert len(replays) > 15
 
 
-def test_layers_whose_tasks_change_their_regime_on_the_way(monkeypatch):
+def test_replayed_steps_follow_changes_of_the_regime(monkeypatch):
     """CUBER decides by values in every step: what a recording says of one no longer holds after another."""
     monkeypatch.setattr(replay, "PATIENCE", 2)
     replayed: list[bool] = []
@@ -148,7 +150,7 @@ class Decay(FastSteps, Learner):
 
 
 @pytest.mark.parametrize("part", ["fusion", "continual"])
-def test_declared_plug_ins_are_replayed_to_the_byte(part, digits_scenario, tmp_path, monkeypatch):
+def test_declared_plug_ins_replay_byte_for_byte(part, digits_scenario, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "PATIENCE", 2)
     replays: list[int] = []
     run = Recording.replay

@@ -1,4 +1,4 @@
-"""Masks that clients agree on: what becomes of scores, and what stays."""
+"""Masks that clients vote on."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def votes_of(*bits: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_one_client_alone_and_clients_that_agree_keep_their_scores_to_the_bit(rule):
+def test_single_or_agreeing_clients_keep_their_scores_to_the_bit(rule):
     scores = drawn()
     own = masks.mask_of(scores, rule, 0.3)
     for said in ([own], [own] * 5):
         assert torch.equal(masks.agreed_scores(scores, votes_of(*said), rule), scores)
 
 
-def test_topk_goes_by_votes_then_by_ones_own_scores_then_by_place():
+def test_topk_orders_by_votes_then_scores_then_index():
     scores = drawn()
     scores[:4] = 0.1 * (10 * scores[:4]).round() + 1e-3  # many of equal size
     votes = torch.randint(-2, 3, scores.shape, generator=torch.Generator().manual_seed(1)).float()
@@ -51,7 +51,7 @@ def test_topk_goes_by_votes_then_by_ones_own_scores_then_by_place():
     assert set(np.flatnonzero(masks.mask_of(agreed, "topk", count / 54).numpy())) == set(order[:count])
 
 
-def test_threshold_goes_by_the_majority_and_a_tie_by_ones_own():
+def test_threshold_follows_the_majority_and_own_scores_in_a_tie():
     scores = torch.tensor([0.3, -0.2, 0.1, -0.4, 0.0, 0.0])
     log_odds = torch.tensor([-1.0, 2.0, 0.0, 0.0, -1.0, 0.0])
     agreed = masks.agreed_scores(scores, log_odds, "threshold")
@@ -75,7 +75,7 @@ def everything(learning, shared) -> int:
     return sum(shared.learner.memory(learning.context).sizes)
 
 
-def test_a_mask_travels_as_a_bit_a_weight_layer_after_layer():
+def test_a_mask_is_sent_as_one_bit_per_weight_by_layer():
     learning, stream, shared = begun(SupSup(density=0.3))
     fit_task(learning, stream, 0)
     scores = [learning.context.memory[f"scores/0/{name}.weight"] for name in learning.context.layers]
@@ -86,7 +86,7 @@ def test_a_mask_travels_as_a_bit_a_weight_layer_after_layer():
     assert shared.fingerprint.nbytes == 8
 
 
-def test_old_tasks_and_settled_masks_take_no_notice():
+def test_old_tasks_and_fixed_masks_ignore_votes():
     learning, stream, shared = begun(SupSup(density=0.3))
     fit_task(learning, stream, 0)
     learning.end()
@@ -105,7 +105,7 @@ def test_old_tasks_and_settled_masks_take_no_notice():
     assert (shared.bits() != own).any() and logits() == before
 
 
-def test_a_client_that_has_not_trained_yet_is_given_the_mask_of_those_who_have():
+def test_an_untrained_client_receives_the_mask_of_the_others():
     learning, _, shared = begun(SupSup(density=0.3))
     learning.enter(0)
     log_odds = np.where(np.arange(240) % 3 == 0, 5.0, -5.0).astype(np.float32)
@@ -116,7 +116,7 @@ def test_a_client_that_has_not_trained_yet_is_given_the_mask_of_those_who_have()
     assert (np.unpackbits(first).astype(bool) != said).any()
 
 
-def test_exssnet_leaves_alone_what_others_have_taken():
+def test_exssnet_keeps_weights_of_other_clients_fixed():
     learning, stream, shared = begun(ExSSNeT(density=0.4))
     assert shared.taken().size == 0
     fit_task(learning, stream, 0)
@@ -147,7 +147,7 @@ def _whole(learning, task) -> np.ndarray:
     return np.concatenate([mask.numpy().ravel() for mask in memory.masks(task).values()])
 
 
-def test_fingerprints_tell_weights_apart():
+def test_fingerprints_distinguish_weights():
     one, other = {"a": torch.ones(2, 3)}, {"a": torch.ones(3, 2)}
     moved = {"a": torch.ones(2, 3).index_fill(0, torch.tensor([0]), 1.0001)}
     assert_array_equal(fingerprint(one), fingerprint({"a": torch.ones(2, 3)}))

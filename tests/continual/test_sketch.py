@@ -1,4 +1,4 @@
-"""Sketches of layers' inputs, against products that are made at once."""
+"""Sketches of layer inputs against direct products."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def inputs_of(network, x):
     return found
 
 
-def test_a_sum_of_sketches_is_the_sketch_of_all_inputs():
+def test_sketches_are_additive():
     torch.manual_seed(0)
     network = mlp((6,), 2, hidden=[5])
     x = small_stream(1, samples=40)[0][0]
@@ -57,7 +57,7 @@ def test_a_sum_of_sketches_is_the_sketch_of_all_inputs():
     assert shares["head"] == [1.0, 1.0]
 
 
-def test_clients_and_layers_draw_numbers_of_their_own_and_the_same_again():
+def test_sketch_matrices_differ_by_client_and_layer_and_repeat():
     network = mlp((6,), 2, hidden=[6])
     stream = small_stream(1)
     contexts = [learning_of(client, network, stream).context for client in (0, 0, 1)]
@@ -67,7 +67,7 @@ def test_clients_and_layers_draw_numbers_of_their_own_and_the_same_again():
     assert not np.array_equal(uniform(contexts[0], "head", 9, 3), uniform(contexts[0], "body.1", 9, 3))
 
 
-def test_convolutions_have_an_input_for_each_patch_and_silent_layers_none_left():
+def test_sketches_count_patches_and_skip_unused_layers():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 2))
     with torch.no_grad():

@@ -42,7 +42,7 @@ def network(seed=0):
 # Directions -----------------------------------------------------------------------------------------------
 
 
-def test_directions_are_the_singular_vectors_of_what_the_basis_leaves():
+def test_directions_are_singular_vectors_of_the_residual():
     basis, inputs = orthonormal(8, 2), torch.randn(8, 30, generator=g(1)).double()
     directions, energies = residual_directions(inputs, basis)
     b, r = basis.numpy(), inputs.numpy()
@@ -56,7 +56,7 @@ def test_directions_are_the_singular_vectors_of_what_the_basis_leaves():
     np.testing.assert_allclose(energies_along(inputs, basis), np.diag(b.T @ r @ r.T @ b), rtol=1e-12)
 
 
-def test_a_basis_kept_in_float32_does_not_make_directions_of_its_rounding():
+def test_float32_rounding_of_a_basis_adds_no_directions():
     span = orthonormal(40, 3)
     inputs = span @ torch.randn(3, 50, generator=g(1)).double()
     directions, energies = residual_directions(inputs, span.float().double())
@@ -77,7 +77,7 @@ def test_weak_directions_are_orthogonal_to_a_rounded_basis():
 
 
 @pytest.mark.parametrize("strength", [[1.0, 1.0, 1.0], [3.0, 1.0, 1.0], [1.0, 1e-3, 1e-4]])
-def test_directions_follow_neither_order_nor_repetition_of_inputs(strength):
+def test_directions_ignore_order_and_repetition_of_inputs(strength):
     """Inputs span three dimensions of nine, some of them equally."""
     span = orthonormal(9, 3, seed=2) * torch.tensor(strength).double()
     inputs, basis = span @ orthonormal(12, 3, seed=3).T, orthonormal(9, 1, seed=4)
@@ -98,7 +98,7 @@ def test_directions_follow_neither_order_nor_repetition_of_inputs(strength):
             torch.testing.assert_close(their_energies, times * energies)
 
 
-def test_the_smallest_number_of_directions_that_reaches_the_goal():
+def test_the_fewest_directions_that_reach_the_threshold_are_taken():
     energies = torch.tensor([4.0, 3.0, 2.0, 1.0]).double()
     assert [number_needed(energies, goal) for goal in (-1, 0, 0.1, 4, 4.1, 7, 9.5, 10)] == [
         0, 0, 1, 1, 2, 2, 4, 4,
@@ -110,7 +110,7 @@ def test_the_smallest_number_of_directions_that_reaches_the_goal():
 # Inputs and gradients of layers ---------------------------------------------------------------------------
 
 
-def test_inputs_of_linear_layers_are_their_columns_or_have_their_second_moments():
+def test_linear_inputs_keep_their_columns_or_second_moments():
     net = network()
     learning = start(Naive(), net, small_stream(1), units=[(0, 1, 2, 3)])
     x = torch.randn(9, 6, generator=g(3))
@@ -126,7 +126,7 @@ def test_inputs_of_linear_layers_are_their_columns_or_have_their_second_moments(
     np.testing.assert_array_equal(few["body.1"], x[:4].double().numpy().T)
 
 
-def test_inputs_of_convolutions_are_patches_with_effective_weights():
+def test_convolution_inputs_are_patches():
     conv = nn.Sequential(
         nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(8, 2)
     )
@@ -148,7 +148,7 @@ def test_inputs_of_convolutions_are_patches_with_effective_weights():
     assert not conv[0]._forward_pre_hooks
 
 
-def test_mean_gradient_is_that_of_the_tasks_own_cross_entropy():
+def test_the_mean_gradient_is_of_the_tasks_own_cross_entropy():
     net = network()
     learning = start(Naive(), net, small_stream(2), units=[(0, 1), (3, 1)])
     learning.enter(1)
@@ -162,7 +162,7 @@ def test_mean_gradient_is_that_of_the_tasks_own_cross_entropy():
     assert mean_gradients(context, context.layers, x[:0], y[:0], dict) == {}
 
 
-def test_mean_gradient_takes_batch_statistics_and_leaves_the_network_alone():
+def test_the_mean_gradient_leaves_the_network_unchanged():
     net = resnet8((1, 8, 8), 2, norm="batch")
     net.body[3].conv1.eval()
     learning = start(Naive(), net, small_stream(1, shape=(1, 8, 8)))
@@ -177,7 +177,7 @@ def test_mean_gradient_takes_batch_statistics_and_leaves_the_network_alone():
     torch.testing.assert_close(found["body.0"], net.body[0].weight.grad.reshape(16, 9))
 
 
-def test_draws_are_distinct_samples_and_repeat():
+def test_sample_draws_are_distinct_and_repeatable():
     learning = start(Naive(), network(), small_stream(2), units=[(0, 1), (2, 3)])
     learning.enter(0)
     x, y = draw(learning.context, "a", 10)
@@ -200,7 +200,7 @@ def test_draws_are_distinct_samples_and_repeat():
         ([(0, 1)], False),
     ],
 )
-def test_heads_are_own_if_no_tasks_share_a_unit(units, own):
+def test_heads_are_separate_if_tasks_share_no_unit(units, own):
     assert (
         have_own_heads(start(Naive(), network(), small_stream(len(units)), units=units).context.units) is own
     )
@@ -216,7 +216,7 @@ def test_heads_are_own_if_no_tasks_share_a_unit(units, own):
         (nn.Conv1d(4, 4, 3), "linear and convolutional layers only"),
     ],
 )
-def test_layers_whose_inputs_are_not_known_are_refused(module, message):
+def test_layers_with_unknown_inputs_are_refused(module, message):
     with pytest.raises(UserError, match=message) as caught:
         check_layers("gpm", nn.Sequential(module, nn.Linear(4, 2)))
     assert caught.value.key == "continual.learner"

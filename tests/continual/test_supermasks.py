@@ -1,4 +1,4 @@
-"""SupSup, SSNeT and ExSSNeT: what they promise about old tasks, and about each other."""
+"""SupSup, SSNeT and ExSSNeT keep old tasks unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def bits_of(learning, kind, task):
     ids=["mlp", "cnn", "resnet8"],
 )
 @pytest.mark.parametrize("name", ISOLATING)
-def test_old_tasks_keep_their_outputs_to_the_last_bit(name, kind, shape, optimizer):
+def test_old_tasks_keep_their_outputs_to_the_bit(name, kind, shape, optimizer):
     stream = small_stream(3, shape=shape, samples=12)
     learning = start(make_learner(name, {"density": 0.3}), network_of(kind, 6, shape), stream)
     kept = []
@@ -73,7 +73,7 @@ def test_old_tasks_keep_their_outputs_to_the_last_bit(name, kind, shape, optimiz
 
 
 @pytest.mark.parametrize(("name", "rule", "tasks"), [("supsup", "threshold", 20), ("exssnet", "topk", 100)])
-def test_the_first_of_many_tasks_stays_as_it_was(name, rule, tasks):
+def test_many_later_tasks_keep_the_first_one_unchanged(name, rule, tasks):
     stream = small_stream(tasks, samples=4)
     learner = make_learner(name, {"rule": rule, "density": 0.02})
     learning = start(learner, small_mlp(2, hidden=(40,)), stream, small_units(tasks, shared=True))
@@ -121,7 +121,7 @@ def test_the_weights_of_supsup_never_change():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_helps(name):
+def test_training_improves_the_accuracy(name):
     stream = small_stream(3, samples=40)
     learning = learn(make_learner(name, {"density": 0.5}), small_mlp(6), stream, epochs=10, optimizer=ADAM)
     for task, (x, y) in enumerate(stream):
@@ -129,7 +129,7 @@ def test_training_helps(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_after_a_task_its_mask_alone_remains(name):
+def test_only_the_mask_of_a_finished_task_is_stored(name):
     stream = small_stream(2)
     learning = start(make_learner(name, {"density": 0.25}), small_mlp(4), stream)
     fit_task(learning, stream, 0)
@@ -142,7 +142,7 @@ def test_after_a_task_its_mask_alone_remains(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_task_not_met_is_seen_through_its_first_mask(name):
+def test_an_unlearned_task_uses_its_initial_mask(name):
     stream = small_stream(3)
     learning = start(make_learner(name, {"mask_lr": 1e-9}), small_mlp(6), stream)
     unseen = predict_logits(learning.model(1), stream[1][0])
@@ -154,7 +154,7 @@ def test_a_task_not_met_is_seen_through_its_first_mask(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tasks_of_different_sizes_and_empty_ones(name):
+def test_supermasks_handle_tasks_of_different_and_zero_size(name):
     empty = (torch.empty(0, 6), torch.empty(0, dtype=torch.int64))
     stream = [small_stream(1, classes=3)[0], empty, small_stream(1)[0]]
     learning = learn(make_learner(name, {"kkt": True}), small_mlp(7), stream, [(0, 1, 2), (3, 4), (5, 6)])
@@ -163,7 +163,7 @@ def test_tasks_of_different_sizes_and_empty_ones(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_single_task(name):
+def test_a_single_task_needs_no_inference(name):
     stream = small_stream(1)
     learning = learn(make_learner(name, {}), small_mlp(2), stream)
     outputs = learning.learner.predict_without_task(learning.context, learning.model(0), stream[0][0])[0]
@@ -171,7 +171,7 @@ def test_a_single_task(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mask_has_an_optimiser_of_its_own(name):
+def test_the_mask_has_its_own_optimiser(name):
     learner = make_learner(name, {"mask_lr": 0.5, "mask_optimizer": "sgd"})
     learning = start(learner, small_mlp(4), small_stream(2))
     fit_task(learning, small_stream(2), 0, epochs=1, task_epochs=2)
@@ -181,7 +181,7 @@ def test_the_mask_has_an_optimiser_of_its_own(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_figures_of_the_last_task(name):
+def test_reported_metrics_survive_the_end_of_a_task(name):
     stream = small_stream(3)
     learner = make_learner(name, {"density": 0.2})
     learning = start(learner, small_mlp(6), stream)
@@ -228,14 +228,14 @@ def test_figures_of_the_last_task(name):
         (0.25, 10, 3),
     ],
 )
-def test_how_many_epochs_find_the_mask(share, epochs, expected):
+def test_mask_epochs_follow_the_setting(share, epochs, expected):
     learner = SSNeT(mask_share=share)
     phases = [learner.phase_of(epoch, epochs) for epoch in range(epochs)]
     assert phases == ["mask"] * expected + ["weights"] * (epochs - expected)
 
 
 @pytest.mark.parametrize("name", ["ssnet", "exssnet"])
-def test_without_an_epoch_for_weights_they_are_supsup(name):
+def test_without_weight_epochs_learners_equal_supsup(name):
     stream = small_stream(3, shape=(1, 8, 8), samples=8)
     ours, supsup = (
         learn(learner, network_of("resnet8", 6, (1, 8, 8)), stream, optimizer=MOMENTUM)
@@ -254,7 +254,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("disjoint", [True, False])
-def test_ssnet_with_disjoint_masks_is_exssnet(disjoint):
+def test_ssnet_with_disjoint_masks_equals_exssnet(disjoint):
     stream = small_stream(3)
     learned = []
     for learner in (SSNeT(density=0.3, mask_lr=1e-9), ExSSNeT(density=0.3, mask_lr=1e-9)):
@@ -289,7 +289,7 @@ def test_ssnet_changes_weights_of_old_tasks():
     assert not torch.equal(predict_logits(learning.model(0), stream[0][0]), before)
 
 
-def test_own_weights_are_disjoint_and_make_up_all_masks():
+def test_weights_owned_by_tasks_are_disjoint_and_cover_the_masks():
     tasks = 4
     stream = small_stream(tasks)
     learning = start(ExSSNeT(density=0.3), small_mlp(2 * tasks), stream)
@@ -317,7 +317,7 @@ def test_own_weights_are_disjoint_and_make_up_all_masks():
     assert not any(name.startswith("free/") for name in learning.context.memory)
 
 
-def test_weights_under_a_mask_by_hand():
+def test_weight_training_under_a_mask_equals_the_formula():
     stream = small_stream(2, samples=8)
     learning = start(ExSSNeT(density=0.4), nn.Linear(6, 4), stream)
     learner, context = learning.learner, learning.context
@@ -340,7 +340,7 @@ def test_weights_under_a_mask_by_hand():
 
 
 @pytest.mark.parametrize("name", ["ssnet", "exssnet"])
-def test_a_client_that_missed_the_epochs_for_the_mask_trains_weights_under_its_first_one(name):
+def test_a_client_without_mask_epochs_trains_under_its_initial_mask(name):
     stream = small_stream(2)
     learning = start(make_learner(name, {}), small_mlp(4), stream)
     fit_task(learning, stream, 1, epochs=1, first=3, task_epochs=4, optimizer=ADAM)
@@ -351,7 +351,7 @@ def test_a_client_that_missed_the_epochs_for_the_mask_trains_weights_under_its_f
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_guidance_obeys_the_phase(name):
+def test_distillation_follows_the_phase(name):
     stream = small_stream(2)
     learning = start(make_learner(name, {"density": 0.3}), small_mlp(4), stream)
     fit_task(learning, stream, 0, optimizer=ADAM)
@@ -430,7 +430,7 @@ def test_networks_that_cannot_be_masked_are_refused(name):
         make_learner(name, {"kkt": True}).check(nn.Linear(2, 2))
 
 
-def test_a_plain_module_without_names():
+def test_a_plain_module_can_be_masked():
     stream = small_stream(2)
     learning = learn(SupSup(), nn.Linear(6, 4), stream, optimizer=ADAM)
     assert predict_logits(learning.model(0), stream[0][0]).shape == (24, 2)
@@ -449,7 +449,7 @@ def test_hyperparameters_are_documented_and_checked(name):
         make_learner(name, {"objective": "superfluous", "superfluous_units": 0})
 
 
-def test_initial_weights_as_the_network_comes():
+def test_the_initial_weights_of_the_network_can_be_kept():
     network = small_mlp(4)
     before = [p.detach().clone() for p in network.parameters() if p.dim() > 1]
     learn(SupSup(initial_weights="network"), network, small_stream(2))
@@ -459,7 +459,7 @@ def test_initial_weights_as_the_network_comes():
     )
 
 
-def test_superfluous_units_are_trained_as_in_one_cross_entropy():
+def test_unused_units_are_trained_by_one_cross_entropy():
     stream = small_stream(2)
     learner = SupSup(objective="superfluous", superfluous_units=3)
     learning = TaskLearning(

@@ -1,4 +1,4 @@
-"""Whose task a sample is: slopes against other ways to compute them, and what follows from them."""
+"""Inference of the task of a sample from slopes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def by_autograd(network, own, x, members, objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "group", "batch"])
-def test_slopes_are_those_of_autograd(kind, objective):
+def test_slopes_equal_autograd(kind, objective):
     network = network_of(kind, 7)
     own = together(network, 3, objective)
     x = torch.randn(4, 1, 8, 8, generator=torch_generator(1, "x"))
@@ -95,7 +95,7 @@ def test_slopes_are_those_of_autograd(kind, objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_slopes_of_a_linear_network_by_hand(objective):
+def test_slopes_of_a_linear_network_equal_the_formula(objective):
     network = nn.Linear(3, 5, bias=False).eval()
     own = together(network, 2, objective, classes=3)
     x = torch.randn(6, 3, generator=torch_generator(2, "x"))
@@ -112,7 +112,7 @@ def test_slopes_of_a_linear_network_by_hand(objective):
         np.testing.assert_allclose(own.slopes(x, [0, 1])[:, i].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_slopes_of_a_sample_do_not_depend_on_the_others():
+def test_slopes_of_a_sample_ignore_the_other_samples():
     own = together(network_of("batch", 4), 3)
     x = torch.randn(5, 1, 8, 8, generator=torch_generator(3, "x"))
     every = own.slopes(x, range(3))
@@ -154,13 +154,13 @@ def test_each_mask_alone_has_its_own_statistics(objective):
     assert len(winners) > 1
 
 
-def test_no_samples():
+def test_inference_accepts_no_samples():
     own = together(network_of("mlp", 4), 3)
     empty = torch.empty(0, 1, 8, 8)
     assert own.one_shot(empty).shape == own.binary(empty).shape == own.exhaustive(empty).shape == (0,)
 
 
-def test_units_of_other_tasks_are_out_of_reach():
+def test_units_of_other_tasks_are_excluded():
     outputs = torch.tensor([[5.0, -9.0, -1.0, 7.0], [0.0, 1.0, 2.0, 3.0]])
     closed = keep_units(outputs, torch.tensor([1, 2]))
     assert closed.tolist() == [[-39.0, -9.0, -1.0, -39.0], [-29.0, 1.0, 2.0, -29.0]]
@@ -189,7 +189,7 @@ def wide_mlp(inputs, outputs):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_task_is_found(objective):
+def test_the_task_of_a_sample_is_inferred(objective):
     stream = far_apart(3)
     learner = make_learner("exssnet", {"density": 0.4, "objective": objective, "superfluous_units": 10})
     learning = start(learner, wide_mlp(18, 12), stream, small_units(3, shared=True))
@@ -208,7 +208,7 @@ def test_the_task_is_found(objective):
         assert outputs.shape == (60, 2)
 
 
-def test_outputs_are_those_of_the_inferred_task():
+def test_outputs_belong_to_the_inferred_task():
     stream = small_stream(3, shape=(1, 8, 8))
     learner = SupSup(density=0.3)
     learning = learn(learner, network_of("batch", 6), stream, optimizer=ADAM)
@@ -226,7 +226,7 @@ def test_outputs_are_those_of_the_inferred_task():
     assert len(inferred.unique()) > 1 and outputs.isfinite().all()
 
 
-def test_the_tasks_are_those_of_the_inferred_mask():
+def test_the_inferred_mask_determines_the_tasks():
     stream = small_stream(3)
     learner = SupSup(density=0.3)
     learning = start(learner, mlp((6,), 6, hidden=(16,)), stream)
@@ -255,7 +255,7 @@ def test_tasks_that_share_a_mask_are_inferred_together():
     assert tasks[:200, 0].float().mean() > 0.8 and tasks[200:, 1].float().mean() > 0.8
 
 
-def test_a_learner_that_infers_nothing_says_so():
+def test_learners_without_inference_say_so():
     stream = small_stream(2)
     learner = make_learner("packnet", {})
     learning = learn(learner, mlp((6,), 4, hidden=(16,)), stream, optimizer=ADAM)
@@ -289,7 +289,7 @@ def unknown(stream, epochs=4, **options):
     return learner, learning
 
 
-def test_new_tasks_open_new_masks_and_old_ones_are_found_again():
+def test_new_tasks_open_masks_and_old_tasks_reuse_theirs():
     first, second = far_apart(2, samples=200)
     learner, learning = unknown([first, second, first, second], epochs=8)
     slots = learning.context.memory["slots"].tolist()
@@ -303,13 +303,13 @@ def test_new_tasks_open_new_masks_and_old_ones_are_found_again():
 
 
 @pytest.mark.parametrize(("tolerance", "masks"), [(1e-9, 1), (1e9, 3)])
-def test_the_tolerance_decides(tolerance, masks):
+def test_the_boundary_tolerance_determines_the_number_of_masks(tolerance, masks):
     stream = far_apart(1, samples=200)
     learner, learning = unknown(stream, epochs=3, boundary_tolerance=tolerance)
     assert len(learner.slots(learning.context)) == masks
 
 
-def test_the_decision_by_hand():
+def test_the_boundary_decision_equals_the_formula():
     stream = far_apart(2)
     learner, learning = unknown(stream[:1], epochs=3)
     context = learning.context
@@ -326,7 +326,7 @@ def test_the_decision_by_hand():
     assert learner._infer_slot(context) == (opened if new else best)
 
 
-def test_it_is_not_told_by_other_means():
+def test_unknown_boundaries_exclude_other_hints_of_the_task():
     learner = SupSup(boundaries="unknown")
     with pytest.raises(UserError, match="running statistics") as refused:
         learner.check(network_of("batch", 4))
@@ -341,7 +341,7 @@ def test_it_is_not_told_by_other_means():
     assert learning.learner.report(learning.context)["stored_bits_per_weight"] == 32.0
 
 
-def test_continuing_with_unknown_boundaries_changes_nothing():
+def test_a_resumed_learner_with_unknown_boundaries_is_the_same():
     stream = far_apart(2)
     learner = SupSup(boundaries="unknown")
     units = small_units(2, shared=True)

@@ -1,4 +1,4 @@
-"""Products with few inputs against those with the weights, and that no projection is taken for granted."""
+"""Products with low-rank inputs equal those with the full weights."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def gradients(value, tensors):
 
 @pytest.mark.parametrize("shape", [(6, 7), (2, 3, 7), (7,), (7, 7), (0, 7)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_and_their_gradients_are_those_of_the_effective_weight(shape, bias):
+def test_products_and_gradients_equal_those_of_the_effective_weight(shape, bias):
     linear, thin, scales, dense = layer(bias=bias)
     x = draw(*shape, seed=9).requires_grad_()
     tensors = [x, *linear.parameters(), *scales]
@@ -92,7 +92,7 @@ def test_products_and_their_gradients_are_those_of_the_effective_weight(shape, b
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_whatever_else_is_asked_of_it_is_asked_of_the_effective_weight():
+def test_other_operations_use_the_effective_weight():
     linear, thin, scales, dense = layer()
     assert torch.equal(thin, dense()) and thin.shape == (9, 7)
     assert type(thin.detach()) is type(thin + 0) is torch.Tensor
@@ -106,7 +106,7 @@ def test_whatever_else_is_asked_of_it_is_asked_of_the_effective_weight():
     torch.testing.assert_close(over_samples, functional_call(linear, {"weight": dense()}, (x,)))
 
 
-def test_reduced_precision_is_that_of_the_effective_weight():
+def test_reduced_precision_equals_that_of_the_effective_weight():
     _, thin, _, dense = layer(bias=False, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found = F.linear(draw(4, 7).float(), thin)
@@ -124,7 +124,7 @@ def backward(linear, thin, *inputs, penalty=0.0):
     return linear.weight.grad
 
 
-def test_a_gradient_of_one_call_is_known_to_be_its_product():
+def test_factors_are_known_for_the_gradient_of_one_product():
     linear, thin, _, dense = layer()
     for seed in (1, 2):  # the last call's
         x = draw(5, 7, seed=seed)
@@ -137,7 +137,7 @@ def test_a_gradient_of_one_call_is_known_to_be_its_product():
     assert thin.factors_of(gradient) is None
 
 
-def test_any_other_gradient_is_not():
+def test_other_gradients_have_no_known_factors():
     linear, thin, _, _ = layer()
     x = draw(5, 7)
     assert thin.factors_of(draw(9, 7)) is None  # none was met
@@ -164,7 +164,7 @@ def test_any_other_gradient_is_not():
     ],
     ids=["clipped", "cut", "corrected", "in part"],
 )
-def test_a_gradient_changed_in_place_is_not(change):
+def test_a_gradient_changed_in_place_has_no_known_factors(change):
     linear, thin, _, _ = layer()
     backward(linear, thin, draw(5, 7))
     assert thin.factors_of(linear.weight.grad) is not None
@@ -172,7 +172,7 @@ def test_a_gradient_changed_in_place_is_not(change):
     assert thin.factors_of(linear.weight.grad) is None
 
 
-def test_a_gradient_changed_on_its_way_is_not():
+def test_a_gradient_changed_by_a_hook_has_no_known_factors():
     linear, thin, _, _ = layer()
     for hook in (lambda gradient: 2.0 * gradient, lambda gradient: gradient.mul_(2.0)):
         handle = linear.weight.register_hook(hook)
@@ -273,7 +273,7 @@ OTHER = {
         ],
     ],
 )
-def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
+def test_low_rank_products_leave_learning_unchanged(monkeypatch, learner, way):
     known = counted(monkeypatch)
     options = (PLAIN | OTHER)[way]
     net, context = course(learner, **options)
@@ -293,7 +293,7 @@ def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
             torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-10)
 
 
-def test_a_derived_class_that_overrides_a_step_has_the_plain_form():
+def test_a_subclass_that_overrides_a_step_uses_plain_weights():
     class Mine(GPM):
         def project(self, context, gradients):
             return super().project(context, gradients)
@@ -306,7 +306,7 @@ def test_a_derived_class_that_overrides_a_step_has_the_plain_form():
 
 
 @pytest.mark.parametrize("strength", [1e3, 0.3, 0.05, 0.0])
-def test_weights_that_move_in_coordinates_arrive_where_they_would(monkeypatch, strength):
+def test_updates_in_coordinates_equal_plain_updates(monkeypatch, strength):
     """Held at the centre, let go now and then, and free; some tasks leave R3 on the way."""
     learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-0.3, strength=strength)
     advanced, pending = [], []
@@ -335,7 +335,7 @@ def test_weights_that_move_in_coordinates_arrive_where_they_would(monkeypatch, s
 
 
 @pytest.mark.parametrize("way", ["momentum", "adam", *OTHER])
-def test_weights_move_as_a_whole_where_anything_else_takes_part(monkeypatch, way):
+def test_plain_updates_are_used_with_other_gradient_terms(monkeypatch, way):
     """By momentum and Adam from the beginning; else from where the first step of an epoch has shown it."""
     learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=0.05)
     advanced = []
@@ -350,7 +350,7 @@ def test_weights_move_as_a_whole_where_anything_else_takes_part(monkeypatch, way
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-def test_a_weight_is_whole_after_a_step_that_failed(monkeypatch):
+def test_a_failed_step_leaves_the_weight_complete(monkeypatch):
     """Whoever goes on with a client whose loss raised finds in its weights what steps have made of them."""
     stream = double_stream(2)
     learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=0.0)
@@ -379,7 +379,7 @@ def test_a_weight_is_whole_after_a_step_that_failed(monkeypatch):
 
 
 @pytest.mark.parametrize("learner", LEARNERS[:3], ids=["gpm", "trgp", "cuber"])
-def test_nothing_moves_within_old_subspaces_whatever_the_loss(learner):
+def test_no_loss_moves_weights_within_old_subspaces(learner):
     """Two calls of the model, a penalty on the weights themselves, a correction and clipping."""
     stream = double_stream(2)
     if learner.name == "cuber":
@@ -412,7 +412,7 @@ def test_nothing_moves_within_old_subspaces_whatever_the_loss(learner):
 
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=["gpm", "trgp", "cuber", "cuber-bold"])
-def test_a_restored_learner_goes_on_to_the_last_bit(monkeypatch, learner):
+def test_a_restored_learner_continues_to_the_bit(monkeypatch, learner):
     known = counted(monkeypatch)
     stream = [(x.float(), y) for x, y in double_stream(3)]
     nets = [wide().float(), wide().float()]
@@ -431,7 +431,7 @@ def test_a_restored_learner_goes_on_to_the_last_bit(monkeypatch, learner):
     assert any(known)
 
 
-def test_the_cache_is_for_the_steps_of_an_epoch_only():
+def test_the_cache_lives_for_one_epoch():
     stream = double_stream(2)
     seen = []
     nets = [wide(), wide()]

@@ -1,4 +1,4 @@
-"""TRGP against its formulas in numpy, and what it promises."""
+"""TRGP against its formulas in numpy."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def plain(net):
 
 
 @pytest.mark.parametrize("threshold", [0.6, 0.95])
-def test_a_tasks_basis_has_the_largest_of_old_and_new_directions(threshold):
+def test_a_task_basis_has_the_largest_old_and_new_directions(threshold):
     stream = small_stream(3, shape=(12,))
     net = network()
     learning = start(TRGP(threshold=threshold, relatedness=2), net, stream, SHARED[:3])
@@ -106,7 +106,7 @@ def test_the_first_new_direction_of_every_task_is_protected():
         torch.testing.assert_close((first @ whole).norm(), torch.tensor(1.0))
 
 
-def test_a_task_that_has_been_before_adds_nothing_and_takes_old_columns():
+def test_a_repeated_task_reuses_old_columns():
     stream = flat_stream(2)
     learning = learn(trgp(threshold=1.0), network(), [stream[0], stream[1], stream[0]], SHARED[:3])
     context = learning.context
@@ -119,7 +119,7 @@ def test_a_task_that_has_been_before_adds_nothing_and_takes_old_columns():
 
 
 @pytest.mark.parametrize("rounding", [1.0 - 1e-7, 1.0, 1.0 + 1e-7])
-def test_columns_without_energy_are_no_tasks_own(rounding):
+def test_columns_without_energy_belong_to_no_task(rounding):
     """Columns are kept in float32. Their rounding must not make others part of a task's basis."""
     learning = start(trgp(threshold=1.0), network(), flat_stream(2), SHARED[:2])
     memory = LayerMemory(learning.context, learning.context.layers["body.1"])
@@ -133,7 +133,7 @@ def test_columns_without_energy_are_no_tasks_own(rounding):
 # Related tasks ----------------------------------------------------------------------------------------------
 
 
-def test_related_are_the_two_largest_shares_above_the_least():
+def test_the_two_most_related_tasks_above_the_threshold_are_chosen():
     stream = small_stream(4, shape=(12,), seed=5)
     for least in (0.0, 0.5, 0.8, 2.0):
         net = network()
@@ -158,7 +158,7 @@ def test_related_are_the_two_largest_shares_above_the_least():
 # The effective weight -------------------------------------------------------------------------------------
 
 
-def test_with_the_identity_the_effective_weight_is_the_weight():
+def test_identity_scales_give_the_plain_weight():
     stream = flat_stream(2, common=2)
     net = network()
     learning = start(trgp(), net, stream, SHARED[:2])
@@ -170,7 +170,7 @@ def test_with_the_identity_the_effective_weight_is_the_weight():
         assert torch.equal(weight, net.get_parameter(name))
 
 
-def test_steps_of_weights_and_scales_are_those_of_the_formulas():
+def test_steps_of_weights_and_scales_equal_the_formulas():
     stream = small_stream(3, shape=(12,))
     net = network()
     learning = start(trgp(threshold=0.8), net, stream, SHARED[:3], batch_size=24)
@@ -228,7 +228,7 @@ def test_steps_of_weights_and_scales_are_those_of_the_formulas():
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda o: o.name)
-def test_all_old_tasks_are_as_they_were(optimizer):
+def test_all_old_tasks_keep_their_outputs(optimizer):
     stream = flat_stream(4, rank=3, common=2)
     net = network()
     learning = start(trgp(threshold=1.0), net, stream, SHARED)
@@ -245,7 +245,7 @@ def test_all_old_tasks_are_as_they_were(optimizer):
     assert (predict_logits(learning.model(3), stream[2][0]) - ends[2]).abs().max() > 1e-2
 
 
-def test_scales_are_learned_and_rest_afterwards():
+def test_scales_are_learned_and_then_frozen():
     stream = flat_stream(3, common=2)
     learning = learn(trgp(), network(), stream, SHARED[:3])
     memory = learning.context.memory
@@ -266,7 +266,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda o: o.name)
-def test_with_nothing_related_it_is_gpm(optimizer):
+def test_trgp_equals_gpm_without_related_tasks(optimizer):
     """Of two tasks always; of more where both protect the same, since only GPM counts weak old directions."""
     for stream, threshold in ((small_stream(2, shape=(12,)), 0.8), (flat_stream(4), 1.0)):
         nets = [network(), network()]
@@ -276,7 +276,7 @@ def test_with_nothing_related_it_is_gpm(optimizer):
         assert same(*nets)
 
 
-def test_it_protects_no_less_than_gpm():
+def test_trgp_protects_no_less_than_gpm():
     stream = small_stream(3, shape=(12,))
     ranks = [
         learner.report(learn(learner, network(), stream, SHARED[:3]).context)["rank/body.1"]
@@ -285,7 +285,7 @@ def test_it_protects_no_less_than_gpm():
     assert ranks[0] >= ranks[1]
 
 
-def test_one_task_is_plain_training():
+def test_one_task_equals_plain_training():
     stream = small_stream(1, shape=(12,))
     nets = [network(), network()]
     learn(trgp(), nets[0], stream, [(0, 1)])
@@ -293,7 +293,7 @@ def test_one_task_is_plain_training():
     assert same(*nets)
 
 
-def test_convolutions_own_heads_and_missed_tasks():
+def test_trgp_handles_convolutions_heads_and_missed_tasks():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = resnet8((1, 8, 8), 8, norm="batch")
@@ -315,7 +315,7 @@ def test_convolutions_own_heads_and_missed_tasks():
     assert predict_logits(learning.model(0), stream[0][0]).isfinite().all()
 
 
-def test_a_layer_alone_is_a_network():
+def test_a_single_layer_can_be_trained():
     stream = flat_stream(2, common=2)
     net = nn.Linear(12, 2)
     learning = learn(trgp(), net, stream, SHARED[:2])

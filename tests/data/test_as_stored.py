@@ -1,4 +1,4 @@
-"""Samples that are not normalised: what models see of pixels, of numbers and of token ids."""
+"""Samples without normalisation: pixels, numbers and token ids."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def tables(plugged, digits_scenario) -> dict:
     }
 
 
-def test_token_ids_arrive_as_they_are(tables):
+def test_token_ids_reach_the_model_unchanged(tables):
     data = load_data(parse_scenario(tables))
     stored, labels, test_x, _ = tokens()
     assert data.input_dtype == data.x.dtype == data.transfer_x.dtype == data.test_x.dtype == np.int64
@@ -92,7 +92,7 @@ def test_token_ids_arrive_as_they_are(tables):
     assert any("samples of 6 integers" in line for line in check(parse_plan(tables)))
 
 
-def test_of_an_npz_too_and_normalised_ids_are_numbers(tables, tmp_path):
+def test_token_ids_of_an_npz_are_unchanged_unless_normalised(tables, tmp_path):
     stored = dict(zip(("train_x", "train_y", "test_x", "test_y"), tokens(), strict=True))
     np.savez(tmp_path / "text.npz", **stored)
     tables["data"] |= {"dataset": "npz", "args": {"path": str(tmp_path / "text.npz")}}
@@ -104,7 +104,7 @@ def test_of_an_npz_too_and_normalised_ids_are_numbers(tables, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
-def test_pixels_are_divided_by_255_and_numbers_are_left_alone(dtype, digits_scenario, tmp_path):
+def test_pixels_are_divided_by_255_and_numbers_are_unchanged(dtype, digits_scenario, tmp_path):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (120, 4, 5)).astype(dtype)
     np.savez(tmp_path / "images.npz", x=x, y=np.arange(120) % 3)
@@ -133,7 +133,7 @@ def test_a_model_of_token_ids_learns(strategy, tables, tmp_path):
     assert summary["final"]["accuracy_global"]["mean"] > 0.75  # half by chance
 
 
-def test_the_transfer_set_may_be_of_other_token_ids(tables, tmp_path):
+def test_the_transfer_set_may_have_other_token_ids(tables, tmp_path):
     x, y = sentences(90, 9)
     np.savez(tmp_path / "other.npz", x=x, y=y)
     tables["data"]["transfer"] = {"source": "npz", "size": 30, "args": {"path": str(tmp_path / "other.npz")}}
@@ -142,7 +142,7 @@ def test_the_transfer_set_may_be_of_other_token_ids(tables, tmp_path):
     assert {row.tobytes() for row in found} <= {row.astype(np.int64).tobytes() for row in x}
 
 
-def test_replay_remembers_token_ids(tables, tmp_path):
+def test_replay_stores_token_ids(tables, tmp_path):
     del tables["rounds"]
     tables["continual"] = {"learner": "er", "head": "class", "tasks": {"kind": "permuted", "count": 2}}
     SEEN.clear()
@@ -163,7 +163,7 @@ def test_replay_remembers_token_ids(tables, tmp_path):
         ),
     ],
 )
-def test_what_integers_cannot_be(changes, key, message, tables):
+def test_impossible_integer_data_are_refused(changes, key, message, tables):
     tables["data"] |= changes.pop("data", {})
     if "continual" in changes:
         del tables["rounds"]
@@ -172,14 +172,14 @@ def test_what_integers_cannot_be(changes, key, message, tables):
     assert caught.value.key == key
 
 
-def test_wrong_labels_are_possible(tables):
+def test_label_noise_works_with_stored_data(tables):
     tables["heterogeneity"] = {"label_noise": 0.4}
     data = load_data(parse_scenario(tables))
     assert np.array_equal(data.x, tokens()[0][data.source_index])
     assert not np.array_equal(data.y, tokens()[1][data.source_index])
 
 
-def test_models_are_tried_on_samples_of_their_type(plugged):
+def test_models_are_checked_on_samples_of_their_type(plugged):
     reader = build_model(ClientGroup(model="reader"), (LENGTH,), 2, seed=1, input_dtype=np.int64)
     assert forward_flops(reader, (LENGTH,), np.int64) == 2 * 8 * 2
     with pytest.raises(UserError, match=r"fails on an input \[2, 6\] of integers"):

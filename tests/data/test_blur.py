@@ -1,4 +1,4 @@
-"""Blurry streams: where every sample goes."""
+"""Blurry streams move a share of samples to other tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tasks_of(*sizes):
 
 
 @pytest.mark.parametrize("sizes", [(40, 40, 40, 40), (30, 7, 12)])
-def test_every_sample_is_in_one_task_and_a_share_of_each_elsewhere(sizes):
+def test_a_blurry_stream_moves_a_share_of_each_task(sizes):
     tasks = tasks_of(*sizes)
     made = [blurred(tasks, t, 0.3, seed=1, client=0) for t in range(len(sizes))]
     assert sorted(np.concatenate([data.train_x[:, 0] for data in made])) == list(range(sum(sizes)))
@@ -39,7 +39,7 @@ def test_every_sample_is_in_one_task_and_a_share_of_each_elsewhere(sizes):
             assert counts == {j: 28 if j == t else 4 for j in range(4)}
 
 
-def test_clients_are_blurred_apart_and_always_alike():
+def test_blur_differs_by_client_and_repeats():
     tasks = tasks_of(40, 40)
     one, same, other = (blurred(tasks, 0, 0.5, seed=1, client=n).train_x for n in (0, 0, 1))
     assert np.array_equal(one, same) and not np.array_equal(one, other)

@@ -1,4 +1,4 @@
-"""How much memory there is: the machine's, or the container's if that has less."""
+"""The memory limit of the machine or its container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedkd.errors import UserError
 @pytest.mark.parametrize(
     ("told", "expected"), [("4096\n", 4096), ("max\n", None), ("9223372036854771712\n", None)]
 )
-def test_a_containers_limit_counts_where_it_is_less(told, expected, tmp_path, monkeypatch):
+def test_the_lower_of_machine_and_container_limit_counts(told, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "LIMITS", ())
     machine = budget.machine_memory.__wrapped__()
     (tmp_path / "memory.max").write_text(told)
@@ -19,7 +19,7 @@ def test_a_containers_limit_counts_where_it_is_less(told, expected, tmp_path, mo
     assert budget.machine_memory.__wrapped__() == (expected or machine)
 
 
-def test_what_takes_more_than_half_is_refused_with_both_figures(monkeypatch):
+def test_more_than_half_the_memory_is_refused_with_both_figures(monkeypatch):
     monkeypatch.setattr(budget, "machine_memory", lambda: 4_000_000_000)
     budget.check_fits(2_000_000_000, "it takes", "data.args")
     with pytest.raises(UserError, match=r"data.args: it takes 2.1 GB; half of this machine's memory is 2.0"):

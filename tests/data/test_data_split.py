@@ -9,7 +9,7 @@ from fedkd.data.partitions.stratified import apportion, local_split, own_test_sp
 from fedkd.errors import UserError
 
 
-def test_largest_remainder_by_hand():
+def test_largest_remainders_equal_a_hand_count():
     # Quotas 1.4, 2.4, 3.2: the floors leave one unit, which the first of the two largest remainders takes.
     assert apportion(np.array([1.4, 2.4, 3.2]), 7).tolist() == [2, 2, 3]
     assert apportion(np.array([5, 0, 5]), 10).tolist() == [5, 0, 5]
@@ -30,7 +30,7 @@ def test_apportioning_is_exact_and_within_one_unit(weights: list[float], total: 
     fraction=st.floats(0.01, 0.99),
     client=st.integers(0, 5),
 )
-def test_a_local_split_parts_the_samples_and_keeps_the_client_s_labels(labels, fraction, client):
+def test_a_local_split_keeps_all_samples_and_the_label_shares(labels, fraction, client):
     y = np.array(labels)
     train, test = local_split(y, fraction, seed=1, client=client)
     assert sorted([*train, *test]) == list(range(len(y)))
@@ -50,7 +50,7 @@ def test_a_local_split_of_large_classes_is_exactly_stratified():
     assert np.bincount(y[train]).tolist() == [200, 160, 40]
 
 
-def test_clients_split_differently_and_the_same_client_alike():
+def test_splits_differ_by_client_and_repeat():
     y = np.zeros(50, dtype=int)
     first = local_split(y, 0.3, seed=1, client=0)
     assert np.array_equal(first[1], local_split(y, 0.3, seed=1, client=0)[1])
@@ -58,12 +58,12 @@ def test_clients_split_differently_and_the_same_client_alike():
     assert not np.array_equal(first[1], local_split(y, 0.3, seed=2, client=0)[1])
 
 
-def test_choosing_everything_or_nothing():
+def test_everything_or_nothing_can_be_chosen():
     y = np.array([0, 0, 1, 2])
     assert stratified_choice(y, 4, np.random.default_rng(0)).all()
     assert not stratified_choice(y, 0, np.random.default_rng(0)).any()
 
 
-def test_a_data_set_s_own_split_refuses_to_leave_a_side_empty():
+def test_a_split_of_a_data_set_refuses_an_empty_side():
     with pytest.raises(UserError, match="at least one of 10"):
         own_test_split(np.zeros(10, dtype=int), 0.01, 0)

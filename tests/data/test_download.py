@@ -18,7 +18,7 @@ def url(tmp_path: Path) -> str:
     return f"file://{tmp_path}/source"
 
 
-def test_progress_is_told_and_the_file_arrives_whole(url: str, tmp_path: Path):
+def test_a_download_reports_progress_and_is_complete(url: str, tmp_path: Path):
     lines: list[str] = []
     path = download(["http://dead/a", url], tmp_path / "to" / "a", md5=MD5, hint="", progress=lines.append)
     assert path.read_bytes() == CONTENT
@@ -31,12 +31,12 @@ def test_a_wrong_checksum_leaves_no_file(url: str, tmp_path: Path):
     assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_a_file_that_is_whole_is_not_downloaded_again(tmp_path: Path):
+def test_a_complete_file_is_not_downloaded_again(tmp_path: Path):
     (tmp_path / "a").write_bytes(CONTENT)
     assert download([], tmp_path / "a", md5=MD5, hint="", progress=print) == tmp_path / "a"
 
 
-def test_a_folder_that_takes_no_files_is_a_plain_error(url: str, tmp_path: Path):
+def test_an_unwritable_folder_is_a_user_error(url: str, tmp_path: Path):
     (tmp_path / "blocked").write_text("a file, no folder")
     with pytest.raises(UserError, match="cannot download a"):
         download([url], tmp_path / "blocked" / "a", md5=MD5, hint="", progress=print)

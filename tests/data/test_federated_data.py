@@ -12,7 +12,7 @@ from fedkd.data.sources.digits import _rows
 from fedkd.errors import UserError
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -28,7 +28,7 @@ def stored_digits() -> tuple[np.ndarray, np.ndarray]:
     return dataset.train_x, dataset.train_y
 
 
-def test_clients_lie_one_after_another_with_train_before_test(scenario):
+def test_arrays_are_ordered_by_client_with_train_before_test(scenario):
     data = load_federated_data(scenario(clients=7, transfer={"size": 300}))
     edges = [edge for pair in zip(data.train_bounds, data.test_bounds, strict=True) for edge in pair]
     assert edges[0][0] == 0 and edges[-1][1] == len(data.x) == len(data.y) == len(data.source_index)
@@ -45,7 +45,7 @@ def test_samples_per_client_are_split_by_the_test_fraction(scenario):
     assert [stop - start for start, stop in data.test_bounds] == [20] * 5
 
 
-def test_samples_are_those_the_source_index_names_normalised(scenario):
+def test_samples_are_normalised_and_follow_the_source_index(scenario):
     data = load_federated_data(scenario(transfer={"size": 300}))
     x, y = stored_digits()
     assert len(np.unique(data.source_index)) == len(data.source_index)
@@ -73,7 +73,7 @@ def test_a_local_test_set_has_its_client_s_label_distribution(scenario):
         assert np.allclose(data.label_distribution()[n], train)
 
 
-def test_a_client_s_data_are_views(scenario):
+def test_the_data_of_a_client_are_views(scenario):
     data = load_federated_data(scenario(transfer={"size": 300}))
     client = data.client(3)
     for view, whole in ((client.train_x, data.x), (client.test_y, data.y), (client.global_x, data.test_x)):
@@ -81,7 +81,7 @@ def test_a_client_s_data_are_views(scenario):
     assert client.classes == 10 and client.input_shape == (1, 8, 8)
 
 
-def test_the_arrays_travel_out_of_band(scenario):
+def test_pickling_moves_arrays_out_of_band(scenario):
     data = load_federated_data(scenario(transfer={"size": 300}))
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(data, protocol=5, buffer_callback=buffers.append)
@@ -90,14 +90,14 @@ def test_the_arrays_travel_out_of_band(scenario):
     assert np.shares_memory(copy.x, data.x) and copy.class_names == data.class_names
 
 
-def test_a_seed_fixes_everything_and_leaves_the_data_set_s_test_split_alone(scenario):
+def test_the_seed_fixes_all_draws_and_keeps_the_test_split(scenario):
     first, again, other = (load_federated_data(scenario(seed=s, transfer={"size": 300})) for s in (1, 1, 2))
     assert np.array_equal(first.x, again.x) and np.array_equal(first.transfer_x, again.transfer_x)
     assert not np.array_equal(first.source_index[:50], other.source_index[:50])
     assert np.array_equal(first.test_x, other.test_x)
 
 
-def test_the_common_test_set_is_cut_by_class_share(scenario):
+def test_the_common_test_set_keeps_class_shares(scenario):
     full = load_federated_data(scenario(transfer={"size": 300}))
     cut = load_federated_data(scenario(transfer={"size": 300}, test_size=100))
     shares = np.bincount(full.test_y) / len(full.test_y) * 100
@@ -113,7 +113,7 @@ def test_too_many_samples_are_refused(scenario):
         load_federated_data(scenario(partition={"samples_per_client": 114}, transfer={"size": 300}))
 
 
-def test_a_written_partition_and_a_holdout_share_nothing(scenario, tmp_path):
+def test_a_written_partition_and_a_holdout_are_disjoint(scenario, tmp_path):
     lists = [list(range(0, 40)), list(range(100, 130))]
     (tmp_path / "parts.json").write_text(json.dumps(lists))
     made = scenario(

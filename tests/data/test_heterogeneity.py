@@ -29,19 +29,19 @@ def random_images(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("quarters", [1, 2, 3, -1])
 @pytest.mark.parametrize("side", [7, 8])
-def test_a_quarter_turn_of_a_square_image_is_rot90(quarters: int, side: int):
+def test_a_quarter_turn_equals_rot90(quarters: int, side: int):
     images = random_images(3, 2, side, side)
     expected = np.rot90(images, quarters, axes=(2, 3))
     assert np.allclose(rotate(images, 90.0 * quarters), expected, atol=1e-5)
 
 
-def test_no_turn_changes_nothing():
+def test_a_rotation_by_zero_changes_nothing():
     images = random_images(2, 3, 5, 9)
     assert np.array_equal(rotate(images, 0.0), images)
 
 
 @pytest.mark.parametrize("degrees", [17.0, -63.5])
-def test_any_turn_agrees_with_pixel_by_pixel_interpolation(degrees: float):
+def test_a_rotation_equals_pixel_by_pixel_interpolation(degrees: float):
     images = random_images(1, 1, 6, 9)
     turned = rotate(images, degrees)[0, 0]
     angle, (height, width) = np.deg2rad(degrees), (6, 9)
@@ -59,7 +59,7 @@ def test_any_turn_agrees_with_pixel_by_pixel_interpolation(degrees: float):
             assert turned[r, c] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_turn_brings_in_black_and_works_before_normalisation(scenario):
+def test_a_rotation_fills_with_black_before_normalisation(scenario):
     white = np.full((1, 1, 8, 8), 255, dtype=np.uint8)
     turned = skew_images(white, Skew(angle=45.0))
     assert turned[0, 0, 0, 0] == 0.0 and turned[0, 0, 4, 4] == pytest.approx(1.0)
@@ -67,14 +67,14 @@ def test_a_turn_brings_in_black_and_works_before_normalisation(scenario):
     assert skewed.x.min() == pytest.approx(plain.x.min(), abs=1e-5)  # black is the darkest there is
 
 
-def test_channels_have_factors_of_their_own():
+def test_each_channel_has_its_own_factor():
     images = random_images(4, 3, 2, 2)
     scaled = skew_images(images, Skew(colour=(0.5, 1.0, 1.5)))
     assert np.allclose(scaled[:, 0], images[:, 0] / 2) and np.allclose(scaled[:, 2], images[:, 2] * 1.5)
     assert np.array_equal(scaled[:, 1], images[:, 1]) and scaled.dtype == np.float32
 
 
-def test_noise_has_its_standard_deviation():
+def test_noise_has_the_given_standard_deviation():
     noise = add_noise(np.ones((200, 1, 10, 10), np.float32), 0.3, np.random.default_rng(0)) - 1
     assert noise.std() == pytest.approx(0.3, rel=0.02) and abs(noise.mean()) < 0.01
     assert noise.dtype == np.float32
@@ -83,7 +83,7 @@ def test_noise_has_its_standard_deviation():
 @pytest.mark.parametrize(
     ("share", "replaced"), [(0.0, 0), (0.0009, 0), (0.25, 249), (0.4, 398), (0.999, 996)]
 )
-def test_exactly_the_floor_of_the_share_of_labels_is_replaced(share: float, replaced: int):
+def test_the_number_of_wrong_labels_is_rounded_down(share: float, replaced: int):
     labels = np.arange(997) % 5
     noisy = replace_labels(labels, 5, share, np.random.default_rng(0))
     assert (noisy != labels).sum() == replaced
@@ -97,7 +97,7 @@ def test_wrong_labels_are_uniform_over_the_other_classes():
     assert np.abs(np.delete(counts, 2) - 1000).max() < 5 * np.sqrt(1000)
 
 
-def test_the_bounds_hold_and_are_used():
+def test_draws_lie_within_their_bounds_and_reach_them():
     bounds = Heterogeneity(rotation=30.0, noise=0.5, colour=0.2, label_noise=0.4)
     skews = draw_skews(bounds, 400, (3, 8, 8), 10, seed=1)
     angles = np.array([skew.angle for skew in skews])
@@ -109,7 +109,7 @@ def test_the_bounds_hold_and_are_used():
     assert np.abs(np.corrcoef(colours.T)[0, 1:]).max() < 0.2
 
 
-def test_one_kind_of_skew_leaves_the_draws_of_another_alone():
+def test_one_kind_of_skew_leaves_the_draws_of_another_unchanged():
     alone = draw_skews(Heterogeneity(rotation=30.0), 5, (1, 8, 8), 10, seed=1)
     together = draw_skews(Heterogeneity(rotation=30.0, noise=1.0, colour=0.5), 5, (1, 8, 8), 10, seed=1)
     assert [skew.angle for skew in alone] == [skew.angle for skew in together]
@@ -125,7 +125,7 @@ def test_without_heterogeneity_nothing_changes(scenario):
     assert not np.array_equal(plain.x, skewed.x) and len(skewed.skew) == 6
 
 
-def test_a_client_s_own_test_samples_are_skewed_too_and_its_test_labels_are_true(scenario):
+def test_local_test_samples_are_skewed_and_keep_true_labels(scenario):
     plain = load(scenario)
     skewed = load(scenario, noise=1.0, label_noise=0.5)
     for n in range(6):
@@ -139,7 +139,7 @@ def test_a_client_s_own_test_samples_are_skewed_too_and_its_test_labels_are_true
     assert sum(skewed.skew[n].label_noise > 0.05 for n in range(6)) >= 4
 
 
-def test_a_client_is_turned_by_its_angle(scenario):
+def test_the_samples_of_a_client_are_rotated_by_its_angle(scenario):
     from fedkd.data.normalise import measure
     from fedkd.data.request import SourceRequest, data_root
     from fedkd.data.sources.digits import load as digits
@@ -154,7 +154,7 @@ def test_a_client_is_turned_by_its_angle(scenario):
     assert np.allclose(skewed.x[start:stop], (expected - statistics.mean) / statistics.std, atol=1e-5)
 
 
-def test_all_kinds_go_together_with_quantity_skew_and_a_seed_fixes_them(scenario):
+def test_all_kinds_of_skew_combine_and_the_seed_fixes_them(scenario):
     data = {"partition": {"scheme": "quantity", "alpha": 0.5}}
     bounds = {"rotation": 20.0, "noise": 0.5, "colour": 0.3, "label_noise": 0.3}
     first, again, other = (load(scenario, data, seed=seed, **bounds) for seed in (1, 1, 2))
@@ -166,7 +166,7 @@ def test_all_kinds_go_together_with_quantity_skew_and_a_seed_fixes_them(scenario
 
 
 @pytest.mark.parametrize("kind", ["rotation", "colour"])
-def test_vectors_cannot_be_turned_or_tinted_but_noisy(scenario, tmp_path, kind: str):
+def test_vectors_can_be_noisy_but_not_rotated_or_tinted(scenario, tmp_path, kind: str):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "v.npz", x=rng.random((900, 5)), y=np.arange(900) % 3)
     data = {"dataset": "npz", "args": {"path": str(tmp_path / "v.npz")}}
@@ -176,7 +176,7 @@ def test_vectors_cannot_be_turned_or_tinted_but_noisy(scenario, tmp_path, kind: 
     assert load(scenario, data, noise=0.5, label_noise=0.2).x.shape[1:] == (5,)
 
 
-def test_transfer_labels_are_those_of_the_holdout(scenario):
+def test_transfer_labels_come_from_the_holdout(scenario):
     data = load(scenario)
     everything = load(scenario, {"transfer": {"source": "noise"}})
     label_of = {x.tobytes(): y for x, y in zip(everything.x, everything.y, strict=True)}
@@ -185,7 +185,7 @@ def test_transfer_labels_are_those_of_the_holdout(scenario):
     assert not hasattr(data.client(0), "transfer_y")
 
 
-def test_check_words_what_was_drawn(tmp_path, capsys):
+def test_check_describes_the_drawn_skew(tmp_path, capsys):
     from fedkd.cli.main import main
 
     path = tmp_path / "scenario.toml"

@@ -1,4 +1,4 @@
-"""Data that say whose each sample is: the synthetic ones, the natural partition, owners of a user's own."""
+"""Data with owners: synthetic sets and the natural partition."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = {"least": 20, "log_mean": 2.0, "log_std": 1.0}
 
 
 @pytest.mark.parametrize("iid", [False, True])
-def test_a_client_s_samples_are_those_of_the_model(iid, tmp_path):
+def test_synthetic_samples_follow_the_model_of_the_paper(iid, tmp_path):
     data = synthetic(tmp_path, 3, alpha=0.5, beta=2.0, seed=7, features=4, classes=3, iid=iid, **SMALL)
     k = 2
     size_draw = numpy_generator(7, "synthetic-size", client=k).standard_normal()
@@ -60,7 +60,7 @@ def test_a_client_s_samples_are_those_of_the_model(iid, tmp_path):
     assert data.test_y[-tests:].tolist() == labels[-tests:]
 
 
-def test_samples_have_the_covariance_of_the_paper(tmp_path):
+def test_synthetic_samples_have_the_covariance_of_the_paper(tmp_path):
     data = synthetic(tmp_path, 40, least=500, most=500)
     assert data.shape == (60,) and data.classes == 10
     of_clients = [data.train_x[data.owners == k] for k in range(40)]
@@ -69,7 +69,7 @@ def test_samples_have_the_covariance_of_the_paper(tmp_path):
     assert np.allclose(found / wanted, 1.0, atol=0.06)
 
 
-def test_beta_is_how_much_samples_differ_and_alpha_changes_no_label(tmp_path):
+def test_beta_controls_feature_skew_and_alpha_keeps_labels(tmp_path):
     def spread_of_means(beta: float) -> float:
         data = synthetic(tmp_path, 60, beta=beta, **SMALL)
         return float(np.std([data.train_x[data.owners == k].mean() for k in range(60)]))
@@ -81,7 +81,7 @@ def test_beta_is_how_much_samples_differ_and_alpha_changes_no_label(tmp_path):
     assert np.abs(one_model.train_x.mean(axis=0)).max() < 0.2
 
 
-def test_clients_have_the_same_data_however_many_there_are(tmp_path):
+def test_the_data_of_a_client_ignore_the_number_of_clients(tmp_path):
     few, many = synthetic(tmp_path, 3, **SMALL), synthetic(tmp_path, 9, **SMALL)
     first = many.owners < 3
     assert np.array_equal(few.train_x, many.train_x[first]) and np.array_equal(few.owners, many.owners[first])
@@ -106,7 +106,7 @@ def test_clients_have_the_same_data_however_many_there_are(tmp_path):
         ({"features": 10**8, "most": 10**6, "log_mean": 19.0}, None, "take .* GB"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(args, key, words, tmp_path):
+def test_invalid_arguments_are_refused(args, key, words, tmp_path):
     with pytest.raises(UserError, match=words) as caught:
         synthetic(tmp_path, **args)
     assert caught.value.key == (f"data.args.{key}" if key else "data.args")
@@ -115,7 +115,7 @@ def test_arguments_that_make_no_sense_are_refused(args, key, words, tmp_path):
 # The natural partition --------------------------------------------------------------------------------------
 
 
-def test_clients_are_the_owners_in_their_order():
+def test_clients_are_the_owners_in_order():
     owners = np.array([7, 3, 3, 9, 7, 3, 9, 9, 1, 7])
     parts = deal_by_owner(owners, 3, Partition(scheme="natural", min_samples=3), seed=1)
     assert [part.tolist() for part in parts] == [[1, 2, 5], [0, 4, 9], [3, 6, 7]]
@@ -139,13 +139,13 @@ def test_fewer_clients_than_owners_are_drawn_from_the_seed():
         ),
     ],
 )
-def test_too_few_owners_are_told_of(owners, key, words):
+def test_too_few_owners_are_refused(owners, key, words):
     with pytest.raises(UserError, match=words) as caught:
         deal_by_owner(owners, 3, Partition(scheme="natural", min_samples=2), 1)
     assert caught.value.key == key
 
 
-def test_a_federation_of_owners(scenario):
+def test_a_federation_of_owners_runs(scenario):
     given = scenario(
         dataset="synthetic",
         args=SMALL | {"features": 5},
@@ -182,7 +182,7 @@ def test_owners_keep_their_samples_in_every_task(digits_scenario):
             assert {x.tobytes() for x in task.data.client(client).train_x} <= {x.tobytes() for x in own}
 
 
-def test_an_npz_file_may_say_whose_samples_are(tmp_path):
+def test_an_npz_file_may_name_owners(tmp_path):
     draw = np.random.default_rng(0)
     x, y, owners = draw.random((60, 3)), np.arange(60) % 3, np.arange(60) // 10
     np.savez(tmp_path / "whole.npz", x=x, y=y, owners=owners)
@@ -234,7 +234,7 @@ def cities(digits_scenario, tmp_path):
     return tables | {"clients": [{"model": "mlp", "args": {"hidden": [4]}}]}
 
 
-def test_names_of_owners_stay_with_clients(cities, tmp_path):
+def test_owner_names_stay_with_clients(cities, tmp_path):
     told = [line for line in check(parse_plan(cities)) if "clients are" in line]
     run = fedkd.run(cities, out=tmp_path / "run").folder
     owners = json.loads((run / "clients.json").read_text())["owners"]
@@ -254,7 +254,7 @@ def test_names_of_owners_stay_with_clients(cities, tmp_path):
     assert all(json.dumps(owner)[1:-1] in page for owner in owners)
 
 
-def test_an_embedding_without_integers_is_told_how_to_get_them(cities):
+def test_an_embedding_on_floats_is_refused_with_advice(cities):
     words = cities["data"] | {"dataset": "cities:words", "partition": {"scheme": "iid"}}
     tables = cities | {"data": words, "clients": [{"model": "cities:make_words"}]}
     with pytest.raises(UserError, match=r"which stay such with data\.normalise = false$"):
@@ -263,7 +263,7 @@ def test_an_embedding_without_integers_is_told_how_to_get_them(cities):
     assert any(line.startswith("model") for line in check(parse_plan(tables)))
 
 
-def test_a_share_of_a_gpu_that_is_not_there_is_refused(cities, monkeypatch):
+def test_a_share_of_a_missing_gpu_is_refused(cities, monkeypatch):
     tables = cities | {"engine": {"kind": "ray", "gpus_per_actor": 0.5}}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"asks for 0\.5 GPU an actor, but Ray sees no GPU here") as caught:

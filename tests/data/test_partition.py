@@ -41,7 +41,7 @@ def mean_total_variation(parts: list[np.ndarray], labels: np.ndarray) -> float:
     seed=st.integers(0, 2**32),
     data=st.data(),
 )
-def test_every_scheme_deals_disjoint_parts_that_keep_the_bounds(
+def test_every_scheme_gives_disjoint_parts_within_the_bounds(
     scheme, alpha, clients, classes, floor, extra, seed, data
 ):
     samples = clients * max(floor, 2) + extra
@@ -87,20 +87,20 @@ def test_small_alpha_skews_the_labels_and_large_alpha_does_not(scheme: str, want
 
 
 @pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-per-client"])
-def test_label_skew_leaves_no_class_out_of_the_federation(scheme: str):
+def test_label_skew_keeps_every_class_in_the_federation(scheme: str):
     labels = balanced(5000)
     parts = partition(labels, 10, Partition(scheme=scheme, alpha=0.1), 2)
     assert np.bincount(labels[np.concatenate(parts)]).tolist() == [500] * 10
 
 
-def test_client_mixes_keep_their_shares_where_the_supply_suffices():
+def test_class_mixes_are_exact_where_samples_suffice():
     mixes = np.array([[0.5, 0.3, 0.2], [0.0, 0.25, 0.75]])
     sizes, supply = np.array([10, 8]), np.array([100, 100, 100])
     counts = mix_counts(mixes, sizes, supply, np.random.default_rng(0))
     assert counts.tolist() == [[5, 3, 2], [0, 2, 6]]
 
 
-def test_an_exhausted_class_passes_its_mass_to_the_classes_left_in_proportion():
+def test_an_exhausted_class_passes_its_share_on_proportionally():
     # The client wants 60 of class 0, which has 20: the other 40 are shared 3 : 1.
     counts = mix_counts(
         np.array([[0.6, 0.3, 0.1]]), np.array([100]), np.array([20, 1000, 1000]), np.random.default_rng(0)
@@ -108,21 +108,21 @@ def test_an_exhausted_class_passes_its_mass_to_the_classes_left_in_proportion():
     assert counts.tolist() == [[20, 60, 20]]
 
 
-def test_a_client_whose_classes_all_ran_out_takes_what_is_left():
+def test_a_client_with_exhausted_classes_takes_the_remaining_samples():
     counts = mix_counts(
         np.array([[1.0, 0.0, 0.0]]), np.array([10]), np.array([4, 0, 9]), np.random.default_rng(0)
     )
     assert counts.tolist() == [[4, 0, 6]]
 
 
-def test_the_floor_is_reached_from_the_largest_holder_of_the_wished_class():
+def test_the_minimum_is_filled_from_the_largest_holder_of_a_class():
     counts = np.array([[1, 0], [30, 50], [40, 5]])
     lifted = lift_to_floor(counts, np.array([[0.9, 0.1], [30, 50], [40, 5]]), 10)
     assert lifted.tolist() == [[10, 0], [30, 50], [31, 5]]
 
 
 @pytest.mark.parametrize(("alpha", "median"), [(0.1, 6.1), (0.5, 1.6), (10.0, 0.083)])
-def test_label_mixes_have_the_divergence_that_the_specification_expects(alpha: float, median: float):
+def test_label_mixes_have_the_expected_divergence(alpha: float, median: float):
     p = draw_label_mixes(300, 10, alpha, np.random.default_rng(0)) + 1e-6
     p /= p.sum(axis=1, keepdims=True)
     divergence = (p * np.log(p)).sum(axis=1)[:, None] - p @ np.log(p).T
@@ -138,7 +138,7 @@ def test_shards_give_every_client_few_labels():
     assert {len(part) for part in parts} == {600}
 
 
-def test_quantity_skews_sizes_and_not_labels():
+def test_quantity_skew_affects_sizes_and_not_labels():
     labels = balanced(50_000)
     parts = partition(labels, 10, Partition(scheme="quantity", alpha=0.3, min_samples=500), 1)
     sizes = np.array([len(part) for part in parts])
@@ -147,7 +147,7 @@ def test_quantity_skews_sizes_and_not_labels():
 
 
 @pytest.mark.parametrize("scheme", DRAWN)
-def test_a_thousand_clients_share_all_samples(scheme: str):
+def test_a_thousand_clients_divide_all_samples(scheme: str):
     labels = balanced(60_000)
     parts = partition(labels, 1000, Partition(scheme=scheme, alpha=0.1), 1)
     assert min(len(part) for part in parts) >= 10
@@ -163,7 +163,7 @@ def test_a_thousand_clients_share_all_samples(scheme: str):
         ({"scheme": "shards", "shards_per_client": 30}, 50, "shards_per_client", "≤ 20"),
     ],
 )
-def test_impossible_requests_name_the_numbers(spec: dict, clients: int, key: str, words: str):
+def test_impossible_partitions_are_refused_with_their_numbers(spec: dict, clients: int, key: str, words: str):
     with pytest.raises(UserError, match=words) as caught:
         partition(balanced(1000), clients, Partition(**spec), 1)
     assert caught.value.key == f"data.partition.{key}"
@@ -174,7 +174,7 @@ def written(folder: Path, content: object, **spec: object) -> Partition:
     return Partition(scheme="file", path="parts.json", min_samples=2, **spec)
 
 
-def test_a_written_partition_is_read_as_it_stands(tmp_path: Path):
+def test_a_written_partition_is_read_unchanged(tmp_path: Path):
     spec = written(tmp_path, [[3, 1, 2], [7, 9]])
     parts = read_partition_file(spec, 2, 10, [tmp_path])
     assert [part.tolist() for part in parts] == [[1, 2, 3], [7, 9]]
@@ -193,12 +193,12 @@ def test_a_written_partition_is_read_as_it_stands(tmp_path: Path):
         ({"0": [1]}, "must hold a list"),
     ],
 )
-def test_a_written_partition_is_checked(tmp_path: Path, content: object, words: str):
+def test_an_invalid_written_partition_is_refused(tmp_path: Path, content: object, words: str):
     with pytest.raises(UserError, match=words):
         read_partition_file(written(tmp_path, content), 2, 10, [tmp_path])
 
 
-def test_a_missing_partition_file_says_where_it_was_sought(tmp_path: Path):
+def test_a_missing_partition_file_names_the_searched_places(tmp_path: Path):
     with pytest.raises(UserError, match=str(tmp_path)):
         read_partition_file(Partition(scheme="file", path="none.json"), 2, 10, [tmp_path])
     with pytest.raises(UserError, match="needs the path"):
@@ -210,7 +210,7 @@ def test_a_written_partition_contradicting_samples_per_client_is_refused(tmp_pat
         read_partition_file(written(tmp_path, [[0, 1], [2, 3]], samples_per_client=4), 2, 10, [tmp_path])
 
 
-def test_neighbours_on_a_circle_are_alike_and_opposite_ones_share_nothing():
+def test_circle_neighbours_are_similar_and_opposite_clients_disjoint():
     mixes = circle_mixes(10, 10)
     np.testing.assert_allclose(mixes[0], [1, 0.6, 0.2, 0, 0, 0, 0, 0, 0.2, 0.6])
     np.testing.assert_array_equal(mixes, [np.roll(mixes[0], client) for client in range(10)])

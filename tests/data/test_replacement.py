@@ -1,4 +1,4 @@
-"""Clients that draw with replacement: more of them than samples, and what is apart stays apart."""
+"""Partitions with replacement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(labels, clients, test_fraction=0.2, seed=1, task=None, **scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("alpha", [0.05, 100.0])
-def test_more_clients_than_samples(scheme, alpha):
+def test_replacement_allows_more_clients_than_samples(scheme, alpha):
     labels = labels_of(150)
     drawn = draw(labels, 200, scheme=scheme, alpha=alpha, min_samples=5)
     trained, tested = ([of[place] for of in drawn] for place in (0, 1))
@@ -38,7 +38,7 @@ def test_more_clients_than_samples(scheme, alpha):
         assert {(len(train), len(test)) for train, test in drawn} == {(16, 4)}
 
 
-def test_every_sample_is_as_likely_as_any_other():
+def test_every_sample_is_equally_likely():
     drawn = draw(labels_of(100), 4000, samples_per_client=10)
     often = np.bincount(np.concatenate([train for train, _ in drawn]), minlength=100)
     often = often[often > 0]
@@ -48,7 +48,7 @@ def test_every_sample_is_as_likely_as_any_other():
     assert np.abs(often - expected).max() < 6 * np.sqrt(expected)
 
 
-def test_label_mixes_are_those_of_the_scheme():
+def test_label_mixes_follow_the_scheme():
     labels = labels_of(2000)
 
     def own_share(alpha: float, scheme: str) -> float:
@@ -63,7 +63,7 @@ def test_label_mixes_are_those_of_the_scheme():
     assert np.mean(alike) > 0.9, "a client is tested on what is distributed like what it trains on"
 
 
-def test_a_class_is_followed_as_far_as_it_reaches():
+def test_a_class_mix_is_followed_while_samples_last():
     labels = np.array([0] * 5 + [1] * 95)
     pool = Pool(labels, np.arange(100))
     drawn = pool.draw(20, np.array([1.0, 0.0]), np.random.default_rng(0))
@@ -72,7 +72,7 @@ def test_a_class_is_followed_as_far_as_it_reaches():
     assert len(pool.draw(0, np.array([1.0, 0.0]), np.random.default_rng(0))) == 0
 
 
-def test_a_client_draws_the_same_whoever_else_there_is():
+def test_the_draws_of_a_client_ignore_other_clients():
     labels = labels_of(150)
     for scheme in ("iid", "dirichlet-per-client"):
         few, many = (draw(labels, clients, scheme=scheme, task=2) for clients in (3, 30))
@@ -82,7 +82,7 @@ def test_a_client_draws_the_same_whoever_else_there_is():
         assert not np.array_equal(few[0][0], draw(labels, 3, scheme=scheme, seed=2, task=2)[0][0])
 
 
-def test_without_local_tests_all_samples_are_to_train_on():
+def test_all_samples_are_trained_on_without_local_tests():
     drawn = draw(labels_of(30), 5, test_fraction=0.0, samples_per_client=30)
     assert all(sorted(train) == list(range(30)) and len(test) == 0 for train, test in drawn)
 
@@ -91,7 +91,7 @@ def test_without_local_tests_all_samples_are_to_train_on():
     ("samples", "scheme", "words"),
     [(25, {"samples_per_client": 26}, "got 26"), (25, {"samples_per_client": 10}, "")],
 )
-def test_a_client_cannot_hold_more_than_there_is(samples, scheme, words):
+def test_a_client_cannot_hold_more_samples_than_exist(samples, scheme, words):
     if words:
         with pytest.raises(UserError, match=f"no sample twice, and there are {samples}.*{words}") as caught:
             draw(labels_of(samples), 3, **scheme)
@@ -106,7 +106,7 @@ def data(scenario) -> FederatedData:
     return load_federated_data(scenario(clients=300, partition=partition, transfer={"size": 60}))
 
 
-def test_what_is_apart_stays_apart_in_a_federation(data):
+def test_train_test_and_transfer_samples_are_disjoint(data):
     def sources(bounds) -> np.ndarray:
         return np.unique(np.concatenate([data.source_index[slice(*of)] for of in bounds]))
 
@@ -126,14 +126,14 @@ def test_what_is_apart_stays_apart_in_a_federation(data):
         ({"scheme": "iid"}, "samples_per_client", "must say how many"),
     ],
 )
-def test_what_makes_no_sense_is_refused(partition, key, words, digits_scenario):
+def test_impossible_replacement_settings_are_refused(partition, key, words, digits_scenario):
     tables = digits_scenario | {"data": {"clients": 4, "partition": partition | {"replacement": True}}}
     with pytest.raises(UserError, match=words) as caught:
         parse_plan(tables)
     assert caught.value.key == f"data.partition.{key}"
 
 
-def test_more_than_fits_into_memory_is_refused(scenario, monkeypatch):
+def test_more_samples_than_fit_into_memory_are_refused(scenario, monkeypatch):
     monkeypatch.setattr("fedkd.data.memory_budget.machine_memory", lambda: 10**6)
     partition = {"scheme": "iid", "samples_per_client": 1000, "replacement": True}
     with pytest.raises(UserError, match="4,000 samples of 4 clients take") as caught:

@@ -34,7 +34,7 @@ def load(tmp_path: Path) -> Callable[..., Dataset]:
 # --- digits ----------------------------------------------------------------------------------------------
 
 
-def test_digits_are_split_by_class_share(load):
+def test_digits_are_split_by_class_shares(load):
     digits = load("digits")
     assert digits.train_x.shape == (1438, 1, 8, 8) and digits.test_x.shape == (359, 1, 8, 8)
     assert digits.train_x.min() == 0 and digits.train_x.max() == 1
@@ -104,7 +104,7 @@ def test_a_broken_idx_file_is_named(load, tmp_path: Path, spoil: Callable[[bytes
     assert name in str(caught.value)
 
 
-def test_test_images_of_another_size_are_refused_with_both_sizes(load, tmp_path: Path):
+def test_different_train_and_test_image_sizes_are_refused(load, tmp_path: Path):
     idx_files(tmp_path / "mnist")
     other = np.zeros((10, 6, 5), dtype=np.uint8)
     (tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(other)))
@@ -113,7 +113,7 @@ def test_test_images_of_another_size_are_refused_with_both_sizes(load, tmp_path:
         load("mnist")
 
 
-def test_idx_files_that_unpack_to_more_than_there_is_room_for_are_not_unpacked(load, tmp_path, monkeypatch):
+def test_oversized_idx_files_are_not_unpacked(load, tmp_path, monkeypatch):
     idx_files(tmp_path / "mnist")
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(300_000)))
     monkeypatch.setattr("fedkd.data.memory_budget.machine_memory", lambda: 200_000)
@@ -121,7 +121,7 @@ def test_idx_files_that_unpack_to_more_than_there_is_room_for_are_not_unpacked(l
         load("mnist")
 
 
-def test_labels_must_fit_their_images(load, tmp_path: Path):
+def test_labels_must_match_their_images(load, tmp_path: Path):
     idx_files(tmp_path / "mnist")
     short = idx_bytes(np.zeros(29, dtype=np.uint8))
     (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(short))
@@ -130,7 +130,7 @@ def test_labels_must_fit_their_images(load, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("name", "file"), [("mnist", "train-images"), ("cifar10", "cifar-10-binary.tar.gz")])
-def test_without_files_and_network_the_error_says_what_to_put_where(load, tmp_path: Path, name, file):
+def test_a_missing_data_set_without_network_names_the_files_to_add(load, tmp_path: Path, name, file):
     with pytest.raises(UserError, match=r"cannot download .*no network") as caught:
         load(name)
     assert file in str(caught.value) and str(tmp_path / name) in str(caught.value)
@@ -204,7 +204,7 @@ def test_cifar100_takes_the_fine_label(load, tmp_path: Path):
     assert dataset.train_y.tolist() == list(range(100)) and dataset.classes == 100
 
 
-def test_a_cut_cifar_file_is_named(load, tmp_path: Path):
+def test_a_truncated_cifar_file_is_named(load, tmp_path: Path):
     cifar10_binary(tmp_path / "cifar10")
     path = tmp_path / "cifar10" / "data_batch_3.bin"
     path.write_bytes(path.read_bytes()[:-1])
@@ -238,7 +238,7 @@ def torchvision_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.nda
     return np.concatenate(images).reshape(-1, 3, 32, 32)
 
 
-def test_torchvision_s_batches_are_read_when_their_checksums_match(load, tmp_path: Path, monkeypatch):
+def test_torchvision_batches_are_read_if_checksums_match(load, tmp_path: Path, monkeypatch):
     x = torchvision_batches(tmp_path / "cifar-10-batches-py", monkeypatch)
     dataset = load("cifar10")
     assert np.array_equal(dataset.train_x, x) and dataset.test_y.tolist() == list(range(10))
@@ -261,7 +261,7 @@ def test_the_unpickler_builds_nothing_but_arrays():
 # --- npz -------------------------------------------------------------------------------------------------
 
 
-def test_npz_with_a_test_split(load, tmp_path: Path):
+def test_an_npz_file_may_have_a_test_split(load, tmp_path: Path):
     np.savez(
         tmp_path / "a.npz",
         train_x=RNG.random((6, 3)),
@@ -275,7 +275,7 @@ def test_npz_with_a_test_split(load, tmp_path: Path):
     assert dataset.class_names == ("a", "b", "c") and dataset.test_y.tolist() == [2, 1, 0]
 
 
-def test_npz_of_another_kind_or_beyond_all_memory(load, tmp_path: Path, monkeypatch):
+def test_npz_files_of_wrong_type_or_excessive_size_are_refused(load, tmp_path: Path, monkeypatch):
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "a.npz")
     with pytest.raises(UserError, match=r"cannot read .*a\.npz as \.npz"):
@@ -293,14 +293,14 @@ def test_npz_of_another_kind_or_beyond_all_memory(load, tmp_path: Path, monkeypa
         load("npz", path="c.npz")
 
 
-def test_labels_of_billions_need_no_place_for_each(load, tmp_path: Path):
+def test_huge_label_values_are_refused(load, tmp_path: Path):
     np.savez(tmp_path / "a.npz", x=np.zeros((20, 4), np.float32), y=np.array([0, 2_000_000_000] * 10))
     with pytest.raises(UserError, match="the largest is 2000000000, and there are 20 train samples"):
         load("npz", path="a.npz")
 
 
 @pytest.mark.parametrize(("value", "words"), [(1e300, "finite in float32"), (1e30, r"within ±1e\+15")])
-def test_samples_that_leave_float32_when_they_are_squared_are_refused(load, tmp_path, value, words):
+def test_samples_whose_squares_overflow_float32_are_refused(load, tmp_path, value, words):
     np.savez(tmp_path / "a.npz", x=np.full((20, 4), value), y=np.arange(20) % 2)
     with pytest.raises(UserError, match=words):
         load("npz", path="a.npz")
@@ -336,14 +336,14 @@ X, Y = np.zeros((4, 2)), np.array([0, 1, 0, 1])
         ({"x": np.array([[object()]]), "y": Y[:1]}, "without pickled objects"),
     ],
 )
-def test_npz_arrays_are_checked(load, tmp_path: Path, arrays: dict, words: str):
+def test_invalid_npz_arrays_are_refused(load, tmp_path: Path, arrays: dict, words: str):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=words) as caught:
         load("npz", path="a.npz")
     assert caught.value.key == "data.args.path"
 
 
-def test_arguments_are_checked(load, tmp_path: Path):
+def test_invalid_arguments_are_refused(load, tmp_path: Path):
     (tmp_path / "a.npz").write_bytes(b"no zip")
     with pytest.raises(UserError, match="did you mean 'path'") as caught:
         load("npz", pth="a.npz")
@@ -421,7 +421,7 @@ def test_images_are_resized_and_made_grey(load, tmp_path: Path):
     assert dataset.shape == (1, 8, 8) and dataset.train_x.dtype == np.uint8
 
 
-def test_decoded_images_are_kept_until_a_file_changes(load, tmp_path: Path, cache: Path, monkeypatch):
+def test_decoded_images_are_cached_until_a_file_changes(load, tmp_path: Path, cache: Path, monkeypatch):
     image_tree(tmp_path / "pets", TREE)
     first = load("image-folder", path="pets")
     decode = image_folder._decode
@@ -435,7 +435,7 @@ def test_decoded_images_are_kept_until_a_file_changes(load, tmp_path: Path, cach
     assert red(load("image-folder", path="pets").train_x) == [200, 2, 3]
 
 
-def test_a_hostile_archive_writes_nothing(load, tmp_path: Path):
+def test_a_malicious_archive_writes_nothing(load, tmp_path: Path):
     path = image_tar(tmp_path / "pets.tar", TREE | {"../../evil/train/cat/e.png": 9}, "w")
     with tarfile.open(path, "a") as archive:
         link = tarfile.TarInfo("train/cat/link.png")
@@ -459,7 +459,7 @@ def test_a_hostile_archive_writes_nothing(load, tmp_path: Path):
         ({"train/cat/a.png": png(1), "train/cat/b.png": png(1, (3, 3))}, "b.png is 3×3, .* is 6×5"),
     ],
 )
-def test_image_folders_are_checked(load, tmp_path: Path, files: dict[str, bytes], words: str):
+def test_invalid_image_folders_are_refused(load, tmp_path: Path, files: dict[str, bytes], words: str):
     for name, content in files.items():
         path = tmp_path / "pets" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -471,7 +471,7 @@ def test_image_folders_are_checked(load, tmp_path: Path, files: dict[str, bytes]
 
 @pytest.mark.parametrize("cut", [0, 100])  # between two members, inside one
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_a_cut_archive_is_refused(load, tmp_path: Path, mode: str, cut: int):
+def test_a_truncated_archive_is_refused(load, tmp_path: Path, mode: str, cut: int):
     tree = {f"train/cat/{n}.png": n for n in range(200)}
     path = image_tar(tmp_path / "pets", tree, mode)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - cut])
@@ -504,13 +504,13 @@ def call(tmp_path: Path) -> Callable[..., Dataset]:
 
 
 @pytest.mark.parametrize("form", ["as_tuple", "as_dict", "as_dataset"])
-def test_a_function_may_return_any_of_three_forms(call, form: str):
+def test_a_data_function_may_return_any_of_three_forms(call, form: str):
     dataset = call(form)
     assert dataset.train_x.shape == (4, 2) and dataset.train_y.dtype == np.int64
     assert dataset.class_names == (("0", "1") if form == "as_tuple" else ("no", "yes"))
 
 
-def test_arguments_reach_the_function(call):
+def test_arguments_reach_the_data_function(call):
     assert len(call("as_tuple", samples=2).train_x) == 2
 
 
@@ -525,7 +525,7 @@ def test_arguments_reach_the_function(call):
         ("absent", {}, "has no 'absent'"),
     ],
 )
-def test_a_function_s_faults_are_the_user_s_errors(call, form: str, args: dict, words: str):
+def test_errors_of_a_data_function_are_user_errors(call, form: str, args: dict, words: str):
     with pytest.raises(UserError, match=words) as caught:
         call(form, **args)
     assert caught.value.key == "data.dataset"
@@ -544,14 +544,14 @@ def test_every_registered_data_set_can_be_imported():
 # --- real files ------------------------------------------------------------------------------------------
 
 
-def test_mnist_is_mnist(data_root: Path):
+def test_mnist_has_its_known_content(data_root: Path):
     dataset = load_dataset(SourceRequest("mnist", data_root))
     assert dataset.train_x.shape == (60_000, 1, 28, 28) and len(dataset.test_x) == 10_000
     assert dataset.train_y[:5].tolist() == [5, 0, 4, 1, 9]
     assert dataset.train_x.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
 
 
-def test_fashion_mnist_is_fashion_mnist(data_root: Path):
+def test_fashion_mnist_has_its_known_content(data_root: Path):
     dataset = load_dataset(SourceRequest("fashion-mnist", data_root))
     assert np.bincount(dataset.train_y).tolist() == [6000] * 10
     assert dataset.train_x.mean() / 255 == pytest.approx(0.2860, abs=5e-5)
@@ -569,7 +569,7 @@ def test_sixty_thousand_jpegs_are_decoded_once(data_root: Path):
 # --- the data root ---------------------------------------------------------------------------------------
 
 
-def test_the_data_root_is_the_scenario_s_then_the_environment_s_then_the_cache(
+def test_the_data_root_is_of_scenario_then_environment_then_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert data_root(None) == cache
@@ -583,7 +583,7 @@ def test_the_cache_is_searched_after_the_root(cache: Path, tmp_path: Path):
     assert len(load_dataset(SourceRequest("mnist", tmp_path / "empty")).train_x) == 30
 
 
-def test_a_relative_path_is_sought_in_root_scenario_and_working_folder(
+def test_relative_paths_start_at_root_scenario_or_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     root, beside, here = (tmp_path / name for name in ("root", "beside", "here"))
@@ -609,7 +609,7 @@ def grey_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("error")  # Pillow warns of such an image
-def test_an_image_that_claims_to_be_huge_is_not_decoded(load, tmp_path: Path):
+def test_an_oversized_image_is_not_decoded(load, tmp_path: Path):
     content = grey_png(5, 5)
     header = b"IHDR" + struct.pack(">II", 10_000, 10_000) + content[24:29]
     content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
@@ -623,7 +623,7 @@ def test_an_image_that_claims_to_be_huge_is_not_decoded(load, tmp_path: Path):
 @pytest.mark.parametrize(
     ("size", "words"), [(None, "decoded, take more than"), (400, "an image of this size")]
 )
-def test_images_that_do_not_fit_into_memory_are_not_all_decoded(load, tmp_path, monkeypatch, size, words):
+def test_images_beyond_memory_are_not_all_decoded(load, tmp_path, monkeypatch, size, words):
     for number in range(20):
         path = tmp_path / "a" / "train" / "x" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -633,7 +633,7 @@ def test_images_that_do_not_fit_into_memory_are_not_all_decoded(load, tmp_path, 
         load("image-folder", path="a", **({} if size is None else {"size": size}))
 
 
-def test_a_tar_member_that_claims_gigabytes_is_not_read(load, tmp_path: Path):
+def test_an_oversized_tar_member_is_not_read(load, tmp_path: Path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         member = tarfile.TarInfo("train/x/0.png")
         member.size = 6 << 40

@@ -68,7 +68,7 @@ DIGITS = load_digits(SourceRequest("digits", data_root(None)))
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])
-def test_a_label_names_the_unit_of_the_sample_s_class(head, order):
+def test_labels_are_units_of_the_samples_classes(head, order):
     tasks = stream(head, kind="split", class_order=order)
     groups = class_groups(TaskStream(class_order=order), 10, seed=1)
     for task, group in zip(tasks, groups, strict=True):
@@ -88,7 +88,7 @@ def test_a_label_names_the_unit_of_the_sample_s_class(head, order):
         )
 
 
-def test_the_units_of_a_split():
+def test_split_tasks_have_their_own_units():
     apart, shared, all_of = (stream(head, kind="split") for head in HEADS)
     assert [task.units for task in apart] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
     assert [task.units for task in shared] == [(0, 1)] * 5 and shared.outputs == 2
@@ -99,7 +99,7 @@ def test_the_units_of_a_split():
     assert all_of[1].data.class_names == tuple("0123456789")
 
 
-def test_the_deal_does_not_depend_on_the_head():
+def test_the_partition_is_independent_of_the_head():
     apart, shared, all_of = (stream(head, kind="split", data={"partition": {}}) for head in HEADS)
     for a, b, c in zip(apart, shared, all_of, strict=True):
         assert np.array_equal(a.data.x, b.data.x) and np.array_equal(a.data.x, c.data.x)
@@ -112,21 +112,21 @@ def test_the_deal_does_not_depend_on_the_head():
         assert np.allclose(shares.sum(axis=1), 1)
 
 
-def test_a_split_deals_every_sample_of_a_class_to_one_task():
+def test_a_split_gives_every_class_to_one_task():
     tasks = stream(kind="split", data={"transfer": {"source": "noise", "size": 10}})
     dealt = np.concatenate([task.data.source_index for task in tasks])
     assert np.array_equal(np.sort(dealt), np.arange(len(DIGITS.train_y)))
     assert sum(len(task.data.test_y) for task in tasks) == len(DIGITS.test_y)
 
 
-def test_samples_are_the_named_ones_normalised_like_the_whole_data_set():
+def test_samples_follow_the_source_index_and_global_normalisation():
     mean, std = DIGITS.train_x.mean(dtype=np.float64), DIGITS.train_x.std(dtype=np.float64)
     for task in stream(kind="split"):
         wanted = (DIGITS.train_x[task.data.source_index].astype(np.float64) - mean) / std
         assert np.allclose(task.data.x, wanted, atol=1e-5)
 
 
-def test_the_scheme_the_holdout_and_the_test_sets_hold_within_every_task():
+def test_scheme_holdout_and_test_sets_hold_within_every_task():
     data = {
         "partition": {"scheme": "iid", "samples_per_client": 40},
         "transfer": {"size": 50},
@@ -142,7 +142,7 @@ def test_the_scheme_the_holdout_and_the_test_sets_hold_within_every_task():
 
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "twins:deal"])
-def test_every_task_draws_for_itself(scheme, tmp_path):
+def test_every_task_has_its_own_draws(scheme, tmp_path):
     """Tasks of equal labels would be dealt alike if their draws did not carry the task."""
     (tmp_path / "twins.py").write_text(
         "import numpy as np\n"
@@ -162,7 +162,7 @@ def test_every_task_draws_for_itself(scheme, tmp_path):
     assert all(mine != others for mine, others in shards)
 
 
-def test_a_task_s_holdout_and_its_local_and_common_test_sets_are_its_own():
+def test_each_task_has_its_own_holdout_and_test_sets():
     labels = np.arange(90) % 3
     scenario = make(data={"test_size": 30})
     first, second = (split_samples(labels, labels, scenario, (), task=task) for task in (0, 1))
@@ -172,7 +172,7 @@ def test_a_task_s_holdout_and_its_local_and_common_test_sets_are_its_own():
     assert set(splits[0]) != set(splits[1])
 
 
-def test_wrong_labels_are_drawn_anew_in_every_task():
+def test_label_noise_is_drawn_for_every_task():
     dataset = Dataset(
         "zeros", ("a", "b"), np.zeros((90, 2)), np.arange(90) % 2, np.zeros((4, 2)), np.arange(4) % 2
     )
@@ -223,7 +223,7 @@ def test_labels_of_listed_classes_follow_the_lists(head):
         assert tasks.unit_class == (7, 1, 0, 9, 3, 2)
 
 
-def test_listed_classes_may_come_back_in_a_later_task():
+def test_listed_classes_may_return_in_a_later_task():
     tasks = stream("class", kind="overlapping", classes=[[0, 1], [1, 2], [0]])
     assert [task.own_units for task in tasks] == [(0, 1), (1, 2), (0,)] and tasks.outputs == 3
 
@@ -245,7 +245,7 @@ def test_listed_classes_may_come_back_in_a_later_task():
         ({"kind": "overlapping", "classes": [[0, 1, 2], [2, 5], [1]]}, [(0, 1, 2), (2, 5), (1,)]),
     ],
 )
-def test_groups_of_classes(tasks, groups):
+def test_classes_can_be_grouped_into_tasks(tasks, groups):
     assert list(class_groups(TaskStream(**tasks), 10, seed=0)) == groups
 
 
@@ -271,7 +271,7 @@ def test_groups_of_classes(tasks, groups):
         ({"classes": [[0, 1], [2, 10]]}, "classes.1.1", "must be ≤ 9, the last of the data's 10 .* got 10"),
     ],
 )
-def test_tasks_that_the_classes_do_not_make_are_refused(tasks, key, words):
+def test_impossible_task_counts_are_refused(tasks, key, words):
     with pytest.raises(UserError, match=words) as caught:
         stream(**tasks)
     assert caught.value.key == f"continual.tasks.{key}"
@@ -288,7 +288,7 @@ def test_overlapping_windows_share_classes_and_samples():
         assert np.array_equal(np.sort(task.data.source_index), own)
 
 
-def test_the_first_permuted_task_is_the_plain_data():
+def test_the_first_permuted_task_is_unpermuted():
     scenario = make(kind="permuted", count=3)
     tasks, plain = load_stream(scenario), load_federated_data(scenario.model_copy(update={"continual": None}))
     assert np.array_equal(tasks[0].data.source_index, plain.source_index)
@@ -312,7 +312,7 @@ def test_the_first_permuted_task_may_be_permuted_too():
         assert np.array_equal(a.client(0).train_x, b.client(0).train_x)
 
 
-def test_a_permutation_moves_every_pixel_once_and_everywhere_alike():
+def test_a_permutation_is_a_bijection_and_the_same_for_all_samples():
     tasks = stream(kind="permuted", count=4)
     sources = [task.transform.source for task in tasks[1:]]
     assert all(np.array_equal(np.sort(source), np.arange(64)) for source in sources)
@@ -327,7 +327,7 @@ def test_a_permutation_moves_every_pixel_once_and_everywhere_alike():
             assert np.array_equal(seen.train_y, base.train_y) and seen.classes == 10
 
 
-def test_a_permutation_keeps_the_channels_of_a_pixel_together_and_comes_before_or_after_normalising(tmp_path):
+def test_permutations_keep_channels_together_and_commute_with_scaling(tmp_path):
     data = {"dataset": "npz", "args": {"path": colour_file(tmp_path)}}
     task = stream(kind="permuted", count=2, data=data, plugin_path=(tmp_path,))[1]
     with np.load(tmp_path / "colour.npz") as file:
@@ -344,7 +344,7 @@ def test_a_permutation_of_a_vector_moves_its_features():
     assert Permutation(np.array([2, 0, 1]))(x).tolist() == [[2, 0, 1], [5, 3, 4]]
 
 
-def test_quarter_turns_are_those_of_the_raw_images_normalised(tmp_path):
+def test_quarter_turns_rotate_raw_images_before_normalisation(tmp_path):
     data = {"dataset": "npz", "args": {"path": colour_file(tmp_path, shape=(3, 6, 6))}}
     tasks = stream(kind="rotated", count=4, max_angle=360.0, data=data, plugin_path=(tmp_path,))
     assert [task.name for task in tasks] == ["0°", "90°", "180°", "270°"]
@@ -357,7 +357,7 @@ def test_quarter_turns_are_those_of_the_raw_images_normalised(tmp_path):
         assert np.allclose(seen.global_x, (np.rot90(test, turns, (2, 3)) - mean) / std, atol=1e-4)
 
 
-def test_what_comes_into_view_is_black():
+def test_a_rotation_fills_with_black():
     tasks = stream(kind="rotated", count=4)
     assert [task.name for task in tasks] == ["0°", "45°", "90°", "135°"]
     black = -DIGITS.train_x.mean(dtype=np.float64) / DIGITS.train_x.std(dtype=np.float64)
@@ -367,7 +367,7 @@ def test_what_comes_into_view_is_black():
 
 
 @pytest.mark.parametrize("kind", ["permuted", "rotated"])
-def test_the_units_of_changed_pixels(kind):
+def test_tasks_of_changed_pixels_have_their_own_units(kind):
     default, apart, all_of = (stream(head, kind=kind, count=3) for head in (None, "task", "class"))
     assert default.outputs == 10 and all(task.units == tuple(range(10)) for task in default)
     assert default.class_names == tuple("0123456789")
@@ -395,7 +395,7 @@ def test_changed_pixels_share_their_samples_in_memory_and_in_a_pickle(head):
     assert np.array_equal(copy[7].client(1).test_x, before.test_x)
 
 
-def test_a_hundred_permuted_tasks_of_mnist_are_one_data_set(data_root):
+def test_a_hundred_permuted_tasks_share_one_data_set(data_root):
     scenario = make(
         kind="permuted",
         count=100,
@@ -408,7 +408,7 @@ def test_a_hundred_permuted_tasks_of_mnist_are_one_data_set(data_root):
     assert len({id(task.data) for task in tasks}) == 1
 
 
-def test_a_client_keeps_the_last_two_tasks_at_hand():
+def test_a_client_caches_its_last_two_tasks():
     client = stream(kind="permuted", count=4).client(0)
     first, second = client[0], client[1]
     assert client[0] is first and client[1] is second
@@ -420,7 +420,7 @@ def test_a_client_keeps_the_last_two_tasks_at_hand():
     assert np.array_equal(pickle.loads(pickle.dumps(client))[1].train_x, second.train_x)
 
 
-def test_clients_of_one_process_share_what_all_of_them_see():
+def test_clients_of_one_process_share_common_arrays():
     tasks = stream(kind="rotated", count=3)
     one, two = tasks.client(0)[2], tasks.client(1)[2]
     assert one.global_x is two.global_x and one.transfer_x is two.transfer_x
@@ -429,7 +429,7 @@ def test_clients_of_one_process_share_what_all_of_them_see():
     assert plain.client(0).transfer_x is plain.transfer_x is plain.data.transfer_x
 
 
-def test_data_sets_come_in_one_shape_each_with_its_own_scale_and_classes(tmp_path):
+def test_data_sets_share_a_shape_and_keep_their_scale_and_classes(tmp_path):
     data = {"dataset": "npz", "args": {"path": colour_file(tmp_path)}}
     wanted = {"kind": "datasets", "datasets": ["digits", "npz"], "data": data, "plugin_path": (tmp_path,)}
     for shape, expected in ((None, (1, 8, 8)), ([3, 7, 9], (3, 7, 9))):
@@ -450,7 +450,7 @@ def test_data_sets_come_in_one_shape_each_with_its_own_scale_and_classes(tmp_pat
     assert len(stream(count=1, **wanted)) == 1 and stream(kind="datasets").name == "digits"
 
 
-def test_real_data_sets_of_other_shapes(data_root):
+def test_real_data_sets_are_brought_to_one_shape(data_root):
     tasks = stream(
         kind="datasets",
         datasets=["digits", "mnist"],
@@ -479,7 +479,7 @@ def test_integer_images_stay_integer_when_they_change_shape(tmp_path):
     assert to_shape(dataset, (3, 6, 5)) is dataset
 
 
-def test_public_transfer_samples_are_the_same_in_all_tasks(tmp_path):
+def test_a_public_transfer_set_is_the_same_in_all_tasks(tmp_path):
     colour_file(tmp_path, shape=(1, 8, 8))
     for transfer in (
         {"source": "noise", "size": 20},
@@ -509,7 +509,7 @@ def test_a_transfer_set_may_be_empty(source, kind, tmp_path):
         assert len(task.data.source_index) == held.sum()
 
 
-def test_a_written_partition_may_deal_everything_if_nothing_is_held_out(tmp_path):
+def test_a_written_partition_may_use_all_samples_without_holdout(tmp_path):
     lists = [list(range(0, 700)), list(range(700, 1438))]
     (tmp_path / "parts.json").write_text(json.dumps(lists))
     data = {
@@ -541,7 +541,7 @@ def test_a_written_partition_must_give_every_client_samples_of_every_task(tmp_pa
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_wrong_labels_are_those_of_other_classes_of_the_task(head):
+def test_wrong_labels_are_classes_of_the_same_task(head):
     noisy = stream(head, kind="split", count=2, heterogeneity={"label_noise": 0.9})
     clean = stream(head, kind="split", count=2)
     for task, truth in zip(noisy, clean, strict=True):
@@ -552,7 +552,7 @@ def test_wrong_labels_are_those_of_other_classes_of_the_task(head):
             assert np.array_equal(task.data.y[slice(*bounds)], truth.data.y[slice(*bounds)])
 
 
-def test_a_client_is_skewed_alike_in_all_tasks_but_its_noise_is_drawn_anew(tmp_path):
+def test_client_skew_is_constant_over_tasks_and_noise_is_redrawn(tmp_path):
     x = np.zeros((240, 1, 4, 4), dtype=np.float32)
     np.savez(tmp_path / "black.npz", x=x, y=np.repeat(np.arange(4), 60))
     data = {"dataset": "npz", "args": {"path": "black.npz"}, "transfer": {"size": 0}}
@@ -569,7 +569,7 @@ def test_a_client_is_skewed_alike_in_all_tasks_but_its_noise_is_drawn_anew(tmp_p
         assert first.client(n).train_x.std() == pytest.approx(skew.noise, rel=0.1)
 
 
-def test_too_few_samples_are_told_of_with_the_task():
+def test_too_few_samples_are_refused_with_the_task():
     with pytest.raises(UserError, match=r"task 0 \(0 1\): 3 clients × 90 samples") as caught:
         stream(kind="split", data={"partition": {"scheme": "iid", "samples_per_client": 90}})
     assert caught.value.key == "data.partition.samples_per_client"
@@ -587,7 +587,7 @@ def test_a_task_without_test_samples_is_refused(tmp_path):
     assert caught.value.key == "continual.tasks.kind"
 
 
-def test_vectors_can_be_permuted_but_neither_turned_nor_reshaped(tmp_path):
+def test_vectors_can_be_permuted_but_not_rotated_or_reshaped(tmp_path):
     x = np.random.default_rng(0).random((200, 5))
     np.savez(tmp_path / "v.npz", x=x, y=np.arange(200) % 2)
     data = {"dataset": "npz", "args": {"path": "v.npz"}}
@@ -601,7 +601,7 @@ def test_vectors_can_be_permuted_but_neither_turned_nor_reshaped(tmp_path):
     assert caught.value.key == "continual.tasks.datasets"
 
 
-def test_no_data_set_of_a_stream_is_its_transfer_set():
+def test_a_data_set_of_the_stream_cannot_be_its_transfer_set():
     with pytest.raises(UserError, match="would leak"):
         stream(
             kind="datasets",
@@ -610,18 +610,18 @@ def test_no_data_set_of_a_stream_is_its_transfer_set():
         )
 
 
-def test_an_unknown_data_set_is_told_of_at_its_place_in_the_list():
+def test_an_unknown_data_set_is_refused_with_its_list_index():
     with pytest.raises(UserError, match="mnits") as caught:
         stream(kind="datasets", datasets=["digits", "mnits"])
     assert caught.value.key == "continual.tasks.datasets.1"
 
 
-def test_a_scenario_without_tasks_is_no_stream():
+def test_a_scenario_without_tasks_gives_no_stream():
     with pytest.raises(ValueError, match="no stream"):
         load_stream(Scenario())
 
 
-def test_heads_and_counts_that_a_scenario_leaves_out():
+def test_missing_heads_and_counts_get_defaults():
     for kind, head in (
         ("split", "task"),
         ("permuted", "domain"),
@@ -636,14 +636,14 @@ def test_heads_and_counts_that_a_scenario_leaves_out():
     assert planned_count(TaskStream(kind="datasets")) == 1 and planned_count(TaskStream()) == 5
 
 
-def test_a_domain_s_units_suffice_for_the_task_with_the_most_classes():
+def test_domain_heads_fit_the_task_with_the_most_classes():
     outputs = lay_out("domain", [(0, 1), (2, 3, 4)])
     assert outputs.unit_class == (0, 1, 2) and outputs.units == outputs.own_units == ((0, 1), (0, 1, 2))
     met = lay_out("class", [(7, 3), (3, 5)])
     assert met.unit_class == (7, 3, 5) and met.own_units == ((0, 1), (1, 2)) and met.units[1] == (0, 1, 2)
 
 
-def test_a_plain_scenario_draws_what_it_did_before_there_were_streams():
+def test_a_plain_scenario_keeps_its_historical_draws():
     partition = {"scheme": "dirichlet", "samples_per_client": 100}
     scenario = make(
         seed=7, data={"clients": 4, "transfer": {"size": 60}, "test_size": 40, "partition": partition}

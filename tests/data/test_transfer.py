@@ -17,12 +17,12 @@ def test_a_holdout_is_disjoint_from_every_client(scenario):
     assert shared == 0  # the digits hold no two equal images (checked by the next test)
 
 
-def test_the_digits_hold_no_two_equal_images(scenario):
+def test_digits_have_no_duplicate_images(scenario):
     data = load_federated_data(scenario(transfer={"source": "noise"}, partition={"scheme": "iid"}))
     assert len({sample.tobytes() for sample in data.x}) == len(data.x) == 1438
 
 
-def test_a_holdout_is_drawn_uniformly_and_from_the_seed():
+def test_a_holdout_is_uniform_and_follows_the_seed():
     available = np.arange(100, 1100)
     drawn = draw_holdout(available, 500, seed=1)
     assert len(np.unique(drawn)) == 500 and drawn.min() >= 100
@@ -30,7 +30,7 @@ def test_a_holdout_is_drawn_uniformly_and_from_the_seed():
     assert not np.array_equal(drawn, draw_holdout(available, 500, seed=2))
 
 
-def test_a_skewed_holdout_has_a_mix_of_its_own_and_nothing_twice():
+def test_a_skewed_holdout_has_its_own_mix_without_duplicates():
     labels = np.arange(2000) % 4
     available = np.arange(100, 2000)
     near, far = (draw_skewed_holdout(labels, available, 400, a, seed=1) for a in (1e6, 0.1))
@@ -61,7 +61,7 @@ def test_noise_is_standard_normal(scenario):
 
 
 @pytest.mark.parametrize(("source", "target"), [((28, 28), (8, 8)), ((8, 8), (28, 28)), ((5, 9), (7, 4))])
-def test_resizing_agrees_with_torch(source: tuple[int, int], target: tuple[int, int]):
+def test_resizing_equals_torchs(source: tuple[int, int], target: tuple[int, int]):
     import torch
 
     x = np.random.default_rng(0).random((3, 2, *source), dtype=np.float32)
@@ -82,7 +82,7 @@ def test_colour_becomes_grey_by_luminance_and_grey_is_replicated():
     assert np.allclose(convert_images(grey, (3, 2, 2)), 0.2)
 
 
-def test_another_data_set_is_brought_to_the_private_shape_and_scale(scenario, data_root):
+def test_a_foreign_transfer_set_gets_the_private_shape_and_scale(scenario, data_root):
     data = load_federated_data(
         scenario(
             dataset="fashion-mnist",
@@ -114,7 +114,7 @@ def test_arrays_of_a_file_can_be_the_transfer_set(scenario, tmp_path):
     assert np.allclose(data.transfer_x, private.normalise(x)) and data.transfer_y is None
 
 
-def test_two_files_are_a_private_and_a_transfer_set_but_one_is_not(scenario, tmp_path):
+def test_private_and_transfer_set_need_different_files(scenario, tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
         x = np.random.default_rng(seed).random((300, 4))
         np.savez(tmp_path / f"{name}.npz", x=x, y=np.arange(300) % 3)
@@ -144,7 +144,7 @@ def test_two_files_are_a_private_and_a_transfer_set_but_one_is_not(scenario, tmp
         ({"source": "mnits"}, "source", "allowed: holdout, noise, digits, mnist"),
     ],
 )
-def test_errors_name_the_transfer_key(scenario, transfer: dict, key: str, words: str):
+def test_errors_name_the_key_of_the_transfer_set(scenario, transfer: dict, key: str, words: str):
     with pytest.raises(UserError, match=words) as caught:
         load_federated_data(scenario(transfer=transfer))
     assert caught.value.key == f"data.transfer.{key}"

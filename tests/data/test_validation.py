@@ -1,4 +1,4 @@
-"""Held-out training samples in the place of all test samples (`data.validation`)."""
+"""`data.validation` replaces test samples by held-out training samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def both(scenario, **data):
     )
 
 
-def test_what_is_held_out_is_of_the_training_samples_and_tests_are_nobodys(scenario):
+def test_validation_comes_from_training_samples(scenario):
     usual, held_out = both(scenario)
     for client in range(4):
         train, (start, stop) = slice(*usual.train_bounds[client]), held_out.train_bounds[client]
@@ -42,20 +42,20 @@ def test_what_is_held_out_is_of_the_training_samples_and_tests_are_nobodys(scena
     assert len(usual.transfer_x) and np.array_equal(usual.transfer_x, held_out.transfer_x)
 
 
-def test_the_common_test_set_is_what_all_clients_hold_out(scenario):
+def test_the_common_validation_set_joins_all_clients_holdouts(scenario):
     _, held_out = both(scenario)
     own = [held_out.client(n) for n in range(4)]
     assert np.array_equal(held_out.test_x, np.concatenate([data.test_x for data in own]))
     assert np.array_equal(held_out.test_y, np.concatenate([data.test_y for data in own]))
 
 
-def test_without_local_test_sets_there_is_still_something_held_out(scenario):
+def test_validation_works_without_local_test_sets(scenario):
     usual, held_out = both(scenario, test_fraction=0.0)
     assert not any(len(usual.client(n).test_y) for n in range(4))
     assert all(len(held_out.client(n).test_y) for n in range(4))
 
 
-def test_what_clients_differ_by_they_differ_by_in_what_they_hold_out(scenario):
+def test_client_skew_holds_in_validation_too(scenario):
     tables = scenario(clients=2, transfer={"size": 50}, validation=0.5).model_dump()
     tables["heterogeneity"] = {"label_noise": 0.9, "noise": 1.0}
     data = load_federated_data(Scenario.model_validate(tables))
@@ -83,7 +83,7 @@ def test_a_single_sample_is_trained_on():
     assert (len(kept), len(held)) == (1, 1)
 
 
-def test_tasks_of_a_stream_hold_out_their_own(digits_scenario):
+def test_each_task_holds_out_its_own_validation_samples(digits_scenario):
     tables = digits_scenario | {"continual": {"tasks": {"count": 2}}}
     del tables["rounds"]
     tables["data"] = tables["data"] | {"validation": 0.3}
@@ -92,7 +92,7 @@ def test_tasks_of_a_stream_hold_out_their_own(digits_scenario):
         assert held == len(task.data.test_y) > 0
 
 
-def test_a_run_says_what_its_accuracies_are_of(digits_scenario, tmp_path, capsys):
+def test_a_run_states_that_accuracies_are_on_validation_samples(digits_scenario, tmp_path, capsys):
     tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": "fedmd"}}
     tables["data"] = tables["data"] | {"validation": 0.2}
     result = fedkd.run(tables, out=tmp_path / "run")
@@ -104,14 +104,14 @@ def test_a_run_says_what_its_accuracies_are_of(digits_scenario, tmp_path, capsys
     assert "held out by clients" in "\n".join(check(parse_plan(tables)))
 
 
-def test_a_scenario_without_it_is_what_it_was(digits_scenario):
+def test_a_scenario_without_validation_is_unchanged(digits_scenario):
     scenario = parse_plan(digits_scenario).scenario
     assert "validation" not in decisive(scenario)["data"]
     held_out = scenario.data.model_copy(update={"validation": 0.2})
     assert digest_of(scenario) != digest_of(scenario.model_copy(update={"data": held_out}))
 
 
-def test_clients_that_share_samples_hold_none_out(scenario):
+def test_validation_refuses_clients_that_share_samples(scenario):
     partition = {"scheme": "iid", "replacement": True, "samples_per_client": 30}
     with pytest.raises(UserError, match="train on what others hold out") as caught:
         resolve(scenario(partition=partition, validation=0.2))

@@ -1,4 +1,4 @@
-"""What a node accepts from a server: messages of its own plan, and nothing that would replace its model."""
+"""A node accepts only valid messages of its own plan."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def node_of(name: str, samples) -> tuple[Participant, Any]:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "flwr:FedAvg", "flwr:FedProx"])
-def test_every_message_with_any_record_is_held_against_the_strategy(samples, name):
+def test_every_message_is_checked_against_the_strategy(samples, name):
     """Zeros under every record's name: what the strategy does not send is refused, and the record named."""
     node, client = node_of(name, samples) if name in NAMES else node_of_flower(name, samples)
     zeros = {weight: np.zeros_like(values) for weight, values in client.weights().items()}
@@ -101,7 +101,7 @@ def spoiled_targets() -> dict[str, tuple[np.ndarray, str]]:
 
 
 @pytest.mark.parametrize("what", spoiled_targets())
-def test_guidance_has_to_fit_the_nodes_own_transfer_set(samples, what):
+def test_guidance_must_fit_the_transfer_set_of_the_node(samples, what):
     node, client = node_of("knfu", samples)
     good = to_record({"targets": np.full((20, 10), 0.1, np.float32)})
     check_message(node, client, msg.TRAIN, RecordDict({msg.CONFIG: config(), msg.GUIDANCE: good}))
@@ -122,14 +122,14 @@ WRONG_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG_CONFIG)
-def test_a_configuration_has_to_be_one_of_this_run(samples, what):
+def test_a_configuration_must_belong_to_this_run(samples, what):
     node, client = node_of("knfu", samples)
     more, reason = WRONG_CONFIG[what]
     with pytest.raises(Unfit, match=reason):
         check_message(node, client, msg.TRAIN, RecordDict({msg.CONFIG: config(**more)}))
 
 
-def test_a_server_cannot_replace_a_nodes_model(dealt, tmp_path):
+def test_a_server_cannot_replace_the_model_of_a_node(dealt, tmp_path):
     """It sends zeros for weights along with a training, and is refused; the client stays what it was."""
     assume_identity()
     found: Deployed = dealt(clients=MLP)
@@ -172,12 +172,12 @@ WHOLE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_nodes_accept_all_that_their_own_server_sends(dealt, simulated, tmp_path, kind):
+def test_nodes_accept_all_messages_of_their_server(dealt, simulated, tmp_path, kind):
     found: Deployed = dealt(**WHOLE[kind])
     assert found.run(tmp_path / "run") == simulated(found)
 
 
-def test_guidance_without_one_of_its_arrays_is_told_in_a_line(samples):
+def test_incomplete_guidance_is_refused_in_one_line(samples):
     """In `apply`, or where guidance that is kept is first used."""
     _, client = node_of("bottleneck", samples)
     with pytest.raises(UserError, match="guidance is refused: array again is missing; it has coder"):

@@ -1,4 +1,4 @@
-"""Certificates by which nodes know their SuperLink, and keys by which it knows them."""
+"""Certificates and keys of nodes and their SuperLink."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def shake_hands(server: Path, authority: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "superlink.example.org"])
-def test_a_node_trusts_its_superlink_under_the_names_it_was_given(folder, host):
+def test_a_node_trusts_its_superlink_under_the_given_names(folder, host):
     shake_hands(folder, folder / AUTHORITY, host)
 
 
-def test_a_node_trusts_no_other(folder, tmp_path):
+def test_a_node_rejects_foreign_certificates(folder, tmp_path):
     with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
         shake_hands(folder, folder / AUTHORITY, "another.example.org")
     make_certificates(tmp_path / "other", ["127.0.0.1"])
@@ -51,7 +51,7 @@ def test_a_node_trusts_no_other(folder, tmp_path):
         shake_hands(tmp_path / "other", folder / AUTHORITY, "127.0.0.1")
 
 
-def test_keys_are_a_nodes_own_and_go_together(folder):
+def test_key_pairs_match_and_differ_by_node(folder):
     public = []
     for client in range(2):
         private = load_ssh_private_key((folder / f"client-{client}").read_bytes(), None)
@@ -66,7 +66,7 @@ def test_keys_are_a_nodes_own_and_go_together(folder):
     assert {path.name for path in folder.iterdir()} == names, "the authority's own key is nowhere"
 
 
-def test_what_is_there_is_not_replaced(folder, capsys):
+def test_existing_certificates_are_not_replaced(folder, capsys):
     before = (folder / CERTIFICATE).read_bytes()
     assert main([str(folder)]) == 2
     assert capsys.readouterr().err == f"error: {folder} has certificates already; choose another folder\n"
@@ -74,7 +74,7 @@ def test_what_is_there_is_not_replaced(folder, capsys):
 
 
 @pytest.mark.parametrize("host", ["", "müller.example.org"])
-def test_a_host_has_a_name(tmp_path, host):
+def test_invalid_host_names_are_refused(tmp_path, host):
     with pytest.raises(UserError, match="--host: must be a machine's name or address"):
         make_certificates(tmp_path, [host])
     assert not list(tmp_path.iterdir())
@@ -83,7 +83,7 @@ def test_a_host_has_a_name(tmp_path, host):
 # What is checked before anything is started ---------------------------------------------------------------
 
 
-def test_certificates_that_cannot_serve_are_one_line(folder, tmp_path):
+def test_unusable_certificates_give_one_line(folder, tmp_path):
     own = tmp_path / "own"
     make_certificates(own)
     _check_key(own)
@@ -95,7 +95,7 @@ def test_certificates_that_cannot_serve_are_one_line(folder, tmp_path):
         _check_key(own)
 
 
-def test_a_port_in_use_is_one_line():
+def test_a_port_in_use_gives_one_line():
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -107,7 +107,7 @@ def test_a_port_in_use_is_one_line():
         _check_port(70000)
 
 
-def test_of_a_log_the_error_is_told(tmp_path):
+def test_the_error_in_a_log_is_reported(tmp_path):
     log = tmp_path / "node.log"
     log.write_text("\x1b[92mINFO \x1b[0m: start\n\x1b[91mERROR \x1b[0m: no such key\nINFO: bye\n\n")
     assert _last_words(log) == "ERROR : no such key"

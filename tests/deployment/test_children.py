@@ -1,4 +1,4 @@
-"""Processes that were started are gone, whatever they have started, and whoever is killed."""
+"""Child processes end with their parent."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def soon(condition: Callable[[], bool], patience: float = 60.0) -> bool:
     return condition()
 
 
-def test_a_silent_one_is_not_waited_for_when_there_is_no_more_sense_in_it(tmp_path):
+def test_a_failed_check_ends_the_wait_for_a_silent_child(tmp_path):
     said: list[str] = []
 
     def meanwhile() -> None:
@@ -73,19 +73,19 @@ def test_a_silent_one_is_not_waited_for_when_there_is_no_more_sense_in_it(tmp_pa
 
 
 @pytest.mark.parametrize("then", ["pass", "raise SystemExit(7)", "os.kill(os.getpid(), 2); time.sleep(60)"])
-def test_none_is_left_after_the_block(tmp_path, then):
+def test_no_child_is_left_after_the_block(tmp_path, then):
     process = start(tmp_path, LEAVES_AN_ORPHAN, then)
     process.wait(timeout=60)
     assert gone(tmp_path)(), "at once: the block does not end before"
 
 
-def test_one_that_does_not_listen_is_killed(tmp_path):
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
     impatient = "import fedkd.deployment.children as them; them.GRACE = 0.3"
     start(tmp_path, DEAF, impatient).wait(timeout=60)
     assert gone(tmp_path)()
 
 
-def test_they_end_with_a_parent_that_is_killed(tmp_path):
+def test_children_end_with_a_killed_parent(tmp_path):
     process = start(
         tmp_path, "trap 'kill $!' TERM; sleep 600 & echo $! >> pids; echo $$ >> pids; wait", "time.sleep(60)"
     )

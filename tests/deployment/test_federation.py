@@ -1,4 +1,4 @@
-"""A real SuperLink and SuperNodes: the simulation's bytes, and nothing left behind."""
+"""A real SuperLink with SuperNodes equals the simulation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def processes_with(mark: str) -> list[str]:
 
 @pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-def test_nodes_of_their_own_give_the_bytes_of_the_simulation(tmp_path):
+def test_real_supernodes_equal_the_simulation_byte_for_byte(tmp_path):
     scenario, out, kept = tmp_path / "scenario.toml", tmp_path / "run", tmp_path / "kept"
     scenario.write_text(tomli_w.dumps(SCENARIO))
     home, temporary, here = (tmp_path / name for name in ("home", "tmp", "here"))

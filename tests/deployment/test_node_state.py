@@ -1,4 +1,4 @@
-"""What a node keeps is read back to the bit, or refused: another client's, run's or federation's too."""
+"""The state of a node is restored exactly or refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(folder: Path) -> dict[str, np.ndarray] | None:
     return None if found is None else dict(found)
 
 
-def test_no_bit_can_flip_unseen(tmp_path):
+def test_every_flipped_bit_is_noticed(tmp_path):
     path = kept(tmp_path)
     content, generator = path.read_bytes(), np.random.default_rng(0)
     refused = 0
@@ -57,7 +57,7 @@ def test_no_bit_can_flip_unseen(tmp_path):
         ({"federation": 64 * "b"}, "is of another federation: bbb"),
     ],
 )
-def test_a_file_from_elsewhere_is_refused(tmp_path, other, told):
+def test_a_state_of_another_client_run_or_federation_is_refused(tmp_path, other, told):
     path = kept(tmp_path / "own")
     shutil.copy(kept(tmp_path / "elsewhere", **other), path)
     with pytest.raises(UserError, match=told):
@@ -66,7 +66,7 @@ def test_a_file_from_elsewhere_is_refused(tmp_path, other, told):
         newest_state(tmp_path / "own", 2, FEDERATION)
 
 
-def test_the_state_before_is_checked_too(tmp_path):
+def test_the_previous_state_is_checked(tmp_path):
     state, path = NodeState(tmp_path, 1, 2, FEDERATION), kept(tmp_path)
     state.keep("evaluate 3", STATE)
     before = path.with_name(BEFORE)
@@ -75,7 +75,7 @@ def test_the_state_before_is_checked_too(tmp_path):
         state.at("evaluate 3")
 
 
-def test_a_file_of_an_earlier_release_is_refused_with_what_to_do(tmp_path):
+def test_a_file_of_an_earlier_release_is_refused_with_advice(tmp_path):
     path = kept(tmp_path)
     save_file(load_file(path), path, metadata={"step": "train 3"})
     with pytest.raises(

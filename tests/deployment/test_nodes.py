@@ -1,4 +1,4 @@
-"""Nodes with one client's data each give the simulation's bytes, and send knowledge and nothing else."""
+"""Nodes with one client each equal the simulation and send knowledge only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ App = Callable[[Message, Context], Message]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_give_the_bytes_of_the_simulation(dealt, simulated, tmp_path, kind):
+def test_nodes_equal_the_simulation_byte_for_byte(dealt, simulated, tmp_path, kind):
     found = dealt(**KINDS[kind])
     assert found.run(tmp_path / "deployed") == simulated(found)
 
@@ -52,7 +52,7 @@ def listening(heard: list[tuple[Message, Message]]) -> App:
     return app
 
 
-def test_nothing_leaves_a_node_but_logits_and_figures(dealt, tmp_path):
+def test_nodes_send_logits_and_metrics_only(dealt, tmp_path):
     heard: list[tuple[Message, Message]] = []
     found = dealt()
     found.run(tmp_path / "run", app=listening(heard))
@@ -77,7 +77,7 @@ def test_nothing_leaves_a_node_but_logits_and_figures(dealt, tmp_path):
     assert json.loads((folder / "clients.json").read_text())["tasks"] == [], "nor what labels there are"
 
 
-def test_what_a_client_has_learned_is_its_owners(dealt, tmp_path):
+def test_learned_models_stay_with_their_owner(dealt, tmp_path):
     found = dealt()
     with pytest.raises(UserError, match="has no trained client: its client has taken part in no run yet"):
         fedkd.load_client(
@@ -94,7 +94,7 @@ def test_what_a_client_has_learned_is_its_owners(dealt, tmp_path):
         fedkd.load_client(found.of_client(0), 1)
 
 
-def test_the_server_keeps_what_it_averages(dealt, tmp_path):
+def test_the_server_stores_the_averaged_weights(dealt, tmp_path):
     found = dealt(**KINDS["averaged"])
     found.run(tmp_path / "run")
     kept = load_file(tmp_path / "run" / "server.safetensors")
@@ -104,7 +104,7 @@ def test_the_server_keeps_what_it_averages(dealt, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [msg.EXPORT_STATE, msg.IMPORT_STATE])
-def test_a_node_hands_its_state_to_nobody(dealt, kind):
+def test_a_node_keeps_its_state_private(dealt, kind):
     assume_identity()
     found = dealt()
     message = Message(RecordDict({msg.STATE: ArrayRecord()}), node_id_of(0), kind)
@@ -112,7 +112,7 @@ def test_a_node_hands_its_state_to_nobody(dealt, kind):
         client_app(message, node_context(found.of_client(0), 0))
 
 
-def test_what_the_strategy_does_not_exchange_does_not_leave(dealt):
+def test_unexchanged_knowledge_does_not_leave(dealt):
     plan = dealt().plan
     logits = to_record({"logits": np.zeros((20, 10), np.float32)})
     check_leaving(plan, msg.TRAIN, RecordDict({msg.ARRAYS: logits, msg.IDENTITY: msg.identity(0)}))
@@ -126,7 +126,7 @@ def test_what_the_strategy_does_not_exchange_does_not_leave(dealt):
         check_leaving(plan, msg.END_TASK, RecordDict({msg.ARRAYS: logits}))
 
 
-def test_a_node_that_is_started_again_goes_on(dealt, simulated, tmp_path):
+def test_a_restarted_node_continues(dealt, simulated, tmp_path):
     """A context of Flower's is in the memory of its SuperNode; what the client has learned is on the disk."""
     found = dealt()
 
@@ -137,7 +137,7 @@ def test_a_node_that_is_started_again_goes_on(dealt, simulated, tmp_path):
     assert found.run(tmp_path / "run", app=forgetful) == simulated(found)
 
 
-def test_an_answer_that_got_lost_is_given_again(dealt, simulated, tmp_path):
+def test_a_lost_reply_is_sent_again(dealt, simulated, tmp_path):
     """The client has trained already: asked once more, it answers from what it was before, to the bit."""
     faults = {"on_client_error": "retry"}
     found = dealt(faults=faults)
@@ -160,7 +160,7 @@ def without_failures(metrics: bytes) -> list[bytes]:
     return [line for line in metrics.splitlines() if b'"failed"' not in line]
 
 
-def test_a_node_that_is_gone_ends_the_run_by_name(dealt, tmp_path):
+def test_a_lost_node_ends_the_run_and_is_named(dealt, tmp_path):
     found = dealt()
 
     def app(message: Message, context: Context) -> Message:
@@ -183,7 +183,7 @@ def answered_by_the_superlink(message: Message) -> Message:
     return reply
 
 
-def test_a_run_may_go_on_without_a_node_that_is_gone(dealt, tmp_path):
+def test_a_run_may_continue_without_a_lost_node(dealt, tmp_path):
     found = dealt(faults={"on_client_error": "skip"})
 
     def app(message: Message, context: Context) -> Message:
@@ -215,14 +215,14 @@ def test_a_node_with_another_clients_samples_is_refused(dealt, tmp_path):
     assert not (tmp_path / "run").exists(), "nothing has begun"
 
 
-def test_two_nodes_that_are_one_client_are_refused(dealt, tmp_path):
+def test_two_nodes_for_one_client_are_refused(dealt, tmp_path):
     found = dealt()
     twice = node_context(found.of_client(0), 0)
     with pytest.raises(UserError, match=r"data.clients: 2 nodes say that they are client 0: 2 and 4$"):
         found.run(tmp_path / "run", contexts(found, {2: twice}))
 
 
-def test_who_is_missing_is_said(dealt, tmp_path):
+def test_missing_nodes_are_named(dealt, tmp_path):
     found = dealt()
     with pytest.raises(UserError) as refused:
         found.run(tmp_path / "run", {0: found.contexts()[1]})
@@ -238,7 +238,7 @@ def test_a_node_of_another_federation_is_refused(dealt, tmp_path):
         found.run(tmp_path / "run", contexts(found, {1: stranger}))
 
 
-def test_a_folder_may_lie_anywhere(dealt, tmp_path):
+def test_a_share_folder_may_lie_anywhere(dealt, tmp_path):
     """Where files lie is the business of each machine."""
     own = dealt().of_client(1)
     elsewhere = shutil.copytree(own, tmp_path / "elsewhere")
@@ -252,14 +252,14 @@ def test_a_folder_may_lie_anywhere(dealt, tmp_path):
     )
 
 
-def test_a_simulations_node_has_no_place_in_a_deployment(dealt, tmp_path):
+def test_a_simulation_node_is_refused_in_a_deployment(dealt, tmp_path):
     found = dealt()
     bare = Context(RUN_ID, node_id_of(1), {"partition-id": 1}, RecordDict(), {})
     with pytest.raises(RunFailed, match=r"client 1: has no share of its own \(node-config: data\)"):
         found.run(tmp_path / "run", contexts(found, {1: bare}))
 
 
-def test_the_server_wants_its_own_folder(dealt, tmp_path):
+def test_the_server_needs_its_own_folder(dealt, tmp_path):
     found = dealt()
     with pytest.raises(UserError, match=r"run-config\.data: .* has the samples of client 0"):
         found.run(tmp_path / "run", data=str(found.of_client(0)))
@@ -267,7 +267,7 @@ def test_the_server_wants_its_own_folder(dealt, tmp_path):
         found.run(tmp_path / "run", wait=-1)
 
 
-def test_what_flower_makes_of_an_exception_is_read():
+def test_flower_error_texts_are_understood():
     assume_identity()
     reason = "<class 'fedkd.errors.UserError'>:<'node-config: this is\nnot it'>"
     sent = Message(RecordDict({msg.CONFIG: ConfigRecord()}), 2, msg.TRAIN)

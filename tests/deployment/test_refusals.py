@@ -1,4 +1,4 @@
-"""What a server refuses of a node's reply, and what becomes of the run."""
+"""A server refuses malformed replies of a node."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_hostile_reply_ends_the_run_in_one_line(dealt, tmp_path, strategy):
+def test_a_malformed_reply_ends_the_run_in_one_line(dealt, tmp_path, strategy):
     found: Deployed = dealt(**STRATEGIES[strategy])
     for what, (spoil, reason) in HOSTILE.items():
         with pytest.raises(RunFailed, match=f"^client 1, round 1: reply refused: ({reason})") as refused:
@@ -110,7 +110,7 @@ def test_a_hostile_reply_ends_the_run_in_one_line(dealt, tmp_path, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_reply_that_is_dropped_leaves_no_trace_but_its_count(dealt, tmp_path, strategy, capfd):
+def test_a_dropped_reply_is_counted_and_has_no_effect(dealt, tmp_path, strategy, capfd):
     """Whatever is wrong with it: the bytes are the same, and so they are of a client that did not fit."""
     found: Deployed = dealt(**STRATEGIES[strategy], faults={"on_bad_upload": "drop"})
     runs = {
@@ -135,7 +135,7 @@ def is_count(row: dict) -> bool:
     return row["metric"] == "refused"
 
 
-def test_an_evaluation_that_is_refused_is_left_out(dealt, tmp_path):
+def test_a_refused_evaluation_is_left_out(dealt, tmp_path):
     found: Deployed = dealt(faults={"on_bad_upload": "drop"})
     for what, spoil in {"figure": metric("accuracy_local", 7.0), "keys": without_metrics}.items():
         lines = found.run(tmp_path / what, app=spoiling(spoil, kind=msg.EVALUATE)).splitlines()
@@ -147,7 +147,7 @@ def test_an_evaluation_that_is_refused_is_left_out(dealt, tmp_path):
         assert (2, 1) not in {(r["round"], r["client"]) for r in rows if r["metric"] == "accuracy"}
 
 
-def test_too_few_replies_that_fit_end_the_run(dealt, tmp_path):
+def test_too_few_valid_replies_end_the_run(dealt, tmp_path):
     found: Deployed = dealt(faults={"on_bad_upload": "drop", "min_replies": 3})
     with pytest.raises(
         RunFailed, match=r"^round 2: 2 of 3 replies .* faults\.min_replies = 3; client 1: array"
@@ -155,7 +155,7 @@ def test_too_few_replies_that_fit_end_the_run(dealt, tmp_path):
         found.run(tmp_path / "run", app=spoiling(HOSTILE["NaN"][0]))
 
 
-def test_a_client_is_told_of_once(dealt, tmp_path, capfd):
+def test_a_client_is_reported_once(dealt, tmp_path, capfd):
     found: Deployed = dealt(faults={"on_bad_upload": "drop"})
 
     def app(message: Message, context: Context) -> Message:

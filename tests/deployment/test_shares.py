@@ -1,4 +1,4 @@
-"""A share in a folder: what was dealt comes back to the bit, and what is wrong with a folder is one line."""
+"""Share folders hold the data of one client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def of(found: Deployed, client: int) -> FederatedData:
     return data
 
 
-def test_a_client_finds_what_it_would_be_dealt(dealt):
+def test_a_share_equals_the_simulated_data_of_its_client(dealt):
     found = dealt()
     whole = load_data(found.plan.scenario)
     for client in range(found.clients):
@@ -43,7 +43,7 @@ def test_a_client_finds_what_it_would_be_dealt(dealt):
         assert of(found, client).statistics.mean.tobytes() == whole.statistics.mean.tobytes()
 
 
-def test_nobody_finds_a_sample_of_another(dealt):
+def test_a_share_holds_no_sample_of_another_client(dealt):
     found = dealt()
     whole = load_data(found.plan.scenario)
     private = {n: {x.tobytes() for x in whole.x[slice(*whole.train_bounds[n])]} for n in range(found.clients)}
@@ -58,14 +58,14 @@ def test_nobody_finds_a_sample_of_another(dealt):
     assert of(found, 0).client(1).train_x.shape == (0, 1, 8, 8)
 
 
-def test_the_samples_are_for_their_owner_alone(dealt):
+def test_only_the_owner_can_read_the_samples(dealt):
     found = dealt()
     for folder in (found.folder / "server", *map(found.of_client, range(found.clients))):
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / ARRAYS)]
         assert modes == [0o700, 0o600]
 
 
-def test_the_servers_strategy_has_the_labels_that_it_needs(dealt):
+def test_the_server_share_holds_the_labels_its_strategy_needs(dealt):
     found = dealt(fusion={"strategy": "kta"})
     assert "0/transfer_y" in load_file(found.folder / "server" / ARRAYS)
     assert "0/transfer_y" not in load_file(found.of_client(0) / ARRAYS)
@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_folder_that_is_no_share_is_one_line(folder, what):
+def test_a_wrong_share_folder_gives_one_line(folder, what):
     spoil, told = WRONG[what]
     spoil(folder)
     with pytest.raises(UserError, match=told) as refused:
@@ -152,14 +152,14 @@ def test_a_folder_that_is_no_share_is_one_line(folder, what):
         ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
     ],
 )
-def test_what_can_only_be_simulated_is_not_dealt(tmp_path, tables, told):
+def test_simulation_only_scenarios_are_refused(tmp_path, tables, told):
     clients = [{"model": "mlp", "args": {"hidden": [9]}}]
     with pytest.raises(UserError, match=told):
         write_partition(parse_plan(SMALL | {"clients": clients} | tables), tmp_path / "dealt")
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_half_dealt_is_left(tmp_path, monkeypatch):
+def test_a_failed_partition_leaves_no_files(tmp_path, monkeypatch):
     def full(folder, share):
         (folder / ARRAYS).write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -170,7 +170,7 @@ def test_nothing_half_dealt_is_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_verb(tmp_path, capsys):
+def test_the_partition_command_writes_all_shares(tmp_path, capsys):
     scenario = tmp_path / "scenario.toml"
     scenario.write_text("[data]\nclients = 2\n[data.partition]\nsamples_per_client = 20\n")
     words = ["partition", str(scenario), "--set", "data.transfer.size=10", "--out", str(tmp_path / "dealt")]
@@ -185,7 +185,7 @@ def test_the_verb(tmp_path, capsys):
 # Samples of one's own -------------------------------------------------------------------------------------
 
 
-def test_a_client_may_come_with_samples_of_its_own(tmp_path):
+def test_a_client_may_bring_its_own_samples(tmp_path):
     generator = np.random.default_rng(0)
     x, y = generator.normal(3.0, 2.0, (20, 4)).astype(np.float32), np.arange(20) % 2
     own = Dataset("mine", ("no", "yes"), x, y, x[:6], y[:6])
@@ -212,7 +212,7 @@ def test_a_share_needs_samples(tmp_path):
         share_of_samples(parse_plan(SMALL).scenario, 0, Dataset("m", ("a",), x, y, x, y), measure(x), x)
 
 
-def test_a_share_of_a_whole_is_cut_without_changing_it(dealt):
+def test_cutting_a_share_leaves_the_data_unchanged(dealt):
     data = load_data(dealt().plan.scenario)
     before = data.x.tobytes()
     share_of_client(data, 1)

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes, all on this machine: what is lost with one, and what each has to have."""
+"""A Ray cluster of several local nodes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run(
     ("every", "measure", "place"),
     [(10, "fail", r"the checkpoint of round \d0"), (60, "skip", "its beginning")],
 )
-def test_a_node_that_dies_changes_nothing(every, measure, place, tables, cluster, tmp_path):
+def test_a_lost_node_leaves_the_results_unchanged(every, measure, place, tables, cluster, tmp_path):
     """After a checkpoint and before the first; also where states are kept, which are gone with the node."""
     tables |= {"faults": {"on_client_error": measure}, "checkpoint_every": every}
     unbroken = fedkd.run(tables | {"engine": {"kind": "inline"}}, out=tmp_path / "unbroken").folder
@@ -90,7 +90,7 @@ def test_a_node_that_dies_changes_nothing(every, measure, place, tables, cluster
         assert (tmp_path / "ray" / "run" / file).read_bytes() == (unbroken / file).read_bytes()
 
 
-def test_the_only_node_with_gpus_dies(tables, cluster, tmp_path):
+def test_losing_the_only_gpu_node_ends_the_run(tables, cluster, tmp_path):
     """Clients that were on a GPU are on none again: the run is over, and goes on where there is one."""
     tables["more"] = {"start_timeout": 60.0}
     nodes = [cluster.add_node(num_cpus=2, num_gpus=1)]
@@ -126,7 +126,7 @@ def test_a_node_with_another_fedkd_is_named_before_the_first_round(tables, clust
     assert not any(" 1/60 " in line for line in said)
 
 
-def test_two_runs_on_one_machine_do_not_notice_each_other(tables, tmp_path):
+def test_two_runs_on_one_machine_are_independent(tables, tmp_path):
     path = tmp_path / "scenario.toml"
     tables |= {"rounds": 6}
     path.write_text(tomli_w.dumps(tables | {"engine": {"kind": "ray", "actors": 1, "start_timeout": LONG}}))

@@ -1,4 +1,4 @@
-"""How long a run will take, by hand, and in the limits."""
+"""The forecast of the duration of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = RunSize(
 )
 
 
-def test_by_hand():
+def test_the_forecast_equals_a_hand_computation():
     found = forecast(PARTS, SIZE)
     assert found.train == pytest.approx(1000 / 50 * 0.5 + 0.5)  # 10.5: the actors
     assert found.evaluate == pytest.approx(500 / 50 * 0.1 + 0.1)  # 1.1, and the server needs 1.0
@@ -38,14 +38,14 @@ def test_by_hand():
     assert found.busy == pytest.approx(10 / 10.5)
 
 
-def test_more_actors_gain_nothing_where_the_server_sends_all_the_time():
+def test_extra_actors_do_not_help_a_busy_server():
     times = [forecast(PARTS, replace(SIZE, actors=actors)).train for actors in (1, 10, 250, 251, 100_000)]
     assert times == sorted(times, reverse=True)
     assert times[0] == pytest.approx(500.5)
     assert times[2:] == [pytest.approx(2.5)] * 3
 
 
-def test_one_actor_works_through_all_that_changed_and_no_more_clients_than_there_are():
+def test_one_actor_serves_all_changed_clients():
     few = replace(SIZE, clients=1000, actors=1, evaluated=0)
     assert forecast(PARTS, few).save == pytest.approx(1000 * 0.01 + 0.01)
     assert forecast(PARTS, few).evaluate == 0
@@ -54,7 +54,7 @@ def test_one_actor_works_through_all_that_changed_and_no_more_clients_than_there
 
 
 @pytest.mark.slow
-def test_the_script_measures_all_parts_of_a_scenario(digits_toml, ray_session):
+def test_the_forecast_script_measures_all_parts_of_a_scenario(digits_toml, ray_session):
     parts = SCRIPT.measured(digits_toml, clients=3, rounds=2, times=1)
     assert min(parts.message, parts.train, parts.evaluate, parts.save, parts.fuse) > 0
     *_, line = SCRIPT.table(parts, [SIZE]).splitlines()

@@ -1,4 +1,4 @@
-"""A run that loses actors goes back to its last checkpoint, and ends as if it had lost none."""
+"""A run that loses actors returns to its last checkpoint."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ STREAM = {
 }
 
 
-def test_rounds_are_repeated_to_the_byte(digits_scenario, tmp_path, losing):
+def test_repeated_rounds_give_the_same_bytes(digits_scenario, tmp_path, losing):
     plan = scenario(digits_scenario, tmp_path)
     unbroken = written(fedkd.run(plan, out=tmp_path / "unbroken").folder)
     diary = Diary()
@@ -107,7 +107,7 @@ def test_rounds_are_repeated_to_the_byte(digits_scenario, tmp_path, losing):
     ]
 
 
-def test_so_are_those_of_a_stream_of_tasks_and_what_is_shown_of_them(digits_scenario, tmp_path, losing):
+def test_repeated_rounds_of_a_stream_give_the_same_bytes_and_output(digits_scenario, tmp_path, losing):
     changes = {"continual": STREAM, "clients": [{"model": "mlp", "args": {"hidden": [8]}}]}
     digits_scenario["data"] = digits_scenario["data"] | {
         "partition": {"scheme": "iid", "samples_per_client": 40},
@@ -126,7 +126,7 @@ def test_so_are_those_of_a_stream_of_tasks_and_what_is_shown_of_them(digits_scen
         assert list(shown._matrix.rows()) == [0, 1]
 
 
-def test_a_run_that_gets_no_further_ends_and_can_be_resumed(digits_scenario, tmp_path, losing):
+def test_a_run_without_progress_ends_and_can_be_resumed(digits_scenario, tmp_path, losing):
     plan = scenario(digits_scenario, tmp_path, engine={"kind": "inline", "restarts": 2})
     unbroken = written(fedkd.run(plan, out=tmp_path / "unbroken").folder)
     losing(*[(msg.TRAIN, 3)] * 3)
@@ -140,7 +140,7 @@ def test_a_run_that_gets_no_further_ends_and_can_be_resumed(digits_scenario, tmp
     assert written(fedkd.resume(out).folder) == unbroken
 
 
-def test_a_run_that_was_to_stop_does_not_go_back(digits_scenario, tmp_path, losing):
+def test_a_stopping_run_is_not_rolled_back(digits_scenario, tmp_path, losing):
     losing((msg.TRAIN, 3))
     diary, stop = Diary(), StopInRound(3)
     with pytest.raises(Interrupted, match="fedkd resume"):
@@ -197,7 +197,7 @@ def write_plug_in(folder: Path) -> None:
 
 
 @pytest.mark.alone
-def test_a_killed_actor_costs_a_round_and_changes_nothing(deadly, tmp_path, ray_session, monkeypatch):
+def test_a_killed_actor_repeats_a_round_with_the_same_results(deadly, tmp_path, ray_session, monkeypatch):
     (tmp_path / "marker").touch()
     unbroken = written(fedkd.run(deadly(), out=tmp_path / "unbroken").folder)
     (tmp_path / "marker").unlink()

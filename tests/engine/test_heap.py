@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process, where it can be told so and nobody has said otherwise."""
+"""The allocator reuses freed memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def faults_of_steps(steps: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's setting")
-def test_what_is_freed_is_not_asked_for_anew(monkeypatch):
+def test_freed_memory_is_reused(monkeypatch):
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     if not keep_freed_memory():
@@ -30,6 +30,6 @@ def test_what_is_freed_is_not_asked_for_anew(monkeypatch):
     assert faults_of_steps(10) < 4096  # the pages of one of ten steps
 
 
-def test_whoever_has_set_it_is_left_alone(monkeypatch):
+def test_allocator_settings_of_the_user_are_respected(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
     assert not keep_freed_memory()

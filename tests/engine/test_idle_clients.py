@@ -1,4 +1,4 @@
-"""Clients that a process has no room for: put aside and made anew, and nobody can tell the difference."""
+"""Idle clients are stored and restored exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkd.federation.messages.arrays import from_record, to_record
 # States on disk ---------------------------------------------------------------------------------------------
 
 
-def test_a_state_comes_back_as_it_was(tmp_path):
+def test_a_stored_state_is_restored_exactly(tmp_path):
     state = {
         "z": np.arange(6, dtype=np.float32).reshape(2, 3).T,
         "a": np.array([np.nan, -0.0, np.inf]),
@@ -35,7 +35,7 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     assert states.get(4) == {} and 5 not in states
 
 
-def test_states_of_changing_sizes_do_not_get_into_each_others_way():
+def test_states_of_changing_size_do_not_overlap():
     draw, states, known = np.random.default_rng(0), IdleStates(), {}
     for step in range(400):
         client = int(draw.integers(8))
@@ -53,7 +53,7 @@ def test_states_of_changing_sizes_do_not_get_into_each_others_way():
     assert states.size == 0
 
 
-def test_the_file_has_no_name_and_goes_with_the_process(tmp_path):
+def test_the_file_is_unlinked_and_ends_with_the_process(tmp_path):
     states = IdleStates(tmp_path)
     states.put(0, {"x": np.ones(1000)})
     assert list(tmp_path.iterdir()) == []
@@ -106,7 +106,7 @@ def seen(replies) -> list[int]:
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, None])
-def test_clients_go_on_from_where_they_were(most):
+def test_restored_clients_continue_exactly(most):
     grid = grid_of(Counters(), Room(most))
     orders = ([0, 1, 2], [3, 0, 4], [0], [1, 2, 3, 4], [0, 4])
     answers = [dict(zip(sorted(order), seen(ask(grid, order)), strict=True)) for order in orders]
@@ -119,7 +119,7 @@ def test_clients_go_on_from_where_they_were(most):
     ]
 
 
-def test_the_one_that_was_asked_longest_ago_goes_first():
+def test_the_least_recently_used_client_is_stored_first():
     counters = Counters()
     grid = grid_of(counters, Room(2))
     for client in (0, 1, 0, 2, 0):
@@ -127,7 +127,7 @@ def test_the_one_that_was_asked_longest_ago_goes_first():
     assert counters.made == [0, 1, 2], "1 was put aside for 2, not 0"
 
 
-def test_what_has_not_changed_is_not_written_again():
+def test_unchanged_clients_are_not_written_again():
     counters = Counters()
     grid = grid_of(counters, Room(1, evaluation_changes=False))
     ask(grid, [0, 1, 2, 3], msg.EVALUATE)
@@ -142,7 +142,7 @@ def test_what_has_not_changed_is_not_written_again():
     assert counters.number(msg.EXPORT_STATE) == 2
 
 
-def test_states_are_handed_out_and_taken_in_without_a_client():
+def test_states_are_exchanged_without_building_a_client():
     counters = Counters()
     grid = grid_of(counters, Room(1))
     ask(grid, [0, 1])
@@ -155,7 +155,7 @@ def test_states_are_handed_out_and_taken_in_without_a_client():
     assert seen(ask(grid, [4])) == [71]
 
 
-def test_clients_that_are_needed_together_are_there_together():
+def test_clients_needed_together_are_in_memory_together():
     counters = Counters()
 
     def together(requests):
@@ -167,7 +167,7 @@ def test_clients_that_are_needed_together_are_there_together():
     assert seen(ask(grid, [0, 1, 2, 3])) == [2, 2, 2, 2]
 
 
-def test_a_client_that_cannot_be_put_aside_is_named():
+def test_a_client_that_cannot_be_stored_is_named():
     grid = grid_of(Counters(), Room(1), 15)
     ask(grid, [13])
     (reply,) = ask(grid, [2])
@@ -176,7 +176,7 @@ def test_a_client_that_cannot_be_put_aside_is_named():
     )
 
 
-def test_a_client_that_failed_is_again_what_it_was():
+def test_a_failed_client_is_restored():
     counters = Counters()
     real = counters.app
 
@@ -193,7 +193,7 @@ def test_a_client_that_failed_is_again_what_it_was():
     assert seen(ask(grid, [0, 1, 2])) == [2, 2, 2]
 
 
-def test_the_folder_may_be_another_machines(tmp_path):
+def test_the_folder_may_be_missing_on_another_machine(tmp_path):
     grid = grid_of(Counters(), Room(1, tmp_path / "not here"))
     assert seen(ask(grid, [0, 1])) == [1, 1] and seen(ask(grid, [0])) == [2]
     assert not (tmp_path / "not here").exists()

@@ -34,7 +34,7 @@ def told(replies) -> list[tuple[int, int]]:
     return [(record["client"], record["seen"]) for record in records]
 
 
-def test_replies_come_in_client_order_and_contexts_stay():
+def test_replies_come_in_client_order_and_contexts_persist():
     grid = InlineGrid(app, context, 4)
     nodes = list(grid.get_node_ids())
     shuffled = messages(grid, [nodes[i] for i in (2, 0, 3, 1)])
@@ -51,7 +51,7 @@ def test_a_reply_names_the_message_it_answers():
     assert [r.metadata.src_node_id for r in replies] == list(grid.get_node_ids())
 
 
-def test_progress_is_told_reply_by_reply():
+def test_progress_is_reported_after_each_reply():
     grid = InlineGrid(app, context, 3)
     seen: list[tuple[int, int]] = []
     grid.on_reply = lambda done, total: seen.append((done, total))
@@ -59,7 +59,7 @@ def test_progress_is_told_reply_by_reply():
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_client_that_raises_answers_with_an_error_and_others_go_on():
+def test_a_failing_client_replies_with_an_error_and_others_continue():
     grid = InlineGrid(app, context, 3)
     first, second, third = grid.send_and_receive(messages(grid, fails=1))
     assert told([first, third]) == [(0, 1), (2, 1)]
@@ -71,14 +71,14 @@ def test_a_client_that_raises_answers_with_an_error_and_others_go_on():
     assert second.metadata.src_node_id == 3
 
 
-def test_a_client_that_exits_takes_nobody_with_it():
+def test_an_exiting_client_leaves_the_others_running():
     grid = InlineGrid(app, context, 2)
     first, second = grid.send_and_receive(messages(grid, exits=0))
     assert first.error.reason.startswith("RuntimeError: it called sys.exit(1)")
     assert told([second]) == [(1, 1)]
 
 
-def test_a_context_that_cannot_be_made_is_that_clients_error():
+def test_a_failed_context_is_an_error_of_its_client():
     def make(client: int) -> Context:
         if client == 0:
             raise OSError("no room")
@@ -89,7 +89,7 @@ def test_a_context_that_cannot_be_made_is_that_clients_error():
     assert told([second]) == [(1, 1)]
 
 
-def test_ctrl_c_is_not_a_clients_failure():
+def test_ctrl_c_does_not_count_as_a_client_failure():
     def interrupted(message, context):
         raise KeyboardInterrupt
 
@@ -107,7 +107,7 @@ def test_pushed_messages_are_pulled_once():
     assert not grid._replies, "what was handed out must not stay"
 
 
-def test_closing_forgets_the_clients():
+def test_closing_drops_the_clients():
     grid = InlineGrid(app, context, 1)
     list(grid.send_and_receive(messages(grid)))
     grid.close()

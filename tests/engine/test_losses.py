@@ -1,4 +1,4 @@
-"""When a run that has lost actors begins again, and when it is over."""
+"""The restart policy limits rollbacks after lost actors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def client(index: int, round: int) -> ActorsLost:
     return ActorsLost("its Ray actor died", client=index, round=round)
 
 
-def test_a_run_goes_back_so_often_from_one_checkpoint_and_anew_from_the_next():
+def test_rollbacks_are_limited_per_checkpoint():
     policy = RestartPolicy(2)
     assert [policy.record(node(), 3) for _ in range(2)] == [None, None]
     assert policy.count == "2 of 2"
@@ -26,7 +26,7 @@ def test_a_run_goes_back_so_often_from_one_checkpoint_and_anew_from_the_next():
     )
 
 
-def test_a_client_that_takes_its_process_down_again_is_named():
+def test_a_client_that_kills_its_process_twice_is_named():
     policy = RestartPolicy(9)
     assert policy.record(client(2, 5), 4) is None
     assert policy.record(client(3, 5), 4) is None, "another one"
@@ -38,12 +38,12 @@ def test_a_client_that_takes_its_process_down_again_is_named():
     assert str(end).endswith("died; as it did before the run went back to the checkpoint of round 5")
 
 
-def test_none_at_all():
+def test_zero_rollbacks_end_the_run_at_the_first_loss():
     loss = client(1, 1)
     assert RestartPolicy(0).record(loss, 0) is loss
 
 
-def test_where_clients_may_die_the_loss_of_a_node_alone_is_made_up_for():
+def test_with_tolerated_failures_only_lost_nodes_cause_a_rollback():
     policy = RestartPolicy(3, tolerant=True)
     assert policy.record(node(), 0) is None
     loss = client(1, 2)

@@ -1,4 +1,4 @@
-"""What a node has is compared with what there is here."""
+"""Versions and files of Ray nodes are compared with the driver's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def here():
     return look_around([*DECIDING, "no-such-package"], ["rich.live", "no.such.module"])
 
 
-def test_a_machine_is_like_itself(here):
+def test_a_machine_matches_itself(here):
     assert (
         differences(here, look_around([*DECIDING, "no-such-package"], ["rich.live", "no.such.module"])) == []
     )
@@ -40,14 +40,14 @@ def test_a_machine_is_like_itself(here):
         (lambda there: there["modules"].update({"rich.live": "0"}), "has another module 'rich.live' than"),
     ],
 )
-def test_what_is_missing_or_other_is_named(change, told, here):
+def test_missing_and_other_versions_are_named(change, told, here):
     there = deepcopy(here)
     change(there)
     [line] = differences(here, there)
     assert line.startswith(told)
 
 
-def test_a_file_of_fedkds_that_was_changed_makes_it_another_one(here, tmp_path, monkeypatch):
+def test_a_changed_file_of_fedkd_is_a_different_version(here, tmp_path, monkeypatch):
     import shutil
     from importlib import util
     from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_file_of_fedkds_that_was_changed_makes_it_another_one(here, tmp_path, 
     assert look_around([], [])["fedkd"] != here["fedkd"]
 
 
-def test_modules_that_clients_need_are_those_of_their_models_strategy_and_learner(digits_scenario, tmp_path):
+def test_clients_need_modules_of_models_strategy_and_learner(digits_scenario, tmp_path):
     (tmp_path / "own_model.py").write_text(
         "def Own(input_shape, classes):\n    raise AssertionError('nobody builds it here')\n"
     )

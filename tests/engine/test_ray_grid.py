@@ -1,4 +1,4 @@
-"""The Ray engine as a Flower grid, and how many actors there are."""
+"""The Ray engine as a Flower grid, and its number of actors."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def told(replies) -> list[ConfigRecord]:
     return [reply.content.config_records["told"] for reply in replies]
 
 
-def test_replies_come_in_client_order_whoever_is_first(grid):
+def test_replies_come_in_client_order_for_every_finishing_order(grid):
     replies = list(grid.send_and_receive(reversed(messages(grid, sleep=0.05))))
     assert [record["client"] for record in told(replies)] == [0, 1, 2, 3, 4]
     for client, reply in enumerate(replies):
@@ -141,7 +141,7 @@ def test_replies_come_in_client_order_whoever_is_first(grid):
         assert np.array_equal(values_of(reply.content.array_records["big"]["x"]), np.full(50_000, client))
 
 
-def test_every_reply_is_counted_as_it_comes(grid):
+def test_every_reply_is_counted_on_arrival(grid):
     seen: list[tuple[int, int]] = []
     grid.on_reply = lambda done, total: seen.append((done, total))
     list(grid.send_and_receive(messages(grid)))
@@ -159,7 +159,7 @@ def test_clients_stay_with_their_actor(grid):
     assert [n + 1 for n in first] == second == [n - 1 for n in third], "so do their contexts"
 
 
-def test_a_shared_record_is_stored_once_and_read_only(grid, monkeypatch):
+def test_a_shared_record_is_stored_once_as_read_only(grid, monkeypatch):
     stored = []
     put = ray.put
     monkeypatch.setattr(module.ray, "put", lambda value: stored.append(value) or put(value))
@@ -176,13 +176,13 @@ def test_a_shared_record_is_stored_once_and_read_only(grid, monkeypatch):
     assert all("shared" in message.content for message in sent), "the sender's messages stay whole"
 
 
-def test_personal_records_are_not_taken_for_shared_ones(grid, monkeypatch):
+def test_personal_records_are_not_shared(grid, monkeypatch):
     monkeypatch.setattr(module.ray, "put", lambda value: pytest.fail("nothing is shared"))
     sent = messages(grid, lambda client: {"own": to_record({"x": np.full(10, float(client))})})
     assert [r["sums"] for r in told(grid.send_and_receive(sent))] == [[0.0], [10.0], [20.0], [30.0], [40.0]]
 
 
-def test_a_client_that_raises_leaves_the_others_alone(grid):
+def test_a_failing_client_leaves_the_others_running(grid):
     replies = list(grid.send_and_receive(messages(grid, raises=2)))
     assert [reply.has_error() for reply in replies] == [False, False, True, False, False]
     assert replies[2].error.code == CLIENT_RAISED
@@ -224,7 +224,7 @@ def losing_the_reply_of(grid: RayGrid, client: int, monkeypatch) -> None:
     monkeypatch.setattr(module.ray, "get", get_or_lose)
 
 
-def test_an_actor_that_dies_takes_only_its_own_clients(four):
+def test_a_dead_actor_loses_only_its_own_clients(four):
     grid, before = four
     assert [n for n, record in enumerate(before) if record["process"] == before[4]["process"]] == [0, 4, 8]
     with_a_neighbour = (0, 3, 4, 7, 8)
@@ -239,7 +239,7 @@ def test_an_actor_that_dies_takes_only_its_own_clients(four):
     assert [reply.has_error() for reply in again] == [True, False, True, False, True]
 
 
-def test_a_reply_that_dies_with_its_actor_does_not_make_its_client_the_culprit(four, monkeypatch):
+def test_a_lost_reply_does_not_blame_its_client(four, monkeypatch):
     grid, _ = four
     losing_the_reply_of(grid, 1, monkeypatch)
     replies = list(grid.send_and_receive(messages(grid, clients=(1, 3, 5, 9), dies=5)))
@@ -247,7 +247,7 @@ def test_a_reply_that_dies_with_its_actor_does_not_make_its_client_the_culprit(f
     assert replies[0].error.reason == "its Ray actor died while it worked for client 5"
 
 
-def test_where_an_actors_note_cannot_be_read_all_it_may_have_died_of_are_named(four, monkeypatch, tmp_path):
+def test_an_unreadable_note_of_an_actor_names_all_its_clients(four, monkeypatch, tmp_path):
     grid, _ = four
     elsewhere = [str(tmp_path / str(actor)) for actor in range(4)]  # as with an actor on another node
     monkeypatch.setattr(grid._notes, "paths", elsewhere)
@@ -266,7 +266,7 @@ def seen_by(replies) -> list[int]:
     ("way", "code", "notes"),
     [("raises", CLIENT_RAISED, True), ("dies", CLIENT_DIED, True), ("hangs", TIMED_OUT, False)],
 )
-def test_a_client_that_fails_is_what_it_was_and_nobody_else_notices(ray_session, way, code, notes):
+def test_a_failed_client_is_restored_and_others_are_unaffected(ray_session, way, code, notes):
     timeout = 3.0 if way == "hangs" else None
     grid = make_grid(clients=4, actors=1, cpus_per_actor=0.1, keeps_states=True, timeout=timeout)
     if not notes:  # as with an actor on another node
@@ -280,7 +280,7 @@ def test_a_client_that_fails_is_what_it_was_and_nobody_else_notices(ray_session,
         grid.close()
 
 
-def test_a_client_that_is_late_is_named(ray_session):
+def test_a_late_client_is_named(ray_session):
     grid = make_grid(clients=3, actors=1, cpus_per_actor=0.1, timeout=3.0)
     replies = list(grid.send_and_receive(messages(grid, hangs=1)))
     assert fates(replies) == [None, TIMED_OUT, NOT_HANDLED]
@@ -289,12 +289,12 @@ def test_a_client_that_is_late_is_named(ray_session):
     grid.close()
 
 
-def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
+def test_an_actor_works_without_the_disk_of_the_driver(tmp_path):
     WorkNote(str(tmp_path / "elsewhere" / "0")).begin("a" * 32)
     assert not list(tmp_path.iterdir())
 
 
-def test_actors_that_were_started_early_are_taken_first_and_stopped_in_any_case(ray_session):
+def test_early_actors_are_used_first_and_always_stopped(ray_session):
     spares = start_spares(2, "fedkd.engine.ray.actor", 0.1, 0.0)
     grid = RayGrid(
         Probe, (np.zeros(3),), [1.0] * 2, actors=1, cpus_per_actor=0.1, gpus_per_actor=0.0, spares=spares
@@ -363,7 +363,7 @@ def cluster_of(*nodes: tuple[float, float]) -> RayCluster:
         ({"gpus_per_actor": 0.25}, (3, 1), 10, 3),
     ],
 )
-def test_as_many_actors_as_fit(engine, cluster, clients, actors):
+def test_the_number_of_actors_fits_the_resources(engine, cluster, clients, actors):
     assert count_actors(Engine(**engine), cluster_of(cluster), clients) == actors
 
 
@@ -378,11 +378,11 @@ def test_as_many_actors_as_fit(engine, cluster, clients, actors):
         ({}, [(8, 1), (2, 1)], 10),
     ],
 )
-def test_as_many_actors_as_fit_the_nodes(engine, nodes, actors):
+def test_the_number_of_actors_fits_each_node(engine, nodes, actors):
     assert count_actors(Engine(**engine), cluster_of(*nodes), 30) == actors
 
 
-def test_a_node_that_has_neither_enough_is_not_the_sum_of_two():
+def test_resources_of_two_nodes_are_not_added_for_one_actor():
     with pytest.raises(UserError, match="no node of the Ray cluster has both 4 CPUs and 2 GPUs"):
         count_actors(Engine(cpus_per_actor=4, gpus_per_actor=2), cluster_of((8, 1), (2, 2)), 10)
     with pytest.raises(UserError, match="the largest node of the Ray cluster has 8"):
@@ -391,7 +391,7 @@ def test_a_node_that_has_neither_enough_is_not_the_sum_of_two():
         count_actors(Engine(cpus_per_actor=3, actors=5), cluster_of((8, 0), (8, 0)), 10)
 
 
-def test_actors_that_find_no_room_are_not_waited_for_without_end():
+def test_waiting_for_room_for_actors_is_limited():
     grid = RayGrid(
         Probe, (np.zeros(3),), [1.0] * 3, actors=3, cpus_per_actor=9.0
     )  # as on a node that is busy
@@ -404,7 +404,7 @@ def test_actors_that_find_no_room_are_not_waited_for_without_end():
         grid.close()
 
 
-def test_an_actor_that_dies_while_it_starts_is_told_of():
+def test_an_actor_that_dies_at_start_is_reported():
     grid = RayGrid(Dying, (), [1.0], actors=1, cpus_per_actor=0.1)
     with pytest.raises(EngineLost, match=r"^a Ray actor died while it started: "):
         grid.wait_until_ready()
@@ -426,7 +426,7 @@ class Lost(RayWatch):
         raise EngineLost("Ray's raylet was killed by SIGKILL")
 
 
-def test_a_grid_that_has_lost_ray_does_not_call_it_again(monkeypatch):
+def test_a_grid_without_ray_makes_no_more_ray_calls(monkeypatch):
     grid = make_grid(clients=2, actors=1, cpus_per_actor=0.1)
     actors = list(grid._actors)
     grid._watch = Lost()
@@ -443,7 +443,7 @@ def test_a_grid_that_has_lost_ray_does_not_call_it_again(monkeypatch):
         ray.kill(actor)
 
 
-def test_a_socket_of_rays_is_no_file_of_the_runs(grid, monkeypatch):
+def test_errors_of_ray_sockets_are_not_file_errors_of_the_run(grid, monkeypatch):
     shared = to_record({"x": np.ones(9)})
 
     def broken(value):
@@ -466,7 +466,7 @@ def test_a_socket_of_rays_is_no_file_of_the_runs(grid, monkeypatch):
         ({"actors": 3, "gpus_per_actor": 0.5}, (8, 1), "engine.actors"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
+def test_oversized_requests_are_refused_with_their_key(engine, cluster, key):
     with pytest.raises(UserError) as caught:
         count_actors(Engine(**engine), cluster_of(cluster), 10)
     assert caught.value.key == key
@@ -486,11 +486,11 @@ def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
         ({"gpus_per_actor": 0.3}, (8, 2), 10, 0.3),
     ],
 )
-def test_gpus_are_shared_out_unless_the_scenario_says_how(engine, resources, clients, share):
+def test_gpus_are_divided_unless_the_scenario_sets_shares(engine, resources, clients, share):
     assert gpu_share(Engine(**engine), cluster_of(resources), clients) == share
 
 
-def test_an_actor_is_handed_several_messages_at_once():
+def test_an_actor_receives_several_messages_at_once():
     shared = to_record({"x": np.ones(50_000)})
     blocks = Blocks([[0, 1], [3], [2, 4]])
     grid = make_grid(clients=5, actors=2, blocks=blocks, cpus_per_actor=0.0)  # whoever else is there

@@ -1,4 +1,4 @@
-"""Joining what listens at an address and is no Ray cluster, or one that wants a token."""
+"""Addresses without a usable Ray cluster are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from processes import program
 
 
 @pytest.mark.slow
-def test_who_listens_and_answers_nobody_is_no_cluster(digits_toml, tmp_path):
+def test_a_silent_listener_is_no_cluster(digits_toml, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         words = ["--set", "engine.kind=ray", f"engine.address={address}"]

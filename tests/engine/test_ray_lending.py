@@ -1,4 +1,4 @@
-"""Whose processors are lent to clients that are evaluated."""
+"""Idle processors are lent to clients in evaluation."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def lanes(clients, kind=msg.EVALUATE, **content):
         ([0, 1, 2, 3, 4, 5], [1] * 6),
     ],
 )
-def test_the_idle_ones_of_a_node_are_shared(clients, expected):
+def test_idle_processors_of_a_node_are_lent(clients, expected):
     assert lanes(clients) == expected
 
 
-def test_who_trains_has_no_use_for_them():
+def test_training_clients_borrow_no_processors():
     assert lanes([0], msg.TRAIN) == [1]
     message = Message(RecordDict(), node_id_of(0), msg.EVALUATE)
     lend_idle([message], OWNER, NODES)

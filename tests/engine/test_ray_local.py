@@ -1,4 +1,4 @@
-"""A Ray that is started for one run is for that run alone."""
+"""A local Ray serves one run only."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 @pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_nobody_else_reaches_a_local_ray():
+def test_other_processes_cannot_reach_a_local_ray():
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     clean |= {"PYTHONPATH": str(REPOSITORY)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -111,7 +111,7 @@ def test_nobody_else_reaches_a_local_ray():
     assert json.loads(said) == [False, False, True], "a Ray of later is as it would have been"
 
 
-def test_theenvironment_is_put_back(monkeypatch):
+def test_the_environment_is_restored(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv(LOOPBACK_ALONE, raising=False)
     with pytest.raises(ZeroDivisionError), environment({"RAY_AUTH_MODE": "x", LOOPBACK_ALONE: "0"}):

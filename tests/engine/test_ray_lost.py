@@ -32,7 +32,7 @@ def descendants(pid: int) -> dict[int, str]:
         pytest.param("gcs_server", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_toml, tmp_path, capsys):
+def test_a_run_reports_a_lost_ray_process_and_can_be_resumed(name, digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", "rounds=500", "engine.kind=ray"]
     words.append("engine.actors=1")
@@ -66,7 +66,7 @@ def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_t
 
 
 @pytest.mark.alone
-def test_sigterm_while_ray_starts_ends_the_run_with_130_and_leaves_nothing(digits_toml, tmp_path):
+def test_sigterm_during_the_start_of_ray_exits_with_130_cleanly(digits_toml, tmp_path):
     out = tmp_path / "out"
     process = program(["run", str(digits_toml), "--out", str(out), "--set", "engine.kind=ray"])
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The start of a Ray: tried once more with longer limits, and what is said when it fails again."""
+"""The start of Ray is retried with longer limits."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_a_second_start_has_longer_limits_and_names_a_busy_machine(starts, monke
     assert LIMIT not in os.environ
 
 
-def test_an_idle_machine_is_not_blamed(starts, monkeypatch):
+def test_an_idle_machine_is_not_called_busy(starts, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     with pytest.raises(EngineLost) as failure:
         ray_cluster.connect(Engine(kind="ray"))
     assert "likely cause" not in str(failure.value)
 
 
-def test_a_node_that_registers_late_is_waited_for(monkeypatch):
+def test_a_start_waits_for_a_late_node(monkeypatch):
     answers = [RuntimeError("not yet"), RuntimeError("not yet"), {"NodeID": "a"}]
 
     def get_node(address, node):
@@ -65,7 +65,7 @@ def test_a_node_that_registers_late_is_waited_for(monkeypatch):
     assert services.get_node is get_node
 
 
-def test_a_node_whose_raylet_is_dead_is_not_waited_for(monkeypatch):
+def test_a_start_does_not_wait_for_a_dead_raylet(monkeypatch):
     def get_node(address, node):
         raise RuntimeError("not yet")
 
@@ -76,7 +76,7 @@ def test_a_node_whose_raylet_is_dead_is_not_waited_for(monkeypatch):
         services.get_node("address", "a")
 
 
-def test_of_tests_that_share_a_ray_that_did_not_start_one_fails(request, monkeypatch):
+def test_a_shared_ray_that_fails_to_start_fails_one_test(request, monkeypatch):
     plugins = request.config.pluginmanager.get_plugins()
     [conftest] = [plugin for plugin in plugins if hasattr(plugin, "NoSharedRay")]
     monkeypatch.setattr(conftest.NoSharedRay, "told", False)

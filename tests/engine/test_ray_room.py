@@ -1,4 +1,4 @@
-"""How many actors there is room for, node by node, where others work too."""
+"""The number of actors on nodes with other work."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ IDLE = {"head": (64.0, 0.0), "box": (8.0, 1.0)}
         ({"actors": 3}, 3),
     ],
 )
-def test_a_large_head_and_a_small_node_with_a_gpu(engine, actors, free):
+def test_actors_are_counted_for_nodes_of_different_size(engine, actors, free):
     free(IDLE)
     assert room_for_actors(Engine(**engine), cluster(HEAD, BOX), 100) == actors
 
 
-def test_a_ray_of_the_runs_own_is_not_asked(monkeypatch):
+def test_a_local_ray_is_not_queried_for_free_resources(monkeypatch):
     monkeypatch.setattr(module, "free_nodes", lambda nodes: pytest.fail("nobody else works there"))
     own = RayCluster((HEAD,), owned=True, seclusion=Seclusion())
     assert room_for_actors(Engine(), own, 100) == 64
 
 
-def test_fewer_actors_where_others_hold_the_room(free):
+def test_busy_nodes_get_fewer_actors(free):
     told: list[str] = []
     free({"head": (10.0, 0.0), "box": (3.0, 0.0)})
     assert room_for_actors(Engine(device="cpu"), cluster(HEAD, BOX), 100, told.append) == 13
     assert told == ["others work on the Ray cluster: there is room for 13 actors, not for 72"]
 
 
-def test_actors_that_are_just_being_stopped_are_waited_for(free):
+def test_a_run_waits_for_stopping_actors(free):
     told: list[str] = []
     free({"head": (10.0, 0.0), "box": (3.0, 0.0)}, IDLE)
     assert room_for_actors(Engine(device="cpu"), cluster(HEAD, BOX), 100, told.append) == 72
     assert not told
 
 
-def test_no_room_is_waited_for_and_then_told_of(free):
+def test_a_run_waits_for_room_and_then_reports_its_lack(free):
     told: list[str] = []
     free({"head": (0.0, 0.0), "box": (8.0, 0.0)})
     with pytest.raises(EngineLost) as caught:
@@ -90,7 +90,7 @@ def test_no_room_is_waited_for_and_then_told_of(free):
     assert told == ["waiting for room on the Ray cluster: for 0 of 1 actors there is some now"]
 
 
-def test_as_many_as_were_asked_for_are_waited_for(free):
+def test_a_run_waits_for_the_requested_number_of_actors(free):
     busy = {"head": (2.0, 0.0), "box": (0.0, 0.0)}
     free(*[busy] * 50, IDLE)
     assert room_for_actors(Engine(device="cpu", actors=3), cluster(HEAD, BOX), 100) == 3
@@ -98,7 +98,7 @@ def test_as_many_as_were_asked_for_are_waited_for(free):
         room_for_actors(Engine(device="cpu", actors=73), cluster(HEAD, BOX), 100)
 
 
-def test_what_is_free_is_asked_of_ray(ray_session):
+def test_free_resources_are_queried_from_ray(ray_session):
     import ray
 
     from fedkd.engine.ray.nodes import alive_nodes, free_nodes

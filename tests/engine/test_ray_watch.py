@@ -1,4 +1,4 @@
-"""Whether Ray's processes are seen to die, whoever has started them."""
+"""The end of Ray processes is noticed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def process():
     process.wait()
 
 
-def test_a_child_that_is_killed_or_leaves_is_told_of(process):
+def test_a_child_that_ends_is_reported(process):
     watch = RayWatch({"raylet": _Child(process)})
     watch.check()
     assert not watch.lost
@@ -53,7 +53,7 @@ def test_a_child_that_is_killed_or_leaves_is_told_of(process):
     assert watch.lost
 
 
-def test_a_broken_pipe_of_rays_is_told_as_what_broke_it(process):
+def test_a_broken_pipe_of_ray_is_reported_by_its_cause(process):
     process.kill()
     with pytest.raises(EngineLost, match="raylet was killed"), RayWatch({"raylet": _Child(process)}).guard():
         raise BrokenPipeError
@@ -61,13 +61,13 @@ def test_a_broken_pipe_of_rays_is_told_as_what_broke_it(process):
         raise OSError("the pipe")
 
 
-def test_a_child_that_leaves_is_told_of_with_its_status(process):
+def test_a_child_that_exits_is_reported_with_its_status(process):
     process.communicate(b"three")
     with pytest.raises(EngineLost, match="ended with status 5"):
         RayWatch({"raylet": _Child(process)}).check()
 
 
-def test_the_process_behind_a_socket_is_found_and_seen_to_die(tmp_path):
+def test_the_process_behind_a_socket_is_found_and_watched(tmp_path):
     place = str(tmp_path / "socket")
     words = [sys.executable, "-c", LISTENS, place]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -80,7 +80,7 @@ def test_the_process_behind_a_socket_is_found_and_seen_to_die(tmp_path):
         assert found.end() == "died"
 
 
-def test_a_cluster_is_lost_when_its_gcs_has_been_away_for_long(monkeypatch):
+def test_a_cluster_is_lost_after_a_long_absence_of_its_gcs(monkeypatch):
     now = 100.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -94,7 +94,7 @@ def test_a_cluster_is_lost_when_its_gcs_has_been_away_for_long(monkeypatch):
     assert gcs.end() == f"at {address} has not answered for 45 s"
 
 
-def test_what_ray_depends_on_here_is_watched(ray_session):
+def test_processes_that_ray_depends_on_are_watched(ray_session):
     watch = watch_ray()
     assert watch._watched.keys() == {RAYLET, GCS}
     watch.check()

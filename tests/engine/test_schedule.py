@@ -1,4 +1,4 @@
-"""Which actor owns which client."""
+"""The assignment of clients to actors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_client_has_exactly_one_owner(actors):
     assert sorted(client for clients in owned for client in clients) == list(range(20))
 
 
-def test_the_most_expensive_come_first():
+def test_the_most_expensive_clients_come_first():
     costs = np.random.default_rng(1).lognormal(size=30).tolist()
     for clients in assign_work(costs, 4):
         assert [costs[client] for client in clients] == sorted(
@@ -37,7 +37,7 @@ def test_the_most_expensive_come_first():
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("actors", [2, 3])
-def test_it_is_within_grahams_bound_of_the_best_there_is(seed, actors):
+def test_the_schedule_is_within_grahams_bound(seed, actors):
     rng = np.random.default_rng(seed)
     costs = rng.lognormal(sigma=1.5, size=int(rng.integers(1, 8))).tolist()
     best = min(
@@ -48,12 +48,12 @@ def test_it_is_within_grahams_bound_of_the_best_there_is(seed, actors):
     assert best - 1e-9 <= got <= (4 / 3 - 1 / (3 * actors)) * best + 1e-9
 
 
-def test_one_huge_client_has_an_actor_to_itself():
+def test_one_huge_client_has_its_own_actor():
     owned = assign_work([1.0, 1.0, 100.0, 1.0, 1.0], 2)
     assert sorted(map(sorted, owned)) == [[0, 1, 3, 4], [2]]
 
 
-def test_equal_clients_are_dealt_evenly_and_in_order():
+def test_equal_clients_are_assigned_evenly_and_in_order():
     assert assign_work([5.0] * 6, 3) == [[0, 3], [1, 4], [2, 5]]
     assert assign_work([0.0] * 4, 2) == [[0, 2], [1, 3]], "free clients too"
 
@@ -68,7 +68,7 @@ def test_more_actors_than_clients_leaves_some_idle():
 
 
 @pytest.mark.parametrize(("strategy", "moments"), [("flwr:FedAvg", 1), ("knfu", 2)])
-def test_who_is_evaluated_has_more_to_do(strategy, moments, digits_scenario):
+def test_evaluated_clients_count_as_more_work(strategy, moments, digits_scenario):
     """By the common test set, of samples that are predicted; those that are trained on count thrice."""
     data = digits_scenario["data"] | {
         "partition": {"scheme": "iid", "samples_per_client": 100},

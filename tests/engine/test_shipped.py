@@ -1,4 +1,4 @@
-"""Plug-ins that travel: what is sent along, and where it is put on another machine."""
+"""Plug-ins are sent to other machines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch) -> Path:
             del sys.modules[name]
 
 
-def test_what_was_imported_travels_with_its_neighbours_and_whole_packages(folder):
+def test_imported_modules_travel_with_neighbours_and_packages(folder):
     scenario = Scenario(plugin_path=[str(folder)])
     assert files_to_ship(scenario) == ()
     load_object("travelling:Class", [folder])
@@ -58,14 +58,14 @@ def test_what_was_imported_travels_with_its_neighbours_and_whole_packages(folder
     ]
 
 
-def test_files_that_are_there_are_used_there(folder):
+def test_existing_plug_in_files_are_used_in_place(folder):
     scenario = Scenario(plugin_path=[str(folder)])
     sent = ShippedFolder(str(folder), {"travelling.py": (folder / "travelling.py").read_bytes()})
     assert with_shipped_files(scenario, [sent]) == scenario
 
 
 @pytest.mark.parametrize("there", ["nothing", "another"])
-def test_elsewhere_they_are_written_once_and_are_what_was_sent(there, folder):
+def test_plug_in_files_are_written_once_and_equal_those_sent(there, folder):
     load_object("travelling:Class", [folder])
     scenario = Scenario(plugin_path=[str(folder), "/somewhere"])
     sent = files_to_ship(scenario)
@@ -80,7 +80,7 @@ def test_elsewhere_they_are_written_once_and_are_what_was_sent(there, folder):
     assert place.stat().st_mode & 0o077 == 0 and [place] == list(place.parent.iterdir())
 
 
-def test_what_somebody_else_put_there_is_not_trusted(folder):
+def test_foreign_files_are_not_trusted(folder):
     load_object("travelling:Class", [folder])
     sent = files_to_ship(Scenario(plugin_path=[str(folder)]))
     shutil.rmtree(folder)
@@ -94,7 +94,7 @@ def test_what_somebody_else_put_there_is_not_trusted(folder):
     assert with_shipped_files(scenario, sent).plugin_path != [str(place)]
 
 
-def test_what_is_no_source_code_by_its_size_is_refused(folder, monkeypatch):
+def test_files_too_large_for_source_code_are_refused(folder, monkeypatch):
     load_object("travelling:Class", [folder])
     monkeypatch.setattr(module, "MOST_BYTES", 20)
     with pytest.raises(UserError) as caught:

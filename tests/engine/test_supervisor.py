@@ -1,4 +1,4 @@
-"""The parent over a run: what the run cannot tell of itself, it tells."""
+"""The parent process reports how a run ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(code: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("status", [0, 2, 3, 130])
-def test_the_childs_status_is_the_parents(status):
+def test_the_parent_exits_with_the_status_of_the_child(status):
     process = start(f"print(os.getppid(), flush=True); has_ended(); sys.exit({status})")
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said, error) == (status, f"{process.pid}\n", "")
@@ -47,7 +47,7 @@ def test_the_childs_status_is_the_parents(status):
         ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
     ],
 )
-def test_a_child_that_ends_without_a_word_has_one_said_for_it(end, told):
+def test_the_parent_reports_a_child_that_ends_silently(end, told):
     process = start(f"if_lost('forget this'); if_lost('go on so'); {end}")
     said, error = process.communicate(timeout=60)
     assert process.returncode == 3 and said == ""
@@ -57,7 +57,7 @@ def test_a_child_that_ends_without_a_word_has_one_said_for_it(end, told):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("group", [False, True])
-def test_a_signal_reaches_the_child_once(number, group):
+def test_the_child_receives_a_signal_once(number, group):
     code = f"""
 seen = []
 signal.signal({int(number)}, lambda *_: seen.append(1))
@@ -85,7 +85,7 @@ has_ended()
     assert said == "1\n" and process.returncode == 0
 
 
-def test_a_parent_that_is_killed_takes_its_child_along():
+def test_a_killed_parent_ends_its_child():
     process = start("print('ready', flush=True); signal.pause()")
     assert process.stdout is not None
     process.stdout.readline()
@@ -93,7 +93,7 @@ def test_a_parent_that_is_killed_takes_its_child_along():
     assert process.stdout.read() == "", "the child would hold it open"
 
 
-def test_nobody_is_told_where_there_is_no_parent():
+def test_a_run_without_a_parent_sends_no_notice():
     from fedkd.engine.supervisor import if_lost
 
     if_lost("to nobody")
@@ -122,7 +122,7 @@ def test_a_held_signal_reaches_the_child_after_the_block():
     assert (process.returncode, said, error) == (0, "0\ntaken\n", "")
 
 
-def test_a_second_signal_ends_a_child_that_holds_the_first():
+def test_a_second_signal_ends_a_child_that_delays_the_first():
     process = start("if_lost('start it again')\n" + HOLDING)
     assert process.stdout is not None
     process.stdout.readline()
@@ -134,7 +134,7 @@ def test_a_second_signal_ends_a_child_that_holds_the_first():
     assert (process.returncode, error) == (130, "error: stopped at once; start it again\n")
 
 
-def test_processes_that_ray_leaves_behind_are_ended_and_others_are_not():
+def test_leftover_ray_processes_are_ended_and_others_are_not():
     code = """
 forks = [
     subprocess.Popen([name, "-c", "import time; time.sleep(600)"], executable=sys.executable,

@@ -1,4 +1,4 @@
-"""Clients that miss rounds: they go on from their architecture's newest student, however the run is cut."""
+"""Absent clients continue from the newest student of their architecture."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ def starts(fusions: list[Fusion]) -> list[tuple[int, int, int, bool]]:
 
 @pytest.mark.parametrize("evaluate_every", [ROUNDS, 2])
 @pytest.mark.parametrize("other", [{"model": "lenet"}, {"model": "resnet8", "args": {"norm": "batch"}}])
-def test_a_client_starts_from_its_architectures_newest_student(
-    other, evaluate_every, tables, fusions, tmp_path
-):
+def test_an_absent_client_starts_from_the_newest_student(other, evaluate_every, tables, fusions, tmp_path):
     """Nobody trains, so what a client uploads is where its training would have begun."""
     changes = {
         "clients": [tables["clients"][0], other],
@@ -136,7 +134,7 @@ def test_a_client_starts_from_its_architectures_newest_student(
     assert len(set(students)) >= ROUNDS, "students differ from round to round"
 
 
-def test_how_often_a_run_evaluates_does_not_change_what_is_learned(tables, tmp_path):
+def test_evaluation_frequency_does_not_change_learning(tables, tmp_path):
     rows = {}
     for every in (1, 4, ROUNDS):
         metrics = run(tables | {"evaluate_every": every}, tmp_path / str(every))
@@ -147,7 +145,7 @@ def test_how_often_a_run_evaluates_does_not_change_what_is_learned(tables, tmp_p
 
 
 @pytest.mark.parametrize("stop", range(1, ROUNDS))
-def test_a_resumed_run_has_not_forgotten_who_is_owed_a_student(stop, tables, tmp_path):
+def test_a_resumed_run_still_sends_waiting_students(stop, tables, tmp_path):
     run(tables, tmp_path / "unbroken")
     with pytest.raises(Interrupted):
         run(tables, tmp_path / "stopped", observers=[StopInRound(stop)])
@@ -166,7 +164,7 @@ def test_a_resumed_run_has_not_forgotten_who_is_owed_a_student(stop, tables, tmp
     [{"clients_per_round": CLIENTS}, {"clients_per_round": 2}, {"faults": {"dropout": 0.4}}],
     ids=["all", "sampled", "dropouts"],
 )
-def test_feddf_without_distillation_is_fedavg(who, evaluate_every, tables, tmp_path):
+def test_feddf_without_distillation_equals_fedavg(who, evaluate_every, tables, tmp_path):
     """With one architecture and no distillation nothing is left but federated averaging."""
     rows, same = {}, {"clients": tables["clients"][:1], "evaluate_every": evaluate_every, **who}
     fusions = {

@@ -39,7 +39,7 @@ def same(got: np.ndarray, wanted: np.ndarray) -> None:
     assert np.array_equal(got, wanted)
 
 
-def test_it_says_of_itself_what_flowers_array_says(values):
+def test_an_array_describes_itself_as_flowers_does(values):
     ours, flowers = NumpyArray(values), Array(values)
     assert isinstance(ours, Array)
     assert (ours.dtype, ours.shape, ours.stype) == (flowers.dtype, flowers.shape, flowers.stype)
@@ -47,7 +47,7 @@ def test_it_says_of_itself_what_flowers_array_says(values):
     same(ours.numpy(), values)
 
 
-def test_its_bytes_and_its_id_are_flowers():
+def test_the_bytes_and_id_of_an_array_equal_flowers():
     for name in ("matrix", "scalar", "empty", "half", "integers"):
         ours, flowers = NumpyArray(SAMPLES[name]), Array(SAMPLES[name])
         assert ours.data == flowers.data
@@ -55,7 +55,7 @@ def test_its_bytes_and_its_id_are_flowers():
         assert ours.object_id == flowers.object_id
 
 
-def test_a_supernode_can_put_it_together_again():
+def test_a_supernode_can_reassemble_an_array():
     # How messages travel between a SuperLink and its nodes: objects by their ids.
     content = RecordDict({"arrays": to_record(SAMPLES)})
     objects = {key: item.deflate() for key, item in get_all_nested_objects(content).items()}
@@ -64,7 +64,7 @@ def test_a_supernode_can_put_it_together_again():
         same(back.array_records["arrays"][name].numpy(), wanted)
 
 
-def test_readers_share_it_and_cannot_write(values):
+def test_readers_share_a_read_only_array(values):
     own = values.copy()
     for shared in (NumpyArray(own).values, from_record(to_record({"x": own}))["x"]):
         same(shared, values)
@@ -73,7 +73,7 @@ def test_readers_share_it_and_cannot_write(values):
     assert own.flags.writeable, "the owner's array must not change"
 
 
-def test_who_knows_only_flowers_class_may_write(values):
+def test_arrays_of_flowers_class_may_be_written(values):
     array = NumpyArray(values)
     array.numpy()[...] = 1
     same(array.values, values)
@@ -85,7 +85,7 @@ def test_a_contiguous_array_is_not_copied():
     assert np.shares_memory(from_record(to_record({"x": grid}))["x"], grid)
 
 
-def test_pickling_out_of_band_moves_the_buffer_itself():
+def test_out_of_band_pickling_shares_the_buffer():
     values = np.arange(1000, dtype=np.float32)
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(NumpyArray(values), protocol=5, buffer_callback=buffers.append)
@@ -97,11 +97,11 @@ def test_pickling_out_of_band_moves_the_buffer_itself():
         back.values[0] = 1.0
 
 
-def test_pickling_in_band(values):
+def test_in_band_pickling_restores_an_array(values):
     same(pickle.loads(pickle.dumps(NumpyArray(values))).numpy(), values)
 
 
-def test_flowers_own_serialisation_carries_it():
+def test_flower_serialisation_restores_an_array():
     content = RecordDict({"arrays": to_record(SAMPLES), "metrics": MetricRecord({"loss": 0.5})})
     back = recorddict_from_proto(recorddict_to_proto(content))
     received = from_record(back.array_records["arrays"])
@@ -110,7 +110,7 @@ def test_flowers_own_serialisation_carries_it():
         same(received[name], wanted)
 
 
-def test_payload_counts_array_bytes_and_no_headers():
+def test_payload_counts_array_bytes_without_headers():
     content = RecordDict(
         {
             "a": to_record({"x": np.zeros((3, 4), dtype=np.float16), "n": np.array(1, dtype=np.int64)}),

@@ -1,4 +1,4 @@
-"""Rounds that wait for nobody, in whole runs: the same as waiting where all are alike, else told apart."""
+"""Whole runs with asynchronous rounds."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def series(folder: Path, metric: str) -> list[float]:
     ],
     ids=lambda fusion: fusion["strategy"],
 )
-def test_all_of_equal_speed_are_a_round_that_waits(fusion, tmp_path):
+def test_equal_speeds_equal_synchronous_rounds(fusion, tmp_path):
     """To the last bit, time included: with K = N an upload is of age 0, and all are answered at once."""
     waiting = metrics(tmp_path / "waiting", clock=ALIKE, fusion=fusion)
     assert metrics(tmp_path / "not", clock=ALIKE, fusion=fusion, asynchronous={"buffer": 4}) == waiting
 
 
-def test_a_clock_adds_its_rows_and_changes_no_other(tmp_path):
+def test_a_clock_adds_its_metrics_and_changes_no_other(tmp_path):
     without = metrics(tmp_path / "without").splitlines()
     with_clock = metrics(tmp_path / "with", clock={}).splitlines()
     assert [row for row in with_clock if b"virtual_seconds" not in row] == without
     assert len(with_clock) == len(without) + SMALL["rounds"]
 
 
-def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
+def test_a_synchronous_round_includes_transfer_times(tmp_path):
     """Up: 40 × 10 logits; down from the second round: targets of that size; both float32, 1,600 bytes."""
     for evaluate_every, folder in ((1, tmp_path / "often"), (3, tmp_path / "seldom")):
         metrics(folder, clock=ALIKE, evaluate_every=evaluate_every)
@@ -83,7 +83,7 @@ def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
         assert_allclose(series(folder, "virtual_seconds"), expected, rtol=1e-12)
 
 
-def test_what_is_kept_apart_takes_no_steps(tmp_path):
+def test_held_out_samples_take_no_simulated_time(tmp_path):
     """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 codes are two more."""
     clock = {"work": "steps", "spread": 0.0}
     fusion = {"strategy": "bottleneck", "width": 2}
@@ -99,7 +99,7 @@ class StopAtFusion(RunObserver):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_clock_goes_on_with_what_clients_were_handed(tmp_path):
+def test_a_resumed_clock_keeps_downloads_of_clients(tmp_path):
     """After the fifth round's evaluation all have guidance that counts for the sixth's time."""
     scenario = parse_scenario(SMALL | {"rounds": 6, "evaluate_every": 5, "clock": ALIKE})
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
@@ -120,7 +120,7 @@ def test_a_clock_goes_on_with_what_clients_were_handed(tmp_path):
     ],
     ids=["weights", "personal", "shared"],
 )
-def test_a_run_that_was_stopped_goes_on_with_what_is_under_way(changes, tmp_path):
+def test_a_stopped_run_resumes_with_its_jobs_in_flight(changes, tmp_path):
     scenario = parse_scenario(SMALL | {"rounds": 9, "checkpoint_every": 2} | changes)
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
     with pytest.raises(Interrupted):
@@ -132,7 +132,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_under_way(changes, tmp_path
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_evaluating_less_often_changes_nothing(tmp_path):
+def test_evaluation_frequency_changes_no_result(tmp_path):
     for fusion in (SMALL["fusion"], {"strategy": "fedbuff"}):
         folder = tmp_path / fusion["strategy"]
         changes = {"fusion": fusion, "rounds": 6, "asynchronous": {"buffer": 2}}
@@ -141,7 +141,7 @@ def test_evaluating_less_often_changes_nothing(tmp_path):
         assert len(seldom) < len(often) and set(seldom) <= set(often)
 
 
-def test_a_run_that_is_made_longer_is_as_if_it_had_been(tmp_path):
+def test_an_extended_run_equals_a_longer_one(tmp_path):
     """Though its last round was evaluated because it was the last."""
     changes = {"asynchronous": {"buffer": 2}, "evaluate_every": 3}
     whole = metrics(tmp_path / "whole", **changes, rounds=6)
@@ -179,7 +179,7 @@ class Fusions:
 
 
 @pytest.mark.parametrize("buffer", [1, 5])
-def test_each_version_finds_all_others_under_way(buffer, tmp_path, monkeypatch):
+def test_each_version_has_all_other_clients_in_flight(buffer, tmp_path, monkeypatch):
     """N − 1 of them, each a version older: the mean age is (N − 1)/K, but for what is still under way."""
     fusions, rounds, known = Fusions(monkeypatch), 20 // buffer, []
     monkeypatch.setattr(asynchronous, "InFlight", lambda *given: known.append(InFlight(*given)) or known[0])
@@ -203,7 +203,7 @@ def test_each_version_finds_all_others_under_way(buffer, tmp_path, monkeypatch):
         assert all(sum(len(k.clients) for k in calls) == buffer for calls in fusions.rounds)
 
 
-def test_every_step_moves_the_model_once_and_by_what_its_age_leaves(tmp_path, monkeypatch):
+def test_every_server_step_is_weighted_by_staleness(tmp_path, monkeypatch):
     """x_V = x_0 + η_g Σ_v (1/K) Σ_i (1 + τ_i)^−a Δ_i, by a sum of its own."""
     fusions = Fusions(monkeypatch)
     metrics(
@@ -223,7 +223,7 @@ def test_every_step_moves_the_model_once_and_by_what_its_age_leaves(tmp_path, mo
     assert np.abs(moved).max() > 0.01
 
 
-def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
+def test_working_clients_keep_the_state_of_their_last_answer(tmp_path):
     """With K = 1 one client's figures change a round, in the order of what the clock says."""
     metrics(tmp_path / "run", rounds=8, asynchronous={"buffer": 1})
     rows = read_metrics(tmp_path / "run")
@@ -240,7 +240,7 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
     assert times == sorted(times) and len(set(times)) == 8
 
 
-def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
+def test_hyperparameter_choices_of_replying_clients_are_recorded(tmp_path):
     fusion = SMALL["fusion"] | {"logit_adjustment": "auto"}
     metrics(tmp_path / "run", fusion=fusion, asynchronous={"buffer": 2})
     chosen = [row for row in read_metrics(tmp_path / "run") if row["metric"] == "logit_adjustment"]
@@ -285,7 +285,7 @@ def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
         ({"clock": {"targets": [0]}}, "clock.targets.0: must be ≥ 1"),
     ],
 )
-def test_what_cannot_do_without_waiting_is_refused(changes, message):
+def test_settings_that_need_synchronous_rounds_are_refused(changes, message):
     with pytest.raises(UserError) as caught:
         parse_scenario(SMALL | {"asynchronous": {"buffer": 2}} | changes)
     assert message in str(caught.value)

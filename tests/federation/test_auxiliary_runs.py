@@ -1,4 +1,4 @@
-"""Whole runs of strategies with auxiliary networks, under options of training that meet them."""
+"""Whole runs of strategies with auxiliary networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tables(digits_scenario) -> dict[str, Any]:
     return digits_scenario | {"data": data, "training": training | {"batch_size": 5}, "rounds": 2}
 
 
-def test_the_loop_trains_them_whatever_the_executor(tables, tmp_path):
+def test_auxiliary_networks_train_in_the_loop_under_every_executor(tables, tmp_path):
     """With normalisation layers, kept optimiser states, clipping and accumulated batches."""
     found = []
     for executor in ("loop", "vectorised"):
@@ -35,7 +35,7 @@ def test_the_loop_trains_them_whatever_the_executor(tables, tmp_path):
     assert found[0] == found[1]
 
 
-def test_a_trained_client_is_the_model_that_was_measured(tables, tmp_path):
+def test_a_loaded_client_is_the_evaluated_model(tables, tmp_path):
     fusion = {"strategy": "ditto"}
     result = fedkd.run(parse_scenario(tables | {"fusion": fusion}), out=tmp_path / "run")
     client = load_client(tmp_path / "run", 0)

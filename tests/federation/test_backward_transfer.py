@@ -30,7 +30,7 @@ def tables(digits_scenario) -> dict:
     }
 
 
-def test_it_costs_bytes_down_and_a_stopped_run_ends_the_same(tables, tmp_path):
+def test_backward_transfer_costs_bytes_down_and_resumes_the_same(tables, tmp_path):
     whole = fedkd.run(parse_scenario(tables), out=tmp_path / "whole")
     with pytest.raises(Interrupted):
         fedkd.run(parse_scenario(tables), out=tmp_path / "stopped", observers=[StopInRound(2)])
@@ -57,7 +57,7 @@ def test_it_costs_bytes_down_and_a_stopped_run_ends_the_same(tables, tmp_path):
         ({"continual": None}, "needs a stream of tasks"),
     ],
 )
-def test_where_nothing_could_be_taught_it_is_refused(changes, message, tables):
+def test_backward_transfer_without_an_effect_is_refused(changes, message, tables):
     tables["continual"]["tasks"] |= {key: changes[key] for key in ("order",) if key in changes}
     tables["continual"] |= {key: changes[key] for key in ("learner",) if key in changes}
     tables["fusion"] |= {key: changes[key] for key in ("strategy", "knowledge_cache") if key in changes}

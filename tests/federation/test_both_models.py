@@ -1,4 +1,4 @@
-"""Strategies whose clients have a model of their own beside the average: both are measured, twice a round."""
+"""Strategies with a personal and an average model evaluate both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def answered_by(make_digits_scenario, tmp_path_factory):
 @pytest.mark.parametrize(
     ("strategy", "own"), [("ditto", "personal"), ("apfl", "mixed"), ("pfedme", "personal")]
 )
-def test_each_is_measured_as_if_it_were_the_one_that_answers(strategy, own, answered_by):
+def test_each_model_is_evaluated_like_the_answering_one(strategy, own, answered_by):
     personal, shared = answered_by(strategy, own), answered_by(strategy, "shared")
     for split in ("local", "global"):
         for moment in ("accuracy", "accuracy_before_fusion"):
@@ -55,7 +55,7 @@ def test_each_is_measured_as_if_it_were_the_one_that_answers(strategy, own, answ
     assert personal.summary["final"]["bytes_up"] == shared.summary["final"]["bytes_up"]
 
 
-def test_by_hand_after_training(digits_scenario):
+def test_accuracies_after_training_equal_a_hand_computation(digits_scenario):
     """Prior and all: each model leans to own classes as the one that answers does."""
     tables = digits_scenario | {"fusion": {"strategy": "ditto", "logit_adjustment": 0.3}}
     plan = parse_plan(tables)
@@ -79,7 +79,7 @@ def test_by_hand_after_training(digits_scenario):
     )
 
 
-def test_closing_lines_and_titles_name_them(answered_by):
+def test_closing_lines_and_titles_name_both_models(answered_by):
     result = answered_by("ditto", "personal")
     final = result.summary["final"]
     lines = closing_lines(RunReport(result.folder, result.summary))
@@ -97,7 +97,7 @@ def test_closing_lines_and_titles_name_them(answered_by):
     assert metric("accuracy_personal_global").label == "global accuracy after fusion, personal model (%)"
 
 
-def test_pages_and_comparisons_have_them(answered_by):
+def test_pages_and_comparisons_show_both_models(answered_by):
     folder = answered_by("ditto", "personal").folder
     compared = {figure.label: figure for figure in fedkd.compare(folder, folder).figures}
     record = read_record(folder)
@@ -112,7 +112,7 @@ def test_pages_and_comparisons_have_them(answered_by):
     assert told["personal model, before fusion"] != told["shared model, before fusion"]
 
 
-def test_others_have_nothing_of_it(digits_scenario, tmp_path):
+def test_other_strategies_report_one_model(digits_scenario, tmp_path):
     result = fedkd.run(digits_scenario | {"rounds": 1}, out=tmp_path / "out")
     assert not [key for key in result.summary["final"] if key.endswith(("personal_local", "shared_local"))]
     assert not [row for row in result.metrics() if row["metric"].endswith(BOTH)]

@@ -1,4 +1,4 @@
-"""Clients that learn nothing are told of by name, once for each task, and stand in the run folder."""
+"""Clients at chance level are reported by name for each task."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def stream(still) -> dict:
     return tables
 
 
-def test_clients_that_learn_are_not_told_of(digits_scenario, tmp_path):
+def test_clients_that_learn_give_no_warning(digits_scenario, tmp_path):
     assert run(digits_scenario | {"training": {"lr": 0.01, "local_epochs": 3}}, tmp_path / "run") == (
         [],
         [],
@@ -86,7 +86,7 @@ def test_clients_that_learn_are_not_told_of(digits_scenario, tmp_path):
     )
 
 
-def test_a_run_names_who_ends_it_at_chance(still, tmp_path):
+def test_a_run_names_clients_that_end_at_chance(still, tmp_path):
     warnings, rows, summary = run(still, tmp_path / "run")
     (warning,) = warnings
     assert warning == (
@@ -110,7 +110,7 @@ def test_a_run_names_who_ends_it_at_chance(still, tmp_path):
     assert first["chance"] * 28 == pytest.approx(round(first["chance"] * 28))  # of 35 samples less a fifth
 
 
-def test_a_single_client_is_told_of_with_its_figures(still, tmp_path):
+def test_a_single_client_at_chance_is_reported_with_its_accuracy(still, tmp_path):
     few = still | {"clients": [{"model": MODEL}, {"model": "random-forest", "share": 3}]}
     (warning,), _, (one,) = run(few, tmp_path / "run")
     accuracy, chance = (f"{100 * one[key]:.1f} %" for key in ("accuracy", "chance"))
@@ -130,7 +130,7 @@ def test_a_warning_names_the_round_of_the_last_training(still, tmp_path):
     assert "after their last training (round 2 of 2) 3 clients " in warnings[1]
 
 
-def test_every_task_is_told_of_but_those_of_one_class(stream, tmp_path):
+def test_every_task_with_several_classes_is_checked_for_chance(stream, tmp_path):
     warnings, rows, summary = run(stream, tmp_path / "run")
     assert [line[: line.index(" are ")] for line in warnings] == [
         "warning: after their last training on task 1/3 (round 2 of 6) 4 clients",
@@ -142,7 +142,7 @@ def test_every_task_is_told_of_but_those_of_one_class(stream, tmp_path):
     assert len(summary) == 8
 
 
-def test_a_client_that_misses_the_end_of_a_task_is_told_of_when_it_was_last_there(stream, tmp_path):
+def test_an_absent_client_is_judged_by_its_last_round_of_the_task(stream, tmp_path):
     stream = stream | {"clients_per_round": 2, "seed": 3}
     _, rows, _ = run(stream, tmp_path / "run")
     schedule = build_schedule(parse_scenario(stream))
@@ -156,7 +156,7 @@ def test_a_client_that_misses_the_end_of_a_task_is_told_of_when_it_was_last_ther
     assert len(rows) == len(wanted)
 
 
-def test_what_is_told_survives_a_resume(stream, tmp_path):
+def test_warnings_survive_a_resume(stream, tmp_path):
     stream = stream | {"clients_per_round": 2, "seed": 3}
     _, rows, summary = run(stream, tmp_path / "whole")
     broken = tmp_path / "broken"
@@ -180,14 +180,14 @@ def test_what_is_told_survives_a_resume(stream, tmp_path):
     ],
     ids=["averaged", "centralized", "trained once more", "early stopping"],
 )
-def test_every_kind_of_training_is_looked_at(changes, still, tmp_path):
+def test_every_kind_of_training_is_checked_for_chance(changes, still, tmp_path):
     one = still | {"clients": [{"model": MODEL}], **changes}
     warnings, rows, _ = run(one, tmp_path / "run")
     assert len(warnings) == 1 and "4 clients are no better than the majority class" in warnings[0]
     assert {row["round"] for row in rows} == {3 if "end_with" in changes else 2}
 
 
-def test_joint_training_is_judged_task_by_task(stream, tmp_path):
+def test_joint_training_is_checked_for_each_task(stream, tmp_path):
     stream["continual"] = stream["continual"] | {"learner": "joint"}
     _, rows, _ = run(stream, tmp_path / "run")
     # About half of the first task's 28 samples, all 28 of the second, about half of the third's.

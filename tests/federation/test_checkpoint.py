@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, small, and able to survive damage."""
+"""Checkpoints are exact, complete, small and robust to damage."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_what_is_read_is_what_was_written(tmp_path):
+def test_a_checkpoint_reads_back_as_written(tmp_path):
     before = replace(at(3, {}), server=EVERY_TYPE, clients={0: EVERY_TYPE, 41: {}})
     written(tmp_path, before)
     after = latest(tmp_path)
@@ -89,7 +89,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
             assert arrays[name].tobytes() == np.ascontiguousarray(wanted).tobytes()
 
 
-def test_there_is_nothing_before_the_first(tmp_path):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert CheckpointStore(tmp_path).latest() is None
 
 
@@ -98,7 +98,7 @@ def state_files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "checkpoints" / "clients").iterdir()}
 
 
-def test_only_what_changed_is_written(tmp_path):
+def test_only_changed_states_are_written(tmp_path):
     written(tmp_path, at(1, {0: 1.0, 1: 1.0, 2: 1.0}))
     before = state_files(tmp_path)
     store = CheckpointStore(tmp_path)
@@ -111,7 +111,7 @@ def test_only_what_changed_is_written(tmp_path):
     assert states(latest(tmp_path)) == {0: 1.0, 1: 2.0, 2: 1.0}
 
 
-def test_states_that_nobody_speaks_of_go_away(tmp_path):
+def test_unreferenced_states_are_removed(tmp_path):
     written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {0: 2.0}), at(3, {0: 3.0}), at(4, {}))
     assert set(state_files(tmp_path)) == {"client-00000@00003.safetensors", "client-00001@00001.safetensors"}
     store = CheckpointStore(tmp_path)
@@ -131,7 +131,7 @@ def test_states_that_nobody_speaks_of_go_away(tmp_path):
     }
 
 
-def test_clients_may_be_handed_over_in_portions(tmp_path):
+def test_clients_may_be_saved_in_portions(tmp_path):
     store = CheckpointStore(tmp_path)
     store.add(1, at(1, {0: 1.0}).clients)
     store.add(1, at(1, {5: 5.0}).clients)
@@ -150,7 +150,7 @@ def arrays_of(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("server/*"))
 
 
-def test_what_waits_at_the_server_is_not_written_time_and_again(tmp_path):
+def test_waiting_messages_are_written_once(tmp_path):
     """New in one checkpoint, in a file of its own from the next on, by whatever name, and gone with the
     last."""
     one, two = np.full(4096, 1.0), np.full(4096, 2.0)
@@ -177,7 +177,7 @@ def test_what_waits_at_the_server_is_not_written_time_and_again(tmp_path):
     store.close()
 
 
-def test_an_array_that_may_be_written_into_is_written_again(tmp_path):
+def test_a_writable_array_is_written_again(tmp_path):
     moments = np.zeros(4096)
     store = CheckpointStore(tmp_path)
     for round in (1, 2, 3):
@@ -188,7 +188,7 @@ def test_an_array_that_may_be_written_into_is_written_again(tmp_path):
     assert latest(tmp_path).server["moments"][0] == 3.0 and not arrays_of(tmp_path)
 
 
-def test_what_waits_is_known_again_after_a_resume(tmp_path):
+def test_waiting_messages_are_recognised_after_a_resume(tmp_path):
     one = np.full(4096, 1.0)
     written(tmp_path, waiting(1, {"a": one}), waiting(2, {"a": one}))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints" / "server").iterdir()}
@@ -207,7 +207,7 @@ def test_what_waits_is_known_again_after_a_resume(tmp_path):
     assert all("array-" in line and "is not what was written" in line for line in told) and len(told) == 2
 
 
-def test_a_checkpoint_of_an_earlier_release_is_told_of(tmp_path):
+def test_a_checkpoint_of_an_earlier_release_is_refused(tmp_path):
     written(tmp_path, at(1, {0: 1.0}))
     (path,) = (tmp_path / "checkpoints").glob("round-*/manifest.json")
     manifest = json.loads(path.read_text())
@@ -219,13 +219,13 @@ def test_a_checkpoint_of_an_earlier_release_is_told_of(tmp_path):
     assert told == ["checkpoint round-00001 is damaged and not used: an earlier release of fedkd wrote it"]
 
 
-def test_the_last_two_are_kept_and_complete(tmp_path):
+def test_the_last_two_checkpoints_are_stored_completely(tmp_path):
     written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}), at(3, {1: 3.0}), at(4, {}))
     assert folders(tmp_path) == ["round-00003", "round-00004"]
     assert states(latest(tmp_path)) == {0: 1.0, 1: 3.0}
 
 
-def test_what_a_killed_run_was_writing_is_not_read_and_goes_away(tmp_path):
+def test_half_written_checkpoints_are_ignored_and_removed(tmp_path):
     written(tmp_path, at(1, {0: 1.0}))
     partial = tmp_path / "checkpoints" / ".round-00002.partial"
     partial.mkdir()
@@ -269,7 +269,7 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("way", damaged_ways())
-def test_damage_falls_back_to_the_one_before(way, tmp_path):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(way, tmp_path):
     written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}))
     damaged_ways()[way](tmp_path / "checkpoints" / "round-00002")
     told: list[str] = []
@@ -280,7 +280,7 @@ def test_damage_falls_back_to_the_one_before(way, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["server.safetensors", "a client's", "manifest.json"])
-def test_no_bit_can_change_unseen(name, tmp_path):
+def test_every_changed_bit_is_noticed(name, tmp_path):
     written(tmp_path, at(1, {0: 1.0}), at(2, {0: 2.0}))
     folder = tmp_path / "checkpoints" / "round-00002"
     path = state_of(folder, 0) if name == "a client's" else folder / name
@@ -294,7 +294,7 @@ def test_no_bit_can_change_unseen(name, tmp_path):
         assert found.round == 1 or (name == "manifest.json" and states(found) == {0: 2.0}), position
 
 
-def test_when_all_are_damaged_there_is_none(tmp_path):
+def test_damage_to_all_checkpoints_leaves_none(tmp_path):
     written(tmp_path, at(1, {0: 1.0}), at(2, {0: 2.0}))
     for folder in (tmp_path / "checkpoints").glob("round-*"):
         (folder / "manifest.json").unlink()
@@ -305,7 +305,7 @@ def test_when_all_are_damaged_there_is_none(tmp_path):
     assert folders(tmp_path) == ["round-00005"]
 
 
-def test_nothing_is_taken_from_a_damaged_checkpoint_that_was_passed_over(tmp_path):
+def test_a_skipped_damaged_checkpoint_is_not_reused(tmp_path):
     # Saved after rounds 4 and 5; 5 lost a client that did change; resumed from 4, saved next after 6.
     written(tmp_path, at(4, {0: 4.0, 1: 4.0, 2: 4.0}), at(5, {1: 5.0, 2: 5.0}))
     (tmp_path / "checkpoints" / "clients" / "client-00001@00005.safetensors").unlink()
@@ -319,7 +319,7 @@ def test_nothing_is_taken_from_a_damaged_checkpoint_that_was_passed_over(tmp_pat
 
 
 @pytest.mark.parametrize("fits", [0, 1, 2], ids=["nothing", "the client", "the server"])
-def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_keeps_the_last_checkpoint(fits, tmp_path, monkeypatch):
     written(tmp_path, at(1, {0: 1.0}))
     store = CheckpointStore(tmp_path)
     store.latest()
@@ -343,7 +343,7 @@ def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp
     assert (latest(tmp_path).round, states(latest(tmp_path))) == (3, {0: 3.0})
 
 
-def test_trouble_with_one_checkpoint_is_raised_at_the_next(tmp_path, monkeypatch):
+def test_a_write_error_is_raised_at_the_next_checkpoint(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
 
     def refuse(path, data, **how):
@@ -356,7 +356,7 @@ def test_trouble_with_one_checkpoint_is_raised_at_the_next(tmp_path, monkeypatch
     store.close()
 
 
-def test_no_file_is_a_pickle(tmp_path):
+def test_checkpoints_contain_no_pickle(tmp_path):
     written(tmp_path, at(1, {0: 1.0}))
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     assert len(files) == 3
@@ -365,7 +365,7 @@ def test_no_file_is_a_pickle(tmp_path):
             list(pickletools.genops(path.read_bytes()))
 
 
-def test_arrays_come_back_in_one_order(tmp_path):
+def test_arrays_are_restored_in_a_fixed_order(tmp_path):
     arrays = {f"{number}": np.zeros(1) for number in range(50)}
     written(tmp_path, replace(at(1, {}), clients={0: arrays}))
     for _ in range(3):

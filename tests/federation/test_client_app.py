@@ -1,4 +1,4 @@
-"""What a client answers: alone or together with others, live or rebuilt from its state every time."""
+"""Replies of clients, single or joint, live or rebuilt."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def training(clients: int, round: int, samples: int) -> list[Message]:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
-def test_answers_together_are_those_of_each_alone(order, tables):
+def test_joint_replies_equal_single_replies(order, tables):
     plan = parse_plan(tables | {"training": tables["training"] | {"local_epochs": 2}})
     one_by_one, together = Live(plan), Live(plan)
     for round in (1, 2):
@@ -118,7 +118,7 @@ def test_answers_together_are_those_of_each_alone(order, tables):
     assert [said(reply) for reply in together.together(evaluations)] == wanted
 
 
-def test_clients_that_share_a_model_work_in_turn(tables):
+def test_clients_with_a_shared_model_work_in_turn(tables):
     plan = parse_plan(tables | {"clients": [MLP], "fusion": {"strategy": "flwr:FedAvg"}})
     one_by_one, together = Live(plan), Live(plan)
     assert together.contexts[0].client().workplace is together.contexts[1].client().workplace
@@ -149,7 +149,7 @@ def test_a_client_that_fails_does_not_stop_the_others(strategy, tables, monkeypa
     assert [said(replies[n]) for n in (0, 2, 3)] == [wanted[n] for n in (0, 2, 3)]
 
 
-def test_nor_does_one_that_cannot_be_made(tables, monkeypatch):
+def test_a_client_that_cannot_be_built_does_not_stop_the_others(tables, monkeypatch):
     plan = parse_plan(tables | {"clients": [MLP]})
     one_by_one, together = Live(plan), Live(plan)
     wanted = one_by_one.alone([message(n, msg.TRAIN, 1) for n in range(4)])
@@ -185,7 +185,7 @@ class Rebuilt:
         return from_record(self.context.state.array_records[msg.STATE])
 
 
-def test_guidance_of_a_task_that_ends_is_learned_and_measured(streamed, tmp_path):
+def test_guidance_at_the_end_of_a_task_is_applied_and_evaluated(streamed, tmp_path):
     """Live or rebuilt between `end_task` and `evaluate`: what is told of the guidance is the same."""
     plan = parse_plan(streamed)
     live, rebuilt = Live(plan), Rebuilt(plan, tmp_path)
@@ -214,7 +214,7 @@ def test_guidance_of_a_task_that_ends_is_learned_and_measured(streamed, tmp_path
     assert np.isfinite(float_of(ours[2], "fusion_gain_local"))
 
 
-def test_without_a_stream_the_metrics_of_guidance_are_those_of_its_evaluation(tables, tmp_path):
+def test_evaluation_metrics_include_guidance_without_a_stream(tables, tmp_path):
     """Learned with the evaluation, or just before it: the same is measured."""
     plan = parse_plan(tables)
     live, rebuilt = Live(plan), Rebuilt(plan, tmp_path)
@@ -231,7 +231,7 @@ def test_without_a_stream_the_metrics_of_guidance_are_those_of_its_evaluation(ta
     assert all(np.isfinite(apart[key]) for key in FIDELITY)
 
 
-def test_a_training_forgets_guidance_that_nobody_measured(tables):
+def test_training_discards_unevaluated_guidance(tables):
     live = Live(parse_plan(tables))
     taught = np.full((60, 10), 0.1, np.float32)
     live.alone([message(0, msg.TRAIN, 2, guidance={"targets": taught})])
@@ -241,7 +241,7 @@ def test_a_training_forgets_guidance_that_nobody_measured(tables):
 
 
 @pytest.mark.parametrize("model", ["mlp", "gradient-boosting"])
-def test_a_client_computes_on_as_many_threads_as_the_scenario_says(model, streamed):
+def test_a_client_uses_the_number_of_threads_of_the_scenario(model, streamed):
     """Whichever library does: scikit-learn's pools are none of torch's."""
     import sklearn.ensemble  # noqa: F401, so that there are such pools
 

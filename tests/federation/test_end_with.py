@@ -1,4 +1,4 @@
-"""How a run ends: with guidance, or with one more training that everyone does alone."""
+"""A run ends with fusion or with one more local training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def values(result: fedkd.RunResult, round: int, metric: str) -> dict[tuple[int |
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "fedproto", "flwr:FedAvg"])
-def test_the_last_training_is_that_of_the_round_that_would_come(strategy, write, tmp_path):
+def test_the_last_training_equals_that_of_the_next_round(strategy, write, tmp_path):
     """So a run that ends trained stands where a run of one round more stands before its guidance."""
     fusion = {"strategy": strategy}
     trained = fedkd.run(
@@ -61,7 +61,7 @@ def test_the_last_training_is_that_of_the_round_that_would_come(strategy, write,
     assert trained.summary["rounds"] == ROUNDS
 
 
-def test_everyone_trains_whoever_took_part_in_the_last_round(write, tmp_path):
+def test_all_clients_train_at_the_end(write, tmp_path):
     path = write("sampled", clients_per_round=2, end_with="training")
     result = fedkd.run(load_scenario(path), out=tmp_path / "out")
     trained = {client for client, split in values(result, ROUNDS + 1, "loss") if split == "train"}
@@ -78,7 +78,7 @@ def test_fedbabu_is_measured_before_and_after_its_fine_tuning(write, tmp_path):
     assert len(values(result, ROUNDS, "accuracy")) == len(values(result, ROUNDS + 1, "accuracy")) == 10
 
 
-def test_a_run_stopped_before_it_goes_on_to_it(write, tmp_path):
+def test_a_run_stopped_before_the_last_training_resumes_with_it(write, tmp_path):
     path = write("run", end_with="training")
     fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
@@ -88,7 +88,7 @@ def test_a_run_stopped_before_it_goes_on_to_it(write, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-def test_a_stream_cannot_end_so(write, capsys):
+def test_a_stream_cannot_end_with_training(write, capsys):
     continual = {"learner": "naive", "head": "task", "tasks": {"kind": "split", "count": 2}}
     path = write("stream", end_with="training", continual=continual)
     assert main(["check", str(path)]) == 2

@@ -217,7 +217,7 @@ def inline(tmp_path_factory) -> Inline:
 
 
 @pytest.mark.alone
-def test_ray_agrees_with_one_process(inline, tmp_path, ray_session):
+def test_ray_equals_one_process(inline, tmp_path, ray_session):
     """And that although each actor keeps one client in memory, and writes down what the others are."""
     path = write_scenario(tmp_path, "together")
     overrides = ["engine.kind=ray", "engine.actors=2", "engine.live_clients=1"]
@@ -239,7 +239,7 @@ def actors(ray_session, tmp_path_factory) -> Iterator[SharedActors]:
 
 
 @pytest.mark.parametrize("kind", ON_SHARED_ACTORS)
-def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
+def test_actors_equal_one_process(kind, inline, tmp_path, actors):
     assert actors.metrics(ON_SHARED_ACTORS.index(kind), tmp_path / "run") == inline(kind)
 
 
@@ -258,7 +258,7 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
         pytest.param("banked", marks=pytest.mark.slow),
     ],
 )
-def test_flowers_own_runtime_agrees(kind, inline, tmp_path):
+def test_the_flower_runtime_equals_one_process(kind, inline, tmp_path):
     path = write_scenario(tmp_path, kind)
     out = tmp_path / "flower"
     done = subprocess.run(
@@ -272,7 +272,7 @@ def test_flowers_own_runtime_agrees(kind, inline, tmp_path):
     assert (out / "metrics.jsonl").read_bytes() == inline(kind)
 
 
-def test_the_resolved_scenario_repeats_the_run_whatever_its_process_is_like(inline, tmp_path):
+def test_a_resolved_scenario_repeats_the_run_in_any_process(inline, tmp_path):
     """Threads of the caller and the global generators are not read, and not moved."""
     import random
 
@@ -294,13 +294,13 @@ def test_the_resolved_scenario_repeats_the_run_whatever_its_process_is_like(inli
     assert torch.equal(after[0], before[0]) and after[1:] == before[1:]
 
 
-def test_seeds_differ(inline, tmp_path):
+def test_different_seeds_give_different_results(inline, tmp_path):
     assert run_metrics(write_scenario(tmp_path, "centralized"), tmp_path / "run", "seed=1") != inline(
         "centralized"
     )
 
 
-def test_evaluating_less_often_changes_nothing_that_is_learned(inline, tmp_path):
+def test_evaluation_frequency_does_not_change_learning(inline, tmp_path):
     path = write_scenario(tmp_path, "mixed")
     often = run_metrics(path, tmp_path / "often", "evaluate_every=1").splitlines()
     seldom = inline("mixed").splitlines()

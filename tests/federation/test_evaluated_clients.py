@@ -1,4 +1,4 @@
-"""Only some clients evaluated: what they learn and reach is what they would with everybody evaluated."""
+"""Evaluating some clients does not change their results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_those_that_are_evaluated_do_as_they_would(path, tmp_path):
+def test_evaluated_clients_reach_the_same_accuracies(path, tmp_path):
     everyone = fedkd.run(load_scenario(path), out=tmp_path / "everyone")
     some = fedkd.run(load_scenario(path, [f"evaluate_clients={SOME}"]), out=tmp_path / "some")
     chosen = evaluated_clients(load_scenario(path, [f"evaluate_clients={SOME}"]))
@@ -79,7 +79,7 @@ def test_those_that_are_evaluated_do_as_they_would(path, tmp_path):
     assert final["bytes_down"] == everyone.summary["final"]["bytes_down"]
 
 
-def test_nobody_else_is_measured_before_guidance(path, tmp_path, monkeypatch):
+def test_only_evaluated_clients_are_measured_before_fusion(path, tmp_path, monkeypatch):
     measured: set[int] = set()
     remember = Evaluator.measure_before_fusion
 
@@ -104,7 +104,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(path, tmp_path):
 
 
 @pytest.mark.parametrize("poisoned", [0.0, 0.4, 0.8, 1.0])
-def test_who_is_evaluated(poisoned):
+def test_the_evaluated_clients_follow_the_setting(poisoned):
     scenario = Scenario.model_validate(
         {"seed": 3, "evaluate_clients": 4, "data": {"clients": 10}, "faults": {"poisoned": poisoned}}
     )
@@ -118,7 +118,7 @@ def test_who_is_evaluated(poisoned):
     assert evaluated_clients(everyone) == tuple(range(10))
 
 
-def test_more_than_there_are_is_refused_and_a_check_says_how_many(digits_toml):
+def test_too_many_evaluated_clients_are_refused(digits_toml):
     with pytest.raises(UserError, match=r"evaluate_clients: must be ≤ data\.clients \(4\), got 5"):
         load_scenario(digits_toml, ["evaluate_clients=5"])
     assert any("3 are evaluated" in line for line in check(load_plan(digits_toml, ["evaluate_clients=3"])))

@@ -1,4 +1,4 @@
-"""What is done about a client that fails: the run ends, goes on without it, or asks it once more."""
+"""Failed clients end the run, are skipped or are retried."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_client_that_is_skipped_counts_as_absent(
     assert without_failures(skipped) == absent
 
 
-def test_a_client_that_is_asked_once_more_begins_where_it_was(tables, tmp_path, monkeypatch):
+def test_a_retried_client_starts_from_its_previous_state(tables, tmp_path, monkeypatch):
     unbroken = run(tables, tmp_path / "unbroken")
     seen = break_training(monkeypatch, MemoryError("no room"), times=2)
     told: list[str] = []
@@ -115,14 +115,14 @@ def test_a_client_that_is_asked_once_more_begins_where_it_was(tables, tmp_path, 
     assert told.count("client 2, round 2: MemoryError: no room; asking once more") == 2
 
 
-def test_what_fails_again_ends_the_run(tables, tmp_path, monkeypatch):
+def test_repeated_failures_end_the_run(tables, tmp_path, monkeypatch):
     seen = break_training(monkeypatch, OSError("gone"))
     with pytest.raises(RunFailed, match=r"^client 2, round 2: OSError: gone") as caught:
         run(tables, tmp_path / "run", on_client_error="retry", retries=3)
     assert caught.value.exit_status == 3 and len(seen) == 4
 
 
-def test_an_evaluation_that_fails_leaves_no_trace_but_its_own(tables, tmp_path, monkeypatch):
+def test_a_failed_evaluation_affects_only_its_own_metrics(tables, tmp_path, monkeypatch):
     unbroken = run(tables, tmp_path / "unbroken")
     evaluate = Evaluator.evaluate_after_fusion
 
@@ -143,7 +143,7 @@ def test_an_evaluation_that_fails_leaves_no_trace_but_its_own(tables, tmp_path, 
     ], "it has had its guidance with the next message"
 
 
-def test_a_run_that_skipped_a_client_resumes_to_the_byte(tables, tmp_path, monkeypatch):
+def test_a_run_with_a_skipped_client_resumes_byte_for_byte(tables, tmp_path, monkeypatch):
     break_training(monkeypatch, OSError("gone"))
     whole = run(tables, tmp_path / "whole", on_client_error="skip")
     with pytest.raises(Interrupted):
@@ -151,7 +151,7 @@ def test_a_run_that_skipped_a_client_resumes_to_the_byte(tables, tmp_path, monke
     assert fedkd.resume(tmp_path / "cut" / "run").metrics() == whole
 
 
-def test_a_run_that_a_client_has_ended_goes_on_without_it(tables, tmp_path, monkeypatch):
+def test_a_run_ended_by_a_client_resumes_without_it(tables, tmp_path, monkeypatch):
     break_training(monkeypatch, OSError("gone"))
     whole = run(tables, tmp_path / "whole", on_client_error="skip")
     with pytest.raises(RunFailed):
@@ -183,7 +183,7 @@ def break_upload(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "flwr:FedAvg"])
-def test_a_run_that_dropped_an_upload_resumes_to_the_byte(strategy, tables, tmp_path, monkeypatch):
+def test_a_run_with_a_dropped_upload_resumes_byte_for_byte(strategy, tables, tmp_path, monkeypatch):
     tables |= {"fusion": {"strategy": strategy}}
     break_upload(monkeypatch)
     with pytest.raises(
@@ -201,7 +201,7 @@ def test_a_run_that_dropped_an_upload_resumes_to_the_byte(strategy, tables, tmp_
 
 
 @pytest.mark.parametrize("measure", ["skip", "retry"])
-def test_a_loss_that_is_no_number_is_nobodys_fault_and_ends_the_run(measure, tables, tmp_path, monkeypatch):
+def test_a_nan_loss_ends_the_run(measure, tables, tmp_path, monkeypatch):
     seen = break_training(monkeypatch, TrainingDiverged("the loss is nan"))
     with pytest.raises(RunFailed, match=r"^client 2, round 2: the loss is nan "):
         run(tables, tmp_path / "run", on_client_error=measure)
@@ -227,7 +227,7 @@ def test_the_end_of_a_task_cannot_be_skipped(tables, tmp_path, monkeypatch):
         ({"min_replies": 5, "on_client_error": "skip"}, "faults.min_replies"),
     ],
 )
-def test_what_cannot_be_is_refused(faults, key, tables, tmp_path):
+def test_impossible_settings_are_refused(faults, key, tables, tmp_path):
     with pytest.raises(UserError) as caught:
         load_plan(write(tables, tmp_path, **faults))
     assert caught.value.key == key
@@ -279,9 +279,7 @@ def on_ray(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.alone
-def test_a_process_that_dies_takes_nothing_of_its_other_clients_along(
-    troubled, tmp_path, monkeypatch, ray_session
-):
+def test_a_dead_process_keeps_its_other_clients_states(troubled, tmp_path, monkeypatch, ray_session):
     (tmp_path / "marker").touch()
     unbroken = run(troubled, tmp_path / "unbroken")
     (tmp_path / "marker").unlink()
@@ -292,7 +290,7 @@ def test_a_process_that_dies_takes_nothing_of_its_other_clients_along(
 
 
 @pytest.mark.alone
-def test_a_client_whose_training_diverges_is_dropped_alike_on_actors(troubled, tmp_path, ray_session):
+def test_a_diverged_client_is_dropped_on_actors_too(troubled, tmp_path, ray_session):
     troubled["clients"][1]["args"]["how"] = "diverge"
     inline = run(troubled, tmp_path / "inline", on_bad_upload="drop")
     assert [row[:2] for row in failures(inline) if row[1] is not None] == [(r, CLIENT) for r in (1, 2, 3, 4)]
@@ -300,7 +298,7 @@ def test_a_client_whose_training_diverges_is_dropped_alike_on_actors(troubled, t
 
 
 @pytest.mark.slow
-def test_a_client_that_never_answers_is_left_behind(troubled, tmp_path, ray_session):
+def test_a_client_without_a_reply_is_skipped(troubled, tmp_path, ray_session):
     troubled["clients"][1]["args"]["how"] = "hang"
     rows = run(on_ray(troubled), tmp_path / "run", on_client_error="skip", timeout=20.0)
     [(round, client, *rest), _] = failures(rows)
@@ -317,7 +315,7 @@ def test_a_client_that_never_answers_is_left_behind(troubled, tmp_path, ray_sess
 
 
 @pytest.mark.slow
-def test_a_run_ends_at_a_client_that_never_answers(troubled, tmp_path, ray_session):
+def test_a_client_without_a_reply_ends_the_run(troubled, tmp_path, ray_session):
     troubled["clients"][1]["args"]["how"] = "hang"
     with pytest.raises(
         RunFailed, match=r"^client 2, round \d: gave no answer within 20 s \(faults.timeout\)"
@@ -325,7 +323,7 @@ def test_a_run_ends_at_a_client_that_never_answers(troubled, tmp_path, ray_sessi
         run(on_ray(troubled), tmp_path / "run", timeout=20.0)
 
 
-def test_flowers_own_runtimes_refuse_what_they_cannot_interrupt(tables, tmp_path):
+def test_flower_runtimes_refuse_time_limits(tables, tmp_path):
     path = write(tables | {"engine": {"kind": "ray"}}, tmp_path, timeout=5)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"scenario": str(path)}

@@ -1,4 +1,4 @@
-"""FedWeIT, whole: streams in orders and at clocks of the clients' own."""
+"""Whole FedWeIT runs with individual orders and paces."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parts_in(arrays) -> set[tuple[int, int]]:
     return {(int(client), int(task)) for client, task, _ in keys}
 
 
-def test_stopped_and_resumed_where_clients_are_away_and_lie(tables, tmp_path):
+def test_fedweit_resumes_with_absent_and_poisoned_clients(tables, tmp_path):
     tasks = tables["continual"]["tasks"] | {"count": 2, "pace": "uniform", "pace_range": [1, 2]}
     tables["continual"] = tables["continual"] | {"tasks": tasks}
     tables["continual"].pop("rounds_per_task")
@@ -63,7 +63,7 @@ def test_stopped_and_resumed_where_clients_are_away_and_lie(tables, tmp_path):
     assert (unbroken / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
-def test_parts_reach_everyone_and_averages_undo_nothing_that_was_learned(tables, tmp_path):
+def test_parts_reach_all_clients_and_averaging_preserves_learning(tables, tmp_path):
     # Nothing is small enough to be made zero at the end of a task: what remains is what guidance would do.
     tables["continual"] = tables["continual"] | {"threshold": 0.0}
     tables["clients"] = [{"model": "mlp", "args": {"hidden": [12, 8]}}]

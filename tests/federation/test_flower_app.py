@@ -48,7 +48,7 @@ def in_one_process(modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> di
     return noted
 
 
-def test_it_learns_at_both_moments(modules, tmp_path):
+def test_the_flower_app_learns_before_and_after_fusion(modules, tmp_path):
     reached = in_one_process(modules, tmp_path)
     assert list(reached) == ["1", "2", "3"]
     assert 0.2 < reached["1"]["accuracy"] < reached["3"]["accuracy"] < 1.0
@@ -56,7 +56,7 @@ def test_it_learns_at_both_moments(modules, tmp_path):
 
 
 @pytest.mark.slow  # half a minute to enter Flower's runtime, which test_engines_agree.py does
-def test_it_does_the_same_on_flowers_runtime(modules, tmp_path):
+def test_the_flower_app_is_the_same_on_flowers_runtime(modules, tmp_path):
     words = [APP, NODES, "local-epochs=2", f'out="{tmp_path / "flower.json"}"']
     done = subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / "flower.sh"), *map(str, words)],

@@ -50,7 +50,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("name", flower_strategy_names())
-def test_each_runs_from_a_scenario(name, averaged, tmp_path):
+def test_each_flower_strategy_runs_from_a_scenario(name, averaged, tmp_path):
     plan = load(averaged, tmp_path, strategy=f"flwr:{name}", **REQUIRED.get(name, {}))
     start = initial_weights(plan, load_federated_data(plan.scenario))
     end = weights_after(plan, tmp_path / "run")
@@ -87,7 +87,7 @@ def test_fedavg_is_the_mean_weighted_by_samples(averaged, tmp_path):
         np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=1e-6, err_msg=key)
 
 
-def test_the_proximal_term_holds_clients_near_what_they_received(averaged, tmp_path):
+def test_the_proximal_term_keeps_clients_near_received_weights(averaged, tmp_path):
     plan = load(averaged, tmp_path, strategy="flwr:FedProx")
     clients = ClientFactory(plan, load_federated_data(plan.scenario))
     start = initial_weights(plan, clients.data)
@@ -104,7 +104,7 @@ def test_the_proximal_term_holds_clients_near_what_they_received(averaged, tmp_p
 
 
 @pytest.mark.parametrize("mu", [0.0, 3.0])
-def test_fedasyncs_local_objective_by_hand(mu, averaged, tmp_path):
+def test_the_local_objective_of_fedasync_equals_the_formula(mu, averaged, tmp_path):
     """Whole batches of softmax regression: four steps of ``∇CE(w) + μ (w − w_received)``."""
     lr, steps = 0.3, 4
     training = {"optimizer": "sgd", "lr": lr, "batch_size": 10_000, "local_epochs": steps}
@@ -137,7 +137,7 @@ def test_a_scenarios_mu_reaches_the_clients(averaged, tmp_path):
     assert distance(held, average) > 1e-3
 
 
-def test_clients_evaluate_the_weights_that_were_averaged(averaged, tmp_path):
+def test_clients_evaluate_the_averaged_weights(averaged, tmp_path):
     plan = load(averaged | {"rounds": 1}, tmp_path, strategy="flwr:FedAvg")
     result = fedkd.run(plan, out=tmp_path / "run")
     rows = [r for r in result.metrics() if (r["split"], r["metric"]) == ("global", "accuracy")]
@@ -156,7 +156,7 @@ def test_clients_evaluate_the_weights_that_were_averaged(averaged, tmp_path):
     assert client.evaluator.evaluate("local").accuracy == local
 
 
-def test_what_flower_cannot_fuse_names_the_round(averaged, tmp_path, monkeypatch):
+def test_flowers_failed_fusion_names_the_round(averaged, tmp_path, monkeypatch):
     from flwr.serverapp.strategy import FedAvg
 
     def broken(self, server_round, replies):
@@ -168,7 +168,7 @@ def test_what_flower_cannot_fuse_names_the_round(averaged, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAvgM", "FedYogi", "FedAdagrad"])
-def test_state_is_whole_and_in_order(name, averaged, tmp_path, monkeypatch):
+def test_the_state_is_complete_and_ordered(name, averaged, tmp_path, monkeypatch):
     given = {"server_momentum": 0.9} if name == "FedAvgM" else {}
     plan = load(averaged, tmp_path, strategy=f"flwr:{name}", **given)
     used: list[Strategy] = []

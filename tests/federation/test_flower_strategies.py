@@ -12,14 +12,14 @@ from fedkd.federation.flower_strategies import (
 )
 
 
-def test_the_strategies_of_the_papers_are_there():
+def test_flower_strategies_of_the_papers_are_listed():
     names = flower_strategy_names()
     assert {"FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx", "QFedAvg"} <= set(names)
     assert {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"} <= set(names)
     assert not any(name.startswith(("FedXgb", "Differential")) for name in names)
 
 
-def test_hyperparameters_are_flowers_without_what_the_scenario_decides():
+def test_hyperparameters_exclude_those_set_by_the_scenario():
     assert flower_hyperparameters("flwr:FedAdam") == flower_hyperparameters("FedAdam")
     assert set(flower_hyperparameters("FedAdam")) == {"eta", "eta_l", "beta_1", "beta_2", "tau"}
     assert flower_hyperparameters("FedAvg") == {}
@@ -40,7 +40,7 @@ def test_hyperparameters_are_flowers_without_what_the_scenario_decides():
         ("FedProx", {"proximal_mu": float("nan")}, "fusion.proximal_mu", "must be ≥ 0, got nan"),
     ],
 )
-def test_what_is_wrong_with_a_value_is_told_with_its_key(name, given, key, text):
+def test_wrong_values_are_refused_with_their_key(name, given, key, text):
     with pytest.raises(UserError, match=text) as caught:
         make_flower_strategy(f"flwr:{name}", given)
     assert caught.value.key == key

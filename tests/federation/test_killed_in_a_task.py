@@ -1,4 +1,4 @@
-"""A client that is killed between two steps of a task, in an order of its own, ends as if it had not been."""
+"""A run killed within a task resumes exactly."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ TABLES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("module", "learner", "step"), [("masks.ssnet", "ExSSNeT", 40), ("subspace.cuber", "CUBER", 60)]
 )
-def test_killed_between_two_steps_of_a_task(module, learner, step, tmp_path):
+def test_a_run_killed_within_a_task_resumes_exactly(module, learner, step, tmp_path):
     plugin = f"{learner.lower()}_dies_at_step_{step}"
     (tmp_path / f"{plugin}.py").write_text(MORTAL.format(module=module, learner=learner))
     scenario = tmp_path / "scenario.toml"

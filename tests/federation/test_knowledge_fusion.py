@@ -1,4 +1,4 @@
-"""A fusion strategy as a strategy of Flower, used as somebody with a Flower app of their own would."""
+"""A fusion strategy in a Flower app."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def evaluate_round(strategy: KnowledgeFusion, federation: Federation, round: int
     strategy.aggregate_evaluate(round, federation.grid.send_and_receive(requests))
 
 
-def test_a_flower_user_gets_the_strategys_guidance_once_a_round():
+def test_a_flower_app_receives_guidance_once_per_round():
     federation = Federation()
     strategy = KnFu(beta=10.0, weight_by_size=True)
     result = KnowledgeFusion(strategy).start(federation.grid, num_rounds=2)
@@ -122,7 +122,7 @@ def test_a_flower_user_gets_the_strategys_guidance_once_a_round():
     assert result.evaluate_metrics_clientapp[1]["accuracy"] == pytest.approx(0.15)
 
 
-def test_guidance_waits_for_the_next_training_where_nothing_is_evaluated():
+def test_guidance_waits_for_the_next_training_without_evaluation():
     federation = Federation()
     strategy = KnowledgeFusion(KnFu(beta=2.0))
     for round in (1, 2, 3):
@@ -132,7 +132,7 @@ def test_guidance_waits_for_the_next_training_where_nothing_is_evaluated():
         assert np.array_equal(federation.sent[client][1][3], fused(KnFu(beta=2.0), 2)[client])
 
 
-def test_the_order_of_replies_does_not_matter():
+def test_the_order_of_replies_does_not_change_fusion():
     def targets(order) -> dict[int, np.ndarray]:
         federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
         requests = strategy.configure_train(1, to_record({}), ConfigRecord(), federation.grid)
@@ -148,7 +148,7 @@ def test_the_order_of_replies_does_not_matter():
         assert first[client].tobytes() == second[client].tobytes()
 
 
-def test_clients_that_failed_are_left_out_and_receive_nothing():
+def test_failed_clients_are_left_out_and_receive_nothing():
     federation = Federation(failing=frozenset({(1, 1)}))
     strategy = KnowledgeFusion(KnFu(beta=1.0))
     strategy.start(federation.grid, num_rounds=1)
@@ -161,13 +161,13 @@ def test_clients_that_failed_are_left_out_and_receive_nothing():
     assert report is not None and report.clients == report.present == others
 
 
-def test_a_round_in_which_everyone_failed_is_survived():
+def test_a_round_of_failed_clients_does_not_end_the_run():
     federation = Federation(failing=frozenset((client, 1) for client in range(N)))
     KnowledgeFusion(KnFu()).start(federation.grid, num_rounds=2)
     assert all([received[:3] for received in federation.sent[c]] == [("evaluate", 2, 2)] for c in range(N))
 
 
-def test_knowledge_of_missing_clients_ages():
+def test_knowledge_of_absent_clients_ages():
     seen: list[Knowledge] = []
 
     @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def test_knowledge_of_missing_clients_ages():
     assert np.array_equal(seen[2].logits, np.stack([logits_of(*at) for at in computed]))
 
 
-def test_shared_guidance_is_one_record_for_all():
+def test_shared_guidance_is_one_record():
     federation = Federation()
     KnowledgeFusion(FedMD()).start(federation.grid, num_rounds=1)
     assert len(federation.records) == N
@@ -203,7 +203,7 @@ def test_shared_guidance_is_one_record_for_all():
     np.testing.assert_allclose(federation.sent[0][0][3], mean, rtol=1e-6)
 
 
-def test_a_strategy_that_sends_nothing_guides_nobody():
+def test_a_strategy_without_targets_sends_no_guidance():
     federation = Federation()
     strategy = KnowledgeFusion(Local())
     strategy.start(federation.grid, num_rounds=2)
@@ -211,7 +211,7 @@ def test_a_strategy_that_sends_nothing_guides_nobody():
     assert strategy.report() is None
 
 
-def test_a_client_that_does_not_name_itself_goes_by_its_node():
+def test_an_unnamed_client_is_identified_by_its_node():
     reply = Message(RecordDict(), dst_node_id=9, message_type="train")
     assert msg.sender(reply) == reply.metadata.src_node_id
 
@@ -219,7 +219,7 @@ def test_a_client_that_does_not_name_itself_goes_by_its_node():
 @pytest.mark.parametrize(
     "strategy", [KnFu(beta=1.0, stale_decay=0.5, distribution_momentum=0.5), FedMD(), KnFu(per_class=True)]
 )
-def test_a_restored_strategy_goes_on_where_the_other_stopped(strategy):
+def test_a_restored_strategy_continues_exactly(strategy):
     straight, federation = KnowledgeFusion(strategy), Federation()
     train_round(straight, federation, 1, (0, 1, 2))
     train_round(straight, federation, 2, (1, 3))
@@ -243,7 +243,7 @@ def test_a_restored_strategy_goes_on_where_the_other_stopped(strategy):
             assert one[3].tobytes() == two[3].tobytes()
 
 
-def test_what_a_strategy_remembers_may_have_any_name():
+def test_a_strategys_memory_may_have_any_name():
     @dataclass(frozen=True)
     class Counts(FusionStrategy):
         name = "counts"
@@ -265,7 +265,7 @@ def test_what_a_strategy_remembers_may_have_any_name():
 
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize("introduced", [False, True])
-def test_shared_guidance_reaches_those_who_were_away_with_their_next_training(introduced, evaluated):
+def test_shared_guidance_reaches_absent_clients_at_their_next_training(introduced, evaluated):
     federation, strategy = Federation(), KnowledgeFusion(FedMD())
     if introduced:
         strategy.introduce(federation.nodes)
@@ -286,7 +286,7 @@ def test_shared_guidance_reaches_those_who_were_away_with_their_next_training(in
     assert np.array_equal(federation.sent[3][0][3], fused(FedMD(), 2, (1, 2)))
 
 
-def test_personal_guidance_is_for_nobody_else():
+def test_personal_guidance_reaches_only_its_client():
     federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
     strategy.introduce(federation.nodes)
     train_round(strategy, federation, 1, (0, 1))
@@ -294,7 +294,7 @@ def test_personal_guidance_is_for_nobody_else():
     assert sorted(federation.sent) == [0, 1]
 
 
-def test_means_are_over_those_who_measured():
+def test_means_are_over_evaluated_clients():
     rows = [
         {"accuracy": 0.5, "fusion_gain_local": nan},
         {"accuracy": 0.7, "fusion_gain_local": 0.2},
@@ -313,7 +313,7 @@ def test_means_are_over_those_who_measured():
     assert isnan(nobody["fusion_gain_local"])
 
 
-def test_the_bytes_of_guidance_count_once_whoever_is_evaluated():
+def test_the_bytes_of_guidance_count_once():
     table = 4 * M * C
     for evaluations in (0, 1, 2):
         federation, strategy = Federation(), KnowledgeFusion(FedMD())
@@ -329,7 +329,7 @@ def test_the_bytes_of_guidance_count_once_whoever_is_evaluated():
         assert strategy.sent_bytes() == 0
 
 
-def test_what_is_asked_for_counts_for_everyone_who_is_asked():
+def test_requested_samples_count_for_every_client():
     @dataclass(frozen=True)
     class Asking(FedMD):
         name = "asking"
@@ -344,7 +344,7 @@ def test_what_is_asked_for_counts_for_everyone_who_is_asked():
     assert strategy.sent_bytes() == 3 * (samples + samples + 4 * M * C)
 
 
-def test_records_are_of_one_round():
+def test_records_hold_one_round():
     federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
     strategy.introduce(federation.nodes)
     for round in range(1, 6):
@@ -392,7 +392,7 @@ def test_absent_clients_receive_the_newest_of_their_group_once():
 
 
 @pytest.mark.parametrize("strategy", [Halves(), FedMD()])
-def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
+def test_a_checkpoint_stores_shared_messages_once(strategy):
     federation, straight = Federation(), KnowledgeFusion(strategy)
     straight.introduce(federation.nodes)
     train_round(straight, federation, 1, (0, 1))
@@ -420,7 +420,7 @@ def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
     assert all(values.tobytes() == second[name].tobytes() for name, values in first.items())
 
 
-def test_it_waits_until_there_are_enough_nodes(monkeypatch):
+def test_the_server_waits_for_enough_nodes(monkeypatch):
     """On Flower's runtimes nodes appear some time after the server has begun."""
     federation, waited = Federation(), []
     everyone = list(federation.grid.get_node_ids())
@@ -430,7 +430,7 @@ def test_it_waits_until_there_are_enough_nodes(monkeypatch):
     assert len(waited) == 3
 
 
-def test_a_round_without_clients_is_a_failure(monkeypatch):
+def test_a_round_without_clients_fails(monkeypatch):
     federation = Federation()
     monkeypatch.setattr(federation.grid, "send_and_receive", lambda messages, timeout: [])
     with pytest.raises(RunFailed, match="round 1: no node has answered"):

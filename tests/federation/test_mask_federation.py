@@ -69,7 +69,7 @@ def weights_of(client) -> np.ndarray:
     return np.concatenate([layer.module.weight.detach().numpy().ravel() for layer in layers])
 
 
-def test_all_begin_alike_and_send_a_bit_a_weight(tables):
+def test_clients_start_equal_and_send_one_bit_per_weight(tables):
     fusing, clients, schedule = federation(tables)
     assert len({weights_of(client).tobytes() for client in clients.values()}) == 1
     clients[0].enter(1), clients[1].enter(1)
@@ -85,7 +85,7 @@ def test_all_begin_alike_and_send_a_bit_a_weight(tables):
             assert own.sum() == sent[0, layer].sum() and votes[own].min() >= votes[~own].max()
 
 
-def test_in_any_order_free_weights_are_what_all_began_with(tables):
+def test_free_weights_keep_their_initial_values_in_any_order(tables):
     """Weights that a client trains are untouched on all clients that learn the task with it."""
     tables["seed"] = 3  # orders 1 0 2, 0 1 2, 0 2 1, 2 0 1
     tables["continual"] |= {"learner": "exssnet", "density": 0.2}
@@ -132,7 +132,7 @@ def test_in_any_order_free_weights_are_what_all_began_with(tables):
 
 
 @pytest.mark.parametrize("learner", ["supsup", "exssnet"])
-def test_stopped_and_resumed(learner, tables, tmp_path):
+def test_a_mask_federation_resumes_exactly(learner, tables, tmp_path):
     tables["continual"] |= {"learner": learner}
     tables["continual"]["tasks"] |= {"count": 2}
     tables |= {"clients_per_round": 3, "evaluate_every": 2, "faults": {"poisoned": 0.25, "poison": "random"}}
@@ -164,7 +164,7 @@ def test_stopped_and_resumed(learner, tables, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message, tables):
+def test_impossible_settings_are_refused(changes, message, tables):
     tables["training"]["local_epochs"] = 2
     tables["continual"]["tasks"]["order"] = "shuffled"
     tables["fusion"] |= changes.get("fusion", {})
@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused(changes, message, tables):
         check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, outputs))
 
 
-def test_weights_that_differ_end_the_run(tables, tmp_path, monkeypatch):
+def test_different_initial_weights_end_the_run(tables, tmp_path, monkeypatch):
     monkeypatch.setattr("fedkd.clients.factory.derive_seed", lambda seed, purpose, client=None: next(seeds))
     seeds = iter(range(100))
     with pytest.raises((RunFailed, UserError), match="needs clients that begin with the same weights"):

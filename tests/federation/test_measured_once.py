@@ -1,4 +1,4 @@
-"""Where clients of a process share a model, what they would all measure alike is measured once a round."""
+"""Clients with a shared model are evaluated once."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def counted(patch: pytest.MonkeyPatch, owner: type, name: str) -> Iterator[list[
     ("learner", "shared"),
     [("naive", True), ("er", True), ("icarl", False)],
 )
-def test_and_the_figures_are_those_of_everyone_for_themselves(
-    learner, shared, digits_scenario, tmp_path, monkeypatch
-):
+def test_shared_evaluations_equal_individual_ones(learner, shared, digits_scenario, tmp_path, monkeypatch):
     del digits_scenario["rounds"]
     path = tmp_path / "scenario.toml"
     stream = {"learner": learner, "rounds_per_task": 2, "tasks": {"kind": "split", "count": TASKS}}
@@ -65,7 +63,7 @@ def test_and_the_figures_are_those_of_everyone_for_themselves(
 
 
 @pytest.mark.parametrize("learner", ["naive", "icarl", "supsup"])
-def test_the_present_task_is_predicted_once_a_moment(learner, digits_scenario, tmp_path, monkeypatch):
+def test_the_current_task_is_predicted_once_per_evaluation(learner, digits_scenario, tmp_path, monkeypatch):
     del digits_scenario["rounds"]
     stream = {"learner": learner, "rounds_per_task": 2, "tasks": {"kind": "split", "count": TASKS}}
     data = digits_scenario["data"] | {"clients": 2, "partition": {"scheme": "iid", "samples_per_client": 30}}

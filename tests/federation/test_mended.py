@@ -1,4 +1,4 @@
-"""Files beside a run's checkpoints: a damaged one is made again, or refused by name."""
+"""Damaged files beside the checkpoints are rebuilt or refused by name."""
 
 from __future__ import annotations
 
@@ -71,27 +71,27 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_sound_folder_goes_on_without_a_word(folder):
+def test_an_intact_folder_resumes_silently(folder):
     before = (folder / "schedule.json").read_bytes()
     assert resumed(folder) == [] and (folder / "schedule.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("place", [2, 30, 90, -4])
-def test_a_damaged_schedule_is_told_of_and_made_again(folder, place):
+def test_a_damaged_schedule_is_reported_and_rebuilt(folder, place):
     before = (folder / "schedule.json").read_bytes()
     flip(folder / "schedule.json", place)
     assert resumed(folder) == ["schedule.json was missing, damaged or another run's; it is made again"]
     assert (folder / "schedule.json").read_bytes() == before
 
 
-def test_another_runs_schedule_is_made_again(folder, tmp_path):
+def test_the_schedule_of_another_run_is_rebuilt(folder, tmp_path):
     other = stop(tmp_path / "other", seed=4)
     shutil.copy(other / "schedule.json", folder / "schedule.json")
     assert len(resumed(folder)) == 1
     assert json.loads((folder / "schedule.json").read_text())["participation"]["seed"] == 3
 
 
-def test_a_damaged_table_of_a_round_that_is_done_is_refused(folder):
+def test_a_damaged_table_of_a_finished_round_is_refused(folder):
     table = folder / "fusion" / "round-00001.npz"
     flip(table, len(table.read_bytes()) // 2)
     with pytest.raises(
@@ -102,20 +102,20 @@ def test_a_damaged_table_of_a_round_that_is_done_is_refused(folder):
     assert resumed(folder) == [], "without it the run goes on"
 
 
-def test_another_runs_table_is_refused(folder, tmp_path):
+def test_a_table_of_another_run_is_refused(folder, tmp_path):
     other = stop(tmp_path / "other", seed=4)
     shutil.copy(other / "fusion" / "round-00001.npz", folder / "fusion")
     with pytest.raises(UserError, match=r"round-00001\.npz: is not what was written"):
         resumed(folder)
 
 
-def test_a_table_of_a_later_round_is_made_again(folder):
+def test_a_table_of_a_later_round_is_rebuilt(folder):
     shutil.copy(folder / "fusion" / "round-00001.npz", folder / "fusion" / "round-00002.npz")
     assert resumed(folder) == ["fusion/round-00002.npz was damaged; it is made again"]
     assert read_table(folder / "fusion" / "round-00002.npz") is not None
 
 
-def test_a_longer_run_keeps_its_tables(folder):
+def test_an_extended_run_keeps_its_tables(folder):
     resumed(folder)
     fedkd.resume(folder, rounds=3, progress=False, report=False)
     assert sorted(path.name for path in (folder / "fusion").iterdir()) == [
@@ -123,7 +123,7 @@ def test_a_longer_run_keeps_its_tables(folder):
     ]
 
 
-def test_no_bit_of_a_table_can_flip_unseen(tmp_path):
+def test_every_flipped_bit_of_a_table_is_noticed(tmp_path):
     path, arrays = tmp_path / "round-00001.npz", {"clients": np.arange(3), "weights": np.eye(3)}
     write_table(path, arrays, RUN)
     content, refused = path.read_bytes(), 0
@@ -139,7 +139,7 @@ def test_no_bit_of_a_table_can_flip_unseen(tmp_path):
     assert refused > 150
 
 
-def test_a_table_of_another_round_or_run_is_none_of_this(tmp_path):
+def test_a_table_of_another_round_or_run_is_recognised(tmp_path):
     path = tmp_path / "round-00001.npz"
     write_table(path, {"clients": np.arange(3)}, RUN)
     assert read_table(path, 64 * "2") is None

@@ -8,7 +8,7 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.federation.messages.exchange import NodeSubset
 
 
-def test_a_subset_shows_its_nodes_only_and_talks_through_the_whole_grid():
+def test_a_subset_lists_its_nodes_and_sends_through_the_grid():
     def app(message, context):
         return Message(RecordDict(), reply_to=message)
 

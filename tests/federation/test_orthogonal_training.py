@@ -1,4 +1,4 @@
-"""FOT in whole runs: what it keeps, what it costs, where it is refused."""
+"""FOT in whole runs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def saved(folder: Path, round: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("strategy", ["FedAdam", "FedAvgM"])
-def test_stopped_between_tasks_and_resumed_it_never_touches_what_is_protected(strategy, tables, tmp_path):
+def test_a_resumed_run_preserves_protected_subspaces(strategy, tables, tmp_path):
     """Not by momentum from before either; biases stay altogether."""
     given = {"server_momentum": 0.9} if strategy == "FedAvgM" else {"eta": 0.02}
     tables["fusion"] = {**tables["fusion"], "strategy": f"flwr:{strategy}", **given}
@@ -97,7 +97,7 @@ def test_stopped_between_tasks_and_resumed_it_never_touches_what_is_protected(st
         np.testing.assert_allclose(grown.T @ grown, np.eye(grown.shape[1]), atol=1e-5)
 
 
-def test_what_is_protected_holds_its_share_of_the_inputs_of_those_who_took_part(tables, tmp_path):
+def test_bases_hold_the_required_energy_of_participants_inputs(tables, tmp_path):
     tables["continual"]["tasks"]["count"] = 1
     tables["fusion"]["orthogonal"] = {"threshold": 0.9}
     result = run(tables, tmp_path)
@@ -122,14 +122,14 @@ def test_what_is_protected_holds_its_share_of_the_inputs_of_those_who_took_part(
         assert figures[f"protected_share/{layer}"] == pytest.approx(rank / inputs)
 
 
-def test_the_first_task_is_learned_as_without_it(pair):
+def test_the_first_task_equals_plain_training(pair):
     held, free = ([row for row in r.metrics() if "/" not in row["metric"]] for r in pair)
     first = [row for row in held if row["round"] <= 2]
     assert first == [row for row in free if row["round"] <= 2] != []
     assert held != free
 
 
-def test_its_bytes_are_those_of_sketches_up_and_bases_down(pair):
+def test_traffic_is_sketches_up_and_bases_down(pair):
     """Two clients send sketches after each of two tasks; after the second they are sent what is protected."""
     held, free = (result.summary["final"] for result in pair)
     sketches = 4 * sum(40 * inputs + 1 for inputs in LAYERS.values())
@@ -139,7 +139,7 @@ def test_its_bytes_are_those_of_sketches_up_and_bases_down(pair):
     assert held["bytes_down"] - free["bytes_down"] == 2 * bases
 
 
-def test_outputs_of_other_tasks_stay_where_every_task_has_its_own():
+def test_outputs_of_other_tasks_stay_with_separate_heads():
     network = mlp((64,), 9, hidden=[HIDDEN, HIDDEN])
     before = weights_of(network)
     after = {name: values + 1.0 for name, values in before.items()}
@@ -183,7 +183,7 @@ def test_the_threshold_grows_with_the_tasks():
         ({"population": {"late": 0.5}}, "needs all clients at the same task"),
     ],
 )
-def test_where_there_is_no_old_task_of_all_it_is_refused(changes, message, tables):
+def test_fot_refuses_unsupported_streams_and_strategies(changes, message, tables):
     tables["continual"]["tasks"] |= {key: changes[key] for key in ("order", "pace") if key in changes}
     tables["fusion"] |= {key: changes[key] for key in ("strategy",) if key in changes}
     tables |= {key: changes[key] for key in ("population", "continual") if key in changes}
@@ -193,14 +193,14 @@ def test_where_there_is_no_old_task_of_all_it_is_refused(changes, message, table
     assert caught.value.key == "fusion.orthogonal"
 
 
-def test_networks_that_cannot_be_protected_are_refused(tables, tmp_path):
+def test_unsupported_networks_are_refused(tables, tmp_path):
     tables["clients"] = [{"model": "resnet8", "args": {"norm": "batch"}}]
     with pytest.raises(UserError, match=r"running statistics .*learner 'naive'.*norm = 'group'") as caught:
         run(tables, tmp_path)
     assert caught.value.key == "fusion.orthogonal"
 
 
-def test_check_estimates_what_sketches_weigh(pair, tables):
+def test_check_estimates_the_bytes_of_sketches(pair, tables):
     """A run that is held back sends as much more as was said, at the end of each of two tasks."""
     held, free = (result.summary["final"]["bytes_up"] for result in pair)
     plan = parse_plan(tables)

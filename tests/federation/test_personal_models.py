@@ -1,4 +1,4 @@
-"""Strategies that average weights, whole or in part, against themselves by hand in float64, and at limits."""
+"""Strategies with averaged weights against float64 computations."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ it is FedAvg, a limit of the last three."""
 
 
 @pytest.mark.parametrize("strategy", CASES)
-def test_agrees_with_itself_by_hand(strategy, digits_scenario):
+def test_personal_strategies_equal_a_float64_computation(strategy, digits_scenario):
     options, phases, shared = CASES[strategy]
     federation = Federation(digits_scenario, strategy, **options)
     sizes = [len(federation.shard(n)[1]) for n in range(2)]
@@ -163,7 +163,7 @@ def assert_same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], 
     ("strategy", "options", "phase"),
     [("fedbabu", {"tune_epochs": 3}, (3, "")), ("fedrep", {"head_epochs": 4}, (4, "head"))],
 )
-def test_the_training_after_the_last_fusion_is_another(strategy, options, phase, digits_scenario):
+def test_the_training_after_the_last_fusion_differs(strategy, options, phase, digits_scenario):
     federation = Federation(digits_scenario, strategy, **options)
     federation.run(PRESENT)
     for n, client in enumerate(federation.clients):
@@ -173,7 +173,7 @@ def test_the_training_after_the_last_fusion_is_another(strategy, options, phase,
         assert_same(client.weights(), expected, 2e-6)
 
 
-def test_a_straggler_takes_one_epoch_of_each_phase(digits_scenario):
+def test_a_straggler_trains_one_epoch_of_each_phase(digits_scenario):
     slow = {"stragglers": 1.0, "straggler_work": 1.0}
     federation = Federation(digits_scenario, "fedrep", faults=slow)
     client = federation.clients[0]
@@ -235,7 +235,7 @@ def search(
 
 
 @pytest.mark.parametrize("layers", [1, 5])
-def test_fedala_agrees_with_itself_by_hand(layers, digits_scenario):
+def test_fedala_equals_a_float64_computation(layers, digits_scenario):
     lr = 20.0  # steps of the weights are small, so that those of the rates are too
     training = {"optimizer": "sgd", "lr": LR, "batch_size": 300, "local_epochs": EPOCHS}
     federation = Federation(digits_scenario, "fedala", layers=layers, lr=lr, passes=4, training=training)
@@ -256,7 +256,7 @@ def test_fedala_agrees_with_itself_by_hand(layers, digits_scenario):
         assert any(((rate > 0.001) & (rate < 0.999)).any() for rate in rates.values())
 
 
-def test_the_first_search_ends_when_losses_rest_and_after_its_passes():
+def test_the_first_fedala_search_ends_on_convergence_or_at_its_limit():
     class Counting:
         def __init__(self, losses: Callable[[int], float]) -> None:
             self.calls, self._losses = 0, losses
@@ -297,7 +297,7 @@ def test_the_first_search_ends_when_losses_rest_and_after_its_passes():
         assert client.calls == first + 1, "later there is one pass"
 
 
-def test_averages_that_nobody_trains_on_leave_nothing_behind(digits_scenario):
+def test_unused_averages_leave_no_state(digits_scenario):
     """Whoever is evaluated between two trainings meets several, and goes on from the newest alone."""
     ends = []
     for rounds_met in ((1, 2), (2,)):
@@ -313,7 +313,7 @@ def test_averages_that_nobody_trains_on_leave_nothing_behind(digits_scenario):
     assert_same(ends[0][1], ends[1][1], 0.0)
 
 
-def test_layers_are_told_apart_by_name():
+def test_layers_are_selected_by_name():
     names = ("a.0.weight", "a.0.bias", "b.weight", "head.weight", "head.bias")
     assert top_layers(names, 1) == ["head.weight", "head.bias"]
     assert top_layers(names, 2) == ["b.weight", "head.weight", "head.bias"]

@@ -1,4 +1,4 @@
-"""A run that was stopped, at any instant and in any way, ends as if it had not been."""
+"""A run stopped at any time resumes to the same result."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def killed(words: list[object], out: Path, rounds_done: int, delay: float) -> No
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_killed_at_a_random_instant(attempt, unbroken, tmp_path):
+def test_a_run_killed_at_a_random_time_resumes_exactly(attempt, unbroken, tmp_path):
     draw = random.Random(time.time_ns())
     rounds_done, delay = draw.randrange(0, 7), draw.uniform(0.0, 0.3)
     print(f"killed {delay:.4f} s after round {rounds_done}")
@@ -97,7 +97,7 @@ def test_killed_at_a_random_instant(attempt, unbroken, tmp_path):
 
 
 @pytest.mark.alone
-def test_killed_on_ray(unbroken, tmp_path, ray_session):
+def test_a_run_killed_on_ray_resumes_exactly(unbroken, tmp_path, ray_session):
     """The process that is killed and the one that goes on are two drivers of one cluster."""
     import ray
 
@@ -109,7 +109,7 @@ def test_killed_on_ray(unbroken, tmp_path, ray_session):
 
 
 @pytest.mark.parametrize(("number", "checkpoint_every"), [(signal.SIGINT, 5), (signal.SIGTERM, 1)])
-def test_a_signal_saves_after_the_round_and_names_the_way_on(number, checkpoint_every, unbroken, tmp_path):
+def test_a_signal_saves_the_round_and_names_the_resume_command(number, checkpoint_every, unbroken, tmp_path):
     scenario = load_scenario(write(tmp_path, checkpoint_every=checkpoint_every))
     stopped = tmp_path / "stopped"
     with pytest.raises(Interrupted, match=rf"after round 3 of 8.*fedkd resume {stopped}") as caught:
@@ -123,7 +123,7 @@ def test_a_signal_saves_after_the_round_and_names_the_way_on(number, checkpoint_
     "fusion",
     [{"strategy": "flwr:FedAdam", "eta": 0.01}, {"strategy": "flwr:FedAvgM", "server_momentum": 0.9}],
 )
-def test_flowers_strategies_resume_with_their_moments(fusion, tmp_path):
+def test_flower_strategies_resume_with_their_optimiser_moments(fusion, tmp_path):
     changes = {"fusion": fusion, "clients": [{"model": "mlp"}], "checkpoint_every": 2, "rounds": 6}
     scenario = load_scenario(write(tmp_path, **changes))
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
@@ -133,7 +133,7 @@ def test_flowers_strategies_resume_with_their_moments(fusion, tmp_path):
     assert metrics_of(tmp_path / "stopped") == metrics_of(whole)
 
 
-def test_clients_that_lie_on_disk_resume_too(unbroken, tmp_path):
+def test_clients_stored_on_disk_resume(unbroken, tmp_path):
     """One of four is in memory at a time, before and after; those that are restored go to the disk."""
     engine = {"kind": "inline", "live_clients": 1}
     path = write(tmp_path, engine=engine, checkpoint_every=2)
@@ -143,7 +143,7 @@ def test_clients_that_lie_on_disk_resume_too(unbroken, tmp_path):
     assert metrics_of(tmp_path / "stopped") == metrics_of(unbroken)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, unbroken):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(finished, unbroken):
     victim = next((finished / "checkpoints" / "clients").glob("client-*@00008.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1])
     fedkd.resume(finished)
@@ -156,7 +156,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, unbroken):
     assert again.summary["final"] == json.loads((unbroken / "summary.json").read_text())["final"]
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(finished, tmp_path):
+def test_a_folder_with_a_run_is_not_overwritten(finished, tmp_path):
     with pytest.raises(UserError, match="holds a run already"):
         fedkd.run(load_scenario(write(tmp_path)), out=finished)
     with pytest.raises(UserError, match="not a run folder"):
@@ -171,7 +171,7 @@ def test_two_processes_cannot_work_in_one_folder(finished):
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "feddf", "flwr:FedAdam"])
-def test_a_finished_run_goes_on_to_where_a_longer_one_would_be(strategy, tmp_path):
+def test_an_extended_run_equals_a_longer_one(strategy, tmp_path):
     """Also where it was evaluated only because it ended: of that there is no trace."""
     fusion = TABLES["fusion"] if strategy == "knfu" else {"strategy": strategy}
     changes = {
@@ -193,7 +193,7 @@ def test_a_finished_run_goes_on_to_where_a_longer_one_would_be(strategy, tmp_pat
     assert totals[0]["rounds"] == totals[1]["rounds"] == 7
 
 
-def test_a_scenario_that_was_changed_meanwhile_is_refused_by_its_key(finished, unbroken, capsys):
+def test_a_changed_scenario_is_refused_with_its_key(finished, unbroken, capsys):
     text = (finished / "scenario.toml").read_text()
     (finished / "scenario.toml").write_text(text.replace("lr = 0.01", "lr = 0.02"))
     assert main(["resume", str(finished)]) == 2

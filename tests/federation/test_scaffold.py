@@ -1,4 +1,4 @@
-"""SCAFFOLD on a linear model against SCAFFOLD by hand, and what its server sends to whom."""
+"""SCAFFOLD on a linear model against a float64 computation."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def start_of(plan: Plan, data: FederatedData) -> np.ndarray:
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.5])
 @pytest.mark.parametrize("rounds", [[[0, 1], [0, 1]], [[0], [0, 1], [1]]], ids=["all", "some"])
-def test_agrees_with_scaffold_by_hand(server_lr, rounds, plan_with):
+def test_scaffold_equals_a_float64_computation(server_lr, rounds, plan_with):
     plan = plan_with({"server_lr": server_lr})
     data = load_federated_data(plan.scenario)
     local = ClientFactory(plan, data)
@@ -133,7 +133,7 @@ def test_agrees_with_scaffold_by_hand(server_lr, rounds, plan_with):
         assert_allclose(kept, wanted, atol=5e-6)
 
 
-def test_with_equal_data_it_is_averaging_with_a_server_learning_rate(plan_with):
+def test_equal_data_reduce_scaffold_to_server_averaging(plan_with):
     plan = plan_with({"server_lr": 0.7})
     data = load_federated_data(plan.scenario)
     clients = [ClientFactory(plan, data).build(0) for _ in range(2)]  # twice the same client
@@ -163,7 +163,7 @@ def test_a_client_without_steps_keeps_its_control_variate(plan_with):
     assert not uploaded["step"].any() and not uploaded["control"].any()
 
 
-def test_statistics_of_normalisation_are_averaged_plainly(plan_with):
+def test_normalisation_statistics_are_averaged_plainly(plan_with):
     """A server learning rate would take a variance beyond those of the clients, even below zero."""
     plan = plan_with(
         {"server_lr": 3.0},
@@ -231,7 +231,7 @@ class Federation:
         return sent_in(messages, self.grid)
 
 
-def test_everyone_receives_the_newest_weights(plan_with, digits_scenario):
+def test_all_clients_receive_the_newest_weights(plan_with, digits_scenario):
     federation = Federation(plan_with(data=digits_scenario["data"] | {"clients": 3}))
     federation.strategy.introduce({n: node_id_of(n) for n in range(3)})
     assert federation.train(1, [0, 1]) == {0: 0, 1: 0}, "the initial weights, for those who take part"
@@ -249,7 +249,7 @@ def test_everyone_receives_the_newest_weights(plan_with, digits_scenario):
     assert federation.evaluate(4) == {0: 4, 1: 4, 2: 4}
 
 
-def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, digits_scenario):
+def test_evaluated_clients_have_the_server_weights(plan_with, digits_scenario):
     federation = Federation(plan_with(data=digits_scenario["data"] | {"clients": 3}))
     federation.train(1, [0, 2])
     federation.evaluate(1)
@@ -278,7 +278,7 @@ def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, dig
         ),
     ],
 )
-def test_what_it_cannot_work_with_is_refused(changes, key, message, plan_with):
+def test_unsupported_settings_are_refused(changes, key, message, plan_with):
     plan = plan_with(**changes)
     with pytest.raises(UserError, match=message) as caught:
         inline_grid(plan, load_federated_data(plan.scenario))
@@ -286,7 +286,7 @@ def test_what_it_cannot_work_with_is_refused(changes, key, message, plan_with):
 
 
 @pytest.mark.parametrize("strategy", ["scaffold", "feddf"])
-def test_the_check_counts_weights_not_predictions(strategy, plan_with):
+def test_check_counts_weights_and_no_predictions(strategy, plan_with):
     lines = list(check(plan_with({"strategy": strategy})))
     (traffic,) = [line for line in lines if line.startswith("traffic")]
     sent = 2 * (64 * 10 + 10) * 4

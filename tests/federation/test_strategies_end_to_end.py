@@ -120,7 +120,7 @@ def check_rows(result: fedkd.RunResult) -> None:
 
 
 @pytest.mark.parametrize("strategy", ALL)
-def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, tmp_path):
+def test_every_strategy_resumes_with_mixed_models_and_absent_clients(strategy, actors, tmp_path):
     """A run that is stopped in this process, and goes on, is one on actors that nothing has stopped."""
     path = write(tmp_path, strategy, clients=clients_for(strategy))
     with pytest.raises(Interrupted):
@@ -132,7 +132,7 @@ def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, t
 
 
 @pytest.mark.parametrize("strategy", ALL)
-def test_a_client_alone(strategy, tmp_path):
+def test_every_strategy_runs_with_one_client(strategy, tmp_path):
     changes = {"rounds": 2, "clients_per_round": 1, "clients": [MLP], "faults": {}}
     alone = changes | {"data": TABLES["data"] | {"clients": 1}}
     check_rows(fedkd.run(write(tmp_path, strategy, **alone), out=tmp_path / "alone"))

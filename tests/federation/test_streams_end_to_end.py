@@ -67,7 +67,7 @@ def rows(folder: Path, **wanted) -> list[dict]:
         *[("der++", {}), ("icarl", OWN)],
     ],
 )
-def test_stopped_after_any_round_and_resumed(learner, order, mixed, tmp_path):
+def test_a_stream_stopped_after_any_round_resumes_exactly(learner, order, mixed, tmp_path):
     tasks = mixed["continual"]["tasks"] | {"count": 2} | order
     mixed["continual"] = mixed["continual"] | {"learner": learner, "tasks": tasks}
     if order:  # which has a pace of its own
@@ -89,7 +89,7 @@ def test_stopped_after_any_round_and_resumed(learner, order, mixed, tmp_path):
 
 
 @pytest.mark.parametrize("learner", ["icarl", "gdumb", "cumulative"])
-def test_what_is_remembered_is_trained_on(learner, alone, tmp_path):
+def test_buffered_samples_are_trained_on(learner, alone, tmp_path):
     """Where all classes compete, old samples are what keeps old ones."""
     stream = alone["continual"] | {"learner": learner, "head": "class", "rounds_per_task": 1}
     folder = run(alone | {"training": alone["training"] | {"lr": 0.01}}, tmp_path / "run", continual=stream)
@@ -98,7 +98,7 @@ def test_what_is_remembered_is_trained_on(learner, alone, tmp_path):
     assert first[0]["value"] > 0.5 and last[0]["value"] > 0.6
 
 
-def test_how_often_a_run_evaluates_never_changes_what_it_learns(mixed, tmp_path):
+def test_evaluation_frequency_never_changes_learning(mixed, tmp_path):
     often = run(mixed, tmp_path / "often")
     rarely = run(mixed, tmp_path / "rarely", evaluate_every=5)
     last = {"round": 6, "split": "global"}
@@ -108,7 +108,7 @@ def test_how_often_a_run_evaluates_never_changes_what_it_learns(mixed, tmp_path)
     assert {row["round"] for row in rows(rarely, metric="accuracy")} == {2, 4, 5, 6}
 
 
-def test_what_is_measured_when(alone, tmp_path):
+def test_tasks_are_evaluated_at_the_documented_rounds(alone, tmp_path):
     folder = run(alone, tmp_path / "run")
     for protocol in ("task_incremental", "class_incremental"):
         for split in ("local", "global"):
@@ -129,7 +129,7 @@ def test_what_is_measured_when(alone, tmp_path):
     assert curve[19]["value"] == last_of_task["value"]
 
 
-def test_without_the_task_the_same_outputs_are_harder_to_read(alone, tmp_path):
+def test_class_incremental_accuracy_is_below_task_incremental(alone, tmp_path):
     folder = run(alone, tmp_path / "run")
     for row in rows(folder, metric="accuracy_class_incremental", client=0):
         same = {name: row[name] for name in ("round", "task", "split")}
@@ -141,7 +141,7 @@ def test_without_the_task_the_same_outputs_are_harder_to_read(alone, tmp_path):
     assert values[1] > values[2] > values[3], values
 
 
-def test_how_often_the_task_is_inferred(alone, tmp_path, monkeypatch):
+def test_the_task_inference_rate_is_recorded(alone, tmp_path, monkeypatch):
     def every_third_of_the_second(self, context, slots, x):
         return (torch.arange(len(x)) % 3 == 2).long().clamp(max=len(slots) - 1)
 
@@ -163,13 +163,13 @@ def test_how_often_the_task_is_inferred(alone, tmp_path, monkeypatch):
     assert "task_inference_rate_task_incremental" not in summary
 
 
-def test_no_rate_where_nothing_is_inferred(alone, tmp_path):
+def test_learners_without_inference_record_no_inference_rate(alone, tmp_path):
     folder = run(alone, tmp_path / "run")
     assert not rows(folder, metric="task_inference_rate")
     assert "task_inference_rate" not in json.loads((folder / "summary.json").read_text())["continual"]
 
 
-def test_the_test_without_the_task_can_be_left_out(alone, tmp_path):
+def test_the_class_incremental_test_can_be_disabled(alone, tmp_path):
     stream = {"learner": "supsup", "evaluate_without_task": False, "tasks": {"kind": "rotated", "count": 2}}
     folder = run(alone, tmp_path / "run", continual=stream)
     assert not rows(folder, metric="accuracy_domain_incremental")
@@ -179,7 +179,7 @@ def test_the_test_without_the_task_can_be_left_out(alone, tmp_path):
     assert accuracy == pytest.approx(np.mean([row["value"] for row in tasks]), abs=1e-12)
 
 
-def test_the_drop_on_an_old_task_is_told_apart_by_its_cause(mixed, tmp_path):
+def test_drops_on_old_tasks_are_attributed_to_training_or_fusion(mixed, tmp_path):
     mixed["continual"] = mixed["continual"] | {"learner": "naive"}
     folder = run(mixed, tmp_path / "run", clients_per_round=3)
     for row in rows(folder, metric="accuracy_task_incremental", split="global", round=4, task=0):
@@ -192,7 +192,7 @@ def test_the_drop_on_an_old_task_is_told_apart_by_its_cause(mixed, tmp_path):
         assert before - by_training - by_guidance == pytest.approx(row["value"], abs=1e-12)
 
 
-def test_one_task_is_plain_training(alone, digits_scenario, tmp_path):
+def test_a_stream_of_one_task_equals_plain_training(alone, digits_scenario, tmp_path):
     """A stream of one task of all classes gives what a scenario without a stream gives."""
     stream = alone["continual"] | {"tasks": {"kind": "permuted", "count": 1}, "evaluate_epochs": False}
     streamed = run(alone, tmp_path / "stream", continual=stream)
@@ -212,7 +212,7 @@ def test_one_task_is_plain_training(alone, digits_scenario, tmp_path):
         *("moon", "fedntd", "lg_fedavg", "fedala", "fedhkd", "fedhkt", "mhat"),
     ],
 )
-def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
+def test_plug_in_learners_run_in_any_federation(strategy, mixed, tmp_path):
     tables = mixed | {
         "clients": [{"model": "mlp", "args": {"hidden": [24]}}],
         "fusion": {"strategy": strategy},
@@ -239,13 +239,13 @@ def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message, mixed, tmp_path):
+def test_impossible_settings_are_refused(changes, message, mixed, tmp_path):
     with pytest.raises(UserError, match=message):
         run(mixed, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_averaging_is_refused_where_a_task_has_weights_of_its_own(mixed, tmp_path):
+def test_averaging_refuses_learners_with_task_weights(mixed, tmp_path):
     mixed["continual"] = mixed["continual"] | {"learner": "packnet"}
     tables = mixed | {"clients": [{"model": "mlp"}], "fusion": {"strategy": "flwr:FedAvg"}}
     with pytest.raises(UserError, match="averages weights, and 'packnet' gives each task weights of its own"):

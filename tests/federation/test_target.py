@@ -1,4 +1,4 @@
-"""TARGET in whole runs: what it is without rehearsal, what it costs, what it keeps, and what it refuses."""
+"""TARGET in whole runs."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def accuracies(result, **wanted: Any) -> dict[tuple, float]:
     }
 
 
-def test_the_average_has_one_backward_transfer_whoever_missed_a_task(run_once):
+def test_the_average_model_has_one_backward_transfer(run_once):
     bwt = run_once(clients_per_round=1).summary["continual"]["bwt"]
     assert bwt["min"] == bwt["max"] != 0.0
 
 
-def test_without_rehearsal_it_is_federated_averaging(run_once):
+def test_target_without_rehearsal_equals_federated_averaging(run_once):
     alone = run_once(fusion={"strategy": "target", "strength": 0.0})
     data = TABLES["data"] | {"transfer": {"source": "noise", "size": 10}}
     averaged = run_once(fusion={"strategy": "feddf", "server_epochs": 0}, data=data)
@@ -89,7 +89,7 @@ def test_without_rehearsal_it_is_federated_averaging(run_once):
     assert max(abs(ours[key] - value) for key, value in flower.items()) < 1e-9
 
 
-def test_nothing_is_rehearsed_in_the_first_task_and_old_classes_are_kept_afterwards(run_once):
+def test_rehearsal_starts_with_the_second_task_and_keeps_old_classes(run_once):
     alone, rehearsing = run_once(fusion={"strategy": "target", "strength": 0.0}), run_once()
     first = [(r.metrics(), [row for row in r.metrics() if row["round"] <= 2]) for r in (alone, rehearsing)]
     assert first[0][1] == first[1][1] and first[0][0] != first[1][0]
@@ -98,7 +98,7 @@ def test_nothing_is_rehearsed_in_the_first_task_and_old_classes_are_kept_afterwa
     assert with_it > without + 0.2
 
 
-def test_samples_and_soft_labels_are_paid_for_once_a_task(run_once):
+def test_samples_and_soft_labels_are_sent_once_per_task(run_once):
     alone, rehearsing = run_once(fusion={"strategy": "target", "strength": 0.0}), run_once()
     made = sum(4 * M * (PIXELS + classes) + 8 * classes for classes in CLASSES_MET)
     final, without = rehearsing.summary["final"], alone.summary["final"]
@@ -107,7 +107,7 @@ def test_samples_and_soft_labels_are_paid_for_once_a_task(run_once):
 
 
 @pytest.mark.parametrize("stop", [2, 3], ids=["when samples have been made", "within a task"])
-def test_resumes_exactly(stop, run_once, tmp_path):
+def test_target_resumes_exactly(stop, run_once, tmp_path):
     with pytest.raises(Interrupted):
         fedkd.run(scenario(), out=tmp_path / "stopped", observers=[StopInRound(stop)])
     assert bytes_of(fedkd.resume(tmp_path / "stopped")) == bytes_of(run_once())
@@ -126,7 +126,7 @@ def test_absent_clients_rehearse_too(run_once):
 
 
 @pytest.mark.slow
-def test_actors_change_nothing(run_once, ray_session, tmp_path):
+def test_target_on_actors_equals_one_process(run_once, ray_session, tmp_path):
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -156,7 +156,7 @@ def test_actors_change_nothing(run_once, ray_session, tmp_path):
         ({"data": {"normalise": False}}, r"data\.normalise: must be true with 'target'"),
     ],
 )
-def test_what_it_cannot_do_is_refused_by_the_check(changes, message):
+def test_unsupported_targets_are_refused_by_the_check(changes, message):
     tables = dict(TABLES)
     for key, value in changes.items():
         tables[key] = TABLES[key] | value if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Whole runs without a server: over all links like with one, and what is told and kept of links."""
+"""Whole runs on communication graphs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scenario(tables, graph: str, **changes) -> Scenario:
     return parse_scenario(tables | {"topology": {"graph": graph}} | changes)
 
 
-def test_over_all_links_a_run_is_that_of_a_server(digits_scenario, tmp_path):
+def test_a_complete_graph_equals_a_server(digits_scenario, tmp_path):
     tables = digits_scenario | {"clients_per_round": 3}
     star = fedkd.run(scenario(tables, "star"), out=tmp_path / "star")
     complete = fedkd.run(scenario(tables, "complete"), out=tmp_path / "complete")
@@ -39,7 +39,7 @@ def test_over_all_links_a_run_is_that_of_a_server(digits_scenario, tmp_path):
     assert [total["bytes_down"] for total in totals] == [2 * 3 * UPLOAD, 2 * 3 * 2 * UPLOAD]
 
 
-def test_who_heard_whom_is_kept_and_counted(digits_scenario, tmp_path):
+def test_neighbours_are_recorded_and_counted(digits_scenario, tmp_path):
     run = fedkd.run(scenario(digits_scenario, "matching", seed=3), out=tmp_path / "run")
     graph = Graph.from_json((run.folder / "topology.json").read_text())
     assert graph == Graph(4, "matching", 3) and rounds_with_tables(run.folder / "fusion", "links") == [1, 2]
@@ -61,7 +61,7 @@ def test_who_heard_whom_is_kept_and_counted(digits_scenario, tmp_path):
     [{"strategy": "knfu", "stale_decay": 0.5, "distribution_momentum": 0.5}, {"strategy": "gossip"}],
     ids=["relayed", "gossip"],
 )
-def test_a_run_goes_on_where_it_was_stopped(fusion, digits_scenario, tmp_path):
+def test_a_run_on_a_graph_resumes_exactly(fusion, digits_scenario, tmp_path):
     relay = "stale_decay" in fusion
     topology = {"graph": "one_peer_exponential", "order": "shuffled", "relay": relay}
     changes = {"rounds": 4, "clients_per_round": 3, "fusion": fusion, "topology": topology}
@@ -75,7 +75,7 @@ def test_a_run_goes_on_where_it_was_stopped(fusion, digits_scenario, tmp_path):
     assert stopped.summary["final"]["bytes_up"] == unbroken.summary["final"]["bytes_up"]
 
 
-def test_clients_of_a_stream_hear_those_at_their_task(digits_scenario, tmp_path):
+def test_clients_of_a_stream_receive_from_clients_at_their_task(digits_scenario, tmp_path):
     stream = {
         "learner": "naive",
         "tasks": {"kind": "split", "count": 2, "classes_per_task": 3, "order": "shuffled"},
@@ -90,7 +90,7 @@ def test_clients_of_a_stream_hear_those_at_their_task(digits_scenario, tmp_path)
     np.testing.assert_array_equal(read_links(run.folder, 1).heard, together)
 
 
-def test_the_check_draws_links_and_names_who_is_apart(tmp_path, capsys):
+def test_check_shows_links_and_names_isolated_clients(tmp_path, capsys):
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0], [3], []]}))
     (tmp_path / "a.toml").write_text(
         'name = "a"\nrounds = 2\ndata = { clients = 4, transfer = { size = 20 } }\n'
@@ -108,7 +108,7 @@ def test_the_check_draws_links_and_names_who_is_apart(tmp_path, capsys):
     assert "topology.graph" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_over_other_links(digits_scenario, tmp_path):
+def test_a_run_cannot_resume_on_another_graph(digits_scenario, tmp_path):
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0], [3], [2]]}))
     tables = digits_scenario | {"rounds": 1, "topology": {"graph": "file", "path": "who.json"}}
     begun = fedkd.run(parse_scenario(tables, folder=tmp_path), out=tmp_path / "run")
@@ -119,7 +119,7 @@ def test_a_run_does_not_go_on_over_other_links(digits_scenario, tmp_path):
     assert fedkd.resume(begun.folder, rounds=2).summary["rounds"] == 2
 
 
-def test_what_needs_a_server_does_not_run(digits_scenario, tmp_path):
+def test_server_strategies_do_not_run_on_a_graph(digits_scenario, tmp_path):
     with pytest.raises(UserError, match="trains a model on the server"):
         fedkd.run(scenario(digits_scenario, "ring", fusion={"strategy": "feddf"}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Transferability maps in whole runs: they change nothing, come out the same, and are told of."""
+"""Transferability maps in whole runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def small(digits_scenario) -> dict[str, Any]:
     return digits_scenario | {"data": data, "clients": clients}
 
 
-def test_nothing_else_changes_and_a_resumed_run_has_the_same_maps(small, tmp_path):
+def test_maps_change_no_result_and_resume_exactly(small, tmp_path):
     fedkd.run(scenario(tmp_path, small), out=tmp_path / "without")
     wanted = scenario(tmp_path, small | MEASURE)
     result = fedkd.run(wanted, out=tmp_path / "with")
@@ -86,7 +86,7 @@ def test_nothing_else_changes_and_a_resumed_run_has_the_same_maps(small, tmp_pat
     assert "transferability" not in json.loads((tmp_path / "without" / "summary.json").read_text())
 
 
-def test_a_client_alone_learns_from_itself_and_there_is_nothing_to_rank(small, tmp_path):
+def test_a_single_client_has_a_map_without_ranking(small, tmp_path):
     one = {"data": small["data"] | {"clients": 1}, "clients": small["clients"][:1]}
     changes = {"clients_per_round": 1, "rounds": 1} | one
     alone = scenario(tmp_path, small, **changes, measure={"transferability": {"rounds": [1]}})
@@ -97,7 +97,7 @@ def test_a_client_alone_learns_from_itself_and_there_is_nothing_to_rank(small, t
     assert "transferability" not in result.summary
 
 
-def test_labels_that_nobody_knows_are_not_used(small, tmp_path):
+def test_unlabelled_transfer_sets_give_maps_without_labels(small, tmp_path):
     data = small["data"] | {"transfer": {"source": "noise", "size": 40}}
     result = fedkd.run(scenario(tmp_path, small, data=data, rounds=2, **MEASURE), out=tmp_path / "noise")
     found = read_transfer_map(result.folder, 2)
@@ -105,7 +105,7 @@ def test_labels_that_nobody_knows_are_not_used(small, tmp_path):
     assert found.predicted.keys() == {"distance", "agreement", "surer", "shift"}
 
 
-def test_the_check_says_what_it_takes(small):
+def test_check_states_the_cost_of_the_map(small):
     told = "\n".join(check(parse_plan(small | MEASURE)))
     assert "who would gain from whom, in round 2: 16 distillations of 40 samples each" in told
     # Of each client predictions (10 × 4 bytes) and 4 answers (4 bytes) of 40 samples; to it all predictions.
@@ -135,7 +135,7 @@ def test_the_check_says_what_it_takes(small):
         ({"continual": {"tasks": {"kind": "split", "count": 2}}, "rounds": 2}, "without a stream of tasks"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(small, changes, told):
+def test_unmeasurable_transferability_is_refused(small, changes, told):
     with pytest.raises(UserError, match=told) as raised:
         list(check(parse_plan(small | MEASURE | changes)))
     assert raised.value.key == "measure.transferability"
@@ -154,7 +154,7 @@ def test_what_cannot_be_measured_is_refused(small, changes, told):
         ("{round=1}", "measure.transferability.round: unknown key; did you mean 'rounds'?"),
     ],
 )
-def test_wrong_tables_are_told_of_in_a_line(digits_toml, capsys, table, told):
+def test_wrong_tables_are_refused_in_one_line(digits_toml, capsys, table, told):
     assert main(["check", str(digits_toml), "--set", f"measure.transferability={table}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {digits_toml}: {told}")
@@ -191,7 +191,7 @@ def measured(lost: set[int], lost_later: set[int], labels=None):
     return probe.measure(1, {client: 100 + client for client in range(4)}, Answers(lost, lost_later))
 
 
-def test_who_is_lost_has_no_numbers_and_all_others_have_theirs():
+def test_only_lost_clients_have_nan_in_the_map():
     found, _ = measured({1}, {2}, np.array([0, 3, 3]))
     assert found is not None and found.clients == (0, 2, 3)
     expected = [[0, 0.2, 0.3], [np.nan] * 3, [3, 3.2, 3.3]]

@@ -1,4 +1,4 @@
-"""After own training and after guidance: two moments of the same clients, however often one looks."""
+"""Accuracies before and after fusion."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def per_client(rows: Rows, round: int, split: str, metric: str) -> dict[int, flo
 @pytest.mark.parametrize(
     "strategy", ["knfu", "fedmd", "fd", "fedproto", "centralized", "feddf", "flwr:FedAvg"]
 )
-def test_gain_is_the_difference_of_the_moments_of_those_who_were_guided(strategy, run):
+def test_fusion_gain_is_after_minus_before_for_clients_with_guidance(strategy, run):
     rows, _ = run(strategy)
     for round in range(1, ROUNDS + 1):
         for split in ("local", "global"):
@@ -67,7 +67,7 @@ def test_gain_is_the_difference_of_the_moments_of_those_who_were_guided(strategy
                 assert rows[round, None, "train", "guided_clients"] == len(gain)
 
 
-def test_before_any_guidance_everyone_stands_where_learning_alone_leaves_them(run):
+def test_accuracy_before_the_first_fusion_equals_the_local_baseline(run):
     """The first moment of round 1 is that of `local`, to the last bit, whatever comes afterwards."""
     alone, _ = run("local")
     for strategy in ("knfu", "fedmd", "fd", "fedproto"):
@@ -78,13 +78,13 @@ def test_before_any_guidance_everyone_stands_where_learning_alone_leaves_them(ru
             )
 
 
-def test_guidance_that_shapes_the_next_training_changes_nothing_when_it_arrives(run):
+def test_guidance_for_the_next_training_has_no_immediate_effect(run):
     for strategy in ("fd", "fedproto"):
         rows, _ = run(strategy)
         assert set(per_client(rows, 2, "global", "fusion_gain").values()) == {0.0}
 
 
-def test_an_average_is_compared_with_each_clients_own_model_before_it(run):
+def test_averages_are_compared_with_each_clients_model_before_fusion(run):
     rows, _ = run("flwr:FedAvg")
     trained, after = (
         per_client(rows, ROUNDS, "global", metric) for metric in ("accuracy_before_fusion", "accuracy")
@@ -93,7 +93,7 @@ def test_an_average_is_compared_with_each_clients_own_model_before_it(run):
     assert len(set(trained.values())) > 1, "everyone's own"
 
 
-def test_who_took_no_part_gained_nothing_and_does_not_lower_the_mean(run):
+def test_absent_clients_do_not_lower_the_mean_gain(run):
     rows, _ = run("fedmd", clients_per_round=2)
     for round in range(1, ROUNDS + 1):
         gain = per_client(rows, round, "local", "fusion_gain")
@@ -108,7 +108,7 @@ def test_who_took_no_part_gained_nothing_and_does_not_lower_the_mean(run):
 @pytest.mark.parametrize(
     "strategy", ["knfu", "fedmd", "fd", "scarlet", "feddf", "flwr:FedAvg", "scaffold", "fedala", "moon"]
 )
-def test_how_often_a_run_is_evaluated_changes_neither_its_bytes_nor_its_end(strategy, clients, run):
+def test_evaluation_frequency_keeps_bytes_and_final_results(strategy, clients, run):
     changes: dict[str, Any] = {"clients_per_round": clients}
     if strategy in ("scaffold", "fedala", "moon"):
         changes |= {"clients": ALIKE, "training": {"optimizer": "sgd", "lr": 0.05, "batch_size": 20}}
@@ -123,7 +123,7 @@ def test_how_often_a_run_is_evaluated_changes_neither_its_bytes_nor_its_end(stra
     assert last and {key: often[key] for key in last} == {key: once[key] for key in last}
 
 
-def test_the_summary_spreads_both_moments_over_each_architectures_clients(run):
+def test_the_summary_has_both_accuracies_by_architecture(run):
     rows, summary = run("knfu")
     table = summary["final"]["by_architecture"]
     assert [entry["clients"] for entry in table.values()] == [2, 2]

@@ -85,7 +85,7 @@ def figures(path: Path, out: Path, *overrides: str) -> dict[tuple, float]:
     }
 
 
-def test_the_loops_figures_and_a_stopped_run_ends_with_the_same_bytes(path, tmp_path, alone_or_not):
+def test_a_vectorised_run_equals_the_loop_within_rounding_and_resumes(path, tmp_path, alone_or_not):
     alone = figures(path, tmp_path / "alone")
     assert not alone_or_not
     together = figures(path, tmp_path / "together", *TOGETHER)

@@ -1,4 +1,4 @@
-"""`bandit`: a client draws its teachers, and draws again those after whom it did better."""
+"""`bandit`: clients draw teachers by their rewards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def played(strategy: Bandit, reward_of, rounds: int, seed: int = 0):
     return guidance
 
 
-def test_a_round_by_hand() -> None:
+def test_a_round_equals_a_hand_computation() -> None:
     logits = draw_logits(3, 4, 3)
     strategy, nothing = Bandit(step=2.0, floor=0.3, own=0.75), np.empty(0, np.float32)
     first = strategy.fuse(knowledge_of(logits, payload={"reward": [nothing] * 3}, round=1), {})
@@ -49,7 +49,7 @@ def test_a_round_by_hand() -> None:
     )
 
 
-def test_who_is_there_by_old_predictions_alone_keeps_its_teacher_until_it_is_heard() -> None:
+def test_absent_clients_keep_their_teacher_until_their_next_upload() -> None:
     """Nothing is sent to it, so what its reward was for is who taught it last."""
     logits, nothing = draw_logits(3, 4, 3), np.empty(0, np.float32)
     first = Bandit().fuse(knowledge_of(logits, payload={"reward": [nothing] * 3}, round=1), {})
@@ -62,7 +62,7 @@ def test_who_is_there_by_old_predictions_alone_keeps_its_teacher_until_it_is_hea
     assert_array_equal(second.weights[1], [0, 1, 0])
 
 
-def test_moments_of_rewards_are_weighted_means() -> None:
+def test_reward_moments_are_weighted_means() -> None:
     rewards, told = [0.2, -0.1, 0.4, 0.0], (0.0, 0.0, 0.0)
     for number, reward in enumerate(rewards):
         gained, *told = advantage(reward, *told)
@@ -78,7 +78,7 @@ def test_moments_of_rewards_are_weighted_means() -> None:
     assert advantage(0.0, 0.0, 0.0, 0.0) == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_equal_rewards_teach_nothing_in_the_mean() -> None:
+def test_equal_rewards_leave_preferences_unchanged_on_average() -> None:
     """Σ_a π_a (1_a − π) is 0; with the floor as well, since π is what is drawn from."""
     guidance = played(Bandit(), lambda n, a, round: 0.01 * (a == 0), rounds=9)
     policy = guidance.memory["policy"]
@@ -89,7 +89,7 @@ def test_equal_rewards_teach_nothing_in_the_mean() -> None:
     assert_array_equal(level.memory["theta"], 0.0)
 
 
-def test_a_teacher_of_noise_is_found_out_in_thirty_rounds() -> None:
+def test_a_noise_teacher_is_dropped_within_thirty_rounds() -> None:
     chance = np.random.default_rng(0).normal(0, 0.02, (32, CLIENTS))
     guidance = played(
         Bandit(), lambda n, a, round: chance[round, n] + (-0.1 if a == NOISE else 0.02), rounds=31
@@ -99,7 +99,7 @@ def test_a_teacher_of_noise_is_found_out_in_thirty_rounds() -> None:
     assert (drawn >= 0.1 / CLIENTS).all()  # and is still tried
 
 
-def test_absent_clients_keep_their_place_and_what_they_owe() -> None:
+def test_absent_clients_keep_their_state_and_pending_reward() -> None:
     strategy, logits = Bandit(), draw_logits(4, 4, 3)
     nothing, good = np.empty(0, np.float32), np.array([0.5], np.float32)
     memory = strategy.fuse(knowledge_of(logits[:2], (1, 4), payload={"reward": [nothing] * 2}), {}).memory
@@ -112,7 +112,7 @@ def test_absent_clients_keep_their_place_and_what_they_owe() -> None:
     assert memory["teacher"][2] == 4  # only itself was there
 
 
-def test_a_client_measures_what_guidance_has_gained() -> None:
+def test_a_client_measures_the_gain_of_guidance() -> None:
     labels = np.array([0, 1, 0, 1])
     client = SmallClient(
         logits=np.zeros((3, 2), np.float32),

@@ -36,13 +36,13 @@ def test_fedmd_reads_float16() -> None:
     assert_allclose(fused, coarse.astype(np.float64).mean(axis=0), rtol=1e-6)
 
 
-def test_fedmd_bounds_a_float16_upload_that_overflowed() -> None:
+def test_fedmd_bounds_an_overflowed_float16_upload() -> None:
     coarse = np.array([[[np.inf, 1.0]], [[-np.inf, 3.0]], [[6.0, 5.0]]], dtype=np.float16)
     assert_allclose(FedMD().fuse(knowledge_of(coarse), {}).targets, [[2.0, 3.0]])
     assert_allclose(FedMD().fuse(knowledge_of(coarse[:1]), {}).targets, [[65504.0, 1.0]])
 
 
-def test_fedmd_draws_alignment_samples_only_if_told() -> None:
+def test_fedmd_draws_alignment_samples_only_if_set() -> None:
     generator = numpy_generator(0, "request")
     assert FedMD().request(9, {}, generator) is None
     assert FedMD(samples_per_round=9).request(9, {}, generator) is None
@@ -51,7 +51,7 @@ def test_fedmd_draws_alignment_samples_only_if_told() -> None:
     assert np.unique(draws).tolist() == list(range(9))
 
 
-def test_fedmd_losses() -> None:
+def test_fedmd_losses_equal_their_formulas() -> None:
     torch = pytest.importorskip("torch")
     student, target = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 4.0]])
     assert float(FedMD().loss(student, target)) == pytest.approx((1 + 2 + 0 + 4) / 4)
@@ -59,7 +59,7 @@ def test_fedmd_losses() -> None:
 
 
 @pytest.mark.parametrize("strategy", [Local, Centralized])
-def test_local_and_pooled_exchange_nothing(strategy) -> None:
+def test_local_and_centralized_exchange_nothing(strategy) -> None:
     nothing = Knowledge(clients=(0, 1), logits=None, samples=np.array([3, 4]))
     guidance = strategy().fuse(nothing, {})
     assert strategy.capabilities.sends == "nothing"

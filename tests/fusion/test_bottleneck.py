@@ -1,4 +1,4 @@
-"""Bottleneck: what codes lose, by singular values; when nothing is lost; and who sends whole logits when."""
+"""Bottleneck codes of logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def federation() -> dict[int, SmallClient]:
     return {n: SmallClient(logits=own) for n, own in enumerate(LOGITS)}
 
 
-def test_what_codes_lose_is_what_the_smaller_singular_values_hold() -> None:
+def test_codes_drop_the_smallest_singular_values() -> None:
     z = centred(LOGITS).reshape(-1, 5).astype(np.float64)
     singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
     lost = []
@@ -56,7 +56,7 @@ FEW = {
 
 @pytest.mark.parametrize("logits", FEW.values(), ids=FEW)
 @pytest.mark.parametrize("width", [1, 2, 4])
-def test_the_code_follows_neither_order_nor_repetition_where_predictions_span_little(logits, width) -> None:
+def test_low_rank_codes_ignore_order_and_repetition(logits, width) -> None:
     coder, draws = best_coder(logits, width), np.random.default_rng(0)
     z = centred(logits).reshape(-1, 5).astype(np.float64)
     assert len(coder) == 1 + min(width, np.linalg.matrix_rank(z - z.mean(axis=0), tol=1e-4))
@@ -66,7 +66,7 @@ def test_the_code_follows_neither_order_nor_repetition_where_predictions_span_li
             assert_allclose(best_coder(same, width), coder, atol=1e-6)
 
 
-def test_equal_predictions_of_all_samples_have_a_code_of_no_numbers() -> None:
+def test_constant_predictions_have_an_empty_code() -> None:
     logits = np.tile(draw_logits(1, 1, 5), (3, 4, 1))
     strategy, clients = Bottleneck(width=2), {n: SmallClient(logits=own) for n, own in enumerate(logits)}
     first, _ = round_of(strategy, clients, {})
@@ -78,7 +78,7 @@ def test_equal_predictions_of_all_samples_have_a_code_of_no_numbers() -> None:
 
 
 @pytest.mark.parametrize("width", [4, 5, 9])
-def test_codes_as_wide_as_classes_are_knfu(width) -> None:
+def test_full_width_codes_equal_knfu(width) -> None:
     strategy, clients = Bottleneck(beta=1.0, width=width), federation()
     expected = KnFu(beta=1.0).fuse(knowledge_of(LOGITS), {})
     first, uploads = round_of(strategy, clients, {})
@@ -91,7 +91,7 @@ def test_codes_as_wide_as_classes_are_knfu(width) -> None:
     assert_allclose(second.weights, expected.weights, rtol=1e-4)
 
 
-def test_narrow_codes_come_the_nearer_the_wider_they_are() -> None:
+def test_wider_codes_approximate_better() -> None:
     expected, errors = KnFu(beta=1.0).fuse(knowledge_of(LOGITS), {}).targets, []
     for width in (1, 2, 3, 4):
         clients = federation()
@@ -100,7 +100,7 @@ def test_narrow_codes_come_the_nearer_the_wider_they_are() -> None:
     assert errors[0] > errors[1] > errors[2] > errors[3]
 
 
-def test_whole_logits_are_sent_again_after_so_many_rounds() -> None:
+def test_full_logits_are_sent_at_the_set_interval() -> None:
     strategy, clients, memory = Bottleneck(width=2, refresh=3), federation(), {}
     whole = []
     for _ in range(7):
@@ -110,7 +110,7 @@ def test_whole_logits_are_sent_again_after_so_many_rounds() -> None:
     assert whole == [True, False, False, True, False, False, True]
 
 
-def test_who_has_another_code_is_not_read_and_told_to_send_whole_logits() -> None:
+def test_clients_with_an_outdated_code_send_full_logits() -> None:
     strategy, clients = Bottleneck(width=2), federation()
     first, _ = round_of(strategy, clients, {})
     clients[1].memory["coder"] = 2 * clients[1].memory["coder"]
@@ -124,7 +124,7 @@ def test_who_has_another_code_is_not_read_and_told_to_send_whole_logits() -> Non
     assert forgotten.memory == {} and all(client.memory["coder"].size == 0 for client in clients.values())
 
 
-def test_a_new_client_is_read_beside_others() -> None:
+def test_a_new_client_is_decoded_among_the_others() -> None:
     strategy, clients = Bottleneck(width=2), federation()
     first, _ = round_of(strategy, clients, {})
     del clients[2].memory["coder"]

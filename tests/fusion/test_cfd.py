@@ -24,7 +24,7 @@ def fuse(logits: np.ndarray, clients=None) -> Guidance:
     return CFD().fuse(Knowledge(clients, None, np.full(len(clients), 10), payload=extra), {})
 
 
-def test_agrees_with_loops() -> None:
+def test_cfd_equals_loops() -> None:
     logits = draw_logits(3, 4, 3)
     expected = np.zeros((4, 3))
     for client in logits.tolist():
@@ -33,13 +33,13 @@ def test_agrees_with_loops() -> None:
     assert_allclose(fuse(logits).targets, expected, rtol=1e-6)
 
 
-def test_by_hand() -> None:
+def test_votes_equal_a_hand_count() -> None:
     logits = np.array([[[0, 9, 1], [2, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[5, 1, 0], [0, 0, 7]]], np.float32)
     assert_allclose(fuse(logits).targets, [[1 / 3, 2 / 3, 0], [1 / 3, 0, 2 / 3]], rtol=1e-6)
     assert_allclose(fuse(logits).weights, 1 / 3)
 
 
-def test_an_old_vote_counts_less() -> None:
+def test_older_votes_count_less() -> None:
     votes = [np.array([0, 1], np.uint8), np.array([1, 1], np.uint8)]
     extra = {"votes": votes, "classes": [np.array([2], np.uint32)] * 2}
     knowledge = Knowledge((0, 1), None, np.full(2, 10), payload=extra, freshness=np.array([1.0, 0.25]))
@@ -48,7 +48,7 @@ def test_an_old_vote_counts_less() -> None:
 
 
 @pytest.mark.parametrize(("classes", "size"), [(2, 1), (10, 1), (256, 1), (257, 2), (1000, 2)])
-def test_a_vote_is_the_smallest_integer(classes, size) -> None:
+def test_votes_use_the_smallest_integer_type(classes, size) -> None:
     logits = np.zeros((50, classes), np.float32)
     logits[:, -1] = 1
     upload = CFD().upload(SmallClient(logits=logits))
@@ -58,13 +58,13 @@ def test_a_vote_is_the_smallest_integer(classes, size) -> None:
     assert_array_equal(targets, logits)  # the last class is not lost to a short integer
 
 
-def test_votes_far_beyond_a_byte_are_counted() -> None:
+def test_votes_beyond_one_byte_are_counted() -> None:
     logits = np.zeros((300, 400, 3), np.float32)  # cells and counts above 255
     logits[:200, :, 1] = 1
     assert_allclose(fuse(logits).targets, np.tile([1 / 3, 2 / 3, 0], (400, 1)), rtol=1e-6)
 
 
-def test_a_model_that_diverged_does_not_vote() -> None:
+def test_a_diverged_model_does_not_vote() -> None:
     logits = draw_logits(1, 4, 3)
     logits[0, 2, 1] = np.nan
     with pytest.raises(TrainingDiverged, match="not numbers"):
@@ -114,7 +114,7 @@ class Federation:
         return q / q.sum(axis=1, keepdims=True)
 
 
-def test_the_server_learns_the_shares_and_its_labels_are_learned() -> None:
+def test_clients_learn_labels_of_the_server_model() -> None:
     federation = Federation(bits_down=8, server_epochs=30, server_lr=0.1)
     federation.run(0, 1, 2)
     (trained,) = federation.server.trained
@@ -128,7 +128,7 @@ def test_the_server_learns_the_shares_and_its_labels_are_learned() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
-def test_everyone_present_learns_the_newest_labels(bits) -> None:
+def test_all_participants_learn_the_newest_labels(bits) -> None:
     federation = Federation(bits_down=bits, server_epochs=2, server_lr=0.3)
     rounds = [((0,), ()), ((0, 1), ()), ((1, 2), (0,)), ((2,), (0, 1)), ((0, 1, 2), ())]
     for round, (present, stale) in enumerate(rounds, start=1):
@@ -142,7 +142,7 @@ def test_everyone_present_learns_the_newest_labels(bits) -> None:
     assert all(np.abs(one - other).max() > 0 for one, other in pairwise(weights)), "it lives on"
 
 
-def test_labels_that_stay_the_same_are_not_sent_again() -> None:
+def test_unchanged_labels_are_not_sent_again() -> None:
     federation = Federation(server_epochs=0)
     first, second = federation.run(0, 1), federation.run(0, 2)
     assert num_bytes(first.personal[0]) == 2 + 9 * 4 + 8  # a bit for each of nine, four bytes each, the shape
@@ -150,11 +150,11 @@ def test_labels_that_stay_the_same_are_not_sent_again() -> None:
     assert len(federation.clients[0].distilled) == 2
 
 
-def test_it_needs_a_server_only_with_a_model() -> None:
+def test_cfd_needs_server_training_only_with_a_server_model() -> None:
     assert not CFD().capabilities.needs and CFD(server_model="plain").capabilities.needs == {"server"}
 
 
 @pytest.mark.parametrize("wrong", [{"bits_down": 0}, {"bits_down": 9}, {"server_lr": 0}])
-def test_hyperparameters_are_checked(wrong) -> None:
+def test_wrong_hyperparameters_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         CFD(**wrong)

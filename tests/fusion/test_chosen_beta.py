@@ -44,7 +44,7 @@ def client_and_guidance(outcomes, samples: int = 40, counts=(5, 5, 0, 0), betas:
 
 
 @pytest.mark.parametrize("distribution", ["soft", "hard", "calibrated", "shared"])
-def test_guidance_agrees_with_loops(distribution):
+def test_guidance_equals_loops(distribution):
     logits, age, betas = draw_logits(4, 6, 5, seed=3), np.array([0, 2, 0, 1]), (0.0, 0.7, 4.0)
     counts = np.arange(1, 21).reshape(4, 5)
     strategy = ChosenBeta(betas, distribution=distribution, temperature=1.5, stale_decay=0.5)
@@ -63,14 +63,14 @@ def test_guidance_agrees_with_loops(distribution):
     assert_array_equal(found.shared["experts"], experts.targets.argmax(axis=1))
 
 
-def test_what_comes_down_are_all_targets_and_a_byte_a_sample():
+def test_downloads_are_all_targets_plus_one_byte_per_sample():
     guidance = ChosenBeta().fuse(knowledge_of(draw_logits(3, 7, 4)), {})
     assert sum(values.nbytes for values in guidance_for(0, guidance).values()) == 5 * 7 * 4 * 4 + 7
     wide = ChosenBeta((0, 1)).fuse(knowledge_of(np.zeros((2, 3, 300), np.float32)), {})
     assert wide.shared["experts"].dtype == np.uint16
 
 
-def test_one_beta_is_knfu_and_is_not_tried():
+def test_one_beta_equals_knfu_without_trials():
     knowledge = knowledge_of(draw_logits(3, 7, 4))
     strategy = ChosenBeta((2,))
     found = strategy.fuse(knowledge, {})
@@ -82,7 +82,7 @@ def test_one_beta_is_knfu_and_is_not_tried():
     assert strategy.client_metrics(client) == {"beta": 2.0}
 
 
-def test_accuracy_and_half_the_agreement_decide():
+def test_the_choice_weighs_accuracy_and_half_the_agreement():
     """Trials with 9, 8 and 7 of 10 right, that agree on 0, 4 and 8 of the 16 or so that the client lacks."""
     strategy = ChosenBeta((0, 1, 5), trial_share=0.2)
     outcomes = [(9, 0), (8, 4), (7, 8)]
@@ -99,7 +99,7 @@ def test_accuracy_and_half_the_agreement_decide():
     assert alone.memory["choice"] == 0
 
 
-def test_a_trial_learns_a_share_and_is_asked_about_what_the_client_lacks():
+def test_a_trial_learns_a_share_and_is_tested_on_missing_classes():
     client, guidance = client_and_guidance([(5, 0)] * 3)
     client.learn(ChosenBeta((0, 1, 5), trial_share=0.2), guidance)
     first = client.trials[0]
@@ -112,13 +112,13 @@ def test_a_trial_learns_a_share_and_is_asked_about_what_the_client_lacks():
     assert client.memory["choice"] == 0  # of equal ones the first
 
 
-def test_with_nothing_to_agree_on_its_own_samples_decide():
+def test_private_samples_decide_without_an_agreement_measure():
     client, guidance = client_and_guidance([(5, 0), (7, 0), (6, 0)], counts=(5, 5, 5, 5))
     client.learn(ChosenBeta((0, 1, 5)), guidance)
     assert all(len(asked) == 0 for _, _, asked in client.trials) and client.memory["choice"] == 1
 
 
-def test_a_single_transfer_sample_is_tried():
+def test_trials_work_with_a_single_transfer_sample():
     client, guidance = client_and_guidance([(5, 0)] * 3, samples=1)
     client.learn(ChosenBeta((0, 1, 5), trial_share=0.01), guidance)
     assert [len(samples) for _, samples, _ in client.trials] == [1, 1, 1]
@@ -134,6 +134,6 @@ def test_a_single_transfer_sample_is_tried():
         ({"agreement": -1}, r"fusion.agreement: must be ≥ 0, got -1"),
     ],
 )
-def test_refused(given, told):
+def test_impossible_trials_are_refused(given, told):
     with pytest.raises(UserError, match=told):
         make_strategy("chosen_beta", given)

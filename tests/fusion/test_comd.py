@@ -1,4 +1,4 @@
-"""`comd`: sample by sample, who does better teaches; and where a client lags it learns more often."""
+"""`comd`: the better client teaches each sample."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def targets_by_loops(logits, losses, margin, temperature):
 @pytest.mark.parametrize("judge", ["consensus", "labels"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), margin=st.floats(0, 2), temperature=st.floats(0.8, 4))
-def test_agrees_with_loops(judge, seed, margin, temperature) -> None:
+def test_comd_equals_loops(judge, seed, margin, temperature) -> None:
     logits = draw_logits(4, 6, 3, seed=seed)
     labels = numpy_generator(seed, "labels").integers(0, 3, 6)
     losses = losses_by_loops(logits, labels if judge == "labels" else None)
@@ -62,7 +62,7 @@ def test_agrees_with_loops(judge, seed, margin, temperature) -> None:
     assert_allclose(guidance.weights, weights, atol=1e-12)
 
 
-def test_the_best_on_a_sample_is_taught_its_own_prediction_there_and_with_a_large_margin_all_are() -> None:
+def test_the_best_client_of_a_sample_is_its_own_teacher() -> None:
     logits, labels = draw_logits(5, 20, 4), numpy_generator(0, "labels").integers(0, 4, 20)
     q, knowledge = softmax(logits), knowledge_of(logits, labels=labels)
     best = losses_by_loops(logits, labels).argmin(axis=0)
@@ -74,7 +74,7 @@ def test_the_best_on_a_sample_is_taught_its_own_prediction_there_and_with_a_larg
     assert_array_equal(alone.targets, q[:1])
 
 
-def test_without_labels_who_stands_apart_learns() -> None:
+def test_the_majority_teaches_without_labels() -> None:
     logits = np.array([[[3, 0, 0]], [[3, 0, 0]], [[0, 0, 3]]], dtype=np.float32)
     blind, seeing = CoMD(), CoMD(judge="labels")
     assert blind.capabilities.needs == frozenset() and seeing.capabilities.needs == {"transfer_labels"}
@@ -83,7 +83,7 @@ def test_without_labels_who_stands_apart_learns() -> None:
     assert_array_equal(told.targets.argmax(axis=-1).ravel(), [2, 2, 2])
 
 
-def test_hard_samples_are_drawn_as_often_as_they_are_hard() -> None:
+def test_samples_are_drawn_in_proportion_to_their_difficulty() -> None:
     lag, uniform, times = np.array([0.0, 1.0, 3.0, 0.0, 4.0]), 0.4, np.zeros(5)
     wanted = 5 * (uniform / 5 + (1 - uniform) * lag / 8)
     for seed in range(400):
@@ -96,7 +96,7 @@ def test_hard_samples_are_drawn_as_often_as_they_are_hard() -> None:
         assert_array_equal(draw(gaps, alike, np.random.default_rng(0)), np.arange(5))
 
 
-def test_a_client_draws_by_its_own_lag() -> None:
+def test_a_client_draws_samples_by_its_own_lag() -> None:
     """It follows all targets but one: that takes all draws that do not go to everybody."""
     logits = np.array([[0, 0], [0, 0], [9, 0], [0, 0]], dtype=np.float32)
     targets = softmax(np.array([[0, 0], [0, 0], [0, 9], [0, 0]], dtype=np.float32))

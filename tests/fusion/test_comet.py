@@ -42,7 +42,7 @@ def inertia(points, group) -> float:
     return total
 
 
-def test_agrees_with_loops_and_with_the_best_partition() -> None:
+def test_comet_equals_loops_and_the_best_partition() -> None:
     logits = draw_logits(3, 4, 3)
     q = softmax_by_loops(logits)
     points = [[p for row in client for p in row] for client in q]
@@ -56,7 +56,7 @@ def test_agrees_with_loops_and_with_the_best_partition() -> None:
 
 
 @pytest.mark.parametrize("space", ["probabilities", "logits"])
-def test_groups_that_are_there_are_found(space) -> None:
+def test_existing_groups_are_found(space) -> None:
     group = np.array([0, 2, 1, 1, 0, 2, 2, 2, 0])
     logits = grouped_logits(group)
     guidance = fuse(logits, clusters=3, space=space)
@@ -67,7 +67,7 @@ def test_groups_that_are_there_are_found(space) -> None:
         assert_allclose(guidance.targets[n], s[group == group[n]].mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_k_means_stops_where_no_client_is_nearer_to_another_centroid() -> None:
+def test_k_means_ends_with_every_client_at_its_nearest_centroid() -> None:
     points = draw_logits(60, 5, 4).reshape(60, -1)
     membership = cluster(points, 7)
     centroids = membership @ points
@@ -77,7 +77,7 @@ def test_k_means_stops_where_no_client_is_nearer_to_another_centroid() -> None:
     assert_allclose(membership.sum(axis=1), 1)
 
 
-def test_one_cluster_is_the_mean_and_n_clusters_leave_each_alone() -> None:
+def test_one_cluster_gives_the_mean_and_n_clusters_self_distillation() -> None:
     logits = draw_logits(5, 8, 4)
     q = softmax(logits)
     assert_allclose(fuse(logits, clusters=1).targets, np.broadcast_to(q.mean(axis=0), q.shape), atol=1e-6)
@@ -93,7 +93,7 @@ def test_overflowed_float16_logits_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("space", ["probabilities", "logits"])
-def test_loss_is_a_squared_distance(space) -> None:
+def test_the_loss_is_a_squared_distance(space) -> None:
     torch = pytest.importorskip("torch")
     student, targets = draw_logits(1, 5, 4)[0], softmax(draw_logits(1, 5, 4, seed=1)[0])
     s = softmax_by_loops(student[None])[0] if space == "probabilities" else student.tolist()
@@ -105,6 +105,6 @@ def test_loss_is_a_squared_distance(space) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"clusters": 0}, {"strength": 0}, {"space": "features"}])
-def test_hyperparameters_are_checked(wrong) -> None:
+def test_wrong_hyperparameters_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         Comet(**wrong)

@@ -1,4 +1,4 @@
-"""`complementary`: who is right where the receiver is wrong teaches it, whoever is the better of the two."""
+"""`complementary`: weights by knowledge that the receiver lacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LABELS = numpy_generator(0, "labels").integers(0, 3, 40)
 
 
 @pytest.mark.parametrize("judge", ["labels", "confidence"])
-def test_agrees_with_loops(judge) -> None:
+def test_complementary_equals_loops(judge) -> None:
     logits, q = draw_logits(6, 40, 3), softmax(draw_logits(6, 40, 3).astype(np.float64))
     guidance = Complementary(judge=judge, teachers=2).fuse(knowledge_of(logits, labels=LABELS), {})
     said = logits.argmax(axis=-1)
@@ -34,14 +34,14 @@ def test_agrees_with_loops(judge) -> None:
         assert_allclose(guidance.targets[n], q[heard].mean(axis=0), atol=1e-6)
 
 
-def test_the_difference_of_both_ways_is_that_of_accuracies() -> None:
+def test_the_difference_of_mutual_weights_is_that_of_accuracies() -> None:
     right = numpy_generator(0, "right").random((5, 50)) < 0.6
     rho, accuracy = complement(right), right.mean(axis=1)
     assert_allclose(rho - rho.T, accuracy[None, :] - accuracy[:, None], atol=1e-12)
     assert_array_equal(np.diag(rho), 0.0)
 
 
-def test_who_has_nothing_to_add_is_not_heard() -> None:
+def test_senders_without_complementary_knowledge_get_no_weight() -> None:
     """A client that is right wherever any other is learns from itself, and they from it."""
     logits = np.array([[[3, 0], [3, 0]], [[3, 0], [0, 3]], [[0, 3], [0, 3]]], dtype=np.float32)
     guidance = Complementary().fuse(knowledge_of(logits, labels=np.array([0, 0])), {})
@@ -51,6 +51,6 @@ def test_who_has_nothing_to_add_is_not_heard() -> None:
         assert_allclose(told.targets, softmax(logits[:rows]), atol=1e-7)
 
 
-def test_it_needs_labels_only_as_a_judge() -> None:
+def test_labels_are_needed_only_for_the_supervised_variant() -> None:
     assert Complementary().capabilities.needs == {"transfer_labels"}
     assert Complementary(judge="confidence").capabilities.needs == frozenset()

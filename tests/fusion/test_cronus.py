@@ -35,7 +35,7 @@ def honest(clients: int, samples=40, classes=5) -> np.ndarray:
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "median", "trimmed_mean"])
-def test_agrees_with_loops(aggregate) -> None:
+def test_cronus_equals_loops(aggregate) -> None:
     logits = draw_logits()
     q = softmax_by_loops(logits)
     if aggregate == "mean":
@@ -52,7 +52,7 @@ def test_agrees_with_loops(aggregate) -> None:
 
 
 @pytest.mark.parametrize("aggregate", ROBUST)
-def test_without_poison_within_noise_of_the_mean(aggregate) -> None:
+def test_honest_uploads_give_nearly_the_mean(aggregate) -> None:
     logits = honest(60)
     spread = softmax(logits).std(axis=0).max()
     difference = np.abs(fuse(logits, aggregate) - fuse(logits, "mean")).max()
@@ -61,7 +61,7 @@ def test_without_poison_within_noise_of_the_mean(aggregate) -> None:
 
 @pytest.mark.parametrize("aggregate", ROBUST)
 @pytest.mark.parametrize("poison", ["one class", "opposite", "random", "overflow"])
-def test_a_minority_of_poison_is_bounded(aggregate, poison) -> None:
+def test_a_poisoned_minority_has_bounded_influence(aggregate, poison) -> None:
     logits = honest(24)
     clean = fuse(logits, "mean")
     attack = {
@@ -78,19 +78,19 @@ def test_a_minority_of_poison_is_bounded(aggregate, poison) -> None:
 
 
 @pytest.mark.parametrize("aggregate", [*ROBUST, "mean"])
-def test_one_client_is_believed(aggregate) -> None:
+def test_a_single_client_is_not_filtered(aggregate) -> None:
     logits = draw_logits(1, 8, 4)
     assert_allclose(fuse(logits, aggregate), softmax(logits[0]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("aggregate", ROBUST)
-def test_clients_certain_of_different_classes(aggregate) -> None:
+def test_confident_disagreeing_clients_give_uniform_targets(aggregate) -> None:
     logits = (np.eye(3)[:, None] * 1e4).astype(np.float32)
     assert_allclose(fuse(logits, aggregate, trim=0.4), [[1 / 3] * 3], atol=1e-4)
 
 
 @pytest.mark.parametrize("aggregate", ROBUST)
-def test_a_class_that_nobody_predicts_does_not_win(aggregate) -> None:
+def test_a_class_without_predictions_does_not_win(aggregate) -> None:
     """Each has 10 on its own class and 4 on a fourth, which a median divided by its sum gives 95 %."""
     logits = np.zeros((3, 1, 4), dtype=np.float32)
     logits[[0, 1, 2], 0, [0, 1, 2]], logits[:, 0, 3] = 10.0, 4.0
@@ -101,7 +101,7 @@ def test_a_class_that_nobody_predicts_does_not_win(aggregate) -> None:
     assert targets[3] < 0.006
 
 
-def test_weights_tell_who_was_filtered_out() -> None:
+def test_weights_show_filtered_clients() -> None:
     logits = np.concatenate([honest(8), np.repeat(-100 * honest(1), 2, axis=0)])
     guidance = Cronus().fuse(knowledge_of(logits), {})
     assert guidance.weights.shape == (10, 10)
@@ -110,7 +110,7 @@ def test_weights_tell_who_was_filtered_out() -> None:
 
 @pytest.mark.parametrize("poisoned", [0.0, 0.49])
 @pytest.mark.parametrize("clients", [1, 2, 3])
-def test_few_clients_at_the_bounds_of_what_is_assumed(clients, poisoned) -> None:
+def test_few_clients_work_at_the_assumed_limits(clients, poisoned) -> None:
     logits = draw_logits(clients, 8, 4)
     targets = fuse(logits, "spectral", poisoned=poisoned)
     if poisoned == 0.0 or clients < 3:  # of two nobody can say who is wrong
@@ -123,6 +123,6 @@ def test_few_clients_at_the_bounds_of_what_is_assumed(clients, poisoned) -> None
     "wrong",
     [{"trim": 0.5}, {"poisoned": 0.5}, {"poisoned": -0.1}, {"aggregate": "mode"}, {"max_iterations": 0}],
 )
-def test_hyperparameters_are_checked(wrong) -> None:
+def test_wrong_hyperparameters_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         Cronus(**wrong)

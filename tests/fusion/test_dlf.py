@@ -1,4 +1,4 @@
-"""`dlf`: neighbours move a client's logits as far as their own training has moved theirs."""
+"""`dlf`: logits move with the progress of neighbours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def strength_by_loops(z, shift, moved, most):
 
 
 @pytest.mark.parametrize("strength", [None, 0.5])
-def test_agrees_with_loops(strength) -> None:
+def test_dlf_equals_loops(strength) -> None:
     initial, logits = draw_logits(4, 5, 3, spread=0.3, seed=1), draw_logits(4, 5, 3, seed=2)
     strategy = DLF(beta=0.7, neighbours=2, strength=strength, temperature=1.5)
     guidance = strategy.fuse(knowledge_of(logits, payload={"initial": list(initial)}), {})
@@ -57,7 +57,7 @@ def test_agrees_with_loops(strength) -> None:
             assert_allclose(guidance.targets[n, i], knfu_by_loops.softmax(fused, 1.5), atol=1e-5)
 
 
-def test_strength_at_its_limits() -> None:
+def test_strength_limits_equal_their_special_cases() -> None:
     z, shift = draw_logits(1, 6, 4)[0].astype(float), draw_logits(1, 6, 4, seed=1)[0].astype(float)
     as_far = row_kl(np.exp(log_softmax(z + shift)), log_softmax(z))
     assert_allclose(matched_strength(z, shift, as_far, 1.5), 1.0, atol=1e-6)  # z_n is r_m
@@ -68,7 +68,7 @@ def test_strength_at_its_limits() -> None:
     assert (np.diff(larger, axis=0) > 0).all()
 
 
-def test_it_goes_on_where_a_mean_would_give_way() -> None:
+def test_dlf_extrapolates_beyond_the_mean() -> None:
     """A sure client beside three that learned the same less surely: their mean is less sure, this is not."""
     sure, unsure, nothing = [[6.0, 0, 0]], [[1.0, 0, 0]], [[0.0, 0, 0]]
     logits = np.array([sure, unsure, unsure, unsure], dtype=np.float32)
@@ -77,7 +77,7 @@ def test_it_goes_on_where_a_mean_would_give_way() -> None:
     assert entropy(told)[0] < entropy(softmax(logits[0]))[0] < entropy(softmax(logits).mean(axis=0))[0]
 
 
-def test_alone_or_without_neighbours_or_before_anybody_has_moved_it_is_learning_from_oneself() -> None:
+def test_without_neighbours_or_progress_clients_keep_their_logits() -> None:
     logits, initial = draw_logits(3, 4, 3), draw_logits(3, 4, 3, seed=1)
     for strategy, rows, sent in (
         (DLF(), 1, initial),
@@ -90,7 +90,7 @@ def test_alone_or_without_neighbours_or_before_anybody_has_moved_it_is_learning_
         assert_allclose(strategy.fuse(said, {}).targets, softmax(logits[:rows]), atol=1e-6)
 
 
-def test_where_clients_began_is_sent_once_and_remembered() -> None:
+def test_initial_predictions_are_sent_once_and_stored() -> None:
     strategy, first, second = DLF(), draw_logits(2, 4, 3), draw_logits(2, 4, 3, seed=1)
     clients = [SmallClient(logits=row) for row in draw_logits(2, 4, 3, spread=0.1, seed=2)]
     began = [client.logits() for client in clients]

@@ -1,4 +1,4 @@
-"""What every strategy promises, whatever is fused: each promise said once, for all of them."""
+"""Properties of every strategy."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ strategies_that_fuse = pytest.mark.parametrize("name", FUSING)
 @strategies_that_fuse
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
-def test_guidance_is_sound_whatever_is_uploaded(name, data, size, seed) -> None:
+def test_guidance_is_valid_for_any_upload(name, data, size, seed) -> None:
     """Zero probabilities, ties, overflow; one client, one sample, one class."""
     strategy = make_strategy(name, data.draw(options_of(name, far=True)))
     content = data.draw(st.sampled_from(["drawn", "equal", "huge", "overflowed"]))
@@ -329,7 +329,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
 @pytest.mark.parametrize("name", [name for name in FUSING if name not in DRAWS_CLIENTS])
 @settings(max_examples=10, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
-def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> None:
+def test_fusion_is_independent_of_client_order_and_indices(name, data, size, seed) -> None:
     options = data.draw(options_of(name))
     for steps in options.keys() & {"server_epochs", "server_steps"}:  # those of Adam make rounding visible
         options[steps] = 0
@@ -354,7 +354,7 @@ def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> 
 @strategies_that_fuse
 @settings(max_examples=10, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
-def test_clients_that_say_the_same_are_told_the_same(name, data, size, seed) -> None:
+def test_equal_uploads_receive_equal_guidance(name, data, size, seed) -> None:
     strategy = make_strategy(name, data.draw(options_of(name)))
     clients = size[0]
     guidance = Round(strategy, draw(size, seed).of(np.zeros(clients, dtype=int))).fuse()
@@ -368,7 +368,7 @@ def test_clients_that_say_the_same_are_told_the_same(name, data, size, seed) -> 
 @every_strategy
 @settings(max_examples=6, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1000))
-def test_fuse_is_pure(name, data, seed) -> None:
+def test_fuse_changes_no_argument_and_repeats(name, data, seed) -> None:
     """The same again gives the same again, and nothing that is handed in changes."""
     strategy = make_strategy(name, data.draw(options_of(name)))
     round = Round(strategy, draw((3, 5, 4), seed))
@@ -395,7 +395,7 @@ def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[s
 
 
 @every_strategy
-def test_guidance_is_for_whom_the_strategy_says(name) -> None:
+def test_guidance_is_shared_or_personal_as_declared(name) -> None:
     options = {"server_model": "plain"} if name in ("fedet", "fedhkt", "mhat") else {}
     options |= {"shared_model": "plain"} if name == "fedkd_wu" else {}
     fused = Round(make_strategy(name, options), draw((3, 5, 4), 0))

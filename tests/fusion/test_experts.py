@@ -51,7 +51,7 @@ def by_loops(logits, *, distribution="soft", temperature=1.0, factor=None, label
     distribution=st.sampled_from(["soft", "hard", "shared", "calibrated"]),
     temperature=st.floats(0.8, 4),
 )
-def test_agrees_with_loops(seed, shape, distribution, temperature) -> None:
+def test_experts_equal_loops(seed, shape, distribution, temperature) -> None:
     logits = draw_logits(*shape, seed=seed)
     generator = numpy_generator(seed, "counts")
     counts = generator.integers(1, 50, (shape[0], shape[2]))
@@ -65,7 +65,7 @@ def test_agrees_with_loops(seed, shape, distribution, temperature) -> None:
     assert_allclose(found.weights, np.broadcast_to(np.array(factor) / sum(factor), (shape[0],) * 2))
 
 
-def test_is_knfu_per_class_at_beta_zero_for_everybody_alike() -> None:
+def test_experts_equal_per_class_knfu_at_beta_0() -> None:
     logits = draw_logits(5, 12, 10)
     shared = Experts().fuse(knowledge_of(logits), {}).targets
     personal = KnFu(beta=0.0, per_class=True).fuse(knowledge_of(logits), {}).targets
@@ -73,7 +73,7 @@ def test_is_knfu_per_class_at_beta_zero_for_everybody_alike() -> None:
     assert_allclose(personal, np.broadcast_to(shared, personal.shape), atol=1e-6)
 
 
-def test_who_has_a_class_teaches_it() -> None:
+def test_owners_of_a_class_teach_it() -> None:
     """Two clients of two classes each: the owner's word counts, the other's "something else" does not."""
     logits = np.log(np.array([[[0.98, 0.02], [0.9, 0.1]], [[0.02, 0.98], [0.02, 0.98]]], np.float32))
     targets = Experts().fuse(knowledge_of(logits), {}).targets
@@ -85,7 +85,7 @@ def test_who_has_a_class_teaches_it() -> None:
     assert targets[1, 0] > softmax(logits)[:, 1].mean(axis=0)[0]
 
 
-def test_limits() -> None:
+def test_expert_limits_equal_their_special_cases() -> None:
     alike = np.repeat(draw_logits(1, 6, 4), 5, axis=0)
     assert_allclose(Experts().fuse(knowledge_of(alike), {}).targets, softmax(alike)[0], atol=1e-6)
     unlike = draw_logits(5, 6, 4)
@@ -95,7 +95,7 @@ def test_limits() -> None:
     assert_allclose(Experts(distribution="shared").fuse(same, {}).targets, mean, atol=1e-6)
 
 
-def test_reaches_those_who_are_away() -> None:
+def test_expert_targets_reach_absent_clients() -> None:
     knowledge = knowledge_of(draw_logits(3, 4, 5), (0, 2, 5))
     _, for_absent = tables_of(Experts().fuse(knowledge, {}), knowledge)
     assert for_absent
@@ -103,7 +103,7 @@ def test_reaches_those_who_are_away() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), shape=st.sampled_from([(3, 4, 3), (6, 9, 10)]), beta=st.floats(0, 5))
-def test_filling_in_agrees_with_loops(seed, shape, beta) -> None:
+def test_filling_in_equals_loops(seed, shape, beta) -> None:
     logits = draw_logits(*shape, seed=seed)
     clients, rows, classes = shape
     _, p, fused = by_loops(logits.tolist())
@@ -118,14 +118,14 @@ def test_filling_in_agrees_with_loops(seed, shape, beta) -> None:
     assert found.mixed is None
 
 
-def test_who_lacks_nothing_is_told_nothing_else() -> None:
+def test_clients_that_lack_no_class_receive_plain_knfu() -> None:
     even = knowledge_of(draw_logits(4, 8, 3), label_counts=np.full((4, 3), 5))
     options = {"beta": 2.0, "distribution": "shared"}
     filled = KnFu(**options, absent_by_experts=True).fuse(even, {})
     assert_allclose(filled.targets, KnFu(**options).fuse(even, {}).targets, atol=1e-6)
 
 
-def test_an_owner_of_one_class_keeps_its_word_on_it() -> None:
+def test_a_sole_class_owner_keeps_its_predictions_there() -> None:
     """Client 0 has class 0 alone, and says so of every sample; others know all three."""
     q = np.full((3, 6, 3), 0.005, np.float32)
     q[0, :, 0] = 0.99

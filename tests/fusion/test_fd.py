@@ -52,7 +52,7 @@ def others_by_loops(means, counts, by_count=False):
     return result, owners
 
 
-def test_other_ways_of_averaging() -> None:
+def test_alternative_averages_equal_their_formulas() -> None:
     """All who own a label, and all clients, own it or not: then those count as zeros."""
     everybody = FD(leave_one_out=False).fuse(knowledge_of(MEANS, COUNTS), {})
     total = MEANS.astype(np.float64).sum(axis=0)
@@ -72,7 +72,7 @@ def test_other_ways_of_averaging() -> None:
 
 
 @pytest.mark.parametrize("by_count", [False, True])
-def test_each_client_hears_the_mean_of_the_others_who_own_the_label(by_count) -> None:
+def test_each_client_receives_the_mean_of_other_owners_of_a_label(by_count) -> None:
     guidance = FD(weight_by_count=by_count).fuse(knowledge_of(MEANS, COUNTS), {})
     means, owners = others_by_loops(MEANS, COUNTS, by_count)
     assert guidance.targets is None and len(guidance.personal) == 3
@@ -84,7 +84,7 @@ def test_each_client_hears_the_mean_of_the_others_who_own_the_label(by_count) ->
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_an_old_answer_counts_less(alone) -> None:
+def test_older_uploads_count_less(alone) -> None:
     fresh = np.array([1.0, 0.5, 0.25])
     guidance = FD(leave_one_out=alone).fuse(replace(knowledge_of(MEANS, COUNTS), freshness=fresh), {})
     for label in range(3):
@@ -93,7 +93,7 @@ def test_an_old_answer_counts_less(alone) -> None:
         assert_allclose(guidance.personal[1]["label_logits"][label], expected, rtol=1e-5)
 
 
-def test_a_client_alone_has_no_teachers() -> None:
+def test_a_single_client_has_no_teachers() -> None:
     guidance = FD().fuse(knowledge_of(MEANS[:1], COUNTS[:1]), {})
     assert_array_equal(guidance.personal[0]["owners"], 0)
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -107,7 +107,7 @@ def test_a_client_alone_has_no_teachers() -> None:
         assert_array_equal(logits.grad, np.zeros((4, 3)))
 
 
-def test_a_huge_mean_does_not_drown_the_others() -> None:
+def test_a_huge_mean_does_not_dominate_the_others() -> None:
     means = MEANS.copy()
     means[0, 0] = 1e30
     own = FD().fuse(knowledge_of(means, COUNTS), {}).personal[0]["label_logits"][0]
@@ -127,7 +127,7 @@ def test_overflowed_means_still_teach_their_class(dtype) -> None:
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_local_loss_and_its_gradient_by_hand(strength, temperature) -> None:
+def test_the_local_loss_and_gradient_equal_the_formula(strength, temperature) -> None:
     arrays = FD().fuse(knowledge_of(MEANS, COUNTS), {}).personal[1]  # nobody else owns label 2
     logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0], [0.0, 0.0, 3.0]], requires_grad=True)
     labels = [0, 1, 2]
@@ -146,7 +146,7 @@ def test_local_loss_and_its_gradient_by_hand(strength, temperature) -> None:
     assert_allclose(logits.grad, gradient, atol=1e-6)
 
 
-def test_mse_between_logits_and_its_gradient_by_hand() -> None:
+def test_the_logit_mse_and_gradient_equal_the_formula() -> None:
     arrays = FD().fuse(knowledge_of(MEANS, COUNTS), {}).personal[1]
     logits = torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 3.0]], requires_grad=True)
     loss = FD(matching="mse", strength=0.5).local_loss(arrays)(logits, None, torch.tensor([0, 2]))
@@ -156,7 +156,7 @@ def test_mse_between_logits_and_its_gradient_by_hand() -> None:
     assert_allclose(logits.grad, [0.5 * 2 * difference / 6, np.zeros(3)], atol=1e-6)
 
 
-def test_upload() -> None:
+def test_an_upload_is_mean_logits_per_label() -> None:
     client = SmallClient(means={"logits": MEANS[0]}, counts=COUNTS[0])
     upload = FD().upload(client)
     assert upload.keys() == {"label_logits", "label_counts"}
@@ -168,7 +168,7 @@ def test_upload() -> None:
     )
 
 
-def test_weighted_means_by_label() -> None:
+def test_label_means_are_weighted_by_samples() -> None:
     by_hand = np.zeros((3, 3))
     for label in range(3):
         owned = sum(COUNTS[n, label] for n in range(3))

@@ -65,7 +65,7 @@ def assert_same(first, second) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["plain", "normed"])
-def test_one_client_without_distillation_gets_its_own_weights_back(architecture) -> None:
+def test_a_single_client_without_distillation_keeps_its_weights(architecture) -> None:
     server, weights = federation({4: architecture})
     guidance = fuse(server, weights, server_epochs=0)
     assert guidance.targets is None and server.trained == []
@@ -94,7 +94,7 @@ def test_statistics_are_averaged_and_counters_are_the_largest() -> None:
     assert fused["1.num_batches_tracked"].dtype == np.int64 and fused["1.num_batches_tracked"].shape == ()
 
 
-def test_each_architecture_is_taught_by_the_whole_ensemble() -> None:
+def test_each_architecture_distils_from_the_whole_ensemble() -> None:
     server, weights = federation({1: "plain", 2: "normed", 5: "plain"})
     guidance = fuse(server, weights, server_epochs=3, server_lr=0.02, server_batch_size=7, validation=0.2)
 
@@ -135,7 +135,7 @@ def test_distillation_brings_the_average_closer_to_the_ensemble() -> None:
     assert after < 0.5 * before
 
 
-def test_order_of_clients_does_not_matter() -> None:
+def test_the_order_of_clients_does_not_change_the_average() -> None:
     server, weights = federation({0: "plain", 1: "plain", 2: "plain"})
     first = received(fuse(server, weights, server_epochs=2), 0, weights)
     second = received(fuse(server, weights[::-1], SAMPLES[::-1], server_epochs=2), 0, weights)
@@ -155,7 +155,7 @@ def test_packing_keeps_every_array(module) -> None:
     assert_same(unpack(packed, weights), weights)
 
 
-def test_loss_is_kl_to_the_ensemble() -> None:
+def test_the_loss_is_kl_to_the_ensemble() -> None:
     student = torch.tensor([[1.0, 0.0]], requires_grad=True)
     target = torch.tensor([[0.3, 0.7]])
     q = 1 / (1 + math.exp(-1.0))

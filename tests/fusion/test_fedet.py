@@ -55,7 +55,7 @@ def by_loops(logits):
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 3), (7, 30, 5)])
-def test_consensus_and_diversity_agree_with_loops(shape) -> None:
+def test_consensus_and_diversity_equal_loops(shape) -> None:
     logits = draw(*shape, seed=1)
     consensus, diversity = consensus_and_diversity(logits)
     expected_consensus, expected_diversity = by_loops(logits)
@@ -67,14 +67,14 @@ def test_consensus_and_diversity_agree_with_loops(shape) -> None:
     assert_allclose(permuted[1], diversity, atol=1e-6)
 
 
-def test_a_sure_client_outweighs_two_unsure_ones() -> None:
+def test_a_confident_client_outweighs_two_uncertain_ones() -> None:
     logits = np.array([[[0.2, 0, 0]], [[0.2, 0, 0]], [[0, 3, 0]]], dtype=np.float32)
     consensus, diversity = consensus_and_diversity(logits)
     assert_array_equal(consensus, [1])
     assert_allclose(diversity, [softmax([0.2, 0, 0])], rtol=1e-6)
 
 
-def test_one_client_agrees_with_itself() -> None:
+def test_a_single_client_is_the_consensus() -> None:
     logits = draw(1)
     consensus, diversity = consensus_and_diversity(logits)
     assert_array_equal(consensus, logits[0].argmax(axis=-1))
@@ -87,7 +87,7 @@ def test_one_client_agrees_with_itself() -> None:
     dtype=st.sampled_from([np.float16, np.float32]),
     equal=st.booleans(),
 )
-def test_those_who_disagree_give_a_distribution_or_nothing(shape, seed, dtype, equal) -> None:
+def test_disagreeing_clients_give_a_distribution_or_nothing(shape, seed, dtype, equal) -> None:
     signs = np.where(numpy_generator(seed, "signs").random(shape) < 0.5, -np.inf, np.inf)
     logits = np.zeros(shape, dtype=dtype) if equal else signs.astype(dtype)
     consensus, diversity = consensus_and_diversity(logits)
@@ -96,7 +96,7 @@ def test_those_who_disagree_give_a_distribution_or_nothing(shape, seed, dtype, e
     assert_allclose(sums, np.round(sums), atol=1e-6)
 
 
-def test_server_loss_and_its_gradient_by_hand() -> None:
+def test_the_server_loss_and_gradient_equal_the_formula() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.0, 0.0]], requires_grad=True)
     consensus, diversity = torch.tensor([0, 2]), torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 0.0]])
     q = np.array([softmax(row) for row in logits.tolist()])
@@ -111,7 +111,7 @@ def test_server_loss_and_its_gradient_by_hand() -> None:
 
 
 @pytest.mark.parametrize("model", ["plain", "normed"])
-def test_the_server_model_lives_on_in_memory(model) -> None:
+def test_the_server_model_persists_over_rounds(model) -> None:
     server = SmallServer(TRANSFER, classes=3)
     strategy = FedET(server_model=model, server_epochs=2, server_lr=0.03, server_batch_size=9)
     knowledge = Knowledge(clients=(0, 2, 5), logits=draw(), samples=np.ones(3), server=server)
@@ -135,5 +135,5 @@ def test_the_server_learns_the_consensus() -> None:
     assert_array_equal(strategy.fuse(knowledge, {}).targets.argmax(axis=-1), logits[0].argmax(axis=-1))
 
 
-def test_it_needs_a_server_that_trains() -> None:
+def test_fedet_needs_server_training() -> None:
     assert FedET().capabilities.needs == {"server"}

@@ -45,7 +45,7 @@ class Given(torch.nn.Module):
         return self.features
 
 
-def test_the_generators_loss_by_loops():
+def test_the_generator_loss_equals_loops():
     labels, noise = np.array([0, 1, 3, 0, 2]), DRAWS.normal(size=(5, 6)).astype(np.float32)
     features = DRAWS.normal(size=(5, 3)).astype(np.float32)
     total = 0.0
@@ -65,7 +65,7 @@ def test_the_generators_loss_by_loops():
     assert found.item() == pytest.approx(total + math.exp(-pairs), rel=1e-5)
 
 
-def test_one_thing_made_of_all_noise_is_the_worst():
+def test_constant_samples_have_the_worst_diversity():
     noise = torch.from_numpy(DRAWS.normal(size=(4, 6)))
     assert diversity(noise, torch.ones(4, 3, dtype=torch.float64)).item() == 1.0
     assert diversity(noise, noise[:, :3]).item() < 1.0
@@ -86,7 +86,7 @@ def test_heads_are_averaged_by_samples_and_the_generator_learns():
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_whole_models_are_averaged_by_samples_where_all_have_one_architecture():
+def test_homogeneous_models_are_averaged_by_samples():
     strategy = FedGen(server_steps=0).for_clients(one_architecture=True)
     assert strategy.share == "model" and {"weights", "one_architecture"} <= strategy.capabilities.needs
     clients = [OfClasses(small_model(seed).float()) for seed in (1, 2)]
@@ -116,7 +116,7 @@ class OfClasses(SeveralNetworks):
         return COUNTS[0]
 
 
-def test_all_begin_with_one_head_and_without_a_generator():
+def test_clients_start_with_one_head_and_no_generator():
     class Headed(SmallServer):
         def model(self, architecture: str) -> torch.nn.Module:
             return small_model(7 if architecture == "first" else 8).float()
@@ -135,7 +135,7 @@ def test_all_begin_with_one_head_and_without_a_generator():
     assert strategy.local_step(client, {}) is None
 
 
-def test_classes_stay_known():
+def test_known_classes_persist():
     memory = fuse(FedGen(server_steps=0)).memory
     counts = COUNTS * np.array([0, 1, 0, 1])
     assert fuse(FedGen(server_steps=0), memory, counts=counts).shared[CLASSES].tolist() == [1, 1, 0, 1]
@@ -150,7 +150,7 @@ class InFloats(SeveralNetworks):
     classes = 4
 
 
-def test_what_a_client_minimises_by_hand():
+def test_the_client_loss_equals_the_formula():
     strategy = FedGen(strength=2.0, decay=0.5)
     model = small_model(1)
     client = InFloats(model, **{GENERATOR: strategy.generator(4, 3)})
@@ -183,7 +183,7 @@ def test_what_a_client_minimises_by_hand():
     assert all(p.grad is None for p in client.network(GENERATOR).parameters())
 
 
-def test_a_strength_of_nothing_is_the_average_of_heads_alone():
+def test_zero_strength_equals_head_averaging():
     client = client_of(FedGen())
     FedGen().apply(client, fuse(FedGen(server_steps=0)).shared)
     assert FedGen(strength=0.0).local_step(client, {}) is None

@@ -28,7 +28,7 @@ def fuse(strategy: FedGH, memory=None, means=MEANS, owned=OWNED) -> Guidance:
     return strategy.fuse(knowledge, memory or {})
 
 
-def test_the_head_takes_steps_of_sgd_on_the_means_that_are_owned() -> None:
+def test_the_head_takes_sgd_steps_on_means_of_owned_classes() -> None:
     start = fuse(FedGH(server_epochs=0))
     found = fuse(FedGH(server_epochs=2, server_lr=0.3), start.memory)
     weight, bias = (np.array(start.shared[name], dtype=np.float64) for name in ("head_weight", "head_bias"))
@@ -41,7 +41,7 @@ def test_the_head_takes_steps_of_sgd_on_the_means_that_are_owned() -> None:
     assert_allclose(found.shared["head_bias"], bias, atol=1e-6)
 
 
-def test_the_head_lives_on_and_becomes_right() -> None:
+def test_the_head_persists_and_learns_the_classes() -> None:
     memory, strategy = {}, FedGH(server_epochs=20, server_lr=0.3)
     for _ in range(10):
         guidance = fuse(strategy, memory)
@@ -51,13 +51,13 @@ def test_the_head_lives_on_and_becomes_right() -> None:
         assert answer.argmax() == c
 
 
-def test_nobody_who_owns_anything_leaves_the_head_as_it_is() -> None:
+def test_without_class_means_the_head_is_unchanged() -> None:
     start = fuse(FedGH(server_epochs=0))
     found = fuse(FedGH(), start.memory, owned=np.zeros_like(OWNED))
     assert_array_equal(found.shared["head_weight"], start.shared["head_weight"])
 
 
-def test_a_client_puts_on_the_head_and_keeps_its_body() -> None:
+def test_a_client_loads_the_head_and_keeps_its_body() -> None:
     weights = {"body.1.weight": np.ones((4, 2)), "head.weight": np.zeros((3, 4)), "head.bias": np.zeros(3)}
     client = SmallClient(weights=weights, means={"features": MEANS[0]}, counts=np.array([5, 2, 0]))
     guidance = fuse(FedGH())
@@ -71,6 +71,6 @@ def test_a_client_puts_on_the_head_and_keeps_its_body() -> None:
     assert sum(values.nbytes for values in upload.values()) == 4 * 3 * 4 + 3
 
 
-def test_unequal_features_are_the_users_error() -> None:
+def test_unequal_feature_widths_are_refused() -> None:
     with pytest.raises(UserError, match=r"'fedgh' needs models whose features are equally wide"):
         fuse(FedGH(), means=[MEANS[0], np.zeros((3, 6), np.float32), MEANS[2]])

@@ -1,4 +1,4 @@
-"""FedGKT: the server's loss and the client's by hand, answers that are found by sample, and who answers."""
+"""FedGKT: losses of server and client against the formulas."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kd(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
     return temperature**2 * float((t * np.log(t / s)).sum(axis=1).mean())
 
 
-def test_the_servers_loss_by_hand():
+def test_the_server_loss_equals_the_formula():
     strategy = FedGKT(strength=0.7, temperature=2.0)
     network = torch.nn.Linear(3, 4)
     said = torch.from_numpy(softmax(LOGITS[1].astype(np.float64) / 2.0))
@@ -48,7 +48,7 @@ def test_the_servers_loss_by_hand():
     assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_linear_server_on_top_by_hand_and_what_each_client_is_told():
+def test_a_linear_server_model_equals_a_hand_computation():
     strategy = FedGKT(server_hidden=(), server_epochs=3)
     start = fuse(FedGKT(server_hidden=(), server_epochs=0))
     for guidance in (start, fuse(strategy, start.memory)):
@@ -58,7 +58,7 @@ def test_a_linear_server_on_top_by_hand_and_what_each_client_is_told():
     assert not np.array_equal(start.memory["parameters"], guidance.memory["parameters"])
 
 
-def test_the_server_comes_to_know_labels_and_logits():
+def test_the_server_learns_labels_and_logits():
     strategy = FedGKT(server_hidden=(16,), server_epochs=300, server_lr=0.01)
     guidance = fuse(strategy)
     for answers, labels in zip(guidance.personal, LABELS, strict=True):
@@ -70,7 +70,7 @@ class WithAnswers(SeveralNetworks):
     classes = 4
 
 
-def test_a_client_finds_its_answers_by_sample():
+def test_a_client_matches_server_logits_by_sample():
     strategy = FedGKT(strength=0.7, temperature=2.0)
     client = WithAnswers(small_model(1), **{SERVER: strategy.network(3, 4)})
     assert strategy.local_step(client, {}) is None, "no answers yet"
@@ -85,7 +85,7 @@ def test_a_client_finds_its_answers_by_sample():
     assert found.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_server_answers_on_the_clients_features_once_it_has_come():
+def test_the_server_model_answers_once_it_is_received():
     strategy = FedGKT(server_hidden=(5,), server_epochs=1)
     client = WithAnswers(small_model(1), **{SERVER: strategy.network(3, 4)})
     assert strategy.predictor(client) is None
@@ -101,7 +101,7 @@ def test_the_server_answers_on_the_clients_features_once_it_has_come():
     assert not fuse(FedGKT(inference="model")).shared
 
 
-def test_an_upload_is_of_every_own_sample():
+def test_an_upload_covers_every_private_sample():
     client = SmallClient(private_logits=LOGITS[1], means={"features": FEATURES[1]})
     upload = FedGKT().upload(client)
     assert_array_equal(upload["sample_logits"], LOGITS[1])

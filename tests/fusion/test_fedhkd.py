@@ -33,7 +33,7 @@ def knowledge(features=FEATURES) -> Knowledge:
     )
 
 
-def test_means_are_over_the_owners_of_a_class_by_their_samples() -> None:
+def test_class_means_are_weighted_by_samples_of_the_owners() -> None:
     shared = FedHKD().fuse(knowledge(), {}).shared
     assert_allclose(shared["features"][0], (3 * FEATURES[0, 0] + FEATURES[1, 0]) / 4)
     assert_allclose(shared["features"][1], FEATURES[0, 1])
@@ -43,13 +43,13 @@ def test_means_are_over_the_owners_of_a_class_by_their_samples() -> None:
     assert not shared["probabilities"][2].any()
 
 
-def test_features_of_unequal_width_are_refused() -> None:
+def test_unequal_feature_widths_are_refused() -> None:
     with pytest.raises(UserError, match="fedhkd"):
         FedHKD().fuse(knowledge([FEATURES[0], FEATURES[1, :, :1]]), {})
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_a_client_sends_means_of_features_and_of_tempered_predictions(noise) -> None:
+def test_a_client_uploads_mean_features_and_softened_predictions(noise) -> None:
     logits = np.array([[1, 0, 0], [0, 2, 1], [0, 0, 1], [3, 0, 0]], dtype=np.float32)
     client = SmallClient(logits=logits, private_logits=logits[:2], means={"features": FEATURES[0]})
     sent = FedHKD(noise=noise).upload(client)  # labels 0 and 1, and none of class 2
@@ -60,7 +60,7 @@ def test_a_client_sends_means_of_features_and_of_tempered_predictions(noise) -> 
     assert not sent["features"][2].any()
 
 
-def test_the_loss_is_that_of_the_paper_with_its_gradient() -> None:
+def test_the_loss_and_gradient_equal_those_of_the_paper() -> None:
     model = small_model(3)
     batch, draws = batch_of(model, 6), np.random.default_rng(0)
     means, owners = draws.normal(size=(4, 3)), np.array([2, 0, 1, 1], dtype=np.int32)
@@ -87,13 +87,13 @@ def test_the_loss_is_that_of_the_paper_with_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("owners", [None, [0, 0, 0, 0]])
-def test_until_somebody_has_told_of_a_class_the_cross_entropy_stands(owners) -> None:
+def test_unknown_classes_leave_only_the_cross_entropy(owners) -> None:
     told = {"features": np.zeros((4, 3)), "probabilities": np.zeros((4, 4)), "owners": np.array(owners or [])}
     guidance = {} if owners is None else told
     assert FedHKD().local_step(OneClient(small_model(0)), guidance) is None
 
 
-def test_without_weights_it_is_training_alone() -> None:
+def test_zero_weights_equal_local_training() -> None:
     model = small_model(1)
     batch = batch_of(model)
     told = {"features": np.ones((4, 3)), "probabilities": np.full((4, 4), 0.25), "owners": np.ones(4)}

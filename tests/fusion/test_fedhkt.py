@@ -39,7 +39,7 @@ def small_server() -> SmallServer:
     return SmallServer(TRANSFER, 3, {0: "plain", 1: "plain", 2: "plain", 3: "normed"})
 
 
-def test_like_clients_of_one_architecture_average_their_weights() -> None:
+def test_similar_clients_of_one_architecture_are_averaged() -> None:
     server = small_server()
     guidance, weights = fuse(server, clusters=2)
     told = [unpack(own, weights[n]) for n, own in enumerate(guidance.personal)]
@@ -62,7 +62,7 @@ def test_like_clients_of_one_architecture_average_their_weights() -> None:
     assert_allclose(learned, ensemble * clear[:, None], rtol=1e-4, atol=1e-6)
 
 
-def test_one_group_is_the_average_of_all_and_as_many_as_clients_leave_each_alone() -> None:
+def test_one_group_averages_all_and_n_groups_average_none() -> None:
     whole, weights = fuse(small_server(), clusters=1)
     share = SAMPLES[:3] / SAMPLES[:3].sum()
     mean = sum(s * w["weight"] for s, w in zip(share, weights, strict=False))
@@ -73,13 +73,13 @@ def test_one_group_is_the_average_of_all_and_as_many_as_clients_leave_each_alone
 
 
 @pytest.mark.parametrize(("ambiguity", "learns"), [(0.0, False), (2.0, True)])
-def test_the_server_learns_what_is_clear_alone(ambiguity, learns) -> None:
+def test_the_server_learns_confident_samples_only(ambiguity, learns) -> None:
     server = small_server()
     fuse(server, ambiguity=ambiguity)
     assert bool(server.trained[0]["targets"][0].any()) == learns
 
 
-def test_unclear_samples_of_a_batch_do_not_thin_the_loss() -> None:
+def test_uncertain_samples_do_not_dilute_the_loss() -> None:
     z = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
     ensemble = torch.tensor([[0.9, 0.1], [0.0, 0.0], [0.2, 0.8]])
     of_clear = FedHKT().server_loss(z[[0, 2]], ensemble[[0, 2]])
@@ -87,14 +87,14 @@ def test_unclear_samples_of_a_batch_do_not_thin_the_loss() -> None:
     assert float(FedHKT().server_loss(z, torch.zeros(3, 2))) == 0.0
 
 
-def test_certainty_and_what_it_weighs() -> None:
+def test_confidence_and_its_weights_equal_the_formula() -> None:
     q = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]]])
     assert_allclose(certainty(q), [[1, 0], [0, 0]], atol=1e-12)
     assert_allclose(weighted_by_certainty(q), [[1.0, 0.0], [0.5, 0.5]])
     assert_array_equal(certainty(np.ones((3, 1))), np.ones(3))
 
 
-def test_a_client_takes_the_weights_and_then_learns() -> None:
+def test_a_client_loads_the_weights_and_then_distils() -> None:
     server = small_server()
     guidance, weights = fuse(server)
     client = SmallClient(logits=LOGITS[0], weights=weights[0])

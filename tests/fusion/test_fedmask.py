@@ -30,7 +30,7 @@ def packed(*bits: int) -> np.ndarray:
     return np.packbits(np.array(bits, dtype=bool))
 
 
-def test_every_weight_has_the_votes_of_all_whose_masks_have_it():
+def test_every_weight_counts_the_masks_that_include_it():
     masks = [
         packed(1, 1, 0, 0, 1, 0, 0, 0, 0, 1),
         packed(1, 0, 0, 1, 1, 0, 0, 0, 0, 0),
@@ -47,13 +47,13 @@ def test_every_weight_has_the_votes_of_all_whose_masks_have_it():
     assert_allclose(many.weights, np.tile(np.array([200, 60, 1]) / 261, (3, 1)))
 
 
-def test_log_odds_of_probabilities():
+def test_log_odds_equal_the_formula():
     found = log_odds(np.array([0.25, 0.5, 0.75, 0.0, 1.0]))
     assert_allclose(found, [-np.log(3), 0, np.log(3), -13.8155, 13.8155], rtol=1e-5)
     assert found[1] == 0.0  # where half of all have a weight nobody is overruled
 
 
-def test_who_has_settled_has_no_vote_and_listens_to_nobody():
+def test_clients_with_fixed_masks_neither_vote_nor_receive():
     knowledge = uploads(packed(1, 0), NOTHING, packed(1, 1), fingerprints=[FINGERPRINT, NOTHING, FINGERPRINT])
     guidance = FedMask().fuse(knowledge, {})
     assert guidance.shared["votes"][:2].tolist() == [2, 1] and int(guidance.shared["voters"]) == 2
@@ -62,19 +62,19 @@ def test_who_has_settled_has_no_vote_and_listens_to_nobody():
     assert quiet.targets is None and not quiet.shared and quiet.weights is None
 
 
-def test_what_anybody_has_taken_is_closed_to_all():
+def test_weights_taken_by_one_client_are_fixed_for_all():
     own, masks = [packed(1, 0, 0, 1), NOTHING, packed(0, 0, 1, 1)], [packed(1)] * 3
     assert_array_equal(FedMask().fuse(uploads(*masks, taken=own), {}).shared["taken"], packed(1, 0, 1, 1))
     assert "taken" not in FedMask().fuse(uploads(*masks, taken=[NOTHING] * 3), {}).shared
 
 
-def test_clients_that_began_with_different_weights_are_refused():
+def test_different_initial_weights_are_refused():
     other = FINGERPRINT[::-1].copy()
     with pytest.raises(UserError, match="those of client 3 and client 5 differ"):
         FedMask().fuse(uploads(*[packed(1)] * 3, fingerprints=[FINGERPRINT, FINGERPRINT, other]), {})
 
 
-def test_the_bank_keeps_masks_for_those_who_come_to_a_task_later():
+def test_the_knowledge_cache_serves_masks_to_late_clients():
     def sent(round: int, mask: np.ndarray) -> Upload:
         return Upload(round, {"mask": mask, "fingerprint": FINGERPRINT}, samples=8)
 

@@ -40,7 +40,7 @@ def test_both_heads_read_the_representation():
     assert step(FedMRL(), client) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_one_step_moves_all_three_downhill():
+def test_one_step_descends_on_all_three_parts():
     client, strategy = client_of(), FedMRL()
     before = {of: client.weights(of) for of in client.networks}
     losses = [step(strategy, client) for _ in range(5)]
@@ -49,13 +49,13 @@ def test_one_step_moves_all_three_downhill():
         assert any(not np.array_equal(client.weights(of)[name], weights[name]) for name in weights)
 
 
-def test_the_own_head_answers_from_both():
+def test_the_private_head_answers_from_both_features():
     client, x = client_of(), batch_of(small_model(1)).inputs
     answer = FedMRL().predictor(client)(x)
     assert_allclose(answer.detach().numpy(), by_hand(client, x.numpy())[0], rtol=1e-6)
 
 
-def test_a_shared_model_that_is_wider_than_the_own_one_is_refused():
+def test_a_shared_model_wider_than_the_private_one_is_refused():
     class Wide:
         def width(self, network: str = "model") -> int:
             return 8 if network == SHARED else 4

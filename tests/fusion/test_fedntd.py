@@ -23,7 +23,7 @@ def by_hand(now, received, x, y, beta, temperature) -> float:
 
 
 @pytest.mark.parametrize(("beta", "temperature"), [(1.0, 1.0), (0.4, 3.0)])
-def test_the_loss_is_that_of_the_paper(beta, temperature):
+def test_the_loss_equals_that_of_the_paper(beta, temperature):
     strategy, client = FedNTD(beta=beta, temperature=temperature), OneClient(small_model(1))
     step, now = strategy.local_step(client, {}), small_model(2)
     batch = batch_of(now)

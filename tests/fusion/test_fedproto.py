@@ -46,12 +46,12 @@ def test_prototypes_are_means_over_all_samples_of_the_federation() -> None:
     assert guidance.targets is None and guidance.shared["prototypes"].dtype == np.float32
 
 
-def test_one_client_gets_its_own_prototypes_back() -> None:
+def test_a_single_client_receives_its_own_prototypes() -> None:
     guidance = FedProto().fuse(knowledge_of(MEANS[:1], COUNTS[:1]), {})
     assert_allclose(guidance.shared["prototypes"], MEANS[0], rtol=1e-6)
 
 
-def test_local_loss_and_its_gradient_by_hand() -> None:
+def test_the_local_loss_and_gradient_equal_the_formula() -> None:
     guidance = FedProto().fuse(knowledge_of(MEANS, COUNTS), {})
     features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = FedProto(strength=0.1).local_loss(guidance.shared)(
@@ -64,7 +64,7 @@ def test_local_loss_and_its_gradient_by_hand() -> None:
     assert_allclose(features.grad, 0.1 * 2 * difference / 12, atol=1e-6)
 
 
-def test_unequal_features_are_the_users_error() -> None:
+def test_unequal_feature_widths_are_refused() -> None:
     means = [MEANS[0], np.zeros((3, 6), dtype=np.float32), MEANS[2]]
     with pytest.raises(UserError) as caught:
         FedProto().fuse(knowledge_of(means, COUNTS, clients=(1, 4, 6)), {})
@@ -86,19 +86,19 @@ def test_the_nearest_prototype_answers() -> None:
         assert found[2] < found[:2].min() and np.isfinite(found).all()  # nobody owns class 2
 
 
-def test_prototypes_answer_for_themselves() -> None:
+def test_a_prototype_is_assigned_to_its_class() -> None:
     counts = np.array([[3, 2, 1]])
     means = numpy_generator(1, "test means").normal(0, 2, (1, 3, 4)).astype(np.float32)
     guidance = FedProto().fuse(knowledge_of(means, counts), {}).shared
     assert_array_equal(FedProto().infer(means[0], guidance).argmax(axis=1), [0, 1, 2])
 
 
-def test_the_model_answers_unless_told_otherwise() -> None:
+def test_the_model_answers_by_default() -> None:
     assert not FedProto().capabilities.infers_from_guidance
     assert FedProto(inference="prototypes").capabilities.infers_from_guidance
 
 
-def test_upload() -> None:
+def test_an_upload_is_class_prototypes_and_counts() -> None:
     client = SmallClient(means={"features": MEANS[0]}, counts=COUNTS[0])
     upload = FedProto().upload(client)
     assert upload.keys() == {"prototypes", "label_counts"}

@@ -43,20 +43,20 @@ def by_loops(learned: np.ndarray, heard: np.ndarray, classes: list[int], margin:
     return sum(losses) / len(losses)
 
 
-def test_the_servers_loss_by_hand() -> None:
+def test_the_server_loss_equals_the_formula() -> None:
     learned = numpy_generator(1, "fedtgp").normal(0, 1, (4, 5))
     heard, classes = HEARD[0, :2], [0, 1]
     found = server_loss(torch.tensor(learned), torch.tensor(heard), torch.tensor(classes), 0.7)
     assert found.item() == pytest.approx(by_loops(learned, heard, classes, 0.7), rel=1e-6)
 
 
-def test_a_mean_that_a_prototype_has_met_has_a_gradient() -> None:
+def test_equal_prototype_and_mean_have_a_finite_gradient() -> None:
     learned = torch.zeros(2, 3, requires_grad=True)
     server_loss(learned, torch.zeros(1, 3), torch.tensor([0]), 1.0).backward()
     assert learned.grad is not None and learned.grad.isfinite().all()
 
 
-def test_margins_of_the_paper_and_of_the_authors_code() -> None:
+def test_margins_equal_the_paper_and_the_authors_code() -> None:
     heard = np.array([[0.0], [2.0], [4.0], [11.0]], dtype=np.float32)  # means 1, 4 and 11
     classes = np.array([3, 3, 0, 5])
     assert margin_of(heard, classes, "farthest") == 10.0
@@ -64,7 +64,7 @@ def test_margins_of_the_paper_and_of_the_authors_code() -> None:
     assert margin_of(heard[:2], classes[:2], "farthest") == 0.0
 
 
-def test_prototypes_come_to_lie_at_their_own_means_and_live_on() -> None:
+def test_prototypes_converge_to_their_means_and_persist() -> None:
     strategy, memory = FedTGP(server_lr=0.1), {}
     for _ in range(3):
         guidance = fuse(strategy, memory)
@@ -76,7 +76,7 @@ def test_prototypes_come_to_lie_at_their_own_means_and_live_on() -> None:
     assert_array_equal(guidance.shared["owners"] > 0, [True, True, False, True])
 
 
-def test_a_class_is_known_for_good_once_it_was_heard() -> None:
+def test_a_received_class_stays_known() -> None:
     first = fuse(FedTGP(server_epochs=1))
     nobody = OWNED * np.array([0, 1, 0, 1], dtype=np.uint8)
     second = fuse(FedTGP(server_epochs=0), first.memory, owned=nobody)
@@ -84,7 +84,7 @@ def test_a_class_is_known_for_good_once_it_was_heard() -> None:
     assert_allclose(second.shared["prototypes"], first.shared["prototypes"], atol=1e-7)
 
 
-def test_the_local_loss_is_fedprotos() -> None:
+def test_the_local_loss_equals_fedprotos() -> None:
     guidance = fuse(FedTGP(server_epochs=0)).shared
     features = torch.tensor(HEARD[0, :3], requires_grad=True)
     loss = FedTGP(strength=2.0).local_loss(guidance)(torch.zeros(3, 4), features, torch.tensor([0, 1, 2]))
@@ -92,7 +92,7 @@ def test_the_local_loss_is_fedprotos() -> None:
     assert loss.item() == pytest.approx(2.0 * (away**2).sum() / 15, rel=1e-5)
 
 
-def test_an_upload_says_which_classes_are_owned_and_not_how_often() -> None:
+def test_an_upload_names_owned_classes_without_counts() -> None:
     client = SmallClient(means={"features": HEARD[0]}, counts=np.array([9, 4, 0, 0]))
     assert_array_equal(FedTGP().upload(client)["owned"], [1, 1, 0, 0])
     assert not FedTGP().capabilities.label_counts

@@ -1,4 +1,4 @@
-"""FedWeIT's exchange by hand: what is sent of a base, how it is averaged, who is lent which part."""
+"""FedWeIT's exchange against a hand computation."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def start() -> tuple[FedWeIT, Guidance]:
     return strategy, strategy.prepare(Server())
 
 
-def test_a_unit_is_the_mean_over_those_who_sent_it_and_stays_if_nobody_did():
+def test_units_are_averaged_over_their_senders():
     generator = np.random.default_rng(0)
     base, weights = generator.normal(size=SIZE).astype(np.float32), generator.normal(size=(3, SIZE))
     sent = np.array([[1, 1, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
@@ -115,7 +115,7 @@ def test_a_unit_is_the_mean_over_those_who_sent_it_and_stays_if_nobody_did():
     assert_array_equal(told, [True, True, False, True, True, False])
 
 
-def test_a_client_sends_the_units_that_its_mask_keeps_and_what_of_a_finished_part_is_not_zero():
+def test_a_client_uploads_masked_units_and_nonzero_parts():
     masks = {"body.weight": np.array([0.1, 0.9, 0.8, 0.2]), "conv.weight": np.array([0.4, 0.4])}
     client = Client(weights_of(1.0), masks, {0: part_of(7), 1: part_of(9)}, learned=(3,))
     upload = FedWeIT(keep=0.5).upload(client)
@@ -129,7 +129,7 @@ def test_a_client_sends_the_units_that_its_mask_keeps_and_what_of_a_finished_par
     assert num_bytes(again) == 40 + 1, "a part is sent once"
 
 
-def test_a_part_that_a_client_could_not_send_in_time_goes_along_with_the_next_upload():
+def test_a_delayed_part_is_sent_with_the_next_upload():
     client = Client(weights_of(0.0), parts={0: part_of(3), 2: part_of(5)}, learned=(2, 0, 1))
     upload = FedWeIT().upload(client)
     assert upload["tasks"].tolist() == [2, 1] and upload["part_bits"].shape == (2, 3)  # place 1 never trained
@@ -142,7 +142,7 @@ def test_a_part_that_a_client_could_not_send_in_time_goes_along_with_the_next_up
         assert_array_equal(got[1, task], np.concatenate([layers[name].ravel() for name in SPLIT]))
 
 
-def test_everyone_is_lent_every_part_of_the_others_once_and_who_was_away_gets_what_it_missed():
+def test_each_part_reaches_every_other_client_once():
     strategy, guidance = start()
     seen: dict[int, list] = {n: [] for n in range(4)}
     learned = {n: Client(weights_of(n), parts={0: part_of(n + 1)}, learned=(n,)) for n in range(4)}
@@ -164,7 +164,7 @@ def test_everyone_is_lent_every_part_of_the_others_once_and_who_was_away_gets_wh
     }
 
 
-def test_guidance_waits_for_the_next_training_and_the_newer_takes_the_place_of_the_older():
+def test_newer_guidance_replaces_waiting_guidance():
     strategy, first = start()
     client = Client(weights_of(100.0))
     strategy.apply(client, first.shared)
@@ -185,6 +185,6 @@ def test_guidance_waits_for_the_next_training_and_the_newer_takes_the_place_of_t
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.1])
-def test_a_share_that_makes_no_sense_is_refused(keep):
+def test_an_invalid_share_is_refused(keep):
     with pytest.raises(ValueError, match="keep"):
         FedWeIT(keep=keep)

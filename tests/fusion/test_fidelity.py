@@ -13,12 +13,12 @@ LOGITS = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]], dtype=np.
 GUIDANCE = np.array([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]], dtype=np.float32)
 
 
-def test_agreement() -> None:
+def test_agreement_equals_a_hand_count() -> None:
     assert agreement(LOGITS, GUIDANCE) == pytest.approx(2 / 3)
     assert agreement(LOGITS, LOGITS) == 1.0
 
 
-def test_divergence() -> None:
+def test_divergence_equals_the_formula() -> None:
     total = 0.0
     for z, t in zip(LOGITS.tolist(), GUIDANCE.astype(float).tolist(), strict=True):
         normaliser = math.fsum(math.exp(v) for v in z)
@@ -36,7 +36,7 @@ def test_divergence_is_finite_for_huge_logits(dtype) -> None:
     assert divergence(sure, np.array([[1.0, 0.0, 0.0]], dtype=np.float32)) == 0.0
 
 
-def test_flips() -> None:
+def test_flips_equal_a_hand_count() -> None:
     before = np.array([True, True, False, False, False])
     after = np.array([True, False, True, True, False])
     result = flips(before, after)
@@ -45,7 +45,7 @@ def test_flips() -> None:
     assert flips(before, before) == (0.0, 0.0)
 
 
-def test_no_samples() -> None:
+def test_no_samples_give_nan() -> None:
     empty, none = np.empty((0, 3), dtype=np.float32), np.empty(0, dtype=bool)
     assert math.isnan(agreement(empty, empty)) and math.isnan(divergence(empty, empty))
     assert all(math.isnan(share) for share in flips(none, none))

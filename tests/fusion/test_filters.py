@@ -1,4 +1,4 @@
-"""Filters: what each weighs, by loops, and in which order they may come."""
+"""Filters: weights against loops, and their order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def only(*wanted: Filter, q=Q, sent=SENT) -> list[np.ndarray]:
     return list(kept(wanted, q, sent))
 
 
-def test_relevance_is_how_likely_a_sample_is_of_what_the_receiver_lacks() -> None:
+def test_relevance_is_the_probability_of_missing_classes() -> None:
     p = [0.7, 0.2, 0.1]
     need = [1 - min(1.0, 3 * share) for share in p]
     found = relevance(Q, np.array(p))
@@ -34,7 +34,7 @@ def test_relevance_is_how_likely_a_sample_is_of_what_the_receiver_lacks() -> Non
     assert not relevance(Q, np.full(3, 1 / 3)).any()  # whoever has its share of all classes lacks none
 
 
-def test_agreement_is_the_share_of_those_who_know_the_class() -> None:
+def test_agreement_is_the_share_among_owners_of_the_class() -> None:
     votes, found = Q.argmax(axis=-1), agreement(Q, P, SENT)
     for m in range(4):
         for i in range(12):
@@ -44,14 +44,14 @@ def test_agreement_is_the_share_of_those_who_know_the_class() -> None:
             assert found[m, i] == pytest.approx(agreeing / knowing, abs=1e-12)
 
 
-def test_who_is_alone_or_alone_with_a_class_is_not_contradicted() -> None:
+def test_sole_senders_and_sole_class_owners_are_not_contradicted() -> None:
     assert_array_equal(agreement(Q[:1], P[:1], SENT[:1]), np.ones((1, 12)))
     sure, sent = np.eye(2)[[[0, 0], [1, 1], [1, 1]]], np.ones((3, 2), dtype=bool)
     found = agreement(sure, class_shares(sure, sent), sent)
     assert_array_equal(found, np.ones((3, 2)))
 
 
-def test_equal_votes_count_heads_by_hand() -> None:
+def test_equal_votes_equal_a_hand_count() -> None:
     votes, sent = Q.argmax(axis=-1), SENT.copy()
     sent[1, ::2] = sent[2, 3] = False
     found = agreement(Q, np.ones_like(P), sent)
@@ -64,12 +64,12 @@ def test_equal_votes_count_heads_by_hand() -> None:
     assert_array_equal(only(equal, sent=sent)[0], sent & (found >= 0.5))
 
 
-def test_only_agreement_takes_votes() -> None:
+def test_only_the_agreement_filter_accepts_votes() -> None:
     with pytest.raises(ValidationError, match="votes = 'equal' needs by = 'agreement'"):
         Filter(by="confidence", votes="equal")
 
 
-def test_what_was_not_sent_has_no_vote() -> None:
+def test_unsent_samples_have_no_vote() -> None:
     """Such a prediction stands as zeros, and would vote for the first class."""
     q, sent = np.full((3, 1, 2), 0.5), np.array([[True], [False], [False]])
     q[0, 0] = [0.9, 0.1]
@@ -95,7 +95,7 @@ def test_colluders_defeat_votes_by_class_shares(colluders, kept_equal) -> None:
     assert equal[-colluders:].all() == equal[-colluders:].any() == kept_equal
 
 
-def test_a_share_is_over_what_was_sent() -> None:
+def test_a_quantile_is_over_sent_samples() -> None:
     sent = SENT.copy()
     sent[0, 3:] = sent[1] = False
     shares = class_shares(Q, sent)
@@ -104,7 +104,7 @@ def test_a_share_is_over_what_was_sent() -> None:
 
 
 @pytest.mark.parametrize("by", filters.THRESHOLDS)
-def test_a_threshold_of_zero_keeps_all_and_one_of_one_what_is_certain(by) -> None:
+def test_threshold_0_keeps_all_and_threshold_1_certain_samples(by) -> None:
     for receiver in only(Filter(by=by, threshold=0.0)):
         assert receiver.all()
     (keep,) = only(Filter(by="confidence", threshold=1.0), q=np.eye(3)[None, [0, 1]], sent=SENT[:1, :2])
@@ -122,7 +122,7 @@ def test_absolute_thresholds_commute_and_quantiles_do_not() -> None:
     assert only(half)[0].sum() == Q[..., 0].size / 2
 
 
-def test_what_was_not_sent_is_not_kept_and_nothing_left_is_no_quantile() -> None:
+def test_unsent_samples_are_dropped_and_empty_sets_have_no_quantile() -> None:
     none = np.zeros_like(SENT)
     for receiver in only(Filter(by="relevance", quantile=0.5), Filter(by="agreement"), sent=none):
         assert not receiver.any()

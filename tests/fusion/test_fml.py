@@ -32,7 +32,7 @@ def by_hand(own, other, own_weight: float, shared_weight: float):
 
 
 @pytest.mark.parametrize(("own_weight", "shared_weight"), [(0.5, 0.5), (0.2, 0.9), (1.0, 1.0)])
-def test_each_model_learns_labels_and_the_other_one(own_weight, shared_weight):
+def test_each_model_learns_from_labels_and_the_other_model(own_weight, shared_weight):
     client = client_of()
     own, other = client.weights(), client.weights(SHARED)
     step(FML(own_weight=own_weight, shared_weight=shared_weight), client, steps=2)
@@ -44,7 +44,7 @@ def test_each_model_learns_labels_and_the_other_one(own_weight, shared_weight):
     assert_weights(client.network(SHARED), other)
 
 
-def test_without_teaching_it_is_training_alone():
+def test_zero_distillation_weights_equal_local_training():
     client = client_of()
     own = client.weights()
     step(FML(own_weight=1.0), client)
@@ -63,7 +63,7 @@ def test_the_loss_is_the_sum_of_both():
     assert value == pytest.approx(0.2 * labels[0] + 0.8 * kl[0] + 0.9 * labels[1] + 0.1 * kl[1], rel=1e-5)
 
 
-def test_only_the_shared_model_travels():
+def test_only_the_shared_model_is_sent():
     client = client_of()
     own, upload = client.weights(), FML().upload(client)
     assert_array_equal(upload["parameters"], pack(client.weights(SHARED))["parameters"])
@@ -73,7 +73,7 @@ def test_only_the_shared_model_travels():
     assert FML().predictor(client) is None
 
 
-def test_the_small_model_is_small_unless_told_otherwise():
+def test_the_shared_model_is_small_by_default():
     assert FML().shared_arguments == {"hidden": [64]}
     assert FML(shared_model="lenet").shared_arguments == {}
     assert FML(shared_args={"hidden": [8]}).shared_arguments == {"hidden": [8]}

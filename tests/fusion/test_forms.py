@@ -62,7 +62,7 @@ def spoiled(values: np.ndarray, kind: Kind, shape: str | None) -> Iterator[tuple
 
 
 @pytest.mark.parametrize("name", FUSING)
-def test_an_upload_fits_and_a_spoiled_one_does_not(name):
+def test_valid_uploads_pass_and_spoiled_ones_are_refused(name):
     strategy, uploads, sizes = uploads_of(name)
     for arrays in uploads:
         check_upload(strategy, arrays, sizes)
@@ -99,7 +99,7 @@ def altered(values: np.ndarray, generator: np.random.Generator) -> Iterator[np.n
 
 @pytest.mark.parametrize("rounds", [0, 1])
 @pytest.mark.parametrize("name", FUSING)
-def test_what_passes_the_gate_can_be_fused(name, rounds):
+def test_accepted_uploads_can_be_fused(name, rounds):
     """Arrays of one upload that fit one by one are refused, or fused; they end in no exception."""
     strategy, _, sizes = uploads_of(name)
     generator = np.random.default_rng(0)
@@ -176,7 +176,7 @@ def test_arrays_that_do_not_fit_together_are_named():
         ({"about": 9}, "array about tells 9 classes, must tell 5"),
     ],
 )
-def test_questions_of_message_are_as_many_as_their_bits(spoiled, told):
+def test_message_questions_match_their_bits(spoiled, told):
     wanted = {"asked": [1, 0, 0, 0, 0, 0, 0, 0], "between": 1, "about": C} | spoiled
     upload = {
         "asked": np.packbits(np.array(wanted["asked"], np.uint8)),
@@ -186,7 +186,7 @@ def test_questions_of_message_are_as_many_as_their_bits(spoiled, told):
     assert refusal("message", upload) == told
 
 
-def test_answers_to_another_number_of_questions_are_not_heard():
+def test_answers_to_a_different_number_of_questions_are_refused():
     strategy, _, _ = uploads_of("message")
     round = Round(strategy, draw((CLIENTS, M, C), seed=3))
     guidance = round.fuse()
@@ -209,7 +209,7 @@ def test_answers_to_another_number_of_questions_are_not_heard():
         ("part_bits", np.array([[0, 3]], np.uint8), "array part_bits has bits of more than 12 weights"),
     ],
 )
-def test_bits_of_fedweit_say_how_many_numbers_there_are(name, wrong, told):
+def test_fedweit_bits_match_the_count_of_numbers(name, wrong, told):
     upload = {
         "base": np.zeros(8, np.float32),
         "units": np.packbits(np.array([1, 0, 1], np.uint8)),
@@ -221,12 +221,12 @@ def test_bits_of_fedweit_say_how_many_numbers_there_are(name, wrong, told):
     assert refusal("fedweit", upload | {name: wrong}, DEEP) == told
 
 
-def test_masters_sends_no_accuracy_where_nothing_is_held_out():
+def test_masters_sends_no_accuracy_without_held_out_samples():
     assert required(make_strategy("masters", {"held_out_share": 0.0})) == {"logits"}
     assert required(make_strategy("masters", {})) == {"logits", "accuracy"}
 
 
-def test_infinite_values_count_as_a_training_that_diverged():
+def test_infinite_values_count_as_diverged_training():
     with pytest.raises(Unfit) as refused:
         check_upload(FedMD(), {"logits": np.full((M, C), np.nan, np.float32)}, SIZES)
     assert refused.value.diverged and str(refused.value) == (
@@ -238,7 +238,7 @@ def test_infinite_values_count_as_a_training_that_diverged():
     assert str(refused.value) == "array logits has shape [5, 7], must be [7, 5]"
 
 
-def test_without_known_sizes_most_clients_decide():
+def test_the_majority_decides_unknown_sizes():
     """A server of Flower's that has no scenario knows neither M nor C."""
     logits = np.zeros((M, C), np.float32)
     sent: Mapping[int, dict[str, np.ndarray]] = {
@@ -268,7 +268,7 @@ class Sparing(FusionStrategy):
         return Guidance(None)
 
 
-def test_a_strategy_that_does_not_say_what_it_sends_may_send_anything():
+def test_undeclared_uploads_are_not_checked():
     assert required(Sparing()) == set()
     check_upload(Sparing(), {"sure": np.ones((3, 2, 1))}, SIZES)
     with pytest.raises(Unfit, match="array sure has values that are not numbers"):
@@ -279,7 +279,7 @@ def test_a_strategy_that_does_not_say_what_it_sends_may_send_anything():
 
 
 @pytest.mark.parametrize("name", FUSING)
-def test_guidance_fits_what_its_clients_expect(name):
+def test_guidance_fits_the_expectations_of_clients(name):
     """Clients of a deployed federation refuse what their strategy does not send."""
     strategy, _, sizes = uploads_of(name)
     round = Round(strategy, draw((CLIENTS, M, C), seed=3))
@@ -296,7 +296,7 @@ def test_guidance_fits_what_its_clients_expect(name):
 
 
 @pytest.mark.parametrize("name", FUSING)
-def test_guidance_that_lacks_an_array_is_refused_by_its_name(name):
+def test_guidance_without_an_array_is_refused_by_name(name):
     strategy, _, _ = uploads_of(name)
 
     def learned() -> tuple[Round, list[dict[str, np.ndarray]]]:

@@ -143,13 +143,13 @@ def test_resolved_hyperparameters_build_the_same_strategy() -> None:
         ),
     ],
 )
-def test_wrong_hyperparameters(hyperparameters, message) -> None:
+def test_wrong_hyperparameters_are_refused(hyperparameters, message) -> None:
     with pytest.raises(UserError) as caught:
         make_strategy("knfu", hyperparameters)
     assert str(caught.value) == message
 
 
-def test_what_is_not_of_its_paper_says_so_in_the_list_and_in_the_docs() -> None:
+def test_deviations_from_papers_are_named_in_list_and_docs() -> None:
     noted = {name: STRATEGIES.load(name) for name in STRATEGIES.builtin if STRATEGIES.load(name).source_note}
     assert noted.keys() >= {"mhat", "fedhkt", "comd", "mst", "dlf", "scalearn", "masters", "path"}
     listed, told = "\n".join(catalogue.strategies()), "\n".join(catalogue.strategy_details())
@@ -164,7 +164,7 @@ def test_what_is_not_of_its_paper_says_so_in_the_list_and_in_the_docs() -> None:
         assert "abstract" in (inspect.getdoc(noted[name]) or "").partition("\n\n")[0]
 
 
-def test_a_strategy_without_hyperparameters_says_so() -> None:
+def test_a_strategy_without_hyperparameters_refuses_them() -> None:
     with pytest.raises(UserError, match=r"fusion\.beta: unknown key; nothing is allowed here"):
         make_strategy("local", {"beta": 1})
 
@@ -177,7 +177,7 @@ def test_unknown_strategy_suggests_the_nearest() -> None:
 @pytest.mark.parametrize(
     "name", ["fedbn", "FedBN", "fed-nova", "FedDyn", "FedOpt", "perfedavg", "FedDistill"]
 )
-def test_a_method_that_is_not_here_is_told_with_its_relatives(name):
+def test_an_unavailable_method_is_refused_with_related_ones(name):
     with pytest.raises(UserError) as caught:
         make_strategy(name, {})
     told = caught.value.message
@@ -212,20 +212,20 @@ def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
         ("Frist", {}, r"fusion\.strategy: .*did you mean 'First'\?"),
     ],
 )
-def test_wrong_plugins(plugins, name, hyperparameters, message) -> None:
+def test_wrong_plug_ins_are_refused(plugins, name, hyperparameters, message) -> None:
     with pytest.raises(UserError, match=message) as caught:
         make_strategy(f"my_strategies:{name}", hyperparameters, plugins)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["Loader", "Local", "Silent"])
-def test_only_a_strategy_that_distils_has_to_define_a_loss(plugins, name) -> None:
+def test_only_distilling_strategies_need_a_loss(plugins, name) -> None:
     strategy = make_strategy(f"my_strategies:{name}", {}, plugins)
     with pytest.raises(NotImplementedError, match=f"'{strategy.name}' does not define `loss`"):
         strategy.loss(None, None)
 
 
-def test_types_are_spelled_for_people() -> None:
+def test_types_are_described_in_words() -> None:
     types = {parameter.name: parameter.type for parameter in strategy_hyperparameters("knfu")}
     assert types["beta"] == "float ≥ 0"
     assert types["neighbours"] == "int ≥ 0 or absent"

@@ -46,7 +46,7 @@ def clients() -> list[SmallClient]:
 
 
 @pytest.mark.parametrize("kind", ["ring", "k_regular", "complete"])
-def test_mixes_by_metropolis_and_keeps_the_mean(kind, clients):
+def test_metropolis_mixing_preserves_the_mean(kind, clients):
     mixing = metropolis(Graph(N, kind, 0).edges(1))
     before = weights_of(clients)
     weights = mix(clients, mixing)
@@ -57,13 +57,13 @@ def test_mixes_by_metropolis_and_keeps_the_mean(kind, clients):
     assert all(one.weights()["seen"] == 3 for one in clients)
 
 
-def test_who_hears_nobody_stays_as_it_is(clients):
+def test_isolated_clients_are_unchanged(clients):
     before = weights_of(clients)
     mix(clients, metropolis(np.eye(N, dtype=bool)))
     assert_array_equal(weights_of(clients), before)
 
 
-def test_masses_let_links_that_go_one_way_tend_to_the_mean_while_clients_train(clients):
+def test_push_sum_approaches_the_mean_on_directed_links(clients):
     mixing, generator = push_sum(ONE_WAY), np.random.default_rng(1)
     x, w = weights_of(clients), np.ones(N)
     for _ in range(4):
@@ -87,7 +87,7 @@ def test_masses_let_links_that_go_one_way_tend_to_the_mean_while_clients_train(c
     assert_allclose(weights_of(clients), np.tile(x.sum(axis=0) / N, (N, 1)), atol=1e-4)
 
 
-def test_statistics_are_weighed_by_masses_and_cannot_turn_negative():
+def test_push_sum_statistics_stay_non_negative():
     one = SmallClient(weights={"weight": np.ones(2, np.float32), "running_var": np.full(2, 0.1, np.float32)})
     one.trainable = lambda: ("weight",)
     one.last_fit = FitSummary(

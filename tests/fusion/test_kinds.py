@@ -32,7 +32,7 @@ def client_of_all_trades() -> SmallClient:
 
 
 @pytest.mark.parametrize("name", STRATEGIES.builtin)
-def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
+def test_every_strategy_declares_exactly_its_uploads(name) -> None:
     strategy, found = make_strategy(name, {}), set()
     shared, whole_model = {"distribution": "shared"}, {"share": "model"}
     others = {"knfu": [shared], "bottleneck": [shared], "fedgen": [whole_model]}
@@ -55,7 +55,7 @@ def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
         assert found == set(strategy.capabilities.kinds)
 
 
-def test_what_precision_imitation_and_honesty_apply_to() -> None:
+def test_precision_and_poison_apply_by_kind_of_upload() -> None:
     samples = {Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS}
     assert {kind for kind in Kind if kind.is_logits_of_samples} == samples
     assert {kind for kind in Kind if kind.is_prediction} == samples | {Kind.LABEL_LOGITS, Kind.CODES}
@@ -64,12 +64,12 @@ def test_what_precision_imitation_and_honesty_apply_to() -> None:
     assert {kind for kind in Kind if kind.is_honest} == honest
 
 
-def test_a_name_that_is_not_declared_is_something_else() -> None:
+def test_undeclared_arrays_have_the_kind_other() -> None:
     kinds = make_strategy("knfu", {}).kinds_of({"logits": np.zeros(1), "sample_logits": np.zeros(1)})
     assert kinds == {"logits": Kind.TRANSFER_LOGITS, "sample_logits": Kind.OTHER}
 
 
-def test_weight_exchange_sends_the_model_and_learns_nothing() -> None:
+def test_weight_exchange_sends_the_model_without_distillation() -> None:
     client, half = client_of_all_trades(), WeightExchange("flwr:FedAvg")
     assert (
         half.name == "flwr:FedAvg"

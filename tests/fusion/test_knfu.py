@@ -48,7 +48,7 @@ def fuse(logits: np.ndarray, *, memory=None, clients=None, knowledge=None, **hyp
     beta=st.floats(0, 5),
     temperature=st.floats(0.8, 4),
 )
-def test_agrees_with_loops(divergence, seed, shape, **options) -> None:
+def test_knfu_equals_loops(divergence, seed, shape, **options) -> None:
     logits = draw_logits(*shape, seed=seed)
     counts = numpy_generator(seed, "counts").integers(1, 50, (shape[0], shape[2]))
     guidance = fuse(logits, divergence=divergence, knowledge={"label_counts": counts}, **options)
@@ -60,7 +60,7 @@ def test_agrees_with_loops(divergence, seed, shape, **options) -> None:
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 3, 99])
-def test_size_age_and_nearest_agree_with_loops(neighbours) -> None:
+def test_size_age_and_nearest_equal_loops(neighbours) -> None:
     logits, samples, age = draw_logits(6, 12, 5), [10, 200, 35, 7, 90, 64], [0, 2, 0, 1, 5, 0]
     guidance = fuse(
         logits,
@@ -86,7 +86,7 @@ def test_beta_zero_is_the_mean_probability() -> None:
 
 
 @given(beta=st.floats(1e6, np.finfo(np.float64).max), divergence=st.sampled_from(DIVERGENCES))
-def test_beta_to_infinity_is_self_distillation(beta, divergence) -> None:
+def test_infinite_beta_is_self_distillation(beta, divergence) -> None:
     logits = draw_logits(5, 8, 4)
     with np.errstate(all="raise", under="ignore"):
         guidance = fuse(logits, beta=beta, divergence=divergence)
@@ -99,14 +99,14 @@ def test_beta_to_infinity_is_self_distillation(beta, divergence) -> None:
     divergence=st.sampled_from(DIVERGENCES),
     distribution=st.sampled_from(["soft", "hard", "calibrated"]),
 )
-def test_identical_clients_are_uniform_whatever_beta(beta, divergence, distribution) -> None:
+def test_identical_clients_have_uniform_weights_at_every_beta(beta, divergence, distribution) -> None:
     logits = np.repeat(draw_logits(1, 30, 6), 9, axis=0)
     guidance = fuse(logits, beta=beta, divergence=divergence, distribution=distribution)
     assert_allclose(guidance.weights, 1 / 9, rtol=1e-12)
 
 
 @pytest.mark.parametrize("distribution", ["soft", "hard", "shared"])
-def test_disjoint_label_sets_keep_to_themselves(distribution) -> None:
+def test_clients_with_disjoint_labels_have_no_mutual_weight(distribution) -> None:
     owned = np.eye(4).repeat(2, axis=1)  # client n owns classes 2n and 2n + 1
     logits = (np.log(owned + 1e-5)[:, None, :] + draw_logits(4, 40, 8, spread=0.3)).astype(np.float32)
     guidance = fuse(logits, beta=10.0, distribution=distribution, knowledge={"label_counts": owned * 50})
@@ -122,7 +122,7 @@ def test_disjoint_label_sets_keep_to_themselves(distribution) -> None:
     divergence=st.sampled_from(DIVERGENCES),
     per_class=st.booleans(),
 )
-def test_nobody_outweighs_oneself(seed, shape, **options) -> None:
+def test_each_client_has_the_largest_weight_for_itself(seed, shape, **options) -> None:
     weights = fuse(draw_logits(*shape, seed=seed), **options).weights
     assert_array_equal(np.diag(weights), weights.max(axis=1))
     neighbours = effective_neighbours(weights)
@@ -139,13 +139,13 @@ def test_weight_falls_with_distance(divergence) -> None:
         assert (np.diff(weights[n][nearest_first]) < 0).all()
 
 
-def test_one_client_gets_its_own_predictions_back() -> None:
+def test_a_single_client_receives_its_own_predictions() -> None:
     logits = draw_logits(1, 6, 4)
     for options in ({}, {"neighbours": 3}, {"threshold": 0.5}, {"per_class": True}):
         assert_allclose(fuse(logits, **options).targets, softmax(logits), atol=1e-6)
 
 
-def test_a_missing_client_has_no_row_and_no_column() -> None:
+def test_an_absent_client_has_no_row_and_no_column() -> None:
     logits, there = draw_logits(5, 8, 4), [0, 2, 4]
     everyone = fuse(logits, beta=1.0).weights[np.ix_(there, there)]
     guidance = fuse(logits[there], beta=1.0, clients=(0, 2, 4))
@@ -153,7 +153,7 @@ def test_a_missing_client_has_no_row_and_no_column() -> None:
     assert_allclose(guidance.weights, everyone / everyone.sum(axis=1, keepdims=True), rtol=1e-12)
 
 
-def test_stale_knowledge_weighs_rho_to_the_age() -> None:
+def test_stale_knowledge_is_weighted_by_rho_to_the_age() -> None:
     logits, age = draw_logits(4, 8, 4), np.array([0, 3, 0, 1])
     fresh = fuse(logits, beta=1.0).weights
     stale = fuse(logits, beta=1.0, stale_decay=0.5, knowledge={"age": age}).weights
@@ -163,7 +163,7 @@ def test_stale_knowledge_weighs_rho_to_the_age() -> None:
     assert KnFu(stale_decay=0.5).capabilities.stale_decay == 0.5
 
 
-def test_thresholds_cut_far_clients_and_keep_self() -> None:
+def test_thresholds_drop_distant_clients_and_keep_self() -> None:
     logits = draw_logits(7, 10, 5)
     _, d, weights, _ = (np.array(part) for part in _reference(logits, beta=0.5))
     between = np.sort(d[~np.eye(7, dtype=bool)])  # 42 distances
@@ -197,7 +197,7 @@ def test_float16_uploads_are_fused_in_float32() -> None:
     assert_allclose(guidance.targets, fuse(logits, beta=0.5).targets, atol=5e-3)
 
 
-def test_a_float16_upload_that_overflowed_still_names_its_class() -> None:
+def test_an_overflowed_float16_upload_keeps_its_class() -> None:
     coarse = np.array([[[np.inf, 3.0, -np.inf], [60000.0, np.inf, 0.0]]], dtype=np.float16)
     assert_array_equal(fuse(coarse).targets, [[[1, 0, 0], [0, 1, 0]]])
 
@@ -212,7 +212,7 @@ def test_temperature_softens_predictions() -> None:
     assert entropies[-1] == pytest.approx(np.log(6), abs=1e-4)
 
 
-def test_moving_average_survives_partial_participation() -> None:
+def test_the_moving_average_persists_under_partial_participation() -> None:
     strategy = KnFu(distribution_momentum=0.75)
     rounds = [((0, 2), 0), ((1, 2, 5), 1), ((0, 1), 2)]
     average: dict[int, np.ndarray] = {}
@@ -245,7 +245,7 @@ def test_stale_knowledge_is_averaged_in_once() -> None:
     assert np.abs(after[0] - before[0]).max() > 1e-3
 
 
-def test_memory_is_empty_where_nothing_is_remembered() -> None:
+def test_memory_is_empty_without_a_moving_average() -> None:
     assert fuse(draw_logits()).memory == {}
 
 
@@ -258,7 +258,7 @@ def test_only_the_oracle_asks_for_label_counts() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"beta": -1}, {"beta": float("nan")}, {"temperature": 0}, {"neighbours": -1}, {"betta": 1}]
 )
-def test_hyperparameters_are_checked(wrong) -> None:
+def test_wrong_hyperparameters_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         KnFu(**wrong)
 

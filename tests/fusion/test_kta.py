@@ -56,7 +56,7 @@ def by_loops(logits, labels, *, beta, gamma, divergence, temperature, epsilon=1e
 @pytest.mark.parametrize("shape", [(3, 4, 3), (6, 15, 5)])
 @pytest.mark.parametrize("divergence", ["kl", "cosine"])
 @pytest.mark.parametrize(("beta", "gamma", "temperature"), [(0.7, 3.0, 1.0), (2.0, 0.5, 2.5)])
-def test_agrees_with_loops(shape, divergence, beta, gamma, temperature) -> None:
+def test_kta_equals_loops(shape, divergence, beta, gamma, temperature) -> None:
     logits = draw(*shape, seed=4)
     labels = numpy_generator(5, "labels").integers(0, shape[2], shape[1])
     options = {"beta": beta, "gamma": gamma, "divergence": divergence, "temperature": temperature}
@@ -67,7 +67,7 @@ def test_agrees_with_loops(shape, divergence, beta, gamma, temperature) -> None:
     assert guidance.targets.dtype == np.float32
 
 
-def test_limits() -> None:
+def test_exponent_limits_equal_their_special_cases() -> None:
     logits = draw()
     everyone = fuse(logits, beta=0.0, gamma=0.0)
     assert_allclose(everyone.weights, 1 / 3)
@@ -78,7 +78,7 @@ def test_limits() -> None:
     assert_allclose(fuse(logits, beta=1e6).weights, np.eye(3))
 
 
-def test_the_most_accurate_client_teaches_all_if_accuracy_alone_counts() -> None:
+def test_accuracy_alone_makes_the_best_client_teach_all() -> None:
     logits = np.zeros((3, 4, 3), dtype=np.float32)
     logits[1, np.arange(4), LABELS] = 1.0
     guidance = fuse(logits, beta=0.0, gamma=1e4)
@@ -86,7 +86,7 @@ def test_the_most_accurate_client_teaches_all_if_accuracy_alone_counts() -> None
     assert_allclose(guidance.targets, np.broadcast_to(softmax(logits[1]), logits.shape), atol=1e-6)
 
 
-def test_only_edges_of_the_graph_teach() -> None:
+def test_only_graph_neighbours_teach() -> None:
     logits = draw(5, 9, 4)
     labels = np.zeros(9, dtype=np.int64)
     everyone = fuse(logits, labels, beta=0.5)
@@ -99,12 +99,12 @@ def test_only_edges_of_the_graph_teach() -> None:
         assert_allclose(guidance.weights[n], expected, rtol=1e-6, atol=1e-12)
 
 
-def test_a_missing_client_has_no_weight() -> None:
+def test_an_absent_client_has_no_weight() -> None:
     logits = draw()
     two = fuse(logits[[0, 2]], clients=(0, 2)).weights
     there = fuse(logits).weights[np.ix_([0, 2], [0, 2])]
     assert_allclose(two, there / there.sum(axis=1, keepdims=True), rtol=1e-9)
 
 
-def test_it_needs_labels_of_the_transfer_set() -> None:
+def test_kta_needs_labels_of_the_transfer_set() -> None:
     assert KTA().capabilities.needs == {"transfer_labels"}

@@ -45,7 +45,7 @@ def improved_by_loops(c, q, rho, lr, tau):
 
 
 @pytest.mark.parametrize(("rho", "lr", "tau", "temperature"), [(0.7, 10, 0.2, 10), (0.0, 2.0, 1.0, 1.0)])
-def test_agrees_with_loops_over_rounds(rho, lr, tau, temperature) -> None:
+def test_ktpfl_equals_loops_over_rounds(rho, lr, tau, temperature) -> None:
     c = [[1 / 3] * 3 for _ in range(3)]
     memory: dict[str, np.ndarray] = {}
     for round in range(3):
@@ -76,7 +76,7 @@ def drawn_coefficients(clients: int) -> np.ndarray:
     return numpy_generator(0, "coefficients").dirichlet(np.ones(clients), clients)
 
 
-def test_gradient_agrees_with_autograd() -> None:
+def test_the_gradient_equals_autograd() -> None:
     torch = pytest.importorskip("torch")
     q, c = softmax(draw_logits(6, 20, 4)), drawn_coefficients(6)
     tensor = torch.tensor(c, requires_grad=True)
@@ -84,7 +84,7 @@ def test_gradient_agrees_with_autograd() -> None:
     assert_allclose(mse_gradient(c, gram(q), 80), tensor.grad.numpy(), rtol=1e-9, atol=1e-14)
 
 
-def test_a_small_step_is_a_gradient_step() -> None:
+def test_a_small_step_approximates_gradient_descent() -> None:
     torch = pytest.importorskip("torch")
     q, c = softmax(draw_logits(6, 20, 4)), drawn_coefficients(6)
     tensor = torch.tensor(c, requires_grad=True)
@@ -93,7 +93,7 @@ def test_a_small_step_is_a_gradient_step() -> None:
     assert_allclose(moved, -1e-5 * tensor.grad.numpy(), rtol=1e-4, atol=1e-11)
 
 
-def test_the_penalty_is_implicit() -> None:
+def test_the_penalty_takes_an_implicit_step() -> None:
     q, c = softmax(draw_logits(6, 20, 4)), drawn_coefficients(6)
     after = step(c, gram(q), 80, rho=3.0, lr=5.0)
     expected = c - 5.0 * (mse_gradient(c, gram(q), 80) + 2 * 3.0 / 6 * (after - 1 / 6))
@@ -101,7 +101,7 @@ def test_the_penalty_is_implicit() -> None:
 
 
 @pytest.mark.parametrize("rho", [1e9, 1e300, 1.7e308])
-def test_rho_to_infinity_is_uniform(rho) -> None:
+def test_infinite_rho_gives_uniform_weights(rho) -> None:
     logits, memory = draw_logits(5, 8, 4), {}
     q = softmax(logits, 1.0)
     for _ in range(5):
@@ -111,7 +111,7 @@ def test_rho_to_infinity_is_uniform(rho) -> None:
         assert_allclose(guidance.targets, np.broadcast_to(q.mean(axis=0), q.shape), rtol=1e-5)
 
 
-def test_without_a_penalty_clients_find_their_like() -> None:
+def test_unpenalised_coefficients_favour_similar_clients() -> None:
     group = np.array([0, 0, 0, 1, 1])
     logits = (draw_logits(2, 30, 4, spread=2)[group] + draw_logits(5, 30, 4, spread=0.2)).astype(np.float32)
     memory: dict[str, np.ndarray] = {}
@@ -155,12 +155,12 @@ def test_coefficients_survive_partial_participation() -> None:
     assert_allclose(third.memory["coefficients"].sum(axis=1), 1.0, rtol=1e-12)
 
 
-def test_one_client_is_its_own_teacher() -> None:
+def test_a_single_client_is_its_own_teacher() -> None:
     logits = draw_logits(1, 8, 4)
     assert_allclose(fuse(logits, temperature=1.0).targets, softmax(logits), rtol=1e-6)
 
 
-def test_a_client_left_with_no_weight_among_those_present_starts_afresh() -> None:
+def test_a_client_without_weight_on_participants_restarts_uniformly() -> None:
     memory = {
         "clients": np.array([0, 1, 2]),
         "coefficients": np.array([[0, 0, 1.0], [0, 0, 1.0], [0, 0, 1.0]]),
@@ -172,6 +172,6 @@ def test_a_client_left_with_no_weight_among_those_present_starts_afresh() -> Non
 @pytest.mark.parametrize(
     "wrong", [{"rho": -1}, {"lr": 0}, {"temperature": 0}, {"coefficient_temperature": 0}]
 )
-def test_hyperparameters_are_checked(wrong) -> None:
+def test_wrong_hyperparameters_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         KTpFL(**wrong)

@@ -8,7 +8,7 @@ from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.left_out import MOST_CLIENTS, is_cheap, left_out
 
 
-def test_by_hand():
+def test_leave_one_out_influence_equals_a_hand_computation():
     # One sample, two classes. K_0 = 0.5·(1, 0) + 0.25·(0, 1) + 0.25·(0.5, 0.5) = (0.625, 0.375);
     # without client 1 it is (2/3)·(1, 0) + (1/3)·(0.5, 0.5) = (5/6, 1/6): 0.2083 away.
     q = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[0.5, 0.5]]])
@@ -19,7 +19,7 @@ def test_by_hand():
     assert_allclose(moved[2], [0.5, 0.5, 0.0], rtol=1e-6)
 
 
-def test_it_is_what_mixing_anew_gives():
+def test_leaving_one_out_equals_a_new_mixture():
     rng = np.random.default_rng(3)
     q = rng.dirichlet(np.ones(4), size=(5, 7))
     weights = rng.dirichlet(np.ones(5), size=5)
@@ -31,18 +31,18 @@ def test_it_is_what_mixing_anew_gives():
         assert_allclose(left_out(weights, q)[:, sender], apart, atol=1e-6)
 
 
-def test_a_sender_that_says_what_all_say_changes_nothing():
+def test_a_sender_equal_to_the_mixture_has_no_influence():
     q = np.tile(np.array([[0.2, 0.8]]), (3, 6, 1))
     assert_allclose(left_out(np.full((3, 3), 1 / 3), q), 0.0, atol=1e-7)
 
 
-def test_no_samples_and_too_many_clients():
+def test_no_samples_give_nan_and_many_clients_are_too_expensive():
     assert np.isnan(left_out(np.full((2, 2), 0.5), np.zeros((2, 0, 3)))).all()
     assert is_cheap(np.zeros((MOST_CLIENTS, 10, 3))) and not is_cheap(np.zeros((MOST_CLIENTS + 1, 10, 3)))
     assert not is_cheap(np.broadcast_to(0.0, (40, 40_000, 100)))
 
 
 @pytest.mark.parametrize("weight", [1.0, 1.0 - 1e-15])
-def test_nothing_is_left_without_the_only_sender(weight):
+def test_the_only_sender_cannot_be_left_out(weight):
     moved = left_out(np.array([[weight, 1.0 - weight], [0.0, 1.0]]), np.full((2, 1, 2), 0.5))
     assert np.isnan(moved[0, 0]) and not np.isnan(moved[0, 1])

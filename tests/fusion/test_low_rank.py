@@ -30,7 +30,7 @@ def test_the_rank_is_the_smallest_that_keeps_the_energy(energy, rank):
     assert lost <= 1 - energy + 1e-9
 
 
-def test_a_fresh_head_is_not_put_to_zero():
+def test_a_new_head_keeps_its_weights():
     """All ranks of a drawn 10×512 matrix are needed for 95 %, which codes that are public take for none."""
     change = {"head.weight": numpy_generator(1, "head").uniform(-0.04, 0.04, (10, 512)).astype(np.float32)}
     found = compress(change, 0.999)
@@ -38,7 +38,7 @@ def test_a_fresh_head_is_not_put_to_zero():
     assert_array_equal(decompress(found, change)["head.weight"], change["head.weight"])
 
 
-def test_a_convolution_is_one_matrix_and_never_more_numbers_than_it_has():
+def test_a_convolution_is_factored_as_one_matrix_if_that_is_smaller():
     kernel = numpy_generator(2, "kernel").normal(size=(32, 1, 5, 5))
     found = compress({"conv.weight": kernel}, 0.98)
     assert found[FACTORS].size <= 800
@@ -46,7 +46,7 @@ def test_a_convolution_is_one_matrix_and_never_more_numbers_than_it_has():
     assert compress({"conv.weight": sum_of_three}, 1.0)[RANKS].tolist() == [2]
 
 
-def test_nothing_costs_nothing_and_vectors_are_whole():
+def test_zero_changes_cost_nothing_and_vectors_are_sent_whole():
     change = {
         "w": np.zeros((4, 5)),
         "b": np.array([1.0, -2.0]),
@@ -61,7 +61,7 @@ def test_nothing_costs_nothing_and_vectors_are_whole():
 
 @settings(max_examples=30, deadline=None)
 @given(shape=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3)), seed=st.integers(0, 99))
-def test_all_of_the_energy_is_exact(shape, seed):
+def test_full_energy_is_exact(shape, seed):
     generator = numpy_generator(seed, "exact")
     change = {"w": generator.normal(size=shape), "b": generator.normal(size=shape[:1])}
     for name, values in decompress(compress(change, 1.0), change).items():
@@ -89,7 +89,7 @@ def test_factors_depend_on_the_matrix_alone(monkeypatch, energy):
 
 
 @pytest.mark.parametrize("energy", [0.45, 0.7, 1.0])
-def test_order_of_rows_and_empty_columns_change_no_factor(energy):
+def test_row_order_and_empty_columns_change_no_factor(energy):
     matrix = low(20, 30, [3.0, 2.0, 2.0, 2.0, 1.0])
     order = numpy_generator(1, "rows").permutation(20)
     wider = np.insert(matrix, 11, 0.0, axis=1)
@@ -101,7 +101,7 @@ def test_order_of_rows_and_empty_columns_change_no_factor(energy):
     assert_array_equal(padded[:, 11], 0.0)
 
 
-def test_what_does_not_belong_to_the_arrays_is_refused():
+def test_foreign_factors_are_refused():
     change = {"w": low(20, 30, [1.0])}
     found = compress(change, 1.0)
     with pytest.raises(ValueError, match="got ranks of 1 arrays; must be 2"):
@@ -112,7 +112,7 @@ def test_what_does_not_belong_to_the_arrays_is_refused():
         decompress(found | {FACTORS: np.append(found[FACTORS], 0)}, change)
 
 
-def test_weights_take_a_change_and_counters_do_not():
+def test_weights_receive_changes_and_counters_do_not():
     weights = {"w": np.ones(2, np.float32), "seen": np.array(7)}
     found = moved(weights, {"w": np.array([0.5, -1.0])})
     assert_array_equal(found["w"], np.array([1.5, 0.0], np.float32))

@@ -48,7 +48,7 @@ def targets_by_loops(logits: np.ndarray, heard: list[int], weight: float) -> np.
     ],
 )
 @pytest.mark.parametrize("weight", [0.0, 0.5, 5.0])
-def test_agrees_with_loops(order, round, heard, weight) -> None:
+def test_masters_equals_loops(order, round, heard, weight) -> None:
     """Of four clients ⌈4 (¼ + ¾ t/4)⌉ are heard: 2, 3, 4 and 4 in rounds 1 to 4 of 8."""
     logits = draw_logits(4, 7, 3)
     strategy = Masters(first_share=0.25, order=order, distance_weight=weight)
@@ -62,27 +62,27 @@ def test_agrees_with_loops(order, round, heard, weight) -> None:
     assert_array_equal(np.diag(guidance.weights), 0.0)
 
 
-def test_how_many_are_heard() -> None:
+def test_the_number_of_masters_follows_the_schedule() -> None:
     usual = Masters()
     assert [usual.number_heard(10, round, 10) for round in (1, 2, 4, 5, 9)] == [5, 6, 9, 10, 10]
     assert [Masters(warm_up=0.0).number_heard(10, round, 10) for round in (1, 9)] == [10, 10]
     assert Masters(first_share=0.0, warm_up=1.0).number_heard(10, 1, 1000) == 1
 
 
-def test_without_a_warm_up_the_order_does_not_matter() -> None:
+def test_without_warm_up_the_client_order_has_no_effect() -> None:
     logits = draw_logits(4, 7, 3)
     usual = told(Masters(warm_up=0.0), logits).targets
     for order in ("strong_first", "random"):
         assert_array_equal(told(Masters(warm_up=0.0, order=order), logits).targets, usual)
 
 
-def test_equally_strong_clients_are_heard_together_and_share_samples_that_they_say_the_same_of() -> None:
+def test_tied_clients_teach_together() -> None:
     logits = np.repeat(draw_logits(1, 5, 3), 3, axis=0)
     guidance = told(Masters(first_share=0.0), logits, [0.5, 0.5, 0.5], rounds=100)
     assert_allclose(guidance.weights, (1 - np.eye(3)) / 2)
 
 
-def test_who_is_alone_or_alone_heard_learns_from_itself() -> None:
+def test_a_single_client_learns_from_itself() -> None:
     logits = draw_logits(3, 5, 3)
     assert_array_equal(told(Masters(), logits[:1]).targets, softmax(logits[:1]))
     early = told(Masters(first_share=0.0, warm_up=1.0), logits, rounds=100)
@@ -90,7 +90,7 @@ def test_who_is_alone_or_alone_heard_learns_from_itself() -> None:
     assert_array_equal(early.weights[:, 1], 1.0)
 
 
-def test_confidence_ranks_where_nothing_is_kept_apart() -> None:
+def test_confidence_ranks_clients_without_held_out_samples() -> None:
     strategy = Masters(held_out_share=0.0, first_share=0.0, warm_up=1.0)
     logits = np.array([[[4, 0, 0]], [[1, 0, 0]], [[0, 2, 0]]], dtype=np.float32)
     guidance = strategy.fuse(knowledge_of(logits, rounds=100), {})

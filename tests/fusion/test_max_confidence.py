@@ -1,4 +1,4 @@
-"""`max_confidence`: the most confident client teaches each sample, a less confident one never does."""
+"""`max_confidence`: the most confident client teaches each sample."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def by_loops(logits, *, labels=None, beta=None, temperature=1.0):
     beta=st.none() | st.floats(0, 3),
     temperature=st.floats(0.8, 4),
 )
-def test_agrees_with_loops(confidence, seed, shape, beta, temperature) -> None:
+def test_max_confidence_equals_loops(confidence, seed, shape, beta, temperature) -> None:
     logits = draw(*shape, seed=seed)
     labels = numpy_generator(seed, "labels").integers(0, shape[2], shape[1])
     strategy = MaxConfidence(beta=beta, confidence=confidence, temperature=temperature)
@@ -79,7 +79,7 @@ def test_agrees_with_loops(confidence, seed, shape, beta, temperature) -> None:
     beta=st.one_of(st.none(), st.floats(0, 50)),
     spread=st.sampled_from([0.5, 5.0, 1e3]),
 )
-def test_the_surest_client_is_its_own_teacher(seed, clients, samples, classes, beta, spread) -> None:
+def test_the_most_confident_client_is_its_own_teacher(seed, clients, samples, classes, beta, spread) -> None:
     logits = draw(clients, samples, classes, seed, spread)
     guidance = MaxConfidence(beta=beta).fuse(knowledge_of(logits), {})
     q = softmax(logits)
@@ -99,7 +99,7 @@ def test_the_surest_client_is_its_own_teacher(seed, clients, samples, classes, b
         assert_allclose(permuted.targets, guidance.targets[order], atol=1e-6)
 
 
-def test_equally_sure_clients_keep_their_own_prediction() -> None:
+def test_equally_confident_clients_keep_their_prediction() -> None:
     logits = np.array([[[5, 0, 0]], [[0, 5, 0]], [[0, 0, 5]]], dtype=np.float32)
     guidance = MaxConfidence().fuse(knowledge_of(logits), {})
     assert_array_equal(guidance.targets, softmax(logits))
@@ -114,18 +114,18 @@ def test_a_confident_error_wins_only_without_labels() -> None:
     assert_array_equal(seeing.targets.argmax(axis=-1), [[0], [0]])
 
 
-def test_a_large_beta_leaves_everyone_alone() -> None:
+def test_a_large_beta_gives_self_distillation() -> None:
     logits = draw(5, 9, 4)
     guidance = MaxConfidence(beta=1e300).fuse(knowledge_of(logits), {})
     assert_array_equal(guidance.targets, softmax(logits))
 
 
-def test_a_missing_client_teaches_nobody() -> None:
+def test_an_absent_client_teaches_no_other() -> None:
     logits = draw(5, 8, 4)
     guidance = MaxConfidence().fuse(knowledge_of(logits[[0, 2, 4]], clients=(0, 2, 4)), {})
     assert_allclose(guidance.targets, by_loops(logits[[0, 2, 4]])[0], atol=1e-6)
 
 
-def test_it_needs_labels_only_for_the_supervised_confidence() -> None:
+def test_labels_are_needed_only_for_supervised_confidence() -> None:
     assert MaxConfidence().capabilities.needs == frozenset()
     assert MaxConfidence(confidence="true_class").capabilities.needs == {"transfer_labels"}

@@ -1,4 +1,4 @@
-"""Message: what is asked and answered, who teaches, by loops; what it costs, and where it ends."""
+"""Message: questions, answers and traffic."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def in_steps(q: list[float]) -> list[float]:
     return [said.get(c, rest) for c in range(len(q))]
 
 
-def test_who_knows_both_classes_best_answers_what_was_asked_the_round_before() -> None:
+def test_the_best_client_of_both_classes_answers_earlier_questions() -> None:
     z = draw_logits(4, 10, 5, seed=3)
     q, strategy, clients = softmax_by_loops(z), Message(questions=0.3), dict(enumerate(federation(z)))
     first, uploads = round_of(strategy, clients, {})
@@ -71,7 +71,7 @@ def test_who_knows_both_classes_best_answers_what_was_asked_the_round_before() -
     assert num_bytes(guidance_for(0, second)) == 2 * 2 + 4 * 3
 
 
-def test_whoever_is_away_is_told_its_answers_and_who_is_new_has_none() -> None:
+def test_absent_clients_receive_answers_and_new_ones_none() -> None:
     clients = federation(draw_logits(3, 8, 4, seed=1))
     strategy = Message(questions=0.25)
     first, _ = round_of(strategy, {0: clients[0], 1: clients[1]}, {})
@@ -81,7 +81,7 @@ def test_whoever_is_away_is_told_its_answers_and_who_is_new_has_none() -> None:
     assert second.absent[0]["classes"].shape == (2, 2)
 
 
-def test_whoever_has_not_heard_the_questions_teaches_nobody() -> None:
+def test_clients_without_the_questions_do_not_teach() -> None:
     clients = dict(enumerate(federation(draw_logits(3, 8, 4, seed=1))))
     strategy = Message(questions=0.25)
     first, _ = round_of(strategy, clients, {})
@@ -93,7 +93,7 @@ def test_whoever_has_not_heard_the_questions_teaches_nobody() -> None:
     assert third.weights.tolist()[1:] == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]] and third.personal[0] == {}
 
 
-def test_nobody_asks_nothing_is_taught() -> None:
+def test_without_questions_there_are_no_targets() -> None:
     strategy, clients = Message(questions=0.0), dict(enumerate(federation(draw_logits(3, 6, 4))))
     guidance, _ = round_of(strategy, clients, {})
     guidance, uploads = round_of(strategy, clients, guidance.memory)
@@ -101,7 +101,7 @@ def test_nobody_asks_nothing_is_taught() -> None:
     assert uploads[0]["classes"].size == 0 and guidance.absent == {}
 
 
-def test_an_answer_says_the_more_the_surer_it_is() -> None:
+def test_confident_answers_carry_more_information() -> None:
     q = np.array([[0.9, 0.05, 0.03, 0.02], [0.4, 0.3, 0.2, 0.1]], dtype=np.float32)
     found = predictions(answers_of(q), 4)
     assert_allclose(found, [in_steps(row) for row in q.tolist()], atol=1e-6)
@@ -111,14 +111,14 @@ def test_an_answer_says_the_more_the_surer_it_is() -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 300])
-def test_whatever_is_answered_is_a_distribution(classes) -> None:
+def test_every_answer_is_a_distribution(classes) -> None:
     draws = np.random.default_rng(0)
     for shares in (np.full((20, 2), 255), np.zeros((20, 2)), draws.integers(0, 256, (20, 2))):
         named = draws.integers(0, classes, (20, 2))
         assert_distributions(predictions(Answers(named, shares.astype(np.uint8)), classes).astype(np.float32))
 
 
-def test_more_classes_take_more_bytes_and_no_numbers_are_told() -> None:
+def test_uploads_grow_with_classes_and_hold_bits_only() -> None:
     client = SmallClient(logits=draw_logits(1, 4, 300)[0])
     client.memory["questions"] = np.array([0b11110000], dtype=np.uint8)
     assert Message().upload(client)["classes"].dtype == np.uint16

@@ -14,7 +14,7 @@ from fedkd.randomness import numpy_generator
 TRANSFER = numpy_generator(0, "test transfer").normal(0, 1, (4, 2)).astype(np.float32)
 
 
-def test_the_server_learns_the_mean_prediction_and_lives_on() -> None:
+def test_the_server_model_learns_the_mean_prediction_and_persists() -> None:
     z, server = draw_logits(), SmallServer(TRANSFER, 3)
     strategy = MHAT(server_model="plain", temperature=2.0, server_epochs=3, server_lr=0.1)
     first = strategy.fuse(knowledge_of(z, server=server), {})
@@ -27,7 +27,7 @@ def test_the_server_learns_the_mean_prediction_and_lives_on() -> None:
     assert_allclose(first.targets, server.logits("plain", weights), rtol=1e-6)
 
 
-def test_its_loss_is_the_divergence_from_the_mean_at_a_temperature() -> None:
+def test_the_server_loss_is_kl_to_the_softened_mean() -> None:
     z, other = draw_logits(2)
     p, q = (np.array(softmax_by_loops(rows[None], 2.0)[0]) for rows in (z, other))
     loss = MHAT(temperature=2.0).server_loss(torch.tensor(other), torch.tensor(p))

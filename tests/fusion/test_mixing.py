@@ -28,7 +28,7 @@ def graphs(draw, *, mutual: bool) -> np.ndarray:
 
 @given(graphs(mutual=True))
 @settings(max_examples=40, deadline=None)
-def test_metropolis_weights_keep_the_mean_and_never_part_clients(heard):
+def test_metropolis_weights_preserve_the_mean_and_never_increase_spread(heard):
     P = metropolis(heard)
     assert (P >= 0).all() and (P[~heard] == 0).all()
     assert_allclose(P.sum(axis=0), 1.0, atol=1e-12)
@@ -49,13 +49,13 @@ def test_metropolis_weights_keep_the_mean_and_never_part_clients(heard):
 
 @given(graphs(mutual=False))
 @settings(max_examples=40, deadline=None)
-def test_push_sum_keeps_sums_whoever_hears_whom(heard):
+def test_push_sum_preserves_sums_on_every_graph(heard):
     P = push_sum(heard)
     assert (P[~heard] == 0).all()
     assert_allclose(P.sum(axis=0), 1.0, atol=1e-12)
 
 
-def test_push_sum_agrees_on_the_mean_over_links_that_go_one_way():
+def test_push_sum_reaches_the_mean_on_directed_links():
     heard = np.eye(4, dtype=bool) | np.roll(np.eye(4, dtype=bool), 1, axis=1)
     heard[0, 2] = True  # client 2 is heard by two others: rows of P do not sum to 1
     P, x, mass = push_sum(heard), np.array([4.0, 0.0, -1.0, 9.0]), np.ones(4)
@@ -67,17 +67,17 @@ def test_push_sum_agrees_on_the_mean_over_links_that_go_one_way():
 
 
 @pytest.mark.parametrize(("k", "lambda_2"), [(2, 0.8727), (4, 0.6472), (6, 0.3740)])
-def test_contraction_of_rings_of_ten(k, lambda_2):
+def test_rings_of_ten_contract_at_the_known_rates(k, lambda_2):
     assert contraction(metropolis(ring(10, k))) == pytest.approx(lambda_2, abs=5e-5)
 
 
 @pytest.mark.parametrize("clients", [3, 4, 7, 10])
-def test_contraction_of_a_ring_by_formula(clients):
+def test_the_contraction_of_a_ring_equals_the_formula(clients):
     expected = max(abs(1 + 2 * math.cos(2 * math.pi * j / clients)) / 3 for j in range(1, clients))
     assert contraction(metropolis(ring(clients))) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_complete_graph_agrees_at_once_and_a_graph_in_parts_never():
+def test_complete_graphs_agree_at_once_and_disconnected_ones_never():
     assert contraction(metropolis(np.ones((5, 5), bool))) == pytest.approx(0.0, abs=1e-12)
     apart = np.kron(np.eye(2), np.ones((3, 3))).astype(bool)
     assert contraction(metropolis(apart)) == pytest.approx(1.0)
@@ -85,7 +85,7 @@ def test_a_complete_graph_agrees_at_once_and_a_graph_in_parts_never():
     assert parts(apart) == [(0, 1, 2), (3, 4, 5)]
 
 
-def test_one_peer_at_a_time_agrees_exactly_where_clients_are_a_power_of_two():
+def test_one_peer_graphs_agree_exactly_for_powers_of_two():
     def spread_after_log_rounds(clients: int) -> float:
         graph, X = Graph(clients, "one_peer_exponential", 0), np.eye(clients)
         for round in range(1, math.ceil(math.log2(clients)) + 1):
@@ -99,14 +99,14 @@ def test_one_peer_at_a_time_agrees_exactly_where_clients_are_a_power_of_two():
     assert spread_after_log_rounds(10) == pytest.approx(0.0375)  # some are counted twice in sixteenths
 
 
-def test_random_pairs_halve_what_is_left_about_once_a_round():
+def test_random_pairs_halve_the_spread_about_once_per_round():
     """E[PᵀP] = E[P], as a matching mixes twice like once: λ₂ = ½ − 1 / (2 (N − 1))."""
     graph = Graph(10, "matching", 3)
     mean = np.mean([metropolis(graph.edges(round)) for round in range(1, 2001)], axis=0)
     assert contraction(mean) == pytest.approx(0.5 - 1 / 18, abs=0.03)
 
 
-def test_links_that_go_one_way_have_no_metropolis_weights():
+def test_directed_links_have_no_metropolis_weights():
     heard = Graph(5, "one_peer_exponential", 0).edges(1)
     assert not is_mutual(heard)
     with pytest.raises(ValueError, match="heard by those whom it hears"):

@@ -30,7 +30,7 @@ def by_hand(now, received, previous, x, y, mu, temperature) -> float:
 
 
 @pytest.mark.parametrize(("mu", "temperature"), [(5.0, 0.5), (0.3, 2.0), (0.0, 0.5)])
-def test_the_loss_is_that_of_the_paper(mu, temperature):
+def test_the_loss_equals_that_of_the_paper(mu, temperature):
     strategy, client = Moon(mu=mu, temperature=temperature), OneClient(small_model(1))
     strategy.upload(client)
     previous = client.weights()
@@ -48,14 +48,14 @@ def test_the_loss_is_that_of_the_paper(mu, temperature):
     assert now.body[0].weight.grad.abs().sum() > 0
 
 
-def test_there_is_no_term_before_there_is_a_previous_model():
+def test_the_contrastive_term_needs_a_previous_model():
     client = OneClient(small_model(1))
     assert Moon().local_step(client, {}) is None
     Moon().upload(client)
     assert Moon().local_step(client, {}) is not None
 
 
-def test_the_previous_model_is_that_of_the_last_upload():
+def test_the_previous_model_is_the_last_uploaded_one():
     strategy, client = Moon(), OneClient(small_model(1))
     strategy.upload(client)
     client.load_weights(weights_of(small_model(2)))

@@ -1,4 +1,4 @@
-"""`mst`: a gate of each client's own learns where the client needs which of its nearest teachers."""
+"""`mst`: gates route samples to teachers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedkd.training.fast.uncompiled import uncompiled
 LABELS = numpy_generator(0, "labels").integers(0, 3, 12)
 
 
-def test_loss_and_gradient_of_a_gate_agree_with_loops_and_differences() -> None:
+def test_gate_loss_and_gradient_equal_loops_and_finite_differences() -> None:
     rng = np.random.default_rng(0)
     inputs, losses = rng.normal(size=(5, 3)), rng.uniform(0, 3, (5, 4))
     gate = Gate(rng.normal(size=(3, 6)), rng.normal(size=6), rng.normal(size=(6, 4)), rng.normal(size=4))
@@ -48,7 +48,7 @@ def test_loss_and_gradient_of_a_gate_agree_with_loops_and_differences() -> None:
             layer[place] = kept
 
 
-def test_adam_is_torchs() -> None:
+def test_adam_equals_torchs() -> None:
     start, wanted = np.array([1.0, -2.0, 0.5]), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     wanted.requires_grad_()
     theirs, ours, arrays = uncompiled(torch.optim.Adam)([wanted], lr=0.1), Adam(0.1), [start]
@@ -61,7 +61,7 @@ def test_adam_is_torchs() -> None:
     assert_array_equal(start, [1.0, -2.0, 0.5])
 
 
-def test_shares_that_are_tied_are_kept_together() -> None:
+def test_tied_shares_stay_together() -> None:
     shares = np.array([[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]])
     assert_allclose(largest(shares, 1), [[1, 0, 0, 0], [0.25] * 4, [1, 0, 0, 0]])
     assert_allclose(largest(shares, 2), [[4 / 7, 3 / 7, 0, 0], [0.25] * 4, [0.7, 0.1, 0.1, 0.1]])
@@ -69,7 +69,7 @@ def test_shares_that_are_tied_are_kept_together() -> None:
     assert_allclose(first_choices(shares), [2 / 3 + 1 / 12, 1 / 12, 1 / 12, 1 / 12])
 
 
-def test_a_large_balance_makes_use_even_and_none_lets_the_best_have_it() -> None:
+def test_the_balance_weight_spreads_the_use_of_teachers() -> None:
     rng = np.random.default_rng(0)
     inputs, losses = rng.normal(size=(200, 3)), rng.uniform(0, 1, (200, 4)) + np.arange(4) / 2
     gates = {
@@ -82,7 +82,7 @@ def test_a_large_balance_makes_use_even_and_none_lets_the_best_have_it() -> None
     assert_allclose(gates[1e6].shares(inputs).mean(axis=0), 0.25, atol=0.05)
 
 
-def test_samples_go_to_the_teacher_that_knows_them() -> None:
+def test_samples_are_routed_to_knowledgeable_teachers() -> None:
     """Two teachers, each right in one half of the classes; the client knows which half a sample is of."""
     labels = np.arange(40) % 4
     half, right = labels // 2, 6.0 * np.eye(4)[labels]
@@ -96,7 +96,7 @@ def test_samples_go_to_the_teacher_that_knows_them() -> None:
     assert_allclose(routed.weights[0], [0, 0.5, 0.5], atol=1e-12)
 
 
-def test_one_neighbour_is_the_teacher_of_everything() -> None:
+def test_a_single_neighbour_teaches_every_sample() -> None:
     logits = draw_logits(4, 12, 3)
     guidance = MST(neighbours=1, temperature=2.0).fuse(knowledge_of(logits, labels=LABELS), {})
     q = softmax(logits)
@@ -105,7 +105,7 @@ def test_one_neighbour_is_the_teacher_of_everything() -> None:
         assert_allclose(guidance.targets[n], softmax(logits, 2.0)[np.argmin(apart)], atol=1e-6)
 
 
-def test_alone_it_learns_from_itself_and_labels_are_needed_only_as_a_judge() -> None:
+def test_a_single_client_learns_from_itself_and_labels_are_optional() -> None:
     logits = draw_logits(1, 12, 3)
     alone = MST(temperature=1.0).fuse(knowledge_of(logits, labels=LABELS), {})
     assert_array_equal(alone.targets, softmax(logits))

@@ -43,7 +43,7 @@ def terms(client: SeveralNetworks) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("least_loss", [0.01, 50.0])
-def test_the_loss_by_hand(least_loss):
+def test_the_loss_equals_the_formula(least_loss):
     client = client_of()
     t = terms(client)
     divisor = max(t["own"] + t["other"], least_loss)
@@ -69,7 +69,7 @@ def slopes(client: SeveralNetworks, of: str, which) -> dict[str, np.ndarray]:
     return found
 
 
-def test_teachers_projection_and_divisor_are_held():
+def test_teacher_projection_and_divisor_have_no_gradient():
     """Each network moves by its own terms alone, W by those of the shared model."""
     client, strategy = client_of(), FedKD()
     begun = terms(client)
@@ -87,7 +87,7 @@ def test_teachers_projection_and_divisor_are_held():
 
 
 @pytest.mark.parametrize(("round", "energy"), [(1, 0.95), (6, 0.965), (11, 0.98)])
-def test_the_energy_grows_over_the_rounds(round, energy):
+def test_the_energy_threshold_grows_over_rounds(round, energy):
     assert FedKD().energy(round, 11) == pytest.approx(energy)
     assert FedKD().energy(1, 1) == 0.95
 
@@ -101,7 +101,7 @@ class Linear(SeveralNetworks):
 
 
 @pytest.mark.parametrize("energy", [0.6, 1.0])
-def test_clients_go_on_with_exactly_what_the_server_has(energy):
+def test_clients_and_server_have_identical_shared_weights(energy):
     strategy = FedKD(shared_model="plain", energy_start=energy, energy_end=energy)
     server = SmallServer(np.zeros((1, 40), np.float32), 30, {})
     first = strategy.prepare(server)
@@ -147,7 +147,7 @@ def test_clients_go_on_with_exactly_what_the_server_has(energy):
 
 
 @pytest.mark.parametrize("energy", [0.3, 0.5, 1.0])
-def test_the_mean_change_does_not_follow_the_order_of_clients(energy):
+def test_the_mean_change_ignores_the_order_of_clients(energy):
     """Each client has changed one direction, as much as the others: the mean has equal singular values."""
     strategy = FedKD(shared_model="plain", energy_start=energy, energy_end=energy)
     server = SmallServer(np.zeros((1, 40), np.float32), 30, {})
@@ -169,7 +169,7 @@ def test_the_mean_change_does_not_follow_the_order_of_clients(energy):
         assert_allclose(other[FACTORS], found[0][FACTORS], atol=1e-6)
 
 
-def test_what_has_never_been_trained_is_told_as_it_is():
+def test_untrained_models_upload_factors_of_their_weights():
     client = Linear()
     found = FedKD(shared_model="plain").upload(client)
     assert found.keys() == {FACTORS, RANKS, COUNTERS}

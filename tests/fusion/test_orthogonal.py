@@ -1,4 +1,4 @@
-"""What FOT protects, and what it leaves of a step, against float64 numpy."""
+"""FOT's protected subspaces against float64 numpy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kept(basis, inputs):
     return ((basis.T @ together) ** 2).sum() / (together**2).sum()
 
 
-def test_leading_directions_are_taken_until_the_share_of_energy_is_reached():
+def test_leading_directions_are_added_up_to_the_energy_threshold():
     directions = np.linalg.qr(drawn(N, N))[0]
     sketch = directions * np.array([5.0, 4.0, 3.0, 2.0, 1.0, *[0.0] * 7])  # squares 25 16 9 4 1, of 55
     none = np.zeros((N, 0), np.float32)
@@ -42,7 +42,7 @@ def test_leading_directions_are_taken_until_the_share_of_energy_is_reached():
         np.testing.assert_allclose(basis @ basis.T, directions[:, :rank] @ directions[:, :rank].T, atol=1e-6)
 
 
-def test_the_threshold_counts_what_is_protected_already_in_squares():
+def test_the_threshold_counts_the_energy_of_protected_directions():
     """With a part 1 − ρ of the energy protected, ε is reached once (ε − 1 + ρ)/ρ of the rest is."""
     directions = np.linalg.qr(drawn(N, N))[0]
     basis = directions[:, :3].astype(np.float32)
@@ -60,7 +60,7 @@ def inputs_of_many_directions(seed=0):
 
 
 @pytest.mark.parametrize("width", [60, 20])
-def test_the_energy_of_inputs_is_measured_where_that_of_the_sketch_is_more(width):
+def test_energy_is_measured_on_inputs_if_the_sketch_has_more(width):
     """A mean over sketches: each is a draw of Ω, and what the measure says is unbiased."""
     none, inputs, threshold = np.zeros((60, 0), np.float32), inputs_of_many_directions(), 0.7
     true = dict.fromkeys(("measured", "sketch"), 0.0)
@@ -78,7 +78,7 @@ def test_the_energy_of_inputs_is_measured_where_that_of_the_sketch_is_more(width
     assert true["measured"] == pytest.approx(threshold, abs=0.05) or width == 20
 
 
-def test_a_sketch_too_narrow_for_the_threshold_gives_all_its_directions_and_says_what_they_hold():
+def test_a_narrow_sketch_gives_all_directions_and_reports_energy():
     none, inputs = np.zeros((60, 0), np.float32), inputs_of_many_directions()
     sketch = inputs @ np.random.default_rng(0).uniform(-1.0, 1.0, (400, 20))
     basis, energy = extended(none, sketch, 1.0, 0.99)
@@ -100,7 +100,7 @@ def test_bases_stay_orthonormal_over_tasks_and_hold_their_share():
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
-def test_the_basis_follows_neither_order_nor_repetition_where_sketches_span_little(threshold):
+def test_low_rank_bases_ignore_order_and_repetition(threshold):
     """Five clients whose sketches have one direction each, equally strong; two of them say it twice."""
     directions = np.linalg.qr(drawn(N, 5))[0]
     sketches = [np.outer(directions[:, n], np.eye(8)[n]) for n in range(5)]
@@ -123,7 +123,7 @@ def test_shares_are_weighted_by_samples():
 
 
 @pytest.mark.parametrize("shape", [(5, N), (5, 3, 2, 2)])
-def test_what_is_left_of_a_step_does_nothing_to_protected_inputs(shape):
+def test_projected_steps_leave_protected_inputs_unchanged(shape):
     basis = np.linalg.qr(drawn(N, 4))[0]
     step = drawn(*shape, seed=3)
     left = outside(step, basis)

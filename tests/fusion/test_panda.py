@@ -10,7 +10,7 @@ from fedkd.fusion.strategy import Knowledge
 from fedkd.training.losses import kd_kl
 
 
-def test_half_alike_is_half_of_an_equal_weight_and_the_rest_is_ones_own():
+def test_half_similarity_gives_half_of_an_equal_weight():
     cosine = np.array([[1, 0.5, -0.9], [0.5, 1, 0], [-0.9, 0, 1]])
     expected = [[1 - 0.5 / 3, 0.5 / 3, 0], [0.5 / 3, 1 - 0.5 / 3, 0], [0, 0, 1]]
     assert_allclose(similarity_weights(cosine), expected, atol=1e-12)
@@ -18,7 +18,7 @@ def test_half_alike_is_half_of_an_equal_weight_and_the_rest_is_ones_own():
     assert_array_equal(similarity_weights(np.ones((1, 1))), 1.0)
 
 
-def test_its_gradient_is_that_of_the_weighted_sum_of_losses():
+def test_the_gradient_equals_that_of_the_weighted_losses():
     """``∇ KD(z_n ← K_n) = 1/N Σ_m max(0, cos_nm) ∇ KD(z_n ← q_m)`` where distillation begins."""
     draws = np.random.default_rng(0)
     logits = draws.normal(0, 1.5, (4, 20, 3)).astype(np.float32)
@@ -41,7 +41,7 @@ def test_its_gradient_is_that_of_the_weighted_sum_of_losses():
     assert negative, "somebody has moved the other way"
 
 
-def test_a_client_keeps_what_it_said_before_any_training():
+def test_a_client_stores_its_untrained_predictions():
     client, strategy = (
         SmallClient(logits=np.log(np.array([[0.2, 0.8], [0.4, 0.6]], dtype=np.float32))),
         Panda(),

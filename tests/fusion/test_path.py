@@ -18,7 +18,7 @@ def drawn(seed: int = 0, senders: int = 4, samples: int = 6, classes: int = 3):
 
 
 @pytest.mark.parametrize("kept", [2, 4])
-def test_the_gradient_is_that_of_finite_differences(kept):
+def test_the_gradient_equals_finite_differences(kept):
     draws, q, wanted, learned = drawn()
     router = Router(draws.normal(size=4), kept, balance=0.7, z_loss=0.3)
     _, gradient = router.loss(learned, q[0], q, wanted)
@@ -29,7 +29,7 @@ def test_the_gradient_is_that_of_finite_differences(kept):
         assert gradient[place] == pytest.approx((up - down) / 2e-6, abs=1e-7)
 
 
-def test_the_loss_is_the_one_that_is_written_down():
+def test_the_loss_equals_the_formula():
     draws, q, wanted, learned = drawn()
     router = Router(draws.normal(size=4), 2, balance=0.7, z_loss=0.3)
     value = 0.0
@@ -46,7 +46,7 @@ def test_the_loss_is_the_one_that_is_written_down():
     assert router.loss(learned, q[0], q, wanted)[0] == pytest.approx(value + 0.7 * 4 * asked @ gates)
 
 
-def test_each_sample_goes_to_whom_it_belongs():
+def test_each_sample_is_routed_to_its_expert():
     """Senders 1 and 2 each know one class; what the receiver says of a sample tells which it is."""
     samples = 40
     labels = np.arange(samples) % 2
@@ -76,7 +76,7 @@ def test_a_heavy_balance_loss_evens_out_the_senders(seed):
     assert 10 * spread(20.0, 300) < min(spread(0.0, 300), spread(20.0, 0))
 
 
-def test_who_is_kept_does_not_depend_on_the_order_of_equals():
+def test_selected_senders_ignore_the_order_of_ties():
     router = Router(np.array([1.0, 1.0 + 1e-12, 1.0, 0.0]), 2, 0.0, 0.0)
     assert_allclose(router.gate(np.zeros((3, 4)), np.ones((5, 3))), [[1 / 3, 1 / 3, 1 / 3, 0]] * 5, atol=1e-9)
     assert_allclose(mixed(np.array([[0.25, 0.75]]), np.array([[[1.0, 0]], [[0, 1.0]]])), [[0.25, 0.75]])
@@ -94,7 +94,7 @@ def knowledge(seed: int = 0, clients: int = 5) -> Knowledge:
     )
 
 
-def test_distance_alone_is_knfu():
+def test_distance_alone_equals_knfu():
     known = knowledge()
     found = Path(guess="distance", beta=2.0, neighbours=5, steps=0).fuse(known, {})
     expected = KnFu(beta=2.0).fuse(known, {})
@@ -102,7 +102,7 @@ def test_distance_alone_is_knfu():
     assert_allclose(found.targets, expected.targets, atol=1e-6)
 
 
-def test_labels_are_believed_more_than_experts():
+def test_labels_outweigh_experts():
     known = knowledge()
     assert known.labels is not None
     taught = {}
@@ -113,7 +113,7 @@ def test_labels_are_believed_more_than_experts():
     assert taught["labels"] > taught["experts"]
 
 
-def test_what_it_needs_and_sends_follows_from_its_options():
+def test_needs_and_traffic_follow_from_the_options():
     assert Path().capabilities.needs == frozenset() and not Path().tells_start
     assert Path(guess="shift").capabilities.needs == {"gradients"} and Path(guess="shift").tells_start
     assert Path(supervision="labels").capabilities.needs == {"transfer_labels"}
@@ -121,7 +121,7 @@ def test_what_it_needs_and_sends_follows_from_its_options():
         make_strategy("path", {"guess": "best"})
 
 
-def test_one_neighbour_is_the_client_itself_where_it_agrees_with_itself_most():
+def test_a_single_neighbour_is_the_client_itself():
     known = knowledge()
     assert known.logits is not None
     found = Path(neighbours=1, steps=0).fuse(known, {})

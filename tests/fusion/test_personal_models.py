@@ -24,7 +24,7 @@ def client_of() -> SeveralNetworks:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.7])
-def test_ditto_pulls_the_personal_model_to_what_was_received(strength):
+def test_ditto_pulls_the_personal_model_to_the_received_one(strength):
     client = client_of()
     w, v = client.weights(), client.weights(PERSONAL)
     received = {name: values.copy() for name, values in w.items()}
@@ -37,7 +37,7 @@ def test_ditto_pulls_the_personal_model_to_what_was_received(strength):
     assert_weights(client.network(PERSONAL), v)
 
 
-def test_a_strong_pull_holds_ditto_at_what_was_received():
+def test_a_strong_pull_keeps_ditto_at_the_received_model():
     client = client_of()
     received = client.weights()
     step(Ditto(strength=1e6), client, lr=1e-6)  # ηλ = 1
@@ -46,7 +46,7 @@ def test_a_strong_pull_holds_ditto_at_what_was_received():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_apfl_moves_its_own_part_by_the_gradient_of_the_mix(share):
+def test_apfl_trains_its_local_part_with_the_mixed_gradient(share):
     client = client_of()
     w, v = client.weights(), client.weights(PERSONAL)
     step(APFL(share=share), client, steps=2)
@@ -64,7 +64,7 @@ def test_apfl_moves_its_own_part_by_the_gradient_of_the_mix(share):
     assert_weights(predictor, mixed)
 
 
-def test_apfl_moves_its_share_once_a_round_within_its_bounds():
+def test_apfl_adapts_its_share_once_per_round_within_bounds():
     client = client_of()
     w, v = client.weights(), client.weights(PERSONAL)
     slopes = gradient({n: 0.5 * v[n] + 0.5 * w[n] for n in w})
@@ -77,7 +77,7 @@ def test_apfl_moves_its_share_once_a_round_within_its_bounds():
     assert strategy.share_of(client) in (0.0, 1.0)
 
 
-def test_pfedme_finds_a_personal_model_for_each_batch_and_moves_to_it():
+def test_pfedme_solves_a_personal_model_for_each_batch():
     client = client_of()
     strategy = PFedMe(strength=3.0, personal_steps=4, personal_lr=0.05)
     w = client.weights()
@@ -99,7 +99,7 @@ def test_pfedme_finds_a_personal_model_for_each_batch_and_moves_to_it():
 
 
 @pytest.mark.parametrize("strategy", [PFedMe(), APFL(share_lr=0.4)])
-def test_what_a_model_does_not_use_stays_as_it_is(strategy):
+def test_unused_parameters_stay(strategy):
     client = client_of()
     for network in (client.network(), client.network(PERSONAL)):
         network.register_parameter("unused", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))
@@ -113,7 +113,7 @@ def test_the_shared_model_can_answer(strategy):
     assert PFedMe(inference="shared").predictor(client_of()) is None
 
 
-def test_the_average_takes_the_shared_models_place_alone():
+def test_the_average_replaces_only_the_shared_model():
     client = client_of()
     for strategy in (Ditto(), APFL(), PFedMe()):
         personal, arrived = client.weights(PERSONAL), pack(weights_of(small_model(9)))
@@ -135,7 +135,7 @@ def fused(strategy: PFedMe, uploads: list[list[float]], memory=None):
     return strategy.fuse(knowledge, memory or {})
 
 
-def test_pfedmes_server_may_stay_behind_the_mean():
+def test_pfedme_may_mix_the_mean_into_server_weights():
     first = fused(PFedMe(server_share=0.25), [[0.0, 4.0], [4.0, 8.0]])
     assert_allclose(first.shared["parameters"], [3.0, 7.0])
     second = fused(PFedMe(server_share=0.25), [[7.0, 7.0]], first.memory)

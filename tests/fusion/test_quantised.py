@@ -18,7 +18,7 @@ def draw(samples=40, classes=3, seed=0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
-def test_no_other_steps_are_closer(bits) -> None:
+def test_quantisation_minimises_the_distance(bits) -> None:
     steps = 2**bits - 1
     allowed = np.array([row for row in product(range(steps + 1), repeat=3) if sum(row) == steps]) / steps
     for p, found in zip(draw(), soft_labels(quantise(draw(), bits), bits), strict=True):
@@ -26,14 +26,14 @@ def test_no_other_steps_are_closer(bits) -> None:
         assert np.abs(found - p).sum() == pytest.approx(distances.min(), abs=1e-6)
 
 
-def test_by_hand() -> None:
+def test_quantised_labels_equal_a_hand_computation() -> None:
     rows = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]])
     assert_array_equal(quantise(rows, 1), [[1, 0, 0], [0, 0, 1], [1, 0, 0]])
     assert_array_equal(quantise(rows, 2), [[1, 1, 1], [0, 0, 3], [1, 1, 1]])  # 1.5, 0.9, 0.6 of three steps
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_all_steps_are_shared_out_and_more_bits_are_closer(bits) -> None:
+def test_quantised_labels_sum_to_one_and_improve_with_bits(bits) -> None:
     q = draw(200, 10)
     steps = quantise(q, bits)
     assert steps.dtype == np.uint8
@@ -43,12 +43,12 @@ def test_all_steps_are_shared_out_and_more_bits_are_closer(bits) -> None:
     assert_allclose(soft_labels(steps, bits).sum(axis=1), 1.0, atol=1e-6)
 
 
-def test_one_class_is_certain() -> None:
+def test_a_single_class_has_probability_1() -> None:
     assert_array_equal(quantise(np.ones((2, 1)), 8), [[255], [255]])
 
 
 @pytest.mark.parametrize("bits", [1, 3, 5, 8])
-def test_what_is_lacking_makes_the_labels_whole_whenever_one_was_away(bits) -> None:
+def test_deltas_restore_labels_after_any_absence(bits) -> None:
     """Somebody who is told every round, and one in three."""
     version, often, rarely, told = None, None, None, 0
     for round in range(1, 10):
@@ -64,7 +64,7 @@ def test_what_is_lacking_makes_the_labels_whole_whenever_one_was_away(bits) -> N
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
-def test_only_what_has_changed_is_sent(bits) -> None:
+def test_only_changed_labels_are_sent(bits) -> None:
     first = renew(None, quantise(draw(41, 10), bits), 1)
     whole, nothing = difference(first, 0, bits), difference(first, 1, bits)
     assert whole["labels"].nbytes == -(-41 * 10 * bits // 8) and whole["changed"].nbytes == 6

@@ -27,7 +27,7 @@ def sum_of_distances(points: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5, 6])
-def test_median_agrees_with_loops(clients) -> None:
+def test_the_median_equals_loops(clients) -> None:
     points = draw(clients)
     expected = [[statistics.median(points[:, i, c].tolist()) for c in range(4)] for i in range(20)]
     assert_allclose(median(points), expected, rtol=1e-6)
@@ -36,7 +36,7 @@ def test_median_agrees_with_loops(clients) -> None:
 @pytest.mark.parametrize(
     ("clients", "trim", "cut"), [(10, 0.2, 2), (9, 0.2, 1), (4, 0.2, 0), (100, 0.29, 29)]
 )
-def test_trimmed_mean_agrees_with_loops(clients, trim, cut) -> None:
+def test_the_trimmed_mean_equals_loops(clients, trim, cut) -> None:
     points = draw(clients)
     expected = [
         [statistics.fmean(sorted(points[:, i, c].tolist())[cut : clients - cut]) for c in range(4)]
@@ -45,13 +45,13 @@ def test_trimmed_mean_agrees_with_loops(clients, trim, cut) -> None:
     assert_allclose(trimmed_mean(points, trim), expected, rtol=1e-6)
 
 
-def test_trimmed_mean_of_almost_half_is_the_median() -> None:
+def test_trimming_almost_half_gives_the_median() -> None:
     points = draw(7)
     assert_allclose(trimmed_mean(points, 0.49), median(points), rtol=1e-6)
 
 
 @pytest.mark.parametrize("clients", [3, 4, 11])
-def test_geometric_median_has_the_least_sum_of_distances(clients) -> None:
+def test_the_geometric_median_minimises_the_sum_of_distances(clients) -> None:
     points = draw(clients).astype(np.float64)
     y = exact(points)
     least = sum_of_distances(points, y)
@@ -62,7 +62,7 @@ def test_geometric_median_has_the_least_sum_of_distances(clients) -> None:
     assert (sum_of_distances(points, points[0]) >= least - 1e-9).all()
 
 
-def test_geometric_median_agrees_with_loops() -> None:
+def test_the_geometric_median_equals_loops() -> None:
     points = draw(5, samples=3, classes=3)
     for i, found in enumerate(exact(points)):
         x = points[:, i].astype(np.float64).tolist()
@@ -91,7 +91,7 @@ def test_geometric_median_of_equal_points_is_the_point(clients) -> None:
     assert_allclose(exact(points), points[0], atol=1e-7)
 
 
-def test_geometric_median_in_blocks(monkeypatch) -> None:
+def test_the_geometric_median_is_the_same_in_blocks(monkeypatch) -> None:
     points = draw(5, samples=23)
     whole = exact(points)
     monkeypatch.setattr(
@@ -100,13 +100,13 @@ def test_geometric_median_in_blocks(monkeypatch) -> None:
     assert_allclose(exact(points), whole, atol=1e-12)
 
 
-def test_the_default_accuracy_is_good_enough() -> None:
+def test_the_default_tolerance_is_accurate_enough() -> None:
     points = draw(30, samples=200)
     coarse = geometric_median(points, tolerance=1e-5, max_iterations=50)
     assert_allclose(coarse, exact(points), atol=5e-4)
 
 
-def test_what_is_missing_to_one_is_spread_as_the_mean_is() -> None:
+def test_missing_mass_is_spread_like_the_mean() -> None:
     rows = np.array([[0.0, 0.0, 0.0], [0.2, 0.0, 0.2], [0.4, 0.4, 0.0], [0.6, 0.6, 0.3]])
     mean = np.array([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
     expected = [[0.5, 0.25, 0.25], [0.32, 0.3, 0.38], [0.6, 0.4, 0.0], [0.4, 0.4, 0.2]]

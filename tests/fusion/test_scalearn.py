@@ -30,7 +30,7 @@ def loss_by_loops(scales, start, z, labels, counts, pull):
 
 
 @pytest.mark.parametrize("per_class", [False, True])
-def test_loss_and_gradient_agree_with_loops_and_differences(per_class) -> None:
+def test_loss_and_gradient_equal_loops_and_finite_differences(per_class) -> None:
     generator, z = np.random.default_rng(0), draw_logits(3, 6, 4).astype(np.float64)
     shape = (3, 3, 4 if per_class else 1)
     start, scales = generator.normal(size=shape), generator.normal(size=shape)
@@ -47,7 +47,7 @@ def test_loss_and_gradient_agree_with_loops_and_differences(per_class) -> None:
 
 
 @pytest.mark.parametrize("per_class", [False, True])
-def test_more_steps_never_mean_more_loss(per_class) -> None:
+def test_more_steps_never_increase_the_loss(per_class) -> None:
     z, counts = draw_logits(4, 30, 4).astype(np.float64), np.full((4, 30), 1 / 30)
     start = np.full((4, 4, 4 if per_class else 1), 0.5)
     losses = []
@@ -59,7 +59,7 @@ def test_more_steps_never_mean_more_loss(per_class) -> None:
     assert_allclose(everything, start, atol=1e-3)
 
 
-def test_without_steps_or_labels_it_is_knfu_in_logits() -> None:
+def test_without_steps_or_labels_scalearn_equals_knfu_on_logits() -> None:
     logits = draw_logits(3, 30, 4)
     weights = np.array(knfu_by_loops.knfu(logits.tolist(), beta=0.3)[2])
     wanted = softmax(2 * np.tensordot(weights, logits, axes=1))
@@ -69,7 +69,7 @@ def test_without_steps_or_labels_it_is_knfu_in_logits() -> None:
         assert_allclose(guidance.weights, weights, atol=1e-5)
 
 
-def test_a_client_alone_learns_its_temperature() -> None:
+def test_a_single_client_learns_its_temperature() -> None:
     logits = draw_logits(1, 30, 4)
     told = ScaLearn(steps=300, lr=0.05, pull=0.0).fuse(knowledge_of(logits, labels=LABELS), {}).targets[0]
     factors = np.linspace(-1, 1, 401)
@@ -78,7 +78,7 @@ def test_a_client_alone_learns_its_temperature() -> None:
     assert_allclose(told, softmax(factors[int(np.argmin(losses))] * logits[0]), atol=3e-3)
 
 
-def test_who_is_wrong_about_the_labels_loses_its_factor_and_may_be_turned_round() -> None:
+def test_wrong_senders_lose_their_factor_and_may_be_inverted() -> None:
     right = 3.0 * np.eye(4)[LABELS]
     logits = np.stack([right, right[::-1], -right]).astype(np.float32)
     told = ScaLearn(beta=0.0, steps=300, pull=0.0).fuse(knowledge_of(logits, labels=LABELS), {})
@@ -91,7 +91,7 @@ def test_who_is_wrong_about_the_labels_loses_its_factor_and_may_be_turned_round(
     assert scaled(found, z).shape == z.shape
 
 
-def test_labels_are_drawn_once_for_the_run_and_others_are_not_looked_at() -> None:
+def test_labelled_samples_are_drawn_once_and_other_labels_unused() -> None:
     strategy, logits = ScaLearn(labels=5, lr=0.1), draw_logits(3, 30, 4)
     known = strategy._labelled(30, 7)
     assert len(known) == 5 and (np.diff(known) > 0).all()

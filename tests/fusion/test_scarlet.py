@@ -64,7 +64,7 @@ def learned(logits: np.ndarray, **hyperparameters) -> np.ndarray:
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 7.0])
-def test_agrees_with_loops(exponent) -> None:
+def test_scarlet_equals_loops(exponent) -> None:
     logits = draw_logits()
     mean = mean_by_loops(softmax_by_loops(logits))
     raised = [[p**exponent for p in row] for row in mean]
@@ -72,7 +72,7 @@ def test_agrees_with_loops(exponent) -> None:
     assert_allclose(learned(logits, exponent=exponent), expected, rtol=1e-5)
 
 
-def test_exponent_one_without_cache_is_the_mean_of_dsfl() -> None:
+def test_exponent_1_without_cache_equals_the_mean_of_dsfl() -> None:
     federation = Federation(Scarlet(exponent=1.0, cache_rounds=0, samples_per_round=SIZE), 4)
     for round in range(1, 4):
         federation.run()
@@ -93,7 +93,7 @@ def test_entropy_never_rises_above_exponent_one() -> None:
         before = after
 
 
-def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
+def test_cached_samples_are_sent_neither_up_nor_down() -> None:
     federation = Federation(Scarlet(cache_rounds=3, samples_per_round=SIZE), 3)
     row, index = CLASSES * 4, 4
     assert_array_equal(federation.run(), np.arange(SIZE))
@@ -112,7 +112,7 @@ def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
 
 @pytest.mark.parametrize("samples_per_round", [None, 1, 12, SIZE, 99])
 @pytest.mark.parametrize("cache_rounds", [0, 1, 2, 4])
-def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache_rounds) -> None:
+def test_all_participants_learn_the_same_newest_labels(samples_per_round, cache_rounds) -> None:
     """Clients come and go; a federation in dictionaries says what each must learn."""
     strategy = Scarlet(cache_rounds=cache_rounds, samples_per_round=samples_per_round)
     federation = Federation(strategy, 5)
@@ -140,7 +140,7 @@ def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache
 
 
 @pytest.mark.parametrize("duration", [1, 2, 3, 5])
-def test_a_label_lives_as_many_rounds_as_its_cache_says(duration) -> None:
+def test_a_cached_label_expires_after_the_set_rounds(duration) -> None:
     """The round that it is fused in is the first of them."""
     federation = Federation(Scarlet(cache_rounds=duration, samples_per_round=SIZE), 2)
     asked = [len(federation.run()) for _ in range(3 * duration + 1)]
@@ -148,7 +148,7 @@ def test_a_label_lives_as_many_rounds_as_its_cache_says(duration) -> None:
 
 
 @pytest.mark.parametrize(("size", "drawn"), [(1, 1), (9, 1), (10, 1), (11, 2), (30, 3), (1000, 100)])
-def test_a_tenth_is_drawn_unless_told_otherwise(size, drawn) -> None:
+def test_a_tenth_of_the_samples_is_drawn_by_default(size, drawn) -> None:
     asked = Scarlet().request(size, {}, numpy_generator(0, "request"))
     assert (size if asked is None else len(asked)) == drawn
 
@@ -162,14 +162,14 @@ def test_cached_samples_are_drawn_as_often_as_others() -> None:
     assert counts.min() > 60 - 30 and counts.max() < 60 + 30
 
 
-def test_a_label_that_never_came_is_not_learned_in_silence() -> None:
+def test_a_missing_cached_label_is_an_error() -> None:
     client = SmallClient(logits=draw_logits(1, SIZE, CLASSES)[0])
     nothing = {"new_samples": np.empty(0, np.int32), "new_labels": np.empty((0, CLASSES), np.float32)}
     client.learn(Scarlet(), {"wanted": np.array([2, 4], np.int32), **nothing})
     assert np.isnan(client.distilled[0][0]).all()
 
 
-def test_targets_are_those_just_learned_cached_ones_included() -> None:
+def test_recorded_targets_include_cached_labels() -> None:
     client = SmallClient(logits=draw_logits(1, SIZE, CLASSES)[0])
     strategy, row = Scarlet(), np.full((1, CLASSES), 1 / CLASSES, np.float32)
     for wanted, new in ([2], [2]), ([2, 4], [4]):
@@ -186,12 +186,12 @@ def test_targets_are_those_just_learned_cached_ones_included() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"exponent": 0}, {"cache_rounds": -1}, {"samples_per_round": 0}])
-def test_hyperparameters_are_checked(wrong) -> None:
+def test_wrong_hyperparameters_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         Scarlet(**wrong)
 
 
-def test_an_estimator_that_is_asked_for_nothing_predicts_nothing() -> None:
+def test_an_estimator_predicts_nothing_for_an_empty_request() -> None:
     """Rounds whose samples are all cached ask for none; scikit-learn refuses to predict an empty array."""
     from fedkd.models.estimator import EstimatorModel, sgd
 

@@ -50,7 +50,7 @@ def mean_of_votes(samples, logits) -> dict[int, list[float]]:
 
 
 @pytest.mark.parametrize("limit", [0.2, 0.6, 2.0])
-def test_the_mean_runs_over_voters_and_ambiguous_samples_are_dropped(limit) -> None:
+def test_the_mean_is_over_voters_and_drops_ambiguous_samples(limit) -> None:
     means = mean_of_votes(VOTES, LOGITS)
     kept = {i: q for i, q in means.items() if 2 * (1 - max(q)) <= limit}
     assert limit == 2.0 or 0 < len(kept) < len(means)
@@ -60,7 +60,7 @@ def test_the_mean_runs_over_voters_and_ambiguous_samples_are_dropped(limit) -> N
     assert guidance.targets.dtype == np.float32 and guidance.shared["samples"].dtype == np.int32
 
 
-def test_an_old_vote_counts_less() -> None:
+def test_older_votes_count_less() -> None:
     fresh = np.array([1.0, 0.5, 0.25])
     guidance = SelectiveFD(ambiguity=2).fuse(replace(knowledge_of(VOTES, LOGITS), freshness=fresh), {})
     for sample, target in zip(guidance.shared["samples"], guidance.targets, strict=True):
@@ -70,23 +70,23 @@ def test_an_old_vote_counts_less() -> None:
 
 
 @pytest.mark.parametrize("votes", [([], [], []), ([],)])
-def test_without_votes_there_is_nothing_to_learn(votes) -> None:
+def test_without_votes_there_are_no_targets(votes) -> None:
     assert SelectiveFD().fuse(knowledge_of(votes, LOGITS[: len(votes)]), {}).targets is None
 
 
-def test_all_ambiguous_is_nothing_to_learn() -> None:
+def test_fully_ambiguous_samples_give_no_targets() -> None:
     flat = np.zeros((2, 4, 3), dtype=np.float32)
     assert SelectiveFD(ambiguity=1.0).fuse(knowledge_of(([0, 3], [3]), flat), {}).targets is None
 
 
-def test_one_client_and_one_sample_of_float16() -> None:
+def test_one_client_with_one_float16_sample_works() -> None:
     coarse = np.array([[[np.inf, 0, 0]]], dtype=np.float16)
     guidance = SelectiveFD().fuse(knowledge_of(([0],), coarse), {})
     assert_array_equal(guidance.targets, [[1, 0, 0]])
 
 
 @pytest.mark.parametrize("selector", ["energy", "confidence"])
-def test_a_client_votes_above_the_quantile_of_its_own_samples(selector) -> None:
+def test_a_client_votes_above_its_private_quantile(selector) -> None:
     private = numpy_generator(1, "test private").normal(0, 2, (11, 3)).astype(np.float32)
 
     def score(row) -> float:
@@ -114,7 +114,7 @@ def test_an_absolute_threshold_needs_no_private_samples() -> None:
 
 @pytest.mark.parametrize("selector", ["energy", "confidence"])
 @pytest.mark.parametrize("quantile", [0.0, 1.0])
-def test_a_client_without_samples_of_its_own_knows_none(selector, quantile) -> None:
+def test_a_client_without_private_samples_does_not_vote(selector, quantile) -> None:
     client = SmallClient(logits=LOGITS[0], private_logits=LOGITS[0][:0])
     upload = SelectiveFD(selector=selector, quantile=quantile).upload(client)
     assert upload["samples"].shape == (0,) and upload["samples"].dtype == np.int32

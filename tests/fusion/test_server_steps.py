@@ -56,7 +56,7 @@ def knowledge(uploads, ages, *, awaited: int = 0, exponent: float | None = 0.5) 
 CLIENTS = [trained(5), trained(2), trained(9)]
 
 
-def test_fedbuff_goes_the_mean_way_and_divides_by_the_number():
+def test_fedbuff_applies_the_mean_of_weighted_updates():
     strategy = FedBuff(server_lr=0.5)
     memory = strategy.prepare(SERVER).memory
     uploads = [strategy.upload(client) for client in CLIENTS]
@@ -69,7 +69,7 @@ def test_fedbuff_goes_the_mean_way_and_divides_by_the_number():
     assert {name: values.shape for name, values in new.items()} == {n: v.shape for n, v in START.items()}
 
 
-def test_fedasync_mixes_a_model_in_the_less_the_older_it_is():
+def test_fedasync_weights_models_less_with_staleness():
     strategy = FedAsync(mixing=0.6)
     memory = strategy.prepare(SERVER).memory
     new = strategy.fuse(knowledge([strategy.upload(CLIENTS[0])], [3]), memory).shared
@@ -78,7 +78,7 @@ def test_fedasync_mixes_a_model_in_the_less_the_older_it_is():
 
 
 @pytest.mark.parametrize("strategy", [FedBuff(), FedAsync()])
-def test_uploads_that_come_with_another_call_count_as_if_with_one(strategy):
+def test_uploads_in_several_calls_equal_one_call(strategy):
     memory = strategy.prepare(SERVER).memory
     uploads = [strategy.upload(client) for client in CLIENTS]
     whole = strategy.fuse(knowledge(uploads, [0, 1, 2]), memory)
@@ -90,7 +90,7 @@ def test_uploads_that_come_with_another_call_count_as_if_with_one(strategy):
         assert_array_equal(second.shared[name], values)
 
 
-def test_without_ages_fedbuff_is_the_plain_mean_of_models():
+def test_fedbuff_without_staleness_is_the_plain_mean():
     strategy = FedBuff()
     memory = strategy.prepare(SERVER).memory
     uploads = [strategy.upload(client) for client in CLIENTS]

@@ -25,7 +25,7 @@ FORWARD = 0.5 * math.log(4 / 3)  # ½ ln(½ / ¼) + ½ ln(½ / ¾)
 BACKWARD = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
 
 
-def test_kl_by_hand_has_the_receiver_first() -> None:
+def test_kl_equals_the_formula_with_the_receiver_first() -> None:
     assert_allclose(kl(P), [[0, FORWARD], [BACKWARD, 0]], rtol=1e-12)
     assert_allclose(DIVERGENCES["reverse"](P), [[0, BACKWARD], [FORWARD, 0]], rtol=1e-12)
     assert_allclose(symmetric_kl(P)[0, 1], (FORWARD + BACKWARD) / 2, rtol=1e-12)
@@ -37,7 +37,7 @@ def test_jensen_shannon_is_ln_2_between_disjoint_distributions() -> None:
     assert_allclose(jensen_shannon(P), jensen_shannon(P).T, atol=1e-15)
 
 
-def test_prediction_space_tells_apart_clients_with_equal_class_distributions() -> None:
+def test_prediction_space_separates_equal_class_distributions() -> None:
     sharp = np.array([[0.9, 0.1], [0.1, 0.9]])
     q = np.stack([sharp, sharp[::-1]]).astype(np.float32)
     assert_allclose(kl(q.mean(axis=1, dtype=np.float64)), 0, atol=1e-12)
@@ -46,7 +46,7 @@ def test_prediction_space_tells_apart_clients_with_equal_class_distributions() -
 
 
 @pytest.mark.parametrize("distance", [lambda q: prediction_kl(q, 1e-6), prediction_cosine])
-def test_prediction_space_adds_up_over_blocks(distance, monkeypatch) -> None:
+def test_prediction_distance_is_the_same_in_blocks(distance, monkeypatch) -> None:
     q = numpy_generator(0, "q").dirichlet(np.ones(5), (6, 50)).astype(np.float32)
     whole = distance(q)
     monkeypatch.setattr(
@@ -58,13 +58,13 @@ def test_prediction_space_adds_up_over_blocks(distance, monkeypatch) -> None:
 
 @pytest.mark.parametrize("distance", [lambda q: prediction_kl(q, 1e-6), prediction_cosine])
 @pytest.mark.parametrize("shape", [(9, 30, 6), (33, 1000, 10), (5, 77, 3)])
-def test_rounding_never_looks_like_a_distance(distance, shape) -> None:
+def test_rounding_gives_no_distance(distance, shape) -> None:
     clients, samples, classes = shape
     q = numpy_generator(0, "q").dirichlet(np.ones(classes), (1, samples)).astype(np.float32)
     assert_array_equal(distance(q.repeat(clients, axis=0)), np.zeros((clients, clients)))
 
 
-def test_prediction_kl_never_holds_clients_squared_times_samples() -> None:
+def test_prediction_kl_needs_less_than_clients_squared_memory() -> None:
     clients, samples = 120, 1000
     q = numpy_generator(0, "q").dirichlet(np.ones(3), (clients, samples)).astype(np.float32)
     tracemalloc.start()
@@ -77,7 +77,7 @@ def test_prediction_kl_never_holds_clients_squared_times_samples() -> None:
 @pytest.mark.parametrize(
     ("alpha", "median"), [(0.1, 6.1), (0.3, 2.5), (0.5, 1.6), (1, 0.81), (10, 0.083), (100, 0.008)]
 )
-def test_scale_between_dirichlet_label_priors(alpha, median) -> None:
+def test_dirichlet_label_priors_have_the_expected_distance_scale(alpha, median) -> None:
     """At β = 10 a client keeps itself alone for α ≤ 0.5 and all ten at α = 10: this scale is why."""
     p = smooth(numpy_generator(1, "label priors").dirichlet(np.full(10, float(alpha)), 600), 1e-6)
     d = kl(p)

@@ -58,7 +58,7 @@ def test_teachers_are_learned_by_kl_at_a_temperature(name, temperature) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("name", ["knfu", "kta", "ktpfl", "max_confidence", "fedet", "fedmd"])
-def test_whoever_follows_targets_exactly_has_no_divergence(name, temperature) -> None:
+def test_equal_predictions_have_no_divergence(name, temperature) -> None:
     """Targets at a temperature stand for predictions at temperature 1."""
     z = np.random.default_rng(0).normal(size=(20, 5)) * 4
     targets = z if name in ("fedet", "fedmd") else softmax_of_arrays(z, temperature)

@@ -49,7 +49,7 @@ def filtered_by_loops(points: list[list[float]], poisoned: float) -> tuple[list[
 
 @pytest.mark.parametrize(("clients", "classes"), [(3, 2), (5, 2), (6, 4), (9, 3), (4, 7)])
 @pytest.mark.parametrize("poisoned", [0.1, 0.2, 0.4, 0.49])
-def test_agrees_with_loops(clients, classes, poisoned) -> None:
+def test_the_spectral_filter_equals_loops(clients, classes, poisoned) -> None:
     points = draw(clients, samples=4, classes=classes)
     mean, weights = spectral_filter(points, poisoned)
     for i in range(4):
@@ -58,7 +58,7 @@ def test_agrees_with_loops(clients, classes, poisoned) -> None:
         assert_allclose(weights[:, i], expected_weights, atol=1e-7)
 
 
-def test_one_step_by_hand() -> None:
+def test_one_step_equals_a_hand_computation() -> None:
     """0.9, 0.9, 0.3 of the first class: μ = 0.7, distances 0.2, 0.2, 0.4, so τ is as 1/4, 1/4, 1."""
     points = np.array([[[0.9, 0.1]], [[0.9, 0.1]], [[0.3, 0.7]]])
     mean, weights = spectral_filter(points, 0.125)  # half of what a whole step takes, 1/3 (1/4 + 1/4 + 1)
@@ -68,7 +68,7 @@ def test_one_step_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("clients", "attackers"), [(3, 1), (5, 2), (10, 1), (10, 4), (25, 12)])
-def test_up_to_the_share_assumed_an_attack_is_undone(clients, attackers) -> None:
+def test_attacks_up_to_the_assumed_share_are_removed(clients, attackers) -> None:
     truth = np.array([0.7, 0.2, 0.1])
     points = np.repeat(np.repeat(truth[None, None], 6, axis=1), clients, axis=0)
     points[:attackers] = draw(1, samples=6, classes=3)
@@ -77,7 +77,7 @@ def test_up_to_the_share_assumed_an_attack_is_undone(clients, attackers) -> None
     assert (weights[:attackers] == 0).all()
 
 
-def test_attackers_of_several_minds_are_undone_too() -> None:
+def test_disagreeing_attackers_are_removed() -> None:
     truth = np.array([0.7, 0.1, 0.1, 0.1])
     points = np.tile(truth, (10, 1, 1))
     points[:4, 0] = np.eye(4)
@@ -86,7 +86,7 @@ def test_attackers_of_several_minds_are_undone_too() -> None:
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5, 30])
-def test_no_poison_assumed_is_the_mean(clients) -> None:
+def test_zero_assumed_attackers_give_the_mean(clients) -> None:
     points = draw(clients)
     mean, weights = spectral_filter(points, 0.0)
     assert_allclose(mean, points.mean(axis=0, dtype=np.float64), rtol=1e-12)
@@ -104,7 +104,7 @@ def test_equal_clients_and_pairs_keep_their_weight(clients, poisoned) -> None:
 
 
 @pytest.mark.parametrize("poisoned", [0.2, 0.4])
-def test_neither_sign_nor_basis_of_eigenvectors_matters(monkeypatch, poisoned) -> None:
+def test_sign_and_basis_of_eigenvectors_have_no_effect(monkeypatch, poisoned) -> None:
     """Clients certain of different classes spread alike in many directions: any basis of them will do."""
     points = np.concatenate([np.eye(5)[:, None], draw(5, samples=1, classes=5)], axis=1)
     points = np.concatenate([points, points[::-1, ::-1]], axis=1)
@@ -126,7 +126,7 @@ def test_neither_sign_nor_basis_of_eigenvectors_matters(monkeypatch, poisoned) -
         assert_allclose(other, one, atol=1e-9)
 
 
-def test_order_of_clients_does_not_matter() -> None:
+def test_the_order_of_clients_has_no_effect() -> None:
     points, order = draw(8), np.array([3, 1, 7, 0, 5, 2, 6, 4])
     mean, weights = spectral_filter(points, 0.3)
     shuffled, their_weights = spectral_filter(points[order], 0.3)
@@ -135,7 +135,7 @@ def test_order_of_clients_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("classes", [3, 12])
-def test_neither_order_nor_a_class_without_probability_matters_where_clients_span_little(classes) -> None:
+def test_low_rank_uploads_ignore_order_and_impossible_classes(classes) -> None:
     points = np.repeat(draw(3, classes=classes), 2, axis=0)
     mean, weights = spectral_filter(points, 0.3)
     wider = np.insert(points, 1, 0.0, axis=2)
@@ -145,7 +145,7 @@ def test_neither_order_nor_a_class_without_probability_matters_where_clients_spa
         assert_allclose(their_weights, weights[order], atol=1e-9)
 
 
-def test_in_blocks(monkeypatch) -> None:
+def test_the_filter_is_the_same_in_blocks(monkeypatch) -> None:
     points = draw(5, samples=23)
     whole = spectral_filter(points, 0.2)
     monkeypatch.setattr("fedkd.fusion.math.robust._BLOCK", 5 * 4 * 7)  # seven samples a block, the last short

@@ -42,14 +42,14 @@ def test_mixins_and_base_share_no_name() -> None:
     assert len(names) == len(set(names))
 
 
-def test_without_mixins_their_hooks_change_nothing() -> None:
+def test_hooks_of_unused_mixins_change_nothing() -> None:
     strategy = Local()
     assert objective_of(strategy).local_loss({}) is None and trained_epochs(strategy, 3) == 3
     assert networks_of(strategy).aux_networks() == {} and not answers_otherwise(strategy)
     assert not teaches_targets(strategy) and overrides(strategy, "fuse") and not overrides(strategy, "loss")
 
 
-def test_the_door_gives_what_it_names() -> None:
+def test_the_public_module_exports_its_listed_names() -> None:
     assert all(getattr(door, name) is not None for name in door.__all__)
     with pytest.raises(AttributeError, match="Nothing"):
         door.Nothing  # noqa: B018
@@ -86,7 +86,7 @@ def test_a_name_in_the_wrong_place_is_refused(attribute: str, told: str, monkeyp
         load_strategy_class("elsewhere")
 
 
-def test_capabilities_tell_their_audience_and_how_streams_are_fused() -> None:
+def test_capabilities_state_audience_and_stream_fusion() -> None:
     assert Capabilities().audience == "" and Capabilities(guides="nobody").audience == "nobody"
     assert Capabilities(guides="each", reach="some").audience == "some"
     assert Capabilities().fuses_by_task and not Capabilities(needs={"weights"}).fuses_by_task

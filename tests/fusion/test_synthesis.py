@@ -73,7 +73,7 @@ def networks(seed: int = 3) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("kind", ["kl", "js"])
-def test_divergences_are_those_of_the_books(kind):
+def test_divergences_equal_the_textbook_formulas(kind):
     teacher, student = drawn(7, 4, seed=1), drawn(7, 4, seed=2)
     assert_allclose(divergence_by_sample(teacher, student, kind), by_numpy(teacher, student, kind), rtol=1e-5)
     far = 100.0 * torch.eye(4)
@@ -83,7 +83,7 @@ def test_divergences_are_those_of_the_books(kind):
 
 
 @pytest.mark.parametrize("kind", ["kl", "js"])
-def test_only_where_both_agree_is_there_something_to_gain(kind):
+def test_the_adversarial_term_needs_agreeing_predictions(kind):
     teacher, student = drawn(40, 3, seed=1), drawn(40, 3, seed=2).requires_grad_()
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)
     assert 0 < agree.sum() < 40
@@ -95,7 +95,7 @@ def test_only_where_both_agree_is_there_something_to_gain(kind):
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (5, 3, 4, 2)])
-def test_distance_to_running_statistics(shape):
+def test_the_distance_to_running_statistics_equals_the_formula(shape):
     u, mean, variance = drawn(*shape), drawn(3, seed=4), drawn(3, seed=5).abs()
     of_channel = u.double().numpy().swapaxes(0, 1).reshape(3, -1)
     expected = np.linalg.norm(of_channel.mean(1) - mean.numpy())
@@ -103,7 +103,7 @@ def test_distance_to_running_statistics(shape):
     assert_allclose(statistics_distance(u, mean, variance).item(), expected, rtol=1e-5)
 
 
-def test_statistics_are_read_of_layers_that_keep_some_and_no_longer_than_wanted():
+def test_batch_statistics_are_read_within_the_block_only():
     model = nn.Sequential(
         nn.BatchNorm2d(2), nn.Flatten(), nn.BatchNorm1d(8, track_running_stats=False), nn.BatchNorm1d(8)
     )
@@ -133,13 +133,13 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     assert_allclose(found.item(), without + rival, rtol=1e-5)
 
 
-def test_labels_are_spread_evenly_over_the_classes_met():
+def test_labels_are_balanced_over_known_classes():
     labels = draw_labels(32, MET, torch.Generator().manual_seed(1))
     assert sorted(labels.bincount().tolist()) == [10, 11, 11]
     assert not torch.equal(labels, labels.sort().values)
 
 
-def test_the_teacher_recognises_what_was_asked_for_and_is_left_as_it_was():
+def test_the_teacher_recognises_samples_and_is_unchanged():
     teacher, student = networks()
     teacher[0].weight.requires_grad_(False)
     before, state = deepcopy(teacher.state_dict()), torch.get_rng_state()
@@ -157,7 +157,7 @@ def test_the_teacher_recognises_what_was_asked_for_and_is_left_as_it_was():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_same_seed_makes_the_same():
+def test_the_same_seed_gives_the_same_samples():
     recipe = replace(RECIPE, generator_steps=3)
     first, second, other = (
         synthesise(*networks(), (6,), MET, recipe, seed=seed).samples for seed in (5, 5, 6)
@@ -165,7 +165,7 @@ def test_the_same_seed_makes_the_same():
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_without_an_adversary_the_student_plays_no_part():
+def test_the_student_has_no_effect_without_the_adversarial_term():
     recipe = replace(RECIPE, adversarial_weight=0.0, generator_steps=3)
     teacher, student = networks()
     untouched = deepcopy(student.state_dict())
@@ -175,7 +175,7 @@ def test_without_an_adversary_the_student_plays_no_part():
     assert torch.equal(first.samples, second.samples)
 
 
-def test_what_is_no_number_is_told_with_what_helps():
+def test_nan_samples_are_refused_with_advice():
     teacher, student = networks()
     with torch.no_grad():
         teacher[3].bias[3] = torch.nan

@@ -41,7 +41,7 @@ def fused(
 
 
 @pytest.mark.parametrize("distil", ["met", "all"])
-def test_rehearsal_by_hand(distil):
+def test_the_rehearsal_loss_equals_the_formula(distil):
     generator, classes = np.random.default_rng(1), np.array([0, 3])
     z = torch.from_numpy(generator.normal(0, 2, (6, OUTPUTS)).astype(np.float32)).requires_grad_()
     soft = generator.dirichlet(np.ones(2), 6).astype(np.float32)
@@ -57,7 +57,7 @@ def test_rehearsal_by_hand(distil):
     assert (others == 0).all() if distil == "met" else (others > 0).all()  # pushed down, or left alone
 
 
-def test_the_average_is_weighted_by_samples_and_nothing_is_made_within_a_task():
+def test_within_a_task_models_are_averaged_without_synthesis():
     plain, once = fused(Target(**CHEAP), None), fused(Target(**CHEAP), None, samples=(1, 0))
     assert plain.shared.keys() == {"parameters", "counters"} and plain.memory == {} and not plain.is_personal
     first, second = (
@@ -68,7 +68,7 @@ def test_the_average_is_weighted_by_samples_and_nothing_is_made_within_a_task():
     assert_allclose(once.shared["parameters"], 0.5 * first + 0.5 * second, atol=1e-6)
 
 
-def test_at_the_end_of_a_task_samples_of_the_classes_met_come_along_with_the_average():
+def test_samples_of_known_classes_are_sent_at_the_end_of_a_task():
     guidance = fused(Target(temperature=2.0, **CHEAP), (0, 2))
     assert_array_equal(guidance.shared[CLASSES], [0, 2])
     assert guidance.shared[SYNTHETIC].shape == (12, FEATURES) and guidance.shared[SOFT_LABELS].shape == (
@@ -86,11 +86,11 @@ def test_at_the_end_of_a_task_samples_of_the_classes_met_come_along_with_the_ave
     assert_allclose(guidance.shared[SOFT_LABELS], e / e.sum(axis=1, keepdims=True), atol=1e-5)
 
 
-def test_nothing_is_made_that_would_not_count():
+def test_unused_samples_are_not_synthesised():
     assert fused(Target(strength=0.0), (0, 2)).shared.keys() == {"parameters", "counters"}
 
 
-def test_a_client_rehearses_the_newest_samples_until_there_are_newer_ones():
+def test_a_client_rehearses_the_newest_samples():
     strategy = Target(strength=0.5, **CHEAP)
     within, end, later = (fused(strategy, met).shared for met in (None, (0, 2), (0, 1, 2)))
     server = SmallServer(np.zeros((0, FEATURES), np.float32), OUTPUTS)

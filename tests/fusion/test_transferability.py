@@ -27,7 +27,7 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4))
 
 @settings(max_examples=50, deadline=None)
 @given(size=SIZES, seed=st.integers(0, 1000))
-def test_what_two_lack_of_each_other_differs_by_their_accuracies(size, seed):
+def test_mutual_gaps_differ_by_the_accuracies(size, seed):
     clients, samples, _ = size
     right = np.random.default_rng(seed).random((clients, samples)) < 0.6
     accuracy, rho = right.mean(axis=1), complement(right)
@@ -35,7 +35,7 @@ def test_what_two_lack_of_each_other_differs_by_their_accuracies(size, seed):
     assert_array_equal(np.diag(rho), 0.0)
 
 
-def test_a_worse_client_knows_something_too():
+def test_a_less_accurate_client_has_complementary_knowledge():
     right = np.array([[1, 1, 1, 0], [0, 0, 0, 1]], dtype=bool)
     assert_allclose(complement(right), [[0, 0.25], [0.75, 0]])
     by_class = complement_by_class(right, np.array([0, 0, 1, 1]), 3)
@@ -43,21 +43,21 @@ def test_a_worse_client_knows_something_too():
     assert_allclose(by_class[1, 0], [1, 0.5, np.nan])
 
 
-def test_the_classes_make_up_the_whole():
+def test_class_values_sum_to_the_total():
     draws = np.random.default_rng(3)
     right, labels = draws.random((4, 60)) < 0.5, draws.integers(0, 3, 60)
     share = np.bincount(labels, minlength=3) / 60
     assert_allclose(complement_by_class(right, labels, 3) @ share, complement(right), atol=1e-12)
 
 
-def test_what_was_learned_of_what_could_be():
+def test_the_realised_share_equals_a_hand_count():
     """Client 1 has right what 0 has wrong in samples 2 and 3; a copy of 0 has learned one of them."""
     right = np.array([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=bool)
     taught = np.array([[[1, 1, 0, 0], [0, 1, 1, 0]], [[1, 1, 1, 1], [0, 1, 1, 1]]], dtype=bool)
     assert_allclose(transfer_rate(right, taught), [[np.nan, 0.5], [1.0, np.nan]])
 
 
-def test_without_labels_who_says_otherwise_and_is_surer():
+def test_the_unlabelled_measure_counts_confident_disagreement():
     q = np.array([[[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]], [[0.3, 0.7], [0.45, 0.55], [0.9, 0.1]]])
     assert_allclose(surer(q.argmax(axis=-1), q.max(axis=-1)), [[0, 1 / 3], [1 / 3, 0]])
     assert_array_equal(surer(np.zeros((2, 0)), np.zeros((2, 0))), np.zeros((2, 2)))
@@ -87,7 +87,7 @@ def by_loops(logits: np.ndarray, start: np.ndarray, labels: np.ndarray) -> dict[
     return tables
 
 
-def test_predictors_are_those_of_loops():
+def test_predictors_equal_loops():
     draws = np.random.default_rng(0)
     logits, start = draws.normal(0, 2, (4, 30, 3)), draws.dirichlet(np.ones(3), 4)
     labels = draws.integers(0, 3, 30)
@@ -99,7 +99,7 @@ def test_predictors_are_those_of_loops():
     assert "complement" not in predicted(logits, start)
 
 
-def test_who_has_moved_the_same_way():
+def test_progress_similarity_equals_loops():
     shift = np.array([[0.2, -0.2, 0.0], [0.4, -0.4, 0.0], [-0.1, 0.1, 0.0], [0.0, 0.0, 0.0], [1e-5, 0, 0]])
     expected = [[1, 1, -1, 0, 0], [1, 1, -1, 0, 0], [-1, -1, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
     assert_allclose(shift_cosine(shift), expected, atol=1e-12)
@@ -107,7 +107,7 @@ def test_who_has_moved_the_same_way():
 
 @settings(max_examples=30, deadline=None)
 @given(size=SIZES, seed=st.integers(0, 1000), content=st.sampled_from(["equal", "overflowed", "liar"]))
-def test_hostile_uploads_leave_numbers(size, seed, content):
+def test_extreme_uploads_give_finite_values(size, seed, content):
     clients, samples, classes = size
     draws = np.random.default_rng(seed)
     logits = draws.normal(0, 1, (clients, samples, classes)).astype(np.float16)
@@ -126,7 +126,7 @@ def test_hostile_uploads_leave_numbers(size, seed, content):
 # How good they are ----------------------------------------------------------------------------------------
 
 
-def test_rank_correlations_are_scipys_without_the_diagonal():
+def test_rank_correlations_equal_scipys_without_the_diagonal():
     draws = np.random.default_rng(1)
     guess, gain = draws.normal(size=(6, 6)), np.round(draws.normal(size=(6, 6)), 1)  # with ties
     for n, found in enumerate(rank_correlation(guess, gain)):
@@ -134,7 +134,7 @@ def test_rank_correlations_are_scipys_without_the_diagonal():
         assert found == pytest.approx(spearmanr(guess[n, others], gain[n, others]).statistic, abs=1e-12)
 
 
-def test_where_there_is_nothing_to_rank_there_is_no_correlation():
+def test_constant_values_have_no_rank_correlation():
     guess = np.array([[0, 1, 2], [1, 0, np.nan], [5, 5, 0.0]])
     gain = np.array([[0, 1, 2], [1, 0, 1], [1, 2, 0.0]])
     assert_allclose(rank_correlation(guess, gain), [1, np.nan, np.nan])
@@ -142,19 +142,19 @@ def test_where_there_is_nothing_to_rank_there_is_no_correlation():
         assert np.isnan(values(np.zeros((1, 1)), np.zeros((1, 1)))).all()
 
 
-def test_the_best_sender_is_found_or_not():
+def test_the_hit_rate_of_the_best_sender_equals_a_hand_count():
     gain = np.array([[9, 0.3, 0.1, 0.3], [0.2, 9, 0.1, 0.0], [0, 0, 9, 0], [1, 2, 3, 9.0]])
     guess = np.array([[0, 2, 3, 1], [2, 0, 2, 1], [1, 0, 0, 0], [0, 0, 5, 0.0]])
     assert_allclose(hits(guess, gain), [0, 0.5, 1, 1])
     assert_allclose(chance(gain), [2 / 3, 1 / 3, 1, 1 / 3])
 
 
-def test_means_leave_out_oneself_and_what_is_not_known():
+def test_means_exclude_self_and_unknown_values():
     assert_allclose(
         off_diagonal_mean(np.array([[9, 1, 3], [np.nan, 9, 2], [np.nan, np.nan, 9.0]])), [2, 2, np.nan]
     )
 
 
-def test_agreement_needs_no_probabilities():
+def test_agreement_is_computed_from_logits():
     q = np.array([[[2, 1], [0, 1]], [[5, 0], [4, 1.0]]])
     assert_array_equal(agreement(q), [[1, 0.5], [0.5, 1]])

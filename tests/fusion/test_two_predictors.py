@@ -20,7 +20,7 @@ def client(digits_scenario):
     return ClientFactory(plan, load_data(plan.scenario)).build(0)
 
 
-def test_guidance_moves_the_model_alone(client):
+def test_distillation_trains_only_the_main_model(client):
     client.complete(client.train(1))
     own, alone = client.weights(), client.weights(ALONE)
     targets = np.full((60, 10), 0.1, dtype=np.float32)
@@ -29,7 +29,7 @@ def test_guidance_moves_the_model_alone(client):
     assert any((client.weights()[name] != own[name]).any() for name in own)
 
 
-def test_the_unguided_one_does_not_see_what_is_rehearsed(client, digits_scenario):
+def test_the_undistilled_model_ignores_rehearsal(client, digits_scenario):
     """After guidance and a second training it is where it is without any guidance."""
     unguided = ClientFactory(client.plan, load_data(client.plan.scenario)).build(0)
     for one in (client, unguided):
@@ -42,7 +42,7 @@ def test_the_unguided_one_does_not_see_what_is_rehearsed(client, digits_scenario
     assert any((client.weights()[name] != values).any() for name, values in unguided.weights().items())
 
 
-def test_answers_by_hand(client):
+def test_combined_answers_equal_a_hand_computation(client):
     client.complete(client.train(1))
     x = client.data.global_x
 
@@ -61,7 +61,7 @@ def test_answers_by_hand(client):
     )
 
 
-def test_uploads_weigh_what_those_of_experts_do(digits_scenario, tmp_path):
+def test_uploads_cost_as_much_as_those_of_experts(digits_scenario, tmp_path):
     sent = []
     for strategy in ("experts", "two_predictors"):
         tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": strategy}}

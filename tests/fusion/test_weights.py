@@ -1,4 +1,4 @@
-"""Who is listened to: softmax of distances, nearest, thresholds and the effective number of neighbours."""
+"""Weights of neighbours: softmax of distances, nearest and thresholds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedkd.fusion.math.neighbour_weights import (
 D = np.array([[0.0, 1.0, 2.0, 2.0], [3.0, 0.0, 1.0, 2.0], [1.0, 1.0, 0.0, 1.0], [4.0, 2.0, 3.0, 0.0]])
 
 
-def test_effectiveness_by_hand() -> None:
+def test_effectiveness_equals_the_formula() -> None:
     row = [1, math.exp(-0.5), math.exp(-1), math.exp(-1)]
     assert_allclose(effectiveness(D, 0.5)[0], np.array(row) / sum(row), rtol=1e-12)
 
@@ -44,7 +44,7 @@ def test_nearest_keeps_self_among_identical_clients() -> None:
     assert nearest(np.zeros((3, 3)), 1).all()
 
 
-def test_within_counts_only_distances_between_different_clients() -> None:
+def test_thresholds_apply_to_different_clients_only() -> None:
     between = np.sort(D[~np.eye(4, dtype=bool)])  # 1 1 1 1 1 2 2 2 2 3 3 4
     assert np.median(between) == 2
     assert_array_equal(within(D, 0.5, "median"), (D <= 1) | np.eye(4, dtype=bool))
@@ -53,7 +53,7 @@ def test_within_counts_only_distances_between_different_clients() -> None:
     assert_array_equal(within(D, 0.1, "median"), np.eye(4))
 
 
-def test_log_prior_is_size_times_decay() -> None:
+def test_the_log_prior_is_size_times_decay() -> None:
     prior = log_prior(3, samples=np.array([4, 1, 0]), age=np.array([0, 2, 1]), decay=0.5)
     assert_allclose(np.exp(prior), [4, 0.25, 0.5])
     assert_array_equal(log_prior(2, age=np.array([0, 3])), [0, 0])  # no decay: age does not count
@@ -67,7 +67,7 @@ def test_effective_neighbours_counts_equal_weights(count) -> None:
 
 
 @pytest.mark.parametrize("perplexity", [1.01, 2.0, 3.7])
-def test_every_receiver_has_the_neighbours_that_were_asked_for(perplexity) -> None:
+def test_every_receiver_has_the_set_number_of_neighbours(perplexity) -> None:
     distances = D * np.array([[1.0], [1e-3], [30.0], [5.0]])  # whatever the scale
     distances[2] += [0.1, 0.2, 0.0, 0.3]  # three equally near ones would not become fewer
     beta = matched_beta(distances, perplexity)
@@ -78,7 +78,7 @@ def test_every_receiver_has_the_neighbours_that_were_asked_for(perplexity) -> No
     assert_allclose(effective_neighbours(kept), min(perplexity, 2), rtol=1e-6)
 
 
-def test_numbers_of_neighbours_that_cannot_be_had() -> None:
+def test_impossible_numbers_of_neighbours_are_refused() -> None:
     assert_array_equal(matched_beta(D, 4.0), np.zeros((4, 1)))  # all there are, and more
     assert_array_equal(matched_beta(D, 9.0), np.zeros((4, 1)))
     alike = effectiveness(np.zeros((3, 3)), matched_beta(np.zeros((3, 3)), 2.0))

@@ -1,4 +1,4 @@
-"""Short runs give the figures that lie in the repository, to within what another processor may change."""
+"""Short runs reproduce the recorded golden metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("name", golden_runs.RUNS)
-def test_a_run_gives_the_figures_that_are_kept(name):
+def test_runs_reproduce_their_golden_metrics(name):
     lines = golden_runs.differences(golden_runs.kept_figures(name), golden_runs.run_figures(name))
     if lines:
         meant = f"If the change is meant: python tests/golden/rewrite.py {name}"
@@ -16,7 +16,7 @@ def test_a_run_gives_the_figures_that_are_kept(name):
 
 
 @pytest.mark.parametrize("name", golden_runs.METHODS)
-def test_a_method_gives_the_losses_and_bytes_that_are_kept(name):
+def test_methods_reproduce_their_golden_losses_and_bytes(name):
     """Losses agree to five thousandths: kernels of other processors change a thousandth at most (iCaRL)."""
     kept, got = golden_runs.kept_methods().get(name, {}), golden_runs.method_figures(name)
     meant = f"if the change is meant: python tests/golden/rewrite.py '{name}'"
@@ -25,15 +25,15 @@ def test_a_method_gives_the_losses_and_bytes_that_are_kept(name):
         assert got[series] == pytest.approx(kept[series], rel=5e-3), f"{series}; {meant}"
 
 
-def test_every_method_has_its_line():
+def test_every_method_has_a_golden_line():
     assert golden_runs.kept_methods().keys() == golden_runs.METHODS.keys()
 
 
-def test_every_file_is_that_of_a_run():
+def test_every_golden_file_belongs_to_a_run():
     assert {path.stem for path in golden_runs.FOLDER.iterdir()} == set(golden_runs.RUNS)
 
 
-def test_new_missing_and_changed_figures_are_told_one_by_one():
+def test_new_missing_and_changed_values_are_listed():
     kept = {
         "global accuracy": {"round 1": 0.5, "round 2": 0.6, "client 0": 0.6, "client 10": 0.7},
         "global loss": {"round 1": 2.0},

@@ -44,7 +44,7 @@ def both(*args, **options) -> tuple[nn.Conv2d, nn.Conv2d]:
     ],
 )
 @pytest.mark.parametrize("lies", ["batch last", "channels last", "as torch has it"])
-def test_a_convolution_is_that_in_double_precision_to_rounding(shape, layer, options, lies):
+def test_convolutions_equal_float64_within_rounding(shape, layer, options, lies):
     ours, theirs = both(*layer, **options)
     exact = draws(*shape).double().requires_grad_()
     x = exact.detach().float()
@@ -80,14 +80,14 @@ def test_a_convolution_is_that_in_double_precision_to_rounding(shape, layer, opt
         ((0, 2, 6, 6), {}),
     ],
 )
-def test_what_it_is_not_made_for_is_left_to_torch(shape, options):
+def test_unsupported_convolutions_use_torch(shape, options):
     torch.manual_seed(0)
     ours, theirs = Conv2d(2, 4, 3, **options), nn.Conv2d(2, 4, 3, **options)
     theirs.load_state_dict(ours.state_dict())
     assert torch.equal(ours(draws(*shape)), theirs(draws(*shape)))
 
 
-def test_images_that_are_too_small_are_refused_as_torch_does():
+def test_too_small_images_are_refused_as_in_torch():
     for layer in (Conv2d(1, 2, 5), nn.Conv2d(1, 2, 5)):
         with pytest.raises(RuntimeError, match="Kernel size"):
             layer(draws(FEWEST, 1, 4, 9))
@@ -95,7 +95,7 @@ def test_images_that_are_too_small_are_refused_as_torch_does():
             layer(draws(FEWEST, 3, 9, 9))
 
 
-def test_clients_that_train_together_have_torchs_own():
+def test_vectorised_lenets_equal_single_ones():
     torch.manual_seed(0)
     model, x = lenet((1, 8, 8), 3), draws(2, FEWEST, 1, 8, 8)
     weights = {name: torch.stack([p, 2 * p]) for name, p in model.named_parameters()}
@@ -106,7 +106,7 @@ def test_clients_that_train_together_have_torchs_own():
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 8, 8), (3, 6, 9, 8), (2, 5, 8, 7), (2, 1, 3, 3), (2, 3, 2, 2)])
-def test_pooling_gives_the_bits_that_torch_gives_and_so_do_gradients(shape):
+def test_pooling_and_its_gradients_equal_torchs_to_the_bit(shape):
     values = draws(*shape).round(decimals=1)  # many are equal, in all corners of a window
     values.view(-1)[::7] = -0.0
     values.view(-1)[::5] = values.max()
@@ -125,7 +125,7 @@ def test_pooling_gives_the_bits_that_torch_gives_and_so_do_gradients(shape):
         assert torch.equal(MaxPool2d(2)(lying), found[1][0])
 
 
-def test_pooling_tells_of_nan():
+def test_pooling_propagates_nan():
     values = draws(2, 3, 4, 4)
     values[0, 1, 2, 3] = torch.nan
     lying = batch_first(batch_last(values).contiguous())
@@ -133,7 +133,7 @@ def test_pooling_tells_of_nan():
         assert torch.equal(MaxPool2d(2)(images).isnan(), nn.MaxPool2d(2)(values).isnan())
 
 
-def test_a_lenet_is_batch_last_up_to_its_features():
+def test_a_lenet_is_batch_last_before_its_features():
     model, seen = prepare_model(lenet((1, 8, 8), 3), "cpu"), []
     for module in model.body[:6]:
         module.register_forward_hook(lambda _, __, out: seen.append(lies_batch_last(out)))
@@ -142,7 +142,7 @@ def test_a_lenet_is_batch_last_up_to_its_features():
 
 
 @pytest.mark.parametrize("batch", [1, FEWEST])
-def test_what_is_flattened_goes_back_batch_last(batch):
+def test_flattened_batches_go_back_batch_last(batch):
     images = batch_first(batch_last(draws(batch, 3, 4, 5)).contiguous()).requires_grad_()
     out, outer = Flatten()(images), draws(batch, 60)
     assert torch.equal(out, images.flatten(1))

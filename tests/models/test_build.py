@@ -91,7 +91,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_seed_fixes_the_weights_and_leaves_no_trace(name):
+def test_a_seed_fixes_the_weights_and_keeps_global_state(name):
     def build(seed):
         return build_model(ClientGroup(model=name), (1, 8, 8), 10, seed=seed)
 
@@ -104,7 +104,7 @@ def test_a_seed_fixes_the_weights_and_leaves_no_trace(name):
     assert not torch.equal(weights(first), weights(build(2)))
 
 
-def test_the_check_leaves_running_statistics_and_mode_alone():
+def test_the_check_keeps_running_statistics_and_mode():
     model = build_model(ClientGroup(model="resnet8", args={"norm": "batch"}), (1, 8, 8), 10, seed=1)
     assert model.training and all(module.training for module in model.modules())
     for module in model.modules():
@@ -113,7 +113,7 @@ def test_the_check_leaves_running_statistics_and_mode_alone():
             assert torch.equal(module.running_mean, torch.zeros_like(module.running_mean))
 
 
-def test_a_plugged_in_factory_gets_its_arguments(plug):
+def test_a_plug_in_factory_receives_its_arguments(plug):
     assert count_parameters(plug("linear")) == 50
     assert count_parameters(plug("linear", bias=False)) == 40
     assert count_parameters(plug("anything", bias=False)) == 40
@@ -121,7 +121,7 @@ def test_a_plugged_in_factory_gets_its_arguments(plug):
     assert count_parameters(plug("needs_width", width=3)) == 50
 
 
-def test_a_factory_of_keywords_alone_is_told_the_number_of_classes(plug):
+def test_a_keyword_factory_receives_the_number_of_classes(plug):
     """As torchvision's: none of them downloads weights unless it is asked to."""
     assert count_parameters(plug("by_keyword", bias=False)) == 40
     group = ClientGroup(model="torchvision.models:squeezenet1_1")
@@ -130,13 +130,13 @@ def test_a_factory_of_keywords_alone_is_told_the_number_of_classes(plug):
         plug("by_keyword", width=3)
 
 
-def test_a_plugged_in_model_becomes_float32_in_training_mode(plug):
+def test_a_plug_in_model_becomes_float32_in_training_mode(plug):
     model = plug("double")
     assert model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_lazy_layers_are_filled_in_from_the_seed(plug):
+def test_lazy_layers_are_initialised_from_the_seed(plug):
     assert count_parameters(plug("lazy")) == 4 * 5 + 5 + 2 * 5 + 5 * 10 + 10
     assert torch.equal(weights(plug("lazy")), weights(plug("lazy")))
     assert not torch.equal(weights(plug("lazy")), weights(plug("lazy", weights_seed=2)))
@@ -193,7 +193,7 @@ def test_lazy_layers_are_filled_in_from_the_seed(plug):
         ),
     ],
 )
-def test_mistakes_are_named_in_one_line(plug, name, args, key, message):
+def test_model_errors_give_one_line(plug, name, args, key, message):
     with pytest.raises(UserError) as caught:
         plug(name, **args)
     assert caught.value.key == key
@@ -207,14 +207,14 @@ def test_a_failing_forward_and_a_wrong_signature_name_the_exception(plug):
         plug("one_argument")
 
 
-def test_zoo_arguments_are_checked_and_unknown_names_suggest():
+def test_wrong_zoo_arguments_and_names_are_refused():
     with pytest.raises(UserError, match="'mlp' has no argument 'hiden'; it takes hidden, dropout"):
         build_model(ClientGroup(model="mlp", args={"hiden": [3]}), (4,), 2, seed=1)
     with pytest.raises(UserError, match=r"clients\.model: no model named 'lennet'; did you mean 'lenet'\?"):
         build_model(ClientGroup(model="lennet"), (4,), 2, seed=1)
 
 
-def test_forward_flops_counts_products_by_hand():
+def test_forward_flops_equal_a_hand_count():
     model = build_model(ClientGroup(model="mlp", args={"hidden": [5]}), (4,), 3, seed=1)
     assert forward_flops(model, (4,)) == 2 * (4 * 5 + 5 * 3)
     lenet = build_model(ClientGroup(model="lenet"), (1, 28, 28), 10, seed=1)
@@ -222,7 +222,7 @@ def test_forward_flops_counts_products_by_hand():
     assert forward_flops(lenet, (1, 28, 28)) == 2 * (convolutions + 400 * 120 + 120 * 84 + 84 * 10)
 
 
-def test_forward_flops_leaves_the_model_alone_and_falls_back_to_parameters():
+def test_forward_flops_keep_the_model_and_fall_back_to_parameters():
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
     before = torch.get_rng_state()
     forward_flops(model, (4,))

@@ -99,7 +99,7 @@ class Centroids:
 # Weighted refitting -----------------------------------------------------------------------------------
 
 
-def test_a_refit_sees_own_samples_once_and_guidance_by_its_probabilities():
+def test_a_refit_weighs_targets_by_their_probabilities():
     made: list[Noted] = []
     model = EstimatorModel(lambda: made.append(Noted()) or made[-1], C)
     model.fit(X, Y, TRANSFER, seed=1)
@@ -123,7 +123,7 @@ def test_without_sample_weights_the_likeliest_class_is_learned():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_guidance_raises_agreement_with_it(name):
+def test_distillation_raises_the_agreement_with_targets(name):
     """The client has only two classes; its guidance knows the third."""
     x, y = blobs(20, [0, 1], "two classes")
     model = EstimatorModel(MAKERS[name], C)
@@ -137,7 +137,7 @@ def test_guidance_raises_agreement_with_it(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_refits_and_restored_states_agree_to_the_byte(name):
+def test_refits_and_restored_states_agree_byte_for_byte(name):
     first, second = (EstimatorModel(MAKERS[name], C) for _ in range(2))
     for model in (first, second):
         model.fit(X, Y, TRANSFER, seed=7)
@@ -162,7 +162,7 @@ def test_a_forest_follows_its_seed():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_single_class_and_then_guidance(name):
+def test_an_estimator_of_one_class_learns_from_targets(name):
     x, y = blobs(10, [1], "one class")
     model = EstimatorModel(MAKERS[name], C)
     assert not model.predict_logits(x).any(), "before the first fit all classes are alike"
@@ -172,7 +172,7 @@ def test_a_single_class_and_then_guidance(name):
     assert (model.predict_logits(TRANSFER).argmax(axis=1) == TRUE).mean() > 0.5
 
 
-def test_without_any_sample_nothing_is_known():
+def test_an_estimator_without_samples_predicts_uniformly():
     model = EstimatorModel(MAKERS["sgd"], C)
     model.fit(X[:0], Y[:0], TRANSFER, seed=1)
     assert not model.predict_logits(X).any()
@@ -201,12 +201,12 @@ def predicted(*args, **kwargs) -> np.ndarray:
     return model.predict_logits(X[:1])[0]
 
 
-def test_columns_belong_to_the_classes_that_were_seen():
+def test_columns_belong_to_trained_classes():
     assert_allclose(predicted([[0.25, 0.75]], classes=[2, 0]), np.log([0.75, FLOOR, 0.25]), rtol=1e-6)
     assert_allclose(predicted([[0.1, 0.2, 0.7]]), np.log([0.1, 0.2, 0.7]), rtol=1e-6)
 
 
-def test_logits_are_taken_as_they_are_and_unseen_classes_lie_below():
+def test_logits_are_unchanged_and_unseen_classes_lie_below():
     assert_allclose(predicted([[-3.0, 8.0, 1.5]], method="predict_logits"), [-3.0, 8.0, 1.5])
     logits = predicted([[-3.0, 8.0]], classes=[1, 2], method="predict_logits")
     assert_allclose(logits, [-3.0 + np.log(FLOOR), -3.0, 8.0], rtol=1e-6)
@@ -233,7 +233,7 @@ def test_an_estimator_with_distill_is_not_refitted():
     assert_array_equal(model.predict_logits(X), expected)
 
 
-def test_its_own_state_is_saved_and_does_not_change_afterwards():
+def test_a_saved_state_does_not_change_afterwards():
     model = client_estimator(Centroids, C)
     model.fit(X, Y, TRANSFER, seed=1)
     state = model.state()
@@ -252,7 +252,7 @@ def test_its_own_state_is_saved_and_does_not_change_afterwards():
 @pytest.mark.parametrize(
     ("state", "message"), [([1.0], "returned a list"), ({"tree": {}}, "'tree' of type object")]
 )
-def test_a_state_that_is_no_table_of_arrays_is_refused(state, message):
+def test_a_state_must_be_a_table_of_arrays(state, message):
     class Odd(Centroids):
         def state(self):
             return state
@@ -263,7 +263,7 @@ def test_a_state_that_is_no_table_of_arrays_is_refused(state, message):
         model.state()
 
 
-def test_what_lacks_a_method_is_refused():
+def test_estimators_without_a_method_are_refused():
     class NoFit:
         predict_proba = None
 

@@ -32,12 +32,12 @@ def names(clients: int, shares: list[float]) -> str:
         (7, [3, 2, 1], [4, 2, 1]),
     ],
 )
-def test_counts_are_largest_remainders_with_nobody_left_out(clients, shares, counts):
+def test_counts_are_largest_remainders_with_every_model_used(clients, shares, counts):
     assert apportion(clients, shares) == counts
 
 
 @given(clients=st.integers(1, 60), shares=st.lists(st.integers(1, 500), min_size=1, max_size=6))
-def test_counts_add_up_and_scale_does_not_matter(clients, shares):
+def test_counts_add_up_and_ignore_the_scale_of_weights(clients, shares):
     counts = apportion(clients, shares)
     assert sum(counts) == clients
     assert counts == apportion(clients, [share / 100 for share in shares])
@@ -54,7 +54,7 @@ def test_models_are_interleaved():
     assert names(1, [1, 2]) == "b"
 
 
-def test_any_prefix_resembles_the_mix():
+def test_every_prefix_approximates_the_mix():
     mix = names(40, [5, 3, 2])
     for stop in range(1, 41):
         for letter, share in (("a", 0.5), ("b", 0.3), ("c", 0.2)):

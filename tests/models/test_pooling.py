@@ -22,7 +22,7 @@ def images(*shape: int, channels_last: bool = True) -> torch.Tensor:
     [(3, 6, 8, 8), (3, 6, 9, 8), (2, 5, 8, 7), (1, 1, 2, 3), (2, 1, 6, 6), (1, 4, 1, 5), (0, 3, 4, 4)],
 )
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_it_is_what_torch_makes_of_it(shape, channels_last):
+def test_pooling_equals_torchs(shape, channels_last):
     x = images(*shape, channels_last=channels_last)
     if min(shape[2:]) < 2:
         with torch.no_grad(), pytest.raises(RuntimeError):
@@ -38,14 +38,14 @@ def test_it_is_what_torch_makes_of_it(shape, channels_last):
 
 
 @pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
-def test_other_windows_are_left_to_torch(options):
+def test_other_windows_use_torch(options):
     x = images(2, 3, 7, 7)
     with torch.no_grad():
         ours, theirs = MaxPool2d(2, **options)(x), nn.MaxPool2d(2, **options)(x)
     assert torch.equal(ours.nan_to_num(nan=9.0), theirs.nan_to_num(nan=9.0))
 
 
-def test_gradients_are_those_of_torch():
+def test_gradients_equal_torchs():
     x = images(2, 3, 6, 6).nan_to_num(nan=0.0)
     found = []
     for pool in (MaxPool2d(2), nn.MaxPool2d(2)):

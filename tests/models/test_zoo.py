@@ -22,7 +22,7 @@ def build(name: str, shape: tuple[int, ...], classes: int = 10, **args) -> nn.Mo
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_the_head_of_the_features(name, shape):
+def test_logits_are_the_head_applied_to_features(name, shape):
     model = build(name, shape, classes=7).eval()
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     features = model.features(x)
@@ -69,7 +69,7 @@ def test_cnn_has_the_parameters_the_fedavg_paper_states():
     assert count_parameters(build("cnn", (1, 28, 28), padding=0)) == small == 582_026
 
 
-def test_mlp_default_is_the_2nn_of_the_fedavg_paper():
+def test_the_default_mlp_is_the_2nn_of_the_fedavg_paper():
     assert count_parameters(build("mlp", (1, 28, 28))) == 199_210
     assert count_parameters(build("mlp", (6,), hidden=[])) == dense(6, 10)
     assert count_parameters(build("mlp", (6,), hidden=[5, 4])) == dense(6, 5) + dense(5, 4) + dense(4, 10)
@@ -88,7 +88,7 @@ def test_mlp_without_biases_is_the_network_of_permuted_mnist():
 
 
 @pytest.mark.parametrize(("name", "blocks", "layers"), [("resnet8", 1, 8), ("resnet20", 3, 20)])
-def test_resnet_parameters(name, blocks, layers):
+def test_resnets_have_the_published_number_of_parameters(name, blocks, layers):
     expected = conv(3, 16, 3, bias=False) + 2 * 16
     fan_in = 16
     for width in (16, 32, 64):
@@ -103,7 +103,7 @@ def test_resnet_parameters(name, blocks, layers):
         assert expected == 269_722
 
 
-def test_resnet_normalises_by_group_unless_told():
+def test_resnets_use_group_norm_by_default():
     def kinds(model):
         return {type(m) for m in model.modules() if isinstance(m, (nn.GroupNorm, nn.BatchNorm2d))}
 
@@ -114,14 +114,14 @@ def test_resnet_normalises_by_group_unless_told():
     assert kinds(build("resnet8", (1, 8, 8), norm="batch")) == {nn.BatchNorm2d}
 
 
-def test_groupnorm_predictions_do_not_depend_on_the_other_samples():
+def test_group_norm_predictions_ignore_the_other_samples():
     x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = build("resnet8", (3, 32, 32))
     torch.testing.assert_close(model(x)[:2], model(x[:2]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lenet", "cnn", "resnet8", "resnet20"])
-def test_feature_vectors_are_for_the_mlp(name):
+def test_only_the_mlp_accepts_feature_vectors(name):
     with pytest.raises(UserError, match=r"needs images .* shape \[30\]; use 'mlp'") as caught:
         build(name, (30,))
     assert caught.value.key == "clients.model"
@@ -135,7 +135,7 @@ def test_images_too_small_are_refused_and_the_smallest_work(name):
 
 
 @pytest.mark.parametrize("name", ["lenet", "cnn", "resnet8", "mlp"])
-def test_oblong_images_work(name):
+def test_oblong_images_are_accepted(name):
     for shape in [(1, 5, 11), (2, 33, 20), (3, 64, 48), (1, 17, 17), (1, 31, 64)]:
         assert build(name, shape)(torch.zeros(2, *shape)).shape == (2, 10)
 
@@ -153,7 +153,7 @@ def test_oblong_images_work(name):
         ("resnet8", {"norm": "layer"}, "norm must be 'group' or 'batch', got 'layer'"),
     ],
 )
-def test_senseless_arguments_are_refused(name, args, message):
+def test_invalid_arguments_are_refused(name, args, message):
     with pytest.raises(UserError, match=message) as caught:
         build(name, (1, 28, 28), **args)
     assert caught.value.key == "clients.args"
@@ -186,6 +186,6 @@ def test_a_projection_lies_between_body_and_head(name):
 
 
 @pytest.mark.parametrize("projection", [-1, 2.5, True, "wide"])
-def test_a_projection_has_a_width(projection):
+def test_a_projection_needs_a_width(projection):
     with pytest.raises(UserError, match="projection must be ≥ 0"):
         build("mlp", (1, 8, 8), projection=projection)

@@ -9,7 +9,7 @@ from fedkd.plan.clock import VirtualClock
 from fedkd.scenario.sections import Clock
 
 
-def test_factors_of_clients_are_log_normal_and_jobs_half_normal():
+def test_client_factors_are_log_normal_and_job_factors_half_normal():
     clock = VirtualClock(3, Clock(seconds=2.0, spread=0.7))
     steady = VirtualClock(3, Clock(seconds=2.0, spread=0.7, work="steady"))
     factors = np.log([steady.work(client, 1, 0) / 2.0 for client in range(2000)])
@@ -20,14 +20,14 @@ def test_factors_of_clients_are_log_normal_and_jobs_half_normal():
     assert clock.work(5, 7, 0) == clock.work(5, 7, 99)
 
 
-def test_steps_take_time_and_so_do_bytes():
+def test_steps_and_bytes_take_simulated_time():
     clock = VirtualClock(0, Clock(work="steps", seconds=0.25, spread=0.0, bandwidth=4.0, latency=0.5))
     assert clock.work(1, 1, 12) == 3.0
     assert clock.way(1, 1_000_000) == pytest.approx(0.5 + 2.0)
     assert VirtualClock(0, Clock(latency=0.5)).way(1, 10**12) == 0.5
 
 
-def test_networks_differ_apart_from_speeds():
+def test_network_and_compute_speeds_are_independent():
     clock = VirtualClock(1, Clock(work="steady", bandwidth=8.0, bandwidth_spread=1.0))
     ways = np.log([clock.way(client, 1_000_000) for client in range(1000)])
     speeds = np.log([clock.work(client, 1, 0) for client in range(1000)])

@@ -1,4 +1,4 @@
-"""What a run may go on with: the scenario it began with, or one of more rounds."""
+"""Resumed runs keep their scenario or add rounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check(began, tables, done=1, **changes):
     check_continuation(began, done, parse_scenario(tables | changes))
 
 
-def test_where_and_how_it_runs_may_change(began, digits_scenario):
+def test_place_and_engine_may_change_on_resume(began, digits_scenario):
     engine = {"kind": "ray", "actors": 2}
     check(began, digits_scenario, name="other", engine=engine, checkpoint_every=5, plugin_path=["elsewhere"])
     mnist = digits_scenario | {"data": digits_scenario["data"] | {"dataset": "mnist"}}
@@ -37,14 +37,14 @@ def test_where_and_how_it_runs_may_change(began, digits_scenario):
         ({"fusion": {"strategy": "fedmd"}}, "fusion.strategy was 'knfu' and is 'fedmd'"),
     ],
 )
-def test_what_decides_the_results_may_not(changes, told, began, digits_scenario):
+def test_result_relevant_keys_may_not_change_on_resume(changes, told, began, digits_scenario):
     with pytest.raises(UserError, match="the run began with other values: ") as caught:
         check(began, digits_scenario, **changes)
     assert told in str(caught.value)
     assert str(caught.value).count(" was ") <= 3
 
 
-def test_rounds_may_become_more_and_not_fewer(began, digits_scenario):
+def test_rounds_may_increase_and_not_decrease(began, digits_scenario):
     check(began, digits_scenario, done=2, rounds=9)
     with pytest.raises(UserError, match="rounds: the run began with 2 rounds and cannot have fewer, got 1"):
         check(began, digits_scenario, rounds=1)
@@ -59,7 +59,7 @@ def test_rounds_may_become_more_and_not_fewer(began, digits_scenario):
         ({"fusion": {"strategy": "fedkd_wu"}}, 1, "what 'fedkd_wu' did in them"),
     ],
 )
-def test_some_runs_cannot_be_longer(tables, done, reason, digits_scenario):
+def test_runs_that_depend_on_rounds_cannot_be_extended(tables, done, reason, digits_scenario):
     tables = digits_scenario | tables
     began = decisive(parse_scenario(tables))
     with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be made longer: {reason}"):
@@ -67,12 +67,12 @@ def test_some_runs_cannot_be_longer(tables, done, reason, digits_scenario):
     check(began, tables, done=0, rounds=3)
 
 
-def test_a_strategy_that_goes_by_none_of_its_rounds_may_be_longer(digits_scenario):
+def test_strategies_independent_of_rounds_can_be_extended(digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "masters", "warm_up": 0.0}}
     check(decisive(parse_scenario(tables)), tables, rounds=3)
 
 
-def test_changed_keys_are_dotted_and_in_order():
+def test_changed_keys_are_dotted_and_sorted():
     before = {"a": {"b": 1, "c": [1, 2], "d": {}}, "e": None}
     now = {"a": {"b": 2, "c": [1], "d": {"x": 1}}, "e": None, "f": 0}
     assert changed_keys(before, now) == {
@@ -85,7 +85,7 @@ def test_changed_keys_are_dotted_and_in_order():
     assert changed_keys(now, now) == {}
 
 
-def test_keys_that_came_later_decide_nothing_at_their_usual_values(digits_scenario):
+def test_newer_keys_at_their_defaults_do_not_block_a_resume(digits_scenario):
     tables = decisive(parse_scenario(digits_scenario))
     assert (
         not {"kd_weight", "kd_weight_decay", "logit_adjustment", "absent_by_experts"}

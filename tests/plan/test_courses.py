@@ -42,7 +42,7 @@ def lengths(schedule: Schedule, client: int) -> list[int]:
 # Orders ---------------------------------------------------------------------------------------------------
 
 
-def test_each_client_meets_every_task_once_in_an_order_of_its_own():
+def test_each_client_learns_every_task_once_in_its_own_order():
     schedule = schedule_of({"order": "shuffled"})
     orders = [schedule.order(n) for n in range(N)]
     assert all(sorted(order) == list(range(T)) for order in orders)
@@ -52,13 +52,13 @@ def test_each_client_meets_every_task_once_in_an_order_of_its_own():
     assert schedule.rounds == 2 * T and not schedule.in_step
 
 
-def test_a_clients_order_does_not_depend_on_how_many_others_there_are():
+def test_a_clients_order_is_independent_of_the_number_of_clients():
     few, many = (schedule_of({"order": "shuffled"}, clients=n) for n in (4, 40))
     assert [few.order(n) for n in range(4)] == [many.order(n) for n in range(4)]
 
 
 @pytest.mark.parametrize(("width", "learned"), [(None, 3), (2, 2), (5, 5)])
-def test_overlapping_orders_share_some_tasks_and_leave_none_out(width, learned):
+def test_overlapping_orders_share_tasks_and_cover_all(width, learned):
     tasks = {"order": "overlapping"} | ({} if width is None else {"tasks_per_client": width})
     orders = [schedule_of(tasks).order(n) for n in range(N)]
     assert all(len(set(order)) == len(order) == learned for order in orders)
@@ -79,7 +79,7 @@ def test_tasks_return_in_the_same_order():
 # Clocks ---------------------------------------------------------------------------------------------------
 
 
-def test_groups_have_paces_spread_evenly_and_are_of_one_size():
+def test_groups_are_equal_in_size_with_evenly_spread_paces():
     schedule = schedule_of({"pace": "groups", "groups": 3, "pace_range": [1, 5]})
     paces = Counter(lengths(schedule, n)[0] for n in range(N))
     assert paces == {1: 4, 3: 4, 5: 4}
@@ -87,7 +87,7 @@ def test_groups_have_paces_spread_evenly_and_are_of_one_size():
     assert schedule.rounds == 5 * T
 
 
-def test_a_uniform_clock_draws_each_clients_pace_between_the_two():
+def test_a_uniform_pace_lies_between_its_bounds():
     paces = [
         lengths(schedule_of({"pace": "uniform", "pace_range": [2, 4]}, clients=200), n) for n in range(200)
     ]
@@ -96,7 +96,7 @@ def test_a_uniform_clock_draws_each_clients_pace_between_the_two():
     assert set(counts) == {2, 3, 4} and min(counts.values()) > 40
 
 
-def test_a_poisson_clock_spends_rounds_per_task_in_the_mean_and_one_at_least():
+def test_a_poisson_pace_has_the_given_mean_and_at_least_one_round():
     schedule = schedule_of({"pace": "poisson"}, clients=400, rounds_per_task=3)
     drawn = [length for n in range(400) for length in lengths(schedule, n)]
     assert min(drawn) == 1
@@ -104,13 +104,13 @@ def test_a_poisson_clock_spends_rounds_per_task_in_the_mean_and_one_at_least():
     assert abs(sum(drawn) / len(drawn) - 3.0) < 4 * 0.032
 
 
-def test_who_would_be_too_far_ahead_stays_with_its_task_until_the_slowest_has_moved_on():
+def test_clients_too_far_ahead_wait_for_the_slowest():
     spans = _settle([[1] * 4, [3] * 4], late=np.zeros(2, dtype=int), breaks={}, break_rounds=1, max_lag=1)
     assert spans == [[(1, 1), (2, 3), (4, 6), (7, 7)], [(1, 3), (4, 6), (7, 9), (10, 12)]]
 
 
 @pytest.mark.parametrize("max_lag", [1, 2])
-def test_nobody_is_further_ahead_than_the_lag_allows(max_lag):
+def test_no_client_is_ahead_by_more_than_the_lag(max_lag):
     tasks = {"order": "shuffled", "pace": "poisson", "max_lag": max_lag}
     schedule = schedule_of(tasks, clients=30)
     for round in range(1, schedule.rounds + 1):
@@ -127,7 +127,7 @@ def test_nobody_is_further_ahead_than_the_lag_allows(max_lag):
 # Absences -------------------------------------------------------------------------------------------------
 
 
-def test_a_late_client_learns_all_its_tasks_later():
+def test_a_late_client_starts_all_tasks_later():
     population = {"late": 0.5, "late_by": 4}
     schedule = schedule_of(population=population)
     starts = [schedule.course(n)[0].first for n in range(N)]
@@ -138,7 +138,7 @@ def test_a_late_client_learns_all_its_tasks_later():
     assert schedule.rounds == 2 * T + max(starts) - 1
 
 
-def test_a_break_lies_between_two_tasks():
+def test_a_pause_lies_between_two_tasks():
     schedule = schedule_of(population={"breaks": 0.5, "break_rounds": 3})
     gaps = []
     for n in range(N):
@@ -149,7 +149,7 @@ def test_a_break_lies_between_two_tasks():
     assert all(sorted(own)[:-1] == [0] * (T - 2) for own in gaps)
 
 
-def test_who_leaves_has_been_there_and_does_not_come_back():
+def test_leaving_clients_were_there_and_do_not_return():
     schedule = schedule_of({"order": "shuffled"}, population={"leaving": 1.0})
     for n in range(N):
         last = schedule.course(n)[-1].last
@@ -157,7 +157,7 @@ def test_who_leaves_has_been_there_and_does_not_come_back():
         assert schedule.ends(n, last) and not schedule.is_member(n, last + 1)
 
 
-def test_without_a_stream_clients_come_and_go_within_the_rounds():
+def test_clients_join_and_leave_within_the_rounds_without_a_stream():
     population = {"late": 0.5, "late_by": 3, "breaks": 0.5, "break_rounds": 2, "leaving": 0.25}
     plan = parse_plan({"seed": 1, "rounds": 12, "data": {"clients": 20}, "population": population})
     schedule = plan.schedule
@@ -169,27 +169,27 @@ def test_without_a_stream_clients_come_and_go_within_the_rounds():
     assert all(span.task is None for course in courses for span in course)
 
 
-def test_more_tasks_or_rounds_than_can_be_are_refused_before_they_are_laid_out():
+def test_too_many_tasks_or_rounds_are_refused_before_allocation():
     assert refused({"order": "shuffled", "visits": 1000, "count": 5000}).key == "continual.tasks.visits"
     error = refused({"pace": "poisson"}, rounds_per_task=10**19)
     assert error.key == "continual.rounds_per_task" and "more than 1000000000 rounds" in error.message
 
 
-def test_a_course_that_all_share_is_what_settling_each_alone_gives():
+def test_a_shared_schedule_equals_one_computed_per_client():
     shared = schedule_of({"visits": 2}).course(0)
     (spans_of_one,) = _settle([[2] * (2 * T)], np.zeros(1, dtype=int), {}, 1, float("inf"))
     assert [(span.first, span.last) for span in shared] == spans_of_one
     assert [span.task for span in shared] == [*range(T)] * 2
 
 
-def test_without_absences_nothing_is_drawn():
+def test_without_absences_all_clients_share_one_schedule():
     assert schedule_of().courses == (tuple(Span(t, 2 * t + 1, 2 * t + 2) for t in range(T)),)
 
 
 # As a file ------------------------------------------------------------------------------------------------
 
 
-def test_a_schedule_can_be_given_back_as_a_file(tmp_path):
+def test_a_schedule_can_be_read_from_its_file(tmp_path):
     drawn = schedule_of({"order": "shuffled", "pace": "poisson", "max_lag": 2})
     file = tmp_path / "schedule.json"
     file.write_text(drawn.to_json())
@@ -197,7 +197,7 @@ def test_a_schedule_can_be_given_back_as_a_file(tmp_path):
     assert again.schedule == drawn and again.scenario.rounds == drawn.rounds
 
 
-def test_the_order_of_a_file_can_be_taken_at_another_clock(tmp_path):
+def test_the_order_of_a_file_can_have_another_pace(tmp_path):
     drawn = schedule_of({"order": "shuffled", "pace": "poisson"})
     file = tmp_path / "schedule.json"
     file.write_text(drawn.to_json())
@@ -224,7 +224,7 @@ def spans(*course):
         ({"clients": "12"}, "must be integers"),
     ],
 )
-def test_a_file_that_is_no_schedule_of_the_stream_is_refused(tmp_path, table, told):
+def test_a_file_with_a_wrong_schedule_is_refused(tmp_path, table, told):
     whole = {
         "clients": N,
         "rounds": 2,
@@ -237,12 +237,12 @@ def test_a_file_that_is_no_schedule_of_the_stream_is_refused(tmp_path, table, to
     assert error.key == "continual.tasks.schedule" and told in error.message
 
 
-def test_a_file_that_is_not_there_is_named():
+def test_a_missing_schedule_file_is_named():
     assert "no file 'nowhere.json'" in refused({"order": "file", "schedule": "nowhere.json"}).message
 
 
 @pytest.mark.parametrize("name", ["~nosuchuser/x", "a" * 5000, "a\0b"])
-def test_what_no_file_can_be_named_is_refused_as_a_file_that_is_not_there(name):
+def test_impossible_file_names_are_refused_as_missing_files(name):
     assert refused({"order": "file", "schedule": name}).key == "continual.tasks.schedule"
 
 
@@ -253,7 +253,7 @@ def test_what_no_file_can_be_named_is_refused_as_a_file_that_is_not_there(name):
         ({"clients": 10**12}, "every client must have one course"),
     ],
 )
-def test_a_file_of_more_than_can_be_is_refused_before_there_is_room_for_it(tmp_path, table, told):
+def test_an_oversized_schedule_is_refused_before_allocation(tmp_path, table, told):
     whole = {"clients": N, "rounds": 2, "participation": {"seed": 0}, "courses": [spans((0, 1, 2))]}
     file = tmp_path / "schedule.json"
     file.write_text(json.dumps(whole | table))
@@ -279,18 +279,18 @@ def test_a_file_of_more_than_can_be_is_refused_before_there_is_room_for_it(tmp_p
         ({"order": "file", "schedule": "a.json", "visits": 2}, "visits"),
     ],
 )
-def test_keys_that_nothing_looks_at_are_refused(tasks, key):
+def test_unused_schedule_keys_are_refused(tasks, key):
     assert refused(tasks).key == f"continual.tasks.{key}"
 
 
-def test_rounds_are_those_of_the_slowest_or_left_out():
+def test_rounds_default_to_those_of_the_slowest_client():
     tasks = {"pace": "groups", "pace_range": [1, 3]}
     assert plan_of(tasks, rounds=3 * T).scenario.rounds == 3 * T
     error = refused(tasks, rounds=10)
     assert error.key == "rounds" and "must be 15, until the last client is through" in error.message
 
 
-def test_who_would_join_after_the_end_is_refused():
+def test_joining_after_the_end_is_refused():
     with pytest.raises(UserError) as caught:
         parse_plan({"rounds": 1, "population": {"late": 1.0, "late_by": 5}})
     assert caught.value.key == "population.late_by"

@@ -1,4 +1,4 @@
-"""Who hears whom: drawn from the seed, read from a file, refused where it cannot be."""
+"""Communication graphs from the seed or a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def others(graph: Graph, round: int = 1) -> list[set[int]]:
     return [set(np.flatnonzero(row).tolist()) - {client} for client, row in enumerate(heard)]
 
 
-def test_graphs_that_stay():
+def test_static_graphs_have_their_known_links():
     assert others(Graph(5, "ring", 0)) == [{4, 1}, {0, 2}, {1, 3}, {2, 4}, {3, 0}]
     assert others(Graph(6, "k_regular", 0, 4))[0] == {5, 4, 1, 2}
     assert others(Graph(3, "complete", 0)) == others(Graph(3, "ring", 0)) == [{1, 2}, {0, 2}, {0, 1}]
@@ -29,13 +29,13 @@ def test_graphs_that_stay():
         assert others(Graph(1, kind, 0)) == [set()]
 
 
-def test_one_peer_at_a_time():
+def test_one_peer_graphs_have_one_link_per_client():
     graph = Graph(6, "one_peer_exponential", 0)
     assert [others(graph, round)[0] for round in (1, 2, 3, 4)] == [{1}, {2}, {4}, {1}]
     assert others(graph, 3) == [{4}, {5}, {0}, {1}, {2}, {3}]
 
 
-def test_what_is_drawn_comes_from_the_seed_and_the_round():
+def test_graphs_follow_from_seed_and_round():
     for kind in ("matching", "random_regular"):
         one, again = (Graph(12, kind, 5), Graph(12, kind, 5))
         assert_array_equal(one.edges(3), again.edges(3))
@@ -64,11 +64,11 @@ def test_shuffled_seats_are_drawn_once_and_keep_the_shape():
         Graph(3, "file", 0, listed=(((1,), (), (0, 1)), ((2,), (0,), ()))),
     ],
 )
-def test_is_read_back_as_it_was_written(graph):
+def test_a_graph_reads_back_as_written(graph):
     assert Graph.from_json(graph.to_json()) == graph
 
 
-def test_a_list_of_lists_is_a_graph_for_every_round_or_for_each_in_turn():
+def test_a_graph_file_holds_one_or_several_graphs():
     assert others(Graph.from_json('{"hears": [[1, 2], [0], [2]]}'), 9) == [{1, 2}, {0}, set()]
     graph = Graph.from_json('{"rounds": [[[1], []], [[], [0]]]}')
     assert [others(graph, round) for round in (1, 2, 3)] == [[{1}, set()], [set(), {0}], [{1}, set()]]
@@ -93,7 +93,7 @@ def test_a_list_of_lists_is_a_graph_for_every_round_or_for_each_in_turn():
         ('{"graph": "k_regular", "clients": 3, "seed": 0, "k": 4, "order": "numbered"}', "must be < 3"),
     ],
 )
-def test_what_is_no_graph_is_told_why(text, said):
+def test_wrong_graphs_are_refused_with_the_reason(text, said):
     with pytest.raises(UserError, match=r"^a\.json: no graph") as caught:
         Graph.from_json(text, file="a.json")
     assert said in str(caught.value)
@@ -161,14 +161,14 @@ def test_a_file_beside_the_scenario_is_read(digits_scenario, tmp_path):
         ),
     ],
 )
-def test_what_needs_a_server_or_none_is_refused(fusion, topology, key, said, digits_scenario):
+def test_server_settings_and_graphs_exclude_each_other(fusion, topology, key, said, digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": fusion, "topology": topology})
     with pytest.raises(UserError) as caught:
         check_graph(plan)
     assert caught.value.key == key and said in caught.value.message
 
 
-def test_a_clock_filters_and_rounds_that_wait_for_nobody_need_a_server(digits_scenario):
+def test_a_clock_filters_and_asynchronous_rounds_need_a_server(digits_scenario):
     ring = digits_scenario | {"topology": {"graph": "ring"}}
     with pytest.raises(UserError, match=r"topology\.graph: not allowed in a run that is asynchronous"):
         parse_plan(ring | {"asynchronous": {"buffer": 2}})
@@ -178,7 +178,7 @@ def test_a_clock_filters_and_rounds_that_wait_for_nobody_need_a_server(digits_sc
         check_graph(parse_plan(ring | {"fusion": {"strategy": "knfu", "filters": [{"by": "agreement"}]}}))
 
 
-def test_an_architecture_that_is_alone_or_in_parts_is_named(digits_scenario):
+def test_isolated_or_disconnected_architectures_are_named(digits_scenario):
     mixed = [{"model": "mlp", "share": 2}, {"model": "lenet"}, {"model": "cnn"}]
     tables = digits_scenario | {"clients": mixed, "topology": {"graph": "ring"}}
     gossip = parse_plan(tables | {"fusion": {"strategy": "gossip"}})

@@ -1,4 +1,4 @@
-"""Which clients hold one model: by what a strategy shares, and in the figures of whole runs."""
+"""Clients that share one model."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ SHARED = [
 
 
 @pytest.mark.parametrize("fusion", SHARED, ids=lambda fusion: fusion["strategy"])
-def test_one_model_has_one_backward_transfer_whoever_missed_a_task(fusion, tmp_path):
+def test_a_shared_model_has_one_backward_transfer(fusion, tmp_path):
     result = fedkd.run(parse_scenario(tables(fusion, clients_per_round=1)), out=tmp_path / "run")
     bwt = result.summary["continual"]["bwt"]
     assert bwt["min"] == bwt["max"] != 0.0
 
 
-def test_models_are_shared_within_an_architecture_and_among_clients_at_one_task():
+def test_models_are_shared_within_architecture_and_task():
     def held(strategy: str, **changes: Any) -> int:
         plan = parse_plan(tables({"strategy": strategy}, **changes))
         models = held_models(plan.scenario, plan.schedule, plan.strategy)

@@ -1,4 +1,4 @@
-"""How many uploads lie in memory: by hand, and as a run keeps them."""
+"""The number of uploads in memory."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def small(**changes):
         ({"topology": {"graph": "complete", "relay": True}, "fusion": {"stale_decay": 0.5}}, 7),
     ],
 )
-def test_by_hand(changes, number):
+def test_the_number_of_uploads_in_memory_equals_a_hand_count(changes, number):
     assert uploads_kept(parse_plan(small(**changes))) == number
 
 
 @pytest.mark.parametrize("graph", ["ring", "matching", "one_peer_exponential"])
-def test_as_many_as_a_run_remembers(graph, tmp_path):
+def test_the_estimate_equals_the_uploads_that_a_run_stores(graph, tmp_path):
     tables = small(topology={"graph": graph, "relay": True}, fusion={"stale_decay": 0.5})
     fedkd.run(tables, out=tmp_path / "run", progress=False)
     saved, *_ = read_checkpoint(tmp_path / "run" / "checkpoints" / "round-00006")
@@ -53,7 +53,7 @@ def test_as_many_as_a_run_remembers(graph, tmp_path):
     assert 7 < remembered <= uploads_kept(parse_plan(tables)) <= 2 * remembered
 
 
-def test_what_has_no_room_is_refused(monkeypatch):
+def test_uploads_beyond_memory_are_refused(monkeypatch):
     plan = parse_plan(small(asynchronous={"buffer": 2}))
     data = load_data(plan.scenario)
     monkeypatch.setattr(memory, "uploads_kept", lambda plan: 10**12)

@@ -78,7 +78,7 @@ def test_dumped_toml_loads_back_to_an_equal_scenario(tmp_path, text):
     assert dump_toml(again) == frozen
 
 
-def test_json_round_trip(tmp_path):
+def test_a_scenario_survives_a_json_round_trip(tmp_path):
     scenario = load_scenario(write(tmp_path, FULL))
     assert scenario_from_json(scenario.model_dump_json()) == scenario
     assert "rounds" in failure(scenario_from_json, '{"rounds": 0}')
@@ -90,7 +90,7 @@ def test_strategy_defaults_are_filled_in(digits_scenario):
     assert parse_scenario(digits_scenario).fusion.model_extra["beta"] == 2.0
 
 
-def test_flower_defaults_are_filled_in_and_required_values_are_asked_for(digits_scenario):
+def test_flower_defaults_are_filled_in_and_missing_values_refused(digits_scenario):
     digits_scenario["fusion"] = {"strategy": "flwr:FedAdam", "eta": 0.5}
     resolved = parse_scenario(digits_scenario).fusion.model_extra
     assert resolved["eta"] == 0.5 and resolved["beta_1"] == 0.9
@@ -98,13 +98,13 @@ def test_flower_defaults_are_filled_in_and_required_values_are_asked_for(digits_
     assert "fusion.client_learning_rate" in failure(parse_scenario, digits_scenario)
 
 
-def test_parsing_leaves_its_argument_alone(digits_scenario):
+def test_parsing_does_not_change_its_argument(digits_scenario):
     before = copy.deepcopy(digits_scenario)
     parse_scenario(digits_scenario)
     assert digits_scenario == before
 
 
-def test_seed_argument_wins_over_the_file(tmp_path):
+def test_the_seed_argument_overrides_the_file(tmp_path):
     assert load_scenario(write(tmp_path, "seed = 3"), seed=9).seed == 9
 
 
@@ -200,7 +200,7 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ('"a\\nb" = 1', '"a\\nb": unknown key'),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_file_and_key(tmp_path, text, expected):
+def test_an_error_is_one_line_with_file_and_key(tmp_path, text, expected):
     path = write(tmp_path, text)
     message = failure(load_scenario, path)
     assert message.startswith(f"{path}: ")
@@ -208,7 +208,7 @@ def test_a_mistake_is_told_in_one_line_with_file_and_key(tmp_path, text, expecte
     assert "\n" not in message
 
 
-def test_the_other_mistakes_are_counted_and_a_misspelt_key_comes_first(tmp_path):
+def test_further_errors_are_counted_and_misspelt_keys_come_first(tmp_path):
     message = failure(load_scenario, write(tmp_path, "seed = -1\nrounds = 0\nruonds = 5"))
     assert "ruonds: unknown key; did you mean 'rounds'? (and 2 more)" in message
 
@@ -229,12 +229,12 @@ def test_broken_toml_names_the_line(tmp_path, content, expected):
     assert message.startswith(f"{path}: ") and expected in message
 
 
-def test_missing_files_and_folders_are_told(tmp_path):
+def test_missing_files_and_folders_are_refused(tmp_path):
     assert "no such file" in failure(load_scenario, tmp_path / "none.toml")
     assert "is a folder" in failure(load_scenario, tmp_path)
 
 
-def test_the_folder_of_the_scenario_is_searched_only_where_it_holds_what_is_named(tmp_path):
+def test_the_scenario_folder_is_searched_only_for_existing_files(tmp_path):
     text = "[[clients]]\nmodel = 'mine:tiny'"
     assert load_scenario(write(tmp_path, text)).plugin_path == []
     write(tmp_path, "", "mine.py")
@@ -263,7 +263,7 @@ def test_the_data_root_is_beside_the_scenario_or_below_the_working_folder(tmp_pa
     assert load_scenario(path).data.root == str(tmp_path / "sets")
 
 
-def test_a_plugged_in_strategy_has_its_hyperparameters_checked(tmp_path):
+def test_hyperparameters_of_a_plug_in_strategy_are_checked(tmp_path):
     write(
         tmp_path,
         """
@@ -293,7 +293,7 @@ class Nobody(FusionStrategy):
     assert "fusion.strategy: module 'load_test_plugin' has no 'Nobdy'" in failure(load_scenario, path)
 
 
-def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
+def test_a_stream_of_tasks_sets_head_and_rounds(tmp_path):
     text = "[continual]\nrounds_per_task = 3\ntasks = { kind = 'permuted', count = 4 }"
     scenario = load_scenario(write(tmp_path, text))
     assert (scenario.rounds, scenario.continual.head) == (12, "domain")
@@ -378,5 +378,5 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
         ),
     ],
 )
-def test_streams_that_make_no_sense(tmp_path, text, expected):
+def test_invalid_streams_are_refused(tmp_path, text, expected):
     assert expected in failure(load_scenario, write(tmp_path, text))

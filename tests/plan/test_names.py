@@ -26,17 +26,17 @@ from fedkd.scenario.schema import FLOWER_PREFIX
         ("centralized", "centralized"),
     ],
 )
-def test_a_strategy_is_found_by_what_it_is_called(given, meant, digits_scenario):
+def test_a_strategy_is_found_by_its_published_name(given, meant, digits_scenario):
     for parse in (parse_plan, parse_without_plugins):
         assert parse(digits_scenario | {"fusion": {"strategy": given}}).scenario.fusion.strategy == meant
 
 
-def test_every_strategy_of_flower_has_its_plain_name():
+def test_every_flower_strategy_has_a_plain_name():
     named = {STRATEGIES.canonical(name.lower()) for name in flower_strategy_names()}
     assert named == {FLOWER_PREFIX + name for name in flower_strategy_names()}
 
 
-def test_fedprox_is_not_fedavg_and_says_nothing(digits_scenario, caplog, capsys):
+def test_fedprox_is_not_suggested_as_fedavg(digits_scenario, caplog, capsys):
     logging.getLogger("flwr").addHandler(caplog.handler)
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": "fedprox"}})
     assert plan.scenario.fusion.model_extra == {"proximal_mu": 0.01}
@@ -45,7 +45,7 @@ def test_fedprox_is_not_fedavg_and_says_nothing(digits_scenario, caplog, capsys)
     assert caplog.text == "" and capsys.readouterr() == ("", "")
 
 
-def test_a_learner_is_found_too(digits_scenario):
+def test_a_learner_is_found_by_its_published_name(digits_scenario):
     tables = {key: value for key, value in digits_scenario.items() if key != "rounds"}
     tables["data"] = tables["data"] | {"partition": {"samples_per_client": 50}}
     for given, meant in (("EWC", "ewc"), ("A-GEM", "agem"), ("DER++", "der++"), ("fine-tuning", "naive")):
@@ -53,7 +53,7 @@ def test_a_learner_is_found_too(digits_scenario):
         assert plan.scenario.continual.learner == meant and plan.learner.name == meant
 
 
-def test_a_name_of_nothing_has_the_nearest_name_of_all(digits_scenario):
+def test_an_unknown_name_suggests_the_nearest_of_all(digits_scenario):
     with pytest.raises(UserError, match="no fusion strategy named 'fedavgs'; did you mean 'fedavg'"):
         parse_plan(digits_scenario | {"fusion": {"strategy": "fedavgs"}})
     with pytest.raises(UserError, match=r"client_learning_rate: flwr:QFedAvg needs a value, such as that of"):

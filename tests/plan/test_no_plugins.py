@@ -63,7 +63,7 @@ STREAM = {"learner": "trap:L", "rounds_per_task": 1, "tasks": {"kind": "split", 
         ({"partition": {"scheme": "trap:deal"}}, 'data.partition.scheme = "trap:deal"', False),
     ],
 )
-def test_what_cannot_be_checked_without_is_one_line(changes, named, knows_data, told, write, digits_scenario):
+def test_scenarios_that_need_plug_ins_give_one_line(changes, named, knows_data, told, write, digits_scenario):
     if {"dataset", "transfer", "partition"} & changes.keys():
         changes = with_data(digits_scenario, **changes)
     if "continual" in changes:
@@ -86,18 +86,18 @@ def test_what_cannot_be_checked_without_is_one_line(changes, named, knows_data, 
         ({"clients": [{"model": "trap:m"}, {"model": "mpl"}]}, "clients.1.model: no model named 'mpl'"),
     ],
 )
-def test_all_else_is_checked_all_the_same(changes, error, told, write):
+def test_everything_without_plug_ins_is_checked(changes, error, told, write):
     changes = {"clients": [{"model": "trap:m"}]} | changes
     status, _, err = told("check", write(**changes), "--no-plugins")
     assert status == 2 and error in err and err.count("\n") == 1
 
 
-def test_without_plug_ins_it_is_the_check(told, write):
+def test_a_scenario_without_plug_ins_has_the_usual_check(told, write):
     path = write()
     assert told("check", path, "--no-plugins") == told("check", path)
 
 
-def test_a_bench_lists_what_it_can(told, write, tmp_path):
+def test_a_bench_lists_cells_without_plug_ins(told, write, tmp_path):
     write()
     bench = {"base": "scenario.toml", "seeds": 2, "grid": {"fusion.strategy": ["knfu", "trap:S"]}}
     path = tmp_path / "bench.toml"
@@ -110,7 +110,7 @@ def test_a_bench_lists_what_it_can(told, write, tmp_path):
     assert status == 2 and err.startswith("error: --no-plugins: only with --dry-run")
 
 
-def test_a_bench_of_nothing_foreign_is_described_as_ever(told, write, tmp_path):
+def test_a_bench_without_plug_ins_has_the_usual_description(told, write, tmp_path):
     write()
     bench = {"base": "scenario.toml", "seeds": 1, "grid": {"fusion.strategy": ["knfu", "local"]}}
     path = tmp_path / "bench.toml"

@@ -39,7 +39,7 @@ def assert_same(one: Plan, other: Plan) -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_is_resolved_stays_as_it_is(name, tmp_path):
+def test_a_resolved_plan_resolves_to_itself(name, tmp_path):
     plan = plan_of(name)
     assert_same(resolve(plan.scenario), plan)
     path = tmp_path / "scenario.toml"
@@ -54,12 +54,12 @@ def test_another_process_opens_the_same_plan(name):
 
 
 @pytest.mark.parametrize(("models", "share"), [(["mlp"], "model"), (["mlp", "lenet"], "head")])
-def test_the_clients_models_decide_what_fedgen_averages(models, share):
+def test_client_models_determine_what_fedgen_averages(models, share):
     plan = parse_plan({"fusion": {"strategy": "fedgen"}, "clients": [{"model": name} for name in models]})
     assert plan.strategy.share == plan.scenario.fusion.model_extra["share"] == share
 
 
-def test_resolving_fills_in_what_the_file_left_open():
+def test_resolving_fills_in_missing_values():
     read = read_scenario({"fusion": {"strategy": "knfu"}, "continual": {"learner": "ewc"}})
     assert read.fusion.model_extra == {}
     plan = resolve(read)
@@ -73,18 +73,18 @@ def test_a_plan_without_a_stream_has_no_learner():
     assert plan_of("knfu").learner is None and plan_of("learner").learner is not None
 
 
-def test_what_is_wrong_is_found_when_it_is_resolved():
+def test_errors_are_found_on_resolution():
     with pytest.raises(UserError, match="did you mean 'beta'") as caught:
         resolve(read_scenario({"fusion": {"strategy": "knfu", "betta": 1.0}}))
     assert caught.value.key == "fusion.betta"
 
 
-def test_some_rounds_are_evaluated_and_the_last_always():
+def test_evaluated_rounds_follow_the_setting_and_include_the_last():
     plan = parse_plan({"rounds": 7, "evaluate_every": 3})
     assert [round for round in range(1, 8) if plan.evaluates(round)] == [3, 6, 7]
 
 
-def test_a_round_that_ends_anybodys_task_is_evaluated():
+def test_rounds_at_the_end_of_a_task_are_evaluated():
     tasks = {"learner": "ewc", "rounds_per_task": 2, "tasks": {"count": 3}}
     plan = parse_plan({"evaluate_every": 5, "data": {"clients": 2}, "continual": tasks})
     assert [round for round in range(1, 7) if plan.evaluates(round)] == [2, 4, 5, 6]
@@ -95,7 +95,7 @@ def test_a_round_that_ends_anybodys_task_is_evaluated():
     ]
 
 
-def test_a_plan_moves_to_another_device_and_is_otherwise_the_same():
+def test_moving_a_plan_changes_only_its_device():
     plan = plan_of("mixed")
     moved = plan.on_device("cpu")
     assert (plan.scenario.engine.device, moved.scenario.engine.device) == ("auto", "cpu")

@@ -1,4 +1,4 @@
-"""Which clients are poisoned, whom they imitate, and who is counted."""
+"""The selection of poisoned clients and their victims."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def test_the_share_of_poisoned_clients_is_exact(share, clients, number):
     assert poisoned_clients(scenario) == poisoned_clients(scenario)
 
 
-def test_another_seed_poisons_others():
+def test_the_seed_selects_the_poisoned_clients():
     drawn = {poisoned_clients(scenario_of(20, 0.3, seed=seed)) for seed in range(20)}
     assert len(drawn) > 15
     assert set().union(*drawn) == set(range(20))
 
 
-def test_the_poisoned_do_not_count_unless_there_are_no_others():
+def test_poisoned_clients_count_only_if_all_are_poisoned():
     some = scenario_of(10, 0.3)
     assert counted_clients(some) == set(range(10)) - poisoned_clients(some)
     assert counted_clients(scenario_of(4, 1.0)) == set(range(4))
 
 
-def test_a_victim_is_honest_and_stays_the_same():
+def test_a_victim_is_honest_and_fixed():
     scenario = scenario_of(10, 0.3)
     for client in poisoned_clients(scenario):
         assert victim_of(scenario, client) not in poisoned_clients(scenario)

@@ -1,4 +1,4 @@
-"""Keys that nothing reads: each row of the table, and what was set over a file."""
+"""Keys without effect are refused."""
 
 from __future__ import annotations
 
@@ -147,13 +147,13 @@ def nested(key: str, value: Any, beside: Beside) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("key", "value", "without", "beside"), EXAMPLES)
-def test_a_key_is_refused_where_nothing_reads_it(key, value, without, beside):
+def test_a_key_without_effect_is_refused(key, value, without, beside):
     error = moot(nested(key, value, without))
     assert error is not None and error.key == key and error.message.startswith("must be left out: it is for ")
     assert moot(nested(key, value, beside)) is None
 
 
-def test_every_row_has_an_example():
+def test_every_row_of_the_table_has_an_example():
     def is_violated(row: Reader) -> bool:
         for key, value, without, _ in EXAMPLES:
             scenario = Scenario.model_validate(nested(key, value, without))
@@ -165,14 +165,14 @@ def test_every_row_has_an_example():
     assert [row for row in TABLE if not is_violated(row)] == []
 
 
-def test_what_is_off_anyway_may_be_said_to_be_off():
+def test_disabled_options_may_be_stated():
     off = {"training.momentum": 0.0, "topology.relay": False, "clock.bandwidth_spread": 0.0}
     tables: dict[str, Any] = {}
     apply_values(tables, off)
     assert moot(tables) is None
 
 
-def test_a_value_set_over_a_file_leaves_out_what_it_makes_moot(tmp_path):
+def test_an_override_drops_keys_that_it_makes_irrelevant(tmp_path):
     file = tmp_path / "skewed.toml"
     file.write_text('[data.partition]\nscheme = "dirichlet"\nalpha = 0.1\n')
     assert load_plan(file, ["data.partition.scheme=iid"]).scenario.data.partition.alpha == 0.5
@@ -184,7 +184,7 @@ def test_a_value_set_over_a_file_leaves_out_what_it_makes_moot(tmp_path):
         load_plan(file, ["rounds=4"])
 
 
-def test_a_resolved_scenario_has_defaults_that_nobody_chose(digits_scenario):
+def test_a_resolved_scenario_may_hold_unused_defaults(digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": "local"}})
     tables = plan.scenario.model_dump(exclude_none=True)
     assert parse_plan(tables).scenario == plan.scenario
@@ -200,7 +200,7 @@ def cells(tmp_path, digits_scenario, **tables: Any):
     return [cell.scenario for cell in make_cells(load_bench(file))]
 
 
-def test_a_cell_leaves_out_what_an_axis_makes_moot(tmp_path, digits_scenario):
+def test_a_cell_drops_keys_that_an_axis_makes_irrelevant(tmp_path, digits_scenario):
     weighted = digits_scenario | {"fusion": {"strategy": "knfu", "ce_weight": 1.0}}
     weighted["engine"] = {"kind": "inline", "cpus_per_actor": 2.0}
     found = cells(
@@ -215,7 +215,7 @@ def test_a_cell_leaves_out_what_an_axis_makes_moot(tmp_path, digits_scenario):
     assert {s.engine.cpus_per_actor for s in found} == {2.0}, "which the bench reads"
 
 
-def test_axes_may_cross_and_a_level_may_not_contradict_itself(tmp_path, digits_scenario):
+def test_axes_may_cross_but_levels_must_be_consistent(tmp_path, digits_scenario):
     grid = {"faults.poisoned": [0.0, 0.5], "faults.poison": ["random", "flipped"]}
     assert len(cells(tmp_path, digits_scenario, grid=grid)) == 4
     level = {"fusion.strategy": "local", "fusion.ce_weight": 1.0}

@@ -41,9 +41,7 @@ def tables(base, strategy="knfu", recipe=None, **fusion):
         ("flwr:FedAvg", None, {}, (0.0, 0.0)),
     ],
 )
-def test_keys_come_before_the_recipe_and_the_recipe_before_the_paper(
-    strategy, recipe, keys, expected, digits_scenario
-):
+def test_keys_override_the_recipe_and_the_recipe_the_paper(strategy, recipe, keys, expected, digits_scenario):
     scenario = digits_scenario | {"clients": [{"model": "mlp"}]}
     plan = parse_plan(tables(scenario, strategy, recipe, **keys))
     assert astuple(plan.recipe) == expected
@@ -66,18 +64,18 @@ def test_the_resolved_scenario_repeats_the_run(digits_scenario):
         ({"ce_weight": 0.5}, {"fusion.strategy": "dsfl"}, (0.5, 0.0)),
     ],
 )
-def test_what_followed_from_a_choice_goes_with_it(before, changes, expected, digits_scenario):
+def test_consequences_of_a_choice_go_with_it(before, changes, expected, digits_scenario):
     scenario = parse_scenario(tables(digits_scenario, **before))
     assert astuple(plan_with(scenario, changes).recipe) == expected
 
 
-def test_a_recipe_is_the_keys_that_it_sets(digits_scenario):
+def test_a_recipe_equals_its_keys(digits_scenario):
     joint = parse_scenario(tables(digits_scenario, recipe="joint"))
     keys = parse_scenario(tables(digits_scenario, ce_weight=1.0, kd_weight=0.3))
     assert digest_of(joint) == digest_of(keys) != digest_of(parse_scenario(digits_scenario))
 
 
-def test_two_papers_train_on_both_at_once():
+def test_only_cronus_and_comet_train_jointly():
     jointly = {
         name for name in STRATEGIES.builtin if capabilities_of(load_strategy_class(name)).trains_jointly
     }
@@ -99,7 +97,7 @@ def test_a_strategy_without_targets_cannot_train_jointly(strategy, digits_scenar
 
 
 @pytest.mark.parametrize("changes", [{"strategy": "cronus"}, {"recipe": "joint"}])
-def test_one_pass_over_a_stream_brings_no_private_batches_along(changes, digits_scenario):
+def test_an_online_stream_refuses_private_batches_in_distillation(changes, digits_scenario):
     stream = {"learner": "naive", "online": True, "tasks": {"kind": "split", "count": 2}}
     plan = parse_plan(tables(digits_scenario, **changes) | {"continual": stream})
     with pytest.raises(UserError, match="must be 0, as each sample is trained on once, got 1"):

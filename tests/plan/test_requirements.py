@@ -31,7 +31,7 @@ from fedkd.plan.load import parse_plan
         ("knfu", "imitation", False),
     ],
 )
-def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, digits_scenario):
+def test_unsupported_poison_is_refused(strategy, poison, refused, digits_scenario):
     wrong = {"poisoned": 0.25, "poison": poison}
     plan = parse_plan(digits_scenario | {"faults": wrong, "fusion": {"strategy": strategy}})
     data = load_federated_data(plan.scenario)
@@ -53,7 +53,7 @@ def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, digits
         ({"optimizer": "sgd"}, None, ""),
     ],
 )
-def test_steps_defined_as_plain_sgd_need_it(strategy, training, key, message, digits_scenario):
+def test_methods_defined_for_sgd_require_sgd(strategy, training, key, message, digits_scenario):
     tables = digits_scenario | {"clients": [{"model": "mlp"}], "fusion": {"strategy": strategy}}
     plan = parse_plan(tables | {"training": training})
     data = load_federated_data(plan.scenario)
@@ -76,7 +76,7 @@ def test_steps_defined_as_plain_sgd_need_it(strategy, training, key, message, di
         ({"server_model": "mlp", "server_args": {"deep": 1}}, "fusion.server_args", "deep"),
     ],
 )
-def test_a_server_model_that_cannot_be_built_is_refused(strategy, model, key, message, digits_scenario):
+def test_an_impossible_server_model_is_refused(strategy, model, key, message, digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, **model}})
     data = load_federated_data(plan.scenario)
     with pytest.raises(UserError, match=message) as caught:
@@ -97,7 +97,7 @@ def test_a_server_model_that_cannot_be_built_is_refused(strategy, model, key, me
         ),
     ],
 )
-def test_a_model_that_lacks_what_the_strategy_needs_is_named(changes, key, message, digits_scenario):
+def test_models_without_required_parts_are_named(changes, key, message, digits_scenario):
     forest = {"model": "random-forest", "args": {"trees": 2}}
     plan = parse_plan(digits_scenario | {"clients": [forest], "training": {}} | changes)
     data = load_federated_data(plan.scenario)
@@ -119,7 +119,7 @@ STREAM = {"learner": "naive", "rounds_per_task": 1, "tasks": {"kind": "split", "
         ({"clients": [WIDE], "continual": STREAM}, "in a stream of tasks heads are the learner's business"),
     ],
 )
-def test_a_head_that_does_not_fit_all_is_refused(changes, message, digits_scenario):
+def test_an_unfit_shared_head_is_refused(changes, message, digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "fedgh"}} | changes
     if "continual" in changes:
         del tables["rounds"]
@@ -143,9 +143,7 @@ def test_a_head_that_does_not_fit_all_is_refused(changes, message, digits_scenar
         ("fedrep", [{"model": "mlp"}, {"model": "lenet"}], "'fedrep' averages parameters"),
     ],
 )
-def test_models_whose_parts_are_not_what_they_should_be_are_named(
-    strategy, clients, message, digits_scenario, tmp_path
-):
+def test_models_with_wrong_parts_are_named(strategy, clients, message, digits_scenario, tmp_path):
     (tmp_path / "headless.py").write_text(
         "from torch import nn\n\n\n"
         "def net(shape, classes):\n"

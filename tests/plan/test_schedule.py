@@ -1,4 +1,4 @@
-"""Who takes part in which round, and which task each client learns then."""
+"""Participation and tasks of clients in every round."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ DRAWN_BEFORE = [
 
 
 @pytest.mark.parametrize(("tables", "drawn"), DRAWN_BEFORE)
-def test_the_draws_of_a_seed_stay_what_they_are(tables, drawn):
+def test_the_draws_of_a_seed_are_fixed(tables, drawn):
     schedule = schedule_of(rounds=6, **tables)
     assert [schedule.participants(round) for round in range(1, 7)] == drawn
     for round, present in enumerate(drawn, start=1):
         assert [client for client in range(10) if schedule.present(client, round)] == list(present)
 
 
-def test_everyone_takes_part_unless_fewer_are_asked_for():
+def test_all_clients_participate_by_default():
     for asked in (None, 5, 9):
         assert Participation(0, asked).present(range(5), 1) == (0, 1, 2, 3, 4)
 
 
-def test_a_draw_is_ascending_without_repeats_and_repeatable():
+def test_sampled_clients_are_sorted_distinct_and_repeatable():
     rule = Participation(3, clients_per_round=7)
     for round in range(1, 50):
         drawn = rule.present(range(20), round)
@@ -79,12 +79,12 @@ def test_a_draw_is_ascending_without_repeats_and_repeatable():
         assert all(type(client) is int for client in drawn)
 
 
-def test_rounds_and_seeds_draw_differently():
+def test_sampled_clients_differ_by_round_and_seed():
     assert len({Participation(3, 7).present(range(20), round) for round in range(1, 21)}) == 20
     assert len({Participation(seed, 7).present(range(20), 1) for seed in range(20)}) == 20
 
 
-def test_every_client_is_drawn_equally_often():
+def test_every_client_is_sampled_equally_often():
     counts = [0] * 10
     for round in range(1, 2001):
         for client in Participation(0, 3).present(range(10), round):
@@ -93,7 +93,7 @@ def test_every_client_is_drawn_equally_often():
     assert all(abs(count - 600) < 5 * 20.5 for count in counts)
 
 
-def test_dropout_has_its_probability_and_leaves_one():
+def test_dropout_has_its_probability_and_keeps_one_client():
     members = range(0, 20, 2)
     rule = Participation(7, dropout=0.3)
     present = [rule.present(members, round) for round in range(1, 501)]
@@ -106,7 +106,7 @@ def test_dropout_has_its_probability_and_leaves_one():
     assert len({clients[0] for clients in alone}) > 3, "not always the same one"
 
 
-def test_whether_a_client_drops_out_does_not_depend_on_who_else_was_sampled():
+def test_dropout_does_not_depend_on_other_sampled_clients():
     rule = Participation(7, dropout=0.5)
     for round in range(1, 30):
         everyone = set(rule.present(range(20), round))
@@ -114,11 +114,11 @@ def test_whether_a_client_drops_out_does_not_depend_on_who_else_was_sampled():
         assert len(some) == 1 or some == everyone & set(range(10))
 
 
-def test_nobody_takes_part_where_nobody_is():
+def test_no_client_participates_if_all_are_absent():
     assert Participation(0, clients_per_round=2, dropout=0.5).present((), 1) == ()
 
 
-def test_only_those_who_are_there_are_drawn():
+def test_only_present_clients_are_sampled():
     sampled = replace(GAP, participation=Participation(0, clients_per_round=1))
     assert [sampled.participants(round) for round in range(1, 10)] == [
         Participation(0, 1).present(members, round)
@@ -131,7 +131,7 @@ def test_only_those_who_are_there_are_drawn():
 # Tasks ---------------------------------------------------------------------------------------------------
 
 
-def test_without_a_stream_there_is_one_course_without_tasks():
+def test_without_a_stream_all_clients_share_one_schedule():
     schedule = schedule_of(rounds=4)
     for round in range(5):
         assert schedule.task(0, round) is None
@@ -154,7 +154,7 @@ def test_in_lockstep_all_clients_learn_the_same_task():
     )
 
 
-def test_each_client_has_its_own_course():
+def test_each_client_has_its_own_schedule():
     rounds = range(1, 10)
     assert [GAP.task(0, round) for round in rounds] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert [GAP.task(1, round) for round in rounds] == [1, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -173,7 +173,7 @@ def test_each_client_has_its_own_course():
 @pytest.mark.parametrize(
     "schedule", [GAP, lockstep(), schedule_of()], ids=["courses", "lockstep", "no stream"]
 )
-def test_what_is_said_of_all_clients_is_what_is_said_of_each(schedule):
+def test_answers_for_all_clients_equal_those_for_each(schedule):
     for round in range(schedule.rounds + 2):
         clients = range(schedule.clients)
         assert schedule.tasks(round) == tuple(schedule.task(client, round) for client in clients)
@@ -226,7 +226,7 @@ def changed(*path, to) -> str:
         changed("participation", to={"sead": 1}),
     ],
 )
-def test_what_is_no_schedule_is_told_with_its_file(text):
+def test_a_wrong_schedule_is_refused_with_its_file(text):
     with pytest.raises(UserError, match="not a schedule") as caught:
         Schedule.from_json(text, file="run/schedule.json")
     assert str(caught.value).startswith("run/schedule.json: ")

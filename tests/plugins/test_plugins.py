@@ -123,7 +123,7 @@ def install(folder: Path, package: str, group: str, **entries: str) -> None:
     (info / "entry_points.txt").write_text("\n".join(lines))
 
 
-def test_a_registered_part_has_a_name_like_a_built_in_one():
+def test_a_registered_part_is_used_by_name():
     @register.model("by-hand")
     def factory(input_shape, classes):
         return None
@@ -134,7 +134,7 @@ def test_a_registered_part_has_a_name_like_a_built_in_one():
         MODELS.check("by-hnad")
 
 
-def test_a_name_that_is_taken_is_refused_and_both_are_named():
+def test_a_duplicate_name_is_refused_with_both_owners():
     def mine(input_shape, classes):
         return None
 
@@ -155,12 +155,12 @@ def test_a_name_that_is_taken_is_refused_and_both_are_named():
 
 
 @pytest.mark.parametrize("name", ["", "a:b", None, len])
-def test_what_is_no_name_is_refused(name):
+def test_invalid_names_are_refused(name):
     with pytest.raises(UserError, match="under a name without ':'"):
         register.dataset(name)
 
 
-def test_a_scenario_names_what_its_plugins_register(everything: Path):
+def test_a_scenario_uses_parts_of_its_plugins_by_name(everything: Path):
     scenario = load_scenario(everything)
     assert scenario.fusion.model_extra == {"leader": 1}
     assert scenario.plugin_path == [str(everything.parent)]
@@ -200,7 +200,7 @@ def test_a_scenario_with_plugins_runs(everything: Path, tmp_path: Path):
     assert result.summary["status"] == "done" and result.summary["final"]["bytes_up"] > 0
 
 
-def test_a_stream_is_learned_with_a_learner_of_the_plugins(everything: Path, tmp_path: Path):
+def test_a_plug_in_learner_learns_a_stream(everything: Path, tmp_path: Path):
     import fedkd
 
     stream = ["continual.learner=frozen-body", "continual.after=0", "continual.tasks.kind=permuted"]
@@ -220,7 +220,7 @@ def test_a_stream_is_learned_with_a_learner_of_the_plugins(everything: Path, tmp
         ("from fedkd import register\nregister.model('mlp')(print)", "plugins.0: two models named 'mlp'"),
     ],
 )
-def test_plugins_that_cannot_be_imported_are_told(tmp_path: Path, content: str | None, words: str):
+def test_plugins_that_cannot_be_imported_are_reported(tmp_path: Path, content: str | None, words: str):
     if content is not None:
         (tmp_path / "unimportable.py").write_text(content)
     path = tmp_path / "scenario.toml"
@@ -241,7 +241,7 @@ def test_an_installed_package_declares_parts(tmp_path: Path, monkeypatch: pytest
         registry.load("gone")
 
 
-def test_a_declared_name_that_is_taken_is_refused_and_both_are_named(tmp_path: Path, monkeypatch):
+def test_a_duplicate_declared_name_is_refused_with_both_owners(tmp_path: Path, monkeypatch):
     install(tmp_path, "first", "fedkd.models", cnn="their_cnn:cnn", wide="a:wide")
     install(tmp_path, "second", "fedkd.models", wide="b:wide")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -322,7 +322,7 @@ def deal(tmp_path: Path, scheme: str, **args: str):
     return load_federated_data(load_scenario(path))
 
 
-def test_a_function_deals_the_samples(tmp_path: Path):
+def test_a_plug_in_function_partitions_the_samples(tmp_path: Path):
     first, again = (deal(tmp_path, "partition_of_mine:deal") for _ in range(2))
     assert np.array_equal(first.source_index, again.source_index)
     assert len(np.unique(first.source_index)) == len(first.x) == 1438 - 200
@@ -344,7 +344,7 @@ def test_a_function_deals_the_samples(tmp_path: Path):
         ("absent", {}, "scheme", "module 'partition_of_mine' has no 'absent'"),
     ],
 )
-def test_what_is_no_partition_is_refused(tmp_path: Path, scheme: str, args: dict, key: str, words: str):
+def test_invalid_partitions_are_refused(tmp_path: Path, scheme: str, args: dict, key: str, words: str):
     with pytest.raises(UserError) as caught:
         deal(tmp_path, f"partition_of_mine:{scheme}", **args)
     assert caught.value.key == f"data.partition.{key}" and words in str(caught.value)
@@ -362,7 +362,7 @@ def test_what_is_no_partition_is_refused(tmp_path: Path, scheme: str, args: dict
         ("scheme = 'a:b', samples_per_client = 50", "samples_per_client: must be left out"),
     ],
 )
-def test_partition_mistakes_are_told_before_anything_loads(tmp_path: Path, partition: str, words: str):
+def test_partition_errors_are_reported_before_data_loads(tmp_path: Path, partition: str, words: str):
     path = tmp_path / "scenario.toml"
     path.write_text(f"data.partition = {{ {partition} }}")
     with pytest.raises(UserError) as caught:
@@ -417,7 +417,7 @@ CALLED_WHILE_RUNNING = {"request": 2, "fuse": 2, "loss": 2, "penalty": 0}
     [*product(PLACES, ["sys.exit"]), *product(["import", "loss"], list(LEAVES)[1:]), ("fuse", "os._exit")],
     ids="-".join,
 )
-def test_a_plug_in_does_not_decide_how_the_program_ends(place, way, digits_toml, tmp_path, capsys):
+def test_a_plug_in_cannot_end_the_program(place, way, digits_toml, tmp_path, capsys):
     text, changes = PLACES[place]
     (tmp_path / "leaves.py").write_text(text.replace("NOW", LEAVES[way]))
     sys.modules.pop("leaves", None)
@@ -452,7 +452,7 @@ ON_ACTORS = {
     ("place", "way"),
     zip(ON_ACTORS, ["sys.exit", "a KeyboardInterrupt of its own", "sys.exit"], strict=True),
 )
-def test_nor_does_one_on_an_actor(place, way, digits_toml, tmp_path, capsys, ray_session):
+def test_a_plug_in_on_an_actor_cannot_end_the_program(place, way, digits_toml, tmp_path, capsys, ray_session):
     text = ON_ACTORS[place].replace("HOME", str(os.getpid())).replace("NOW", LEAVES[way])
     (tmp_path / "leaves.py").write_text(text)
     sys.modules.pop("leaves", None)

@@ -66,7 +66,7 @@ def test_the_matrix_as_csv_is_exact():
     assert len(lines) == 1 + 4 * 3 * 5
 
 
-def test_the_metrics_of_every_client_as_csv():
+def test_the_csv_has_the_metrics_of_every_client():
     rows = list(csv.DictReader(io.StringIO(metrics_csv(outcome_of(R, b)))))
     found = {(r["protocol"], r["split"], r["client"], r["metric"]): r["value"] for r in rows}
     assert float(found["task_incremental", "global", "0", "average_accuracy"]) == 0.5
@@ -75,7 +75,7 @@ def test_the_metrics_of_every_client_as_csv():
     assert {r["value"] for r in alone if r["metric"] == "bwt"} == {""}
 
 
-def test_the_figure_shows_both_protocols_with_the_untrained_models_first():
+def test_the_figure_shows_both_protocols_from_round_0_on():
     figure = draw_chart(accuracy_matrix(outcome_of(R, b), ["0 1", "2 3"]))
     left, right, _bar = figure.axes
     assert left.get_title() == "task-incremental\naverage accuracy 37.5 %\nBWT -48.8 points"
@@ -89,7 +89,7 @@ def test_the_figure_shows_both_protocols_with_the_untrained_models_first():
     assert marked == [(-0.5, 0.5), (0.5, 1.5)]
 
 
-def test_cells_that_were_not_measured_stay_empty():
+def test_unmeasured_cells_stay_empty():
     figure = draw_chart(accuracy_matrix(outcome_of(*triangle(3))))
     (missing,) = np.argwhere(np.isnan(figure.axes[0].images[0].get_array().filled(nan)))
     assert missing.tolist() == [1, 2]
@@ -97,14 +97,14 @@ def test_cells_that_were_not_measured_stay_empty():
 
 
 @pytest.mark.parametrize(("tasks", "numbered"), [(MOST_NUMBERS, True), (MOST_NUMBERS + 1, False)])
-def test_many_tasks_have_no_numbers_and_fewer_ticks(tasks, numbered):
+def test_many_tasks_are_drawn_without_numbers(tasks, numbered):
     axes = draw_chart(accuracy_matrix(outcome_of(*triangle(tasks)))).axes[0]
     assert bool(axes.texts) == numbered
     assert len(axes.get_xticks()) <= MOST_NUMBERS
 
 
 @pytest.mark.parametrize("tasks", [1, 14])
-def test_the_files_are_written_and_the_same_twice(tasks, tmp_path, drawn):
+def test_the_files_are_written_with_the_same_bytes_twice(tasks, tmp_path, drawn):
     names = [f"a task with a very long name {task}" for task in range(tasks)]
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
@@ -122,7 +122,7 @@ def test_the_files_are_written_and_the_same_twice(tasks, tmp_path, drawn):
     assert (tmp_path / "first" / "accuracy_matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_figure_that_fails_leaves_what_was_there(tmp_path, drawn, monkeypatch):
+def test_a_failed_figure_keeps_the_previous_file(tmp_path, drawn, monkeypatch):
     from matplotlib.figure import Figure
 
     write_continual(outcome_of(R, b), tmp_path)
@@ -153,7 +153,7 @@ def test_continual_metrics_have_titles_and_a_direction(name, label, better):
     assert (metric(name).label, metric(name).better, metric(name).name) == (label, better, name)
 
 
-def test_where_clients_learn_in_orders_of_their_own_the_csv_names_tasks_and_the_figure_places():
+def test_individual_orders_are_shown_by_task_and_by_position():
     own = (TaskHistory.of([(2, 1, 1), (0, 2, 2)]), TaskHistory.of([(0, 1, 1), (1, 2, 2)]))
     outcome = replace(outcome_of(R, b), histories=own, in_step=False)
     rows = list(csv.DictReader(io.StringIO(matrix_csv(outcome))))

@@ -34,14 +34,14 @@ def test_figures_are_written_as_png_svg_and_pdf_with_the_same_bytes_twice(study,
     assert all(b"/FontFile2" in content and b"/Type3" not in content for content in printed)
 
 
-def test_a_name_that_looks_like_mathematics_is_a_name(renamed, tmp_path):
+def test_a_name_with_math_symbols_is_drawn_literally(renamed, tmp_path):
     told: list[str] = []
     study = replace(renamed(r"$\badcmd{$"), metrics=("accuracy_local",))
     files = figures.draw_figures(study, tmp_path, told.append)
     assert len(files) == len(KINDS) * 4 and not told
 
 
-def test_without_matplotlib_a_bench_says_which_extra_has_it_and_goes_on(study, tmp_path, monkeypatch):
+def test_a_bench_without_matplotlib_names_the_extra_and_continues(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     told: list[str] = []
     assert figures.draw_figures(study, tmp_path, told.append) == []
@@ -49,13 +49,13 @@ def test_without_matplotlib_a_bench_says_which_extra_has_it_and_goes_on(study, t
     assert line.startswith("figures are left out: a figure needs matplotlib; ") and "'.[report]'" in line
 
 
-def test_without_matplotlib_a_run_has_no_figures_and_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_run_without_matplotlib_warns_and_has_no_figures(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     schedule = Schedule(1, 2, ((Span(None, 1, 2),),), Participation(0))
     assert draw_schedule_figure(schedule, tmp_path) == [] and "needs matplotlib" in caplog.text
 
 
-def test_without_plotly_the_error_names_the_extra(study, tmp_path, monkeypatch, pageless):
+def test_a_missing_plotly_is_an_error_that_names_the_extra(study, tmp_path, monkeypatch, pageless):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     monkeypatch.setattr(page, "library", pageless["library"].__wrapped__)
     write_study(study, tmp_path)

@@ -38,7 +38,7 @@ def test_lines_and_bands_are_means_and_intervals(study):
     assert band[band[:, 0] == 3, 1].max() == pytest.approx(91 + half)
 
 
-def test_traffic_is_cumulative_and_silent_groups_are_level_lines(study):
+def test_traffic_is_cumulative_and_flat_without_uploads(study):
     figure = draw_chart(curves.over_traffic(study, metric("accuracy_local")))
     level, sending, _ = figure.axes[1].lines
     np.testing.assert_allclose(level.get_ydata(), 80)
@@ -47,7 +47,7 @@ def test_traffic_is_cumulative_and_silent_groups_are_level_lines(study):
 
 
 @pytest.mark.parametrize(("slowest", "scale"), [(1.0, "linear"), (30.0, "log")])
-def test_with_a_clock_metrics_are_drawn_over_simulated_time(slowest, scale, study, tmp_path):
+def test_a_clock_draws_metrics_over_simulated_time(slowest, scale, study, tmp_path):
     def timed(run: StudyRun) -> StudyRun:
         pace = slowest if run.levels[1] == "fedmd" else 1.0
         return replace(run, clock=tuple((r, pace * run.seed * r) for r in (1, 2, 3)))
@@ -95,7 +95,7 @@ def test_a_stream_is_drawn_over_its_tasks(stream_study, tmp_path):
     assert figure._supxlabel.get_text() == "tasks learned"
 
 
-def test_accuracy_against_bytes_has_a_place_for_those_that_keep_nothing(stream_study):
+def test_accuracy_against_bytes_includes_zero_bytes(stream_study):
     panels = draw_chart(accuracy_against_stored(stream_study)).axes
     axes, bars = panels[0], [bar for panel in panels for bar in panel.containers]
     points = [tuple(bar.lines[0].get_xydata()[0]) for bar in bars]
@@ -119,7 +119,7 @@ def test_groups_have_different_looks_and_the_baseline_is_grey(study):
     assert len(seen) == 30
 
 
-def test_one_seed_and_one_round_draw_what_there_is(study, tmp_path):
+def test_one_seed_and_one_round_are_drawn(study, tmp_path):
     runs = tuple(
         replace(run, curves={name: curve[:1] for name, curve in run.curves.items()})
         for run in study.runs
@@ -129,7 +129,7 @@ def test_one_seed_and_one_round_draw_what_there_is(study, tmp_path):
     assert names == {name for name in ALL if not name.startswith(("rounds", "traffic"))}
 
 
-def test_a_figure_that_fails_takes_no_other_with_it(study, tmp_path, monkeypatch):
+def test_a_failed_figure_does_not_stop_the_others(study, tmp_path, monkeypatch):
     def fails(study, shown):
         raise ValueError("no ink")
 
@@ -140,7 +140,7 @@ def test_a_figure_that_fails_takes_no_other_with_it(study, tmp_path, monkeypatch
     assert told[0] == "figure heatmap-accuracy_local could not be drawn: ValueError: no ink"
 
 
-def test_what_is_drawn_is_in_sight_and_what_is_named_is_drawn(study):
+def test_all_marks_are_visible_and_all_labels_are_drawn(study):
     figure = draw_chart(local_against_global(study))
     axes = figure.axes[0]
     ends = np.concatenate([bar.get_segments()[0] for held in axes.containers for bar in held.lines[2]])
@@ -163,7 +163,7 @@ def test_a_group_without_a_curve_is_not_in_the_legend(study):
     assert _named(draw_chart(curves.over_rounds(study, metric("fusion_gain_local")))) == ["knfu", "fedmd"]
 
 
-def test_intervals_end_where_shares_end(study):
+def test_intervals_are_clipped_to_the_range_of_shares(study):
     runs = tuple(
         replace(run, curves={"accuracy_local": ((1, 0.5), (2, 0.8 + 0.1 * (run.seed - 1)))})
         for run in study.runs
@@ -173,14 +173,14 @@ def test_intervals_end_where_shares_end(study):
     assert band[:, 1].max() == 100 and axes.get_ylim()[1] > 100
 
 
-def test_a_constant_has_no_scale_of_colours(study):
+def test_a_constant_has_no_colour_scale(study):
     alike = tuple(replace(run, final={"accuracy_local": 0.5}) for run in study.runs)
     figure = draw_chart(figures.heat_map(replace(study, runs=alike), metric("accuracy_local")))
     assert len(figure.axes) == 1 and figure.axes[0].get_title() == metric("accuracy_local").label
     assert len(draw_chart(figures.heat_map(study, metric("accuracy_local"))).axes) == 2
 
 
-def test_where_bands_would_be_mud_every_group_has_a_panel(study):
+def test_overlapping_bands_get_one_panel_per_group(study):
     names = tuple(f"strategy {number}" for number in range(11))
     runs = tuple(
         replace(run, levels=(run.levels[0], name))

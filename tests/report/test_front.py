@@ -13,13 +13,13 @@ from fedkd.report.study import StudyAxis
 from fedkd.report.style import draw_chart
 
 
-def test_points_that_none_beats():
+def test_unbeaten_points_equal_a_hand_count():
     points = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.5), (0.5, 5.0), (4.0, 1.0), (4.0, 1.0)]
     assert undominated(points) == [(1.0, 5.0), (3.0, 4.5), (4.0, 1.0)]
     assert undominated([]) == []
 
 
-def test_groups_that_differ_in_a_number_are_joined_in_its_order():
+def test_groups_that_differ_by_a_number_are_joined_in_order():
     titles = [
         "knfu 10",
         "local",
@@ -65,7 +65,7 @@ def across(line) -> tuple[float, ...]:
     return tuple(round(float(x), 6) for x in line.get_xdata())
 
 
-def test_a_panel_for_each_block_and_moment(both, tmp_path):
+def test_each_block_and_moment_has_a_panel(both, tmp_path):
     assert "front" in {path.stem for path in figures.draw_figures(both, tmp_path)}
     figure = draw_chart(local_global_front(both))
     assert [axes.get_title() for axes in figure.axes] == [
@@ -83,13 +83,13 @@ def test_a_panel_for_each_block_and_moment(both, tmp_path):
     assert across(after.lines[-1]) == (72,)
 
 
-def test_a_bound_beats_nobody(both):
+def test_a_baseline_bound_beats_no_strategy(both):
     runs = tuple(replace(run, is_bound=run.levels[1] == "knfu 2") for run in both.runs)
     after = draw_chart(local_global_front(replace(both, runs=runs))).axes[2]
     assert across(after.lines[-1]) == (62,)
 
 
-def test_not_drawn_without_the_other_moment(study, tmp_path):
+def test_the_figure_needs_both_accuracies(study, tmp_path):
     assert "front" not in {path.stem for path in figures.draw_figures(study, tmp_path)}
 
 
@@ -116,7 +116,7 @@ def many(study, blocks: int, groups: int):
     return replace(study, axes=axes, compared=("strategy",), runs=runs, baseline=("local",))
 
 
-def test_many_blocks_stand_below_each_other(study):
+def test_many_blocks_are_stacked(study):
     panels = draw_chart(local_global_front(many(study, 6, 3))).axes
     titles = [axes.get_title().split("\n")[0] for axes in panels]
     assert titles == [f"Dirichlet α = {block}" for block in (0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 4, 5)]
@@ -125,7 +125,7 @@ def test_many_blocks_stand_below_each_other(study):
     assert rows == [0, 1, 2, 3]
 
 
-def test_who_is_beaten_by_none_is_named_where_there_are_many(study, tmp_path):
+def test_unbeaten_strategies_are_named_among_many(study, tmp_path):
     few, crowd = many(study, 2, 8), many(study, 2, 9)
     for shown, names in ((few, set()), (crowd, {"si"})):
         panels = draw_chart(local_global_front(shown)).axes

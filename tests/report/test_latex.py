@@ -21,7 +21,7 @@ Dirichlet $\alpha$ & strategy & seeds & local accuracy after fusion (\%) & $\Del
 """
 
 
-def test_the_table(study):
+def test_the_latex_table_equals_the_expected_text(study):
     text = latex_table(replace(study, metrics=("accuracy_local",)))
     assert BODY in text and r"\begin{tabular}{llrrr}" in text
     assert r"\caption{made-up. Means over clients after the last round." in text
@@ -29,7 +29,7 @@ def test_the_table(study):
     assert text.isascii(), "any engine takes it"
 
 
-def test_signs_of_latex_are_set_as_they_are(renamed):
+def test_latex_symbols_are_kept_literally(renamed):
     text = latex_table(renamed("50 %_{x}\n& \\cmd # ~^"))
     told = r"50 \%\_\{x\} \& \textbackslash{}cmd \# \textasciitilde{}\textasciicircum{}"
     assert f"0.1 & {told} & 3 &" in text
@@ -37,5 +37,5 @@ def test_signs_of_latex_are_set_as_they_are(renamed):
 
 
 @pytest.mark.parametrize(("text", "told"), [("β = 1", r"$\beta$ = 1"), ("a<b", r"a\textless{}b")])
-def test_escaped(text, told):
+def test_special_characters_are_escaped(text, told):
     assert escaped(text) == told

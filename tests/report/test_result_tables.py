@@ -48,7 +48,7 @@ def page(*comments):
     return "".join(f"A.\n\n<!-- results: {words} -->\nold\n<!-- end of results -->\n" for words in comments)
 
 
-def test_tables_are_written_anew(accuracies, tmp_path, monkeypatch):
+def test_tables_are_rewritten(accuracies, tmp_path, monkeypatch):
     path = tmp_path / "page.md"
     columns = "columns = data.partition.alpha"
     path.write_text(page(f"made-up; side by side; {columns}", "made-up; at a glance", "other; long"))
@@ -61,7 +61,7 @@ def test_tables_are_written_anew(accuracies, tmp_path, monkeypatch):
     assert result_tables.main() == 0 and path.read_text() == text
 
 
-def test_a_table_is_of_some_rows_with_a_baseline_of_their_own(accuracies):
+def test_a_table_may_have_selected_rows_and_its_own_baseline(accuracies):
     words = "made-up; long; data.partition.alpha = 10; rows = knfu | fedmd*; baseline = knfu"
     text = result_tables.renewed(page(words), {"made-up": accuracies})
     assert "| knfu | 81.0 ± 2.5 | 91.0 ± 2.5 |" in text
@@ -71,7 +71,7 @@ def test_a_table_is_of_some_rows_with_a_baseline_of_their_own(accuracies):
     assert "| fedmd* | 80.8 (−0.2 ± 1.9) | 90.8 (−0.2 ± 1.9) |" in text and "local" not in text
 
 
-def test_what_the_recipe_adds_is_paired_by_seed(accuracies):
+def test_recipe_gains_are_paired_by_seed(accuracies):
     names = {"local": "dsfl", "knfu": "dsfl, joint"}
     runs = tuple(
         replace(run, levels=(run.levels[0], names.get(run.levels[1], run.levels[1])))
@@ -92,7 +92,7 @@ def test_what_the_recipe_adds_is_paired_by_seed(accuracies):
         ("made-up; long; rows = knfu | prose", "bench 'made-up' has no strategy prose"),
     ],
 )
-def test_what_is_not_there_is_told(words, told, accuracies, tmp_path, monkeypatch, capsys):
+def test_missing_results_are_refused(words, told, accuracies, tmp_path, monkeypatch, capsys):
     path = tmp_path / "page.md"
     path.write_text(page(words))
     write_study(accuracies, tmp_path)

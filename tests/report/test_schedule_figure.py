@@ -22,20 +22,20 @@ TWO = Schedule(
 )
 
 
-def test_a_line_a_client_and_a_sign_a_round():
+def test_the_text_has_a_line_per_client_and_a_sign_per_round():
     assert schedule_lines(TWO, 72, 12) == ["client 0  002222", "client 1  ·11·0·", "client 2  002222"]
 
 
-def test_what_does_not_fit_is_told():
+def test_omitted_clients_and_rounds_are_stated():
     assert schedule_lines(TWO, 3, 1) == ["client 0  022", "… and 2 more", "a character for 2 rounds"]
 
 
-def test_without_a_stream_it_says_who_is_there():
+def test_without_a_stream_the_text_shows_presence():
     alone = Schedule(1, 4, ((Span(None, 1, 1), Span(None, 3, 4)),), Participation(0))
     assert schedule_lines(alone, 72, 12) == ["client 0  x·xx"]
 
 
-def test_the_picture_has_a_row_a_client_a_column_a_round_and_nothing_where_somebody_is_away(tmp_path):
+def test_the_figure_has_rows_for_clients_and_columns_for_rounds(tmp_path):
     figure = schedule_figure(TWO, ["zero", "one", "two"])
     (image,) = figure.axes[0].get_images()
     table = image.get_array()
@@ -49,7 +49,7 @@ def test_the_picture_has_a_row_a_client_a_column_a_round_and_nothing_where_someb
     ]
 
 
-def test_beside_it_stands_what_each_client_knows_of_its_own_tasks_at_the_end(tmp_path):
+def test_the_figure_shows_final_accuracies_by_client_and_task(tmp_path):
     nothing, ends = np.zeros(2), {0: [0.6, 0.9], 1: [0.5, 0.7], 2: [0.8, 1.0]}
     clients = {client: (np.array([[0.1, 0.2], end]), nothing) for client, end in ends.items()}
     test = ProtocolOutcome("task_incremental", "global", np.zeros((2, 2)), nothing, clients, {})

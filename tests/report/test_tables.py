@@ -35,7 +35,7 @@ Of 4 differences 2 have an interval without 0, uncorrected; 0.2 would by chance 
 """  # noqa: E501
 
 
-def test_the_whole_table(study):
+def test_the_table_equals_the_expected_text(study):
     assert markdown_table(study) == TABLE
 
 
@@ -44,7 +44,7 @@ def test_without_a_baseline_there_is_no_difference(study):
     assert "Δ" not in table and "| 10 | knfu | 3 | **91.0 ± 2.5** |" in table
 
 
-def test_what_has_all_samples_in_one_place_is_shown_and_not_ranked(study):
+def test_the_centralized_baseline_is_shown_and_not_ranked(study):
     runs = tuple(replace(run, is_bound=run.levels[1] == "knfu") for run in study.runs)
     table = markdown_table(replace(study, runs=runs, metrics=("accuracy_local",)))
     assert "| 10 | knfu | 3 | 91.0 ± 2.5 | +11.0 ± 2.5 ‡ |" in table
@@ -52,7 +52,7 @@ def test_what_has_all_samples_in_one_place_is_shown_and_not_ranked(study):
     assert "Not ranked, because all samples are in one place: knfu." in table
 
 
-def test_one_seed_has_no_intervals_and_says_so(study):
+def test_one_seed_has_no_intervals_and_a_note(study):
     first = tuple(run for run in study.runs if run.seed == 1)
     table = markdown_table(replace(study, runs=first, metrics=("accuracy_local",)))
     assert "| 0.1 | knfu | 1 | **52.0** | +2.0 |" in table
@@ -66,7 +66,7 @@ def test_failed_runs_leave_gaps_and_are_counted(study):
     assert "3 of 18 runs are missing." in table
 
 
-def test_a_missing_seed_is_left_out_of_the_pairs(study):
+def test_a_missing_seed_is_left_out_of_paired_differences(study):
     kept = tuple(run for run in study.runs if (run.levels, run.seed) != (("10", "local"), 1))
     rows = {(row.block, row.group): row for row in compare(replace(study, runs=kept))}
     entry = rows[("10",), ("knfu",)].entries[0]
@@ -74,7 +74,7 @@ def test_a_missing_seed_is_left_out_of_the_pairs(study):
     assert entry.difference.mean == pytest.approx(0.115)
 
 
-def test_a_metric_that_nothing_recorded_is_named(study):
+def test_an_unrecorded_metric_is_named(study):
     assert "Not recorded by any run: f1_local." in markdown_table(replace(study, metrics=("f1_local",)))
 
 
@@ -84,7 +84,7 @@ def test_lower_is_better_for_a_loss(study):
     assert [row.group for row in rows if row.entries[0].best] == [("fedmd",), ("local",)]
 
 
-def test_the_csv_has_the_same_numbers_in_full(study):
+def test_the_csv_has_the_same_numbers_in_full_precision(study):
     rows = list(csv.DictReader(io.StringIO(csv_table(study))))
     assert len(rows) == 12
     row = next(r for r in rows if (r["data.partition.alpha"], r["fusion.strategy"]) == ("10", "knfu"))
@@ -108,7 +108,7 @@ def test_metrics_have_titles_and_a_direction(name, label, better):
     assert (metric(name).label, metric(name).better) == (label, better)
 
 
-def test_a_stream_is_told_how_it_was_measured(stream_study):
+def test_a_stream_table_states_its_protocol(stream_study):
     table = markdown_table(stream_study)
     assert "Streams are measured on the common test sets" in table
     # Two values a point apart: half a width of 12.706 · 0.7071 / √2; the differences do not vary.
@@ -117,7 +117,7 @@ def test_a_stream_is_told_how_it_was_measured(stream_study):
     assert "Streams" not in markdown_table(replace(stream_study, metrics=("seconds",)))
 
 
-def test_a_name_is_shown_as_it_is(renamed):
+def test_a_name_is_shown_literally(renamed):
     """No column of its own, no tag, no link, no picture: none of them is what a name may bring along."""
     odd = "a|b <img src=x> [c](d) ![e](f) **g** `h` $i$"
     lines = markdown_table(renamed(odd)).splitlines()

@@ -8,7 +8,7 @@ from fedkd.plan.graph import Graph
 from fedkd.report.topology import graph_figure, graph_lines, graph_title, shown_rounds
 
 
-def test_links_are_lines_and_those_that_go_one_way_arrows():
+def test_links_are_lines_and_directed_links_are_arrows():
     figure = graph_figure(Graph(6, "ring", 0), 10)
     (axes,) = figure.axes
     assert len(axes.collections[0].get_segments()) == 6
@@ -33,11 +33,11 @@ def test_links_are_lines_and_those_that_go_one_way_arrows():
         ),
     ],
 )
-def test_a_graph_is_worded(graph, title):
+def test_a_graph_is_described_in_words(graph, title):
     assert graph_title(graph, 20) == title
 
 
-def test_more_rounds_and_clients_than_fit_are_left_out():
+def test_excess_rounds_and_clients_are_left_out():
     graph = Graph(30, "matching", 1)
     assert shown_rounds(graph, 2) == [1, 2] and shown_rounds(graph, 50) == [1, 2, 3, 4]
     lines = graph_lines(graph, 50, 72, 5)

@@ -27,7 +27,7 @@ def told(strategy: str) -> list[str]:
 
 # Those that exchange predictions are refused nothing: one of them stands for all.
 @pytest.mark.parametrize("strategy", ["knfu", "feddf", "flwr:FedAvg"])
-def test_the_page_says_what_is_refused(strategy, tmp_path):
+def test_the_table_of_combinations_matches_the_checks(strategy, tmp_path):
     cells = [(strategy, learner, "poisson") for learner in combinations.LEARNERS]
     found = [combinations.outcome(cell, {"kind": "inline"}, tmp_path, only_check=True) for cell in cells]
     assert found == told(strategy)

@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is so: names, links, and blocks of code as far as can be told without running.
+"""README.md and docs/ match the package.
 
 What runs them is `test_docs_run.py`, by name: ``-m docs``.
 """
@@ -68,12 +68,12 @@ def made(page: str) -> str:
 # The page on architecture -----------------------------------------------------------------------------------
 
 
-def test_the_round_is_told():
+def test_the_docs_describe_every_step_of_a_round():
     assert len(NAMES) > 25
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES)))
-def test_every_step_exists(name):
+def test_every_documented_step_exists(name):
     assert callable(resolve_name(f"fedkd.{name}"))
 
 
@@ -81,7 +81,7 @@ def test_every_step_exists(name):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_every_block_says_what_it_is(page):
+def test_every_code_block_has_a_language(page):
     """Blocks that nobody recognises would be blocks that nobody runs."""
     found = list(prose.blocks(page))
     assert [block.place for block in found if block.language not in prose.LANGUAGES] == []
@@ -92,7 +92,7 @@ def test_every_block_says_what_it_is(page):
 
 
 @pytest.mark.parametrize("block", by_place(prose.all_blocks("bash", "console")))
-def test_commands_are_understood(block):
+def test_documented_commands_parse(block):
     """Every word of `fedkd` is one that there is, and every file that it names too."""
     parser = _parser()
     for program, *rest in block.commands():
@@ -109,12 +109,12 @@ def test_commands_are_understood(block):
 
 
 @pytest.mark.parametrize("block", by_place(prose.all_blocks("python")))
-def test_python_is_python(block):
+def test_python_blocks_compile(block):
     ast.parse(block.text)
 
 
 @pytest.mark.parametrize("block", by_place(prose.all_blocks("toml")))
-def test_toml_is_a_scenario_a_search_or_a_bench_or_a_part_of_one(block, tmp_path, monkeypatch):
+def test_toml_blocks_load(block, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     prose.write_files(block.page, tmp_path)
     tables = tomllib.loads(block.text)
@@ -178,7 +178,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_few_commands_are_not_run():
+def test_most_documented_commands_are_run():
     """The reasons are few, and none is there for nothing."""
     commands = [words for block in prose.all_blocks("bash", "console") for words in block.commands()]
     whys = [prose.why_not_run(words) for words in commands]
@@ -190,7 +190,7 @@ def test_few_commands_are_not_run():
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_links_lead_somewhere(page):
+def test_links_have_existing_targets(page):
     text = re.sub(r"`[^`\n]*`", "", without_code(page.read_text(encoding="utf-8")))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
@@ -209,13 +209,13 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize(
     "page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(REPOSITORY))
 )
-def test_markdown_that_a_page_links_to_is_a_page_of_the_site(page):
+def test_linked_markdown_files_are_pages_of_the_site(page):
     """The site carries other files along as they are, where the links of Markdown would lead nowhere."""
     linked = outside.targets(page.relative_to(DOCS).as_posix(), page.read_text(encoding="utf-8"))
     assert [target for target in linked if target.endswith(".md")] == []
 
 
-def test_sections_of_the_readme_are_named_as_they_are():
+def test_named_readme_sections_exist():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     headings = set(re.findall(r"^#+ (.*)$", without_code(readme), flags=re.MULTILINE))
     for page in DOCS.rglob("*.md"):
@@ -291,7 +291,7 @@ def test_a_docstring_becomes_markdown():
     ]
 
 
-def test_rows_of_a_bench_that_is_gone_are_missed():
+def test_rows_of_a_removed_bench_are_reported():
     with pytest.raises(LookupError, match="no heading that becomes #gone"):
         results._table("benches.md", "gone")
 
@@ -323,14 +323,14 @@ def test_every_partition_is_described():
         assert re.search(rf"^\| `{name}` \| .{{10,}} \|$", text, flags=re.MULTILINE), name
 
 
-def test_hyper_parameters_stand_with_limits_and_defaults():
+def test_hyperparameters_are_documented_with_limits_and_defaults():
     knfu = section_of(made("reference/strategies.md"), "## knfu\n")
     assert "| `beta` | float ≥ 0 | `10.0` | β: how sharply" in knfu
     assert "arXiv 2403.11892" in knfu and "| 0.5 | knfu |" in knfu, "its paper, and its rows of our bench"
     assert '| `distribution` | "soft" \\| "hard"' in knfu
 
 
-def test_arguments_of_data_sets_are_those_that_they_read():
+def test_documented_data_set_arguments_match_the_code():
     text = made("reference/datasets.md")
     assert "| `log_mean` | `4.0` | float |" in section_of(text, "## synthetic\n")
     assert "| `path` | absent | str |" in section_of(text, "## npz\n")
@@ -342,7 +342,7 @@ def test_every_verb_is_described():
     assert all(f"## fedkd {verb}\n" in made("reference/commands.md") for verb in verbs)
 
 
-def test_what_leaves_a_client_is_measured():
+def test_documented_uploads_are_measured():
     text = made("reference/uploads.md")
     for name in STRATEGIES.builtin:
         assert f"[`{name}`](strategies.md#{name})" in text
@@ -362,7 +362,7 @@ def test_what_leaves_a_client_is_measured():
     ("strategy", "hyperparameters"),
     [("knfu", {"distribution": "shared"}), ("cfd", {}), ("fedproto", {}), ("feddf", {"server_epochs": 0})],
 )
-def test_what_is_measured_is_what_a_run_counts(strategy, hyperparameters, digits_scenario, tmp_path):
+def test_documented_upload_bytes_equal_those_of_a_run(strategy, hyperparameters, digits_scenario, tmp_path):
     mlp = {"model": "mlp", "args": {"hidden": [16]}}
     fusion = {"strategy": strategy, **hyperparameters}
     tables = digits_scenario | {"rounds": 1, "clients": [mlp], "fusion": fusion}
@@ -373,7 +373,7 @@ def test_what_is_measured_is_what_a_run_counts(strategy, hyperparameters, digits
     assert counted == 4 * sum(eval(formula, sizes) for formula in told)
 
 
-def test_every_kind_of_upload_is_spoken_of():
+def test_every_kind_of_upload_is_documented():
     text = (DOCS / "privacy.md").read_text(encoding="utf-8")
     table = section_of(made("reference/uploads.md"), "## What the kinds are\n")
     kinds = re.findall(r"^\| `(\w+)` \| .{5,} \|$", table, flags=re.MULTILINE)

@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, laid_out: Any):
+def test_the_code_of_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, laid_out: Any):
     if page == TUTORIAL:  # it promises figures; drawing them takes longer than all other pages together
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", laid_out)
     prose.write_files(page, folder)
@@ -183,7 +183,7 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
 
 
-def test_the_site_is_whole(site: Path):
+def test_the_site_is_complete(site: Path):
     for page in ("index.html", "tutorial.html", "reference/strategies.html", "api.html", "changelog.html"):
         assert (site / page).is_file(), page
     assert 'id="fedkd.fusion.strategy.FusionStrategy.fuse"' in (site / "api.html").read_text(encoding="utf-8")
@@ -228,13 +228,13 @@ def test_search_finds_a_key_when_the_site_is_served(browser: Any, served: str):
     until(browser, "document.querySelector('.md-search-result__item a[href*=\"reference/scenario\"]')")
 
 
-def test_the_site_says_how_to_serve_it_when_it_is_opened_as_files(browser: Any, site: Path):
+def test_a_site_opened_as_files_explains_how_to_serve_it(browser: Any, site: Path):
     browsing.show(browser, (site / "index.html").as_uri())
     until(browser, "!document.getElementById('serve').hidden")
 
 
 @pytest.mark.parametrize("size", [browsing.DESKTOP, browsing.PHONE])
-def test_keys_of_the_reference_stand_in_one_piece(browser: Any, site: Path, size: tuple[int, int]):
+def test_keys_of_the_reference_are_not_wrapped(browser: Any, site: Path, size: tuple[int, int]):
     for page in ("scenario", "bench", "strategies"):
         browsing.show(browser, (site / "reference" / f"{page}.html").as_uri(), size)
         keys = "[...document.querySelectorAll('.md-typeset td:first-child code')]"

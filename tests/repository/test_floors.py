@@ -129,7 +129,7 @@ def between_rooms() -> Iterator[tuple[Import, str]]:
             yield found, target
 
 
-def test_every_room_has_its_floor():
+def test_every_package_has_a_layer():
     rooms = {room_of(path) for path in PACKAGE.rglob("*.py")}
     assert sorted(rooms - FLOOR.keys()) == [], "rooms that are not on the plan"
     assert sorted(FLOOR.keys() - rooms) == [], "rooms on the plan that are not there"
@@ -139,7 +139,7 @@ MODULES_AT_A_DOOR = {"fedkd.federation.messages.records"}
 """Modules that other rooms import whole: constants of messages, which read best as `msg.TRAIN`."""
 
 
-def test_rooms_import_from_doors():
+def test_packages_import_from_public_modules():
     """An import from another room names that room alone, whose `__init__.pyi` lists what others may use."""
     past = [
         str(found)
@@ -151,7 +151,7 @@ def test_rooms_import_from_doors():
     assert past == []
 
 
-def test_doors_export_what_others_use():
+def test_public_modules_export_used_names_only():
     used = {(target, found.names[-1].rpartition(".")[2]) for found, target in between_rooms()}
     for folder in ("fedkd/scaffold", "docs", "scenarios", "README.md"):
         places = REPOSITORY / folder
@@ -169,7 +169,7 @@ def test_doors_export_what_others_use():
     assert sorted(pair for pair in exported - used if pair[1] not in root) == []
 
 
-def test_no_import_runs_upwards():
+def test_no_import_goes_to_a_higher_layer():
     upwards = [
         (found, target)
         for found, target in between_rooms()
@@ -195,7 +195,7 @@ def shortest_circle(room: str, steps: dict[str, dict[str, Import]]) -> list[Impo
     return []
 
 
-def test_rooms_form_no_circle():
+def test_packages_have_no_circular_imports():
     steps: dict[str, dict[str, Import]] = {}
     for found, target in between_rooms():
         if not found.typing_only:
@@ -226,7 +226,7 @@ def module_circles(room: str) -> list[str]:
 
 
 @pytest.mark.parametrize("room", sorted({path.parent.name for path in PACKAGE.glob("*/__init__.py")}))
-def test_modules_of_a_room_form_no_circle(room):
+def test_modules_have_no_circular_imports(room):
     circles = module_circles(room)
     known = ROOMS_WITH_CIRCLES.get(room, 0)
     assert len(circles) <= known, "\n".join(["modules that import each other:", *circles])
@@ -270,7 +270,7 @@ assert not heavy, f"imported for nothing: {heavy}"
 """
 
 
-def test_a_round_is_trained_and_fused_without_flower_and_ray():
+def test_a_round_runs_without_flower_and_ray():
     """Whoever names no strategy of Flower's needs neither, however deep an import stands.
 
     And nothing is left to be imported by the first round.
@@ -278,7 +278,7 @@ def test_a_round_is_trained_and_fused_without_flower_and_ray():
     subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120, cwd=PACKAGE.parent)
 
 
-def test_stubs_of_doors_agree_with_what_they_import():
+def test_stubs_of_public_modules_match_their_imports():
     """The tables are written by `scripts/doors.py`: Flower's apps ship no stubs."""
     for stub in PACKAGE.glob("*/__init__.pyi"):
         names = set(re.findall(r"as (\w+)", stub.read_text(encoding="utf-8")))

@@ -24,7 +24,7 @@ from fedkd.scenario.schema import Scenario
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_one_version_everywhere():
+def test_the_version_is_the_same_everywhere():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     citation = (REPOSITORY / "CITATION.cff").read_text()
     assert project["version"] == fedkd.__version__
@@ -33,13 +33,13 @@ def test_one_version_everywhere():
     )
 
 
-def test_the_citation_is_yaml():
+def test_the_citation_is_valid_yaml():
     yaml = pytest.importorskip("yaml")
     found = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors", "version"} <= found.keys()
 
 
-def test_what_the_contributors_guide_names_is_there():
+def test_paths_in_the_contributors_guide_exist():
     text = (REPOSITORY / "CONTRIBUTING.md").read_text()
     for name in re.findall(r"(?:scripts|tests|docs)/[\w/]+\.(?:sh|py|md)", text):
         assert (REPOSITORY / name).is_file(), name
@@ -56,7 +56,7 @@ def unread() -> Iterator[None]:
     installed._of_packages.cache_clear()
 
 
-def test_versions_are_of_all_that_is_asked_for(unread, monkeypatch):
+def test_versions_cover_all_dependencies(unread, monkeypatch):
     monkeypatch.setattr(
         installed, "requires", lambda name: ["numpy>=2.0", "wandb", 'pytest>=8; extra == "test"']
     )
@@ -90,14 +90,14 @@ def test_versions_without_an_installed_package(unread, monkeypatch):
         ("12.8", True, "torch is built for CUDA 12.8, and the driver shows it no GPU"),
     ],
 )
-def test_why_there_is_no_gpu(built_for, driver, told):
+def test_the_reason_for_a_missing_gpu_is_named(built_for, driver, told):
     assert _why_none(built_for, driver) == told
 
 
 # Completion -------------------------------------------------------------------------------------------------
 
 
-def test_names_and_files_complete(tmp_path, monkeypatch):
+def test_completion_offers_names_and_files(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "split.toml").touch()
     (tmp_path / "mine" / "notes.txt").touch()
@@ -113,7 +113,7 @@ def test_names_and_files_complete(tmp_path, monkeypatch):
     assert ".hidden/" not in scenario_words("", "scenario")
 
 
-def test_keys_complete_as_deep_as_they_go():
+def test_completion_offers_keys_at_every_depth():
     assert set_words("training.early") == [
         "training.early_stopping.validation=",
         "training.early_stopping.patience=",
@@ -138,7 +138,7 @@ def test_keys_complete_as_deep_as_they_go():
         ),
     ],
 )
-def test_a_shell_is_answered(line, expected, tmp_path, monkeypatch, capfd):
+def test_completion_scripts_work_in_a_shell(line, expected, tmp_path, monkeypatch, capfd):
     argcomplete = pytest.importorskip("argcomplete")
     from fedkd.cli.completion import _arguments, complete
 
@@ -159,7 +159,7 @@ def test_a_shell_is_answered(line, expected, tmp_path, monkeypatch, capfd):
     assert {answer.strip() for answer in answers} == expected
 
 
-def test_a_shell_asks_through_the_environment(tmp_path):
+def test_completion_reads_the_environment_of_the_shell(tmp_path):
     pytest.importorskip("argcomplete")
     told = tmp_path / "told"
     asked = {
@@ -189,7 +189,7 @@ def test_partitions_are_listed_with_their_keys(capsys):
     assert any(line.startswith("samples_per_client = absent ") for line in lines)
 
 
-def test_the_schema_of_benches(capsys):
+def test_the_schema_of_benches_accepts_valid_files(capsys):
     from fedkd.cli.main import main
     from fedkd.scenario.load import read_toml
     from fedkd.scenario.shipped_files import shipped

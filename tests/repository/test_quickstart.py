@@ -34,7 +34,7 @@ def quickstart(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path
     return done, folder / "out"
 
 
-def test_quickstart_end_to_end(quickstart):
+def test_the_quickstart_runs_from_end_to_end(quickstart):
     done, out = quickstart
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -44,7 +44,7 @@ def test_quickstart_end_to_end(quickstart):
     assert lines[-1].startswith("time ")
 
 
-def test_quickstart_learns_far_beyond_chance(quickstart):
+def test_the_quickstart_learns_far_beyond_chance(quickstart):
     _, out = quickstart
     final = json.loads((out / "summary.json").read_text())["final"]
     # 91 % and 84 % when it was shipped; chance is 10 %, and a client that only knew its commonest class would
@@ -53,7 +53,7 @@ def test_quickstart_learns_far_beyond_chance(quickstart):
     assert final["accuracy_global"]["mean"] > 0.45
 
 
-def test_quickstart_leaves_a_complete_run_folder(quickstart):
+def test_the_quickstart_leaves_a_complete_run_folder(quickstart):
     _, out = quickstart
     rounds = load_scenario(out / SCENARIO).rounds
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

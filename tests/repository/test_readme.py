@@ -42,13 +42,13 @@ def test_readme_scenario_runs_with_the_parts_of_the_readme(tmp_path):
     assert len(learned) == 7, "six clients and their mean learned from the strategy"
 
 
-def test_the_strategy_and_the_learner_are_short():
+def test_strategy_and_learner_are_short():
     code = python_file("parts.py").splitlines()
     assert len([line for line in code if line.strip()]) <= 25
     assert len(python_file("mylearner.py", LEARNER).splitlines()) < 40
 
 
-def test_the_learner_runs_and_holds_on(digits_scenario, tmp_path):
+def test_learner_runs_and_retains_tasks(digits_scenario, tmp_path):
     (tmp_path / "mylearner.py").write_text(python_file("mylearner.py", LEARNER))
     stream = {"learner": "mylearner:Anchored", "head": "domain"}
     tables = digits_scenario | {"fusion": {"strategy": "fedmd"}, "continual": stream}
@@ -81,6 +81,6 @@ def test_commands_page_names_every_verb():
     assert [verb for verb in verbs if f"`fedkd {verb}" not in page] == []
 
 
-def test_files_that_are_named_are_there():
+def test_named_files_exist():
     for name in set(re.findall(r"(?:scripts|scenarios)/[\w/.-]+\.(?:sh|py|toml)", README)):
         assert (REPOSITORY / name).is_file(), name

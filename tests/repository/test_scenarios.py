@@ -89,7 +89,7 @@ def short_overrides(path: Path) -> list[str]:
     return overrides
 
 
-def test_there_are_scenarios():
+def test_the_repository_ships_scenarios():
     assert {path.stem for path in PATHS} >= {
         "quickstart",
         "knfu-mnist",
@@ -115,13 +115,13 @@ def test_there_are_scenarios():
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
-def test_begins_with_a_comment_and_is_named_like_its_file(path):
+def test_a_shipped_scenario_has_a_comment_and_the_name_of_its_file(path):
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ") and len(first) > 20
     assert load_scenario(path).name == name_of(path)
 
 
-def test_no_two_share_a_name():
+def test_shipped_scenarios_have_distinct_names():
     for kind in ("scenario", "bench"):
         entries = shipped(kind)
         assert len({entry.name for entry in entries}) == len(entries) > 10
@@ -131,20 +131,20 @@ def test_no_two_share_a_name():
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
-def test_says_how_long_it_takes(path):
+def test_a_shipped_scenario_states_its_duration(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line for line in lines[: lines.index(f'name = "{name_of(path)}"')])
     assert "on 2 cores" in comment
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
-def test_resolved_scenario_means_the_same(path):
+def test_a_resolved_scenario_is_equivalent(path):
     scenario = load_scenario(path)
     assert parse_scenario(scenario.model_dump(exclude_none=True)) == scenario
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
-def test_passes_its_check(path, with_data, capsys):
+def test_a_shipped_scenario_passes_its_check(path, with_data, capsys):
     with_data(path)
     assert main(["check", str(path), *SHORT_CHECK.get(path.stem, [])]) == 0
     out, err = capsys.readouterr()
@@ -153,7 +153,7 @@ def test_passes_its_check(path, with_data, capsys):
 
 @pytest.mark.parametrize("path", by_name(PATHS))
 @pytest.mark.usefixtures("paged")
-def test_runs_shortened(path, with_data, tmp_path, capsys, request):
+def test_a_shortened_shipped_scenario_runs(path, with_data, tmp_path, capsys, request):
     with_data(path)
     if path.stem in DRAWN:
         request.getfixturevalue("drawn")

@@ -29,7 +29,7 @@ def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path, capsys):
+def test_a_scaffold_passes_its_own_test_and_runs(kind: str, tmp_path: Path, capsys):
     assert main(["new", kind, "my_idea", "--out", str(tmp_path / "deep" / "down")]) == 0
     folder = tmp_path / "deep" / "down"
     assert sorted(path.name for path in folder.iterdir()) == ["my_idea.py", "my_idea.toml", "test_my_idea.py"]
@@ -51,7 +51,7 @@ def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_clean(kind: str, tmp_path: Path):
+def test_a_scaffold_passes_ruff(kind: str, tmp_path: Path):
     pytest.importorskip("ruff")
     list(new(kind, "my_idea", tmp_path))
     for words in (("check", "--select", "E,F,I,UP,B"), ("format", "--check")):
@@ -61,7 +61,7 @@ def test_what_is_written_is_clean(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("file", ["my_idea.py", "my_idea.toml", "test_my_idea.py"])
-def test_nothing_is_overwritten(kind: str, file: str, tmp_path: Path, capsys):
+def test_existing_files_are_not_overwritten(kind: str, file: str, tmp_path: Path, capsys):
     (tmp_path / file).write_text("mine")
     assert main(["new", kind, "my_idea", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / file}: exists already")
@@ -87,21 +87,21 @@ def test_nothing_is_overwritten(kind: str, file: str, tmp_path: Path, capsys):
         ("strategy", "knowledge", "would name a class that the file imports"),
     ],
 )
-def test_names_that_cannot_be_modules_are_refused(kind: str, name: str, words: str, tmp_path: Path, capsys):
+def test_invalid_module_names_are_refused(kind: str, name: str, words: str, tmp_path: Path, capsys):
     assert main(["new", kind, name, "--out", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: NAME: ") and words in message and message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_takes_no_files_is_told(tmp_path: Path, capsys):
+def test_an_unwritable_folder_is_reported(tmp_path: Path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["new", "model", "my_idea", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_class_that_a_template_imports_is_refused_as_a_name(kind: str, tmp_path: Path):
+def test_names_imported_by_a_template_are_refused(kind: str, tmp_path: Path):
     import ast
 
     list(new(kind, "my_idea", tmp_path))

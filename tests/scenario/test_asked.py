@@ -36,7 +36,7 @@ from fedkd.scenario.schema import Scenario
         ("engine.quux", "allowed: "),
     ],
 )
-def test_what_was_meant_is_told(key, told, digits_scenario):
+def test_unknown_keys_are_refused_with_the_intended_one(key, told, digits_scenario):
     apply_values(digits_scenario, {key: 1})
     with pytest.raises(UserError) as caught:
         parse_plan(digits_scenario)
@@ -44,7 +44,7 @@ def test_what_was_meant_is_told(key, told, digits_scenario):
     assert caught.value.message.startswith("unknown key") and told in caught.value.message
 
 
-def test_no_sentence_is_about_a_key_that_there_is():
+def test_hints_are_for_missing_keys_and_name_existing_ones():
     top = {name.replace("_", "") for name in Scenario.model_fields} - {"clock"}  # once of `tasks`, too
     assert not top & ASKED.keys()
     for sentence in ASKED.values():

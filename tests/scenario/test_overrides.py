@@ -48,7 +48,7 @@ def test_values_have_toml_types_and_bare_words_are_strings(text, value):
         ({}, ["clients.0.args.hidden=[3]"], {"clients": [{"args": {"hidden": [3]}}]}),
     ],
 )
-def test_overrides_change_one_value_and_create_what_is_missing(before, overrides, after):
+def test_overrides_change_one_value_and_create_missing_tables(before, overrides, after):
     apply_overrides(before, overrides)
     assert before == after
 
@@ -67,7 +67,7 @@ def test_overrides_change_one_value_and_create_what_is_missing(before, overrides
         ("s.x=1", "s is a single value, so s.x cannot be set"),
     ],
 )
-def test_malformed_overrides_are_told(override, expected):
+def test_malformed_overrides_are_refused(override, expected):
     with pytest.raises(UserError) as caught:
         apply_overrides({"l": [{"x": 1}], "s": 3}, [override])
     assert str(caught.value).startswith("--set: ") and expected in str(caught.value)
@@ -89,7 +89,7 @@ def test_overrides_reach_the_scenario(digits_toml):
     assert scenario.tracking.wandb is not None
 
 
-def test_an_error_says_when_the_command_line_caused_it(digits_toml):
+def test_an_error_names_the_command_line_as_its_source(digits_toml):
     with pytest.raises(UserError, match=r"fusion\.beta: must be ≥ 0, got -1 \(set on the command line\)"):
         load_scenario(digits_toml, ["fusion.beta=-1"])
     with pytest.raises(UserError, match=r"seed: must be ≥ 0, got -1 \(set on the command line\)"):

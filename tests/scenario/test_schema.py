@@ -29,7 +29,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
 
 
-def test_a_scenario_cannot_be_changed():
+def test_a_scenario_is_immutable():
     with pytest.raises(ValidationError):
         Scenario().rounds = 3
 
@@ -52,7 +52,7 @@ def test_known_keys_follow_lists_and_optional_tables():
     assert list(known_keys(["no", "such"])) == []
 
 
-def test_json_schema_accepts_what_loads_and_refuses_what_does_not(digits_scenario):
+def test_json_schema_accepts_exactly_loadable_scenarios(digits_scenario):
     jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -67,7 +67,7 @@ def test_json_schema_accepts_what_loads_and_refuses_what_does_not(digits_scenari
     assert not check.is_valid({"ruonds": 3})
 
 
-def test_the_engines_promise_names_the_keys_that_change_results():
+def test_engine_keys_that_change_results_are_documented():
     told = {name: field.description or "" for name, field in Engine.model_fields.items()}
     keys = {name for name, text in told.items() if "Results depend on it" in text}
     promise = " ".join((Engine.__doc__ or "").split())

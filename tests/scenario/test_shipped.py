@@ -33,16 +33,16 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
         ("bench/quickstart", "scenario", "bench/quickstart.toml"),  # whose error says how benches are run
     ],
 )
-def test_a_name_stands_for_a_file(name, kind, path, elsewhere):
+def test_a_name_refers_to_a_shipped_file(name, kind, path, elsewhere):
     assert find_shipped(name, kind) == REPOSITORY / "scenarios" / path
 
 
-def test_a_file_of_that_name_comes_first(elsewhere):
+def test_a_local_file_of_that_name_takes_precedence(elsewhere):
     (elsewhere / "quickstart").write_text("seed = 1\n")
     assert find_shipped("quickstart", "scenario") == Path("quickstart")
 
 
-def test_a_folder_of_that_name_is_not_in_the_way(elsewhere):
+def test_a_local_folder_of_that_name_is_ignored(elsewhere):
     (elsewhere / "quickstart").mkdir()
     assert find_shipped("quickstart", "scenario").name == "quickstart.toml"
 
@@ -58,13 +58,13 @@ def test_a_folder_of_that_name_is_not_in_the_way(elsewhere):
         ("nothing-like-it", "of this name (see: fedkd list scenarios)"),
     ],
 )
-def test_what_is_neither_file_nor_name(given, told, elsewhere):
+def test_unknown_files_and_names_are_refused(given, told, elsewhere):
     with pytest.raises(UserError) as caught:
         load_scenario(given)
     assert told in str(caught.value)
 
 
-def test_a_last_part_that_two_have_stands_for_none(tmp_path, monkeypatch):
+def test_an_ambiguous_short_name_is_refused(tmp_path, monkeypatch):
     for name in ("a/same", "b/same", "b/other"):
         path = tmp_path / f"{name}.toml"
         path.parent.mkdir(exist_ok=True)
@@ -73,18 +73,18 @@ def test_a_last_part_that_two_have_stands_for_none(tmp_path, monkeypatch):
     assert names_of("scenario").keys() == {"a/same", "b/same", "b/other", "other"}
 
 
-def test_everything_says_what_it_is_and_how_long_it_takes():
+def test_every_shipped_file_states_purpose_and_duration():
     for entry in (*shipped("scenario"), *shipped("bench")):
         what, takes = entry.about()
         assert len(what) > 15 and takes.endswith(" on 2 cores") and not takes.startswith("…"), entry.name
 
 
-def test_a_comment_without_a_time(tmp_path):
+def test_a_comment_may_state_no_duration(tmp_path):
     (tmp_path / "a.toml").write_text("# One. Two.\nseed = 1\n")
     assert Shipped("a", tmp_path / "a.toml").about() == ("One.", "")
 
 
-def test_a_bench_of_ones_own_may_start_from_a_shipped_scenario(elsewhere):
+def test_a_local_bench_may_extend_a_shipped_scenario(elsewhere):
     path = elsewhere / "mine.toml"
     path.write_text('base = "quickstart"\ngrid = { "fusion.beta" = [1.0, 2.0] }\n')
     assert load_bench(path).base["name"] == "quickstart"
@@ -93,7 +93,7 @@ def test_a_bench_of_ones_own_may_start_from_a_shipped_scenario(elsewhere):
         load_bench(path)
 
 
-def test_in_an_installed_package_they_lie_inside_it(tmp_path, monkeypatch):
+def test_an_installed_package_contains_the_shipped_files(tmp_path, monkeypatch):
     """Laid out as a wheel is; benches find their bases, scenarios what lies beside them."""
     package = tmp_path / "site-packages" / "fedkd"
     shutil.copytree(REPOSITORY / "scenarios", package / "shipped")
@@ -110,7 +110,7 @@ def test_in_an_installed_package_they_lie_inside_it(tmp_path, monkeypatch):
         assert load_bench(entry.name).base, entry.name
 
 
-def test_a_wheel_takes_them_along_and_an_editable_one_does_not():
+def test_a_wheel_includes_shipped_files_and_an_editable_one_does_not():
     pytest.importorskip("hatchling", reason="builds a wheel's list of files")
     from hatchling.builders.wheel import WheelBuilder
 

@@ -82,14 +82,14 @@ def test_an_offender_is_noticed(name, tmp_path, monkeypatch):
     assert [told for told in complaints(outcome) if words in told], (outcome, list(complaints(outcome)))
 
 
-def test_what_is_in_order_is_not_complained_about(tmp_path):
+def test_correct_outcomes_have_no_complaints(tmp_path):
     place = Place(tmp_path / "place")
     assert not list(complaints(place.run(leave(0, said="done\n"), [])))
     assert not list(complaints(place.run(leave(2, errors="error: a.toml: rounds: must be ≥ 1\n"), [])))
 
 
 @pytest.mark.parametrize(("resumed", "wrong"), [("1\n2\n", []), ("1\n3\n", ["other metrics"])])
-def test_a_resume_that_leads_elsewhere_is_noticed(resumed, wrong, tmp_path):
+def test_a_resume_with_other_results_is_noticed(resumed, wrong, tmp_path):
     """A run that writes a line, waits to be killed, and writes another; its resume writes what it likes."""
 
     def command(words: list[str]) -> int:

@@ -53,7 +53,7 @@ def kernels_of_this_processor() -> list[str]:
     return sorted(f"{core}/{aten}/random" for core in blas for aten in ["", "default", *["avx2"] * wide])
 
 
-def test_each_choice_is_run_so_many_times_with_seeds_of_its_own(run):
+def test_each_choice_runs_the_set_number_of_times_with_its_own_seeds(run):
     code, lines, said = run("no/ne", "2", "-k", "knfu or fd")
     choices = kernels_of_this_processor()
     assert code == 0 and len(lines) == len(said) == 2 * len(choices)
@@ -65,7 +65,7 @@ def test_each_choice_is_run_so_many_times_with_seeds_of_its_own(run):
         assert line.endswith("'-k' 'knfu or fd' : ok, 1 failed, 3 passed in 2.50s")
 
 
-def test_a_run_that_fails_is_told_of_and_its_line_repeats_it(run, tmp_path):
+def test_a_failed_run_is_reported_with_a_command_that_repeats_it(run, tmp_path):
     code, lines, said = run("/default", "1")
     failed = [line for line in lines if "FAILED" in line]
     assert code == 1 and len(said) == len(kernels_of_this_processor())
@@ -76,7 +76,7 @@ def test_a_run_that_fails_is_told_of_and_its_line_repeats_it(run, tmp_path):
     assert (tmp_path / "said").read_text(encoding="utf-8").splitlines()[-1] in said
 
 
-def test_examples_are_the_same_each_time_unless_another_profile_is_asked_for():
+def test_examples_repeat_under_the_default_profile():
     assert settings.default is settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
     drawn: list[list[int]] = []
 

@@ -22,7 +22,7 @@ def script(monkeypatch):
     return module
 
 
-def test_every_driver_is_there(script):
+def test_every_driver_exists(script):
     assert all((script.PEERS / file).is_file() for file in script.DRIVERS.values())
     assert {*script.STRANGERS, *script.ONE_THREAD} < set(script.DRIVERS)
 
@@ -31,7 +31,7 @@ def test_every_driver_is_there(script):
     ("driver", "lanes"),
     [("floor", "2"), ("fedkd", "2"), ("pfl", "2"), ("fluke", "2"), ("fluke-1", "1"), ("blazefl", "2")],
 )
-def test_a_driver_is_run_in_as_many_lanes_as_it_can_use(script, driver, lanes, monkeypatch, tmp_path):
+def test_a_driver_runs_in_the_lanes_that_it_supports(script, driver, lanes, monkeypatch, tmp_path):
     commands = []
     told = {"moments": [5.0, 7.0, 8.0, 11.0], "accuracies": [0.1, 0.2, 0.3, 0.4]}
 
@@ -59,7 +59,7 @@ def test_a_driver_is_run_in_as_many_lanes_as_it_can_use(script, driver, lanes, m
         ),
     ],
 )
-def test_who_is_not_installed_here_is_asked_for(words, told, script, monkeypatch, capsys):
+def test_a_missing_framework_is_reported(words, told, script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["round.py", "--drivers", "floor", *words])
     with pytest.raises(SystemExit) as stopped:
         script.main()

@@ -29,7 +29,7 @@ def words():
     return argparse.Namespace(rounds=20, engine="ray", live=None)
 
 
-def test_sizes_differ_in_clients_alone(script, words):
+def test_sizes_differ_only_in_the_number_of_clients(script, words):
     few, many = (
         parse_scenario(script.tables_of(words, clients, script.STRATEGIES["KnFu"], 100))
         for clients in script.SIZES
@@ -38,7 +38,7 @@ def test_sizes_differ_in_clients_alone(script, words):
     assert few.clients_per_round == many.clients_per_round == few.evaluate_clients == 100
 
 
-def test_a_thousand_share_all_images(script, words):
+def test_a_thousand_clients_use_all_images(script, words):
     for model in script.MODELS.values():
         for transfer, evaluated in script.CASES:
             scenario = parse_scenario(script.usual_tables(words, model, transfer, evaluated))

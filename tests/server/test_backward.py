@@ -29,7 +29,7 @@ def after_two_rounds(strategy, backward=True):
 
 
 @pytest.mark.parametrize("strategy", [DSFL(), KnFu()])
-def test_who_has_gone_on_is_taught_by_those_who_come_later(strategy):
+def test_clients_at_later_tasks_receive_targets_of_old_tasks(strategy):
     fusing, sent = after_two_rounds(strategy)
     off, sent_off = after_two_rounds(strategy, backward=False)
     assert sent == sent_off and off.take_old(0) == off.take_old(1) == {}
@@ -45,7 +45,7 @@ def test_who_has_gone_on_is_taught_by_those_who_come_later(strategy):
     assert fusing.take_old(2) == fusing.take_old(None) == {}, "of whom nothing is known"
 
 
-def test_the_newest_waits_and_survives_a_checkpoint():
+def test_the_newest_targets_wait_and_survive_a_checkpoint():
     fusing, _ = after_two_rounds(KnFu())
     fusing.fuse(3, {1: upload(3, 4)}, range(3))
     again = FusingByTask(KnFu(), lambda task: ServerKnowledge(), CacheSettings(), backward=True)

@@ -1,4 +1,4 @@
-"""Knowledge of a stream of tasks: each task by itself."""
+"""Knowledge of a stream is fused separately for each task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def uploads(round: int, task_of: dict[int, int]) -> dict[int, Upload]:
     return found
 
 
-def test_each_task_is_fused_as_if_it_were_the_only_one():
+def test_each_task_is_fused_separately():
     task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
     sent = uploads(1, task_of)
     fusing = FusingByTask(KnFu(beta=1.0), known)
@@ -52,7 +52,7 @@ def test_each_task_is_fused_as_if_it_were_the_only_one():
     assert cost == alone_cost
 
 
-def test_nobody_learns_from_those_at_another_task():
+def test_clients_receive_nothing_from_other_tasks():
     task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
     fusing = FusingByTask(KnFu(beta=1.0), known)
     fusing.move(task_of)
@@ -67,7 +67,7 @@ def test_nobody_learns_from_those_at_another_task():
         assert_array_equal(np.isnan(why) & ~np.eye(N, dtype=bool), ~same)
 
 
-def test_shared_guidance_waits_for_those_at_the_task_alone():
+def test_shared_guidance_waits_only_for_clients_at_the_task():
     task_of = {0: 0, 1: 0, 2: 1, 3: 0, 4: 1}
     fusing = FusingByTask(FedMD(), known)
     fusing.move(task_of)
@@ -76,7 +76,7 @@ def test_shared_guidance_waits_for_those_at_the_task_alone():
     assert fusing.of(2).mailbox.take_missed(2) is None and fusing.of(4).mailbox.take_missed(4) is None
 
 
-def test_what_was_fused_of_a_task_that_all_have_left_is_forgotten():
+def test_targets_of_a_task_that_all_have_left_are_forgotten():
     fusing = FusingByTask(REMEMBERS, known)
     fusing.move(dict.fromkeys(range(N), 0))
     fusing.fuse(1, uploads(1, dict.fromkeys(range(N), 0)), range(N))
@@ -88,7 +88,7 @@ def test_what_was_fused_of_a_task_that_all_have_left_is_forgotten():
     assert not any("memory" in name or "last" in name for name in fusing.state())
 
 
-def test_to_strategies_that_exchange_weights_all_clients_are_at_one_task():
+def test_weight_exchange_treats_all_tasks_as_one():
     @dataclass(frozen=True)
     class Weights(FusionStrategy):
         name = "weights"
@@ -111,7 +111,7 @@ def test_to_strategies_that_exchange_weights_all_clients_are_at_one_task():
     assert fusing.state()["task/0/memory/rounds"].tolist() == [2.0]
 
 
-def test_a_restored_one_goes_on_where_the_other_stopped():
+def test_a_restored_fusion_by_task_continues_exactly():
     task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
     straight, restored = FusingByTask(REMEMBERS, known), FusingByTask(REMEMBERS, known)
     straight.move(task_of)
@@ -143,6 +143,6 @@ def test_a_client_in_two_reports_has_its_weights_in_its_last_place():
     assert counts == {0: [0.75, 0.0, 0.25, 0.0], 1: [0.5, 0.0, 0.25, 0.75], 2: [0.0, 0.0, 0.0, 1.0]}
 
 
-def test_a_report_on_one_task_stays_as_it_is():
+def test_a_report_on_one_task_is_unchanged():
     report = FusionReport((0, 2), np.eye(2), (0, 2))
     assert merged_reports([report]) is report

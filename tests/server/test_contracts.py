@@ -1,4 +1,4 @@
-"""What ``fedkd check`` finds out about a strategy of somebody's own, by trying a round."""
+"""``fedkd check`` tries a round of a plug-in strategy."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def check(digits_scenario, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["Mean", "Trained", "Squares", "Softened"])
-def test_an_honest_strategy_is_accepted(name, check):
+def test_a_correct_strategy_is_accepted(name, check):
     assert check(name) == (0, "")
 
 
@@ -127,6 +127,6 @@ def test_an_honest_strategy_is_accepted(name, check):
         ),
     ],
 )
-def test_a_broken_promise_is_one_line_and_status_2(name, hyperparameters, told, check):
+def test_a_broken_contract_gives_one_line_and_status_2(name, hyperparameters, told, check):
     status, error = check(name, **hyperparameters)
     assert status == 2 and error.count("\n") == 1 and "fusion.strategy: " in error and told in error

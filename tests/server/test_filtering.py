@@ -1,4 +1,4 @@
-"""Fusion of what filters leave: of strategies that mix, by hand; of others, as of those who are left."""
+"""Fusion of filtered knowledge."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fuse(strategy, *filters, known=None):
 
 @pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL(), FedMD(), MaxConfidence()])
 @pytest.mark.parametrize("by", ["confidence", "agreement"])
-def test_a_threshold_of_zero_changes_nothing_to_the_last_bit(strategy, by) -> None:
+def test_a_threshold_of_zero_changes_no_bit(strategy, by) -> None:
     filtered, _ = fuse(strategy, Filter(by=by, threshold=0.0))
     plain = strategy.fuse(knowledge(), {})
     assert filtered.heard == 1.0
@@ -51,7 +51,7 @@ def test_a_threshold_of_zero_changes_nothing_to_the_last_bit(strategy, by) -> No
 
 
 @pytest.mark.parametrize("filters", [[SURE], [SURE, BORNE_OUT], [SURE, WANTED, BORNE_OUT]])
-def test_a_strategy_that_mixes_mixes_what_is_left(filters) -> None:
+def test_mixing_strategies_mix_unfiltered_samples(filters) -> None:
     strategy = KnFu(beta=1.0)
     filtered, tables = fuse(strategy, *filters)
     p = class_shares(Q, np.ones(Q.shape[:2], dtype=bool))
@@ -75,7 +75,7 @@ def test_a_strategy_that_mixes_mixes_what_is_left(filters) -> None:
 
 
 @pytest.mark.parametrize("strategy", [DSFL(sharpen="mean"), DSFL(), FedMD()])
-def test_any_other_strategy_hears_those_who_are_left(strategy) -> None:
+def test_other_strategies_fuse_the_remaining_clients(strategy) -> None:
     _, tables = fuse(strategy, SURE)
     keep = certainty(Q) >= 0.3
     taught = np.flatnonzero(keep.any(axis=0))
@@ -90,14 +90,14 @@ def test_personal_targets_are_left_out_for_all() -> None:
     assert {len(table["targets"]) for table in tables.values()} == {9}
 
 
-def test_nobody_left_anywhere_is_no_guidance() -> None:
+def test_filtering_everything_gives_no_guidance() -> None:
     nobody = Filter(by="confidence", threshold=1.0)
     for strategy in (KnFu(), DSFL(), Comet()):
         filtered, tables = fuse(strategy, nobody)
         assert filtered.heard == 0.0 and not any(tables.values())
 
 
-def test_samples_are_those_that_were_asked_for() -> None:
+def test_filtered_samples_are_the_requested_ones() -> None:
     asked = np.arange(10) * 3
     _, tables = fuse(DSFL(), SURE, known=knowledge(request=asked))
     assert_array_equal(tables[0]["samples"], asked[np.arange(10) != 7])
@@ -106,7 +106,7 @@ def test_samples_are_those_that_were_asked_for() -> None:
 
 
 @pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL()])
-def test_what_was_not_sent_is_as_if_the_server_had_dropped_it(strategy) -> None:
+def test_unsent_samples_equal_samples_that_the_server_drops(strategy) -> None:
     keep = certainty(Q) >= 0.3
     sent = knowledge(np.where(keep[..., None], LOGITS, 0), payload={SENT: list(keep.astype(np.uint8))})
     at_upload, tables = fuse(strategy, known=sent)

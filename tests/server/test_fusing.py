@@ -65,14 +65,14 @@ def test_knowledge_is_fused_in_client_order():
     assert fused[0] == fused[1] and len(fused[0]) == N
 
 
-def test_only_those_whose_knowledge_was_fused_are_guided():
+def test_only_clients_with_fused_knowledge_receive_guidance():
     fusing = Fusing(KnFu(beta=1.0), ServerKnowledge())
     fusing.fuse(1, uploads(1, (0, 2)), range(N))
     assert set(waiting(fusing)) == {0, 2}
     assert fusing.report.clients == fusing.report.present == (0, 2)
 
 
-def test_the_report_says_why_a_neighbour_counted():
+def test_the_report_explains_the_weight_of_a_neighbour():
     fusing = Fusing(KnFu(beta=1.0), ServerKnowledge())
     fusing.fuse(1, uploads(1), range(N))
     report = fusing.report
@@ -86,7 +86,7 @@ def test_the_report_says_why_a_neighbour_counted():
     assert fusing.report.distances is None and fusing.report.left_out is None
 
 
-def test_the_report_is_of_the_last_round_alone():
+def test_the_report_covers_the_last_round_only():
     fusing = Fusing(KnFu(beta=1.0), ServerKnowledge())
     fusing.fuse(1, uploads(1), range(N))
     assert fusing.report is not None
@@ -94,13 +94,13 @@ def test_the_report_is_of_the_last_round_alone():
     assert fusing.report is None
 
 
-def test_where_nothing_is_sent_nothing_is_fused():
+def test_no_uploads_give_no_fusion():
     fusing = Fusing(Local(), ServerKnowledge())
     fusing.fuse(1, {0: Upload(1, {}, 10)}, range(N))
     assert not waiting(fusing) and fusing.report is None
 
 
-def test_labels_are_those_of_the_samples_asked_for():
+def test_labels_belong_to_the_requested_samples():
     @dataclass(frozen=True)
     class Labelled(Asking):
         capabilities: ClassVar[Capabilities] = Capabilities(needs={"transfer_labels"})
@@ -120,7 +120,7 @@ def test_labels_are_those_of_the_samples_asked_for():
 @pytest.mark.parametrize(
     "strategy", [KnFu(beta=1.0, stale_decay=0.5, distribution_momentum=0.5), FedMD(), KnFu(per_class=True)]
 )
-def test_a_restored_one_goes_on_where_the_other_stopped(strategy):
+def test_a_restored_fusion_continues_exactly(strategy):
     straight, restored = Fusing(strategy, ServerKnowledge()), Fusing(strategy, ServerKnowledge())
     straight.fuse(1, uploads(1, (0, 1, 2)), range(N))
     straight.mailbox.take(1)
@@ -136,7 +136,7 @@ def test_a_restored_one_goes_on_where_the_other_stopped(strategy):
     assert ours == theirs and len(ours) >= 3
 
 
-def test_old_knowledge_outlives_the_memory_it_came_in():
+def test_stored_knowledge_outlives_its_message_buffer():
     fusing = Fusing(KnFu(beta=1.0, stale_decay=0.5), ServerKnowledge())
     sent = uploads(1, (0, 1))
     wanted = sent[0].arrays["logits"].copy()

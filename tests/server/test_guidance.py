@@ -1,4 +1,4 @@
-"""What strategies return is checked, and has its effect where it says."""
+"""Results of strategies are checked and applied."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_a_strategy_returns_is_said_to_be_what_it_must_not(name):
+def test_wrong_return_values_of_a_strategy_are_named(name):
     guidance, words = WRONG[name]
     with pytest.raises((TypeError, ValueError), match=words):
         check_guidance(guidance, knowledge())
 
 
-def test_clients_of_one_student_share_one_table():
+def test_clients_with_one_student_share_its_arrays():
     student, other = {"parameters": np.ones(2)}, {"parameters": np.zeros(2)}
     guidance = Guidance(None, personal=[student, other, student], absent={7: other, 5: student})
     tables, for_others = tables_of(guidance, knowledge(3))
@@ -69,7 +69,7 @@ def test_clients_of_one_student_share_one_table():
     assert tables[0] is tables[2] is tables[5] and tables[1] is tables[7] is not tables[0]
 
 
-def test_absent_clients_receive_what_is_shared_and_nobodys_targets():
+def test_absent_clients_receive_shared_guidance_only():
     targets = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     shared, own = {"scale": np.ones(1)}, {"parameters": np.zeros(2)}
     tables, for_others = tables_of(Guidance(targets, shared=shared, absent={4: own}), knowledge())
@@ -81,7 +81,7 @@ def test_absent_clients_receive_what_is_shared_and_nobodys_targets():
     assert common[0] is common[1] is for_others and set(common[4]) == {"parameters", "targets"}
 
 
-def test_guidance_with_nothing_personal_is_for_everyone():
+def test_guidance_without_personal_parts_is_for_all_clients():
     targets = np.zeros((3, 4), dtype=np.float32)
     for guidance in (Guidance(targets), Guidance(None, shared={"scale": np.ones(1)})):
         tables, for_others = tables_of(guidance, knowledge())
@@ -94,14 +94,14 @@ def test_guidance_with_nothing_personal_is_for_everyone():
     assert set(tables_of(meant, knowledge())[1]) == {"scale", "targets", "a"}
 
 
-def test_indices_come_along_with_targets_of_some_samples():
+def test_targets_of_some_samples_have_indices():
     logits = np.zeros((2, 3, 4), dtype=np.float32)
     some = Knowledge((0, 1), logits, np.ones(2, dtype=np.int64), request=np.array([1, 4, 6]))
     tables, for_others = tables_of(Guidance(logits[0]), some)
     assert for_others["samples"].tolist() == tables[1]["samples"].tolist() == [1, 4, 6]
 
 
-def test_who_took_part_is_not_absent():
+def test_participants_are_not_absent():
     with pytest.raises(ValueError, match="names client 1, who took part"):
         check_guidance(Guidance(None, absent={3: {}, 1: {}}), knowledge())
 
@@ -113,14 +113,14 @@ def run(tables: dict, tmp_path, name: str) -> list:
 
 
 @pytest.mark.parametrize("strategy", ["fd", "fedproto"])
-def test_what_acts_in_the_next_training_gains_nothing_when_it_arrives(strategy, digits_scenario, tmp_path):
+def test_guidance_for_the_next_training_gains_nothing_on_arrival(strategy, digits_scenario, tmp_path):
     rows = run(digits_scenario | {"fusion": {"strategy": strategy}}, tmp_path, strategy)
     assert not [row for row in rows if row["metric"] in ("positive_flips", "agreement")]
     gains = [row["value"] for row in rows if row["metric"] == "fusion_gain"]
     assert len(gains) == 2 * 2 * 5 and not any(gains)
 
 
-def test_only_those_who_took_part_count_their_neighbours(digits_scenario, tmp_path):
+def test_only_participants_count_their_neighbours(digits_scenario, tmp_path):
     fusion = {"strategy": "knfu", "stale_decay": 0.5}
     tables = digits_scenario | {"rounds": 4, "clients_per_round": 2, "fusion": fusion}
     rows = run(tables, tmp_path, "stale")
@@ -132,7 +132,7 @@ def test_only_those_who_took_part_count_their_neighbours(digits_scenario, tmp_pa
         assert len(trained) == 3 and counted == trained
 
 
-def test_flipped_labels_are_flipped_in_distillation_too(digits_scenario):
+def test_flipped_labels_apply_in_distillation(digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": "knfu", "ce_weight": 1.0}})
     data = load_federated_data(plan.scenario)
     learned = []

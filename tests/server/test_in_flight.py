@@ -36,7 +36,7 @@ def ages(clients: int, buffer: int, versions: int, lasts, concurrency: int | Non
 
 @pytest.mark.parametrize(("buffer", "mean"), [(1, 9.0), (3, 3.0), (5, 1.8)])
 @pytest.mark.parametrize("law", ["half normal", "exponential", "uniform"])
-def test_where_all_train_always_the_mean_age_is_n_less_one_by_k(buffer, mean, law):
+def test_the_mean_staleness_is_n_minus_1_over_k(buffer, mean, law):
     """(N − 1)/K, whatever the law of durations: of the clients, and of the jobs."""
     draws, speed = np.random.default_rng(1), np.exp(np.random.default_rng(2).normal(size=10))
     lasts = {
@@ -47,7 +47,7 @@ def test_where_all_train_always_the_mean_age_is_n_less_one_by_k(buffer, mean, la
     assert np.mean(ages(10, buffer, 2000, lasts)) == pytest.approx(mean, rel=0.02)
 
 
-def test_of_events_at_one_instant_the_lowest_client_is_first():
+def test_simultaneous_events_are_ordered_by_client():
     flights = InFlight(4, 4, 0)
     depart(flights, 1, 0.0, lambda client: 1.0)
     order = []
@@ -62,7 +62,7 @@ def test_of_events_at_one_instant_the_lowest_client_is_first():
 
 
 @pytest.mark.parametrize(("least", "known"), [(2.0, False), (2.5, True)])
-def test_nobody_is_first_before_it_is_known_when_others_are_over(least, known):
+def test_an_event_waits_until_all_end_times_are_known(least, known):
     """A job that cannot be over before 2 might be over at 2, like the one that is known to be."""
     flights = InFlight(2, 2, 0)
     for client in flights.departing():
@@ -72,7 +72,7 @@ def test_nobody_is_first_before_it_is_known_when_others_are_over(least, known):
     assert (flights.first() is not None) == known
 
 
-def test_no_two_jobs_of_a_client_take_the_same_draws():
+def test_jobs_of_a_client_use_different_random_draws():
     flights, keys = InFlight(2, 2, 0), []
     for began, round in enumerate([1, 1, 1, 2, 7]):
         depart(flights, round, float(began), lambda client: 0.5)
@@ -82,7 +82,7 @@ def test_no_two_jobs_of_a_client_take_the_same_draws():
     assert keys == [1, 2, 3, 4, 7]
 
 
-def test_of_many_who_are_idle_all_come_alike_and_the_same_once_more():
+def test_idle_clients_are_drawn_uniformly_and_repeatably():
     def drawn() -> Counter[int]:
         flights, counts = InFlight(6, 2, 3), Counter()
         for round in range(1, 601):
@@ -96,7 +96,7 @@ def test_of_many_who_are_idle_all_come_alike_and_the_same_once_more():
     assert drawn() == counts
 
 
-def test_what_is_under_way_goes_on_after_a_restore():
+def test_jobs_in_flight_continue_after_a_restore():
     flights = InFlight(5, 3, 1)
     depart(flights, 1, 0.0, lambda client: 1.0 + client)
     flights.land(flights.first().client, hold=False)

@@ -1,4 +1,4 @@
-"""What the server keeps of clients that are at another task, or away."""
+"""The server's cache of knowledge from absent clients and other tasks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def faded(uploads: dict[int, Upload], round: int, decay: float, kinds: dict[str,
 # Fading ---------------------------------------------------------------------------------------------------
 
 
-def test_in_a_mean_of_probabilities_the_old_weigh_less_and_the_new_more():
+def test_a_mean_of_probabilities_weighs_old_knowledge_less():
     ages, rho = {0: 4, 1: 0, 2: 0, 3: 1}, 0.9
     uploads = {client: upload(client, 5 - age) for client, age in ages.items()}
     shown = faded(uploads, 5, rho, KINDS)
@@ -60,7 +60,7 @@ def test_in_a_mean_of_probabilities_the_old_weigh_less_and_the_new_more():
     assert weights.sum() == pytest.approx(1.0) and weights[0] < weights[3] < 0.25 < weights[1]
 
 
-def test_what_was_not_sent_is_no_part_of_what_the_old_fade_into():
+def test_old_predictions_decay_towards_sent_samples_only():
     """Rows that a client has kept to itself are there as zeros, which would count as even predictions."""
     sent = [np.array(rows, dtype=np.uint8) for rows in ([1] * M, [1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0])]
     uploads = {}
@@ -77,7 +77,7 @@ def test_what_was_not_sent_is_no_part_of_what_the_old_fade_into():
         assert_allclose(shown[row], expected, rtol=1e-5)
 
 
-def test_numbers_of_samples_count_for_less_with_age():
+def test_sample_counts_decay_with_age():
     old, new = upload(0, 1), upload(1, 3)
     shown = faded({0: old, 1: new}, 3, 0.5, KINDS)
     assert (shown[0].samples, shown[1].samples) == (3, 20)  # ⌈10 / 4⌉
@@ -86,14 +86,14 @@ def test_numbers_of_samples_count_for_less_with_age():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_without_decay_or_age_nothing_fades(dtype):
+def test_knowledge_is_unchanged_without_decay_or_age(dtype):
     uploads = {0: upload(0, 1, dtype), 1: upload(1, 3, dtype)}
     assert faded(uploads, 3, 1.0, KINDS) == uploads
     assert faded({1: uploads[1]}, 3, 0.5, KINDS) == {1: uploads[1]}
     assert faded(uploads, 3, 0.5, KINDS)[0].arrays["logits"].dtype == dtype
 
 
-def test_what_is_very_old_says_what_is_known_now():
+def test_very_old_knowledge_decays_to_the_current_mean():
     uploads = {0: upload(0, 1), 1: upload(1, 900), 2: upload(2, 900)}
     shown = faded(uploads, 900, 0.9, KINDS)
     now = np.mean([softmax(uploads[n].arrays["logits"]) for n in (1, 2)], axis=0)
@@ -104,7 +104,7 @@ def test_what_is_very_old_says_what_is_known_now():
 # Keeping --------------------------------------------------------------------------------------------------
 
 
-def test_a_late_learner_is_taught_by_those_who_learned_the_task_before():
+def test_a_late_client_learns_from_earlier_clients_of_its_task():
     fusing = FusingByTask(FedMD(), known, CacheSettings(decay=1.0))
     first = {n: upload(n, 1) for n in (0, 1)}
     fusing.move({0: 0, 1: 0, 2: 1})
@@ -117,7 +117,7 @@ def test_a_late_learner_is_taught_by_those_who_learned_the_task_before():
     assert fusing.report().clients == (0, 1, 2) and fusing.report().present == (2,)
 
 
-def test_without_a_bank_a_late_learner_learns_alone():
+def test_without_a_cache_a_late_client_learns_alone():
     fusing = FusingByTask(FedMD(), known)
     fusing.move({0: 0, 1: 1})
     fusing.fuse(1, {0: upload(0, 1)}, range(2))
@@ -127,7 +127,7 @@ def test_without_a_bank_a_late_learner_learns_alone():
     assert fusing.cache_bytes() is None
 
 
-def test_those_who_are_not_at_the_task_are_not_guided():
+def test_clients_at_other_tasks_receive_no_guidance():
     fusing = FusingByTask(KnFu(beta=1.0), known, CacheSettings())
     fusing.move({0: 0, 1: 0})
     fusing.fuse(1, {n: upload(n, 1) for n in (0, 1)}, range(2))
@@ -139,7 +139,7 @@ def test_those_who_are_not_at_the_task_are_not_guided():
     assert fusing.at(0).mailbox.take(1) is not None
 
 
-def test_a_strategy_that_ages_knowledge_itself_is_handed_it_as_it_was():
+def test_strategies_with_their_own_ageing_receive_raw_knowledge():
     fusing = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known, CacheSettings(decay=0.1))
     alone = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known)
     for each in (fusing, alone):
@@ -149,7 +149,7 @@ def test_a_strategy_that_ages_knowledge_itself_is_handed_it_as_it_was():
     assert_array_equal(targets(fusing, 1), targets(alone, 1))
 
 
-def test_the_oldest_is_forgotten_first_and_of_equals_the_highest_client():
+def test_the_oldest_entry_is_evicted_first():
     caches = {0: KnowledgeCache(), 1: KnowledgeCache()}
     caches[0].put({0: upload(0, 2), 1: upload(1, 1), 2: upload(2, 1)})
     caches[1].put({0: upload(0, 3)})
@@ -168,7 +168,7 @@ def test_the_oldest_is_forgotten_first_and_of_equals_the_highest_client():
     ]
 
 
-def test_a_bound_in_megabytes_holds_over_all_tasks():
+def test_the_size_limit_holds_over_all_tasks():
     each = upload(0, 1).size
     fusing = FusingByTask(FedMD(), known, CacheSettings(megabytes=2.5 * each / 1e6))
     fusing.move({0: 0, 1: 0, 2: 1})
@@ -176,7 +176,7 @@ def test_a_bound_in_megabytes_holds_over_all_tasks():
     assert fusing.cache_bytes() == 2 * each
 
 
-def test_a_restored_bank_goes_on_where_the_other_stopped():
+def test_a_restored_cache_continues_exactly():
     straight, restored = (FusingByTask(DSFL(), known, CacheSettings(decay=0.9)) for _ in range(2))
     straight.move({0: 0, 1: 0, 2: 1})
     straight.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
@@ -191,7 +191,7 @@ def test_a_restored_bank_goes_on_where_the_other_stopped():
         assert_array_equal(targets(straight, n), targets(restored, n))
 
 
-def test_where_nobody_is_waited_for_old_knowledge_counts_by_its_age():
+def test_asynchronous_fusion_weighs_knowledge_by_age():
     """KnFu's weights are ∝ exp(−βd) s(age); what others fuse fades to what has just come, as s says."""
 
     def fused(strategy) -> FusingByTask:

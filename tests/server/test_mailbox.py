@@ -1,4 +1,4 @@
-"""Guidance waits for the next message, one's own and what was missed: the newest, once, and on disk once."""
+"""Guidance waits for the next message of a client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_newest_parcel_wins_and_is_taken_once():
     assert mailbox.take(5) is None
 
 
-def test_what_was_missed_waits_apart_from_ones_own_and_the_newest_of_it_wins():
+def test_missed_broadcasts_wait_separately_and_the_newest_wins():
     mailbox, shared, newest = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     mailbox.put(0, parcel(1, 1.0))
     mailbox.put_missed((0, 1), shared)
@@ -32,7 +32,7 @@ def test_what_was_missed_waits_apart_from_ones_own_and_the_newest_of_it_wins():
     assert mailbox.take(0).round == 1
 
 
-def test_who_is_not_known_receives_what_is_for_all_and_nobodys_own():
+def test_unknown_clients_receive_broadcasts_only():
     mailbox, shared = Mailbox(), parcel(2, 2.0)
     mailbox.put(0, parcel(1, 1.0))
     mailbox.put_missed((1,), parcel(1, 1.0))
@@ -42,7 +42,7 @@ def test_who_is_not_known_receives_what_is_for_all_and_nobodys_own():
     assert mailbox.take_missed(1) is shared, "in place of what it missed before"
 
 
-def test_what_is_for_all_waits_for_whoever_becomes_known():
+def test_broadcasts_wait_for_clients_that_become_known():
     mailbox, shared = Mailbox(), parcel(2, 2.0)
     mailbox.meet(4)
     assert mailbox.take_missed(4) is None, "nothing has been fused yet"
@@ -51,7 +51,7 @@ def test_what_is_for_all_waits_for_whoever_becomes_known():
     assert mailbox.take_missed(5) is shared and mailbox.take_missed(5) is None
 
 
-def test_a_parcel_that_several_wait_for_is_saved_once():
+def test_a_shared_parcel_is_saved_once():
     mailbox, shared, own = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     for client in (5, 0, 3):
         mailbox.put(client, shared)
@@ -71,7 +71,7 @@ def test_a_parcel_that_several_wait_for_is_saved_once():
     assert len([name for name in state if name.endswith("guidance/targets")]) == 3
 
 
-def test_a_restored_mailbox_hands_out_the_same():
+def test_a_restored_mailbox_delivers_the_same_mail():
     mailbox, shared, own = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     mailbox.put_missed((0, 2, 3), shared)
     mailbox.put(1, own)

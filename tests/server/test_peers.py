@@ -1,4 +1,4 @@
-"""Clients that fuse what they hear: over all links like a server, over none alone, and what links carry."""
+"""Peer-to-peer fusion on a graph."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ STRATEGIES = [
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=["knfu", "momentum", "ktpfl", "fedmd"])
-def test_over_all_links_clients_make_what_a_server_makes_bit_for_bit(strategy):
+def test_a_complete_graph_equals_a_server_bit_for_bit(strategy):
     server, clients = Fusing(strategy, ServerKnowledge()), peers(strategy)
     for round in (1, 2, 3):
         server.fuse(round, uploads(round), range(N))
@@ -78,7 +78,7 @@ def test_over_all_links_clients_make_what_a_server_makes_bit_for_bit(strategy):
             assert_array_equal(clients.report.left_out, server.report.left_out)
 
 
-def test_a_ring_of_three_is_complete():
+def test_a_ring_of_three_equals_a_complete_graph():
     three = [
         PeerFusing(KnFu(beta=1.0), ServerKnowledge(), Mixing(Graph(3, kind, 3)))
         for kind in ("ring", "complete")
@@ -88,7 +88,7 @@ def test_a_ring_of_three_is_complete():
     assert taken(three[0]) == taken(three[1])
 
 
-def test_weights_are_knfus_among_those_that_are_heard():
+def test_weights_equal_knfus_among_neighbours():
     """``W_nm ∝ A_nm exp(−β KL(p_n ‖ p_m))``, and W need not be symmetric where A is."""
     fusing = peers(KnFu(beta=2.0), "ring")
     fusing.fuse(1, uploads(1), range(N))
@@ -107,7 +107,7 @@ def test_weights_are_knfus_among_those_that_are_heard():
     assert_allclose(targets, np.einsum("nm,mic->nic", expected, q), atol=1e-5)
 
 
-def test_over_no_links_everyone_learns_from_itself():
+def test_without_links_clients_learn_from_themselves():
     fusing = peers(KnFu(beta=0.0), "file", listed=listed(*[[]] * N))
     assert fusing.fuse(1, uploads(1), range(N)) == 0
     assert_array_equal(fusing.report.weights, np.eye(N))
@@ -116,7 +116,7 @@ def test_over_no_links_everyone_learns_from_itself():
         assert_allclose(own, probabilities(client, 1), atol=1e-6)
 
 
-def test_who_is_away_is_not_heard_and_hears_nothing():
+def test_absent_peers_neither_send_nor_receive():
     fusing = peers(FedMD(), "ring")
     there = (0, 1, 3, 4)  # of the ring 0 1 2 3 4 5 the links 0–1 and 3–4 are left
     received = fusing.fuse(1, uploads(1, there), range(N))
@@ -153,7 +153,7 @@ def ages_of(fusing: PeerFusing, round: int, clients=range(N)) -> list[dict[int, 
     return list(Ages.seen)
 
 
-def test_what_is_passed_on_is_a_round_older_for_every_link():
+def test_relayed_knowledge_ages_a_round_per_link():
     fusing = peers(Ages(stale_decay=0.5), "ring", relay=True)
     assert ages_of(fusing, 1)[0] == {0: 0, 1: 0, 5: 0}
     assert ages_of(fusing, 2)[0] == {0: 0, 1: 0, 5: 0, 2: 1, 4: 1}
@@ -172,7 +172,7 @@ def test_what_is_passed_on_is_a_round_older_for_every_link():
     assert_allclose(weights, np.array(score) / sum(score), atol=1e-4)
 
 
-def test_without_passing_on_what_was_heard_oneself_is_kept():
+def test_without_relays_clients_keep_received_knowledge():
     fusing = peers(Ages(stale_decay=0.5), "matching")
     graph, known = Graph(N, "matching", 3), {0: 0}
     for round in (1, 2, 3):
@@ -191,7 +191,7 @@ def test_without_passing_on_what_was_heard_oneself_is_kept():
     [KnFu(beta=1.0, stale_decay=0.5, distribution_momentum=0.5), KTpFL(temperature=1.0, rho=0.01)],
     ids=["relayed", "learned"],
 )
-def test_goes_on_from_its_state(strategy):
+def test_restored_peers_continue_exactly(strategy):
     def fusing() -> PeerFusing:
         return peers(strategy, "matching", relay=strategy.capabilities.stale_decay is not None)
 
@@ -211,7 +211,7 @@ def test_goes_on_from_its_state(strategy):
     }
 
 
-def test_knowledge_of_one_task_stays_among_those_who_are_at_it():
+def test_knowledge_of_a_task_stays_among_its_clients():
     fusing = FusingByTask(FedMD(), lambda task: ServerKnowledge(), peers=Mixing(Graph(N, "complete", 0)))
     task_of = {0: 0, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0}
     fusing.move(task_of)
@@ -224,7 +224,7 @@ def test_knowledge_of_one_task_stays_among_those_who_are_at_it():
     assert_allclose(fusing.of(3).mailbox.take(3).arrays["targets"], np.mean(z, axis=0), atol=1e-6)
 
 
-def test_guidance_that_is_no_targets_is_each_ones_own():
+def test_guidance_without_targets_is_personal():
     counts, answers = np.arange(C), np.eye(C, dtype=np.float32)
     sent = {
         client: Upload(1, {"label_logits": (client + 1) * answers, "label_counts": counts}, 10)
@@ -238,7 +238,7 @@ def test_guidance_that_is_no_targets_is_each_ones_own():
     assert fusing.report is None and fusing.links.heard.sum() == 2 * N
 
 
-def test_a_slip_of_a_strategy_is_told():
+def test_a_wrong_result_of_a_strategy_is_reported():
     class Wrong(FedMD):
         def fuse(self, knowledge, memory):
             return Guidance(np.full((2, C), np.nan, np.float32))

@@ -23,7 +23,7 @@ def server(digits_scenario):
     return TransferSetModels(plan, TransferSet.of(data, 0, data.classes), round=2)
 
 
-def test_training_is_adam_along_a_cosine(server, digits_scenario):
+def test_training_uses_adam_with_a_cosine_schedule(server, digits_scenario):
     architecture = server.architecture("mlp", {"hidden": [8]})
     start = server.initial_weights(architecture)
     x = torch.from_numpy(server._data.x)
@@ -47,7 +47,7 @@ def test_training_is_adam_along_a_cosine(server, digits_scenario):
         np.testing.assert_allclose(found[name], values, atol=1e-5)
 
 
-def test_a_server_that_diverges_says_what_helps(server):
+def test_a_diverged_server_model_is_refused_with_advice(server):
     architecture = server.architecture("mlp", {"hidden": [8]})
     start = server.initial_weights(architecture)
     targets = (np.full((len(server._data.x), 10), np.inf, dtype=np.float32),)
@@ -57,7 +57,7 @@ def test_a_server_that_diverges_says_what_helps(server):
         server.train(architecture, start, targets, logits_mse, epochs=1, batch_size=16, lr=0.01)
 
 
-def test_a_network_of_the_strategys_own_is_trained_on_what_it_hands_over(server, digits_scenario):
+def test_a_network_of_the_strategy_trains_on_its_batches(server, digits_scenario):
     rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(2))
     classes = torch.arange(10) % 4
     found, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)

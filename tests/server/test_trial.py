@@ -44,7 +44,7 @@ def write(digits_scenario, tmp_path):
     ],
     ids=lambda changes: changes["strategy"],
 )
-def test_it_is_what_the_first_round_sends(changes, write, tmp_path):
+def test_the_estimate_equals_the_bytes_of_the_first_round(changes, write, tmp_path):
     """Every client holds samples of every class, so that untrained clients have as much to say as others."""
     data = {
         "dataset": "digits",
@@ -58,14 +58,14 @@ def test_it_is_what_the_first_round_sends(changes, write, tmp_path):
     assert trial_exchange(plan, load_data(plan.scenario)) == (final["bytes_up"], final["bytes_down"])
 
 
-def test_nothing_is_filtered(write):
+def test_the_estimate_applies_no_filter(write):
     filters = [{"by": "confidence", "threshold": 0.9, "at": "upload"}, {"by": "agreement"}]
     plans = [load_plan(write(fusion={"strategy": "dsfl", "filters": given})) for given in ([], filters)]
     data = load_data(plans[0].scenario)
     assert trial_exchange(plans[1], data) == trial_exchange(plans[0], data)
 
 
-def test_one_client_of_several_alike_speaks_for_the_others(write):
+def test_one_of_several_equal_clients_represents_them(write):
     """Five of six send features of one width, so that the mean over all is not that of the two tried."""
     clients = [{"model": "mlp", "args": {"hidden": [12]}, "share": 5}, {"model": "lenet"}]
     plan = load_plan(write(fusion={"strategy": "fedmd"}, clients=clients))
@@ -75,7 +75,7 @@ def test_one_client_of_several_alike_speaks_for_the_others(write):
 
 
 @pytest.mark.parametrize(("strategy", "each"), [("fedet", 60 * 10 * 4), ("cfd", 8 + 60 * 10 * 3 // 8 + 8)])
-def test_a_model_of_the_servers_is_not_trained_for_it(strategy, each, write, monkeypatch):
+def test_the_estimate_trains_no_server_model(strategy, each, write, monkeypatch):
     monkeypatch.setattr(TransferSetModels, "train", None)
     fusion = {"strategy": strategy, "server_model": "mlp"} | ({"bits_down": 3} if strategy == "cfd" else {})
     plan = load_plan(write(fusion=fusion))

@@ -31,7 +31,7 @@ def check(path, capsys, *overrides: str) -> tuple[int, str, str]:
     return status, out, err
 
 
-def test_tells_tasks_sizes_head_and_learner(stream, capsys):
+def test_check_states_tasks_sizes_head_and_learner(stream, capsys):
     status, out, err = check(stream, capsys)
     assert (status, err) == (0, "")
     assert "digits-test, 10 rounds" in out
@@ -47,7 +47,7 @@ def test_tells_tasks_sizes_head_and_learner(stream, capsys):
     assert out.endswith("ok\n")
 
 
-def test_only_the_first_tasks_are_told_one_by_one(stream, capsys):
+def test_check_lists_only_the_first_tasks(stream, capsys):
     _, out, _ = check(
         stream, capsys, "continual.tasks.kind=permuted", "continual.tasks.count=7", "continual.head=class"
     )
@@ -57,14 +57,14 @@ def test_only_the_first_tasks_are_told_one_by_one(stream, capsys):
     assert "a client sees 10 of 10 classes" in out, "of the task's own classes, not of all outputs"
 
 
-def test_further_outputs_of_the_learner_are_counted(stream, capsys):
+def test_check_counts_additional_outputs_of_the_learner(stream, capsys):
     learner = ["continual.learner=supsup", "continual.objective=superfluous"]
     stream.write_text(stream.read_text().replace("strength = 10.0\n", ""))
     _, out, _ = check(stream, capsys, *learner, "continual.superfluous_units=3")
     assert "55,813 parameters" in out, "three units with 200 weights and a bias each"
 
 
-def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
+def test_check_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
     _, out, _ = check(stream, capsys)
     # 4 clients * 30 samples * 2 classes * 4 bytes.
     assert "about 960 B up, 960 B down in a round" in out
@@ -184,7 +184,7 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
         ),
     ],
 )
-def test_what_a_stream_cannot_do_is_one_line(stream, overrides, words, capsys):
+def test_impossible_streams_give_one_line(stream, overrides, words, capsys):
     stream.write_text(stream.read_text().replace("strength = 10.0\n", ""))
     status, out, err = check(stream, capsys, *overrides)
     assert status == 2 and "ok" not in out.splitlines()

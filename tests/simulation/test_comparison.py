@@ -49,7 +49,7 @@ def test_differences_are_paired_by_client(pair):
     assert (figure.better, figure.difference.seeds) == ((difference > 0).sum(), 4)
 
 
-def test_what_it_says(pair, capsys):
+def test_the_comparison_text_states_differences(pair, capsys):
     a, b = (str(result.folder) for result in pair)
     assert main(["compare", a, b]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -63,7 +63,7 @@ def test_what_it_says(pair, capsys):
     assert "paired by client" in html and "<td" in html
 
 
-def test_a_run_beside_itself(pair, capsys):
+def test_a_run_compared_with_itself_has_no_differences(pair, capsys):
     folder = str(pair[0].folder)
     main(["compare", folder, folder])
     out = capsys.readouterr().out
@@ -71,13 +71,13 @@ def test_a_run_beside_itself(pair, capsys):
     assert "+0.0 pt ± 0.0 0 of 4" in " ".join(out.split())
 
 
-def test_other_clients_are_not_called_the_same(pair, make_digits_scenario, tmp_path):
+def test_different_clients_are_not_paired(pair, make_digits_scenario, tmp_path):
     other = fedkd.run(make_digits_scenario(), out=tmp_path / "c", rounds=1, seed=8, progress=False)
     found = fedkd.compare(pair[0].folder, other.folder)
     assert not found.alike and "pairing says nothing" in list(found.lines())[-1]
 
 
-def test_streams_have_figures_of_their_own(make_digits_scenario, tmp_path):
+def test_streams_are_compared_by_continual_metrics(make_digits_scenario, tmp_path):
     tables = make_digits_scenario()
     del tables["rounds"]
     tables["data"] |= {"clients": 2, "partition": {"scheme": "iid", "samples_per_client": 40}}
@@ -96,7 +96,7 @@ def test_less_forgetting_is_better():
     assert _compared("accuracy_local", {0: 0.4}, {1: 0.2}).difference is None
 
 
-def test_what_cannot_be_compared(pair, tmp_path):
+def test_incomparable_runs_are_refused(pair, tmp_path):
     with pytest.raises(UserError, match=r"not a run folder: it has no scenario\.toml"):
         fedkd.compare(pair[0].folder, tmp_path)
     (tmp_path / "scenario.toml").write_text("rounds = 1\n")

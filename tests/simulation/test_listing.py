@@ -42,7 +42,7 @@ def folder(done, tmp_path):
     return tmp_path
 
 
-def test_each_with_its_status(folder, done):
+def test_runs_are_listed_with_their_status(folder, done):
     found = {entry.folder.name: entry for entry in fedkd.runs(folder)}
     assert {name: entry.status for name, entry in found.items()} == {
         "a-done": "done",
@@ -61,7 +61,7 @@ def test_each_with_its_status(folder, done):
         assert {e.status for e in fedkd.runs(folder) if e.folder.name == "b-stopped"} == {"running"}
 
 
-def test_a_table_of_them(folder, capsys):
+def test_runs_are_listed_as_a_table(folder, capsys):
     assert main(["runs", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
@@ -82,13 +82,13 @@ def test_a_table_of_them(folder, capsys):
     assert "<td" in fedkd.runs(folder)._repr_html_()
 
 
-def test_a_bench_and_a_run_themselves(folder, done):
+def test_a_bench_folder_and_a_run_folder_can_be_listed(folder, done):
     assert [entry.folder.name for entry in fedkd.runs(folder / "bench-x")] == ["cell-1", "cell-2"]
     (alone,) = fedkd.runs(done)
     assert alone.folder == done
 
 
-def test_nothing_there(tmp_path, capsys, monkeypatch):
+def test_an_empty_folder_lists_no_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["runs"]) == 2
     assert capsys.readouterr().err == "error: runs: no such folder\n"

@@ -26,14 +26,14 @@ def result(make_digits_scenario, tmp_path_factory):
 # Values of one's own ----------------------------------------------------------------------------------------
 
 
-def test_values_are_changed_and_their_neighbours_stay(digits_scenario):
+def test_overrides_change_only_their_values(digits_scenario):
     plan = plan_with(digits_scenario, {"rounds": 5, "fusion": {"beta": 2.5}, "data.transfer.size": 30})
     assert (plan.scenario.rounds, plan.strategy.beta, plan.scenario.data.transfer.size) == (5, 2.5, 30)
     assert plan.scenario.data.transfer.source == "holdout" and plan.scenario.training.lr == 0.01
     assert digits_scenario["rounds"] == 2, "what was given is left as it was"
 
 
-def test_a_resolved_scenario_gives_up_what_followed_from_the_value_before(digits_scenario):
+def test_overrides_drop_derived_values_of_a_resolved_scenario(digits_scenario):
     digits_scenario["fusion"]["beta"] = 3.0
     scenario = parse_plan(digits_scenario).scenario
     assert plan_with(scenario, {"seed": 9}).strategy.beta == 3.0
@@ -53,13 +53,13 @@ def test_a_resolved_scenario_gives_up_what_followed_from_the_value_before(digits
         ({"seed.x": 1}, "seed.x: seed is a single value"),
     ],
 )
-def test_what_is_wrong_with_them(changes, told, digits_scenario):
+def test_wrong_overrides_are_refused(changes, told, digits_scenario):
     with pytest.raises(UserError) as caught:
         fedkd.run(digits_scenario, **changes)
     assert told in str(caught.value)
 
 
-def test_run_shows_its_progress_unless_told_not_to(digits_scenario, tmp_path, capsys):
+def test_run_shows_progress_by_default(digits_scenario, tmp_path, capsys):
     fedkd.run(digits_scenario, out=tmp_path / "a", rounds=1)
     assert "round  1/1  local " in capsys.readouterr().out
     fedkd.resume(tmp_path / "a", rounds=2, progress=False)
@@ -69,7 +69,7 @@ def test_run_shows_its_progress_unless_told_not_to(digits_scenario, tmp_path, ca
 # Names ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_public_is_there_and_named():
+def test_public_names_exist_and_are_listed():
     assert dir(fedkd) == sorted(fedkd.__all__)
     assert all(getattr(fedkd, name) is not None for name in dir(fedkd))
     assert issubclass(fedkd.EngineLost, fedkd.RunFailed) and issubclass(fedkd.UserError, fedkd.FedkdError)
@@ -78,7 +78,7 @@ def test_what_is_public_is_there_and_named():
 # Data frames ------------------------------------------------------------------------------------------------
 
 
-def test_a_frame_of_pandas(result):
+def test_metrics_convert_to_a_pandas_frame(result):
     pandas = pytest.importorskip("pandas")
     frame = result.frame("pandas")
     assert list(frame.columns) == ["round", "client", "task", "split", "metric", "value"]
@@ -88,7 +88,7 @@ def test_a_frame_of_pandas(result):
     assert pandas.isna(frame.task).all()
 
 
-def test_a_frame_of_polars(result):
+def test_metrics_convert_to_a_polars_frame(result):
     polars = pytest.importorskip("polars")
     frame = result.frame("polars")
     assert frame.columns == ["round", "client", "task", "split", "metric", "value"]
@@ -103,7 +103,7 @@ def test_a_frame_of_polars(result):
         ({"pandas", "polars"}, "polars", "polars"),
     ],
 )
-def test_the_library_that_is_there_is_taken(there, asked, taken, monkeypatch):
+def test_the_installed_frame_library_is_used(there, asked, taken, monkeypatch):
     for name in ("pandas", "polars"):
         fake = types.SimpleNamespace(
             DataFrame=lambda columns, name=name, **_: (name, columns),
@@ -114,7 +114,7 @@ def test_the_library_that_is_there_is_taken(there, asked, taken, monkeypatch):
     assert frame_of({"a": [1, None], "b": ["x", "y"]}, asked) == (taken, {"a": [1, None], "b": ["x", "y"]})
 
 
-def test_without_either_library(result, monkeypatch):
+def test_a_frame_needs_pandas_or_polars(result, monkeypatch):
     monkeypatch.setattr("fedkd.simulation.results.find_spec", lambda name: None)
     with pytest.raises(UserError, match="neither pandas nor polars is installed; pip install pandas"):
         result.frame()
@@ -150,14 +150,14 @@ def test_html_is_escaped():
     assert '<td style="text-align:left">x</td><td style="text-align:right">1 &amp; 2</td>' in html
 
 
-def test_a_table_of_markdown():
+def test_a_result_converts_to_a_markdown_table():
     text = "# Bench\n\n| a \\| b | n |\n| --- | --: |\n| \\<i\\> | **1** |\n\nMeans.\n**Bold**: best."
     head, row = "<tr><th>a | b</th><th>n</th></tr>", "<tr><td>&lt;i&gt;</td><td><b>1</b></td></tr>"
     told = "<p>Means. <b>Bold</b>: best.</p>"
     assert from_markdown(text) == f"<h4>Bench</h4><table>{head}{row}</table>{told}"
 
 
-def test_the_display_of_a_notebook(result):
+def test_a_notebook_shows_a_live_display(result):
     now, shown = [0.0], []
     progress = NotebookProgress(shown.append, lambda: now[0])
     progress.message("loading")
@@ -177,7 +177,7 @@ def test_the_display_of_a_notebook(result):
     assert "━" not in shown[-1] and "traffic" in shown[-1]
 
 
-def test_a_notebook_is_known_by_its_kernel(monkeypatch):
+def test_a_notebook_is_recognised_by_its_kernel(monkeypatch):
     shown = []
     handle = types.SimpleNamespace(update=lambda html: shown.append(("update", html)))
 

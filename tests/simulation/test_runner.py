@@ -121,7 +121,7 @@ def finished(tmp_path_factory):
     return fedkd.run(folder / "scenario.toml", out=folder / "run")
 
 
-def test_the_folder_holds_what_is_promised(finished):
+def test_the_run_folder_has_all_documented_files(finished):
     names = {path.name for path in finished.folder.iterdir() if not path.name.startswith(".")}
     assert names - {"warnings.jsonl"} == {
         "scenario.toml",
@@ -142,7 +142,7 @@ def test_the_folder_holds_what_is_promised(finished):
     assert [sum(counts) for counts in told["tasks"][0]["train"]] == [80] * 4
 
 
-def test_metrics_have_exactly_these_keys_in_this_order(finished):
+def test_metrics_have_the_documented_keys_in_order(finished):
     lines = (finished.folder / "metrics.jsonl").read_text().splitlines()
     for line in lines:
         assert list(json.loads(line)) == ["round", "client", "task", "split", "metric", "value"]
@@ -229,7 +229,7 @@ def test_the_summary_keeps_its_schema(finished):
     assert {"fedkd", "python", "torch", "numpy", "flwr"} <= set(summary["versions"])
 
 
-def test_timings_tell_seconds_and_bytes_of_every_phase(finished):
+def test_timings_record_seconds_and_bytes_of_every_phase(finished):
     rows = read_timings(finished.folder)
     phases = [(row["round"], row["phase"]) for row in rows]
     assert phases == [
@@ -242,7 +242,7 @@ def test_timings_tell_seconds_and_bytes_of_every_phase(finished):
     assert sum(row.get("bytes_down", 0) for row in rows) == finished.summary["final"]["bytes_down"]
 
 
-def test_effectiveness_weights_are_kept_round_by_round(finished):
+def test_effectiveness_weights_are_recorded_every_round(finished):
     files = sorted((finished.folder / "fusion").iterdir())
     assert [file.name for file in files] == [f"round-0000{n}.npz" for n in (1, 2, 3)]
     for file in files:
@@ -267,7 +267,7 @@ def test_effectiveness_weights_are_kept_round_by_round(finished):
         {"fusion": {"strategy": "flwr:FedAvg"}, "clients_per_round": 1},
     ],
 )
-def test_it_runs_and_resumes(changes, scenario_with, tmp_path):
+def test_a_scenario_runs_and_resumes(changes, scenario_with, tmp_path):
     scenario = scenario_with(**changes)
     result = fedkd.run(scenario, out=tmp_path / "run")
     final = result.summary["final"]
@@ -283,13 +283,13 @@ def test_it_runs_and_resumes(changes, scenario_with, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "fedmd", "flwr:FedAvg"])
-def test_a_federation_of_one(strategy, digits_scenario, scenario_with, tmp_path):
+def test_a_federation_of_one_client_runs(strategy, digits_scenario, scenario_with, tmp_path):
     scenario = scenario_with(data=digits_scenario["data"] | {"clients": 1}, fusion={"strategy": strategy})
     result = fedkd.run(scenario, out=tmp_path / "run")
     assert {row["client"] for row in result.metrics()} == {0, None}
 
 
-def test_a_client_with_hardly_any_test_samples(digits_scenario, scenario_with, tmp_path):
+def test_a_client_with_few_test_samples_runs(digits_scenario, scenario_with, tmp_path):
     partition = {"scheme": "iid", "samples_per_client": 10, "min_samples": 2}
     data = digits_scenario["data"] | {"partition": partition, "test_fraction": 0.01}
     result = fedkd.run(scenario_with(data=data), out=tmp_path / "run")
@@ -304,7 +304,7 @@ def test_a_client_with_hardly_any_test_samples(digits_scenario, scenario_with, t
 # Where it goes ----------------------------------------------------------------------------------------
 
 
-def test_runs_are_numbered_where_no_folder_is_named(scenario_with, tmp_path, monkeypatch):
+def test_runs_are_numbered_without_a_named_folder(scenario_with, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scenario = scenario_with(rounds=1, fusion={"strategy": "local"})
     folders = [fedkd.run(scenario).folder for _ in range(3)]
@@ -312,7 +312,7 @@ def test_runs_are_numbered_where_no_folder_is_named(scenario_with, tmp_path, mon
     assert folders == [tmp_path / "runs" / name for name in names]
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_to_mend(scenario_with, tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_user_error(scenario_with, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write to .*file/run: Not a directory") as caught:
         fedkd.run(scenario_with(), out=tmp_path / "file" / "run")
@@ -329,7 +329,7 @@ def test_a_scenario_that_cannot_start_leaves_no_folder(digits_scenario, scenario
 # Who is told ------------------------------------------------------------------------------------------
 
 
-def test_observers_are_told_in_order(scenario_with, tmp_path):
+def test_observers_are_called_in_order(scenario_with, tmp_path):
     diary = Diary()
     fedkd.run(scenario_with(), out=tmp_path / "run", observers=[diary])
 
@@ -344,7 +344,7 @@ def test_observers_are_told_in_order(scenario_with, tmp_path):
     assert diary.events == [("started", 0), *one(1), *one(2), ("finished", tmp_path / "run"), ("closed",)]
 
 
-def test_a_round_is_reported_with_the_means_that_are_recorded(scenario_with, tmp_path):
+def test_a_round_is_reported_with_its_recorded_means(scenario_with, tmp_path):
     diary = Diary()
     result = fedkd.run(scenario_with(evaluate_every=2), out=tmp_path / "run", observers=[diary])
     first, second = diary.reports
@@ -362,7 +362,7 @@ def test_a_round_is_reported_with_the_means_that_are_recorded(scenario_with, tmp
     assert first.bytes_up + second.bytes_up == result.summary["final"]["bytes_up"]
 
 
-def test_an_observer_that_fails_is_dropped_and_the_run_goes_on(scenario_with, tmp_path):
+def test_a_failed_observer_is_dropped_and_the_run_continues(scenario_with, tmp_path):
     class Broken(RunObserver):
         def phase(self, round, phase, done, total):
             raise ValueError("I cannot watch this")
@@ -373,7 +373,7 @@ def test_an_observer_that_fails_is_dropped_and_the_run_goes_on(scenario_with, tm
     assert ("round", 2) in diary.events
 
 
-def test_a_resumed_run_says_so_before_anything_else(scenario_with, tmp_path):
+def test_a_resumed_run_announces_itself_first(scenario_with, tmp_path):
     fedkd.run(scenario_with(), out=tmp_path / "run")
     diary = Diary()
     fedkd.resume(tmp_path / "run", observers=[diary])
@@ -389,7 +389,7 @@ def test_wandb_offline_keeps_its_files_in_the_folder(scenario_with, tmp_path):
     assert files[0].stat().st_size > 0
 
 
-def test_wandb_that_is_broken_does_not_matter(scenario_with, tmp_path, monkeypatch):
+def test_a_broken_wandb_does_not_stop_the_run(scenario_with, tmp_path, monkeypatch):
     class Lines(RunObserver):
         def __init__(self) -> None:
             self.lines: list[str] = []
@@ -408,7 +408,7 @@ def test_wandb_that_is_broken_does_not_matter(scenario_with, tmp_path, monkeypat
 # What it is given -------------------------------------------------------------------------------------
 
 
-def test_the_tables_of_a_file_do_as_well(digits_scenario, digits_toml, tmp_path):
+def test_run_accepts_tables_instead_of_a_file(digits_scenario, digits_toml, tmp_path):
     of_file = fedkd.run(digits_toml, out=tmp_path / "file")
     of_tables = fedkd.run(digits_scenario, out=tmp_path / "tables")
     for name in ("metrics.jsonl", "scenario.toml"):
@@ -430,7 +430,7 @@ def test_the_tables_of_a_file_do_as_well(digits_scenario, digits_toml, tmp_path)
         (fedkd.bench, {}, "must be the path of a bench file, got a dict"),
     ],
 )
-def test_anything_else_is_one_error_that_fedkd_exports(verb, given, told, tmp_path, monkeypatch):
+def test_other_arguments_raise_the_exported_error(verb, given, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(fedkd.UserError, match=told):
         verb(given)
@@ -457,7 +457,7 @@ def test_a_client_that_raises_is_named_with_its_round(scenario_with, tmp_path):
 
 
 @pytest.mark.alone
-def test_an_actor_that_dies_is_named_by_its_client_and_the_way_on(scenario_with, tmp_path, ray_session):
+def test_a_dead_actor_is_reported_with_client_and_resume_command(scenario_with, tmp_path, ray_session):
     scenario = scenario_with(clients=fragile("exit"), engine={"kind": "ray", "actors": 1, "restarts": 0})
     out = tmp_path / "run"
     with pytest.raises(RunFailed) as caught:
@@ -474,7 +474,7 @@ def test_a_loss_that_is_not_finite_names_the_client(scenario_with, tmp_path):
         fedkd.run(scenario, out=tmp_path / "run")
 
 
-def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, monkeypatch):
+def test_a_resumed_run_clears_its_earlier_error(scenario_with, tmp_path, monkeypatch):
     scenario = scenario_with()
     unbroken = fedkd.run(scenario, out=tmp_path / "unbroken")
     from fedkd.clients.client import Client
@@ -498,7 +498,7 @@ def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, mo
     ).read_bytes()
 
 
-def test_a_mistake_that_only_a_client_can_see_is_still_the_users(scenario_with, tmp_path, monkeypatch):
+def test_a_user_error_found_by_a_client_stays_a_user_error(scenario_with, tmp_path, monkeypatch):
     from fedkd.clients.client import Client
 
     def refuse(self, *args, **kwargs):
@@ -511,7 +511,7 @@ def test_a_mistake_that_only_a_client_can_see_is_still_the_users(scenario_with, 
     assert caught.value.exit_status == 2
 
 
-def test_a_disk_that_is_full_is_told_with_the_folder(scenario_with, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_folder(scenario_with, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 

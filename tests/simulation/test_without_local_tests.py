@@ -47,7 +47,7 @@ def test_all_samples_of_a_client_are_trained_on(tables):
 
 
 @pytest.mark.parametrize("model", ["mlp", "random-forest"])
-def test_a_run_measures_what_there_is(model, tables, tmp_path):
+def test_a_run_without_local_tests_measures_global_accuracy(model, tables, tmp_path):
     tables |= {"clients": [{"model": model}], "training": {} if model != "mlp" else tables["training"]}
     live = LiveProgress()
     folder = fedkd.run(parse_scenario(tables), out=tmp_path / "run", observers=[live]).folder
@@ -61,7 +61,7 @@ def test_a_run_measures_what_there_is(model, tables, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["knfu", "flwr:FedAvg"])
-def test_streams_too(strategy, streamed, tmp_path):
+def test_a_stream_runs_without_local_tests(strategy, streamed, tmp_path):
     streamed["fusion"] = {"strategy": strategy}
     folder = fedkd.run(parse_scenario(streamed), out=tmp_path / "run").folder
     assert "local" not in {row["split"] for row in read_metrics(folder)}
@@ -70,7 +70,7 @@ def test_streams_too(strategy, streamed, tmp_path):
     assert continual["average_accuracy"]["mean"] > 0.2
 
 
-def test_resumed_runs_are_the_same(streamed, tmp_path):
+def test_a_resumed_run_without_local_tests_is_the_same(streamed, tmp_path):
     scenario = parse_scenario(streamed)
     unbroken = fedkd.run(scenario, out=tmp_path / "unbroken").folder
     with pytest.raises(Interrupted):
@@ -80,7 +80,7 @@ def test_resumed_runs_are_the_same(streamed, tmp_path):
         assert (unbroken / file).read_bytes() == (tmp_path / "broken" / file).read_bytes()
 
 
-def test_benches_say_what_was_not_recorded(tables, tmp_path):
+def test_benches_name_unrecorded_metrics(tables, tmp_path):
     (tmp_path / "base.toml").write_text(tomli_w.dumps(tables))
     variants = {name: {"fusion.strategy": name} for name in ("knfu", "local")}
     plan = {"seeds": [1, 2], "parallel": False, "variants": {"strategy": variants}}

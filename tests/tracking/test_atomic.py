@@ -8,7 +8,7 @@ import pytest
 from fedkd.storage.atomic import write_json_atomically, write_text_atomically
 
 
-def test_text_is_replaced_and_no_temporary_file_stays(tmp_path):
+def test_a_replacement_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "note.txt"
     write_text_atomically(path, "old")
     write_text_atomically(path, "new ±\n")
@@ -40,14 +40,14 @@ def test_the_content_is_synced_before_the_rename(tmp_path, monkeypatch):
     assert calls[:2] == ["fsync", "replace"]
 
 
-def test_the_file_is_as_readable_as_any_other(tmp_path):
+def test_the_file_has_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_text("")
     write_text_atomically(tmp_path / "atomic", "")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
     assert len(modes) == 1
 
 
-def test_json_refuses_what_json_cannot_say(tmp_path):
+def test_json_refuses_unsupported_values(tmp_path):
     with pytest.raises(ValueError):
         write_json_atomically(tmp_path / "a.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []

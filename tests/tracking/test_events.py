@@ -89,7 +89,7 @@ def test_ctrl_c_inside_an_observer_stops_the_run():
         _tell_everything(Observers([Broken(KeyboardInterrupt())]))
 
 
-def test_leaving_the_context_closes_even_when_the_run_raises():
+def test_the_context_closes_observers_after_an_exception():
     memory = Memory()
     with pytest.raises(RuntimeError), Observers([memory]):
         raise RuntimeError

@@ -1,4 +1,4 @@
-"""What killed processes leave is removed by the next one that holds the lock, and nothing else is."""
+"""The next lock holder removes files of killed processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEFT = (
 KEPT = ("fusion/round-00001.npz", "notes.tmp", ".mine", "checkpoints/round-00002/manifest.json")
 
 
-def test_the_holder_of_a_run_folder_removes_what_was_not_finished(tmp_path):
+def test_the_lock_holder_removes_unfinished_files(tmp_path):
     for name in (*LEFT, *KEPT):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -33,7 +33,7 @@ def test_the_holder_of_a_run_folder_removes_what_was_not_finished(tmp_path):
     assert all((tmp_path / name).exists() for name in KEPT)
 
 
-def test_a_node_removes_the_model_that_it_had_not_finished_writing(tmp_path):
+def test_a_node_removes_its_unfinished_model_file(tmp_path):
     state = NodeState(tmp_path, 1, 0, "f")
     with state.held():
         state.keep("train 1", {"weights": np.ones(3)})
@@ -44,7 +44,7 @@ def test_a_node_removes_the_model_that_it_had_not_finished_writing(tmp_path):
     assert now.exists()
 
 
-def test_only_the_files_of_one_name_are_removed_where_there_is_no_lock(tmp_path):
+def test_without_a_lock_only_files_of_one_name_are_removed(tmp_path):
     for name in (".page.html.4711.tmp", ".other.html.4711.tmp"):
         (tmp_path / name).touch()
     sweep(tmp_path, "page.html")
@@ -60,7 +60,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_temporary_folders_of_killed_processes_are_removed_and_held_ones_are_not(tmp_path, monkeypatch):
+def test_only_temporary_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "fedkd-test-strange").touch()
     held = TemporaryFolder("fedkd-test-")

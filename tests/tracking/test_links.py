@@ -13,7 +13,7 @@ HEARD = np.array([[False, True, False], [False, False, False], [True, True, Fals
 SIZES = np.array([[0, 5, 0], [0, 0, 0], [7, 2**40, 0]])
 
 
-def test_comes_back_as_it_was(tmp_path):
+def test_link_traffic_reads_back_as_written(tmp_path):
     write_links(tmp_path, 12, [2, 5, 6], HEARD, SIZES)
     found = read_links(tmp_path, 12)
     assert (found.round, found.clients) == (12, (2, 5, 6)) and rounds_with_tables(
@@ -34,7 +34,7 @@ def test_comes_back_as_it_was(tmp_path):
         {"clients": np.array([], dtype=np.int64)},
     ],
 )
-def test_what_is_none_is_nothing(changes, tmp_path):
+def test_malformed_link_files_are_ignored(changes, tmp_path):
     arrays = {
         "clients": np.array([2, 5, 6]),
         "receiver": np.array([2, 6, 6]),

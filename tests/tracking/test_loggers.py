@@ -72,7 +72,7 @@ def play(notes: Notes, folder: Path, *, rounds=(1, 2), resumed_from: int = 0, **
     return told
 
 
-def test_a_logger_works_in_a_thread_of_its_own(tmp_path):
+def test_a_logger_works_in_its_own_thread(tmp_path):
     notes = Notes()
     assert play(notes, tmp_path) == []
     assert [(found.round, found.values["local/accuracy"]) for found in notes.figures] == [(1, 0.25), (2, 0.5)]
@@ -82,7 +82,7 @@ def test_a_logger_works_in_a_thread_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["open", "log", "close"])
-def test_the_first_failure_is_told_and_the_run_goes_on(failing, tmp_path):
+def test_the_first_failure_is_reported_and_the_run_continues(failing, tmp_path):
     notes = Notes(failing)
     assert play(notes, tmp_path) == [
         f"notes is switched off, the run goes on: ConnectionError: {failing} is broken"
@@ -90,14 +90,14 @@ def test_the_first_failure_is_told_and_the_run_goes_on(failing, tmp_path):
     assert notes.endings == []
 
 
-def test_a_logger_that_hangs_holds_nobody_up(tmp_path):
+def test_a_hanging_logger_does_not_block_the_run(tmp_path):
     notes = Notes(holding="log")
     told = play(notes, tmp_path, patience=0.2)
     notes.go_on.set()
     assert told == ["notes is still writing after 0.2 s, and is left alone"]
 
 
-def test_rounds_that_nobody_can_keep_up_with_are_left_out(tmp_path, monkeypatch):
+def test_a_slow_logger_drops_rounds(tmp_path, monkeypatch):
     monkeypatch.setattr("fedkd.tracking.loggers.background.MOST_WAITING", 2)
     notes, told = Notes(holding="open"), list[str]()
     with BackgroundLogger("notes", notes, 0, told.append) as logger:
@@ -109,7 +109,7 @@ def test_rounds_that_nobody_can_keep_up_with_are_left_out(tmp_path, monkeypatch)
     assert told == [f"notes was too slow: {8 - len(notes.figures)} rounds are left out of it"]
 
 
-def test_rounds_that_are_repeated_are_logged_once(tmp_path):
+def test_repeated_rounds_are_logged_once(tmp_path):
     notes = Notes()
     with BackgroundLogger("notes", notes, 0) as logger:
         logger.run_started(scenario_of(), tmp_path, 0)
@@ -124,7 +124,7 @@ def test_rounds_that_are_repeated_are_logged_once(tmp_path):
 @pytest.mark.parametrize(
     ("error", "status"), [(Interrupted("stopped"), "interrupted"), (ValueError("no"), "failed")]
 )
-def test_how_a_run_ended_is_passed_on(error, status, tmp_path):
+def test_loggers_receive_the_final_status(error, status, tmp_path):
     notes = Notes()
     with pytest.raises(type(error)), BackgroundLogger("notes", notes, 0) as logger:
         logger.run_started(scenario_of(), tmp_path, 1)
@@ -135,7 +135,7 @@ def test_how_a_run_ended_is_passed_on(error, status, tmp_path):
 # Figures ----------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_of_the_first_the_last_and_every_so_many_rounds(tmp_path):
+def test_pictures_cover_first_last_and_periodic_rounds(tmp_path):
     maker = FigureMaker(scenario_of(rounds=7), tmp_path, 0, 3)
     weights = np.array([[0.75, 0.25], [0.5, 0.5]])
     pictured = []
@@ -150,7 +150,7 @@ def test_pictures_are_of_the_first_the_last_and_every_so_many_rounds(tmp_path):
     assert FigureMaker(scenario_of(), tmp_path, 0, 0).figures(RoundReport(1, 2), (0, 0)).heat_maps == {}
 
 
-def test_histograms_are_of_the_rounds_own_rows(tmp_path):
+def test_histograms_use_the_rows_of_their_round(tmp_path):
     spans, start = [], 0
     with Recorder(tmp_path) as recorder:
         for round in (1, 2):
@@ -172,7 +172,7 @@ GIVEN = [[1.0, 0.5, None], [0.75, 0.875, 0.25], [0.625, 0.5, 1.0]]
 """Accuracy on each task after each, the task given."""
 
 
-def test_of_a_stream_there_are_figures_by_round_and_by_task(tmp_path):
+def test_streams_are_logged_by_round_and_by_task(tmp_path):
     continual = {"tasks": {"count": 3}, "head": "task", "rounds_per_task": 2}
     maker = FigureMaker(scenario_of(rounds=6, continual=continual, data={"clients": 3}), tmp_path, 0, 10)
     (tmp_path / METRICS).touch()
@@ -200,7 +200,7 @@ def test_of_a_stream_there_are_figures_by_round_and_by_task(tmp_path):
     assert np.isnan(square[2]).all() and np.isnan(square[0, 2]) and square[1].tolist() == [0.75, 0.875, 0.25]
 
 
-def test_a_heat_map_is_dark_at_0_light_at_1_and_grey_where_nothing_is():
+def test_a_heat_map_is_dark_at_0_light_at_1_and_grey_at_nan():
     picture = heat_map(np.array([[0.0, 1.0], [np.nan, 7.0]]))
     assert picture.shape == (480, 480, 3) and picture.dtype == np.uint8
     dark, light = picture[0, 0].astype(int), picture[0, -1].astype(int)
@@ -221,7 +221,7 @@ def tracking(**loggers) -> Scenario:
     return scenario_of(tracking=loggers)
 
 
-def test_every_table_of_tracking_is_a_logger_and_has_its_class():
+def test_every_tracking_table_has_a_logger_class():
     from fedkd.scenario.tracking import Tracking
 
     assert set(LOGGERS) == set(Tracking.model_fields)
@@ -233,7 +233,7 @@ def test_every_table_of_tracking_is_a_logger_and_has_its_class():
     assert list(wanted_loggers(tracking(wandb={"mode": "disabled"}))) == []
 
 
-def test_runs_of_a_bench_are_grouped_unless_they_say_where_they_belong():
+def test_runs_of_a_bench_are_grouped_by_default():
     grouped = tracking(wandb={}, mlflow={"experiment": "mine"}).tracking.grouped("my-bench")
     assert grouped.wandb is not None and grouped.mlflow is not None and grouped.tensorboard is None
     assert (grouped.wandb.group, grouped.mlflow.experiment) == ("my-bench", "mine")
@@ -246,7 +246,7 @@ def absent(monkeypatch):
     monkeypatch.setitem(LOGGERS, "tensorboard", gone)
 
 
-def test_a_logger_that_is_not_installed_is_refused_before_anything_runs(
+def test_a_missing_logger_package_is_refused_before_a_run(
     absent, digits_toml, digits_scenario, tmp_path, capsys
 ):
     digits_toml.write_text(digits_toml.read_text() + "\n[tracking.tensorboard]\n")
@@ -260,14 +260,14 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_runs(
         list(check(resolve(Scenario.model_validate(digits_scenario | {"tracking": {"tensorboard": {}}}))))
 
 
-def test_loggers_are_listed_with_what_brings_them(absent):
+def test_loggers_are_listed_with_their_extra(absent):
     text = "\n".join(loggers())
     assert "not installed; in a clone of fedkd: pip install '.[tensorboard]'" in text
     assert all(name in text for name in LOGGERS)
     assert 'mode = "offline"' in text and "pictures_every = 10" in text
 
 
-def test_what_is_logged_changes_nothing_of_a_run(digits_scenario, tmp_path):
+def test_logging_changes_nothing_of_a_run(digits_scenario, tmp_path):
     pytest.importorskip("tensorboard")
     tables = digits_scenario | {"fusion": {"strategy": "fedmd"}}
     plain = fedkd.run(tables, out=tmp_path / "plain", progress=False)

@@ -11,7 +11,7 @@ from fedkd.tracking.neighbours import read_neighbours, write_neighbours
 W = np.array([[0.5, 0.2, 0.3], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]])
 
 
-def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
+def test_files_read_back_and_repeat_byte_for_byte(tmp_path):
     write_neighbours(tmp_path, 3, (1, 4, 7), W, distances=W * 2)
     file = tmp_path / "fusion" / "round-00003.npz"
     first = file.read_bytes()
@@ -24,7 +24,7 @@ def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
     assert rounds_with_tables(tmp_path / "fusion", "round") == [3]
 
 
-def test_of_many_clients_the_greatest_weights_are_kept(tmp_path, monkeypatch):
+def test_the_greatest_weights_of_many_clients_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "MOST_WHOLE", 2)
     monkeypatch.setattr(neighbours, "KEPT", 2)
     write_neighbours(tmp_path, 100_000, (1, 4, 7), W, left_out=W / 2)
@@ -36,7 +36,7 @@ def test_of_many_clients_the_greatest_weights_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01."])
-def test_what_is_no_table_is_not_read(tmp_path, content):
+def test_other_content_is_not_read_as_a_table(tmp_path, content):
     (tmp_path / "fusion").mkdir()
     (tmp_path / "fusion" / "round-00001.npz").write_bytes(content)
     (tmp_path / "fusion" / "round-x.npz").write_bytes(content)

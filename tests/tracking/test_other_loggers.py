@@ -45,7 +45,7 @@ def play(scenario: Scenario, folder: Path, rounds: range, *, finish: bool) -> No
     assert told == []
 
 
-def test_tensorboard_reads_what_was_logged_also_after_a_resume(tmp_path):
+def test_tensorboard_reads_the_log_after_a_resume(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -66,7 +66,7 @@ def test_tensorboard_reads_what_was_logged_also_after_a_resume(tmp_path):
     assert "rounds_per_task = 2" in str(found.Tensors("scenario/text_summary")[0].tensor_proto)
 
 
-def test_tensorboard_may_have_the_runs_of_many_side_by_side(tmp_path):
+def test_tensorboard_shows_several_runs(tmp_path):
     pytest.importorskip("tensorboard")
     folder = tmp_path / "runs" / "cell-1"
     folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_tensorboard_may_have_the_runs_of_many_side_by_side(tmp_path):
     assert len(list((tmp_path / "board" / "cell-1").glob("events.*"))) == 1
 
 
-def test_mlflow_reads_what_was_logged_also_after_a_resume(tmp_path, monkeypatch):
+def test_mlflow_reads_the_log_after_a_resume(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 

@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def test_the_slowest_client_and_the_time_left_of_a_phase():
+def test_a_phase_reports_its_slowest_client_and_time_left():
     clock = Clock()
     watch = PhaseWatch(clock)
     assert watch.parts(with_left=True) == []
@@ -35,7 +35,7 @@ def test_the_slowest_client_and_the_time_left_of_a_phase():
     assert watch.parts(with_left=True) == ["fuse"]
 
 
-def test_plain_lines_come_sparingly_within_a_long_round():
+def test_a_long_round_has_few_plain_lines():
     clock, stream = Clock(), io.StringIO()
     progress = PlainProgress(stream, clock)
     progress._rounds = 12
@@ -53,7 +53,7 @@ def test_plain_lines_come_sparingly_within_a_long_round():
     assert len(stream.getvalue().splitlines()) == 4, "a round's line begins the wait anew"
 
 
-def test_a_short_round_has_its_line_alone():
+def test_a_short_round_has_one_line():
     stream = io.StringIO()
     progress = PlainProgress(stream)
     progress._schedule, progress._rounds = None, Scenario(rounds=3).rounds

@@ -96,7 +96,7 @@ def test_plain_lines_are_aligned_and_exact():
     )
 
 
-def test_a_gain_of_fewer_clients_than_the_accuracies_says_of_how_many():
+def test_a_gain_over_fewer_clients_states_their_number():
     few = {"fusion_gain": -0.35, "metrics": {"train/guided_clients": 4.0}}
     told = []
     for width, terminal in ((80, False), (80, True)):
@@ -111,12 +111,12 @@ def test_a_gain_of_fewer_clients_than_the_accuracies_says_of_how_many():
     assert "-35.0 pt (4)" in told[1] and "…" not in told[1]
 
 
-def test_quiet_prints_nothing(capfd):
+def test_quiet_mode_prints_nothing(capfd):
     _play(make_progress(True))
     assert capfd.readouterr() == ("", "")
 
 
-def test_standard_output_that_is_no_terminal_gets_plain_lines_without_rich():
+def test_redirected_output_has_plain_lines_without_rich():
     script = (
         "import sys\n"
         "from fedkd.tracking.progress import make_progress\n"
@@ -127,7 +127,7 @@ def test_standard_output_that_is_no_terminal_gets_plain_lines_without_rich():
     assert (done.stdout, done.stderr) == ("hello\n", "")
 
 
-def test_a_terminal_gets_the_live_table_which_stays():
+def test_a_terminal_shows_a_live_table_that_stays():
     out = io.StringIO()
     progress = make_progress(False, _console(out, terminal=True))
     assert isinstance(progress, LiveProgress)
@@ -143,7 +143,7 @@ def test_a_terminal_gets_the_live_table_which_stays():
     assert " ".join(row.split()) == "12/12 87.1 % 51.6 → 71.3 % +1.2 pt 2.0 MB 2.0 MB 1.2"
 
 
-def test_a_wide_terminal_has_room_for_the_neighbours():
+def test_a_wide_terminal_shows_the_neighbours():
     out = io.StringIO()
     progress = LiveProgress(_console(io.StringIO(), terminal=True, width=94))
     progress.run_started(SCENARIO, FOLDER, 0)
@@ -175,7 +175,7 @@ def test_the_bar_shows_phase_and_time_left():
     assert "round 2/12 · train 7/10 clients · 11 min 00 s left" in out.getvalue()
 
 
-def test_the_bar_names_the_round_that_is_saved_and_goes_when_the_run_is_interrupted():
+def test_the_bar_names_the_saved_round_and_ends_on_interrupt():
     out = io.StringIO()
     progress = LiveProgress(_console(io.StringIO(), terminal=True))
     progress.run_started(SCENARIO, FOLDER, 0)
@@ -189,7 +189,7 @@ def test_the_bar_names_the_round_that_is_saved_and_goes_when_the_run_is_interrup
     assert "1/12" in out.getvalue() and "save" not in out.getvalue() and "left" not in out.getvalue()
 
 
-def test_plain_lines_stop_when_the_reader_leaves():
+def test_plain_lines_stop_after_the_pipe_closes():
     class Pipe(io.StringIO):
         def flush(self):
             if self.getvalue().count("\n") > 1:

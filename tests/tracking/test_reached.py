@@ -29,7 +29,7 @@ ROWS = [
 ]
 
 
-def test_it_is_the_end_of_the_first_round_that_was_found_so_good():
+def test_the_target_time_is_the_end_of_the_first_sufficient_round():
     found = times_to_accuracy(ROWS, [40, 41, 70, 80])
     assert found == {
         "seconds_to_40_local": None,
@@ -43,7 +43,7 @@ def test_it_is_the_end_of_the_first_round_that_was_found_so_good():
     }
 
 
-def test_closing_lines_say_it():
+def test_closing_lines_state_the_time_to_the_target():
     final = {"virtual_seconds": 75.0, "seconds_to_40_global": 2.5, "seconds_to_80_global": None}
     lines = closing_lines(RunReport(Path("run"), {"final": final}))
     assert "simulated time   1 min 15 s" in lines

@@ -10,7 +10,7 @@ from fedkd.storage.atomic import write_json_atomically
 from fedkd.tracking.recorder import Recorder, read_metrics, read_timings
 
 
-def test_a_metric_line_is_exactly_the_contract(tmp_path):
+def test_a_metric_line_has_the_documented_format(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.metric("accuracy", 0.871, round=3, client=4, split="local")
         recorder.metric("accuracy", 0.5, round=3, split="global", task=2)
@@ -35,7 +35,7 @@ def test_a_metric_line_is_exactly_the_contract(tmp_path):
         (None, "null"),
     ],
 )
-def test_values_are_exact_and_always_json(tmp_path, value, text):
+def test_values_are_exact_and_valid_json(tmp_path, value, text):
     with Recorder(tmp_path) as recorder:
         recorder.metric("loss", value, round=np.int64(1), client=np.int64(0), split="train")
     assert (tmp_path / "metrics.jsonl").read_text() == (
@@ -107,7 +107,7 @@ def test_a_fresh_recorder_starts_empty(tmp_path):
     assert len(read_metrics(tmp_path / "new" / "folder")) == 3
 
 
-def test_reading_skips_only_a_half_written_last_line(tmp_path):
+def test_readers_skip_only_a_half_written_last_line(tmp_path):
     with Recorder(tmp_path) as recorder:
         _record_round(recorder, 1)
     path = tmp_path / "metrics.jsonl"
@@ -123,7 +123,7 @@ def test_reading_skips_only_a_half_written_last_line(tmp_path):
         read_metrics(tmp_path)
 
 
-def test_reading_no_run_folder_is_the_users_error(tmp_path):
+def test_a_missing_run_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="is this a run folder"):
         read_metrics(tmp_path / "nowhere")
 
@@ -140,7 +140,7 @@ def test_summary_is_readable_json(tmp_path):
     }
 
 
-def test_what_a_resumed_run_keeps_is_what_it_was_to_the_bit(tmp_path):
+def test_a_resumed_run_keeps_records_to_the_bit(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.metric("accuracy", 0.5, round=1, split="local")
         recorder.flush()

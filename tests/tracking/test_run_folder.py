@@ -1,4 +1,4 @@
-"""Whose a run folder is: one run's at a time, and nobody's leavings lie in it."""
+"""A run folder belongs to one run at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.run_folder import check_beginning, locked, new_run_folder, plan_of_run, write_plan
 
 
-def test_of_two_runs_at_once_one_gives_way(digits_toml, tmp_path):
+def test_the_second_run_in_a_folder_is_refused(digits_toml, tmp_path):
     """Whoever comes second, before the first has written anything or after it is done, touches nothing."""
     out = tmp_path / "out"
     runs = []
@@ -41,7 +41,7 @@ def test_of_two_runs_at_once_one_gives_way(digits_toml, tmp_path):
     assert (out / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
 
 
-def test_a_folder_without_a_name_of_its_own_is_nobody_elses(digits_toml, tmp_path, monkeypatch):
+def test_unnamed_runs_get_separate_folders(digits_toml, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scenario = load_scenario(digits_toml)
     with new_run_folder(scenario) as one, new_run_folder(scenario) as other:
@@ -49,7 +49,7 @@ def test_a_folder_without_a_name_of_its_own_is_nobody_elses(digits_toml, tmp_pat
     assert not one.exists() and not other.exists(), "nothing was written into them"
 
 
-def test_a_run_that_cannot_start_leaves_no_folder_and_what_was_there(digits_toml, tmp_path):
+def test_a_run_that_cannot_start_keeps_existing_files_only(digits_toml, tmp_path):
     broken = load_scenario(digits_toml, ["data.dataset=npz", f'data.args={{path="{tmp_path}/nothing.npz"}}'])
     with pytest.raises(UserError):
         fedkd.run(broken, out=tmp_path / "out")
@@ -61,14 +61,14 @@ def test_a_run_that_cannot_start_leaves_no_folder_and_what_was_there(digits_toml
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_what_a_killed_process_was_writing_goes_away(digits_toml, tmp_path):
+def test_half_written_files_of_a_killed_process_go_away(digits_toml, tmp_path):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     (folder / ".scenario.toml.4711.tmp").write_text("half")
     fedkd.resume(folder)
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_a_place_where_nobody_can_write_is_one_line(digits_toml, tmp_path, capsys):
+def test_an_unwritable_place_gives_one_line(digits_toml, tmp_path, capsys):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == 2
@@ -78,7 +78,7 @@ def test_a_place_where_nobody_can_write_is_one_line(digits_toml, tmp_path, capsy
         assert "a folder has a name without NULs, got ''" in capsys.readouterr().err
 
 
-def test_it_is_said_before_any_data_are_loaded(digits_toml, tmp_path, monkeypatch):
+def test_an_unwritable_place_is_reported_before_data_loads(digits_toml, tmp_path, monkeypatch):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     monkeypatch.setattr("fedkd.data.load_data", lambda *arguments, **options: pytest.fail("loaded"))
     with pytest.raises(UserError, match="holds a run already"):
@@ -92,7 +92,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_takes_nothing_is_not_gone_on_with(digits_toml, tmp_path, monkeypatch, capsys):
+def test_a_run_in_a_read_only_folder_cannot_resume(digits_toml, tmp_path, monkeypatch, capsys):
     """Also where the lock and what the last run has left may still be opened."""
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     (folder / "error.txt").write_text("of a run before")
@@ -107,7 +107,7 @@ def test_a_folder_that_takes_nothing_is_not_gone_on_with(digits_toml, tmp_path, 
     assert everything_in(folder) == before
 
 
-def test_a_scenario_that_was_changed_before_anything_was_saved_is_told_of(digits_toml, tmp_path):
+def test_a_changed_scenario_is_reported_before_the_first_checkpoint(digits_toml, tmp_path):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     shutil.rmtree(folder / "checkpoints")
     text = (folder / "scenario.toml").read_text()
@@ -127,7 +127,7 @@ def test_a_scenario_that_was_changed_before_anything_was_saved_is_told_of(digits
         (20_000, 3, "File too large; no round is saved yet; make room, then go on with: fedkd resume "),
     ],
 )
-def test_a_full_disk_is_one_line_with_what_is_kept_and_the_way_on(
+def test_a_full_disk_gives_one_line_with_the_resume_command(
     size, status, told, digits_toml, tmp_path, capsys
 ):
     out = tmp_path / "out"
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_with_what_is_kept_and_the_way_on(
         assert main(["resume", str(out), "--quiet"]) == 0
 
 
-def test_a_disk_that_fills_up_leaves_the_rounds_that_are_saved(digits_toml, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_keeps_the_saved_rounds(digits_toml, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     save = CheckpointStore.save
 
@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_leaves_the_rounds_that_are_saved(digits_toml, tmp_
     assert capsys.readouterr().err.startswith(told)
 
 
-def test_a_hard_linked_copy_goes_on_and_the_original_stays(digits_toml, tmp_path):
+def test_a_hard_linked_copy_resumes_without_changing_the_original(digits_toml, tmp_path):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=os.link)
@@ -164,7 +164,7 @@ def test_a_hard_linked_copy_goes_on_and_the_original_stays(digits_toml, tmp_path
     assert (copy / "metrics.jsonl").read_bytes().startswith((folder / "metrics.jsonl").read_bytes())
 
 
-def test_a_project_that_has_moved_goes_on_and_its_files_do_not_name_the_place(digits_scenario, tmp_path):
+def test_a_moved_project_resumes_and_records_no_paths(digits_scenario, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     (project / "mine.py").write_text("from fedkd.models.zoo.mlp import mlp as small\n")
@@ -184,7 +184,7 @@ def test_a_project_that_has_moved_goes_on_and_its_files_do_not_name_the_place(di
         assert str(tmp_path) not in (moved / "runs" / "a" / name).read_text(), name
 
 
-def test_a_scenario_that_moves_before_a_round_is_saved_is_still_the_same(digits_scenario, tmp_path):
+def test_a_moved_scenario_without_checkpoints_resumes(digits_scenario, tmp_path):
     place = tmp_path / "sets"
     place.mkdir()
     data = digits_scenario["data"] | {"root": str(place)}

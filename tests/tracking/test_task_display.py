@@ -71,7 +71,7 @@ def matrix_lines(lines: list[str]) -> list[str]:
 # The matrix -------------------------------------------------------------------------------------------
 
 
-def test_the_row_of_a_task_is_that_of_its_last_evaluated_round():
+def test_the_row_of_a_task_shows_its_last_evaluated_round():
     matrix = TaskMatrix(scenario_of())
     assert matrix.so_far() == {}
     for one in reports(rounds=3):
@@ -84,7 +84,7 @@ def test_the_row_of_a_task_is_that_of_its_last_evaluated_round():
     assert matrix.so_far() == pytest.approx({"average_accuracy": 2.125 / 3, "bwt": -0.375})
 
 
-def test_there_is_no_backward_transfer_of_means_where_clients_have_learned_different_tasks():
+def test_individual_orders_show_no_mean_backward_transfer():
     scenario = scenario_of()
     shy = scenario.model_copy(update={"clients_per_round": 1})  # 3 clients, 2 rounds a task
     averaged = shy.model_copy(update={"fusion": Fusion(strategy="flwr:FedAvg")})
@@ -99,13 +99,13 @@ def test_there_is_no_backward_transfer_of_means_where_clients_have_learned_diffe
         assert list(matrix.so_far()) == (names or ["average_accuracy", "bwt"])
 
 
-def test_the_protocol_is_the_scenarios_own():
+def test_the_display_uses_the_scenarios_protocol():
     matrix = TaskMatrix(scenario_of(head="class"))
     matrix.add(reports()[1])
     assert (matrix.protocol, matrix.rows()) == ("class_incremental", {0: [0.5, 0.25, None]})
 
 
-def test_what_was_recorded_before_a_resume_is_taken_up():
+def test_the_display_includes_records_before_a_resume():
     def row(round, task, value, **changes):
         known = {"client": None, "split": "global", "metric": "accuracy_task_incremental"}
         return {"round": round, "task": task, "value": value, **known, **changes}
@@ -120,7 +120,7 @@ def test_what_was_recorded_before_a_resume_is_taken_up():
 # The terminal -----------------------------------------------------------------------------------------
 
 
-def test_the_live_matrix_grows_by_a_row_a_task():
+def test_the_live_matrix_grows_by_one_row_per_task():
     assert matrix_lines(display(scenario_of(), reports(rounds=2))) == ["on task 1 2 3", "after 1 100.0 50.0"]
     lines = display(scenario_of(), reports())
     assert matrix_lines(lines) == [
@@ -139,7 +139,7 @@ def test_the_bar_names_the_task():
     assert "round 3/6 · task 2/3 · " in lines[-1]
 
 
-def test_of_many_tasks_the_last_that_fit_are_shown():
+def test_the_last_tasks_that_fit_are_shown():
     matrix = [
         [(task + 1) / 100 if task <= learned + 1 else None for task in range(15)] for learned in range(15)
     ]
@@ -163,7 +163,7 @@ def test_both_tables_and_the_bar_fit_the_terminal(height):
         assert max(map(len, lines)) <= width
 
 
-def test_a_resumed_display_has_the_rows_of_before(tmp_path):
+def test_a_resumed_display_shows_earlier_rows(tmp_path):
     rows = [
         {"round": 2, "client": None, "task": task, "split": "global", "metric": name, "value": 0.5}
         for task in (0, 1)
@@ -225,7 +225,7 @@ def test_plain_lines_name_the_task_and_end_it_with_its_row():
     ]
 
 
-def test_an_accuracy_that_falls_when_the_task_is_given_is_warned_of():
+def test_a_drop_with_a_given_task_gives_a_warning():
     out = io.StringIO()
     PlainProgress(out).run_finished(finished(CONTINUAL))
     assert "broken" not in out.getvalue()
@@ -234,7 +234,7 @@ def test_an_accuracy_that_falls_when_the_task_is_given_is_warned_of():
     assert "warning: models do worse with the task given than without it" in out.getvalue()
 
 
-def test_of_many_tasks_the_last_ten_end_the_line():
+def test_a_line_ends_with_the_last_ten_tasks():
     matrix = [[(task + 1) / 100 for task in range(15)] for _ in range(15)]
     out = io.StringIO()
     progress = PlainProgress(out)

@@ -20,7 +20,7 @@ def arrays_of(**changes) -> bytes:
     return content.getvalue()
 
 
-def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
+def test_files_read_back_and_repeat_byte_for_byte(tmp_path):
     by_class = np.stack([GAIN, 2 * GAIN, 3 * GAIN], axis=-1)
     written = TransferMap(12, (1, 4), GAIN, -GAIN, {"shift": GAIN + 1}, by_class, GAIN / 2)
     write_transfer_map(tmp_path, written)
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_back_and_the_same_bytes_twice(tmp_path):
         arrays_of(gain_local=np.array([[{}, 1], [2, 3]], dtype=object)),
     ],
 )
-def test_what_is_no_map_is_not_read(tmp_path, content):
+def test_other_content_is_not_read_as_a_map(tmp_path, content):
     (tmp_path / "transferability").mkdir()
     (tmp_path / "transferability" / "round-00001.npz").write_bytes(content)
     assert (

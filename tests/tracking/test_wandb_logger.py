@@ -116,7 +116,7 @@ def test_rounds_are_logged_under_the_names_of_the_recorded_metrics(fake, tmp_pat
     assert opened["dir"] == tmp_path
 
 
-def test_a_folder_keeps_its_identity_and_another_has_another(fake, tmp_path):
+def test_each_folder_has_its_own_constant_identity(fake, tmp_path):
     wandb = fake()
     (tmp_path / "other").mkdir()
     for folder in (tmp_path, tmp_path, tmp_path / "other"):
@@ -126,27 +126,27 @@ def test_a_folder_keeps_its_identity_and_another_has_another(fake, tmp_path):
     assert wandb.opened[0]["name"] == "mine"
 
 
-def test_a_run_that_did_not_finish_is_closed_as_failed(fake, tmp_path):
+def test_an_unfinished_run_is_closed_as_failed(fake, tmp_path):
     wandb = fake()
     assert _play(tmp_path, finish=False) == []
     assert wandb.exit_codes == [1]
 
 
 @pytest.mark.parametrize("failing", ["init", "log", "finish"])
-def test_any_failure_is_told_once_and_the_run_goes_on(fake, tmp_path, failing):
+def test_a_failure_is_reported_once_and_the_run_continues(fake, tmp_path, failing):
     fake(failing=failing)
     assert _play(tmp_path) == [
         f"wandb is switched off, the run goes on: ConnectionError: {failing} is broken"
     ]
 
 
-def test_a_missing_package_is_told_once(monkeypatch, tmp_path):
+def test_a_missing_package_is_reported_once(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     (warning,) = _play(tmp_path)
     assert warning.startswith("wandb is switched off, the run goes on: ModuleNotFoundError")
 
 
-def test_online_without_a_key_goes_offline_and_asks_nobody(fake, tmp_path, capfd):
+def test_online_mode_without_a_key_goes_offline_without_a_prompt(fake, tmp_path, capfd):
     wandb = fake(has_key=False)
     (warning,) = _play(tmp_path, "online")
     assert "no API key" in warning
@@ -155,7 +155,7 @@ def test_online_without_a_key_goes_offline_and_asks_nobody(fake, tmp_path, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_online_without_a_network_goes_offline_under_a_new_identity(fake, tmp_path):
+def test_online_mode_without_a_network_goes_offline_as_a_new_run(fake, tmp_path):
     wandb = fake(failing="init online")
     (warning,) = _play(tmp_path, "online")
     assert "logging offline" in warning
@@ -165,7 +165,7 @@ def test_online_without_a_network_goes_offline_under_a_new_identity(fake, tmp_pa
 
 
 @pytest.mark.parametrize("mode", [None, "disabled"])
-def test_without_wandb_nothing_happens(fake, tmp_path, mode):
+def test_a_scenario_without_wandb_logs_nothing(fake, tmp_path, mode):
     wandb = fake(failing="init")
     assert _play(tmp_path, mode) == []
     assert wandb.opened == []
@@ -195,7 +195,7 @@ def records_of(path: Path) -> Iterator[Any]:
             parts = b""
 
 
-def test_what_the_package_wrote_offline_is_all_there(tmp_path, capfd):
+def test_offline_files_are_complete(tmp_path, capfd):
     pytest.importorskip("wandb")
     write_neighbours(tmp_path, 1, (0, 1), np.eye(2))
     (tmp_path / SUMMARY).write_text("{}\n")

@@ -34,7 +34,7 @@ def test_sizes_are_decimal(number, text):
         (7505, "2 h 05 min"),
     ],
 )
-def test_durations(seconds, text):
+def test_durations_are_worded_by_size(seconds, text):
     assert wording.duration(seconds) == text
 
 
@@ -48,7 +48,7 @@ def test_estimates_have_no_decimals():
     ]
 
 
-def test_accuracies_and_gains():
+def test_accuracies_and_gains_are_formatted():
     assert [wording.percent(v) for v in (0.8714, 1.0, None)] == ["87.1 %", "100.0 %", "–"]
     assert [wording.points(v) for v in (0.012, -0.012, -0.0001, None)] == [
         "+1.2 pt",

@@ -1,4 +1,4 @@
-"""What is exported is loaded by what is exported along with it, and by nothing of fedkd's."""
+"""Exports load without fedkd."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_folder(run, exported):
 
 
 @pytest.mark.parametrize("index", [0, 1, 3])
-def test_the_loader_gives_the_answers_of_the_client(run, exported, index):
+def test_the_exported_loader_predicts_like_the_client(run, exported, index):
     loaded, client = loader(exported.folder)(index), fedkd.load_client(run.folder, index)
     assert tuple(loaded.classes) == client.classes and not loaded.model.training
     np.testing.assert_allclose(loaded.logits(SAMPLES), client.logits(SAMPLES), rtol=1e-3, atol=1e-4)
@@ -76,14 +76,14 @@ print(load(0).predict(np.zeros((2, 1, 8, 8), np.uint8)).shape)
 """
 
 
-def test_the_loader_needs_nothing_of_fedkd(exported):
+def test_the_exported_loader_does_not_need_fedkd(exported):
     done = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=exported.folder, capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.stderr) == ("(2,)\n", "")
 
 
-def test_the_card_says_what_it_is(run, exported):
+def test_the_model_card_describes_the_model(run, exported):
     card = (exported.folder / "README.md").read_text()
     final = [
         row["value"]
@@ -102,7 +102,7 @@ def test_the_card_says_what_it_is(run, exported):
         assert told in card
 
 
-def test_rows_of_metrics_that_lack_a_key_are_one_line(run, tmp_path, capsys):
+def test_incomplete_metric_rows_give_one_line(run, tmp_path, capsys):
     copy = shutil.copytree(run.folder, tmp_path / "copy")
     rows = (copy / "metrics.jsonl").read_text().splitlines()
     damaged = {key: value for key, value in json.loads(rows[1]).items() if key != "client"}
@@ -112,7 +112,7 @@ def test_rows_of_metrics_that_lack_a_key_are_one_line(run, tmp_path, capsys):
     assert capsys.readouterr().err == told
 
 
-def test_again_and_elsewhere(run, exported, tmp_path, capsys):
+def test_a_repeated_export_replaces_only_its_own_folder(run, exported, tmp_path, capsys):
     (exported.folder / "stale.safetensors").touch()
     assert main(["export", str(run.folder)]) == 0
     assert not (exported.folder / "stale.safetensors").exists()
@@ -124,7 +124,7 @@ def test_again_and_elsewhere(run, exported, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"], "nothing is left half-written"
 
 
-def test_a_federation_without_networks(make_digits_scenario, tmp_path):
+def test_estimators_cannot_be_exported(make_digits_scenario, tmp_path):
     tables = make_digits_scenario() | {"rounds": 1, "clients": [{"model": "sgd"}], "training": {}}
     result = fedkd.run(tables, out=tmp_path / "run")
     with pytest.raises(UserError, match=r"no client of this run is a network of tensors.*SGDClassifier"):
@@ -132,7 +132,7 @@ def test_a_federation_without_networks(make_digits_scenario, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["masks", "permutations"])
-def test_a_stream_has_a_model_of_every_task(kind, make_digits_scenario, tmp_path):
+def test_a_stream_exports_a_model_for_every_task(kind, make_digits_scenario, tmp_path):
     stream = {"learner": "exssnet", "density": 0.5, "mask_lr": 0.01, "tasks": {"kind": "split", "count": 2}}
     if kind == "permutations":
         stream = {"learner": "naive", "head": "domain", "tasks": {"kind": "permuted", "count": 2}}
@@ -182,7 +182,7 @@ class Drawing(Odd):
         return super().forward(x + torch.rand(3))
 
 
-def test_networks_that_can_be_written_down_and_others():
+def test_only_reproducible_networks_have_exported_source():
     assert "_put(self, 'shift', torch.empty([3], dtype=torch.float32), buffer=True)" in network_source(
         Odd(), "Network", (3,)
     )
@@ -190,9 +190,7 @@ def test_networks_that_can_be_written_down_and_others():
     assert network_source(Drawing(), "Network", (3,)) is None, "what does not repeat itself is not the same"
 
 
-def test_a_network_that_cannot_be_written_down_is_handed_to_the_loader(
-    make_digits_scenario, tmp_path, capsys
-):
+def test_untraceable_networks_are_passed_to_the_loader(make_digits_scenario, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\n\n\nclass Net(torch.nn.Module):\n"
         "    def __init__(self, shape, classes):\n        super().__init__()\n"
@@ -219,7 +217,7 @@ def test_a_network_that_cannot_be_written_down_is_handed_to_the_loader(
     np.testing.assert_allclose(loaded.logits(SAMPLES), client.logits(SAMPLES), rtol=1e-4, atol=1e-4)
 
 
-def test_classes_with_names_are_predicted_by_name_and_shown_as_they_are(make_digits_scenario, tmp_path):
+def test_named_classes_are_predicted_by_name(make_digits_scenario, tmp_path):
     names = ["<script>alert(1)</script>", "a|b", "[c](http://c)", "d\n# e", "`f`"]
     (tmp_path / "named.py").write_text(
         "import numpy as np\n\n\ndef load():\n"
@@ -240,6 +238,6 @@ def test_classes_with_names_are_predicted_by_name_and_shown_as_they_are(make_dig
 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet", "cnn", "resnet8"])
-def test_networks_of_the_zoo_can_be_written_down(model):
+def test_zoo_networks_are_traceable(model):
     network = MODELS.load(model)((1, 8, 8), 10)
     assert network_source(network, "Network", (1, 8, 8)) is not None

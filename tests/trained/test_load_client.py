@@ -1,4 +1,4 @@
-"""A trained client gives the answers that the run counted, and says what is wrong where it cannot."""
+"""Loaded clients reproduce the answers of their run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def counted(result, client: int, split: str, task: int | None = None) -> float:
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_answers_are_those_that_the_run_counted(mixed, index):
+def test_a_loaded_client_reproduces_the_recorded_accuracy(mixed, index):
     client = fedkd.load_client(mixed.folder, index)
     data = load_data(parse_plan({**_tables(mixed)}).scenario)
     own = data.client(index)
@@ -62,12 +62,12 @@ def test_the_module_maps_normalised_samples_to_the_logits(mixed):
     assert client.predict(x[:0]).shape == (0,) and client.probabilities(x[:0]).shape == (0, 10)
 
 
-def test_an_estimator_is_the_fitted_one(mixed):
+def test_a_loaded_estimator_is_the_fitted_one(mixed):
     forest = fedkd.load_client(mixed.folder, 1).model
     assert type(forest).__name__ == "RandomForestClassifier" and len(forest.estimators_) == 5
 
 
-def test_an_earlier_round_that_is_kept(mixed):
+def test_an_earlier_saved_round_can_be_loaded(mixed):
     first, last = (fedkd.load_client(mixed.folder, 0, round=round) for round in (1, 2))
     assert first.round == 1 and last.round == 2
     assert any(
@@ -85,12 +85,12 @@ def test_an_earlier_round_that_is_kept(mixed):
         (0, {"round": 3}, "no checkpoint of round 3; there are those of 1 and 2"),
     ],
 )
-def test_what_is_not_there(mixed, index, options, told):
+def test_missing_clients_and_rounds_are_refused(mixed, index, options, told):
     with pytest.raises(UserError, match=told):
         fedkd.load_client(mixed.folder, index, **options)
 
 
-def test_samples_of_another_shape_and_tasks_that_are_none(mixed):
+def test_wrong_sample_shapes_and_tasks_are_refused(mixed):
     client = fedkd.load_client(mixed.folder, 0)
     with pytest.raises(UserError, match=r"samples must have shape \[n, 1, 8, 8\], got \[3, 64\]"):
         client.predict(np.zeros((3, 64)))
@@ -98,7 +98,7 @@ def test_samples_of_another_shape_and_tasks_that_are_none(mixed):
         client.of_task(0)
 
 
-def test_folders_without_a_trained_client(tmp_path):
+def test_folders_without_a_trained_client_are_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         fedkd.load_client(tmp_path, 0)
     (tmp_path / "scenario.toml").write_text("rounds = 1\n")
@@ -108,7 +108,7 @@ def test_folders_without_a_trained_client(tmp_path):
         fedkd.load_client(3, 0)
 
 
-def test_a_damaged_client_is_told_of(make_digits_scenario, tmp_path):
+def test_a_damaged_client_is_reported(make_digits_scenario, tmp_path):
     result = fedkd.run(make_digits_scenario() | {"rounds": 1}, out=tmp_path / "run")
     (path,) = (result.folder / "checkpoints").rglob("client-00002*.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
@@ -117,7 +117,7 @@ def test_a_damaged_client_is_told_of(make_digits_scenario, tmp_path):
         fedkd.load_client(result.folder, 2)
 
 
-def test_under_averaging_a_client_is_the_average(make_digits_scenario, tmp_path):
+def test_averaging_gives_every_client_the_average(make_digits_scenario, tmp_path):
     tables = make_digits_scenario() | {"fusion": {"strategy": "flwr:FedAvg"}}
     del tables["data"]["transfer"]
     result = fedkd.run(tables, out=tmp_path / "run")
@@ -138,7 +138,7 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-def test_every_task_is_answered_as_the_run_counted(kind, make_digits_scenario, tmp_path):
+def test_every_task_reproduces_the_recorded_accuracy(kind, make_digits_scenario, tmp_path):
     tables = make_digits_scenario() | {"fusion": {"strategy": "fedmd"}, "continual": STREAMS[kind]}
     tables["continual"] = {"tasks": {"kind": "split", "count": 2}} | tables["continual"]
     tables["data"] |= {"clients": 2, "partition": {"scheme": "iid", "samples_per_client": 40}}

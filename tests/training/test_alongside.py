@@ -20,7 +20,7 @@ def alongside(count: int, size: int, seed: int = 1) -> AuxBatches:
     return AuxBatches([numbers, -numbers], size, torch.Generator().manual_seed(seed))
 
 
-def test_every_sample_comes_once_before_any_comes_again():
+def test_every_sample_is_used_once_before_any_repeats():
     batches, seen = alongside(7, 3), []
     for _ in range(7):
         one, other = batches.draw()
@@ -30,12 +30,12 @@ def test_every_sample_comes_once_before_any_comes_again():
         assert sorted(seen[7 * lap : 7 * lap + 7]) == list(range(7))
 
 
-def test_fewer_than_a_batch_come_all_together():
+def test_fewer_samples_than_a_batch_form_one_batch():
     for _ in range(2):
         assert sorted(alongside(2, 5).draw()[0].flatten().tolist()) == [0, 1]
 
 
-def test_going_back_hands_out_the_same_again():
+def test_rewinding_repeats_the_same_batches():
     batches = alongside(5, 3)
     batches.draw()
     position = batches.position()
@@ -84,7 +84,7 @@ def trained(executor, **how) -> list[np.ndarray]:
     return [p.detach().numpy() for job in made for p in job.model.parameters()]
 
 
-def test_replayed_steps_are_the_same_to_the_last_bit():
+def test_replayed_steps_are_the_same_to_the_bit():
     replays = Replays(patience=2)
     replayed = trained(LoopExecutor(replays))
     assert replays._proved
@@ -93,7 +93,7 @@ def test_replayed_steps_are_the_same_to_the_last_bit():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["together", "what vmap refuses"])
-def test_together_as_alone(dropout, monkeypatch):
+def test_vectorised_jobs_equal_single_ones(dropout, monkeypatch):
     executor = VectorisedExecutor(4)
     together = trained(executor, dropout=dropout)
     assert bool(executor._not_for_vmap) == (dropout > 0)

@@ -43,7 +43,7 @@ def job_of(model: nn.Module, other: nn.Module, **changes: Any) -> TrainJob:
     return TrainJob(model, (X, Y), loss, **(settings | changes))
 
 
-def test_each_network_is_clipped_alone_and_has_its_own_rate() -> None:
+def test_each_network_has_its_own_clipping_and_learning_rate() -> None:
     model, other = network(1), network(2)
     alone = [copy.deepcopy(model), copy.deepcopy(other)]
     fit(job_of(model, other))
@@ -63,7 +63,7 @@ def test_each_network_is_clipped_alone_and_has_its_own_rate() -> None:
             assert_allclose(one.detach(), same.detach(), atol=1e-6)
 
 
-def test_what_the_optimiser_remembers_of_all_is_continued() -> None:
+def test_optimiser_state_of_all_clients_is_continued() -> None:
     spec = OptimizerSpec("adam", 0.05)
     whole, parts = [network(1), network(2)], [network(1), network(2)]
     state = fit(job_of(*whole, optimizer=spec, epochs=1, optimizer_state={})).optimizer_state
@@ -79,7 +79,7 @@ def test_what_the_optimiser_remembers_of_all_is_continued() -> None:
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_early_stopping_goes_back_with_all_of_them() -> None:
+def test_early_stopping_restores_all_networks() -> None:
     model, other = network(1), network(2, nn.BatchNorm1d(5))
     before = copy.deepcopy(other.state_dict())
     held_out = (X, (Y + 1) % 3)  # what is learned makes these worse
@@ -88,13 +88,13 @@ def test_early_stopping_goes_back_with_all_of_them() -> None:
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
-def test_a_batch_of_one_is_left_out_for_a_batchnorm_beside_the_model() -> None:
+def test_a_batch_norm_in_an_auxiliary_network_skips_a_batch_of_one() -> None:
     # 21 samples are 4 batches of 5, and 1.
     assert fit(job_of(network(1), network(2, nn.BatchNorm1d(5)))).steps == 8
     assert fit(job_of(network(1), network(2))).steps == 10
 
 
-def test_it_is_the_loops_alone() -> None:
+def test_auxiliary_networks_train_in_the_loop() -> None:
     assert kind_of(job_of(network(1), network(2))) is None
     with pytest.raises(ValueError, match="is like no other"):
         job_of(network(1), network(2), kind="train")

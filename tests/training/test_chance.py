@@ -39,15 +39,13 @@ from fedkd.training.optimizer import OptimizerSpec
         (5200, 10_000, 5000, False),
     ],
 )
-def test_at_chance_is_no_more_than_two_standard_deviations_above_guessing(
-    right, samples, guessing, at_chance
-):
+def test_chance_level_is_two_standard_deviations_above_guessing(right, samples, guessing, at_chance):
     hits = Hits(right, samples, guessing)
     assert hits.at_chance is at_chance
     assert (hits.accuracy, hits.chance) == (right / samples, guessing / samples)
 
 
-def test_guessing_gets_the_most_frequent_class_right():
+def test_guessing_predicts_the_majority_class():
     assert guessing_right([2, 0, 2, 1, 2]) == 3
     assert guessing_right(torch.tensor([4])) == 1
     assert guessing_right([]) == 0
@@ -80,14 +78,14 @@ def job(labels, epochs: int = 2, **more) -> tuple[TrainJob, list[int]]:
     return TrainJob(Recalls(), (x, y), loss, spec, epochs, 2, order, 0, **options), counted
 
 
-def test_hits_are_those_of_the_last_epoch_alone():
+def test_hits_are_counted_in_the_last_epoch_only():
     one, counted = job([0, 1, 0, 0, 0])  # right but for the third and the last
     assert fit(one).hits == Hits(3, 5, 2)
     assert counted == [2, 2, 1]  # not in the first
     assert fit(job([0, 1, 0, 0, 0], accumulate=2)[0]).hits == Hits(3, 5, 2)
 
 
-def test_where_training_may_stop_early_any_epoch_may_be_the_last():
+def test_early_stopping_counts_hits_in_every_epoch():
     held_out = (torch.tensor([[0.0]]), torch.tensor([0]))
     stopping = EarlyStopping(held_out, cross_entropy, patience=1)
     one, counted = job([0, 1, 0, 0, 0], epochs=5, early_stopping=stopping)
@@ -95,6 +93,6 @@ def test_where_training_may_stop_early_any_epoch_may_be_the_last():
     assert counted == [2, 2, 1]  # it does not change, so one epoch is enough
 
 
-def test_nobody_counts_what_nobody_asked_for():
+def test_hits_are_counted_on_request_only():
     assert fit(job([0, 1, 0, 0, 0], scored_loss=None)[0]).hits is None
     assert fit(job([0, 1, 0, 0, 0], epochs=0)[0]).hits is None

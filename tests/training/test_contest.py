@@ -1,4 +1,4 @@
-"""Which executor is quicker, by a clock that tells what it was told to."""
+"""The measurement of the faster executor."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ def measured(durations: Sequence[float], **options) -> StepSeconds | None:
     return benchmark_executors(jobs(**options), together=3, clock=clock(*durations))
 
 
-def test_a_step_is_what_a_turn_took_over_its_steps_and_clients():
+def test_step_time_is_turn_time_divided_by_steps_and_clients():
     # Two jobs of 4 steps each take 8 × 0.05 s: so a turn may have 1 / (3 × 0.05) = 6 steps, of 3 clients.
     found = measured([0.4, 9.0, 18.0, 6.0])
     assert found == StepSeconds(loop=1.0, vectorised=pytest.approx(1 / 3))
     assert found.choice == "vectorised"
 
 
-def test_the_loop_is_taken_unless_the_other_is_clearly_quicker():
+def test_the_loop_is_the_default_unless_clearly_slower():
     assert StepSeconds(1.0, 1.0).choice == "loop"
     assert StepSeconds(1.0, 0.99 / MARGIN).choice == "vectorised"
     assert StepSeconds(1.0, 1.01 / MARGIN).choice == "loop"
 
 
-def test_where_it_is_close_there_are_three_turns_and_medians_count():
+def test_close_results_are_decided_by_the_median_of_three_turns():
     turns = [12.0, 10.0, 1.0, 11.0, 13.0, 90.0]
     found = measured([0.4, 9.0, *turns])
     # The second turn would be decisive: only two are taken, and the median is between them.
@@ -80,7 +80,7 @@ def test_where_it_is_close_there_are_three_turns_and_medians_count():
     assert measured([0.4, 9.0, *close]) == StepSeconds(pytest.approx(12 / 18), pytest.approx(12 / 18))
 
 
-def test_slow_steps_are_taken_one_by_one():
+def test_slow_steps_are_measured_one_by_one():
     found = measured([800.0, 9.0, 300.0, 100.0])
     assert found == StepSeconds(100.0, pytest.approx(100 / 3))
 
@@ -90,7 +90,7 @@ def test_slow_steps_are_taken_one_by_one():
     [{"kind": None}, {"accumulate": 2}, {"lr_schedule": "cosine"}],
     ids=["unlike", "accumulate", "lr"],
 )
-def test_what_cannot_run_together_is_not_measured(change):
+def test_unvectorisable_clients_are_not_measured(change):
     def never() -> float:
         raise AssertionError("nothing is to be timed")
 
@@ -98,12 +98,12 @@ def test_what_cannot_run_together_is_not_measured(change):
     assert benchmark_executors(jobs(number=1), 3, never) is None
 
 
-def test_jobs_that_fail_decide_nothing():
+def test_failed_jobs_give_no_decision():
     broken = [replace(job, arrays=(job.arrays[0] * float("nan"), job.arrays[1])) for job in jobs()]
     assert benchmark_executors(broken, 3, clock(1.0)) is None
 
 
-def test_the_steps_are_really_taken():
+def test_measured_steps_are_executed():
     run = jobs(samples=BATCH)  # fewer than the steps need: its only batch again and again
     before = [job.model.weight.detach().clone() for job in run]
     assert benchmark_executors(run, 3) is not None

@@ -13,7 +13,7 @@ from fedkd.errors import UserError
 from fedkd.training.device import as_tensor, prepare_inputs, prepare_model, resolve_device
 
 
-def test_devices_by_name(monkeypatch):
+def test_devices_are_selected_by_name(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
@@ -28,7 +28,7 @@ def test_devices_by_name(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 3, 4, 4)])
-def test_read_only_arrays_are_shared_quietly(shape):
+def test_read_only_arrays_are_shared_without_a_warning(shape):
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     array.setflags(write=False)
     with warnings.catch_warnings():
@@ -38,13 +38,13 @@ def test_read_only_arrays_are_shared_quietly(shape):
     np.testing.assert_array_equal(tensor.numpy(), array[2:5])
 
 
-def test_the_filter_hides_nothing_else():
+def test_the_warning_filter_hides_no_other_warning():
     before = list(warnings.filters)
     as_tensor(np.zeros(3))
     assert warnings.filters == before
 
 
-def test_only_models_of_images_change_layout():
+def test_only_image_models_change_layout():
     convolutional = prepare_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)), "cpu")
     assert convolutional[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not convolutional[0].weight.is_contiguous()

@@ -71,7 +71,7 @@ def test_training_stops_in_time_and_ends_with_the_best_weights(patience):
     assert equal(model, courses[best])
 
 
-def test_where_it_starts_may_be_best():
+def test_the_initial_weights_may_be_the_best():
     model = network()
     start = deepcopy(model)
     worse = iter(range(9))
@@ -95,7 +95,7 @@ def test_an_epoch_that_ruins_the_weights_ends_the_training():
     assert equal(model, plain)
 
 
-def test_there_must_be_something_to_wait_for():
+def test_early_stopping_needs_validation_samples():
     with pytest.raises(ValueError, match="patience must be ≥ 1, got 0"):
         EarlyStopping(HELD_OUT, cross_entropy, 0)
     with pytest.raises(ValueError, match="needs held-out samples"):

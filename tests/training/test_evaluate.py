@@ -35,7 +35,7 @@ def samples(count: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randint(0, 3, (count,), generator=generator)
 
 
-def test_scores_are_numpys():
+def test_scores_equal_numpys():
     model, (x, y) = net(), samples()
     labels = y.numpy()
     result = score(predict_logits(model, x, batch_size=5).numpy(), labels)
@@ -63,7 +63,7 @@ def test_predictions_are_made_in_batches_in_evaluation_mode_and_repeat():
     torch.testing.assert_close(first, model.eval()(x), rtol=1e-5, atol=1e-6)
 
 
-def test_as_many_are_predicted_at_a_time_as_suit_the_model():
+def test_the_batch_size_suits_the_model():
     for model, size in ((nn.Conv2d(1, 2, 1), AT_ONCE), (Conv2d(1, 2, 1), AT_ONCE_BATCH_LAST)):
         sizes: list[int] = []
         model.register_forward_hook(lambda _, inputs, __, sizes=sizes: sizes.append(len(inputs[0])))
@@ -71,7 +71,7 @@ def test_as_many_are_predicted_at_a_time_as_suit_the_model():
         assert sizes == [size, 1]
 
 
-def test_every_module_gets_its_mode_back_and_statistics_stay():
+def test_evaluation_restores_modes_and_keeps_statistics():
     model, (x, _) = net(), samples()
     model.train()
     model[1].eval()
@@ -82,7 +82,7 @@ def test_every_module_gets_its_mode_back_and_statistics_stay():
     assert model[1].num_batches_tracked == 0
 
 
-def test_predictions_can_be_targets_of_training():
+def test_predictions_can_be_training_targets():
     model, (x, _) = net(), samples()
     targets = predict_logits(model, x)
     assert not targets.requires_grad
@@ -120,7 +120,7 @@ def threads(monkeypatch) -> set[int]:
 
 
 @pytest.mark.parametrize("batch_size", [None, 50])
-def test_batches_side_by_side_are_what_they_are_one_by_one(batch_size, threads):
+def test_parallel_batches_equal_sequential_ones(batch_size, threads):
     model, x = lenet((1, 8, 8), 10).train(), torch.randn(700, 1, 8, 8)
     alone = predict_logits(model, x, batch_size)
     assert threads == {threading.get_ident()}
@@ -129,7 +129,7 @@ def test_batches_side_by_side_are_what_they_are_one_by_one(batch_size, threads):
     assert len(threads) > 1 and model.training
 
 
-def test_every_one_of_them_has_as_many_threads_as_it_would_have_alone(monkeypatch):
+def test_parallel_batches_use_the_usual_number_of_threads(monkeypatch):
     found, forward = [], nn.Linear.forward
 
     def noted(self, x):
@@ -142,7 +142,7 @@ def test_every_one_of_them_has_as_many_threads_as_it_would_have_alone(monkeypatc
     assert found and set(found) == {2}
 
 
-def test_what_may_keep_something_of_a_forward_pass_is_left_to_one_thread(threads):
+def test_unknown_modules_are_evaluated_in_one_thread(threads):
     class Other(nn.Linear):
         """A module of somebody else's."""
 

@@ -69,7 +69,7 @@ def broken(model: nn.Module) -> Training[None]:
     raise ZeroDivisionError("after its job")
 
 
-def test_every_turn_takes_the_next_job_of_each_training_in_order():
+def test_each_turn_takes_the_next_job_of_each_training():
     executor = Watched()
     trainings = [phases(network(n), seeds) for n, seeds in enumerate([(1, 2), (), (3, 4, 5), (6,)])]
     outcomes = complete(trainings, executor)
@@ -78,7 +78,7 @@ def test_every_turn_takes_the_next_job_of_each_training_in_order():
     assert complete([], executor) == [] and len(executor.turns) == 3
 
 
-def test_side_by_side_is_one_by_one_is_fit():
+def test_parallel_and_sequential_training_equal_fit():
     seeds = [(1, 2), (3,), (4, 5, 6)]
     together, alone, plain = ([network(n) for n in range(3)] for _ in range(3))
     outcomes = complete([phases(m, s) for m, s in zip(together, seeds, strict=True)], LoopExecutor())
@@ -88,7 +88,7 @@ def test_side_by_side_is_one_by_one_is_fit():
         assert len({model.weight.detach().numpy().tobytes() for model in models}) == 1
 
 
-def test_what_goes_wrong_with_one_training_is_its_own_affair():
+def test_one_failed_training_leaves_the_others_unaffected():
     executor = Watched()
     first, second, recovered, third, last = complete(
         [
@@ -106,7 +106,7 @@ def test_what_goes_wrong_with_one_training_is_its_own_affair():
     assert recovered.startswith("recovered: training loss became nan")
 
 
-def test_alone_a_training_raises_where_it_failed():
+def test_a_single_training_raises_its_error():
     with pytest.raises(TrainingDiverged):
         complete_alone(diverging(network(0)))
     with pytest.raises(ZeroDivisionError) as caught:
@@ -114,7 +114,7 @@ def test_alone_a_training_raises_where_it_failed():
     assert caught.traceback[-1].name == "broken"
 
 
-def test_an_interruption_is_nobodys_outcome():
+def test_an_interruption_is_not_recorded_as_an_outcome():
     def interrupted(model, x, y):
         raise KeyboardInterrupt
 

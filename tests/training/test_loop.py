@@ -112,7 +112,7 @@ SPECS = [
 # Batches a step: one; two, the last of an epoch smaller; two and then one; all.
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (3, 2), (4, 2), (4, 3), (4, 9)])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_fit_is_the_optimiser_written_out_by_hand(spec, batch_size, accumulate, lr_schedule):
+def test_fit_equals_a_float64_optimiser(spec, batch_size, accumulate, lr_schedule):
     model = linear()
     result = run(
         model, data(), spec, epochs=3, batch_size=batch_size, accumulate=accumulate, lr_schedule=lr_schedule
@@ -124,7 +124,7 @@ def test_fit_is_the_optimiser_written_out_by_hand(spec, batch_size, accumulate, 
     assert (result.steps, result.samples) == (3 * math.ceil(SAMPLES / together), 3 * SAMPLES)
 
 
-def test_every_sample_is_seen_once_an_epoch_in_new_order_and_arrays_stay_together():
+def test_every_epoch_is_a_new_shuffle_of_all_samples():
     x, _ = data()
     marks = torch.arange(SAMPLES)
     seen: list[list[int]] = []
@@ -156,14 +156,14 @@ def trained_bytes(global_seed=0, **options) -> bytes:
     return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 
 
-def test_the_seeds_fix_the_weights_to_the_byte_and_nothing_global_does():
+def test_seeds_alone_fix_the_weights_byte_for_byte():
     same = trained_bytes(seed=5)
     assert trained_bytes(seed=5, global_seed=99) == same
     assert trained_bytes(seed=6) != same
     assert trained_bytes(seed=5, order_seed=10) != same
 
 
-def test_the_model_is_left_in_training_mode_without_gradients():
+def test_fit_leaves_training_mode_without_gradients():
     model = dropout_net().eval()
     run(model, data())
     assert model.training
@@ -193,18 +193,18 @@ def norm_net() -> nn.Module:
         (linear, 3, 99, 1, 3),
     ],
 )
-def test_only_a_last_batch_of_one_is_left_out_and_only_for_batchnorm(net, samples, batch_size, steps, seen):
+def test_only_batch_norm_skips_a_last_batch_of_one(net, samples, batch_size, steps, seen):
     result = run(net(), data(samples), batch_size=batch_size)
     assert (result.steps, result.samples) == (steps, seen)
 
 
-def test_a_batch_that_is_left_out_takes_no_part_in_a_step_of_several():
+def test_a_skipped_batch_is_left_out_of_an_accumulated_step():
     result = run(norm_net(), data(9), batch_size=4, accumulate=3)
     assert (result.steps, result.samples) == (1, 8)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_one_number_that_is_not_finite_is_found_and_large_ones_are_none(number):
+def test_one_non_finite_value_is_found_and_large_ones_pass(number):
     large = torch.full((2, 3), 3e38)  # of which the sum is infinite
     assert all_finite([torch.zeros(4), large])
     assert not all_finite([torch.zeros(4), torch.tensor([math.inf, 1.0, number])])
@@ -222,7 +222,7 @@ def test_divergence_names_the_epoch():
     assert len(calls) == 6
 
 
-def test_a_last_step_that_ruins_the_weights_is_noticed():
+def test_divergence_in_the_last_step_is_noticed():
     def finite_loss_infinite_gradient(model, x, y):
         return (model(x) * 0.0).abs().sqrt().sum()
 
@@ -230,7 +230,7 @@ def test_a_last_step_that_ruins_the_weights_is_noticed():
         run(linear(), data(), loss=finite_loss_infinite_gradient, batch_size=SAMPLES)
 
 
-def test_no_epochs_change_nothing():
+def test_zero_epochs_change_nothing():
     model = linear()
     before = model.weight.detach().clone()
     result = run(model, data(), epochs=0)
@@ -315,7 +315,7 @@ class Rules:
         self.calls.append("before_evaluation")
 
 
-def test_rules_are_asked_for_every_batch_and_for_every_step():
+def test_rules_are_called_for_every_batch_and_every_step():
     model = linear()
     rules = Rules(model.parameters())
     held_out = EarlyStopping(data(), cross_entropy, patience=9)
@@ -341,7 +341,7 @@ class Decays(Rules):
         return 0.1 * pull + 0.1 * self._model(batch[0]).square().mean()
 
 
-def test_penalty_correction_and_clipping_count_once_a_step():
+def test_penalty_correction_and_clipping_apply_once_per_step():
     spec = OptimizerSpec("sgd", 0.1, clip_norm=0.5)
     models = [linear(), linear()]
     for model, batch_size, accumulate in zip(models, (6, 3), (1, 2), strict=True):
@@ -353,12 +353,12 @@ def test_penalty_correction_and_clipping_count_once_a_step():
     np.testing.assert_allclose(as_one(models[0]), as_one(models[1]), atol=1e-6)
 
 
-def test_a_step_has_a_batch():
+def test_a_step_needs_a_batch():
     with pytest.raises(ValueError, match="accumulate must be ≥ 1, got 0"):
         job(linear(), data(), accumulate=0)
 
 
-def test_a_parameter_may_meet_its_first_gradient_late():
+def test_a_parameter_may_get_its_first_gradient_late():
     model, steps = linear(), []
 
     def loss(model, x, y):
@@ -381,7 +381,7 @@ class KeepsOneChannel(Rules):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_gradient_that_rules_return_reaches_the_weights_it_is_for(name):
+def test_a_gradient_returned_by_rules_reaches_its_weights(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
     model = prepare_model(model, "cpu")
     generator = torch.Generator().manual_seed(3)

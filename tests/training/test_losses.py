@@ -33,7 +33,7 @@ def kl_by_hand(t: np.ndarray, q: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_kd_kl_and_its_gradient(temperature):
+def test_kd_kl_and_its_gradient_equal_the_formula(temperature):
     student = as_float32(LOGITS).requires_grad_()
     value = kd_kl(student, as_float32(TARGETS), temperature)
     q = softmax(LOGITS / temperature)
@@ -44,7 +44,7 @@ def test_kd_kl_and_its_gradient(temperature):
     np.testing.assert_allclose(student.grad.numpy(), temperature * (q - TARGETS) / len(q), atol=1e-6)
 
 
-def test_kd_kl_stays_finite_for_hopeless_students():
+def test_kd_kl_stays_finite_for_extreme_students():
     student = torch.tensor([[0.0, 500.0]], requires_grad=True)
     value = kd_kl(student, torch.tensor([[1.0, 0.0]]), 1.0)
     value.backward()
@@ -52,7 +52,7 @@ def test_kd_kl_stays_finite_for_hopeless_students():
     assert torch.equal(student.grad, torch.tensor([[-1.0, 1.0]]))
 
 
-def test_cross_entropies():
+def test_cross_entropies_equal_the_formula():
     log_q = np.log(softmax(LOGITS))
     hard = -np.mean([log_q[i, y] for i, y in enumerate(LABELS)])
     soft = -np.mean((TARGETS * log_q).sum(axis=1))
@@ -60,7 +60,7 @@ def test_cross_entropies():
     assert soft_cross_entropy(as_float32(LOGITS), as_float32(TARGETS)).item() == pytest.approx(soft, rel=1e-5)
 
 
-def test_logit_distances():
+def test_logit_distances_equal_the_formula():
     other = RNG.normal(size=LOGITS.shape)
     difference = LOGITS - other
     z, t = as_float32(LOGITS), as_float32(other)
@@ -69,7 +69,7 @@ def test_logit_distances():
 
 
 @pytest.mark.parametrize("loss", [soft_cross_entropy, logits_mae, logits_mse, lambda s, t: kd_kl(s, t, 2.0)])
-def test_targets_are_constants_and_half_precision_is_widened(loss):
+def test_targets_have_no_gradient_and_float16_is_widened(loss):
     student = as_float32(LOGITS).requires_grad_()
     targets = as_float32(TARGETS).requires_grad_()
     loss(student, targets).backward()
@@ -79,7 +79,7 @@ def test_targets_are_constants_and_half_precision_is_widened(loss):
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, soft_cross_entropy, logits_mse])
-def test_complex_outputs_are_refused_before_a_half_of_them_is_dropped(loss):
+def test_complex_outputs_are_refused(loss):
     targets = torch.tensor([1, 0]) if loss is cross_entropy else torch.ones(2, 3) / 3
     with pytest.raises(TypeError, match=r"the model returns torch\.complex64; must be real numbers"):
         loss(torch.zeros(2, 3, dtype=torch.complex64), targets)

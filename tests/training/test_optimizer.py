@@ -24,7 +24,7 @@ from fedkd.training.optimizer import LrSchedule, OptimizerSpec, make_optimizer, 
         (LrSchedule("exponential", decay=1.0), [0.2, 0.2, 0.2, 0.2, 0.2]),
     ],
 )
-def test_rounds_have_the_learning_rates_of_the_schedule(schedule, rates):
+def test_learning_rates_of_rounds_follow_the_schedule(schedule, rates):
     found = [round_lr(0.2, schedule, r, 5) for r in range(1, 6)]
     assert found == pytest.approx(rates, rel=1e-12)
     assert found[0] == 0.2
@@ -40,13 +40,13 @@ def test_rounds_have_the_learning_rates_of_the_schedule(schedule, rates):
         ({"step_rounds": 0}, "training.lr_step_rounds", "must be ≥ 1, got 0"),
     ],
 )
-def test_a_wrong_schedule_is_the_users_mistake(options, key, message):
+def test_a_wrong_schedule_is_a_user_error(options, key, message):
     with pytest.raises(UserError, match=message) as caught:
         LrSchedule(**options)
     assert caught.value.key == key
 
 
-def test_unknown_names():
+def test_unknown_optimisers_and_schedules_are_refused():
     optimizer = make_optimizer(OptimizerSpec("sgd", 0.1), [torch.nn.Parameter(torch.ones(1))])
     with pytest.raises(ValueError, match="no schedule of steps named 'step'"):
         step_schedule(optimizer, "step", 3)

@@ -58,7 +58,7 @@ def weights(model: nn.Module) -> list[bytes]:
 
 @pytest.mark.parametrize("through_files", [False, True])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_a_job_after_a_job_is_one_job_to_the_last_bit(spec, through_files):
+def test_two_jobs_with_state_equal_one_job_to_the_bit(spec, through_files):
     whole, parts = network(), network()
     expected = fit(job(whole, spec, 3, optimizer_state={})).optimizer_state
     first = job(parts, spec, 1, optimizer_state={})
@@ -76,7 +76,7 @@ def test_a_job_after_a_job_is_one_job_to_the_last_bit(spec, through_files):
         assert torch.equal(state[name], before[name]), name  # nobody writes into what was handed over
 
 
-def test_without_its_state_it_would_not_be():
+def test_two_jobs_without_state_differ_from_one():
     for spec in SPECS[1:]:
         whole, parts = network(), network()
         fit(job(whole, spec, 2))
@@ -87,7 +87,7 @@ def test_without_its_state_it_would_not_be():
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_tensors_are_named_for_what_they_are_of(spec):
+def test_state_tensors_are_named_after_their_parameters(spec):
     state = fit(job(network(), spec, 1, optimizer_state={})).optimizer_state
     trained = ["0.weight", "0.bias", "4.weight"]
     named = {f"{slot}/{name}" for slot in spec.slots for name in trained}
@@ -98,7 +98,7 @@ def test_tensors_are_named_for_what_they_are_of(spec):
     assert {value.dtype for value in state.values()} <= {torch.float32}
 
 
-def test_what_a_state_does_not_know_begins_afresh():
+def test_parameters_unknown_to_a_state_begin_afresh():
     adam, sgd = OptimizerSpec("adam", 0.01), OptimizerSpec("sgd", 0.05, momentum=0.9)
     foreign = fit(job(network(), sgd, 1, optimizer_state={})).optimizer_state
     assert not foreign.keys() & fit(job(network(), adam, 1, optimizer_state={})).optimizer_state.keys()
@@ -138,7 +138,7 @@ class Scores:
     def before_evaluation(self) -> None: ...
 
 
-def test_tensors_of_rules_are_kept_too():
+def test_tensors_of_rules_are_saved():
     spec = SPECS[2]
     models = [network(), network()]
     rules = [Scores(model) for model in models]
@@ -151,7 +151,7 @@ def test_tensors_of_rules_are_kept_too():
 
 
 @pytest.mark.parametrize("best", [0, 2])
-def test_early_stopping_goes_back_to_the_state_of_the_best_weights(best):
+def test_early_stopping_restores_the_state_of_the_best_weights(best):
     verdicts = iter([9 - epoch if epoch <= best else 9 + epoch for epoch in range(9)])
     stopping = EarlyStopping(samples(), lambda *_: torch.tensor(float(next(verdicts))), patience=2)
     given = fit(job(network(), SPECS[2], 1, optimizer_state={})).optimizer_state

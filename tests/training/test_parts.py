@@ -54,7 +54,7 @@ def scored(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Te
     return cross_entropy(logits, y), correct(logits, y)
 
 
-def test_each_part_is_trained_while_the_others_stay():
+def test_training_one_part_keeps_the_others():
     model = network()
     seen = []
 
@@ -72,7 +72,7 @@ def test_each_part_is_trained_while_the_others_stay():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_the_optimiser_remembers_of_one_part_outlives_the_other():
+def test_optimiser_state_of_one_part_outlives_the_other():
     model = network()
     kept = complete_alone(in_parts(job_of(model, optimizer_state={}), [(1, first), (1, last)], train))
     names = {f"momentum_buffer/{name}" for name, _ in model.named_parameters()}
@@ -84,7 +84,7 @@ def test_what_the_optimiser_remembers_of_one_part_outlives_the_other():
         assert torch.equal(after[name], kept.optimizer_state[name]) == ("/0." in name), name
 
 
-def test_whatever_happens_all_parameters_are_free_again():
+def test_parameters_regain_their_requires_grad_after_an_error():
     model = network()
     model[0].bias.requires_grad_(False)  # as its owner has it
     with pytest.raises(RuntimeError), only(model, first):
@@ -93,12 +93,12 @@ def test_whatever_happens_all_parameters_are_free_again():
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["0.bias"]
 
 
-def test_a_part_of_nothing_is_an_error():
+def test_an_empty_part_is_an_error():
     with pytest.raises(ValueError, match="would train no parameter"):
         complete_alone(in_parts(job_of(network()), [(1, lambda name: False)], train))
 
 
-def test_the_gradient_is_that_of_the_weights_that_are_given():
+def test_the_gradient_is_taken_at_the_given_weights():
     model, other = network(), network()
     with torch.no_grad():
         other[2].weight.mul_(1.5)

@@ -38,7 +38,7 @@ def graph_by_loops(student: np.ndarray, teacher: np.ndarray, tau: float) -> floa
     return total / len(student)
 
 
-def test_each_is_what_loops_say() -> None:
+def test_relation_losses_equal_loops() -> None:
     found = [float(loss(*tensors(STUDENT, TEACHER))) for loss in LOSSES]
     assert found[0] == pytest.approx(graph_by_loops(STUDENT, TEACHER, 0.1), rel=1e-5)
     number = range(5)
@@ -61,7 +61,7 @@ def test_each_is_what_loops_say() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_nothing_is_lost_between_equals_turned_or_scaled(loss) -> None:
+def test_relation_losses_ignore_rotation_and_scale(loss) -> None:
     turn, _ = np.linalg.qr(DRAWS.normal(size=(7, 7)))
     for same in (TEACHER, 3.5 * TEACHER, TEACHER @ turn):
         assert float(loss(*tensors(same, TEACHER))) == pytest.approx(0.0, abs=1e-6)
@@ -70,7 +70,7 @@ def test_nothing_is_lost_between_equals_turned_or_scaled(loss) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("rows", [STUDENT[:1], np.zeros((4, 3)), np.vstack([STUDENT[:2], np.zeros((2, 3))])])
-def test_one_sample_or_none_but_zeros_are_numbers_with_a_gradient(loss, rows) -> None:
+def test_single_and_zero_samples_have_finite_gradients(loss, rows) -> None:
     student = torch.tensor(rows, requires_grad=True)
     value = loss(student, torch.tensor(TEACHER[: len(rows)]))
     value.backward()
@@ -78,7 +78,7 @@ def test_one_sample_or_none_but_zeros_are_numbers_with_a_gradient(loss, rows) ->
     assert len(rows) > 1 or value.item() == 0.0
 
 
-def test_gradients_agree_with_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     """To a hundredth of what they come to along themselves, as losses are float32."""
     ways = np.random.default_rng(1).normal(size=(10, *STUDENT.shape))
     for loss in LOSSES:

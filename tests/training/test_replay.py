@@ -1,4 +1,4 @@
-"""Steps that are replayed: the same weights, losses and draws to the last bit as steps that are taken."""
+"""Replayed steps equal plain ones to the bit."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def assert_same(make_job: Callable[[], TrainJob], replays: Replays | None = None
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("model", MODELS)
-def test_to_the_last_bit(model, spec, replayed):
+def test_replayed_steps_equal_plain_ones_to_the_bit(model, spec, replayed):
     options = {"scored_loss": scored, "guessing": 3, "optimizer_state": {}}
     assert_same(lambda: job_of(MODELS[model], SPECS[spec], **options))
     assert len(replayed) > 5
@@ -114,7 +114,7 @@ def test_to_the_last_bit(model, spec, replayed):
     [lambda z, t: kd_kl(z, t, 2.0), logits_mae, soft_cross_entropy],
     ids=["kd_kl", "logits_mae", "soft_cross_entropy"],
 )
-def test_distillation_too(loss, replayed):
+def test_replayed_distillation_equals_plain_to_the_bit(loss, replayed):
     def arrays(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, torch.softmax(x.flatten(1)[:, :CLASSES], dim=1)
 
@@ -125,7 +125,7 @@ def test_distillation_too(loss, replayed):
     assert replayed
 
 
-def test_constants_and_corrections_are_read_anew(replayed):
+def test_constants_and_corrections_are_read_at_every_replay(replayed):
     def pulled(model: Any, x: Tensor, y: Tensor, *start: Tensor) -> Tensor:
         pairs = zip(model.parameters(), start, strict=True)
         return plain(model, x, y) + sum((p - q).square().sum() for p, q in pairs)
@@ -149,7 +149,7 @@ def test_steps_of_images_that_lie_batch_last_are_replayed(replayed):
     assert len(replayed) >= 5, "of eight whole batches two are seen, one is recorded"
 
 
-def test_another_learning_rate_is_another_kind(replayed):
+def test_a_new_learning_rate_needs_a_new_recording(replayed):
     replays = Replays(patience=2)
     for lr in (0.1, 0.01, 0.1):
         assert_same(lambda lr=lr: job_of(MODELS["mlp"], OptimizerSpec("sgd", lr)), replays)
@@ -226,7 +226,7 @@ class Drawing(nn.Module):
 
 
 @pytest.mark.parametrize("make", [Moody, Weighing, Borrowing, Drawing, counting, dropping])
-def test_what_is_no_function_of_its_tensors_is_never_replayed(make, replayed, monkeypatch):
+def test_steps_that_depend_on_more_than_tensors_are_never_replayed(make, replayed, monkeypatch):
     if make not in (counting, dropping):
         assert_same(lambda: job_of(make, SPECS["sgd"]))
         assert not replayed, "such a module declares nothing"
@@ -236,7 +236,7 @@ def test_what_is_no_function_of_its_tensors_is_never_replayed(make, replayed, mo
     assert len(replayed) <= 2, "no more than a trial for each size of batch"
 
 
-def test_a_decision_is_looked_at_before_anything_has_changed(replayed, monkeypatch):
+def test_data_dependent_branches_are_found_before_any_change(replayed, monkeypatch):
     monkeypatch.setattr(Peeking, "recordable", True, raising=False)
     monkeypatch.setattr(replay, "TRIALS", 5)
     decided: list[bool] = []
@@ -268,12 +268,12 @@ def patched() -> nn.Module:
 
 
 @pytest.mark.parametrize("make", [hooked, patched])
-def test_nor_is_what_somebody_has_reached_into(make, replayed):
+def test_modified_modules_are_not_replayed(make, replayed):
     assert_same(lambda: job_of(make, SPECS["sgd"]))
     assert not replayed
 
 
-def test_layers_of_equal_shapes_are_not_taken_for_one_another(replayed):
+def test_layers_of_equal_shape_are_distinguished(replayed):
     replays = Replays(patience=2)
     for activation in (nn.ReLU, nn.Tanh, nn.ReLU):
 
@@ -289,17 +289,17 @@ def test_layers_of_equal_shapes_are_not_taken_for_one_another(replayed):
     [{"replayable": False}, {"kind": None}, {"accumulate": 2}, {"lr_schedule": "cosine"}],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_not_to_be_replayed(change, replayed):
+def test_unsuitable_jobs_are_not_replayed(change, replayed):
     assert_same(lambda: job_of(MODELS["mlp"], SPECS["sgd"], **change))
     assert not replayed
 
 
-def test_it_takes_patience(replayed):
+def test_jobs_shorter_than_the_patience_are_not_replayed(replayed):
     assert_same(lambda: job_of(MODELS["mlp"], SPECS["sgd"], epochs=2), Replays(patience=12))
     assert not replayed
 
 
-def test_kinds_without_end_are_forgotten(replayed, monkeypatch):
+def test_the_number_of_recordings_is_limited(replayed, monkeypatch):
     monkeypatch.setattr(replay, "MOST", 3)
     replays = Replays(patience=2)
     numbers = {replays.number(("early", n)) for n in range(8)}

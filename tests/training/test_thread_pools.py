@@ -16,14 +16,14 @@ def numbers(api: str) -> set[int]:
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == api}
 
 
-def test_they_are_found_anew_after_an_import(monkeypatch):
+def test_thread_pools_are_searched_again_after_an_import(monkeypatch):
     pools = thread_pools()
     assert thread_pools() is pools
     monkeypatch.setitem(sys.modules, "a_module_that_brings_a_library", ModuleType("brings"))
     assert thread_pools() is not pools
 
 
-def test_limits_hold_within_the_block_alone():
+def test_thread_limits_hold_within_the_block_only():
     np.eye(2) @ np.eye(2)
     before = threadpool_info()
     with all_threads(2):

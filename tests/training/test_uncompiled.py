@@ -32,7 +32,7 @@ def trained(optimizer: type[torch.optim.Optimizer], **options) -> tuple[list[tor
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_they_do_what_torchs_do_to_the_last_bit(name):
+def test_uncompiled_optimisers_equal_torchs_to_the_bit(name):
     theirs, options = OPTIMIZERS[name]
     (weights, state), (own, own_state) = trained(theirs, **options), trained(uncompiled(theirs), **options)
     assert all(torch.equal(one, other) for one, other in zip(weights, own, strict=True))
@@ -40,7 +40,7 @@ def test_they_do_what_torchs_do_to_the_last_bit(name):
     torch.testing.assert_close(own_state["state"], state["state"], rtol=0, atol=0)
 
 
-def test_a_step_keeps_no_account_and_leaves_gradients_on():
+def test_a_step_is_unprofiled_and_keeps_gradients_enabled():
     parameter = nn.Parameter(torch.ones(2))
     optimizer = uncompiled(torch.optim.SGD)([parameter], lr=0.5)
 
@@ -56,7 +56,7 @@ def test_a_step_keeps_no_account_and_leaves_gradients_on():
     assert parameter.tolist() == [0.0, 0.0] and parameter.is_leaf and parameter.requires_grad
 
 
-def test_it_is_the_same_optimiser_to_whoever_looks():
+def test_an_uncompiled_optimiser_is_a_cached_subclass_of_torchs():
     assert issubclass(uncompiled(torch.optim.Adam), torch.optim.Adam)
     assert uncompiled(torch.optim.Adam) is uncompiled(torch.optim.Adam)
     assert uncompiled(torch.optim.Adam).__name__ == "Adam"

@@ -1,4 +1,4 @@
-"""Jobs that are run together: what comes of each is what would come of it alone."""
+"""Vectorised jobs equal single ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("make", [mlp, convolutions])
-def test_each_ends_where_it_would_alone(make, name):
+def test_vectorised_jobs_end_like_single_ones(make, name):
     options = {"scored_loss": lambda model: scored, "guessing": 2, "optimizer_state": lambda model: {}}
     expected, found = (jobs_of(make, SPECS[name], **options) for _ in range(2))
     alone, side_by_side = LoopExecutor().run(expected), together(found)
@@ -97,7 +97,7 @@ def test_each_ends_where_it_would_alone(make, name):
             torch.testing.assert_close(value, other.optimizer_state[slot], rtol=1e-4, atol=1e-6)
 
 
-def test_one_step_by_hand():
+def test_one_step_equals_a_hand_computation():
     """Of a linear model under the mean square, in float64: w − lr · 2/n · Σ (w·x − y) x."""
     spec = OptimizerSpec("sgd", 0.1)
     draws = torch.Generator().manual_seed(1)
@@ -114,13 +114,13 @@ def test_one_step_by_hand():
         torch.testing.assert_close(job.model.weight, weights, rtol=1e-12, atol=1e-12)
 
 
-def test_twice_the_same_to_the_bit():
+def test_vectorised_training_repeats_to_the_bit():
     first, second = (jobs_of(mlp, SPECS["adam"]) for _ in range(2))
     assert together(first) == together(second)
     assert_close(first, second, rtol=0.0, atol=0.0)
 
 
-def test_where_the_optimiser_goes_on():
+def test_vectorised_jobs_continue_the_optimiser():
     expected, found = (jobs_of(mlp, SPECS["adam"], optimizer_state=lambda model: {}) for _ in range(2))
     for run, jobs in ((LoopExecutor().run, expected), (together, found)):
         for _ in range(2):
@@ -132,7 +132,7 @@ def test_where_the_optimiser_goes_on():
     assert_close(found, expected)
 
 
-def test_constants_and_corrections_are_each_ones_own():
+def test_each_job_has_its_own_constants_and_corrections():
     def pulled(model: nn.Module, x: Tensor, y: Tensor, *start: Tensor) -> Tensor:
         pull = sum((p - q).square().sum() for p, q in zip(model.parameters(), start, strict=True))
         return loss(model, x, y) + 0.3 * pull
@@ -166,7 +166,7 @@ def test_frozen_parameters_stay():
     assert all(job.model[0].weight.equal(weight) for job, weight in zip(found, before, strict=True))
 
 
-def test_one_that_diverges_leaves_the_others_alone():
+def test_a_diverging_job_leaves_the_others_unaffected():
     expected, found = (jobs_of(mlp, SPECS["sgd"]) for _ in range(2))
     for jobs in (expected, found):
         jobs[2].arrays[0][5] = float("inf")
@@ -196,7 +196,7 @@ FOR_THE_LOOP: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("what", FOR_THE_LOOP)
-def test_what_cannot_be_run_together_is_run_alone_to_the_bit(what):
+def test_unvectorisable_clients_run_alone_to_the_bit(what):
     expected, found = (jobs_of(FOR_THE_LOOP[what], SPECS["adam"]) for _ in range(2))
     executor = VectorisedExecutor(16)
     assert executor.run(found) == LoopExecutor().run(expected)
@@ -205,7 +205,7 @@ def test_what_cannot_be_run_together_is_run_alone_to_the_bit(what):
         assert all(map(torch.equal, one.model.buffers(), other.model.buffers()))
 
 
-def test_who_goes_together(monkeypatch):
+def test_compatible_jobs_form_one_group(monkeypatch):
     groups: list[int] = []
     run = VectorisedExecutor._run_group
 
@@ -221,7 +221,7 @@ def test_who_goes_together(monkeypatch):
     assert sorted(groups) == [1, 1, 2, 3]
 
 
-def test_layers_of_equal_shapes_are_not_taken_for_one_another():
+def test_layers_of_equal_shape_are_distinguished():
     def mixed() -> nn.Module:
         activation = [nn.ReLU, nn.Tanh][int(torch.initial_seed()) % 2]()
         return nn.Sequential(nn.Linear(5, 6), activation, nn.Linear(6, CLASSES))
@@ -233,7 +233,7 @@ def test_layers_of_equal_shapes_are_not_taken_for_one_another():
     assert_close(found, expected)
 
 
-def test_a_loss_that_fails_says_so_for_everyone():
+def test_a_failing_loss_fails_all_jobs():
     def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise ValueError("no")
 
@@ -246,7 +246,7 @@ def test_a_loss_that_fails_says_so_for_everyone():
     [{"kind": None}, {"accumulate": 2}, {"lr_schedule": "cosine"}, {"arrays": (torch.empty(0, 5),) * 2}],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_for_the_loop_has_no_kind(change):
+def test_jobs_for_the_loop_have_no_group(change):
     job = jobs_of(mlp, SPECS["sgd"])[0]
     assert kind_of(job) is not None
     assert kind_of(replace(job, **change)) is None
@@ -254,7 +254,7 @@ def test_what_is_for_the_loop_has_no_kind(change):
     assert kind_of(job) is None
 
 
-def test_distillation_goes_together_too():
+def test_distillation_can_be_vectorised():
     def taught(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         return kd_kl(model(x), targets, 2.0)
 

@@ -13,7 +13,7 @@ from fedkd.tuning.runner import plan_tune
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
 
 
-def test_the_file_that_is_shown_is_a_search(tmp_path):
+def test_the_example_file_is_a_valid_search(tmp_path):
     pytest.importorskip("optuna")
     (block,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
     (tmp_path / "tune.toml").write_text(block)
@@ -21,6 +21,6 @@ def test_the_file_that_is_shown_is_a_search(tmp_path):
     assert plan.search.spec.name == "knfu-digits" and len(plan.search.space) == 3
 
 
-def test_every_metric_is_told_of():
+def test_every_metric_is_documented():
     for name in OBJECTIVES:
         assert name in PAGE or "…_" + name.rpartition("accuracy_")[2] in PAGE, name

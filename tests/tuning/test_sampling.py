@@ -31,7 +31,7 @@ def told(values, value, status="done"):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_values_lie_within_and_come_again(sampler):
+def test_values_lie_within_bounds_and_repeat(sampler):
     first = drawn(6, sampler=sampler)
     assert first == drawn(6, sampler=sampler) != drawn(6, sampler=sampler, seed=2)
     assert first != drawn(6, sampler=sampler, batch=1)
@@ -41,12 +41,12 @@ def test_values_lie_within_and_come_again(sampler):
         assert values["fusion!"] in SPACE[2].choices
 
 
-def test_fewer_trials_are_the_first_of_more():
+def test_fewer_trials_equal_the_first_of_more():
     known = [told(values, number / 9) for number, values in enumerate(drawn(4))]
     assert drawn(2, known, batch=1) == drawn(5, known, batch=1)[:2]
 
 
-def test_the_sampler_learns_from_trials_that_are_known():
+def test_the_sampler_learns_from_finished_trials():
     """Where few epochs are good and many diverge, it comes to draw few."""
     known: list[Trial] = []
     for batch in range(8):
@@ -57,7 +57,7 @@ def test_the_sampler_learns_from_trials_that_are_known():
     assert sum(epochs <= 3 for epochs in late) > len(late) / 2
 
 
-def test_without_optuna_it_is_said_what_brings_it(monkeypatch):
+def test_a_missing_optuna_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"in a clone of fedkd: pip install '\.\[tune\]'"):

@@ -1,4 +1,4 @@
-"""What a search varies, as a file and as the command line say it."""
+"""Search spaces in files and on the command line."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_a_table_may_be_nested_or_dotted():
         ('a.b=[{s="x"}, {s="y"}]', [{"s": "x"}, {"s": "y"}]),
     ],
 )
-def test_words_of_the_command_line_say_what_tables_do(text, value):
+def test_command_line_words_equal_tables(text, value):
     (found,) = dimensions(parse_search([text]))
     assert found == dimension_of("a.b", value)
 
 
-def test_whole_numbers_are_drawn_where_both_ends_are():
+def test_integers_are_drawn_between_integer_bounds():
     assert dimension_of("a", {"low": 1, "high": 5}).whole
     assert not dimension_of("a", {"low": 1.0, "high": 5}).whole
 
@@ -45,7 +45,7 @@ def test_drawn_numbers_have_few_digits_and_stay_within():
     assert dimension_of("a", {"low": 0.0, "high": 1.0, "step": 0.1}).rounded(0.30000000000000004) > 0.3
 
 
-def test_which_values_of_a_base_may_be_drawn():
+def test_a_dimension_contains_exactly_its_values():
     step = dimension_of("a", {"low": 0.1, "high": 0.9, "step": 0.2})
     assert step.holds(0.5) and not step.holds(0.6) and not step.holds(1.1)
     assert not dimension_of("a", {"low": 0, "high": 2}).holds(True)
@@ -77,7 +77,7 @@ def test_which_values_of_a_base_may_be_drawn():
         ({"fusion!": [{"a": 1}, {"a": 2}], "fusion.beta": [1, 2]}, "search.fusion", "searched twice"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_with_its_key(search, key, message):
+def test_unsearchable_keys_are_refused_by_name(search, key, message):
     with pytest.raises(UserError, match=message) as caught:
         dimensions(search)
     assert (caught.value.key or "").startswith(key)
@@ -86,6 +86,6 @@ def test_what_cannot_be_searched_is_refused_with_its_key(search, key, message):
 @pytest.mark.parametrize(
     "text", ["a", "a=", "=3", "a=1", "a=..", "a=x..y", "a=1..", "a=2..1", "a=0..inf", "a=,", "a=[1"]
 )
-def test_words_that_say_nothing_are_refused(text):
+def test_invalid_words_are_refused(text):
     with pytest.raises(UserError):
         dimensions(parse_search([text]))

@@ -36,7 +36,7 @@ def stopped_after(values, tmp_path, others=OTHERS, **changes) -> int | None:
 
 
 @pytest.mark.parametrize("values", [(0.15, 0.9, 0.9), (0.2, 0.45, 0.9), (0.3, 0.6, 0.75), (0.55, 0.1, 0.1)])
-def test_a_run_is_stopped_once_its_best_is_below_the_median_of_the_others(values, tmp_path):
+def test_a_run_below_the_median_of_the_others_is_stopped(values, tmp_path):
     pytest.importorskip("optuna")
     expected = None
     for round in (1, 2, 3):
@@ -54,7 +54,7 @@ def test_a_run_is_not_stopped_too_early(changes, tmp_path):
     assert stopped_after((0.0, 0.0, 0.0), tmp_path, **changes) is None
 
 
-def test_rounds_without_an_evaluation_and_the_last_stop_nobody(tmp_path):
+def test_rounds_without_evaluation_and_the_last_stop_no_run(tmp_path):
     pytest.importorskip("optuna")
     others = ({4: 0.9},) * 3
     assert stopped_after((None, None, None, 0.0), tmp_path, others) is None
@@ -71,7 +71,7 @@ def test_the_curve_of_a_stream_is_the_average_over_its_tasks_so_far():
     assert curve.add(RoundReport(4, 4, task=1)) is None
 
 
-def test_a_curve_goes_on_from_what_was_recorded():
+def test_a_curve_continues_from_its_records():
     curve = Curve("validation/accuracy_before_fusion_global", scenario_of())
     row = {"client": None, "task": None, "split": "global", "metric": "accuracy_before_fusion"}
     rows = [
@@ -104,7 +104,7 @@ def test_metrics_of_test_samples_are_refused(name, message):
     assert caught.value.key == "metric"
 
 
-def test_metrics_that_a_scenario_does_not_have_are_refused():
+def test_metrics_missing_in_a_scenario_are_refused():
     average = f"{PREFIX}average_accuracy_domain_incremental"
     with pytest.raises(UserError, match="has none"):
         check_metric_of(average, scenario_of())
@@ -115,7 +115,7 @@ def test_metrics_that_a_scenario_does_not_have_are_refused():
         check_metric_of(name, stream)
 
 
-def test_the_final_value_is_the_summarys():
+def test_the_final_value_comes_from_the_summary():
     summary = {
         "final": {"accuracy_local": {"mean": 0.5}, "accuracy_global": None},
         "continual": {"average_accuracy_task_incremental": {"mean": 0.25}},
@@ -143,7 +143,7 @@ GOOD = {"status": "pruned", "value": 0.5, "curve": [[1, 0.5]], "error": ""}
         "[" * 5000,
     ],
 )
-def test_records_that_are_damaged_are_none(content, tmp_path):
+def test_damaged_records_are_ignored(content, tmp_path):
     (tmp_path / TRIAL).write_text(content)
     assert read_record(tmp_path) is None
     (tmp_path / TRIAL).write_text(json.dumps(GOOD))

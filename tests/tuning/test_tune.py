@@ -64,7 +64,7 @@ def told(folder: Path) -> dict:
     return json.loads((folder / "search.json").read_text())
 
 
-def test_trials_are_measured_on_samples_that_are_held_out(ran):
+def test_trials_are_measured_on_held_out_samples(ran):
     assert [trial.number for trial in ran.trials] == list(range(6))
     assert ran.trials[0].values == {"training.lr": 0.01, "fusion.distill_epochs": 1}, "the base itself"
     for trial in ran.trials:
@@ -83,7 +83,7 @@ def test_trials_are_measured_on_samples_that_are_held_out(ran):
     assert ran.best.value == max(done)
 
 
-def test_what_is_found_is_a_scenario_that_trains_on_everything(ran):
+def test_the_best_scenario_trains_on_everything(ran):
     scenario = load_scenario(ran.scenario)
     assert scenario.data.validation is None and scenario.name == "small-best"
     assert scenario.training.lr == ran.best.values["training.lr"]
@@ -91,7 +91,7 @@ def test_what_is_found_is_a_scenario_that_trains_on_everything(ran):
     assert (scenario.seed, scenario.engine.kind, scenario.checkpoint_every) == (7, "inline", 1)
 
 
-def test_the_table_is_there_for_people_and_for_programs(ran):
+def test_the_table_is_written_as_markdown_and_csv(ran):
     assert (ran.folder / "table.md").read_text() == ran.table()
     first = ran.table().splitlines()[2]
     assert first.startswith(f"| {ran.best.number} |") and "**" in first
@@ -102,7 +102,7 @@ def test_the_table_is_there_for_people_and_for_programs(ran):
     assert told(ran.folder)["best"]["trial"] == ran.best.number
 
 
-def test_the_same_call_goes_on_and_more_trials_only_add_some(ran, tables, tmp_path, monkeypatch):
+def test_a_repeated_call_resumes_and_may_add_trials(ran, tables, tmp_path, monkeypatch):
     out = Path(shutil.copytree(ran.folder, tmp_path / "out"))
     path, before = write(tmp_path, tables), told(out)
     shutil.rmtree(ran_folder(out, ran, 4))
@@ -121,7 +121,7 @@ def ran_folder(out: Path, ran: module.TuneResult, number: int) -> Path:
     return out / ran.trials[number].folders[0].relative_to(ran.folder)
 
 
-def test_a_stopped_search_goes_on_to_what_an_unbroken_one_finds(ran, tables, tmp_path, monkeypatch):
+def test_a_stopped_search_resumes_to_the_same_result(ran, tables, tmp_path, monkeypatch):
     started, run_in_turn = [], scheduler.run_in_turn
 
     def stopped(jobs, progress, work):
@@ -142,7 +142,7 @@ def test_a_stopped_search_goes_on_to_what_an_unbroken_one_finds(ran, tables, tmp
     assert told(tmp_path / "out") == told(ran.folder)
 
 
-def test_the_order_in_which_trials_end_does_not_matter(ran, tables, tmp_path, monkeypatch):
+def test_the_order_of_finished_trials_has_no_effect(ran, tables, tmp_path, monkeypatch):
     run_in_turn = scheduler.run_in_turn
 
     def backwards(jobs, progress, work):
@@ -153,12 +153,12 @@ def test_the_order_in_which_trials_end_does_not_matter(ran, tables, tmp_path, mo
     assert told(tmp_path / "out") == told(ran.folder)
 
 
-def test_on_ray_the_search_is_the_same(ran, tables, ray_session, tmp_path):
+def test_a_search_on_ray_is_the_same(ran, tables, ray_session, tmp_path):
     fedkd.tune(write(tmp_path, tables | {"parallel": True}), out=tmp_path / "out")
     assert told(tmp_path / "out") == told(ran.folder)
 
 
-def test_trials_that_diverge_are_the_worst_and_stop_nothing(tables, tmp_path):
+def test_diverged_trials_rank_last_and_do_not_stop_the_search(tables, tmp_path):
     tables["search"] = {"training.lr": [0.01, 1e30]}
     tables["scenario"] = tables["scenario"] | {"rounds": 1, "fusion": {"strategy": "local"}}
     result = fedkd.tune(write(tmp_path, tables | {"trials": 9, "seeds": [1, 2]}), out=tmp_path / "out")
@@ -173,14 +173,14 @@ def test_trials_that_diverge_are_the_worst_and_stop_nothing(tables, tmp_path):
         fedkd.tune(write(tmp_path, tables | {"trials": 2, "search": only}), out=tmp_path / "none")
 
 
-def test_a_trial_that_fails_otherwise_stops_the_search(tables, tmp_path, monkeypatch):
+def test_other_trial_failures_stop_the_search(tables, tmp_path, monkeypatch):
     broken = scheduler.Outcome("failed", error="its Ray worker died")
     monkeypatch.setattr(scheduler, "run_in_turn", lambda jobs, progress, work: dict.fromkeys(jobs, broken))
     with pytest.raises(RunFailed, match=r"trial 0: .*its Ray worker died.*tries it again"):
         fedkd.tune(write(tmp_path, tables), out=tmp_path / "out")
 
 
-def test_another_search_is_not_written_over(ran, tables, tmp_path):
+def test_another_search_is_not_overwritten(ran, tables, tmp_path):
     out = Path(shutil.copytree(ran.folder, tmp_path / "out"))
     with pytest.raises(UserError, match="holds another search: search was different"):
         fedkd.tune(write(tmp_path, tables), out=out, search={"training.batch_size": [10, 20]})
@@ -201,7 +201,7 @@ def test_a_scenario_is_searched_as_it_stands(digits_toml, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_was_written_down_is_the_same(ran):
+def test_a_resolved_search_is_the_same(ran):
     again = load_search(ran.folder / "tune.toml")
     assert again.space == ran.search.space and list(again.seeds) == list(ran.search.seeds)
     assert tomllib.loads(module.dump_search(again)) == tomllib.loads(module.dump_search(ran.search))
@@ -226,7 +226,7 @@ def test_a_search_that_was_written_down_is_the_same(ran):
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(changes, words, message, tables, tmp_path, capsys):
+def test_a_wrong_search_gives_one_line(changes, words, message, tables, tmp_path, capsys):
     path = write(tmp_path, tables | changes)
     assert main(["tune", str(path), *words, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -234,14 +234,14 @@ def test_what_is_wrong_is_one_line(changes, words, message, tables, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_other_verbs_say_which_one_is_meant(tables, tmp_path, capsys):
+def test_other_commands_name_the_intended_one(tables, tmp_path, capsys):
     path = write(tmp_path, tables)
     for verb in ("run", "bench", "check"):
         assert main([verb, str(path)]) == 2
         assert f"run it with: fedkd tune {path}" in capsys.readouterr().err
 
 
-def test_the_schema_of_a_search_has_what_a_search_has():
+def test_the_schema_of_a_search_covers_its_keys():
     from fedkd.tuning.schema import TuneFile, search_json_schema
 
     schema = search_json_schema()

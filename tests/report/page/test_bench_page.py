@@ -11,7 +11,7 @@ from fedkd.report.statistics import interval
 from fedkd.report.study import read_study, write_study
 
 
-def test_a_study_comes_back_as_it_was(study, stream_study, tmp_path):
+def test_a_study_reads_back_as_written(study, stream_study, tmp_path):
     for made in (study, stream_study):
         write_study(made, tmp_path)
         assert read_study(tmp_path) == made
@@ -21,13 +21,13 @@ def test_a_study_comes_back_as_it_was(study, stream_study, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[1]"])
-def test_what_is_no_study_is_told_of(text, tmp_path):
+def test_a_folder_without_a_study_is_named(text, tmp_path):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(UserError, match="is no study of a bench"):
         read_study(tmp_path)
 
 
-def test_with_a_clock_there_is_a_picture_over_simulated_time(study, tmp_path, payload_of):
+def test_a_clock_adds_a_figure_over_simulated_time(study, tmp_path, payload_of):
     runs = tuple(replace(run, clock=((1, 2.0), (2, 5.0), (3, 9.0))) for run in study.runs)
     write_study(replace(study, runs=runs), tmp_path)
     assert read_study(tmp_path).runs == runs
@@ -37,7 +37,7 @@ def test_with_a_clock_there_is_a_picture_over_simulated_time(study, tmp_path, pa
     np.testing.assert_allclose(lines["knfu"]["y"], [91 / 3, 182 / 3, 91])
 
 
-def test_a_bench_has_a_page_of_its_own(study, tmp_path, payload_of):
+def test_a_bench_has_its_own_page(study, tmp_path, payload_of):
     write_study(study, tmp_path)
     (tmp_path / "cells.csv").write_text("strategy,seed,status\nknfu,1,done\nlocal,2,\n")
     (tmp_path / "bench.toml").write_text('name = "made-up"\n')
@@ -60,7 +60,7 @@ def test_a_bench_has_a_page_of_its_own(study, tmp_path, payload_of):
     assert {trace["name"] for trace in traffic} == {"knfu", "fedmd"}, "the others send nothing"
 
 
-def test_bytes_far_apart_have_a_logarithmic_axis(study, tmp_path, payload_of):
+def test_widely_spread_bytes_have_a_logarithmic_axis(study, tmp_path, payload_of):
     def sent(times: int) -> str | None:
         runs = tuple(
             replace(run, traffic=tuple((r, times * b) for r, b in run.traffic))
@@ -76,7 +76,7 @@ def test_bytes_far_apart_have_a_logarithmic_axis(study, tmp_path, payload_of):
     assert (sent(20), sent(21)) == (None, "log")
 
 
-def test_two_seeds_are_drawn_as_they_are(study, tmp_path, payload_of):
+def test_two_seeds_are_drawn_as_points(study, tmp_path, payload_of):
     write_study(replace(study, runs=tuple(run for run in study.runs if run.seed < 3)), tmp_path)
     data = payload_of(write_report([tmp_path]))["figures"]["rounds-accuracy_local-1"]["data"]
     assert not any(trace.get("fill") for trace in data)
@@ -86,7 +86,7 @@ def test_two_seeds_are_drawn_as_they_are(study, tmp_path, payload_of):
     assert [trace.get("showlegend", True) for trace in knfu] == [False, False, True]
 
 
-def test_names_of_variants_are_names(renamed, tmp_path, payload_of):
+def test_names_of_variants_are_escaped(renamed, tmp_path, payload_of):
     evil = "<script>alert(1)</script>"
     write_study(renamed(evil), tmp_path)
     path = write_report([tmp_path])

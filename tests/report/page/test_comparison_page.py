@@ -4,7 +4,7 @@ from fedkd.cli.main import main
 from fedkd.report.page.write import write_report
 
 
-def test_runs_side_by_side(make_run, payload_of, tmp_path, monkeypatch, capsys):
+def test_the_page_shows_runs_side_by_side(make_run, payload_of, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = [make_run("a"), make_run("b", rounds=2, changes={"seed": 9, "fusion": {"strategy": "fedmd"}})]
     assert main(["report", *map(str, runs)]) == 0
@@ -23,19 +23,19 @@ def test_runs_side_by_side(make_run, payload_of, tmp_path, monkeypatch, capsys):
     assert "type" not in traffic["layout"]["xaxis"]
 
 
-def test_bytes_of_runs_far_apart_have_a_logarithmic_axis(make_run, payload_of, tmp_path):
+def test_widely_spread_bytes_have_a_logarithmic_axis(make_run, payload_of, tmp_path):
     write_report([make_run("a"), make_run("b", sent=100_000)], tmp_path / "page.html")
     traffic = payload_of(tmp_path / "page.html")["figures"]["traffic"]
     assert traffic["layout"]["xaxis"]["type"] == "log"
 
 
-def test_a_run_without_fusion_has_one_line_beside_others(make_run, payload_of, tmp_path):
+def test_a_run_without_fusion_has_one_line(make_run, payload_of, tmp_path):
     write_report([make_run("a"), make_run("alone", fused=False)], tmp_path / "page.html")
     data = payload_of(tmp_path / "page.html")["figures"]["accuracy-global"]["data"]
     assert [trace["name"] for trace in data] == ["a, after fusion", "a, before fusion", "alone"]
 
 
-def test_folders_of_one_name_are_told_apart(make_run, payload_of, tmp_path):
+def test_folders_of_one_name_are_distinguished(make_run, payload_of, tmp_path):
     out = tmp_path / "page.html"
     write_report([make_run("x/run"), make_run("y/run", planned=8)], out)
     assert [row[0] for row in payload_of(out)["tables"]["results"]["rows"]] == ["x/run", "y/run"]
@@ -54,20 +54,20 @@ def test_many_runs_have_a_line_each(make_run, payload_of, tmp_path):
     assert len(looks) == 9
 
 
-def test_a_bench_is_no_run(make_run, tmp_path, capsys):
+def test_a_bench_folder_is_refused_as_a_run(make_run, tmp_path, capsys):
     (tmp_path / "bench" / "runs").mkdir(parents=True)
     assert main(["report", str(make_run()), str(tmp_path / "bench")]) == 2
     assert "is a bench folder, which has a page of its own" in capsys.readouterr().err
 
 
-def test_a_search_has_no_page(tmp_path, capsys):
+def test_a_search_folder_is_refused(tmp_path, capsys):
     (tmp_path / "search" / "runs").mkdir(parents=True)
     (tmp_path / "search" / "tune.toml").touch()
     assert main(["report", str(tmp_path / "search")]) == 2
     assert "is a search, whose table is in table.md; its runs have pages" in capsys.readouterr().err
 
 
-def test_out_is_a_folder_or_a_page(make_run, tmp_path, capsys):
+def test_out_may_be_a_folder_or_a_file(make_run, tmp_path, capsys):
     run = make_run("run")
     for out, page in (("pages/all", "pages/all/report.html"), ("x/mine.html", "x/mine.html")):
         assert main(["report", str(run), "--out", str(tmp_path / out)]) == 0

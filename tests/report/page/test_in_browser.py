@@ -44,7 +44,7 @@ def draw_all(browser) -> None:
         until(browser, f"{of_it}.querySelector('.main-svg')")
 
 
-def test_a_run_on_a_phone(make_run, show):
+def test_a_run_page_fits_a_phone(make_run, show):
     browser = show(write_report([make_run(planned=9)]), PHONE)
     draw_all(browser)
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
@@ -69,7 +69,7 @@ def test_a_run_on_a_phone(make_run, show):
     assert told == sorted(row, reverse=True)
 
 
-def test_figures_have_a_place_before_they_are_drawn(make_run, show):
+def test_figures_reserve_their_space_before_drawing(make_run, show):
     browser = show(write_report([make_run()]))
     last = "[...document.querySelectorAll('[data-figure] .plot')].at(-1)"
     height = f"return {last}.getBoundingClientRect().height"
@@ -106,7 +106,7 @@ def test_a_cut_table_says_that_it_scrolls(make_run, show):
     until(show(path, DESKTOP), f"{hint} && !{cut}")
 
 
-def test_light_dark_and_files(make_run, show, tmp_path):
+def test_pages_work_in_light_and_dark_and_from_files(make_run, show, tmp_path):
     browser = show(write_report([make_run()]))
     ground = "return getComputedStyle(document.body).backgroundColor"
     browser.execute_script("document.getElementById('theme').click()")
@@ -133,7 +133,7 @@ def test_light_dark_and_files(make_run, show, tmp_path):
     )
 
 
-def test_a_bench_sorts_and_filters(study, show, tmp_path):
+def test_bench_tables_sort_and_filter(study, show, tmp_path):
     write_study(study, tmp_path)
     browser = show(write_report([tmp_path]))
     draw_all(browser)
@@ -154,7 +154,7 @@ def test_a_bench_sorts_and_filters(study, show, tmp_path):
     assert set(browser.execute_script(cells)) == {"knfu 0.1", "knfu 10"}
 
 
-def test_runs_side_by_side(make_run, show, tmp_path):
+def test_comparison_pages_work(make_run, show, tmp_path):
     write_report([make_run("a"), make_run("b<b>")], tmp_path / "page.html")
     browser = show(tmp_path / "page.html", PHONE)
     draw_all(browser)

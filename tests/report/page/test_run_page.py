@@ -43,7 +43,7 @@ def valid(payload) -> None:
             Figure(data=frame["data"], layout=figure["layout"])
 
 
-def test_a_run_without_a_server_has_the_map_of_its_links(make_run, payload_of):
+def test_a_run_on_a_graph_shows_its_links(make_run, payload_of):
     folder = make_run(clients=3, changes={"topology": {"graph": "ring"}})
     heard = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=bool)
     for round in (1, 2):
@@ -53,7 +53,7 @@ def test_a_run_without_a_server_has_the_map_of_its_links(make_run, payload_of):
     valid(payload)
 
 
-def test_the_topology_stands_in_title_and_tiles(make_run):
+def test_the_topology_is_in_title_and_tiles(make_run):
     for topology, told in (
         ({"graph": "ring"}, "ring"),
         ({"graph": "k_regular"}, "k-regular (k = 4)"),
@@ -77,7 +77,7 @@ def test_a_constant_has_no_colour_scale(make_run, payload_of):
     assert heat_map(np.array([[1.0, 2.0]]), "ab", "c")["showscale"]
 
 
-def test_a_run_without_fusion_speaks_of_none(make_run, payload_of):
+def test_a_run_without_fusion_does_not_mention_it(make_run, payload_of):
     path = write_report([make_run(fused=False, changes={"fusion": {"strategy": "local"}})])
     payload, text = payload_of(path), path.read_text()
     assert "<h2>Local training</h2>" in text and "<h2>Fusion</h2>" not in text
@@ -88,7 +88,7 @@ def test_a_run_without_fusion_speaks_of_none(make_run, payload_of):
     assert said.count("mean") == 2 and "global accuracy (%)" in said and "after fusion" not in text
 
 
-def test_the_mean_stands_out(make_run, payload_of):
+def test_the_mean_is_highlighted(make_run, payload_of):
     data = payload_of(write_report([make_run()]))["figures"]["accuracy-global"]["data"]
     *others, mean = data
     lines = [trace for trace in others if trace.get("fill") is None]
@@ -98,13 +98,13 @@ def test_the_mean_stands_out(make_run, payload_of):
     assert ranks.index(min(ranks)) == len(data) - 1
 
 
-def test_a_zero_is_a_line_and_a_missing_value_nothing():
+def test_zeros_are_drawn_and_missing_values_are_not():
     made = bar("forgetting", "abc", [0.0, 2.5, float("nan")], "#0072B2")
     assert made["y"] == [0.0, 2.5, None] and made["marker"]["line"]["width"] == [4, 0, 0]
 
 
 @pytest.mark.parametrize(("losses", "kind"), [((90.0, 2.0, 1.0, 0.9), "log"), ((2.0, 1.5, 0.5, 0.08), None)])
-def test_a_loss_far_above_the_others_has_a_logarithmic_axis(make_run, losses, kind):
+def test_widely_spread_losses_have_a_logarithmic_axis(make_run, losses, kind):
     record = read_record(make_run())
     series = Series(means=dict(enumerate(losses, 1)), clients={r: {0: v} for r, v in enumerate(losses, 1)})
     record.__dict__["_series"] = {("train", "loss"): series}
@@ -112,7 +112,7 @@ def test_a_loss_far_above_the_others_has_a_logarithmic_axis(make_run, losses, ki
     assert figure.layout["yaxis"].get("type") == kind
 
 
-def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):
+def test_a_run_page_has_figures_and_their_numbers(make_run, payload_of):
     folder = make_run()
     path = write_report([folder])
     assert path == folder / "report.html"
@@ -136,7 +136,7 @@ def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):
     assert {"mlp (2)", "cnn (2)", "before fusion, mean", "after fusion, mean"} < set(names)
 
 
-def test_who_learned_from_whom_is_there_for_every_round_and_why(make_run, payload_of):
+def test_neighbours_and_their_weights_are_shown_for_every_round(make_run, payload_of):
     folder = make_run()
     view = payload_of(write_report([folder]))["neighbours"]
     assert [round["round"] for round in view["rounds"]] == [1, 2, 3]
@@ -146,7 +146,7 @@ def test_who_learned_from_whom_is_there_for_every_round_and_why(make_run, payloa
         np.testing.assert_allclose(view["rounds"][1]["l"], file["left_out"], rtol=1e-2)
 
 
-def test_what_was_sent_and_what_it_took(make_run, payload_of):
+def test_traffic_and_time_are_shown(make_run, payload_of):
     payload = payload_of(write_report([make_run()]))["figures"]
     assert payload["bytes"]["rows"] == [[round, 1000, 2000, 0] for round in (1, 2, 3)]
     assert payload["time"]["rows"][0] == [1, "train", 1.5]
@@ -154,7 +154,7 @@ def test_what_was_sent_and_what_it_took(make_run, payload_of):
     assert payload["labels"]["layout"]["legend"]["title"]["text"].strip() == "class"
 
 
-def test_accuracy_over_simulated_time(make_run, payload_of):
+def test_accuracy_is_shown_over_simulated_time(make_run, payload_of):
     folder = make_run(changes={"clock": {}})
     with (folder / "metrics.jsonl").open("a") as file:
         for round in (1, 2, 3):
@@ -171,7 +171,7 @@ def test_accuracy_over_simulated_time(make_run, payload_of):
     assert all(trace["x"] == [1.5, 6.0, 13.5] for trace in figure["data"])
 
 
-def test_thousands_of_clients_are_a_few_lines(make_run, payload_of):
+def test_thousands_of_clients_are_summarised(make_run, payload_of):
     path = write_report([make_run(clients=1000, rounds=2)])
     payload = payload_of(path)
     assert all(len(figure["data"]) <= 8 for figure in payload["figures"].values())
@@ -179,7 +179,7 @@ def test_thousands_of_clients_are_a_few_lines(make_run, payload_of):
     assert path.stat().st_size < 600_000
 
 
-def test_a_client_of_an_architecture_stands_for_many_where_there_are_many(make_run, payload_of, monkeypatch):
+def test_large_architectures_show_one_representative_client(make_run, payload_of, monkeypatch):
     monkeypatch.setattr("fedkd.report.page.neighbours.MOST_CLIENTS", 3)
     folder = make_run()
     view = payload_of(write_report([folder]))["neighbours"]
@@ -191,7 +191,7 @@ def test_a_client_of_an_architecture_stands_for_many_where_there_are_many(make_r
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (1, 3), (2, 1)])
-def test_the_least_there_can_be(clients, rounds, make_run, payload_of):
+def test_a_minimal_run_has_a_page(clients, rounds, make_run, payload_of):
     payload = payload_of(write_report([make_run(clients=clients, rounds=rounds, models=("mlp",))]))
     valid(payload)
     assert len(payload["figures"]["accuracy-global"]["data"]) == (2 if clients == 1 else 5)
@@ -213,7 +213,7 @@ def test_a_run_that_has_just_begun_has_a_page(make_run, payload_of):
     assert "It failed: error.txt in its folder" in path.read_text() and not payload_of(path)["figures"]
 
 
-def test_what_is_damaged_beside_the_metrics_is_left_out(make_run, payload_of):
+def test_damaged_side_files_are_left_out(make_run, payload_of):
     folder = make_run()
     (folder / "clients.json").write_text('{"tasks": [{"name": 3, "classes": ["a"], "train": [[1, 2]]}]}')
     (folder / "schedule.json").write_text("[")
@@ -229,7 +229,7 @@ ODD = ({"round": "3"}, {"client": 4}, {"client": -1}, {"task": 0.5}, {"metric": 
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"round": 1}', *(json.dumps(ROW | odd) for odd in ODD)])
-def test_metrics_that_are_none_are_told_of(line, make_run, capsys):
+def test_malformed_metrics_are_refused(line, make_run, capsys):
     folder = make_run()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
@@ -255,7 +255,7 @@ def test_failed_clients_and_warnings_are_shown(make_run, payload_of):
     valid(payload)
 
 
-def test_names_are_names(make_run, payload_of):
+def test_names_are_escaped(make_run, payload_of):
     evil = "</script><script>alert(1)</script><a href='x'>"
     folder = make_run()
     labels = {"name": evil, "classes": [evil, "one"], "train": [[n, 5] for n in range(4)]}
@@ -268,7 +268,7 @@ def test_names_are_names(make_run, payload_of):
     assert frames[0]["data"][0]["name"].startswith("&lt;/script&gt;"), "Plotly takes tags for its own"
 
 
-def test_a_page_asks_nobody_for_anything(make_run, pageless, monkeypatch):
+def test_a_page_loads_nothing_from_the_network(make_run, pageless, monkeypatch):
     monkeypatch.setattr("fedkd.report.page.page.library", pageless["library"])
     folder = make_run()
     path = write_report([folder])
@@ -280,7 +280,7 @@ def test_a_page_asks_nobody_for_anything(make_run, pageless, monkeypatch):
     assert write_report([folder]).read_text() == text
 
 
-def test_only_pages_of_ours_are_written_over(make_run, tmp_path, capsys):
+def test_only_generated_pages_are_overwritten(make_run, tmp_path, capsys):
     folder, mine = make_run(), tmp_path / "mine.html"
     assert main(["report", str(folder), "--out", str(mine)]) == 0
     assert capsys.readouterr().out == f"report  {mine}\n"
@@ -291,7 +291,7 @@ def test_only_pages_of_ours_are_written_over(make_run, tmp_path, capsys):
     assert mine.read_text() == "<html>my own</html>"
 
 
-def test_what_is_no_folder_of_runs_is_told_of(make_run, tmp_path, capsys):
+def test_folders_without_runs_are_named(make_run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bench" / "runs").mkdir(parents=True)
@@ -308,7 +308,7 @@ def test_what_is_no_folder_of_runs_is_told_of(make_run, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("paged")
-def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of):
+def test_a_stream_run_writes_its_page(digits_scenario, tmp_path, payload_of):
     stream = {"kind": "split", "count": 2, "classes_per_task": 2}
     small = {"dataset": "digits", "clients": 2, "transfer": {"source": "holdout", "size": 10}}
     data = small | {"partition": {"scheme": "iid", "samples_per_client": 20}, "test_size": 20}
@@ -335,7 +335,7 @@ def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of):
     assert "forgetting" not in halfway["figures"] and "matrix-task_incremental" in halfway["figures"]
 
 
-def test_forgetting_is_of_the_clients_that_count_and_have_learned_the_task():
+def test_forgetting_covers_counted_clients_that_learned_the_task():
     R = np.array([[0.9, 0.1, 0.1], [0.5, 0.8, 0.1], [0.3, 0.6, 0.7]])
     clients = {0: (R, R[0]), 1: (R / 2, R[0]), 2: (R / 9, R[0])}
     test = ProtocolOutcome("task_incremental", "global", R, R[0], clients, {})

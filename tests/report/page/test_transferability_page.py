@@ -15,7 +15,7 @@ def written(folder, round: int, clients: tuple[int, ...], *, gain=None, **predic
     write_transfer_map(folder, TransferMap(round, clients, found, 2 * found, predicted))
 
 
-def test_maps_stand_beside_predictions_with_a_slider_over_both(make_run, payload_of):
+def test_maps_and_predictions_share_a_slider(make_run, payload_of):
     folder = make_run(clients=4)
     draws = np.random.default_rng(0)
     for round in (1, 3):
@@ -43,7 +43,7 @@ def test_maps_stand_beside_predictions_with_a_slider_over_both(make_run, payload
     assert len(payload["tables"]["transferability-quality"]["rows"]) == 2 * 2 * 2
 
 
-def test_the_table_says_how_good_a_predictor_was(make_run, payload_of):
+def test_the_table_shows_the_quality_of_each_predictor(make_run, payload_of):
     folder = make_run(clients=4)
     gain = np.array([[0, 1, 2, 3], [1, 0, 2, 3], [1, 2, 0, 3], [3, 2, 1, 0.0]])
     written(folder, 1, (0, 1, 2, 3), gain=gain, shift=gain, agreement=-gain)
@@ -54,7 +54,7 @@ def test_the_table_says_how_good_a_predictor_was(make_run, payload_of):
 
 
 @pytest.mark.parametrize("clients", [(0,), (0, 1)])
-def test_too_few_clients_to_rank_have_a_map_without_correlations(make_run, payload_of, clients):
+def test_too_few_clients_give_a_map_without_correlations(make_run, payload_of, clients):
     folder = make_run(clients=4)
     size = (len(clients), len(clients))
     written(folder, 1, clients, gain=np.full(size, np.nan), shift=np.ones(size))
@@ -63,7 +63,7 @@ def test_too_few_clients_to_rank_have_a_map_without_correlations(make_run, paylo
     assert {row[3] for row in payload["tables"]["transferability-quality"]["rows"]} == {"–"}
 
 
-def test_what_others_alone_know_stands_class_by_class(make_run, payload_of):
+def test_complementary_knowledge_is_shown_by_class(make_run, payload_of):
     folder = make_run(clients=3)
     by_class = np.array([[[0, 0], [0.5, 0.25]], [[0.25, np.nan], [0, 0]]])
     rate = np.array([[np.nan, 0.5], [1.0, np.nan]])
