@@ -8,12 +8,9 @@ from dataclasses import replace
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.plan.schedule import Participation, Schedule, Span
+from fedkd.plugins.packages import MissingPackage, Omissions
 from fedkd.report import figures
-from fedkd.report.page import page
 from fedkd.report.page.write import write_report
-from fedkd.report.schedule import draw_schedule_figure
-from fedkd.report.study import write_study
 
 pytestmark = pytest.mark.usefixtures("rendered")
 
@@ -41,26 +38,25 @@ def test_a_name_that_looks_like_mathematics_is_a_name(renamed, tmp_path):
     assert len(files) == len(KINDS) * 4 and not told
 
 
-def test_without_matplotlib_a_bench_says_which_extra_has_it_and_goes_on(study, tmp_path, monkeypatch):
+def test_without_matplotlib_a_bench_leaves_its_figures_out(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    told: list[str] = []
-    assert figures.draw_figures(study, tmp_path, told.append) == []
-    (line,) = told
-    assert line.startswith("figures are left out: a figure needs matplotlib; ") and "'.[report]'" in line
+    omissions, told = Omissions(), list[str]()
+    omissions.report(told.append)
+    for folder in ("figures", "more"):
+        with omissions.without(folder):
+            figures.draw_figures(study, tmp_path / folder, told.append)
+    omissions.report(told.append)
+    install = "in a clone of fedkd: pip install '.[report]'"
+    assert told == [f"left out: figures, more; a figure needs matplotlib; {install}"]
+    assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_a_run_has_no_figures_and_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    schedule = Schedule(1, 2, ((Span(None, 1, 2),),), Participation(0))
-    assert draw_schedule_figure(schedule, tmp_path) == [] and "needs matplotlib" in caplog.text
-
-
-def test_without_plotly_the_error_names_the_extra(study, tmp_path, monkeypatch, pageless):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    monkeypatch.setattr(page, "library", pageless["library"].__wrapped__)
-    write_study(study, tmp_path)
-    with pytest.raises(UserError, match=r"report.html needs plotly; .*'\.\[report\]'"):
-        write_report([tmp_path])
-    told: list[str] = []
-    pageless["report_at_the_end"](tmp_path, told.append)
-    assert told[0].startswith("report.html could not be made: report.html needs plotly; ")
+@pytest.mark.parametrize("package", ["plotly.offline", "jinja2"])
+def test_without_its_packages_no_page_is_begun(package, tmp_path, monkeypatch, pageless):
+    monkeypatch.setitem(sys.modules, package, None)
+    name = package.partition(".")[0]
+    with pytest.raises(MissingPackage, match=rf"^report.html needs {name}; .*'\.\[report\]'") as caught:
+        write_report([tmp_path], tmp_path / "page")
+    assert isinstance(caught.value, UserError) and not list(tmp_path.iterdir())
+    with pytest.raises(MissingPackage):
+        pageless["report_at_the_end"](tmp_path, print)
