@@ -23,8 +23,8 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null && [ "$(uname -s)" = Linux ]
     echo "that did not work; pip takes the build that it finds" >&2
 fi
 # The stamp names what is installed, so that a second run starts at once.
-stamp=.venv/installed-${1:-run}
+stamp=.venv/installed-$1
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
   touch "$stamp"
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,6 +17,7 @@ from fedkd.benchmark.worker import Outcome
 from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan import build_schedule
+from fedkd.plugins import require
 from fedkd.report import Curve, StudyRun
 from fedkd.scenario import accuracy_name, protocols
 from fedkd.storage import replacing
@@ -83,6 +85,7 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
 
 def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder: Path) -> None:
     """Write `results.parquet` and `results.csv`, a few cells at a time, so that memory stays small."""
+    require("pyarrow", "a table of all values", "report")
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -240,12 +243,10 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
 
 def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the numeric rows of the federation's means: those of no task, and those of tasks."""
-    import pyarrow.compute as pc
-
-    recorded = _recorded(cell)
-    means = recorded.filter(pc.and_(pc.is_null(recorded["client"]), pc.is_valid(recorded["value"])))
-    of_task = pc.is_valid(means["task"])
-    return means.filter(pc.invert(of_task)).to_pylist(), means.filter(of_task).to_pylist()
+    with (cell.folder / METRICS).open("rb") as lines:  # most are of single clients: the others are parsed
+        rows = [json.loads(line) for line in lines if b'"client": null' in line]
+    means = [row | {"value": float(row["value"])} for row in rows if row["value"] is not None]
+    return [row for row in means if row["task"] is None], [row for row in means if row["task"] is not None]
 
 
 def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,13 +25,16 @@ from fedkd.benchmark.cells import (
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.errors import UserError
+from fedkd.plugins import Omissions
 from fedkd.storage import expanded, write_text_atomically
-from fedkd.tracking import BENCH, CELLS, STUDY
+from fedkd.tracking import BENCH, CELLS, REPORT, STUDY
 
 if TYPE_CHECKING:
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
     from fedkd.report import Study
+
+log = logging.getLogger("fedkd.benchmark")
 
 
 @dataclass(frozen=True)
@@ -164,15 +168,20 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
     study = study_of(plan.bench, plan.axes, done, shown_metrics(plan.bench, plan.cells), len(finished))
-    write_results(finished, plan.axes, plan.folder)
+    omissions = Omissions()
+    with omissions.without("results.parquet, results.csv"):
+        write_results(finished, plan.axes, plan.folder)
     write_cells(finished, plan.axes, plan.folder / CELLS)
     write_text_atomically(plan.folder / "table.md", markdown_table(study))
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
     write_text_atomically(plan.folder / "table.tex", latex_table(study))
     write_study(study, plan.folder)
     if done:
-        draw_figures(study, plan.folder / "figures", tell)
-    report_at_the_end(plan.folder, tell)
+        with omissions.without("figures"):
+            draw_figures(study, plan.folder / "figures", tell)
+    with omissions.without(REPORT):
+        report_at_the_end(plan.folder, tell)
+    omissions.report(log.warning)
     if (warning := chance_line(done)) is not None:
         tell(warning)
     return BenchResult(plan.folder, tuple(finished), study)

@@ -1,6 +1,6 @@
 """Shell completion of verbs, options, shipped names, files, and keys of ``--set``.
 
-argcomplete brings it to a shell: ``eval "$(register-python-argcomplete fedkd)"``.
+argcomplete, of the extra `completion`, brings it: ``eval "$(register-python-argcomplete fedkd)"``.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from typing import get_origin
 
 from pydantic import BaseModel
 
+from fedkd.plugins import require
 from fedkd.scenario import SUFFIX, Kind, Scenario, names_of, section_of
 
 ASKED = "_ARGCOMPLETE"  # environment variable that a shell sets when it asks for completions
@@ -18,8 +19,7 @@ ASKED = "_ARGCOMPLETE"  # environment variable that a shell sets when it asks fo
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer a shell, and leave the process."""
-    import argcomplete
-
+    argcomplete = require("argcomplete", "completion in a shell", "completion")
     for action, kind in _arguments(parser):
         if action.dest == "scenario":
             action.completer = lambda prefix, kind=kind, **_: scenario_words(prefix, kind)  # type: ignore[attr-defined]

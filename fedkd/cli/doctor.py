@@ -9,10 +9,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fedkd.plugins import how_to_install
+
+MISSING = "not installed"
 PACKAGES = (
     *("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "pydantic", "scikit-learn", "safetensors"),
-    *("rich", "wandb", "tensorboard", "mlflow-skinny", "optuna"),
+    *("rich", "wandb"),
 )
+EXTRAS = {
+    "report": ("matplotlib", "plotly", "jinja2", "pyarrow"),
+    "deployment": ("cryptography",),
+    "completion": ("argcomplete",),
+    "frames": ("pandas",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow-skinny",),
+    "tune": ("optuna",),
+}
+"""Packages of single features, by the extra that brings them."""
 
 
 def examine() -> Iterator[str]:
@@ -20,6 +33,10 @@ def examine() -> Iterator[str]:
     yield _row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
         yield _row(package, _version(package))
+    for extra, packages in EXTRAS.items():
+        for package in packages:
+            found = _version(package)
+            yield _row(package, f"{found}; {how_to_install(extra)}" if found == MISSING else found)
     # A container may have fewer than the machine.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield _row("cpus", f"{cpus} available to this process")
@@ -41,7 +58,7 @@ def _version(package: str) -> str:
             from fedkd import __version__
 
             return f"{__version__} (run from its source, not installed)"
-        return "not installed"
+        return MISSING
 
 
 def _guarded(probe: Callable[[], str]) -> str:

@@ -9,6 +9,8 @@ The authority's private key is discarded after signing: no other certificate can
     python -m fedkd.deployment.certificates DIR --host NAME_OR_ADDRESS … --clients N
 """
 
+from __future__ import annotations
+
 import argparse
 import ipaddress
 import os
@@ -18,14 +20,21 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from fedkd.deployment.partition import client_folder
 from fedkd.errors import FedkdError, UserError
+from fedkd.plugins import require
+
+with suppress(ImportError):  # of an extra that `make_certificates` names
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY, CERTIFICATE, KEY = "ca.crt", "superlink.crt", "superlink.key"
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -40,8 +49,9 @@ def make_certificates(
     """Write an authority's and the SuperLink's certificates, and a pair of keys for every client.
 
     `hosts` are the SuperLink's names and addresses. Existing certificates, no host, or a folder that cannot
-    be written is a `UserError`.
+    be written, or no cryptography, is a `UserError`.
     """
+    require("cryptography", "a certificate", "deployment")
     if not hosts:
         raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")
     try:

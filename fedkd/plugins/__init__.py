@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     [],
     {
         "loading": ["Registry", "calling", "contained", "import_plugins", "module_file", "no_sudden_end"],
-        "packages": ["how_to_install", "require", "versions"],
+        "packages": ["MissingPackage", "Omissions", "how_to_install", "require", "versions"],
         "schema": [
             "HyperParameter",
             "build_part",

@@ -4,6 +4,8 @@ from .loading import contained as contained
 from .loading import import_plugins as import_plugins
 from .loading import module_file as module_file
 from .loading import no_sudden_end as no_sudden_end
+from .packages import MissingPackage as MissingPackage
+from .packages import Omissions as Omissions
 from .packages import how_to_install as how_to_install
 from .packages import require as require
 from .packages import versions as versions

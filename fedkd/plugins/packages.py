@@ -3,6 +3,8 @@
 import platform
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -14,18 +16,42 @@ NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray
 """What fedkd needs most, where it is run from its source and nobody has written down what it needs."""
 
 
+class MissingPackage(UserError):
+    """A package of an extra is not installed."""
+
+
 def how_to_install(extra: str) -> str:
     """Return how to install an extra of fedkd, which no package index has yet."""
     return f"in a clone of fedkd: pip install '.[{extra}]'"
 
 
 def require(package: str, feature: str, extra: str) -> ModuleType:
-    """Import a package of an extra; without it, raise a `UserError` that names the feature and the extra."""
+    """Import a package of an extra; without it, raise a `MissingPackage` that names feature and extra."""
     try:
         return import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        raise UserError(f"{feature} needs {name}; {how_to_install(extra)}") from None
+        raise MissingPackage(f"{feature} needs {name}; {how_to_install(extra)}") from None
+
+
+class Omissions:
+    """Collects the files that are left out for lack of a package, to name all of them in one line."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    @contextmanager
+    def without(self, file: str) -> Iterator[None]:
+        """Go on without a file if the block that writes it lacks a package."""
+        try:
+            yield
+        except MissingPackage as error:
+            self._reasons[file] = str(error)
+
+    def report(self, tell: Callable[[str], None]) -> None:
+        """Tell which files are left out, and how to get them; say nothing if there are none."""
+        if self._reasons:
+            tell(f"left out: {', '.join(self._reasons)}; {next(iter(self._reasons.values()))}")
 
 
 def dependencies() -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.errors import UserError
 from fedkd.report import front
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.curves import over_rounds, over_tasks, over_time, over_traffic
@@ -17,20 +16,20 @@ from fedkd.report.style import draw_chart, house_style, save
 
 
 def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print) -> list[Path]:
-    """Draw every figure that the runs of a study allow; `tell` of those that could not be drawn."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draw every figure that the runs of a study allow; `tell` of those that could not be drawn.
+
+    Without matplotlib a `MissingPackage`.
+    """
     files = []
-    for name, chart in study_charts(study):
-        try:
-            with house_style():
+    with house_style():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, chart in study_charts(study):
+            try:
                 files += save(draw_chart(chart()), folder, name)
-        except UserError as error:
-            tell(f"figures are left out: {error}")
-            break
-        except OSError as error:
-            tell(f"figure {name} could not be written: {error.strerror or error}")
-        except Exception as error:  # a bench of hours must not fail for a picture
-            tell(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
+            except OSError as error:
+                tell(f"figure {name} could not be written: {error.strerror or error}")
+            except Exception as error:  # a bench of hours must not fail for a picture
+                tell(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
     return files
 
 

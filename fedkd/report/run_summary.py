@@ -1,7 +1,8 @@
-"""The results of a finished run: `summary.json`, and the figures beside it."""
+"""The results of a finished run: `summary.json`, and the figures and the page beside it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 
 from fedkd.models import architecture_names
 from fedkd.plan import Plan, accuracies_of_each, counted_clients, held_models
-from fedkd.plugins import versions
+from fedkd.plugins import Omissions, versions
 from fedkd.storage import write_json_atomically
 from fedkd.tracking import (
+    REPORT,
     SUMMARY,
     MetricRow,
     RunObserver,
@@ -27,26 +29,38 @@ from fedkd.tracking import (
 if TYPE_CHECKING:
     from fedkd.continual import StreamOutcome
 
+log = logging.getLogger("fedkd.report")
+
 
 def finish_run(
-    plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
+    plan: Plan,
+    folder: Path,
+    totals: Totals,
+    observer: RunObserver,
+    tasks: Sequence[str] = (),
+    *,
+    page: bool = True,
 ) -> dict[str, Any]:
-    """Write the summary and the figures of a run, tell the observer, and return the summary."""
+    """Write the summary, the figures and the page of a run, tell the observer, and return the summary."""
+    omissions = Omissions()
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
     outcome = _outcome(plan, folder, rows, counted)
     if outcome is not None:
         from fedkd.report.continual import write_continual
 
-        write_continual(outcome, folder, tasks)
+        with omissions.without("accuracy_matrix.png"):
+            write_continual(outcome, folder, tasks)
     if not plan.schedule.in_step:
         from fedkd.report.schedule import draw_schedule_figure
 
-        draw_schedule_figure(plan.schedule, folder, tasks, outcome)
+        with omissions.without("schedule.png"):
+            draw_schedule_figure(plan.schedule, folder, tasks, outcome)
     if plan.graph is not None:
         from fedkd.report.topology import draw_graph_figure
 
-        draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
+        with omissions.without("topology.png"):
+            draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
     times, stream = {}, scenario.continual is not None
     if scenario.clock is not None:
         # The accuracy of a stream is of another task now and then.
@@ -74,6 +88,13 @@ def finish_run(
     }
     write_json_atomically(folder / SUMMARY, summary)
     observer.run_finished(RunReport(folder, summary))
+    if page:
+        from fedkd.report.page.write import report_at_the_end
+
+        with omissions.without(REPORT):
+            report_at_the_end(folder, observer.message)
+    # A cell of a bench has no page, and its bench warns for all cells.
+    omissions.report(log.warning if page else observer.message)
     return summary
 
 

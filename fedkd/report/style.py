@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.errors import UserError
 from fedkd.plugins import require
 from fedkd.report.chart import COLOUR_MAP, Chart, Curve, Look, Matrix, Panel, Point
 from fedkd.storage import write_bytes_atomically
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
-
-log = logging.getLogger("fedkd.report")
 
 LINES: Mapping[str, Any] = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (3, 1, 1, 1, 1, 1)),
@@ -58,7 +54,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style while the block runs; a UserError without matplotlib."""
+    """Draw in the house style while the block runs; a `MissingPackage` without matplotlib."""
     matplotlib = require("matplotlib", "a figure", "report")
     with matplotlib.rc_context(_PARAMETERS):
         yield
@@ -76,13 +72,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def write_figure(draw: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
-    """Draw a figure of a run into its folder and return the files; without matplotlib log a warning."""
-    try:
-        with house_style():
-            return save(draw(), folder, name)
-    except UserError as error:
-        log.warning("%s.png is left out: %s", name, error)
-        return []
+    """Draw a figure of a run into its folder and return the files."""
+    with house_style():
+        return save(draw(), folder, name)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -182,11 +182,7 @@ def _work(
             raise _explained(error, folder) from error
         tasks = task_names(engine.data)
         with _writing_to(folder):
-            summary = finish_run(plan, folder, totals, observer, tasks)
-        if report:
-            from fedkd.report import report_at_the_end
-
-            report_at_the_end(folder, observer.message)
+            summary = finish_run(plan, folder, totals, observer, tasks, page=report)
         return RunResult(folder, summary)
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark import damage, level_of
 from fedkd.errors import RunFailed, UserError
+from fedkd.plugins import require
 from fedkd.scenario import NotToml, parse_toml
 from fedkd.storage import expanded
 from fedkd.tracking import SCENARIO, TUNE, percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
-from fedkd.tuning.sampling import check_optuna, draw
+from fedkd.tuning.sampling import draw
 from fedkd.tuning.schema import Search, dump_search, load_search
 from fedkd.tuning.trials import (
     TRIAL,
@@ -87,7 +88,7 @@ def plan_tune(
     out: str | Path | None = None,
 ) -> TunePlan:
     """Read a search and check it, its folder too; nothing runs."""
-    check_optuna()
+    require("optuna", "fedkd tune", "tune")
     read = load_search(path, overrides, search)
     check_space(read)
     folder = Path(out) if out is not None else Path("runs") / f"tune-{read.spec.name}"

@@ -8,23 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import UserError
-from fedkd.plugins import how_to_install
 from fedkd.randomness import derive_seed
 from fedkd.tuning.space import Dimension
 
 if TYPE_CHECKING:
     from fedkd.tuning.trials import Trial
-
-EXTRA = "tune"
-
-
-def check_optuna() -> None:
-    """Refuse to search without Optuna."""
-    from importlib.util import find_spec
-
-    if find_spec("optuna") is None:
-        raise UserError(f"fedkd tune needs Optuna; {how_to_install(EXTRA)}")
 
 
 def draw(

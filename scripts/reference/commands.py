@@ -15,7 +15,8 @@ def commands_page() -> str:
         "Command line",
         "Exit status: 0 done; 2 the input is wrong, said in one line; 3 the run failed, with client and"
         " round named; 130 interrupted, with the state saved and the command to go on. Shells complete"
-        ' verbs, names and keys of `--set` after `eval "$(register-python-argcomplete fedkd)"`.',
+        " verbs, names and keys of `--set` after `pip install '.[completion]'` and"
+        ' `eval "$(register-python-argcomplete fedkd)"`.',
         *(_verb(name, parser) for name, parser in verbs().items()),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def test_invalid_host_names_are_refused(tmp_path, host):
     with pytest.raises(UserError, match="--host: must be a machine's name or address"):
         make_certificates(tmp_path, [host])
     assert not list(tmp_path.iterdir())
+
+
+def test_without_cryptography_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert main([str(tmp_path / "own")]) == 2 and not (tmp_path / "own").exists()
+    install = "in a clone of fedkd: pip install '.[deployment]'"
+    assert capsys.readouterr().err == f"error: a certificate needs cryptography; {install}\n"
 
 
 # What is checked before anything is started ---------------------------------------------------------------

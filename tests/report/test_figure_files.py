@@ -8,12 +8,9 @@ from dataclasses import replace
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.plan.schedule import Participation, Schedule, Span
+from fedkd.plugins.packages import MissingPackage, Omissions
 from fedkd.report import figures
-from fedkd.report.page import page
 from fedkd.report.page.write import write_report
-from fedkd.report.schedule import draw_schedule_figure
-from fedkd.report.study import write_study
 
 pytestmark = pytest.mark.usefixtures("rendered")
 
@@ -43,24 +40,23 @@ def test_a_name_with_math_symbols_is_drawn_literally(renamed, tmp_path):
 
 def test_a_bench_without_matplotlib_names_the_extra_and_continues(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    told: list[str] = []
-    assert figures.draw_figures(study, tmp_path, told.append) == []
-    (line,) = told
-    assert line.startswith("figures are left out: a figure needs matplotlib; ") and "'.[report]'" in line
+    omissions, told = Omissions(), list[str]()
+    omissions.report(told.append)
+    for folder in ("figures", "more"):
+        with omissions.without(folder):
+            figures.draw_figures(study, tmp_path / folder, told.append)
+    omissions.report(told.append)
+    install = "in a clone of fedkd: pip install '.[report]'"
+    assert told == [f"left out: figures, more; a figure needs matplotlib; {install}"]
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_run_without_matplotlib_warns_and_has_no_figures(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    schedule = Schedule(1, 2, ((Span(None, 1, 2),),), Participation(0))
-    assert draw_schedule_figure(schedule, tmp_path) == [] and "needs matplotlib" in caplog.text
-
-
-def test_a_missing_plotly_is_an_error_that_names_the_extra(study, tmp_path, monkeypatch, pageless):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    monkeypatch.setattr(page, "library", pageless["library"].__wrapped__)
-    write_study(study, tmp_path)
-    with pytest.raises(UserError, match=r"report.html needs plotly; .*'\.\[report\]'"):
-        write_report([tmp_path])
-    told: list[str] = []
-    pageless["report_at_the_end"](tmp_path, told.append)
-    assert told[0].startswith("report.html could not be made: report.html needs plotly; ")
+@pytest.mark.parametrize("package", ["plotly.offline", "jinja2"])
+def test_a_missing_package_refuses_the_page_and_writes_nothing(package, tmp_path, monkeypatch, pageless):
+    monkeypatch.setitem(sys.modules, package, None)
+    name = package.partition(".")[0]
+    with pytest.raises(MissingPackage, match=rf"^report.html needs {name}; .*'\.\[report\]'") as caught:
+        write_report([tmp_path], tmp_path / "page")
+    assert isinstance(caught.value, UserError) and not list(tmp_path.iterdir())
+    with pytest.raises(MissingPackage):
+        pageless["report_at_the_end"](tmp_path, print)

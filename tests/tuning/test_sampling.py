@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.tuning.sampling import check_optuna, draw
+from fedkd.tuning.runner import plan_tune
+from fedkd.tuning.sampling import draw
 from fedkd.tuning.space import dimensions
 from fedkd.tuning.trials import Trial
 
@@ -59,6 +60,5 @@ def test_the_sampler_learns_from_finished_trials():
 
 def test_a_missing_optuna_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"in a clone of fedkd: pip install '\.\[tune\]'"):
-        check_optuna()
+    with pytest.raises(UserError, match=r"^fedkd tune needs optuna; .*: pip install '\.\[tune\]'"):
+        plan_tune("tune.toml")

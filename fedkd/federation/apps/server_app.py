@@ -165,9 +165,6 @@ def _main(grid: Grid, context: Context) -> None:
             write_deployment(folder, own.federation)
         totals = rounds.run()
         finish_run(plan, folder, totals, observer, task_names(data))
-        from fedkd.report import report_at_the_end
-
-        report_at_the_end(folder, observer.message)
 
 
 def _deployment(own: Participant | None, context: Context) -> Deployment | None:

@@ -10,11 +10,9 @@ from importlib.resources import files
 from typing import Any
 
 from fedkd import __version__
-from fedkd.plugins import require
 from fedkd.report.page.figure import Figure, number
 from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking import REPORT
 
 MARK = '<meta name="generator" content="fedkd report">'  # by which a page of fedkd's is known again
 Item = Figure | Table | NeighbourView
@@ -85,7 +83,9 @@ def script_json(value: Mapping[str, Any]) -> str:
 @cache
 def library() -> str:
     """Return Plotly's script, packed: gzip in base64."""
-    script = require("plotly.offline", REPORT, "report").get_plotlyjs()
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
     return b64encode(gzip.compress(script.encode(), compresslevel=6, mtime=0)).decode()
 
 
@@ -96,7 +96,8 @@ def _asset(name: str) -> str:
 
 @cache
 def _environment() -> Any:
-    jinja2 = require("jinja2", REPORT, "report")
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedkd.errors import UserError
+from fedkd.plugins import MissingPackage, require
 from fedkd.report.page.bench import bench_page
 from fedkd.report.page.comparison import comparison_page
 from fedkd.report.page.page import MARK, Page, render
@@ -26,8 +27,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None, study: Study 
         study: Of a bench folder; absent: the one that is in it.
 
     Raises:
-        UserError: A folder cannot be read, or the file cannot be written.
+        UserError: A folder cannot be read, the file cannot be written, or a package is missing.
     """
+    for package in ("plotly.offline", "jinja2"):  # before a long reading
+        require(package, REPORT, "report")
     page = _page(folders, study)
     path = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
     if out is not None:
@@ -87,12 +90,17 @@ def _check_replaceable(path: Path) -> None:
 
 
 def report_at_the_end(folder: Path, tell: Callable[[str], None]) -> None:
-    """Write the page of a run or a bench that has just ended; `tell` why there is none instead of failing."""
+    """Write the page of a run or a bench that has just ended; `tell` why there is none instead of failing.
+
+    Without its packages a `MissingPackage`.
+    """
     try:
         if (folder / METRICS).exists() and (folder / METRICS).stat().st_size > MOST_BYTES:
             tell(f"{METRICS} is large, and {REPORT} was left for later: fedkd report {folder}")
             return
         write_report([folder])
+    except MissingPackage:
+        raise
     except UserError as error:
         tell(f"{REPORT} could not be made: {error}")
     except Exception as error:  # a page is no reason to lose the word that a run has ended well
