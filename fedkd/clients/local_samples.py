@@ -146,7 +146,6 @@ class LocalSamples:
         return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
 
     def rows_of_work(self, round: int) -> np.ndarray:
-        """Return the indices of the samples of `work`."""
         rows = self.rows(round)
         kept = self.straggle(round, [len(rows)])
         return rows if kept is None else rows[kept[0]]

@@ -62,7 +62,6 @@ class StrategyView:
 
     @property
     def data(self) -> ClientData:
-        """The data of the present task."""
         return self.samples.data
 
     @property
@@ -76,15 +75,12 @@ class StrategyView:
         raise UserError(f"client {self.index}'s model has no {what} to exchange", key="fusion.strategy")
 
     def complete(self, training: Training[T]) -> T:
-        """Bring a training of this client to its end, and return its result."""
         return complete_alone(training, self.executor)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` float32 in evaluation mode."""
         return self.trainer.predict(x)
 
     def features(self, x: np.ndarray) -> np.ndarray:
-        """Return penultimate features `[n, F]` float32 in evaluation mode."""
         return self._network_trainer("features").features(x)
 
     @property

@@ -68,7 +68,6 @@ class Workload:
 
     @property
     def _evaluation(self) -> float:
-        """Average arithmetic of measurements in a round."""
         every = 1 if self.answered else self.every
         return self.evaluation * self.evaluated / self.clients / every
 
@@ -130,7 +129,6 @@ def _on_server(
     costs: Mapping[int, float],
     fused: int,
 ) -> float:
-    """Return the server's arithmetic in a round, averaged over tasks, with `fused` clients."""
     strategy, data = plan.strategy, tasks[0]
     if strategy.capabilities.by_flower or plan.graph is not None:
         return 0.0
@@ -163,7 +161,6 @@ def _on_server(
 
 
 def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
-    """Return the number of a model's penultimate features."""
     if not isinstance(model, nn.Module):
         return 0
     with predicting(model):
@@ -194,7 +191,6 @@ class _Besides(NamedTuple):
 
 
 def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> _Besides:
-    """Return the arithmetic of a client's auxiliary networks."""
     strategy = plan.strategy
     training, answers = 0.0, []
     for name, auxiliary in networks_of(strategy).aux_networks().items() if made else ():
@@ -227,7 +223,6 @@ def _costs(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> d
 
 
 def _forward(model: nn.Module | Estimator, data: Data) -> float:
-    """Return the operations of one sample's forward pass."""
     if not isinstance(model, nn.Module):
         return 0.0
     return float(forward_flops(model, data.input_shape, data.input_dtype))
