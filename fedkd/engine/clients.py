@@ -177,12 +177,10 @@ def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float)
             cluster.watch.check()
         cluster.watch.check()
         try:
-            executor, told = ray.get(waiting[0])
+            return ray.get(waiting[0])
         except Exception as error:  # actors will tell of what is wrong there
             return Choice("loop", f"loop: nothing could be measured on the cluster ({described(error)})")
-    return Choice(executor, told)
 
 
-def _choose(scenario_json: str, data: Any) -> tuple[str, str]:
-    choice = choose(open_plan(scenario_json), data)
-    return choice.executor, choice.told
+def _choose(scenario_json: str, data: Any) -> Choice:
+    return choose(open_plan(scenario_json), data)

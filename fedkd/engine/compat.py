@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ _PATIENCE = {
     "RAY_worker_register_timeout_seconds": str(PATIENT_SECONDS),
 }
 """Environment variables of Ray's processes."""
-_SPARED = {"no_monitor": True, "include_log_monitor": False}
 
 
 @contextmanager
@@ -74,14 +72,8 @@ def lean() -> Iterator[None]:
     """Start Ray in the block without its monitor, log reader and dashboard: 1.5 CPU seconds less."""
     from ray._private import node, parameter
 
-    with ExitStack() as changed:
-        params = getattr(parameter, "RayParams", None)
-        if params is not None:
-            known = inspect.signature(params).parameters
-            spared = {name: value for name, value in _SPARED.items() if name in known}
-            changed.enter_context(replaced(parameter, "RayParams", functools.partial(params, **spared)))
-        if hasattr(node.Node, "start_api_server"):
-            changed.enter_context(replaced(node.Node, "start_api_server", _start_no_server))
+    params = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    with replaced(parameter, "RayParams", params), replaced(node.Node, "start_api_server", _start_no_server):
         yield
 
 
@@ -116,12 +108,10 @@ class Seclusion:
         self._mode: str | None = None
 
     def begin(self) -> dict[str, str]:
-        """Have this process use a token; return the environment for Ray's processes, empty without tokens."""
+        """Have this process use a token; return the environment for Ray's processes."""
         from ray import _raylet as library
 
         raylet: Any = library
-        if not hasattr(raylet, "AuthenticationTokenLoader"):
-            return {}
         had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
         self._mode = "token" if had_token else "disabled"
         _set_token_mode("token")
@@ -178,8 +168,8 @@ def silence_raylet() -> None:
     """Keep Ray's lines about dead workers off standard output; ``log_to_driver=False`` does not."""
     from ray._private import worker
 
-    printed = getattr(worker, "print_to_stdstream", None)
-    if printed is None or hasattr(printed, "__wrapped__"):
+    printed = worker.print_to_stdstream
+    if hasattr(printed, "__wrapped__"):
         return
 
     @functools.wraps(printed)

@@ -6,21 +6,9 @@ A `flwr.app.Message` needs the running task's identity and an id, which Flower's
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
-from flwr.supercore.run import Run
+from flwr.serverapp.strategy.strategy_utils import sample_nodes as sample_nodes
+from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
-
-__all__ = [
-    "RUN_ID",
-    "SERVER_NODE_ID",
-    "Run",
-    "assume_identity",
-    "client_of",
-    "give_id",
-    "node_id_of",
-    "sample_nodes",
-    "with_content",
-]
 
 RUN_ID = 1
 SERVER_NODE_ID = 1

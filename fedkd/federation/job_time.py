@@ -32,9 +32,7 @@ class JobTime:
     """
 
     def __init__(self, plan: Plan, clock: VirtualClock, client_of: Callable[[Message], int]) -> None:
-        self._plan = plan
-        self._clock = clock
-        self._client_of = client_of
+        self._plan, self._clock, self._client_of = plan, clock, client_of
         self._kept_apart = share_kept_apart(plan) or 0.0
         self._handed: dict[int, Handed] = {}
 

@@ -37,12 +37,9 @@ class Measurements:
     """Records the figures of replies."""
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
-        self._schedule = plan.schedule
+        self._schedule, self._recorder, self._folder = plan.schedule, recorder, folder
         self._evaluated = (*EVALUATED, *accuracies_of_each(plan.strategy))
-        self._recorder = recorder
-        self._folder = folder
-        self._run = run_digest(plan.scenario)
-        self._poisoned = poisoned_clients(plan.scenario)
+        self._run, self._poisoned = run_digest(plan.scenario), poisoned_clients(plan.scenario)
 
     def figures(self, phase: str) -> tuple[str, ...]:
         """Return the metrics that every reply must have."""

@@ -12,9 +12,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.errors import Interrupted, RunFailed
-from fedkd.federation.checkpoint import SERVER, Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.majority_guessing import ChanceWatch
+from fedkd.federation.manifest import SERVER, Checkpoint
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.exchange import Exchange
@@ -176,7 +177,7 @@ class Rounds:
         self._recorder.timing(round=round, phase="fuse", seconds=seconds, **cost)
 
     def _measure_transfer(self, round: int) -> None:
-        if self._probe is None or not self._probe.is_due(round):
+        if self._probe is None or round not in self._probe.rounds:
             return
         started = time.perf_counter()
         nodes = {

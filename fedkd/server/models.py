@@ -54,11 +54,8 @@ class TransferSetModels:
     """A round's `fedkd.fusion.views.ServerModels`, on the CPU with a fixed number of threads."""
 
     def __init__(self, plan: Plan, data: TransferSet, round: int) -> None:
-        self._scenario = plan.scenario
-        self._data = data
-        self._round = round
-        self._groups = plan.groups
-        self._calls = 0
+        self._scenario, self._groups = plan.scenario, plan.groups
+        self._data, self._round, self._calls = data, round, 0
 
     @property
     def clients(self) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.engine.address_space import limited_to
 from fedkd.engine.compat import (
     Seclusion,
     allowed_cpus,
@@ -25,7 +24,7 @@ from fedkd.engine.compat import (
 from fedkd.engine.ray.nodes import Node, alive_nodes
 from fedkd.engine.ray.process_watch import RayWatch, watch_ray
 from fedkd.engine.signals import kept_handlers, sheltered_from_hang_up
-from fedkd.engine.supervisor import descendants, end_processes_of_ray, held_signals
+from fedkd.engine.supervisor import address_limit, descendants, end_processes_of_ray, held_signals
 from fedkd.errors import EngineLost, UserError, described
 from fedkd.scenario import Engine
 
@@ -132,7 +131,7 @@ def start_with_retry(start: Callable[[], Started]) -> Started:
 
 
 def _likely_cause() -> str:
-    if (limit := limited_to()) is not None:
+    if (limit := address_limit()) is not None:
         return f"; the address space is limited to {limit}, which is the likely cause"
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if load <= cpus:

@@ -31,8 +31,7 @@ class NodeSubset(Grid):
     """A grid of some nodes of another one, in order: Flower's strategies have nothing left to draw."""
 
     def __init__(self, grid: Grid, node_ids: Sequence[int]) -> None:
-        self._grid = grid
-        self._node_ids = list(node_ids)
+        self._grid, self._node_ids = grid, list(node_ids)
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)

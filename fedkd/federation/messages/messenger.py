@@ -28,10 +28,8 @@ class Messenger:
     """Sends messages, and counts each round's `failures` by client, split and metric."""
 
     def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
-        self._grid = grid
-        self._control = control
+        self._grid, self._control, self._deployment = grid, control, control.deployment
         self._faults = faults or Faults()
-        self._deployment = control.deployment
         self.node_of_client = identify(grid, clients, control.deployment)
         self._client_of_node = {node: client for client, node in self.node_of_client.items()}
         self._refused: set[int] = set()  # clients that were told of
@@ -44,9 +42,7 @@ class Messenger:
         the actors were stopped together with the run.
         """
         sent = sorted(messages, key=self.client_of)
-        replies: dict[int, Message] = {}
-        failed: dict[int, Message] = {}
-        again = sent
+        replies, failed, again = dict[int, Message](), dict[int, Message](), sent
         for attempt in range(1 + (self._faults.retries if self._faults.on_client_error == "retry" else 0)):
             if attempt:
                 self._note(failed, round, phase, "asking once more")
