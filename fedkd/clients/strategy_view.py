@@ -21,6 +21,8 @@ from fedkd.training import (
     LoopExecutor,
     Training,
     complete_alone,
+    frozen_copy,
+    gradient_of,
     load_weights,
     trainable_names,
     weights_of,
@@ -137,10 +139,14 @@ class StrategyView:
         return trainable_names(self._network_trainer("weights").network)
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        return self._differentiable().frozen(weights, of)
+        trainer = self._differentiable()
+        return trainer.as_seen(frozen_copy(trainer.network_of(of), weights))
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        return self._differentiable().private_gradient(weights, of)
+        trainer, on_device = self._differentiable(), self._differentiable().jobs.on_device
+        network = frozen_copy(trainer.network, weights)
+        x, y = on_device(self.data.train_x), on_device(self.private_labels())
+        return gradient_of(network, trainer.as_seen(network), of, x, y)
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
         return self._differentiable().trial(self, targets, samples, asked)

@@ -24,12 +24,11 @@ from pathlib import Path
 
 import tomli_w
 
-from fedkd import __version__
 from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates, public_key
 from fedkd.deployment.children import Child, Children, Word
-from fedkd.deployment.partition import SERVER, client_folder, write_partition
+from fedkd.deployment.partition import SERVER, client_folder, write_app, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation import DATA, PARTITION, WAITS, alone, participant
+from fedkd.federation import DATA, PARTITION, alone, participant
 from fedkd.plan import Plan
 from fedkd.scenario import digest_anywhere
 from fedkd.tracking import SCENARIO, TemporaryFolder
@@ -43,31 +42,10 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
 """Flower sends no reports, installs nothing and does not look for updates."""
-APPS = {"server": "serverapp", "client": "clientapp"}
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
 _ERROR = "error: "
 _NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed", "╭", "│", "╰")
-
-
-def write_app(folder: Path) -> None:
-    """Write the Flower app into a new folder: it names fedkd's two apps, without code.
-
-    `flwr run` sends it to the nodes, so every node runs its owner's fedkd.
-    """
-    folder.mkdir(parents=True)
-    apps = "fedkd.federation.apps"
-    components = {name: f"{apps}.{kind}_app:{kind}_app" for kind, name in APPS.items()}
-    flower = {"publisher": "fedkd", "components": components, "config": {DATA: "", "out": "", **WAITS}}
-    project = {
-        "name": "fedkd-federation",
-        "version": __version__,
-        "description": "A federation of fedkd's clients, each with its own data",
-        "license": "Apache-2.0",
-        "dependencies": [],
-    }
-    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}})
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

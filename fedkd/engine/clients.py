@@ -37,7 +37,6 @@ class MemoryShare:
     folder: Path | None = None
 
     def room(self, plan: Plan) -> Room:
-        """Return the room on this process's device and machine."""
         clients, engine = plan.scenario.engine.live_clients, plan.scenario.engine
         if clients is None:
             here = max(1, int((os.cpu_count() or 1) / engine.cpus_per_actor))

@@ -31,7 +31,6 @@ _PATIENCE = {
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute another value in the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -72,7 +71,8 @@ def lean() -> Iterator[None]:
     """Start Ray in the block without its monitor, log reader and dashboard: 1.5 CPU seconds less."""
     from ray._private import node, parameter
 
-    params = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    spared: Any = {"no_monitor": True, "include_log_monitor": False}
+    params = functools.partial(parameter.RayParams, **spared)
     with replaced(parameter, "RayParams", params), replaced(node.Node, "start_api_server", _start_no_server):
         yield
 
@@ -118,7 +118,6 @@ class Seclusion:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def end(self) -> None:
-        """Restore this process's mode, after Ray has been shut down."""
         if self._mode is not None:
             _set_token_mode(self._mode)
             self._mode = None

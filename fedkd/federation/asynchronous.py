@@ -62,7 +62,7 @@ class Reply:
 
     def message(self, client: int, node: int) -> Message:
         figures: dict[str, Any] = {**self.figures, msg.NUM_EXAMPLES: self.samples}
-        records = {msg.IDENTITY: msg.identity(client), msg.ARRAYS: to_record(self.arrays)}
+        records: Any = {msg.IDENTITY: msg.identity(client), msg.ARRAYS: to_record(self.arrays)}
         content = RecordDict({**records, msg.METRICS: MetricRecord(figures)})
         if self.chance:
             content[msg.AT_CHANCE] = ConfigRecord(dict(self.chance))

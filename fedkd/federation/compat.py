@@ -14,11 +14,11 @@ RUN_ID = 1
 SERVER_NODE_ID = 1
 
 
-def assume_identity(node_id: int = SERVER_NODE_ID) -> None:
+def assume_identity() -> None:
     """Make this process a task that may build Flower messages."""
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.task_id = 1
-    TaskIdentity.node_id = node_id
+    TaskIdentity.node_id = SERVER_NODE_ID
 
 
 def give_id(message: Message) -> None:

@@ -124,7 +124,6 @@ class TransferSetModels:
         validation: float = 0.0,
         patience: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Train a model on the transfer set (see `ServerModels.train`)."""
         purpose, model = self._purpose("train"), self.network(architecture, weights)
         arrays = [prepare_inputs(values, "cpu") for values in (self._data.x, *targets)]
         generator = numpy_generator(self._scenario.seed, purpose, round=self._round)
@@ -162,7 +161,6 @@ class TransferSetModels:
         batch_size: int,
         weight_decay: float = 0.0,
     ) -> None:
-        """Train a network in place on arrays of the strategy's own (see `ServerModels.fit`)."""
         inputs = [prepare_inputs(array, "cpu") for array in arrays]
         spec = OptimizerSpec(optimizer, lr, weight_decay=weight_decay)
         self._run(self._purpose("fit"), network, inputs, loss, spec, epochs, batch_size)

@@ -1,6 +1,6 @@
 """The trainer of a network, and of a strategy's auxiliary networks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -15,15 +15,13 @@ from fedkd.clients.local.train_jobs import TrainJobs
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.fusion import OWN, Arrays, FitSummary, PrivateGradient, Trial, objective_of
+from fedkd.fusion import OWN, Arrays, FitSummary, Trial, objective_of
 from fedkd.plan import Plan
 from fedkd.storage import below, under
 from fedkd.training import (
     FitResult,
     Training,
     TrainJob,
-    frozen_copy,
-    gradient_of,
     in_parts,
     load_weights,
     of_model,
@@ -117,16 +115,8 @@ class NetworkTrainer:
         finally:
             self._lanes = 1
 
-    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        return self._as_seen(frozen_copy(self.network_of(of), weights))
-
-    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function to the gradient of private samples' cross entropy in some weights."""
-        network = frozen_copy(self.network, weights)
-        x, y = self.jobs.on_device(self._samples.data.train_x), self.jobs.on_device(self._samples.labels())
-        return gradient_of(network, self._as_seen(network), of, x, y)
-
-    def _as_seen(self, network: nn.Module) -> nn.Module:
+    def as_seen(self, network: nn.Module) -> nn.Module:
+        """Return a network as losses of the present task see it."""
         return network if self._stream is None else self._stream.as_seen(network)
 
     # Training -----------------------------------------------------------------------------------------

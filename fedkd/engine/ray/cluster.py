@@ -74,7 +74,6 @@ class RayCluster:
         return replace(self, nodes=alive_nodes())
 
     def close(self) -> None:
-        """Stop Ray if it was started here."""
         if self.owned:
             import ray
 

@@ -110,7 +110,7 @@ def _try_out(client: Client, message: Message) -> Training[Message]:
     probabilities = values_of(content.array_records[msg.ARRAYS][msg.PROBABILITIES])
     epochs = int(content.config_records[msg.CONFIG][msg.EPOCHS])  # type: ignore[arg-type]
     trials = yield from try_out(client, probabilities, epochs, _round_of(message))
-    return _reply(message, client, arrays=to_record({msg.GAINS: trials.gains, msg.ANSWERS: trials.answers}))
+    return _reply(message, client, arrays=to_record(trials))
 
 
 def _export_state(client: Client, message: Message) -> Training[Message]:

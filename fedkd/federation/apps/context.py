@@ -101,7 +101,6 @@ def _read_once(folder: Path, written: int) -> Participant:
 
 
 def alone(plan: Plan) -> Plan:
-    """Return the plan for clients with a process each."""
     return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
