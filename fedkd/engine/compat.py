@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -82,45 +82,27 @@ def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
 
 
 @contextmanager
-def secluded() -> Iterator[Seclusion]:
-    """Keep the Ray started in the block to this process; yield an object whose `end` undoes it.
+def secluded() -> Iterator[Callable[[], None]]:
+    """Keep the Ray started in the block to this process; yield a function to call after its shutdown.
 
     By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
     alone and asks for a token, which other child processes never learn.
     """
+    from ray import _raylet as library
     from ray._private import ray_constants
 
-    seclusion = Seclusion()
-    variables = {LOOPBACK_ALONE: "0", **seclusion.begin()}
+    raylet: Any = library
+    had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+    end = functools.partial(_set_token_mode, "token" if had_token else "disabled")
+    _set_token_mode("token")
+    variables = {LOOPBACK_ALONE: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # ENABLE_RAY_CLUSTER was read from the environment when Ray was loaded.
     with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False), environment(variables):
         try:
-            yield seclusion
+            yield end
         except BaseException:
-            seclusion.end()
+            end()
             raise
-
-
-class Seclusion:
-    """The token mode of a local Ray in this process."""
-
-    def __init__(self) -> None:
-        self._mode: str | None = None
-
-    def begin(self) -> dict[str, str]:
-        """Have this process use a token; return the environment for Ray's processes."""
-        from ray import _raylet as library
-
-        raylet: Any = library
-        had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
-        self._mode = "token" if had_token else "disabled"
-        _set_token_mode("token")
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-
-    def end(self) -> None:
-        if self._mode is not None:
-            _set_token_mode(self._mode)
-            self._mode = None
 
 
 def _set_token_mode(mode: str) -> None:

@@ -3,6 +3,9 @@
 A `flwr.app.Message` needs the running task's identity and an id, which Flower's runtimes set themselves.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
@@ -19,6 +22,18 @@ def assume_identity() -> None:
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.task_id = 1
     TaskIdentity.node_id = SERVER_NODE_ID
+
+
+@contextmanager
+def flower_logs_from(level: int) -> Iterator[None]:
+    """Let Flower log from this level on while the block runs."""
+    logger = logging.getLogger("flwr")
+    former = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(former)
 
 
 def give_id(message: Message) -> None:

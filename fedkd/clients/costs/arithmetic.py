@@ -97,8 +97,8 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     by_kept = 2 if scenario.fusion.logit_adjustment == "auto" else 0  # once for each test set
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
-        cost, (besides_training, besides_answers) = costs[id(group)], besides[id(group)]
-        asked = (cost if OWN in networks_of(strategy).evaluated_networks else 0.0) + besides_answers
+        cost, (aux_training, aux_tested) = costs[id(group)], besides[id(group)]
+        asked = (cost if OWN in networks_of(strategy).evaluated_networks else 0.0) + aux_tested
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
@@ -107,7 +107,7 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
             kept = number_kept_apart(train, held_out)
             trained += cost * (TRAINING * (train - kept) * epochs * with_transfer + known)
             trained += cost * TRAINING * known * scenario.fusion.distill_epochs * with_private
-            trained += besides_training * TRAINING * (train - kept) * epochs
+            trained += aux_training * TRAINING * (train - kept) * epochs
             learned = strategy.capabilities.trial_share * known
             a_trial = TRAINING * learned * with_private + known - learned + kept
             trained += cost * strategy.capabilities.trials * a_trial

@@ -47,9 +47,6 @@ class LastGuidance:
     samples: np.ndarray | None
     round: int
 
-    def of(self, transfer: np.ndarray) -> np.ndarray:
-        return transfer if self.samples is None else transfer[self.samples]
-
     def age(self, round: int) -> int:
         """Return the number of rounds without newer guidance when a round's training begins."""
         return max(0, round - self.round - 1)

@@ -126,7 +126,8 @@ class TrainJobs:
         if last is not None and len(last.targets):
             decay = self._scenario.fusion.kd_weight_decay
             weight = self._plan.recipe.kd_weight * decay ** last.age(round)
-            samples = last.of(client.data.transfer_x)
+            x = client.data.transfer_x
+            samples = x if last.samples is None else x[last.samples]
             batches = self._aux_batches(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=declares(self._strategy, "loss"))
         wanted = objective_of(strategy).rehearsal(client)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkd.engine.compat import (
-    Seclusion,
     allowed_cpus,
     import_ray,
     lean,
@@ -50,12 +49,12 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A connection to Ray, `owned` if it was started here; None as `seclusion`: others may use it too."""
+    """A connection to Ray, `owned` if it was started here; without `seclusion` others may use it too."""
 
     nodes: tuple[Node, ...]
     owned: bool
     watch: RayWatch = field(default_factory=RayWatch, compare=False)
-    seclusion: Seclusion | None = field(default=None, compare=False)
+    seclusion: Callable[[], None] | None = field(default=None, compare=False)
 
     @property
     def cpus(self) -> float:
@@ -79,7 +78,7 @@ class RayCluster:
 
             ray.shutdown()
         if self.seclusion is not None:
-            self.seclusion.end()
+            self.seclusion()
 
 
 def connect(engine: Engine) -> RayCluster:
@@ -99,7 +98,7 @@ def connect(engine: Engine) -> RayCluster:
     return RayCluster(alive_nodes(), True, watch_ray(), seclusion)
 
 
-def _start() -> Seclusion:
+def _start() -> Callable[[], None]:
     import ray
 
     with lean(), secluded() as seclusion, sheltered_from_hang_up(), held_signals(), kept_handlers():

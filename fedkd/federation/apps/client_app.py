@@ -68,9 +68,9 @@ def _evaluated(
             both = client.effect.before_and_after_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
     metrics |= client.evaluator.fidelity(round, scores["global"]) | client.task_metrics(round)
-    report: Any = {} if client.stream is None else client.stream.learner_report(round)
-    told_of_learner = ConfigRecord(report | client.evaluator.choices())
-    return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: told_of_learner})
+    learned: Any = {} if client.stream is None else client.stream.learner_report(round)
+    report = ConfigRecord(learned | client.evaluator.choices())
+    return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 
 def _finish(client: Client, message: Message) -> Training[Message]:

@@ -57,7 +57,7 @@ class KnowledgeFusion(Strategy):
         )
         self._fusing = fusing
         self.cache_bytes, self.report, self.links = fusing.cache_bytes, fusing.report, fusing.links
-        self.state, self.restore = fusing.state, fusing.restore
+        self.begin_round, self.state, self.restore = fusing.move, fusing.state, fusing.restore
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
         self._opened: dict[int, tuple[Message, Upload]] = {}  # by the reply's id, which holding it keeps
@@ -65,9 +65,6 @@ class KnowledgeFusion(Strategy):
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
-
-    def begin_round(self, task_of: Mapping[int, int]) -> None:
-        self._fusing.move(task_of)
 
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any

@@ -30,6 +30,7 @@ class Messenger:
     def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
         self._grid, self._control, self._deployment = grid, control, control.deployment
         self._faults = faults or Faults()
+        self._goes_on = self._faults.on_client_error != "fail"
         self.node_of_client = identify(grid, clients, control.deployment)
         self._client_of_node = {node: client for client, node in self.node_of_client.items()}
         self._refused: set[int] = set()  # clients that were told of
@@ -135,10 +136,6 @@ class Messenger:
         if isinstance(seconds, float):
             client = self._client_of_node[reply.metadata.src_node_id]
             self._control.observer.answered(round, phase, client, seconds)
-
-    @property
-    def _goes_on(self) -> bool:
-        return self._faults.on_client_error != "fail"
 
     def _failed(self, replies: Mapping[int, Message], round: int) -> dict[int, Message]:
         failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}
