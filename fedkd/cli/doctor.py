@@ -95,13 +95,13 @@ def _ray_resources() -> str:
     from fedkd.engine import allowed_cpus, lean, secluded
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with lean(), secluded() as seclusion:
+    with lean(), secluded() as end_seclusion:
         ray.init(address="local", num_cpus=allowed_cpus(), include_dashboard=False, **quiet)
     try:
         resources = ray.cluster_resources()
     finally:
         ray.shutdown()
-        seclusion.end()
+        end_seclusion()
     cpus, gpus, memory = (resources.get(kind, 0) for kind in ("CPU", "GPU", "object_store_memory"))
     return f"{cpus:g} CPUs, {gpus:g} GPUs, {memory / 2**30:.1f} GiB of shared memory for arrays"
 

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "costs.arithmetic": ["Workload", "trial_work", "workload"],
         "costs.model_memory": ["STATES_AT_ONCE", "bytes_of_client", "checked_models", "clients_that_fit"],
         "evaluation.fusion_effect": ["SPLITS", "Split"],
-        "evaluation.task_metrics": ["TaskMetric", "is_task_metric"],
+        "evaluation.task_tests": ["TaskMetric", "is_task_metric"],
         "evaluation.trials": ["KINDS", "LOGITS", "shown", "try_out"],
         "factory": [
             "ClientFactory",

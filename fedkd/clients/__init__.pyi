@@ -8,8 +8,8 @@ from .costs.model_memory import checked_models as checked_models
 from .costs.model_memory import clients_that_fit as clients_that_fit
 from .evaluation.fusion_effect import SPLITS as SPLITS
 from .evaluation.fusion_effect import Split as Split
-from .evaluation.task_metrics import TaskMetric as TaskMetric
-from .evaluation.task_metrics import is_task_metric as is_task_metric
+from .evaluation.task_tests import TaskMetric as TaskMetric
+from .evaluation.task_tests import is_task_metric as is_task_metric
 from .evaluation.trials import KINDS as KINDS
 from .evaluation.trials import LOGITS as LOGITS
 from .evaluation.trials import shown as shown

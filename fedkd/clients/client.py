@@ -37,17 +37,11 @@ class Client(StrategyView):
 
     Every draw derives from (seed, purpose, client, round). So the state between two messages is that of the
     parts, the strategy's arrays and the round of the last guidance. Trainings are coroutines of jobs (see
-    `fedkd.training.executor`), so that several clients can train together.
-
-    Args:
-        samples: The client's samples, the transfer set and the common test set.
-        poison: None: the client is honest.
-        stream: Its tasks and their learner; None: there is no stream.
+    `fedkd.training.executor`), so that several clients can train together. `poison` is None for an honest
+    client, `stream` where there are no tasks.
 
     Attributes:
         evaluated: Whether its accuracy before fusion is measured.
-        applied_round: Round of the last guidance.
-        effect: Accuracies before and after fusion.
         last_hits: Right answers in the last training on private samples.
         kappa: κ of the last logit adjustment.
     """
@@ -63,7 +57,7 @@ class Client(StrategyView):
     ) -> None:
         super().__init__(plan, index, samples, trainer, stream)
         self.evaluated = True
-        self.applied_round = -1  # a strategy's first words are the guidance of round 0
+        self.applied_round = -1  # of the last guidance; a strategy's initial guidance is of round 0
         self.last_hits: Hits | None = None
         self.effect = GuidanceEffect()
         self.kappa = 0.0
@@ -71,7 +65,6 @@ class Client(StrategyView):
 
     @property
     def evaluator(self) -> Evaluator:
-        """Measures the client."""
         return Evaluator(self)
 
     @property
@@ -89,10 +82,6 @@ class Client(StrategyView):
     def num_train_samples(self) -> int:
         """Number of the client's training samples, with those held out for early stopping."""
         return len(self.data.train_y)
-
-    def threads(self, number: int) -> AbstractContextManager[None]:
-        """Compute on this number of threads while the block runs."""
-        return self.trainer.threads(number)
 
     def prediction_threads(self, lanes: int) -> AbstractContextManager[None]:
         """Predict on this number of threads while the block runs, if processors are idle."""
@@ -149,11 +138,10 @@ class Client(StrategyView):
         if round <= self.applied_round:
             return
         yield from self.trainer.pretrain()
-        self.applied_round = round
+        self.applied_round, guidance = round, Received(guidance)
         if self.strategy.capabilities.uses_local_loss:
-            self.kept = Received(guidance)
+            self.kept = guidance
             return
-        guidance = Received(guidance)
         self.effect.follow(guidance)
         found = self.strategy.apply(self.at(round), guidance)
         if found is not None:
@@ -169,21 +157,12 @@ class Client(StrategyView):
             self.stream.learning.end()
 
     def task_metrics(self, round: int) -> dict[str, float]:
-        """Return accuracies on the tasks of a stream (see `fedkd.clients.evaluation.task_metrics`)."""
+        """Return accuracies on the tasks of a stream (see `TaskStream.task_metrics`)."""
         return {} if self.stream is None else self.stream.task_metrics(round, self.effect)
-
-    def learner_report(self, round: int) -> dict[str, float]:
-        """Return the learner's report at the end of a task, by metric name."""
-        return {} if self.stream is None else self.stream.learner_report(round)
-
-    def learning_curves(self) -> dict[str, list[float]]:
-        """Return the accuracy after each epoch of the last training, by split, where it was measured."""
-        return {} if self.stream is None else self.stream.curves
 
     # State --------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that `restore` needs to continue exactly here."""
         arrays = {APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64)}
         arrays |= under(EFFECT, self.effect.state())
         arrays |= self.trainer.state() | under(KEPT, self.kept)
@@ -193,7 +172,6 @@ class Client(StrategyView):
         return arrays if self.stream is None else arrays | self.stream.state()
 
     def restore(self, arrays: Arrays) -> None:
-        """Continue from a state that `state` returned."""
         self.applied_round = int(arrays[APPLIED_ROUND])
         self.effect.restore(below(EFFECT, arrays))
         self.kept = Received(below(KEPT, arrays))

@@ -16,13 +16,10 @@ class Draws:
     client: int
 
     def seed_of(self, purpose: str, round: int, task: int | None = None) -> int:
-        """Return the seed of a purpose in a round."""
         return derive_seed(self.seed, purpose, client=self.client, round=round, task=task)
 
     def numpy(self, purpose: str, round: int) -> np.random.Generator:
-        """Return the generator of a purpose in a round."""
         return numpy_generator(self.seed, purpose, client=self.client, round=round)
 
     def torch(self, purpose: str, round: int, task: int | None = None) -> torch.Generator:
-        """Return torch's generator of a purpose in a round."""
         return torch_generator(self.seed, purpose, client=self.client, round=round, task=task)

@@ -142,7 +142,6 @@ def model_outputs(plan: Plan, data: Data) -> int:
 
 
 def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
-    """Return the model factory of each of the N clients."""
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
     made = {id(group): ModelFactory(group, shape, outputs, search, data.input_dtype) for group in plan.groups}
     return [made[id(group)] for group in plan.groups]

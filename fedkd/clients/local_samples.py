@@ -25,10 +25,6 @@ class TrainingSplit:
     trained_on: np.ndarray
     kept_apart: np.ndarray
 
-    def of(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples [n, …] and labels [n] that are trained on, without a copy if all are."""
-        return (x[self.trained_on], y[self.trained_on]) if len(self.kept_apart) else (x, y)
-
 
 def share_held_out(plan: Plan) -> float | None:
     """Return the share of training samples that a client holds out to choose by; None: none."""
@@ -110,8 +106,9 @@ class LocalSamples:
 
     def trained_on(self, place: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples `[n, …]` and labels `[n]` of a task for training."""
-        data = self._of(place)
-        return self.split(place).of(data.train_x, self.labels(data))
+        data, split = self._of(place), self.split(place)
+        x, y = data.train_x, self.labels(data)
+        return (x[split.trained_on], y[split.trained_on]) if len(split.kept_apart) else (x, y)
 
     def kept_apart(self, place: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the held-out samples `[k, …]` and labels `[k]`."""
@@ -146,7 +143,6 @@ class LocalSamples:
         return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
 
     def rows_of_work(self, round: int) -> np.ndarray:
-        """Return the indices of the samples of `work`."""
         rows = self.rows(round)
         kept = self.straggle(round, [len(rows)])
         return rows if kept is None else rows[kept[0]]

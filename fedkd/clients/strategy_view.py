@@ -21,6 +21,8 @@ from fedkd.training import (
     LoopExecutor,
     Training,
     complete_alone,
+    frozen_copy,
+    gradient_of,
     load_weights,
     trainable_names,
     weights_of,
@@ -62,7 +64,6 @@ class StrategyView:
 
     @property
     def data(self) -> ClientData:
-        """The data of the present task."""
         return self.samples.data
 
     @property
@@ -76,15 +77,12 @@ class StrategyView:
         raise UserError(f"client {self.index}'s model has no {what} to exchange", key="fusion.strategy")
 
     def complete(self, training: Training[T]) -> T:
-        """Bring a training of this client to its end, and return its result."""
         return complete_alone(training, self.executor)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` float32 in evaluation mode."""
         return self.trainer.predict(x)
 
     def features(self, x: np.ndarray) -> np.ndarray:
-        """Return penultimate features `[n, F]` float32 in evaluation mode."""
         return self._network_trainer("features").features(x)
 
     @property
@@ -141,10 +139,14 @@ class StrategyView:
         return trainable_names(self._network_trainer("weights").network)
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        return self._differentiable().frozen(weights, of)
+        trainer = self._differentiable()
+        return trainer.as_seen(frozen_copy(trainer.network_of(of), weights))
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        return self._differentiable().private_gradient(weights, of)
+        trainer, on_device = self._differentiable(), self._differentiable().jobs.on_device
+        network = frozen_copy(trainer.network, weights)
+        x, y = on_device(self.data.train_x), on_device(self.private_labels())
+        return gradient_of(network, trainer.as_seen(network), of, x, y)
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
         return self._differentiable().trial(self, targets, samples, asked)

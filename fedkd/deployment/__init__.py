@@ -3,5 +3,5 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, [], {"local": ["write_app"], "partition": ["write_partition"]}
+    __name__, [], {"partition": ["write_app", "write_partition"]}
 )

@@ -13,7 +13,6 @@ INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a federation from command-line words; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="scripts/federation.sh",
         description="Run a scenario on a SuperLink and SuperNodes, all of them on this machine.",

@@ -145,7 +145,6 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Make certificates as the words say; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fedkd.deployment.certificates", allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to")
     parser.add_argument("--host", nargs="+", default=list(LOOPBACK), help="by what nodes reach the SuperLink")

@@ -39,7 +39,6 @@ class Child:
 
     @property
     def how(self) -> str:
-        """How it ended, in words."""
         status = self.process.returncode
         if status < 0:
             return f"was killed by {signal.Signals(-status).name}"
@@ -120,7 +119,6 @@ class Children:
         )
 
     def newly_ended(self) -> list[Child]:
-        """Return the processes that have ended since the last call."""
         found = [child for child in self._started if not child.told and child.ended]
         for child in found:
             child.told = True

@@ -17,19 +17,18 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from fedkd import __version__
 from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates, public_key
 from fedkd.deployment.children import Child, Children, Word
-from fedkd.deployment.partition import SERVER, client_folder, write_partition
+from fedkd.deployment.partition import SERVER, client_folder, write_app, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation import DATA, PARTITION, WAITS, alone, participant
+from fedkd.federation import DATA, PARTITION, alone, participant
 from fedkd.plan import Plan
 from fedkd.scenario import digest_anywhere
 from fedkd.tracking import SCENARIO, TemporaryFolder
@@ -46,43 +45,16 @@ QUIET = {
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
 _ERROR = "error: "
-
-
-def write_app(folder: Path) -> None:
-    """Write the Flower app into a new folder: it names fedkd's two apps, without code.
-
-    `flwr run` sends it to the nodes, so every node runs its owner's fedkd.
-    """
-    folder.mkdir(parents=True)
-    flower = {
-        "publisher": "fedkd",
-        "components": {
-            "serverapp": "fedkd.federation.apps.server_app:server_app",
-            "clientapp": "fedkd.federation.apps.client_app:client_app",
-        },
-        "config": {DATA: "", "out": "", **WAITS},
-    }
-    project = {
-        "name": "fedkd-federation",
-        "version": __version__,
-        "description": "A federation of fedkd's clients, each with its own data",
-        "license": "Apache-2.0",
-        "dependencies": [],
-    }
-    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}})
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+_NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed", "╭", "│", "╰")
 
 
 @dataclass(frozen=True)
 class Local:
     """A federation on this machine; `out` is the run folder.
 
-    Args:
-        folder: Place of all other files, kept at the end, whose shares and certificates are used again;
-            None: a temporary one.
-        port: Of the SuperLink; 0: a free one.
-        wait: Seconds in which nodes have to come.
-        reply_within: Seconds that a node has for a reply; 0: as long as Flower keeps a message.
+    All other files lie in `folder` and are used again; None: a temporary one. `port` is the SuperLink's; 0: a
+    free one. `wait` are the seconds in which nodes have to come, `reply_within` those for a reply; 0: as long
+    as Flower keeps a message.
     """
 
     plan: Plan
@@ -98,23 +70,21 @@ class Local:
         if (self.out / SCENARIO).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
-        if self.folder is not None:
-            _Running(self, self.folder.absolute(), port).run()
-            return
-        with closing(TemporaryFolder("fedkd-federation-")) as temporary:
-            _Running(self, temporary.path, port).run()
+        with ExitStack() as stack:
+            folder = self.folder
+            if folder is None:
+                folder = stack.enter_context(closing(TemporaryFolder("fedkd-federation-"))).path
+            _Running(self, folder.absolute(), port).run()
 
 
 class _Running:
     """One run of a federation; all files but the results go into a folder."""
 
     def __init__(self, local: Local, folder: Path, port: int) -> None:
-        self._local = local
-        self._folder = folder
+        self._local, self._folder = local, folder
         self._clients = range(local.plan.scenario.data.clients)
         self._nodes, self._certificates = folder / "nodes", folder / "certificates"
-        self._flower = folder / ".flower"
-        self._authority = self._certificates / AUTHORITY
+        self._flower, self._authority = folder / ".flower", self._certificates / AUTHORITY
         free = _free_ports(1 + len(self._clients))
         self._port, self._node_ports = port or free[0], free[1:]
         self._failure: str | None = None
@@ -191,7 +161,10 @@ class _Running:
         private = self._certificates / own
         if not private.is_file():
             raise UserError(f"has no key of client {client}", file=str(self._certificates))
-        self._ask_superlink(children, ["supernode", "register", public_key(private)], name)
+        register: list[Word] = ["flwr", "supernode", "register", public_key(private)]
+        said: list[str] = []
+        if children.run(register, self._environment("user"), self._folder, said.append):
+            raise RunFailed(f"{name}: {one_line(' '.join(said))}")
         config = self._flower / f"{own}.toml"
         config.write_text(tomli_w.dumps({PARTITION: client, DATA: str(self._nodes / own)}), encoding="utf-8")
         command: list[Word] = [
@@ -202,11 +175,6 @@ class _Running:
             *("--node-config", config),
         ]
         return children.start(name, command, self._environment(own), self._folder)
-
-    def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
-        said: list[str] = []
-        if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
-            raise RunFailed(f"{what}: {one_line(' '.join(said))}")
 
     def _start_run(self, children: Children, superlink: Child) -> int:
         config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
@@ -243,7 +211,10 @@ class _Running:
 
     def _wait_for(self, superlink: Child) -> None:
         """Wait for a SuperLink with a trusted certificate, and configure `flwr` to find it."""
-        trust = _trust(self._authority)
+        try:
+            trust = ssl.create_default_context(cafile=str(self._authority))
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(f"is no certificate: {error}", file=str(self._authority)) from None
         deadline = time.monotonic() + STARTUP
         while True:
             try:
@@ -268,16 +239,6 @@ class _Running:
         home = Path(self._environment("user")["FLWR_HOME"])
         text = tomli_w.dumps({"superlink": {"default": "local", "local": connection}})
         (home / "config.toml").write_text(text, encoding="utf-8")
-
-
-_NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed", "╭", "│", "╰")
-
-
-def _trust(authority: Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=str(authority))
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(f"is no certificate: {error}", file=str(authority)) from None
 
 
 def _check_key(certificates: Path) -> None:

@@ -1,9 +1,12 @@
-"""A scenario's data in folders: one for every client, one for the server."""
+"""A scenario's data in folders, one for every client, one for the server; and the Flower app of a run."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import tomli_w
+
+from fedkd import __version__
 from fedkd.clients import checked_models
 from fedkd.data import Share, load_data, share_of_client, share_of_server, write_share
 from fedkd.errors import UserError
@@ -75,3 +78,30 @@ def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda 
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out
+
+
+def write_app(folder: Path) -> None:
+    """Write the Flower app into a new folder: it names fedkd's two apps, without code.
+
+    `flwr run` sends it to the nodes, so every node runs its owner's fedkd.
+    """
+    from fedkd.federation import DATA, WAITS
+
+    folder.mkdir(parents=True)
+    flower = {
+        "publisher": "fedkd",
+        "components": {
+            "serverapp": "fedkd.federation.apps.server_app:server_app",
+            "clientapp": "fedkd.federation.apps.client_app:client_app",
+        },
+        "config": {DATA: "", "out": "", **WAITS},
+    }
+    project = {
+        "name": "fedkd-federation",
+        "version": __version__,
+        "description": "A federation of fedkd's clients, each with its own data",
+        "license": "Apache-2.0",
+        "dependencies": [],
+    }
+    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": flower}}})
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "address_space": ["check_address_space"],
         "clients": ["expected_room"],
         "compat": ["allowed_cpus", "lean", "secluded"],
         "ray.cluster": ["RayCluster", "connect"],
@@ -17,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "supervisor": [
             "INTERRUPTED",
             "adopt_orphans",
+            "check_address_space",
             "descendants",
             "end_with_parent",
             "has_ended",

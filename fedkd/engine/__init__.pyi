@@ -1,4 +1,3 @@
-from .address_space import check_address_space as check_address_space
 from .clients import expected_room as expected_room
 from .compat import allowed_cpus as allowed_cpus
 from .compat import lean as lean
@@ -20,6 +19,7 @@ from .startup import restart_point as restart_point
 from .startup import started_engine as started_engine
 from .supervisor import INTERRUPTED as INTERRUPTED
 from .supervisor import adopt_orphans as adopt_orphans
+from .supervisor import check_address_space as check_address_space
 from .supervisor import descendants as descendants
 from .supervisor import end_with_parent as end_with_parent
 from .supervisor import has_ended as has_ended

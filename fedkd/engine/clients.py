@@ -37,7 +37,6 @@ class MemoryShare:
     folder: Path | None = None
 
     def room(self, plan: Plan) -> Room:
-        """Return the room on this process's device and machine."""
         clients, engine = plan.scenario.engine.live_clients, plan.scenario.engine
         if clients is None:
             here = max(1, int((os.cpu_count() or 1) / engine.cpus_per_actor))
@@ -177,12 +176,10 @@ def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float)
             cluster.watch.check()
         cluster.watch.check()
         try:
-            executor, told = ray.get(waiting[0])
+            return ray.get(waiting[0])
         except Exception as error:  # actors will tell of what is wrong there
             return Choice("loop", f"loop: nothing could be measured on the cluster ({described(error)})")
-    return Choice(executor, told)
 
 
-def _choose(scenario_json: str, data: Any) -> tuple[str, str]:
-    choice = choose(open_plan(scenario_json), data)
-    return choice.executor, choice.told
+def _choose(scenario_json: str, data: Any) -> Choice:
+    return choose(open_plan(scenario_json), data)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,10 @@ _PATIENCE = {
     "RAY_worker_register_timeout_seconds": str(PATIENT_SECONDS),
 }
 """Environment variables of Ray's processes."""
-_SPARED = {"no_monitor": True, "include_log_monitor": False}
 
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute another value in the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -74,14 +71,9 @@ def lean() -> Iterator[None]:
     """Start Ray in the block without its monitor, log reader and dashboard: 1.5 CPU seconds less."""
     from ray._private import node, parameter
 
-    with ExitStack() as changed:
-        params = getattr(parameter, "RayParams", None)
-        if params is not None:
-            known = inspect.signature(params).parameters
-            spared = {name: value for name, value in _SPARED.items() if name in known}
-            changed.enter_context(replaced(parameter, "RayParams", functools.partial(params, **spared)))
-        if hasattr(node.Node, "start_api_server"):
-            changed.enter_context(replaced(node.Node, "start_api_server", _start_no_server))
+    spared: Any = {"no_monitor": True, "include_log_monitor": False}
+    params = functools.partial(parameter.RayParams, **spared)
+    with replaced(parameter, "RayParams", params), replaced(node.Node, "start_api_server", _start_no_server):
         yield
 
 
@@ -90,48 +82,27 @@ def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
 
 
 @contextmanager
-def secluded() -> Iterator[Seclusion]:
-    """Keep the Ray started in the block to this process; yield an object whose `end` undoes it.
+def secluded() -> Iterator[Callable[[], None]]:
+    """Keep the Ray started in the block to this process; yield a function to call after its shutdown.
 
     By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
     alone and asks for a token, which other child processes never learn.
     """
+    from ray import _raylet as library
     from ray._private import ray_constants
 
-    seclusion = Seclusion()
-    variables = {LOOPBACK_ALONE: "0", **seclusion.begin()}
+    raylet: Any = library
+    had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+    end = functools.partial(_set_token_mode, "token" if had_token else "disabled")
+    _set_token_mode("token")
+    variables = {LOOPBACK_ALONE: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # ENABLE_RAY_CLUSTER was read from the environment when Ray was loaded.
     with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False), environment(variables):
         try:
-            yield seclusion
+            yield end
         except BaseException:
-            seclusion.end()
+            end()
             raise
-
-
-class Seclusion:
-    """The token mode of a local Ray in this process."""
-
-    def __init__(self) -> None:
-        self._mode: str | None = None
-
-    def begin(self) -> dict[str, str]:
-        """Have this process use a token; return the environment for Ray's processes, empty without tokens."""
-        from ray import _raylet as library
-
-        raylet: Any = library
-        if not hasattr(raylet, "AuthenticationTokenLoader"):
-            return {}
-        had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
-        self._mode = "token" if had_token else "disabled"
-        _set_token_mode("token")
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-
-    def end(self) -> None:
-        """Restore this process's mode, after Ray has been shut down."""
-        if self._mode is not None:
-            _set_token_mode(self._mode)
-            self._mode = None
 
 
 def _set_token_mode(mode: str) -> None:
@@ -178,8 +149,8 @@ def silence_raylet() -> None:
     """Keep Ray's lines about dead workers off standard output; ``log_to_driver=False`` does not."""
     from ray._private import worker
 
-    printed = getattr(worker, "print_to_stdstream", None)
-    if printed is None or hasattr(printed, "__wrapped__"):
+    printed = worker.print_to_stdstream
+    if hasattr(printed, "__wrapped__"):
         return
 
     @functools.wraps(printed)

@@ -63,7 +63,6 @@ class IdleStates:
         return {name: arrays[name] for name in place.names}
 
     def drop(self, client: int) -> None:
-        """Forget a client's state, if any."""
         place = self._places.pop(client, None)
         if place is not None:
             self._give(place.start, place.stop)

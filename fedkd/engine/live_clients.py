@@ -117,15 +117,12 @@ class LiveClients:
             if client is None:
                 return
             if client not in self._unchanged:
-                self._write_down(client)
+                try:
+                    reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
+                    self._states.put(client, from_record(reply.content.array_records[msg.STATE]))
+                except Exception as error:  # another client's reply reports it
+                    raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
             self._forget(client)
-
-    def _write_down(self, client: int) -> None:
-        try:
-            reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
-            self._states.put(client, from_record(reply.content.array_records[msg.STATE]))
-        except Exception as error:  # another client's reply reports it
-            raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
 
     def _note(self, message: Message, client: int) -> None:
         kind = message.metadata.message_type

@@ -7,6 +7,7 @@ also ends processes that Ray leaves behind, and holds signals back while Ray sta
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import sys
 import time
@@ -17,6 +18,8 @@ from os import (
 )
 from pathlib import Path
 from typing import NoReturn
+
+from fedkd.errors import RunFailed
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -30,6 +33,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 _HOLDS, _HAS_ENDED = 0, 1  # bytes of the memory that child and parent share
+
+LEAST_ADDRESS_BYTES = 800_000 * 1024
+"""Below it torch cannot be loaded, or a library in Rust ends the process with SIGABRT."""
 
 _to_parent: int | None = None
 _shared: mmap.mmap | None = None
@@ -195,3 +201,19 @@ def _read(descriptor: int) -> str:
     except BlockingIOError:  # somebody whom the child has started holds the other end
         pass
     return b"".join(parts).decode(errors="replace")
+
+
+def address_limit() -> str | None:
+    """Return the limit on this process's address space (`ulimit -v`) in words; None: there is none."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else f"{soft / 1e6:,.0f} MB (ulimit -v {soft // 1024})"
+
+
+def check_address_space() -> None:
+    """Raise `RunFailed` if the limit is so low that the run could only end by an abort."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_ADDRESS_BYTES:
+        raise RunFailed(
+            f"this needs more memory than there is: the address space is limited to {address_limit()}, and"
+            f" torch alone takes {LEAST_ADDRESS_BYTES / 1e6:,.0f} MB"
+        )

@@ -16,6 +16,7 @@ from .compat import RUN_ID as RUN_ID
 from .compat import Run as Run
 from .compat import assume_identity as assume_identity
 from .compat import client_of as client_of
+from .compat import flower_logs_from as flower_logs_from
 from .compat import give_id as give_id
 from .compat import node_id_of as node_id_of
 from .compat import with_content as with_content

@@ -62,13 +62,8 @@ class Reply:
 
     def message(self, client: int, node: int) -> Message:
         figures: dict[str, Any] = {**self.figures, msg.NUM_EXAMPLES: self.samples}
-        content = RecordDict(
-            {
-                msg.IDENTITY: msg.identity(client),
-                msg.ARRAYS: to_record(self.arrays),
-                msg.METRICS: MetricRecord(figures),
-            }
-        )
+        records: Any = {msg.IDENTITY: msg.identity(client), msg.ARRAYS: to_record(self.arrays)}
+        content = RecordDict({**records, msg.METRICS: MetricRecord(figures)})
         if self.chance:
             content[msg.AT_CHANCE] = ConfigRecord(dict(self.chance))
         return Message(content, reply_to=Message(RecordDict(), node, msg.TRAIN))
@@ -81,10 +76,8 @@ class Reply:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray]) -> Reply:
-        figures, chance = (
-            {key: float(value) for key, value in below(name, arrays).items()}
-            for name in ("figures/", "chance/")
-        )
+        tables = (below(name, arrays) for name in ("figures/", "chance/"))
+        figures, chance = ({key: float(value) for key, value in own.items()} for own in tables)
         return cls(below("arrays/", arrays), figures, chance)
 
 
@@ -92,8 +85,7 @@ class HeldMessages:
     """Messages that are not sent yet, and replies that have not arrived, by client."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, Message] = {}
-        self.done: dict[int, Reply] = {}
+        self.waiting, self.done = dict[int, Message](), dict[int, Reply]()
 
     def state(self) -> dict[str, np.ndarray]:
         """Return them as arrays; a record of several messages is there once."""

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,52 +26,21 @@ from typing import Any
 import numpy as np
 
 from fedkd.errors import UserError
-from fedkd.storage import (
-    Arrays,
-    Damaged,
-    NotJson,
-    SavedFile,
-    SavedStates,
-    parse_json,
-    sha256,
-    sync_file,
-    sync_folder,
-    write_arrays,
-    write_bytes,
+from fedkd.federation.manifest import (
+    ARRAY,
+    CLIENTS,
+    MANIFEST,
+    SERVER,
+    SERVER_POOL,
+    STATE,
+    TABLES,
+    Checkpoint,
+    Manifest,
+    digest_of,
+    round_of,
 )
-from fedkd.tracking import Totals, sweep
-
-SERVER = "server.safetensors"
-MANIFEST = "manifest.json"
-CLIENTS = "clients"
-SERVER_POOL = "server"
-ARRAY = "array"
-STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
-TABLES = ("offsets", "digests", "offsets_if_longer", "digests_if_longer", "scenario")
-"""Fields of a checkpoint that its manifest has as they are."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state after a round: the server's arrays, and every client's state.
-
-    Attributes:
-        offsets: Length of the run folder's tidy files; `digests` are their SHA-256.
-        offsets_if_longer: The same without an evaluation made only because the run ends here.
-        scenario: What decides the results (see `fedkd.scenario.identity.decisive`).
-        lasting: Names of the server's arrays that never change, which later checkpoints may share.
-    """
-
-    round: int
-    totals: Totals
-    offsets: Mapping[str, int]
-    digests: Mapping[str, str]
-    offsets_if_longer: Mapping[str, int]
-    digests_if_longer: Mapping[str, str]
-    scenario: Mapping[str, Any]
-    server: Arrays
-    clients: Mapping[int, Arrays]
-    lasting: Set[str] = frozenset()
+from fedkd.storage import Arrays, Damaged, SavedFile, sync_file, sync_folder, write_arrays, write_bytes
+from fedkd.tracking import sweep
 
 
 @dataclass(frozen=True)
@@ -81,72 +50,6 @@ class SavedClient:
     round: int
     state: Arrays | None
     server: Arrays
-
-
-def round_of(path: Path) -> int:
-    return int(path.name.removeprefix("round-"))
-
-
-def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
-    """Return a checkpoint and its files outside; a file with other bytes than written is `Damaged`."""
-    manifest = read_manifest(path)
-    states, lasting = client_files(path, manifest), lasting_files(path, manifest)
-    for file in states.values():
-        file.check()
-    checkpoint = Checkpoint(
-        round=manifest["round"],
-        totals=Totals(**manifest["totals"]),
-        **{name: manifest[name] for name in TABLES},
-        server=server_arrays(path, manifest),
-        clients=SavedStates(dict(states)),
-        lasting=lasting.keys(),
-    )
-    return checkpoint, states, lasting
-
-
-def server_arrays(path: Path, manifest: Mapping[str, Any]) -> Arrays:
-    """Return the server strategy's state, from both places."""
-    server = dict(SavedFile(path / SERVER, manifest["server"]).read())
-    for name, file in lasting_files(path, manifest).items():
-        server[name] = file.read()[ARRAY]
-    return dict(sorted(server.items()))
-
-
-def client_files(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:
-    """Return the file of every client's state that a manifest names."""
-    found, pool = manifest["clients"], path.parent / CLIENTS
-    matches = {name: STATE.fullmatch(name) for name in found}
-    return {int(match[1]): SavedFile(pool / name, found[name]) for name, match in matches.items() if match}
-
-
-def lasting_files(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
-    """Return the server's arrays with files of their own, by name."""
-    pool = path.parent / SERVER_POOL
-    return {
-        name: SavedFile(pool / f"array-{digest}.safetensors", digest)
-        for name, digest in manifest.get("lasting", {}).items()
-    }
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = parse_json((path / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, NotJson):
-        raise Damaged(f"{MANIFEST} cannot be read") from None
-    if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
-        raise Damaged(f"{MANIFEST} is not what was written")
-    if "clients" not in manifest:
-        raise Damaged("an earlier release of fedkd wrote it")
-    if manifest["round"] != round_of(path):
-        raise Damaged(f"it is that of round {manifest['round']}")
-    return manifest
-
-
-def digest_of(manifest: Mapping[str, Any]) -> str:
-    """Return the digest of a manifest's content, whatever its layout."""
-    return sha256(json.dumps(manifest, sort_keys=True).encode())
 
 
 KEPT = 2
@@ -160,8 +63,7 @@ class CheckpointStore:
     """Writes and reads a run's checkpoints, in a thread; `tell` receives a line about damaged ones."""
 
     def __init__(self, run_folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        self._folder = run_folder / "checkpoints"
-        self._tell = tell
+        self._folder, self._tell = run_folder / "checkpoints", tell
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._previous: Path | None = None  # the last checkpoint
@@ -196,13 +98,14 @@ class CheckpointStore:
         """Return the newest undamaged checkpoint, or None; clients' states are read on demand."""
         for path in reversed(self._complete()):
             try:
-                checkpoint, states, lasting = read_checkpoint(path)
+                manifest = Manifest(path)
+                checkpoint = manifest.checkpoint()
             except Damaged as damage:
                 self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
                 continue
-            self._previous, self._states = path, states
-            arrays = {name: checkpoint.server[name] for name in lasting}
-            self._lasting = {id(array): (array, lasting[name]) for name, array in arrays.items()}
+            self._previous, self._states = path, manifest.clients
+            kept = {name: (checkpoint.server[name], file) for name, file in manifest.lasting.items()}
+            self._lasting = {id(array): (array, file) for array, file in kept.values()}
             return checkpoint
         return None
 
@@ -210,8 +113,8 @@ class CheckpointStore:
         """Return the decisive scenario and the round of the newest checkpoint with a whole manifest."""
         for path in reversed(self._complete()):
             with suppress(Damaged):
-                manifest = read_manifest(path)
-                return manifest["scenario"], manifest["round"]
+                found = Manifest(path).content
+                return found["scenario"], found["round"]
         return None
 
     def rounds(self) -> list[int]:
@@ -221,9 +124,9 @@ class CheckpointStore:
         """Return one client's part of a round's checkpoint; raise `UserError` if that is damaged."""
         path = self._folder / f"round-{round:05d}"
         try:
-            manifest = read_manifest(path)
-            file = client_files(path, manifest).get(client)
-            return SavedClient(round, None if file is None else file.read(), server_arrays(path, manifest))
+            manifest = Manifest(path)
+            file = manifest.clients.get(client)
+            return SavedClient(round, None if file is None else file.read(), manifest.server())
         except Damaged as damage:
             raise UserError(f"the checkpoint is damaged: {damage}", file=str(path)) from None
 
@@ -240,7 +143,21 @@ class CheckpointStore:
         try:
             lasting = self._write_lasting(checkpoint)
             partial.mkdir()
-            self._fill(partial, checkpoint, states, lasting)
+            own = {name: array for name, array in checkpoint.server.items() if name not in lasting}
+            manifest = {
+                "round": checkpoint.round,
+                "totals": asdict(checkpoint.totals),
+                **{name: dict(getattr(checkpoint, name)) for name in TABLES},
+                "server": write_arrays(partial / SERVER, own).digest,
+                "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
+                "lasting": {name: file.digest for name, file in lasting.items()},
+            }
+            manifest["digest"] = digest_of(manifest)
+            write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+            for pool, used in ((CLIENTS, states), (SERVER_POOL, lasting)):
+                if used:
+                    sync_folder(self._folder / pool)
+            sync_folder(partial)
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -249,7 +166,7 @@ class CheckpointStore:
         self._previous, self._states, self._added = final, states, {}
         kept = {name: checkpoint.server[name] for name in checkpoint.lasting}
         self._lasting = {id(array): (array, lasting.get(name)) for name, array in kept.items()}
-        self._spoken_of[final.name] = {file.path.name for file in [*states.values(), *lasting.values()]}
+        self._spoken_of[final.name] = _names(states, lasting)
         for path in self._complete()[:-KEPT]:
             shutil.rmtree(path)
         self._sweep()
@@ -288,38 +205,14 @@ class CheckpointStore:
             found[name] = file
         return found
 
-    def _fill(
-        self,
-        partial: Path,
-        checkpoint: Checkpoint,
-        states: Mapping[int, SavedFile],
-        lasting: Mapping[str, SavedFile],
-    ) -> None:
-        own = {name: array for name, array in checkpoint.server.items() if name not in lasting}
-        manifest = {
-            "round": checkpoint.round,
-            "totals": asdict(checkpoint.totals),
-            **{name: dict(getattr(checkpoint, name)) for name in TABLES},
-            "server": write_arrays(partial / SERVER, own).digest,
-            "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
-            "lasting": {name: file.digest for name, file in lasting.items()},
-        }
-        manifest["digest"] = digest_of(manifest)
-        write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for pool, used in ((CLIENTS, states), (SERVER_POOL, lasting)):
-            if used:
-                sync_folder(self._folder / pool)
-        sync_folder(partial)
-
     def _sweep(self) -> None:
         kept = {path.name: path for path in self._complete()}
         known = {name: names for name, names in self._spoken_of.items() if name in kept}
         for name in kept.keys() - known.keys():
             known[name] = set()
             with suppress(Damaged):
-                manifest = read_manifest(kept[name])
-                for files in (client_files(kept[name], manifest), lasting_files(kept[name], manifest)):
-                    known[name] |= {file.path.name for file in files.values()}
+                manifest = Manifest(kept[name])
+                known[name] = _names(manifest.clients, manifest.lasting)
         self._spoken_of = known
         wanted = set().union(*known.values())
         for pool, pattern in ((CLIENTS, STATE), (SERVER_POOL, _LASTING)):
@@ -327,3 +220,7 @@ class CheckpointStore:
                 for entry in entries:
                     if pattern.fullmatch(entry.name) and entry.name not in wanted:
                         os.unlink(entry.path)
+
+
+def _names(states: Mapping[int, SavedFile], lasting: Mapping[str, SavedFile]) -> set[str]:
+    return {file.path.name for file in (*states.values(), *lasting.values())}

@@ -3,34 +3,37 @@
 A `flwr.app.Message` needs the running task's identity and an id, which Flower's runtimes set themselves.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
-from flwr.supercore.run import Run
+from flwr.serverapp.strategy.strategy_utils import sample_nodes as sample_nodes
+from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
-
-__all__ = [
-    "RUN_ID",
-    "SERVER_NODE_ID",
-    "Run",
-    "assume_identity",
-    "client_of",
-    "give_id",
-    "node_id_of",
-    "sample_nodes",
-    "with_content",
-]
 
 RUN_ID = 1
 SERVER_NODE_ID = 1
 
 
-def assume_identity(node_id: int = SERVER_NODE_ID) -> None:
+def assume_identity() -> None:
     """Make this process a task that may build Flower messages."""
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.task_id = 1
-    TaskIdentity.node_id = node_id
+    TaskIdentity.node_id = SERVER_NODE_ID
+
+
+@contextmanager
+def flower_logs_from(level: int) -> Iterator[None]:
+    """Let Flower log from this level on while the block runs."""
+    logger = logging.getLogger("flwr")
+    former = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(former)
 
 
 def give_id(message: Message) -> None:

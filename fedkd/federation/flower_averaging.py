@@ -1,19 +1,20 @@
 """Flower's own strategies average weights of equal architectures, with BatchNorm's statistics."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedkd.clients import Stage
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
-from fedkd.federation.messages.server_gate import Opened, check_reply, opened, refusal
+from fedkd.federation.messages.server_gate import check_reply, opened, refusal
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion import Arrays, FusionStrategy, Unfit, check_like, kinds_of
-from fedkd.server import OrthogonalTraining
+from fedkd.server import OrthogonalTraining, Upload
 from fedkd.storage import below, under
 
 WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
@@ -38,24 +39,26 @@ class FlowerAveraging(ServerStrategy):
         self._stages, self._orthogonal = stages, orthogonal
         self._task = 0  # that all clients are at, where anything depends on it
         self._took_part: frozenset[int] = frozenset()  # nodes in this round
-        self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
+        self._opened: dict[int, tuple[Message, Upload]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
         self._task = next(iter(task_of.values()), 0)
 
-    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Sequence[int]) -> list[Message]:
         """Return the messages of Flower's strategy, or the average for all nodes.
 
         At the end of a task, orthogonal training sends participants its bases and asks for sketches.
         """
+        # Flower's strategies ask a grid for its nodes alone, and take all of them.
+        grid: Any = SimpleNamespace(get_node_ids=lambda: nodes)
         if kind == msg.EVALUATE:
-            return list(self._strategy.configure_evaluate(round, self._weights, config, nodes))
+            return list(self._strategy.configure_evaluate(round, self._weights, config, grid))
         if kind == msg.TRAIN:
-            messages = list(self._strategy.configure_train(round, self._weights, config, nodes))
+            messages = list(self._strategy.configure_train(round, self._weights, config, grid))
         else:
             messages = []
-            for node in nodes.get_node_ids():
+            for node in nodes:
                 settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
                 content = RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights})
                 messages.append(Message(content, node, kind, group_id=str(round)))

@@ -2,8 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,6 +10,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedkd.errors import UserError, did_you_mean
+from fedkd.federation.compat import flower_logs_from
 from fedkd.scenario import FLOWER_PREFIX
 
 # Set by fedkd: the scenario selects participants, and the messages have their keys.
@@ -67,20 +67,10 @@ def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strat
         _check_type(key, value, accepted[key].annotation)
     own = {key: value for key, value in _OWN_ARGUMENTS.items() if key in accepted}
     try:
-        with _quiet():
+        with flower_logs_from(logging.CRITICAL + 1):
             return cls(**own, **{**_DEFAULTS.get(cls.__name__, {}), **hyperparameters})
     except (TypeError, ValueError) as error:
         raise UserError(f"flwr:{cls.__name__}: {error}", key="fusion") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("flwr")
-    was, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = was
 
 
 def _check_type(key: str, value: Any, wanted: Any) -> None:

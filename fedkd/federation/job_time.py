@@ -32,9 +32,8 @@ class JobTime:
     """
 
     def __init__(self, plan: Plan, clock: VirtualClock, client_of: Callable[[Message], int]) -> None:
-        self._plan = plan
-        self._clock = clock
-        self._client_of = client_of
+        self._plan, self._clock, self._client_of = plan, clock, client_of
+        self.transfer = clock.way  # seconds of a client's download or upload of so many bytes
         self._kept_apart = share_kept_apart(plan) or 0.0
         self._handed: dict[int, Handed] = {}
 
@@ -49,10 +48,6 @@ class JobTime:
         client = self._client_of(message)
         self._add(client, message.content)
         return self._handed.pop(client)
-
-    def transfer(self, client: int, size: int) -> float:
-        """Return the seconds of a client's download or upload of so many bytes."""
-        return self._clock.way(client, size)
 
     def work(self, client: int, job: int, handed: Handed, samples: int) -> float:
         """Return the seconds of work on a job, with the draws of round `job`, for all training `samples`."""

@@ -20,8 +20,7 @@ class ChanceWatch:
     """Reports clients that end a task, or a run, at chance; it has no state to resume."""
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
-        self._plan = plan
-        self._recorder = recorder
+        self._plan, self._recorder = plan, recorder
 
     def look(self, round: int, replies: Mapping[int, Message]) -> str | None:
         """Record clients at chance after their last training on a task; return the warning, if any."""

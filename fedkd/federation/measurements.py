@@ -37,12 +37,9 @@ class Measurements:
     """Records the figures of replies."""
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
-        self._schedule = plan.schedule
+        self._schedule, self._recorder, self._folder = plan.schedule, recorder, folder
         self._evaluated = (*EVALUATED, *accuracies_of_each(plan.strategy))
-        self._recorder = recorder
-        self._folder = folder
-        self._run = run_digest(plan.scenario)
-        self._poisoned = poisoned_clients(plan.scenario)
+        self._run, self._poisoned = run_digest(plan.scenario), poisoned_clients(plan.scenario)
 
     def figures(self, phase: str) -> tuple[str, ...]:
         """Return the metrics that every reply must have."""
@@ -94,13 +91,6 @@ class Measurements:
             if known:
                 self._record(found.round, split, metric, known)
 
-    def clock(self, round: int, seconds: float) -> None:
-        self._recorder.metric("virtual_seconds", seconds, round=round, split="train")
-
-    def knowledge_cache(self, round: int, kept: int | None) -> None:
-        if kept is not None:
-            self._recorder.metric("knowledge_cache_bytes", kept, round=round, split="train")
-
     def links(self, round: int, links: Links | None) -> None:
         """Record what every client sent and received over its links, and keep the links."""
         if links is None:
@@ -116,10 +106,11 @@ class Measurements:
         if number:
             self._recorder.metric("bytes_per_link", links.total / number, round=round, split="train")
 
-    def server(self, round: int, task: int | None, figures: Mapping[str, float]) -> None:
-        """Record the server's own figures of a task that all clients have ended."""
+    def server(self, round: int, figures: Mapping[str, float | None], task: int | None = None) -> None:
+        """Record the server's figures by metric, of a `task` that has ended, if any; a None is left out."""
         for name, value in figures.items():
-            self._recorder.metric(name, value, round=round, split="train", task=task)
+            if value is not None:
+                self._recorder.metric(name, value, round=round, split="train", task=task)
 
     def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
         """Record an evaluation; return the means by names of `RoundReport.metrics` (round 0: of tasks)."""

@@ -12,9 +12,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.errors import Interrupted, RunFailed
-from fedkd.federation.checkpoint import SERVER, Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.majority_guessing import ChanceWatch
+from fedkd.federation.manifest import SERVER, Checkpoint
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.exchange import Exchange
@@ -40,7 +41,7 @@ class Rounds:
         control: RunControl,
         transfer_labels: np.ndarray | None = None,
     ) -> None:
-        self._plan, self._grid, self._strategy, self._control = plan, grid, strategy, control
+        self._plan, self._strategy, self._control = plan, strategy, control
         self._schedule, self._observer = plan.schedule, control.observer
         self._probe = transfer_probe(plan.scenario, control, transfer_labels)
         self._messenger = Messenger(grid, plan.scenario.data.clients, control, plan.scenario.faults)
@@ -97,7 +98,7 @@ class Rounds:
         self._measurements = Measurements(plan, recorder, self._control.folder)
         self._chance = ChanceWatch(plan, recorder)
         self._exchange = Exchange(
-            plan, self._grid, self._messenger, strategy, recorder, self._measurements, self._job_time
+            plan, self._messenger, strategy, recorder, self._measurements, self._job_time
         )
 
     def _begin(self) -> None:
@@ -118,12 +119,12 @@ class Rounds:
             train_loss = self._train(round)
             self._measure_transfer(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
-            self._measurements.knowledge_cache(round, self._strategy.cache_bytes())
+            self._measurements.server(round, {"knowledge_cache_bytes": self._strategy.cache_bytes()})
             self._measurements.links(round, self._strategy.links())
             self._end_task(round)
             self._record_failures(round)
         if self._job_time is not None:
-            self._measurements.clock(round, self._exchange.totals.virtual_seconds)
+            self._measurements.server(round, {"virtual_seconds": self._exchange.totals.virtual_seconds})
         if not finishes:
             evaluated = self._evaluate_if_due(round)
         self._record_failures(round)
@@ -176,7 +177,7 @@ class Rounds:
         self._recorder.timing(round=round, phase="fuse", seconds=seconds, **cost)
 
     def _measure_transfer(self, round: int) -> None:
-        if self._probe is None or not self._probe.is_due(round):
+        if self._probe is None or round not in self._probe.rounds:
             return
         started = time.perf_counter()
         nodes = {
@@ -197,7 +198,7 @@ class Rounds:
         self._exchange.changed.update(replies)
         with self._exchange.charged_to_strategy(round):
             figures = self._strategy.end_task(round, list(replies.values()))
-        self._measurements.server(round, self._schedule.task(clients[0], round), figures)
+        self._measurements.server(round, figures, self._schedule.task(clients[0], round))
 
     def _evaluate_if_due(self, round: int) -> dict[str, float]:
         if not self._plan.evaluates(round):

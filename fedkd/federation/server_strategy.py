@@ -5,7 +5,6 @@ from typing import Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Message
-from flwr.serverapp import Grid
 
 from fedkd.fusion import Unfit
 from fedkd.server import FusionReport, Links
@@ -21,7 +20,7 @@ class ServerStrategy(Protocol):
     def begin_round(self, task_of: Mapping[int, int]) -> None:
         """Set every client's task from now on; 0 for all without a stream."""
 
-    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Sequence[int]) -> list[Message]:
         """Return the nodes' messages of a kind (see `messages`), with the guidance that waits for them."""
 
     def end_task(self, round: int, replies: Sequence[Message]) -> Mapping[str, float]:

@@ -25,12 +25,8 @@ class TransferProbe:
     """Measures each client's gain from each other; labels `[M]` may be unknown."""
 
     def __init__(self, scenario: Scenario, wanted: Transferability, labels: np.ndarray | None = None) -> None:
-        self._wanted = wanted
-        self._labels = labels
-        self._stages = upload_stages(scenario.fusion)
-
-    def is_due(self, round: int) -> bool:
-        return round in self._wanted.rounds
+        self.rounds, self._epochs = frozenset(wanted.rounds), wanted.epochs
+        self._labels, self._stages = labels, upload_stages(scenario.fusion)
 
     def measure(
         self, round: int, node_of_client: Mapping[int, int], send: Send
@@ -41,12 +37,13 @@ class TransferProbe:
         """
         if not node_of_client:
             return None, 0
-        settings = ConfigRecord({msg.SERVER_ROUND: round, msg.EPOCHS: self._wanted.epochs})
+        settings = ConfigRecord({msg.SERVER_ROUND: round, msg.EPOCHS: self._epochs})
         question = RecordDict({msg.CONFIG: settings})
         shown = send([Message(question, node, msg.SHOW) for node in node_of_client.values()])
         if not shown:
             return None, 0
-        knowledge = [self._arrived(reply) for reply in shown.values()]
+        uploads = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in shown.values()]
+        knowledge = [decode(self._stages, arrays, KINDS) for arrays in uploads]
         logits = np.stack([arrays[LOGITS] for arrays in knowledge])
         probabilities = softmax(logits)
         # One record for all, so that it travels once.
@@ -64,9 +61,6 @@ class TransferProbe:
         found = TransferMap(round, tuple(shown), gains[..., 0], gains[..., 1], guesses, by_class, rate)
         replies = sum(payload_bytes(reply.content) for reply in (*shown.values(), *tried.values()))
         return found, replies + len(shown) * probabilities.nbytes
-
-    def _arrived(self, reply: Message) -> dict[str, np.ndarray]:
-        return decode(self._stages, from_record(reply.content.array_records[msg.ARRAYS]), KINDS)
 
 
 def _results(

@@ -8,12 +8,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     {
         "by_task": ["FusingByTask", "model_in", "waits"],
         "clients_at_work": ["InFlight", "Job"],
-        "fusing": ["FusionReport", "Links", "ServerKnowledge"],
+        "fusing": ["ServerKnowledge"],
         "knowledge_cache": ["Upload"],
         "mailbox": ["Parcel"],
         "models": ["TransferSet", "TransferSetModels"],
         "orthogonal": ["OrthogonalTraining", "Weights", "exchanged_bytes"],
         "peers": ["Mixing"],
+        "reports": ["FusionReport", "Links"],
         "trial": ["trial_exchange"],
     },
 )

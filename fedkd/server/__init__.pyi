@@ -3,8 +3,6 @@ from .by_task import model_in as model_in
 from .by_task import waits as waits
 from .clients_at_work import InFlight as InFlight
 from .clients_at_work import Job as Job
-from .fusing import FusionReport as FusionReport
-from .fusing import Links as Links
 from .fusing import ServerKnowledge as ServerKnowledge
 from .knowledge_cache import Upload as Upload
 from .mailbox import Parcel as Parcel
@@ -14,4 +12,6 @@ from .orthogonal import OrthogonalTraining as OrthogonalTraining
 from .orthogonal import Weights as Weights
 from .orthogonal import exchanged_bytes as exchanged_bytes
 from .peers import Mixing as Mixing
+from .reports import FusionReport as FusionReport
+from .reports import Links as Links
 from .trial import trial_exchange as trial_exchange

@@ -1,15 +1,16 @@
 """Knowledge of a stream of tasks: each task's clients are fused by themselves."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
 from fedkd.fusion import FusionStrategy
 from fedkd.scenario import CacheSettings
-from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, Links, ServerKnowledge
+from fedkd.server.fusing import MODEL, PENDING, Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict
 from fedkd.server.mailbox import Parcel
 from fedkd.server.peers import Mixing, PeerFusing
+from fedkd.server.reports import FusionReport, Links, merged_links, merged_reports
 from fedkd.storage import below, by_number, under
 
 TASK = "task/"
@@ -142,48 +143,3 @@ def model_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def waits(name: str) -> bool:
     """Return whether an array of a `state` is waiting guidance, which is never written into."""
     return name.removeprefix(TASK).partition("/")[2].startswith(PENDING) if name.startswith(TASK) else False
-
-
-def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
-    """Return reports on different clients as one, in client order, with no weight between them."""
-    if len(reports) == 1:
-        return reports[0]
-    clients = sorted(client for report in reports for client in report.clients)
-
-    def table(name: str) -> np.ndarray | None:
-        found = [(report.clients, getattr(report, name)) for report in reports]
-        parts = [(own, values) for own, values in found if values is not None]
-        return _merged(clients, parts, np.nan) if parts else None
-
-    weights = _merged(clients, [(report.clients, report.weights) for report in reports], 0.0)
-    told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
-    return FusionReport(
-        clients=tuple(clients),
-        weights=weights.astype(reports[0].weights.dtype),
-        present=tuple(sorted(client for report in reports for client in report.present)),
-        distances=table("distances"),
-        left_out=table("left_out"),
-        heard=sum(heard * n for heard, n in told) / sum(n for _, n in told) if told else None,
-    )
-
-
-def merged_links(links: Sequence[Links]) -> Links:
-    if len(links) == 1:
-        return links[0]
-    clients = sorted(client for own in links for client in own.clients)
-    heard = _merged(clients, [(own.clients, own.heard) for own in links], 0.0)
-    sizes = _merged(clients, [(own.clients, own.sizes) for own in links], 0.0)
-    return Links(tuple(clients), heard.astype(bool), sizes.astype(np.int64))
-
-
-def _merged(
-    clients: Sequence[int], parts: Sequence[tuple[Sequence[int], np.ndarray]], between: float
-) -> np.ndarray:
-    """Return tables of some clients each as one of all `[N, N]` float64, with `between` elsewhere."""
-    # A client is in two parts if the cache has its knowledge of a former task: its last place counts.
-    place = {client: position for position, client in enumerate(clients)}
-    whole = np.full((len(clients), len(clients)), between)
-    for own, values in parts:
-        places = [place[client] for client in own]
-        whole[np.ix_(places, places)] = values
-    return whole

@@ -17,13 +17,9 @@ DEPARTURES = "departures"
 class Job:
     """A client's work between a download and an upload.
 
-    Attributes:
-        began: Round under way at its beginning.
-        key: Round of its draws.
-        start: Its beginning, in simulated seconds.
-        working: Seconds of work, or at least so many before it was done.
-        size: Bytes of the download; `steps` are those of distilling it.
-        over: Arrival of its upload; NaN: unknown before it was done.
+    It `began` in a round, draws by round `key`, and starts at a second `start`. `working` are its seconds of
+    work, or at least so many before it was done. `size` are the bytes of its download, `steps` those of
+    distilling it. `over` is the arrival of its upload; NaN: unknown before it was done.
     """
 
     client: int
@@ -50,9 +46,7 @@ class InFlight:
     """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends."""
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
-        self._clients = clients
-        self._concurrency = concurrency
-        self._seed = seed
+        self._clients, self._concurrency, self._seed = clients, concurrency, seed
         self.jobs: dict[int, Job] = {}
         self._held: set[int] = set()
         self._keys = np.zeros(clients, dtype=np.int64)  # of every client's last job

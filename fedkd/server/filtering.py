@@ -1,7 +1,7 @@
 """Fusion of filtered predictions, with any strategy whose guidance is targets."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,21 +24,13 @@ from fedkd.server.guidance import SAMPLES, TARGETS
 LEAST = 1e-30
 
 
-@dataclass(frozen=True, eq=False)
-class Filtered:
-    """Guidance, and the share of predictions that was kept, over receivers; None: no filters."""
-
-    guidance: Guidance
-    heard: float | None = None
-
-
 def fuse_filtered(
     strategy: FusionStrategy,
     knowledge: Knowledge,
     memory: Mapping[str, np.ndarray],
     filters: Sequence[Wanted],
-) -> Filtered:
-    """Fuse the predictions that the server's filters keep.
+) -> tuple[Guidance, float | None]:
+    """Fuse the predictions that filters keep; return their share too, over receivers (None: no filters).
 
     A strategy that mixes predictions (`Capabilities.mixes`) mixes those kept; each receiver's weights on each
     sample sum to 1 again. In its estimate of a client's knowledge, the mean of the client's other predictions
@@ -46,7 +38,7 @@ def fuse_filtered(
     gets no targets. If nothing is dropped, the result is that of `fuse`, to the last bit.
     """
     if not filters and SENT not in knowledge.payload:
-        return Filtered(strategy.fuse(knowledge, memory))
+        return strategy.fuse(knowledge, memory), None
     assert knowledge.logits is not None
     whole = np.ones(knowledge.logits.shape[:2], dtype=bool)
     sent = np.stack(knowledge.payload[SENT]).astype(bool) if SENT in knowledge.payload else whole
@@ -59,7 +51,7 @@ def fuse_filtered(
         anywhere |= keep
     heard = float(np.mean(number))
     if heard == 1.0:
-        return Filtered(strategy.fuse(knowledge, memory), heard)
+        return strategy.fuse(knowledge, memory), heard
     if strategy.capabilities.mixes:
         by_receiver = kept(filters, q, sent)
         stood_in = replace(knowledge, logits=_by_own_mean(knowledge.logits, q, anywhere))
@@ -67,7 +59,7 @@ def fuse_filtered(
     else:
         filled = _by_others(knowledge.logits, q, anywhere, strategy.capabilities.averages)
         guidance = _left(strategy.fuse(replace(knowledge, logits=filled), memory), anywhere, knowledge)
-    return Filtered(guidance, heard)
+    return guidance, heard
 
 
 def _by_own_mean(logits: np.ndarray, q: np.ndarray, keep: np.ndarray) -> np.ndarray:

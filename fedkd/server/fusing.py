@@ -16,8 +16,6 @@ from fedkd.fusion import (
     ServerModels,
     Wanted,
     check_arrays,
-    is_cheap,
-    left_out,
     networks_of,
     sizes_of,
 )
@@ -26,6 +24,7 @@ from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.mailbox import Mailbox, Parcel
+from fedkd.server.reports import FusionReport, Links, report_of
 from fedkd.storage import below, under
 from fedkd.training import one_blas_thread
 
@@ -51,42 +50,6 @@ class ServerKnowledge:
     classes: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class FusionReport:
-    """Weights between N clients in a fusion, `[N, N]`, receiver first, and the distances behind them.
-
-    Attributes:
-        clients: The N clients whose knowledge was fused, some of it old.
-        present: Participants of the round.
-        left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
-            `fedkd.fusion.math.left_out`); None: unknown, or too many clients.
-        heard: Share of predictions that filters have left; None: there are no filters.
-    """
-
-    clients: tuple[int, ...]
-    weights: np.ndarray
-    present: tuple[int, ...]
-    distances: np.ndarray | None = None
-    left_out: np.ndarray | None = None
-    heard: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Links:
-    """Messages between N clients in a round without a server, receiver first.
-
-    `heard` `[N, N]` bool has a false diagonal; `sizes` `[N, N]` int64 are the bytes over each link.
-    """
-
-    clients: tuple[int, ...]
-    heard: np.ndarray
-    sizes: np.ndarray
-
-    @property
-    def total(self) -> int:
-        return int(self.sizes.sum())
-
-
 class Fusing:
     """Fuses uploads in client order, and keeps guidance until it is sent.
 
@@ -94,11 +57,8 @@ class Fusing:
     fused, unless the strategy weighs old knowledge. `exponent` is that of `staleness`; None: rounds are
     synchronous.
 
-    Attributes:
-        report: On the last fusion; None: without weights.
-        links: Of the last fusion; None: there is a server.
-        cache: Every client's last knowledge, if old knowledge is fused.
-        model: The newest weights by name, of a strategy whose messages bring the model.
+    `report` and `links` are of the last fusion, `cache` has every client's last knowledge if old knowledge is
+    fused, and `model` the newest weights by name where messages bring the model.
     """
 
     def __init__(
@@ -188,28 +148,28 @@ class Fusing:
             backward: Whether those of them with fused knowledge get guidance as if they had missed it.
             awaited: Uploads of the round that come with another call.
         """
-        self.report = None
-        if not uploads or self.strategy.capabilities.sends == "nothing":
+        self.report, capabilities = None, self.strategy.capabilities
+        if not uploads or capabilities.sends == "nothing":
             return 0
         recalled = self._recalled(round, uploads)
         knowledge = self._knowledge(round, recalled)
         if self._exponent is not None:
-            new = np.array([client in uploads for client in recalled])
-            fresh = self._freshness(round, recalled, self._exponent)
+            new, fresh = np.array([client in uploads for client in recalled]), None
+            if capabilities.stale_decay is None and capabilities.weighs_age:
+                fresh = staleness(round - np.array([one.round for one in recalled.values()]), self._exponent)
             knowledge = replace(knowledge, new=new, freshness=fresh, awaited=awaited)
         with one_blas_thread():
-            fused = fuse_filtered(self.strategy, knowledge, self._memory, self._known.filters)
-            guidance = fused.guidance
+            guidance, heard = fuse_filtered(self.strategy, knowledge, self._memory, self._known.filters)
             if knowledge.classes_met is not None:
                 guidance = self.strategy.end_task(knowledge, guidance)
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
-        if self.strategy.capabilities.brings_model:
+        if capabilities.brings_model:
             self.model = dict(guidance.shared) or self.model
             return 0  # it goes along with every message, which is when its bytes count
         if guidance.weights is not None:
             found = report_of(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
-            self.report = replace(found, heard=fused.heard)
+            self.report = replace(found, heard=heard)
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
         gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
         for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():
@@ -236,12 +196,6 @@ class Fusing:
             factors = {client: self._decay**age for client, age in ages.items()}
         new = [known[client] for client in sorted(uploads)]
         return fade(known, factors, new, self.strategy.kinds_of(new[0].arrays))
-
-    def _freshness(self, round: int, uploads: Mapping[int, Upload], exponent: float) -> np.ndarray | None:
-        """Return the staleness weight of each upload if the strategy applies it; else None."""
-        if self.strategy.capabilities.stale_decay is not None or not self.strategy.capabilities.weighs_age:
-            return None
-        return staleness(np.array([round - upload.round for upload in uploads.values()]), exponent)
 
     def _post(
         self,
@@ -307,15 +261,6 @@ class Fusing:
         self.mailbox.restore(below(PENDING, arrays))
         self.cache.restore(below("last/", arrays))
         self.model = below(MODEL, arrays)
-
-
-def report_of(
-    guidance: Guidance, weights: np.ndarray, clients: tuple[int, ...], present: tuple[int, ...]
-) -> FusionReport:
-    """Return who learned from whom by some guidance, with weights `[N, N]` among N clients."""
-    mixed = guidance.mixed
-    moves = left_out(weights, mixed) if mixed is not None and is_cheap(mixed) else None
-    return FusionReport(clients, weights, present, guidance.distances, moves)
 
 
 def _check_request(request: Any, size: int) -> None:

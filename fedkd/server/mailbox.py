@@ -37,7 +37,6 @@ class Mailbox:
             del self._missed[client]
 
     def put_missed(self, clients: Iterable[int], parcel: Parcel) -> None:
-        """Leave guidance for absent clients, in place of what they missed before."""
         self._missed |= dict.fromkeys(clients, parcel)
 
     def put_for_all(self, clients: Iterable[int], parcel: Parcel) -> None:

@@ -54,11 +54,8 @@ class TransferSetModels:
     """A round's `fedkd.fusion.views.ServerModels`, on the CPU with a fixed number of threads."""
 
     def __init__(self, plan: Plan, data: TransferSet, round: int) -> None:
-        self._scenario = plan.scenario
-        self._data = data
-        self._round = round
-        self._groups = plan.groups
-        self._calls = 0
+        self._scenario, self._groups = plan.scenario, plan.groups
+        self._data, self._round, self._calls = data, round, 0
 
     @property
     def clients(self) -> int:
@@ -127,7 +124,6 @@ class TransferSetModels:
         validation: float = 0.0,
         patience: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Train a model on the transfer set (see `ServerModels.train`)."""
         purpose, model = self._purpose("train"), self.network(architecture, weights)
         arrays = [prepare_inputs(values, "cpu") for values in (self._data.x, *targets)]
         generator = numpy_generator(self._scenario.seed, purpose, round=self._round)
@@ -165,7 +161,6 @@ class TransferSetModels:
         batch_size: int,
         weight_decay: float = 0.0,
     ) -> None:
-        """Train a network in place on arrays of the strategy's own (see `ServerModels.fit`)."""
         inputs = [prepare_inputs(array, "cpu") for array in arrays]
         spec = OptimizerSpec(optimizer, lr, weight_decay=weight_decay)
         self._run(self._purpose("fit"), network, inputs, loss, spec, epochs, batch_size)

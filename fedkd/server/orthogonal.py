@@ -66,8 +66,7 @@ class OrthogonalTraining:
     """
 
     def __init__(self, settings: Orthogonal, weights: Weights) -> None:
-        self._settings = settings
-        self._weights = weights
+        self._settings, self._weights = settings, weights
         self._ended = 0  # tasks that are over
         self.bases: dict[str, np.ndarray] = {}
         """U ``[n, r]`` float32 of every layer with protected directions, by name."""

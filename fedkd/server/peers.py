@@ -8,10 +8,11 @@ import numpy as np
 
 from fedkd.fusion import Arrays, FusionStrategy, Guidance, Knowledge, is_mutual, metropolis, push_sum
 from fedkd.plan import Graph
-from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
+from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.knowledge_cache import Upload
 from fedkd.server.mailbox import Parcel
+from fedkd.server.reports import FusionReport, Links, report_of
 from fedkd.storage import below, by_number, under
 from fedkd.training import one_blas_thread
 

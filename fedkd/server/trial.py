@@ -154,7 +154,9 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
-    scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
+    scenario, strategy, schedule = plan.scenario, plan.strategy, plan.schedule
+    if isinstance(strategy, ServerModel) and strategy.server_model is not None:
+        strategy = replace(strategy, server_epochs=0)  # type: ignore[type-var]
     assert not strategy.capabilities.by_flower
     kept = attributes_of(strategy)
     round = next((one for one in range(1, schedule.rounds + 1) if schedule.participants(one)), 1)
@@ -197,9 +199,3 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     question = 0 if request is None else request.astype(np.int32).nbytes
     each = (down or 4 * asked * task.classes) + question
     return int(up / max(len(alike), 1) * len(everyone) + 0.5), int(each * len(everyone) + 0.5)
-
-
-def _untrained(strategy: FusionStrategy) -> FusionStrategy:
-    if not isinstance(strategy, ServerModel) or strategy.server_model is None:
-        return strategy
-    return replace(strategy, server_epochs=0)  # type: ignore[type-var]

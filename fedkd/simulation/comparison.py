@@ -73,7 +73,6 @@ class Comparison:
         return not any(f"{key}.".startswith(f"{part}.") for key in self.changed for part in OF_CLIENTS)
 
     def lines(self) -> Iterator[str]:
-        """Yield what there is to say, a line each."""
         for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
             yield f"{letter}  {folder}, round {round}"
         yield ""

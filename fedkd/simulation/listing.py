@@ -62,7 +62,6 @@ class RunList:
         return len(self.entries)
 
     def lines(self) -> Iterator[str]:
-        """Yield a table, a line a run."""
         if self.entries:
             yield from aligned([TITLES, *self._rows()], NAMES)
         else:

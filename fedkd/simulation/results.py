@@ -26,7 +26,6 @@ class RunResult:
     summary: dict[str, Any]
 
     def metrics(self) -> list[MetricRow]:
-        """Return the rows of `metrics.jsonl`."""
         return read_metrics(self.folder)
 
     def frame(self, library: str | None = None) -> Any:

@@ -160,8 +160,9 @@ def _work(
     plan: Plan, folder: Path, engine: StartedEngine, observer: RunObserver, *, resume: bool, report: bool
 ) -> RunResult:
     from fedkd.data import task_names
+    from fedkd.federation import flower_logs_from
 
-    with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
+    with flower_logs_from(logging.WARNING), stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
             (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         go_on = _way_on(folder)
@@ -269,14 +270,3 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
         return error
     told, diverged = f"{error.message} (traceback in {file})", error.diverged
     return RunFailed(told, round=error.round, client=error.client, diverged=diverged)
-
-
-@contextmanager
-def _quiet_flower() -> Iterator[None]:
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

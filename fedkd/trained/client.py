@@ -126,7 +126,7 @@ class TrainedRun:
         saved = self._saved(index)
         # A factory of its own: clients of one may share a model.
         client = ClientFactory(self.plan, self.data).build(index)
-        with client.threads(self.plan.scenario.engine.threads_per_client):
+        with client.trainer.threads(self.plan.scenario.engine.threads_per_client):
             if saved.state is not None:
                 client.restore(saved.state)
             if self.plan.capabilities.brings_model:  # clients have none of their own: they have the server's

@@ -39,7 +39,9 @@ def seconds(name: str, clients: int, megabytes: float) -> float:
     strategy = FlowerAveraging(make_flower_strategy(name, {}), WeightExchange(name), first)
     best = float("inf")
     for round in range(1, REPEATS + 1):
-        list(strategy.messages("train", round, ConfigRecord(), nodes))  # some take their start from here
+        list(
+            strategy.messages("train", round, ConfigRecord(), list(nodes.get_node_ids()))
+        )  # some take their start from here
         replies = []
         for client in range(clients):
             message = Message(RecordDict(), node_id_of(client), "train")

@@ -25,10 +25,17 @@ from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.apps.server_app import server_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
 from fedkd.federation.messages.arrays import payload_bytes, values_of
-from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.plan import Plan, load_plan
 
 Row = tuple[str, str, str]
+
+
+class AnonymousGrid(InlineGrid):
+    """A grid that is asked which node is which client, as a SuperLink is."""
+
+    @property
+    def node_of_client(self) -> dict[int, int]:
+        raise AttributeError("node_of_client")
 
 
 def weight(message: Message) -> int:
@@ -94,10 +101,10 @@ def exchanged(plan: Plan) -> dict[Row, list[tuple[int, int]]]:
             return Context(RUN_ID, node_id_of(client), node, RecordDict(), {})
 
         clients = range(plan.scenario.data.clients)
-        grid = InlineGrid(app, context_of, len(clients))
+        grid = AnonymousGrid(app, context_of, len(clients))
         run = {"data": str(folder / SERVER), "out": str(Path(temporary) / "run")}
         server_app(
-            NodeSubset(grid, [node_id_of(client) for client in clients]),
+            grid,
             Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), run),
         )
     return heard

@@ -39,12 +39,12 @@ def test_a_trial_step_equals_the_formula(digits_scenario):
         q = np.exp(z - z.max(axis=1, keepdims=True))
         slope = (q / q.sum(axis=1, keepdims=True) - targets) / 60
         moved, shifted = weight - 0.5 * slope.T @ x, bias - 0.5 * slope.sum(axis=0)
-        assert_array_equal(trials.answers[row], (x @ moved.T + shifted).argmax(axis=1))
+        assert_array_equal(trials["answers"][row], (x @ moved.T + shifted).argmax(axis=1))
         for column, (inputs, labels) in enumerate(tests):
             flat = inputs.reshape(len(labels), -1)
             accuracy = ((flat @ moved.T + shifted).argmax(axis=1) == labels).mean()
             was = ((flat @ weight.T + bias).argmax(axis=1) == labels).mean()
-            assert trials.gains[row, column] == pytest.approx(accuracy - was, abs=1e-12)
+            assert trials["gains"][row, column] == pytest.approx(accuracy - was, abs=1e-12)
 
 
 def test_a_good_teacher_helps_and_a_bad_one_harms(digits_scenario):
@@ -53,7 +53,7 @@ def test_a_good_teacher_helps_and_a_bad_one_harms(digits_scenario):
     truth = np.eye(10, dtype=np.float32)[labels]
     own = softmax(client.predict(client.data.transfer_x))
     senders = np.stack([truth, own, np.roll(truth, 1, axis=1)])
-    gains = client.complete(try_out(client, senders, 3, 1)).gains[:, 1]
+    gains = client.complete(try_out(client, senders, 3, 1))["gains"][:, 1]
     assert gains[0] > 0.1 > gains[1] > -0.1 > gains[2]
 
 
@@ -62,8 +62,8 @@ def test_a_client_gains_nothing_from_itself(digits_scenario):
     client = trained(digits_scenario, training=SGD)
     own = softmax(client.predict(client.data.transfer_x))[None]
     trials = client.complete(try_out(client, own, 1, 1))
-    assert_array_equal(trials.gains, 0.0)
-    assert_array_equal(trials.answers[0], own[0].argmax(axis=1))
+    assert_array_equal(trials["gains"], 0.0)
+    assert_array_equal(trials["answers"][0], own[0].argmax(axis=1))
 
 
 def test_trials_show_accuracy_now_and_before_training(digits_scenario):

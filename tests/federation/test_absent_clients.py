@@ -14,7 +14,8 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted
-from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.manifest import Checkpoint
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights.feddf import FedDF
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation import asynchronous
-from fedkd.federation.checkpoint import read_checkpoint
+from fedkd.federation.manifest import Manifest
 from fedkd.fusion.weights.fedbuff import FedBuff
 from fedkd.fusion.weights.parameters import PARAMETERS
 from fedkd.plan.load import parse_scenario
@@ -105,8 +105,8 @@ def test_a_resumed_clock_keeps_downloads_of_clients(tmp_path):
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
     with pytest.raises(Interrupted):
         fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopAtFusion()])
-    saved, *_ = read_checkpoint(tmp_path / "stopped" / "checkpoints" / "round-00005")
-    assert saved.server["clock/handed"].tolist() == [[client, 1600, 2] for client in range(4)]
+    saved = Manifest(tmp_path / "stopped" / "checkpoints" / "round-00005")
+    assert saved.server()["clock/handed"].tolist() == [[client, 1600, 2] for client in range(4)]
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
@@ -125,9 +125,7 @@ def test_a_stopped_run_resumes_with_its_jobs_in_flight(changes, tmp_path):
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
     with pytest.raises(Interrupted):
         fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopAtFusion()])
-    assert (
-        read_checkpoint(tmp_path / "stopped" / "checkpoints" / "round-00005")[0].server["flights/jobs"].size
-    )
+    assert Manifest(tmp_path / "stopped" / "checkpoints" / "round-00005").server()["flights/jobs"].size
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 

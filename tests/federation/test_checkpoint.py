@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fedkd.federation import checkpoint as module
-from fedkd.federation.checkpoint import Checkpoint, CheckpointStore, digest_of
+from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.manifest import Checkpoint, digest_of
 from fedkd.storage import saved_arrays
 from fedkd.tracking.totals import Totals
 

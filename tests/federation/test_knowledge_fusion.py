@@ -18,7 +18,6 @@ from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.compat import node_id_of
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import to_record
-from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.knfu import KnFu
@@ -99,7 +98,7 @@ def fused(strategy: FusionStrategy, round: int, clients=tuple(range(N))) -> np.n
 def train_round(
     strategy: KnowledgeFusion, federation: Federation, round: int, clients=tuple(range(N))
 ) -> None:
-    cohort = NodeSubset(federation.grid, [federation.nodes[client] for client in clients])
+    cohort = [federation.nodes[client] for client in clients]
     requests = strategy.messages("train", round, ConfigRecord(), cohort)
     strategy.aggregate_train(round, federation.grid.send_and_receive(requests))
 

@@ -21,7 +21,6 @@ from fedkd.federation.apps.server_app import server_strategy
 from fedkd.federation.compat import node_id_of
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, to_record
-from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.weights.scaffold import Scaffold
 from fedkd.plan.load import load_plan
@@ -214,7 +213,7 @@ class Federation:
         return strategy
 
     def train(self, round: int, clients: list[int]) -> dict[int, int]:
-        cohort = NodeSubset(self.grid, [node_id_of(n) for n in clients])
+        cohort = [node_id_of(n) for n in clients]
         messages = self.strategy.messages("train", round, ConfigRecord(), cohort)
         replies = []
         send = self.grid.send_and_receive

@@ -8,7 +8,7 @@ import fedkd
 from fedkd.clients.costs import model_memory as memory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.federation.checkpoint import read_checkpoint
+from fedkd.federation.manifest import Manifest
 from fedkd.plan.load import parse_plan
 from fedkd.plan.upload_memory import uploads_kept
 
@@ -48,8 +48,8 @@ def test_the_number_of_uploads_in_memory_equals_a_hand_count(changes, number):
 def test_the_estimate_equals_the_uploads_that_a_run_stores(graph, tmp_path):
     tables = small(topology={"graph": graph, "relay": True}, fusion={"stale_decay": 0.5})
     fedkd.run(tables, out=tmp_path / "run", progress=False)
-    saved, *_ = read_checkpoint(tmp_path / "run" / "checkpoints" / "round-00006")
-    remembered = sum("heard/uploads/" in name and name.endswith("/about") for name in saved.server)
+    saved = Manifest(tmp_path / "run" / "checkpoints" / "round-00006").server()
+    remembered = sum("heard/uploads/" in name and name.endswith("/about") for name in saved)
     assert 7 < remembered <= uploads_kept(parse_plan(tables)) <= 2 * remembered
 
 

@@ -12,9 +12,10 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.server.by_task import FusingByTask, merged_reports
-from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge
+from fedkd.server.by_task import FusingByTask
+from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
+from fedkd.server.reports import FusionReport, merged_reports
 
 N, C = 5, 3
 SIZES = {0: 6, 1: 4, 2: 8}

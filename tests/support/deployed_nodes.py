@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+from node_subset import NodeSubset
 
 from fedkd.deployment.partition import client_folder, write_partition
 from fedkd.engine.inline import InlineGrid
 from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.apps.server_app import server_app
 from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
-from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.plan.plan import Plan
 
 SMALL: dict[str, Any] = {

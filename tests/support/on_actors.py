@@ -8,13 +8,13 @@ from itertools import accumulate
 from pathlib import Path
 
 from flwr.app import Context, Message
+from node_subset import NodeSubset
 
 from fedkd.data.load import Data
 from fedkd.engine.clients import ScenarioWorkload
 from fedkd.engine.ray.grid import RayGrid
-from fedkd.federation.apps.server_app import run_rounds
+from fedkd.federation.apps.server_app import make_rounds
 from fedkd.federation.compat import node_id_of
-from fedkd.federation.messages.exchange import NodeSubset
 from fedkd.federation.run_control import RunControl
 from fedkd.plan.plan import resolve
 from fedkd.scenario.schema import Scenario
@@ -58,7 +58,7 @@ class SharedActors:
         plan, data = resolve(self._scenarios[place]), self._data[place]
         nodes = [node_id_of(client) for client in range(self._first[place], self._first[place + 1])]
         folder.mkdir()
-        run_rounds(plan, NodeSubset(self.grid, nodes), data, RunControl(folder))
+        make_rounds(plan, NodeSubset(self.grid, nodes), data, RunControl(folder)).run()
         return (folder / "metrics.jsonl").read_bytes()
 
 

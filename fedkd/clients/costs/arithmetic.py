@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import nn
 
@@ -68,7 +67,6 @@ class Workload:
 
     @property
     def _evaluation(self) -> float:
-        """Average arithmetic of measurements in a round."""
         every = 1 if self.answered else self.every
         return self.evaluation * self.evaluated / self.clients / every
 
@@ -99,8 +97,8 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     by_kept = 2 if scenario.fusion.logit_adjustment == "auto" else 0  # once for each test set
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
-        cost, others = costs[id(group)], besides[id(group)]
-        asked = (cost if OWN in networks_of(strategy).evaluated_networks else 0.0) + sum(others.answers)
+        cost, (aux_training, aux_tested) = costs[id(group)], besides[id(group)]
+        asked = (cost if OWN in networks_of(strategy).evaluated_networks else 0.0) + aux_tested
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
@@ -109,7 +107,7 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
             kept = number_kept_apart(train, held_out)
             trained += cost * (TRAINING * (train - kept) * epochs * with_transfer + known)
             trained += cost * TRAINING * known * scenario.fusion.distill_epochs * with_private
-            trained += others.training * TRAINING * (train - kept) * epochs
+            trained += aux_training * TRAINING * (train - kept) * epochs
             learned = strategy.capabilities.trial_share * known
             a_trial = TRAINING * learned * with_private + known - learned + kept
             trained += cost * strategy.capabilities.trials * a_trial
@@ -130,7 +128,6 @@ def _on_server(
     costs: Mapping[int, float],
     fused: int,
 ) -> float:
-    """Return the server's arithmetic in a round, averaged over tasks, with `fused` clients."""
     strategy, data = plan.strategy, tasks[0]
     if strategy.capabilities.by_flower or plan.graph is not None:
         return 0.0
@@ -163,7 +160,6 @@ def _on_server(
 
 
 def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
-    """Return the number of a model's penultimate features."""
     if not isinstance(model, nn.Module):
         return 0
     with predicting(model):
@@ -184,27 +180,18 @@ def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> 
     return total * taught / scenario.data.clients
 
 
-class _Besides(NamedTuple):
-    """Auxiliary networks of a client, in operations of a sample's forward pass."""
-
-    training: float
-    """Sum over the passes of local training."""
-    answers: Sequence[float]
-    """One entry for each network in evaluations."""
-
-
-def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> _Besides:
-    """Return the arithmetic of a client's auxiliary networks."""
+def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> tuple[float, float]:
+    """Return a client's auxiliary networks in forward operations of a sample: in training, in evaluations."""
     strategy = plan.strategy
-    training, answers = 0.0, []
+    training = answers = 0.0
     for name, auxiliary in networks_of(strategy).aux_networks().items() if made else ():
         samples = auxiliary.sees == "samples"
         cost = _forward(made[name], data) if samples else 2.0 * count_parameters(made[name])
         passes = float(auxiliary.trained) if auxiliary.passes is None else auxiliary.passes
         training += passes * cost
         if name in networks_of(strategy).evaluated_networks:
-            answers.append(cost)
-    return _Besides(training, answers)
+            answers += cost
+    return training, answers
 
 
 def _asked(plan: Plan, data: Data) -> float:
@@ -227,7 +214,6 @@ def _costs(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> d
 
 
 def _forward(model: nn.Module | Estimator, data: Data) -> float:
-    """Return the operations of one sample's forward pass."""
     if not isinstance(model, nn.Module):
         return 0.0
     return float(forward_flops(model, data.input_shape, data.input_dtype))

@@ -63,7 +63,6 @@ def _sizes(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> l
 
 
 def _of_all_clients(plan: Plan, sizes: Sequence[int]) -> int:
-    """Return the sum over all clients of a quantity per group."""
     number = Counter(map(id, plan.groups))
     return sum(number[id(group)] * size for group, size in zip(plan.scenario.clients, sizes, strict=True))
 

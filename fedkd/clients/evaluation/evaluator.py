@@ -55,7 +55,6 @@ class Evaluator:
         return leaning(answer(x), kappa, log_prior), kappa
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
-        """Return these logits without logit adjustment."""
         client, strategy = self._client, self._client.strategy
         by_learner = client.stream is not None and client.stream.learning.learner.overrides("predict")
         if client.kept and strategy.capabilities.infers_from_guidance and not by_learner:
@@ -109,7 +108,6 @@ class Evaluator:
         return measured.once(round, what, lambda: self.evaluate("global"))
 
     def shared_predictions(self) -> AbstractContextManager[None]:
-        """Predict the same samples as the same task only once while the block runs."""
         stream = self._client.stream
         return nullcontext() if stream is None else stream.tests.shared_predictions()
 
@@ -118,12 +116,12 @@ class Evaluator:
         client = self._client
         with self.shared_predictions():
             scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
-            client.effect.begin(round, scores)
-            for split, found in (scores or {}).items():
-                for name, own in self.evaluate_models(split, found).items():
-                    client.effect.begin_model(name, split, own.accuracy)
-            if isinstance(client.trainer, NetworkTrainer) and client.trainer.shared is not None:
-                client.effect.forget_flips()  # another model takes its place
+            models = {
+                f"{name}_{split}": own.accuracy
+                for split, found in (scores or {}).items()
+                for name, own in self.evaluate_models(split, found).items()
+            }
+            client.effect.begin(round, scores, models, replaces=client.workplace is not client)
             if changes and client.stream is not None:
                 client.stream.measure_before(round, client.effect)
 

@@ -31,35 +31,32 @@ class GuidanceEffect:
         self._correct_before: np.ndarray | None = None
         self._followed: Arrays | None = None
 
-    def begin(self, round: int, scores: Mapping[Split, Score] | None) -> None:
-        """Record that guidance arrives, and the scores before it; None: it does not change the model yet."""
-        self._round = round
-        self._models_before = {}
-        if scores is None:
-            self._before = dict.fromkeys(SPLITS, nan)
-            return
-        self._before = {split: score.accuracy for split, score in scores.items()}
-        self._correct_before = scores["global"].correct
+    def begin(
+        self, round: int, scores: Mapping[Split, Score] | None, models: Mapping[str, float], *, replaces: bool
+    ) -> None:
+        """Record that guidance arrives, and the scores before it; None: it does not change the model yet.
 
-    def begin_model(self, name: str, split: Split, accuracy: float) -> None:
-        """Record the accuracy of one of several models before fusion."""
-        self._models_before[f"{name}_{split}"] = accuracy
+        `models` has the accuracy of each of several models by ``name_split``. With `replaces` another model
+        takes the place of the client's, so that flips of answers are not its own.
+        """
+        self._round, self._models_before = round, dict(models)
+        self._before = dict.fromkeys(SPLITS, nan)
+        if scores is not None:
+            self._before = {split: score.accuracy for split, score in scores.items()}
+            self._correct_before = scores["global"].correct
+        if replaces:
+            self._correct_before = None
 
     def begin_at(self, before: Mapping[Split, float]) -> None:
         """Replace the accuracies before fusion, such as by those over several tasks."""
         self._before = dict(before)
 
     def follow(self, guidance: Arrays) -> None:
-        """Remember guidance until the next evaluation."""
         self._followed = guidance
 
     def forget(self) -> None:
         """Forget guidance after further training."""
         self._followed = self._correct_before = None
-
-    def forget_flips(self) -> None:
-        """Forget the right answers before guidance, which replaced the model."""
-        self._correct_before = None
 
     def before_and_after(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
         """Return the metrics of a split before and after fusion, given the accuracy after it.
@@ -106,7 +103,6 @@ class GuidanceEffect:
         return measured
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that `restore` needs."""
         before = [self._before[split] for split in SPLITS]
         arrays = {TRAINED: np.array([self._round, *before], dtype=np.float64)}
         if self._correct_before is not None:
@@ -115,7 +111,6 @@ class GuidanceEffect:
         return arrays | under(MODELS, models) | under(FOLLOWED, self._followed or {})
 
     def restore(self, arrays: Arrays) -> None:
-        """Continue from a state that `state` returned."""
         round, *before = arrays[TRAINED].tolist()
         self._round, self._before = int(round), dict(zip(SPLITS, before, strict=True))
         self._correct_before = arrays.get(CORRECT)

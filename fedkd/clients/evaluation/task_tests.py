@@ -1,8 +1,11 @@
 """How well a client knows each task of its stream: with the task given, and without."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +22,34 @@ Asked = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 """The place of a task in a client's order, and where in memory samples lie."""
 
 
+class TaskMetric(NamedTuple):
+    """One figure about one task: a row of `metrics.jsonl`, and by its `key` one of a reply."""
+
+    metric: str
+    split: str
+    task: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.metric}/{self.split}/{self.task}"
+
+    @staticmethod
+    def from_key(key: str) -> TaskMetric:
+        metric, split, task = key.rsplit("/", 2)
+        return TaskMetric(metric, split, int(task))
+
+
+def is_task_metric(key: str) -> bool:
+    """Return whether a key of a reply names a figure about a task."""
+    return key.count("/") >= 2
+
+
 class TaskTests:
     """Asks a learner's network about the test samples of tasks.
 
-    Args:
-        order: The client's tasks, in its own order.
-        learning: The client's learner; its tasks are places in that order.
-        measured: Measurements that clients of the process share; None: the answers are the client's own.
-
-    Attributes:
-        protocols: With the task given, and perhaps without.
-        main: Place of the scenario's own among them.
+    The tasks of `learning` are places in `order`, the client's own. `measured` are measurements that clients
+    of the process share; None: the answers are the client's own. `main` is the scenario's own place among the
+    `protocols`: with the task given, and perhaps without.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ The client itself is not trained, and its own draws stay the same.
 """
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from math import nan
 
@@ -13,25 +12,11 @@ from torch import nn
 
 from fedkd.clients.client import Client
 from fedkd.clients.evaluation.fusion_effect import SPLITS
-from fedkd.fusion import START, Kind, mean_prediction
+from fedkd.fusion import START, Arrays, Kind, mean_prediction
 from fedkd.training import Training, score
 
 LOGITS = "logits"
 KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}
-
-
-@dataclass(frozen=True, eq=False)
-class Trials:
-    """Results of learning from each of N senders.
-
-    Attributes:
-        gains: Change of accuracy on the local and on the common test set, `[N, 2]` float64; NaN without test
-            samples.
-        answers: The copy's class of each transfer sample, `[N, M]` int32.
-    """
-
-    gains: np.ndarray
-    answers: np.ndarray
 
 
 def shown(client: Client, round: int) -> dict[str, np.ndarray]:
@@ -44,12 +29,12 @@ def shown(client: Client, round: int) -> dict[str, np.ndarray]:
     return client.sent({LOGITS: client.predict(x), START: start}, KINDS, round)
 
 
-def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Trials]:
+def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Arrays]:
     """Let a copy of a client learn from each sender alone, on the same batches in the same order.
 
-    Args:
-        probabilities: Of each sender on the transfer set, `[N, M, C]` float32.
-        epochs: Passes over the transfer set.
+    The senders' `probabilities` are `[N, M, C]` float32. Return the `gains` of accuracy on the local and on
+    the common test set, `[N, 2]` float64 (NaN without samples), and the copies' `answers`, the class of each
+    transfer sample, `[N, M]` int32.
     """
     trainer = client.networks
     before = _accuracies(client, trainer.network)
@@ -59,7 +44,7 @@ def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) 
         yield trainer.jobs.trial_of_sender(model, of_sender, epochs, round)
         gains.append(_accuracies(client, model) - before)
         answers.append(trainer.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
-    return Trials(np.stack(gains), np.stack(answers))
+    return {"gains": np.stack(gains), "answers": np.stack(answers)}
 
 
 def _accuracies(client: Client, model: nn.Module) -> np.ndarray:

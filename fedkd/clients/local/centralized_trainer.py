@@ -90,7 +90,6 @@ class CentralizedModel(SharedModel):
         )
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that `restore` needs."""
         progress = {ROUNDS: np.array(self._rounds, np.int64), LOSS: np.array(self._loss, np.float64)}
         return progress | under(WEIGHTS, weights_of(self.network))
 
@@ -147,5 +146,4 @@ class CentralizedTrainer(NetworkTrainer):
         return self._centralized.state()
 
     def restore_model(self, arrays: Arrays) -> None:
-        """Bring the pooled model to the state, if it is not as far yet."""
         self._centralized.restore(arrays)

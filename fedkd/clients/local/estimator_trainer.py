@@ -68,7 +68,6 @@ class EstimatorTrainer:
             model.learn(x, y, transfer_x, rows, wanted, self._draws.seed_of("kd_weight", round))
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
-        """Refit on the samples of the last training and the guidance, or distil it."""
         yield from ()
         transfer_x = client.data.transfer_x
         rows = np.arange(len(transfer_x)) if samples is None else samples
@@ -83,7 +82,6 @@ class EstimatorTrainer:
         return self.model.predict_logits(x)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything for a refit."""
         trained = {TRAINED_ROUND: np.array(self._trained_round, dtype=np.int64)}
         return under(MODEL, self.model.state() | trained)
 

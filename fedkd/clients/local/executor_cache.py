@@ -23,7 +23,6 @@ Measured = tuple[float, float]
 
 
 def cache_file() -> Path:
-    """Return the path of the cache."""
     return user_cache() / "executors.json"
 
 

@@ -47,16 +47,11 @@ class LastGuidance:
     samples: np.ndarray | None
     round: int
 
-    def of(self, transfer: np.ndarray) -> np.ndarray:
-        """Return its samples among the transfer samples."""
-        return transfer if self.samples is None else transfer[self.samples]
-
     def age(self, round: int) -> int:
         """Return the number of rounds without newer guidance when a round's training begins."""
         return max(0, round - self.round - 1)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return it as arrays by name."""
         arrays = {TARGETS: self.targets, ROUND: np.array(self.round, dtype=np.int64)}
         return arrays if self.samples is None else arrays | {SAMPLES: self.samples}
 
@@ -74,11 +69,6 @@ class ProximalTerm:
 
     mu: float
     received: Sequence[Tensor]
-
-    @staticmethod
-    def to_own_weights(model: nn.Module, mu: float) -> ProximalTerm:
-        """Return the pull to the present weights of a model."""
-        return ProximalTerm(mu, [parameter.detach().clone() for parameter in model.parameters()])
 
     def __call__(self, model: nn.Module, received: Sequence[Tensor] = ()) -> Tensor:
         """Return the scalar term for a model; joint training passes each client's `received` weights."""
@@ -113,11 +103,6 @@ class LocalLoss:
         """Whether clients differ only in arrays and constants, so that they can train together."""
         alone = self.taught is None and self.step is None
         return alone and (self.rehearsed is None or self.rehearsed.alike)
-
-    @property
-    def weight_rehearsed(self) -> float:
-        """Weight of the rehearsed loss; 0: none."""
-        return 0.0 if self.rehearsed is None else self.rehearsed.weight
 
     def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
         """Return the mean loss of a batch; others: indices for `step`, a rehearsed batch, constants."""

@@ -1,6 +1,6 @@
 """The trainer of a network, and of a strategy's auxiliary networks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -15,15 +15,13 @@ from fedkd.clients.local.train_jobs import TrainJobs
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.fusion import OWN, Arrays, FitSummary, PrivateGradient, Trial, objective_of
+from fedkd.fusion import OWN, Arrays, FitSummary, Trial, objective_of
 from fedkd.plan import Plan
 from fedkd.storage import below, under
 from fedkd.training import (
     FitResult,
     Training,
     TrainJob,
-    frozen_copy,
-    gradient_of,
     in_parts,
     load_weights,
     of_model,
@@ -45,10 +43,8 @@ class NetworkTrainer:
     Args:
         model: The client's own network, on its device; or the one that the clients of a process share.
         auxiliaries: Auxiliary networks of its strategy by name, on the same device.
-        stream: The client's tasks and their learner; None: there is no stream.
 
     Attributes:
-        jobs: Makes its training jobs.
         begin: Makes the client's initial network once more; None: it has none of its own.
     """
 
@@ -74,7 +70,6 @@ class NetworkTrainer:
         self._pretrained = False
 
     def threads(self, number: int) -> AbstractContextManager[None]:
-        """Compute on this number of threads while the block runs."""
         return torch_threads(number)
 
     # Networks -----------------------------------------------------------------------------------------
@@ -97,7 +92,6 @@ class NetworkTrainer:
         return self.network if self._stream is None else self._stream.learning.model()
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` float32 in evaluation mode."""
         return self.logits_of(self.predictor(), x)
 
     def logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
@@ -121,24 +115,13 @@ class NetworkTrainer:
         finally:
             self._lanes = 1
 
-    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a copy of a network with other weights, without gradients."""
-        return self._as_seen(frozen_copy(self.network_of(of), weights))
-
-    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function to the gradient of private samples' cross entropy in some weights."""
-        network = frozen_copy(self.network, weights)
-        x, y = self.jobs.on_device(self._samples.data.train_x), self.jobs.on_device(self._samples.labels())
-        return gradient_of(network, self._as_seen(network), of, x, y)
-
-    def _as_seen(self, network: nn.Module) -> nn.Module:
-        """Return a network in the form for losses of the present task."""
+    def as_seen(self, network: nn.Module) -> nn.Module:
+        """Return a network as losses of the present task see it."""
         return network if self._stream is None else self._stream.as_seen(network)
 
     # Training -----------------------------------------------------------------------------------------
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
-        """Train on private samples."""
         if self.shared is not None:
             self.shared.measured.forget()
         can, kept = self._strategy.capabilities, self._scenario.training.optimizer_state == "kept"
@@ -170,13 +153,11 @@ class NetworkTrainer:
         return (yield from in_parts(job, parts, lambda part: self._private_training(client, part, loss)))
 
     def _private_training(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
-        """Train on private samples, under the learner of a stream."""
         if self._stream is None:
             return (yield job)
         return (yield from self._stream.fit(job, client.round, loss))
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
-        """Train on guidance, under the learner of a stream."""
         if self._stream is None:
             return (yield job)
         return (yield from self._stream.learning.distil(job))
@@ -223,12 +204,10 @@ class NetworkTrainer:
         return {} if self.shared is not None else weights_of(self.network)
 
     def restore_model(self, arrays: Arrays) -> None:
-        """Put the weights back."""
         if self.shared is None:
             load_weights(self.network, arrays)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that `restore` needs to continue exactly here."""
         arrays = under(MODEL, self.model_state())
         for name, network in self._auxiliaries.items():
             arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
@@ -237,7 +216,6 @@ class NetworkTrainer:
         return arrays | ({PRETRAINED: np.array(1, dtype=np.int64)} if self._pretrained else {})
 
     def restore(self, arrays: Arrays) -> None:
-        """Continue from a state that `state` returned."""
         self.restore_model(below(MODEL, arrays))
         for name, network in self._auxiliaries.items():
             load_weights(network, below(f"{AUXILIARY}{name}/", arrays))

@@ -75,5 +75,4 @@ def some(samples: Episode, rows: Tensor) -> Episode:
 
 
 def joined(parts: Sequence[Episode]) -> Episode:
-    """Return samples of several tasks in one."""
     return Episode(*map(torch.cat, zip(*parts, strict=True)))

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.clients.evaluation.fusion_effect import SPLITS, GuidanceEffect
-from fedkd.clients.evaluation.task_metrics import TaskMetric
-from fedkd.clients.evaluation.task_tests import TaskTests
+from fedkd.clients.evaluation.task_tests import TaskMetric, TaskTests
 from fedkd.clients.local.local_loss import LocalLoss
 from fedkd.clients.local.task_batches import joined, of_task, some, task_batches
 from fedkd.clients.local_samples import LocalSamples
@@ -50,14 +49,9 @@ class TaskStream:
     A learner sees the tasks in the client's own order: its task is a place in that order, from 0. A task that
     comes back is a further one to it.
 
-    Args:
-        network: The client's, on its device.
-        measured: Measurements of a network that clients of the process share; None: it is not shared.
-
     Attributes:
-        learning: The network under the learner.
-        tests: Asks the network about tasks.
-        measured: `measured`, where the learner's answers depend on the weights alone.
+        learning: The client's network under the learner.
+        measured: Measurements that clients with the same network share; None: the answers are its own.
         curves: Accuracy on the present task after each epoch of the last training, by split.
     """
 
@@ -157,7 +151,6 @@ class TaskStream:
         return sketches | {LEFT + name: np.array(own.left, np.float32) for name, own in found.items()}
 
     def as_seen(self, network: nn.Module) -> nn.Module:
-        """Return a network as losses see it, of the present task."""
         return TaskModel(network, self.learning.model().units).eval()
 
     def supermask(self) -> Supermask | None:
@@ -210,7 +203,6 @@ class TaskStream:
         return of_task(place, self._on_device(x), self._on_device(y))
 
     def _of_round(self, place: int, round: int) -> Episode:
-        """Return the samples of a task that a round trains on."""
         whole = of_task(place, *self.tensors(place))
         if place != self.learning.task or not self._continual.online:
             return whole
@@ -249,9 +241,11 @@ class TaskStream:
             for s, split in enumerate(SPLITS)
             for t in range(number)
         }
-        for s, split in enumerate(SPLITS):
-            for t in range(number):
-                found[TaskMetric(TASK_INFERENCE_RATE, split, t).key] = float(inferred[s, t])
+        found |= {
+            TaskMetric(TASK_INFERENCE_RATE, split, t).key: float(inferred[s, t])
+            for s, split in enumerate(SPLITS)
+            for t in range(number)
+        }
         for s, split in enumerate(SPLITS):
             for t in range(number):
                 learned = before[main, s, t] if guided else now[main, s, t]
@@ -289,7 +283,6 @@ class TaskStream:
     # State --------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that `restore` needs to continue exactly here."""
         round, before = self._tasks_before
         arrays = under(LEARNER, self.learning.state())
         arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
@@ -298,7 +291,6 @@ class TaskStream:
         return arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
 
     def restore(self, arrays: Arrays) -> None:
-        """Continue from a state that `state` returned."""
         self._tasks_after = np.array(arrays[TASKS_AFTER])
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
         self._old_guidance = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}

@@ -54,12 +54,7 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
 
 
 class TrainJobs:
-    """Makes the training jobs of a client; rounds are 1-based.
-
-    Args:
-        network: The client's own network, or the one that the clients of a process share, on its device.
-        auxiliaries: Auxiliary networks of the strategy by name, on the same device.
-    """
+    """Makes the training jobs of a client's `network`, and of its strategy's; rounds are 1-based."""
 
     def __init__(
         self,
@@ -76,7 +71,6 @@ class TrainJobs:
         self._device = next(network.parameters()).device
 
     def on_device(self, array: np.ndarray) -> Tensor:
-        """Return an array as a tensor where the network is."""
         return prepare_inputs(array, self._device)
 
     def local_training(
@@ -87,7 +81,9 @@ class TrainJobs:
         x, y, epochs = self._samples.work(training.local_epochs, round)
         loss = self._local_loss(client, proximal_mu)
         index = () if loss.step is None else (self.on_device(self._samples.rows_of_work(round)),)
-        aux_networks = self._aux_networks(round)
+        aux_networks, rehearsed = self._aux_networks(round), loss.rehearsed
+        weight = 0.0 if rehearsed is None else rehearsed.weight
+        alike = loss.own_alone and not aux_networks
         job = TrainJob(
             self._network,
             (self.on_device(x), self.on_device(y), *index),
@@ -104,20 +100,20 @@ class TrainJobs:
             optimizer_state=optimizer_state,
             scored_loss=loss.scored,
             guessing=guessing_right(y),
-            kind=self._kind("train", proximal_mu, loss.weight_rehearsed)
-            if loss.own_alone and not aux_networks
-            else None,
+            kind=self._kind("train", proximal_mu, weight) if alike else None,
             replayable=loss.own_alone,
             constants=loss.constants,
-            aux_batches=None if loss.rehearsed is None else loss.rehearsed.batches,
+            aux_batches=None if rehearsed is None else rehearsed.batches,
             aux_networks=aux_networks,
         )
         return job, loss
 
     def _local_loss(self, client: Trainee, proximal_mu: float) -> LocalLoss:
         strategy, kept = self._strategy, client.kept
-        proximal = ProximalTerm.to_own_weights(self._network, proximal_mu) if proximal_mu else None
-        rehearsed = self._rehearsal(client)
+        proximal, rehearsed = None, self._rehearsal(client)
+        if proximal_mu:
+            weights = [parameter.detach().clone() for parameter in self._network.parameters()]
+            proximal = ProximalTerm(proximal_mu, weights)
         taught = objective_of(strategy).local_loss(kept) if kept else None
         step = objective_of(strategy).local_step(client, kept)
         shaped = taught is not None or step is not None
@@ -130,7 +126,8 @@ class TrainJobs:
         if last is not None and len(last.targets):
             decay = self._scenario.fusion.kd_weight_decay
             weight = self._plan.recipe.kd_weight * decay ** last.age(round)
-            samples = last.of(client.data.transfer_x)
+            x = client.data.transfer_x
+            samples = x if last.samples is None else x[last.samples]
             batches = self._aux_batches(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=declares(self._strategy, "loss"))
         wanted = objective_of(strategy).rehearsal(client)
@@ -154,7 +151,6 @@ class TrainJobs:
         ]
 
     def _aux_networks(self, round: int) -> list[AuxNetwork]:
-        """Return the auxiliary networks that local training trains too."""
         wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
         rates = {
             name: None if own.lr is None else round_optimizer(self._scenario, own.lr, round).lr
@@ -220,7 +216,6 @@ class TrainJobs:
         return self._on_transfer_set(arrays, loss, round)
 
     def trial_of_guidance(self, targets: np.ndarray, samples: np.ndarray, round: int) -> TrainJob:
-        """Return the job of one epoch of distillation."""
         return replace(self.distillation(targets, samples, round), epochs=1, kind=self._kind("trial"))
 
     def old_task(self, task: int, guidance: Arrays, round: int) -> TrainJob | None:

@@ -186,7 +186,6 @@ def upload_stages(fusion: Fusion, poison: Poison | None = None) -> tuple[Stage, 
 
 
 def at_fusion(fusion: Fusion) -> list[Filter]:
-    """Return the filters of the server."""
     return [wanted for wanted in fusion.filters if wanted.at == "fusion"]
 
 

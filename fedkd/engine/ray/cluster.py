@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.engine.address_space import limited_to
 from fedkd.engine.compat import (
-    Seclusion,
     allowed_cpus,
     import_ray,
     lean,
@@ -25,7 +23,7 @@ from fedkd.engine.compat import (
 from fedkd.engine.ray.nodes import Node, alive_nodes
 from fedkd.engine.ray.process_watch import RayWatch, watch_ray
 from fedkd.engine.signals import kept_handlers, sheltered_from_hang_up
-from fedkd.engine.supervisor import descendants, end_processes_of_ray, held_signals
+from fedkd.engine.supervisor import address_limit, descendants, end_processes_of_ray, held_signals
 from fedkd.errors import EngineLost, UserError, described
 from fedkd.scenario import Engine
 
@@ -51,12 +49,12 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A connection to Ray, `owned` if it was started here; None as `seclusion`: others may use it too."""
+    """A connection to Ray, `owned` if it was started here; without `seclusion` others may use it too."""
 
     nodes: tuple[Node, ...]
     owned: bool
     watch: RayWatch = field(default_factory=RayWatch, compare=False)
-    seclusion: Seclusion | None = field(default=None, compare=False)
+    seclusion: Callable[[], None] | None = field(default=None, compare=False)
 
     @property
     def cpus(self) -> float:
@@ -75,13 +73,12 @@ class RayCluster:
         return replace(self, nodes=alive_nodes())
 
     def close(self) -> None:
-        """Stop Ray if it was started here."""
         if self.owned:
             import ray
 
             ray.shutdown()
         if self.seclusion is not None:
-            self.seclusion.end()
+            self.seclusion()
 
 
 def connect(engine: Engine) -> RayCluster:
@@ -101,7 +98,7 @@ def connect(engine: Engine) -> RayCluster:
     return RayCluster(alive_nodes(), True, watch_ray(), seclusion)
 
 
-def _start() -> Seclusion:
+def _start() -> Callable[[], None]:
     import ray
 
     with lean(), secluded() as seclusion, sheltered_from_hang_up(), held_signals(), kept_handlers():
@@ -132,7 +129,7 @@ def start_with_retry(start: Callable[[], Started]) -> Started:
 
 
 def _likely_cause() -> str:
-    if (limit := limited_to()) is not None:
+    if (limit := address_limit()) is not None:
         return f"; the address space is limited to {limit}, which is the likely cause"
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if load <= cpus:

@@ -96,8 +96,7 @@ class RayGrid(EngineGrid):
                 deadline = time.monotonic() + self._patience
             if waiting and time.monotonic() > deadline:
                 free, cpus = (
-                    ray.available_resources().get("CPU", 0.0),
-                    ray.cluster_resources().get("CPU", 0.0),
+                    found.get("CPU", 0.0) for found in (ray.available_resources(), ray.cluster_resources())
                 )
                 raise EngineLost(
                     f"{len(waiting)} of {len(actors)} Ray actors did not come up within {self._patience:g} s"

@@ -34,10 +34,9 @@ def _train(client: Client, message: Message) -> Training[Message]:
     figures: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss}
     if config.get(msg.TELL_TRAINED, False) and client.evaluated:
         figures |= {f"{msg.TRAINED}{split}": client.evaluator.evaluate(split).accuracy for split in SPLITS}
-    metrics = MetricRecord(figures)
-    curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
-    told = {msg.CURVES: curves, msg.AT_CHANCE: _at_chance(client)}
-    return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **told)
+    curves: Any = {} if client.stream is None else client.stream.curves
+    told = {msg.CURVES: ConfigRecord(curves), msg.AT_CHANCE: _at_chance(client)}
+    return _reply(message, client, arrays=to_record(uploaded), metrics=MetricRecord(figures), **told)
 
 
 def _at_chance(client: Client) -> ConfigRecord:
@@ -69,7 +68,8 @@ def _evaluated(
             both = client.effect.before_and_after_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
     metrics |= client.evaluator.fidelity(round, scores["global"]) | client.task_metrics(round)
-    report = ConfigRecord(client.learner_report(round) | client.evaluator.choices())  # type: ignore[arg-type]
+    learned: Any = {} if client.stream is None else client.stream.learner_report(round)
+    report = ConfigRecord(learned | client.evaluator.choices())
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 
@@ -110,7 +110,7 @@ def _try_out(client: Client, message: Message) -> Training[Message]:
     probabilities = values_of(content.array_records[msg.ARRAYS][msg.PROBABILITIES])
     epochs = int(content.config_records[msg.CONFIG][msg.EPOCHS])  # type: ignore[arg-type]
     trials = yield from try_out(client, probabilities, epochs, _round_of(message))
-    return _reply(message, client, arrays=to_record({msg.GAINS: trials.gains, msg.ANSWERS: trials.answers}))
+    return _reply(message, client, arrays=to_record(trials))
 
 
 def _export_state(client: Client, message: Message) -> Training[Message]:

@@ -101,7 +101,6 @@ def _read_once(folder: Path, written: int) -> Participant:
 
 
 def alone(plan: Plan) -> Plan:
-    """Return the plan for clients with a process each."""
     return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
@@ -129,7 +128,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
             client = context.client()
-        with client.threads(context.threads):
+        with client.trainer.threads(context.threads):
             yield client
         return
     if (node := node_of(context)) is not None:
@@ -137,7 +136,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
         state = NodeState(node.folder, context.run_id, node.share.client, node.federation)
         with state.held():
             client = ClientFactory(node.plan, node.share.data).build(node.share.client)
-            with client.threads(node.plan.scenario.engine.threads_per_client):
+            with client.trainer.threads(node.plan.scenario.engine.threads_per_client):
                 if (known := state.at(step)) is not None:
                     client.restore(known)
                 yield client
@@ -152,7 +151,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
             key="data.clients",
         )
     client = factory.build(partition)
-    with client.threads(factory.plan.scenario.engine.threads_per_client):
+    with client.trainer.threads(factory.plan.scenario.engine.threads_per_client):
         if msg.STATE in context.state:
             client.restore(from_record(context.state.array_records[msg.STATE]))
         yield client

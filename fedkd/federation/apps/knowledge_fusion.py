@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import isnan, nan
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from fedkd.errors import RunFailed
 from fedkd.federation.compat import sample_nodes
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
-from fedkd.federation.messages.server_gate import Opened, check_reply, opened, refusal
+from fedkd.federation.messages.server_gate import check_reply, opened, refusal
 from fedkd.fusion import Arrays, FusionStrategy, Unfit, check_alike, check_upload
 from fedkd.scenario import CacheSettings
 from fedkd.server import FusingByTask, Mixing, Parcel, ServerKnowledge, Upload
@@ -56,17 +57,14 @@ class KnowledgeFusion(Strategy):
         )
         self._fusing = fusing
         self.cache_bytes, self.report, self.links = fusing.cache_bytes, fusing.report, fusing.links
-        self.state, self.restore = fusing.state, fusing.restore
+        self.begin_round, self.state, self.restore = fusing.move, fusing.state, fusing.restore
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
-        self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
+        self._opened: dict[int, tuple[Message, Upload]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
-
-    def begin_round(self, task_of: Mapping[int, int]) -> None:
-        self._fusing.move(task_of)
 
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
@@ -78,11 +76,9 @@ class KnowledgeFusion(Strategy):
         logging.getLogger("flwr").info("\t└──> Fusion: %s", self.strategy)
 
     def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
-        """Return no figures: clients have sent their knowledge of the task."""
         return {}
 
     def take_back(self, messages: Sequence[Message]) -> None:
-        """Put back the guidance of messages that had no effect on their clients."""
         arrays: dict[int, dict[str, np.ndarray]] = {}  # one table for each record
         for message in messages:
             client, content = self._client_of_node.get(message.metadata.dst_node_id), message.content
@@ -109,20 +105,20 @@ class KnowledgeFusion(Strategy):
     ) -> Iterable[Message]:
         """Return one train message per node, once there are enough, for Flower's own loop."""
         sample_nodes(grid, self._min_available_nodes, sample_size=0)
-        return self.messages(msg.TRAIN, server_round, config, grid)
+        return self.messages(msg.TRAIN, server_round, config, list(grid.get_node_ids()))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        return self.messages(msg.EVALUATE, server_round, config, grid)
+        return self.messages(msg.EVALUATE, server_round, config, list(grid.get_node_ids()))
 
-    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+    def messages(self, kind: str, round: int, config: ConfigRecord, nodes: Sequence[int]) -> list[Message]:
         """Return one message per node, with its pending guidance."""
         if kind == msg.TRAIN:
             self._fusing.begin(self._client_of_node.values())
         measures = kind == msg.EVALUATE
         batch = []
-        for node in nodes.get_node_ids():
+        for node in nodes:
             client = self._client_of_node.get(node)
             mailbox = self._fusing.of(client).mailbox
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
@@ -189,8 +185,7 @@ class KnowledgeFusion(Strategy):
         uploads = {}
         for reply in replies:
             client = self._client_of_node[reply.metadata.src_node_id]
-            found, begin = self._opened[id(reply)][1], begun.get(client, round)
-            uploads[client] = Upload(begin, found.arrays, found.samples, found.size)
+            uploads[client] = replace(self._opened[id(reply)][1], round=begun.get(client, round))
         self._records.clear()
         self._opened.clear()
         self._sent += self._fusing.fuse(round, uploads, self._client_of_node.values(), awaited=awaited)

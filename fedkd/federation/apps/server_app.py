@@ -109,10 +109,6 @@ def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ..
     return tuple(sorted({unit for task in begun for unit in data[task].own_units}))
 
 
-def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:
-    return make_rounds(plan, grid, data, control).run()
-
-
 def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Rounds:
     """Return the synchronous or asynchronous rounds of a scenario."""
     strategy = server_strategy(plan, data)
@@ -126,7 +122,7 @@ def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Roun
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario on this grid."""
     if isinstance(context, ServerContext):
-        context.totals = run_rounds(context.plan, grid, context.data, context.control)
+        context.totals = make_rounds(context.plan, grid, context.data, context.control).run()
         return
     # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
     try:

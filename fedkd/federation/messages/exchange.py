@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedkd.clients import STATES_AT_ONCE
 from fedkd.errors import RunFailed, TrainingDiverged, UserError, described
-from fedkd.federation.compat import Run
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messages import records as msg
@@ -27,36 +25,6 @@ from fedkd.storage import Arrays
 from fedkd.tracking import Recorder, Totals, peak_memory_mb
 
 
-class NodeSubset(Grid):
-    """A grid of some nodes of another one, in order: Flower's strategies have nothing left to draw."""
-
-    def __init__(self, grid: Grid, node_ids: Sequence[int]) -> None:
-        self._grid = grid
-        self._node_ids = list(node_ids)
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(self, *args: Any, **options: Any) -> Message:
-        return self._grid.create_message(*args, **options)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self._node_ids)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, **options)
-
-
 class Exchange:
     """Sends a strategy's messages, and returns the replies that pass the gate.
 
@@ -66,14 +34,13 @@ class Exchange:
     def __init__(
         self,
         plan: Plan,
-        grid: Grid,
         messenger: Messenger,
         strategy: ServerStrategy,
         recorder: Recorder,
         measurements: Measurements,
         job_time: JobTime | None,
     ) -> None:
-        self._plan, self._grid, self._messenger, self._strategy = plan, grid, messenger, strategy
+        self._plan, self._messenger, self._strategy = plan, messenger, strategy
         self._recorder, self._measurements, self._job_time = recorder, measurements, job_time
         self._node_of_client = messenger.node_of_client
         self.changed: set[int] = set()
@@ -81,7 +48,7 @@ class Exchange:
 
     def write(self, round: int, kind: str, clients: Iterable[int], **config: bool) -> list[Message]:
         """Return the strategy's messages of a kind to some clients, in client order."""
-        nodes = NodeSubset(self._grid, [self._node_of_client[client] for client in sorted(clients)])
+        nodes = [self._node_of_client[client] for client in sorted(clients)]
         with self.charged_to_strategy(round):
             return self._strategy.messages(kind, round, ConfigRecord({**config}), nodes)
 
@@ -143,7 +110,6 @@ class Exchange:
         return cost
 
     def add(self, **more: float) -> None:
-        """Add to the totals, by name."""
         sums: dict[str, Any] = {name: getattr(self.totals, name) + value for name, value in more.items()}
         self.totals = replace(self.totals, **sums)
 

@@ -28,10 +28,9 @@ class Messenger:
     """Sends messages, and counts each round's `failures` by client, split and metric."""
 
     def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
-        self._grid = grid
-        self._control = control
+        self._grid, self._control, self._deployment = grid, control, control.deployment
         self._faults = faults or Faults()
-        self._deployment = control.deployment
+        self._goes_on = self._faults.on_client_error != "fail"
         self.node_of_client = identify(grid, clients, control.deployment)
         self._client_of_node = {node: client for client, node in self.node_of_client.items()}
         self._refused: set[int] = set()  # clients that were told of
@@ -44,9 +43,7 @@ class Messenger:
         the actors were stopped together with the run.
         """
         sent = sorted(messages, key=self.client_of)
-        replies: dict[int, Message] = {}
-        failed: dict[int, Message] = {}
-        again = sent
+        replies, failed, again = dict[int, Message](), dict[int, Message](), sent
         for attempt in range(1 + (self._faults.retries if self._faults.on_client_error == "retry" else 0)):
             if attempt:
                 self._note(failed, round, phase, "asking once more")
@@ -139,10 +136,6 @@ class Messenger:
         if isinstance(seconds, float):
             client = self._client_of_node[reply.metadata.src_node_id]
             self._control.observer.answered(round, phase, client, seconds)
-
-    @property
-    def _goes_on(self) -> bool:
-        return self._faults.on_client_error != "fail"
 
     def _failed(self, replies: Mapping[int, Message], round: int) -> dict[int, Message]:
         failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}

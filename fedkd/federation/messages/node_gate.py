@@ -120,7 +120,10 @@ def _check_config(plan: Plan, content: RecordDict) -> int:
         expected = (int, inf) if old else _NUMBERS.get(name)
         if expected is None:
             raise Unfit(f"{msg.CONFIG} has '{name}', which no server of this scenario sends")
-        _check_number(name, value, *expected)
+        kind, most = expected
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or not 0 <= value <= most:
+            raise Unfit(f"{msg.CONFIG} has {name} = {value!r}, must be {kind.__name__} in 0 … {most:g}")
     for record, key in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
         if record in content and key not in config:
             raise Unfit(f"{msg.CONFIG} has no '{key}' for the record '{record}'")
@@ -134,12 +137,6 @@ def _check_config(plan: Plan, content: RecordDict) -> int:
         if (told := config.get(key, 0)) > round:
             raise Unfit(f"{key} is {told}, later than the message's round {round}")
     return int(round)
-
-
-def _check_number(name: str, value: object, kind: type, most: float) -> None:
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if not fits or not 0 <= value <= most:  # type: ignore[operator]
-        raise Unfit(f"{msg.CONFIG} has {name} = {value!r}, must be {kind.__name__} in 0 … {most:g}")
 
 
 def _check_model(client: Client, arrays: Arrays) -> None:

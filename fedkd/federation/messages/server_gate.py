@@ -1,7 +1,6 @@
 """The server's gate: sender, figures and uploads of replies are checked before anything reads them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import Any
 
@@ -13,6 +12,7 @@ from fedkd.errors import RunFailed
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, payload_bytes
 from fedkd.fusion import Arrays, Kind, Unfit
+from fedkd.server import Upload
 
 MOST_SAMPLES = 2**40
 """Most training samples that a client may report."""
@@ -21,15 +21,6 @@ TRAIN_LOSS = "train_loss"
 TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
 Misfits = Callable[[Sequence[Message]], Mapping[int, Unfit]]
 """Returns why uploads are refused, by client."""
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """An upload past the server's half of all stages, with the bytes that it had on the way."""
-
-    arrays: dict[str, np.ndarray]
-    samples: int
-    size: int
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
@@ -85,8 +76,8 @@ def _check_figure(name: str, value: Any) -> None:
 
 def opened(
     reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
-) -> Opened:
-    """Return an upload past some stages, or raise `Unfit`; `kinds_of` returns each array's kind."""
+) -> Upload:
+    """Return an upload past some stages, without its round, or raise `Unfit`."""
     try:
         size = payload_bytes(reply.content)
         arrays = from_record(reply.content.array_records[msg.ARRAYS])
@@ -103,7 +94,7 @@ def opened(
         raise Unfit(
             f"its arrays do not fit what the scenario has clients send: {names or 'nothing'}"
         ) from None
-    return Opened(received, int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]), size)  # type: ignore[arg-type]
+    return Upload(0, received, int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]), size)  # type: ignore[arg-type]
 
 
 def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:
