@@ -1,6 +1,7 @@
 """Flower's own strategies average weights of equal architectures, with BatchNorm's statistics."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -173,8 +174,8 @@ def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> No
         kind, attribute, _, name = key.split("|", 3)
         groups.setdefault((kind, attribute), {})[name] = arrays[key]
     for (kind, attribute), items in groups.items():
-        values = {"record": to_record, "list": lambda items: list(items.values())}.get(kind, dict)(items)
-        setattr(strategy, attribute, values)
+        make: Any = {"record": to_record, "list": lambda items: list(items.values())}.get(kind, dict)
+        setattr(strategy, attribute, make(items))
 
 
 def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:

@@ -40,7 +40,7 @@ class HyperParameter(NamedTuple):
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
     """Build a part from its table of a scenario; `key` names it, e.g. ``fusion.strategy``."""
     table = key.partition(".")[0]
-    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    known = hyperparameter_names(cls)
     for given in hyperparameters:
         if given not in known:
             raise UserError(f"unknown key; {did_you_mean(given, known)}", key=f"{table}.{given}")
@@ -103,7 +103,7 @@ def hyperparameters_of(cls: type) -> list[HyperParameter]:
     ]
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     value = None if field.default is dataclasses.MISSING else field.default

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def load(request: SourceRequest) -> Dataset:
         decoded = _decode_all(path, args["size"], args["grayscale"], request)
         if writable(cached.parent):
             with written_whole(cached) as file:
-                np.savez(file, **decoded)  # type: ignore[arg-type]
+                np.savez(file, **cast(Any, decoded))
     x, y, is_test = decoded["x"], decoded["y"], decoded["is_test"]
     names = tuple(str(name) for name in decoded["class_names"])
     if not is_test.any():

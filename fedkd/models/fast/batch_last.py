@@ -24,9 +24,10 @@ FEW = 8  # most output channels for which a weight's gradient joins several rows
 
 def use_torch_kernels(model: nn.Module) -> None:
     """Make the layers of a model use torch's kernels instead of fedkd's."""
+    module: Any
     for module in model.modules():
         if hasattr(type(module), "fedkd_kernels"):
-            module.fedkd_kernels = False  # type: ignore[assignment]
+            module.fedkd_kernels = False
 
 
 def batch_last(images: Tensor) -> Tensor:
