@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from fedkd.engine import check_address_space
-from fedkd.errors import RunFailed, UserError
+from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.scenario import LISTED, Kind, find_shipped, names_of
 
 LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
@@ -48,8 +48,7 @@ def bench_verb(args: argparse.Namespace) -> None:
     if args.dry_run:
         _print(describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)))
         return
-    if args.no_plugins:
-        raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
+    refuse_if(args.no_plugins, "only with --dry-run: cells cannot run without what they name", "--no-plugins")
     _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.errors import UserError, described
+from fedkd.errors import UserError, described, refuse_if
 
 LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of larger ones overflow float32
 
@@ -105,11 +105,9 @@ def _as_array(values: Any, what: str, key: str) -> np.ndarray:
 
 def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     x = _as_array(values, what, key)
-    if x.dtype.kind not in "buif":
-        raise UserError(f"{what} must hold numbers, got dtype {x.dtype}", key=key)
-    if x.ndim not in (2, 3, 4) or x.size == 0:
-        told = f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}"
-        raise UserError(told, key=key)
+    refuse_if(x.dtype.kind not in "buif", f"{what} must hold numbers, got dtype {x.dtype}", key)
+    told = f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}"
+    refuse_if(x.ndim not in (2, 3, 4) or x.size == 0, told, key)
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
@@ -133,11 +131,9 @@ def _labels(values: Any, what: str, samples: int, key: str) -> np.ndarray:
         y = y[:, 0]
     if y.dtype.kind not in "ui" or y.ndim != 1:
         raise UserError(f"{what} must be integer labels [n], got {y.dtype} of shape {y.shape}", key=key)
-    if len(y) != samples:
-        raise UserError(f"{what} must have a label for each of {samples} samples, got {len(y)}", key=key)
+    refuse_if(len(y) != samples, f"{what} must have a label for each of {samples} samples, got {len(y)}", key)
     y = y.astype(np.int64)
-    if y.min() < 0:
-        raise UserError(f"{what} must be ≥ 0, got {int(y.min())}", key=key)
+    refuse_if(y.min() < 0, f"{what} must be ≥ 0, got {int(y.min())}", key)
     return y
 
 

@@ -9,7 +9,7 @@ from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partitions.stratified import apportion
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -20,9 +20,8 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
     """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M."""
     if size == 0:
         return available[:0]
-    if size >= len(available):
-        told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
-        raise UserError(told, key="data.transfer.size")
+    told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
+    refuse_if(size >= len(available), told, "data.transfer.size")
     return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
 
 
@@ -67,13 +66,11 @@ def foreign_samples(
         choices = ", ".join(["holdout", "noise", *DATASETS.names()])
         raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
-    if size > len(dataset.train_x):
-        told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
-        raise UserError(told, key="data.transfer.size")
+    told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
+    refuse_if(size > len(dataset.train_x), told, "data.transfer.size")
     words = {True: "integers", False: "no integers"}
     foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
-    if foreign != own:
-        raise UserError(f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key=key)
+    refuse_if(foreign != own, f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key)
     if dataset.shape != shape and (own or not len(dataset.shape) == len(shape) == 3):
         raise UserError(f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}", key=key)
     chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import UserError, blaming, described
+from fedkd.errors import UserError, blaming, described, refuse_if
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import predicting
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
@@ -141,9 +141,8 @@ def forward_flops(
 
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
-    if not callable(factory):
-        told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
-        raise UserError(told, key="clients.model")
+    told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
+    refuse_if(not callable(factory), told, "clients.model")
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature to check against
@@ -198,6 +197,5 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
             key="clients.model",
         ) from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    if got != str([2, classes]):
-        told = f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}"
-        raise UserError(told, key="clients.model")
+    told = f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}"
+    refuse_if(got != str([2, classes]), told, "clients.model")

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.plugins import explain_error
 from fedkd.scenario.schema import Scenario
 
@@ -148,5 +148,4 @@ def asked_for(name: str) -> str | None:
 def check_metric_name(name: str, key: str) -> None:
     """Refuse the name that a metric had in an earlier release."""
     for old, new in _RENAMED_METRICS.items():
-        if old in name:
-            raise UserError(f"the name of '{name}' is '{name.replace(old, new)}' now", key=key)
+        refuse_if(old in name, f"the name of '{name}' is '{name.replace(old, new)}' now", key)

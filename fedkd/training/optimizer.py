@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.training.fast.uncompiled import uncompiled
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
@@ -121,10 +121,8 @@ class LrSchedule:
                 f"no schedule named '{self.name}'; {did_you_mean(self.name, SCHEDULES)}",
                 key="training.schedule",
             )
-        if not 0.0 < self.factor <= 1.0:
-            raise UserError(f"must be > 0 and ≤ 1, got {self.decay}", key="training.lr_decay")
-        if self.step_rounds < 1:
-            raise UserError(f"must be ≥ 1, got {self.step_rounds}", key="training.lr_step_rounds")
+        refuse_if(not 0.0 < self.factor <= 1.0, f"must be > 0 and ≤ 1, got {self.decay}", "training.lr_decay")
+        refuse_if(self.step_rounds < 1, f"must be ≥ 1, got {self.step_rounds}", "training.lr_step_rounds")
 
     @property
     def factor(self) -> float:

@@ -8,7 +8,7 @@ label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-p
 import numpy as np
 
 from fedkd.data.partitions.stratified import apportion
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition
 
@@ -89,9 +89,8 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     """Return the fewest samples a client may hold, or raise a `UserError` if samples do not suffice."""
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
-    if wanted is not None and wanted < floor:
-        told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
-        raise UserError(told, key="data.partition.samples_per_client")
+    told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
+    refuse_if(wanted is not None and wanted < floor, told, "data.partition.samples_per_client")
     if wanted is not None and clients * wanted > samples:
         raise UserError(
             f"{clients} clients × {wanted} samples = {clients * wanted}, but only {samples} private samples"
@@ -129,9 +128,8 @@ def deal_shards(
     labels: np.ndarray, sizes: np.ndarray, shards_per_client: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Sort samples by label, cut them into N·k even shards and deal k to every client."""
-    if shards_per_client > sizes.min():
-        told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
-        raise UserError(told, key="data.partition.shards_per_client")
+    told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
+    refuse_if(shards_per_client > sizes.min(), told, "data.partition.shards_per_client")
     used = np.sort(rng.permutation(len(labels))[: sizes.sum()])
     by_label = used[np.argsort(labels[used], kind="stable")]
     widths = np.concatenate([equal_sizes(int(size), shards_per_client, None) for size in sizes])

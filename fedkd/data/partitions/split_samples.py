@@ -14,7 +14,7 @@ from fedkd.data.partitions.schemes import deal_by_owner, partition
 from fedkd.data.partitions.stratified import held_out_split, local_split, stratified_choice
 from fedkd.data.registry import PARTITIONS
 from fedkd.data.transfer import draw_holdout, draw_skewed_holdout
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Scenario
 
@@ -76,14 +76,12 @@ def split_samples(
             kept, held = held_out_split(train_y[own], data.validation, seed=seed, client=client, task=task)
             splits[client] = own[kept], own[held]
         common = np.concatenate([held for _, held in splits])
-        if not len(common):
-            raise UserError("no client has two training samples, to hold one out", key="data.validation")
+        refuse_if(not len(common), "no client has two training samples, to hold one out", "data.validation")
     else:
         common = np.arange(len(test_y))
         if data.test_size is not None:
-            if data.test_size > len(test_y):
-                told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
-                raise UserError(told, key="data.test_size")
+            told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
+            refuse_if(data.test_size > len(test_y), told, "data.test_size")
             rng = numpy_generator(seed, "common-test-set", task=task)
             common = np.flatnonzero(stratified_choice(test_y, data.test_size, rng))
     parts = [part for split in splits for part in split]

@@ -23,7 +23,7 @@ from fedkd.data.normalise import AsStored, Statistics
 from fedkd.data.shares.share import NOBODYS, Share, of_one_client
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
-from fedkd.errors import UserError, blaming
+from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.storage import NotJson, below, parse_json, under
 
 MANIFEST = "share.json"
@@ -165,13 +165,12 @@ def _read_manifest(path: Path) -> _Manifest:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or None
         raise UserError(first["msg"], key=key, file=str(path)) from None
-    if found.digest not in (None, found.own_digest()):
-        raise UserError("is not what was written: it is damaged", file=str(path))
-    if found.client is not None and found.client >= found.clients:
-        told = f"must be below {found.clients}, the clients, got {found.client}"
-        raise UserError(told, key="client", file=str(path))
-    if found.stream is None and len(found.parts) > 1:
-        raise UserError("several parts make a stream, which is missing", key="stream", file=str(path))
+    damaged = found.digest not in (None, found.own_digest())
+    refuse_if(damaged, "is not what was written: it is damaged", None, file=str(path))
+    told = f"must be below {found.clients}, the clients, got {found.client}"
+    refuse_if(found.client is not None and found.client >= found.clients, told, "client", file=str(path))
+    several = found.stream is None and len(found.parts) > 1
+    refuse_if(several, "several parts make a stream, which is missing", "stream", file=str(path))
     return found
 
 

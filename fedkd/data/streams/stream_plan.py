@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import DEFAULT_COUNT, Head, TaskStream
 
@@ -22,9 +22,8 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
     if tasks.classes is not None:
         for task, listed in enumerate(tasks.classes):
             for place, label in enumerate(listed):
-                if label >= classes:
-                    told = f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}"
-                    raise UserError(told, key=f"continual.tasks.classes.{task}.{place}")
+                told = f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}"
+                refuse_if(label >= classes, told, f"continual.tasks.classes.{task}.{place}")
         return tuple(map(tuple, tasks.classes))
     order = np.arange(classes)
     if tasks.class_order == "shuffled":
@@ -37,9 +36,8 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
 def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     width = tasks.classes_per_task or DEFAULT_WINDOW
     stride = tasks.stride or max(width // 2, 1)
-    if width > classes:
-        told = f"must be ≤ {classes}, the classes of the data, got {width}"
-        raise UserError(told, key="continual.tasks.classes_per_task")
+    told = f"must be ≤ {classes}, the classes of the data, got {width}"
+    refuse_if(width > classes, told, "continual.tasks.classes_per_task")
     fitting = (classes - width) // stride + 1
     count = tasks.count or fitting
     if count > fitting:
@@ -53,9 +51,8 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
-    if first is not None and first >= classes:
-        told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
-        raise UserError(told, key="continual.tasks.first_classes")
+    told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
+    refuse_if(first is not None and first >= classes, told, "continual.tasks.first_classes")
     # Those that are shared out, and the tasks that share them.
     before, rest, sharing = (0, classes, count) if first is None else (1, classes - first, count - 1)
     after = "" if first is None else f" after the first {first}"

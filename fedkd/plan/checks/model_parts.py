@@ -50,7 +50,7 @@ def check_relations(plan: Plan, models: Sequence[Any]) -> None:
     )
     for group, model in zip(scenario.clients, models, strict=True):
         refuse_if(
-            not (isinstance(model, nn.Module) and hasattr(model, "features") and hasattr(model, "head")),
+            not (isinstance(model, nn.Module) and has_features(model)),
             f"compares penultimate features; model '{group.model}' has no `features` and `head`",
             key,
         )
@@ -67,6 +67,11 @@ def check_three_classes(name: str, data: Data) -> None:
     where = "" if isinstance(data, FederatedData) else " in every task"
     told = f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}"
     refuse_if(fewest < 3, told, KEY)
+
+
+def has_features(model: Any) -> bool:
+    """Return whether a model has penultimate features and a head."""
+    return hasattr(model, "features") and hasattr(model, "head")
 
 
 def has_linear_head(model: Any) -> bool:
