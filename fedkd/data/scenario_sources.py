@@ -12,7 +12,7 @@ from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent
 from fedkd.data.transfer import PublicSamples, foreign_samples, noise
-from fedkd.errors import UserError, refuse_if
+from fedkd.errors import refuse_if
 from fedkd.scenario import Scenario
 
 
@@ -50,11 +50,8 @@ class Sources:
         if transfer.source == "holdout":
             return None
         if transfer.source == "noise":
-            if is_integer(private.train_x):
-                raise UserError(
-                    "the samples are integers, of which there is no noise; use 'holdout' or another data set",
-                    key="data.transfer.source",
-                )
+            told = "the samples are integers, of which there is no noise; use 'holdout' or another data set"
+            refuse_if(is_integer(private.train_x), told, "data.transfer.source")
             size = 4 * transfer.size * prod(private.shape)
             check_fits(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
             return PublicSamples(noise(transfer.size, private.shape, seed=seed), None)

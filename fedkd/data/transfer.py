@@ -16,21 +16,25 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
-def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | None = None) -> np.ndarray:
-    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M."""
+def draw_holdout(
+    labels: np.ndarray,
+    available: np.ndarray,
+    size: int,
+    alpha: float | None = None,
+    *,
+    seed: int,
+    task: int | None = None,
+) -> np.ndarray:
+    """Draw M = `size` transfer samples from `available` train indices [n], sorted.
+
+    Uniformly, or with an `alpha` by a label mix from Dir(α), where small classes give all they have.
+    """
     if size == 0:
         return available[:0]
     told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
     refuse_if(size >= len(available), told, "data.transfer.size")
-    return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
-
-
-def draw_skewed_holdout(
-    labels: np.ndarray, available: np.ndarray, size: int, alpha: float, *, seed: int, task: int | None = None
-) -> np.ndarray:
-    """Draw M samples by a label mix from Dir(α), sorted; small classes give all they have."""
-    if not 0 < size < len(available):
-        return draw_holdout(available, size, seed=seed, task=task)
+    if alpha is None:
+        return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
     generator = numpy_generator(seed, "transfer-mix", task=task)
     classes, counts = np.unique(labels[available], return_counts=True)
     mix = np.maximum(generator.dirichlet(np.full(len(classes), alpha)), 1e-12)

@@ -57,12 +57,10 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         except Exception as error:  # of lists of several lengths, of tensors elsewhere
             told = f"'{name}' returned no indices for client {client}: {described(error)}"
             raise UserError(told, key=KEY) from error
-        if shard.ndim != 1 or shard.dtype.kind not in "ui":
-            raise UserError(
-                f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
-                f" {shard.shape} for client {client}",
-                key=KEY,
-            )
+        told = f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
+        refuse_if(
+            shard.ndim != 1 or shard.dtype.kind not in "ui", f"{told} {shard.shape} for client {client}", KEY
+        )
         shard = np.sort(shard.astype(np.int64))
         if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
             raise UserError(

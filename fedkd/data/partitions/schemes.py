@@ -62,12 +62,8 @@ def deal_by_owner(
     names, sizes = np.unique(owners, return_counts=True)
     by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
     fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))
-    if len(fit) < clients:
-        raise UserError(
-            f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
-            f" are {len(names)} owners), got {clients}",
-            key="data.clients",
-        )
+    told = f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
+    refuse_if(len(fit) < clients, f"{told} are {len(names)} owners), got {clients}", "data.clients")
     chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
     if sizes[chosen].min() < floor:
         client = int(sizes[chosen].argmin())
@@ -97,12 +93,10 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
             f" are left; at most {samples // clients} each",
             key="data.partition.samples_per_client",
         )
-    if wanted is None and clients * floor > samples:
-        raise UserError(
-            f"{clients} clients × at least {floor} samples = {clients * floor}, but only {samples} private"
-            " samples are left",
-            key="data.partition.min_samples",
-        )
+    told = f"{clients} clients × at least {floor} samples = {clients * floor}, but only {samples} private"
+    refuse_if(
+        wanted is None and clients * floor > samples, f"{told} samples are left", "data.partition.min_samples"
+    )
     return floor
 
 

@@ -11,7 +11,7 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import local_split
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.scenario import Scenario
 
 NOBODYS = (0, 0)  # bounds of another client's samples
@@ -85,10 +85,8 @@ def share_of_samples(
     total = len(samples.train_y)
     if total < 2:
         raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")
-    if transfer_x.shape[1:] != samples.shape:
-        raise UserError(
-            f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
-        )
+    told = f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
+    refuse_if(transfer_x.shape[1:] != samples.shape, told, None)
     train, test = local_split(samples.train_y, scenario.data.test_fraction, seed=scenario.seed, client=client)
     order = np.concatenate([train, test])
     whole = FederatedData(

@@ -49,12 +49,6 @@ def load(request: SourceRequest) -> Dataset:
     # The whole is checked before it is split, so that messages name the user's arrays.
     whole = dataset_from_arrays(request.name, x, y, x, y, **details)
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
-    return Dataset(
-        request.name,
-        whole.class_names,
-        whole.train_x[~test],
-        whole.train_y[~test],
-        whole.train_x[test],
-        whole.train_y[test],
-        None if whole.owners is None else whole.owners[~test],
-    )
+    x, y, owners = whole.train_x, whole.train_y, whole.owners
+    own = None if owners is None else owners[~test]
+    return Dataset(request.name, whole.class_names, x[~test], y[~test], x[test], y[test], own)

@@ -78,12 +78,10 @@ def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[
     places = [place[shard] for shard in written]
     shards = [np.sort(own[own >= 0]) for own in places]
     for client, shard in enumerate(shards):
-        if len(shard) < LEAST_SAMPLES:
-            raise UserError(
-                f"client {client} has {len(shard)} samples of the task's classes, it needs {LEAST_SAMPLES}:"
-                " one to train on and one to test on",
-                key="data.partition.path",
-            )
+        told = f"client {client} has {len(shard)} samples of the task's classes, it needs {LEAST_SAMPLES}:"
+        refuse_if(
+            len(shard) < LEAST_SAMPLES, f"{told} one to train on and one to test on", "data.partition.path"
+        )
     return shards
 
 
@@ -102,12 +100,10 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))
         transform: Transform | None = None
         if tasks.kind == "permuted":
-            name = f"permutation {index}"
+            name = f"permutation {index}" if index or tasks.permute_first else "unpermuted"
             if index or tasks.permute_first:
                 draw = numpy_generator(sources.scenario.seed, "permutation", task=index)
                 transform = Permutation(draw.permutation(pixels))
-            else:
-                name = "unpermuted"
         else:
             degrees = index * tasks.max_angle / count
             name = f"{degrees:g}°"
@@ -128,16 +124,13 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
     shape = tuple(tasks.shape) if tasks.shape else None
     of_first: bool | None = None
     for index, name in enumerate(names[:count]):
-        args = data.args if name == data.dataset else {}
-        dataset = sources.dataset(name, args, key=f"continual.tasks.datasets.{index}")
+        args, key = data.args if name == data.dataset else {}, f"continual.tasks.datasets.{index}"
+        dataset = sources.dataset(name, args, key=key)
         shape = shape or dataset.shape
         dataset = to_shape(dataset, shape)
         integers = is_integer(dataset.train_x)
-        if integers != (of_first := integers if of_first is None else of_first):
-            raise UserError(
-                f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'",
-                key=f"continual.tasks.datasets.{index}",
-            )
+        told = f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'"
+        refuse_if(integers != (of_first := integers if of_first is None else of_first), told, key)
         statistics = sources.statistics(dataset)
         public = sources.public_samples(dataset, statistics)
         with _told_of(index, name):

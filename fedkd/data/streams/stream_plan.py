@@ -40,12 +40,8 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     refuse_if(width > classes, told, "continual.tasks.classes_per_task")
     fitting = (classes - width) // stride + 1
     count = tasks.count or fitting
-    if count > fitting:
-        raise UserError(
-            f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
-            f" {classes} classes, got {count}",
-            key="continual.tasks.count",
-        )
+    told = f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
+    refuse_if(count > fitting, f"{told} {classes} classes, got {count}", "continual.tasks.count")
     return [(start, start + width) for start in range(0, count * stride, stride)]
 
 
@@ -65,12 +61,10 @@ def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
                 key="continual.tasks.count",
             )
         width = rest // sharing
-    if sharing * width > rest:
-        raise UserError(
-            f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
-            f" at most {rest // width + before} tasks",
-            key="continual.tasks.count",
-        )
+    told = f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
+    refuse_if(
+        sharing * width > rest, f"{told} at most {rest // width + before} tasks", "continual.tasks.count"
+    )
     widths = [width] * count if first is None else [first, *[width] * sharing]
     return list(pairwise([0, *np.cumsum(widths).tolist()]))
 

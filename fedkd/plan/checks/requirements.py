@@ -115,12 +115,8 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
             f" data set gives, got {given} with '{source}'",
             key=key,
         )
-    if labels.max() >= data.classes:
-        raise UserError(
-            f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
-            f" {data.classes} outputs, got {given}",
-            key=key,
-        )
+    told = f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
+    refuse_if(labels.max() >= data.classes, f"{told} {data.classes} outputs, got {given}", key)
 
 
 def _check_generated(plan: Plan, data: Data) -> None:
