@@ -194,15 +194,13 @@ def partitions() -> Iterator[str]:
 
     told = " ".join((Partition.model_fields["scheme"].description or "").split())
     explained = {found["name"]: found["what"] for found in SCHEME.finditer(told) if found["what"]}
-    for name in PARTITIONS.names():
+    for name, scheme in _parts(PARTITIONS):
         if name in PARTITIONS.builtin:
             what = explained.get(name) or LIKE_ANY.get(name, "")
             yield _row(name, f"{what[:1].upper()}{what[1:]}.")
-            continue
-        try:
-            yield _row(name, _summary(PARTITIONS.load(name)))
-        except UserError as error:
-            yield _row(name, f"cannot be used: {error}")
+        else:
+            error = isinstance(scheme, UserError)
+            yield _row(name, f"cannot be used: {scheme}" if error else _summary(scheme))
     yield _row('"mod:function"', "Your own: function(labels, clients, generator, **args) returns indices.")
     yield ""
     for name, field in Partition.model_fields.items():

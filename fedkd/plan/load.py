@@ -73,8 +73,7 @@ def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapp
     file, folder = None, None
     if isinstance(scenario, str | Path):
         path = find_shipped(scenario, "scenario")
-        file, folder = str(path), path.parent
-        mapping = read_toml(path)
+        file, folder, mapping = str(path), path.parent, read_toml(path)
     elif isinstance(scenario, Scenario):
         mapping = _without_what_followed(scenario, changes)
     else:

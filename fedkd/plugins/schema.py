@@ -86,11 +86,9 @@ def hyperparameter_names(cls: type) -> list[str]:
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
     """Return a part's hyper-parameters in the order in which it declares them."""
     hints = get_type_hints(cls, include_extras=True)
-    documented: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
-            if field.description:
-                documented[name] = field.description
+    # A plain dataclass has none.
+    described = [vars(base).get("__pydantic_fields__", {}) for base in reversed(cls.__mro__)]
+    documented = {name: f.description for own in described for name, f in own.items() if f.description}
     return [
         HyperParameter(
             field.name,

@@ -55,11 +55,8 @@ def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
 
 def _check_spelling(kind: Kind, name: str) -> None:
     if not name.isidentifier() or not name.isascii() or iskeyword(name) or name != name.lower():
-        raise UserError(
-            f"a {kind}'s name must be lower-case letters, digits and '_', starting with a letter,"
-            f" got {name!r}",
-            key="NAME",
-        )
+        told = f"a {kind}'s name must be lower-case letters, digits and '_', starting with a letter,"
+        raise UserError(f"{told} got {name!r}", key="NAME")
     refuse_if(len(name) > LONGEST_NAME, f"must have at most {LONGEST_NAME} letters, got {len(name)}", "NAME")
     refuse_if(name.startswith(("_", "test_")), f"must not start with '_' or 'test_', got {name!r}", "NAME")
 

@@ -117,10 +117,8 @@ class LrSchedule:
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
-            raise UserError(
-                f"no schedule named '{self.name}'; {did_you_mean(self.name, SCHEDULES)}",
-                key="training.schedule",
-            )
+            told = f"no schedule named '{self.name}'; {did_you_mean(self.name, SCHEDULES)}"
+            raise UserError(told, key="training.schedule")
         refuse_if(not 0.0 < self.factor <= 1.0, f"must be > 0 and ≤ 1, got {self.decay}", "training.lr_decay")
         refuse_if(self.step_rounds < 1, f"must be ≥ 1, got {self.step_rounds}", "training.lr_step_rounds")
 

@@ -63,11 +63,8 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         )
         shard = np.sort(shard.astype(np.int64))
         if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
-            raise UserError(
-                f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
-                f" there are 0..{samples - 1}",
-                key=KEY,
-            )
+            told = f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
+            raise UserError(f"{told} there are 0..{samples - 1}", key=KEY)
         told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
         refuse_if(len(shard) < floor, told, KEY)
         if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():

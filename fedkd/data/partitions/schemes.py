@@ -23,8 +23,7 @@ def partition(
     rng = numpy_generator(seed, "partition", task=task)
     if scheme.scheme == "quantity":
         total = len(labels) if scheme.samples_per_client is None else clients * scheme.samples_per_client
-        sizes = draw_sizes(clients, total, scheme.alpha, floor, rng)
-        return deal_iid(labels, sizes, rng)
+        return deal_iid(labels, draw_sizes(clients, total, scheme.alpha, floor, rng), rng)
     if scheme.scheme == "dirichlet" and scheme.samples_per_client is None:
         counts = dirichlet_counts(np.bincount(labels), clients, scheme.alpha, floor, rng)
         return deal_counts(labels, counts, rng)
@@ -65,14 +64,10 @@ def deal_by_owner(
     told = f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
     refuse_if(len(fit) < clients, f"{told} are {len(names)} owners), got {clients}", "data.clients")
     chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
-    if sizes[chosen].min() < floor:
-        client = int(sizes[chosen].argmin())
-        named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
-        raise UserError(
-            f"the owner that client {client}{named} stands for has {int(sizes[chosen].min())} samples of the"
-            f" task, needs {floor}",
-            key="data.partition.min_samples",
-        )
+    client, fewest = int(sizes[chosen].argmin()), int(sizes[chosen].min())
+    named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
+    told = f"the owner that client {client}{named} stands for has {fewest} samples of the task, needs {floor}"
+    refuse_if(fewest < floor, told, "data.partition.min_samples")
     return [by_owner[place] for place in chosen]
 
 
@@ -87,16 +82,11 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     wanted = scheme.samples_per_client
     told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
     refuse_if(wanted is not None and wanted < floor, told, "data.partition.samples_per_client")
-    if wanted is not None and clients * wanted > samples:
-        raise UserError(
-            f"{clients} clients × {wanted} samples = {clients * wanted}, but only {samples} private samples"
-            f" are left; at most {samples // clients} each",
-            key="data.partition.samples_per_client",
-        )
-    told = f"{clients} clients × at least {floor} samples = {clients * floor}, but only {samples} private"
-    refuse_if(
-        wanted is None and clients * floor > samples, f"{told} samples are left", "data.partition.min_samples"
-    )
+    left, total = f"but only {samples} private samples are left", clients * (wanted or 0)
+    told = f"{clients} clients × {wanted} samples = {total}, {left}; at most {samples // clients} each"
+    refuse_if(total > samples, told, "data.partition.samples_per_client")
+    told = f"{clients} clients × at least {floor} samples = {clients * floor}, {left}"
+    refuse_if(wanted is None and clients * floor > samples, told, "data.partition.min_samples")
     return floor
 
 

@@ -65,15 +65,9 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
     """Return the data of the server, with the transfer set's labels if its strategy needs them."""
 
     def cut(part: FederatedData) -> FederatedData:
-        return replace(
-            of_one_client(part, None, 0, 0),
-            x=part.x[:0],
-            y=part.y[:0],
-            test_x=part.test_x[:0],
-            test_y=part.test_y[:0],
-            transfer_y=part.transfer_y if transfer_labels else None,
-            foreign_y=None,
-        )
+        none = {name: getattr(part, name)[:0] for name in ("x", "y", "test_x", "test_y")}
+        labels = part.transfer_y if transfer_labels else None
+        return replace(of_one_client(part, None, 0, 0), **none, transfer_y=labels, foreign_y=None)
 
     return Share(None, _in_every_part(data, cut))
 

@@ -91,12 +91,9 @@ def _decode_all(
     if unknown:
         raise UserError(f"{path}: class {min(unknown)} has test images but no train images", key=KEY)
     index = {label: y for y, label in enumerate(class_names)}
-    return {
-        "x": np.stack([images[name] for name in ordered]),
-        "y": np.array([index[label] for _, label in places], dtype=np.int64),
-        "is_test": is_test,
-        "class_names": np.array(class_names),
-    }
+    x = np.stack([images[name] for name in ordered])
+    y = np.array([index[label] for _, label in places], dtype=np.int64)
+    return {"x": x, "y": y, "is_test": is_test, "class_names": np.array(class_names)}
 
 
 def _is_image(name: str) -> bool:

@@ -27,8 +27,7 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Dataset):
-        others = {field: getattr(result, field) for field in OTHERS}
-        return [getattr(result, field) for field in ARRAYS], others
+        result = {field: getattr(result, field) for field in (*ARRAYS, *OTHERS)}
     if isinstance(result, Mapping):
         for field in result:
             if field not in (*ARRAYS, *OTHERS):
@@ -39,8 +38,5 @@ def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
         return [result[field] for field in ARRAYS], {field: result.get(field) for field in OTHERS}
     if isinstance(result, tuple | list) and len(result) == len(ARRAYS):
         return list(result), {}
-    raise UserError(
-        f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
-        f" got {type(result).__name__}",
-        key="data.dataset",
-    )
+    told = f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
+    raise UserError(f"{told} got {type(result).__name__}", key="data.dataset")

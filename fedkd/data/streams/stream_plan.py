@@ -55,11 +55,8 @@ def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     if width is None:
         if rest % sharing:
             allowed = ", ".join(str(n + before) for n in range(1, rest + 1) if rest % n == 0)
-            raise UserError(
-                f"{rest} classes{after} cannot be shared out evenly among {sharing} tasks; allowed:"
-                f" {allowed}, or give classes_per_task",
-                key="continual.tasks.count",
-            )
+            told = f"{rest} classes{after} cannot be shared out evenly among {sharing} tasks; allowed:"
+            raise UserError(f"{told} {allowed}, or give classes_per_task", key="continual.tasks.count")
         width = rest // sharing
     told = f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
     refuse_if(

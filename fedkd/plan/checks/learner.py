@@ -74,11 +74,8 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         what = "has a loss of its own" if overrides(plan.strategy, "local_step") else what
         old = trains_on_old_tasks(learner)
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
-        raise UserError(
-            f"'{strategy}' {what} in local training, where '{learner.name}'"
-            f" {why}; use a strategy that exchanges predictions",
-            key=KEY,
-        )
+        told = f"'{strategy}' {what} in local training, where '{learner.name}'"
+        raise UserError(f"{told} {why}; use a strategy that exchanges predictions", key=KEY)
     apart = not made_for_it and (traits.isolates or traits.scales_own_subspaces)
     refuse_if(
         overrides(plan.strategy, "local_step") and apart,
