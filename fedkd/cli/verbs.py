@@ -54,10 +54,8 @@ def bench_verb(args: argparse.Namespace) -> None:
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
     if result.failed:
-        raise RunFailed(
-            f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
-            "the same command tries them again"
-        )
+        told = f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'};"
+        raise RunFailed(f"{told} the same command tries them again")
 
 
 def tune_verb(args: argparse.Namespace) -> None:

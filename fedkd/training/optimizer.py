@@ -78,9 +78,8 @@ def _of_parameters(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
         return uncompiled(torch.optim.AdamW)(trainable, fused=True, **common)
     if spec.name == "rmsprop":
         return uncompiled(torch.optim.RMSprop)(trainable, momentum=spec.momentum, **common)
-    raise UserError(
-        f"no optimizer named '{spec.name}'; {did_you_mean(spec.name, OPTIMIZERS)}", key="training.optimizer"
-    )
+    told = f"no optimizer named '{spec.name}'; {did_you_mean(spec.name, OPTIMIZERS)}"
+    raise UserError(told, key="training.optimizer")
 
 
 def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LRScheduler | None:
