@@ -56,10 +56,10 @@ def blaming(*, key: str | None = None, file: str | None = None) -> Iterator[None
         raise error.at(key=key, file=file) from error
 
 
-def refuse_if(wrong: object, message: str, key: str) -> None:
+def refuse_if(wrong: object, message: str, key: str | None, *, file: str | None = None) -> None:
     """Raise a `UserError` about a key if something is wrong with it."""
     if wrong:
-        raise UserError(message, key=key)
+        raise UserError(message, key=key, file=file)
 
 
 class TrainingDiverged(FedkdError):

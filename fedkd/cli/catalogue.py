@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from fedkd.cli.families import (
     FAMILIES,
     FLOWERS,
     LEARNER_FAMILIES,
+    NEEDS,
     SHORT,
     Line,
     family_of_learner,
@@ -18,7 +19,7 @@ from fedkd.cli.families import (
     told_of_strategy,
 )
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plugins import Registry, how_to_install
+from fedkd.plugins import HyperParameter, Registry, how_to_install
 from fedkd.scenario import (
     BENCHES,
     LISTED,
@@ -39,23 +40,6 @@ TORCHVISION_FOLDERS = {
     "cifar100": "cifar-100-python",
 }
 """Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
-NEEDS = {
-    "gradients": "networks as client models",
-    "one_architecture": "one architecture",
-    "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
-    "features": "penultimate features and a head",
-    "plain_sgd": 'training.optimizer = "sgd" without momentum',
-    "transfer_labels": "labels of the transfer set on the server",
-    "server": "a server with a model of its own",
-    "equal_features": "features of one width for all clients",
-    "linear_head": "a head that is one linear layer",
-    "class_stream": "a class-incremental stream in lockstep",
-    "normalised_samples": "normalised samples",
-    "parts": "models with a body and a `head`",
-    "like_heads": "heads of one shape",
-    "three_classes": "three classes or more",
-}
-"""What a strategy may need of clients and server, for people; weights are what clients send."""
 
 
 def strategies() -> Iterator[str]:
@@ -71,9 +55,8 @@ def strategies() -> Iterator[str]:
         families.setdefault(FLOWERS, []).append((SHORT["one_architecture"], f"flwr:{name}", what))
     yield from grouped(families, FAMILIES, "strategies")
     yield ""
-    yield "Names of the field lead to these: " + ", ".join(
-        f"{alias} = {name}" for alias, name in STRATEGIES.aliases.items()
-    )
+    aliases = (f"{alias} = {name}" for alias, name in STRATEGIES.aliases.items())
+    yield f"Names of the field lead to these: {', '.join(aliases)}"
 
 
 def strategy_details() -> Iterator[str]:
@@ -92,18 +75,13 @@ def strategy_details() -> Iterator[str]:
         if can.audience:
             yield _row("", f"  guides {can.audience}")
         needed = [text for need, text in NEEDS.items() if need in can.needs]
-        if can.learner is not None:
-            needed.append(f"the learner {can.learner}")
+        needed += [f"the learner {can.learner}"] if can.learner is not None else []
         if needed:
             yield _row("", f"  needs {', '.join(needed)}")
-        for parameter in strategy_hyperparameters(name):
-            yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
-        if source_of(strategy):
-            yield _row("", f"  {source_of(strategy)}")
+        yield from _hyperparameter_rows(strategy_hyperparameters(name), source_of(strategy))
     for name in flower_strategy_names():
-        needs = f"{NEEDS['gradients']}, {NEEDS['one_architecture']}"
         yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
-        yield _row("", f"  needs {needs}")
+        yield _row("", f"  needs {NEEDS['gradients']}, {NEEDS['one_architecture']}")
         for key, value in flower_hyperparameters(name).items():
             default = "required" if value is inspect.Parameter.empty else _default(value)
             yield _row("", f"  {key} = {default}")
@@ -136,12 +114,12 @@ def learners() -> Iterator[str]:
 def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dict[str, list[Line]]:
     families: dict[str, list[Line]] = {}
     for name, part in _parts(registry):
-        family, line = "Cannot be used", ("", name, str(part))
-        if not isinstance(part, UserError):
-            family, needed = told(part)
-            starred = name + "*" * bool(part.source_note)  # it departs from its paper, or has none
-            line = (needed, starred, _summary(part))
-        families.setdefault(family, []).append(line)
+        if isinstance(part, UserError):
+            families.setdefault("Cannot be used", []).append(("", name, str(part)))
+            continue
+        family, needed = told(part)
+        starred = name + "*" * bool(part.source_note)  # it departs from its paper, or has none
+        families.setdefault(family, []).append((needed, starred, _summary(part)))
     return families
 
 
@@ -168,9 +146,8 @@ def learner_details() -> Iterator[str]:
     from fedkd.continual import LEARNERS, learner_hyperparameters
     from fedkd.fusion import STRATEGIES, capabilities_of
 
-    made_for = {
-        capabilities_of(s).learner: name for name, s in _parts(STRATEGIES) if not isinstance(s, UserError)
-    }
+    found = {name: part for name, part in _parts(STRATEGIES) if not isinstance(part, UserError)}
+    made_for = {capabilities_of(strategy).learner: name for name, strategy in found.items()}
     for name, learner in _parts(LEARNERS):
         if isinstance(learner, UserError):
             yield _row(name, f"cannot be used: {learner}")
@@ -184,10 +161,7 @@ def learner_details() -> Iterator[str]:
             yield _row("", f"  scales weights in each client's own way: {averages}")
         if learner.overrides("batch"):
             yield _row("", "  trains on old tasks too: not with strategies that shape local training")
-        for parameter in learner_hyperparameters(learner):
-            yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
-        if learner.source():
-            yield _row("", f"  {learner.source()}")
+        yield from _hyperparameter_rows(learner_hyperparameters(learner), learner.source())
     yield _row('"mod:Class"', "Your own: a dataclass derived from fedkd.continual.learner.Learner.")
 
 
@@ -220,15 +194,13 @@ def partitions() -> Iterator[str]:
 
     told = " ".join((Partition.model_fields["scheme"].description or "").split())
     explained = {found["name"]: found["what"] for found in SCHEME.finditer(told) if found["what"]}
-    for name in PARTITIONS.names():
+    for name, scheme in _parts(PARTITIONS):
         if name in PARTITIONS.builtin:
             what = explained.get(name) or LIKE_ANY.get(name, "")
             yield _row(name, f"{what[:1].upper()}{what[1:]}.")
-            continue
-        try:
-            yield _row(name, _summary(PARTITIONS.load(name)))
-        except UserError as error:
-            yield _row(name, f"cannot be used: {error}")
+        else:
+            error = isinstance(scheme, UserError)
+            yield _row(name, f"cannot be used: {scheme}" if error else _summary(scheme))
     yield _row('"mod:function"', "Your own: function(labels, clients, generator, **args) returns indices.")
     yield ""
     for name, field in Partition.model_fields.items():
@@ -271,8 +243,8 @@ def scenarios() -> Iterator[str]:
 
 
 def benches() -> Iterator[str]:
-    """Yield the shipped benches by name: what each compares and how long it takes."""
-    yield from _shipped("bench")
+    """Return the shipped benches by name: what each compares and how long it takes."""
+    return _shipped("bench")
 
 
 def _shipped(kind: Kind) -> Iterator[str]:
@@ -303,6 +275,13 @@ def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
             yield name, registry.load(name)
         except UserError as error:
             yield name, error
+
+
+def _hyperparameter_rows(parameters: Iterable[HyperParameter], source: str) -> Iterator[str]:
+    for parameter in parameters:
+        yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
+    if source:
+        yield _row("", f"  {source}")
 
 
 def _row(label: str, text: str) -> str:

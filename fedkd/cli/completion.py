@@ -7,7 +7,7 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import get_origin
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 
@@ -22,15 +22,15 @@ def complete(parser: argparse.ArgumentParser) -> None:
     argcomplete = require("argcomplete", "completion in a shell", "completion")
     for action, kind in _arguments(parser):
         if action.dest == "scenario":
-            action.completer = lambda prefix, kind=kind, **_: scenario_words(prefix, kind)  # type: ignore[attr-defined]
+            action.completer = lambda prefix, kind=kind, **_: scenario_words(prefix, kind)
         elif action.dest in ("set", "search"):
-            action.completer = lambda prefix, **_: set_words(prefix)  # type: ignore[attr-defined]
+            action.completer = lambda prefix, **_: set_words(prefix)
         elif action.dest in ("folder", "ours", "theirs", "out"):
-            action.completer = argcomplete.DirectoriesCompleter()  # type: ignore[attr-defined]
+            action.completer = argcomplete.DirectoriesCompleter()
     argcomplete.autocomplete(parser)
 
 
-def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.Action, Kind]]:
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[Any, Kind]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb, inner in action.choices.items():

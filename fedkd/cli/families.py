@@ -26,6 +26,23 @@ REPLAY, OWN, ONE = LEARNER_FAMILIES = (
     "One model, protected or not",
 )
 """Families of learners, in the order of a list."""
+NEEDS = {
+    "gradients": "networks as client models",
+    "one_architecture": "one architecture",
+    "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
+    "features": "penultimate features and a head",
+    "plain_sgd": 'training.optimizer = "sgd" without momentum',
+    "transfer_labels": "labels of the transfer set on the server",
+    "server": "a server with a model of its own",
+    "equal_features": "features of one width for all clients",
+    "linear_head": "a head that is one linear layer",
+    "class_stream": "a class-incremental stream in lockstep",
+    "normalised_samples": "normalised samples",
+    "parts": "models with a body and a `head`",
+    "like_heads": "heads of one shape",
+    "three_classes": "three classes or more",
+}
+"""What a strategy may need of clients and server, for people; weights are what clients send."""
 SHORT = {
     "transfer_labels": "labelled public data",
     "server": "server model",
@@ -38,7 +55,7 @@ SHORT = {
     "plain_sgd": "plain SGD",
     "graph": "no server",
 }
-"""What sets a strategy's needs apart, in a list."""
+"""The same in a list of a line each, of those that set strategies apart."""
 WIDEST = 96  # letters that a list has for what a part does
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from fedkd.engine import check_address_space
-from fedkd.errors import RunFailed, UserError
+from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.scenario import LISTED, Kind, find_shipped, names_of
 
 LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
@@ -48,17 +48,14 @@ def bench_verb(args: argparse.Namespace) -> None:
     if args.dry_run:
         _print(describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)))
         return
-    if args.no_plugins:
-        raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
+    refuse_if(args.no_plugins, "only with --dry-run: cells cannot run without what they name", "--no-plugins")
     _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
     if result.failed:
-        raise RunFailed(
-            f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
-            "the same command tries them again"
-        )
+        told = f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'};"
+        raise RunFailed(f"{told} the same command tries them again")
 
 
 def tune_verb(args: argparse.Namespace) -> None:

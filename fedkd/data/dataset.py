@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.errors import UserError, described
+from fedkd.errors import UserError, described, refuse_if
 
 LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of larger ones overflow float32
 
@@ -58,42 +58,27 @@ def dataset_from_arrays(
     [n, 1]. Other types than uint8 become float32; with `integers`, other integers become int64. Without
     `class_names` the classes are the labels 0..C-1, each of which must occur.
     """
-    given = {"train_x": train_x, "test_x": test_x}
-    x = {what: _samples(values, what, integers, key) for what, values in given.items()}
-    y = {
-        "train_y": _labels(train_y, "train_y", len(x["train_x"]), key),
-        "test_y": _labels(test_y, "test_y", len(x["test_x"]), key),
-    }
-    if x["train_x"].shape[1:] != x["test_x"].shape[1:]:
-        raise UserError(
-            f"train_x and test_x must hold samples of one shape, got {x['train_x'].shape[1:]}"
-            f" and {x['test_x'].shape[1:]}",
-            key=key,
-        )
-    if x["train_x"].dtype != x["test_x"].dtype:
-        kinds = "uint8, integers or neither" if integers else "uint8, or neither"
-        raise UserError(f"train_x and test_x must both be {kinds}", key=key)
-    largest = int(max(y["train_y"].max(), y["test_y"].max()))
+    x, test = _samples(train_x, "train_x", integers, key), _samples(test_x, "test_x", integers, key)
+    y, test_labels = _labels(train_y, "train_y", len(x), key), _labels(test_y, "test_y", len(test), key)
+    told = f"train_x and test_x must hold samples of one shape, got {x.shape[1:]} and {test.shape[1:]}"
+    refuse_if(x.shape[1:] != test.shape[1:], told, key)
+    kinds = "uint8, integers or neither" if integers else "uint8, or neither"
+    refuse_if(x.dtype != test.dtype, f"train_x and test_x must both be {kinds}", key)
+    largest = int(max(y.max(), test_labels.max()))
     if class_names is None:
-        if largest >= len(y["train_y"]):  # before there is a place for each of a billion classes
-            raise UserError(
-                f"labels must be 0..C-1, each with a train sample; the largest is {largest},"
-                f" and there are {len(y['train_y'])} train samples",
-                key=key,
-            )
-        present = np.bincount(y["train_y"], minlength=largest + 1)
-        if not present.all():
-            raise UserError(
-                f"labels must be 0..C-1, each with a train sample; none has label {int(np.argmin(present))}"
-                f" while the largest label is {largest}",
-                key=key,
-            )
+        told = "labels must be 0..C-1, each with a train sample;"
+        # Before there is a place for each of a billion classes.
+        few = f"{told} the largest is {largest}, and there are {len(y)} train samples"
+        refuse_if(largest >= len(y), few, key)
+        present = np.bincount(y, minlength=largest + 1)
+        absent = f"none has label {int(np.argmin(present))} while the largest label is {largest}"
+        refuse_if(not present.all(), f"{told} {absent}", key)
         class_names = [str(label) for label in range(largest + 1)]
     elif largest >= len(class_names):
         raise UserError(f"label {largest} has no name: there are {len(class_names)} class names", key=key)
     if owners is not None:
-        owners = _owners(owners, len(y["train_y"]), key)
-    return Dataset(name, tuple(str(label) for label in class_names), **x, **y, owners=owners)
+        owners = _owners(owners, len(y), key)
+    return Dataset(name, tuple(str(label) for label in class_names), x, y, test, test_labels, owners)
 
 
 def _as_array(values: Any, what: str, key: str) -> np.ndarray:
@@ -105,11 +90,9 @@ def _as_array(values: Any, what: str, key: str) -> np.ndarray:
 
 def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     x = _as_array(values, what, key)
-    if x.dtype.kind not in "buif":
-        raise UserError(f"{what} must hold numbers, got dtype {x.dtype}", key=key)
-    if x.ndim not in (2, 3, 4) or x.size == 0:
-        told = f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}"
-        raise UserError(told, key=key)
+    refuse_if(x.dtype.kind not in "buif", f"{what} must hold numbers, got dtype {x.dtype}", key)
+    told = f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}"
+    refuse_if(x.ndim not in (2, 3, 4) or x.size == 0, told, key)
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
@@ -119,8 +102,8 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)
-        if not np.isfinite(x).all():
-            raise UserError(f"{what} must be finite in float32, it holds NaN or infinity", key=key)
+        told = f"{what} must be finite in float32, it holds NaN or infinity"
+        refuse_if(not np.isfinite(x).all(), told, key)
         if np.abs(x).max() > LARGEST:
             told = f"{what} must be within ±{LARGEST:g}, it holds {x.flat[np.abs(x).argmax()]:g}"
             raise UserError(told, key=key)
@@ -133,20 +116,15 @@ def _labels(values: Any, what: str, samples: int, key: str) -> np.ndarray:
         y = y[:, 0]
     if y.dtype.kind not in "ui" or y.ndim != 1:
         raise UserError(f"{what} must be integer labels [n], got {y.dtype} of shape {y.shape}", key=key)
-    if len(y) != samples:
-        raise UserError(f"{what} must have a label for each of {samples} samples, got {len(y)}", key=key)
+    refuse_if(len(y) != samples, f"{what} must have a label for each of {samples} samples, got {len(y)}", key)
     y = y.astype(np.int64)
-    if y.min() < 0:
-        raise UserError(f"{what} must be ≥ 0, got {int(y.min())}", key=key)
+    refuse_if(y.min() < 0, f"{what} must be ≥ 0, got {int(y.min())}", key)
     return y
 
 
 def _owners(values: Any, samples: int, key: str) -> np.ndarray:
     owners = _as_array(values, "owners", key)
-    if owners.dtype.kind not in "uiU" or owners.shape != (samples,):
-        raise UserError(
-            f"owners must be an integer or a name for each of {samples} train samples, got {owners.dtype} of"
-            f" shape {owners.shape}",
-            key=key,
-        )
+    told = f"owners must be an integer or a name for each of {samples} train samples, got {owners.dtype} of"
+    fits = owners.dtype.kind in "uiU" and owners.shape == (samples,)
+    refuse_if(not fits, f"{told} shape {owners.shape}", key)
     return owners if owners.dtype.kind == "U" else owners.astype(np.int64)

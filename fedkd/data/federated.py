@@ -15,7 +15,7 @@ from fedkd.data.partitions.split_samples import SampleSplit, split_samples
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.transfer import PublicSamples
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Scenario
@@ -25,10 +25,9 @@ from fedkd.scenario import Scenario
 class ClientData:
     """The data of one client: views into `FederatedData`, no copies.
 
-    `train_x` is [n, *input_shape] float32, or int64 of integers; `test_x` [m, *input_shape] local test
-    samples, distributed like them; `transfer_x` [M, *input_shape] the transfer set; `global_x` [K,
-    *input_shape] the common test set. Labels are int64. `public_y` [M] labels the transfer set for clients
-    that train on it; else None.
+    `train_x` [n, *input_shape] is float32, or int64 of integers, like the local test samples `test_x` [m,
+    …], the transfer set `transfer_x` [M, …] and the common test set `global_x` [K, …]. Labels are int64.
+    `public_y` [M] labels the transfer set for clients that train on it; else None.
     """
 
     train_x: np.ndarray
@@ -47,9 +46,8 @@ class ClientData:
 class FederatedData:
     """All data of a federation as plain arrays, so that they cross processes without a copy.
 
-    Samples are C-contiguous float32. uint8 is divided by 255, then every channel (feature of a vector) gets
-    zero mean and unit variance over the data set's train split. Without normalisation samples keep the values
-    of their source, uint8 divided by 255, and integers are int64.
+    Samples are C-contiguous float32, uint8 divided by 255. Every channel (feature of a vector) has zero mean
+    and unit variance over the train split. Without normalisation integers are int64.
     """
 
     name: str
@@ -147,34 +145,18 @@ def federate(
     Transfer samples are held out if `public` is None. Each `task` has its own draws; only a client's skew is
     the same in all tasks. `written` has every client's train indices from a file; None: the scheme decides.
     """
-    scenario = sources.scenario
-    seed = scenario.seed
+    scenario, seed = sources.scenario, sources.scenario.seed
     if is_integer(dataset.train_x):
         for kind in ("rotation", "noise", "colour"):
-            if getattr(scenario.heterogeneity, kind):
-                raise UserError(
-                    "the samples are integers, which are looked up and cannot be changed by degrees;"
-                    " must be 0",
-                    key=f"heterogeneity.{kind}",
-                )
-    split = split_samples(
-        dataset.train_y,
-        dataset.test_y,
-        scenario,
-        sources.search,
-        task=task,
-        written=written,
-        owners=dataset.owners,
-    )
+            told = "the samples are integers, which are looked up and cannot be changed by degrees;"
+            refuse_if(getattr(scenario.heterogeneity, kind), f"{told} must be 0", f"heterogeneity.{kind}")
+    split = split_samples(dataset, scenario, sources.search, task=task, written=written)
+    clients, held_out, common = scenario.data.clients, split.held_out, split.common
     if scenario.data.partition.replacement:
-        size = 4 * len(split.private) * prod(dataset.shape)
-        told = f"{len(split.private):,} samples of {scenario.data.clients:,} clients take"
-        check_fits(size, told, SIZE)
-    skew = draw_skews(
-        scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
-    )
+        told = f"{len(split.private):,} samples of {clients:,} clients take"
+        check_fits(4 * len(split.private) * prod(dataset.shape), told, SIZE)
+    skew = draw_skews(scenario.heterogeneity, clients, dataset.shape, dataset.classes, seed=seed)
     x, y = _private_samples(dataset, statistics, split, skew, seed, task)
-    held_out, common = split.held_out, split.common
     tests = (dataset.train_x, dataset.train_y) if split.validates else (dataset.test_x, dataset.test_y)
     owners = dataset.owners if scenario.data.partition.scheme == "natural" else None
     names = owners if owners is not None and owners.dtype.kind == "U" else None

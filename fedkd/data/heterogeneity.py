@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Heterogeneity
 
@@ -31,9 +31,8 @@ def draw_skews(
     if heterogeneity == Heterogeneity():
         return ()
     for kind in ("rotation", "colour"):
-        if getattr(heterogeneity, kind) and len(shape) != 3:
-            told = f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0"
-            raise UserError(told, key=f"heterogeneity.{kind}")
+        told = f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0"
+        refuse_if(getattr(heterogeneity, kind) and len(shape) != 3, told, f"heterogeneity.{kind}")
     if heterogeneity.label_noise and classes < 2:
         raise UserError("needs at least 2 classes, the data have 1", key="heterogeneity.label_noise")
 

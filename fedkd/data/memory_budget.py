@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 
 SHARE = 0.5  # share of memory for one data set: dealing copies the data once more
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -31,9 +31,8 @@ def memory_budget() -> int:
 def check_fits(size: int, what: str, key: str) -> None:
     """Raise a `UserError` if `size` bytes exceed the budget; `what` begins it: ``a.npz unpacks to``."""
     budget = memory_budget()
-    if size > budget:
-        told = f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB"
-        raise UserError(told, key=key)
+    told = f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB"
+    refuse_if(size > budget, told, key)
 
 
 def check_unpacked(path: Path, key: str) -> None:

@@ -12,7 +12,7 @@ from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent
 from fedkd.data.transfer import PublicSamples, foreign_samples, noise
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.scenario import Scenario
 
 
@@ -31,9 +31,8 @@ class Sources:
     def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
         """Load a data set whose samples become private."""
         transfer = self.scenario.data.transfer
-        if (transfer.source, transfer.args) == (name, args):
-            told = "the private data set itself would leak clients' samples; use 'holdout'"
-            raise UserError(told, key="data.transfer.source")
+        told = "the private data set itself would leak clients' samples; use 'holdout'"
+        refuse_if((transfer.source, transfer.args) == (name, args), told, "data.transfer.source")
         return load_dataset(self._request(name, args), key=key)
 
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:
@@ -51,11 +50,8 @@ class Sources:
         if transfer.source == "holdout":
             return None
         if transfer.source == "noise":
-            if is_integer(private.train_x):
-                raise UserError(
-                    "the samples are integers, of which there is no noise; use 'holdout' or another data set",
-                    key="data.transfer.source",
-                )
+            told = "the samples are integers, of which there is no noise; use 'holdout' or another data set"
+            refuse_if(is_integer(private.train_x), told, "data.transfer.source")
             size = 4 * transfer.size * prod(private.shape)
             check_fits(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
             return PublicSamples(noise(transfer.size, private.shape, seed=seed), None)

@@ -9,29 +9,32 @@ from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partitions.stratified import apportion
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
-def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | None = None) -> np.ndarray:
-    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M."""
+def draw_holdout(
+    labels: np.ndarray,
+    available: np.ndarray,
+    size: int,
+    alpha: float | None = None,
+    *,
+    seed: int,
+    task: int | None = None,
+) -> np.ndarray:
+    """Draw M = `size` transfer samples from `available` train indices [n], sorted.
+
+    Uniformly, or with an `alpha` by a label mix from Dir(α), where small classes give all they have.
+    """
     if size == 0:
         return available[:0]
-    if size >= len(available):
-        told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
-        raise UserError(told, key="data.transfer.size")
-    return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
-
-
-def draw_skewed_holdout(
-    labels: np.ndarray, available: np.ndarray, size: int, alpha: float, *, seed: int, task: int | None = None
-) -> np.ndarray:
-    """Draw M samples by a label mix from Dir(α), sorted; small classes give all they have."""
-    if not 0 < size < len(available):
-        return draw_holdout(available, size, seed=seed, task=task)
+    told = f"must be < {len(available)}, the train samples that may be held out, got {size}"
+    refuse_if(size >= len(available), told, "data.transfer.size")
+    if alpha is None:
+        return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
     generator = numpy_generator(seed, "transfer-mix", task=task)
     classes, counts = np.unique(labels[available], return_counts=True)
     mix = np.maximum(generator.dirichlet(np.full(len(classes), alpha)), 1e-12)
@@ -67,13 +70,11 @@ def foreign_samples(
         choices = ", ".join(["holdout", "noise", *DATASETS.names()])
         raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
-    if size > len(dataset.train_x):
-        told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
-        raise UserError(told, key="data.transfer.size")
+    told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
+    refuse_if(size > len(dataset.train_x), told, "data.transfer.size")
     words = {True: "integers", False: "no integers"}
     foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
-    if foreign != own:
-        raise UserError(f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key=key)
+    refuse_if(foreign != own, f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key)
     if dataset.shape != shape and (own or not len(dataset.shape) == len(shape) == 3):
         raise UserError(f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}", key=key)
     chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))

@@ -105,7 +105,7 @@ class Children:
                 each(line.decode(errors="replace").rstrip("\r\n"))
 
     def _open(
-        self, command: Sequence[Word], environment: Mapping[str, str], folder: Path, output: IO | int
+        self, command: Sequence[Word], environment: Mapping[str, str], folder: Path, output: IO[bytes] | int
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [str(word) for word in command],

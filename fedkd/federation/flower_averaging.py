@@ -176,8 +176,8 @@ def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> No
         kind, attribute, _, name = key.split("|", 3)
         groups.setdefault((kind, attribute), {})[name] = arrays[key]
     for (kind, attribute), items in groups.items():
-        values = {"record": to_record, "list": lambda items: list(items.values())}.get(kind, dict)(items)
-        setattr(strategy, attribute, values)
+        make: Any = {"record": to_record, "list": lambda items: list(items.values())}.get(kind, dict)
+        setattr(strategy, attribute, make(items))
 
 
 def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:

@@ -1,6 +1,7 @@
 """Warnings about clients that learned nothing from their own samples, once for each task."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flwr.app import Message
 
@@ -31,8 +32,8 @@ class ChanceWatch:
         task_of = {client: self._plan.schedule.task(client, round) for client in ending}
         figures: dict[str, float] = {}
         for client, task in task_of.items():
-            told = replies[client].content.config_records[msg.AT_CHANCE]
-            figures = {key: float(told[key]) for key in (msg.ACCURACY, msg.CHANCE)}  # type: ignore[arg-type]
+            told: Mapping[str, Any] = replies[client].content.config_records[msg.AT_CHANCE]
+            figures = {key: float(told[key]) for key in (msg.ACCURACY, msg.CHANCE)}
             self._recorder.warning(AT_CHANCE, round=round, client=client, task=task, **figures)
         return self._line(round, task_of, figures)
 

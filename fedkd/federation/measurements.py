@@ -143,14 +143,14 @@ class Measurements:
 
     def choices(self, round: int, replies: Replies) -> dict[str, float]:
         """Record clients' choices, and learners' figures at the end of a task; return the means."""
-        records = {
+        records: dict[int, Mapping[str, Any]] = {
             client: reply.content.config_records[msg.LEARNER]
             for client, reply in replies.items()
             if msg.LEARNER in reply.content
         }
         means = {}
         for name in dict.fromkeys(name for record in records.values() for name in record):
-            values = {client: float(record[name]) for client, record in records.items() if name in record}  # type: ignore[arg-type]
+            values = {client: float(record[name]) for client, record in records.items() if name in record}
             for task, of_task in self._by_task(round, values).items():
                 means[f"train/{name}"] = self._record(round, "train", name, of_task, task=task)
         return means

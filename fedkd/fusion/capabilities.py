@@ -155,6 +155,6 @@ def capabilities_of(strategy: FusionStrategy | type[FusionStrategy]) -> Capabili
         return found
     try:
         with contained():
-            return strategy().capabilities  # type: ignore[operator]
+            return strategy().capabilities if callable(strategy) else Capabilities()
     except Exception:  # a plug-in may lack defaults
         return Capabilities()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Self
+from dataclasses import Field, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -164,6 +164,7 @@ class FusionStrategy(ABC):
     source_note: ClassVar[str] = ""
     """Difference to that paper in one line, or that none was found."""
     if TYPE_CHECKING:  # class variables, as a rule; of some strategies, each instance has its own
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
         @property
         def name(self) -> str:

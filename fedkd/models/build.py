@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import UserError, blaming, described
+from fedkd.errors import UserError, blaming, described, refuse_if
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import predicting
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
@@ -141,9 +141,8 @@ def forward_flops(
 
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
-    if not callable(factory):
-        told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
-        raise UserError(told, key="clients.model")
+    told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
+    refuse_if(not callable(factory), told, "clients.model")
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature to check against
@@ -159,9 +158,8 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
     unknown = [name for name in group.args if name not in accepted]
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise UserError(f"'{group.model}' has no argument '{unknown[0]}'; {takes}", key="clients.args")
-    missing = [
-        p.name for p in own if p.name in accepted and p.default is p.empty and p.name not in group.args
-    ]
+    needed = [p.name for p in own if p.name in accepted and p.default is p.empty]
+    missing = [name for name in needed if name not in group.args]
     if missing:
         raise UserError(f"'{group.model}' needs the argument '{missing[0]}'; {takes}", key="clients.args")
 
@@ -192,12 +190,9 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
         kind = "" if inputs.is_floating_point() else " of integers"
         looks_up = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules())
         hint = "; an embedding looks up integers, which stay such with data.normalise = false"
-        raise UserError(
-            f"fails on an input {list(inputs.shape)}{kind} with {described(error)}"
-            + hint * (looks_up and inputs.is_floating_point()),
-            key="clients.model",
-        ) from error
+        told = f"fails on an input {list(inputs.shape)}{kind} with {described(error)}"
+        told += hint * (looks_up and inputs.is_floating_point())
+        raise UserError(told, key="clients.model") from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    if got != str([2, classes]):
-        told = f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}"
-        raise UserError(told, key="clients.model")
+    told = f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}"
+    refuse_if(got != str([2, classes]), told, "clients.model")

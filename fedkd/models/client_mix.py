@@ -9,8 +9,7 @@ from fedkd.scenario import ClientGroup, Scenario
 
 def client_models(scenario: Scenario) -> list[ClientGroup]:
     """Return the group of every client, in proportion to shares, spread evenly; nothing is drawn."""
-    groups = scenario.clients
-    clients = scenario.data.clients
+    groups, clients = scenario.clients, scenario.data.clients
     counts = apportion(clients, [group.share for group in groups])
     # The j-th of k clients of a group would like the middle of the j-th of k equal parts.
     wishes = sorted(

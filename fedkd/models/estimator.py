@@ -1,9 +1,8 @@
 """Client models with `fit` and `predict_proba`, such as a random forest beside a CNN.
 
-They learn from guidance by *weighted refitting*: they are fitted afresh on private samples, each with weight
-1, together with every transfer sample once per class, weighted by the guidance's probability of that class.
-So their state is the last guidance: arrays, not a pickle. A classifier with its own `distill` is not
-refitted: see `IncrementalModel`.
+They learn from guidance by *weighted refitting*: a fresh fit on private samples of weight 1, and on every
+transfer sample once per class, weighted by the guidance's probability of that class. So their state is the
+last guidance: arrays, not a pickle. A classifier with its own `distill` continues: see `IncrementalModel`.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedkd.errors import TrainingDiverged, UserError
+from fedkd.errors import TrainingDiverged, refuse_if
 
 FLOOR = 1e-6  # smallest probability: its logarithm is the lowest logit an estimator gives
 MOST_TREES = 100_000
@@ -50,9 +49,8 @@ def random_forest(input_shape: tuple[int, ...], classes: int, *, trees: int = 10
     """Return a random forest (Breiman 2001). `args` are scikit-learn's."""
     from sklearn.ensemble import RandomForestClassifier
 
-    if isinstance(trees, int) and trees > MOST_TREES:
-        raise UserError(f"must be ≤ {MOST_TREES:,}, got {trees}", key="clients.args.trees")
-
+    too_many = isinstance(trees, int) and trees > MOST_TREES
+    refuse_if(too_many, f"must be ≤ {MOST_TREES:,}, got {trees}", "clients.args.trees")
     return RandomForestClassifier(n_estimators=trees, n_jobs=1, **args)
 
 
@@ -76,8 +74,7 @@ class EstimatorModel:
     """An estimator that can be refitted, and refitted again to the last bit."""
 
     def __init__(self, make: Callable[[], Estimator], classes: int) -> None:
-        self._make = make
-        self._classes = classes
+        self._make, self._classes = make, classes
         self._fitted: Estimator | None = None
         self._guidance: tuple[np.ndarray, np.ndarray] | None = None  # samples [K], probabilities [K, C]
         self._seed = -1
@@ -127,7 +124,7 @@ class EstimatorModel:
         return self._fitted
 
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
-        """Return log-probabilities `[n, C]` float32; zeros before the first `fit`."""
+        """Return logits, or log-probabilities, `[n, C]` float32; zeros before the first `fit`."""
         if self._fitted is None:
             return np.zeros((len(x), self._classes), dtype=np.float32)
         return predicted_logits(self._fitted, x, self._classes)
@@ -156,14 +153,12 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     method = "predict_logits" if gives_logits else "predict_proba"
     found = np.asarray(getattr(estimator, method)(flatten(x)))
     said = f"`{method}` of {type(estimator).__name__} returned"
-    if found.dtype.kind not in "biuf":
-        message = f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}"
-        raise UserError(message, key="clients.model")
+    told = f"{said} {found.dtype} of shape {list(found.shape)}; must be numbers {[len(x), classes]}"
+    refuse_if(found.dtype.kind not in "biuf", told, "clients.model")
     found = found.astype(np.float64)
     columns = np.asarray(getattr(estimator, "classes_", np.arange(classes)), dtype=np.int64)
-    if found.shape != (len(x), len(columns)):
-        told = f"{said} {list(found.shape)}; must be {[len(x), len(columns)]}"
-        raise UserError(told, key="clients.model")
+    told = f"{said} {list(found.shape)}; must be {[len(x), len(columns)]}"
+    refuse_if(found.shape != (len(x), len(columns)), told, "clients.model")
     if not np.isfinite(found).all():
         told = next(str(value) for value in found.ravel() if not np.isfinite(value))
         raise TrainingDiverged(f"{said} {told}; must be finite numbers")
@@ -219,20 +214,18 @@ def check_estimator(name: str, estimator: Any) -> None:
         return callable(getattr(estimator, method, None))
 
     made = f"'{name}' made a {type(estimator).__name__}"
-    if not has("fit") or not (has("predict_proba") or has("predict_logits")):
-        missing = "predict_proba" if has("fit") else "fit"
-        raise UserError(
-            f"{made} without `{missing}`; a client model is a torch.nn.Module, or has `fit` and"
-            " `predict_proba` (or `predict_logits`)",
-            key="clients.model",
-        )
-    if has("distill") and not (has("state") and has("restore")):
-        missing = "restore" if has("state") else "state"
-        raise UserError(
-            f"{made} with `distill` and without `{missing}`; its checkpoints need `state()`, which returns a"
-            " dict of arrays, and `restore(arrays)`",
-            key="clients.model",
-        )
+    refuse_if(
+        not has("fit") or not (has("predict_proba") or has("predict_logits")),
+        f"{made} without `{'predict_proba' if has('fit') else 'fit'}`; a client model is a torch.nn.Module,"
+        " or has `fit` and `predict_proba` (or `predict_logits`)",
+        "clients.model",
+    )
+    refuse_if(
+        has("distill") and not (has("state") and has("restore")),
+        f"{made} with `distill` and without `{'restore' if has('state') else 'state'}`; its checkpoints need"
+        " `state()`, which returns a dict of arrays, and `restore(arrays)`",
+        "clients.model",
+    )
 
 
 @runtime_checkable
@@ -249,20 +242,18 @@ class IncrementalEstimator(Estimator, Protocol):
         """Continue, in a fresh object, from a `state`."""
 
 
-class IncrementalModel:
-    """An estimator with its own `distill` and state, and the methods of `EstimatorModel`."""
+class IncrementalModel(EstimatorModel):
+    """An estimator with its own `distill` and state."""
 
     def __init__(self, make: Callable[[], IncrementalEstimator], classes: int) -> None:
-        self._make = make
-        self._classes = classes
-        self._estimator = make()
-        self._has_learned = False
+        super().__init__(make, classes)
+        self._fresh, self._estimator = make, make()
 
     def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
         """Fit on private samples."""
         set_seed(self._estimator, seed)
         self._estimator.fit(flatten(x), y)
-        self._has_learned = True
+        self._fitted = self._estimator
 
     def learn(
         self,
@@ -276,50 +267,32 @@ class IncrementalModel:
         """Distil guidance."""
         set_seed(self._estimator, seed)
         self._estimator.distill(flatten(transfer_x)[samples], np.asarray(probabilities, dtype=np.float64))
-        self._has_learned = True
-
-    @property
-    def fitted(self) -> IncrementalEstimator | None:
-        """The estimator; None: it has learned nothing yet."""
-        return self._estimator if self._has_learned else None
-
-    def predict_logits(self, x: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` float32; zeros before the first `fit`."""
-        if not self._has_learned:
-            return np.zeros((len(x), self._classes), dtype=np.float32)
-        return predicted_logits(self._estimator, x, self._classes)
+        self._fitted = self._estimator
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the estimator's own state, if any; a `UserError` if it is no table of arrays."""
-        if not self._has_learned:
+        if self._fitted is None:
             return {}
         given = self._estimator.state()
-        if not isinstance(given, Mapping):
-            self._refuse_state(f"a {type(given).__name__}")
-        arrays = {f"{OWN}{name}": np.array(values) for name, values in given.items()}
-        for name, array in arrays.items():
-            if array.dtype.kind not in "biuf":
-                self._refuse_state(f"'{name.removeprefix(OWN)}' of type {array.dtype}")
-        return arrays
-
-    def _refuse_state(self, what: str) -> NoReturn:
-        raise UserError(
-            f"`state` of {type(self._estimator).__name__} returned {what}; must return a dict of"
-            " numeric NumPy arrays by name",
-            key="clients.model",
-        )
+        arrays, wrong = {}, "" if isinstance(given, Mapping) else f"a {type(given).__name__}"
+        if not wrong:
+            arrays = {name: np.array(values) for name, values in given.items()}
+            others = ((name, a.dtype) for name, a in arrays.items() if a.dtype.kind not in "biuf")
+            wrong = next((f"'{name}' of type {dtype}" for name, dtype in others), "")
+        told = f"`state` of {type(self._estimator).__name__} returned {wrong}; must return a dict of"
+        refuse_if(wrong, f"{told} numeric NumPy arrays by name", "clients.model")
+        return {f"{OWN}{name}": array for name, array in arrays.items()}
 
     def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
         """Let a fresh estimator continue from its own state."""
-        self._estimator = self._make()
+        self._estimator = self._fresh()
         own = {name.removeprefix(OWN): values for name, values in arrays.items() if name.startswith(OWN)}
-        self._has_learned = bool(own)
+        self._fitted = self._estimator if own else None
         if own:
             self._estimator.restore(own)
 
 
-def client_estimator(make: Callable[[], Any], classes: int) -> EstimatorModel | IncrementalModel:
+def client_estimator(make: Callable[[], Any], classes: int) -> EstimatorModel:
     """Return an estimator behind its adapter; `make` returns a fresh one."""
-    if callable(getattr(make(), "distill", None)):
-        return IncrementalModel(make, classes)
-    return EstimatorModel(make, classes)
+    own = callable(getattr(make(), "distill", None))
+    return (IncrementalModel if own else EstimatorModel)(make, classes)

@@ -62,11 +62,10 @@ class _Maker:
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
         networks, factory = networks_of(self.strategy), self.factory
         group = ClientGroup(model=networks.shared_model or "", args=networks.shared_arguments)
-        shape, kind, path = factory.input_shape, factory.input_dtype, factory.plugin_path
+        shape, kind = factory.input_shape, factory.input_dtype
+        options: dict[str, Any] = {"plugin_path": factory.plugin_path, "input_dtype": kind}
         try:
-            made = build_model(
-                group, shape, factory.outputs, seed=self.seed, plugin_path=path, input_dtype=kind
-            )
+            made = build_model(group, shape, factory.outputs, seed=self.seed, **options)
         except UserError as error:
             key = (error.key or "clients.model").replace("clients.", "fusion.shared_", 1)
             raise UserError(error.message, key=key, file=error.file) from error

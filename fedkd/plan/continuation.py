@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.scenario import HANDLING, Scenario, changed_keys, decisive
 
@@ -23,8 +23,7 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
             f"the run began with other values: {', '.join([*told[:TOLD], *more])};"
             " put them back, or start a run of its own"
         )
-    if now < before:
-        raise UserError(f"the run began with {before} rounds and cannot have fewer, got {now}", key="rounds")
+    refuse_if(now < before, f"the run began with {before} rounds and cannot have fewer, got {now}", "rounds")
     if now == before or done == 0:
         return
     if scenario.continual is not None:

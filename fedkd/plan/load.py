@@ -73,8 +73,7 @@ def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapp
     file, folder = None, None
     if isinstance(scenario, str | Path):
         path = find_shipped(scenario, "scenario")
-        file, folder = str(path), path.parent
-        mapping = read_toml(path)
+        file, folder, mapping = str(path), path.parent, read_toml(path)
     elif isinstance(scenario, Scenario):
         mapping = _without_what_followed(scenario, changes)
     else:
@@ -131,12 +130,6 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | N
     return load_plan(path, overrides, seed).scenario
 
 
-def parse_scenario(
-    mapping: Mapping[str, Any],
-    *,
-    file: str | None = None,
-    folder: str | Path | None = None,
-    layers: OverrideLayers = NO_OVERRIDES,
-) -> Scenario:
-    """Return the resolved scenario of nested tables (see `parse_plan`)."""
-    return parse_plan(mapping, file=file, folder=folder, layers=layers).scenario
+def parse_scenario(mapping: Mapping[str, Any], **options: Any) -> Scenario:
+    """Return the resolved scenario of nested tables (options: those of `parse_plan`)."""
+    return parse_plan(mapping, **options).scenario

@@ -103,13 +103,15 @@ class Plan:
 
     def with_executor(self, name: str) -> Plan:
         """Return the plan with an executor, ``"loop"`` or ``"vectorised"``."""
-        training = self.scenario.training.model_copy(update={"executor": name})
-        return replace(self, scenario=self.scenario.model_copy(update={"training": training}))
+        return self._with("training", executor=name)
 
     def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
         """Return the plan with all clients on one kind of device."""
-        engine = self.scenario.engine.model_copy(update={"device": device})
-        return replace(self, scenario=self.scenario.model_copy(update={"engine": engine}))
+        return self._with("engine", device=device)
+
+    def _with(self, table: str, **values: str) -> Plan:
+        changed = getattr(self.scenario, table).model_copy(update=values)
+        return replace(self, scenario=self.scenario.model_copy(update={table: changed}))
 
 
 def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:

@@ -104,8 +104,7 @@ class Schedule:
 
     def ending(self, round: int) -> tuple[int, ...]:
         """Return the clients whose task is over with a round, ascending."""
-        ends = [span.task is not None and span.last == round for span in self._spans(round)]
-        return self._whose(ends)
+        return self._whose([span.task is not None and span.last == round for span in self._spans(round)])
 
     def tasks(self, round: int) -> tuple[int | None, ...]:
         """Return the task that every client is at in a round (see `task`), N of them."""
@@ -116,10 +115,6 @@ class Schedule:
         """Return whether a client is there in a round, sampled or not."""
         span = self._span(client, round)
         return span.first <= round <= span.last
-
-    def present(self, client: int, round: int) -> bool:
-        """Return whether a client takes part in a round."""
-        return client in self.participants(round)
 
     def participants(self, round: int) -> tuple[int, ...]:
         """Return the clients that take part in a round, ascending."""

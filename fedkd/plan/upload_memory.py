@@ -18,11 +18,8 @@ def uploads_kept(plan: Plan) -> int:
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
         return 0
-    clients, unwaiting, knowledge_cache = (
-        scenario.data.clients,
-        scenario.asynchronous,
-        scenario.fusion.knowledge_cache,
-    )
+    clients, unwaiting = scenario.data.clients, scenario.asynchronous
+    knowledge_cache = scenario.fusion.knowledge_cache
     if plan.graph is not None:
         remembers = can.stale_decay is not None
         return _remembered(plan.graph, scenario.rounds, relay=scenario.topology.relay) if remembers else 0

@@ -40,7 +40,7 @@ class HyperParameter(NamedTuple):
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
     """Build a part from its table of a scenario; `key` names it, e.g. ``fusion.strategy``."""
     table = key.partition(".")[0]
-    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    known = hyperparameter_names(cls)
     for given in hyperparameters:
         if given not in known:
             raise UserError(f"unknown key; {did_you_mean(given, known)}", key=f"{table}.{given}")
@@ -86,11 +86,9 @@ def hyperparameter_names(cls: type) -> list[str]:
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
     """Return a part's hyper-parameters in the order in which it declares them."""
     hints = get_type_hints(cls, include_extras=True)
-    documented: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
-            if field.description:
-                documented[name] = field.description
+    # A plain dataclass has none.
+    described = [vars(base).get("__pydantic_fields__", {}) for base in reversed(cls.__mro__)]
+    documented = {name: f.description for own in described for name, f in own.items() if f.description}
     return [
         HyperParameter(
             field.name,
@@ -103,7 +101,7 @@ def hyperparameters_of(cls: type) -> list[HyperParameter]:
     ]
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     value = None if field.default is dataclasses.MISSING else field.default

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.plan import Schedule
-from fedkd.report.style import COLOUR_MAP, new_figure, write_figure
+from fedkd.report.chart import COLOUR_MAP
+from fedkd.report.style import new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Literal, get_args
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.storage import expanded
 
 Kind = Literal["strategy", "model", "learner"]
@@ -55,15 +55,10 @@ def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
 
 def _check_spelling(kind: Kind, name: str) -> None:
     if not name.isidentifier() or not name.isascii() or iskeyword(name) or name != name.lower():
-        raise UserError(
-            f"a {kind}'s name must be lower-case letters, digits and '_', starting with a letter,"
-            f" got {name!r}",
-            key="NAME",
-        )
-    if len(name) > LONGEST_NAME:
-        raise UserError(f"must have at most {LONGEST_NAME} letters, got {len(name)}", key="NAME")
-    if name.startswith(("_", "test_")):
-        raise UserError(f"must not start with '_' or 'test_', got {name!r}", key="NAME")
+        told = f"a {kind}'s name must be lower-case letters, digits and '_', starting with a letter,"
+        raise UserError(f"{told} got {name!r}", key="NAME")
+    refuse_if(len(name) > LONGEST_NAME, f"must have at most {LONGEST_NAME} letters, got {len(name)}", "NAME")
+    refuse_if(name.startswith(("_", "test_")), f"must not start with '_' or 'test_', got {name!r}", "NAME")
 
 
 def _check_free(kind: Kind, name: str) -> None:
@@ -73,8 +68,7 @@ def _check_free(kind: Kind, name: str) -> None:
 
     if name in {"strategy": STRATEGIES, "model": MODELS, "learner": LEARNERS}[kind].names():
         raise UserError(f"there is a {kind} named '{name}' already (fedkd list)", key="NAME")
-    if name in IMPORTED:
-        raise UserError(f"'{name}' would name a class that the file imports", key="NAME")
+    refuse_if(name in IMPORTED, f"'{name}' would name a class that the file imports", "NAME")
     # A file that hides an installed module would be imported in its place, or never.
     if name in sys.stdlib_module_names or find_spec(name) is not None:
         raise UserError(f"there is a module named '{name}' already", key="NAME")

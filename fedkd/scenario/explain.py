@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.plugins import explain_error
 from fedkd.scenario.schema import Scenario
 
@@ -73,18 +73,16 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
     problems = error.errors(include_url=False)
     # A misspelt key also leaves its default in place, which may cause follow-up errors: it goes first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = first["loc"]
-    message = explain_error(first, known_keys(location[:-1]))
-    if first["type"] == "extra_forbidden":
-        message = unknown_key(str(location[-1]), known_keys(location[:-1]))
-    if first["type"] == "string_pattern_mismatch" and location == ("name",):
-        message = (
-            "must be letters, digits, '.', '_' and '-', starting with a letter or digit"
-            f", got {first['input']!r}"
-        )
-    if len(problems) > 1:
-        message += f" (and {len(problems) - 1} more)"
-    return UserError(message, key=dotted(location), file=file)
+    kind, location, known = first["type"], first["loc"], known_keys(first["loc"][:-1])
+    if kind == "extra_forbidden":
+        message = unknown_key(str(location[-1]), known)
+    elif kind == "string_pattern_mismatch" and location == ("name",):
+        allowed = "letters, digits, '.', '_' and '-', starting with a letter or digit"
+        message = f"must be {allowed}, got {first['input']!r}"
+    else:
+        message = explain_error(first, known)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return UserError(message + more, key=dotted(location), file=file)
 
 
 def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
@@ -148,5 +146,4 @@ def asked_for(name: str) -> str | None:
 def check_metric_name(name: str, key: str) -> None:
     """Refuse the name that a metric had in an earlier release."""
     for old, new in _RENAMED_METRICS.items():
-        if old in name:
-            raise UserError(f"the name of '{name}' is '{name.replace(old, new)}' now", key=key)
+        refuse_if(old in name, f"the name of '{name}' is '{name.replace(old, new)}' now", key)

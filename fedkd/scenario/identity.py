@@ -66,21 +66,24 @@ def digest_of(scenario: Scenario) -> str:
 def run_digest(scenario: Scenario) -> str:
     """Return a digest like `digest_of` that stays when a run is moved, made longer, or deals with faults."""
     usual = {key: getattr(Faults(), key) for key in HANDLING}
-    data = scenario.data.model_copy(update={"root": None})
     faults = scenario.faults.model_copy(update=usual)
-    tables = decisive(scenario.model_copy(update={"plugin_path": [], "data": data, "faults": faults}))
+    tables = decisive(_anywhere(scenario).model_copy(update={"faults": faults}))
     return _sha256({key: value for key, value in tables.items() if key != "rounds"})
+
+
+def digest_anywhere(scenario: Scenario) -> str:
+    """Return a digest like `digest_of` that is the same wherever the scenario's files lie."""
+    return digest_of(_anywhere(scenario))
+
+
+def _anywhere(scenario: Scenario) -> Scenario:
+    data = scenario.data.model_copy(update={"root": None})
+    return scenario.model_copy(update={"plugin_path": [], "data": data})
 
 
 def _sha256(tables: Mapping[str, Any]) -> str:
     canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def digest_anywhere(scenario: Scenario) -> str:
-    """Return a digest like `digest_of` that is the same wherever the scenario's files lie."""
-    data = scenario.data.model_copy(update={"root": None})
-    return digest_of(scenario.model_copy(update={"plugin_path": [], "data": data}))
 
 
 def changed_keys(

@@ -120,12 +120,8 @@ def _absolute(path: str, home: Path) -> str:
 def _named_files(scenario: Scenario) -> list[Path]:
     """Return the files that may lie beside the scenario: modules of ``"module:Name"``, and relative paths."""
     data, fusion = scenario.data, scenario.fusion
-    names = [
-        data.dataset,
-        data.transfer.source,
-        data.partition.scheme,
-        *(group.model for group in scenario.clients),
-    ]
+    names = [data.dataset, data.transfer.source, data.partition.scheme]
+    names += [group.model for group in scenario.clients]
     if not fusion.from_flower:
         names.append(fusion.strategy)
     if scenario.continual is not None:

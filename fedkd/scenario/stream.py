@@ -3,7 +3,8 @@
 from typing import Literal
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Continual, Scenario, TaskStream
+from fedkd.scenario.continual import Continual, TaskStream
+from fedkd.scenario.schema import Scenario
 
 Head = Literal["task", "domain", "class"]
 Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]

@@ -59,7 +59,7 @@ class UntrainedModels(TransferSetModels):
 
 def attributes_of(strategy: FusionStrategy) -> dict[str, Any]:
     """Return copies of the hyper-parameters, by name, and of the classes' attributes, by class and name."""
-    found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}  # type: ignore[arg-type]
+    found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}
     for owner in type(strategy).__mro__:
         if issubclass(owner, FusionStrategy) and owner is not FusionStrategy:
             found |= {f"{owner.__name__}.{name}": value for name, value in vars(owner).items()}
@@ -134,7 +134,8 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
     # Only identity tells some objects apart, such as copies of a generator: these count as equal.
-    opaque = type(one) is type(other) and type(one).__eq__ is object.__eq__
+    plain: Any = object.__eq__
+    opaque = type(one) is type(other) and type(one).__eq__ is plain
     try:
         return one is other or bool(one == other) or opaque
     except Exception:  # somebody else's `__eq__`

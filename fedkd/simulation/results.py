@@ -1,6 +1,6 @@
 """The result of a run, for programs and for notebooks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
@@ -30,8 +30,8 @@ class RunResult:
 
     def frame(self, library: str | None = None) -> Any:
         """Return `metrics.jsonl` as a data frame of `"pandas"` or `"polars"`; absent: the one installed."""
-        rows = self.metrics()
-        return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)  # type: ignore[literal-required]
+        rows: Sequence[Mapping[str, Any]] = self.metrics()
+        return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)
 
     def __repr__(self) -> str:
         final = self.summary.get("final") or {}

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +38,10 @@ def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
 
 def write_table(path: Path, arrays: Arrays, run: str) -> None:
     """Write arrays as a ``.npz`` with digests of its run, its name and itself; always the same bytes."""
-    told = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
-    digest = bytes.fromhex(content_digest({"file": path.name}, told))
+    told: dict[str, Any] = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
+    told[DIGEST] = np.frombuffer(bytes.fromhex(content_digest({"file": path.name}, told)), np.uint8)
     content = BytesIO()
-    np.savez(content, **told, **{DIGEST: np.frombuffer(digest, np.uint8)})  # type: ignore[arg-type]
+    np.savez(content, **told)
     path.parent.mkdir(exist_ok=True)
     write_bytes_atomically(path, content.getvalue())
 

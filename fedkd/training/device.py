@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +64,8 @@ def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = 
     if not fast:
         use_torch_kernels(model)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        # Module.to() knows memory_format, its type stubs only for a tensor as the first argument.
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}  # the stubs of Module.to() lack it
+        model = model.to(**layout)
     return model
 
 

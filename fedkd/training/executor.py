@@ -12,7 +12,7 @@ job or its end. An executor can run many clients' jobs at once::
 """
 
 from collections.abc import Generator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fedkd.plugins import contained
 from fedkd.training.fast.replay import Replays
@@ -57,7 +57,7 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
     yielded the job; one that leaves a training is its outcome. No two trainings share a model.
     """
     outcomes: dict[int, T | Exception] = {}
-    results: dict[int, FitResult | Exception | None] = dict.fromkeys(range(len(trainings)))
+    results: dict[int, Any] = dict.fromkeys(range(len(trainings)))
     while results:
         jobs: dict[int, TrainJob] = {}
         for number, result in results.items():
@@ -66,7 +66,7 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
                     if isinstance(result, Exception):
                         jobs[number] = trainings[number].throw(result)
                     else:  # the first message of a coroutine is None
-                        jobs[number] = trainings[number].send(result)  # type: ignore[arg-type]
+                        jobs[number] = trainings[number].send(result)
             except StopIteration as end:
                 outcomes[number] = end.value
             except Exception as error:

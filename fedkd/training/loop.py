@@ -34,10 +34,9 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C9
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if rules is not None:
         parameters = list(rules.parameters)
-    optimizer = make_optimizer(
-        job.optimizer, parameters, [(aux.parameters, aux.lr) for aux in job.aux_networks]
-    )
-    clipped = [parameters, *(aux.parameters for aux in job.aux_networks)]
+    beside = [(aux.parameters, aux.lr) for aux in job.aux_networks]
+    optimizer = make_optimizer(job.optimizer, parameters, beside)
+    clipped = [parameters, *(own for own, _ in beside)]
     state = job.optimizer_state
     named: dict[str, Tensor] = {}
     if state is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.training.fast.uncompiled import uncompiled
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
@@ -78,9 +78,8 @@ def _of_parameters(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
         return uncompiled(torch.optim.AdamW)(trainable, fused=True, **common)
     if spec.name == "rmsprop":
         return uncompiled(torch.optim.RMSprop)(trainable, momentum=spec.momentum, **common)
-    raise UserError(
-        f"no optimizer named '{spec.name}'; {did_you_mean(spec.name, OPTIMIZERS)}", key="training.optimizer"
-    )
+    told = f"no optimizer named '{spec.name}'; {did_you_mean(spec.name, OPTIMIZERS)}"
+    raise UserError(told, key="training.optimizer")
 
 
 def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LRScheduler | None:
@@ -117,14 +116,10 @@ class LrSchedule:
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
-            raise UserError(
-                f"no schedule named '{self.name}'; {did_you_mean(self.name, SCHEDULES)}",
-                key="training.schedule",
-            )
-        if not 0.0 < self.factor <= 1.0:
-            raise UserError(f"must be > 0 and ≤ 1, got {self.decay}", key="training.lr_decay")
-        if self.step_rounds < 1:
-            raise UserError(f"must be ≥ 1, got {self.step_rounds}", key="training.lr_step_rounds")
+            told = f"no schedule named '{self.name}'; {did_you_mean(self.name, SCHEDULES)}"
+            raise UserError(told, key="training.schedule")
+        refuse_if(not 0.0 < self.factor <= 1.0, f"must be > 0 and ≤ 1, got {self.decay}", "training.lr_decay")
+        refuse_if(self.step_rounds < 1, f"must be ≥ 1, got {self.step_rounds}", "training.lr_step_rounds")
 
     @property
     def factor(self) -> float:

@@ -141,6 +141,11 @@ def test_scheme_holdout_and_test_sets_hold_within_every_task():
         assert not any(sample.tobytes() in private for sample in task.transfer_x)
 
 
+def labelled(labels) -> Dataset:
+    x = np.zeros((len(labels), 1))
+    return Dataset("labels", ("0", "1", "2"), x, labels, x, labels)
+
+
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "twins:deal"])
 def test_every_task_has_its_own_draws(scheme, tmp_path):
     """Tasks of equal labels would be dealt alike if their draws did not carry the task."""
@@ -152,7 +157,7 @@ def test_every_task_has_its_own_draws(scheme, tmp_path):
     scenario = make(data={"partition": {"scheme": scheme}, "transfer": {"size": 0}})
     labels = np.arange(90) % 3
     first, second, again = (
-        split_samples(labels, labels, scenario, (tmp_path,), task=task) for task in (0, 1, 0)
+        split_samples(labelled(labels), scenario, (tmp_path,), task=task) for task in (0, 1, 0)
     )
     assert np.array_equal(first.private, again.private)
     shards = [
@@ -165,7 +170,7 @@ def test_every_task_has_its_own_draws(scheme, tmp_path):
 def test_each_task_has_its_own_holdout_and_test_sets():
     labels = np.arange(90) % 3
     scenario = make(data={"test_size": 30})
-    first, second = (split_samples(labels, labels, scenario, (), task=task) for task in (0, 1))
+    first, second = (split_samples(labelled(labels), scenario, (), task=task) for task in (0, 1))
     assert not np.array_equal(first.held_out, second.held_out)
     assert not np.array_equal(first.common, second.common)
     splits = [local_split(labels, 0.2, seed=1, client=0, task=task)[1] for task in (0, 1)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.federated import load_federated_data
-from fedkd.data.transfer import bilinear_matrix, convert_images, draw_holdout, draw_skewed_holdout
+from fedkd.data.transfer import bilinear_matrix, convert_images, draw_holdout
 from fedkd.errors import UserError
 
 
@@ -24,26 +24,26 @@ def test_digits_have_no_duplicate_images(scenario):
 
 def test_a_holdout_is_uniform_and_follows_the_seed():
     available = np.arange(100, 1100)
-    drawn = draw_holdout(available, 500, seed=1)
+    drawn = draw_holdout(available, available, 500, seed=1)
     assert len(np.unique(drawn)) == 500 and drawn.min() >= 100
     assert abs(drawn.mean() - available.mean()) < 60
-    assert not np.array_equal(drawn, draw_holdout(available, 500, seed=2))
+    assert not np.array_equal(drawn, draw_holdout(available, available, 500, seed=2))
 
 
 def test_a_skewed_holdout_has_its_own_mix_without_duplicates():
     labels = np.arange(2000) % 4
     available = np.arange(100, 2000)
-    near, far = (draw_skewed_holdout(labels, available, 400, a, seed=1) for a in (1e6, 0.1))
+    near, far = (draw_holdout(labels, available, 400, a, seed=1) for a in (1e6, 0.1))
     for drawn in (near, far):
         assert len(np.unique(drawn)) == 400 and drawn.min() >= 100
     assert np.ptp(np.bincount(labels[near], minlength=4)) <= 4
     assert np.bincount(labels[far], minlength=4).min() < 20
-    assert not np.array_equal(far, draw_skewed_holdout(labels, available, 400, 0.1, seed=2))
+    assert not np.array_equal(far, draw_holdout(labels, available, 400, 0.1, seed=2))
     # What one class has too few of, the others make up for.
-    most = draw_skewed_holdout(labels, available, 1899, 0.1, seed=1)
+    most = draw_holdout(labels, available, 1899, 0.1, seed=1)
     assert len(np.unique(most)) == 1899
     with pytest.raises(UserError, match="must be < 1900"):
-        draw_skewed_holdout(labels, available, 1900, 0.1, seed=1)
+        draw_holdout(labels, available, 1900, 0.1, seed=1)
 
 
 def test_a_skewed_holdout_is_disjoint_from_every_client(scenario):

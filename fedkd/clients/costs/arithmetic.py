@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -163,7 +164,8 @@ def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
     if not isinstance(model, nn.Module):
         return 0
     with predicting(model):
-        return int(model.features(blank_inputs(2, data.input_shape, data.input_dtype)).flatten(1).shape[1])  # type: ignore[operator]
+        features: Any = model.features
+        return int(features(blank_inputs(2, data.input_shape, data.input_dtype)).flatten(1).shape[1])
 
 
 def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:

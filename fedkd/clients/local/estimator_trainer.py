@@ -20,9 +20,7 @@ TRAINED_ROUND = "trained_round"
 class EstimatorTrainer:
     """Fits an estimator, and refits it when guidance arrives (see `fedkd.models.estimator`)."""
 
-    def __init__(
-        self, plan: Plan, index: int, samples: LocalSamples, model: EstimatorModel | IncrementalModel
-    ) -> None:
+    def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: EstimatorModel) -> None:
         self.model = model
         self._strategy, self._samples = plan.strategy, samples
         self._distils = plan.scenario.fusion.distill_epochs > 0
@@ -61,11 +59,10 @@ class EstimatorTrainer:
             return
         rows = np.arange(len(transfer_x)) if last.samples is None else last.samples
         wanted = self._strategy.probabilities(last.targets)
-        if isinstance(model, EstimatorModel):
-            model.learn(x, y, transfer_x, rows, wanted, seed)
-        else:
+        if isinstance(model, IncrementalModel):
             model.fit(x, y, transfer_x, seed)
-            model.learn(x, y, transfer_x, rows, wanted, self._draws.seed_of("kd_weight", round))
+            seed = self._draws.seed_of("kd_weight", round)
+        model.learn(x, y, transfer_x, rows, wanted, seed)
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         yield from ()

@@ -97,12 +97,13 @@ def own_directions(memory: LayerMemory, task: int) -> Tensor:
     columns, context = memory.columns(task), memory.context
     if columns is None:
         return memory.basis[:, :0]
-    ended = [other for other in range(context.task + 1) if memory.columns(other) is not None]
+    found = {other: memory.columns(other) for other in range(context.task + 1)}
+    ended = {other: own for other, own in found.items() if own is not None}
     if any(task in memory.related(later) for later in ended if later > task):
         return memory.basis[:, :0]
     alone = torch.zeros(memory.basis.shape[1], dtype=torch.bool, device=memory.basis.device)
     alone[columns.long()] = True
-    for other in ended:
+    for other, own in ended.items():
         if other != task:
-            alone[memory.columns(other).long()] = False  # type: ignore[union-attr]
+            alone[own.long()] = False
     return memory.basis[:, alone].contiguous()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data.partitions.schemes import fewest_samples
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.plugins import show_value
 from fedkd.scenario import Partition, find_file
 from fedkd.storage import NotJson, parse_json
@@ -29,14 +29,12 @@ def read_partition_file(
         raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
     if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
         raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)
-    if len(lists) != clients:
-        raise UserError(f"{path} deals to {len(lists)} clients, data.clients is {clients}", key=KEY)
+    refuse_if(len(lists) != clients, f"{path} deals to {len(lists)} clients, data.clients is {clients}", KEY)
     owner: dict[int, int] = {}
     floor = fewest_samples(scheme)
     for client, indices in enumerate(lists):
         size = len(indices)
-        if size < floor:
-            raise UserError(f"client {client} has {size} samples, min_samples asks for {floor}", key=KEY)
+        refuse_if(size < floor, f"client {client} has {size} samples, min_samples asks for {floor}", KEY)
         if scheme.samples_per_client not in (None, size):
             raise UserError(
                 f"client {client} has {size} samples in the file, got {scheme.samples_per_client};"

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.data.registry import PARTITIONS
-from fedkd.errors import UserError, blaming, described
+from fedkd.errors import UserError, blaming, described, refuse_if
 from fedkd.plugins import calling
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition
@@ -30,8 +30,7 @@ def plugged_partition(
     with blaming(key=KEY):
         function = PARTITIONS.load(scheme.scheme, search)
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
-    if not callable(function):
-        raise UserError(f"'{name}' is not callable", key=KEY)
+    refuse_if(not callable(function), f"'{name}' is not callable", KEY)
     try:
         inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
     except TypeError as error:
@@ -58,22 +57,16 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         except Exception as error:  # of lists of several lengths, of tensors elsewhere
             told = f"'{name}' returned no indices for client {client}: {described(error)}"
             raise UserError(told, key=KEY) from error
-        if shard.ndim != 1 or shard.dtype.kind not in "ui":
-            raise UserError(
-                f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
-                f" {shard.shape} for client {client}",
-                key=KEY,
-            )
+        told = f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
+        refuse_if(
+            shard.ndim != 1 or shard.dtype.kind not in "ui", f"{told} {shard.shape} for client {client}", KEY
+        )
         shard = np.sort(shard.astype(np.int64))
         if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
-            raise UserError(
-                f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
-                f" there are 0..{samples - 1}",
-                key=KEY,
-            )
-        if len(shard) < floor:
-            told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
-            raise UserError(told, key=KEY)
+            told = f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
+            raise UserError(f"{told} there are 0..{samples - 1}", key=KEY)
+        told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
+        refuse_if(len(shard) < floor, told, KEY)
         if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
             raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
         owner[shard] = client

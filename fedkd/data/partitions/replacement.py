@@ -53,11 +53,8 @@ def draw_with_replacement(
     too_many = any(own.max() > pool.size for own, pool in zip(wanted, pools, strict=True))
     if empty or (too_many and scheme.scheme != "quantity"):
         parted = f", {pools[1].size} of them for local tests" if test_fraction > 0.0 else ""
-        raise UserError(
-            f"a client draws no sample twice, and there are {len(labels)} private samples{parted};"
-            f" got {scheme.samples_per_client}",
-            key=SIZE,
-        )
+        told = f"a client draws no sample twice, and there are {len(labels)} private samples{parted};"
+        raise UserError(f"{told} got {scheme.samples_per_client}", key=SIZE)
     drawn = []
     for client in range(clients):
         rng = numpy_generator(seed, "partition", client=client, task=task)

@@ -8,7 +8,7 @@ label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-p
 import numpy as np
 
 from fedkd.data.partitions.stratified import apportion
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition
 
@@ -23,8 +23,7 @@ def partition(
     rng = numpy_generator(seed, "partition", task=task)
     if scheme.scheme == "quantity":
         total = len(labels) if scheme.samples_per_client is None else clients * scheme.samples_per_client
-        sizes = draw_sizes(clients, total, scheme.alpha, floor, rng)
-        return deal_iid(labels, sizes, rng)
+        return deal_iid(labels, draw_sizes(clients, total, scheme.alpha, floor, rng), rng)
     if scheme.scheme == "dirichlet" and scheme.samples_per_client is None:
         counts = dirichlet_counts(np.bincount(labels), clients, scheme.alpha, floor, rng)
         return deal_counts(labels, counts, rng)
@@ -62,21 +61,13 @@ def deal_by_owner(
     names, sizes = np.unique(owners, return_counts=True)
     by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
     fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))
-    if len(fit) < clients:
-        raise UserError(
-            f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
-            f" are {len(names)} owners), got {clients}",
-            key="data.clients",
-        )
+    told = f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
+    refuse_if(len(fit) < clients, f"{told} are {len(names)} owners), got {clients}", "data.clients")
     chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
-    if sizes[chosen].min() < floor:
-        client = int(sizes[chosen].argmin())
-        named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
-        raise UserError(
-            f"the owner that client {client}{named} stands for has {int(sizes[chosen].min())} samples of the"
-            f" task, needs {floor}",
-            key="data.partition.min_samples",
-        )
+    client, fewest = int(sizes[chosen].argmin()), int(sizes[chosen].min())
+    named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
+    told = f"the owner that client {client}{named} stands for has {fewest} samples of the task, needs {floor}"
+    refuse_if(fewest < floor, told, "data.partition.min_samples")
     return [by_owner[place] for place in chosen]
 
 
@@ -89,21 +80,13 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     """Return the fewest samples a client may hold, or raise a `UserError` if samples do not suffice."""
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
-    if wanted is not None and wanted < floor:
-        told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
-        raise UserError(told, key="data.partition.samples_per_client")
-    if wanted is not None and clients * wanted > samples:
-        raise UserError(
-            f"{clients} clients × {wanted} samples = {clients * wanted}, but only {samples} private samples"
-            f" are left; at most {samples // clients} each",
-            key="data.partition.samples_per_client",
-        )
-    if wanted is None and clients * floor > samples:
-        raise UserError(
-            f"{clients} clients × at least {floor} samples = {clients * floor}, but only {samples} private"
-            " samples are left",
-            key="data.partition.min_samples",
-        )
+    told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
+    refuse_if(wanted is not None and wanted < floor, told, "data.partition.samples_per_client")
+    left, total = f"but only {samples} private samples are left", clients * (wanted or 0)
+    told = f"{clients} clients × {wanted} samples = {total}, {left}; at most {samples // clients} each"
+    refuse_if(total > samples, told, "data.partition.samples_per_client")
+    told = f"{clients} clients × at least {floor} samples = {clients * floor}, {left}"
+    refuse_if(wanted is None and clients * floor > samples, told, "data.partition.min_samples")
     return floor
 
 
@@ -129,9 +112,8 @@ def deal_shards(
     labels: np.ndarray, sizes: np.ndarray, shards_per_client: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Sort samples by label, cut them into N·k even shards and deal k to every client."""
-    if shards_per_client > sizes.min():
-        told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
-        raise UserError(told, key="data.partition.shards_per_client")
+    told = f"must be ≤ {int(sizes.min())}, the samples of a client, got {shards_per_client}"
+    refuse_if(shards_per_client > sizes.min(), told, "data.partition.shards_per_client")
     used = np.sort(rng.permutation(len(labels))[: sizes.sum()])
     by_label = used[np.argsort(labels[used], kind="stable")]
     widths = np.concatenate([equal_sizes(int(size), shards_per_client, None) for size in sizes])

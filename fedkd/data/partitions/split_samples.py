@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd.data.dataset import Dataset
 from fedkd.data.partitions.from_file import read_partition_file
 from fedkd.data.partitions.plugin import plugged_partition
 from fedkd.data.partitions.replacement import draw_with_replacement
 from fedkd.data.partitions.schemes import deal_by_owner, partition
 from fedkd.data.partitions.stratified import held_out_split, local_split, stratified_choice
 from fedkd.data.registry import PARTITIONS
-from fedkd.data.transfer import draw_holdout, draw_skewed_holdout
-from fedkd.errors import UserError
+from fedkd.data.transfer import draw_holdout
+from fedkd.errors import refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Scenario
 
@@ -41,21 +42,19 @@ class SampleSplit:
 
 
 def split_samples(
-    train_y: np.ndarray,
-    test_y: np.ndarray,
+    dataset: Dataset,
     scenario: Scenario,
     search: tuple[Path, ...],
     *,
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
-    owners: np.ndarray | None = None,
 ) -> SampleSplit:
     """Split train and test samples, by their labels, between clients as the scenario's `data` says.
 
     A `task` is given where the samples belong to it alone. `written` has every client's train indices from a
-    file; None: the scheme decides. `owners` [n] has that of each training sample, if the data name them.
+    file; None: the scheme decides.
     """
-    data, seed = scenario.data, scenario.seed
+    data, seed, train_y, test_y = scenario.data, scenario.seed, dataset.train_y, dataset.test_y
     if written is None and data.partition.scheme == "file":
         written = read_partition_file(data.partition, data.clients, len(train_y), search)
     held_out = _hold_out(train_y, scenario, written, task)
@@ -67,7 +66,7 @@ def split_samples(
         )
         splits = [(free[train], free[test]) for train, test in drawn]
     else:
-        shards = written or [free[shard] for shard in _shards(train_y, free, scenario, search, task, owners)]
+        shards = written or [free[shard] for shard in _shards(dataset, free, scenario, search, task)]
         for client, shard in enumerate(shards):
             train, test = local_split(train_y[shard], data.test_fraction, seed=seed, client=client, task=task)
             splits.append((shard[train], shard[test]))
@@ -76,14 +75,12 @@ def split_samples(
             kept, held = held_out_split(train_y[own], data.validation, seed=seed, client=client, task=task)
             splits[client] = own[kept], own[held]
         common = np.concatenate([held for _, held in splits])
-        if not len(common):
-            raise UserError("no client has two training samples, to hold one out", key="data.validation")
+        refuse_if(not len(common), "no client has two training samples, to hold one out", "data.validation")
     else:
         common = np.arange(len(test_y))
         if data.test_size is not None:
-            if data.test_size > len(test_y):
-                told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
-                raise UserError(told, key="data.test_size")
+            told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
+            refuse_if(data.test_size > len(test_y), told, "data.test_size")
             rng = numpy_generator(seed, "common-test-set", task=task)
             common = np.flatnonzero(stratified_choice(test_y, data.test_size, rng))
     parts = [part for split in splits for part in split]
@@ -107,25 +104,17 @@ def _hold_out(
         return available[:0]
     if written is not None:
         available = np.setdiff1d(available, np.concatenate(written))
-    if transfer.alpha is None:
-        return draw_holdout(available, transfer.size, seed=scenario.seed, task=task)
-    return draw_skewed_holdout(
-        labels, available, transfer.size, transfer.alpha, seed=scenario.seed, task=task
-    )
+    alpha, seed = transfer.alpha, scenario.seed
+    return draw_holdout(labels, available, transfer.size, alpha, seed=seed, task=task)
 
 
 def _shards(
-    labels: np.ndarray,
-    free: np.ndarray,
-    scenario: Scenario,
-    search: tuple[Path, ...],
-    task: int | None,
-    owners: np.ndarray | None,
+    dataset: Dataset, free: np.ndarray, scenario: Scenario, search: tuple[Path, ...], task: int | None
 ) -> list[np.ndarray]:
     """Return every client's positions in the `free` train indices by a drawn scheme."""
-    data, seed = scenario.data, scenario.seed
+    data, seed, labels = scenario.data, scenario.seed, dataset.train_y
     if data.partition.scheme == "natural":
-        of_free = None if owners is None else owners[free]
+        of_free = None if dataset.owners is None else dataset.owners[free]
         return deal_by_owner(of_free, data.clients, data.partition, seed, task=task)
     if data.partition.scheme in PARTITIONS.builtin:
         return partition(labels[free], data.clients, data.partition, seed, task=task)

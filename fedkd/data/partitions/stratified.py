@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.randomness import numpy_generator
 
 
@@ -42,9 +42,8 @@ def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -
 def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarray:
     """Return [n] bool, True for a share of each class, by the seed of a data set without a test split."""
     size = round(test_share * len(labels))
-    if not 0 < size < len(labels):
-        told = f"must leave both splits at least one of {len(labels)} samples, got {test_share}"
-        raise UserError(told, key="data.args.test_share")
+    told = f"must leave both splits at least one of {len(labels)} samples, got {test_share}"
+    refuse_if(not 0 < size < len(labels), told, "data.args.test_share")
     return stratified_choice(labels, size, numpy_generator(seed, "own-test-split"))
 
 

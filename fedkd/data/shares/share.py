@@ -11,7 +11,7 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import local_split
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.scenario import Scenario
 
 NOBODYS = (0, 0)  # bounds of another client's samples
@@ -65,15 +65,9 @@ def share_of_server(data: Data, *, transfer_labels: bool = False) -> Share:
     """Return the data of the server, with the transfer set's labels if its strategy needs them."""
 
     def cut(part: FederatedData) -> FederatedData:
-        return replace(
-            of_one_client(part, None, 0, 0),
-            x=part.x[:0],
-            y=part.y[:0],
-            test_x=part.test_x[:0],
-            test_y=part.test_y[:0],
-            transfer_y=part.transfer_y if transfer_labels else None,
-            foreign_y=None,
-        )
+        none = {name: getattr(part, name)[:0] for name in ("x", "y", "test_x", "test_y")}
+        labels = part.transfer_y if transfer_labels else None
+        return replace(of_one_client(part, None, 0, 0), **none, transfer_y=labels, foreign_y=None)
 
     return Share(None, _in_every_part(data, cut))
 
@@ -85,10 +79,8 @@ def share_of_samples(
     total = len(samples.train_y)
     if total < 2:
         raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")
-    if transfer_x.shape[1:] != samples.shape:
-        raise UserError(
-            f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
-        )
+    told = f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
+    refuse_if(transfer_x.shape[1:] != samples.shape, told, None)
     train, test = local_split(samples.train_y, scenario.data.test_fraction, seed=scenario.seed, client=client)
     order = np.concatenate([train, test])
     whole = FederatedData(

@@ -23,7 +23,7 @@ from fedkd.data.normalise import AsStored, Statistics
 from fedkd.data.shares.share import NOBODYS, Share, of_one_client
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
-from fedkd.errors import UserError, blaming
+from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.storage import NotJson, below, parse_json, under
 
 MANIFEST = "share.json"
@@ -108,20 +108,13 @@ def write_share(folder: Path, share: Share) -> None:
     data = save(arrays)
     of_stream = None
     if stream is not None:
+        units, names = list(stream.unit_class), list(stream.class_names)
         of_stream = _Stream(
-            name=stream.name,
-            unit_class=list(stream.unit_class),
-            class_names=list(stream.class_names),
-            blur=stream.blur,
-            seed=stream.seed,
+            name=stream.name, unit_class=units, class_names=names, blur=stream.blur, seed=stream.seed
         )
+    found, clients = hashlib.sha256(data).hexdigest(), share.data.num_clients
     manifest = _Manifest(
-        format=FORMAT,
-        client=share.client,
-        clients=share.data.num_clients,
-        parts=parts,
-        stream=of_stream,
-        arrays=hashlib.sha256(data).hexdigest(),
+        format=FORMAT, client=share.client, clients=clients, parts=parts, stream=of_stream, arrays=found
     )
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -165,13 +158,12 @@ def _read_manifest(path: Path) -> _Manifest:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or None
         raise UserError(first["msg"], key=key, file=str(path)) from None
-    if found.digest not in (None, found.own_digest()):
-        raise UserError("is not what was written: it is damaged", file=str(path))
-    if found.client is not None and found.client >= found.clients:
-        told = f"must be below {found.clients}, the clients, got {found.client}"
-        raise UserError(told, key="client", file=str(path))
-    if found.stream is None and len(found.parts) > 1:
-        raise UserError("several parts make a stream, which is missing", key="stream", file=str(path))
+    damaged = found.digest not in (None, found.own_digest())
+    refuse_if(damaged, "is not what was written: it is damaged", None, file=str(path))
+    told = f"must be below {found.clients}, the clients, got {found.client}"
+    refuse_if(found.client is not None and found.client >= found.clients, told, "client", file=str(path))
+    several = found.stream is None and len(found.parts) > 1
+    refuse_if(several, "several parts make a stream, which is missing", "stream", file=str(path))
     return found
 
 
@@ -218,10 +210,8 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
             _check_labels(f"{place}/{name}", found[name], len(found["transfer_x"]))
     if len({found[name].dtype for name in SAMPLES}) > 1:
         raise UserError(f"part {place}: samples must be all float32 or all int64")
-    if said.train + said.test != len(found["x"]):
-        raise UserError(
-            f"part {place}: {len(found['x'])} samples are not {said.train} to train on and {said.test}"
-        )
+    told = f"part {place}: {len(found['x'])} samples are not {said.train} to train on and {said.test}"
+    refuse_if(said.train + said.test != len(found["x"]), told, None)
     kind = AsStored if said.as_stored else Statistics
     data = FederatedData(
         name=said.name,
@@ -243,19 +233,15 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
 
 
 def _check_samples(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    if values.dtype not in (np.float32, np.int64) or values.shape[1:] != shape:
-        raise UserError(
-            f"{name} must be float32 or int64 samples {list(shape)}, got {values.dtype} {list(values.shape)}"
-        )
+    told = f"{name} must be float32 or int64 samples {list(shape)}, got {values.dtype} {list(values.shape)}"
+    refuse_if(values.dtype not in (np.float32, np.int64) or values.shape[1:] != shape, told, None)
     if values.size and values.dtype == np.float32 and not (np.abs(values) <= LARGEST).all():
         raise UserError(f"{name} must be finite and within ±{LARGEST:g}")
 
 
 def _check_labels(name: str, values: np.ndarray, samples: int, classes: int | None = None) -> None:
-    if values.dtype != np.int64 or values.shape != (samples,):
-        raise UserError(
-            f"{name} must be int64 labels of {samples} samples, got {values.dtype} {list(values.shape)}"
-        )
+    told = f"{name} must be int64 labels of {samples} samples, got {values.dtype} {list(values.shape)}"
+    refuse_if(values.dtype != np.int64 or values.shape != (samples,), told, None)
     if samples and (values.min() < 0 or (classes is not None and values.max() >= classes)):
         allowed = "≥ 0" if classes is None else f"in 0..{classes - 1}"
         raise UserError(f"{name} must be {allowed}, got {values.min()} to {values.max()}")

@@ -8,9 +8,8 @@ unpickler that can build nothing but NumPy arrays.
 import hashlib
 import io
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +17,12 @@ from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
 from fedkd.data.sources.archive import tar_members
 from fedkd.data.sources.download import download
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 
 PIXELS = 3 * 32 * 32
 
 
-@dataclass(frozen=True)
-class CifarFormat:
+class CifarFormat(NamedTuple):
     """The files of one of the two data sets, in the binary distribution and in torchvision's."""
 
     archive: str
@@ -140,9 +138,8 @@ def _from_torchvision(request: SourceRequest, form: CifarFormat, base: Path) -> 
     folder = base / source.base_folder
     if not folder.is_dir():
         return None
-    meta = [(source.meta["filename"], source.meta["md5"])]
-    files = [*source.train_list, *source.test_list, *meta]
-    batches = {name: _load_checked(folder / name, md5) for name, md5 in files}
+    listed = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    batches = {name: _load_checked(folder / name, md5) for name, md5 in listed}
     names = tuple(str(name) for name in batches[source.meta["filename"]][source.meta["key"]])
     x, y = [], []
     for files in (source.train_list, source.test_list):
@@ -153,10 +150,8 @@ def _from_torchvision(request: SourceRequest, form: CifarFormat, base: Path) -> 
 
 def _load_checked(path: Path, md5: str) -> Any:
     content = path.read_bytes() if path.is_file() else b""
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise UserError(
-            f"{path} is missing or is not the file that torchvision knows (MD5 {md5}), so it is not read"
-        )
+    told = f"{path} is missing or is not the file that torchvision knows (MD5 {md5}), so it is not read"
+    refuse_if(hashlib.md5(content, usedforsecurity=False).hexdigest() != md5, told, None)
     return ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
 
 

@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from fedkd.data.dataset import Dataset
 from fedkd.data.memory_budget import check_fits, memory_budget
 from fedkd.data.request import SourceRequest
 from fedkd.data.sources.download import download
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 
 FILES = (
     *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -48,11 +49,9 @@ def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str
     for images, labels, path in ((train_x, train_y, paths[1]), (test_x, test_y, paths[3])):
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(class_names):
             raise UserError(f"{path} does not fit its images: [n, H, W] and labels [n] belong together")
-    if train_x.shape[1:] != test_x.shape[1:]:
-        sizes = ["×".join(map(str, images.shape[:0:-1])) for images in (train_x, test_x)]
-        raise UserError(
-            f"images are of one size: those of {paths[0]} are {sizes[0]}, of {paths[2]} {sizes[1]}"
-        )
+    sizes = ["×".join(map(str, images.shape[:0:-1])) for images in (train_x, test_x)]
+    told = f"images are of one size: those of {paths[0]} are {sizes[0]}, of {paths[2]} {sizes[1]}"
+    refuse_if(train_x.shape[1:] != test_x.shape[1:], told, None)
     y, test = train_y.astype(np.int64), test_y.astype(np.int64)
     return Dataset(request.name, class_names, train_x[:, None], y, test_x[:, None], test)
 
@@ -81,14 +80,8 @@ def _download(request: SourceRequest, torchvision_class: str) -> list[Path]:
     source = getattr(torchvision.datasets, torchvision_class)
     folder = request.download_folder / request.name
     checksums = dict(source.resources)
-    hint = f"put {', '.join(f'{file}.gz' for file in FILES)} into {request.root / request.name}"
-    return [
-        download(
-            [f"{mirror}{file}.gz" for mirror in source.mirrors],
-            folder / f"{file}.gz",
-            md5=checksums[f"{file}.gz"],
-            hint=hint,
-            progress=request.progress,
-        )
-        for file in FILES
-    ]
+    files = [f"{file}.gz" for file in FILES]
+    hint = f"put {', '.join(files)} into {request.root / request.name}"
+    urls = {file: [f"{mirror}{file}" for mirror in source.mirrors] for file in files}
+    told: dict[str, Any] = {"hint": hint, "progress": request.progress}
+    return [download(urls[file], folder / file, md5=checksums[file], **told) for file in files]

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import SourceRequest, user_cache, writable
 from fedkd.data.sources.archive import tar_members
 from fedkd.data.sources.download import written_whole
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 
 KEY = "data.args.path"
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -42,7 +43,7 @@ def load(request: SourceRequest) -> Dataset:
         decoded = _decode_all(path, args["size"], args["grayscale"], request)
         if writable(cached.parent):
             with written_whole(cached) as file:
-                np.savez(file, **decoded)  # type: ignore[arg-type]
+                np.savez(file, **cast(Any, decoded))
     x, y, is_test = decoded["x"], decoded["y"], decoded["is_test"]
     names = tuple(str(name) for name in decoded["class_names"])
     if not is_test.any():
@@ -55,11 +56,9 @@ def locate(name: str) -> tuple[bool, str]:
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "/")]
     for place, part in enumerate(parts[:-2]):
         if part in ("train", "test"):
-            if len(parts) != place + 3:
-                raise UserError(f"{name} must lie directly in {part}/<class>/", key=KEY)
+            refuse_if(len(parts) != place + 3, f"{name} must lie directly in {part}/<class>/", KEY)
             return part == "test", parts[-2]
-    if len(parts) < 2:
-        raise UserError(f"{name} must lie in the folder of its class", key=KEY)
+    refuse_if(len(parts) < 2, f"{name} must lie in the folder of its class", KEY)
     return False, parts[-2]
 
 
@@ -83,8 +82,7 @@ def _decode_all(
         check_fits(decoded, f"the images of {path}, decoded, take more than", KEY)
         if len(images) % REPORT_EVERY == 0:
             request.progress(f"decoded {len(images)} images")
-    if not images:
-        raise UserError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})", key=KEY)
+    refuse_if(not images, f"{path} holds no images ({', '.join(sorted(SUFFIXES))})", KEY)
     ordered = sorted(images)
     places = [locate(name) for name in ordered]
     is_test = np.array([test for test, _ in places])
@@ -93,12 +91,9 @@ def _decode_all(
     if unknown:
         raise UserError(f"{path}: class {min(unknown)} has test images but no train images", key=KEY)
     index = {label: y for y, label in enumerate(class_names)}
-    return {
-        "x": np.stack([images[name] for name in ordered]),
-        "y": np.array([index[label] for _, label in places], dtype=np.int64),
-        "is_test": is_test,
-        "class_names": np.array(class_names),
-    }
+    x = np.stack([images[name] for name in ordered])
+    y = np.array([index[label] for _, label in places], dtype=np.int64)
+    return {"x": x, "y": y, "is_test": is_test, "class_names": np.array(class_names)}
 
 
 def _is_image(name: str) -> bool:
@@ -124,9 +119,8 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
             opened = Image.open(io.BytesIO(content))
         with opened:
             width, height = opened.size  # as its header claims; nothing is decoded yet
-            if width * height > MOST_PIXELS:
-                told = f"{name} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read"
-                raise UserError(told, key=KEY)
+            told = f"{name} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read"
+            refuse_if(width * height > MOST_PIXELS, told, KEY)
             image = opened.convert("L" if grayscale else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot decode {name}: {error}", key=KEY) from error

@@ -10,7 +10,7 @@ from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.memory_budget import check_unpacked
 from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 
 KEY = "data.args.path"
 SPLIT = ("train_x", "train_y", "test_x", "test_y")
@@ -43,19 +43,12 @@ def load(request: SourceRequest) -> Dataset:
     }
     if all(name in arrays for name in SPLIT):
         return dataset_from_arrays(request.name, *(arrays[name] for name in SPLIT), **details)
-    if "x" not in arrays or "y" not in arrays:
-        told = f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}"
-        raise UserError(told, key=KEY)
+    told = f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}"
+    refuse_if("x" not in arrays or "y" not in arrays, told, KEY)
     x, y = arrays["x"], arrays["y"]
     # The whole is checked before it is split, so that messages name the user's arrays.
     whole = dataset_from_arrays(request.name, x, y, x, y, **details)
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
-    return Dataset(
-        request.name,
-        whole.class_names,
-        whole.train_x[~test],
-        whole.train_y[~test],
-        whole.train_x[test],
-        whole.train_y[test],
-        None if whole.owners is None else whole.owners[~test],
-    )
+    x, y, owners = whole.train_x, whole.train_y, whole.owners
+    own = None if owners is None else owners[~test]
+    return Dataset(request.name, whole.class_names, x[~test], y[~test], x[test], y[test], own)

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.plugins import calling
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
@@ -27,21 +27,16 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Dataset):
-        others = {field: getattr(result, field) for field in OTHERS}
-        return [getattr(result, field) for field in ARRAYS], others
+        result = {field: getattr(result, field) for field in (*ARRAYS, *OTHERS)}
     if isinstance(result, Mapping):
         for field in result:
             if field not in (*ARRAYS, *OTHERS):
                 told = f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}"
                 raise UserError(told, key="data.dataset")
         missing = [field for field in ARRAYS if field not in result]
-        if missing:
-            raise UserError(f"{name} returned no {', '.join(missing)}", key="data.dataset")
+        refuse_if(missing, f"{name} returned no {', '.join(missing)}", "data.dataset")
         return [result[field] for field in ARRAYS], {field: result.get(field) for field in OTHERS}
     if isinstance(result, tuple | list) and len(result) == len(ARRAYS):
         return list(result), {}
-    raise UserError(
-        f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
-        f" got {type(result).__name__}",
-        key="data.dataset",
-    )
+    told = f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
+    raise UserError(f"{told} got {type(result).__name__}", key="data.dataset")

@@ -4,6 +4,8 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterog
 arXiv:1812.06127, after Shamir, Srebro & Zhang (ICML 2014).
 """
 
+from typing import Any
+
 import numpy as np
 
 from fedkd.data.dataset import Dataset
@@ -69,7 +71,7 @@ def load(request: SourceRequest) -> Dataset:
     return Dataset(request.name, names, x[~is_test], y[~is_test], x[is_test], y[is_test], owners)
 
 
-def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray]:
+def _samples(client: int, size: int, args: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     features, classes, shared = args["features"], args["classes"], args["iid"]
     draw = numpy_generator(args["seed"], "synthetic", client=client)
     level, centre = args["alpha"] * draw.standard_normal(), args["beta"] * draw.standard_normal()
@@ -81,7 +83,7 @@ def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray
     return x, (x @ model[:-1] + model[-1]).argmax(axis=1)
 
 
-def _sizes(args: dict) -> np.ndarray:
+def _sizes(args: dict[str, Any]) -> np.ndarray:
     generators = (numpy_generator(args["seed"], "synthetic-size", client=k) for k in range(args["clients"]))
     draws = [generator.standard_normal() for generator in generators]
     drawn = np.exp(np.minimum(args["log_mean"] + args["log_std"] * np.array(draws), 30.0))
@@ -89,7 +91,7 @@ def _sizes(args: dict) -> np.ndarray:
     return sizes if args["most"] is None else np.minimum(sizes, args["most"])
 
 
-def _check(args: dict) -> None:
+def _check(args: dict[str, Any]) -> None:
     for name, (least, most) in BOUNDS.items():
         if args[name] is not None and not least <= args[name] <= most:
             raise UserError(f"must be ≥ {least:g} and ≤ {most:g}, got {args[name]}", key=f"data.args.{name}")

@@ -109,14 +109,11 @@ class ClientStream(Sequence[ClientData]):
 def load_stream(scenario: Scenario, progress: Progress | None = None) -> FederatedStream:
     """Load the data of every task and deal each to the clients.
 
-    Each task has its own partition, local test sets, held-out transfer set and common test set, of the sizes
-    in `data`. Transfer samples from elsewhere (`noise`, another data set) and a client's skew are the same in
-    all tasks. A `permuted` or `rotated` stream is dealt once: its tasks hold the same samples in the same
-    places, skewed before they are transformed.
-
-    `overlapping` tasks share samples: a client's sample of one task may be another client's, or a local test
-    sample, in the next. Only common test sets are never trained on. Missing, malformed or too few data, and
-    tasks that they cannot make, are a `UserError`.
+    Each task has its own partition, test sets and held-out transfer set, of the sizes in `data`. Other
+    transfer samples and a client's skew are the same in all tasks. A `permuted` or `rotated` stream is dealt
+    once: all tasks have the same samples, skewed before they are transformed. `overlapping` tasks share
+    samples: one may be another client's, or a local test sample, in the next task. Common test sets are never
+    trained on. Data that are missing, malformed or too few for the tasks are a `UserError`.
     """
     if scenario.continual is None:
         raise ValueError("the scenario has no stream of tasks")

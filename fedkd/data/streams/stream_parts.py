@@ -20,7 +20,7 @@ from fedkd.data.partitions.schemes import LEAST_SAMPLES
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.streams.pixels import Permutation, Rotation, Transform, to_shape
 from fedkd.data.streams.stream_plan import class_groups
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import TaskStream, planned_count
 
@@ -49,8 +49,7 @@ def grouped_classes(tasks: TaskStream, dataset: Dataset, sources: Sources) -> It
         own, members = _restrict(dataset, group)
         name = " ".join(own.class_names)
         with _told_of(index, name):
-            if len(own.test_y) == 0:
-                raise UserError("no test sample has one of its classes", key="continual.tasks.kind")
+            refuse_if(len(own.test_y) == 0, "no test sample has one of its classes", "continual.tasks.kind")
             shards = None if written is None else _written_within(members, written)
             data = federate(own, statistics, sources, public, task=index, written=shards)
         yield Part(name, group, replace(data, source_index=members[data.source_index]))
@@ -79,21 +78,18 @@ def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[
     places = [place[shard] for shard in written]
     shards = [np.sort(own[own >= 0]) for own in places]
     for client, shard in enumerate(shards):
-        if len(shard) < LEAST_SAMPLES:
-            raise UserError(
-                f"client {client} has {len(shard)} samples of the task's classes, it needs {LEAST_SAMPLES}:"
-                " one to train on and one to test on",
-                key="data.partition.path",
-            )
+        told = f"client {client} has {len(shard)} samples of the task's classes, it needs {LEAST_SAMPLES}:"
+        refuse_if(
+            len(shard) < LEAST_SAMPLES, f"{told} one to train on and one to test on", "data.partition.path"
+        )
     return shards
 
 
 def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Iterator[Part]:
     """Yield the whole data set once per task, permuted or rotated."""
     key = "continual.tasks.kind"
-    if tasks.kind == "rotated" and len(dataset.shape) != 3:
-        told = f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}"
-        raise UserError(told, key=key)
+    told = f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}"
+    refuse_if(tasks.kind == "rotated" and len(dataset.shape) != 3, told, key)
     if tasks.kind == "rotated" and is_integer(dataset.train_x):
         raise UserError("'rotated' needs images, the samples are integers to be looked up", key=key)
     statistics = sources.statistics(dataset)
@@ -104,12 +100,10 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))
         transform: Transform | None = None
         if tasks.kind == "permuted":
-            name = f"permutation {index}"
+            name = f"permutation {index}" if index or tasks.permute_first else "unpermuted"
             if index or tasks.permute_first:
                 draw = numpy_generator(sources.scenario.seed, "permutation", task=index)
                 transform = Permutation(draw.permutation(pixels))
-            else:
-                name = "unpermuted"
         else:
             degrees = index * tasks.max_angle / count
             name = f"{degrees:g}°"
@@ -123,25 +117,20 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
     data, first = sources.scenario.data, 0
     names = tasks.datasets or [data.dataset]
     count = tasks.count or len(names)
-    if count > len(names):
-        told = f"must be ≤ {len(names)}, the data sets there are, got {count}"
-        raise UserError(told, key="continual.tasks.count")
-    if data.partition.scheme == "file" and count > 1:
-        told = "indices of a file are those of one data set, the stream has several"
-        raise UserError(told, key="data.partition.scheme")
+    told = f"must be ≤ {len(names)}, the data sets there are, got {count}"
+    refuse_if(count > len(names), told, "continual.tasks.count")
+    told = "indices of a file are those of one data set, the stream has several"
+    refuse_if(data.partition.scheme == "file" and count > 1, told, "data.partition.scheme")
     shape = tuple(tasks.shape) if tasks.shape else None
     of_first: bool | None = None
     for index, name in enumerate(names[:count]):
-        args = data.args if name == data.dataset else {}
-        dataset = sources.dataset(name, args, key=f"continual.tasks.datasets.{index}")
+        args, key = data.args if name == data.dataset else {}, f"continual.tasks.datasets.{index}"
+        dataset = sources.dataset(name, args, key=key)
         shape = shape or dataset.shape
         dataset = to_shape(dataset, shape)
         integers = is_integer(dataset.train_x)
-        if integers != (of_first := integers if of_first is None else of_first):
-            raise UserError(
-                f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'",
-                key=f"continual.tasks.datasets.{index}",
-            )
+        told = f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'"
+        refuse_if(integers != (of_first := integers if of_first is None else of_first), told, key)
         statistics = sources.statistics(dataset)
         public = sources.public_samples(dataset, statistics)
         with _told_of(index, name):

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import DEFAULT_COUNT, Head, TaskStream
 
@@ -22,9 +22,8 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
     if tasks.classes is not None:
         for task, listed in enumerate(tasks.classes):
             for place, label in enumerate(listed):
-                if label >= classes:
-                    told = f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}"
-                    raise UserError(told, key=f"continual.tasks.classes.{task}.{place}")
+                told = f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}"
+                refuse_if(label >= classes, told, f"continual.tasks.classes.{task}.{place}")
         return tuple(map(tuple, tasks.classes))
     order = np.arange(classes)
     if tasks.class_order == "shuffled":
@@ -37,43 +36,32 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
 def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     width = tasks.classes_per_task or DEFAULT_WINDOW
     stride = tasks.stride or max(width // 2, 1)
-    if width > classes:
-        told = f"must be ≤ {classes}, the classes of the data, got {width}"
-        raise UserError(told, key="continual.tasks.classes_per_task")
+    told = f"must be ≤ {classes}, the classes of the data, got {width}"
+    refuse_if(width > classes, told, "continual.tasks.classes_per_task")
     fitting = (classes - width) // stride + 1
     count = tasks.count or fitting
-    if count > fitting:
-        raise UserError(
-            f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
-            f" {classes} classes, got {count}",
-            key="continual.tasks.count",
-        )
+    told = f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
+    refuse_if(count > fitting, f"{told} {classes} classes, got {count}", "continual.tasks.count")
     return [(start, start + width) for start in range(0, count * stride, stride)]
 
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
-    if first is not None and first >= classes:
-        told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
-        raise UserError(told, key="continual.tasks.first_classes")
+    told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
+    refuse_if(first is not None and first >= classes, told, "continual.tasks.first_classes")
     # Those that are shared out, and the tasks that share them.
     before, rest, sharing = (0, classes, count) if first is None else (1, classes - first, count - 1)
     after = "" if first is None else f" after the first {first}"
     if width is None:
         if rest % sharing:
             allowed = ", ".join(str(n + before) for n in range(1, rest + 1) if rest % n == 0)
-            raise UserError(
-                f"{rest} classes{after} cannot be shared out evenly among {sharing} tasks; allowed:"
-                f" {allowed}, or give classes_per_task",
-                key="continual.tasks.count",
-            )
+            told = f"{rest} classes{after} cannot be shared out evenly among {sharing} tasks; allowed:"
+            raise UserError(f"{told} {allowed}, or give classes_per_task", key="continual.tasks.count")
         width = rest // sharing
-    if sharing * width > rest:
-        raise UserError(
-            f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
-            f" at most {rest // width + before} tasks",
-            key="continual.tasks.count",
-        )
+    told = f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
+    refuse_if(
+        sharing * width > rest, f"{told} at most {rest // width + before} tasks", "continual.tasks.count"
+    )
     widths = [width] * count if first is None else [first, *[width] * sharing]
     return list(pairwise([0, *np.cumsum(widths).tolist()]))
 

@@ -237,7 +237,7 @@ class RayGrid(EngineGrid):
         for own in self._blocks.split(by_priority):
             yield self._owner[client_of(own[0].metadata.dst_node_id)], own
 
-    def _put(self, value: Any) -> ray.ObjectRef:
+    def _put(self, value: Any) -> ray.ObjectRef[Any]:
         self._watch.check()
         return ray.put(value)
 

@@ -23,9 +23,9 @@ ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
 
 
 def _train(client: Client, message: Message) -> Training[Message]:
-    config, round = message.content.config_records[msg.CONFIG], _round_of(message)
+    config, round = _config_of(message), _round_of(message)
     yield from _receive(client, message.content, round)
-    loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
+    loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))
     if config.get(msg.MEASURE_TRAINED, False) and client.evaluated:
         client.evaluator.measure_before_fusion(round)
     asked = message.content.array_records.get(msg.REQUEST)
@@ -34,7 +34,7 @@ def _train(client: Client, message: Message) -> Training[Message]:
     figures: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss}
     if config.get(msg.TELL_TRAINED, False) and client.evaluated:
         figures |= {f"{msg.TRAINED}{split}": client.evaluator.evaluate(split).accuracy for split in SPLITS}
-    curves: Any = {} if client.stream is None else client.stream.curves
+    curves: dict[str, Any] = {} if client.stream is None else client.stream.curves
     told = {msg.CURVES: ConfigRecord(curves), msg.AT_CHANCE: _at_chance(client)}
     return _reply(message, client, arrays=to_record(uploaded), metrics=MetricRecord(figures), **told)
 
@@ -47,8 +47,8 @@ def _at_chance(client: Client) -> ConfigRecord:
 
 
 def _evaluate(client: Client, message: Message) -> Training[Message]:
-    config, round = message.content.config_records[msg.CONFIG], _round_of(message)
-    with client.prediction_threads(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
+    config, round = _config_of(message), _round_of(message)
+    with client.prediction_threads(int(config.get(msg.LANES, 1))):
         yield from _receive(client, message.content, round, measured=True)
         with client.evaluator.shared_predictions():
             scores = {split: client.evaluator.evaluate_after_fusion(split, round) for split in SPLITS}
@@ -68,7 +68,7 @@ def _evaluated(
             both = client.effect.before_and_after_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
     metrics |= client.evaluator.fidelity(round, scores["global"]) | client.task_metrics(round)
-    learned: Any = {} if client.stream is None else client.stream.learner_report(round)
+    learned: dict[str, Any] = {} if client.stream is None else client.stream.learner_report(round)
     report = ConfigRecord(learned | client.evaluator.choices())
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
@@ -106,9 +106,8 @@ def _show(client: Client, message: Message) -> Training[Message]:
 
 
 def _try_out(client: Client, message: Message) -> Training[Message]:
-    content = message.content
-    probabilities = values_of(content.array_records[msg.ARRAYS][msg.PROBABILITIES])
-    epochs = int(content.config_records[msg.CONFIG][msg.EPOCHS])  # type: ignore[arg-type]
+    probabilities = values_of(message.content.array_records[msg.ARRAYS][msg.PROBABILITIES])
+    epochs = int(_config_of(message)[msg.EPOCHS])
     trials = yield from try_out(client, probabilities, epochs, _round_of(message))
     return _reply(message, client, arrays=to_record(trials))
 
@@ -142,8 +141,12 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         yield from client.learn_old_task(task, guidance, int(config[name]))
 
 
+def _config_of(message: Message) -> Mapping[str, Any]:
+    return message.content.config_records[msg.CONFIG]
+
+
 def _round_of(message: Message) -> int:
-    return int(message.content.config_records[msg.CONFIG][msg.SERVER_ROUND])  # type: ignore[arg-type]
+    return int(_config_of(message)[msg.SERVER_ROUND])
 
 
 def _reply(message: Message, client: Client, **records: Any) -> Message:

@@ -66,11 +66,16 @@ class KnowledgeFusion(Strategy):
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
-    def start(  # type: ignore[override]
-        self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        *more: Any,
+        **options: Any,
     ) -> Result:
         """Run all rounds (see `flwr.serverapp.strategy.Strategy.start`), without initial weights."""
-        return super().start(grid, initial_arrays or ArrayRecord(), num_rounds, **options)
+        return super().start(grid, initial_arrays or ArrayRecord(), num_rounds, *more, **options)
 
     def summary(self) -> None:
         logging.getLogger("flwr").info("\t└──> Fusion: %s", self.strategy)

@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedkd.clients import CLASSES, SENT, WIDTH, Client
 from fedkd.data import FederatedData, FederatedStream
@@ -182,7 +182,7 @@ def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
     strange = next((name for name in content if name != msg.ARRAYS and name not in FIGURES), None)
     if strange is not None:
         raise UserError(f"'{strange}' is not for others to see: no strategy exchanges it")
-    arrays = from_record(content.array_records.get(msg.ARRAYS, {}))  # type: ignore[arg-type]
+    arrays = from_record(content.array_records.get(msg.ARRAYS, ArrayRecord()))
     if not arrays or (kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None):
         return  # orthogonal training exchanges sketches of layers' inputs
     strategy = plan.scenario.fusion.strategy

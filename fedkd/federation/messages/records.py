@@ -24,6 +24,8 @@ ClientApp.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -107,14 +109,15 @@ def old_tasks(content: RecordDict) -> list[int]:
 
 def sender(reply: Message) -> int:
     """Return the client that a reply names, else its (random) node id."""
-    content: RecordDict = reply.content
+    content: Any = reply.content
     if IDENTITY in content:
-        return int(content.config_records[IDENTITY][CLIENT])  # type: ignore[arg-type]
+        return int(content.config_records[IDENTITY][CLIENT])
     return reply.metadata.src_node_id
 
 
 def metrics_of(reply: Message) -> dict[str, float]:
-    return {name: float(value) for name, value in reply.content.metric_records[METRICS].items()}  # type: ignore[arg-type]
+    figures: Mapping[str, Any] = reply.content.metric_records[METRICS]
+    return {name: float(value) for name, value in figures.items()}
 
 
 def first_line(reply: Message) -> str:

@@ -58,9 +58,9 @@ def sift(
     return sound, dict(sorted(misfits.items()))
 
 
-def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
-    found = content.get(name)
-    return found if isinstance(found, kind) else {}  # type: ignore[return-value]
+def _record(content: RecordDict, name: str, kind: Any) -> Mapping[str, Any]:
+    found: Any = content.get(name)
+    return found if isinstance(found, kind) else {}
 
 
 def _check_figure(name: str, value: Any) -> None:
@@ -94,7 +94,8 @@ def opened(
         raise Unfit(
             f"its arrays do not fit what the scenario has clients send: {names or 'nothing'}"
         ) from None
-    return Upload(0, received, int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]), size)  # type: ignore[arg-type]
+    figures: Mapping[str, Any] = reply.content.metric_records[msg.METRICS]
+    return Upload(0, received, int(figures[msg.NUM_EXAMPLES]), size)
 
 
 def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:

@@ -1,8 +1,7 @@
 """Images with their batch last in memory, and layers that are quick on them.
 
-CPU vectors hold 8 or 16 numbers, from neighbouring channels or pixels. The 6 channels of a LeNet, or rows of
-10 pixels, leave them half empty. A batch usually has 32 images: with the same pixel of all images together,
-``[H, C, W, B]`` in memory, every kernel is quick. The tensor's shape stays ``[B, C, H, W]``.
+CPU vectors hold 8 or 16 numbers. The 6 channels of a LeNet, or rows of 10 pixels, leave them half empty. The
+same pixel of 32 images fills them, ``[H, C, W, B]`` in memory. The tensor's shape stays ``[B, C, H, W]``.
 
 Convolutions add in another order than torch's. In float32, outputs and gradients agree with float64 within
 1e-4 (``tests/models/test_batch_last.py``); pooling and flattening agree with torch to the bit.
@@ -24,9 +23,10 @@ FEW = 8  # most output channels for which a weight's gradient joins several rows
 
 def use_torch_kernels(model: nn.Module) -> None:
     """Make the layers of a model use torch's kernels instead of fedkd's."""
+    module: Any
     for module in model.modules():
         if hasattr(type(module), "fedkd_kernels"):
-            module.fedkd_kernels = False  # type: ignore[assignment]
+            module.fedkd_kernels = False
 
 
 def batch_last(images: Tensor) -> Tensor:
@@ -58,8 +58,7 @@ class Conv2d(nn.Conv2d):
             return super().forward(input)
         if not torch.is_grad_enabled():
             return _convolve(_windows(input, self.weight.shape[2:], padding), self.weight, self.bias)
-        out: Tensor = _Convolution.apply(input, self.weight, self.bias, padding)
-        return out
+        return _Convolution.apply(input, self.weight, self.bias, padding)
 
     @property
     def _zeros_around(self) -> tuple[int, int] | None:
@@ -67,8 +66,7 @@ class Conv2d(nn.Conv2d):
         once = self.stride == self.dilation == (1, 1) and self.groups == 1
         if not once or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return None
-        tall, wide = self.padding
-        return tall, wide
+        return self.padding[0], self.padding[1]
 
     def _fits(self, images: Tensor, padding: tuple[int, int]) -> bool:
         sides = zip(images.shape[2:], padding, self.kernel_size, strict=True)
@@ -77,9 +75,8 @@ class Conv2d(nn.Conv2d):
 
 
 def _is_for_us(images: Tensor, weight: Tensor) -> bool:
-    tensors = (images, weight)
     return (
-        all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
+        all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in (images, weight))
         and images.dtype == weight.dtype
         and images.dim() == 4
         and len(images) >= FEWEST
@@ -156,27 +153,18 @@ class _Convolution(torch.autograd.Function):
 def _for_weight(outer: Tensor, windows: Tensor, shape: torch.Size) -> Tensor:
     """Return the gradient of a weight, channels last in memory, given that of the outputs."""
     number, channels, tall, wide = shape
-    if number <= FEW and len(outer) % 4 == 0:
-        return _for_small_weight(outer, windows, shape, together=4)
     met = _rows_met(windows, tall)
-    if number < MANY:
+    if number <= FEW and len(outer) % 4 == 0:  # few large products waste less than many small ones
+        met, several = _rows_met(windows, tall, together=4), wide * channels
+        groups, columns, length = met.shape
+        large = torch.bmm(outer.view(groups, 4 * number, length), met.transpose(1, 2))
+        strides = (4 * number * columns, number * columns + several, columns, 1)
+        found = large.as_strided((groups, 4, number, tall * several), strides).sum(dim=(0, 1))
+    elif number < MANY:
         found = torch.bmm(outer, met.transpose(1, 2)).sum(dim=0)
     else:
         found = torch.bmm(met, outer.transpose(1, 2)).sum(dim=0).T.contiguous()
     return found.view(number, tall, wide, channels).permute(0, 3, 1, 2)
-
-
-def _for_small_weight(outer: Tensor, windows: Tensor, shape: torch.Size, together: int) -> Tensor:
-    """Return it by few large products: their wasted part costs less than many small ones."""
-    number, channels, tall, wide = shape
-    met, several = _rows_met(windows, tall, together), wide * channels
-    groups, columns, length = met.shape
-    found = torch.bmm(outer.view(groups, together * number, length), met.transpose(1, 2))
-    own = found.as_strided(
-        (groups, together, number, tall * several),
-        (together * number * columns, number * columns + several, columns, 1),
-    )
-    return own.sum(dim=(0, 1)).view(number, tall, wide, channels).permute(0, 3, 1, 2)
 
 
 def _for_images(
@@ -221,9 +209,8 @@ class HalvingMax(torch.autograd.Function):
         rows = batch_last(gradient).contiguous()
         halves = torch.empty_like(beside)
         _share(rows, below, halves[0::2], halves[1::2])
-        whole = (rows.new_zeros if height % 2 or width % 2 else rows.new_empty)(
-            height, channels, width, batch
-        )
+        make = rows.new_zeros if height % 2 or width % 2 else rows.new_empty
+        whole = make(height, channels, width, batch)
         _share(halves, beside, *_columns(whole))
         return batch_first(whole)
 
@@ -231,9 +218,7 @@ class HalvingMax(torch.autograd.Function):
 class MaxPool2d(nn.MaxPool2d):
     """`torch.nn.MaxPool2d`, quicker on a CPU, and the same numbers.
 
-    torch's kernel also stores the place of each maximum, which only training needs, and vectorises over the
-    channels of one pixel: few in a LeNet. This one takes whole rows of images with the batch last and,
-    without gradients, of channels-last images.
+    It takes whole rows of images with the batch last and, without gradients, of channels-last images.
     """
 
     recordable: ClassVar[bool] = True
@@ -246,8 +231,7 @@ class MaxPool2d(nn.MaxPool2d):
         if self._halves and lies_batch_last(input) and min(input.shape[2:]) > 1:
             if not (torch.is_grad_enabled() and input.requires_grad):
                 return halved_max(input)
-            out: Tensor = HalvingMax.apply(input)
-            return out
+            return HalvingMax.apply(input)
         if torch.is_grad_enabled() or not self._halves:
             return super().forward(input)
         on_cpu = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
@@ -279,8 +263,7 @@ class Flatten(nn.Flatten):
         """Return ``[B, C · H · W]`` of images ``[B, C, H, W]``."""
         plain = (self.start_dim, self.end_dim) == (1, -1) and torch.is_grad_enabled()
         if self.fedkd_kernels and plain and lies_batch_last(input):
-            out: Tensor = _Flattened.apply(input)
-            return out
+            return _Flattened.apply(input)
         return super().forward(input)
 
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 
 
 class Classifier(nn.Module):
@@ -45,12 +45,8 @@ def projecting(
 
 def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Return ``(channels, height, width)``; other shapes are a `UserError`."""
-    if len(input_shape) != 3:
-        raise UserError(
-            f"'{model}' needs images (channels, height, width), but a sample has shape {list(input_shape)};"
-            " use 'mlp'",
-            key="clients.model",
-        )
+    told = f"'{model}' needs images (channels, height, width), but a sample has shape {list(input_shape)};"
+    refuse_if(len(input_shape) != 3, f"{told} use 'mlp'", "clients.model")
     channels, height, width = input_shape
     return channels, height, width
 

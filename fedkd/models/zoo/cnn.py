@@ -35,7 +35,6 @@ def cnn(
     check_dropout(dropout)
     if type(padding) is not int or not 0 <= padding <= 2:
         raise UserError(f"padding must be 0, 1 or 2, got {padding!r}", key="clients.args")
-
     if type(features) is not int or features < 1:
         raise UserError(f"features must be ≥ 1, got {features!r}", key="clients.args")
 

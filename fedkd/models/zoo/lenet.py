@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
 from fedkd.models.zoo.classifier import Classifier, image_shape, projecting
 
@@ -19,9 +19,8 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
     """
     channels, height, width = image_shape("lenet", input_shape)
     smallest = min(height, width)
-    if smallest < 4:
-        told = f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'"
-        raise UserError(told, key="clients.model")
+    told = f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'"
+    refuse_if(smallest < 4, told, "clients.model")
     first = 2 if smallest < 32 else 0
     second = 2 if (smallest + 2 * first - 4) // 2 < 14 else 0
 

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import nn
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.models.zoo.classifier import Classifier, check_dropout, projecting
 
 
@@ -33,8 +33,7 @@ def mlp(
     check_dropout(dropout)
     if not isinstance(hidden, Sequence) or not all(type(width) is int and width > 0 for width in hidden):
         raise UserError(f"hidden must be a list of widths ≥ 1, got {hidden!r}", key="clients.args")
-    if not isinstance(bias, bool):
-        raise UserError(f"bias must be true or false, got {bias!r}", key="clients.args")
+    refuse_if(not isinstance(bias, bool), f"bias must be true or false, got {bias!r}", "clients.args")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(input_shape), *hidden]
     for fan_in, fan_out in pairwise(widths):

@@ -23,12 +23,8 @@ def check_scenario(scenario: Scenario) -> None:
     for key in ("clients_per_round", "evaluate_clients"):
         number = getattr(scenario, key) or 0
         refuse_if(number > clients, f"must be ≤ data.clients ({clients}), got {number}", key)
-    refuse_if(
-        groups > clients,
-        f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
-        f" got {groups}",
-        "clients",
-    )
+    told = f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
+    refuse_if(groups > clients, f"{told} got {groups}", "clients")
     _check_data(scenario.data)
     told = "'training' is for runs without a stream: the last task is over with its last round"
     refuse_if(scenario.end_with == "training" and scenario.continual is not None, told, "end_with")
@@ -72,11 +68,9 @@ def _check_stream(tasks: TaskStream) -> None:
     key, kind = "continual.tasks", tasks.kind
     told = f"must be channels, height and width, got {tasks.shape}"
     refuse_if(tasks.shape is not None and len(tasks.shape) != 3, told, f"{key}.shape")
-    refuse_if(
-        kind == "datasets" and tasks.datasets and (tasks.count or 0) > len(tasks.datasets),
-        f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}",
-        f"{key}.count",
-    )
+    too_many = kind == "datasets" and tasks.datasets and (tasks.count or 0) > len(tasks.datasets)
+    told = f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}"
+    refuse_if(too_many, told, f"{key}.count")
     told = "needs tasks after the first: count must be ≥ 2"
     refuse_if(tasks.first_classes is not None and tasks.count == 1, told, f"{key}.first_classes")
     if tasks.classes is not None:
@@ -140,12 +134,9 @@ def _check_data(data: Data) -> None:
     least, samples = partition.min_samples, partition.samples_per_client
     told = "scheme 'file' needs the path of a JSON file with a list of sample indices per client"
     refuse_if(partition.scheme == "file" and partition.path is None, told, f"{key}.path")
-    refuse_if(
-        partition.replacement and data.validation is not None,
-        "clients that draw with replacement train on what others hold out; set data.partition.replacement"
-        " = false",
-        "data.validation",
-    )
+    told = "clients that draw with replacement train on what others hold out; set data.partition.replacement"
+    shared = partition.replacement and data.validation is not None
+    refuse_if(shared, f"{told} = false", "data.validation")
     told = "must say how many a client draws with replacement"
     refuse_if(partition.replacement and samples is None, told, f"{key}.samples_per_client")
     told = f"must be ≥ data.partition.min_samples ({least}), got {samples}"

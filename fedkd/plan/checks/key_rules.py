@@ -25,11 +25,16 @@ class Reader:
     asks_strategy: bool = False
 
 
-def _with(key: str, by: str, *values: str, only: str = "") -> Reader:
+def _with(key: str, by: str, *values: str | None, only: str = "") -> Reader:
     """Return the row of a key that is read with some values of another one."""
     return Reader(
         key, (by,), only or " or ".join(f"'{value}'" for value in values), lambda s, _: at(s, by) in values
     )
+
+
+def _without(key: str, by: str, *values: str | None, only: str) -> Reader:
+    """Return the row of a key that is read with all values of another one but some."""
+    return Reader(key, (by,), only, lambda s, _: at(s, by) not in values)
 
 
 def _above_0(key: str, by: str, only: str) -> Reader:
@@ -75,10 +80,6 @@ def _rehearses(scenario: Scenario, _: Any) -> bool:
     return getattr(scenario.training, "recipe", "") == "joint" if weight is None else weight > 0
 
 
-def _weighs_age_itself(strategy: FusionStrategy) -> bool:
-    return strategy.capabilities.stale_decay is not None
-
-
 def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kind], bool]) -> bool:
     """Return whether clients send something of a kind; a strategy that finds kinds out may."""
     if overrides(strategy, "kinds_of"):
@@ -110,6 +111,7 @@ def _reads_files(scenario: Scenario, _: Any) -> bool:
 
 SCHEME, DIRICHLET = "data.partition.scheme", ("dirichlet", "dirichlet-per-client", "quantity")
 DRAWN = tuple(name for name in PARTITIONS.builtin if name not in ("file", "natural"))
+DISTILLING = "strategies whose clients distil targets, for one epoch or more"
 TABLE: tuple[Reader, ...] = (
     # [data]
     Reader("data.root", ("data.dataset",), "data sets that are read from files", _reads_files),
@@ -118,25 +120,15 @@ TABLE: tuple[Reader, ...] = (
     _with("data.partition.samples_per_client", SCHEME, *DRAWN),
     _with("data.partition.replacement", SCHEME, *SCHEMES),
     _with("data.partition.path", SCHEME, "file"),
-    Reader(
-        "data.partition.args",
-        (SCHEME,),
-        "a scheme of your own",
-        lambda s, _: s.data.partition.scheme not in PARTITIONS.builtin,
-    ),
-    Reader(
-        "data.transfer.args",
-        ("data.transfer.source",),
-        "another data set",
-        lambda s, _: s.data.transfer.source not in ("holdout", "noise"),
-    ),
+    _without("data.partition.args", SCHEME, *PARTITIONS.builtin, only="a scheme of your own"),
+    _without("data.transfer.args", "data.transfer.source", "holdout", "noise", only="another data set"),
     _with("data.transfer.alpha", "data.transfer.source", "holdout"),
     _above_0("data.transfer.alpha", "data.transfer.size", "a transfer set"),
-    Reader(
+    _with(
         "data.test_size",
-        ("data.validation",),
-        "runs without validation, whose held-out samples are the common test set",
-        lambda s, _: s.data.validation is None,
+        "data.validation",
+        None,
+        only="runs without validation, whose held-out samples are the common test set",
     ),
     # [training]
     _with("training.momentum", "training.optimizer", "sgd", "rmsprop"),
@@ -168,19 +160,14 @@ TABLE: tuple[Reader, ...] = (
     *(
         _of_strategy(
             f"fusion.{key}",
-            "strategies whose clients distil targets, for one epoch or more",
+            DISTILLING,
             _copies_distil,
             "fusion.distill_epochs",
             "measure.transferability",
         )
         for key in ("distill_batch_size", "distill_lr")
     ),
-    _of_strategy(
-        "fusion.ce_weight",
-        "strategies whose clients distil targets, for one epoch or more",
-        _distils,
-        "fusion.distill_epochs",
-    ),
+    _of_strategy("fusion.ce_weight", DISTILLING, _distils, "fusion.distill_epochs"),
     Reader(
         "fusion.kd_weight_decay",
         ("fusion.kd_weight", "training.recipe", "fusion.strategy"),
@@ -200,7 +187,7 @@ TABLE: tuple[Reader, ...] = (
     _of_strategy(
         "fusion.knowledge_cache.decay",
         "strategies without a stale_decay of their own",
-        lambda s, h: not _weighs_age_itself(h),
+        lambda s, h: h.capabilities.stale_decay is None,
         "fusion.stale_decay",
     ),
     _with("fusion.relations.temperature", "fusion.relations.kind", "trg"),
@@ -219,25 +206,23 @@ TABLE: tuple[Reader, ...] = (
     ),
     _above_0("population.late_by", "population.late", "late clients"),
     _above_0("population.break_rounds", "population.breaks", "clients on a break"),
-    Reader(
+    _without(
         "clock.bandwidth_spread",
-        ("clock.bandwidth",),
-        "networks with a bandwidth; without one bytes take no time",
-        lambda s, _: s.clock is not None and s.clock.bandwidth is not None,
+        "clock.bandwidth",
+        None,
+        only="networks with a bandwidth; without one bytes take no time",
     ),
     _of_strategy(
         "asynchronous.staleness",
         "strategies whose clients send something, and that have no stale_decay of their own",
-        lambda s, h: h.capabilities.sends != "nothing" and not _weighs_age_itself(h),
+        lambda s, h: h.capabilities.sends != "nothing" and h.capabilities.stale_decay is None,
         "fusion.stale_decay",
     ),
     _with("topology.k", "topology.graph", *WITH_K),
     _with("topology.order", "topology.graph", *PLACED),
     _with("topology.path", "topology.graph", "file"),
-    *(
-        Reader(key, ("topology.graph",), "clients without a server", lambda s, _: s.topology.graph != "star")
-        for key in ("topology.relay", "topology.mixing")
-    ),
+    _without("topology.relay", "topology.graph", "star", only="clients without a server"),
+    _without("topology.mixing", "topology.graph", "star", only="clients without a server"),
     _of_strategy(
         "topology.mixing",
         "strategies that mix weights, such as 'gossip'",

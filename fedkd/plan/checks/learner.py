@@ -22,12 +22,8 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
     assert isinstance(data, FederatedStream)
     scenario, needs, traits = plan.scenario, plan.capabilities.needs, learner.traits
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
-        if not isinstance(model, nn.Module):
-            raise UserError(
-                f"'{learner.name}' changes gradients, but model '{group.model}' (clients.{index}) is not a"
-                " network",
-                key="continual.learner",
-            )
+        told = f"'{learner.name}' changes gradients, but model '{group.model}' (clients.{index})"
+        refuse_if(not isinstance(model, nn.Module), f"{told} is not a network", "continual.learner")
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
     made_for_it = plan.capabilities.learner == learner.name
@@ -45,21 +41,17 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         told = "begins every task with the initial ones: all clients have to be there in every round, at the"
         refuse_if(traits.begins_anew and not in_step, f"{averages} {told} same task", KEY)
     assert scenario.continual is not None
-    if not scenario.continual.tasks.boundaries and needs_boundaries(learner):
-        told = f"must be true, as '{learner.name}' has to be told when a task begins or ends"
-        raise UserError(told, key="continual.tasks.boundaries")
-    once = scenario.continual.online and not traits.replays_only
-    if once and scenario.training.local_epochs != 1:
-        told = f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}"
-        raise UserError(told, key="training.local_epochs")
-    if once and traits.retrains_old_tasks:
-        told = f"must be false, as '{learner.name}' trains on all samples so far again"
-        raise UserError(told, key="continual.online")
-    if traits.replays_only and scenario.training.early_stopping is not None:
-        raise UserError(
-            f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
-            key="training.early_stopping",
-        )
+    unmarked = not scenario.continual.tasks.boundaries and needs_boundaries(learner)
+    told = f"must be true, as '{learner.name}' has to be told when a task begins or ends"
+    refuse_if(unmarked, told, "continual.tasks.boundaries")
+    once, epochs = scenario.continual.online and not traits.replays_only, scenario.training.local_epochs
+    told = f"must be 1, as each sample is trained on once, got {epochs}"
+    refuse_if(once and epochs != 1, told, "training.local_epochs")
+    told = f"must be false, as '{learner.name}' trains on all samples so far again"
+    refuse_if(once and traits.retrains_old_tasks, told, "continual.online")
+    stops = traits.replays_only and scenario.training.early_stopping is not None
+    told = f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart"
+    refuse_if(stops, told, "training.early_stopping")
     # Neither private samples nor targets come along where each is trained on once, or by itself.
     once_only = "each sample is trained on once" if scenario.continual.online else None
     remembers = f"'{learner.name}' trains on what it remembers alone" if traits.replays_only else None
@@ -67,14 +59,11 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         ("ce_weight", plan.recipe.ce_weight, remembers or once_only),
         ("kd_weight", plan.recipe.kd_weight, remembers),
     ):
-        if given > 0 and reason is not None:
-            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
-    if scenario.fusion.logit_adjustment != 0:
-        raise UserError(
-            f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
-            f" {show_value(scenario.fusion.logit_adjustment)}",
-            key="fusion.logit_adjustment",
-        )
+        told = f"must be 0, as {reason}, got {given:g}"
+        refuse_if(given > 0 and reason is not None, told, f"fusion.{name}")
+    adjustment = scenario.fusion.logit_adjustment
+    told = "must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
+    refuse_if(adjustment != 0, f"{told} {show_value(adjustment)}", "fusion.logit_adjustment")
     shapes = plan.capabilities.uses_local_loss or any(
         overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")
     )
@@ -85,23 +74,17 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         what = "has a loss of its own" if overrides(plan.strategy, "local_step") else what
         old = trains_on_old_tasks(learner)
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
-        raise UserError(
-            f"'{strategy}' {what} in local training, where '{learner.name}'"
-            f" {why}; use a strategy that exchanges predictions",
-            key=KEY,
-        )
-    if (
-        overrides(plan.strategy, "local_step")
-        and not made_for_it
-        and (traits.isolates or traits.scales_own_subspaces)
-    ):
-        raise UserError(
-            f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
-            f" and '{learner.name}' puts others in their place for each task",
-            key=KEY,
-        )
-    if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
-        raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+        told = f"'{strategy}' {what} in local training, where '{learner.name}'"
+        raise UserError(f"{told} {why}; use a strategy that exchanges predictions", key=KEY)
+    apart = not made_for_it and (traits.isolates or traits.scales_own_subspaces)
+    refuse_if(
+        overrides(plan.strategy, "local_step") and apart,
+        f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
+        f" and '{learner.name}' puts others in their place for each task",
+        KEY,
+    )
+    imitates = scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation"
+    refuse_if(imitates, "'imitation' has no one distribution to imitate in a stream", "faults.poison")
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:

@@ -50,7 +50,7 @@ def check_relations(plan: Plan, models: Sequence[Any]) -> None:
     )
     for group, model in zip(scenario.clients, models, strict=True):
         refuse_if(
-            not (isinstance(model, nn.Module) and hasattr(model, "features") and hasattr(model, "head")),
+            not (isinstance(model, nn.Module) and has_features(model)),
             f"compares penultimate features; model '{group.model}' has no `features` and `head`",
             key,
         )
@@ -69,6 +69,11 @@ def check_three_classes(name: str, data: Data) -> None:
     refuse_if(fewest < 3, told, KEY)
 
 
+def has_features(model: Any) -> bool:
+    """Return whether a model has penultimate features and a head."""
+    return hasattr(model, "features") and hasattr(model, "head")
+
+
 def has_linear_head(model: Any) -> bool:
     """Return whether a model's head is one linear layer with biases."""
     head = getattr(model, "head", None)
@@ -78,16 +83,13 @@ def has_linear_head(model: Any) -> bool:
 def check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
     """Refuse features of several widths where they have to be compared."""
     inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
+    told = f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got"
     for model in models:
         with predicting(model):
             widths.append(model.features(inputs).flatten(1).shape[1])
+    first = f"{widths[0]} ('{scenario.clients[0].model}')"
     for group, width in zip(scenario.clients, widths, strict=True):
-        refuse_if(
-            width != widths[0],
-            f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got {widths[0]}"
-            f" ('{scenario.clients[0].model}') and {width} ('{group.model}')",
-            "clients.model",
-        )
+        refuse_if(width != widths[0], f"{told} {first} and {width} ('{group.model}')", "clients.model")
 
 
 def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int) -> None:

@@ -22,6 +22,7 @@ from fedkd.plan.checks.model_parts import (
     check_relations,
     check_three_classes,
     check_transferability,
+    has_features,
     has_linear_head,
 )
 from fedkd.plan.checks.streams import check_backward, check_class_stream, check_masks, check_orthogonal
@@ -40,17 +41,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
             what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
             raise UserError(f"'{name}' {what}, but model '{group.model}' is not a network", key=KEY)
-        if "features" in needs and not (hasattr(model, "features") and hasattr(model, "head")):
-            raise UserError(
-                f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
-                key=KEY,
-            )
-        if "linear_head" in needs and not has_linear_head(model):
-            raise UserError(
-                f"'{name}' needs heads that are one linear layer with biases;"
-                f" that of model '{group.model}' is not",
-                key=KEY,
-            )
+        told = f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`"
+        refuse_if("features" in needs and not has_features(model), told, KEY)
+        told = f"'{name}' needs heads that are one linear layer with biases; that of model '{group.model}'"
+        refuse_if("linear_head" in needs and not has_linear_head(model), f"{told} is not", KEY)
     if "equal_features" in needs:
         check_feature_widths(scenario, data, models)
     check_graph(plan)
@@ -78,12 +72,9 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
         check_class_stream(plan)
     if "normalised_samples" in needs:
         _check_generated(plan, data)
-    if "transfer_labels" in needs and first_task(data).transfer_y is None:
-        raise UserError(
-            f"'{name}' needs the labels of the transfer set on the server, which only"
-            ' data.transfer.source = "holdout" has',
-            key=KEY,
-        )
+    told = f"'{name}' needs the labels of the transfer set on the server, which only data.transfer.source ="
+    unlabelled = "transfer_labels" in needs and first_task(data).transfer_y is None
+    refuse_if(unlabelled, f'{told} "holdout" has', KEY)
     if isinstance(plan.strategy, ServerModel) and plan.strategy.server_model is not None:
         _check_server_model(plan, plan.strategy, first_task(data))
     if plan.capabilities.pretrain_epochs > 0:
@@ -93,13 +84,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
         check_backward(plan)
     if scenario.fusion.orthogonal is not None:
         check_orthogonal(plan, models[0])
-    partner = plan.capabilities.learner
-    if partner is not None and (plan.learner is None or plan.learner.name != partner):
-        raise UserError(
-            f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
-            f' continual.learner = "{partner}"',
-            key=KEY,
-        )
+    partner, learner = plan.capabilities.learner, plan.learner
+    told = f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
+    alone = partner is not None and (learner is None or learner.name != partner)
+    refuse_if(alone, f'{told} continual.learner = "{partner}"', KEY)
     if plan.learner is not None:
         check_learner(plan.learner, plan, data, models)
 
@@ -127,12 +115,8 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
             f" data set gives, got {given} with '{source}'",
             key=key,
         )
-    if labels.max() >= data.classes:
-        raise UserError(
-            f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
-            f" {data.classes} outputs, got {given}",
-            key=key,
-        )
+    told = f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
+    refuse_if(labels.max() >= data.classes, f"{told} {data.classes} outputs, got {given}", key)
 
 
 def _check_generated(plan: Plan, data: Data) -> None:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from fedkd.continual import Phases, check_layers, statistics_names, why_closed
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.fusion import overrides
 from fedkd.plan.plan import Plan
 
@@ -78,12 +78,8 @@ def check_class_stream(plan: Plan) -> None:
     continual, name = plan.scenario.continual, plan.scenario.fusion.strategy
     if continual is None:
         raise UserError(f"'{name}' is about the classes of earlier tasks; it needs [continual]", key=KEY)
-    if continual.head != "class":
-        raise UserError(
-            f"must be 'class' with '{name}', which keeps the classes of all tasks in one head, got"
-            f" '{continual.head}'",
-            key="continual.head",
-        )
+    told = f"must be 'class' with '{name}', which keeps the classes of all tasks in one head, got"
+    refuse_if(continual.head != "class", f"{told} '{continual.head}'", "continual.head")
     if not plan.schedule.in_step:
         raise UserError(
             f"'{name}' needs all clients at the same task: what stands in for old tasks is made when all of"

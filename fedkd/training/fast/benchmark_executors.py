@@ -83,6 +83,5 @@ def _timed(executor: Executor, jobs: Sequence[TrainJob], clock: Clock) -> float 
         torch.cuda.synchronize()
     seconds = clock() - begun
     steps = sum(result.steps for result in results if isinstance(result, FitResult))
-    if steps == 0 or any(isinstance(result, Exception) for result in results):
-        return None
-    return seconds / steps
+    failed = any(isinstance(result, Exception) for result in results)
+    return None if failed or steps == 0 else seconds / steps

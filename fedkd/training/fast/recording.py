@@ -100,22 +100,21 @@ class _Recorder(KernelMode):
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         noted_args, noted_kwargs = tree_map_only(Tensor, self.number, (args, kwargs))
         result = kernel(*args, **kwargs)
-        if kernel.namespace != "profiler":
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor) and tensor not in self._numbers:
-                    self._numbers[tensor] = self._count
-                    self._count += 1
-            if kernel is _VIEW and result.shape == args[0].shape and result.stride() == args[0].stride():
-                self._numbers[result] = self._numbers.get(args[0], -1)
-                return result
-            told = tree_map_only(Tensor, self.number, result)
-            tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-            draws = torch.Tag.nondeterministic_seeded in kernel.tags
-            written = _written(kernel, args, kwargs)
-            pure = not (draws or written)
-            changes = draws or any(t.untyped_storage().data_ptr() in self._outside for t in written)
-            looks = _looks(kernel, tensors)
-            self.calls.append(_Call(kernel, noted_args, noted_kwargs, told, looks, pure, changes))
+        if kernel.namespace == "profiler":
+            return result
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor not in self._numbers:
+                self._numbers[tensor] = self._count
+                self._count += 1
+        if kernel is _VIEW and result.shape == args[0].shape and result.stride() == args[0].stride():
+            self._numbers[result] = self._numbers.get(args[0], -1)
+            return result
+        told = tree_map_only(Tensor, self.number, result)
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        draws, written = torch.Tag.nondeterministic_seeded in kernel.tags, _written(kernel, args, kwargs)
+        changes = draws or any(t.untyped_storage().data_ptr() in self._outside for t in written)
+        looks, pure = _looks(kernel, tensors), not (draws or written)
+        self.calls.append(_Call(kernel, noted_args, noted_kwargs, told, looks, pure, changes))
         return result
 
 

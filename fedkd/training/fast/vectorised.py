@@ -96,9 +96,8 @@ def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
     """Train models of one `kind_of` in place; `NotForVmapError` if they cannot run together."""
     size = jobs[0].batch_size
     # The longest jobs first: those with batches left are in front, so that no weight is moved.
-    places = sorted(
-        range(len(jobs)), key=lambda place: divmod(len(jobs[place].arrays[0]), size), reverse=True
-    )
+    samples = [len(job.arrays[0]) for job in jobs]
+    places = sorted(range(len(jobs)), key=lambda place: divmod(samples[place], size), reverse=True)
     group = _Group([jobs[place] for place in places])
     with group.stacked():
         group.train()
@@ -235,8 +234,7 @@ class _Group:
             torch.stack([array.index_select(0, batch) for array, batch in zip(of_jobs, batches, strict=True)])
             for of_jobs in zip(*(job.arrays for job in jobs), strict=True)
         ]
-        along = zip(*(job.draw_aux() for job in jobs), strict=True)
-        arrays += [torch.stack(of_jobs) for of_jobs in along]
+        arrays += [torch.stack(of_jobs) for of_jobs in zip(*(job.draw_aux() for job in jobs), strict=True)]
         leaves = {
             name: weights[among].requires_grad_(self._parameters[name][0].requires_grad)
             for name, weights in self._weights.items()
@@ -249,9 +247,8 @@ class _Group:
         losses.sum().backward()
         for name, leaf in leaves.items():
             if leaf.grad is not None:
-                for parameter, gradient in zip(
-                    self._parameters[name][among], leaf.grad.unbind(0), strict=True
-                ):
+                parameters = self._parameters[name][among]
+                for parameter, gradient in zip(parameters, leaf.grad.unbind(0), strict=True):
                     parameter.grad = gradient
         return losses.detach(), right
 
