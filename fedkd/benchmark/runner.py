@@ -1,14 +1,11 @@
 """Runs a bench, for Python and for the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedkd.benchmark.cells import (
     Axis,
@@ -22,15 +19,13 @@ from fedkd.benchmark.cells import (
     run_name,
     shown_metrics,
 )
+from fedkd.benchmark.results import FinishedCell
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
+from fedkd.benchmark.worker import Outcome
 from fedkd.errors import UserError
+from fedkd.report import Study
 from fedkd.storage import expanded, write_text_atomically
 from fedkd.tracking import BENCH, CELLS, STUDY
-
-if TYPE_CHECKING:
-    from fedkd.benchmark.results import FinishedCell
-    from fedkd.benchmark.worker import Outcome
-    from fedkd.report import Study
 
 
 @dataclass(frozen=True)

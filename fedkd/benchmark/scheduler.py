@@ -9,20 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.benchmark.cells import Cell, data_key, in_cell
 from fedkd.benchmark.finished import damage
 from fedkd.benchmark.places import check_all_nodes
+from fedkd.benchmark.progress import BenchProgress
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.engine import RayCluster, connect, count_actors, gpu_share, if_lost, stop_signals
 from fedkd.errors import EngineLost, Interrupted, UserError
 from fedkd.scenario import Engine
 from fedkd.storage import write_text_atomically
 from fedkd.tracking import disk_told, locked
-
-if TYPE_CHECKING:
-    from fedkd.benchmark.progress import BenchProgress
 
 POLL_SECONDS = 0.2
 GO_ON = "cells that are done stay so; go on with the same command"

@@ -1,14 +1,13 @@
 """The results of a finished run: `summary.json`, and the figures beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fedkd.continual import StreamOutcome
 from fedkd.models import architecture_names
 from fedkd.plan import Plan, accuracies_of_each, counted_clients, held_models
 from fedkd.plugins import versions
@@ -23,9 +22,6 @@ from fedkd.tracking import (
     read_metrics,
     read_warnings,
 )
-
-if TYPE_CHECKING:
-    from fedkd.continual import StreamOutcome
 
 
 def finish_run(

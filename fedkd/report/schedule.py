@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.continual import StreamOutcome
 from fedkd.plan import Schedule
 from fedkd.report.style import COLOUR_MAP, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from fedkd.continual import StreamOutcome
 
 NAME = "schedule"
 AWAY, THERE = "·", "x"

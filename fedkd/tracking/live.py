@@ -1,13 +1,10 @@
 """The live table of a run by rich, on a terminal or in a notebook."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -16,13 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedkd.scenario import Scenario
 from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.phase_watch import Display
 from fedkd.tracking.task_matrix import TaskMatrix
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 VISIBLE_ROUNDS = 10
 REFRESHES_PER_SECOND = 4

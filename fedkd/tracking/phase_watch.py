@@ -1,24 +1,18 @@
 """The state of a run that displays share: rounds, the phase under way, its slowest client, the pace."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from fedkd.plan import Schedule, build_schedule, counted_clients
-from fedkd.scenario import task_count
+from fedkd.scenario import Scenario, task_count
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import duration, phase_text, time_left
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fedkd.scenario import Scenario
 from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.phase_watch import Display
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from fedkd.scenario import Scenario
 
 QUIET_SECONDS = 30.0
 """Of a round without a line, after which one says how far it is; each takes twice as long as the last."""

@@ -27,8 +27,7 @@ from fedkd.storage import (
 )
 from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
 from fedkd.tracking.leftovers import sweep
-from fedkd.tracking.neighbours import FUSION
-from fedkd.tracking.transferability import FOLDER
+from fedkd.tracking.neighbours import FOLDER, FUSION
 
 if TYPE_CHECKING:
     from fedkd.data import Data

@@ -1,14 +1,12 @@
 """Searches for hyper-parameters, for Python and for the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedkd.benchmark import damage, level_of
+from fedkd.benchmark import Scheduler, damage, level_of
 from fedkd.errors import RunFailed, UserError
 from fedkd.scenario import NotToml, parse_toml
 from fedkd.storage import expanded
@@ -29,9 +27,6 @@ from fedkd.tuning.trials import (
     run_trial,
     runs_of,
 )
-
-if TYPE_CHECKING:
-    from fedkd.benchmark import Scheduler
 
 MAY_GROW = ("trials", "parallel")  # keys of a search that may change between calls
 

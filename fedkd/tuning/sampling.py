@@ -3,18 +3,14 @@
 A batch depends on the seed, its number, and the results of earlier batches in the order of their trials.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plugins import how_to_install
 from fedkd.randomness import derive_seed
 from fedkd.tuning.space import Dimension
-
-if TYPE_CHECKING:
-    from fedkd.tuning.trials import Trial
+from fedkd.tuning.trials import Trial
 
 EXTRA = "tune"
 

@@ -8,7 +8,7 @@ from itertools import product
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.benchmark import (
     Cell,
@@ -25,15 +25,12 @@ from fedkd.benchmark import (
 )
 from fedkd.errors import UserError
 from fedkd.plan import parse_scenario
-from fedkd.scenario import dotted, scenario_from_json
+from fedkd.scenario import Scenario, dotted, scenario_from_json
 from fedkd.storage import NotJson, parse_json, write_json_atomically
 from fedkd.tracking import RoundReport, RunObserver, percent, read_metrics
 from fedkd.tuning.objective import Curve, check_metric_of, final_value
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
-    from fedkd.tuning.schema import Search
-    from fedkd.tuning.space import Dimension
+from fedkd.tuning.schema import Search
+from fedkd.tuning.space import Dimension
 
 TRIAL = "trial.json"  # in a run folder: how the run ended
 

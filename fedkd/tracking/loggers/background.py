@@ -1,7 +1,5 @@
 """A logger at work beside a run, in a thread of its own; the end of the run alone waits for it, briefly."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading
@@ -9,17 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedkd.errors import Interrupted, one_line
-from fedkd.scenario import relative_to
+from fedkd.scenario import Scenario, relative_to
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.loggers.figures import FigureMaker, Span
 from fedkd.tracking.loggers.logger import Ending, LoggedRun, Logger
 from fedkd.tracking.recorder import METRICS
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 log = logging.getLogger("fedkd.tracking")
 

@@ -1,20 +1,16 @@
 """What a logger is: something that is handed the figures of each round, and may fail in any way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from fedkd.scenario import Artifact, Scenario
 from fedkd.storage import write_text_atomically
 from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Artifact, Scenario
 
 RECORD = (SCENARIO, SCHEDULE, CLIENTS, METRICS, TIMINGS, SUMMARY)
 """Files of a run folder that say what a run was and what it found."""

@@ -1,20 +1,16 @@
 """The logger for MLflow."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fedkd.scenario import Mlflow
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, flat, heat_map
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Mlflow
 
 IDENTITY = "mlflow-id"
 FOLDER = "mlruns"
