@@ -16,11 +16,14 @@ from fedkd.benchmark.finished import damage
 from fedkd.benchmark.places import check_all_nodes
 from fedkd.benchmark.progress import BenchProgress
 from fedkd.benchmark.worker import Outcome, run_cell
+from fedkd.data import load_data
 from fedkd.engine import RayCluster, connect, count_actors, gpu_share, if_lost, stop_signals
 from fedkd.errors import EngineLost, Interrupted, UserError
+from fedkd.plan import resolve
 from fedkd.scenario import Engine
+from fedkd.simulation import check_with
 from fedkd.storage import write_text_atomically
-from fedkd.tracking import disk_told, locked
+from fedkd.tracking import check_loggers, disk_told, locked
 
 POLL_SECONDS = 0.2
 GO_ON = "cells that are done stay so; go on with the same command"
@@ -39,11 +42,6 @@ class CellCheck:
         self._checked: set[str] = set()
 
     def check(self, cells: Sequence[Cell]) -> None:
-        from fedkd.data import load_data
-        from fedkd.plan import resolve
-        from fedkd.simulation import check_with
-        from fedkd.tracking import check_loggers
-
         loaded, data = "", None
         for cell in cells:
             scenario = cell.scenario
@@ -77,10 +75,7 @@ class Scheduler:
         self._stack = ExitStack()
 
     def run(
-        self,
-        cells: Sequence[Cell],
-        work: Work = run_cell,
-        damaged: Callable[[Path], str | None] = damage,
+        self, cells: Sequence[Cell], work: Work = run_cell, damaged: Callable[[Path], str | None] = damage
     ) -> dict[Cell, Outcome]:
         """Check cells, then run them; a damaged cell begins anew. A signal raises `KeyboardInterrupt`."""
         self._check.check(cells)

@@ -9,8 +9,13 @@ import numpy as np
 
 from fedkd.continual import StreamOutcome
 from fedkd.models import architecture_names
-from fedkd.plan import Plan, accuracies_of_each, counted_clients, held_models
+from fedkd.plan import Plan, accuracies_of_each, counted_clients
 from fedkd.plugins import versions
+from fedkd.report.continual import outcome_of_rows, write_continual
+from fedkd.report.metrics import metric
+from fedkd.report.schedule import draw_schedule_figure
+from fedkd.report.statistics import interval
+from fedkd.report.topology import draw_graph_figure
 from fedkd.storage import write_json_atomically
 from fedkd.tracking import (
     SUMMARY,
@@ -30,18 +35,12 @@ def finish_run(
     """Write the summary and the figures of a run, tell the observer, and return the summary."""
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
-    outcome = _outcome(plan, folder, rows, counted)
+    outcome = _outcome(plan, folder, rows)
     if outcome is not None:
-        from fedkd.report.continual import write_continual
-
         write_continual(outcome, folder, tasks)
     if not plan.schedule.in_step:
-        from fedkd.report.schedule import draw_schedule_figure
-
         draw_schedule_figure(plan.schedule, folder, tasks, outcome)
     if plan.graph is not None:
-        from fedkd.report.topology import draw_graph_figure
-
         draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
     times, stream = {}, scenario.continual is not None
     if scenario.clock is not None:
@@ -101,8 +100,6 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
     A predictor has its mean rank correlation (Spearman) over receivers, the half width of its 95 % interval,
     and how often it named a best sender.
     """
-    from fedkd.report.statistics import interval
-
     found: dict[str, dict[str, dict[int, float]]] = {}
     last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
     for row in rows if last is not None else ():
@@ -115,7 +112,7 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
     for split in ("local", "global"):
         of_split = found.get(split, {})
         predictors: dict[str, Any] = {}
-        for name in (metric.removeprefix("rank_") for metric in of_split if metric.startswith("rank_")):
+        for name in (key.removeprefix("rank_") for key in of_split if key.startswith("rank_")):
             rank = interval(list(of_split[f"rank_{name}"].values()))
             hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
             predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
@@ -169,24 +166,18 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
 
 def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
     """Return the continual metrics of a finished run, from its folder; None: it has no stream."""
-    return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
+    return _outcome(plan, folder, read_metrics(folder))
 
 
-def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
-    scenario = plan.scenario
-    if scenario.continual is None:
+def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow]) -> StreamOutcome | None:
+    if (continual := plan.scenario.continual) is None:
         return None
-    from fedkd.continual import stream_outcome
-
-    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
-    courses, models = plan.schedule.every_course(), held_models(scenario, plan.schedule, plan.strategy)
-    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted, models=models)
+    epochs = read_epochs(folder) if continual.evaluate_epochs else ()
+    return outcome_of_rows(rows, plan.scenario, plan.schedule, plan.strategy, epochs=epochs)
 
 
 def _continual(outcome: StreamOutcome) -> dict[str, Any]:
     """Return statistics of every figure of a stream over the n clients that have it; None: no client has."""
-    from fedkd.report.metrics import metric
-
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]

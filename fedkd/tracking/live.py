@@ -49,14 +49,14 @@ class RunTable(Display):
         self._console = console
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
         self._shown_from, self._running = 0, False
-        self._watch.phase = "starting"
+        self._phase = "starting"
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         super().run_started(scenario, folder, resumed_from)
         if resumed_from:
             self._recall(scenario, folder)
         self._shown_from, self._running = resumed_from, True
-        self._watch.phase = "starting"
+        self._phase = "starting"
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
         super().went_back(scenario, folder, done)
@@ -149,10 +149,10 @@ class RunTable(Display):
 
     def _status(self) -> str:
         left = self._pace.left(self._rounds - self._finished, self._clock() - self._began)
-        parts = [f"round {self._watch.round}/{self._rounds}"]
+        parts = [f"round {self._round}/{self._rounds}"]
         if self._schedule is not None and self._schedule.in_step:
-            parts.append(f"task {self._task(self._schedule.task(0, self._watch.round))}")
-        parts += self._watch.parts(with_left=left is None)
+            parts.append(f"task {self._task(self._schedule.task(0, self._round))}")
+        parts += self._parts(with_left=left is None)
         if left is not None:
             parts.append(f"{wording.time_left(left)} left")
         return " · ".join(parts)

@@ -76,8 +76,7 @@ class PresentFile(FollowedRun):
     def _write(self, status: str, error: str | None = None) -> None:
         if self._path is None:
             return
-        watch = self._watch
-        under_way = (watch.round, watch.phase, watch.done, watch.total, watch.slowest)
+        under_way = (self._round, self._phase, self._done, self._total, self._slowest)
         now = Present(status, self._finished, self._rounds, *under_way, error)
         # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
         temporary = self._path.with_name(f".{PROGRESS}.tmp")

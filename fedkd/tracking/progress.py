@@ -83,7 +83,7 @@ class PlainProgress(Display):
     def tell_phase(self) -> None:
         """Say how far the round under way is."""
         width = len(str(self._rounds)) + 1
-        parts = [f"      {self._watch.round:>{width}}/{self._rounds}", *self._watch.parts(with_left=True)]
+        parts = [f"      {self._round:>{width}}/{self._rounds}", *self._parts(with_left=True)]
         self.message("  ".join(parts))
 
     def round_finished(self, report: RoundReport) -> None:

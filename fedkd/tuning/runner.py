@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark import Scheduler, damage, level_of
+from fedkd.benchmark import Scheduler, damage, level_of, make_bench_progress, scheduling
 from fedkd.errors import RunFailed, UserError
 from fedkd.scenario import NotToml, parse_toml
 from fedkd.storage import expanded
-from fedkd.tracking import SCENARIO, TUNE, percent
+from fedkd.tracking import SCENARIO, TUNE, from_markdown, percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
 from fedkd.tuning.sampling import check_optuna, draw
 from fedkd.tuning.schema import Search, dump_search, load_search
@@ -70,8 +70,6 @@ class TuneResult:
         return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        from fedkd.tracking import from_markdown
-
         return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
 
 
@@ -117,8 +115,6 @@ def tune(
         RunFailed: A trial failed without diverging, or none reached its end.
         Interrupted: Stopped by a signal; the same call goes on.
     """
-    from fedkd.benchmark import make_bench_progress, scheduling
-
     plan = plan_tune(path, overrides, search, out)
     spec, dumped = plan.search.spec, (TUNE, dump_search(plan.search))
     total = spec.trials * len(plan.search.seeds)
