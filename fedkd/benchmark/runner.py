@@ -170,9 +170,7 @@ def study_of(
 
 
 def study_so_far(folder: Path) -> Study | None:
-    """Return the study of the finished cells of a bench folder; None: the study in the folder has all of
-    them.
-    """
+    """Return the study of a bench folder's finished cells; None: the study that is there has them all."""
 
     def written(path: Path) -> int:
         try:
@@ -224,6 +222,6 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         again = f" (damaged: {damages[cell]})" if damages.get(cell) else ""
         yield f"  {'to do' if cell in damages else 'done':<6} {cell.label}  {cell.folder_name}{again}"
     CellCheck(plan.bench.file).check(list(damages))
-    guess = estimate(plan.cells, plan.runs, plan.compared)
-    yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
-    yield f"       ({guess.basis})"
+    seconds, basis = estimate(plan.cells, plan.runs, plan.compared)
+    yield f"time   about {duration(seconds)} if one cell runs at a time"
+    yield f"       ({basis})"

@@ -35,7 +35,7 @@ def finish_run(
     """Write the summary and the figures of a run, tell the observer, and return the summary."""
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
-    outcome = _outcome(plan, folder, rows)
+    outcome = outcome_of(plan, folder, rows)
     if outcome is not None:
         write_continual(outcome, folder, tasks)
     if not plan.schedule.in_step:
@@ -73,10 +73,7 @@ def finish_run(
 
 
 def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict[str, float | None]:
-    """Return the simulated seconds until the mean accuracy after fusion reached each target in percent.
-
-    They are the ends of rounds, by metric name; None: never reached.
-    """
+    """Return by metric name when targets in percent were reached, in simulated seconds; None: never."""
     ended: dict[int, float] = {}
     means: dict[str, list[tuple[int, float]]] = {split: [] for split in ("local", "global")}
     for row in rows:
@@ -95,11 +92,7 @@ def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict
 
 
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
-    """Return the summary's table of the last transferability map; empty: none was measured.
-
-    A predictor has its mean rank correlation (Spearman) over receivers, the half width of its 95 % interval,
-    and how often it named a best sender.
-    """
+    """Return the summary's table of the last transferability map; empty: none was measured."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
     for row in rows if last is not None else ():
@@ -164,14 +157,11 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
     return {name: {"clients": len(own), **final_accuracies(plan, rows, own)} for name, own in clients.items()}
 
 
-def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
-    """Return the continual metrics of a finished run, from its folder; None: it has no stream."""
-    return _outcome(plan, folder, read_metrics(folder))
-
-
-def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow]) -> StreamOutcome | None:
+def outcome_of(plan: Plan, folder: Path, rows: Sequence[MetricRow] | None = None) -> StreamOutcome | None:
+    """Return the continual metrics of a finished run, whose folder has these rows; None: it has no stream."""
     if (continual := plan.scenario.continual) is None:
         return None
+    rows = read_metrics(folder) if rows is None else rows
     epochs = read_epochs(folder) if continual.evaluate_epochs else ()
     return outcome_of_rows(rows, plan.scenario, plan.schedule, plan.strategy, epochs=epochs)
 

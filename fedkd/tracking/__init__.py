@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_transfer_map",
         ],
         "present": ["Present", "PresentFile", "read_present"],
-        "progress": ["PlainProgress", "make_progress"],
+        "progress": ["PlainLines", "PlainProgress", "make_progress"],
         "recorder": [
             "METRICS",
             "SUMMARY",

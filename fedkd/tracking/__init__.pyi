@@ -33,6 +33,7 @@ from .neighbours import write_transfer_map as write_transfer_map
 from .present import Present as Present
 from .present import PresentFile as PresentFile
 from .present import read_present as read_present
+from .progress import PlainLines as PlainLines
 from .progress import PlainProgress as PlainProgress
 from .progress import make_progress as make_progress
 from .recorder import METRICS as METRICS

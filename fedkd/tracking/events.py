@@ -147,9 +147,6 @@ class Observers(RunObserver):
                 log.warning("%s failed and is switched off: %s: %s", name, type(error).__name__, error)
 
 
-HOOKS = (
-    "run_started", "went_back", "phase", "answered", "round_finished", "run_finished", "message", "failed",
-    "closed",
-)  # fmt: skip
+HOOKS = tuple(name for name in vars(RunObserver) if not name.startswith("_"))
 for _hook in HOOKS:
     setattr(Observers, _hook, partialmethod(Observers._tell, _hook))

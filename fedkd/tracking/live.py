@@ -144,10 +144,6 @@ class RunTable(Display):
     def _bar(self) -> RenderableType:
         bar = ProgressBar(total=max(1, self._rounds), completed=self._finished, width=24)
         line = Table.grid(padding=(0, 2))
-        line.add_row(bar, Text(self._status(), no_wrap=True, overflow="ellipsis"))
-        return line
-
-    def _status(self) -> str:
         left = self._pace.left(self._rounds - self._finished, self._clock() - self._began)
         parts = [f"round {self._round}/{self._rounds}"]
         if self._schedule is not None and self._schedule.in_step:
@@ -155,7 +151,8 @@ class RunTable(Display):
         parts += self._parts(with_left=left is None)
         if left is not None:
             parts.append(f"{wording.time_left(left)} left")
-        return " · ".join(parts)
+        line.add_row(bar, Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"))
+        return line
 
 
 class LiveProgress(RunTable):

@@ -107,13 +107,7 @@ class LinkTable:
 
 
 def write_links(
-    folder: Path,
-    round: int,
-    clients: Sequence[int],
-    heard: np.ndarray,
-    sizes: np.ndarray,
-    *,
-    run: str = NO_RUN,
+    folder: Path, round: int, clients: Sequence[int], heard: np.ndarray, sizes: np.ndarray, run: str = NO_RUN
 ) -> None:
     """Write a round's links (see `LinkTable`) into the folder of the run with this digest."""
     names, links = np.array(clients), np.nonzero(heard)

@@ -33,10 +33,7 @@ class Pace:
         self._seconds.append(seconds)
 
     def left(self, rounds: int, elapsed: float = 0.0) -> float | None:
-        """Return the seconds that `rounds` more take; None: no round is finished yet.
-
-        The round under way is among them, and has taken `elapsed` seconds so far.
-        """
+        """Return the seconds of `rounds` more, `elapsed` of them over; None: no round is finished yet."""
         if not self._seconds:
             return None
         a_round = fmean(self._seconds)
@@ -44,10 +41,9 @@ class Pace:
 
 
 class FollowedRun(RunObserver):
-    """Follows a run for a display, by a clock in seconds.
+    """Follows a run for a display: `_done` of `_total` clients have finished the `_phase` of the `_round`."""
 
-    `_done` of `_total` clients have finished the `_phase` (empty between two) of the `_round` under way.
-    """
+    _slowest: Slowest | None
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._pace = clock, Pace()
@@ -83,7 +79,7 @@ class FollowedRun(RunObserver):
     def _begin(self, round: int, phase: str = "") -> None:
         self._round, self._phase, self._phase_began = round, phase, self._clock()
         self._done = self._total = 0
-        self._slowest: Slowest | None = None
+        self._slowest = None
 
     def _phase_left(self) -> float | None:
         """Return the seconds that the phase still takes if the rest go as fast; None: that is not known."""

@@ -59,11 +59,22 @@ def notebook_show() -> Callable[[str], None] | None:
     return show
 
 
-class PlainProgress(Display):
-    """Prints an aligned line a round for log files and pipes, and the phase of long rounds.
+class PlainLines:
+    """Prints lines to a stream, and is silent once that is closed."""
 
-    It is silent once the stream is closed.
-    """
+    _stream: IO[str] | None
+
+    def message(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:  # ``| head``, or a terminal that was closed: the work goes on unseen
+            self._stream = None
+
+
+class PlainProgress(PlainLines, Display):
+    """Prints an aligned line a round for log files and pipes, and the phase of long rounds."""
 
     def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -114,12 +125,3 @@ class PlainProgress(Display):
     def run_finished(self, report: RunReport) -> None:
         for line in ["", *wording.closing_lines(report)]:
             self.message(line)
-
-    def message(self, text: str) -> None:
-        if self._stream is None:
-            return
-        try:
-            self._stream.write(f"{text}\n")
-            self._stream.flush()
-        except OSError:  # ``| head``, or a terminal that was closed: the run goes on unseen
-            self._stream = None

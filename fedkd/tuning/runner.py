@@ -108,7 +108,6 @@ def tune(
             of values; or texts as ``--search`` takes them.
         out: Folder of the search; absent: ``runs/tune-NAME``. On a cluster, all nodes must see it.
         overrides: ``key=value`` texts of ``--set``, of the search (``trials=50``) or the scenario.
-        quiet: Show no progress.
 
     Raises:
         UserError: The search cannot be run as it is; nothing has run.
@@ -138,11 +137,7 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
     for batch, first in enumerate(range(0, spec.trials, spec.together)):
         base = [plan.first] if batch == 0 and plan.first is not None else []
         number = min(spec.together, spec.trials - first) - len(base)
-        seed, sampler, startup = plan.search.seeds[0], spec.sampler, spec.startup
-        drawn = draw(
-            plan.search.space, trials, number, sampler=sampler, startup=startup, seed=seed, batch=batch
-        )
-        values: list[Mapping[str, Any]] = [*base, *drawn]
+        values: list[Mapping[str, Any]] = [*base, *draw(plan.search, trials, number, batch)]
         runs_of_trials = [runs_of(plan.search, n, own) for n, own in enumerate(values, start=first)]
         runs = {run.hash: run for runs in runs_of_trials for run in runs}  # two may try the same
         folders = {hash: plan.runs / run.folder_name for hash, run in runs.items()}

@@ -1,7 +1,5 @@
 """The trials of a search: what each tries, the runs that it consists of, and how it ends."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,7 +11,6 @@ from typing import Any
 from fedkd.benchmark import (
     Cell,
     Outcome,
-    cell_layers,
     cell_tables,
     flatten,
     in_cell,
@@ -59,6 +56,16 @@ class Trial:
     folders: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class TrialRecord:
+    """How one run of a trial ended."""
+
+    status: str  # done, pruned or diverged
+    value: float | None  # None: diverged
+    curve: Mapping[int, float]  # by round
+    error: str = ""
+
+
 def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
     """Return the runs of a trial, one for each seed."""
     levels = {key: level_of(key, value) for key, value in values.items()}
@@ -91,12 +98,8 @@ def check_space(search: Search) -> None:
 
 def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> None:
     try:
-        changes = flatten(values)
-        parse_scenario(
-            cell_tables(search.bench, changes, search.seeds[0]),
-            folder=search.bench.folder,
-            layers=cell_layers(search.bench, {"search": changes}),
-        )
+        tables, layers = cell_tables(search.bench, {"search": flatten(values)}, search.seeds[0])
+        parse_scenario(tables, folder=search.bench.folder, layers=layers)
     except UserError as error:
         key = dimension.key.removesuffix("!")
         told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
@@ -162,16 +165,6 @@ class Rule:
     startup: int  # runs that have to be known
     warmup: int  # rounds in which no run is stopped
     known: Mapping[int, tuple[Mapping[int, float], ...]]  # curves of earlier batches, by seed
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """How one run of a trial ended."""
-
-    status: str  # done, pruned or diverged
-    value: float | None  # None: diverged
-    curve: Mapping[int, float]  # by round
-    error: str = ""
 
 
 def read_record(folder: Path) -> TrialRecord | None:

@@ -83,10 +83,7 @@ def average_so_far(R: np.ndarray) -> list[float]:
 
 
 def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray, list[int]]:
-    """Return how much of each task but the last is gone at the end, `[T−1]`, and of how many clients.
-
-    It is the mean over the clients that count in means and have learned the task; NaN where there are none.
-    """
+    """Return the forgetting of each task but the last, `[T−1]`, mean over clients, and their number."""
     lost = np.full((len(test.clients) + 1, len(test.R) - 1), np.nan)
     for row, client in enumerate(sorted(outcome.counted & test.clients.keys())):
         R, _ = test.clients[client]

@@ -83,18 +83,6 @@ def files_of(folder: Path, wanted: Artifact) -> list[Path]:
     return sorted(path for path in (folder / "checkpoints").rglob("*") if path.is_file())
 
 
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return tables as dotted keys to values; lists are counted from 0, what is absent is left out."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        inner = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(inner, Mapping) and inner:
-            found |= flat({str(name): item for name, item in inner.items()}, f"{prefix}{key}.")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def heat_map(values: np.ndarray) -> np.ndarray:
     """Return a picture `[height, width, 3]` uint8 of a table in [0, 1]: a block of pixels for each number.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.scenario import Mlflow
-from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, flat, heat_map
+from fedkd.scenario import Mlflow, changed_keys
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, heat_map
 
 IDENTITY = "mlflow-id"
 FOLDER = "mlruns"
@@ -110,8 +110,8 @@ class MlflowLogger:
     def _log_params(self, run: LoggedRun) -> None:
         from mlflow.entities import Param
 
-        keys = flat(run.scenario.model_dump(mode="json", exclude={"tracking"}))
-        told = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in keys.items()]
+        keys = changed_keys({}, run.scenario.model_dump(mode="json", exclude={"tracking"}), places=True)
+        told = [Param(key, str(now)[:LONGEST_PARAM]) for key, (_, now) in keys.items() if now is not None]
         for start in range(0, len(told), MOST_PARAMS):
             self._client.log_batch(self._id, params=told[start : start + MOST_PARAMS])
 
