@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "cells": ["Cell", "cell_layers", "cell_tables", "in_cell", "level_of", "make_cell"],
+        "cells": ["Cell", "cell_tables", "in_cell", "level_of", "make_cell"],
         "finished": ["damage", "read_summary"],
         "merge": ["flatten", "overlapping", "value_at"],
         "progress": ["make_bench_progress"],

@@ -1,5 +1,4 @@
 from .cells import Cell as Cell
-from .cells import cell_layers as cell_layers
 from .cells import cell_tables as cell_tables
 from .cells import in_cell as in_cell
 from .cells import level_of as level_of

@@ -118,10 +118,7 @@ def _text(value: Any) -> str:
 
 
 def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
-    """Return every cell of a bench, those of the first seed first, so that a table is soon complete.
-
-    Without `plug_ins`, scenarios lack the defaults of their plug-ins.
-    """
+    """Return the cells seed by seed; without `plug_ins`, scenarios lack the defaults of theirs."""
     axes = make_axes(bench)
     _check_fixed(bench, axes)
     number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
@@ -171,28 +168,22 @@ def _steps_into(table: str, key: str) -> bool:
     return f"{key}.".startswith(f"{table}.")
 
 
-def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the tables of a cell's scenario, as its file would have them."""
-    common = flatten(bench.spec.set)
+def cell_tables(
+    bench: Bench, axes: Mapping[str, Mapping[str, Any]], seed: int
+) -> tuple[dict[str, Any], OverrideLayers]:
+    """Return the tables of a cell's scenario, and the keys that all cells, ``--set`` and its `axes` set."""
+    common, changes = flatten(bench.spec.set), {key: own[key] for own in axes.values() for key in own}
     tables = forget_hyperparameters(bench.base, {**common, **changes, **bench.fixed})
-    tables = merged(tables, common, changes, bench.fixed)
-    tables["seed"] = seed
-    return tables
-
-
-def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> OverrideLayers:
-    """Return the keys set over a cell's base scenario: for all cells, by ``--set``, by each axis."""
-    common, fixed, *levels = (set_keys(layer) for layer in (bench.spec.set, bench.fixed, *axes.values()))
+    tables = merged(tables, common, changes, bench.fixed) | {"seed": seed}
+    everywhere, fixed, *levels = (set_keys(layer) for layer in (bench.spec.set, bench.fixed, *axes.values()))
     varied = [bench.varied.get(name, keys) for name, keys in zip(axes, levels, strict=True)]
-    return OverrideLayers([common, fixed], levels, varied)
+    return tables, OverrideLayers([everywhere, fixed], levels, varied)
 
 
 def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool = True) -> Cell:
     """Return a cell of a bench."""
-    changes = {key: value for level in levels.values() for key, value in level.changes.items()}
     try:
-        tables = cell_tables(bench, changes, seed)
-        layers = cell_layers(bench, {name: level.changes for name, level in levels.items()})
+        tables, layers = cell_tables(bench, {name: level.changes for name, level in levels.items()}, seed)
         if plug_ins:
             scenario = parse_scenario(tables, folder=bench.folder, layers=layers)
         else:

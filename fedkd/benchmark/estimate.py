@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import NamedTuple
 
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.finished import read_summary
@@ -12,13 +11,6 @@ from fedkd.benchmark.worker import run_cell
 from fedkd.errors import RunFailed
 from fedkd.scenario import Scenario, Tracking
 from fedkd.tracking import RoundReport, RunObserver
-
-
-class Estimate(NamedTuple):
-    """Seconds that the cells to run take one after the other, and what that is based on."""
-
-    seconds: float
-    basis: str
 
 
 class CellPace:
@@ -49,17 +41,17 @@ class CellPace:
         return tuple(cell.levels[axis].label for axis in self._compared)
 
 
-def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Estimate:
-    """Estimate the time of the cells to run, from finished cells, else from one round of one cell."""
+def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> tuple[float, str]:
+    """Return the seconds that the cells to run take in turn, and the basis: finished cells, or one round."""
     summaries = {cell: read_summary(folder / cell.folder_name) for cell in cells}
     waiting = [cell for cell, summary in summaries.items() if summary is None]
     if not waiting:
-        return Estimate(0.0, "every cell is done")
+        return 0.0, "every cell is done"
     spent = {cell: float(summary["seconds"]) for cell, summary in summaries.items() if summary is not None}
     if spent:
         seconds = CellPace(spent, compared).of_all(waiting)
         assert seconds is not None
-        return Estimate(seconds, f"measured on {len(spent)} finished cells; loading and starting come on top")
+        return seconds, f"measured on {len(spent)} finished cells; loading and starting come on top"
     tried = waiting[0]
     a_round = _time_one_round(tried)
     of_a_client = a_round / _clients_per_round(tried.scenario)
@@ -67,7 +59,7 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
     later = "" if tried.scenario.continual is None else ", nor is what later tasks cost"
     basis = f"one round of the cell '{tried.label}' took {a_round:.1f} s; cells that cost more or less than"
     basis += f" this one are not known yet{later}, and loading and starting come on top"
-    return Estimate(seconds, basis)
+    return seconds, basis
 
 
 def _clients_per_round(scenario: Scenario) -> int:

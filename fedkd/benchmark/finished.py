@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,6 @@ from fedkd.tracking import METRICS, SUMMARY, TIMINGS, read_metrics, read_timings
 
 DIGESTS = "digests.json"
 READ = (SUMMARY, METRICS, TIMINGS)  # files of a run that a bench reads
-
-
-class Damaged(Exception):
-    """A file of a run that was done cannot be read, or is not what was written."""
 
 
 def seal(folder: Path) -> None:
@@ -32,55 +27,54 @@ def unseal(folder: Path) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """Return the summary of a cell that is done and whole, else None."""
-    with suppress(Damaged):
-        return whole_summary(folder)
-    return None
+    return _examined(folder)[0]
 
 
 def damage(folder: Path) -> str | None:
     """Return what is damaged of a cell that was done; None: nothing, or it never was."""
-    try:
-        whole_summary(folder)
-    except Damaged as damaged:
-        return str(damaged)
-    return None
+    return _examined(folder)[1]
 
 
-def whole_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a finished cell; None: it is not finished. Raise `Damaged` for a changed file."""
+def _examined(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the summary of a finished cell, or the damage of its files."""
     try:
         summary = parse_json((folder / SUMMARY).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, None
     except (OSError, NotJson):
-        raise Damaged(f"{SUMMARY} cannot be read") from None
+        return None, f"{SUMMARY} cannot be read"
     found = summary if isinstance(summary, dict) else {}
     tables = (found.get("final"), found.get("continual") or {})
     whole = found.get("status") == "done" and isinstance(found.get("seconds"), int | float)
     if not whole or not all(isinstance(table, Mapping) for table in tables):
-        raise Damaged(f"{SUMMARY} is not that of a run that is done")
+        return None, f"{SUMMARY} is not that of a run that is done"
+    changed = _changed(folder)
+    return (None, changed) if changed else (found, None)
+
+
+def _changed(folder: Path) -> str | None:
+    """Return which file of a finished run is not what was written; None: all are."""
     try:
         digests = parse_json((folder / DIGESTS).read_bytes())
     except FileNotFoundError:  # no bench finished it
-        _check_rows(folder)
-        return summary
+        return _broken_rows(folder)
     except (OSError, NotJson):
         digests = None
     if not isinstance(digests, dict):
-        raise Damaged(f"{DIGESTS} cannot be read")
+        return f"{DIGESTS} cannot be read"
     for name in READ:
         try:
             if file_digest(folder / name) != digests.get(name):
-                raise Damaged(f"{name} is not what was written")
+                return f"{name} is not what was written"
         except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
+            return f"{name} is missing"
         except OSError:
-            raise Damaged(f"{name} cannot be read") from None
-    return summary
+            return f"{name} cannot be read"
+    return None
 
 
-def _check_rows(folder: Path) -> None:
-    """Check that the tidy files of a run are rows, the last one whole."""
+def _broken_rows(folder: Path) -> str | None:
+    """Return which tidy file of a run is not rows, the last one whole; None: all are."""
     for name, read in ((METRICS, read_metrics), (TIMINGS, read_timings)):
         try:
             whole = all(isinstance(row, dict) for row in read(folder))
@@ -88,4 +82,5 @@ def _check_rows(folder: Path) -> None:
         except (UserError, OSError, RecursionError):
             whole = False
         if not whole:
-            raise Damaged(f"{name} is missing or cannot be read")
+            return f"{name} is missing or cannot be read"
+    return None

@@ -5,7 +5,7 @@ A cell runs as a whole on one node: it reads data and plug-ins there, and writes
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedkd.errors import EngineLost, FedkdError, UserError
 from fedkd.plan import open_plan
 from fedkd.scenario import Engine, scenario_from_json
 
+POLL_SECONDS = 0.2
 MARK = ".nodes.tmp"  # a file beside the run folders while nodes look for it
 
 
@@ -84,7 +85,6 @@ def _ask(
     places: Sequence[tuple[str, str]], folder: str, engine: Engine, cluster: RayCluster
 ) -> list[NodeReport]:
     import ray
-    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look: Any = ray.remote(inspect_node)
@@ -93,17 +93,35 @@ def _ask(
         look.options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(job, folder)
         for place, job in pinned
     ]
-    left, deadline = list(waiting), time.monotonic() + engine.start_timeout
+    late, lost = f"of {len(waiting)} answers of nodes did not come", "a node was lost before the first cell"
+    return await_all(waiting, engine, cluster, lambda left: f"{left} {late}", lost)
+
+
+def await_all(
+    references: Sequence[Any], engine: Engine, cluster: RayCluster, late: Callable[[int], str], lost: str
+) -> list[Any]:
+    """Return the results of Ray tasks; `late` and `lost` word that some stay out, or that one failed.
+
+    Each has `engine.start_timeout` seconds since the last one came.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    left, patience = list(references), engine.start_timeout
+    deadline = time.monotonic() + patience
     while left:
-        done, left = ray.wait(left, num_returns=len(left), timeout=0.2)
+        done, left = ray.wait(left, num_returns=len(left), timeout=POLL_SECONDS)
         cluster.watch.check()
         if done:
-            deadline = time.monotonic() + engine.start_timeout
+            deadline = time.monotonic() + patience
         if left and time.monotonic() > deadline:
-            told = f"{len(left)} of {len(waiting)} answers of nodes did not come within"
-            raise EngineLost(f"{told} {engine.start_timeout:g} s (engine.start_timeout)")
+            raise EngineLost(f"{late(len(left))} within {patience:g} s (engine.start_timeout)")
     try:
-        return ray.get(waiting)
+        return ray.get(references)
     except RayError as error:
         cluster.watch.check_after_failure()
-        raise EngineLost(f"a node was lost before the first cell: {str(error).splitlines()[0]}") from error
+        raise EngineLost(f"{lost}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

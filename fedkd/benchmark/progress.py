@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.estimate import CellPace
 from fedkd.benchmark.worker import Outcome
-from fedkd.tracking import duration, time_left
+from fedkd.tracking import PlainLines, duration, time_left
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -85,24 +85,16 @@ class BenchProgress:
         return ", ".join(words)
 
 
-class PlainProgress(BenchProgress):
-    """One line per finished cell; silent once the stream is closed."""
+class PlainProgress(PlainLines, BenchProgress):
+    """One line per finished cell."""
 
     def __init__(self, stream: IO[str], *counted: Any, **more: Any) -> None:
         super().__init__(*counted, **more)
-        self._stream: IO[str] | None = stream
+        self._stream = stream
 
     def finished(self, cell: Cell, outcome: Outcome) -> None:
         super().finished(cell, outcome)
         self.message(f"{finished_line(cell, outcome)}  ({self.counts(left=True)})")
-
-    def message(self, text: str) -> None:
-        if self._stream is None:
-            return
-        try:
-            print(text, file=self._stream, flush=True)
-        except OSError:  # ``| head``, or a terminal that was closed: the bench goes on unseen
-            self._stream = None
 
 
 class LiveProgress(BenchProgress):

@@ -12,8 +12,9 @@ from statistics import fmean
 
 from fedkd.benchmark.cells import Axis, data_key
 from fedkd.benchmark.results import FinishedCell
-from fedkd.continual import StreamOutcome, stream_outcome
-from fedkd.plan import build_schedule, counted_clients, held_models
+from fedkd.continual import StreamOutcome
+from fedkd.plan import build_schedule
+from fedkd.report import outcome_of_rows
 from fedkd.tracking import read_metrics
 
 RELATIVE = ("intransigence", "gain_over_single")
@@ -48,14 +49,8 @@ def _reference(siblings: Sequence[FinishedCell], learner: str) -> StreamOutcome 
 def _outcome(
     cell: FinishedCell, joint: StreamOutcome | None = None, single: StreamOutcome | None = None
 ) -> StreamOutcome:
-    scenario, schedule = cell.cell.scenario, build_schedule(cell.cell.scenario)
-    rows, courses, models = (
-        read_metrics(cell.folder),
-        schedule.every_course(),
-        held_models(scenario, schedule),
-    )
-    counted = counted_clients(scenario)
-    return stream_outcome(rows, scenario, courses, counted=counted, models=models, joint=joint, single=single)
+    rows, scenario = read_metrics(cell.folder), cell.cell.scenario
+    return outcome_of_rows(rows, scenario, build_schedule(scenario), joint=joint, single=single)
 
 
 def _relative(outcome: StreamOutcome) -> dict[str, float]:

@@ -19,14 +19,12 @@ from fedkd.errors import UserError
 from fedkd.plan import build_schedule
 from fedkd.plugins import require
 from fedkd.report import Curve, StudyRun
-from fedkd.scenario import accuracy_name, protocols
+from fedkd.scenario import Scenario, accuracy_name, protocols
 from fedkd.storage import replacing
 from fedkd.tracking import METRICS, read_metrics, read_timings
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from fedkd.scenario import Scenario
 
 ROWS_AT_A_TIME = 500_000
 CENTRALIZED = "centralized"  # the strategy that trains on all clients' samples in one place

@@ -1,7 +1,5 @@
 """Runs a bench, for Python and for the command line."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -9,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedkd.benchmark.cells import (
     Axis,
@@ -23,16 +20,21 @@ from fedkd.benchmark.cells import (
     run_name,
     shown_metrics,
 )
+from fedkd.benchmark.estimate import estimate
+from fedkd.benchmark.finished import DIGESTS, damage, read_summary
+from fedkd.benchmark.folder import check_folder
+from fedkd.benchmark.progress import make_bench_progress
+from fedkd.benchmark.references import add_reference_metrics
+from fedkd.benchmark.results import FinishedCell, chance_line, collect, study_run, write_cells, write_results
+from fedkd.benchmark.scheduler import CellCheck, scheduling
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
+from fedkd.benchmark.worker import Outcome
 from fedkd.errors import UserError
 from fedkd.plugins import Omissions
+from fedkd.report import Study, StudyAxis, csv_table, latex_table, markdown_table, write_study
+from fedkd.scenario import read_scenario, read_toml, toml_value
 from fedkd.storage import expanded, write_text_atomically
-from fedkd.tracking import BENCH, CELLS, REPORT, STUDY
-
-if TYPE_CHECKING:
-    from fedkd.benchmark.results import FinishedCell
-    from fedkd.benchmark.worker import Outcome
-    from fedkd.report import Study
+from fedkd.tracking import BENCH, CELLS, REPORT, SCENARIO, STUDY, duration, from_markdown
 
 log = logging.getLogger("fedkd.benchmark")
 
@@ -55,8 +57,6 @@ class BenchPlan:
 
     def waiting(self) -> list[Cell]:
         """Return the cells that are not done, or whose files are damaged."""
-        from fedkd.benchmark.finished import read_summary
-
         return [cell for cell in self.cells if read_summary(self.runs / cell.folder_name) is None]
 
 
@@ -79,29 +79,19 @@ class BenchResult:
 
     def table(self) -> str:
         """Return the table in Markdown."""
-        from fedkd.report import markdown_table
-
         return markdown_table(self.study)
 
     def _repr_html_(self) -> str:
-        from fedkd.tracking import from_markdown
-
         return from_markdown(f"{self.table()}\nresults {self.folder}")
 
 
 def plan_bench(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    out: str | Path | None = None,
-    *,
-    plug_ins: bool = True,
+    path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, *, plug_ins: bool = True
 ) -> BenchPlan:
     """Read a bench file and resolve every cell; a mistake or runs of another bench are a `UserError`.
 
     Without `plug_ins` none is imported, and the plan can only be described.
     """
-    from fedkd.benchmark.folder import check_folder
-
     bench = load_bench(path, overrides)
     axes = make_axes(bench)
     compared = compared_axes(axes, resolve_baseline(bench, axes))
@@ -115,11 +105,7 @@ def plan_bench(
 
 
 def bench(
-    path: str | Path,
-    *,
-    out: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    quiet: bool = True,
+    path: str | Path, *, out: str | Path | None = None, overrides: Sequence[str] = (), quiet: bool = True
 ) -> BenchResult:
     """Run every cell of a bench that is not done yet, then write its tables and figures.
 
@@ -133,9 +119,6 @@ def bench(
         UserError: The bench cannot be run as it is; nothing has run.
         Interrupted: Stopped by a signal; the same call goes on.
     """
-    from fedkd.benchmark.progress import make_bench_progress
-    from fedkd.benchmark.scheduler import scheduling
-
     plan = plan_bench(path, overrides, out)
     waiting = plan.waiting()
     done = len(plan.cells) - len(waiting)
@@ -154,16 +137,7 @@ def bench(
 
 
 def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[str], None]) -> BenchResult:
-    from fedkd.benchmark.references import add_reference_metrics
-    from fedkd.benchmark.results import chance_line, collect, write_cells, write_results
-    from fedkd.report import (
-        csv_table,
-        draw_figures,
-        latex_table,
-        markdown_table,
-        report_at_the_end,
-        write_study,
-    )
+    from fedkd.report import draw_figures, report_at_the_end
 
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
@@ -191,9 +165,6 @@ def study_of(
     bench: Bench, axes: tuple[Axis, ...], done: Sequence[FinishedCell], metrics: Sequence[str], cells: int
 ) -> Study:
     """Return the study of a bench."""
-    from fedkd.benchmark.results import study_run
-    from fedkd.report import Study, StudyAxis
-
     baseline = resolve_baseline(bench, axes)
     compared = compared_axes(axes, baseline)
     return Study(
@@ -208,11 +179,7 @@ def study_of(
 
 
 def study_so_far(folder: Path) -> Study | None:
-    """Return the study of the finished cells of a bench folder; None: the study in the folder has all of
-    them.
-    """
-    from fedkd.benchmark.finished import DIGESTS
-    from fedkd.benchmark.references import add_reference_metrics
+    """Return the study of a bench folder's finished cells; None: the study that is there has them all."""
 
     def written(path: Path) -> int:
         try:
@@ -234,12 +201,6 @@ def study_so_far(folder: Path) -> Study | None:
 
 def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[FinishedCell]:
     """Yield the finished cells, found by name: hashes need plug-ins and the place of the bench's file."""
-    from fedkd.benchmark.finished import read_summary
-    from fedkd.benchmark.results import FinishedCell
-    from fedkd.benchmark.worker import Outcome
-    from fedkd.scenario import read_scenario, read_toml
-    from fedkd.tracking import SCENARIO
-
     folders = {path.name[:-9]: path for path in sorted(runs.glob("*-????????"))}
     for seed, levels in combinations(bench, axes):
         name = run_name(levels, seed)
@@ -254,12 +215,6 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
     """Yield the lines of ``--dry-run``; at the end, a cell that cannot run is a `UserError`."""
-    from fedkd.benchmark.estimate import estimate
-    from fedkd.benchmark.finished import damage
-    from fedkd.benchmark.scheduler import CellCheck
-    from fedkd.scenario import toml_value
-    from fedkd.tracking import duration
-
     for axis in plan.axes:
         yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
     yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"
@@ -276,6 +231,6 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         again = f" (damaged: {damages[cell]})" if damages.get(cell) else ""
         yield f"  {'to do' if cell in damages else 'done':<6} {cell.label}  {cell.folder_name}{again}"
     CellCheck(plan.bench.file).check(list(damages))
-    guess = estimate(plan.cells, plan.runs, plan.compared)
-    yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
-    yield f"       ({guess.basis})"
+    seconds, basis = estimate(plan.cells, plan.runs, plan.compared)
+    yield f"time   about {duration(seconds)} if one cell runs at a time"
+    yield f"       ({basis})"

@@ -1,30 +1,27 @@
 """Runs the cells of a bench, or the trials of a search: in this process, or side by side on Ray."""
 
-from __future__ import annotations
-
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.benchmark.cells import Cell, data_key, in_cell
 from fedkd.benchmark.finished import damage
-from fedkd.benchmark.places import check_all_nodes
+from fedkd.benchmark.places import POLL_SECONDS, await_all, check_all_nodes, first_line
+from fedkd.benchmark.progress import BenchProgress
 from fedkd.benchmark.worker import Outcome, run_cell
+from fedkd.data import load_data
 from fedkd.engine import RayCluster, connect, count_actors, gpu_share, if_lost, stop_signals
 from fedkd.errors import EngineLost, Interrupted, UserError
+from fedkd.plan import resolve
 from fedkd.scenario import Engine
+from fedkd.simulation import check_with
 from fedkd.storage import write_text_atomically
-from fedkd.tracking import disk_told, locked
+from fedkd.tracking import check_loggers, disk_told, locked
 
-if TYPE_CHECKING:
-    from fedkd.benchmark.progress import BenchProgress
-
-POLL_SECONDS = 0.2
 GO_ON = "cells that are done stay so; go on with the same command"
 Jobs = Mapping[Cell, tuple[str, str]]
 """Cell to its scenario as JSON and its run folder: the arguments of `run_cell`."""
@@ -41,11 +38,6 @@ class CellCheck:
         self._checked: set[str] = set()
 
     def check(self, cells: Sequence[Cell]) -> None:
-        from fedkd.data import load_data
-        from fedkd.plan import resolve
-        from fedkd.simulation import check_with
-        from fedkd.tracking import check_loggers
-
         loaded, data = "", None
         for cell in cells:
             scenario = cell.scenario
@@ -79,10 +71,7 @@ class Scheduler:
         self._stack = ExitStack()
 
     def run(
-        self,
-        cells: Sequence[Cell],
-        work: Work = run_cell,
-        damaged: Callable[[Path], str | None] = damage,
+        self, cells: Sequence[Cell], work: Work = run_cell, damaged: Callable[[Path], str | None] = damage
     ) -> dict[Cell, Outcome]:
         """Check cells, then run them; a damaged cell begins anew. A signal raises `KeyboardInterrupt`."""
         self._check.check(cells)
@@ -146,20 +135,6 @@ def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> d
     return outcomes
 
 
-@contextmanager
-def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
-    """Start Ray, or join the cluster, and leave it after the block."""
-    progress.message("starting Ray")
-    if_lost(GO_ON)
-    cluster = connect(engine)
-    try:
-        yield RayRunner(engine, cluster, progress)
-    except EngineLost as error:
-        raise EngineLost(f"{error.message}; {GO_ON}") from error
-    finally:
-        cluster.close()
-
-
 class RayRunner:
     """Runs jobs as Ray tasks on one cluster, as many at a time as fit."""
 
@@ -218,19 +193,8 @@ class RayRunner:
         import ray
 
         nothing: Any = ray.remote(_nothing).options(**options)
-        waiting, patience = [nothing.remote()], self._engine.start_timeout
-        deadline = time.monotonic() + patience
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
-            self._cluster.watch.check()
-            for reference in done:
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    self._cluster.watch.check_after_failure()
-                    raise EngineLost(f"no process for cells came up: {_first_line(error)}") from error
-            if waiting and time.monotonic() > deadline:
-                raise EngineLost(f"no process for cells came up within {patience:g} s (engine.start_timeout)")
+        told = "no process for cells came up"
+        await_all([nothing.remote()], self._engine, self._cluster, lambda _: told, told)
 
     def _collect(self, stopping: bool) -> dict[Cell, Outcome]:
         """Return the outcomes of jobs that ended, having waited a moment for one."""
@@ -259,7 +223,7 @@ class RayRunner:
             if stopping:
                 return Outcome("interrupted")
             self._cluster.watch.check_after_failure()
-            told = f"its Ray worker died: {type(error).__name__}: {_first_line(error)}"
+            told = f"its Ray worker died: {type(error).__name__}: {first_line(error)}"
             return Outcome("failed", error=told)
 
     def _on_signal(self) -> None:
@@ -271,13 +235,23 @@ class RayRunner:
             ray.cancel(reference, force=False)
 
 
+@contextmanager
+def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
+    """Start Ray, or join the cluster, and leave it after the block."""
+    progress.message("starting Ray")
+    if_lost(GO_ON)
+    cluster = connect(engine)
+    try:
+        yield RayRunner(engine, cluster, progress)
+    except EngineLost as error:
+        raise EngineLost(f"{error.message}; {GO_ON}") from error
+    finally:
+        cluster.close()
+
+
 def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> Outcome:
     return work(scenario_json, folder, gpus)
 
 
 def _nothing() -> None:
     pass
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

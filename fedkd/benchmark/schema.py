@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
+from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
 from fedkd.report import CONTINUAL_METRICS
 from fedkd.scenario import (
@@ -254,8 +255,6 @@ def bench_json_schema() -> dict[str, Any]:
 
 def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
     """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it."""
-    from fedkd.plan import json_schema
-
     scenario = json_schema()
     definitions = schema.setdefault("$defs", {}) | scenario.pop("$defs")
     del scenario["$schema"], scenario["title"]

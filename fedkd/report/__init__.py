@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
+        "continual": ["outcome_of_rows"],
         "figures": ["draw_figures"],
         "latex": ["latex_table"],
         "metrics": ["CONTINUAL_METRICS", "metric"],

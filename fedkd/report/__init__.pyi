@@ -1,3 +1,4 @@
+from .continual import outcome_of_rows as outcome_of_rows
 from .figures import draw_figures as draw_figures
 from .latex import latex_table as latex_table
 from .metrics import CONTINUAL_METRICS as CONTINUAL_METRICS

@@ -4,12 +4,10 @@ Colours, dashes and symbols have Plotly's names. Colours are those of Okabe and 
 2008, which colour-blind readers can tell apart; yellow is left out, because it is lost on white paper.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -107,7 +105,7 @@ class Panel:
     rows: Sequence[Sequence[Any]] = ()
     reach: tuple[tuple[float, float], tuple[float, float]] | None = None  # limits of both axes
 
-    def without_spread(self) -> Panel:
+    def without_spread(self) -> Self:
         """Return the same panel without bands and thin lines, if it has too many of them."""
         if len(self.marks) <= MOST_BANDS:
             return self
@@ -134,7 +132,7 @@ class Chart:
         """The panels without empty places."""
         return [panel for panel in self.panels if panel is not None]
 
-    def uncrowded(self) -> Chart:
+    def uncrowded(self) -> Self:
         """Return the chart for paper: a panel a curve, or no bands, where one panel has too many curves."""
         curves = [[m for m in panel.marks if isinstance(m, Curve)] for panel in self.drawn]
         if not all(curves) or max(map(len, curves), default=0) <= MOST_BANDS:

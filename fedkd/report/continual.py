@@ -1,23 +1,39 @@
 """Accuracy matrices and continual metrics of a run over a stream of tasks, as files and as a chart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedkd.continual import ProtocolOutcome, StreamOutcome
+from fedkd.continual import ProtocolOutcome, StreamOutcome, stream_outcome
+from fedkd.fusion import FusionStrategy
+from fedkd.plan import Schedule, counted_clients, held_models
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
 from fedkd.report.tables import csv_text
+from fedkd.scenario import Scenario
 from fedkd.storage import write_text_atomically
-from fedkd.tracking import protocol_name
+from fedkd.tracking import MetricRow, protocol_name
 
 MATRIX = "accuracy_matrix.csv"
 METRICS = "continual_metrics.csv"
 FIGURE = "accuracy_matrix"
 LONGEST_NAME = 24
+
+
+def outcome_of_rows(
+    rows: Iterable[MetricRow],
+    scenario: Scenario,
+    schedule: Schedule,
+    strategy: FusionStrategy | None = None,
+    **more: Any,
+) -> StreamOutcome:
+    """Return the outcome of a stream from its rows; `more` are options of `stream_outcome`."""
+    counted, models = counted_clients(scenario), held_models(scenario, schedule, strategy)
+    return stream_outcome(rows, scenario, schedule.every_course(), counted=counted, models=models, **more)
 
 
 def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> None:

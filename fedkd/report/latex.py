@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from fedkd.report.study import Study
@@ -23,10 +24,7 @@ _SIGNS = _SPECIAL | {letter: rf"$\{name}$" for letter, name in _GREEK.items()}
 
 
 def latex_table(study: Study) -> str:
-    """Return the table of a study, a rule between its blocks, best values in bold.
-
-    It needs `booktabs` alone, and any engine of LaTeX.
-    """
+    """Return the table of a study, a rule between its blocks, best values in bold; it needs `booktabs`."""
     table, names = comparison_table(study), len(study.axes)
     columns = "l" * names + "r" * (len(table.columns) - names)
     lines = [
@@ -38,7 +36,6 @@ def latex_table(study: Study) -> str:
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         _line(map(escaped, table.columns)),
-        r"\midrule",
         *_body(table, len(study.block_axes)),
         r"\bottomrule",
         r"\end{tabular}",
@@ -48,14 +45,10 @@ def latex_table(study: Study) -> str:
 
 
 def _body(table: Table, of_block: int) -> Iterator[str]:
-    """Yield the rows, with a rule where one of the first `of_block` cells changes."""
-    before = None
-    for row in table.rows:
-        block = row[:of_block]
-        if before is not None and block != before:
-            yield r"\midrule"
-        before = block
-        yield _line(map(_cell, row))
+    """Yield the rows, with a rule before the first and where one of the first `of_block` cells changes."""
+    for _, rows in groupby(table.rows, key=lambda row: row[:of_block]):
+        yield r"\midrule"
+        yield from (_line(map(_cell, row)) for row in rows)
 
 
 def _cell(cell: Any) -> str:

@@ -56,57 +56,52 @@ def metric(name: str) -> Metric:
     return Metric(name, f"{words}, {split}")
 
 
-_OF_SPLIT = {
-    shown.name: shown
-    for shown in (
-        Metric("accuracy_before_fusion", "{split} accuracy before fusion", "%", 100.0, 1, "higher"),
-        Metric("accuracy", "{split} accuracy after fusion", "%", 100.0, 1, "higher"),
-        Metric("fusion_gain", "fusion gain, {split}", "points", 100.0, 1, "higher"),
-        Metric("transfer_gain", "gain by one other client, {split}", "points", 100.0, 1, "higher"),
-        Metric("transfer_rate", "learned of what others alone know", "%", 100.0, 1, "higher"),
-        Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
-        Metric("effective_neighbours", "effective neighbours", decimals=1),
-    )
-}
+def _by_name(*shown: Metric) -> dict[str, Metric]:
+    return {one.name: one for one in shown}
+
+
+_OF_SPLIT = _by_name(
+    Metric("accuracy_before_fusion", "{split} accuracy before fusion", "%", 100.0, 1, "higher"),
+    Metric("accuracy", "{split} accuracy after fusion", "%", 100.0, 1, "higher"),
+    Metric("fusion_gain", "fusion gain, {split}", "points", 100.0, 1, "higher"),
+    Metric("transfer_gain", "gain by one other client, {split}", "points", 100.0, 1, "higher"),
+    Metric("transfer_rate", "learned of what others alone know", "%", 100.0, 1, "higher"),
+    Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
+    Metric("effective_neighbours", "effective neighbours", decimals=1),
+)
 _SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.report.run_summary`
 
-_WHOLE_RUN = {
-    shown.name: shown
-    for shown in (
-        Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
-        Metric("bytes_up", "sent by clients", "MB", 1e-6, 2, "lower"),
-        Metric("bytes_down", "received by clients", "MB", 1e-6, 2, "lower"),
-        Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
-        Metric("virtual_seconds", "simulated time of a run", "s", 1.0, 1, "lower"),
-    )
-}
+_WHOLE_RUN = _by_name(
+    Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
+    Metric("bytes_up", "sent by clients", "MB", 1e-6, 2, "lower"),
+    Metric("bytes_down", "received by clients", "MB", 1e-6, 2, "lower"),
+    Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
+    Metric("virtual_seconds", "simulated time of a run", "s", 1.0, 1, "lower"),
+)
 
-_CONTINUAL = {
-    shown.name: shown
-    for shown in (
-        Metric("average_accuracy", "average accuracy", "%", 100.0, 1, "higher"),
-        Metric("average_incremental_accuracy", "average incremental accuracy", "%", 100.0, 1, "higher"),
-        Metric("bwt", "BWT", "points", 100.0, 1, "higher"),
-        Metric("fwt", "FWT", "points", 100.0, 1, "higher"),
-        Metric("gain_over_single", "gain over single", "points", 100.0, 1, "higher"),
-        Metric("learning_area", "learning area", "%", 100.0, 1, "higher"),
-        Metric("epochs_to_90", "epochs to 90 %", "epochs", 1.0, 1, "lower"),
-        Metric("forgetting", "forgetting", "points", 100.0, 1, "lower"),
-        Metric("forgetting_first_last", "forgetting, first − last", "points", 100.0, 1, "lower"),
-        Metric("intransigence", "intransigence", "points", 100.0, 1, "lower"),
-        Metric("nbt", "NBT", "points", 100.0, 1, "lower"),
-        Metric("auc", "AUC", "%", 100.0, 1, "higher"),
-        Metric("temporal_forgetting", "temporal forgetting", "points", 100.0, 1, "lower"),
-        Metric("spatial_forgetting", "spatial forgetting", "points", 100.0, 1, "lower"),
-        Metric("rounds_to_90", "rounds to 90 %", "rounds", 1.0, 1, "lower"),
-        Metric("rounds_to_90_early", "rounds to 90 %, first to learn", "rounds", 1.0, 1, "lower"),
-        Metric("rounds_to_90_late", "rounds to 90 %, last to learn", "rounds", 1.0, 1, "lower"),
-        Metric("task_inference_rate", "task inferred", "%", 100.0, 1, "higher"),
-        Metric("stored_bytes", "stored", "kB", 1e-3, 1, "lower"),
-        Metric("stored_bytes_per_task", "stored per task", "kB", 1e-3, 1, "lower"),
-        Metric("peak_bytes", "stored at most", "kB", 1e-3, 1, "lower"),
-    )
-}
+_CONTINUAL = _by_name(
+    Metric("average_accuracy", "average accuracy", "%", 100.0, 1, "higher"),
+    Metric("average_incremental_accuracy", "average incremental accuracy", "%", 100.0, 1, "higher"),
+    Metric("bwt", "BWT", "points", 100.0, 1, "higher"),
+    Metric("fwt", "FWT", "points", 100.0, 1, "higher"),
+    Metric("gain_over_single", "gain over single", "points", 100.0, 1, "higher"),
+    Metric("learning_area", "learning area", "%", 100.0, 1, "higher"),
+    Metric("epochs_to_90", "epochs to 90 %", "epochs", 1.0, 1, "lower"),
+    Metric("forgetting", "forgetting", "points", 100.0, 1, "lower"),
+    Metric("forgetting_first_last", "forgetting, first − last", "points", 100.0, 1, "lower"),
+    Metric("intransigence", "intransigence", "points", 100.0, 1, "lower"),
+    Metric("nbt", "NBT", "points", 100.0, 1, "lower"),
+    Metric("auc", "AUC", "%", 100.0, 1, "higher"),
+    Metric("temporal_forgetting", "temporal forgetting", "points", 100.0, 1, "lower"),
+    Metric("spatial_forgetting", "spatial forgetting", "points", 100.0, 1, "lower"),
+    Metric("rounds_to_90", "rounds to 90 %", "rounds", 1.0, 1, "lower"),
+    Metric("rounds_to_90_early", "rounds to 90 %, first to learn", "rounds", 1.0, 1, "lower"),
+    Metric("rounds_to_90_late", "rounds to 90 %, last to learn", "rounds", 1.0, 1, "lower"),
+    Metric("task_inference_rate", "task inferred", "%", 100.0, 1, "higher"),
+    Metric("stored_bytes", "stored", "kB", 1e-3, 1, "lower"),
+    Metric("stored_bytes_per_task", "stored per task", "kB", 1e-3, 1, "lower"),
+    Metric("peak_bytes", "stored at most", "kB", 1e-3, 1, "lower"),
+)
 _TESTS = {
     "": "",
     "_local": ", local",

@@ -1,18 +1,22 @@
 """The results of a finished run: `summary.json`, and the figures and the page beside it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fedkd.continual import StreamOutcome
 from fedkd.models import architecture_names
-from fedkd.plan import Plan, accuracies_of_each, counted_clients, held_models
+from fedkd.plan import Plan, accuracies_of_each, counted_clients
 from fedkd.plugins import Omissions, versions
+from fedkd.report.continual import outcome_of_rows, write_continual
+from fedkd.report.metrics import metric
+from fedkd.report.schedule import draw_schedule_figure
+from fedkd.report.statistics import interval
+from fedkd.report.topology import draw_graph_figure
 from fedkd.storage import write_json_atomically
 from fedkd.tracking import (
     REPORT,
@@ -25,9 +29,6 @@ from fedkd.tracking import (
     read_metrics,
     read_warnings,
 )
-
-if TYPE_CHECKING:
-    from fedkd.continual import StreamOutcome
 
 log = logging.getLogger("fedkd.report")
 
@@ -45,20 +46,14 @@ def finish_run(
     omissions = Omissions()
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
-    outcome = _outcome(plan, folder, rows, counted)
+    outcome = outcome_of(plan, folder, rows)
     if outcome is not None:
-        from fedkd.report.continual import write_continual
-
         with omissions.without("accuracy_matrix.png"):
             write_continual(outcome, folder, tasks)
     if not plan.schedule.in_step:
-        from fedkd.report.schedule import draw_schedule_figure
-
         with omissions.without("schedule.png"):
             draw_schedule_figure(plan.schedule, folder, tasks, outcome)
     if plan.graph is not None:
-        from fedkd.report.topology import draw_graph_figure
-
         with omissions.without("topology.png"):
             draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
     times, stream = {}, scenario.continual is not None
@@ -99,10 +94,7 @@ def finish_run(
 
 
 def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict[str, float | None]:
-    """Return the simulated seconds until the mean accuracy after fusion reached each target in percent.
-
-    They are the ends of rounds, by metric name; None: never reached.
-    """
+    """Return by metric name when targets in percent were reached, in simulated seconds; None: never."""
     ended: dict[int, float] = {}
     means: dict[str, list[tuple[int, float]]] = {split: [] for split in ("local", "global")}
     for row in rows:
@@ -121,13 +113,7 @@ def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict
 
 
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
-    """Return the summary's table of the last transferability map; empty: none was measured.
-
-    A predictor has its mean rank correlation (Spearman) over receivers, the half width of its 95 % interval,
-    and how often it named a best sender.
-    """
-    from fedkd.report.statistics import interval
-
+    """Return the summary's table of the last transferability map; empty: none was measured."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
     for row in rows if last is not None else ():
@@ -140,7 +126,7 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
     for split in ("local", "global"):
         of_split = found.get(split, {})
         predictors: dict[str, Any] = {}
-        for name in (metric.removeprefix("rank_") for metric in of_split if metric.startswith("rank_")):
+        for name in (key.removeprefix("rank_") for key in of_split if key.startswith("rank_")):
             rank = interval(list(of_split[f"rank_{name}"].values()))
             hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
             predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
@@ -192,26 +178,17 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
     return {name: {"clients": len(own), **final_accuracies(plan, rows, own)} for name, own in clients.items()}
 
 
-def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
-    """Return the continual metrics of a finished run, from its folder; None: it has no stream."""
-    return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
-
-
-def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
-    scenario = plan.scenario
-    if scenario.continual is None:
+def outcome_of(plan: Plan, folder: Path, rows: Sequence[MetricRow] | None = None) -> StreamOutcome | None:
+    """Return the continual metrics of a finished run, whose folder has these rows; None: it has no stream."""
+    if (continual := plan.scenario.continual) is None:
         return None
-    from fedkd.continual import stream_outcome
-
-    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
-    courses, models = plan.schedule.every_course(), held_models(scenario, plan.schedule, plan.strategy)
-    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted, models=models)
+    rows = read_metrics(folder) if rows is None else rows
+    epochs = read_epochs(folder) if continual.evaluate_epochs else ()
+    return outcome_of_rows(rows, plan.scenario, plan.schedule, plan.strategy, epochs=epochs)
 
 
 def _continual(outcome: StreamOutcome) -> dict[str, Any]:
     """Return statistics of every figure of a stream over the n clients that have it; None: no client has."""
-    from fedkd.report.metrics import metric
-
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.continual import StreamOutcome
 from fedkd.plan import Schedule
 from fedkd.report.chart import COLOUR_MAP
 from fedkd.report.style import new_figure, write_figure
@@ -15,8 +16,6 @@ from fedkd.report.style import new_figure, write_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from fedkd.continual import StreamOutcome
 
 NAME = "schedule"
 AWAY, THERE = "·", "x"

@@ -47,12 +47,10 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(mean, float(t.ppf(0.5 + level / 2, n - 1)) * error, n, p)
 
 
-def paired_difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL
-) -> Interval | None:
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
     """Return the mean of ``ours - theirs`` over the seeds that both have; None: there is no such seed."""
     shared = [seed for seed in ours if seed in theirs]
-    return interval([ours[seed] - theirs[seed] for seed in shared], level) if shared else None
+    return interval([ours[seed] - theirs[seed] for seed in shared]) if shared else None
 
 
 def discoveries(family: Sequence[float]) -> list[bool]:

@@ -47,10 +47,7 @@ def graph_title(graph: Graph, rounds: int) -> str:
 
 
 def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]:
-    """Return a graph as text: a line for each receiver, a sign for each sender, its rounds side by side.
-
-    Of more clients than `width` or `height`, the first are shown.
-    """
+    """Return a graph as text: a line a receiver, a sign a sender; of too many clients the first."""
     clients, numbers = graph.clients, shown_rounds(graph, rounds)
     columns = min(clients, width)
     numbers = numbers[: max(width // (columns + 2), 1)]
@@ -61,15 +58,12 @@ def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]
         lines.append(f"{'':{label}}  {'  '.join(titles)}".rstrip())
     edges = [graph.edges(round) for round in numbers]
     for client in range(min(clients, height)):
-        rows = ["".join(_signs(heard[client], client)[:columns]) for heard in edges]
+        signs = (np.where(heard[client], HEARS, NOT) for heard in edges)
+        rows = ["".join([*row[:client], HERSELF, *row[client + 1 :]][:columns]) for row in signs]
         lines.append(f"{f'client {client}':<{label}}  {'  '.join(rows)}")
     if clients > min(columns, height):
         lines.append(f"… and {clients - min(columns, height)} more")
     return lines
-
-
-def _signs(heard: np.ndarray, client: int) -> list[str]:
-    return [HERSELF if sender == client else HEARS if heard[sender] else NOT for sender in range(len(heard))]
 
 
 def draw_graph_figure(graph: Graph, rounds: int, folder: Path) -> list[Path]:

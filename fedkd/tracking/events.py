@@ -1,17 +1,16 @@
 """What happens in a run, told to whoever watches: the progress display, wandb, a user's own observer."""
 
-from __future__ import annotations
-
 import logging
+import resource
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partialmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
+from fedkd.scenario import Scenario
 
 log = logging.getLogger("fedkd.tracking")
 
@@ -49,6 +48,23 @@ class RoundReport:
     stream `metric/split/task`, e.g. `"accuracy_task_incremental/global/3"`."""
     task: int | None = None
     """Task of the round, 0-based; None: no stream."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What has been spent so far."""
+
+    bytes_up: int = 0  # payload that clients have sent, to the server or, without one, to each other
+    bytes_down: int = 0  # payload that the method has sent to clients, evaluations left out
+    evaluation_bytes: int = 0  # payload sent to clients for evaluations alone
+    seconds: float = 0.0  # wall-clock time of all rounds
+    virtual_seconds: float = 0.0  # simulated time of all rounds, where there is a clock
+
+
+def peak_memory_mb() -> float:
+    """Return the largest memory this process has used, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 @dataclass(frozen=True)
@@ -131,9 +147,6 @@ class Observers(RunObserver):
                 log.warning("%s failed and is switched off: %s: %s", name, type(error).__name__, error)
 
 
-HOOKS = (
-    "run_started", "went_back", "phase", "answered", "round_finished", "run_finished", "message", "failed",
-    "closed",
-)  # fmt: skip
+HOOKS = tuple(name for name in vars(RunObserver) if not name.startswith("_"))
 for _hook in HOOKS:
     setattr(Observers, _hook, partialmethod(Observers._tell, _hook))

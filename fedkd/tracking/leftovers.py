@@ -32,10 +32,7 @@ def remove(path: Path) -> None:
 
 
 class TemporaryFolder:
-    """A temporary folder until it is closed, locked by its process.
-
-    Folders of the same prefix that killed processes left are removed.
-    """
+    """A locked temporary folder until it is closed; those of its prefix that killed processes left go."""
 
     def __init__(self, prefix: str) -> None:
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):

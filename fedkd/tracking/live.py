@@ -1,13 +1,10 @@
 """The live table of a run by rich, on a terminal or in a notebook."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -16,13 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedkd.scenario import Scenario
 from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.phase_watch import Display
 from fedkd.tracking.task_matrix import TaskMatrix
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 VISIBLE_ROUNDS = 10
 REFRESHES_PER_SECOND = 4
@@ -54,14 +49,14 @@ class RunTable(Display):
         self._console = console
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
         self._shown_from, self._running = 0, False
-        self._watch.phase = "starting"
+        self._phase = "starting"
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         super().run_started(scenario, folder, resumed_from)
         if resumed_from:
             self._recall(scenario, folder)
         self._shown_from, self._running = resumed_from, True
-        self._watch.phase = "starting"
+        self._phase = "starting"
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
         super().went_back(scenario, folder, done)
@@ -149,18 +144,15 @@ class RunTable(Display):
     def _bar(self) -> RenderableType:
         bar = ProgressBar(total=max(1, self._rounds), completed=self._finished, width=24)
         line = Table.grid(padding=(0, 2))
-        line.add_row(bar, Text(self._status(), no_wrap=True, overflow="ellipsis"))
-        return line
-
-    def _status(self) -> str:
         left = self._pace.left(self._rounds - self._finished, self._clock() - self._began)
-        parts = [f"round {self._watch.round}/{self._rounds}"]
+        parts = [f"round {self._round}/{self._rounds}"]
         if self._schedule is not None and self._schedule.in_step:
-            parts.append(f"task {self._task(self._schedule.task(0, self._watch.round))}")
-        parts += self._watch.parts(with_left=left is None)
+            parts.append(f"task {self._task(self._schedule.task(0, self._round))}")
+        parts += self._parts(with_left=left is None)
         if left is not None:
             parts.append(f"{wording.time_left(left)} left")
-        return " · ".join(parts)
+        line.add_row(bar, Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"))
+        return line
 
 
 class LiveProgress(RunTable):

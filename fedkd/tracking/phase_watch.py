@@ -1,24 +1,18 @@
 """The state of a run that displays share: rounds, the phase under way, its slowest client, the pace."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from fedkd.plan import Schedule, build_schedule, counted_clients
-from fedkd.scenario import task_count
+from fedkd.scenario import Scenario, task_count
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import duration, phase_text, time_left
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -27,52 +21,6 @@ class Slowest:
 
     client: int
     seconds: float
-
-
-class PhaseWatch:
-    """Follows the phases of a run's rounds by a clock in seconds.
-
-    `done` of `total` clients have finished the `phase` (empty between two) of the `round` (from 0).
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began = clock()
-        self.rest(0)
-
-    def rest(self, round: int) -> None:
-        """Take down that nothing of a round has begun yet."""
-        self.round, self.phase, self.done, self.total = round, "", 0, 0
-        self.slowest: Slowest | None = None
-
-    def follow(self, round: int, phase: str, done: int, total: int) -> None:
-        """Take down how far a phase is, as an observer is told."""
-        if (round, phase) != (self.round, self.phase) or done == 0:
-            self.rest(round)
-            self.phase, self._began = phase, self._clock()
-        self.done, self.total = done, total
-
-    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        longest = self.slowest is None or seconds > self.slowest.seconds
-        if (round, phase) == (self.round, self.phase) and longest:
-            self.slowest = Slowest(client, seconds)
-
-    def left(self) -> float | None:
-        """Return the seconds that it still takes if the rest go as fast; None: that is not known."""
-        if self.total <= 1 or not 0 < self.done < self.total:
-            return None
-        return (self._clock() - self._began) / self.done * (self.total - self.done)
-
-    def parts(self, *, with_left: bool) -> list[str]:
-        """Return what is to be said: the phase, the slowest of several clients, perhaps the time left."""
-        if not self.phase:
-            return []
-        parts = [phase_text(self.phase, self.done, self.total)]
-        if self.slowest is not None and self.done > 1:
-            parts.append(f"slowest client {self.slowest.client} ({duration(self.slowest.seconds)})")
-        if with_left and (left := self.left()) is not None:
-            parts.append(f"{time_left(left)} left in it")
-        return parts
 
 
 class Pace:
@@ -85,10 +33,7 @@ class Pace:
         self._seconds.append(seconds)
 
     def left(self, rounds: int, elapsed: float = 0.0) -> float | None:
-        """Return the seconds that `rounds` more take; None: no round is finished yet.
-
-        The round under way is among them, and has taken `elapsed` seconds so far.
-        """
+        """Return the seconds of `rounds` more, `elapsed` of them over; None: no round is finished yet."""
         if not self._seconds:
             return None
         a_round = fmean(self._seconds)
@@ -96,13 +41,14 @@ class Pace:
 
 
 class FollowedRun(RunObserver):
-    """Follows a run for a display."""
+    """Follows a run for a display: `_done` of `_total` clients have finished the `_phase` of the `_round`."""
+
+    _slowest: Slowest | None
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._watch, self._pace = PhaseWatch(clock), Pace()
-        self._rounds = self._clients = self._finished = 0
-        self._began = clock()
+        self._clock, self._pace = clock, Pace()
+        self._rounds = self._clients = 0
+        self._rest(0)
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
@@ -112,10 +58,14 @@ class FollowedRun(RunObserver):
         self._rest(done)
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._watch.follow(round, phase, done, total)
+        if (round, phase) != (self._round, self._phase) or done == 0:
+            self._begin(round, phase)
+        self._done, self._total = done, total
 
     def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        self._watch.answered(round, phase, client, seconds)
+        longest = self._slowest is None or seconds > self._slowest.seconds
+        if (round, phase) == (self._round, self._phase) and longest:
+            self._slowest = Slowest(client, seconds)
 
     def round_finished(self, report: RoundReport) -> None:
         self._pace.add(report.seconds)
@@ -124,7 +74,29 @@ class FollowedRun(RunObserver):
 
     def _rest(self, finished: int) -> None:
         self._finished, self._began = finished, self._clock()
-        self._watch.rest(min(finished + 1, self._rounds))
+        self._begin(min(finished + 1, self._rounds))
+
+    def _begin(self, round: int, phase: str = "") -> None:
+        self._round, self._phase, self._phase_began = round, phase, self._clock()
+        self._done = self._total = 0
+        self._slowest = None
+
+    def _phase_left(self) -> float | None:
+        """Return the seconds that the phase still takes if the rest go as fast; None: that is not known."""
+        if self._total <= 1 or not 0 < self._done < self._total:
+            return None
+        return (self._clock() - self._phase_began) / self._done * (self._total - self._done)
+
+    def _parts(self, *, with_left: bool) -> list[str]:
+        """Return what is to be said: the phase, the slowest of several clients, perhaps the time left."""
+        if not self._phase:
+            return []
+        parts = [phase_text(self._phase, self._done, self._total)]
+        if self._slowest is not None and self._done > 1:
+            parts.append(f"slowest client {self._slowest.client} ({duration(self._slowest.seconds)})")
+        if with_left and (left := self._phase_left()) is not None:
+            parts.append(f"{time_left(left)} left in it")
+        return parts
 
 
 class Display(FollowedRun):

@@ -7,23 +7,19 @@ The file is replaced about once a second and at the end. After a killed process 
 folder's lock tells the truth.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.errors import Interrupted, one_line, words_of
+from fedkd.scenario import Scenario
 from fedkd.storage import NotJson, parse_json
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.phase_watch import FollowedRun, Slowest
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 PROGRESS = "progress.json"
 EVERY_SECONDS = 1.0
@@ -80,8 +76,7 @@ class PresentFile(FollowedRun):
     def _write(self, status: str, error: str | None = None) -> None:
         if self._path is None:
             return
-        watch = self._watch
-        under_way = (watch.round, watch.phase, watch.done, watch.total, watch.slowest)
+        under_way = (self._round, self._phase, self._done, self._total, self._slowest)
         now = Present(status, self._finished, self._rounds, *under_way, error)
         # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
         temporary = self._path.with_name(f".{PROGRESS}.tmp")

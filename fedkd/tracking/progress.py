@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from fedkd.scenario import Scenario
 from fedkd.tracking import wording
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.phase_watch import Display
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from fedkd.scenario import Scenario
 
 QUIET_SECONDS = 30.0
 """Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
@@ -60,11 +59,22 @@ def notebook_show() -> Callable[[str], None] | None:
     return show
 
 
-class PlainProgress(Display):
-    """Prints an aligned line a round for log files and pipes, and the phase of long rounds.
+class PlainLines:
+    """Prints lines to a stream, and is silent once that is closed."""
 
-    It is silent once the stream is closed.
-    """
+    _stream: IO[str] | None
+
+    def message(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:  # ``| head``, or a terminal that was closed: the work goes on unseen
+            self._stream = None
+
+
+class PlainProgress(PlainLines, Display):
+    """Prints an aligned line a round for log files and pipes, and the phase of long rounds."""
 
     def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -84,7 +94,7 @@ class PlainProgress(Display):
     def tell_phase(self) -> None:
         """Say how far the round under way is."""
         width = len(str(self._rounds)) + 1
-        parts = [f"      {self._watch.round:>{width}}/{self._rounds}", *self._watch.parts(with_left=True)]
+        parts = [f"      {self._round:>{width}}/{self._rounds}", *self._parts(with_left=True)]
         self.message("  ".join(parts))
 
     def round_finished(self, report: RoundReport) -> None:
@@ -115,12 +125,3 @@ class PlainProgress(Display):
     def run_finished(self, report: RunReport) -> None:
         for line in ["", *wording.closing_lines(report)]:
             self.message(line)
-
-    def message(self, text: str) -> None:
-        if self._stream is None:
-            return
-        try:
-            self._stream.write(f"{text}\n")
-            self._stream.flush()
-        except OSError:  # ``| head``, or a terminal that was closed: the run goes on unseen
-            self._stream = None

@@ -1,7 +1,5 @@
 """The run folder: made once, locked while a run works in it, and read back to go on."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib
@@ -9,10 +7,10 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fedkd.data import Data, FederatedData
 from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.models import architecture_names
 from fedkd.plan import Graph, Plan, load_plan
@@ -27,11 +25,7 @@ from fedkd.storage import (
 )
 from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
 from fedkd.tracking.leftovers import sweep
-from fedkd.tracking.neighbours import FUSION
-from fedkd.tracking.transferability import FOLDER
-
-if TYPE_CHECKING:
-    from fedkd.data import Data
+from fedkd.tracking.neighbours import FOLDER, FUSION
 
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -125,8 +119,6 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
     Counts leave out what `blur` adds, more than `MOST_COUNTS`, and those of a deployed server (not
     `counted`).
     """
-    from fedkd.data import FederatedData
-
     parts = [("", data)] if isinstance(data, FederatedData) else [(task.name, task.data) for task in data]
     told = counted and plan.scenario.data.clients * sum(part.classes for _, part in parts) <= MOST_COUNTS
     tasks = [
@@ -166,12 +158,13 @@ def refuse_deployed(folder: Path) -> None:
 def _free_folder(scenario: Scenario) -> Path:
     """Make the first folder below ``runs/`` that is not there yet; other processes may do so meanwhile."""
     first = Path("runs").absolute() / f"{scenario.name}-seed{scenario.seed}"
-    for number in count(1):
-        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+    folder, number = first, 1
+    while True:
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-    raise AssertionError("unreachable: there is always a free number")
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
 
 
 def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
@@ -209,10 +202,7 @@ def check_beginning(folder: Path, plan: Plan) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder until the process ends, and remove half-written files of a killed process.
-
-    A folder that another process holds, or that cannot be written to, is a `UserError`.
-    """
+    """Hold a run folder, swept of half-written files; one that is held or read-only is a `UserError`."""
     try:
         # A lock that is there already may be opened where nothing else can be written.
         probe = folder / f".probe.{os.getpid()}.tmp"

@@ -1,18 +1,14 @@
 """The run folder's `run.log`: the messages of a run with their times, for people."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from fedkd.errors import FedkdError, Interrupted, described, one_line
+from fedkd.scenario import Scenario
 from fedkd.storage import unshare
 from fedkd.tracking.progress import PlainProgress
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 RUN_LOG = "run.log"
 

@@ -1,20 +1,15 @@
 """The accuracy matrix of a run over a stream of tasks, as it grows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from math import isnan, nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fedkd.continual import average_accuracy, bwt
 from fedkd.plan import build_schedule, held_models
-from fedkd.scenario import accuracy_name, main_protocol, protocols, task_count
+from fedkd.scenario import Protocol, Scenario, accuracy_name, main_protocol, protocols, task_count
 from fedkd.tracking.events import RoundReport
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Protocol, Scenario
 
 
 class TaskMatrix:

@@ -1,14 +1,10 @@
 """How numbers are worded for a person: `87.1 %`, `+1.2 pt`, `2.0 MB`, `–` where nothing was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.tracking.events import RoundReport, RunReport
-
-if TYPE_CHECKING:
-    from fedkd.tracking.task_matrix import TaskMatrix
+from fedkd.tracking.task_matrix import TaskMatrix
 
 MISSING = "–"
 TASKS_IN_A_LINE = 10

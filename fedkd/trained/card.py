@@ -38,6 +38,8 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
     task = ", task=0" if isinstance(run.data, FederatedStream) else ""
     samples = ", ".join(map(str, ("n", *run.data.input_shape)))
     learner = f" Tasks are learned with `{scenario.continual.learner}`." if scenario.continual else ""
+    toml = dump_toml(scenario, run.folder).strip()
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", toml)), default=0))  # longer than any in it
     parts = [
         f"# {_plain(scenario.name)}: {len(entries)} trained clients",
         f"Clients of a federation simulated with fedkd {__version__}: strategy `{scenario.fusion.strategy}`,"
@@ -52,19 +54,13 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         *_data(run),
         *_notes(run, entries, left_out),
         "## Scenario",
-        _code(dump_toml(scenario, run.folder).strip()),
+        f"{fence}toml\n{toml}\n{fence}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|$~&])", r"\\\1", " ".join(text.split()))
-
-
-def _code(toml: str) -> str:
-    """Return a block of code whose fence is longer than any in it."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", toml)), default=0))
-    return f"{fence}toml\n{toml}\n{fence}"
 
 
 def _tests(scenario: Scenario) -> str:

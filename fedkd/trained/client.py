@@ -23,9 +23,10 @@ from fedkd.data import (
     load_data,
 )
 from fedkd.errors import UserError
-from fedkd.federation import CheckpointStore, SavedClient, newest_state, participant
+from fedkd.federation import WEIGHTS, CheckpointStore, SavedClient, newest_state, participant
 from fedkd.models import architecture_names
 from fedkd.plan import Plan
+from fedkd.server import model_in
 from fedkd.storage import below, expanded
 from fedkd.tracking import plan_of_run
 from fedkd.trained.network import OfUnits, with_tensors
@@ -130,9 +131,6 @@ class TrainedRun:
             if saved.state is not None:
                 client.restore(saved.state)
             if self.plan.capabilities.brings_model:  # clients have none of their own: they have the server's
-                from fedkd.federation import WEIGHTS
-                from fedkd.server import model_in
-
                 client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
         if isinstance(self.data, FederatedStream):
             assert client.stream is not None
@@ -218,7 +216,6 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
 
     Args:
         folder: The run folder; or that of a deployed node, whose newest run is taken.
-        index: Client index.
         round: A round that there is a checkpoint of (the last two are kept); absent: the last.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from fedkd import __version__
 from fedkd.data import Permutation, Rotation
@@ -132,15 +132,14 @@ class _Writer:
         return {"architecture": kind, **owned, "parameters": parameters, "network": name, "models": told}
 
     def _save(self, file: str, network: nn.Module, client: TrainedClient) -> None:
-        tensors = {name: _plain(tensor) for name, tensor in network.state_dict().items()}
+        row_by_row = torch.contiguous_format  # as safetensors wants it, which takes no shared memory
+        tensors = {
+            name: tensor.detach().cpu().contiguous(memory_format=row_by_row).clone()
+            for name, tensor in network.state_dict().items()
+        }
         told = {"format": "pt", "run": self._run.plan.scenario.name, "client": str(client.index)}
         told |= {"round": str(client.round), "architecture": client.architecture}
         save_file(tensors, self._folder / file, metadata=told)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a copy that shares no memory and is laid out row by row, as safetensors wants it."""
-    return tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format).clone()
 
 
 def _described(client: TrainedClient, file: str, integers: bool) -> dict[str, Any]:

@@ -1,18 +1,13 @@
 """The objective of a search: accuracy on held-out samples, by round and at the end of a trial."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.benchmark import METRICS
 from fedkd.errors import UserError, did_you_mean
 from fedkd.report import CONTINUAL_METRICS
-from fedkd.scenario import check_metric_name, protocols
+from fedkd.scenario import Scenario, check_metric_name, protocols
 from fedkd.tracking import RoundReport, TaskMatrix, matrices
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 PREFIX = "validation/"
 _SPLITS = ("local", "global")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark import cell_layers, cell_tables, flatten
+from fedkd.benchmark import cell_tables, flatten
 from fedkd.plan import parse_scenario
 from fedkd.report import csv_text
 from fedkd.scenario import Scenario, dump_toml
@@ -20,11 +20,8 @@ WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
 
 def found_scenario(search: Search, trial: Trial) -> Scenario:
     """Return the scenario with a trial's values, which trains on all samples and is tested on test sets."""
-    seed = search.seeds[0]
-    changes = flatten(trial.values)
-    tables = cell_tables(search.bench, changes, seed)
+    tables, layers = cell_tables(search.bench, {"search": flatten(trial.values)}, search.seeds[0])
     tables["data"] = {key: value for key, value in tables.get("data", {}).items() if key != "validation"}
-    layers = cell_layers(search.bench, {"search": changes})
     scenario = parse_scenario(tables, folder=search.bench.folder, layers=layers)
     return scenario.model_copy(update={"name": f"{search.spec.name}-best"})
 
@@ -43,7 +40,7 @@ def markdown_table(search: Search, trials: Sequence[Trial], most: int | None = N
     best, rows = best_of(trials), ranked(trials)
     for trial in rows[:most]:
         words = value_labels(trial.values)
-        value = percent(trial.value).removesuffix(" %") if trial.value is not None else "–"
+        value = percent(trial.value).removesuffix(" %")
         cells = [str(trial.number), *(words[key].replace("|", "\\|") for key in keys)]
         cells += [f"**{value}**" if trial is best else value, str(trial.rounds), WORDS[trial.status]]
         lines.append("| " + " | ".join(cells) + " |")

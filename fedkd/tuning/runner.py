@@ -1,19 +1,17 @@
 """Searches for hyper-parameters, for Python and for the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedkd.benchmark import damage, level_of
+from fedkd.benchmark import Scheduler, damage, level_of, make_bench_progress, scheduling
 from fedkd.errors import RunFailed, UserError
 from fedkd.plugins import require
 from fedkd.scenario import NotToml, parse_toml
 from fedkd.storage import expanded
-from fedkd.tracking import SCENARIO, TUNE, percent
+from fedkd.tracking import SCENARIO, TUNE, from_markdown, percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
 from fedkd.tuning.sampling import draw
 from fedkd.tuning.schema import Search, dump_search, load_search
@@ -30,9 +28,6 @@ from fedkd.tuning.trials import (
     run_trial,
     runs_of,
 )
-
-if TYPE_CHECKING:
-    from fedkd.benchmark import Scheduler
 
 MAY_GROW = ("trials", "parallel")  # keys of a search that may change between calls
 
@@ -76,8 +71,6 @@ class TuneResult:
         return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        from fedkd.tracking import from_markdown
-
         return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
 
 
@@ -116,15 +109,12 @@ def tune(
             of values; or texts as ``--search`` takes them.
         out: Folder of the search; absent: ``runs/tune-NAME``. On a cluster, all nodes must see it.
         overrides: ``key=value`` texts of ``--set``, of the search (``trials=50``) or the scenario.
-        quiet: Show no progress.
 
     Raises:
         UserError: The search cannot be run as it is; nothing has run.
         RunFailed: A trial failed without diverging, or none reached its end.
         Interrupted: Stopped by a signal; the same call goes on.
     """
-    from fedkd.benchmark import make_bench_progress, scheduling
-
     plan = plan_tune(path, overrides, search, out)
     spec, dumped = plan.search.spec, (TUNE, dump_search(plan.search))
     total = spec.trials * len(plan.search.seeds)
@@ -148,11 +138,7 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
     for batch, first in enumerate(range(0, spec.trials, spec.together)):
         base = [plan.first] if batch == 0 and plan.first is not None else []
         number = min(spec.together, spec.trials - first) - len(base)
-        seed, sampler, startup = plan.search.seeds[0], spec.sampler, spec.startup
-        drawn = draw(
-            plan.search.space, trials, number, sampler=sampler, startup=startup, seed=seed, batch=batch
-        )
-        values: list[Mapping[str, Any]] = [*base, *drawn]
+        values: list[Mapping[str, Any]] = [*base, *draw(plan.search, trials, number, batch)]
         runs_of_trials = [runs_of(plan.search, n, own) for n, own in enumerate(values, start=first)]
         runs = {run.hash: run for runs in runs_of_trials for run in runs}  # two may try the same
         folders = {hash: plan.runs / run.folder_name for hash, run in runs.items()}

@@ -3,41 +3,27 @@
 A batch depends on the seed, its number, and the results of earlier batches in the order of their trials.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.randomness import derive_seed
+from fedkd.tuning.schema import Search
 from fedkd.tuning.space import Dimension
-
-if TYPE_CHECKING:
-    from fedkd.tuning.trials import Trial
+from fedkd.tuning.trials import Trial
 
 
-def draw(
-    space: Sequence[Dimension],
-    known: Sequence[Trial],
-    number: int,
-    *,
-    sampler: str,
-    startup: int,
-    seed: int,
-    batch: int,
-) -> list[dict[str, Any]]:
-    """Return the values of the trials of a batch, 0-based; fewer trials are the first of them.
-
-    The sampler learns from the `known` trials of earlier batches once there are `startup` of them.
-    """
+def draw(search: Search, known: Sequence[Trial], number: int, batch: int) -> list[dict[str, Any]]:
+    """Return the values of a 0-based batch's first trials; the `known` ones are of earlier batches."""
     import optuna
 
+    space, spec = search.space, search.spec
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    own = derive_seed(seed, "tune", round=batch + 1) % 2**32
+    own = derive_seed(search.seeds[0], "tune", round=batch + 1) % 2**32
     chosen: optuna.samplers.BaseSampler
-    if sampler == "random":
+    if spec.sampler == "random":
         chosen = optuna.samplers.RandomSampler(seed=own)
     else:
-        chosen = optuna.samplers.TPESampler(seed=own, n_startup_trials=startup, constant_liar=True)
+        chosen = optuna.samplers.TPESampler(seed=own, n_startup_trials=spec.startup, constant_liar=True)
     distributions = {found.key: _distribution(found) for found in space}
     study = optuna.create_study(direction="maximize", sampler=chosen)
     for trial in known:

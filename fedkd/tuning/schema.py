@@ -21,6 +21,7 @@ from fedkd.benchmark import (
     explaining,
     flatten,
     overlapping,
+    value_at,
     with_scenario,
 )
 from fedkd.errors import UserError
@@ -139,17 +140,10 @@ def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
             raise UserError(f"must be an integer ≥ 0, got {own!r}", key="seed")
         seeds = [own]
     bench_file = BenchFile(name=spec.name, scenario=base, seeds=seeds, set=spec.set, parallel=spec.parallel)
-    bench = Bench(bench_file, base, folder, {"data.validation": share_of(spec, base), **fixed}, str(path))
+    shares = (spec.validation, value_at(base, "data.validation"), SHARE)
+    share = next(share for share in shares if share is not None)
+    bench = Bench(bench_file, base, folder, {"data.validation": share, **fixed}, str(path))
     return Search(spec, bench, space)
-
-
-def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
-    """Return the share of training samples that clients hold out."""
-    if spec.validation is not None:
-        return spec.validation
-    data = base.get("data")
-    said = data.get("validation") if isinstance(data, Mapping) else None
-    return SHARE if said is None else said
 
 
 def dump_search(search: Search) -> str:

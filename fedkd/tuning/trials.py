@@ -1,19 +1,16 @@
 """The trials of a search: what each tries, the runs that it consists of, and how it ends."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.benchmark import (
     Cell,
     Outcome,
-    cell_layers,
     cell_tables,
     flatten,
     in_cell,
@@ -25,15 +22,12 @@ from fedkd.benchmark import (
 )
 from fedkd.errors import UserError
 from fedkd.plan import parse_scenario
-from fedkd.scenario import dotted, scenario_from_json
+from fedkd.scenario import Scenario, dotted, scenario_from_json
 from fedkd.storage import NotJson, parse_json, write_json_atomically
 from fedkd.tracking import RoundReport, RunObserver, percent, read_metrics
 from fedkd.tuning.objective import Curve, check_metric_of, final_value
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
-    from fedkd.tuning.schema import Search
-    from fedkd.tuning.space import Dimension
+from fedkd.tuning.schema import Search
+from fedkd.tuning.space import Dimension
 
 TRIAL = "trial.json"  # in a run folder: how the run ended
 
@@ -60,6 +54,16 @@ class Trial:
     rounds: int
     curve: Mapping[int, float]  # the same by round
     folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """How one run of a trial ended."""
+
+    status: str  # done, pruned or diverged
+    value: float | None  # None: diverged
+    curve: Mapping[int, float]  # by round
+    error: str = ""
 
 
 def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
@@ -94,12 +98,8 @@ def check_space(search: Search) -> None:
 
 def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> None:
     try:
-        changes = flatten(values)
-        parse_scenario(
-            cell_tables(search.bench, changes, search.seeds[0]),
-            folder=search.bench.folder,
-            layers=cell_layers(search.bench, {"search": changes}),
-        )
+        tables, layers = cell_tables(search.bench, {"search": flatten(values)}, search.seeds[0])
+        parse_scenario(tables, folder=search.bench.folder, layers=layers)
     except UserError as error:
         key = dimension.key.removesuffix("!")
         told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
@@ -165,16 +165,6 @@ class Rule:
     startup: int  # runs that have to be known
     warmup: int  # rounds in which no run is stopped
     known: Mapping[int, tuple[Mapping[int, float], ...]]  # curves of earlier batches, by seed
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """How one run of a trial ended."""
-
-    status: str  # done, pruned or diverged
-    value: float | None  # None: diverged
-    curve: Mapping[int, float]  # by round
-    error: str = ""
 
 
 def read_record(folder: Path) -> TrialRecord | None:

@@ -15,7 +15,7 @@ from fedkd.federation import checkpoint as module
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.manifest import Checkpoint, digest_of
 from fedkd.storage import saved_arrays
-from fedkd.tracking.totals import Totals
+from fedkd.tracking import Totals
 
 EVERY_TYPE = {
     "f64": np.array([1 / 3, np.nan, np.inf, -0.0]),

@@ -15,7 +15,7 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.storage.digests import rounds_with_tables
-from fedkd.tracking.links import read_links
+from fedkd.tracking import read_links
 from fedkd.tracking.neighbours import read_neighbours
 
 ABOUT_LINKS = {"bytes_sent", "bytes_received", "bytes_per_link", "links"}

@@ -26,8 +26,8 @@ from fedkd.plan.load import load_scenario, parse_plan
 from fedkd.scenario.schema import Transferability
 from fedkd.simulation.scenario_check import check
 from fedkd.storage.digests import rounds_with_tables
+from fedkd.tracking import read_transfer_map
 from fedkd.tracking.events import RunReport
-from fedkd.tracking.transferability import read_transfer_map
 from fedkd.tracking.wording import closing_lines
 
 MEASURED = ("transfer_gain", "transfer_rate", "hit_", "rank_")

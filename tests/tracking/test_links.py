@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.storage.digests import rounds_with_tables
-from fedkd.tracking.links import read_links, write_links
+from fedkd.tracking.neighbours import read_links, write_links
 
 HEARD = np.array([[False, True, False], [False, False, False], [True, True, False]])
 SIZES = np.array([[0, 5, 0], [0, 0, 0], [7, 2**40, 0]])

@@ -4,7 +4,7 @@ import io
 
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport
-from fedkd.tracking.phase_watch import PhaseWatch, Slowest
+from fedkd.tracking.phase_watch import FollowedRun, Slowest
 from fedkd.tracking.progress import QUIET_SECONDS, PlainProgress
 
 
@@ -17,22 +17,22 @@ class Clock:
 
 def test_a_phase_reports_its_slowest_client_and_time_left():
     clock = Clock()
-    watch = PhaseWatch(clock)
-    assert watch.parts(with_left=True) == []
-    watch.follow(3, "train", 0, 4)
-    assert watch.parts(with_left=True) == ["train 0/4 clients"] and watch.left() is None
+    watch = FollowedRun(clock)
+    assert watch._parts(with_left=True) == []
+    watch.phase(3, "train", 0, 4)
+    assert watch._parts(with_left=True) == ["train 0/4 clients"] and watch._phase_left() is None
     for done, (client, seconds) in enumerate([(2, 1.0), (0, 5.0), (3, 0.5)], start=1):
         clock.now += seconds
         watch.answered(3, "train", client, seconds)
-        watch.follow(3, "train", done, 4)
-    assert watch.slowest == Slowest(0, 5.0)
-    assert watch.left() == 6.5 / 3
-    assert watch.parts(with_left=True) == ["train 3/4 clients", "slowest client 0 (5.0 s)", "2 s left in it"]
+        watch.phase(3, "train", done, 4)
+    assert watch._slowest == Slowest(0, 5.0)
+    assert watch._phase_left() == 6.5 / 3
+    assert watch._parts(with_left=True) == ["train 3/4 clients", "slowest client 0 (5.0 s)", "2 s left in it"]
     watch.answered(2, "train", 1, 99.0)  # of another round
-    watch.follow(3, "train", 4, 4)
-    assert watch.left() is None and watch.slowest == Slowest(0, 5.0)
-    watch.follow(3, "fuse", 0, 1)
-    assert watch.parts(with_left=True) == ["fuse"]
+    watch.phase(3, "train", 4, 4)
+    assert watch._phase_left() is None and watch._slowest == Slowest(0, 5.0)
+    watch.phase(3, "fuse", 0, 1)
+    assert watch._parts(with_left=True) == ["fuse"]
 
 
 def test_a_long_round_has_few_plain_lines():

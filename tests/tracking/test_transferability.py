@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.storage.digests import rounds_with_tables
-from fedkd.tracking.transferability import TransferMap, read_transfer_map, write_transfer_map
+from fedkd.tracking.neighbours import TransferMap, read_transfer_map, write_transfer_map
 
 GAIN = np.array([[0.0, -0.25], [0.125, np.nan]])
 

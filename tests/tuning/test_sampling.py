@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from fedkd.errors import UserError
 from fedkd.tuning.runner import plan_tune
 from fedkd.tuning.sampling import draw
+from fedkd.tuning.schema import TuneFile
 from fedkd.tuning.space import dimensions
 from fedkd.tuning.trials import Trial
 
@@ -24,7 +26,8 @@ SPACE = dimensions(
 
 
 def drawn(number=4, known=(), batch=0, seed=1, sampler="tpe", startup=4):
-    return draw(SPACE, known, number, sampler=sampler, startup=startup, seed=seed, batch=batch)
+    spec = TuneFile(sampler=sampler, startup=startup)
+    return draw(SimpleNamespace(space=SPACE, spec=spec, seeds=[seed]), known, number, batch)
 
 
 def told(values, value, status="done"):

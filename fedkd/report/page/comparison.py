@@ -7,7 +7,7 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.cost import known
 from fedkd.report.page.figure import Figure, Trace, line
 from fedkd.report.page.page import Page, Section
-from fedkd.report.page.record import RunRecord
+from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord
 from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
@@ -15,7 +15,6 @@ from fedkd.scenario import changed_keys, decisive
 from fedkd.tracking import protocol_name
 
 HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
-MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # relative to fusion, and their metrics
 CURVES = (
     ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),
     ("effective-neighbours", "Effective neighbours", "train", "effective_neighbours", 1.0, "clients"),
@@ -59,7 +58,7 @@ def run_names(records: Sequence[RunRecord]) -> list[str]:
 
 
 def _results(runs: Mapping[str, RunRecord]) -> Table:
-    measured = [(split, moment) for split in ("global", "local") for moment in MOMENTS]
+    measured = [(split, moment) for split in SPLITS for moment in MOMENTS]
     columns = ["run", "strategy", "seed", "rounds"]
     columns += [f"{split}, {moment} fusion (%)" for split, moment in measured] + ["sent (MB)", "time (s)"]
     rows = []
@@ -97,7 +96,7 @@ def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
 
 def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
     few = len(runs) < HIDDEN_FROM
-    for split, where in (("global", "on the common test set"), ("local", "on clients' own test data")):
+    for split, where in SPLITS.items():
         data, rows = [], []
         for (name, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
             for moment, metric in reversed(MOMENTS.items()):

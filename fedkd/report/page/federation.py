@@ -10,18 +10,15 @@ import numpy as np
 from fedkd.report.chart import looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import MAIN, SECOND, Figure, Trace, line
-from fedkd.report.page.record import RunRecord, Series
+from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series
 
 ALL_IN_BAND = 10  # clients below which a band is of all of them, from the lowest to the highest
 THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # look of all lines beside the mean
-MOMENTS = (("before", "accuracy_before_fusion", SECOND), ("after", "accuracy", MAIN))
-"""Measurements of a round, relative to fusion: word, metric, colour."""
-SPLITS = (("global", "on the common test set"), ("local", "on clients' own test data"))
 
 
 def accuracy_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield accuracy over rounds, on the common test set and on clients' own."""
-    for split, where in SPLITS:
+    for split, where in SPLITS.items():
         fused, trained = record.series(split, "accuracy"), record.series(split, "accuracy_before_fusion")
         if fused.means:
             yield _accuracy(record, split, where, fused, trained)
@@ -49,7 +46,7 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
         means = [float(np.mean(values)) if values else None for values in of_rounds]
         draw(f"{name} ({len(own)})", means, colour, dash=dash, **THIN)
     for name, dash in zip(record.models_told_apart, cycle(("dot", "dashdot"))):
-        for moment, metric, colour in MOMENTS:
+        for (moment, metric), colour in zip(MOMENTS.items(), (SECOND, MAIN), strict=True):
             values = _means(record.series(split, f"{metric}_{name}"), rounds)
             draw(f"{name} model, {moment} fusion", values, colour, dash=dash, **THIN)
     if several:
@@ -83,8 +80,8 @@ def time_figures(record: RunRecord) -> Iterator[Figure]:
     passed = record.series("train", "virtual_seconds").means
     data: list[Trace] = []
     columns: dict[str, Mapping[int, float]] = {}
-    for (split, where), colour in zip(SPLITS, (MAIN, SECOND), strict=True):
-        for moment, name, _ in reversed(MOMENTS if record.fused else MOMENTS[1:]):
+    for (split, where), colour in zip(SPLITS.items(), (MAIN, SECOND), strict=True):
+        for moment, name in [*reversed(MOMENTS.items())][: 2 if record.fused else 1]:
             means = record.series(split, name).means
             rounds = [round for round in sorted(means) if round in passed]
             if rounds:

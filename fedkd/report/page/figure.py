@@ -189,10 +189,7 @@ def _panel_layout(panel: Panel, chart: Chart) -> dict[str, Any]:
 
 
 def traces(mark: Curve | Point | Matrix, name: str) -> list[Trace]:
-    """Return a mark of a chart as Plotly draws it; `name` is for marks without one.
-
-    Level lines have no traces: they are shapes of the layout.
-    """
+    """Return a mark's traces, none of a level line: it is a shape; `name` is for marks without one."""
     if isinstance(mark, Matrix):
         return [_matrix(mark)]
     title = mark.name or name

@@ -29,10 +29,6 @@ class NeighbourView:
     rounds: Sequence[Mapping[str, Any]]
     skipped: int  # recorded rounds that are not shown
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as the page's script takes it."""
-        return {"labels": self.labels, "ofClients": self.of_clients, "rounds": self.rounds}
-
 
 def neighbour_view(record: RunRecord) -> NeighbourView | None:
     """Return what a run recorded of its weights; None: nothing, or nothing that can be shown."""

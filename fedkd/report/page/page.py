@@ -56,7 +56,7 @@ def _payload(sections: Sequence[Section]) -> dict[str, Any]:
     neighbours = None
     for item in (item for section in sections for item in section.items):
         if isinstance(item, NeighbourView):
-            neighbours = item.as_json()
+            neighbours = {"labels": item.labels, "ofClients": item.of_clients, "rounds": item.rounds}
             continue
         numbers = {"columns": item.columns, "rows": [[*map(_value, row)] for row in item.rows]}
         if isinstance(item, Table):

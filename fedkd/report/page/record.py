@@ -29,6 +29,11 @@ from fedkd.tracking import (
     read_warnings,
 )
 
+MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # relative to fusion, and their metrics
+SPLITS = {"global": "on the common test set", "local": "on clients' own test data"}
+
+ROW: Any = {"round": int, "task": int | None, "split": str, "metric": str, "value": int | float | None}
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -160,6 +165,7 @@ def read_record(folder: Path) -> RunRecord:
     scenario = read_scenario(read_toml(path), file=str(path), folder=folder)
     models = tuple(architecture_names(client_models(scenario)))
     dealt = _json(folder / CLIENTS) or {}
+    owners = dealt.get("owners")
     return RunRecord(
         folder=folder,
         scenario=scenario,
@@ -171,7 +177,7 @@ def read_record(folder: Path) -> RunRecord:
         schedule=_schedule(folder / SCHEDULE),
         models=models,
         labels=_labels(dealt, len(models)),
-        owners=_owners(dealt, len(models)),
+        owners=tuple(map(str, owners)) if isinstance(owners, list) and len(owners) == len(models) else (),
     )
 
 
@@ -180,21 +186,11 @@ def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
         return []
     rows = read_metrics(folder)
     for number, row in enumerate(rows, start=1):
-        if not _is_row(row, clients):
+        client = row["client"]
+        known = client is None or (isinstance(client, int) and 0 <= client < clients)
+        if not known or not all(isinstance(value, ROW.get(key, object)) for key, value in row.items()):
             raise UserError(f"line {number} is no row of metrics", file=str(folder / METRICS))
     return rows
-
-
-def _is_row(row: MetricRow, clients: int) -> bool:
-    client, task, value = row["client"], row["task"], row["value"]
-    return (
-        isinstance(row["round"], int)
-        and (client is None or (isinstance(client, int) and 0 <= client < clients))
-        and (task is None or isinstance(task, int))
-        and isinstance(row["split"], str)
-        and isinstance(row["metric"], str)
-        and (value is None or isinstance(value, int | float))
-    )
 
 
 def _json(path: Path) -> Any:
@@ -209,11 +205,6 @@ def _schedule(path: Path) -> Schedule | None:
     with suppress(OSError, UnicodeDecodeError, UserError):
         return Schedule.from_json(path.read_text(encoding="utf-8"), file=str(path))
     return None
-
-
-def _owners(table: Mapping[str, Any], clients: int) -> tuple[str, ...]:
-    found = table.get("owners")
-    return tuple(map(str, found)) if isinstance(found, list) and len(found) == clients else ()
 
 
 def _labels(table: Mapping[str, Any], clients: int) -> tuple[Labels, ...]:

@@ -8,7 +8,7 @@ from fedkd.report.page.federation import accuracy_figures, effect_figures, time_
 from fedkd.report.page.labels import label_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
-from fedkd.report.page.record import RunRecord, Series
+from fedkd.report.page.record import MOMENTS, RunRecord, Series
 from fedkd.report.page.stream import (
     continual_table,
     forgetting_figures,
@@ -116,7 +116,7 @@ def _clients(record: RunRecord) -> Table:
     measured = [
         (f"{split}, {moment} fusion (%)" if record.fused else f"{split} accuracy (%)", split, name)
         for split in splits
-        for moment, name in (("before", "accuracy_before_fusion"), ("after", "accuracy"))[not record.fused :]
+        for moment, name in [*MOMENTS.items()][not record.fused :]
     ]
     measured += [
         (f"{split}, {model} model (%)", split, f"accuracy_{model}")

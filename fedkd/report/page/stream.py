@@ -6,10 +6,10 @@ from math import isnan
 
 import numpy as np
 
-from fedkd.continual import ProtocolOutcome, StreamOutcome, forgetting_per_task, stream_outcome
-from fedkd.plan import Schedule, held_models
+from fedkd.continual import ProtocolOutcome, StreamOutcome, forgetting_per_task
+from fedkd.plan import Schedule
 from fedkd.report.chart import looks
-from fedkd.report.continual import accuracy_matrix, task_labels
+from fedkd.report.continual import accuracy_matrix, outcome_of_rows, task_labels
 from fedkd.report.metrics import metric
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure
@@ -31,11 +31,7 @@ def outcome_of(record: RunRecord) -> StreamOutcome | None:
     """Return what a run reached so far; None: there is no stream, or too little of it yet."""
     if record.scenario.continual is None or record.schedule is None:
         return None
-    courses, models = record.schedule.every_course(), held_models(record.scenario, record.schedule)
-    epochs, counted = record.epochs(), record.counted
-    return stream_outcome(
-        record.rows, record.scenario, courses, epochs=epochs, counted=counted, models=models
-    )
+    return outcome_of_rows(record.rows, record.scenario, record.schedule, epochs=record.epochs())
 
 
 def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
@@ -87,10 +83,7 @@ def average_so_far(R: np.ndarray) -> list[float]:
 
 
 def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray, list[int]]:
-    """Return how much of each task but the last is gone at the end, `[T−1]`, and of how many clients.
-
-    It is the mean over the clients that count in means and have learned the task; NaN where there are none.
-    """
+    """Return the forgetting of each task but the last, `[T−1]`, mean over clients, and their number."""
     lost = np.full((len(test.clients) + 1, len(test.R) - 1), np.nan)
     for row, client in enumerate(sorted(outcome.counted & test.clients.keys())):
         R, _ = test.clients[client]

@@ -1,7 +1,5 @@
 """A logger at work beside a run, in a thread of its own; the end of the run alone waits for it, briefly."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading
@@ -9,17 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedkd.errors import Interrupted, one_line
-from fedkd.scenario import relative_to
+from fedkd.scenario import Scenario, relative_to
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
-from fedkd.tracking.loggers.figures import FigureMaker, Span
+from fedkd.tracking.loggers.figures import FigureMaker
 from fedkd.tracking.loggers.logger import Ending, LoggedRun, Logger
 from fedkd.tracking.recorder import METRICS
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 log = logging.getLogger("fedkd.tracking")
 
@@ -50,7 +44,7 @@ class BackgroundLogger(RunObserver):
         self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failed = threading.Event()
-        self._maker: FigureMaker | None = None
+        self._maker: FigureMaker  # made in the logger's thread
         self._folder = Path()
         self._read = 0  # bytes of the record that earlier rounds take
         self._last = self._rounds = self._left_out = 0
@@ -73,7 +67,7 @@ class BackgroundLogger(RunObserver):
         span, self._read = (self._read, self._recorded()), self._recorded()
         if report.round > self._last:  # else it repeats one: the run went back
             self._last = report.round
-            if not self._hand_over(lambda: self._log(report, span)):
+            if not self._hand_over(lambda: self._logger.log(self._maker.figures(report, span))):
                 self._left_out += 1
         self._pass_on()
 
@@ -141,10 +135,6 @@ class BackgroundLogger(RunObserver):
             except Exception as error:
                 self._failed.set()
                 self._told.put(f"{self._name} is switched off, the run goes on: {described_in_a_line(error)}")
-
-    def _log(self, report: RoundReport, span: Span) -> None:
-        assert self._maker is not None
-        self._logger.log(self._maker.figures(report, span))
 
 
 def described_in_a_line(error: Exception) -> str:

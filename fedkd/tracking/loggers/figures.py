@@ -1,24 +1,19 @@
 """The figures of a round for loggers, made from its report and the run folder in the logger's thread."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedkd.plan import build_schedule
+from fedkd.scenario import Scenario
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.loggers.logger import Figures
 from fedkd.tracking.neighbours import read_neighbours
 from fedkd.tracking.recorder import METRICS, read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, matrices
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Scenario
 
 OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")  # shown as histograms
 WEIGHTS = "fusion/weights"

@@ -1,20 +1,16 @@
 """What a logger is: something that is handed the figures of each round, and may fail in any way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from fedkd.scenario import Artifact, Scenario
 from fedkd.storage import write_text_atomically
 from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Artifact, Scenario
 
 RECORD = (SCENARIO, SCHEDULE, CLIENTS, METRICS, TIMINGS, SUMMARY)
 """Files of a run folder that say what a run was and what it found."""
@@ -87,18 +83,6 @@ def files_of(folder: Path, wanted: Artifact) -> list[Path]:
     if wanted == "record":
         return [folder / name for name in RECORD if (folder / name).is_file()]
     return sorted(path for path in (folder / "checkpoints").rglob("*") if path.is_file())
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return tables as dotted keys to values; lists are counted from 0, what is absent is left out."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        inner = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(inner, Mapping) and inner:
-            found |= flat({str(name): item for name, item in inner.items()}, f"{prefix}{key}.")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:

@@ -1,20 +1,16 @@
 """The logger for MLflow."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, flat, heat_map
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Mlflow
+from fedkd.scenario import Mlflow, changed_keys
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, heat_map
 
 IDENTITY = "mlflow-id"
 FOLDER = "mlruns"
@@ -114,8 +110,8 @@ class MlflowLogger:
     def _log_params(self, run: LoggedRun) -> None:
         from mlflow.entities import Param
 
-        keys = flat(run.scenario.model_dump(mode="json", exclude={"tracking"}))
-        told = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in keys.items()]
+        keys = changed_keys({}, run.scenario.model_dump(mode="json", exclude={"tracking"}), places=True)
+        told = [Param(key, str(now)[:LONGEST_PARAM]) for key, (_, now) in keys.items() if now is not None]
         for start in range(0, len(told), MOST_PARAMS):
             self._client.log_batch(self._id, params=told[start : start + MOST_PARAMS])
 

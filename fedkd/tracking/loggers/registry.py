@@ -1,19 +1,15 @@
 """The loggers that a scenario may name in `[tracking]`, and what each of them needs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plugins import how_to_install
+from fedkd.scenario import LoggerSection, Scenario
 from fedkd.tracking.loggers.background import BackgroundLogger
-
-if TYPE_CHECKING:
-    from fedkd.scenario import LoggerSection, Scenario
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,10 @@
 """Logging to TensorBoard."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-from fedkd.scenario import dump_toml
+from fedkd.scenario import TensorBoard, dump_toml
 from fedkd.storage import expanded
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, heat_map
-
-if TYPE_CHECKING:
-    from fedkd.scenario import TensorBoard
 
 FOLDER = "tensorboard"
 

@@ -1,18 +1,14 @@
 """Logging to Weights & Biases."""
 
-from __future__ import annotations
-
 import io
 import secrets
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from fedkd.scenario import Wandb
 from fedkd.tracking.loggers.background import described_in_a_line
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, heat_map
-
-if TYPE_CHECKING:
-    from fedkd.scenario import Wandb
 
 Mode = Literal["offline", "online"]
 

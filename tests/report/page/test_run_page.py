@@ -15,7 +15,7 @@ from fedkd.report.page.figure import bar, heat_map
 from fedkd.report.page.record import Series, read_record
 from fedkd.report.page.stream import forgotten
 from fedkd.report.page.write import report_at_the_end, write_report
-from fedkd.tracking.links import write_links
+from fedkd.tracking import write_links
 from fedkd.tracking.recorder import Recorder
 
 OF_A_FEDERATION = {

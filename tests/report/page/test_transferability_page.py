@@ -5,7 +5,7 @@ import pytest
 from plotly.graph_objects import Figure
 
 from fedkd.report.page.write import write_report
-from fedkd.tracking.transferability import TransferMap, write_transfer_map
+from fedkd.tracking import TransferMap, write_transfer_map
 
 
 def written(folder, round: int, clients: tuple[int, ...], *, gain=None, **predicted) -> None:
