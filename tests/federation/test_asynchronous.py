@@ -84,9 +84,9 @@ def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
 
 
 def test_what_is_kept_apart_takes_no_steps(tmp_path):
-    """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 codes are two more."""
+    """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 labels are two more."""
     clock = {"work": "steps", "spread": 0.0}
-    fusion = {"strategy": "bottleneck", "width": 2}
+    fusion = {"strategy": "scarlet", "samples_per_round": 40}
     metrics(tmp_path / "run", clock=clock, fusion=fusion, training=SMALL["training"] | {"held_out": 0.4})
     assert series(tmp_path / "run", "virtual_seconds") == [1.0, 1.0 + 3.0, 1.0 + 2 * 3.0]
 
