@@ -1,7 +1,5 @@
 """FedWeIT's memory on one client, and the weights that follow from it."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -98,13 +96,10 @@ class WeITState(LearnerState):
 
     def _by_name(self, sparse: Tensors) -> Tensors:
         """Return sparse numbers ``[P]`` as weights."""
-        layout, starts = self.layout(), self.layout().starts()
+        layout = self.layout()
         there = unpack(sparse[BITS], (layout.size,))
-        flat = torch.zeros(layout.size, device=there.device).masked_scatter(there, sparse[VALUES])
-        return {
-            name: flat[starts[name] : starts[name] + math.prod(shape)].view(shape)
-            for name, shape in layout.shapes.items()
-        }
+        zeros = torch.zeros(layout.size, device=there.device)
+        return layout.split(zeros.masked_scatter(there, sparse[VALUES]))
 
 
 def trained_shapes(network: nn.Module) -> dict[str, torch.Size]:
