@@ -88,7 +88,6 @@ STRATEGY: Mapping[str, dict[str, Any]] = {
     | {"fusion": {"samples": 20, "synthesis_batch_size": 20, "generator_steps": 2}, "class_stream": True},
     "fedmask": STREAM | {"learner": "supsup"},
     "fedweit": STREAM | {"learner": "fedweit"},
-    "bottleneck": {"fusion": {"width": 2, "refresh": 2}},
     "feddf": {"fusion": {"server_epochs": 2}},
 }
 """What a strategy wants besides its name."""

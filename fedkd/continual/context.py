@@ -21,6 +21,11 @@ Samples = Callable[[int], tuple[Tensor, Tensor]]
 class LearnerContext:
     """One client's network, and what its learner remembers about it.
 
+    Args:
+        network: On its device, superfluous outputs included.
+        samples: Gives the client's training samples of a task, on the network's device.
+        batch_size: Samples a training step.
+
     Attributes:
         memory: The learner's state by names, on the network's device (see `LearnerState`). Checkpoints save
             it, and its bytes are the learner's cost.

@@ -6,9 +6,9 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd.continual.context import LearnerContext, Samples
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import step_form
 from fedkd.continual.learner import Learner
 from fedkd.continual.mixins import (
@@ -43,49 +43,22 @@ class TaskLearning:
     of normalisation layers by task.
 
     Args:
-        network: On its device, superfluous outputs included.
-        units: Output units of every task of the stream.
-        outputs: Number of output units that belong to classes.
-        samples: Gives the client's training samples of a task, on the network's device.
-        batch_size: Samples a training step.
-        common_tasks: As for `LearnerContext`.
         fast: Whether steps take the learner's fast form, if it has one.
     """
 
-    def __init__(
-        self,
-        learner: Learner,
-        network: nn.Module,
-        units: Sequence[Sequence[int]],
-        outputs: int,
-        samples: Samples,
-        *,
-        seed: int,
-        client: int,
-        batch_size: int,
-        common_tasks: Sequence[int] | None = None,
-        fast: bool = True,
-    ) -> None:
+    def __init__(self, learner: Learner, context: LearnerContext, *, fast: bool = True) -> None:
+        network = context.network
         learner.check(network)
         self.learner = learner
         self._form = step_form(learner, fast=fast)
-        self.context = LearnerContext(
-            network,
-            units,
-            outputs,
-            samples,
-            seed=seed,
-            client=client,
-            batch_size=batch_size,
-            common_tasks=common_tasks,
-        )
+        self.context = context
         self.ended = -1
         """The last task that has been ended."""
         self.peak_bytes = 0
         """The most the learner has remembered at once."""
         self._keeps_statistics = learner.traits.task_statistics and bool(statistics_names(network))
         self._kernels = {name: p for name, p in network.named_parameters() if p.dim() == 4}
-        learner.prepare(self.context)
+        learner.prepare(context)
 
     # Tasks --------------------------------------------------------------------------------------------
 

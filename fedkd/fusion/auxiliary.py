@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fedkd.fusion.strategy import FusionStrategy
     from fedkd.fusion.views import ClientView
@@ -97,12 +97,28 @@ class AuxNetworks:
         raise NotImplementedError(f"'{type(self).__name__}' does not define `eval_model`")
 
 
+def joined(forward: Callable[..., Tensor], *networks: nn.Module, **buffers: Tensor) -> nn.Module:
+    """Return networks as one `predictor`, whose output is ``forward(x, *networks, **buffers)``."""
+    from torch import nn
+
+    class Joined(nn.Module):
+        recordable: ClassVar[bool] = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.networks = nn.ModuleList(networks)
+            for name, values in buffers.items():
+                self.register_buffer(name, values)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x, *self.networks, **dict(self.named_buffers(recurse=False)))
+
+    return Joined()
+
+
 _NONE = AuxNetworks()
 
 
 def networks_of(strategy: FusionStrategy) -> AuxNetworks:
     """Return a strategy's hooks for networks beside the client's model; without the mixin, neutral ones."""
     return strategy if isinstance(strategy, AuxNetworks) else _NONE
-
-
-"""Networks that a client has besides its model, and trains in the same steps."""

@@ -65,7 +65,6 @@ FORMS: Mapping[Kind, Form] = {
     Kind.TRANSFER_LOGITS: Form("f", "M C"),
     Kind.SAMPLE_LOGITS: Form("f", "k C"),
     Kind.LABEL_LOGITS: Form("f", "C C"),
-    Kind.CODES: Form("f", "M b"),
     Kind.LABEL_COUNTS: Form("biuf", "C", 0, MOST),
     Kind.FEATURES: Form("f", None),
     Kind.WEIGHTS: Form("f", None),

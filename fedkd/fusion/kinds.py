@@ -9,7 +9,6 @@ class Kind(Enum):
     TRANSFER_LOGITS = "One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`."
     SAMPLE_LOGITS = "One row per sample of the client's choice, `[K, C]`."
     LABEL_LOGITS = "One row per label, `[C, C]`."
-    CODES = "Some numbers for each requested transfer sample, of which its logits can be read, `[M, b]`."
     LABEL_COUNTS = "Training samples of each label, `[C]`; they become `Knowledge.label_counts`."
     FEATURES = "Penultimate features, or means of them; sketches of what layers receive."
     WEIGHTS = "Parameters or statistics of a model, or steps and corrections of them."
@@ -20,7 +19,7 @@ class Kind(Enum):
     VOTES = "One class per requested transfer sample, `[M]`."
     SAMPLE_CLASSES = "The likeliest classes of each of some samples, `[K, k]`."
     SHARES = "How likely such classes are, in whole steps of 1/255, `[K, k]` uint8."
-    SCORES = "How well the client does on own samples that it keeps apart, or by how much better."
+    SCORES = "How well the client does on own samples that it keeps apart."
     INDICES = "Which samples other arrays are about."
     UNTRAINED = "What a model says before any training: a function of its random weights alone."
     CONSTANT = "The same from every client, like the number of classes."
@@ -33,8 +32,8 @@ class Kind(Enum):
 
     @property
     def is_prediction(self) -> bool:
-        """Whether these are logits or codes of them, whose precision a scenario chooses."""
-        return self.is_logits_of_samples or self in (Kind.LABEL_LOGITS, Kind.CODES)
+        """Whether these are logits, whose precision a scenario chooses."""
+        return self.is_logits_of_samples or self is Kind.LABEL_LOGITS
 
     @property
     def is_stacked(self) -> bool:

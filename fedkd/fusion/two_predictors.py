@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, LocalObjective
-from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.auxiliary import OWN, joined
 from fedkd.fusion.distillation.experts import Experts
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins import hyperparameters
@@ -63,30 +63,17 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
 
     def predictor(self, client: ClientView) -> nn.Module:
         """Return both as one network, whose outputs are logarithms of p."""
-        lacked = [float(count == 0) for count in client.label_counts()]
-        return _together(client.network(ALONE), client.network(), lacked)
+        import torch
+
+        lacked = torch.tensor([float(count == 0) for count in client.label_counts()])
+        return joined(_mixed, client.network(ALONE), client.network(), lacked=lacked)
 
 
-def _together(alone: nn.Module, guided: nn.Module, lacked: list[float]) -> nn.Module:
+def _mixed(x: Tensor, alone: nn.Module, guided: nn.Module, *, lacked: Tensor) -> Tensor:
+    """Return log p `[B, C]` of samples; `lacked` `[C]` is 1 for a class without training samples, else 0."""
     import torch
-    from torch import nn
 
-    class Together(nn.Module):
-        """Mixes the answers of both by how likely the guided one finds a class that is lacked."""
-
-        recordable: ClassVar[bool] = True
-
-        lacked: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.alone, self.guided = alone, guided
-            self.register_buffer("lacked", torch.tensor(lacked))
-
-        def forward(self, x: Tensor) -> Tensor:
-            own, other = self.alone(x).float().softmax(dim=1), self.guided(x).float().softmax(dim=1)
-            gate = (other * self.lacked.to(other.device)).sum(dim=1, keepdim=True)
-            mixed: Tensor = (1 - gate) * own + gate * other
-            return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
-
-    return Together()
+    own, other = alone(x).float().softmax(dim=1), guided(x).float().softmax(dim=1)
+    gate = (other * lacked.to(other.device)).sum(dim=1, keepdim=True)
+    mixed: Tensor = (1 - gate) * own + gate * other
+    return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()

@@ -22,9 +22,7 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 batch to a scalar, which is added to the cross entropy."""
 
 LocalStep = Callable[["LocalBatch"], "Tensor | tuple[Tensor, Tensor]"]
-"""Maps a private batch to its whole loss, a scalar, to which no cross entropy is added.
-
-Where other logits than the model's answer, it also returns those `[B, C]`: training accuracy counts them."""
+"""Maps a private batch to its whole loss, a scalar, and optionally logits `[B, C]` for training accuracy."""
 
 RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Maps logits `[B, C]` and targets `[B, ...]` of replayed samples to a scalar."""
@@ -120,7 +118,7 @@ class Supermask(Protocol):
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
         """Set the mask by log odds `[≥ d]` of all clients' masks; where they are 0, the own one decides.
 
-        `taken` are the bits of the weights that are no longer trained, if any.
+        `taken` are the bits of weights that are no longer trained.
         """
 
 
@@ -157,10 +155,7 @@ class ClientView(Protocol):
         """Return the labels of the client's own training samples: `[S]` int64."""
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits `[k, C]` float32 and labels `[k]` int64 of own samples that are never trained on.
-
-        A `held_out_share` of the training samples, none of a client with too few to keep two apart.
-        """
+        """Return logits `[k, C]` float32 and labels `[k]` int64 of the `held_out_share` of own samples."""
 
     @property
     def round(self) -> int:
@@ -189,10 +184,7 @@ class ClientView(Protocol):
         """Return the names of the weights that gradients train, in the model's order."""
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a network on the client's device with other weights: in evaluation mode, untrained.
-
-        It maps samples to logits of the present task; gradients flow to its inputs. Needs `gradients`.
-        """
+        """Return a network with other weights, in evaluation mode; gradients flow to its inputs."""
 
     @property
     def batch_size(self) -> int:
@@ -205,17 +197,14 @@ class ClientView(Protocol):
         """Return the random generator for a purpose on this client in this round."""
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function for the gradient of own samples' cross entropy in the weights named `of`.
-
-        The model has these `weights` and is in evaluation mode. Only for a strategy that needs `gradients`.
-        """
+        """Return the gradient in the weights named `of` of a model with `weights`, in evaluation mode."""
 
     def supermask(self) -> Supermask:
-        """Return the mask of the present task; only for a strategy that needs `masks`."""
+        """Return the mask of the present task. Needs `masks`."""
 
     @property
     def last_fit(self) -> FitSummary:
-        """The last local training; only for a strategy that needs `weights`."""
+        """The last local training. Needs `weights`."""
 
     @property
     def learned(self) -> tuple[int, ...]:
@@ -233,7 +222,7 @@ class ClientView(Protocol):
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
         """Distil targets `[K, C]` for one epoch, predict the `asked` samples `[A]`, and restore the model.
 
-        Trials of a round share first weights and order of samples. Only for a strategy that has `trials`.
+        Trials of a round share first weights and order of samples. Needs `trials`.
         """
 
 
@@ -287,11 +276,8 @@ class ServerModels(Protocol):
     ) -> dict[str, np.ndarray]:
         """Train a model on the transfer set with Adam and a cosine schedule; return its new weights.
 
-        Args:
-            targets: Arrays `[M, ...]`, one row per transfer sample.
-            loss: Called with the logits of a batch and its rows of every target array.
-            validation: Share of the samples for early stopping.
-            patience: Epochs without a lower loss on them before the best weights return; 0: never.
+        Targets are arrays `[M, ...]`. After `patience` epochs (0: never) without a lower loss on the
+        `validation` share of samples, training stops and the best weights return.
         """
 
     def fit(
@@ -306,8 +292,7 @@ class ServerModels(Protocol):
         batch_size: int,
         weight_decay: float = 0.0,
     ) -> None:
-        """Train a network in place on arrays `[n, ...]`, on the CPU with one thread.
+        """Train a network in place on arrays `[n, ...]`, on the CPU with one thread, at a constant `lr`.
 
-        The optimiser is a fresh one, and `lr` is constant. `loss` maps the network and a batch `[B, ...]` of
-        each array to a scalar. Batches are the server's own draws, so results are equal on every machine.
+        `loss` maps the network and a batch `[B, ...]` of each array to a scalar. The server draws batches.
         """

@@ -30,7 +30,7 @@ MODELS = {
 def test_held_out_samples_are_drawn_once_and_never_trained_on(kind, share, stopping, apart, digits_scenario):
     stops = {"early_stopping": {"validation": stopping}} if stopping else {}
     training = {} if kind == "estimator" else digits_scenario["training"] | stops
-    fusion = {"strategy": "bandit", "held_out_share": share}
+    fusion = {"strategy": "masters", "held_out_share": share}
     tables = digits_scenario | {"clients": [MODELS[kind]], "training": training, "fusion": fusion}
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(1)
@@ -54,7 +54,7 @@ def test_held_out_samples_are_drawn_once_and_never_trained_on(kind, share, stopp
 
 
 def test_too_few_samples_leave_none_held_out(digits_scenario):
-    tables = digits_scenario | {"fusion": {"strategy": "bandit", "held_out_share": 0.01}}
+    tables = digits_scenario | {"fusion": {"strategy": "masters", "held_out_share": 0.01}}
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     logits, labels = client.at(1).held_out()

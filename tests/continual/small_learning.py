@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learning import TaskLearning
 from fedkd.training.executor import complete_alone
 from fedkd.training.job import FitResult, TrainJob
@@ -36,10 +37,10 @@ def start(learner, network, stream, units=None, *, batch_size=8, seed=1, fast=Tr
     """Return a learner at the start of a stream."""
     units = units or small_units(len(stream))
     outputs = 1 + max(unit for own in units for unit in own)
-    return TaskLearning(
-        learner, network, units, outputs, lambda t: stream[t], seed=seed, client=0, batch_size=batch_size,
-        fast=fast,
-    )  # fmt: skip
+    context = LearnerContext(
+        network, units, outputs, lambda t: stream[t], seed=seed, client=0, batch_size=batch_size
+    )
+    return TaskLearning(learner, context, fast=fast)
 
 
 def train(

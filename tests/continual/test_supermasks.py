@@ -9,7 +9,6 @@ from small_learning import fit_task, guide, learn, small_stream, small_units, st
 from torch import nn
 
 from fedkd.continual.learner import Step
-from fedkd.continual.learning import TaskLearning
 from fedkd.continual.masks import masks
 from fedkd.continual.masks.ssnet import ExSSNeT, SSNeT
 from fedkd.continual.masks.supsup import SupSup
@@ -462,9 +461,7 @@ def test_the_initial_weights_of_the_network_can_be_kept():
 def test_unused_units_are_trained_by_one_cross_entropy():
     stream = small_stream(2)
     learner = SupSup(objective="superfluous", superfluous_units=3)
-    learning = TaskLearning(
-        learner, small_mlp(7), [(0, 1), (2, 3)], 4, lambda t: stream[t], seed=1, client=0, batch_size=8
-    )
+    learning = start(learner, small_mlp(7), stream)
     learning.enter(1)
     x, y = stream[1]
     model = learning.model()

@@ -83,10 +83,10 @@ def test_a_synchronous_round_includes_transfer_times(tmp_path):
         assert_allclose(series(folder, "virtual_seconds"), expected, rtol=1e-12)
 
 
-def test_held_out_samples_take_no_simulated_time(tmp_path):
-    """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 codes are two more."""
+def test_what_is_kept_apart_takes_no_steps(tmp_path):
+    """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 labels are two more."""
     clock = {"work": "steps", "spread": 0.0}
-    fusion = {"strategy": "bottleneck", "width": 2}
+    fusion = {"strategy": "scarlet", "samples_per_round": 40}
     metrics(tmp_path / "run", clock=clock, fusion=fusion, training=SMALL["training"] | {"held_out": 0.4})
     assert series(tmp_path / "run", "virtual_seconds") == [1.0, 1.0 + 3.0, 1.0 + 2 * 3.0]
 

@@ -41,7 +41,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "fedet": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
     "fedhkd": {"noise": 0.1},
     "fedhkt": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2, "clusters": 2},
-    "bottleneck": {"width": 2, "refresh": 2},
     "message": {"questions": 0.5},
     "mhat": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
     "kta": {"filters": [{"by": "relevance", "quantile": 0.3}], "upload_top": 3},

@@ -83,7 +83,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedkd_wu": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "fedhkt": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
-    "bottleneck": {"width": st.integers(1, 6), "refresh": st.integers(1, 2)},
     "message": {"questions": st.sampled_from([0.0, 0.5, 1.0])},
     "mhat": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
@@ -144,10 +143,8 @@ FAR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-CHOOSY = {"max_confidence", "comd", "bandit", "masters", "mst", "complementary"}
+CHOOSY = {"max_confidence", "comd", "masters", "mst", "complementary"}
 """Strategies under which clients that are all alike do not hear all alike, themselves included."""
-DRAWS_CLIENTS = {"bandit"}
-"""Those whose draws are of clients, and so go by who is who."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +323,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
         assert_distributions(targets)
 
 
-@pytest.mark.parametrize("name", [name for name in FUSING if name not in DRAWS_CLIENTS])
+@pytest.mark.parametrize("name", FUSING)
 @settings(max_examples=10, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_fusion_is_independent_of_client_order_and_indices(name, data, size, seed) -> None:

@@ -35,7 +35,7 @@ def client_of_all_trades() -> SmallClient:
 def test_every_strategy_declares_exactly_its_uploads(name) -> None:
     strategy, found = make_strategy(name, {}), set()
     shared, whole_model = {"distribution": "shared"}, {"share": "model"}
-    others = {"knfu": [shared], "bottleneck": [shared], "fedgen": [whole_model]}
+    others = {"knfu": [shared], "fedgen": [whole_model]}
     for options in ({}, *others.get(name, [])):
         upload = make_strategy(name, options).upload(client_of_all_trades())
         kinds = strategy.kinds_of(upload)
@@ -44,8 +44,7 @@ def test_every_strategy_declares_exactly_its_uploads(name) -> None:
         for array, kind in kinds.items():
             rows = {Kind.TRANSFER_LOGITS: SAMPLES, Kind.VOTES: SAMPLES, Kind.LABEL_LOGITS: CLASSES}
             assert len(upload[array]) == rows.get(kind, len(upload[array]))
-            coded = kind is Kind.CODES
-            assert coded or not kind.is_prediction or upload[array].shape[-1] == CLASSES
+            assert not kind.is_prediction or upload[array].shape[-1] == CLASSES
             whole = (kind.is_honest and kind is not Kind.MASS) or kind in {
                 *(Kind.VOTES, Kind.MASKS, Kind.SAMPLE_LABELS),
                 *(Kind.SAMPLE_CLASSES, Kind.SHARES),
@@ -58,7 +57,7 @@ def test_every_strategy_declares_exactly_its_uploads(name) -> None:
 def test_precision_and_poison_apply_by_kind_of_upload() -> None:
     samples = {Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS}
     assert {kind for kind in Kind if kind.is_logits_of_samples} == samples
-    assert {kind for kind in Kind if kind.is_prediction} == samples | {Kind.LABEL_LOGITS, Kind.CODES}
+    assert {kind for kind in Kind if kind.is_prediction} == samples | {Kind.LABEL_LOGITS}
     assert {kind for kind in Kind if kind.is_stacked} == {Kind.TRANSFER_LOGITS, Kind.LABEL_COUNTS}
     honest = {Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT}
     assert {kind for kind in Kind if kind.is_honest} == honest

@@ -137,7 +137,6 @@ SMALL: dict[str, Any] = {
 SERVER = {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2}
 SHARED = {"shared_args": {"hidden": [8]}}
 OWN: dict[str, dict[str, Any]] = {
-    "bottleneck": {"width": 2, "refresh": 2},
     "cfd": SERVER,
     "feddf": {"server_epochs": 2},
     "fedet": SERVER,

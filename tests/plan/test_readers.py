@@ -60,7 +60,7 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
     *((f"training.{key}", value, FOREST, MIX) for key, value in NETWORK_KEYS.items()),
     ("training.batch_size", 8, FOREST | {"clock.work": "drawn"}, FOREST | {"clock.work": "steps"}),
     ("fusion.distill_epochs", 1, {STRATEGY: "local"}, {STRATEGY: "experts"}),
-    ("fusion.distill_epochs", 1, {STRATEGY: "flwr:FedAvg"}, {STRATEGY: "bottleneck"}),
+    ("fusion.distill_epochs", 1, {STRATEGY: "flwr:FedAvg"}, {STRATEGY: "message"}),
     ("fusion.distill_batch_size", 8, {STRATEGY: "feddf"}, {STRATEGY: "scarlet"}),
     ("fusion.distill_lr", 0.1, {STRATEGY: "fd"}, {STRATEGY: "fd", "measure.transferability": {}}),
     ("fusion.distill_lr", 0.1, {"fusion.distill_epochs": 0}, {}),

@@ -16,6 +16,7 @@ from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.shared_network import Measured
 from fedkd.continual import (
     Episode,
+    LearnerContext,
     SharedMask,
     SupermaskLearner,
     TaskLearning,
@@ -72,8 +73,7 @@ class TaskStream:
         self._old_guidance: dict[int, int] = {}  # old task to the round of its last guidance
         masks = "masks" in plan.strategy.capabilities.needs
         self.curves: dict[str, list[float]] = {}
-        self.learning = TaskLearning(
-            learner,
+        context = LearnerContext(
             network,
             [stream[task].units for task in order],
             stream.outputs,
@@ -82,8 +82,8 @@ class TaskStream:
             client=index,
             batch_size=scenario.training.batch_size,
             common_tasks=order if masks else None,
-            fast=plan.scenario.training.fast,
         )
+        self.learning = TaskLearning(learner, context, fast=scenario.training.fast)
         self.measured = measured if predicts_by_weights(learner) else None
         self.tests = TaskTests(scenario, index, stream, order, self.learning, self._on_device, self.measured)
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +47,13 @@ class Layout:
         parts = [weights[name].ravel() for name in self.shapes]
         return np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32)
 
-    def starts(self) -> dict[str, int]:
-        """Return where each weight begins in a flat array, by name."""
-        sizes = [prod(shape) for shape in self.shapes.values()]
-        return dict(zip(self.shapes, np.cumsum([0, *sizes]).tolist(), strict=False))
+    def split(self, flat: Any) -> dict[str, Any]:
+        """Return the weights of an array or a tensor `[P]` by name."""
+        ends = np.cumsum([prod(shape) for shape in self.shapes.values()]).tolist()
+        return {
+            name: flat[end - prod(shape) : end].reshape(shape)
+            for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
+        }
 
 
 def head_of(shapes: Mapping[str, Sequence[int]]) -> str | None:

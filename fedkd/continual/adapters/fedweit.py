@@ -4,7 +4,7 @@ The strategy `fedkd.fusion.streams.fedweit` exchanges bases and parts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -12,37 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd.continual.adapters.decomposition import Layout, head_of
+from fedkd.continual.adapters.weit_state import WeITState, sparse, trained_shapes
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import layers_of
 from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
-from fedkd.continual.masks.masks import pack, unpack
 from fedkd.continual.mixins import Phases, StateExchange, TaskParameters
-from fedkd.continual.state import LearnerState, Table, Value
 from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
-
-VALUES, BITS, STAMP = "values", "bits", "stamp"
-
-
-class WeITState(LearnerState):
-    """What FedWeIT remembers."""
-
-    mask = Table()
-    """Scores of masks, by task and weight."""
-    part = Table()
-    """Own parts, by task and weight."""
-    own = Table()
-    """Heads, biases and the like, by task and parameter."""
-    target = Table()
-    """B ⊙ m + A at the end of the last task, by task and weight."""
-    attention = Table()
-    """Of the present task: α, one number for each lent part, by weight."""
-    lenders = Value()
-    """Of the present task: client and task of each lent part, ``[K, 2]``."""
-    borrowed = Table()
-    """Σ α A of an ended task, sparse, by task."""
-    known = Table()
-    """Parts of others, sparse, with the time of their fusion, by client and task."""
 
 
 @hyperparameters
@@ -108,7 +84,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network without weights below a head of its own, or whose layers share a weight."""
-        shapes = _shapes(network)
+        shapes = trained_shapes(network)
         heads = [layer.weight_name for layer in layers_of(network).values() if layer.is_head]
         problem = None
         if not Layout.of(shapes).shapes:
@@ -127,43 +103,45 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     def begin_phase(self, context: LearnerContext) -> None:
         """Begin the task's mask, its part, and the attention to what is lent; unless it has begun."""
         task, state = context.task, WeITState(context)
-        if _has_begun(context, task):
+        if state.has_begun(task):
             return
         score = math.log(self.initial_mask / (1.0 - self.initial_mask))
         lenders = self._lenders(context)
         state.lenders = torch.tensor(lenders, dtype=torch.int64, device=context.device).view(-1, 2)
-        for name, base in _bases(context).items():
+        for name, base in state.bases().items():
             state.mask[task, name] = base.new_full((len(base),), score)
             state.part[task, name] = self.initial_part * base.detach()
             if lenders:
                 state.attention[name] = base.new_full((len(lenders),), self.initial_attention)
-        for name, own in _others(context).items():
-            rows = own[context.units[task]] if name in _head_names(context) else own
-            state.own[task, name] = rows.detach().clone()
+        heads = _head_names(context)
+        for name, own in context.network.named_parameters():
+            if own.requires_grad and name not in state.bases():
+                rows = own[context.units[task]] if name in heads else own
+                state.own[task, name] = rows.detach().clone()
 
     def trainable(self, context: LearnerContext) -> Tensors:
         """Return the base, all that is the task's own, and the own parts of earlier tasks."""
         state, task = WeITState(context), context.task
         own = state.mask.in_memory(task) | state.own.in_memory(task)
-        return {**_bases(context), **own, **state.part.in_memory(), **state.attention.in_memory()}
+        return {**state.bases(), **own, **state.part.in_memory(), **state.attention.in_memory()}
 
     def end_task(self, context: LearnerContext) -> None:
         """Make small weights of parts zero, keep what was borrowed, and what every task is held to."""
         state, task = WeITState(context), context.task
-        if not _has_begun(context, task):
+        if not state.has_begun(task):
             return
         state.part.put({name: self._pruned(part) for name, part in state.part.part().items()})
         for trained in (state.mask, state.own):
             trained.put({name: tensor.detach() for name, tensor in trained.part(task).items()}, task)
-        sum_of_lent = self._borrowed(context, task)
+        sum_of_lent = state.lent(task)
         if sum_of_lent:
             flat = torch.cat([values.detach().flatten() for values in sum_of_lent.values()])
-            state.borrowed.put(_sparse(flat), task)
+            state.borrowed.put(sparse(flat), task)
         state.attention.drop()
         state.lenders = None
         self._forget(context)
-        for earlier in _begun(context):
-            for name, weight in self._kept(context, earlier).items():
+        for earlier in state.begun():
+            for name, weight in state.kept(earlier).items():
                 state.target[earlier, name] = weight.detach().contiguous()
 
     def report(self, context: LearnerContext) -> dict[str, float]:
@@ -172,12 +150,12 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         These are the share of weights in which its own part is not zero, the mean of its masks, and the norm
         of the borrowed parts by that of its weights.
         """
-        task = context.task
-        if not _has_begun(context, task):
+        state, task = WeITState(context), context.task
+        if not state.has_begun(task):
             return {}
-        parts = WeITState(context).part.part(task)
-        gates = [_gate(context, task, name).detach() for name in parts]
-        lent = self._borrowed(context, task)
+        parts = state.part.part(task)
+        gates = [state.gate(task, name).detach() for name in parts]
+        lent = state.lent(task)
         whole = self.task_parameters(context, task)
         weights = torch.cat([whole[name].detach().flatten() for name in parts])
         taken = torch.cat([values.detach().flatten() for values in lent.values()]) if lent else weights[:0]
@@ -191,14 +169,15 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
-        if not _has_begun(context, task):
+        state = WeITState(context)
+        if not state.has_begun(task):
             share = self.initial_mask + self.initial_part
-            return {name: base * share for name, base in _bases(context).items()}
-        tensors, lent = self._kept(context, task), self._borrowed(context, task)
+            return {name: base * share for name, base in state.bases().items()}
+        tensors, lent = state.kept(task), state.lent(task)
         for name, borrowed in lent.items():
             tensors[name] = tensors[name] + borrowed
         heads, first = _head_names(context), dict(context.network.named_parameters())
-        for name, own in WeITState(context).own.part(task).items():
+        for name, own in state.own.part(task).items():
             if name in heads:
                 own = first[name].detach().index_copy(0, context.units[task], own)
             tensors[name] = own
@@ -211,29 +190,20 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         parts = list(state.part.part().values())
         total = self.sparsity * torch.stack([part.abs().sum() for part in parts]).sum()
         if masks:
-            gates = [_gate(context, present, name) for name in _bases(context)]
+            gates = [state.gate(present, name) for name in state.bases()]
             total = total + masks * torch.stack([gate.sum() for gate in gates]).sum()
         if self.decay:
-            decayed = [kind[present, name] for kind in (state.part, state.mask) for name in _bases(context)]
+            decayed = [kind[present, name] for kind in (state.part, state.mask) for name in state.bases()]
             if present == 0:
-                decayed += _bases(context).values()
+                decayed += state.bases().values()
             total = total + 0.5 * self.decay * torch.stack([t.square().sum() for t in decayed]).sum()
         if self.retention:
-            for earlier in _begun(context):
+            for earlier in state.begun():
                 if earlier != present:
-                    for name, weight in self._kept(context, earlier).items():
+                    for name, weight in state.kept(earlier).items():
                         moved = weight - state.target[earlier, name]
                         total = total + self.retention * moved.square().sum()
         return total
-
-    def _kept(self, context: LearnerContext, task: int) -> Tensors:
-        """Return ``B ⊙ m + A`` of a task that has begun, by name."""
-        found = {}
-        for name, base in _bases(context).items():
-            gate = _gate(context, task, name)
-            shape = (-1, *[1] * (base.dim() - 1))
-            found[name] = base * gate.view(shape) + WeITState(context).part[task, name]
-        return found
 
     def _pruned(self, part: Tensor) -> Tensor:
         least = self.sparsity if self.threshold is None else self.threshold
@@ -243,9 +213,10 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
 
     def export_state(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
         """Return the present mask as ``mask/{name}``, and parts as ``part/{task}/{name}``, pruned."""
-        told = {f"mask/{name}": _gate(context, context.task, name) for name in _bases(context)}
+        state = WeITState(context)
+        told = {f"mask/{name}": state.gate(context.task, name) for name in state.bases()}
         for task in tasks:
-            for name, part in WeITState(context).part.part(task).items():
+            for name, part in state.part.part(task).items():
                 told[f"part/{task}/{name}"] = self._pruned(part)
         return told
 
@@ -256,9 +227,9 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
 
     def _lenders(self, context: LearnerContext) -> list[tuple[int, int]]:
         """Return client and task of every part that a task is lent which begins now, ascending."""
-        stamps = _stamps(context)
         if self.borrow == "nothing":
             return []
+        stamps = WeITState(context).stamps()
         if self.borrow == "all":
             return sorted(stamps)
         latest: dict[int, tuple[int, int]] = {}
@@ -268,114 +239,13 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
 
     def _forget(self, context: LearnerContext) -> None:
         """Forget parts that no later task will be lent, and the present one is not."""
-        lenders = WeITState(context).lenders
-        present = [] if lenders is None else lenders.tolist()
-        for client, task in _stamps(context).keys() - {*self._lenders(context), *map(tuple, present)}:
-            WeITState(context).known.drop(client, task)
-
-    def _borrowed(self, context: LearnerContext, task: int) -> Tensors:
-        """Return ``Σ_i α_i A_i`` of a task, by name; empty where nothing was lent."""
         state = WeITState(context)
-        kept = state.borrowed.part(task)
-        if kept:
-            return _by_name(_layout(context), _dense(kept, _layout(context).size))
-        if task != context.task or state.lenders is None or not len(state.lenders):
-            return {}
-        lent = self._lent(context)
-        return {name: torch.tensordot(state.attention[name], parts, dims=1) for name, parts in lent.items()}
-
-    def _lent(self, context: LearnerContext) -> Tensors:
-        """Return the parts that the present task is lent, ``[K, *shape]`` by name; once an epoch."""
-
-        def stacked() -> Tensors:
-            layout, state = _layout(context), WeITState(context)
-            assert state.lenders is not None
-            parts = [
-                _by_name(layout, _dense(state.known.part(client, task), layout.size))
-                for client, task in state.lenders.tolist()
-            ]
-            return {name: torch.stack([part[name] for part in parts]) for name in layout.shapes}
-
-        return context.once("lent", stacked)
-
-
-# Names and shapes -----------------------------------------------------------------------------------------
-
-
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
-    return {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
-
-
-def _layout(context: LearnerContext) -> Layout:
-    return context.once("layout", lambda: Layout.of(_shapes(context.network)))
-
-
-def _bases(context: LearnerContext) -> Tensors:
-    """Return the weights that have parts."""
-
-    def found() -> Tensors:
-        names = _layout(context).shapes
-        return {name: p for name, p in context.network.named_parameters() if name in names}
-
-    return context.once("bases", found)
-
-
-def _others(context: LearnerContext) -> Tensors:
-    """Return what is trained besides, as it first was."""
-    names = _layout(context).shapes
-    return {
-        name: p for name, p in context.network.named_parameters() if p.requires_grad and name not in names
-    }
+        present = [] if state.lenders is None else state.lenders.tolist()
+        for client, task in state.stamps().keys() - {*self._lenders(context), *map(tuple, present)}:
+            state.known.drop(client, task)
 
 
 def _head_names(context: LearnerContext) -> set[str]:
-    """Return the names of what has a row for every output unit."""
+    """Return the names of parameters that have a row for every output unit."""
     heads = [layer for layer in context.layers.values() if layer.is_head]
     return {name for layer in heads for name in (layer.weight_name, layer.bias_name)}
-
-
-def _begun(context: LearnerContext) -> Iterator[int]:
-    """Yield the tasks that have been trained on, in order."""
-    yield from (task for task in range(context.task + 1) if _has_begun(context, task))
-
-
-def _has_begun(context: LearnerContext, task: int) -> bool:
-    return (task, next(iter(_layout(context).shapes))) in WeITState(context).part
-
-
-def _gate(context: LearnerContext, task: int, name: str) -> Tensor:
-    """Return m of a task and layer, ``[out]``."""
-    return torch.sigmoid(WeITState(context).mask[task, name])
-
-
-def _stamps(context: LearnerContext) -> dict[tuple[int, int], int]:
-    """Return when each part of others was fused, by client and task."""
-    stamps = {}
-    for name, values in WeITState(context).known.part().items():
-        client, task, what = name.split("/")
-        if what == STAMP:
-            stamps[int(client), int(task)] = int(values)
-    return stamps
-
-
-# Sparse ---------------------------------------------------------------------------------------------------
-
-
-def _sparse(flat: Tensor) -> Tensors:
-    """Return what of a tensor ``[P]`` is not zero, and where, a bit a number."""
-    there = flat != 0
-    return {VALUES: flat[there], BITS: pack(there)}
-
-
-def _dense(sparse: Tensors, size: int) -> Tensor:
-    """Return the tensor ``[size]`` that has been made sparse."""
-    there = unpack(sparse[BITS], (size,))
-    return torch.zeros(size, device=there.device).masked_scatter(there, sparse[VALUES])
-
-
-def _by_name(layout: Layout, flat: Tensor) -> Tensors:
-    starts = layout.starts()
-    return {
-        name: flat[starts[name] : starts[name] + math.prod(shape)].view(shape)
-        for name, shape in layout.shapes.items()
-    }

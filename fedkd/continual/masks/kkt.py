@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.masks.mask_memory import MaskState
+
 REFERENCE_SHARE = 0.66
 QUERIES_AT_ONCE = 512
 
@@ -64,3 +67,28 @@ def best(candidates: Sequence[int], found: Sequence[float], classes: int) -> int
     """Return the candidate of the highest accuracy, the first of equal ones, if it beats 1/C; else None."""
     highest = max(found, default=0.0)
     return candidates[list(found).index(highest)] if highest > 1.0 / classes else None
+
+
+def lender(
+    context: LearnerContext,
+    slot: int,
+    candidates: Sequence[int],
+    features: Callable[[int, Tensor], Tensor],
+    *,
+    neighbours: int,
+    share: float,
+) -> int | None:
+    """Return the candidate that lends its scores to a mask, and remember all accuracies; None: none does."""
+    x, y = context.samples()
+    if not candidates or not len(x):
+        return None
+    order = sample_batches(len(x), context.batch_size, share, context.generator("kkt", slot)).to(x.device)
+    classes = len(context.units[context.task])
+    found = accuracies(features, candidates, x[order], y[order], neighbours=neighbours, classes=classes)
+    if not found:
+        return None
+    chosen = best(candidates, found, classes)
+    state = MaskState(context)
+    state.kkt[slot] = torch.tensor(-1 if chosen is None else chosen, device=context.device)
+    state.kkt_accuracies[slot] = torch.tensor(found, dtype=torch.float64, device=context.device)
+    return chosen

@@ -13,7 +13,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.masks import kkt, masks
-from fedkd.continual.masks.mask_memory import MaskMemory, MaskState
+from fedkd.continual.masks.mask_memory import MaskMemory
 from fedkd.continual.masks.task_inference import Superposition, keep_units
 from fedkd.continual.mixins import Phases, TaskInference, TaskParameters
 from fedkd.continual.statistics import present_statistics, recall_statistics
@@ -138,13 +138,16 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     def begin_phase(self, context: LearnerContext) -> None:
         """Draw the task's scores, or copy those of an old task, unless it has a mask already."""
         memory, slot = self.memory(context), self.slot(context, context.task)
-        if not memory.has(slot):
-            lender = self._lender(context, slot) if self.kkt else None
-            if lender is None:
-                memory.set_scores(slot, memory.fresh_scores(slot))
-            else:  # copies: the lender's are to stay as they are
-                lent = memory.scores(lender)
-                memory.set_scores(slot, {name: scores.detach().clone() for name, scores in lent.items()})
+        if memory.has(slot):
+            return
+        lender = None
+        if self.kkt:
+            earlier, features = self.earlier(context, slot), partial(self._features, context)
+            k, share = self.kkt_neighbours, self.kkt_share
+            lender = kkt.lender(context, slot, earlier, features, neighbours=k, share=share)
+        scores = memory.fresh_scores(slot) if lender is None else memory.scores(lender)
+        # Copies: the lender's are to stay as they are.
+        memory.set_scores(slot, {name: own.detach().clone() for name, own in scores.items()})
 
     def trainable(self, context: LearnerContext) -> Tensors:
         """Return the present task's scores."""
@@ -289,28 +292,6 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         if slot == context.task:
             return present_statistics(context.network)
         return recall_statistics(context, slot)
-
-    # Knowledge transfer -------------------------------------------------------------------------------
-
-    def _lender(self, context: LearnerContext, slot: int) -> int | None:
-        candidates = self.earlier(context, slot)
-        x, y = context.samples()
-        if not candidates or not len(x):
-            return None
-        order = kkt.sample_batches(len(x), context.batch_size, self.kkt_share, context.generator("kkt", slot))
-        order, classes = order.to(x.device), len(context.units[context.task])
-        features = partial(self._features, context)
-        reference = x[order], y[order]
-        found = kkt.accuracies(
-            features, candidates, *reference, neighbours=self.kkt_neighbours, classes=classes
-        )
-        if not found:
-            return None
-        lender = kkt.best(candidates, found, classes)
-        state = MaskState(context)
-        state.kkt[slot] = torch.tensor(-1 if lender is None else lender, device=context.device)
-        state.kkt_accuracies[slot] = torch.tensor(found, dtype=torch.float64, device=context.device)
-        return lender
 
     def _features(self, context: LearnerContext, slot: int, x: Tensor) -> Tensor:
         model = TaskModel(context.network, None, self._tensors(context, slot))

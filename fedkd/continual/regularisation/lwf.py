@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.regularisation.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
+from fedkd.continual.regularisation.teacher import TeacherState, keep_teacher, taught
 from fedkd.continual.seen_classes import (
     is_shared,
     mark_seen,
@@ -82,7 +82,7 @@ class LwF(FastSteps, Learner):
         """Return the distillation loss of all heads, and what makes the mix and the competition."""
         changed = self._among_seen(context, step)
         heads = self._heads(context)
-        if not heads or not has_teacher(context):
+        if not heads or not TeacherState(context).teacher:
             return changed
         known, outputs = taught(context, step.inputs), step.outputs()
         losses = []
@@ -114,7 +114,7 @@ class LwF(FastSteps, Learner):
 
     def end_task(self, context: LearnerContext) -> None:
         """Dismiss the teacher, and note the classes met."""
-        dismiss_teacher(context)
+        TeacherState(context).teacher.drop()
         mark_seen(context, present_units(context))
 
     def prepare_steps(self, context: LearnerContext) -> None:

@@ -8,7 +8,7 @@ from fedkd.models import predicting
 
 
 class TeacherState(LearnerState):
-    """The network before the present task, buffers included, by name; empty after the task."""
+    """The network before the present task, buffers included, by name; empty once the task has ended."""
 
     teacher = Table()
 
@@ -19,17 +19,7 @@ def keep_teacher(context: LearnerContext) -> None:
     TeacherState(context).teacher.put(copies)
 
 
-def has_teacher(context: LearnerContext) -> bool:
-    """Return whether there is a teacher: a task that has ended has none, though guidance may still come."""
-    return bool(TeacherState(context).teacher)
-
-
 def taught(context: LearnerContext, x: Tensor) -> Tensor:
     """Return all of the teacher's outputs ``[B, O]`` of samples ``[B, *input_shape]``, without gradients."""
     with predicting(context.network):
         return context.run(x, TeacherState(context).teacher.part()).float()
-
-
-def dismiss_teacher(context: LearnerContext) -> None:
-    """Forget the teacher."""
-    TeacherState(context).teacher.drop()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Batch, Learner, Step
 from fedkd.continual.mixins import OwnLoss
-from fedkd.continual.regularisation.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
+from fedkd.continual.regularisation.teacher import TeacherState, keep_teacher, taught
 from fedkd.continual.replay import buffer as episodes
 from fedkd.continual.replay.buffer import Episode
 from fedkd.continual.seen_classes import mark_seen, note_present, noted_units, present_units, seen_units
@@ -82,7 +82,7 @@ class ICaRL(OwnLoss, Learner):
 
     def end_task(self, context: LearnerContext) -> None:
         """Choose exemplars of the new classes, for which those of old ones make room."""
-        dismiss_teacher(context)
+        TeacherState(context).teacher.drop()
         mark_seen(context, present_units(context))
         x, y = context.samples()
         if len(y):
@@ -104,7 +104,7 @@ class ICaRL(OwnLoss, Learner):
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return the part that is about those of old ones."""
         old = _units(context)[1]
-        if not has_teacher(context) or not len(old):
+        if not TeacherState(context).teacher or not len(old):
             return None
         return _binary(step.outputs(), (taught(context, step.inputs) / self.temperature).sigmoid(), old)
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion import Guidance, Kind, Knowledge, ServerModel, softmax
+from fedkd.fusion import Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.capabilities import REACH, TAUGHT, Capabilities
 from fedkd.fusion.distillation.quantised import (
     SHAPE,
@@ -19,18 +19,17 @@ from fedkd.fusion.distillation.quantised import (
     renew,
     soft_labels,
 )
-from fedkd.fusion.distillation.server_model import trained_on
+from fedkd.fusion.distillation.server_model import ServerStudent
 from fedkd.fusion.distillation.soft_labels import SoftLabels
 from fedkd.fusion.math.client_index import enrol
 from fedkd.fusion.views import Arrays, ClientView, Distillation
-from fedkd.fusion.weights.parameters import pack
 from fedkd.plugins import hyperparameters
 
 STEPS = "steps"
 
 
 @hyperparameters
-class CFD(ServerModel, SoftLabels):
+class CFD(ServerStudent, SoftLabels):
     """Send the predicted class alone; average the votes; learn the result by cross entropy.
 
     ::
@@ -54,18 +53,6 @@ class CFD(ServerModel, SoftLabels):
     name: ClassVar[str] = "cfd"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
-    server_model: str | None = None
-    """The server's model: a zoo name or `"pkg.mod:factory"`; absent: there is none. It smooths votes, and may
-    be larger than clients' models; it must fit the data."""
-    server_args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the server's model."""
-    server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes of the server's model over the transfer set per round. It lives on from round to round; aim at a
-    hundred steps a round, so raise this for a small transfer set."""
-    server_lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
-    server_batch_size: Annotated[int, Field(gt=0)] = 64
-    """Samples of one step on the server."""
     bits_down: Annotated[int, Field(ge=1, le=8)] = 8
     """b: bits of a class in what the server's model says, which is sent back. 1 is its most likely class
     alone, and changes least from round to round."""
@@ -106,23 +93,10 @@ class CFD(ServerModel, SoftLabels):
         heard = np.tile(fresh / fresh.sum(), (clients, 1))
         if self.server_model is None:
             return Guidance(shares, heard)
-        server = knowledge.server
-        assert server is not None
-        architecture = server.architecture(self.server_model, self.server_args)
-        weights = trained_on(
-            server,
-            architecture,
-            memory,
-            (shares,),
-            self.loss,
-            epochs=self.server_epochs,
-            batch_size=self.server_batch_size,
-            lr=self.server_lr,
-        )
-        labels = softmax(server.logits(architecture, weights))
+        logits, trained = self._taught(knowledge, memory, (shares,), self.loss)
         round = int(memory.get("round", 0)) + 1
         old = Version(memory["steps"], memory["since"]) if memory else None
-        new = renew(old, quantise(labels, self.bits_down), round)
+        new = renew(old, quantise(softmax(logits), self.bits_down), round)
         roster = enrol(memory, knowledge.clients)
         told = np.zeros(len(roster.clients), dtype=np.int64)
         told[roster.known] = memory.get("told", np.empty(0, dtype=np.int64))
@@ -131,7 +105,7 @@ class CFD(ServerModel, SoftLabels):
         personal = [difference(new, int(since), self.bits_down) for since in known]
         told[roster.present[knowledge.has_come]] = round
         kept = {"round": np.array(round), "clients": roster.clients, "told": told, **new._asdict()}
-        return Guidance(None, heard, memory=kept | pack(weights), personal=personal)
+        return Guidance(None, heard, memory=kept | trained, personal=personal)
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Learn the shares; or merge new labels into the stored ones, and learn them all."""

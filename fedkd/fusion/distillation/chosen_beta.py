@@ -81,7 +81,7 @@ class ChosenBeta(TemperedLabels):
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         p = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)
-        prior = log_prior(len(q), age=knowledge.age, decay=self.stale_decay)
+        prior = log_prior(knowledge, self.stale_decay)
         d = kl(p)
         fused = [combine(effectiveness(d, beta, log_prior=prior), q) for beta in self.betas]
         personal = [{_targets(place): own[n] for place, own in enumerate(fused)} for n in range(len(q))]

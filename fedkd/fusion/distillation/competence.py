@@ -1,9 +1,8 @@
-"""Clients' performance: on transfer samples, with or without labels, and on held-out samples of their own."""
+"""Clients' losses on transfer samples, with or without labels."""
 
 import numpy as np
 
 from fedkd.fusion.math.probabilities import log_softmax
-from fedkd.fusion.views import ClientView
 
 
 def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
@@ -21,10 +20,3 @@ def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.nd
     q = np.exp(log_q)
     others = (q.sum(axis=0) - q) / (clients - 1)
     return -(np.maximum(others, 0.0) * log_q).sum(axis=-1)
-
-
-def held_out_accuracy(client: ClientView) -> np.ndarray:
-    """Return a client's accuracy on its held-out samples, `[1]` float32; 0 without any."""
-    logits, labels = client.held_out()
-    right = (logits.argmax(axis=-1) == labels).mean() if len(labels) else 0.0
-    return np.array([right], dtype=np.float32)

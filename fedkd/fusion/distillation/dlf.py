@@ -8,11 +8,10 @@ from pydantic import Field
 
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.client_index import enrol
 from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax, row_kl, softmax
-from fedkd.fusion.math.similarity import kl
+from fedkd.fusion.math.similarity import class_kl
 from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.plugins import hyperparameters
 
@@ -66,8 +65,7 @@ class DLF(LocalObjective, TemperedLabels):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`, personal, with W `[N, N]`."""
         assert knowledge.logits is not None
-        p = distributions.smooth(softmax(knowledge.logits).mean(axis=1, dtype=np.float64), 1e-6)
-        d = kl(p)
+        d = class_kl(softmax(knowledge.logits))
         keep = nearest(d, self.neighbours)
         weights = effectiveness(d, self.beta, keep=keep)
         z = finite_logits(knowledge.logits).astype(np.float64)

@@ -73,8 +73,6 @@ class Experts(TemperedLabels):
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         e = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)
-        samples = knowledge.samples if self.weight_by_size else None
-        age, decay, freshness = knowledge.age, self.stale_decay, knowledge.freshness
-        prior = log_prior(len(q), samples=samples, age=age, decay=decay, freshness=freshness)
+        prior = log_prior(knowledge, self.stale_decay, by_size=self.weight_by_size)
         weights = effectiveness(np.zeros((len(q), len(q))), 0.0, log_prior=prior)
         return Guidance(class_experts(weights[0], q, e), weights)

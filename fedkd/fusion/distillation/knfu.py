@@ -15,7 +15,7 @@ from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts, combine, fill_in
-from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, matched_beta, nearest, within
+from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, neighbour_weights
 from fedkd.fusion.math.similarity import DIVERGENCES, prediction_cosine, prediction_kl
 from fedkd.plugins import hyperparameters
 
@@ -110,15 +110,22 @@ class KnFu(TemperedLabels):
             p, kept = distributions.moving_average(
                 p, knowledge.clients, memory, self.distribution_momentum, knowledge.has_come
             )
-        if self.distribution == "calibrated":
-            p = distributions.calibrate(p)
         epsilon = distributions.EPSILON[self.distribution] if self.epsilon is None else self.epsilon
-        p = distributions.smooth(p, epsilon)
+        p = distributions.finished(self.distribution, p, epsilon)
         d = self._distances(p, q, epsilon)
-        weights = self._weights(d, knowledge)
+        prior = log_prior(knowledge, self.stale_decay, by_size=self.weight_by_size)
+        weights = neighbour_weights(
+            d,
+            self.beta,
+            neighbours=self.neighbours,
+            threshold=self.threshold,
+            threshold_kind=self.threshold_kind,
+            perplexity=self.perplexity,
+            log_prior=prior,
+        )
         targets = combine(weights, q, expertise=p if self.per_class else None)
         if self.absent_by_experts:
-            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=self._log_prior(knowledge))
+            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
             targets = fill_in(targets, class_experts(everyone[0], q, p), p)
         return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
 
@@ -128,24 +135,3 @@ class KnFu(TemperedLabels):
         if self.divergence == "prediction_cosine":
             return prediction_cosine(q)
         return DIVERGENCES[self.divergence](p)
-
-    def _weights(self, d: np.ndarray, knowledge: Knowledge) -> np.ndarray:
-        keep = np.ones(d.shape, dtype=bool)
-        if self.neighbours is not None:
-            keep &= nearest(d, self.neighbours)
-        if self.threshold is not None:
-            keep &= within(d, self.threshold, self.threshold_kind)
-        prior = self._log_prior(knowledge)
-        beta: float | np.ndarray = self.beta
-        if self.perplexity is not None:
-            beta = matched_beta(d, self.perplexity, keep=keep, log_prior=prior)
-        return effectiveness(d, beta, keep=keep, log_prior=prior)
-
-    def _log_prior(self, knowledge: Knowledge) -> np.ndarray:
-        return log_prior(
-            len(knowledge.clients),
-            samples=knowledge.samples if self.weight_by_size else None,
-            age=knowledge.age,
-            decay=self.stale_decay,
-            freshness=knowledge.freshness,
-        )

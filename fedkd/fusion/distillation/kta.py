@@ -12,7 +12,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math.combine import combine
-from fedkd.fusion.math.neighbour_weights import effectiveness, nearest
+from fedkd.fusion.math.neighbour_weights import neighbour_weights
 from fedkd.fusion.math.similarity import prediction_cosine, prediction_kl
 from fedkd.plugins import hyperparameters
 
@@ -61,6 +61,6 @@ class KTA(TemperedLabels):
         q = softmax(knowledge.logits, self.temperature)
         d = prediction_kl(q, self.epsilon) if self.divergence == "kl" else prediction_cosine(q)
         accuracy = (q.argmax(axis=-1) == knowledge.labels).mean(axis=1)
-        keep = None if self.neighbours is None else nearest(d, self.neighbours)
-        weights = effectiveness(d, self.beta, keep=keep, log_prior=self.gamma * accuracy)
+        prior = self.gamma * accuracy
+        weights = neighbour_weights(d, self.beta, neighbours=self.neighbours, log_prior=prior)
         return Guidance(combine(weights, q), weights, distances=d, mixed=q)

@@ -1,6 +1,6 @@
 """KT-pFL: the clients' weights for each other are learned (Zhang et al., NeurIPS 2021, arXiv 2111.02862)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.math.client_index import Roster, enrol
+from fedkd.fusion.math.client_index import enrol
 from fedkd.fusion.math.combine import combine
 from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.similarity import gram
@@ -51,7 +51,11 @@ class KTpFL(TemperedLabels):
         """Return personal targets `[N, M, C]` with the coefficients `[N, N]`."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
-        roster, coefficients = _recall(memory, knowledge.clients)
+        roster = enrol(memory, knowledge.clients)
+        everyone, known = len(roster.clients), len(roster.known)
+        coefficients = np.full((everyone, everyone), 1.0 / everyone)  # those of new clients
+        if known:
+            coefficients[np.ix_(roster.known, roster.known)] = memory["coefficients"] * (known / everyone)
         among_present = np.ix_(roster.present, roster.present)
         c = coefficients[among_present]
         mass = c.sum(axis=1, keepdims=True)
@@ -79,13 +83,3 @@ def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: 
     clients = len(c)
     keep = 1.0 / (1.0 + 2.0 * lr * rho / clients)
     return keep * (c - lr * mse_gradient(c, products, elements)) + (1.0 - keep) / clients
-
-
-def _recall(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> tuple[Roster, np.ndarray]:
-    """Return all clients so far and their coefficients `[K, K]`; rows and columns of new ones are 1/K."""
-    roster = enrol(memory, clients)
-    everyone, known = len(roster.clients), len(roster.known)
-    coefficients = np.full((everyone, everyone), 1.0 / everyone)
-    if known:
-        coefficients[np.ix_(roster.known, roster.known)] = memory["coefficients"] * (known / everyone)
-    return roster, coefficients

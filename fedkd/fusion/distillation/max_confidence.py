@@ -10,9 +10,8 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
 from fedkd.fusion.distillation.confidence import log_confidence
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.neighbour_weights import effectiveness
-from fedkd.fusion.math.similarity import kl
+from fedkd.fusion.math.similarity import class_kl
 from fedkd.plugins import hyperparameters
 
 
@@ -59,9 +58,7 @@ class MaxConfidence(TemperedLabels):
         logits, labels = knowledge.logits, knowledge.labels if self.confidence == "true_class" else None
         log_weights = np.zeros((len(logits), len(logits)))
         if self.beta is not None:
-            weights = effectiveness(
-                kl(distributions.expertise("soft", softmax(logits), None, None)), self.beta
-            )
+            weights = effectiveness(class_kl(softmax(logits)), self.beta)
             with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
                 log_weights = np.log(weights)
         winner = _winners(log_confidence(logits, labels), log_weights)

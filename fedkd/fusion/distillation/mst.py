@@ -11,10 +11,10 @@ from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.competence import sample_losses
 from fedkd.fusion.distillation.gate import largest, new_gate, train_gate
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.math import distribution as distributions
+from fedkd.fusion.math.distribution import EPSILON
 from fedkd.fusion.math.neighbour_weights import nearest
 from fedkd.fusion.math.probabilities import finite_logits
-from fedkd.fusion.math.similarity import kl, prediction_kl
+from fedkd.fusion.math.similarity import class_kl, prediction_kl
 from fedkd.fusion.server_cost import TRAINING, Extent, dense
 from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
@@ -76,11 +76,11 @@ class MST(ServerCost, TemperedLabels):
         """Return K `[N, M, C]`; the weights `[N, N]` are the mean shares of teachers."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
-        predicted, epsilon = softmax(knowledge.logits), distributions.EPSILON["soft"]
+        predicted = softmax(knowledge.logits)
         if self.divergence == "prediction_kl":
-            d = prediction_kl(predicted, epsilon)
+            d = prediction_kl(predicted, EPSILON["soft"])
         else:
-            d = kl(distributions.smooth(predicted.mean(axis=1, dtype=np.float64), epsilon))
+            d = class_kl(predicted)
         near = nearest(d, self.neighbours) & ~np.eye(len(q), dtype=bool)
         losses = sample_losses(knowledge.logits, knowledge.labels if self.judge == "labels" else None)
         targets, weights = q.copy(), np.eye(len(q))

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from fedkd.fusion import Capabilities, Guidance, Knowledge, ServerCost, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
-from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.adam import Adam
+from fedkd.fusion.math.distribution import expertise
 from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 from fedkd.fusion.math.similarity import kl
@@ -73,7 +73,7 @@ class ScaLearn(ServerCost, TemperedLabels):
         z = finite_logits(knowledge.logits).astype(np.float64)
         z -= z.mean(axis=-1, keepdims=True)  # what classes have in common says nothing
         q = softmax(knowledge.logits)
-        p = distributions.smooth(q.mean(axis=1, dtype=np.float64), distributions.EPSILON["soft"])
+        p = expertise("soft", q)
         start = self.start * effectiveness(kl(p), self.beta)
         scales = np.repeat(start[..., None], z.shape[-1] if self.per_class else 1, axis=-1)
         rows = self._labelled(z.shape[1], knowledge.seed)

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import Capabilities, Knowledge, ServerModel
+from fedkd.fusion import Capabilities, FusionStrategy, Knowledge, ServerCost, ServerModel
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
-from fedkd.fusion.views import Architecture, Arrays, ServerLoss, ServerModels
+from fedkd.fusion.views import Arrays, ServerLoss, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
-    from torch import nn
-
-
-def trained_on(
-    server: ServerModels,
-    architecture: Architecture,
-    memory: Arrays,
-    targets: tuple[np.ndarray, ...],
-    loss: ServerLoss,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-) -> dict[str, np.ndarray]:
-    """Return the model's weights after a round's training (see `ServerModels.train`).
-
-    Training begins with the packed weights of a memory, or fresh.
-    """
-    weights = server.initial_weights(architecture)
-    if memory:
-        weights = unpack(memory, weights)
-    if epochs == 0:
-        return weights
-    return server.train(architecture, weights, targets, loss, epochs=epochs, batch_size=batch_size, lr=lr)
+    from torch import Tensor, nn
 
 
 def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arrays) -> nn.Module:
@@ -56,45 +33,85 @@ def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arr
     return network
 
 
+class ServerNetwork(ServerCost):
+    """Mixin of strategies whose server trains an `own_network` on what clients send."""
+
+    server_epochs: int
+    server_lr: float
+    server_batch_size: int
+    server_optimizer: ClassVar[Literal["adam", "sgd"]] = "sgd"
+
+    def trained_network(
+        self,
+        knowledge: Knowledge,
+        memory: Arrays,
+        make: Callable[[], nn.Module],
+        data: tuple[np.ndarray, ...],
+        loss: Callable[..., Tensor],
+    ) -> nn.Module:
+        """Return the network after the round's training on `data`, of which there may be none."""
+        assert knowledge.server is not None
+        network = own_network(knowledge.server, make, memory)
+        if self.server_epochs > 0 and len(data[0]):
+            knowledge.server.fit(
+                network,
+                data,
+                loss,
+                optimizer=self.server_optimizer,
+                lr=self.server_lr,
+                epochs=self.server_epochs,
+                batch_size=self.server_batch_size,
+            )
+        return network
+
+
 @hyperparameters
-class ServerTeacher(ServerModel, TeacherLogits):
-    """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
+class ServerStudent(ServerModel, FusionStrategy):
+    """Base of strategies whose server trains a model of its own on the transfer set."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})
-
-    server_model: str = "resnet20"
-    """Server's model: a zoo name or `"pkg.mod:factory"`, larger than the clients'; `mlp` if not images."""
+    server_model: str | None = None
+    """The server's model: a zoo name or `"pkg.mod:factory"`; absent: there is none. It smooths votes, and may
+    be larger than clients' models; it must fit the data."""
     server_args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the server's model, e.g. its width, which grows its capacity and costs."""
-    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of the distillation into clients. Above 1 it also teaches the ranking of other classes."""
     server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over the transfer set per round. A server model that has learned too little holds its clients
-    back, so raise this for a small transfer set or few rounds: aim at a hundred steps a round."""
+    """Passes over the transfer set per round. The model lives on from round to round, and holds its clients
+    back if it has learned too little: aim at a hundred steps a round, more for a small transfer set."""
     server_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
     server_batch_size: Annotated[int, Field(gt=0)] = 64
     """Samples of one step on the server; smaller batches make more steps of a small transfer set."""
 
     def _taught(
-        self,
-        knowledge: Knowledge,
-        memory: Mapping[str, np.ndarray],
-        targets: tuple[np.ndarray, ...],
-        loss: ServerLoss,
+        self, knowledge: Knowledge, memory: Arrays, targets: tuple[np.ndarray, ...], loss: ServerLoss
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Train the server's model; return its logits `[M, C]` and weights (see `trained_on`)."""
-        assert knowledge.server is not None
-        server = knowledge.server
-        architecture = server.architecture(self.server_model, self.server_args)
-        weights = trained_on(
-            server,
-            architecture,
-            memory,
-            targets,
-            loss,
-            epochs=self.server_epochs,
-            batch_size=self.server_batch_size,
-            lr=self.server_lr,
-        )
+        """Train the model, from the weights in `memory` or fresh; return its logits `[M, C]` and weights."""
+        server, name = knowledge.server, self.server_model
+        assert server is not None and name is not None
+        architecture = server.architecture(name, self.server_args)
+        weights = server.initial_weights(architecture)
+        if memory:
+            weights = unpack(memory, weights)
+        if self.server_epochs > 0:
+            weights = server.train(
+                architecture,
+                weights,
+                targets,
+                loss,
+                epochs=self.server_epochs,
+                batch_size=self.server_batch_size,
+                lr=self.server_lr,
+            )
         return server.logits(architecture, weights), pack(weights)
+
+
+@hyperparameters
+class ServerTeacher(ServerStudent, TeacherLogits):
+    """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})
+
+    server_model: str = "resnet20"
+    """Server's model: a zoo name or `"pkg.mod:factory"`, larger than the clients'; `mlp` if not images."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of the distillation into clients. Above 1 it also teaches the ranking of other classes."""

@@ -9,9 +9,8 @@ import numpy as np
 
 from fedkd.fusion.distillation.complement import complement, surer
 from fedkd.fusion.distillation.shift import shift_cosine, shifts
-from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.probabilities import softmax
-from fedkd.fusion.math.similarity import kl
+from fedkd.fusion.math.similarity import class_kl
 
 TIED = 1e-12
 """Gains this near to each other are equal: they are differences of accuracies."""
@@ -19,8 +18,7 @@ TIED = 1e-12
 
 def nearness(q: np.ndarray) -> np.ndarray:
     """Return ``−KL(p_n ‖ p_m)`` of mean predictions p, as in KnFu, of probabilities `[N, M, C]`, `[N, N]`."""
-    p = distributions.estimate("soft", q)
-    return -kl(distributions.smooth(p, distributions.EPSILON["soft"]))
+    return -class_kl(q)
 
 
 def agreement(q: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ class Path(ServerCost, KnowsStart):
         if self.supervision == "labels":
             assert labels is not None
             return np.eye(q.shape[-1])[labels]
-        e = distributions.expertise("soft", q, None, None)
+        e = distributions.expertise("soft", q)
         everyone = np.full(len(q), 1.0 / len(q))
         return class_experts(everyone, q.astype(np.float32), e).astype(np.float64)
 

@@ -29,13 +29,20 @@ def estimate(kind: str, predictions: np.ndarray, label_counts: np.ndarray | None
 
 
 def expertise(
-    kind: str, predictions: np.ndarray, label_counts: np.ndarray | None, epsilon: float | None
+    kind: str,
+    predictions: np.ndarray,
+    label_counts: np.ndarray | None = None,
+    epsilon: float | None = None,
 ) -> np.ndarray:
     """Return the positive share of each class in each client's knowledge, `[N, C]` float64.
 
-    As `estimate`, then calibrated and smoothed; `epsilon` None: the kind's default.
+    As `estimate`, then `finished`.
     """
-    p = estimate(kind, predictions, label_counts)
+    return finished(kind, estimate(kind, predictions, label_counts), epsilon)
+
+
+def finished(kind: str, p: np.ndarray, epsilon: float | None) -> np.ndarray:
+    """Return estimates `[N, C]` calibrated and smoothed; `epsilon` None: the kind's default."""
     if kind == "calibrated":
         p = calibrate(p)
     return smooth(p, EPSILON[kind] if epsilon is None else epsilon)
@@ -77,6 +84,3 @@ def moving_average(
     average = (1.0 - step)[:, None] * everyone[roster.present] + step[:, None] * p
     everyone[roster.present] = average
     return average, {"clients": roster.clients, "distribution": everyone}
-
-
-"""Class distributions `p_n`: the server's estimate of a client's knowledge of each class."""

@@ -1,6 +1,13 @@
-"""From distances to weights: who a receiver listens to, and how much."""
+"""From distances to weights: a receiver's neighbours and their shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fedkd.fusion.strategy import Knowledge
 
 LOG10_BETA = (-6.0, 6.0)
 """Range of β in the search for a number of neighbours."""
@@ -10,6 +17,30 @@ BISECTIONS = 50
 def uniform(clients: int) -> np.ndarray:
     """Return equal weights of all senders, `[N, N]`."""
     return np.full((clients, clients), 1.0 / clients)
+
+
+def neighbour_weights(
+    d: np.ndarray,
+    beta: float,
+    *,
+    neighbours: int | None = None,
+    threshold: float | None = None,
+    threshold_kind: str = "quantile",
+    perplexity: float | None = None,
+    log_prior: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the `effectiveness` of the senders that each receiver keeps, `[N, N]`.
+
+    These are its nearest `neighbours` `within` the `threshold`; None keeps all. With a `perplexity` each
+    receiver has its `matched_beta`.
+    """
+    keep = np.ones(d.shape, dtype=bool)
+    if neighbours is not None:
+        keep &= nearest(d, neighbours)
+    if threshold is not None:
+        keep &= within(d, threshold, threshold_kind)
+    own = beta if perplexity is None else matched_beta(d, perplexity, keep=keep, log_prior=log_prior)
+    return effectiveness(d, own, keep=keep, log_prior=log_prior)
 
 
 def effectiveness(
@@ -59,25 +90,19 @@ def matched_beta(
     return np.where(few, 0.0, 10.0**high)[:, None]
 
 
-def log_prior(
-    clients: int,
-    *,
-    samples: np.ndarray | None = None,
-    age: np.ndarray | None = None,
-    decay: float | None = None,
-    freshness: np.ndarray | None = None,
-) -> np.ndarray:
+def log_prior(knowledge: Knowledge, decay: float | None, *, by_size: bool = False) -> np.ndarray:
     """Return the logarithm of ``samples · ρ^age · s``, `[N]`; factors that are None are left out.
 
-    Clients without training samples count as one; ρ is `decay` in (0, 1], s is `freshness`.
+    Samples count with `by_size`, those of a client without any as one; ρ is `decay` in (0, 1], s is the
+    freshness.
     """
-    prior = np.zeros(clients)
-    if samples is not None:
-        prior += np.log(np.maximum(samples, 1))
-    if age is not None and decay is not None:
-        prior += age * np.log(decay)
-    if freshness is not None:
-        prior += np.log(freshness)
+    prior = np.zeros(len(knowledge.clients))
+    if by_size:
+        prior += np.log(np.maximum(knowledge.samples, 1))
+    if knowledge.age is not None and decay is not None:
+        prior += knowledge.age * np.log(decay)
+    if knowledge.freshness is not None:
+        prior += np.log(knowledge.freshness)
     return prior
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from fedkd.fusion.math.distribution import smooth
+from fedkd.fusion.math.distribution import expertise, smooth
 
 _ROUNDING = 1e-10  # below it a distance from a long sum is noise, which a large β would blow up
 _BLOCK = 4_000_000  # elements of a float64 block: 32 MB
@@ -18,6 +18,11 @@ def kl(p: np.ndarray) -> np.ndarray:
     log_p = np.log(p)
     d = np.stack([(log_p[n] - log_p) @ p[n] for n in range(len(p))])
     return np.maximum(d, 0.0)
+
+
+def class_kl(predictions: np.ndarray) -> np.ndarray:
+    """Return `kl` between smoothed mean predictions, KnFu's distance, of `[N, M, C]`, `[N, N]`."""
+    return kl(expertise("soft", predictions))
 
 
 def symmetric_kl(p: np.ndarray) -> np.ndarray:

@@ -9,10 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from fedkd.errors import UserError
-from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.fusion.prototypes.label_means import mean_by_label, mean_by_label_of_others
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+from fedkd.fusion.prototypes.label_means import (
+    LabelMeans,
+    distance_to_means,
+    mean_by_label,
+    mean_by_label_of_others,
+    owners_of,
+)
+from fedkd.fusion.views import Arrays, LocalLoss
 from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @hyperparameters
-class FD(LocalObjective, FusionStrategy):
+class FD(LocalObjective, LabelMeans):
     """Teach, with every private sample, what the other clients predict on average for its label.
 
     ::
@@ -38,6 +44,7 @@ class FD(LocalObjective, FusionStrategy):
     """
 
     name: ClassVar[str] = "fd"
+    mean_of: ClassVar[Literal["features", "logits"]] = "logits"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="mean logits per label",
         kinds={"label_logits": Kind.LABEL_LOGITS, "label_counts": Kind.LABEL_COUNTS},
@@ -82,10 +89,6 @@ class FD(LocalObjective, FusionStrategy):
                 key="fusion.owners_only",
             )
 
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return `label_logits` `[C, C]`, row l the mean logits of label l, and `label_counts` `[C]`."""
-        return {"label_logits": client.class_means("logits"), "label_counts": client.label_counts()}
-
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the others' `label_logits` `[C, C]` for each client, from so many `owners` `[C]`."""
         assert knowledge.label_counts is not None
@@ -96,7 +99,7 @@ class FD(LocalObjective, FusionStrategy):
         if knowledge.freshness is not None:
             weights = weights * knowledge.freshness[:, None]
         logits = finite_logits(np.stack(knowledge.payload["label_logits"]))
-        of_all = {"label_logits": mean_by_label(logits, weights), "owners": owned.sum(axis=0, dtype=np.int32)}
+        of_all = {"label_logits": mean_by_label(logits, weights), "owners": owners_of(owned)}
         if not self.leave_one_out:
             return Guidance(targets=None, personal=[of_all] * len(logits), for_absent=of_all)
         means = mean_by_label_of_others(logits, weights)
@@ -109,7 +112,7 @@ class FD(LocalObjective, FusionStrategy):
         """Return λ times the batch's mean distance to the others' answers."""
         import torch
 
-        from fedkd.training import kd_kl, logits_mse
+        from fedkd.training import kd_kl
 
         owned = guidance["owners"] > 0
         # A row of zeros is a target without any class: it adds 0 to the KL and to its gradient.
@@ -120,8 +123,6 @@ class FD(LocalObjective, FusionStrategy):
             if self.matching == "kl":
                 targets = probabilities.to(labels.device)[labels]
                 return self.strength * kd_kl(logits, targets, self.temperature)
-            known = has_answer.to(labels.device)[labels, None]
-            targets = torch.where(known, answers.to(labels.device)[labels], logits.float())
-            return self.strength * logits_mse(logits, targets)
+            return self.strength * distance_to_means(logits, labels, answers, has_answer)
 
         return loss

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
-from fedkd.fusion.distillation.server_model import own_network
-from fedkd.fusion.forms import check_feature_widths
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
+from fedkd.fusion import Capabilities, Guidance, Knowledge
+from fedkd.fusion.distillation.server_model import ServerNetwork
+from fedkd.fusion.prototypes.label_means import OWNED, PROTOTYPES, LabelMeans, owned_prototypes
+from fedkd.fusion.server_cost import TRAINING, Extent, dense
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import pack
 from fedkd.plugins import hyperparameters
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @hyperparameters
-class FedGH(ServerCost, FusionStrategy):
+class FedGH(ServerNetwork, LabelMeans):
     """Train one head on the server, on every client's mean feature of every class; everybody puts it on.
 
     ::
@@ -40,14 +41,13 @@ class FedGH(ServerCost, FusionStrategy):
     """
 
     name: ClassVar[str] = "fedgh"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        sends="mean features per class",
-        kinds={"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS},
-        shapes={"prototypes": "C F"},
+    capabilities: ClassVar[Capabilities] = replace(
+        PROTOTYPES,
+        kinds=OWNED,
         receives={"head_weight": "O F", "head_bias": "O"},
-        guides="all_alike",
-        needs={"gradients", "features", "equal_features", "linear_head", "server"},
-        uses_transfer_set=False,
+        needs=PROTOTYPES.needs | {"linear_head", "server"},
+        uses_local_loss=False,
+        label_counts=False,
     )
     paper: ClassVar[str] = (
         "Yi et al., FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023"
@@ -62,10 +62,6 @@ class FedGH(ServerCost, FusionStrategy):
     server_batch_size: Annotated[int, Field(gt=0)] = 1
     """Means of one step on the server; one by one in the paper."""
 
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
-        return owned_prototypes(client)
-
     def server_cost(self, extent: Extent) -> float:
         """Return the operations of training the head on N·C means."""
         means = extent.clients * extent.classes
@@ -78,19 +74,11 @@ class FedGH(ServerCost, FusionStrategy):
 
         from fedkd.training import weights_of
 
-        prototypes, classes = prototypes_of(knowledge, self.name)
-        width, outputs = prototypes.shape[1], knowledge.label_counts.shape[1]
-        head = own_network(knowledge.server, lambda: nn.Linear(width, outputs), memory)
-        if self.server_epochs > 0 and len(classes):
-            knowledge.server.fit(
-                head,
-                (prototypes, classes),
-                self.server_loss,
-                optimizer="sgd",
-                lr=self.server_lr,
-                epochs=self.server_epochs,
-                batch_size=self.server_batch_size,
-            )
+        means, classes = owned_prototypes(knowledge, self.name)
+        width, outputs = means.shape[1], knowledge.label_counts.shape[1]
+        head = self.trained_network(
+            knowledge, memory, lambda: nn.Linear(width, outputs), (means, classes), self.server_loss
+        )
         trained = weights_of(head)
         shared = {"head_weight": trained["weight"], "head_bias": trained["bias"]}
         return Guidance(targets=None, shared=shared, memory=pack(trained))
@@ -105,18 +93,3 @@ class FedGH(ServerCost, FusionStrategy):
         """Load the server's head."""
         head = {"head.weight": guidance["head_weight"], "head.bias": guidance["head_bias"]}
         client.load_weights({**client.weights(), **head})
-
-
-def owned_prototypes(client: ClientView) -> dict[str, np.ndarray]:
-    """Return mean features of every class, `prototypes` `[C, F]`, and the `owned` classes `[C]`."""
-    owned = (client.label_counts() > 0).astype(np.uint8)
-    return {"prototypes": client.class_means("features"), "owned": owned}
-
-
-def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client."""
-    assert knowledge.label_counts is not None
-    uploads = knowledge.payload["prototypes"]
-    check_feature_widths(strategy, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
-    clients, classes = np.nonzero(knowledge.label_counts)
-    return np.stack(uploads)[clients, classes], classes

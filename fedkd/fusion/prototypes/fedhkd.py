@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective, softmax
-from fedkd.fusion.forms import check_feature_widths
-from fedkd.fusion.prototypes.label_means import mean_by_label, mean_of_label
+from fedkd.fusion.prototypes.label_means import (
+    PROTOTYPES,
+    distance_to_means,
+    mean_by_label,
+    mean_of_label,
+    owners_of,
+    stacked_features,
+)
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins import hyperparameters
 
@@ -42,16 +49,12 @@ class FedHKD(LocalObjective, FusionStrategy):
     """
 
     name: ClassVar[str] = "fedhkd"
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities: ClassVar[Capabilities] = replace(
+        PROTOTYPES,
         sends="mean features and mean predictions per class",
         kinds={FEATURES: Kind.FEATURES, LOGITS: Kind.LABEL_LOGITS, "label_counts": Kind.LABEL_COUNTS},
         shapes={FEATURES: "C F"},
         receives={FEATURES: "C F", "probabilities": "C C", "owners": "C"},
-        guides="all_alike",
-        needs={"gradients", "features", "equal_features"},
-        uses_local_loss=True,
-        uses_transfer_set=False,
-        label_counts=True,
     )
     paper: ClassVar[str] = (
         "Chen, Wang and Vikalo, The Best of Both Worlds: Accurate Global and Personalized Models through"
@@ -83,13 +86,11 @@ class FedHKD(LocalObjective, FusionStrategy):
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return H `[C, F]`, Q `[C, C]`, and how many `owners` `[C]` each class has, shared by all."""
         assert knowledge.label_counts is not None
-        uploads, counts = knowledge.payload[FEATURES], knowledge.label_counts
-        check_feature_widths(self.name, knowledge.clients, [features.shape[1] for features in uploads])
-        said = softmax(np.stack(knowledge.payload[LOGITS]))
+        counts, said = knowledge.label_counts, softmax(np.stack(knowledge.payload[LOGITS]))
         shared = {
-            FEATURES: mean_by_label(np.stack(uploads), counts),
+            FEATURES: mean_by_label(stacked_features(knowledge, self.name, FEATURES), counts),
             PROBABILITIES: mean_by_label(said, counts),
-            OWNERS: (counts > 0).sum(axis=0, dtype=np.int32),
+            OWNERS: owners_of(counts),
         }
         return Guidance(targets=None, shared=shared)
 
@@ -99,7 +100,7 @@ class FedHKD(LocalObjective, FusionStrategy):
             return None
         import torch
 
-        from fedkd.training import cross_entropy, kd_kl, logits_mse
+        from fedkd.training import cross_entropy, kd_kl
 
         owned = torch.tensor(guidance[OWNERS] > 0)
         means, said = torch.tensor(guidance[FEATURES]), torch.tensor(guidance[PROBABILITIES])
@@ -108,12 +109,9 @@ class FedHKD(LocalObjective, FusionStrategy):
             model: Any = batch.model
             features = batch.features
             assert features is not None
-            here = features.device
             told = model.head(means[owned].to(features)) / self.temperature
             value = cross_entropy(batch.logits, batch.labels)
-            value = value + self.strength * kd_kl(told, said[owned].to(here), 1.0)
-            known = owned.to(here)[batch.labels, None]
-            wanted = torch.where(known, means.to(features)[batch.labels], features)
-            return value + self.pull * logits_mse(features, wanted)
+            value = value + self.strength * kd_kl(told, said[owned].to(features.device), 1.0)
+            return value + self.pull * distance_to_means(features, batch.labels, means.to(features), owned)
 
         return loss

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
-from fedkd.fusion.forms import check_feature_widths
-from fedkd.fusion.prototypes.label_means import mean_by_label
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+from fedkd.fusion import Capabilities, Guidance, Knowledge, LocalObjective
+from fedkd.fusion.prototypes.label_means import (
+    PROTOTYPES,
+    LabelMeans,
+    distance_to_means,
+    mean_by_label,
+    owners_of,
+    stacked_features,
+)
+from fedkd.fusion.views import Arrays, LocalLoss
 from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @hyperparameters
-class FedProto(LocalObjective, FusionStrategy):
+class FedProto(LocalObjective, LabelMeans):
     """Pull each private sample's features to the federation's mean feature of its class.
 
     ::
@@ -52,32 +59,15 @@ class FedProto(LocalObjective, FusionStrategy):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            sends="mean features per class",
-            kinds={"prototypes": Kind.FEATURES, "label_counts": Kind.LABEL_COUNTS},
-            shapes={"prototypes": "C F"},
-            receives={"prototypes": "C F", "owners": "C"},
-            guides="all_alike",
-            over_graph="each",
-            needs={"gradients", "features", "equal_features"},
-            uses_local_loss=True,
-            uses_transfer_set=False,
-            infers_from_guidance=self.inference == "prototypes",
-            label_counts=True,
-        )
-
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return `prototypes` `[C, F]` and `label_counts` `[C]`."""
-        return {"prototypes": client.class_means("features"), "label_counts": client.label_counts()}
+        from_guidance = self.inference == "prototypes"
+        return replace(PROTOTYPES, over_graph="each", infers_from_guidance=from_guidance)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the mean `prototypes` `[C, F]` and how many `owners` `[C]` each class has, shared by all."""
         assert knowledge.label_counts is not None
-        uploads = knowledge.payload["prototypes"]
-        check_feature_widths(self.name, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
-        prototypes = mean_by_label(np.stack(uploads), knowledge.label_counts)
-        owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
-        return Guidance(targets=None, shared={"prototypes": prototypes, "owners": owners})
+        prototypes = mean_by_label(stacked_features(knowledge, self.name), knowledge.label_counts)
+        shared = {"prototypes": prototypes, "owners": owners_of(knowledge.label_counts)}
+        return Guidance(targets=None, shared=shared)
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
         """Return ``−‖f − P[c]‖²``, `[n, C]`; a class without a prototype is finite, and the farthest."""
@@ -92,15 +82,10 @@ class FedProto(LocalObjective, FusionStrategy):
         """Return ``λ · mean ‖f − P[y]‖² / F`` of a batch; 0 for samples of a class without an owner."""
         import torch
 
-        from fedkd.training import logits_mse
-
-        prototypes = torch.tensor(guidance["prototypes"])
-        is_owned = torch.tensor(guidance["owners"] > 0)
+        prototypes, owned = torch.tensor(guidance["prototypes"]), torch.tensor(guidance["owners"] > 0)
 
         def loss(logits: Tensor, features: Tensor | None, labels: Tensor) -> Tensor:
             assert features is not None
-            known = is_owned.to(labels.device)[labels, None]
-            targets = torch.where(known, prototypes.to(labels.device)[labels], features.float())
-            return self.strength * logits_mse(features, targets)
+            return self.strength * distance_to_means(features, labels, prototypes, owned)
 
         return loss

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
-from fedkd.fusion.distillation.server_model import own_network
-from fedkd.fusion.prototypes.fedgh import owned_prototypes, prototypes_of
+from fedkd.fusion import Capabilities, Guidance, Knowledge
+from fedkd.fusion.distillation.server_model import ServerNetwork
 from fedkd.fusion.prototypes.fedproto import FedProto
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
-from fedkd.fusion.views import ClientView
+from fedkd.fusion.prototypes.label_means import OWNED, PROTOTYPES, owned_prototypes, owners_of
+from fedkd.fusion.server_cost import TRAINING, Extent, dense
 from fedkd.fusion.weights.parameters import pack
 from fedkd.plugins import hyperparameters
 
@@ -27,7 +26,7 @@ NEVER_ZERO = 1e-12
 
 
 @hyperparameters
-class FedTGP(ServerCost, FedProto):
+class FedTGP(ServerNetwork, FedProto):
     """FedProto whose prototypes are learned on the server, so that those of different classes keep a margin.
 
     ::
@@ -69,17 +68,8 @@ class FedTGP(ServerCost, FedProto):
     @cached_property
     def capabilities(self) -> Capabilities:
         return replace(
-            super().capabilities,
-            kinds={"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS},
-            shapes={"prototypes": "C F"},
-            receives={"prototypes": "C F", "owners": "C"},
-            needs={"gradients", "features", "equal_features", "server"},
-            label_counts=False,
+            super().capabilities, kinds=OWNED, needs=PROTOTYPES.needs | {"server"}, label_counts=False
         )
-
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
-        return owned_prototypes(client)
 
     def server_cost(self, extent: Extent) -> float:
         """Return the operations of making all prototypes in every step, and of their distances."""
@@ -95,32 +85,21 @@ class FedTGP(ServerCost, FedProto):
         from fedkd.training import weights_of
 
         assert knowledge.label_counts is not None and knowledge.server is not None
-        heard, classes = prototypes_of(knowledge, self.name)
+        heard, classes = owned_prototypes(knowledge, self.name)
         width, outputs = heard.shape[1], knowledge.label_counts.shape[1]
+        margin = min(margin_of(heard, classes, self.margin), self.margin_limit)
 
         def codes_to_prototypes() -> nn.Module:
             code = nn.Embedding(outputs, width)
             return nn.Sequential(code, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
-        network = own_network(knowledge.server, codes_to_prototypes, memory)
-        if self.server_epochs > 0 and len(classes):
-            margin = min(margin_of(heard, classes, self.margin), self.margin_limit)
+        def loss(network: nn.Module, heard: Tensor, classes: Tensor) -> Tensor:
+            return server_loss(network(torch.arange(outputs)), heard, classes, margin)
 
-            def loss(network: nn.Module, heard: Tensor, classes: Tensor) -> Tensor:
-                return server_loss(network(torch.arange(outputs)), heard, classes, margin)
-
-            knowledge.server.fit(
-                network,
-                (heard, classes),
-                loss,
-                optimizer="sgd",
-                lr=self.server_lr,
-                epochs=self.server_epochs,
-                batch_size=self.server_batch_size,
-            )
+        network = self.trained_network(knowledge, memory, codes_to_prototypes, (heard, classes), loss)
         with torch.no_grad():
             learned = network(torch.arange(outputs)).numpy()
-        owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
+        owners = owners_of(knowledge.label_counts)
         owners += memory.get("owners", np.zeros(outputs, np.int32))
         shared = {"prototypes": learned, "owners": owners}
         return Guidance(targets=None, shared=shared, memory=pack(weights_of(network)) | {"owners": owners})

@@ -1,6 +1,78 @@
-"""Means by label, over a client's samples and over clients."""
+"""The form that methods of class means share: a mean a label up, means over clients down."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+
+from fedkd.fusion import Capabilities, FusionStrategy, Kind, Knowledge
+from fedkd.fusion.forms import check_feature_widths
+from fedkd.fusion.views import ClientView
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROTOTYPES = Capabilities(
+    sends="mean features per class",
+    kinds={"prototypes": Kind.FEATURES, "label_counts": Kind.LABEL_COUNTS},
+    shapes={"prototypes": "C F"},
+    receives={"prototypes": "C F", "owners": "C"},
+    guides="all_alike",
+    needs={"gradients", "features", "equal_features"},
+    uses_local_loss=True,
+    uses_transfer_set=False,
+    label_counts=True,
+)
+"""Capabilities of a strategy whose local loss takes mean features of each class."""
+OWNED = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
+"""Kinds of an upload that tells the owned classes, and no numbers of samples."""
+
+
+class LabelMeans(FusionStrategy):
+    """Base of strategies whose clients send the mean of each label's samples."""
+
+    mean_of: ClassVar[Literal["features", "logits"]] = "features"
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `prototypes` `[C, F]` or `label_logits` `[C, C]`, and `label_counts` or `owned` `[C]`."""
+        name = "prototypes" if self.mean_of == "features" else "label_logits"
+        means, counts = {name: client.class_means(self.mean_of)}, client.label_counts()
+        if self.capabilities.label_counts:
+            return means | {"label_counts": counts}
+        return means | {"owned": (counts > 0).astype(np.uint8)}
+
+
+def stacked_features(knowledge: Knowledge, strategy: str, name: str = "prototypes") -> np.ndarray:
+    """Return the clients' mean features, `[N, C, F]`; a `UserError` if F differs."""
+    uploads = knowledge.payload[name]
+    check_feature_widths(strategy, knowledge.clients, [features.shape[1] for features in uploads])
+    return np.stack(uploads)
+
+
+def owned_prototypes(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client."""
+    assert knowledge.label_counts is not None
+    clients, classes = np.nonzero(knowledge.label_counts)
+    return stacked_features(knowledge, strategy)[clients, classes], classes
+
+
+def owners_of(counts: np.ndarray) -> np.ndarray:
+    """Return the number of clients that own each class, `[C]` int32, of label counts `[N, C]`."""
+    return (counts > 0).sum(axis=0, dtype=np.int32)
+
+
+def distance_to_means(values: Tensor, labels: Tensor, means: Tensor, owned: Tensor) -> Tensor:
+    """Return ``mean ‖v − mean[y]‖² / K`` of values `[B, K]`; 0 for labels that nobody owns.
+
+    `means` are `[C, K]`, `owned` `[C]` bool.
+    """
+    import torch
+
+    from fedkd.training import logits_mse
+
+    known = owned.to(labels.device)[labels, None]
+    return logits_mse(values, torch.where(known, means.to(labels.device)[labels], values.float()))
 
 
 def mean_of_label(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

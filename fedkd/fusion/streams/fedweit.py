@@ -170,11 +170,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         layout = _layout(weights, client.trainable())
         fan_in, flat = layout.fan_in(), layout.flat(weights)
         flat[np.repeat(_unpacked(memory[UNITS], fan_in), fan_in)] = memory[BASE]
-        starts = layout.starts()
-        for name, shape in layout.shapes.items():
-            size = int(np.prod(shape))
-            weights[name] = flat[starts[name] : starts[name] + size].reshape(shape)
-        client.load_weights(weights)
+        client.load_weights(weights | layout.split(flat))
         client.tell_learner(below(KNOWN, memory))
         for name in [BASE, UNITS, *(n for n in memory if n.startswith(KNOWN))]:
             del memory[name]

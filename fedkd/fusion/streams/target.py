@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge, LocalObjective, softmax
+from fedkd.fusion import Capabilities, Guidance, Knowledge, LocalObjective, softmax
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
-from fedkd.fusion.weights.averaging import AVERAGED
-from fedkd.fusion.weights.parameters import PACKED, average, pack, packs_of, unpack
+from fedkd.fusion.weights.averaging import AVERAGED, AveragedNetwork
+from fedkd.fusion.weights.parameters import PACKED, unpack
 from fedkd.plugins import hyperparameters
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SYNTHETIC, SOFT_LABELS, CLASSES = "synthetic", "soft_labels", "classes"
 
 
 @hyperparameters
-class Target(LocalObjective, FusionStrategy):
+class Target(LocalObjective, AveragedNetwork):
     """FedAvg that makes samples out of the average when a task ends, and has clients rehearse them.
 
     ::
@@ -93,10 +93,6 @@ class Target(LocalObjective, FusionStrategy):
             generated_samples=self.samples,
         )
 
-    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the average."""
-        return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))
-
     def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
         """Add samples that stand in for all tasks so far."""
         if self.strength == 0.0:
@@ -127,13 +123,9 @@ class Target(LocalObjective, FusionStrategy):
             CLASSES: np.array(classes, dtype=np.int64),
         }
 
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the client's weights, as flat `parameters` and `counters`."""
-        return pack(client.weights())
-
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Load the average, and keep the samples that came with it, if any."""
-        client.load_weights(unpack(guidance, client.weights()))
+        super().apply(client, guidance)
         if SYNTHETIC in guidance:
             client.memory |= {name: np.array(guidance[name]) for name in (SYNTHETIC, SOFT_LABELS, CLASSES)}
 

@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.distillation.server_model import own_network
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks, joined
+from fedkd.fusion.distillation.server_model import ServerNetwork
 from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
+from fedkd.fusion.server_cost import TRAINING, Extent, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.plugins import hyperparameters
@@ -31,7 +31,7 @@ ON_TOP = "on_top"
 
 
 @hyperparameters
-class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
+class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
     """Upload every own sample's features, logits and label; train a model of features on them; learn its
     logits.
 
@@ -53,6 +53,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """
 
     name: ClassVar[str] = "fedgkt"
+    server_optimizer: ClassVar[Literal["adam", "sgd"]] = "adam"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="features, logits and label of every own sample",
         kinds={FEATURES: Kind.FEATURES, LOGITS: Kind.SAMPLE_LOGITS, LABELS: Kind.SAMPLE_LABELS},
@@ -92,24 +93,16 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         """Return the server's logits of each client's samples, `[S, C]`; its weights are the memory."""
         from fedkd.training import predict_logits, prepare_inputs, torch_threads, weights_of
 
-        assert knowledge.server is not None
         uploads = knowledge.payload
         check_feature_widths(self.name, knowledge.clients, [own.shape[1] for own in uploads[FEATURES]])
         own_features = [own.astype(np.float32) for own in uploads[FEATURES]]
         features, labels = np.concatenate(own_features), np.concatenate(uploads[LABELS])
         said = softmax(np.concatenate([finite_logits(own) for own in uploads[LOGITS]]), self.temperature)
         classes = said.shape[1]
-        network = own_network(knowledge.server, lambda: self.network(features.shape[1], classes), memory)
-        if self.server_epochs > 0 and len(labels):
-            knowledge.server.fit(
-                network,
-                (features, labels.astype(np.int64), said),
-                self.server_loss,
-                optimizer="adam",
-                lr=self.server_lr,
-                epochs=self.server_epochs,
-                batch_size=self.server_batch_size,
-            )
+        data = features, labels.astype(np.int64), said
+        network = self.trained_network(
+            knowledge, memory, lambda: self.network(features.shape[1], classes), data, self.server_loss
+        )
         with torch_threads(1):
             answers = [predict_logits(network, prepare_inputs(own, "cpu")) for own in own_features]
         personal = [{ANSWERS: own.numpy()} for own in answers]
@@ -182,16 +175,8 @@ class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         """Return the server's model on top of the client's features, once it has arrived."""
         if self.inference == "model" or ON_TOP not in client.memory:
             return None
-        from torch import nn
 
-        class Stacked(nn.Module):
-            recordable: ClassVar[bool] = True
+        def answer(x: Tensor, below: Any, above: nn.Module) -> Tensor:
+            return above(below.features(x).flatten(1).float())
 
-            def __init__(self, below: Any, above: nn.Module) -> None:
-                super().__init__()
-                self.below, self.above = below, above
-
-            def forward(self, x: Tensor) -> Tensor:
-                return self.above(self.below.features(x).flatten(1).float())
-
-        return Stacked(client.network(), client.network(SERVER))
+        return joined(answer, client.network(), client.network(SERVER))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, LocalObjective
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker, joined
 from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins import hyperparameters
@@ -71,20 +71,12 @@ class FedMRL(LocalObjective, SharedModel):
 
     def predictor(self, client: ClientView) -> nn.Module:
         """Return own model, shared model and V as one network."""
-        from torch import nn
 
-        class Together(nn.Module):
-            recordable: ClassVar[bool] = True
+        def answer(x: Tensor, own: Any, shared: Any, projection: nn.Module) -> Tensor:
+            features = [network.features(x).flatten(1) for network in (shared, own)]
+            return own.head(representation(projection, *features))
 
-            def __init__(self, own: Any, shared: Any, projection: nn.Module) -> None:
-                super().__init__()
-                self.own, self.shared, self.projection = own, shared, projection
-
-            def forward(self, x: Tensor) -> Tensor:
-                features = [network.features(x).flatten(1) for network in (self.shared, self.own)]
-                return self.own.head(representation(self.projection, *features))
-
-        return Together(client.network(), client.network(SHARED), client.network(PROJECTION))
+        return joined(answer, client.network(), client.network(SHARED), client.network(PROJECTION))
 
 
 def _projection(make: Maker) -> nn.Module:

@@ -4,13 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
-from fedkd.fusion.weights.averaging import AVERAGED
-from fedkd.fusion.weights.parameters import average, pack, packs_of, unpack
+from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities
+from fedkd.fusion.weights.averaging import AVERAGED, AveragedNetwork
 from fedkd.plugins import hyperparameters
 
 SHARED = "shared"
@@ -18,7 +15,7 @@ SHARED = "shared"
 
 
 @hyperparameters
-class SharedModel(AuxNetworks, FusionStrategy):
+class SharedModel(AuxNetworks, AveragedNetwork):
     """Base of strategies whose server averages a small model that every client trains beside its own.
 
     Own models may be of any architectures and stay private. The small one begins with the same weights, of a
@@ -32,6 +29,8 @@ class SharedModel(AuxNetworks, FusionStrategy):
         reach="all clients, all the same, with their next message",
         shares_model=False,
     )
+
+    exchanged_network: ClassVar[str] = SHARED
 
     shared_model: str = "mlp"
     """The small model: a zoo name or `"pkg.mod:factory"`. The default takes samples of any shape; for images
@@ -47,15 +46,3 @@ class SharedModel(AuxNetworks, FusionStrategy):
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the small model."""
         return {SHARED: AuxNetwork(lambda make: make.shared_model())}
-
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the small model's weights, as `pack` has them."""
-        return pack(client.weights(SHARED))
-
-    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return their mean by samples, shared by all."""
-        return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))
-
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Load the mean into the client's small model."""
-        client.load_weights(unpack(guidance, client.weights(SHARED)), SHARED)

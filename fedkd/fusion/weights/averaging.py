@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
@@ -39,9 +40,8 @@ AVERAGED = Capabilities(
 """Capabilities of a strategy that averages all weights of one architecture."""
 
 
-@hyperparameters
-class WeightAveraging(FusionStrategy):
-    """Base of strategies whose server averages all or some of the weights, as FedAvg does.
+class AveragedNetwork(FusionStrategy):
+    """Base of strategies whose clients send a network, packed, and load the server's.
 
     ::
 
@@ -51,7 +51,7 @@ class WeightAveraging(FusionStrategy):
     with the weights of their seed, so the first round sends nothing down.
     """
 
-    capabilities: ClassVar[Capabilities] = AVERAGED
+    exchanged_network: ClassVar[str] = OWN
 
     def exchanges(self, weight: str) -> bool:
         """Return whether a weight of this name leaves the client."""
@@ -59,19 +59,26 @@ class WeightAveraging(FusionStrategy):
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the exchanged weights, packed."""
-        return pack(self._exchanged(client.weights()))
+        return pack(self._exchanged(client.weights(self.exchanged_network)))
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the clients' mean, shared by all."""
         return Guidance(targets=None, shared=average(packs_of(knowledge.payload), knowledge.samples))
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Replace the exchanged weights by the mean."""
-        own = client.weights()
-        client.load_weights(own | unpack(guidance, self._exchanged(own)))
+        """Replace the exchanged weights by the server's."""
+        own = client.weights(self.exchanged_network)
+        client.load_weights(own | unpack(guidance, self._exchanged(own)), self.exchanged_network)
 
     def _exchanged(self, weights: Arrays) -> dict[str, np.ndarray]:
         return {name: values for name, values in weights.items() if self.exchanges(name)}
+
+
+@hyperparameters
+class WeightAveraging(AveragedNetwork):
+    """Base of strategies whose server averages all or some of the model's weights, as FedAvg does."""
+
+    capabilities: ClassVar[Capabilities] = AVERAGED
 
 
 def exchanges(strategy: FusionStrategy, weight: str) -> bool:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
+from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.math.probabilities import finite_logits, softmax
 from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.weights.averaging import AveragedNetwork
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @hyperparameters
-class FedDF(ServerCost, FusionStrategy):
+class FedDF(ServerCost, AveragedNetwork):
     """FedAvg whose average is repaired on the transfer set, and which lets architectures mix.
 
     ::
@@ -64,9 +64,6 @@ class FedDF(ServerCost, FusionStrategy):
     epochs."""
     patience: Annotated[int, Field(ge=0)] = 5
     """Stop after so many epochs without a lower validation loss, and keep the best weights; 0 never stops."""
-
-    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        return pack(client.weights())
 
     def server_cost(self, extent: Extent) -> float:
         """Return the operations of the ensemble's predictions and of each architecture's student."""
@@ -115,10 +112,6 @@ class FedDF(ServerCost, FusionStrategy):
         }
         personal = [students[architecture] for architecture in architectures]
         return Guidance(targets=None, personal=personal, absent=absent)
-
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Load the architecture's student."""
-        client.load_weights(unpack(guidance, client.weights()))
 
     def server_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``mean_i KL(ensemble_i ‖ softmax(z_i))`` of a student's logits `[B, C]`."""

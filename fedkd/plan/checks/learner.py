@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedkd.continual import Learner, TaskLearning, needs_boundaries, shapes_training, trains_on_old_tasks
+from fedkd.continual import (
+    Learner,
+    LearnerContext,
+    TaskLearning,
+    needs_boundaries,
+    shapes_training,
+    trains_on_old_tasks,
+)
 from fedkd.data import Data, FederatedStream
 from fedkd.errors import UserError, refuse_if
 from fedkd.fusion import overrides
@@ -94,8 +101,7 @@ def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, mode
         return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
 
     with calling(f"'{learner.name}'", "continual.learner", " when it was to prepare a model"):
-        TaskLearning(
-            learner,
+        context = LearnerContext(
             model,
             [task.units for task in stream],
             stream.outputs,
@@ -104,3 +110,4 @@ def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, mode
             client=0,
             batch_size=scenario.training.batch_size,
         )
+        TaskLearning(learner, context)
