@@ -19,7 +19,7 @@ from fedkd.simulation.scenario_check import check
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.background import BackgroundLogger
 from fedkd.tracking.loggers.figures import FigureMaker
-from fedkd.tracking.loggers.logger import GREY, Ending, Figures, LoggedRun, flat, heat_map
+from fedkd.tracking.loggers.logger import GREY, Ending, Figures, LoggedRun, heat_map
 from fedkd.tracking.loggers.registry import LOGGERS, LoggerKind, make_loggers, wanted_loggers
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import METRICS, Recorder
@@ -207,11 +207,6 @@ def test_a_heat_map_is_dark_at_0_light_at_1_and_grey_at_nan():
     assert dark.sum() < light.sum()
     assert picture[-1, 0].tolist() == list(GREY) and picture[-1, -1].tolist() == light.tolist()
     assert heat_map(np.zeros((1000, 3))).shape == (1000, 3, 3)
-
-
-def test_tables_become_dotted_keys():
-    tables = {"a": {"b": [1, {"c": "x"}], "d": None}, "e": {}, "f": []}
-    assert flat(tables) == {"a.b.0": 1, "a.b.1.c": "x", "e": {}, "f": []}
 
 
 # What a scenario asks for -----------------------------------------------------------------------------
