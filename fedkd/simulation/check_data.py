@@ -138,7 +138,7 @@ def skew(shares: np.ndarray) -> str:
     # The exponential of the entropy: the number of equally frequent classes that would be as varied.
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     effective = np.median(np.exp(-(shares * logs).sum(axis=1)))
-    return f"{seen:g} of {shares.shape[1]} classes a client, effective number {effective:.1f} (medians)"
+    return f"a client sees {seen:g} of {shares.shape[1]} classes, effective number {effective:.1f} (medians)"
 
 
 def _differences(skews: Sequence[Skew]) -> str:

@@ -225,7 +225,7 @@ def test_check_describes_the_run(digits_toml, capsys):
     assert "beta = 10.0" in out
     # 4 clients * 60 samples * 10 classes * 4 bytes.
     assert "9.6 kB up, 9.6 kB down" in out
-    assert re.search(r"a client sees \d+(\.5)? of 10 classes, effectively \d\.\d \(medians\)", out)
+    assert re.search(r"a client sees \d+(\.5)? of 10 classes, effective number \d\.\d \(medians\)", out)
 
 
 def test_check_states_the_number_of_clients_in_memory(digits_toml, capsys):
@@ -262,8 +262,8 @@ def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
 
 def test_check_describes_label_skew():
     shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
-    assert skew(shares) == "2 of 4 classes a client, effective number 2.0 (medians)"
-    assert skew(shares[2:]).startswith("4 of 4 classes a client, effective number 4.0")
+    assert skew(shares) == "a client sees 2 of 4 classes, effective number 2.0 (medians)"
+    assert skew(shares[2:]).startswith("a client sees 4 of 4 classes, effective number 4.0")
 
 
 def test_check_estimates_the_bytes_that_a_run_counts(digits_toml, tmp_path, capsys):
