@@ -23,7 +23,7 @@ PATHS = sorted(FOLDER.glob("*.toml"))
 SHORT = ["data.partition.samples_per_client=30", "data.test_size=30", "training.local_epochs=1"]
 TWO_PAIRS = ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"]
 SHORT_STREAMS = {
-    "learners-split-mnist": [*TWO_PAIRS, 'grid.continual.head=["class"]'],
+    "learners-split-mnist": [*TWO_PAIRS, "clients.0.args.hidden=[20]", 'grid.continual.head=["class"]'],
     "learners-permuted-mnist": ["continual.tasks.count=2"],
     "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
@@ -87,9 +87,8 @@ def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, mo
 
 @pytest.mark.usefixtures("paged", "drawn_once")
 def test_quickstart_shortened(tmp_path):
-    result = bench(
-        FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
-    )
+    short = ["data.clients=4", *SHORT, "fusion.distill_epochs=1", "rounds=1", "seeds=1", "parallel=false"]
+    result = bench(FOLDER / "quickstart.toml", out=tmp_path, overrides=short)
     assert not result.failed and len(result.cells) == 12
     assert (tmp_path / "figures" / "heatmap-accuracy_global.svg").exists()
     assert (tmp_path / "report.html").exists()
