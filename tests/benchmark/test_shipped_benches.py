@@ -9,12 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from reports import undrawn, unpaged
 
 from fedkd.benchmark.runner import BenchPlan, bench, plan_bench
 from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.report.style import FORMATS
+
+pytestmark = pytest.mark.usefixtures("no_rendering")
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "scenarios" / "bench"
 PATHS = sorted(FOLDER.glob("*.toml"))
@@ -81,11 +84,12 @@ def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, mo
     narrow = [f"grid.{key}={json.dumps(levels[:1])}" for key, levels in grid.items()]
     words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", "seeds=1"]
     words += [*short, *narrow]
-    assert main(words) == 0
+    with undrawn(), unpaged():
+        assert main(words) == 0
     assert "time   about" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("paged", "drawn_once")
+@pytest.mark.usefixtures("drawn_once")
 def test_quickstart_shortened(tmp_path):
     short = ["data.clients=4", *SHORT, "fusion.distill_epochs=1", "rounds=1", "seeds=1", "parallel=false"]
     result = bench(FOLDER / "quickstart.toml", out=tmp_path, overrides=short)
@@ -101,7 +105,8 @@ def test_streams_shortened(name, plan_of, tmp_path, small_data_root, read_once, 
     path, own = FOLDER / f"{name}.toml", SHORT_STREAMS[name]
     varied = {key for axis in plan_of(path).axes for level in axis.levels for key in level.changes}
     short = [*(word for word in SHORT if word.partition("=")[0] not in varied), *own]
-    result = bench(path, out=tmp_path, overrides=["seeds=1", "parallel=false", *short])
+    with undrawn(), unpaged():
+        result = bench(path, out=tmp_path, overrides=["seeds=1", "parallel=false", *short])
     assert not result.failed, [cell.outcome.error for cell in result.failed]
     shown = [shown for shown in result.study.metrics if shown.startswith("average_accuracy")]
     assert shown and all(run.final["average_accuracy"] >= 0 for run in result.study.runs)

@@ -22,6 +22,8 @@ from fedkd.server.clients_at_work import InFlight
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SMALL: dict[str, Any] = {
     "name": "asynchronous",
     "seed": 5,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import golden_runs
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.mark.parametrize("name", golden_runs.RUNS)
 def test_a_run_gives_the_figures_that_are_kept(name):

@@ -11,11 +11,9 @@ from fedkd.errors import UserError
 from fedkd.plan.schedule import Participation, Schedule, Span
 from fedkd.report import figures
 from fedkd.report.page import page
-from fedkd.report.page.write import write_report
+from fedkd.report.page.write import report_at_the_end, write_report
 from fedkd.report.schedule import draw_schedule_figure
 from fedkd.report.study import write_study
-
-pytestmark = pytest.mark.usefixtures("rendered")
 
 KINDS = ("png", "svg", "pdf")
 
@@ -55,12 +53,12 @@ def test_without_matplotlib_a_run_has_no_figures_and_a_warning(tmp_path, monkeyp
     assert draw_schedule_figure(schedule, tmp_path) == [] and "needs matplotlib" in caplog.text
 
 
-def test_without_plotly_the_error_names_the_extra(study, tmp_path, monkeypatch, pageless):
+def test_without_plotly_the_error_names_the_extra(study, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    monkeypatch.setattr(page, "library", pageless["library"].__wrapped__)
+    monkeypatch.setattr(page, "library", page.library.__wrapped__)
     write_study(study, tmp_path)
     with pytest.raises(UserError, match=r"report.html needs plotly; .*'\.\[report\]'"):
         write_report([tmp_path])
     told: list[str] = []
-    pageless["report_at_the_end"](tmp_path, told.append)
+    report_at_the_end(tmp_path, told.append)
     assert told[0].startswith("report.html could not be made: report.html needs plotly; ")
