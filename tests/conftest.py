@@ -60,40 +60,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def laid_out() -> Iterator[Any]:
-    """Have figures laid out and not rendered: most runs end with some, which take longer than a small run."""
-    from matplotlib.figure import Figure
-
-    with pytest.MonkeyPatch.context() as patch:
-        savefig = Figure.savefig
-        patch.setattr(Figure, "savefig", lambda *arguments, **options: None)
-        yield savefig
-
-
-@pytest.fixture(scope="session", autouse=True)
-def pictureless() -> Iterator[dict[str, Any]]:
-    """Have runs end without the figures of a stream: to lay them out takes as long as a small run."""
-    from fedkd.report import continual, schedule, topology
-
-    drawn = {
-        "fedkd.report.continual.draw_accuracy_matrix": continual.draw_accuracy_matrix,
-        "fedkd.report.schedule.draw_schedule_figure": schedule.draw_schedule_figure,
-        "fedkd.report.topology.draw_graph_figure": topology.draw_graph_figure,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name in drawn:
-            patch.setattr(name, lambda *arguments: None)
-        yield drawn
-
-
-@pytest.fixture
-def drawn(pictureless: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runs end with their figures."""
-    for name, draw in pictureless.items():
-        monkeypatch.setattr(name, draw)
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Begin every test with the same global generators, so that it does not depend on what ran before it."""
@@ -113,31 +79,21 @@ def unsynced() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def rendered(laid_out: Any) -> Iterator[None]:
-    """Have figures rendered, for tests of what is in their files."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", laid_out)
+def no_report() -> Iterator[None]:
+    """End the module's runs and benches without a page and without the figures of streams and graphs."""
+    from reports import undrawn, unpaged
+
+    with unpaged(), undrawn():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def pageless() -> Iterator[dict[str, Any]]:
-    """Have runs and benches end without a page, and pages without the script that draws: two megabytes."""
-    from fedkd.report.page import page, write
+@pytest.fixture(scope="module")
+def no_rendering() -> Iterator[None]:
+    """Lay the module's figures out and leave their files empty."""
+    from reports import unrendered
 
-    real = {"report_at_the_end": write.report_at_the_end, "library": page.library}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "report_at_the_end", lambda folder, tell: None)
-        patch.setattr(page, "library", lambda: "")
-        yield real
-
-
-@pytest.fixture
-def paged(pageless: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runs and benches end with their page."""
-    # A door caches what it has imported, so both places are set.
-    monkeypatch.setattr("fedkd.report.page.write.report_at_the_end", pageless["report_at_the_end"])
-    monkeypatch.setattr("fedkd.report.report_at_the_end", pageless["report_at_the_end"])
+    with unrendered():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, plan.strategy, plan.schedule
     if isinstance(strategy, ServerModel) and strategy.server_model is not None:
-        strategy = replace(strategy, server_epochs=0)  # type: ignore[type-var]
+        strategy = replace(strategy, server_epochs=0)
     assert not strategy.capabilities.by_flower
     kept = attributes_of(strategy)
     round = next((one for one in range(1, schedule.rounds + 1) if schedule.participants(one)), 1)

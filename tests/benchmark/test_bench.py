@@ -30,6 +30,8 @@ from fedkd.report.statistics import interval
 from fedkd.report.study import read_study, write_study
 from fedkd.tracking.events import RoundReport
 
+pytestmark = pytest.mark.usefixtures("no_rendering", "no_report")
+
 
 def run_folders(out: Path) -> list[Path]:
     return sorted((out / "runs").iterdir())

@@ -15,10 +15,12 @@ from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.runner import BenchResult, bench
 from fedkd.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("no_report", "undrawn")
+
 RENAMED = {"how": {"alone": {"fusion.strategy": "local"}, "knfu": {}}}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
     """Nothing here is about figures."""
     with pytest.MonkeyPatch.context() as patch:

@@ -14,11 +14,13 @@ from fedkd.benchmark.runner import bench, plan_bench
 from fedkd.benchmark.worker import Outcome
 from fedkd.plan.client_roles import poisoned_clients
 
+pytestmark = pytest.mark.usefixtures("no_report", "undrawn")
+
 TASKS, ROUNDS_PER_TASK, CLIENTS = 2, 2, 3
 RELATIVE = ("intransigence", "gain_over_single")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def undrawn(monkeypatch):
     """Figures take longer than everything else and are tested elsewhere."""
     monkeypatch.setattr("fedkd.report.draw_figures", lambda *args: None)

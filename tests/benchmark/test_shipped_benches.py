@@ -9,12 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from reports import undrawn, unpaged
 
 from fedkd.benchmark.runner import BenchPlan, bench, plan_bench
 from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.report.style import FORMATS
+
+pytestmark = pytest.mark.usefixtures("no_rendering")
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "scenarios" / "bench"
 PATHS = sorted(FOLDER.glob("*.toml"))
@@ -23,7 +26,7 @@ PATHS = sorted(FOLDER.glob("*.toml"))
 SHORT = ["data.partition.samples_per_client=30", "data.test_size=30", "training.local_epochs=1"]
 TWO_PAIRS = ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"]
 SHORT_STREAMS = {
-    "learners-split-mnist": [*TWO_PAIRS, 'grid.continual.head=["class"]'],
+    "learners-split-mnist": [*TWO_PAIRS, "clients.0.args.hidden=[20]", 'grid.continual.head=["class"]'],
     "learners-permuted-mnist": ["continual.tasks.count=2"],
     "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
@@ -83,15 +86,15 @@ def test_a_shipped_bench_passes_a_dry_run(
     narrow = [f"grid.{key}={json.dumps(levels[:1])}" for key, levels in grid.items()]
     words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", "seeds=1"]
     words += [*short, *narrow]
-    assert main(words) == 0
+    with undrawn(), unpaged():
+        assert main(words) == 0
     assert "time   about" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("paged", "drawn_once")
+@pytest.mark.usefixtures("drawn_once")
 def test_a_shortened_quickstart_bench_runs(tmp_path):
-    result = bench(
-        FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
-    )
+    short = ["data.clients=4", *SHORT, "fusion.distill_epochs=1", "rounds=1", "seeds=1", "parallel=false"]
+    result = bench(FOLDER / "quickstart.toml", out=tmp_path, overrides=short)
     assert not result.failed and len(result.cells) == 12
     assert (tmp_path / "figures" / "heatmap-accuracy_global.svg").exists()
     assert (tmp_path / "report.html").exists()
@@ -104,7 +107,8 @@ def test_a_shortened_stream_bench_runs(name, plan_of, tmp_path, small_data_root,
     path, own = FOLDER / f"{name}.toml", SHORT_STREAMS[name]
     varied = {key for axis in plan_of(path).axes for level in axis.levels for key in level.changes}
     short = [*(word for word in SHORT if word.partition("=")[0] not in varied), *own]
-    result = bench(path, out=tmp_path, overrides=["seeds=1", "parallel=false", *short])
+    with undrawn(), unpaged():
+        result = bench(path, out=tmp_path, overrides=["seeds=1", "parallel=false", *short])
     assert not result.failed, [cell.outcome.error for cell in result.failed]
     shown = [shown for shown in result.study.metrics if shown.startswith("average_accuracy")]
     assert shown and all(run.final["average_accuracy"] >= 0 for run in result.study.runs)

@@ -13,6 +13,8 @@ from fedkd.benchmark.runner import bench
 from fedkd.benchmark.schema import load_bench
 from fedkd.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("no_rendering", "no_report")
+
 USUAL = ("bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")
 
 

@@ -19,6 +19,8 @@ from fedkd.scenario.dump import dump_toml
 from fedkd.simulation.check_data import skew
 from fedkd.tracking.wording import size
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture
 def fake_run(monkeypatch):

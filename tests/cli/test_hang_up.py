@@ -23,6 +23,8 @@ from fedkd.cli.main import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_plan
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 LONG = ["rounds=5000", "checkpoint_every=5000"]
 
 

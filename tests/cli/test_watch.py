@@ -17,6 +17,8 @@ from fedkd.plan.load import parse_plan
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.present import PresentFile, read_present
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 class Told(RunObserver):
     """Remembers what it is told."""

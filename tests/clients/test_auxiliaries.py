@@ -25,6 +25,8 @@ from fedkd.fusion.local_objective import LocalObjective
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.training.weights import weights_of
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
 
 

@@ -26,6 +26,8 @@ from fedkd.plan.load import load_plan, load_scenario
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SMALL = {"model": "mlp", "args": {"hidden": [12]}}
 WIDE = {"model": "mlp", "args": {"hidden": [20], "dropout": 0.2}}
 

@@ -22,6 +22,8 @@ from fedkd.fusion.math.fidelity import agreement
 from fedkd.models.estimator import IncrementalModel
 from fedkd.plan.load import load_plan, load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MLP = {"model": "mlp", "args": {"hidden": [16]}}
 GROUPS: dict[str, dict[str, Any]] = {
     "forest": {"model": "random-forest", "args": {"trees": 10}},

@@ -20,6 +20,8 @@ from fedkd.tracking.events import RunObserver
 from fedkd.tracking.run_folder import plan_of_run
 from fedkd.training.fast.benchmark_executors import StepSeconds
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):

@@ -26,6 +26,8 @@ from fedkd.plan.plan import resolve
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 C = 10
 
 

@@ -17,6 +17,8 @@ from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Filter, Fusion
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 LOGITS = numpy_generator(0, "test fewer numbers").normal(0, 2, (21, 6)).astype(np.float32)
 KINDS = {"logits": Kind.TRANSFER_LOGITS, "counts": Kind.LABEL_COUNTS}
 COUNTS = np.arange(6)

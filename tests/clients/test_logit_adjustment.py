@@ -13,6 +13,8 @@ from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 FOREST = [{"model": "random-forest", "args": {"trees": 5}}]
 
 

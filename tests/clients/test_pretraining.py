@@ -18,6 +18,8 @@ from fedkd.models.build import build_group_models
 from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan, parse_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MLP = {"model": "mlp", "args": {"hidden": [16]}}
 STREAM = {"learner": "naive", "tasks": {"kind": "permuted", "count": 2}}
 

@@ -14,6 +14,8 @@ from fedkd.data.load import load_data
 from fedkd.errors import Interrupted
 from fedkd.plan.load import parse_plan, parse_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CLIENTS = [{"model": "mlp", "args": {"hidden": [16]}}, {"model": "mlp", "args": {"hidden": [32, 16]}}]
 
 

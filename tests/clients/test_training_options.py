@@ -23,6 +23,8 @@ from fedkd.training.executor import LoopExecutor
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ALL = 1000
 """More than a client has samples: one batch is the whole shard."""
 

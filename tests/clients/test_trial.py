@@ -17,6 +17,8 @@ from fedkd.plan.load import parse_plan
 from fedkd.simulation.scenario_check import check
 from fedkd.tracking.wording import size
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def client_of(tables, fusion):
     plan = parse_plan(tables | {"fusion": fusion})

@@ -18,6 +18,8 @@ from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Fusion
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 RANDOM = Poison("random", np.full(4, 0.25))
 
 

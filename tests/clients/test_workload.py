@@ -22,6 +22,8 @@ from fedkd.fusion.two_models.fedgkt import FedGKT
 from fedkd.plan.load import parse_plan
 from fedkd.training import evaluate
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 FORWARD = 2 * (64 * 200 + 200 * 200 + 200 * 10)
 """Operations of the default mlp on 8×8 digits."""
 SMALL = 2 * (64 * 64 + 64 * 10)

@@ -20,6 +20,8 @@ from fedkd.training.fast import replay
 from fedkd.training.fast.recording import Recording
 from fedkd.training.fast.replay import Replays
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 READING = [
     *("naive", "ewc", "online_ewc", "mas", "supsup", "ssnet", "exssnet", "si"),
     *("gpm", "trgp", "cuber", "er", "agem", "lwf"),

@@ -19,6 +19,8 @@ from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.scenario.schema import ClientGroup
 from fedkd.simulation.scenario_check import check
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 LENGTH, BIG = 6, 2**24 + 1  # an id that float32 cannot hold
 SEEN: set[torch.dtype] = set()
 

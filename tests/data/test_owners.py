@@ -21,6 +21,8 @@ from fedkd.report.page.write import write_report
 from fedkd.scenario.schema import Partition
 from fedkd.simulation.scenario_check import check
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def synthetic(tmp_path, clients: int = 6, **args) -> Dataset:
     return load_dataset(SourceRequest("synthetic", tmp_path, args, clients=clients))

@@ -19,7 +19,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.simulation.scenario_check import check
 from fedkd.trained.card import _tests
 
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = pytest.mark.usefixtures("read_once", "no_report")
 
 
 def both(scenario, **data):

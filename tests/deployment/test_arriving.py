@@ -25,6 +25,8 @@ from fedkd.fusion.forms import Unfit
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import parse_plan
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MLP = [{"model": "mlp", "args": {"hidden": [12]}}]
 KINDS = (msg.TRAIN, msg.EVALUATE, msg.END_TASK, msg.FINISH, msg.SHOW, msg.TRY_OUT, msg.EXPORT_STATE)
 RECORDS = (msg.ARRAYS, msg.GUIDANCE, msg.MISSED, msg.REQUEST, msg.BASES, msg.STATE, f"{msg.OLD}0")

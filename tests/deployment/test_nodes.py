@@ -22,6 +22,8 @@ from fedkd.federation.messages.arrays import from_record, to_record
 from fedkd.federation.messages.node_gate import check_leaving
 from fedkd.federation.messages.records import first_line
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 STREAM = {
     "rounds": None,
     "clients": [{"model": "mlp", "args": {"hidden": [12]}}],

@@ -15,6 +15,8 @@ from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import from_record, to_record
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MLP = [{"model": "mlp", "args": {"hidden": [12]}}]
 STRATEGIES = {
     "knfu": {"clients": MLP},

@@ -23,7 +23,7 @@ from fedkd.tracking.events import RunObserver
 from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.progress import PlainProgress
 
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = pytest.mark.usefixtures("read_once", "no_report")
 
 FILES = ("metrics.jsonl", "epochs.jsonl", "warnings.jsonl")
 

@@ -21,6 +21,8 @@ from fedkd.fusion.weights.feddf import FedDF
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CLIENTS, ROUNDS = 6, 6
 
 

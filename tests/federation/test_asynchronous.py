@@ -22,6 +22,8 @@ from fedkd.server.clients_at_work import InFlight
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SMALL: dict[str, Any] = {
     "name": "asynchronous",
     "seed": 5,
@@ -83,7 +85,7 @@ def test_a_synchronous_round_includes_transfer_times(tmp_path):
         assert_allclose(series(folder, "virtual_seconds"), expected, rtol=1e-12)
 
 
-def test_what_is_kept_apart_takes_no_steps(tmp_path):
+def test_held_out_samples_take_no_simulated_time(tmp_path):
     """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 labels are two more."""
     clock = {"work": "steps", "spread": 0.0}
     fusion = {"strategy": "scarlet", "samples_per_round": 40}

@@ -12,6 +12,8 @@ from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.trained.client import load_client
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 BATCH_NORM = {"model": "resnet8", "args": {"norm": "batch"}}
 
 

@@ -19,6 +19,8 @@ from fedkd.tracking.events import RunReport
 from fedkd.tracking.wording import closing_lines, moments
 from fedkd.training.evaluate import score
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 BOTH = (PERSONAL, SHARED)
 
 

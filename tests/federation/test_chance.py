@@ -15,6 +15,8 @@ from fedkd.plan.schedule_builder import build_schedule
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_warnings
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 DEAF = """
 import torch
 from torch import nn

@@ -15,6 +15,8 @@ from fedkd.cli.main import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ROUNDS = 2
 
 

@@ -18,6 +18,8 @@ import fedkd
 from fedkd.data.load import load_data
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BASE: dict[str, Any] = {
     "name": "agree",

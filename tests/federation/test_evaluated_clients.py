@@ -18,6 +18,8 @@ from fedkd.plan.load import load_plan, load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.simulation.scenario_check import check
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CLIENTS, SOME = 5, 2
 STREAM = {
     "learner": "ewc",

@@ -22,6 +22,8 @@ from fedkd.plan.load import load_plan
 from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RunObserver
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CLIENT, ROUND = 2, 2
 
 

@@ -15,6 +15,8 @@ from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.plan.load import parse_scenario
 from fedkd.tracking.recorder import read_metrics
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 TASKS, ROUNDS = 3, 2
 
 

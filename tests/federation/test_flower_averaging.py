@@ -21,6 +21,8 @@ from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.storage.namespaces import below
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 REQUIRED = {"QFedAvg": {"client_learning_rate": 0.01}}
 
 

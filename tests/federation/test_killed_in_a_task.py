@@ -14,6 +14,8 @@ from processes import Fork
 import fedkd
 from fedkd.plan.schedule import Schedule
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MORTAL = """
 import os, signal
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ from fedkd.server.knowledge_cache import Upload
 
 WEIGHTS = 64 * 20 + 20 * 9
 
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = pytest.mark.usefixtures("read_once", "no_report")
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from fedkd.clients.evaluation.task_tests import TaskTests
 from fedkd.clients.shared_network import Measured
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CLIENTS, ROUNDS, TASKS = 4, 4, 2
 
 

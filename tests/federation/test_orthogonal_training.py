@@ -23,6 +23,8 @@ from fedkd.storage.namespaces import below
 from fedkd.tracking.wording import size
 from fedkd.training.weights import weights_of
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 HIDDEN = 12
 LAYERS = {"body.1": 64, "body.3": HIDDEN, "head": HIDDEN}
 """Inputs of every layer of the network."""

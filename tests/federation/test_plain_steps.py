@@ -13,6 +13,8 @@ from fedkd.plan.load import load_scenario
 from fedkd.training.fast import replay
 from fedkd.training.fast.recording import Recording
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 TRAINING = {"lr": 0.01, "batch_size": 8, "local_epochs": 4}
 SGD = TRAINING | {"optimizer": "sgd", "lr": 0.05}
 MLP = {"model": "mlp", "args": {"hidden": [24, 20]}}

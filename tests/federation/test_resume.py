@@ -20,6 +20,8 @@ from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 TABLES: dict[str, Any] = {
     "name": "resumed",
     "seed": 7,

@@ -19,6 +19,8 @@ from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SMALL: dict[str, dict[str, Any]] = {
     "cfd": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2, "bits_down": 3},
     "dsfl": {

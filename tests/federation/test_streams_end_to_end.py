@@ -16,6 +16,8 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_scenario
 from fedkd.tracking.recorder import read_metrics
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 OWN = {"order": "shuffled", "pace": "uniform", "pace_range": [1, 2]}
 """Orders and clocks of the clients' own."""
 

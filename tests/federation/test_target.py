@@ -13,6 +13,8 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.simulation.scenario_check import check
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 N, M, PIXELS = 3, 40, 64
 CLASSES_MET = (2, 4)
 """When the first and when the second of three tasks ends."""

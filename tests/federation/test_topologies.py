@@ -18,6 +18,8 @@ from fedkd.storage.digests import rounds_with_tables
 from fedkd.tracking import read_links
 from fedkd.tracking.neighbours import read_neighbours
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ABOUT_LINKS = {"bytes_sent", "bytes_received", "bytes_per_link", "links"}
 UPLOAD = 60 * 10 * 4
 

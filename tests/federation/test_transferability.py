@@ -30,6 +30,8 @@ from fedkd.tracking import read_transfer_map
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.wording import closing_lines
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MEASURED = ("transfer_gain", "transfer_rate", "hit_", "rank_")
 MEASURE = {"measure": {"transferability": {"rounds": [2, 3]}}}
 

@@ -14,6 +14,8 @@ import tomli_w
 import fedkd
 from fedkd.plan.load import load_scenario
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ROUNDS, CLIENTS = 3, 4
 ALIKE = [{"model": "mlp", "args": {"hidden": [12]}}]
 MIXED = [*ALIKE, {"model": "mlp", "args": {"hidden": [20, 12]}}]

@@ -18,6 +18,8 @@ from fedkd.plan.load import load_scenario
 from fedkd.training.fast import vectorised
 from fedkd.training.job import TrainJob
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 MLP = [{"model": "mlp", "args": {"hidden": [12]}}]
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.5, "batch_size": 10, "local_epochs": 2}
 KEPT = {"optimizer": "sgd", "momentum": 0.9, "optimizer_state": "kept", "lr": 0.01, "batch_size": 16}

@@ -12,6 +12,8 @@ from fedkd.data.load import load_data
 from fedkd.fusion.two_predictors import ALONE
 from fedkd.plan.load import parse_plan
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture
 def client(digits_scenario):

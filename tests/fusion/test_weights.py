@@ -54,7 +54,7 @@ def test_thresholds_apply_to_different_clients_only() -> None:
     assert_array_equal(within(D, 0.1, "median"), np.eye(4))
 
 
-def test_log_prior_is_size_times_decay() -> None:
+def test_the_log_prior_is_size_times_decay() -> None:
     knowledge = Knowledge((0, 1, 2), None, np.array([4, 1, 0]), age=np.array([0, 2, 1]))
     assert_allclose(np.exp(log_prior(knowledge, 0.5, by_size=True)), [4, 0.25, 0.5])
     assert_array_equal(log_prior(knowledge, None), [0, 0, 0])  # no decay: age does not count

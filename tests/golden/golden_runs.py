@@ -193,7 +193,7 @@ def method_figures(name: str) -> dict[str, Any]:
     tables = {key: value for key, value in METHODS[name].items() if value is not None}
     losses: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        result = fedkd.run(parse_scenario(tables), out=Path(folder) / "run")
+        result = fedkd.run(parse_scenario(tables), out=Path(folder) / "run", report=False)
         rows, final = result.metrics(), result.summary["final"]
     for row in rows:
         if row["metric"] == "loss" and row["client"] is None and row["task"] is None:
@@ -216,7 +216,7 @@ def run_figures(name: str) -> Figures:
     """Run a scenario and return its figures."""
     tables = {key: value for key, value in (BASE | RUNS[name]).items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
-        result = fedkd.run(parse_scenario(tables), out=Path(folder) / "run")
+        result = fedkd.run(parse_scenario(tables), out=Path(folder) / "run", report=False)
         rows, summary = result.metrics(), result.summary
     figures: Figures = defaultdict(dict)
     for row in rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import golden_runs
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.mark.parametrize("name", golden_runs.RUNS)
 def test_runs_reproduce_their_golden_metrics(name):

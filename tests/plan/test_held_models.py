@@ -10,6 +10,8 @@ import fedkd
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.plan.model_sharing import held_models
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 N = 3
 MLP, WIDER = ({"model": "mlp", "args": {"hidden": [width]}} for width in (8, 12))
 ADAM, SGD = {"lr": 0.01, "batch_size": 20}, {"optimizer": "sgd", "lr": 0.1, "batch_size": 20}

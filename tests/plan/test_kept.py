@@ -12,6 +12,8 @@ from fedkd.federation.manifest import Manifest
 from fedkd.plan.load import parse_plan
 from fedkd.plan.upload_memory import uploads_kept
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 RELAY = {"graph": "ring", "relay": True}
 
 

@@ -24,6 +24,8 @@ from fedkd.plan.load import load_scenario
 from fedkd.plugins.loading import Registry
 from fedkd.scenario.dump import dump_toml
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 EVERYTHING = """
 from dataclasses import dataclass
 from typing import ClassVar

@@ -17,8 +17,6 @@ from fedkd.report.continual import accuracy_matrix, matrix_csv, metrics_csv, wri
 from fedkd.report.metrics import metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart
 
-pytestmark = pytest.mark.usefixtures("rendered")
-
 nan = np.nan
 R = np.array([[0.9, 0.5], [0.25, 0.75]])
 b = np.array([0.5, 0.375])
@@ -104,7 +102,7 @@ def test_many_tasks_are_drawn_without_numbers(tasks, numbered):
 
 
 @pytest.mark.parametrize("tasks", [1, 14])
-def test_the_files_are_written_with_the_same_bytes_twice(tasks, tmp_path, drawn):
+def test_the_files_are_written_with_the_same_bytes_twice(tasks, tmp_path):
     names = [f"a task with a very long name {task}" for task in range(tasks)]
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
@@ -122,7 +120,7 @@ def test_the_files_are_written_with_the_same_bytes_twice(tasks, tmp_path, drawn)
     assert (tmp_path / "first" / "accuracy_matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_failed_figure_keeps_the_previous_file(tmp_path, drawn, monkeypatch):
+def test_a_failed_figure_keeps_the_previous_file(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     write_continual(outcome_of(R, b), tmp_path)

@@ -10,9 +10,7 @@ import pytest
 from fedkd.errors import UserError
 from fedkd.plugins.packages import MissingPackage, Omissions
 from fedkd.report import figures
-from fedkd.report.page.write import write_report
-
-pytestmark = pytest.mark.usefixtures("rendered")
+from fedkd.report.page.write import report_at_the_end, write_report
 
 KINDS = ("png", "svg", "pdf")
 
@@ -52,11 +50,11 @@ def test_a_bench_without_matplotlib_names_the_extra_and_continues(study, tmp_pat
 
 
 @pytest.mark.parametrize("package", ["plotly.offline", "jinja2"])
-def test_a_missing_package_refuses_the_page_and_writes_nothing(package, tmp_path, monkeypatch, pageless):
+def test_a_missing_package_refuses_the_page_and_writes_nothing(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     name = package.partition(".")[0]
     with pytest.raises(MissingPackage, match=rf"^report.html needs {name}; .*'\.\[report\]'") as caught:
         write_report([tmp_path], tmp_path / "page")
     assert isinstance(caught.value, UserError) and not list(tmp_path.iterdir())
     with pytest.raises(MissingPackage):
-        pageless["report_at_the_end"](tmp_path, print)
+        report_at_the_end(tmp_path, print)

@@ -12,6 +12,8 @@ from fedkd.report.metrics import metric
 from fedkd.report.study import StudyAxis, StudyRun, group_looks
 from fedkd.report.style import draw_chart
 
+pytestmark = pytest.mark.usefixtures("no_rendering")
+
 ALL = {
     "rounds-accuracy_local",
     "traffic-accuracy_local",

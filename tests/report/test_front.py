@@ -12,6 +12,8 @@ from fedkd.report.front import curves, local_global_front, undominated
 from fedkd.report.study import StudyAxis
 from fedkd.report.style import draw_chart
 
+pytestmark = pytest.mark.usefixtures("no_rendering")
+
 
 def test_unbeaten_points_equal_a_hand_count():
     points = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.5), (0.5, 5.0), (4.0, 1.0), (4.0, 1.0)]

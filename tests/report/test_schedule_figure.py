@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from numpy.testing import assert_allclose
 
 from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.continual.task_history import TaskHistory
 from fedkd.plan.schedule import Participation, Schedule, Span
 from fedkd.report.schedule import draw_schedule_figure, schedule_figure, schedule_lines
-
-pytestmark = pytest.mark.usefixtures("rendered")
 
 TWO = Schedule(
     clients=3,

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,12 @@ import tomli_w
 from browsing import until
 from conftest import digits_tables
 from prose import PAGES, REPOSITORY, Block
+from reports import undrawn, unrendered
 
 from fedkd.cli.main import main
 from fedkd.scenario.shipped_files import names_of
 
-pytestmark = [pytest.mark.docs, pytest.mark.usefixtures("paged")]
+pytestmark = pytest.mark.docs
 
 DATA = Path(os.environ.get("FEDKD_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
 TUTORIAL, DEPLOYMENT = prose.DOCS / "tutorial.md", prose.DOCS / "deployment.md"
@@ -61,9 +63,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_the_code_of_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, laid_out: Any):
-    if page == TUTORIAL:  # it promises figures; drawing them takes longer than all other pages together
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", laid_out)
+def test_the_code_of_a_page_runs(page: Path, folder: Path):
+    # The tutorial promises figures; drawing those of all pages takes longer than the pages themselves.
+    with undrawn(), nullcontext() if page == TUTORIAL else unrendered():
+        _run_page(page, folder)
+
+
+def _run_page(page: Path, folder: Path) -> None:
     prose.write_files(page, folder)
     if page == DEPLOYMENT:
         write_what_was_agreed(folder)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from reports import undrawn
 
 from fedkd.cli.main import main
 from fedkd.plan.load import load_scenario, parse_scenario
@@ -13,6 +15,8 @@ from fedkd.scenario.load import read_toml
 from fedkd.scenario.shipped_files import find_shipped, shipped
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.run_folder import SCENARIO
+
+pytestmark = pytest.mark.usefixtures("no_rendering")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "scenarios"
@@ -152,14 +156,12 @@ def test_a_shipped_scenario_passes_its_check(path, with_data, capsys):
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
-@pytest.mark.usefixtures("paged")
-def test_a_shortened_shipped_scenario_runs(path, with_data, tmp_path, capsys, request):
+def test_a_shortened_shipped_scenario_runs(path, with_data, tmp_path, capsys):
     with_data(path)
-    if path.stem in DRAWN:
-        request.getfixturevalue("drawn")
     out = tmp_path / "run"
     words = ["run", str(path), "--out", str(out), "--engine", "inline", "--quiet"]
-    status = main([*words, "--set", *short_overrides(path)])
+    with nullcontext() if path.stem in DRAWN else undrawn():
+        status = main([*words, "--set", *short_overrides(path)])
     assert (status, capsys.readouterr().err) == (0, "") and (out / "report.html").exists()
     summary = json.loads((out / "summary.json").read_text())
     scenario = load_scenario(out / SCENARIO)

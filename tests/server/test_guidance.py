@@ -14,6 +14,8 @@ from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plan.load import load_scenario, parse_plan
 from fedkd.server.guidance import check_guidance, tables_of
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def knowledge(clients: int = 2) -> Knowledge:
     logits = np.zeros((clients, 3, 4), dtype=np.float32)

@@ -13,6 +13,8 @@ from fedkd.plan.load import load_plan
 from fedkd.server.models import TransferSetModels
 from fedkd.server.trial import trial_exchange
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 NETWORKS = [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"hidden": [20, 12]}}]
 
 

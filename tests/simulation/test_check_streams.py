@@ -10,6 +10,8 @@ import tomli_w
 
 from fedkd.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture
 def stream(digits_scenario: dict[str, Any], tmp_path):

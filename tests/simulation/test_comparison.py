@@ -10,6 +10,8 @@ from fedkd.cli.main import main
 from fedkd.errors import UserError
 from fedkd.simulation.comparison import _compared
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 T_OF_3 = 3.182446305284263
 """Student's 97.5 % quantile with three degrees of freedom, from a table."""
 

@@ -12,6 +12,8 @@ from fedkd.cli.main import main
 from fedkd.errors import UserError
 from fedkd.tracking.run_folder import locked
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture(scope="module")
 def done(make_digits_scenario, tmp_path_factory):

@@ -16,6 +16,8 @@ from fedkd.tracking.html import from_markdown, table
 from fedkd.tracking.live import NotebookProgress
 from fedkd.tracking.progress import make_progress
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture(scope="module")
 def result(make_digits_scenario, tmp_path_factory):

@@ -23,6 +23,8 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.recorder import read_timings
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 PLUGIN = """
 import os
 

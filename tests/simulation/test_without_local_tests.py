@@ -17,6 +17,8 @@ from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.recorder import read_epochs, read_metrics
 from fedkd.tracking.wording import closing_lines
 
+pytestmark = pytest.mark.usefixtures("no_rendering", "no_report")
+
 
 @pytest.fixture
 def tables(digits_scenario) -> dict:

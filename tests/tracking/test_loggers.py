@@ -24,6 +24,8 @@ from fedkd.tracking.loggers.registry import LOGGERS, LoggerKind, make_loggers, w
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import METRICS, Recorder
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

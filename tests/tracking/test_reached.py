@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fedkd.report.run_summary import times_to_accuracy
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.wording import closing_lines
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 def row(

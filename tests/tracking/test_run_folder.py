@@ -25,6 +25,8 @@ from fedkd.plan.plan import resolve
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.run_folder import check_beginning, locked, new_run_folder, plan_of_run, write_plan
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def test_the_second_run_in_a_folder_is_refused(digits_toml, tmp_path):
     """Whoever comes second, before the first has written anything or after it is done, touches nothing."""

@@ -20,6 +20,8 @@ from fedkd.tracking.loggers.registry import make_loggers
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import METRICS, SUMMARY
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def _scenario(mode: str | None, **changes) -> Scenario:
     wandb = {"mode": mode, "project": "p", "entity": "e", "group": "g", "tags": ["a"], **changes}

@@ -20,6 +20,8 @@ from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.trained.network import network_source
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 SAMPLES = np.random.default_rng(0).uniform(0, 16, (20, 1, 8, 8))
 
 

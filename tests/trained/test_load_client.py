@@ -12,6 +12,8 @@ from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture(scope="module")
 def mixed(make_digits_scenario, tmp_path_factory):

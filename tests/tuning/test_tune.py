@@ -23,6 +23,8 @@ from fedkd.tuning import runner as module
 from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import TRIAL, read_record
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 pytest.importorskip("optuna")
 
 

@@ -20,9 +20,8 @@ def browser():
 
 
 @pytest.fixture
-def show(browser, pageless, monkeypatch):
+def show(browser):
     """Return a function that opens a page; afterwards it is checked that all has gone well."""
-    monkeypatch.setattr("fedkd.report.page.page.library", pageless["library"])
 
     def open_page(path: Path, size: tuple[int, int] = DESKTOP):
         browsing.show(browser, path.as_uri(), size)
