@@ -148,7 +148,7 @@ def described(error: BaseException) -> str:
 
 NEAR = 0.7
 """How alike two names are, from 0 to 1, for one to be taken for a slip of the other."""
-LISTED = 30
+MAX_LISTED_ITEMS = 30
 """Names that an error lists."""
 
 
@@ -169,8 +169,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = nearest(name, known)
     if near is not None:
         return f"did you mean '{near}'?"
-    more = f", … ({len(known)} in all)" if len(known) > LISTED else ""
-    return f"allowed: {', '.join(known[:LISTED])}{more}" if known else "nothing is allowed here"
+    more = f", … ({len(known)} in all)" if len(known) > MAX_LISTED_ITEMS else ""
+    return f"allowed: {', '.join(known[:MAX_LISTED_ITEMS])}{more}" if known else "nothing is allowed here"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fedkd
 from fedkd.errors import FedkdError, UserError
 from fedkd.plan.load import parse_plan
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 
 STRATEGIES = ("local", "fedmd", "knfu", "max_confidence", "feddf", "flwr:FedAvg")
 LEARNERS = ("naive", "ewc", "er", "exssnet", "supsup", "gpm", "cuber")
@@ -75,7 +75,7 @@ def tables(strategy: str, learner: str, clock: str) -> dict[str, Any]:
 def refusal(scenario: Mapping[str, Any]) -> str:
     """Return why ``fedkd check`` refuses a scenario; empty if it does not."""
     try:
-        for _ in check(parse_plan(scenario)):
+        for _ in check_plan(parse_plan(scenario)):
             continue
     except UserError as error:
         return error.message

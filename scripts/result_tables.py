@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedkd.errors import UserError
 from fedkd.report.comparison import Entry, Row, compare, mark_differences, tally
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.statistics import paired_difference
 from fedkd.report.study import Labels, Study, read_study, values_by_seed
 from fedkd.report.tables import DIFFERS, MISSING, TIED, difference_text, number_text, tally_text
@@ -179,7 +179,7 @@ def _counted(entries: Sequence[Entry]) -> str:
 
 
 def _told(entry: Entry, name: str, *, brackets: bool) -> str:
-    shown = metric(name)
+    shown = find_metric(name)
     if entry.value is None:
         return MISSING
     difference = _signed(difference_text(entry, shown)) if entry.difference is not None else ""

@@ -217,7 +217,7 @@ def ray_session():
 
     import ray
 
-    from fedkd.engine.compat import lean
+    from fedkd.engine.compat import minimal_ray
     from fedkd.engine.ray.cluster import start_with_retry
     from fedkd.errors import EngineLost
 
@@ -233,7 +233,7 @@ def ray_session():
         )
 
     try:
-        with lean():
+        with minimal_ray():
             start_with_retry(start)
     except EngineLost as error:
         raise NoSharedRay(str(error)) from error

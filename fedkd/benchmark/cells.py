@@ -10,8 +10,8 @@ from typing import Any
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plan import OverrideLayers, parse_scenario, parse_without_plugins, plug_ins_of
-from fedkd.scenario import INERT, Scenario, digest_of, dotted, protocols
+from fedkd.plan import OverrideLayers, find_plug_ins, parse_scenario, parse_without_plugins
+from fedkd.scenario import RESULT_NEUTRAL_KEYS, Scenario, dotted_key, evaluation_protocols, scenario_digest
 
 FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
 """Beginning of a text that a spreadsheet takes for a formula; a number is none."""
@@ -75,14 +75,14 @@ def run_name(levels: Mapping[str, Level], seed: int) -> str:
 def make_axes(bench: Bench) -> tuple[Axis, ...]:
     """Return the axes of a bench: the grid's, then the variants'."""
     axes = [
-        Axis(key, tuple(level_of(key, value) for value in values))
+        Axis(key, tuple(make_level(key, value) for value in values))
         for key, values in flatten(bench.spec.grid).items()
     ]
     for name, variants in bench.spec.variants.items():
         levels = tuple(Level(label, label, flatten(changes)) for label, changes in variants.items())
         axes.append(Axis(name, levels))
     for axis in axes:
-        key, labels = dotted(("grid", axis.name)), [level.label for level in axis.levels]
+        key, labels = dotted_key(("grid", axis.name)), [level.label for level in axis.levels]
         if axis.name in RESERVED:
             told = f"'{axis.name}' cannot be an axis; seeds have a key of their own"
             raise UserError(told, file=bench.file)
@@ -99,7 +99,7 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-def level_of(key: str, value: Any) -> Level:
+def make_level(key: str, value: Any) -> Level:
     """Return the level of a scenario key at one of its values."""
     label = _text(value)
     return Level(label, label if isinstance(value, dict | list) else value, flatten({key: value}))
@@ -133,7 +133,7 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
             told = (
                 f"cells '{twin.label}' and '{cell.label}' are one scenario: they differ in nothing, or only"
             )
-            told += f" in {', '.join(INERT)}, which never change a result"
+            told += f" in {', '.join(RESULT_NEUTRAL_KEYS)}, which never change a result"
             raise UserError(told, file=bench.file)
     return cells
 
@@ -142,7 +142,7 @@ def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
     """Return the plug-ins that cells name, by key; several at one key are joined."""
     named: dict[str, dict[str, None]] = {}
     for cell in cells:
-        for key, name in plug_ins_of(cell.scenario).items():
+        for key, name in find_plug_ins(cell.scenario).items():
             named.setdefault(key, {})[name] = None
     return {key: ", ".join(names) for key, names in named.items()}
 
@@ -195,12 +195,12 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
             # Bench cells are short: a checkpoint a round would be time spent on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
     except UserError as error:
-        raise in_cell(error, cell_label(levels, seed), bench.file) from None
+        raise name_cell_in_error(error, cell_label(levels, seed), bench.file) from None
     named = {"name": run_name(levels, seed), "tracking": scenario.tracking.grouped(bench.spec.name)}
-    return Cell(levels, seed, scenario.model_copy(update=named), digest_of(scenario))
+    return Cell(levels, seed, scenario.model_copy(update=named), scenario_digest(scenario))
 
 
-def in_cell(error: UserError, label: str, file: str) -> UserError:
+def name_cell_in_error(error: UserError, label: str, file: str) -> UserError:
     """Return an error about a scenario with the name of its cell."""
     where = f"cell '{label}'" + (f": {error.key}" if error.key else "")
     return UserError(f"{where}: {error.message}", file=file)
@@ -253,6 +253,6 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
     tests = dict.fromkeys(
         f"average_accuracy_{protocol}"
         for scenario, own in streams
-        for protocol in protocols(scenario)[: 2 if own.evaluate_without_task else 1]
+        for protocol in evaluation_protocols(scenario)[: 2 if own.evaluate_without_task else 1]
     )
     return (*tests, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.storage import NotJson, file_digest, parse_json, write_json_atomically
-from fedkd.tracking import METRICS, SUMMARY, TIMINGS, read_metrics, read_timings
+from fedkd.storage import InvalidJson, file_digest, parse_json, write_json_atomically
+from fedkd.tracking import METRICS_FILE, SUMMARY_FILE, TIMINGS_FILE, read_metrics, read_timings
 
 DIGESTS = "digests.json"
-READ = (SUMMARY, METRICS, TIMINGS)  # files of a run that a bench reads
+READ = (SUMMARY_FILE, METRICS_FILE, TIMINGS_FILE)  # files of a run that a bench reads
 
 
 def seal(folder: Path) -> None:
@@ -30,7 +30,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return _examined(folder)[0]
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Return what is damaged of a cell that was done; None: nothing, or it never was."""
     return _examined(folder)[1]
 
@@ -38,16 +38,16 @@ def damage(folder: Path) -> str | None:
 def _examined(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """Return the summary of a finished cell, or the damage of its files."""
     try:
-        summary = parse_json((folder / SUMMARY).read_bytes())
+        summary = parse_json((folder / SUMMARY_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None, None
-    except (OSError, NotJson):
-        return None, f"{SUMMARY} cannot be read"
+    except (OSError, InvalidJson):
+        return None, f"{SUMMARY_FILE} cannot be read"
     found = summary if isinstance(summary, dict) else {}
     tables = (found.get("final"), found.get("continual") or {})
     whole = found.get("status") == "done" and isinstance(found.get("seconds"), int | float)
     if not whole or not all(isinstance(table, Mapping) for table in tables):
-        return None, f"{SUMMARY} is not that of a run that is done"
+        return None, f"{SUMMARY_FILE} is not that of a run that is done"
     changed = _changed(folder)
     return (None, changed) if changed else (found, None)
 
@@ -58,7 +58,7 @@ def _changed(folder: Path) -> str | None:
         digests = parse_json((folder / DIGESTS).read_bytes())
     except FileNotFoundError:  # no bench finished it
         return _broken_rows(folder)
-    except (OSError, NotJson):
+    except (OSError, InvalidJson):
         digests = None
     if not isinstance(digests, dict):
         return f"{DIGESTS} cannot be read"
@@ -75,7 +75,7 @@ def _changed(folder: Path) -> str | None:
 
 def _broken_rows(folder: Path) -> str | None:
     """Return which tidy file of a run is not rows, the last one whole; None: all are."""
-    for name, read in ((METRICS, read_metrics), (TIMINGS, read_timings)):
+    for name, read in ((METRICS_FILE, read_metrics), (TIMINGS_FILE, read_timings)):
         try:
             whole = all(isinstance(row, dict) for row in read(folder))
             whole = whole and (folder / name).read_bytes().endswith(b"\n")

@@ -7,9 +7,9 @@ from typing import Any
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.merge import value_at
 from fedkd.errors import UserError
-from fedkd.plan import TOLD
-from fedkd.scenario import changed_keys, decisive, read_scenario, read_toml
-from fedkd.tracking import SCENARIO
+from fedkd.plan import MAX_LISTED_CHANGES
+from fedkd.scenario import changed_keys, read_scenario, read_toml, result_relevant_keys
+from fedkd.tracking import SCENARIO_FILE
 
 SHOWN_VALUES = 4  # values of a key that a message names at most
 
@@ -21,7 +21,7 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
     except OSError:  # not there yet, or unreadable: writing there says so
         return
     names = {cell.folder_name for cell in cells}
-    strangers = [path for path in found if path.name not in names and (path / SCENARIO).is_file()]
+    strangers = [path for path in found if path.name not in names and (path / SCENARIO_FILE).is_file()]
     if not strangers:
         return
     runs = f"{len(strangers)} run{'s' * (len(strangers) > 1)}"
@@ -35,22 +35,22 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
 def _difference(run: Path, cells: Sequence[Cell]) -> str:
     """Word the difference of a run from the cell that is most like it."""
     try:
-        before = decisive(read_scenario(read_toml(run / SCENARIO), folder=run))
+        before = result_relevant_keys(read_scenario(read_toml(run / SCENARIO_FILE), folder=run))
     except UserError:
-        return f"{run.name}, whose {SCENARIO} cannot be read"
-    changes = [changed_keys(before, decisive(cell.scenario), places=True) for cell in cells]
+        return f"{run.name}, whose {SCENARIO_FILE} cannot be read"
+    changes = [changed_keys(before, result_relevant_keys(cell.scenario), places=True) for cell in cells]
     nearest = min(changes, key=len)
     if not nearest:
         twin = cells[changes.index(nearest)]
         return f"{run.name} is now called {twin.folder_name}"
     told = [f"{key} was {_word(old)} and is {_now(key, new, cells)}" for key, (old, new) in nearest.items()]
-    more = [f"{len(told) - TOLD} more"] if len(told) > TOLD else []
-    return ", ".join([*told[:TOLD], *more])
+    more = [f"{len(told) - MAX_LISTED_CHANGES} more"] if len(told) > MAX_LISTED_CHANGES else []
+    return ", ".join([*told[:MAX_LISTED_CHANGES], *more])
 
 
 def _now(key: str, nearest: Any, cells: Sequence[Cell]) -> str:
     """Word the values of the cells at a dotted key, that of the nearest cell first."""
-    others = (_word(value_at(decisive(cell.scenario), key)) for cell in cells)
+    others = (_word(value_at(result_relevant_keys(cell.scenario), key)) for cell in cells)
     *first, last = list(dict.fromkeys([_word(nearest), *others]))[: SHOWN_VALUES + 1]
     if len(first) == SHOWN_VALUES:
         last = "…"

@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plan import CONTINUAL, FUSION
+from fedkd.plan import CONTINUAL_TABLE, FUSION_TABLE
 
 REPLACE = "!"
 
@@ -30,7 +30,7 @@ def set_keys(table: Mapping[str, Any]) -> set[str]:
     return {key.removesuffix(REPLACE) for key in flatten(table)}
 
 
-def overlapping(one: str, other: str) -> bool:
+def keys_overlap(one: str, other: str) -> bool:
     """Return whether two dotted keys are the same, or one is within the other."""
     one, other = one.removesuffix(REPLACE) + ".", other.removesuffix(REPLACE) + "."
     return one.startswith(other) or other.startswith(one)
@@ -81,7 +81,7 @@ def _child(table: Any, part: str, where: str) -> Any:
 def forget_hyperparameters(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return scenario tables without hyper-parameters of a strategy or learner that `changes` replace."""
     kept = dict(tables)
-    for table in (FUSION, CONTINUAL):
+    for table in (FUSION_TABLE, CONTINUAL_TABLE):
         present, fields = kept.get(table.name, {}), table.section.model_fields
         chosen = changes.get(f"{table.name}.{table.kind}")
         if chosen not in (None, present.get(table.kind, fields[table.kind].default)):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.data import Data, FederatedData, load_data
-from fedkd.engine import RayCluster, check_nodes, files_to_ship, other_nodes
+from fedkd.engine import RayCluster, check_nodes, other_nodes, shipped_plugin_files
 from fedkd.errors import EngineLost, FedkdError, UserError
 from fedkd.plan import open_plan
 from fedkd.scenario import Engine, scenario_from_json
@@ -63,7 +63,7 @@ def check_all_nodes(
         scenario = scenario_from_json(scenario_json)
         tried.setdefault(scenario.data.model_dump_json(), scenario_json)
     scenario = scenario_from_json(jobs[0][0])
-    check_nodes(scenario, cluster, share, files_to_ship(scenario))
+    check_nodes(scenario, cluster, share, shipped_plugin_files(scenario))
     folder = Path(jobs[0][1]).parent
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MARK

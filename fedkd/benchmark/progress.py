@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.estimate import CellPace
-from fedkd.benchmark.worker import Outcome
-from fedkd.tracking import PlainLines, duration, time_left
+from fedkd.benchmark.worker import CellOutcome
+from fedkd.tracking import PlainLines, format_duration, format_time_left
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -47,7 +47,7 @@ class BenchProgress:
     def started(self, cell: Cell) -> None:
         self.running[cell] = time.monotonic()
 
-    def finished(self, cell: Cell, outcome: Outcome) -> None:
+    def finished(self, cell: Cell, outcome: CellOutcome) -> None:
         self.running.pop(cell, None)
         self._waiting.pop(cell, None)
         if outcome.status == "done":
@@ -81,7 +81,7 @@ class BenchProgress:
         if self.running:
             words.append(f"{len(self.running)} running")
         if left and (self._waiting or self._unknown > 0):
-            words.append(f"{time_left(self.left())} left")
+            words.append(f"{format_time_left(self.left())} left")
         return ", ".join(words)
 
 
@@ -92,7 +92,7 @@ class PlainProgress(PlainLines, BenchProgress):
         super().__init__(*counted, **more)
         self._stream = stream
 
-    def finished(self, cell: Cell, outcome: Outcome) -> None:
+    def finished(self, cell: Cell, outcome: CellOutcome) -> None:
         super().finished(cell, outcome)
         self.message(f"{finished_line(cell, outcome)}  ({self.counts(left=True)})")
 
@@ -108,7 +108,7 @@ class LiveProgress(BenchProgress):
         self._live = Live(get_renderable=self._display, console=console, refresh_per_second=4)
         self._live.start()
 
-    def finished(self, cell: Cell, outcome: Outcome) -> None:
+    def finished(self, cell: Cell, outcome: CellOutcome) -> None:
         super().finished(cell, outcome)
         if outcome.status == "failed" or outcome.told:
             self.message(finished_line(cell, outcome))
@@ -137,16 +137,17 @@ class LiveProgress(BenchProgress):
         # The refreshing thread calls this too: what runs is copied before it is counted.
         running, now = list(self.running.items()), time.monotonic()
         lines = [
-            line(f"  {cell.label}  {duration(now - since)}") for cell, since in running[:VISIBLE_RUNNING]
+            line(f"  {cell.label}  {format_duration(now - since)}")
+            for cell, since in running[:VISIBLE_RUNNING]
         ]
         if len(running) > VISIBLE_RUNNING:
             lines.append(Text(f"  and {len(running) - VISIBLE_RUNNING} more"))
         return Group(bar, *lines)
 
 
-def finished_line(cell: Cell, outcome: Outcome) -> str:
+def finished_line(cell: Cell, outcome: CellOutcome) -> str:
     """Return the line that says how a cell ended."""
-    ending = f": {outcome.error}" if outcome.error else f"  {duration(outcome.seconds)}"
+    ending = f": {outcome.error}" if outcome.error else f"  {format_duration(outcome.seconds)}"
     return f"{outcome.status:<6}  {cell.label}{ending}" + (f"  {outcome.told}" if outcome.told else "")
 
 

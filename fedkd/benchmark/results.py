@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.finished import read_summary
-from fedkd.benchmark.worker import Outcome
+from fedkd.benchmark.worker import CellOutcome
 from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan import build_schedule
-from fedkd.plugins import require
+from fedkd.plugins import require_package
 from fedkd.report import Curve, StudyRun
-from fedkd.scenario import Scenario, accuracy_name, protocols
-from fedkd.storage import replacing
-from fedkd.tracking import METRICS, read_metrics, read_timings
+from fedkd.scenario import Scenario, accuracy_name, evaluation_protocols
+from fedkd.storage import atomic_replacement
+from fedkd.tracking import METRICS_FILE, read_metrics, read_timings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,7 @@ class FinishedCell:
 
     cell: Cell
     folder: Path
-    outcome: Outcome
+    outcome: CellOutcome
     summary: Mapping[str, Any] | None
     relative: dict[str, float] = field(default_factory=dict)
 
@@ -54,12 +54,12 @@ class FinishedCell:
         return {} if self.summary is None else final_values(self.summary) | self.relative
 
 
-def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, Outcome]) -> list[FinishedCell]:
+def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, CellOutcome]) -> list[FinishedCell]:
     """Return all cells with their outcomes; those without one were done before, or never ran."""
     finished = []
     for cell in cells:
         summary = read_summary(folder / cell.folder_name)
-        outcome = outcomes.get(cell) or Outcome("pending" if summary is None else "done")
+        outcome = outcomes.get(cell) or CellOutcome("pending" if summary is None else "done")
         finished.append(FinishedCell(cell, folder / cell.folder_name, outcome, summary))
     return finished
 
@@ -83,7 +83,7 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
 
 def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder: Path) -> None:
     """Write `results.parquet` and `results.csv`, a few cells at a time, so that memory stays small."""
-    require("pyarrow", "a table of all values", "report")
+    require_package("pyarrow", "a table of all values", "report")
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -95,8 +95,8 @@ def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder
     schema = pa.schema([*columns, ("value", pa.float64())])
     plain = pa.schema([(field.name, _plain_type(field.type)) for field in schema])
     with (
-        replacing(folder / "results.parquet") as columns_file,
-        replacing(folder / "results.csv") as csv_file,
+        atomic_replacement(folder / "results.parquet") as columns_file,
+        atomic_replacement(folder / "results.csv") as csv_file,
         pa.parquet.ParquetWriter(columns_file, schema, compression="zstd") as parquet,
         pa.csv.CSVWriter(csv_file, plain) as text,
     ):
@@ -169,7 +169,7 @@ def _recorded(cell: FinishedCell) -> pa.Table:
     if not cell.done:  # the last line may be half-written
         return pa.Table.from_pylist([dict(row) for row in read_metrics(cell.folder)], schema=schema)
     options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    return pa.json.read_json(cell.folder / METRICS, parse_options=options)
+    return pa.json.read_json(cell.folder / METRICS_FILE, parse_options=options)
 
 
 def _axis_value(cell: Cell, axis: Axis) -> Any:
@@ -189,7 +189,7 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
     if any(cell.cell.scenario.continual is not None for cell in finished):
         measured += ["average_accuracy", "bwt", "forgetting", "intransigence", "gain_over_single"]
         measured += ["stored_bytes_per_task", "peak_bytes"]
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_replacement(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns = [axis.name for axis in axes]
         writer.writerow([*columns, "seed", "hash", "status", *measured, "folder", "error"])
@@ -241,7 +241,9 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
 
 def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the numeric rows of the federation's means: those of no task, and those of tasks."""
-    with (cell.folder / METRICS).open("rb") as lines:  # most are of single clients: the others are parsed
+    with (cell.folder / METRICS_FILE).open(
+        "rb"
+    ) as lines:  # most are of single clients: the others are parsed
         rows = [json.loads(line) for line in lines if b'"client": null' in line]
     means = [row | {"value": float(row["value"])} for row in rows if row["value"] is not None]
     return [row for row in means if row["task"] is None], [row for row in means if row["task"] is not None]
@@ -255,7 +257,7 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
     if not schedule.in_step:  # no round is the end of the same task for all
         return {}
     lessons, curves = TaskHistory.of(schedule.course(0)), {}
-    for name in map(accuracy_name, protocols(scenario)):
+    for name in map(accuracy_name, evaluation_protocols(scenario)):
         rows = [row for row in of_tasks if (row["metric"], row["split"]) == (name, "global")]
         values = {(row["round"], row["task"]): row["value"] for row in rows}
         points = []

@@ -21,20 +21,28 @@ from fedkd.benchmark.cells import (
     shown_metrics,
 )
 from fedkd.benchmark.estimate import estimate
-from fedkd.benchmark.finished import DIGESTS, damage, read_summary
+from fedkd.benchmark.finished import DIGESTS, find_damage, read_summary
 from fedkd.benchmark.folder import check_folder
 from fedkd.benchmark.progress import make_bench_progress
 from fedkd.benchmark.references import add_reference_metrics
 from fedkd.benchmark.results import FinishedCell, chance_line, collect, study_run, write_cells, write_results
-from fedkd.benchmark.scheduler import CellCheck, scheduling
+from fedkd.benchmark.scheduler import CellCheck, open_scheduler
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
-from fedkd.benchmark.worker import Outcome
+from fedkd.benchmark.worker import CellOutcome
 from fedkd.errors import UserError
 from fedkd.plugins import Omissions
 from fedkd.report import Study, StudyAxis, csv_table, latex_table, markdown_table, write_study
 from fedkd.scenario import read_scenario, read_toml, toml_value
-from fedkd.storage import expanded, write_text_atomically
-from fedkd.tracking import BENCH, CELLS, REPORT, SCENARIO, STUDY, duration, from_markdown
+from fedkd.storage import expand_path, write_text_atomically
+from fedkd.tracking import (
+    BENCH_FILE,
+    CELLS_FILE,
+    REPORT_FILE,
+    SCENARIO_FILE,
+    STUDY_FILE,
+    format_duration,
+    markdown_to_html,
+)
 
 log = logging.getLogger("fedkd.benchmark")
 
@@ -82,7 +90,7 @@ class BenchResult:
         return markdown_table(self.study)
 
     def _repr_html_(self) -> str:
-        return from_markdown(f"{self.table()}\nresults {self.folder}")
+        return markdown_to_html(f"{self.table()}\nresults {self.folder}")
 
 
 def plan_bench(
@@ -97,7 +105,7 @@ def plan_bench(
     compared = compared_axes(axes, resolve_baseline(bench, axes))
     cells = tuple(make_cells(bench, plug_ins=plug_ins))
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
-    folder = expanded(folder, key="--out").absolute()
+    folder = expand_path(folder, key="--out").absolute()
     unopened = {} if plug_ins else plug_ins_of_cells(cells)
     if not unopened:
         check_folder(cells, folder)
@@ -122,12 +130,12 @@ def bench(
     plan = plan_bench(path, overrides, out)
     waiting = plan.waiting()
     done = len(plan.cells) - len(waiting)
-    spec, dumped = plan.bench.spec, (BENCH, dump_bench(plan.bench))
+    spec, dumped = plan.bench.spec, (BENCH_FILE, dump_bench(plan.bench))
     display = partial(make_bench_progress, waiting, done, plan.compared, quiet=quiet)
-    with scheduling(plan.folder, plan.bench.file, dumped, spec.parallel, display) as scheduler:
+    with open_scheduler(plan.folder, plan.bench.file, dumped, spec.parallel, display) as scheduler:
         tell = scheduler.progress.message
         tell(f"{spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}")
-        outcomes: dict[Cell, Outcome] = {}
+        outcomes: dict[Cell, CellOutcome] = {}
         if waiting:
             tell("checking data and models")
             outcomes = scheduler.run(waiting)
@@ -136,8 +144,10 @@ def bench(
         return _report(plan, outcomes, tell)
 
 
-def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[str], None]) -> BenchResult:
-    from fedkd.report import draw_figures, report_at_the_end
+def _report(
+    plan: BenchPlan, outcomes: Mapping[Cell, CellOutcome], tell: Callable[[str], None]
+) -> BenchResult:
+    from fedkd.report import draw_figures, write_final_report
 
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
@@ -145,7 +155,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
     omissions = Omissions()
     with omissions.without("results.parquet, results.csv"):
         write_results(finished, plan.axes, plan.folder)
-    write_cells(finished, plan.axes, plan.folder / CELLS)
+    write_cells(finished, plan.axes, plan.folder / CELLS_FILE)
     write_text_atomically(plan.folder / "table.md", markdown_table(study))
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
     write_text_atomically(plan.folder / "table.tex", latex_table(study))
@@ -153,8 +163,8 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
     if done:
         with omissions.without("figures"):
             draw_figures(study, plan.folder / "figures", tell)
-    with omissions.without(REPORT):
-        report_at_the_end(plan.folder, tell)
+    with omissions.without(REPORT_FILE):
+        write_final_report(plan.folder, tell)
     omissions.report(log.warning)
     if (warning := chance_line(done)) is not None:
         tell(warning)
@@ -178,7 +188,7 @@ def study_of(
     )
 
 
-def study_so_far(folder: Path) -> Study | None:
+def partial_study(folder: Path) -> Study | None:
     """Return the study of a bench folder's finished cells; None: the study that is there has them all."""
 
     def written(path: Path) -> int:
@@ -188,9 +198,9 @@ def study_so_far(folder: Path) -> Study | None:
             return 0
 
     newest = max((written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
-    if not (folder / BENCH).is_file() or 0 < newest <= written(folder / STUDY):
+    if not (folder / BENCH_FILE).is_file() or 0 < newest <= written(folder / STUDY_FILE):
         return None
-    bench = load_bench(folder / BENCH)
+    bench = load_bench(folder / BENCH_FILE)
     axes = make_axes(bench)
     done = add_reference_metrics(list(_cells_done(bench, axes, folder / "runs")), axes)
     if not done:
@@ -208,9 +218,9 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
             continue
         with suppress(UserError):  # its scenario was damaged since
             run = folders[name]
-            scenario = read_scenario(read_toml(run / SCENARIO), folder=run)
+            scenario = read_scenario(read_toml(run / SCENARIO_FILE), folder=run)
             cell = Cell(levels, seed, scenario, run.name[-8:])
-            yield FinishedCell(cell, run, Outcome("done"), summary)
+            yield FinishedCell(cell, run, CellOutcome("done"), summary)
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
@@ -224,7 +234,7 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         told = ", ".join(f"{key} = {toml_value(name)}" for key, name in plan.unopened.items())
         yield f"unchecked  which cells are done, and how long the rest takes: not without {told}"
         return
-    damages = {cell: damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
+    damages = {cell: find_damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
     done = len(plan.cells) - len(damages)
     yield f"cells  {len(plan.cells)}, {done} done → {plan.folder}"
     for cell in plan.cells:
@@ -232,5 +242,5 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         yield f"  {'to do' if cell in damages else 'done':<6} {cell.label}  {cell.folder_name}{again}"
     CellCheck(plan.bench.file).check(list(damages))
     seconds, basis = estimate(plan.cells, plan.runs, plan.compared)
-    yield f"time   about {duration(seconds)} if one cell runs at a time"
+    yield f"time   about {format_duration(seconds)} if one cell runs at a time"
     yield f"       ({basis})"

@@ -8,24 +8,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark.cells import Cell, data_key, in_cell
-from fedkd.benchmark.finished import damage
+from fedkd.benchmark.cells import Cell, data_key, name_cell_in_error
+from fedkd.benchmark.finished import find_damage
 from fedkd.benchmark.places import POLL_SECONDS, await_all, check_all_nodes, first_line
 from fedkd.benchmark.progress import BenchProgress
-from fedkd.benchmark.worker import Outcome, run_cell
+from fedkd.benchmark.worker import CellOutcome, run_cell
 from fedkd.data import load_data
-from fedkd.engine import RayCluster, connect, count_actors, gpu_share, if_lost, stop_signals
+from fedkd.engine import (
+    RayCluster,
+    connect_ray,
+    count_actors,
+    gpu_share,
+    set_loss_message,
+    watch_stop_signals,
+)
 from fedkd.errors import EngineLost, Interrupted, UserError
-from fedkd.plan import resolve
+from fedkd.plan import resolve_plan
 from fedkd.scenario import Engine
-from fedkd.simulation import check_with
+from fedkd.simulation import check_models_and_exchange
 from fedkd.storage import write_text_atomically
-from fedkd.tracking import check_loggers, disk_told, locked
+from fedkd.tracking import check_loggers, explain_disk_errors, lock_run_folder
 
 GO_ON = "cells that are done stay so; go on with the same command"
 Jobs = Mapping[Cell, tuple[str, str]]
 """Cell to its scenario as JSON and its run folder: the arguments of `run_cell`."""
-Work = Callable[[str, str, float | None], Outcome]
+Work = Callable[[str, str, float | None], CellOutcome]
 """Runs a job, called with its GPUs as well: `run_cell`, or the like; workers receive it."""
 
 
@@ -53,10 +60,10 @@ class CellCheck:
                 check_loggers(scenario)
                 if data is None or dealt != loaded:
                     loaded, data = dealt, load_data(scenario, self._tell)
-                for _ in check_with(resolve(scenario, written=False), data):
+                for _ in check_models_and_exchange(resolve_plan(scenario, written=False), data):
                     continue
             except UserError as error:
-                raise in_cell(error, cell.label, self._file) from error
+                raise name_cell_in_error(error, cell.label, self._file) from error
 
 
 class Scheduler:
@@ -71,8 +78,11 @@ class Scheduler:
         self._stack = ExitStack()
 
     def run(
-        self, cells: Sequence[Cell], work: Work = run_cell, damaged: Callable[[Path], str | None] = damage
-    ) -> dict[Cell, Outcome]:
+        self,
+        cells: Sequence[Cell],
+        work: Work = run_cell,
+        damaged: Callable[[Path], str | None] = find_damage,
+    ) -> dict[Cell, CellOutcome]:
         """Check cells, then run them; a damaged cell begins anew. A signal raises `KeyboardInterrupt`."""
         self._check.check(cells)
         for cell in cells:
@@ -98,7 +108,7 @@ class Scheduler:
 
 
 @contextmanager
-def scheduling(
+def open_scheduler(
     folder: Path, file: str, dumped: tuple[str, str], parallel: bool, progress: Callable[[], BenchProgress]
 ) -> Iterator[Scheduler]:
     """Hold the folder of a bench or a search while its cells run.
@@ -110,7 +120,7 @@ def scheduling(
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
-    with locked(folder), disk_told(folder, lambda: f"make room; {GO_ON}"):
+    with lock_run_folder(folder), explain_disk_errors(folder, lambda: f"make room; {GO_ON}"):
         write_text_atomically(folder / dumped[0], dumped[1])
         scheduler = Scheduler(folder / "runs", file, parallel, progress())
         try:
@@ -122,10 +132,10 @@ def scheduling(
             scheduler.close()
 
 
-def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, Outcome]:
+def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, CellOutcome]:
     """Run jobs one after the other; return the outcomes of those that ran. Ctrl-C starts no other job."""
     progress.slots(1)
-    outcomes: dict[Cell, Outcome] = {}
+    outcomes: dict[Cell, CellOutcome] = {}
     for cell, (scenario_json, folder) in jobs.items():
         progress.started(cell)
         outcomes[cell] = work(scenario_json, folder, None)
@@ -145,7 +155,7 @@ class RayRunner:
         self._is_up = False
         self._running: dict[Any, Cell] = {}
 
-    def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, Outcome]:
+    def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, CellOutcome]:
         """Run jobs and return the outcomes of those that ran.
 
         After a signal, running jobs save their state and no other starts; a second signal stops at once.
@@ -160,7 +170,7 @@ class RayRunner:
         options = {"num_cpus": self._engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
         task: Any = ray.remote(_do).options(**options)
         waiting = iter(jobs.items())
-        outcomes: dict[Cell, Outcome] = {}
+        outcomes: dict[Cell, CellOutcome] = {}
 
         def start(count: int) -> None:
             for cell, job in islice(waiting, count):
@@ -172,7 +182,7 @@ class RayRunner:
                 self._wait_for_a_worker(options)
                 self._is_up = True
             self._progress.slots(slots)
-            with stop_signals(self._on_signal) as stop:
+            with watch_stop_signals(self._on_signal) as stop:
                 try:
                     start(slots)
                     while self._running:
@@ -196,7 +206,7 @@ class RayRunner:
         told = "no process for cells came up"
         await_all([nothing.remote()], self._engine, self._cluster, lambda _: told, told)
 
-    def _collect(self, stopping: bool) -> dict[Cell, Outcome]:
+    def _collect(self, stopping: bool) -> dict[Cell, CellOutcome]:
         """Return the outcomes of jobs that ended, having waited a moment for one."""
         import ray
 
@@ -212,19 +222,19 @@ class RayRunner:
             self._progress.finished(cell, outcome)
         return outcomes
 
-    def _outcome(self, reference: Any, stopping: bool) -> Outcome:
+    def _outcome(self, reference: Any, stopping: bool) -> CellOutcome:
         import ray
 
         try:
             return ray.get(reference)
         except ray.exceptions.TaskCancelledError:
-            return Outcome("interrupted")
+            return CellOutcome("interrupted")
         except ray.exceptions.RayError as error:
             if stopping:
-                return Outcome("interrupted")
+                return CellOutcome("interrupted")
             self._cluster.watch.check_after_failure()
             told = f"its Ray worker died: {type(error).__name__}: {first_line(error)}"
-            return Outcome("failed", error=told)
+            return CellOutcome("failed", error=told)
 
     def _on_signal(self) -> None:
         import ray
@@ -239,8 +249,8 @@ class RayRunner:
 def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
     """Start Ray, or join the cluster, and leave it after the block."""
     progress.message("starting Ray")
-    if_lost(GO_ON)
-    cluster = connect(engine)
+    set_loss_message(GO_ON)
+    cluster = connect_ray(engine)
     try:
         yield RayRunner(engine, cluster, progress)
     except EngineLost as error:
@@ -249,7 +259,7 @@ def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
         cluster.close()
 
 
-def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> Outcome:
+def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> CellOutcome:
     return work(scenario_json, folder, gpus)
 
 

@@ -19,15 +19,15 @@ from fedkd.report import CONTINUAL_METRICS
 from fedkd.scenario import (
     Section,
     check_metric_name,
-    dotted,
+    dotted_key,
     find_shipped,
-    names_of,
     parse_override,
     read_toml,
+    shipped_names,
 )
-from fedkd.storage import expanded
+from fedkd.storage import expand_path
 
-METRICS = (
+COMPARED_METRICS = (
     *("accuracy_before_fusion_local", "accuracy_before_fusion_global", "accuracy_local", "accuracy_global"),
     *("loss_local", "loss_global", "fusion_gain_local", "fusion_gain_global", "loss_train"),
     *("effective_neighbours_train", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
@@ -42,7 +42,7 @@ OF_MODELS = tuple(
 )
 """Metrics of strategies whose clients have a model of their own beside the average."""
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)]
 
@@ -50,7 +50,7 @@ Seeds = Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, 
 class ExperimentFile(Section):
     """Keys that the files of benches and of searches share."""
 
-    name: str = Field("bench", pattern=NAME)
+    name: str = Field("bench", pattern=NAME_PATTERN)
     """Name of the bench, or of the search; letters, digits, `.`, `_` and `-`."""
     base: str | None = None
     """The scenario file that every cell or trial starts from, relative to this file, or a shipped one's name;
@@ -139,15 +139,15 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     if mapping.keys() & {"data", "fusion", "rounds"} and not mapping.keys() & {"base", "scenario"}:
         raise UserError(f"is a scenario, not a bench; run it with: fedkd run {file}", file=file)
     fixed = apply_overrides(mapping, overrides, BenchFile.model_fields)
-    with explaining(file, BenchFile):
+    with file_errors(file, BenchFile):
         spec = BenchFile.model_validate(mapping)
         check_base_and_seeds(spec)
         _check_metrics(spec.metrics or [])
         for key, values in flatten(spec.grid).items():
             wrong = not isinstance(values, list) or not values
-            refuse_if(wrong, f"must be a list of values, got {values!r}", dotted(("grid", key)))
+            refuse_if(wrong, f"must be a list of values, got {values!r}", dotted_key(("grid", key)))
         for axis, variants in spec.variants.items():
-            refuse_if(not variants, "must have at least one variant", dotted(("variants", axis)))
+            refuse_if(not variants, "must have at least one variant", dotted_key(("variants", axis)))
         folder, base = base_scenario(spec, path)
     return Bench(spec, base, folder, fixed, file)
 
@@ -175,7 +175,7 @@ def apply_overrides(
 
 
 @contextmanager
-def explaining(file: str, model: type[ExperimentFile]) -> Iterator[None]:
+def file_errors(file: str, model: type[ExperimentFile]) -> Iterator[None]:
     """Have errors of the block name the file and the key."""
     try:
         yield
@@ -184,7 +184,7 @@ def explaining(file: str, model: type[ExperimentFile]) -> Iterator[None]:
         first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         location = first["loc"]
         known = model.model_fields if len(location) == 1 else ()
-        key, message = dotted(location), explain_error(first, known)
+        key, message = dotted_key(location), explain_error(first, known)
         if location[0] == "seeds":
             got = show_value(first["input"])
             key, message = "seeds", f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {got}"
@@ -220,7 +220,7 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
 
 
 def _check_metrics(metrics: list[str]) -> None:
-    known = (*METRICS, *OF_MODELS, *CONTINUAL_METRICS)
+    known = (*COMPARED_METRICS, *OF_MODELS, *CONTINUAL_METRICS)
     for name in metrics:
         check_metric_name(name, "metrics")
         # Strategies may record what is not known here, but not under nearly the same name.
@@ -239,9 +239,9 @@ def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any
     """Return the folder that a base scenario's paths are relative to, and its tables."""
     if spec.base is None:
         return path.parent, dict(spec.scenario or {})
-    base = path.parent / expanded(spec.base, key="base")
+    base = path.parent / expand_path(spec.base, key="base")
     if not base.is_file():
-        shipped = names_of("scenario").get(spec.base)
+        shipped = shipped_names("scenario").get(spec.base)
         if shipped is None:
             raise UserError(f"no such file: {base}", key="base")
         base = shipped
@@ -250,10 +250,10 @@ def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any
 
 def bench_json_schema() -> dict[str, Any]:
     """Return the JSON schema of a bench; reading checks keys in `set`, `grid`, `variants` and `baseline`."""
-    return with_scenario(BenchFile.model_json_schema(), "fedkd bench")
+    return add_scenario_schema(BenchFile.model_json_schema(), "fedkd bench")
 
 
-def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
+def add_scenario_schema(schema: dict[str, Any], title: str) -> dict[str, Any]:
     """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it."""
     scenario = json_schema()
     definitions = schema.setdefault("$defs", {}) | scenario.pop("$defs")

@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
-from fedkd.plan import check_continuation, resolve
-from fedkd.scenario import decisive, scenario_from_json, with_known_executor
+from fedkd.plan import check_continuation, resolve_plan
+from fedkd.scenario import result_relevant_keys, scenario_from_json, with_known_executor
 from fedkd.simulation import ERROR_FILE, resume, run
 from fedkd.storage import write_text_atomically
-from fedkd.tracking import SCENARIO, RunObserver, plan_of_run
+from fedkd.tracking import SCENARIO_FILE, RunObserver, read_run_plan
 
 Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """How a cell ended."""
 
     status: Status  # an interrupted cell can be resumed; a trial behind the others is pruned
@@ -32,7 +32,7 @@ class Outcome:
 
 def run_cell(
     scenario_json: str, folder: str, gpus: float | None = None, observers: Sequence[RunObserver] = ()
-) -> Outcome:
+) -> CellOutcome:
     """Run a cell inline, or resume it; a failure is an outcome, with its traceback in the run folder.
 
     `gpus` replaces the GPUs of the scenario.
@@ -40,22 +40,22 @@ def run_cell(
     started = time.perf_counter()
     path = Path(folder)
 
-    def outcome(status: Status, error: str = "", diverged: bool = False) -> Outcome:
-        return Outcome(status, time.perf_counter() - started, one_line(error), diverged)
+    def outcome(status: Status, error: str = "", diverged: bool = False) -> CellOutcome:
+        return CellOutcome(status, time.perf_counter() - started, one_line(error), diverged)
 
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
         unseal(path)
         scenario = scenario_from_json(scenario_json)
-        if (path / SCENARIO).exists():
-            began = plan_of_run(path).scenario
-            check_continuation(with_known_executor(decisive(scenario), began), 0, began)
+        if (path / SCENARIO_FILE).exists():
+            began = read_run_plan(path).scenario
+            check_continuation(with_known_executor(result_relevant_keys(scenario), began), 0, began)
             resume(path, observers=observers, progress=False, report=False)
         else:
             engine: dict[str, Any] = {"kind": "inline", "actors": None, "address": None}
             engine |= {} if gpus is None else {"gpus_per_actor": gpus}
             changes = {"engine": scenario.engine.model_copy(update=engine)}
-            plan = resolve(scenario.model_copy(update=changes), written=False)
+            plan = resolve_plan(scenario.model_copy(update=changes), written=False)
             run(plan, out=path, observers=observers, progress=False, report=False)
         seal(path)
     except (Interrupted, KeyboardInterrupt):

@@ -19,16 +19,16 @@ from fedkd.cli.families import (
     told_of_strategy,
 )
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plugins import HyperParameter, Registry, how_to_install
+from fedkd.plugins import HyperParameter, Registry, install_hint
 from fedkd.scenario import (
-    BENCHES,
-    LISTED,
-    Kind,
-    NotToml,
-    Shipped,
+    BENCH_FOLDER,
+    KIND_PLURALS,
+    InvalidToml,
+    ShippedFile,
+    ShippedKind,
+    list_shipped,
     parse_toml,
-    section_of,
-    shipped,
+    section_class,
     shipped_folder,
     toml_value,
 )
@@ -64,7 +64,7 @@ def strategy_details() -> Iterator[str]:
     from flwr.serverapp import strategy as flower
 
     from fedkd.federation import flower_hyperparameters, flower_strategy_names
-    from fedkd.fusion import STRATEGIES, capabilities_of, source_of, strategy_hyperparameters
+    from fedkd.fusion import STRATEGIES, capabilities_of, strategy_hyperparameters, strategy_source
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):
@@ -78,7 +78,7 @@ def strategy_details() -> Iterator[str]:
         needed += [f"the learner {can.learner}"] if can.learner is not None else []
         if needed:
             yield _row("", f"  needs {', '.join(needed)}")
-        yield from _hyperparameter_rows(strategy_hyperparameters(name), source_of(strategy))
+        yield from _hyperparameter_rows(strategy_hyperparameters(name), strategy_source(strategy))
     for name in flower_strategy_names():
         yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
         yield _row("", f"  needs {NEEDS['gradients']}, {NEEDS['one_architecture']}")
@@ -217,9 +217,9 @@ def loggers() -> Iterator[str]:
     for name, kind in LOGGERS.items():
         yield _row(name, kind.summary)
         if not kind.is_there:
-            how = how_to_install(kind.extra) if kind.extra else f"pip install {kind.package}"
+            how = install_hint(kind.extra) if kind.extra else f"pip install {kind.package}"
             yield _row("", f"  not installed; {how}")
-        section = section_of(Tracking.model_fields[name].annotation)
+        section = section_class(Tracking.model_fields[name].annotation)
         assert section is not None
         for key, field in section.model_fields.items():
             default = field.get_default(call_default_factory=True)
@@ -232,12 +232,12 @@ def scenarios() -> Iterator[str]:
     folder = Path.cwd() / "scenarios"
     for path in sorted(folder.glob("**/*.toml")) if folder.resolve() != shipped_folder() else ():
         relative = path.relative_to(folder)
-        if relative.parts[0] == BENCHES or path.name == "pyproject.toml":
+        if relative.parts[0] == BENCH_FOLDER or path.name == "pyproject.toml":
             continue
         try:
             parse_toml(path.read_text(encoding="utf-8"))
-            what = Shipped("", path).about()[0]
-        except (NotToml, UnicodeDecodeError, OSError):
+            what = ShippedFile("", path).about()[0]
+        except (InvalidToml, UnicodeDecodeError, OSError):
             what = "(not valid TOML)"
         yield _row(f"scenarios/{relative}", what).rstrip()
 
@@ -247,8 +247,8 @@ def benches() -> Iterator[str]:
     return _shipped("bench")
 
 
-def _shipped(kind: Kind) -> Iterator[str]:
-    entries = shipped(kind)
+def _shipped(kind: ShippedKind) -> Iterator[str]:
+    entries = list_shipped(kind)
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
         what, takes = entry.about()
@@ -256,15 +256,15 @@ def _shipped(kind: Kind) -> Iterator[str]:
         if takes:
             yield f"{'':<{width}}    {takes[:1].lower()}{takes[1:]}"
     if not entries:
-        yield f"none: the folder of shipped {LISTED[kind]} is not there"
+        yield f"none: the folder of shipped {KIND_PLURALS[kind]} is not there"
 
 
 def find_dataset(name: str) -> Path | None:
     """Return the folder of a data set in the data root or the user cache, or None."""
-    from fedkd.data import data_root, user_cache
+    from fedkd.data import data_root_folder, user_cache_folder
 
     parts = (name, TORCHVISION_FOLDERS[name])
-    folders = (base / part for base in (data_root(None), user_cache()) for part in parts)
+    folders = (base / part for base in (data_root_folder(None), user_cache_folder()) for part in parts)
     return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
 
 

@@ -11,15 +11,15 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
-from fedkd.plugins import require
-from fedkd.scenario import SUFFIX, Kind, Scenario, names_of, section_of
+from fedkd.plugins import require_package
+from fedkd.scenario import TOML_SUFFIX, Scenario, ShippedKind, section_class, shipped_names
 
 ASKED = "_ARGCOMPLETE"  # environment variable that a shell sets when it asks for completions
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer a shell, and leave the process."""
-    argcomplete = require("argcomplete", "completion in a shell", "completion")
+    argcomplete = require_package("argcomplete", "completion in a shell", "completion")
     for action, kind in _arguments(parser):
         if action.dest == "scenario":
             action.completer = lambda prefix, kind=kind, **_: scenario_words(prefix, kind)
@@ -30,17 +30,17 @@ def complete(parser: argparse.ArgumentParser) -> None:
     argcomplete.autocomplete(parser)
 
 
-def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[Any, Kind]]:
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[Any, ShippedKind]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb, inner in action.choices.items():
-                kind: Kind = "bench" if verb == "bench" else "scenario"
+                kind: ShippedKind = "bench" if verb == "bench" else "scenario"
                 yield from ((own, kind) for own in inner._actions)
 
 
-def scenario_words(prefix: str, kind: Kind) -> list[str]:
+def scenario_words(prefix: str, kind: ShippedKind) -> list[str]:
     """Return the shipped names, TOML files and folders that begin with `prefix`."""
-    names = [name for name in names_of(kind) if name.startswith(prefix)]
+    names = [name for name in shipped_names(kind) if name.startswith(prefix)]
     return sorted(names) + list(_files(prefix))
 
 
@@ -56,7 +56,7 @@ def _files(prefix: str) -> Iterator[str]:
             shown = f"{folder}/{entry.name}" if "/" in prefix else entry.name
             if entry.is_dir():
                 yield f"{shown}/"
-            elif entry.name.endswith(SUFFIX):
+            elif entry.name.endswith(TOML_SUFFIX):
                 yield shown
 
 
@@ -68,7 +68,7 @@ def set_words(prefix: str) -> list[str]:
 def keys_of(section: type[BaseModel], path: str = "") -> Iterable[str]:
     """Yield the dotted keys of a section and of those within it."""
     for name, field in section.model_fields.items():
-        inner = None if get_origin(field.annotation) is list else section_of(field.annotation)
+        inner = None if get_origin(field.annotation) is list else section_class(field.annotation)
         if inner is None:
             yield f"{path}{name}"
         else:

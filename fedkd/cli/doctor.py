@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedkd.plugins import how_to_install
+from fedkd.plugins import install_hint
 
 MISSING = "not installed"
 PACKAGES = (
@@ -36,7 +36,7 @@ def examine() -> Iterator[str]:
     for extra, packages in EXTRAS.items():
         for package in packages:
             found = _version(package)
-            yield _row(package, f"{found}; {how_to_install(extra)}" if found == MISSING else found)
+            yield _row(package, f"{found}; {install_hint(extra)}" if found == MISSING else found)
     # A container may have fewer than the machine.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield _row("cpus", f"{cpus} available to this process")
@@ -92,10 +92,10 @@ def _ray_resources() -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from fedkd.engine import allowed_cpus, lean, secluded
+    from fedkd.engine import allowed_cpus, minimal_ray, private_ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with lean(), secluded() as end_seclusion:
+    with minimal_ray(), private_ray() as end_seclusion:
         ray.init(address="local", num_cpus=allowed_cpus(), include_dashboard=False, **quiet)
     try:
         resources = ray.cluster_resources()
@@ -108,9 +108,9 @@ def _ray_resources() -> str:
 
 def _data_rows() -> Iterator[str]:
     from fedkd.cli.catalogue import TORCHVISION_FOLDERS, find_dataset
-    from fedkd.data import data_root
+    from fedkd.data import data_root_folder
 
-    root = data_root(None)
+    root = data_root_folder(None)
     origin = "$FEDKD_DATA" if os.environ.get("FEDKD_DATA") else "the user cache; set FEDKD_DATA for another"
     state = "" if root.is_dir() else ", which does not exist yet"
     yield _row("data root", f"{root} ({origin}){state}")
@@ -124,13 +124,13 @@ def _data_rows() -> Iterator[str]:
 
 
 def _executor_rows() -> Iterator[str]:
-    from fedkd.clients import cache_file, measured_steps
+    from fedkd.clients import executor_cache_path, read_step_measurements
 
-    measured = measured_steps()
+    measured = read_step_measurements()
     if not measured:
         yield _row("executors", 'nothing measured yet (training.executor = "auto")')
         return
-    yield _row("executors", f"measured, in {cache_file()}:")
+    yield _row("executors", f"measured, in {executor_cache_path()}:")
     for what, (loop, vectorised) in measured:
         keys = ("model", "batch_size", "vmap_size", "device")
         model, size, together, device = (what.get(key, "?") for key in keys)

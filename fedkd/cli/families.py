@@ -61,12 +61,12 @@ WIDEST = 96  # letters that a list has for what a part does
 
 def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
     """Return a strategy's family, by what its clients send, and what it needs besides."""
-    from fedkd.fusion import overrides
+    from fedkd.fusion import overrides_hook
 
     in_turn = (
         (can.sends == "nothing", BASELINES),
         (can.learner is not None or {"masks", "class_stream"} & can.needs, STREAMS),
-        (overrides(strategy, "aux_networks"), SECOND),
+        (overrides_hook(strategy, "aux_networks"), SECOND),
         ("weights" in can.needs, WEIGHTS),
         (can.uses_transfer_set, PUBLIC),
     )

@@ -16,11 +16,11 @@ from typing import IO, Any, NoReturn
 from fedkd import __version__
 from fedkd.cli import verbs
 from fedkd.cli.verbs import LISTS
-from fedkd.engine import INTERRUPTED, has_ended, interrupting, outliving_terminal
+from fedkd.engine import INTERRUPTED_STATUS, ignore_closed_terminal, report_end, signals_as_interrupts
 from fedkd.errors import FedkdError, UserError, one_line, words_of
-from fedkd.plugins import contained, no_sudden_end
-from fedkd.scenario import LISTED, Kind
-from fedkd.storage import expanded
+from fedkd.plugins import contain_plugin, forbid_os_exit
+from fedkd.scenario import KIND_PLURALS, ShippedKind
+from fedkd.storage import expand_path
 
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 READER_LEFT = 141  # exit status of a program that wrote to a closed pipe: 128 + SIGPIPE
@@ -31,7 +31,7 @@ def program() -> int:
     try:
         return main(supervised=True)
     finally:
-        has_ended()
+        report_end()
 
 
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with outliving_terminal(), interrupting():
+        with ignore_closed_terminal(), signals_as_interrupts():
             return _main(argv, supervised)
     except KeyboardInterrupt:  # once more, while the first was told of
-        return INTERRUPTED
+        return INTERRUPTED_STATUS
 
 
 def _main(argv: Sequence[str] | None, supervised: bool) -> int:
@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
             complete(parser)
         args = parser.parse_args(argv)
         args.supervised = supervised
-        with contained(), no_sudden_end():
+        with contain_plugin(), forbid_os_exit():
             args.verb(args)
         sys.stdout.flush()
         return 0
@@ -62,12 +62,12 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
         _silence(sys.stdout)
         return READER_LEFT
     except FedkdError as error:
-        if error.exit_status == INTERRUPTED:
+        if error.exit_status == INTERRUPTED_STATUS:
             _drop(error)
         return _fail(str(error), error.exit_status)
     except KeyboardInterrupt as error:
         _drop(error)
-        return _fail("interrupted", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED_STATUS)
     except MemoryError as error:
         return _fail(f"this needs more memory than there is: {error or 'nothing is left'}", 3)
     except Exception as error:
@@ -214,11 +214,11 @@ def _parser() -> argparse.ArgumentParser:
 def _folder(text: str) -> Path:
     if not text or "\0" in text:
         raise UserError(f"a folder has a name without NULs, got {text!r}")
-    return expanded(text)
+    return expand_path(text)
 
 
-def _add_scenario(parser: argparse.ArgumentParser, kind: Kind = "scenario") -> None:
-    text = f"{kind} file, or the name of a shipped {kind}: fedkd list {LISTED[kind]}"
+def _add_scenario(parser: argparse.ArgumentParser, kind: ShippedKind = "scenario") -> None:
+    text = f"{kind} file, or the name of a shipped {kind}: fedkd list {KIND_PLURALS[kind]}"
     parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=text)
     text = "change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp"
     _add_words(parser, "--set", "key=value", text)

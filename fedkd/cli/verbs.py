@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 from fedkd.engine import check_address_space
 from fedkd.errors import RunFailed, UserError, refuse_if
-from fedkd.scenario import LISTED, Kind, find_shipped, names_of
+from fedkd.scenario import KIND_PLURALS, ShippedKind, find_shipped, shipped_names
 
-LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *KIND_PLURALS.values())
 
 
 def run_verb(args: argparse.Namespace) -> None:
@@ -30,9 +30,9 @@ def run_verb(args: argparse.Namespace) -> None:
 
 def resume_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.tracking import plan_of_run
+    from fedkd.tracking import read_run_plan
 
-    _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
+    _supervise(args, lambda: read_run_plan(args.folder).scenario.engine.kind == "ray")
     from fedkd.simulation import resume
     from fedkd.tracking import make_progress
 
@@ -60,7 +60,7 @@ def bench_verb(args: argparse.Namespace) -> None:
 
 def tune_verb(args: argparse.Namespace) -> None:
     check_address_space()
-    from fedkd.tuning import SHOWN, describe_tune, load_search, plan_tune, tune
+    from fedkd.tuning import MAX_TABLE_TRIALS, describe_tune, load_search, plan_tune, tune
 
     if args.scenario is None:  # `--search a=0..1 file.toml` reads as it was meant
         args.scenario = next((word for word in args.search if "=" not in word), None)
@@ -74,14 +74,14 @@ def tune_verb(args: argparse.Namespace) -> None:
     _supervise(args, lambda: load_search(path, overrides, args.search).spec.parallel)
     result = tune(path, search=args.search, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
-        print(f"\n{result.table(SHOWN)}\nresults  {result.folder}\nfound    {result.scenario}")
+        print(f"\n{result.table(MAX_TABLE_TRIALS)}\nresults  {result.folder}\nfound    {result.scenario}")
 
 
 def report_verb(args: argparse.Namespace) -> None:
-    from fedkd.benchmark import study_so_far
+    from fedkd.benchmark import partial_study
     from fedkd.report import write_report
 
-    study = study_so_far(args.folders[0]) if len(args.folders) == 1 else None
+    study = partial_study(args.folders[0]) if len(args.folders) == 1 else None
     print(f"report  {write_report(args.folders, args.out, study)}")
 
 
@@ -92,9 +92,9 @@ def _print(lines: Iterable[str]) -> None:
 
 def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
     if args.supervised and on_ray():
-        from fedkd.engine import split_off
+        from fedkd.engine import run_in_child
 
-        split_off()
+        run_in_child()
 
 
 def watch_verb(args: argparse.Namespace) -> None:
@@ -152,12 +152,16 @@ def check_verb(args: argparse.Namespace) -> None:
         print(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
     from fedkd.plan import WithoutPlugins, load_plan, load_without_plugins
-    from fedkd.simulation import check, check_without_plugins
+    from fedkd.simulation import check_plan, check_without_plugins
 
     path, overrides = _scenario_words(args)
     plan = (load_without_plugins if args.no_plugins else load_plan)(path, overrides)
     with _naming(path):
-        _print(check_without_plugins(plan, print) if isinstance(plan, WithoutPlugins) else check(plan, print))
+        _print(
+            check_without_plugins(plan, print)
+            if isinstance(plan, WithoutPlugins)
+            else check_plan(plan, print)
+        )
     print("ok")
 
 
@@ -186,15 +190,15 @@ def doctor_verb(args: argparse.Namespace) -> None:
     _print(examine())
 
 
-def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[str, list[str]]:
+def _scenario_words(args: argparse.Namespace, kind: ShippedKind = "scenario") -> tuple[str, list[str]]:
     """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
     words, file = list(args.set), args.scenario
     if file is None:
         files = [word for word in words if "=" not in word and word.endswith(".toml")]
-        known = names_of(kind)
+        known = shipped_names(kind)
         file = next(iter([*files, *(word for word in words if word in known)]), None)
         if file is None:
-            listing = f"fedkd list {LISTED[kind]}"
+            listing = f"fedkd list {KIND_PLURALS[kind]}"
             raise UserError(f"no {kind} file given, nor a name such as quickstart (see: {listing})")
         words.remove(file)
     return str(find_shipped(file, kind)), words

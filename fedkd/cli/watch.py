@@ -9,20 +9,20 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plan import Plan
-from fedkd.simulation import summary_of
-from fedkd.storage import expanded
+from fedkd.simulation import read_run_summary
+from fedkd.storage import expand_path
 from fedkd.tracking import (
-    METRICS,
-    TIMINGS,
+    METRICS_FILE,
+    TIMINGS_FILE,
     PlainProgress,
-    Present,
     RoundReport,
     RunObserver,
+    RunProgress,
     RunReport,
     is_locked,
     make_progress,
-    plan_of_run,
-    read_present,
+    read_progress,
+    read_run_plan,
 )
 
 EVERY_SECONDS = 1.0
@@ -48,8 +48,8 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Show a run's rounds until it ends, by default in a live table; write nothing into its folder."""
-    folder = expanded(folder).absolute()
-    plan = plan_of_run(folder)
+    folder = expand_path(folder).absolute()
+    plan = read_run_plan(folder)
     if observer is None:
         observer = PlainProgress(sys.stdout) if once else make_progress(quiet=False)
     with observer:
@@ -65,18 +65,18 @@ class _Follower:
 
     def __init__(self, plan: Plan, folder: Path, observer: RunObserver) -> None:
         self._plan, self._folder, self._observer = plan, folder, observer
-        self._metrics, self._timings = _Tail(folder / METRICS), _Tail(folder / TIMINGS)
+        self._metrics, self._timings = _Tail(folder / METRICS_FILE), _Tail(folder / TIMINGS_FILE)
         self._rows: dict[int, Rows] = {}
         self._costs: dict[int, Rows] = {}
         self._told = 0  # rounds
-        self._present: Present | None = None
+        self._present: RunProgress | None = None
         observer.run_started(plan.scenario, folder, 0)
 
     def step(self) -> bool:
         """Tell of what has come since the last step; return whether the run has ended."""
         # First whether it ended, then what there is: nothing may come between the two and stay untold.
-        present, running = read_present(self._folder), is_locked(self._folder)
-        found = summary_of(self._folder) if present is None or present.status == "done" else {}
+        present, running = read_progress(self._folder), is_locked(self._folder)
+        found = read_run_summary(self._folder) if present is None or present.status == "done" else {}
         summary = found if found.get("rounds") == self._plan.scenario.rounds else None
         if self._read():
             self._told = 0
@@ -131,7 +131,7 @@ class _Follower:
             task=schedule.task(0, round) if schedule.in_step else None,
         )
 
-    def _tell_phase(self, present: Present | None) -> None:
+    def _tell_phase(self, present: RunProgress | None) -> None:
         if present is None or not present.phase:
             return
         self._observer.phase(present.round, present.phase, min(present.done, 1), present.total)

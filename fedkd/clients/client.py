@@ -20,10 +20,18 @@ from fedkd.clients.poison import Poison
 from fedkd.clients.strategy_view import StrategyView
 from fedkd.clients.trainer import Trainer
 from fedkd.clients.upload.stages import encode, upload_stages
-from fedkd.fusion import Arrays, Kind, Received, answers_otherwise, check_arrays, kinds_of, objective_of
+from fedkd.fusion import (
+    Arrays,
+    Kind,
+    ReceivedGuidance,
+    check_arrays,
+    objective_of,
+    replaces_predictor,
+    upload_kinds,
+)
 from fedkd.plan import Plan
-from fedkd.storage import below, under
-from fedkd.training import Hits, Training
+from fedkd.storage import add_prefix, strip_prefix
+from fedkd.training import Training, TrainingHits
 
 KEPT = "kept/"
 REHEARSED = "rehearsed/"
@@ -58,7 +66,7 @@ class Client(StrategyView):
         super().__init__(plan, index, samples, trainer, stream)
         self.evaluated = True
         self.applied_round = -1  # of the last guidance; a strategy's initial guidance is of round 0
-        self.last_hits: Hits | None = None
+        self.last_hits: TrainingHits | None = None
         self.effect = GuidanceEffect()
         self.kappa = 0.0
         self._stages = upload_stages(self.scenario.fusion, poison)
@@ -76,7 +84,7 @@ class Client(StrategyView):
     @property
     def guidance_changes_predictions(self) -> bool:
         """Whether guidance changes the client's predictions as soon as it arrives."""
-        return not self.strategy.capabilities.uses_local_loss or answers_otherwise(self.strategy)
+        return not self.strategy.capabilities.uses_local_loss or replaces_predictor(self.strategy)
 
     @property
     def num_train_samples(self) -> int:
@@ -131,14 +139,14 @@ class Client(StrategyView):
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
         """Return sketches of the present task past all stages (see `TaskStream.sketch`)."""
         found = {} if self.stream is None else self.stream.sketch(bases)
-        return self.sent(found, kinds_of(found), round)
+        return self.sent(found, upload_kinds(found), round)
 
     def learn(self, guidance: Arrays, round: int) -> Training[None]:
         """Apply the guidance of a round; that of a round already applied is ignored."""
         if round <= self.applied_round:
             return
         yield from self.trainer.pretrain()
-        self.applied_round, guidance = round, Received(guidance)
+        self.applied_round, guidance = round, ReceivedGuidance(guidance)
         if self.strategy.capabilities.uses_local_loss:
             self.kept = guidance
             return
@@ -164,20 +172,20 @@ class Client(StrategyView):
 
     def state(self) -> dict[str, np.ndarray]:
         arrays = {APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64)}
-        arrays |= under(EFFECT, self.effect.state())
-        arrays |= self.trainer.state() | under(KEPT, self.kept)
+        arrays |= add_prefix(EFFECT, self.effect.state())
+        arrays |= self.trainer.state() | add_prefix(KEPT, self.kept)
         if self.last_guidance is not None:
-            arrays |= under(REHEARSED, self.last_guidance.state())
-        arrays |= under(MEMORY, self.memory)
+            arrays |= add_prefix(REHEARSED, self.last_guidance.state())
+        arrays |= add_prefix(MEMORY, self.memory)
         return arrays if self.stream is None else arrays | self.stream.state()
 
     def restore(self, arrays: Arrays) -> None:
         self.applied_round = int(arrays[APPLIED_ROUND])
-        self.effect.restore(below(EFFECT, arrays))
-        self.kept = Received(below(KEPT, arrays))
-        self.last_guidance = LastGuidance.restored(below(REHEARSED, arrays))
+        self.effect.restore(strip_prefix(EFFECT, arrays))
+        self.kept = ReceivedGuidance(strip_prefix(KEPT, arrays))
+        self.last_guidance = LastGuidance.restored(strip_prefix(REHEARSED, arrays))
         self.memory.clear()
-        self.memory.update(below(MEMORY, arrays))
+        self.memory.update(strip_prefix(MEMORY, arrays))
         self.trainer.restore(arrays)
         if self.stream is not None:
             self.stream.restore(arrays)

@@ -17,12 +17,12 @@ from fedkd.clients.local.centralized_trainer import (
 from fedkd.clients.local.estimator_trainer import EstimatorTrainer
 from fedkd.clients.local.network_trainer import NetworkTrainer
 from fedkd.clients.local.task_stream import TaskStream
-from fedkd.clients.local_samples import LocalSamples, share_held_out, share_kept_apart
+from fedkd.clients.local_samples import LocalSamples, network_holdout_share, selection_holdout_share
 from fedkd.clients.poison import poison_of
 from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.continual import extra_outputs
 from fedkd.data import ClientData, Data, FederatedData, FederatedStream, first_task
-from fedkd.fusion import overrides
+from fedkd.fusion import overrides_hook
 from fedkd.models import ModelFactory, client_estimator
 from fedkd.plan import Plan, evaluated_clients, make_auxiliaries
 from fedkd.randomness import derive_seed
@@ -69,10 +69,10 @@ class ClientFactory:
             own, pretrains = data.client(index), plan.capabilities.pretrain_epochs > 0
             tasks = [replace(own, public_y=data.public_y) if pretrains else own]
         if not isinstance(model, nn.Module | SharedModel):
-            samples = LocalSamples(plan, index, tasks, poison, share_held_out(plan))
+            samples = LocalSamples(plan, index, tasks, poison, selection_holdout_share(plan))
             estimator = client_estimator(self._models[index].fresh, tasks[0].classes)
             return Client(plan, index, samples, EstimatorTrainer(plan, index, samples, estimator), poison)
-        samples = LocalSamples(plan, index, tasks, poison, share_kept_apart(plan))
+        samples = LocalSamples(plan, index, tasks, poison, network_holdout_share(plan))
         if isinstance(model, CentralizedModel):
             return Client(plan, index, samples, CentralizedTrainer(plan, index, samples, model), poison)
         stream = None
@@ -126,7 +126,7 @@ class ClientFactory:
 
     def _auxiliaries(self, index: int, model: nn.Module | SharedModel) -> dict[str, nn.Module]:
         strategy = self.plan.strategy
-        if not overrides(strategy, "aux_networks") or isinstance(model, SharedModel):
+        if not overrides_hook(strategy, "aux_networks") or isinstance(model, SharedModel):
             return {}
         seed = self.plan.scenario.seed
         made = make_auxiliaries(strategy, self._models[index], model, seed, index)

@@ -26,20 +26,20 @@ class TrainingSplit:
     kept_apart: np.ndarray
 
 
-def share_held_out(plan: Plan) -> float | None:
+def selection_holdout_share(plan: Plan) -> float | None:
     """Return the share of training samples that a client holds out to choose by; None: none."""
     chooses = plan.scenario.fusion.logit_adjustment == "auto" or plan.capabilities.trials > 0
     wanted = plan.scenario.training.held_out or (HELD_OUT if chooses else 0.0)
     return max(wanted, plan.capabilities.held_out_share) or None
 
 
-def share_kept_apart(plan: Plan) -> float | None:
+def network_holdout_share(plan: Plan) -> float | None:
     """Return the share that a client with a network holds out, to choose or to stop by; None: none."""
     stopping = plan.scenario.training.early_stopping
-    return max(share_held_out(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
+    return max(selection_holdout_share(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
 
 
-def number_kept_apart(samples: int, share: float) -> int:
+def count_held_out(samples: int, share: float) -> int:
     """Return the number of held-out samples; 0 if it would be too small."""
     number = round_half_up(share * samples)
     return number if FEWEST <= number < samples else 0
@@ -49,7 +49,7 @@ def keep_apart(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
 ) -> TrainingSplit:
     """Draw held-out samples by the labels `[n]` of a client's training samples, with class shares kept."""
-    number = number_kept_apart(len(labels), share)
+    number = count_held_out(len(labels), share)
     if number == 0:
         return TrainingSplit(np.arange(len(labels)), np.arange(0))
     generator = numpy_generator(seed, "validation", client=client, task=task)

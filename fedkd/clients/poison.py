@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fedkd.fusion import Kind
-from fedkd.plan import poisoned_clients, victim_of
+from fedkd.plan import poisoned_clients, poisoning_victim
 from fedkd.scenario import Scenario
 
 
@@ -63,4 +63,4 @@ def poison_of(scenario: Scenario, client: int, label_distribution: Callable[[], 
     """
     if client not in poisoned_clients(scenario):
         return None
-    return Poison(scenario.faults.poison, label_distribution()[victim_of(scenario, client)])
+    return Poison(scenario.faults.poison, label_distribution()[poisoning_victim(scenario, client)])

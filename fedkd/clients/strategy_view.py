@@ -14,16 +14,16 @@ from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import Trainer
 from fedkd.data import ClientData
 from fedkd.errors import UserError
-from fedkd.fusion import OWN, Arrays, FitSummary, PrivateGradient, Supermask, Trial, mean_of_label
+from fedkd.fusion import OWN_NETWORK, Arrays, FitSummary, PrivateGradient, Supermask, TrialLogits, label_means
 from fedkd.plan import Plan
 from fedkd.training import (
     Executor,
     LoopExecutor,
     Training,
-    complete_alone,
     frozen_copy,
-    gradient_of,
+    gradient_function,
     load_weights,
+    run_training,
     trainable_names,
     weights_of,
 )
@@ -77,7 +77,7 @@ class StrategyView:
         raise UserError(f"client {self.index}'s model has no {what} to exchange", key="fusion.strategy")
 
     def complete(self, training: Training[T]) -> T:
-        return complete_alone(training, self.executor)
+        return run_training(training, self.executor)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return self.trainer.predict(x)
@@ -124,21 +124,21 @@ class StrategyView:
 
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
         outputs = self.private_logits() if of == "logits" else self.private_features()
-        return mean_of_label(outputs, self.data.train_y, self.classes)
+        return label_means(outputs, self.data.train_y, self.classes)
 
-    def network(self, of: str = OWN) -> nn.Module:
+    def network(self, of: str = OWN_NETWORK) -> nn.Module:
         return self.networks.network_of(of)
 
-    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
+    def weights(self, of: str = OWN_NETWORK) -> dict[str, np.ndarray]:
         return weights_of(self._network_trainer("weights").network_of(of))
 
-    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN_NETWORK) -> None:
         load_weights(self._network_trainer("weights").network_of(of), weights)
 
     def trainable(self) -> tuple[str, ...]:
         return trainable_names(self._network_trainer("weights").network)
 
-    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+    def frozen(self, weights: Arrays, of: str = OWN_NETWORK) -> nn.Module:
         trainer = self._differentiable()
         return trainer.as_seen(frozen_copy(trainer.network_of(of), weights))
 
@@ -146,9 +146,9 @@ class StrategyView:
         trainer, on_device = self._differentiable(), self._differentiable().jobs.on_device
         network = frozen_copy(trainer.network, weights)
         x, y = on_device(self.data.train_x), on_device(self.private_labels())
-        return gradient_of(network, trainer.as_seen(network), of, x, y)
+        return gradient_function(network, trainer.as_seen(network), of, x, y)
 
-    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> TrialLogits:
         return self._differentiable().trial(self, targets, samples, asked)
 
     def _differentiable(self) -> NetworkTrainer:

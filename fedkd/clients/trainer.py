@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.clients.local.local_loss import LastGuidance
 from fedkd.data import ClientData
 from fedkd.fusion import ClientView, FitSummary
-from fedkd.training import Hits, Training
+from fedkd.training import Training, TrainingHits
 
 MODEL = "model/"
 """Prefix of a model's own arrays in a client's state."""
@@ -39,7 +39,7 @@ class Trained:
     """A finished local training and its mean loss."""
 
     loss: float
-    hits: Hits | None = None
+    hits: TrainingHits | None = None
     """Right answers on the training samples; None: not counted."""
     fit: FitSummary | None = None
     """For strategies that exchange weights; None: the client has no network of its own."""

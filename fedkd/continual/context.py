@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedkd.continual.layers import Layer, layers_of
-from fedkd.models import predicting
+from fedkd.continual.layers import Layer, find_layers
+from fedkd.models import evaluation_mode
 from fedkd.randomness import torch_generator
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class LearnerContext:
         self.step_cache: dict[str, Any] | None = None
         self.position: float | None = None
         self.drawn: Sequence[Tensor] | None = None
-        self.layers: dict[str, Layer] = layers_of(network)
+        self.layers: dict[str, Layer] = find_layers(network)
         self._samples = samples
         self._seed = seed
         self._client = client
@@ -157,7 +157,7 @@ class LearnerContext:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Evaluation mode for the length of a block, with gradients: for importances and subspaces."""
-        with predicting(self.network), torch.enable_grad():
+        with evaluation_mode(self.network), torch.enable_grad():
             yield
 
     def stored_bytes(self) -> int:

@@ -59,7 +59,7 @@ class Layer:
         return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
-def layers_of(network: nn.Module) -> dict[str, Layer]:
+def find_layers(network: nn.Module) -> dict[str, Layer]:
     """Return the network's linear and convolutional layers by name, in its order.
 
     The head is the module called ``head``, as in every model of the zoo, else the last linear layer.

@@ -28,8 +28,16 @@ from fedkd.continual.statistics import (
     statistics_names,
 )
 from fedkd.continual.task_model import TaskModel
-from fedkd.storage import below, under
-from fedkd.training import FitResult, Training, TrainJob, arrays_of, batch_starts, tensors_of, together
+from fedkd.storage import add_prefix, strip_prefix
+from fedkd.training import (
+    FitResult,
+    Training,
+    TrainJob,
+    arrays_to_tensors,
+    batch_starts,
+    merge_results,
+    tensors_to_arrays,
+)
 
 MEMORY = "memory/"
 PROGRESS = "progress"
@@ -135,12 +143,14 @@ class TaskLearning:
         if not isinstance(self.learner, StateExchange):
             return {}
         with torch.no_grad():
-            return arrays_of(self.learner.export_state(self.context, tasks))
+            return tensors_to_arrays(self.learner.export_state(self.context, tasks))
 
     def import_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Hand the learner the arrays of such a strategy."""
         if isinstance(self.learner, StateExchange):
-            tensors = {name: tensor.to(self.context.device) for name, tensor in tensors_of(arrays).items()}
+            tensors = {
+                name: tensor.to(self.context.device) for name, tensor in arrays_to_tensors(arrays).items()
+            }
             self.learner.import_state(self.context, tensors)
             self._track_peak()
 
@@ -167,7 +177,7 @@ class TaskLearning:
 
         Args:
             job: The job without a learner, on the client's samples, labels and, where the learner
-                `shapes_training`, their tasks. Each phase has a seed of its own.
+                `changes_training`, their tasks. Each phase has a seed of its own.
             first_epoch: Place of the job's first epoch in the task, 0-based.
             task_epochs: Epochs of the whole task.
         """
@@ -180,7 +190,7 @@ class TaskLearning:
             results.append((yield from self._fit_phase(part, after_epoch, labelled=True)))
             if state is not None:  # what this phase does not train may be trained in the next again
                 state = {**state, **(results[-1].optimizer_state or {})}
-        return replace(together(results), optimizer_state=state)
+        return replace(merge_results(results), optimizer_state=state)
 
     def distil(self, job: TrainJob) -> Training[FitResult]:
         """Train on guidance in the phase that the task is in."""
@@ -259,7 +269,9 @@ class TaskLearning:
         """Return everything besides the network that `restore` needs to continue exactly here."""
         # Copies: what is remembered may be changed in place while the state is still being written.
         memory = self.context.memory.items()
-        arrays = under(MEMORY, {name: np.array(v.detach().cpu().numpy(), order="C") for name, v in memory})
+        arrays = add_prefix(
+            MEMORY, {name: np.array(v.detach().cpu().numpy(), order="C") for name, v in memory}
+        )
         progress = (self.context.task, self.ended, self.peak_bytes)
         arrays[PROGRESS] = np.array(progress, dtype=np.int64)
         arrays[PHASE] = np.frombuffer(self.context.phase.encode(), dtype=np.uint8)
@@ -270,5 +282,5 @@ class TaskLearning:
         self.context.task, self.ended, self.peak_bytes = arrays[PROGRESS].tolist()
         self.context.phase = arrays[PHASE].tobytes().decode()
         self.context.memory.clear()
-        for name, values in below(MEMORY, arrays).items():
+        for name, values in strip_prefix(MEMORY, arrays).items():
             self.context.memory[name] = torch.from_numpy(np.array(values)).to(self.context.device)

@@ -14,8 +14,8 @@ from fedkd.continual.mixins import StepObserver
 from fedkd.continual.reopened import ProjectedSteps
 from fedkd.continual.subspace.fast.factored_gradient import FactoredWeight
 from fedkd.continual.task_model import TaskModel
-from fedkd.continual.traits import leaves_steps_alone, shapes_training
-from fedkd.training import OptimizerSpec, declares, tree_leaves
+from fedkd.continual.traits import changes_training, leaves_steps_alone
+from fedkd.training import OptimizerSpec, declares_recordable, tree_leaves
 
 
 class LearnerRules(ProjectedSteps):
@@ -27,7 +27,7 @@ class LearnerRules(ProjectedSteps):
         optimizer: Of the phase; some leave the space that gradients were projected to.
         steps: Optimiser steps of an epoch, each of `accumulate` batches, the last perhaps of fewer.
         labelled: Whether the batches are the client's own samples, labels second and, where the learner
-            `shapes_training`, their tasks third; else guidance.
+            `changes_training`, their tasks third; else guidance.
         form: How steps are computed; `substitutes` go by it in a step.
     """
 
@@ -59,7 +59,7 @@ class LearnerRules(ProjectedSteps):
     @property
     def kind(self) -> Hashable | None:
         learner, context = self._learner, self._context
-        if not (leaves_steps_alone(learner) or declares(learner)):
+        if not (leaves_steps_alone(learner) or declares_recordable(learner)):
             return None
         self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
@@ -108,7 +108,7 @@ class LearnerRules(ProjectedSteps):
         if not self._labelled:
             return Step(batch[0], self._model, loss)
         inputs, labels, *others = batch
-        if others and shapes_training(self._learner):
+        if others and changes_training(self._learner):
             return Step(inputs, self._model, loss, labels, others[0])
         return Step(inputs, self._model, loss, labels, torch.full_like(labels, self._context.task))
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
 Key = str | int | tuple[str | int, ...]
 
@@ -49,15 +49,15 @@ class TensorTable(MutableMapping[Key, Tensor]):
 
     def part(self, *key: str | int) -> dict[str, Tensor]:
         """Return the tensors whose keys begin with some parts, by the rest of their keys."""
-        return below(self.name_of(key) + "/", self._memory)
+        return strip_prefix(self.name_of(key) + "/", self._memory)
 
     def in_memory(self, *key: str | int) -> dict[str, Tensor]:
         """Return the same tensors by their names in the memory, for optimisers."""
-        return under(self.name_of(key) + "/", self.part(*key))
+        return add_prefix(self.name_of(key) + "/", self.part(*key))
 
     def put(self, tensors: Mapping[str, Tensor], *key: str | int) -> None:
         """Keep tensors whose keys begin with some parts, by the rest of their keys."""
-        self._memory.update(under(self.name_of(key) + "/", tensors))
+        self._memory.update(add_prefix(self.name_of(key) + "/", tensors))
 
     def drop(self, *key: str | int) -> None:
         """Forget the tensors whose keys begin with some parts."""
@@ -65,7 +65,7 @@ class TensorTable(MutableMapping[Key, Tensor]):
             del self._memory[name]
 
 
-class Table:
+class TableField:
     """Declares a `TensorTable` of a record, named like its attribute, below the record's prefix."""
 
     def __set_name__(self, owner: type[LearnerState], name: str) -> None:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.state import LearnerState, Table
+from fedkd.continual.state import LearnerState, TableField
 from fedkd.training import NormWithStatistics
 
 
 class StatisticsState(LearnerState):
     """Running statistics of learned tasks, by task and buffer."""
 
-    statistics = Table()
+    statistics = TableField()
 
 
 def statistics_names(network: nn.Module) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
 
 class TaskModel(nn.Module):
@@ -53,12 +53,12 @@ class TaskModel(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return the penultimate features ``[B, F]``."""
         reader = _Features(self.network)
-        return self._call(reader, under("network.", self.substitutes), x)
+        return self._call(reader, add_prefix("network.", self.substitutes), x)
 
     def head(self, features: Tensor) -> Tensor:
         """Return the task's logits ``[B, C_t]`` of penultimate features ``[B, F]``."""
         head: Any = self.network.head
-        return self._of_task(self._call(head, below("head.", self.substitutes), features))
+        return self._of_task(self._call(head, strip_prefix("head.", self.substitutes), features))
 
     @staticmethod
     def _call(module: nn.Module, substitutes: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def trains_on_old_tasks(learner: AnyLearner) -> bool:
     return learner.overrides("batch")
 
 
-def shapes_training(learner: AnyLearner) -> bool:
+def changes_training(learner: AnyLearner) -> bool:
     """Return whether local training uses other samples, or another loss, than without a learner."""
     return trains_on_old_tasks(learner) or has(learner, OwnLoss)
 
@@ -53,7 +53,7 @@ def leaves_steps_alone(learner: AnyLearner) -> bool:
     return not (hooks or tells_tasks_apart(learner) or has(learner, StepObserver))
 
 
-def why_closed(learner: AnyLearner) -> str | None:
+def reopening_obstacle(learner: AnyLearner) -> str | None:
     """Return the reason why no old task is reopened, as a predicate of the learner; None: some may be."""
     if trains_on_old_tasks(learner):
         return "trains on the samples of old tasks anyway"

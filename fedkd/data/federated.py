@@ -8,11 +8,11 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
-from fedkd.data.memory_budget import check_fits
+from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partitions.replacement import SIZE
 from fedkd.data.partitions.split_samples import SampleSplit, split_samples
-from fedkd.data.request import Progress, silent
+from fedkd.data.request import ProgressCallback, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.transfer import PublicSamples
 from fedkd.errors import refuse_if
@@ -122,7 +122,7 @@ class FederatedData:
         return counts / counts.sum(axis=1, keepdims=True)
 
 
-def load_federated_data(scenario: Scenario, progress: Progress | None = None) -> FederatedData:
+def load_federated_data(scenario: Scenario, progress: ProgressCallback | None = None) -> FederatedData:
     """Load the data set, deal it to the clients and draw the transfer set."""
     import_plugins(scenario.plugins, scenario.plugin_path)
     sources = Sources(scenario, progress or silent)
@@ -154,7 +154,7 @@ def federate(
     clients, held_out, common = scenario.data.clients, split.held_out, split.common
     if scenario.data.partition.replacement:
         told = f"{len(split.private):,} samples of {clients:,} clients take"
-        check_fits(4 * len(split.private) * prod(dataset.shape), told, SIZE)
+        check_memory_budget(4 * len(split.private) * prod(dataset.shape), told, SIZE)
     skew = draw_skews(scenario.heterogeneity, clients, dataset.shape, dataset.classes, seed=seed)
     x, y = _private_samples(dataset, statistics, split, skew, seed, task)
     tests = (dataset.train_x, dataset.train_y) if split.validates else (dataset.test_x, dataset.test_y)

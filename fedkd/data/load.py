@@ -1,14 +1,14 @@
 """The data of a scenario: of its federation, or of every task of its stream."""
 
 from fedkd.data.federated import FederatedData, load_federated_data
-from fedkd.data.request import Progress
+from fedkd.data.request import ProgressCallback
 from fedkd.data.streams.stream import FederatedStream, load_stream
 from fedkd.scenario import Scenario
 
 Data = FederatedData | FederatedStream
 
 
-def load_data(scenario: Scenario, progress: Progress | None = None) -> Data:
+def load_data(scenario: Scenario, progress: ProgressCallback | None = None) -> Data:
     """Load all data of a scenario (see `load_federated_data` and `load_stream`)."""
     return (load_federated_data if scenario.continual is None else load_stream)(scenario, progress)
 

@@ -28,7 +28,7 @@ def memory_budget() -> int:
     return int(SHARE * machine_memory())
 
 
-def check_fits(size: int, what: str, key: str) -> None:
+def check_memory_budget(size: int, what: str, key: str) -> None:
     """Raise a `UserError` if `size` bytes exceed the budget; `what` begins it: ``a.npz unpacks to``."""
     budget = memory_budget()
     told = f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB"
@@ -38,4 +38,4 @@ def check_fits(size: int, what: str, key: str) -> None:
 def check_unpacked(path: Path, key: str) -> None:
     """Refuse a zip archive whose members would not fit into memory, before any is unpacked."""
     with zipfile.ZipFile(path) as archive:
-        check_fits(sum(member.file_size for member in archive.infolist()), f"{path} unpacks to", key)
+        check_memory_budget(sum(member.file_size for member in archive.infolist()), f"{path} unpacks to", key)

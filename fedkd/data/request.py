@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.storage import expanded
+from fedkd.storage import expand_path
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 def silent(line: str) -> None:
     """Report progress to nobody."""
 
 
-def user_cache() -> Path:
+def user_cache_folder() -> Path:
     """Return the folder of downloads and decoded images: `$XDG_CACHE_HOME/fedkd` or `~/.cache/fedkd`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fedkd"
 
 
-def data_root(root: str | None) -> Path:
+def data_root_folder(root: str | None) -> Path:
     """Return the data root: `root` as the scenario gives it, else `$FEDKD_DATA`, else the user cache."""
     chosen = root or os.environ.get("FEDKD_DATA")
-    return expanded(chosen, key="data.root") if chosen else user_cache()
+    return expand_path(chosen, key="data.root") if chosen else user_cache_folder()
 
 
 def writable(folder: Path) -> bool:
@@ -43,19 +43,19 @@ class SourceRequest:
     root: Path
     args: Mapping[str, Any] = field(default_factory=dict)  # the scenario's `data.args`
     search: tuple[Path, ...] = ()  # the scenario's folders (`plugin_path`), for relative paths and plug-ins
-    progress: Progress = silent  # called with one line at a time during downloads and decoding
+    progress: ProgressCallback = silent  # called with one line at a time during downloads and decoding
     integers: bool = False  # whether integer samples, such as token ids, stay integers (int64)
     clients: int = 10  # number of clients N, for sources with samples for each
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders to search: the data root, then the user cache."""
-        return tuple(dict.fromkeys((self.root, user_cache())))
+        return tuple(dict.fromkeys((self.root, user_cache_folder())))
 
     @property
     def download_folder(self) -> Path:
         """Folder of downloads: the data root if it is writable, else the user cache."""
-        return self.root if writable(self.root) else user_cache()
+        return self.root if writable(self.root) else user_cache_folder()
 
     def arguments(self, **defaults: Any) -> dict[str, Any]:
         """Return `args` with checked types and `defaults` filled in; a type stands for None."""
@@ -75,7 +75,7 @@ class SourceRequest:
         """Return the file or folder of `args.path`, in the data root, the scenario's folders or here."""
         if not value:
             raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")
-        given = expanded(value, key="data.args.path")
+        given = expand_path(value, key="data.args.path")
         tried = [given] if given.is_absolute() else [b / given for b in (self.root, *self.search, Path())]
         for candidate in tried:
             if candidate.exists():

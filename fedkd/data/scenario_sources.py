@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.memory_budget import check_fits
+from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
-from fedkd.data.request import Progress, SourceRequest, data_root, silent
+from fedkd.data.request import ProgressCallback, SourceRequest, data_root_folder, silent
 from fedkd.data.transfer import PublicSamples, foreign_samples, noise
 from fedkd.errors import refuse_if
 from fedkd.scenario import Scenario
@@ -21,7 +21,7 @@ class Sources:
     """The sources of a scenario's samples; `progress` is called with one line at a time."""
 
     scenario: Scenario
-    progress: Progress = silent
+    progress: ProgressCallback = silent
 
     @property
     def search(self) -> tuple[Path, ...]:
@@ -37,7 +37,7 @@ class Sources:
 
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:
         data = self.scenario.data
-        root, integers = data_root(data.root), not data.normalise
+        root, integers = data_root_folder(data.root), not data.normalise
         return SourceRequest(name, root, args, self.search, self.progress, integers, data.clients)
 
     def statistics(self, dataset: Dataset) -> Statistics:
@@ -53,7 +53,7 @@ class Sources:
             told = "the samples are integers, of which there is no noise; use 'holdout' or another data set"
             refuse_if(is_integer(private.train_x), told, "data.transfer.source")
             size = 4 * transfer.size * prod(private.shape)
-            check_fits(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
+            check_memory_budget(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
             return PublicSamples(noise(transfer.size, private.shape, seed=seed), None)
         request = self._request(transfer.source, transfer.args)
         return foreign_samples(request, transfer.size, private, statistics, seed=seed)

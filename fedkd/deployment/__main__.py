@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from fedkd.engine import interrupting, outliving_terminal
+from fedkd.engine import ignore_closed_terminal, signals_as_interrupts
 from fedkd.errors import FedkdError, UserError, one_line
 
 INTERRUPTED = 130
@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--reply-within", type=float, default=0.0, metavar="S", help=text)
     args = parser.parse_args(words)
     try:
-        with outliving_terminal(), interrupting():
+        with ignore_closed_terminal(), signals_as_interrupts():
             _run(args)
         return 0
     except FedkdError as error:

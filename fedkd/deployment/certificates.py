@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fedkd.deployment.partition import client_folder
 from fedkd.errors import FedkdError, UserError
-from fedkd.plugins import require
+from fedkd.plugins import require_package
 
 with suppress(ImportError):  # of an extra that `make_certificates` names
     from cryptography import x509
@@ -51,7 +51,7 @@ def make_certificates(
     `hosts` are the SuperLink's names and addresses. Existing certificates, no host, or a folder that cannot
     be written, or no cryptography, is a `UserError`.
     """
-    require("cryptography", "a certificate", "deployment")
+    require_package("cryptography", "a certificate", "deployment")
     if not hosts:
         raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")
     try:

@@ -16,7 +16,7 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import IO
 
-from fedkd.engine import adopt_orphans, descendants, end_with_parent
+from fedkd.engine import adopt_orphans, descendant_pids, signal_on_parent_death
 
 Word = str | int | Path
 """Part of a command."""
@@ -57,7 +57,7 @@ class Children:
         self._others: set[int] = set()
 
     def __enter__(self) -> Children:
-        self._others = set(descendants(os.getpid()))
+        self._others = set(descendant_pids(os.getpid()))
         adopt_orphans(True)
         return self
 
@@ -115,7 +115,7 @@ class Children:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=partial(end_with_parent, signal.SIGTERM),
+            preexec_fn=partial(signal_on_parent_death, signal.SIGTERM),
         )
 
     def newly_ended(self) -> list[Child]:
@@ -151,7 +151,7 @@ class Children:
     def _left(self) -> list[int]:
         own = {child.process.pid for child in self._started}
         running = [child.process.pid for child in self._started if not child.ended]
-        for pid in descendants(os.getpid()):
+        for pid in descendant_pids(os.getpid()):
             if pid in own or pid in self._others:
                 continue
             with suppress(ChildProcessError):  # not ours yet: its parent still runs

@@ -28,10 +28,10 @@ from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_cert
 from fedkd.deployment.children import Child, Children, Word
 from fedkd.deployment.partition import SERVER, client_folder, write_app, write_partition
 from fedkd.errors import RunFailed, UserError, one_line
-from fedkd.federation import DATA, PARTITION, alone, participant
+from fedkd.federation import DATA_KEY, PARTITION_KEY, load_participant, with_loop_executor
 from fedkd.plan import Plan
-from fedkd.scenario import digest_anywhere
-from fedkd.tracking import SCENARIO, TemporaryFolder
+from fedkd.scenario import relocatable_digest
+from fedkd.tracking import SCENARIO_FILE, TemporaryFolder
 
 HOST = "127.0.0.1"
 STARTUP = 120.0
@@ -67,7 +67,7 @@ class Local:
 
     def run(self) -> None:
         """Start, run and stop; raise `UserError` for a wrong set-up, `RunFailed` for a failed run."""
-        if (self.out / SCENARIO).exists():
+        if (self.out / SCENARIO_FILE).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
         with ExitStack() as stack:
@@ -119,9 +119,9 @@ class _Running:
             raise UserError(f"cannot write to {self._folder}: {error.strerror}", key="--keep") from error
         if not self._nodes.exists():
             write_partition(self._local.plan, self._nodes, self._local.tell)
-        elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != digest_anywhere(
-            alone(self._local.plan).scenario
-        ):
+        elif relocatable_digest(
+            load_participant(str(self._nodes / SERVER)).plan.scenario
+        ) != relocatable_digest(with_loop_executor(self._local.plan).scenario):
             raise UserError("was dealt for another scenario; choose another folder", file=str(self._nodes))
         if not self._certificates.exists():
             make_certificates(self._certificates, clients=len(self._clients))
@@ -166,7 +166,9 @@ class _Running:
         if children.run(register, self._environment("user"), self._folder, said.append):
             raise RunFailed(f"{name}: {one_line(' '.join(said))}")
         config = self._flower / f"{own}.toml"
-        config.write_text(tomli_w.dumps({PARTITION: client, DATA: str(self._nodes / own)}), encoding="utf-8")
+        config.write_text(
+            tomli_w.dumps({PARTITION_KEY: client, DATA_KEY: str(self._nodes / own)}), encoding="utf-8"
+        )
         command: list[Word] = [
             *("flower-supernode", "--superlink", f"{HOST}:{self._port}"),
             *("--root-certificates", self._authority),
@@ -177,7 +179,7 @@ class _Running:
         return children.start(name, command, self._environment(own), self._folder)
 
     def _start_run(self, children: Children, superlink: Child) -> int:
-        config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
+        config = {DATA_KEY: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
         waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
         path = self._flower / "run.toml"
         path.write_text(tomli_w.dumps(config | waits), encoding="utf-8")

@@ -7,13 +7,13 @@ from pathlib import Path
 import tomli_w
 
 from fedkd import __version__
-from fedkd.clients import checked_models
+from fedkd.clients import build_checked_models
 from fedkd.data import Share, load_data, share_of_client, share_of_server, write_share
 from fedkd.errors import UserError
 from fedkd.plan import Plan
 from fedkd.scenario import dump_toml
-from fedkd.storage import expanded
-from fedkd.tracking import SCENARIO
+from fedkd.storage import expand_path
+from fedkd.tracking import SCENARIO_FILE
 
 SERVER = "server"
 
@@ -51,17 +51,17 @@ def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda 
     folder that is not empty is a `UserError`.
     """
     check_deployable(plan)
-    out = expanded(out, key="--out").absolute()
+    out = expand_path(out, key="--out").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; choose another, or remove it", key="--out")
     data = load_data(plan.scenario, tell)
-    checked_models(plan, data)
+    build_checked_models(plan, data)
     unfinished = out.with_name(f".{out.name}.unfinished")
 
     def write(name: str, share: Share) -> None:
         (unfinished / name).mkdir(parents=True, mode=0o700)
         write_share(unfinished / name, share)
-        (unfinished / name / SCENARIO).write_text(dump_toml(plan.scenario, out / name), encoding="utf-8")
+        (unfinished / name / SCENARIO_FILE).write_text(dump_toml(plan.scenario, out / name), encoding="utf-8")
 
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -85,7 +85,7 @@ def write_app(folder: Path) -> None:
 
     `flwr run` sends it to the nodes, so every node runs its owner's fedkd.
     """
-    from fedkd.federation import DATA, WAITS
+    from fedkd.federation import DATA_KEY, WAIT_DEFAULTS
 
     folder.mkdir(parents=True)
     flower = {
@@ -94,7 +94,7 @@ def write_app(folder: Path) -> None:
             "serverapp": "fedkd.federation.apps.server_app:server_app",
             "clientapp": "fedkd.federation.apps.client_app:client_app",
         },
-        "config": {DATA: "", "out": "", **WAITS},
+        "config": {DATA_KEY: "", "out": "", **WAIT_DEFAULTS},
     }
     project = {
         "name": "fedkd-federation",

@@ -8,18 +8,25 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedkd.clients import Choice, ClientFactory, bytes_of_client, checked_models, choose, clients_that_fit
+from fedkd.clients import (
+    ClientFactory,
+    ExecutorChoice,
+    build_checked_models,
+    estimate_client_bytes,
+    max_resident_clients,
+    select_executor,
+)
 from fedkd.data import Data
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
 from fedkd.engine.ray.cluster import RayCluster
-from fedkd.engine.ray.node_check import ShippedFolder, check_nodes, files_to_ship, with_shipped_files
+from fedkd.engine.ray.node_check import ShippedFolder, check_nodes, shipped_plugin_files, with_shipped_files
 from fedkd.engine.ray.placement import gpu_share, room_for_actors
 from fedkd.engine.work_assignment import client_costs
 from fedkd.errors import described
-from fedkd.federation import answer_together, client_app, local_context
-from fedkd.plan import Plan, open_plan, resolve
+from fedkd.federation import answer_batch, client_app, local_context
+from fedkd.plan import Plan, open_plan, resolve_plan
 from fedkd.scenario import scenario_from_json
 from fedkd.training import resolve_device
 
@@ -42,7 +49,7 @@ class MemoryShare:
             here = max(1, int((os.cpu_count() or 1) / engine.cpus_per_actor))
             share = 1 / min(self.processes, here)
             device = resolve_device(engine.device)
-            clients = clients_that_fit(self.client_bytes, share, self.gpu_share, device)
+            clients = max_resident_clients(self.client_bytes, share, self.gpu_share, device)
         return Room(clients, self.folder, evaluation_changes=plan.learner is not None)
 
 
@@ -56,12 +63,12 @@ class ScenarioWorkload:
         memory: MemoryShare | None = None,
         folders: Sequence[ShippedFolder] = (),
     ) -> None:
-        plan = resolve(with_shipped_files(scenario_from_json(scenario_json), folders), written=False)
+        plan = resolve_plan(with_shipped_files(scenario_from_json(scenario_json), folders), written=False)
         self._clients = ClientFactory(plan, data)
         self.room = Room() if memory is None else memory.room(plan)
 
     app = staticmethod(client_app)
-    together = staticmethod(answer_together)
+    together = staticmethod(answer_batch)
 
     def context(self, client: int) -> Context:
         return local_context(self._clients, client)
@@ -69,7 +76,7 @@ class ScenarioWorkload:
 
 def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
     """Return a grid in this process; idle states lie in `folder`. An unfit model is a `UserError`."""
-    models = checked_models(plan, data)
+    models = build_checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
     clients = ClientFactory(here, data)
     return InlineGrid(
@@ -77,9 +84,9 @@ def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGri
         lambda client: local_context(clients, client),
         plan.scenario.data.clients,
         blocks=Blocks(plan.blocks),
-        together=answer_together,
+        together=answer_batch,
         keeps_states=plan.scenario.faults.goes_on,
-        room=MemoryShare(bytes_of_client(plan, data, models), folder=folder).room(here),
+        room=MemoryShare(estimate_client_bytes(plan, data, models), folder=folder).room(here),
     )
 
 
@@ -101,10 +108,10 @@ def ray_grid(
 
     engine, number = plan.scenario.engine, len(plan.blocks)
     share = gpu_share(engine, cluster, number)
-    models = checked_models(plan, data)
+    models = build_checked_models(plan, data)
     actors, costs = room_for_actors(engine, cluster, number, tell), client_costs(plan, data, models)
-    memory = MemoryShare(bytes_of_client(plan, data, models), actors, share, folder)
-    folders = () if cluster.alone else files_to_ship(plan.scenario)
+    memory = MemoryShare(estimate_client_bytes(plan, data, models), actors, share, folder)
+    folders = () if cluster.alone else shipped_plugin_files(plan.scenario)
     check_nodes(plan.scenario, cluster, share, folders)
     with cluster.watch.guard():
         grid = RayGrid(
@@ -135,9 +142,12 @@ def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     return plan.on_device("cpu")
 
 
-def expected_room(plan: Plan, data: Data) -> tuple[int, int]:
+def estimate_capacity(plan: Plan, data: Data) -> tuple[int, int]:
     """Return how many clients a process of this machine has room for, and the bytes of each."""
-    engine, of_client = plan.scenario.engine, bytes_of_client(plan, data, checked_models(plan, data))
+    engine, of_client = (
+        plan.scenario.engine,
+        estimate_client_bytes(plan, data, build_checked_models(plan, data)),
+    )
     processes = 1 if engine.kind == "inline" else engine.actors or len(plan.blocks)
     room = MemoryShare(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
     assert room.clients is not None
@@ -157,7 +167,7 @@ def with_selected_executor(
     share = engine.gpus_per_actor if cluster is None else gpu_share(engine, cluster, len(plan.blocks))
     placed = on_its_device(plan, share)
     if cluster is None or cluster.alone:  # this process is like an actor
-        choice = choose(placed, data, tell=tell)
+        choice = select_executor(placed, data, tell=tell)
     else:
         tell("finding out on the cluster whether clients train quicker one by one or together")
         choice = _choose_on_cluster(placed, data, cluster, share or 0.0)
@@ -165,7 +175,7 @@ def with_selected_executor(
     return plan.with_executor(choice.executor)
 
 
-def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> Choice:
+def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> ExecutorChoice:
     import ray
 
     cpus = plan.scenario.engine.cpus_per_actor
@@ -178,8 +188,10 @@ def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float)
         try:
             return ray.get(waiting[0])
         except Exception as error:  # actors will tell of what is wrong there
-            return Choice("loop", f"loop: nothing could be measured on the cluster ({described(error)})")
+            return ExecutorChoice(
+                "loop", f"loop: nothing could be measured on the cluster ({described(error)})"
+            )
 
 
-def _choose(scenario_json: str, data: Any) -> Choice:
-    return choose(open_plan(scenario_json), data)
+def _choose(scenario_json: str, data: Any) -> ExecutorChoice:
+    return select_executor(open_plan(scenario_json), data)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedkd.engine.supervisor import descendants
+from fedkd.engine.supervisor import descendant_pids
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray's node takes the loopback address, on Linux too."""
@@ -67,7 +67,7 @@ def import_ray() -> None:
 
 
 @contextmanager
-def lean() -> Iterator[None]:
+def minimal_ray() -> Iterator[None]:
     """Start Ray in the block without its monitor, log reader and dashboard: 1.5 CPU seconds less."""
     from ray._private import node, parameter
 
@@ -82,7 +82,7 @@ def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
 
 
 @contextmanager
-def secluded() -> Iterator[Callable[[], None]]:
+def private_ray() -> Iterator[Callable[[], None]]:
     """Keep the Ray started in the block to this process; yield a function to call after its shutdown.
 
     By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
@@ -138,7 +138,7 @@ def _wait_for_node(get_node: Any, gcs_address: str, node_id: str) -> Any:
 def _has_raylet() -> bool:
     if not Path("/proc/self/cmdline").exists():
         return True
-    for pid in descendants(os.getpid()):
+    for pid in descendant_pids(os.getpid()):
         with suppress(OSError):
             if b"/raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return True

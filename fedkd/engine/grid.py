@@ -14,9 +14,9 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.errors import described
-from fedkd.federation import RUN_ID, Run, client_of, give_id, node_id_of
+from fedkd.federation import RUN_ID, Run, assign_message_id, client_of_node, node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 
 OnReply = Callable[[int, int], None]
 OnAnswer = Callable[[Message], None]
@@ -83,7 +83,7 @@ class EngineGrid(Grid):
 
     def _exchange(self, messages: list[Message]) -> Iterator[Message]:
         for message in messages:
-            give_id(message)
+            assign_message_id(message)
         for done, reply in enumerate(self._execute(messages), start=1):
             if self.on_answer is not None:
                 self.on_answer(reply)
@@ -96,7 +96,7 @@ def answer(work: Callable[[Message, int], Message], message: Message, client: in
     """Have a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
     try:
         # Later checks report numbers out of range, not NumPy.
-        with contained(), np.errstate(all="ignore"):
+        with contain_plugin(), np.errstate(all="ignore"):
             return work(message, client)
     except Exception as error:
         return error_reply(message, error)
@@ -126,7 +126,7 @@ class Blocks:
 
     def of(self, message: Message) -> int:
         """Return the number of the block of a message's client."""
-        return self._of[client_of(message.metadata.dst_node_id)]
+        return self._of[client_of_node(message.metadata.dst_node_id)]
 
     def split(self, messages: Sequence[Message]) -> list[list[Message]]:
         """Split messages of one kind by block, in client order, at each block's first message."""

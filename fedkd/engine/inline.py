@@ -7,7 +7,7 @@ from flwr.app import Context, Message
 from fedkd.engine.grid import Blocks, EngineGrid, keep_freed_memory
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.live_clients import LiveClients, Room, Together
-from fedkd.federation import assume_identity, client_of, from_record, to_record
+from fedkd.federation import arrays_to_record, assume_identity, client_of_node, record_to_arrays
 
 
 class InlineGrid(EngineGrid):
@@ -38,11 +38,11 @@ class InlineGrid(EngineGrid):
             return
         for message in messages:
             reply, state = self._clients.handle_keeping(message)
-            client = client_of(message.metadata.dst_node_id)
+            client = client_of_node(message.metadata.dst_node_id)
             if state is not None:
-                self._states.put(client, from_record(state))
+                self._states.put(client, record_to_arrays(state))
             elif reply.has_error():
-                kept = to_record(self._states.get(client)) if client in self._states else None
+                kept = arrays_to_record(self._states.get(client)) if client in self._states else None
                 self._clients.renew(client, kept)
             yield reply
 

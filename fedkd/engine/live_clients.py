@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from fedkd.engine.grid import answer, error_reply
 from fedkd.engine.idle_states import IdleStates
 from fedkd.errors import described
-from fedkd.federation import client_of, from_record, to_record
+from fedkd.federation import arrays_to_record, client_of_node, record_to_arrays
 from fedkd.federation.messages import records as msg
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 
 App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]
@@ -56,20 +56,20 @@ class LiveClients:
         self._unchanged: set[int] = set()  # those of the living that are what was written down, if anything
 
     def handle(self, message: Message) -> Message:
-        return answer(self._work, message, client_of(message.metadata.dst_node_id))
+        return answer(self._work, message, client_of_node(message.metadata.dst_node_id))
 
     def handle_together(self, messages: Sequence[Message]) -> list[Message]:
         """Have clients handle a message each, all of one kind; an exception becomes an error reply."""
         if len(messages) == 1:
             return [self.handle(messages[0])]
         assert self._together is not None
-        needed = {client_of(message.metadata.dst_node_id) for message in messages}
+        needed = {client_of_node(message.metadata.dst_node_id) for message in messages}
         outcomes: dict[int, Message | Exception] = {}
         requests: dict[int, tuple[Message, Context]] = {}
         for number, message in enumerate(messages):
-            client = client_of(message.metadata.dst_node_id)
+            client = client_of_node(message.metadata.dst_node_id)
             try:
-                with contained():
+                with contain_plugin():
                     requests[number] = message, self.context(client, needed)
                     self._note(message, client)
             except Exception as error:
@@ -85,9 +85,9 @@ class LiveClients:
         if client not in self._contexts:
             # A client that is put aside needs no room for its state's way.
             if kind == msg.EXPORT_STATE and client in self._states:
-                return _reply(message, client, to_record(self._states.get(client)))
+                return _reply(message, client, arrays_to_record(self._states.get(client)))
             if kind == msg.IMPORT_STATE and self._is_full:
-                self._states.put(client, from_record(message.content.array_records[msg.STATE]))
+                self._states.put(client, record_to_arrays(message.content.array_records[msg.STATE]))
                 return _reply(message, client)
         context = self.context(client)
         self._note(message, client)
@@ -101,7 +101,7 @@ class LiveClients:
         self._make_room(needed)
         context = self._make_context(client)
         if client in self._states:
-            state = to_record(self._states.get(client))
+            state = arrays_to_record(self._states.get(client))
             self._ask(context, msg.IMPORT_STATE, RecordDict({msg.STATE: state}))
         self._contexts[client] = context
         self._unchanged.add(client)
@@ -119,7 +119,7 @@ class LiveClients:
             if client not in self._unchanged:
                 try:
                     reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
-                    self._states.put(client, from_record(reply.content.array_records[msg.STATE]))
+                    self._states.put(client, record_to_arrays(reply.content.array_records[msg.STATE]))
                 except Exception as error:  # another client's reply reports it
                     raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
             self._forget(client)
@@ -139,17 +139,17 @@ class LiveClients:
 
     def handle_keeping(self, message: Message) -> tuple[Message, ArrayRecord | None]:
         """Have a client handle a message; return the reply, and its state if that changed and is known."""
-        reply, client = self.handle(message), client_of(message.metadata.dst_node_id)
+        reply, client = self.handle(message), client_of_node(message.metadata.dst_node_id)
         if not changed_by(message, reply):
             return reply, None
         try:
-            with contained():
+            with contain_plugin():
                 if client not in self._contexts and client in self._states:
-                    return reply, to_record(self._states.get(client))
+                    return reply, arrays_to_record(self._states.get(client))
                 told = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
                 # Copied: a record shares its arrays with the client, which goes on.
-                state = from_record(told.content.array_records[msg.STATE])
-                return reply, to_record({name: values.copy() for name, values in state.items()})
+                state = record_to_arrays(told.content.array_records[msg.STATE])
+                return reply, arrays_to_record({name: values.copy() for name, values in state.items()})
         except Exception as error:
             return error_reply(message, error), None
 
@@ -158,7 +158,7 @@ class LiveClients:
         self._forget(client)
         self._states.drop(client)
         if state is not None:
-            self._states.put(client, from_record(state))
+            self._states.put(client, record_to_arrays(state))
 
     def _ask(self, context: Context, kind: str, content: RecordDict) -> Message:
         return self._app(Message(content, context.node_id, kind), context)

@@ -14,7 +14,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
-def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
+def watch_stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
     """Set an event and call `on_first` at the first Ctrl-C, SIGTERM or SIGHUP; another one but SIGHUP
     interrupts.
     """
@@ -34,7 +34,7 @@ def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def interrupting() -> Iterator[None]:
+def signals_as_interrupts() -> Iterator[None]:
     """Have SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, where nothing else handles them."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -94,7 +94,7 @@ def sheltered_from_hang_up() -> Iterator[None]:
 
 
 @contextmanager
-def outliving_terminal() -> Iterator[None]:
+def ignore_closed_terminal() -> Iterator[None]:
     """Let nothing fail because standard output or error was a terminal that has been closed."""
     former = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("IO[str]", _Outliving(stream)) for stream in former)

@@ -62,14 +62,14 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
             plan = with_selected_executor(plan, data, tell)
             engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder), None)
         else:
-            from fedkd.engine.ray.cluster import connect
+            from fedkd.engine.ray.cluster import connect_ray
 
             tell("starting Ray and loading the data")
             # Ray takes seconds to start, and so do imports, in actors and here; all of it at once.
             with ThreadPoolExecutor(max_workers=1) as background:
                 imported = background.submit(_import_all)
                 loading: Future[Data] = background.submit(_load, plan.scenario, tell)
-                cluster = connect(plan.scenario.engine)
+                cluster = connect_ray(plan.scenario.engine)
                 stack.callback(cluster.close)
                 imported.result()  # two threads must not import the same packages at once
                 spares = _start_early(plan, cluster)
@@ -186,14 +186,14 @@ class RestartPolicy:
         if self._tolerant and blamed is not None:
             return loss
         if again:
-            why = f"as it did before the run went back to {restart_point(saved)}"
+            why = f"as it did before the run went back to {describe_restart_point(saved)}"
         elif self._count <= self._limit:
             return None
         elif self._limit == 0:
             return loss
         else:
             times = "once" if self._limit == 1 else f"{self._limit} times"
-            why = f"the run has gone back to {restart_point(saved)} {times} (engine.restarts)"
+            why = f"the run has gone back to {describe_restart_point(saved)} {times} (engine.restarts)"
         return ActorsLost(f"{loss.message}; {why}", client=loss.client, round=loss.round)
 
     @property
@@ -202,6 +202,6 @@ class RestartPolicy:
         return f"{self._count} of {self._limit}"
 
 
-def restart_point(saved: int) -> str:
+def describe_restart_point(saved: int) -> str:
     """Return in words where a run restarts, by its last checkpoint's round; 0: there is none."""
     return f"the checkpoint of round {saved}" if saved else "its beginning"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from os import (
-    _exit,  # while a verb runs, `os._exit` is another one (see `fedkd.plugins.loading.no_sudden_end`)
+    _exit,  # while a verb runs, `os._exit` is another one (see `fedkd.plugins.loading.forbid_os_exit`)
 )
 from pathlib import Path
 from typing import NoReturn
@@ -26,7 +26,7 @@ HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a run to stop."""
 ENDED_BY_RAY = 1
 """Status with which Ray ends a process. fedkd has no such status."""
-INTERRUPTED = 130
+INTERRUPTED_STATUS = 130
 POLL_SECONDS = 0.1
 SWEEP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
@@ -41,7 +41,7 @@ _to_parent: int | None = None
 _shared: mmap.mmap | None = None
 
 
-def split_off() -> None:
+def run_in_child() -> None:
     """Go on in a child process group; the parent passes on signals and leaves with the child's status."""
     global _to_parent, _shared
     if _libc is None or _to_parent is not None:
@@ -60,20 +60,20 @@ def split_off() -> None:
     os.close(reading)
     os.setpgid(0, 0)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal set to `tostop` would stop it as it writes
-    end_with_parent(signal.SIGKILL)
+    signal_on_parent_death(signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         _exit(128 + signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     _to_parent, _shared = writing, shared
 
 
-def if_lost(text: str) -> None:
+def set_loss_message(text: str) -> None:
     """Have the parent, if there is one, say this should the child end without a word."""
     if _to_parent is not None:
         os.write(_to_parent, f"{text}\n".encode())
 
 
-def has_ended() -> None:
+def report_end() -> None:
     """Tell the parent, if there is one, that the child has reported its end and now leaves by itself."""
     if _shared is not None:
         _shared[_HAS_ENDED] = 1
@@ -130,7 +130,7 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
     os.set_blocking(told, False)
     lines = _read(told).splitlines()
     if insisted:
-        _leave("stopped at once", lines, INTERRUPTED)
+        _leave("stopped at once", lines, INTERRUPTED_STATUS)
     if code == ENDED_BY_RAY:
         how = "Ray ended it, as it does when a process of its own has died"
     elif code >= 0:
@@ -147,7 +147,7 @@ def _leave(what: str, lines: list[str], status: int) -> NoReturn:
     _exit(status)
 
 
-def end_with_parent(number: signal.Signals) -> None:
+def signal_on_parent_death(number: signal.Signals) -> None:
     """Have the kernel send this process a signal when its parent dies; Linux alone has that."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
@@ -159,7 +159,7 @@ def adopt_orphans(whether: bool) -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(whether))
 
 
-def descendants(pid: int) -> list[int]:
+def descendant_pids(pid: int) -> list[int]:
     """Return the ids of all processes below one, where `/proc` tells; else none."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -177,7 +177,7 @@ def descendants(pid: int) -> list[int]:
 def end_processes_of_ray(spared: Collection[int] = ()) -> None:
     """End Ray's processes below this one, but for some ids: its agents wait a minute for a dead server."""
     deadline = time.monotonic() + SWEEP_SECONDS
-    while left := [pid for pid in descendants(os.getpid()) if pid not in spared and _is_rays(pid)]:
+    while left := [pid for pid in descendant_pids(os.getpid()) if pid not in spared and _is_rays(pid)]:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ from statistics import median
 
 from torch import nn
 
-from fedkd.clients import checked_models
+from fedkd.clients import build_checked_models
 from fedkd.data import Data, first_task
 from fedkd.fusion import trained_epochs
 from fedkd.models import Estimator, forward_flops
@@ -20,7 +20,7 @@ def client_costs(
     plan: Plan, data: Data, models: Sequence[nn.Module | Estimator] | None = None
 ) -> list[float]:
     """Return an estimate of each client's FLOPs in a round, which decides only its actor."""
-    scenario, models = plan.scenario, models or checked_models(plan, data)
+    scenario, models = plan.scenario, models or build_checked_models(plan, data)
     flops = {
         id(group): forward_flops(model, data.input_shape, data.input_dtype)
         if isinstance(model, nn.Module)

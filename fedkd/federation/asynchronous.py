@@ -20,13 +20,13 @@ from fedkd.clients import SPLITS
 from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.job_time import Handed
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 from fedkd.federation.messages.records import metrics_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
 from fedkd.plan import Plan
-from fedkd.server import InFlight, Job
-from fedkd.storage import Arrays, below, by_number, under
+from fedkd.server import ClientJob, JobsInFlight
+from fedkd.storage import Arrays, add_prefix, group_by_number, strip_prefix
 from fedkd.tracking import peak_memory_mb
 
 SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
@@ -45,7 +45,7 @@ class Reply:
         """Return a message's content; arrays are copied, as they may lie in memory lent for a moment."""
         content = reply.content
         told: Any = content.config_records[msg.AT_CHANCE] if msg.AT_CHANCE in content else {}
-        sent = from_record(content.array_records[msg.ARRAYS])
+        sent = record_to_arrays(content.array_records[msg.ARRAYS])
         return cls(
             {name: np.array(values) for name, values in sent.items()},
             metrics_of(reply),
@@ -62,23 +62,25 @@ class Reply:
 
     def message(self, client: int, node: int) -> Message:
         figures: dict[str, Any] = {**self.figures, msg.NUM_EXAMPLES: self.samples}
-        records: Any = {msg.IDENTITY: msg.identity(client), msg.ARRAYS: to_record(self.arrays)}
+        records: Any = {msg.IDENTITY: msg.identity(client), msg.ARRAYS: arrays_to_record(self.arrays)}
         content = RecordDict({**records, msg.METRICS: MetricRecord(figures)})
         if self.chance:
             content[msg.AT_CHANCE] = ConfigRecord(dict(self.chance))
         return Message(content, reply_to=Message(RecordDict(), node, msg.TRAIN))
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays = under("arrays/", self.arrays)
+        arrays = add_prefix("arrays/", self.arrays)
         for name, table in (("figures/", self.figures), ("chance/", self.chance)):
-            arrays |= under(name, {key: np.array(value, dtype=np.float64) for key, value in table.items()})
+            arrays |= add_prefix(
+                name, {key: np.array(value, dtype=np.float64) for key, value in table.items()}
+            )
         return arrays
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray]) -> Reply:
-        tables = (below(name, arrays) for name in ("figures/", "chance/"))
+        tables = (strip_prefix(name, arrays) for name in ("figures/", "chance/"))
         figures, chance = ({key: float(value) for key, value in own.items()} for own in tables)
-        return cls(below("arrays/", arrays), figures, chance)
+        return cls(strip_prefix("arrays/", arrays), figures, chance)
 
 
 class HeldMessages:
@@ -94,27 +96,30 @@ class HeldMessages:
         for client, message in sorted(self.waiting.items()):
             own = f"{WAITING}{client}/"
             config = message.content.config_records[msg.CONFIG]
-            arrays |= under(f"{own}config/", {name: np.array(value) for name, value in config.items()})
+            arrays |= add_prefix(f"{own}config/", {name: np.array(value) for name, value in config.items()})
             for name, record in message.content.array_records.items():
                 if id(record) not in place_of:
                     place_of[id(record)] = len(place_of)
-                    arrays |= under(f"{SHARED}{place_of[id(record)]}/", from_record(record))
+                    arrays |= add_prefix(f"{SHARED}{place_of[id(record)]}/", record_to_arrays(record))
                 arrays[f"{own}records/{name}"] = np.array(place_of[id(record)], dtype=np.int64)
         for client, reply in sorted(self.done.items()):
-            arrays |= under(f"{DONE}{client}/", reply.state())
+            arrays |= add_prefix(f"{DONE}{client}/", reply.state())
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray], node_of_client: Mapping[int, int]) -> None:
-        records = {place: to_record(own) for place, own in by_number(below(SHARED, arrays)).items()}
+        records = {
+            place: arrays_to_record(own)
+            for place, own in group_by_number(strip_prefix(SHARED, arrays)).items()
+        }
         self.waiting = {}
-        for client, own in by_number(below(WAITING, arrays)).items():
-            config = {name: value.item() for name, value in below("config/", own).items()}
+        for client, own in group_by_number(strip_prefix(WAITING, arrays)).items():
+            config = {name: value.item() for name, value in strip_prefix("config/", own).items()}
             content = RecordDict({msg.CONFIG: ConfigRecord(config)})
-            for name, place in below("records/", own).items():
+            for name, place in strip_prefix("records/", own).items():
                 content[name] = records[int(place)]
             group = str(config[msg.SERVER_ROUND])
             self.waiting[client] = Message(content, node_of_client[client], msg.TRAIN, group_id=group)
-        done = by_number(below(DONE, arrays))
+        done = group_by_number(strip_prefix(DONE, arrays))
         self.done = {client: Reply.restored(own) for client, own in done.items()}
 
 
@@ -123,7 +128,7 @@ MEASURED = "measured"
 LASTING = ("accuracy_local", "accuracy_global", "loss_local", "loss_global")
 """Metrics that stay true until a client changes; the others are about a round's guidance."""
 
-Arrived = Sequence[tuple[Job, Reply]]
+Arrived = Sequence[tuple[ClientJob, Reply]]
 
 
 class AsynchronousRounds(Rounds):
@@ -140,14 +145,14 @@ class AsynchronousRounds(Rounds):
         assert settings is not None and self._job_time is not None
         self._time, self._fusing, self._messages = self._job_time, strategy, HeldMessages()
         self._buffer = settings.buffer
-        self._flights = InFlight(clients, settings.concurrency or clients, plan.scenario.seed)
+        self._flights = JobsInFlight(clients, settings.concurrency or clients, plan.scenario.seed)
         self._brings_model = plan.capabilities.brings_model
         self._arrived: dict[int, Reply] = {}  # the last of every client's in the round under way
         self._measured = np.full((clients, len(LASTING)), nan)
 
     def _train(self, round: int) -> float | None:
         self._depart(round)
-        arrived: list[tuple[Job, Reply]] = []
+        arrived: list[tuple[ClientJob, Reply]] = []
         while len(arrived) < self._buffer:
             job = self._next(round)
             self._flights.land(job.client, hold=not self._brings_model)
@@ -176,10 +181,10 @@ class AsynchronousRounds(Rounds):
             message.content.config_records[msg.CONFIG][msg.SERVER_ROUND] = key
             least = self._time.transfer(client, handed.size) + self._time.work(client, key, handed, 0)
             start = self._exchange.totals.virtual_seconds
-            self._flights.depart(Job(client, round, key, start, least, handed.size, handed.steps))
+            self._flights.depart(ClientJob(client, round, key, start, least, handed.size, handed.steps))
             self._messages.waiting[client] = message
 
-    def _next(self, round: int) -> Job:
+    def _next(self, round: int) -> ClientJob:
         """Return the job that is over next, once every job is done that could be over before it."""
         if (job := self._flights.first()) is None:
             self._do_all(round)
@@ -269,11 +274,11 @@ class AsynchronousRounds(Rounds):
 
     def _server_state(self) -> dict[str, np.ndarray]:
         own = self._flights.state() | self._messages.state() | {MEASURED: self._measured.copy()}
-        return super()._server_state() | under(FLIGHTS, own)
+        return super()._server_state() | add_prefix(FLIGHTS, own)
 
     def _restore_server(self, arrays: Arrays) -> None:
         super()._restore_server(arrays)
-        own = below(FLIGHTS, arrays)
+        own = strip_prefix(FLIGHTS, arrays)
         self._flights.restore(own)
         self._messages.restore(own, self._node_of_client)
         self._measured = np.array(own[MEASURED])
@@ -282,12 +287,12 @@ class AsynchronousRounds(Rounds):
         return super()._lasts(name) or name.startswith((FLIGHTS + SHARED, FLIGHTS + DONE))
 
 
-def _client(flight: tuple[Job, Reply]) -> tuple[int, int]:
+def _client(flight: tuple[ClientJob, Reply]) -> tuple[int, int]:
     return flight[0].client, flight[0].key
 
 
-def _layers(arrived: Arrived) -> list[list[tuple[Job, Reply]]]:
-    layers: list[dict[int, tuple[Job, Reply]]] = []
+def _layers(arrived: Arrived) -> list[list[tuple[ClientJob, Reply]]]:
+    layers: list[dict[int, tuple[ClientJob, Reply]]] = []
     for job, reply in arrived:
         if all(job.client in layer for layer in layers):
             layers.append({})

@@ -39,8 +39,8 @@ from fedkd.federation.manifest import (
     digest_of,
     round_of,
 )
-from fedkd.storage import Arrays, Damaged, SavedFile, sync_file, sync_folder, write_arrays, write_bytes
-from fedkd.tracking import sweep
+from fedkd.storage import Arrays, DamagedFile, SavedFile, sync_file, sync_folder, write_arrays, write_bytes
+from fedkd.tracking import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CheckpointStore:
             try:
                 manifest = Manifest(path)
                 checkpoint = manifest.checkpoint()
-            except Damaged as damage:
+            except DamagedFile as damage:
                 self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
                 continue
             self._previous, self._states = path, manifest.clients
@@ -112,7 +112,7 @@ class CheckpointStore:
     def began(self) -> tuple[Mapping[str, Any], int] | None:
         """Return the decisive scenario and the round of the newest checkpoint with a whole manifest."""
         for path in reversed(self._complete()):
-            with suppress(Damaged):
+            with suppress(DamagedFile):
                 found = Manifest(path).content
                 return found["scenario"], found["round"]
         return None
@@ -127,7 +127,7 @@ class CheckpointStore:
             manifest = Manifest(path)
             file = manifest.clients.get(client)
             return SavedClient(round, None if file is None else file.read(), manifest.server())
-        except Damaged as damage:
+        except DamagedFile as damage:
             raise UserError(f"the checkpoint is damaged: {damage}", file=str(path)) from None
 
     def _complete(self) -> list[Path]:
@@ -176,7 +176,7 @@ class CheckpointStore:
         if not self._added:
             pool.mkdir(parents=True, exist_ok=True)
             # Later checkpoints are damaged or incomplete: the run goes on from `_previous`.
-            sweep(self._folder)
+            remove_leftovers(self._folder)
             for path in self._complete():
                 if round_of(path) > (round_of(self._previous) if self._previous else 0):
                     shutil.rmtree(path)
@@ -210,7 +210,7 @@ class CheckpointStore:
         known = {name: names for name, names in self._spoken_of.items() if name in kept}
         for name in kept.keys() - known.keys():
             known[name] = set()
-            with suppress(Damaged):
+            with suppress(DamagedFile):
                 manifest = Manifest(kept[name])
                 known[name] = _names(manifest.clients, manifest.lasting)
         self._spoken_of = known

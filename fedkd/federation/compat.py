@@ -36,12 +36,12 @@ def flower_logs_from(level: int) -> Iterator[None]:
         logger.setLevel(former)
 
 
-def give_id(message: Message) -> None:
+def assign_message_id(message: Message) -> None:
     """Give a message an id before it is sent, which its reply names."""
     message.metadata.__dict__["_message_id"] = uuid4().hex
 
 
-def with_content(message: Message, content: RecordDict) -> Message:
+def replace_content(message: Message, content: RecordDict) -> Message:
     """Return a copy of a message with the same id and other content."""
     copied = Message.__new__(Message)
     copied.__dict__.update(message.__dict__, _content=content)
@@ -53,5 +53,5 @@ def node_id_of(client: int) -> int:
     return client + SERVER_NODE_ID + 1
 
 
-def client_of(node_id: int) -> int:
+def client_of_node(node_id: int) -> int:
     return node_id - SERVER_NODE_ID - 1

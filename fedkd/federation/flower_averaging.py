@@ -8,16 +8,16 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from fedkd.clients import Stage
+from fedkd.clients import UploadStage
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, payload_bytes, record_to_arrays
 from fedkd.federation.messages.server_gate import check_reply, opened, refusal
 from fedkd.federation.server_strategy import ServerStrategy
-from fedkd.fusion import Arrays, FusionStrategy, Unfit, check_like, kinds_of
+from fedkd.fusion import Arrays, FusionStrategy, InvalidUpload, check_weight, upload_kinds
 from fedkd.server import OrthogonalTraining, Upload
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
-WEIGHTS, STRATEGY, ORTHOGONAL = "weights/", "strategy/", "orthogonal/"
+WEIGHTS_PREFIX, STRATEGY_PREFIX, ORTHOGONAL_PREFIX = "weights/", "strategy/", "orthogonal/"
 
 
 class FlowerAveraging(ServerStrategy):
@@ -32,10 +32,10 @@ class FlowerAveraging(ServerStrategy):
         strategy: Strategy,
         half: FusionStrategy,
         weights: Arrays,
-        stages: Sequence[Stage] = (),
+        stages: Sequence[UploadStage] = (),
         orthogonal: OrthogonalTraining | None = None,
     ) -> None:
-        self._strategy, self._half, self._weights = strategy, half, to_record(weights)
+        self._strategy, self._half, self._weights = strategy, half, arrays_to_record(weights)
         self._stages, self._orthogonal = stages, orthogonal
         self._task = 0  # that all clients are at, where anything depends on it
         self._took_part: frozenset[int] = frozenset()  # nodes in this round
@@ -63,7 +63,7 @@ class FlowerAveraging(ServerStrategy):
                 content = RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights})
                 messages.append(Message(content, node, kind, group_id=str(round)))
         if kind == msg.END_TASK and self._orthogonal is not None:
-            bases = to_record(self._orthogonal.bases)
+            bases = arrays_to_record(self._orthogonal.bases)
             for message in messages:
                 if message.metadata.dst_node_id in self._took_part:
                     message.content[msg.BASES] = bases
@@ -78,9 +78,9 @@ class FlowerAveraging(ServerStrategy):
         for reply in (reply for reply in replies if reply.metadata.src_node_id in self._took_part):
             try:
                 check_reply(msg.sender(reply), reply, (msg.NUM_EXAMPLES,))
-                upload = opened(reply, self._stages, kinds_of)
+                upload = opened(reply, self._stages, upload_kinds)
                 self._orthogonal.check_sketches(upload.arrays)
-            except Unfit as misfit:
+            except InvalidUpload as misfit:
                 raise refusal(misfit, msg.sender(reply), round) from None
             sent.append(upload)
         self._orthogonal.end_task([one.arrays for one in sent], [one.samples for one in sent])
@@ -98,19 +98,19 @@ class FlowerAveraging(ServerStrategy):
         for client, misfit in self.misfits(replies).items():
             raise refusal(misfit, client, round)
         for reply in replies:
-            reply.content[msg.ARRAYS] = to_record(self._opened[id(reply)][1].arrays)
+            reply.content[msg.ARRAYS] = arrays_to_record(self._opened[id(reply)][1].arrays)
         self._opened.clear()
         weights, _ = self._strategy.aggregate_train(round, list(replies))
         if weights is not None and self._orthogonal is not None:
-            before, after = from_record(self._weights), from_record(weights)
-            weights = to_record(self._orthogonal.confined(before, after, self._task))
+            before, after = record_to_arrays(self._weights), record_to_arrays(weights)
+            weights = arrays_to_record(self._orthogonal.confined(before, after, self._task))
         if weights is not None:
             self._weights = in_precision_of(self._weights, weights)
 
-    def misfits(self, replies: Sequence[Message]) -> dict[int, Unfit]:
+    def misfits(self, replies: Sequence[Message]) -> dict[int, InvalidUpload]:
         """Open uploads; return why some are no weights of the model, by client."""
-        found: dict[int, Unfit] = {}
-        model = from_record(self._weights)
+        found: dict[int, InvalidUpload] = {}
+        model = record_to_arrays(self._weights)
         for reply in replies:
             if id(reply) in self._opened:
                 continue
@@ -118,9 +118,9 @@ class FlowerAveraging(ServerStrategy):
                 upload = opened(reply, self._stages, self._half.kinds_of)
                 _check_names(upload.arrays, model)
                 for name, values in upload.arrays.items():
-                    check_like(name, values, model[name])
+                    check_weight(name, values, model[name])
                 self._opened[id(reply)] = reply, upload
-            except Unfit as misfit:
+            except InvalidUpload as misfit:
                 found[msg.sender(reply)] = misfit
         return found
 
@@ -129,16 +129,18 @@ class FlowerAveraging(ServerStrategy):
         return sent
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays = under(STRATEGY, strategy_state(self._strategy)) | under(WEIGHTS, from_record(self._weights))
-        return arrays | under(ORTHOGONAL, self._orthogonal.state() if self._orthogonal else {})
+        arrays = add_prefix(STRATEGY_PREFIX, strategy_state(self._strategy)) | add_prefix(
+            WEIGHTS_PREFIX, record_to_arrays(self._weights)
+        )
+        return arrays | add_prefix(ORTHOGONAL_PREFIX, self._orthogonal.state() if self._orthogonal else {})
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        weights = below(WEIGHTS, arrays)
+        weights = strip_prefix(WEIGHTS_PREFIX, arrays)
         # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
-        self._weights = to_record({name: weights[name] for name in self._weights})
-        restore_strategy(self._strategy, below(STRATEGY, arrays))
+        self._weights = arrays_to_record({name: weights[name] for name in self._weights})
+        restore_strategy(self._strategy, strip_prefix(STRATEGY_PREFIX, arrays))
         if self._orthogonal is not None:
-            self._orthogonal.restore(below(ORTHOGONAL, arrays))
+            self._orthogonal.restore(strip_prefix(ORTHOGONAL_PREFIX, arrays))
 
 
 def _check_names(arrays: Arrays, model: Arrays) -> None:
@@ -147,7 +149,7 @@ def _check_names(arrays: Arrays, model: Arrays) -> None:
     missing = [name for name in model if name not in arrays]
     strange = [name for name in arrays if name not in model]
     told = f"array {missing[0]} is missing" if missing else f"the model has no array {strange[0]}"
-    raise Unfit(told if missing or strange else "its arrays are in another order than the model's")
+    raise InvalidUpload(told if missing or strange else "its arrays are in another order than the model's")
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
@@ -155,7 +157,7 @@ def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for attribute, value in vars(strategy).items():
         if isinstance(value, ArrayRecord):
-            kind, table = "record", from_record(value)
+            kind, table = "record", record_to_arrays(value)
         elif isinstance(value, dict):
             kind, table = "dict", value
         elif isinstance(value, list):
@@ -176,7 +178,7 @@ def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> No
         kind, attribute, _, name = key.split("|", 3)
         groups.setdefault((kind, attribute), {})[name] = arrays[key]
     for (kind, attribute), items in groups.items():
-        make: Any = {"record": to_record, "list": lambda items: list(items.values())}.get(kind, dict)
+        make: Any = {"record": arrays_to_record, "list": lambda items: list(items.values())}.get(kind, dict)
         setattr(strategy, attribute, make(items))
 
 
@@ -187,4 +189,4 @@ def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
         wanted = np.dtype(model[name].dtype)
         values = np.rint(array.numpy()) if np.issubdtype(wanted, np.integer) else array.numpy()
         arrays[name] = np.asarray(values, dtype=wanted)
-    return to_record(arrays)
+    return arrays_to_record(arrays)

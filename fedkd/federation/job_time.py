@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from fedkd.clients import number_kept_apart, share_kept_apart
+from fedkd.clients import count_held_out, network_holdout_share
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, payload_bytes
+from fedkd.federation.messages.arrays import payload_bytes, record_to_arrays
 from fedkd.federation.messages.records import metrics_of
-from fedkd.fusion import teaches_targets, trained_epochs
+from fedkd.fusion import distils_targets, trained_epochs
 from fedkd.plan import Plan, VirtualClock
 
 HANDED = "clock/handed"
@@ -34,7 +34,7 @@ class JobTime:
     def __init__(self, plan: Plan, clock: VirtualClock, client_of: Callable[[Message], int]) -> None:
         self._plan, self._clock, self._client_of = plan, clock, client_of
         self.transfer = clock.way  # seconds of a client's download or upload of so many bytes
-        self._kept_apart = share_kept_apart(plan) or 0.0
+        self._kept_apart = network_holdout_share(plan) or 0.0
         self._handed: dict[int, Handed] = {}
 
     def hand(self, messages: Iterable[Message]) -> None:
@@ -53,7 +53,7 @@ class JobTime:
         """Return the seconds of work on a job, with the draws of round `job`, for all training `samples`."""
         training = self._plan.scenario.training
         epochs = trained_epochs(self._plan.strategy, training.local_epochs)
-        samples -= number_kept_apart(samples, self._kept_apart)
+        samples -= count_held_out(samples, self._kept_apart)
         steps = epochs * -(-samples // training.batch_size) + handed.steps
         return self._clock.work(client, job, steps)
 
@@ -76,11 +76,11 @@ class JobTime:
 
     def _steps(self, content: RecordDict) -> int:
         fusion, strategy = self._plan.scenario.fusion, self._plan.strategy
-        if not teaches_targets(strategy):
+        if not distils_targets(strategy):
             return 0
         batch = fusion.distill_batch_size or self._plan.scenario.training.batch_size
         records = (content.array_records.get(name) for name in (msg.GUIDANCE, msg.MISSED))
-        rows = [strategy.taught_samples(from_record(record)) for record in records if record is not None]
+        rows = [strategy.taught_samples(record_to_arrays(record)) for record in records if record is not None]
         return sum(fusion.distill_epochs * -(-length // batch) for length in rows)
 
     def state(self) -> dict[str, np.ndarray]:

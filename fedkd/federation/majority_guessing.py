@@ -9,7 +9,7 @@ from fedkd.federation.messages import records as msg
 from fedkd.models import architecture_names
 from fedkd.plan import Plan
 from fedkd.scenario import task_count
-from fedkd.tracking import Recorder, percent
+from fedkd.tracking import Recorder, format_percent
 
 AT_CHANCE = "at_chance"
 """Name of the warning."""
@@ -53,8 +53,8 @@ class ChanceWatch:
             )
         return (
             f"warning: after its {when} {named[0]} is no better than the majority class on its training"
-            f" samples: {percent(figures[msg.ACCURACY])} are right, {percent(figures[msg.CHANCE])} are of the"
-            " majority class"
+            f" samples: {format_percent(figures[msg.ACCURACY])} are right,"
+            f" {format_percent(figures[msg.CHANCE])} are of the majority class"
         )
 
     def _training_no_more(self, clients: list[int], round: int) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd.storage import Arrays, Damaged, NotJson, SavedFile, SavedStates, parse_json, sha256
+from fedkd.storage import Arrays, DamagedFile, InvalidJson, SavedFile, SavedStates, parse_json, sha256
 from fedkd.tracking import Totals
 
 SERVER, MANIFEST = "server.safetensors", "manifest.json"
@@ -25,7 +25,7 @@ class Checkpoint:
     Attributes:
         offsets: Length of the run folder's tidy files; `digests` are their SHA-256.
         offsets_if_longer: The same without an evaluation made only because the run ends here.
-        scenario: What decides the results (see `fedkd.scenario.identity.decisive`).
+        scenario: What decides the results (see `fedkd.scenario.identity.result_relevant_keys`).
         lasting: Names of the server's arrays that never change, which later checkpoints may share.
     """
 
@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 class Manifest:
-    """A checkpoint's manifest, on disk; a file with other bytes than written is `Damaged`.
+    """A checkpoint's manifest, on disk; a file with other bytes than written is `DamagedFile`.
 
     Attributes:
         clients: The file of every client's state, in the pool of clients.
@@ -86,15 +86,15 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, NotJson):
-        raise Damaged(f"{MANIFEST} cannot be read") from None
+        raise DamagedFile(f"{MANIFEST} is missing") from None
+    except (OSError, InvalidJson):
+        raise DamagedFile(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
-        raise Damaged(f"{MANIFEST} is not what was written")
+        raise DamagedFile(f"{MANIFEST} is not what was written")
     if "clients" not in manifest:
-        raise Damaged("an earlier release of fedkd wrote it")
+        raise DamagedFile("an earlier release of fedkd wrote it")
     if manifest["round"] != round_of(path):
-        raise Damaged(f"it is that of round {manifest['round']}")
+        raise DamagedFile(f"it is that of round {manifest['round']}")
     return manifest
 
 

@@ -12,8 +12,14 @@ from fedkd.clients import SPLITS, TaskMetric, is_task_metric
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.records import metrics_of
 from fedkd.federation.messages.server_gate import TRAIN_FIGURES, TRAIN_LOSS
-from fedkd.fusion import chance, effective_neighbours, hits, off_diagonal_mean, rank_correlation
-from fedkd.plan import Plan, accuracies_of_each, poisoned_clients
+from fedkd.fusion import (
+    best_sender_hits,
+    chance_accuracy,
+    effective_neighbours,
+    off_diagonal_mean,
+    rank_correlation,
+)
+from fedkd.plan import Plan, poisoned_clients, separate_model_accuracies
 from fedkd.scenario import run_digest
 from fedkd.server import FusionReport, Links
 from fedkd.tracking import Recorder, Split, TransferMap, write_links, write_neighbours, write_transfer_map
@@ -38,7 +44,7 @@ class Measurements:
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._schedule, self._recorder, self._folder = plan.schedule, recorder, folder
-        self._evaluated = (*EVALUATED, *accuracies_of_each(plan.strategy))
+        self._evaluated = (*EVALUATED, *separate_model_accuracies(plan.strategy))
         self._run, self._poisoned = run_digest(plan.scenario), poisoned_clients(plan.scenario)
 
     def figures(self, phase: str) -> tuple[str, ...]:
@@ -79,10 +85,13 @@ class Measurements:
         write_transfer_map(self._folder, found, self._run)
         rows: list[tuple[Split, str, np.ndarray]] = []
         for part, gain in found.gains.items():
-            rows += [(part, "transfer_gain", off_diagonal_mean(gain)), (part, "hit_chance", chance(gain))]
+            rows += [
+                (part, "transfer_gain", off_diagonal_mean(gain)),
+                (part, "hit_chance", chance_accuracy(gain)),
+            ]
             for name, guess in found.predicted.items():
                 rows.append((part, f"rank_{name}", rank_correlation(guess, gain)))
-                rows.append((part, f"hit_{name}", hits(guess, gain)))
+                rows.append((part, f"hit_{name}", best_sender_hits(guess, gain)))
         if found.transfer_rate is not None:
             rows.append(("train", "transfer_rate", off_diagonal_mean(found.transfer_rate)))
         for split, metric, values in rows:

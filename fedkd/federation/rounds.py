@@ -24,9 +24,9 @@ from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.federation.transferability import PHASE, transfer_probe
 from fedkd.plan import Plan, evaluated_clients
-from fedkd.scenario import decisive
-from fedkd.server import waits
-from fedkd.storage import Arrays, replacing, write_arrays
+from fedkd.scenario import result_relevant_keys
+from fedkd.server import is_pending_guidance
+from fedkd.storage import Arrays, atomic_replacement, write_arrays
 from fedkd.tracking import DISK_ERRORS, Recorder, RoundReport, Totals
 
 
@@ -85,7 +85,7 @@ class Rounds:
                         store.wait()
                         raise Interrupted(f"stopped after round {round} of {last}; the state is saved")
         except OSError as error:
-            if error.errno in DISK_ERRORS:  # told of with what is kept (see `disk_told`)
+            if error.errno in DISK_ERRORS:  # told of with what is kept (see `explain_disk_errors`)
                 raise
             raise RunFailed(f"cannot write to {control.folder}: {error.strerror or error}") from error
         finally:
@@ -249,7 +249,7 @@ class Rounds:
         if self._control.deployment is not None:  # clients keep their states to themselves
             self._exchange.changed.clear()
             if arrays := self._strategy.state():
-                with replacing(self._control.folder / SERVER) as file:
+                with atomic_replacement(self._control.folder / SERVER) as file:
                     write_arrays(file, arrays)
             return
         started = time.perf_counter()
@@ -269,7 +269,7 @@ class Rounds:
             digests=digests,
             offsets_if_longer=longer[0],
             digests_if_longer=longer[1],
-            scenario=decisive(self._plan.scenario),
+            scenario=result_relevant_keys(self._plan.scenario),
             server=server,
             clients=states,
             lasting={name for name in server if self._lasts(name)},
@@ -282,7 +282,7 @@ class Rounds:
 
     def _lasts(self, name: str) -> bool:
         """Return whether an array of the server's state is never written into."""
-        return waits(name)
+        return is_pending_guidance(name)
 
     def _kept(self, checkpoint: Checkpoint) -> tuple[Mapping[str, int], Mapping[str, str]]:
         """Return the valid bytes and digests of files; a longer run drops its former last evaluation."""

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from flwr.app import ConfigRecord, Message
 
-from fedkd.fusion import Unfit
+from fedkd.fusion import InvalidUpload
 from fedkd.server import FusionReport, Links
 
 
@@ -34,7 +34,7 @@ class ServerStrategy(Protocol):
     def sent_bytes(self) -> int:
         """Return the payload sent to clients since the last call, evaluation aside."""
 
-    def misfits(self, replies: Sequence[Message]) -> Mapping[int, Unfit]:
+    def misfits(self, replies: Sequence[Message]) -> Mapping[int, InvalidUpload]:
         """Return why uploads are refused, by client; the others wait for `fuse`. Replies have no errors."""
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:

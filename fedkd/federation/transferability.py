@@ -5,12 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedkd.clients import KINDS, LOGITS, decode, upload_stages
+from fedkd.clients import LOGITS_KEY, TRIAL_UPLOAD_KINDS, decode_upload, upload_stages
 from fedkd.errors import UserError
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, payload_bytes, record_to_arrays
 from fedkd.federation.run_control import RunControl
-from fedkd.fusion import START, complement_by_class, predicted, softmax, transfer_rate
+from fedkd.fusion import (
+    INITIAL_PREDICTION,
+    complement_by_class,
+    complementary_transfer_rate,
+    predict_gains,
+    softmax,
+)
 from fedkd.scenario import Scenario, Transferability
 from fedkd.tracking import TransferMap
 from fedkd.training import one_blas_thread
@@ -42,21 +48,25 @@ class TransferProbe:
         shown = send([Message(question, node, msg.SHOW) for node in node_of_client.values()])
         if not shown:
             return None, 0
-        uploads = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in shown.values()]
-        knowledge = [decode(self._stages, arrays, KINDS) for arrays in uploads]
-        logits = np.stack([arrays[LOGITS] for arrays in knowledge])
+        uploads = [record_to_arrays(reply.content.array_records[msg.ARRAYS]) for reply in shown.values()]
+        knowledge = [decode_upload(self._stages, arrays, TRIAL_UPLOAD_KINDS) for arrays in uploads]
+        logits = np.stack([arrays[LOGITS_KEY] for arrays in knowledge])
         probabilities = softmax(logits)
         # One record for all, so that it travels once.
-        lesson = RecordDict({msg.CONFIG: settings, msg.ARRAYS: to_record({msg.PROBABILITIES: probabilities})})
+        lesson = RecordDict(
+            {msg.CONFIG: settings, msg.ARRAYS: arrays_to_record({msg.PROBABILITIES: probabilities})}
+        )
         tried = send([Message(lesson, node_of_client[client], msg.TRY_OUT) for client in shown])
         gains, answers = _results(list(shown), tried, logits.shape[1])
         with one_blas_thread():
-            guesses = predicted(logits, np.stack([arrays[START] for arrays in knowledge]), self._labels)
+            guesses = predict_gains(
+                logits, np.stack([arrays[INITIAL_PREDICTION] for arrays in knowledge]), self._labels
+            )
         by_class = rate = None
         if self._labels is not None:
             right = probabilities.argmax(axis=-1) == self._labels
             by_class = complement_by_class(right, self._labels, logits.shape[-1])
-            rate = transfer_rate(right, answers == self._labels)
+            rate = complementary_transfer_rate(right, answers == self._labels)
             rate[[client not in tried for client in shown]] = np.nan
         found = TransferMap(round, tuple(shown), gains[..., 0], gains[..., 1], guesses, by_class, rate)
         replies = sum(payload_bytes(reply.content) for reply in (*shown.values(), *tried.values()))
@@ -71,7 +81,7 @@ def _results(
     gains, answers = np.full((n, n, 2), np.nan), np.full((n, n, samples), -1, dtype=np.int64)
     for row, client in enumerate(clients):
         if client in tried:
-            arrays = from_record(tried[client].content.array_records[msg.ARRAYS])
+            arrays = record_to_arrays(tried[client].content.array_records[msg.ARRAYS])
             gains[row], answers[row] = arrays[msg.GAINS], arrays[msg.ANSWERS]
     return gains, answers
 

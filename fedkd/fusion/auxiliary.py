@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedkd.fusion.strategy import FusionStrategy
     from fedkd.fusion.views import ClientView
 
-OWN = "model"
+OWN_NETWORK = "model"
 """What the client's own model is called among its networks."""
 
 
@@ -24,7 +24,7 @@ class Maker(Protocol):
     def classes(self) -> int:
         """Number of classes C."""
 
-    def width(self, network: str = OWN) -> int:
+    def width(self, network: str = OWN_NETWORK) -> int:
         """Return the feature width F of the model or of an earlier auxiliary; UserError without."""
 
     def like_own(self) -> nn.Module:
@@ -66,7 +66,7 @@ class AuxNetworks:
     """Name of a small model that every client trains beside its own; a hyper-parameter."""
     shared_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of that model; a hyper-parameter."""
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN,)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN_NETWORK,)
     """Networks of an evaluation: the client's model, and auxiliary ones by name."""
     eval_models: ClassVar[tuple[str, ...]] = ()
     """Models that evaluations measure separately, as `accuracy_NAME` and `accuracy_before_fusion_NAME`."""
@@ -119,6 +119,6 @@ def joined(forward: Callable[..., Tensor], *networks: nn.Module, **buffers: Tens
 _NONE = AuxNetworks()
 
 
-def networks_of(strategy: FusionStrategy) -> AuxNetworks:
+def aux_networks_of(strategy: FusionStrategy) -> AuxNetworks:
     """Return a strategy's hooks for networks beside the client's model; without the mixin, neutral ones."""
     return strategy if isinstance(strategy, AuxNetworks) else _NONE

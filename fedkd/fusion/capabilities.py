@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd.fusion.kinds import Kind
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 
 if TYPE_CHECKING:
     from fedkd.fusion.strategy import FusionStrategy
@@ -154,7 +154,7 @@ def capabilities_of(strategy: FusionStrategy | type[FusionStrategy]) -> Capabili
     if isinstance(found, Capabilities):
         return found
     try:
-        with contained():
+        with contain_plugin():
             return strategy().capabilities if callable(strategy) else Capabilities()
     except Exception:  # a plug-in may lack defaults
         return Capabilities()

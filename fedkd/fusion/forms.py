@@ -26,12 +26,12 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import PREDICTIONS, TAUGHT
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, overrides
+from fedkd.fusion.strategy import FusionStrategy, overrides_hook
 from fedkd.fusion.views import Arrays, Network
-from fedkd.fusion.weights.averaging import exchanges
+from fedkd.fusion.weights.averaging import exchanges_weight
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack
 
-LARGEST = 1e15
+LARGEST_VALUE = 1e15
 """Bound of real numbers: their squares are summed in float32."""
 MOST = 2**53
 """Bound of whole numbers: float64 holds all up to here."""
@@ -42,7 +42,7 @@ Sizes = Mapping[str, int]
 """Values of the letters of shapes."""
 
 
-class Unfit(Exception):
+class InvalidUpload(Exception):
     """A one-line reason to refuse an upload; `diverged`: it has values that are no finite numbers."""
 
     def __init__(self, reason: str, *, diverged: bool = False) -> None:
@@ -57,8 +57,8 @@ class Form:
     types: str
     """Letters of types: f real, i and u whole, b true or false."""
     shape: str | None
-    least: float = -LARGEST
-    most: float = LARGEST
+    least: float = -LARGEST_VALUE
+    most: float = LARGEST_VALUE
 
 
 FORMS: Mapping[Kind, Form] = {
@@ -99,45 +99,45 @@ def check_upload(
     """
     kinds = strategy.kinds_of(arrays)
     for name in sorted(required(strategy) - arrays.keys()):
-        raise Unfit(f"array {name} is missing; it sent {', '.join(arrays) or 'nothing'}")
+        raise InvalidUpload(f"array {name} is missing; it sent {', '.join(arrays) or 'nothing'}")
     known = dict(sizes)
     for name, values in arrays.items():
         form = FORMS[kinds[name]]
         if values.dtype.kind not in form.types:
             kind = kinds[name].name.lower().replace("_", " ")
-            raise Unfit(f"array {name} is of type {values.dtype}, which {kind} cannot be")
+            raise InvalidUpload(f"array {name} is of type {values.dtype}, which {kind} cannot be")
         shape = strategy.capabilities.shapes.get(name, form.shape)
         bounds = (form.least, form.most)
         if shape is not None:
             bounds = _check_shape(name, values.shape, shape, known, bounds)
         _check_values(name, values, *bounds)
     if (reason := strategy.misfit(arrays, known, network)) is not None:
-        raise Unfit(reason)
+        raise InvalidUpload(reason)
 
 
 def required(strategy: FusionStrategy) -> set[str]:
     """Return the arrays that every upload of a strategy has."""
     can = strategy.capabilities
     counts = {LABEL_COUNTS} if can.label_counts else set()
-    if not is_declared(strategy):
+    if not declares_upload(strategy):
         return counts
     return set(can.kinds) - can.optional | (counts & can.kinds.keys())
 
 
-def is_declared(strategy: FusionStrategy) -> bool:
+def declares_upload(strategy: FusionStrategy) -> bool:
     """Return whether a strategy states its upload: an `upload` of its own needs `kinds` of its own."""
     kinds = strategy.capabilities.kinds
     return bool(kinds) and (kinds is not PREDICTIONS or type(strategy).upload is FusionStrategy.upload)
 
 
-def check_like(name: str, values: np.ndarray, like: np.ndarray) -> None:
+def check_weight(name: str, values: np.ndarray, like: np.ndarray) -> None:
     """Check a weight or a buffer against the server's own: shape, type and values."""
     real = like.dtype.kind == "f"
     form = FORMS[Kind.WEIGHTS if real else Kind.COUNTERS]
     if values.dtype.kind not in form.types:
-        raise Unfit(f"array {name} is of type {values.dtype}, must be like {like.dtype}")
+        raise InvalidUpload(f"array {name} is of type {values.dtype}, must be like {like.dtype}")
     if values.shape != like.shape:
-        raise Unfit(f"array {name} has shape {list(values.shape)}, must be {list(like.shape)}")
+        raise InvalidUpload(f"array {name} has shape {list(values.shape)}, must be {list(like.shape)}")
     _check_values(name, values, form.least, form.most)
 
 
@@ -149,32 +149,34 @@ def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> No
     """
     shapes = strategy.capabilities.receives
     known = dict(sizes)
-    own = strategy.capabilities.uses_local_loss or overrides(strategy, "apply")
+    own = strategy.capabilities.uses_local_loss or overrides_hook(strategy, "apply")
     if shapes is None and not own:
         shapes = TAUGHT
     if shapes is TAUGHT and "targets" not in arrays:
-        raise Unfit(f"array targets is missing; it has {', '.join(arrays) or 'nothing'}")
+        raise InvalidUpload(f"array targets is missing; it has {', '.join(arrays) or 'nothing'}")
     if shapes is not None and "samples" in shapes and "samples" not in arrays and "M" in known:
         known["k"] = known["M"]
     for name, values in arrays.items():
         pattern = next((p for p in shapes or () if fnmatchcase(name, p)), None)
         if shapes is not None and pattern is None:
-            raise Unfit(f"array {name} is not what '{strategy.name}' sends")
+            raise InvalidUpload(f"array {name} is not what '{strategy.name}' sends")
         if values.dtype.kind not in "biuf":
-            raise Unfit(f"array {name} is of type {values.dtype}, must be real numbers")
-        bounds = (-LARGEST, LARGEST) if values.dtype.kind == "f" else (-MOST, MOST)
+            raise InvalidUpload(f"array {name} is of type {values.dtype}, must be real numbers")
+        bounds = (-LARGEST_VALUE, LARGEST_VALUE) if values.dtype.kind == "f" else (-MOST, MOST)
         if shapes is not None and pattern is not None and shapes[pattern] != "*":
             bounds = _check_shape(name, values.shape, shapes[pattern], known, bounds)
         _check_values(name, values, *bounds)
 
 
-def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict[int, Unfit]:
+def find_deviating_uploads(
+    uploads: Mapping[int, Arrays], strategy: FusionStrategy
+) -> dict[int, InvalidUpload]:
     """Return how uploads of one architecture deviate from the majority, by client.
 
     The majority decides about names and unknown capital letters; in a tie, the first client. Each upload fits
     by itself; clients ascend.
     """
-    found: dict[int, Unfit] = {}
+    found: dict[int, InvalidUpload] = {}
     names = _most(tuple(sorted(arrays)) for arrays in uploads.values())
     sizes = {
         client: {
@@ -193,12 +195,12 @@ def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict
     for client, arrays in uploads.items():
         if tuple(sorted(arrays)) != names:
             sent = ", ".join(arrays) or "nothing"
-            found[client] = Unfit(f"sent {sent}; most clients sent {', '.join(names) or 'nothing'}")
+            found[client] = InvalidUpload(f"sent {sent}; most clients sent {', '.join(names) or 'nothing'}")
             continue
         for letter, size in sizes[client].items():
             if size and size != agreed[letter]:
                 array = next(name for name in arrays if letter in _letters(strategy, arrays, name))
-                found[client] = Unfit(
+                found[client] = InvalidUpload(
                     f"array {array} has shape {list(arrays[array].shape)}; {letter} is {agreed[letter]} for"
                     " most clients of its architecture"
                 )
@@ -218,10 +220,10 @@ def check_feature_widths(strategy: str, clients: Sequence[int], widths: Sequence
         )
 
 
-def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
+def upload_sizes(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
     """Return the sizes in uploads of a network with these weights, of which some are trainable."""
     trained = set(trainable)
-    packed = pack({name: values for name, values in weights.items() if exchanges(strategy, name)})
+    packed = pack({name: values for name, values in weights.items() if exchanges_weight(strategy, name)})
     real = {name: values.size for name, values in weights.items() if values.dtype.kind == "f"}
     found = {
         "P": len(packed[PARAMETERS]),
@@ -249,7 +251,7 @@ def _check_shape(
         fits = fits and size == (int(bare) if bare.isdigit() else known.setdefault(bare, size))
     if not fits:
         wanted_shape = ", ".join(str(before.get(letter.removesuffix("?"), letter)) for letter in letters)
-        raise Unfit(f"array {name} has shape {list(found)}, must be [{wanted_shape}]")
+        raise InvalidUpload(f"array {name} has shape {list(found)}, must be [{wanted_shape}]")
     if match["relation"] is None:
         return bounds
     limit = known.get(match["size"])
@@ -266,9 +268,9 @@ def _check_values(name: str, values: np.ndarray, least: float, most: float) -> N
     if low >= least and high <= most:
         return
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise Unfit(f"array {name} has values that are not numbers (NaN or infinite)", diverged=True)
+        raise InvalidUpload(f"array {name} has values that are not numbers (NaN or infinite)", diverged=True)
     wrong = low if low < least else high
-    raise Unfit(f"array {name} has {wrong:g}, must be in {least:g} … {most:g}")
+    raise InvalidUpload(f"array {name} has {wrong:g}, must be in {least:g} … {most:g}")
 
 
 def _letters(strategy: FusionStrategy, arrays: Arrays, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import MIXINS, FusionStrategy, overrides
+from fedkd.fusion.strategy import MIXINS, FusionStrategy, overrides_hook
 from fedkd.plugins import HyperParameter, Registry, build_part, hyperparameters_of, load_part
 
 KEY = "fusion.strategy"
@@ -174,19 +174,19 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
     if not isinstance(can, Capabilities):
         return None
     gradients = "gradients" in can.needs
-    distils = can.sends != "nothing" and not can.uses_local_loss and not overrides(cls, "apply")
-    if distils and not overrides(cls, "loss"):
+    distils = can.sends != "nothing" and not can.uses_local_loss and not overrides_hook(cls, "apply")
+    if distils and not overrides_hook(cls, "loss"):
         return "does not define `loss`, what its clients minimise when they learn from guidance"
-    if can.infers_from_guidance and not overrides(cls, "infer"):
+    if can.infers_from_guidance and not overrides_hook(cls, "infer"):
         return "says that guidance answers, but does not define `infer`, which does"
-    if overrides(cls, "predictor") and not gradients:
+    if overrides_hook(cls, "predictor") and not gradients:
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
     several = issubclass(cls, AuxNetworks) and cls.eval_models
-    if several and (not overrides(cls, "eval_model") or not gradients):
+    if several and (not overrides_hook(cls, "eval_model") or not gradients):
         return 'has several models measured, so it defines `eval_model` and `needs` clients of "gradients"'
     if can.trials and not gradients:
         return 'has clients try guidance out, so it `needs` clients of "gradients"'
-    if overrides(cls, "aux_networks") and (not gradients or can.pools or can.brings_model):
+    if overrides_hook(cls, "aux_networks") and (not gradients or can.pools or can.brings_model):
         return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
     if can.pools and can.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
@@ -196,7 +196,7 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
     return None
 
 
-def source_of(strategy: type[FusionStrategy]) -> str:
+def strategy_source(strategy: type[FusionStrategy]) -> str:
     """Return the paper of a strategy and the difference to it; empty for fedkd's own."""
     return "; ".join(text for text in (strategy.paper, strategy.source_note) if text)
 

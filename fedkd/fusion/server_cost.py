@@ -6,12 +6,12 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-TRAINING = 3
+FORWARDS_PER_TRAINING_STEP = 3
 """Forward passes that cost as much as a training step: backward costs two."""
 
 
 @dataclass(frozen=True)
-class Extent:
+class RoundExtent:
     """Numbers of a round, and costs of forward passes.
 
     Attributes:
@@ -36,7 +36,7 @@ class Extent:
 class ServerCost:
     """Mixin: estimate of a fusion's arithmetic, ``class Mine(ServerCost, FusionStrategy)``."""
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the approximate operations of products and convolutions of a fusion."""
         return 0.0
 
@@ -51,9 +51,9 @@ class ServerModel(ServerCost):
     server_epochs: int = 0
     """Epochs on the transfer set; a hyper-parameter."""
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of training the model and of asking it."""
-        return extent.model * extent.samples * (TRAINING * self.server_epochs + 1)
+        return extent.model * extent.samples * (FORWARDS_PER_TRAINING_STEP * self.server_epochs + 1)
 
 
 def dense(*widths: int) -> float:

@@ -283,17 +283,17 @@ class FusionStrategy(ABC):
 MIXINS = (LocalObjective, AuxNetworks, ServerCost)
 
 
-def overrides(strategy: FusionStrategy | type[FusionStrategy], hook: str) -> bool:
+def overrides_hook(strategy: FusionStrategy | type[FusionStrategy], hook: str) -> bool:
     """Return whether a strategy defines a hook of the base or of a mixin itself."""
     own = getattr(strategy if isinstance(strategy, type) else type(strategy), hook, None)
     return own is not None and all(own is not getattr(base, hook, None) for base in (FusionStrategy, *MIXINS))
 
 
-def teaches_targets(strategy: FusionStrategy) -> bool:
+def distils_targets(strategy: FusionStrategy) -> bool:
     """Return whether clients distil targets of transfer samples, so that they can rehearse them."""
-    return not strategy.capabilities.uses_local_loss and overrides(strategy, "loss")
+    return not strategy.capabilities.uses_local_loss and overrides_hook(strategy, "loss")
 
 
-def answers_otherwise(strategy: FusionStrategy) -> bool:
+def replaces_predictor(strategy: FusionStrategy) -> bool:
     """Return whether evaluations may be answered by something else than the client's model."""
-    return strategy.capabilities.infers_from_guidance or overrides(strategy, "predictor")
+    return strategy.capabilities.infers_from_guidance or overrides_hook(strategy, "predictor")

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities, LocalObjective
-from fedkd.fusion.auxiliary import OWN, joined
+from fedkd.fusion.auxiliary import OWN_NETWORK, joined
 from fedkd.fusion.distillation.experts import Experts
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins import hyperparameters
@@ -38,7 +38,7 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
 
     name: ClassVar[str] = "two_predictors"
 
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, ALONE)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN_NETWORK, ALONE)
 
     @cached_property
     def capabilities(self) -> Capabilities:

@@ -20,7 +20,7 @@ def check_arrays(given: Any, what: str) -> None:
             raise TypeError(f"{what} has {name} of type {kind}; must be a NumPy array of numbers")
 
 
-class Received(dict[str, np.ndarray]):
+class ReceivedGuidance(dict[str, np.ndarray]):
     """Guidance on a client; a missing array is an error that names it."""
 
     def __missing__(self, name: str) -> NoReturn:

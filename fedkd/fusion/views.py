@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.auxiliary import OWN_NETWORK
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +76,7 @@ class FitSummary:
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class TrialLogits:
     """Logits `[k, C]` and labels `[k]` of held-out own samples, and logits `[A, C]` of transfer samples."""
 
     kept_logits: np.ndarray
@@ -165,7 +165,7 @@ class ClientView(Protocol):
     def rounds(self) -> int:
         """Rounds of the whole run."""
 
-    def network(self, of: str = OWN) -> nn.Module:
+    def network(self, of: str = OWN_NETWORK) -> nn.Module:
         """Return the model or an auxiliary network, for reading, inference, or the loss of a `local_step`."""
 
     def label_counts(self) -> np.ndarray:
@@ -174,16 +174,16 @@ class ClientView(Protocol):
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
         """Return mean outputs over own samples of each class, `[C, K]` float32; 0 without samples."""
 
-    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
+    def weights(self, of: str = OWN_NETWORK) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers by name."""
 
-    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN_NETWORK) -> None:
         """Replace all parameters and buffers."""
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of the weights that gradients train, in the model's order."""
 
-    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+    def frozen(self, weights: Arrays, of: str = OWN_NETWORK) -> nn.Module:
         """Return a network with other weights, in evaluation mode; gradients flow to its inputs."""
 
     @property
@@ -219,7 +219,7 @@ class ClientView(Protocol):
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Distil targets `[K, C]` of transfer samples `[K]` at once; samples None: the whole transfer set."""
 
-    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> TrialLogits:
         """Distil targets `[K, C]` for one epoch, predict the `asked` samples `[A]`, and restore the model.
 
         Trials of a round share first weights and order of samples. Needs `trials`.

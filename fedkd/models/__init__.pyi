@@ -10,14 +10,14 @@ from .estimator import Estimator as Estimator
 from .estimator import EstimatorModel as EstimatorModel
 from .estimator import IncrementalModel as IncrementalModel
 from .estimator import client_estimator as client_estimator
-from .evaluation_mode import predicting as predicting
+from .evaluation_mode import evaluation_mode as evaluation_mode
 from .fast.batch_last import Conv2d as Conv2d
 from .fast.batch_last import Flatten as Flatten
 from .fast.batch_last import MaxPool2d as MaxPool2d
 from .fast.batch_last import use_torch_kernels as use_torch_kernels
 from .fast.kernel_mode import KernelMode as KernelMode
-from .fast.kernel_mode import schema_of as schema_of
-from .fast.kernel_mode import transformed as transformed
+from .fast.kernel_mode import is_transformed as is_transformed
+from .fast.kernel_mode import kernel_schema as kernel_schema
 from .registry import ESTIMATORS as ESTIMATORS
 from .registry import MODELS as MODELS
 from .zoo.classifier import Classifier as Classifier

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError, blaming, described, refuse_if
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
-from fedkd.models.evaluation_mode import predicting
+from fedkd.models.evaluation_mode import evaluation_mode
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
 from fedkd.models.registry import MODELS
-from fedkd.plugins import calling, contained
+from fedkd.plugins import contain_plugin, plugin_call
 from fedkd.randomness import seeded_torch
 from fedkd.scenario import ClientGroup, Scenario
 
@@ -50,7 +50,7 @@ class ModelFactory:
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
             # An attribute of the object may raise.
-            with calling(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
+            with plugin_call(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
                 check_estimator(self.group.model, model)
             return model
         if count_parameters(model) == 0:
@@ -133,7 +133,7 @@ def forward_flops(
     device = parameter.device if parameter is not None else torch.device("cpu")
     counter = FlopCounter()
     try:
-        with seeded_torch(0), predicting(model), counter:
+        with seeded_torch(0), evaluation_mode(model), counter:
             model(blank_inputs(1, input_shape, input_dtype, device))
     except Exception:  # a model of the user's may do anything; the count only orders work
         return 2 * count_parameters(model)
@@ -165,7 +165,7 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
 
 
 def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
-    with blaming(key="clients.model"), calling(f"building '{group.model}'", "clients.model"):
+    with blaming(key="clients.model"), plugin_call(f"building '{group.model}'", "clients.model"):
         if is_estimator_class(factory):
             return factory(**group.args)
         if _takes_keywords_alone(factory):
@@ -184,7 +184,7 @@ def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
 
 def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
     try:
-        with contained(), predicting(model):
+        with contain_plugin(), evaluation_mode(model):
             output = model(inputs)
     except Exception as error:
         kind = "" if inputs.is_floating_point() else " of integers"

@@ -23,7 +23,7 @@ LARGEST_LOGIT = 1e30  # larger logits change nothing; float32 ends at 3e38
 PROBABILITIES = "guidance/probabilities"
 SAMPLES = "guidance/samples"
 SEED = "seed"
-OWN = "own/"
+OWN_PREFIX = "own/"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -281,12 +281,16 @@ class IncrementalModel(EstimatorModel):
             wrong = next((f"'{name}' of type {dtype}" for name, dtype in others), "")
         told = f"`state` of {type(self._estimator).__name__} returned {wrong}; must return a dict of"
         refuse_if(wrong, f"{told} numeric NumPy arrays by name", "clients.model")
-        return {f"{OWN}{name}": array for name, array in arrays.items()}
+        return {f"{OWN_PREFIX}{name}": array for name, array in arrays.items()}
 
     def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
         """Let a fresh estimator continue from its own state."""
         self._estimator = self._fresh()
-        own = {name.removeprefix(OWN): values for name, values in arrays.items() if name.startswith(OWN)}
+        own = {
+            name.removeprefix(OWN_PREFIX): values
+            for name, values in arrays.items()
+            if name.startswith(OWN_PREFIX)
+        }
         self._fitted = self._estimator if own else None
         if own:
             self._estimator.restore(own)

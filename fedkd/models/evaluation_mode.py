@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextmanager
-def predicting(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode without gradients; its outputs may still become targets."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

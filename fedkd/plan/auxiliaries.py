@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.fusion import OWN, FusionStrategy, networks_of
-from fedkd.models import ModelFactory, blank_inputs, build_model, predicting
-from fedkd.plugins import calling
+from fedkd.fusion import OWN_NETWORK, FusionStrategy, aux_networks_of
+from fedkd.models import ModelFactory, blank_inputs, build_model, evaluation_mode
+from fedkd.plugins import plugin_call
 from fedkd.randomness import derive_seed, seeded_torch
 from fedkd.scenario import ClientGroup
 
@@ -19,18 +19,18 @@ def make_auxiliaries(
     strategy: FusionStrategy, factory: ModelFactory, model: nn.Module, seed: int, client: int
 ) -> dict[str, nn.Module]:
     """Return the auxiliary networks of a client before the first round, on the CPU."""
-    networks: dict[str, nn.Module] = {OWN: model}
-    for name, auxiliary in networks_of(strategy).aux_networks().items():
+    networks: dict[str, nn.Module] = {OWN_NETWORK: model}
+    for name, auxiliary in aux_networks_of(strategy).aux_networks().items():
         own = derive_seed(seed, f"initial-weights-{name}", client=client)
         drawn = derive_seed(seed, "initial-weights") if auxiliary.start == "shared" else own
         when = f" when it was to make its '{name}'"
-        with calling(f"'{strategy.name}'", "fusion.strategy", when), seeded_torch(drawn):
+        with plugin_call(f"'{strategy.name}'", "fusion.strategy", when), seeded_torch(drawn):
             made = auxiliary.make(_Maker(strategy, factory, networks, drawn))
-        if name == OWN or not isinstance(made, nn.Module):
+        if name == OWN_NETWORK or not isinstance(made, nn.Module):
             told = f"'{strategy.name}' made a {type(made).__name__} its '{name}'; must be a torch.nn.Module"
-            raise UserError(f"{told} of another name than '{OWN}'", key="fusion.strategy")
+            raise UserError(f"{told} of another name than '{OWN_NETWORK}'", key="fusion.strategy")
         networks[name] = made.to(device="cpu", dtype=torch.float32).train()
-    return {name: network for name, network in networks.items() if name != OWN}
+    return {name: network for name, network in networks.items() if name != OWN_NETWORK}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +46,11 @@ class _Maker:
     def classes(self) -> int:
         return self.factory.outputs
 
-    def width(self, network: str = OWN) -> int:
+    def width(self, network: str = OWN_NETWORK) -> int:
         asked: Any = self.networks[network]
         _check_features(asked, f"'{self.strategy.name}' reads features of '{network}'", "clients.model")
         # No draws of it: what is made next must not depend on what was looked at.
-        with seeded_torch(self.seed), predicting(asked):
+        with seeded_torch(self.seed), evaluation_mode(asked):
             inputs = blank_inputs(2, self.factory.input_shape, self.factory.input_dtype)
             return int(asked.features(inputs.to(next(asked.parameters()).device)).flatten(1).shape[1])
 
@@ -60,7 +60,7 @@ class _Maker:
         return made
 
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
-        networks, factory = networks_of(self.strategy), self.factory
+        networks, factory = aux_networks_of(self.strategy), self.factory
         group = ClientGroup(model=networks.shared_model or "", args=networks.shared_arguments)
         shape, kind = factory.input_shape, factory.input_dtype
         options: dict[str, Any] = {"plugin_path": factory.plugin_path, "input_dtype": kind}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from fedkd.fusion import networks_of
+from fedkd.fusion import aux_networks_of
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Scenario
 
@@ -25,7 +25,7 @@ def poisoned_clients(scenario: Scenario) -> frozenset[int]:
     return frozenset(int(client) for client in drawn)
 
 
-def victim_of(scenario: Scenario, client: int) -> int:
+def poisoning_victim(scenario: Scenario, client: int) -> int:
     """Return the honest client whose class distribution a poisoned one feigns; itself if all are poisoned."""
     poisoned = poisoned_clients(scenario)
     honest = [other for other in range(scenario.data.clients) if other not in poisoned] or [client]
@@ -53,18 +53,18 @@ def counted_clients(scenario: Scenario) -> frozenset[int]:
     return evaluated - poisoned_clients(scenario) or evaluated
 
 
-def accuracies_of_each(strategy: FusionStrategy) -> list[tuple[Literal["local", "global"], str, str]]:
+def separate_model_accuracies(strategy: FusionStrategy) -> list[tuple[Literal["local", "global"], str, str]]:
     """Return split, metric and key of what is measured besides where a client's models are told apart."""
     splits: tuple[Literal["local", "global"], ...] = ("local", "global")
     return [
         (split, metric, f"{metric}_{split}")
         for split in splits
-        for name in networks_of(strategy).eval_models
+        for name in aux_networks_of(strategy).eval_models
         for metric in (f"{_TRAINED}{name}", f"accuracy_{name}")
     ]
 
 
-def models_told_apart(metrics: Iterable[str]) -> tuple[str, ...]:
+def separately_measured_models(metrics: Iterable[str]) -> tuple[str, ...]:
     """Return which of a client's models have accuracies of their own among the names of recorded metrics."""
     named = dict.fromkeys(metrics)
     told = (name.removeprefix(_TRAINED) for name in named if name.startswith(_TRAINED))

@@ -5,22 +5,22 @@ from typing import Any
 
 from fedkd.errors import UserError, refuse_if
 from fedkd.plan.hyperparameters import bind_strategy
-from fedkd.scenario import HANDLING, Scenario, changed_keys, decisive
+from fedkd.scenario import FAULT_HANDLING_KEYS, Scenario, changed_keys, result_relevant_keys
 
-TOLD = 3  # changed keys that are told of, at most
+MAX_LISTED_CHANGES = 3  # changed keys that are told of, at most
 
 
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
     """Refuse to go on where a scenario would have led elsewhere than `began` did in `done` rounds."""
-    changed = changed_keys(began, decisive(scenario))
-    for key in HANDLING:
+    changed = changed_keys(began, result_relevant_keys(scenario))
+    for key in FAULT_HANDLING_KEYS:
         changed.pop(f"faults.{key}", None)
     before, now = changed.pop("rounds", (scenario.rounds, scenario.rounds))
     if changed:
         told = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
-        more = [f"{len(told) - TOLD} more"] if len(told) > TOLD else []
+        more = [f"{len(told) - MAX_LISTED_CHANGES} more"] if len(told) > MAX_LISTED_CHANGES else []
         raise UserError(
-            f"the run began with other values: {', '.join([*told[:TOLD], *more])};"
+            f"the run began with other values: {', '.join([*told[:MAX_LISTED_CHANGES], *more])};"
             " put them back, or start a run of its own"
         )
     refuse_if(now < before, f"the run began with {before} rounds and cannot have fewer, got {now}", "rounds")

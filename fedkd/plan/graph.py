@@ -10,11 +10,11 @@ import numpy as np
 
 from fedkd.errors import UserError, described, refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario import Scenario, read_file_of_clients
+from fedkd.scenario import Scenario, read_client_file
 from fedkd.storage import parse_json
 
 MOST_CLIENTS = 10_000  # clients of a graph, whose square is the bytes of its matrix
-USUAL_K = 4
+DEFAULT_NEIGHBOURS = 4
 DRAWN_EACH_ROUND = ("random_regular", "matching")
 PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs in which it matters who sits where
 WITH_K = ("k_regular", "random_regular")
@@ -30,7 +30,7 @@ class Graph:
     clients: int
     kind: str
     seed: int
-    k: int = USUAL_K
+    k: int = DEFAULT_NEIGHBOURS
     order: str = "numbered"
     listed: tuple[Hears, ...] = ()
 
@@ -139,8 +139,8 @@ def draw_graph(scenario: Scenario) -> Graph | None:
         key, search = "topology.path", map(Path, scenario.plugin_path)
         if topology.path is None:
             raise UserError("graph 'file' needs the path of a JSON file with whom each client hears", key=key)
-        return read_file_of_clients(topology.path, clients, search, Graph.from_json, key=key)[0]
-    k = USUAL_K if topology.k is None else topology.k
+        return read_client_file(topology.path, clients, search, Graph.from_json, key=key)[0]
+    k = DEFAULT_NEIGHBOURS if topology.k is None else topology.k
     if (problem := _misfit(topology.graph, clients, k)) is not None:
         raise UserError(problem, key="topology.k")
     return Graph(clients, topology.graph, scenario.seed, k, topology.order)

@@ -12,7 +12,7 @@ from fedkd.errors import UserError, blaming
 from fedkd.fusion import STRATEGIES, load_strategy_class
 from fedkd.plan.checks.cross_field import has_one_architecture
 from fedkd.plugins import build_part, hyperparameter_names, show_value
-from fedkd.scenario import FLOWER_PREFIX, Continual, Fusion, Scenario, Section, unknown_key
+from fedkd.scenario import FLOWER_PREFIX, Continual, Fusion, Scenario, Section, unknown_key_message
 
 if TYPE_CHECKING:
     from fedkd.continual import Learner
@@ -34,7 +34,7 @@ class Table:
         allowed = [*known, *self.section.model_fields]
         for name in given:
             if name not in allowed:
-                told = unknown_key(name, allowed, f" for {self.kind} '{part}'")
+                told = unknown_key_message(name, allowed, f" for {self.kind} '{part}'")
                 raise UserError(told, key=f"{self.name}.{name}")
 
     def filled_in(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,8 +44,8 @@ class Table:
         return {name: _as_toml(value) for name, value in values.items() if value is not None}
 
 
-FUSION = Table("fusion", "strategy", Fusion)
-CONTINUAL = Table("continual", "learner", Continual)
+FUSION_TABLE = Table("fusion", "strategy", Fusion)
+CONTINUAL_TABLE = Table("continual", "learner", Continual)
 _FLOWER = "fedkd.federation.flower_strategies"
 """Loaded by name, as registries load their parts: other plans need no Flower."""
 
@@ -56,7 +56,7 @@ def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
     if fusion.from_flower:
         return _bind_flower(fusion)
     return _bind(
-        FUSION,
+        FUSION_TABLE,
         fusion.strategy,
         fusion.model_extra,
         lambda name: load_strategy_class(name, scenario.plugin_path),
@@ -67,7 +67,7 @@ def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
     """Return the learner of a scenario, and its hyper-parameters with every default filled in."""
     name = continual.learner
-    return _bind(CONTINUAL, name, continual.model_extra, lambda name: load_learner_class(name, search))
+    return _bind(CONTINUAL_TABLE, name, continual.model_extra, lambda name: load_learner_class(name, search))
 
 
 def _bind(
@@ -92,12 +92,12 @@ def _bind_flower(fusion: Fusion) -> tuple[FusionStrategy, dict[str, Any]]:
     flower = import_module(_FLOWER)
     given = dict(fusion.model_extra or {})
     defaults = flower.flower_hyperparameters(fusion.strategy)
-    FUSION.check_names(fusion.strategy, given, defaults)
+    FUSION_TABLE.check_names(fusion.strategy, given, defaults)
     for name, value in given.items():
         _check_like(value, defaults[name], key=f"fusion.{name}")
     flower.make_flower_strategy(fusion.strategy, given)
     # What has no default was given: Flower's strategy was built without complaint.
-    return WeightExchange(fusion.strategy), FUSION.filled_in({}, {**defaults, **given})
+    return WeightExchange(fusion.strategy), FUSION_TABLE.filled_in({}, {**defaults, **given})
 
 
 def _check_like(value: Any, model: Any, *, key: str) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkd.errors import UserError, blaming
-from fedkd.plan.checks.no_plugins import WithoutPlugins, open_without_plugins, plug_ins_of
+from fedkd.plan.checks.no_plugins import WithoutPlugins, find_plug_ins, open_without_plugins
 from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
-from fedkd.plan.plan import Plan, resolve
+from fedkd.plan.plan import Plan, resolve_plan
 from fedkd.plan.recipe import followed
 from fedkd.scenario import Scenario, apply_overrides, apply_values, find_shipped, read_scenario, read_toml
 
@@ -65,10 +65,12 @@ def parse_plan(
     written: bool = True,
 ) -> Plan:
     """Resolve a scenario given as nested tables; paths begin in `folder`, else in the working folder."""
-    return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
+    return _parse(mapping, file, folder, lambda s: resolve_plan(s, layers, written=written))
 
 
-def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
+def plan_with_changes(
+    scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]
+) -> Plan:
     """Resolve a scenario with values changed, by key or table, less what had followed from them."""
     file, folder = None, None
     if isinstance(scenario, str | Path):
@@ -112,7 +114,7 @@ def parse_without_plugins(
 
     def look(scenario: Scenario) -> Plan | WithoutPlugins:
         scenario = with_canonical_names(scenario)
-        open = open_without_plugins if plug_ins_of(scenario) else resolve
+        open = open_without_plugins if find_plug_ins(scenario) else resolve_plan
         return open(scenario, layers)
 
     return _parse(mapping, file, folder, look)

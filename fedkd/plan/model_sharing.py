@@ -4,14 +4,14 @@ from collections.abc import Hashable
 from contextlib import suppress
 
 from fedkd.errors import UserError
-from fedkd.fusion import STRATEGIES, Capabilities, FusionStrategy, answers_otherwise
+from fedkd.fusion import STRATEGIES, Capabilities, FusionStrategy, replaces_predictor
 from fedkd.models import architecture_names, client_models
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario import Scenario
 
 
-def held_models(
+def models_after_fusion(
     scenario: Scenario, schedule: Schedule, strategy: FusionStrategy | None = None
 ) -> tuple[Hashable, ...]:
     """Return which model each client holds after fusion, `[N]`; a strategy of None is bound anew."""
@@ -20,7 +20,7 @@ def held_models(
             strategy, _ = bind_strategy(scenario)
     can = Capabilities() if strategy is None else strategy.capabilities
     shares = can.shares_model or can.brings_model
-    otherwise = strategy is not None and answers_otherwise(strategy)
+    otherwise = strategy is not None and replaces_predictor(strategy)
     if shares and not otherwise and (schedule.in_step or not can.fuses_by_task):
         return tuple(architecture_names(client_models(scenario)))
     return tuple(range(scenario.data.clients))

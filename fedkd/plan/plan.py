@@ -114,7 +114,7 @@ class Plan:
         return replace(self, scenario=self.scenario.model_copy(update={table: changed}))
 
 
-def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
+def resolve_plan(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
     """Resolve a scenario; one that is resolved already stays equal.
 
     An unknown name, a contradiction, a hyper-parameter that is not allowed, or in a scenario that a person
@@ -153,4 +153,4 @@ def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, writte
 
 def open_plan(scenario_json: str) -> Plan:
     """Return the plan of a scenario that travelled as ``scenario.model_dump_json()``."""
-    return resolve(scenario_from_json(scenario_json), written=False)
+    return resolve_plan(scenario_from_json(scenario_json), written=False)

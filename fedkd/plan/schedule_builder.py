@@ -14,7 +14,7 @@ from fedkd.errors import refuse_if
 from fedkd.plan.client_roles import round_half_up
 from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
-from fedkd.scenario import MOST_ROUNDS, Continual, Population, Scenario, read_file_of_clients, task_count
+from fedkd.scenario import MAX_ROUNDS, Continual, Population, Scenario, read_client_file, task_count
 
 KEY = "continual.tasks.schedule"
 
@@ -32,8 +32,8 @@ def build_schedule(scenario: Scenario) -> Schedule:
     courses = draw_courses(scenario, from_file)
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
-    told = f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each"
-    refuse_if(last > MOST_ROUNDS, told, KEY if from_file is not None else "continual.rounds_per_task")
+    told = f"the tasks take more than {MAX_ROUNDS} rounds; take fewer tasks or rounds for each"
+    refuse_if(last > MAX_ROUNDS, told, KEY if from_file is not None else "continual.rounds_per_task")
     return Schedule(
         clients=scenario.data.clients,
         rounds=scenario.rounds if tasks is None else last,
@@ -44,7 +44,7 @@ def build_schedule(scenario: Scenario) -> Schedule:
 
 
 def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) -> Schedule:
-    schedule, path = read_file_of_clients(name, clients, search, Schedule.from_json, key=KEY)
+    schedule, path = read_client_file(name, clients, search, Schedule.from_json, key=KEY)
     for client in range(clients):
         for span in schedule.course(client):
             named = "no task" if span.task is None else f"task {span.task}"

@@ -13,7 +13,7 @@ TAKEN = 3  # the last rounds of them, of which the one with most counts
 MOST_FOLLOWED = 200  # clients of a graph that are followed, one by one
 
 
-def uploads_kept(plan: Plan) -> int:
+def max_stored_uploads(plan: Plan) -> int:
     """Return how many uploads the server's process keeps at most, were all clients there."""
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":

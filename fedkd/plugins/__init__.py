@@ -9,8 +9,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "loading": ["Registry", "calling", "contained", "import_plugins", "module_file", "no_sudden_end"],
-        "packages": ["MissingPackage", "Omissions", "how_to_install", "require", "versions"],
+        "loading": [
+            "Registry",
+            "contain_plugin",
+            "forbid_os_exit",
+            "import_plugins",
+            "module_path",
+            "plugin_call",
+        ],
+        "packages": ["MissingPackage", "Omissions", "install_hint", "package_versions", "require_package"],
         "schema": [
             "HyperParameter",
             "build_part",

@@ -148,7 +148,7 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 
 @contextmanager
-def contained() -> Iterator[None]:
+def contain_plugin() -> Iterator[None]:
     """Let only ordinary exceptions and Ctrl-C out of a plug-in's code; the block must not ``yield``."""
     try:
         yield
@@ -164,10 +164,10 @@ def contained() -> Iterator[None]:
 
 
 @contextmanager
-def calling(what: str, key: str, when: str = "") -> Iterator[None]:
+def plugin_call(what: str, key: str, when: str = "") -> Iterator[None]:
     """Turn an exception of a plug-in into a `UserError` at a key: `what`, "raised", the exception, `when`."""
     try:
-        with contained():
+        with contain_plugin():
             yield
     except FedkdError:
         raise
@@ -180,7 +180,7 @@ class _SuddenEnd(SystemExit):
 
 
 @contextmanager
-def no_sudden_end() -> Iterator[None]:
+def forbid_os_exit() -> Iterator[None]:
     """Make `os._exit` raise in this process, which would end silently; forked processes still end by it."""
     real, owner = os._exit, os.getpid()
 
@@ -196,14 +196,14 @@ def no_sudden_end() -> Iterator[None]:
         os._exit = real
 
 
-def module_file(module_name: str) -> Path:
+def module_path(module_name: str) -> Path:
     """Return where the module ``pkg.mod`` lies in its folder: ``pkg/mod.py``."""
     return Path(f"{module_name.replace('.', '/')}.py")
 
 
 def _import(module_name: str, search: Iterable[str | Path]) -> Any:
     try:
-        with contained():
+        with contain_plugin():
             return _module_from_folders(module_name, search) or importlib.import_module(module_name)
     except UserError:  # raised by the module, and already worded for its author
         raise
@@ -214,7 +214,7 @@ def _import(module_name: str, search: Iterable[str | Path]) -> Any:
 
 
 def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any | None:
-    relative = module_file(module_name)
+    relative = module_path(module_name)
     for folder in search:
         path = Path(folder).resolve() / relative
         if not path.is_file():

@@ -20,18 +20,18 @@ class MissingPackage(UserError):
     """A package of an extra is not installed."""
 
 
-def how_to_install(extra: str) -> str:
+def install_hint(extra: str) -> str:
     """Return how to install an extra of fedkd, which no package index has yet."""
     return f"in a clone of fedkd: pip install '.[{extra}]'"
 
 
-def require(package: str, feature: str, extra: str) -> ModuleType:
+def require_package(package: str, feature: str, extra: str) -> ModuleType:
     """Import a package of an extra; without it, raise a `MissingPackage` that names feature and extra."""
     try:
         return import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        raise MissingPackage(f"{feature} needs {name}; {how_to_install(extra)}") from None
+        raise MissingPackage(f"{feature} needs {name}; {install_hint(extra)}") from None
 
 
 class Omissions:
@@ -64,7 +64,7 @@ def dependencies() -> list[str]:
     return sorted({*names, *NEEDED}, key=str.lower)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of Python, of all that fedkd asks for, and of the system and the GPU's runtime."""
     from fedkd import __version__
 

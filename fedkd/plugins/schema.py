@@ -13,7 +13,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
 from fedkd.errors import UserError, blaming, did_you_mean, refuse_if
-from fedkd.plugins.loading import Registry, contained
+from fedkd.plugins.loading import Registry, contain_plugin
 from fedkd.plugins.validation_errors import explain_error
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -45,7 +45,7 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
         if given not in known:
             raise UserError(f"unknown key; {did_you_mean(given, known)}", key=f"{table}.{given}")
     try:
-        with contained():
+        with contain_plugin():
             return TypeAdapter(cls).validate_python(dict(hyperparameters))
     except ValidationError as invalid:
         error = invalid.errors()[0]

@@ -2,13 +2,13 @@ from .continual import outcome_of_rows as outcome_of_rows
 from .figures import draw_figures as draw_figures
 from .latex import latex_table as latex_table
 from .metrics import CONTINUAL_METRICS as CONTINUAL_METRICS
-from .metrics import metric as metric
-from .page.write import report_at_the_end as report_at_the_end
+from .metrics import find_metric as find_metric
+from .page.write import write_final_report as write_final_report
 from .page.write import write_report as write_report
 from .run_summary import FINAL_ACCURACIES as FINAL_ACCURACIES
 from .run_summary import finish_run as finish_run
-from .run_summary import outcome_of as outcome_of
-from .schedule import AWAY as AWAY
+from .run_summary import read_stream_outcome as read_stream_outcome
+from .schedule import ABSENT_SIGN as ABSENT_SIGN
 from .schedule import schedule_lines as schedule_lines
 from .statistics import Interval as Interval
 from .statistics import paired_difference as paired_difference
@@ -20,7 +20,7 @@ from .study import write_study as write_study
 from .tables import csv_table as csv_table
 from .tables import csv_text as csv_text
 from .tables import markdown_table as markdown_table
-from .topology import HEARS as HEARS
-from .topology import HERSELF as HERSELF
+from .topology import LINK_SIGN as LINK_SIGN
+from .topology import SELF_SIGN as SELF_SIGN
 from .topology import graph_lines as graph_lines
 from .topology import graph_title as graph_title

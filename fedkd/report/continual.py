@@ -9,9 +9,9 @@ import numpy as np
 
 from fedkd.continual import ProtocolOutcome, StreamOutcome, stream_outcome
 from fedkd.fusion import FusionStrategy
-from fedkd.plan import Schedule, counted_clients, held_models
+from fedkd.plan import Schedule, counted_clients, models_after_fusion
 from fedkd.report.chart import Chart, Matrix, Panel
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
 from fedkd.report.tables import csv_text
 from fedkd.scenario import Scenario
@@ -32,7 +32,7 @@ def outcome_of_rows(
     **more: Any,
 ) -> StreamOutcome:
     """Return the outcome of a stream from its rows; `more` are options of `stream_outcome`."""
-    counted, models = counted_clients(scenario), held_models(scenario, schedule, strategy)
+    counted, models = counted_clients(scenario), models_after_fusion(scenario, schedule, strategy)
     return stream_outcome(rows, scenario, schedule.every_course(), counted=counted, models=models, **more)
 
 
@@ -119,7 +119,7 @@ def _caption(outcome: StreamOutcome, test: ProtocolOutcome) -> list[str]:
     """Return the means over clients in words: `average accuracy 97.1 %`, `BWT -2.0 points`."""
     parts = []
     for name in ("average_accuracy", "bwt"):
-        shown = metric(name)
+        shown = find_metric(name)
         values = [value for value in outcome.values(test, name).values() if not isnan(value)]
         if values:
             value = float(np.mean(values))

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedkd.report.chart import MOST_COLUMNS, Chart, Curve, Look, Panel, Point, is_wide
 from fedkd.report.curves import panels_across
-from fedkd.report.metrics import Metric, metric
+from fedkd.report.metrics import Metric, find_metric
 from fedkd.report.statistics import FEWEST_SEEDS, Interval
 from fedkd.report.study import (
     Labels,
@@ -22,8 +22,8 @@ from fedkd.report.study import (
 )
 
 # Metrics along the two axes.
-BEFORE = (metric("accuracy_before_fusion_global"), metric("accuracy_before_fusion_local"))
-AFTER = (metric("accuracy_global"), metric("accuracy_local"))
+BEFORE = (find_metric("accuracy_before_fusion_global"), find_metric("accuracy_before_fusion_local"))
+AFTER = (find_metric("accuracy_global"), find_metric("accuracy_local"))
 FEWEST_ON_A_CURVE = 3
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 HOW_TO_READ = "After the last round; bars are 95 % intervals, from three seeds on; small points are seeds."
@@ -45,7 +45,7 @@ def local_against_global(study: Study) -> Chart:
 
 def accuracy_against_stored(study: Study) -> Chart:
     """Return the average accuracy after a stream against the bytes that learners keep of each task."""
-    shown = (metric("stored_bytes_per_task"), metric("average_accuracy"))
+    shown = (find_metric("stored_bytes_per_task"), find_metric("average_accuracy"))
     title = "Average accuracy against stored bytes"
     chart = _points_chart(study, shown, "accuracy-against-stored", title)
     kept = [size for size in _ends(chart, 0) if size > 0]

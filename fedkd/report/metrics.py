@@ -27,7 +27,7 @@ class Metric:
         return "points" if self.unit == "%" else self.unit
 
 
-def metric(name: str) -> Metric:
+def find_metric(name: str) -> Metric:
     """Return how the metric called `name` is shown."""
     if name in _WHOLE_RUN:
         return _WHOLE_RUN[name]

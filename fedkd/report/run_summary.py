@@ -10,17 +10,17 @@ import numpy as np
 
 from fedkd.continual import StreamOutcome
 from fedkd.models import architecture_names
-from fedkd.plan import Plan, accuracies_of_each, counted_clients
-from fedkd.plugins import Omissions, versions
+from fedkd.plan import Plan, counted_clients, separate_model_accuracies
+from fedkd.plugins import Omissions, package_versions
 from fedkd.report.continual import outcome_of_rows, write_continual
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.schedule import draw_schedule_figure
 from fedkd.report.statistics import interval
 from fedkd.report.topology import draw_graph_figure
 from fedkd.storage import write_json_atomically
 from fedkd.tracking import (
-    REPORT,
-    SUMMARY,
+    REPORT_FILE,
+    SUMMARY_FILE,
     MetricRow,
     RunObserver,
     RunReport,
@@ -46,7 +46,7 @@ def finish_run(
     omissions = Omissions()
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
-    outcome = outcome_of(plan, folder, rows)
+    outcome = read_stream_outcome(plan, folder, rows)
     if outcome is not None:
         with omissions.without("accuracy_matrix.png"):
             write_continual(outcome, folder, tasks)
@@ -79,15 +79,15 @@ def finish_run(
         **_transferability(rows, counted),
         "at_chance": clients_at_chance(plan, read_warnings(folder)),
         "seconds": round(totals.seconds, 3),
-        "versions": versions(),
+        "versions": package_versions(),
     }
-    write_json_atomically(folder / SUMMARY, summary)
+    write_json_atomically(folder / SUMMARY_FILE, summary)
     observer.run_finished(RunReport(folder, summary))
     if page:
-        from fedkd.report.page.write import report_at_the_end
+        from fedkd.report.page.write import write_final_report
 
-        with omissions.without(REPORT):
-            report_at_the_end(folder, observer.message)
+        with omissions.without(REPORT_FILE):
+            write_final_report(folder, observer.message)
     # A cell of a bench has no page, and its bench warns for all cells.
     omissions.report(log.warning if page else observer.message)
     return summary
@@ -159,7 +159,7 @@ def final_accuracies(
     plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
 ) -> dict[str, dict[str, float] | None]:
     """Return statistics over clients of the last round's accuracies; None: no client was tested."""
-    last_round, told = plan.last_round, [*FINAL_ACCURACIES, *accuracies_of_each(plan.strategy)]
+    last_round, told = plan.last_round, [*FINAL_ACCURACIES, *separate_model_accuracies(plan.strategy)]
     found: dict[str, list[float]] = {key: [] for _, _, key in told}
     keys = {(split, metric): key for split, metric, key in told}
     for row in rows:
@@ -178,7 +178,9 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
     return {name: {"clients": len(own), **final_accuracies(plan, rows, own)} for name, own in clients.items()}
 
 
-def outcome_of(plan: Plan, folder: Path, rows: Sequence[MetricRow] | None = None) -> StreamOutcome | None:
+def read_stream_outcome(
+    plan: Plan, folder: Path, rows: Sequence[MetricRow] | None = None
+) -> StreamOutcome | None:
     """Return the continual metrics of a finished run, whose folder has these rows; None: it has no stream."""
     if (continual := plan.scenario.continual) is None:
         return None
@@ -192,7 +194,7 @@ def _continual(outcome: StreamOutcome) -> dict[str, Any]:
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]
-        worst = max if metric(name).better == "lower" else min
+        worst = max if find_metric(name).better == "lower" else min
         table[name] = {**spread(values), "worst": float(worst(values))} if values else None
     return table
 

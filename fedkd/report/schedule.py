@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "schedule"
-AWAY, THERE = "·", "x"
+ABSENT_SIGN, PRESENT_SIGN = "·", "x"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MOST_TICKS = 12
 LEGEND_TASKS = 12  # tasks up to which a legend names each; of more, a bar has the colours
@@ -107,6 +107,6 @@ def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:
 
 def _sign(schedule: Schedule, client: int, round: int) -> str:
     if not schedule.is_member(client, round):
-        return AWAY
+        return ABSENT_SIGN
     task = schedule.task(client, round)
-    return THERE if task is None else DIGITS[task % len(DIGITS)]
+    return PRESENT_SIGN if task is None else DIGITS[task % len(DIGITS)]

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedkd.errors import UserError
 from fedkd.report.chart import BASELINE, Look, looks
-from fedkd.report.metrics import Metric, metric
+from fedkd.report.metrics import Metric, find_metric
 from fedkd.report.statistics import Interval, interval
-from fedkd.storage import NotJson, parse_json, write_text_atomically
-from fedkd.tracking import STUDY
+from fedkd.storage import InvalidJson, parse_json, write_text_atomically
+from fedkd.tracking import STUDY_FILE
 
 Labels = tuple[str, ...]
 Curve = tuple[tuple[int, float], ...]  # pairs of a round, or a number of tasks, and a value
@@ -74,7 +74,7 @@ class Study:
     @property
     def shown(self) -> tuple[Metric, ...]:
         """The metrics that are shown."""
-        return tuple(metric(name) for name in self.metrics)
+        return tuple(find_metric(name) for name in self.metrics)
 
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
@@ -142,12 +142,12 @@ def write_study(study: Study, folder: Path) -> None:
     finals = [{name: value for name, value in run.final.items() if isfinite(value)} for run in study.runs]
     runs = tuple(replace(run, final=final) for run, final in zip(study.runs, finals, strict=True))
     table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
-    write_text_atomically(folder / STUDY, json.dumps(table, allow_nan=False) + "\n")
+    write_text_atomically(folder / STUDY_FILE, json.dumps(table, allow_nan=False) + "\n")
 
 
 def read_study(folder: Path) -> Study:
     """Read the study of a bench folder; without a study it is a `UserError`."""
-    path = folder / STUDY
+    path = folder / STUDY_FILE
     try:
         study = TypeAdapter(Study).validate_python(parse_json(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
@@ -155,7 +155,7 @@ def read_study(folder: Path) -> Study:
         raise UserError(told, file=str(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
-    except (NotJson, ValidationError):
+    except (InvalidJson, ValidationError):
         raise UserError("is no study of a bench; the bench writes it anew", file=str(path)) from None
     if any(len(run.levels) != len(study.axes) for run in study.runs):
         raise UserError("is no study of a bench; the bench writes it anew", file=str(path))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.plugins import require
+from fedkd.plugins import require_package
 from fedkd.report.chart import COLOUR_MAP, Chart, Curve, Look, Matrix, Panel, Point
 from fedkd.storage import write_bytes_atomically
 
@@ -55,7 +55,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house style while the block runs; a `MissingPackage` without matplotlib."""
-    matplotlib = require("matplotlib", "a figure", "report")
+    matplotlib = require_package("matplotlib", "a figure", "report")
     with matplotlib.rc_context(_PARAMETERS):
         yield
 

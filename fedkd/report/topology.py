@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.fusion import contraction, is_mutual, metropolis, push_sum
+from fedkd.fusion import contraction_factor, is_undirected, metropolis_weights, push_sum_weights
 from fedkd.plan import Graph
 from fedkd.report.style import new_figure, write_figure
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "topology"
-HEARS, HERSELF, NOT = "x", "o", "·"
+LINK_SIGN, SELF_SIGN, NO_LINK_SIGN = "x", "o", "·"
 MOST_ROUNDS = 4  # rounds that are drawn of a graph which changes
 MOST_CLIENTS = 500
 """Clients up to which it is worked out how quickly they come to agree: an eigenvalue of their square."""
@@ -40,9 +40,9 @@ def graph_title(graph: Graph, rounds: int) -> str:
     elif not graph.stays:
         told += f", the same again after {graph.period} rounds"
     if graph.stays and 1 < graph.clients <= MOST_CLIENTS:
-        mixing = metropolis(shown[0]) if is_mutual(shown[0]) else push_sum(shown[0])
+        mixing = metropolis_weights(shown[0]) if is_undirected(shown[0]) else push_sum_weights(shown[0])
         if np.allclose(mixing.sum(axis=1), 1.0):
-            told += f"; λ₂ = {contraction(mixing):.4f}"
+            told += f"; λ₂ = {contraction_factor(mixing):.4f}"
     return told
 
 
@@ -58,8 +58,8 @@ def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]
         lines.append(f"{'':{label}}  {'  '.join(titles)}".rstrip())
     edges = [graph.edges(round) for round in numbers]
     for client in range(min(clients, height)):
-        signs = (np.where(heard[client], HEARS, NOT) for heard in edges)
-        rows = ["".join([*row[:client], HERSELF, *row[client + 1 :]][:columns]) for row in signs]
+        signs = (np.where(heard[client], LINK_SIGN, NO_LINK_SIGN) for heard in edges)
+        rows = ["".join([*row[:client], SELF_SIGN, *row[client + 1 :]][:columns]) for row in signs]
         lines.append(f"{f'client {client}':<{label}}  {'  '.join(rows)}")
     if clients > min(columns, height):
         lines.append(f"… and {clients - min(columns, height)} more")

@@ -10,7 +10,7 @@ from string import Template
 from typing import Literal, get_args
 
 from fedkd.errors import UserError, refuse_if
-from fedkd.storage import expanded
+from fedkd.storage import expand_path
 
 Kind = Literal["strategy", "model", "learner"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -31,7 +31,7 @@ def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
     module or is taken, files in the way, or a folder that takes none are a `UserError`.
     """
     _check_spelling(kind, name)
-    folder = expanded(out, key="--out")
+    folder = expand_path(out, key="--out")
     made = {folder / target.format(name=name): source for source, target in FILES.items()}
     for path in made:
         if path.exists():

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from fedkd.scenario.sections import PositiveInt, Section
 
-MOST_TASKS = 10_000
+MAX_TASKS = 10_000
 ClassList = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 """The classes of one task, by their labels."""
 
@@ -17,7 +17,7 @@ class TaskStream(Section):
     kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
     """What a task is: `split` (the classes in groups), `permuted` (one fixed permutation of the pixels),
     `rotated` (one angle), `overlapping` (windows of classes that overlap), `datasets` (one data set)."""
-    count: Annotated[int, Field(ge=1, le=MOST_TASKS)] | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_TASKS)] | None = None
     """Number of tasks; absent: 5, or one for each of `datasets` or lists of `classes`; `overlapping` needs
     it."""
     classes: Annotated[list[ClassList], Field(min_length=1)] | None = None

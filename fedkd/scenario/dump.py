@@ -12,7 +12,7 @@ def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
     import tomli_w
 
     header = "# The resolved scenario: running it again repeats the run.\n"
-    placed = scenario if folder is None else relative_to(scenario, folder)
+    placed = scenario if folder is None else make_paths_relative(scenario, folder)
     return header + tomli_w.dumps(_without_none(placed.model_dump()))
 
 
@@ -25,7 +25,7 @@ def toml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def relative_to(scenario: Scenario, folder: Path) -> Scenario:
+def make_paths_relative(scenario: Scenario, folder: Path) -> Scenario:
     """Return a scenario with its folders relative to `folder`, so that a project may move."""
     home = folder.resolve()
     root = scenario.data.root

@@ -75,17 +75,17 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     kind, location, known = first["type"], first["loc"], known_keys(first["loc"][:-1])
     if kind == "extra_forbidden":
-        message = unknown_key(str(location[-1]), known)
+        message = unknown_key_message(str(location[-1]), known)
     elif kind == "string_pattern_mismatch" and location == ("name",):
         allowed = "letters, digits, '.', '_' and '-', starting with a letter or digit"
         message = f"must be {allowed}, got {first['input']!r}"
     else:
         message = explain_error(first, known)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return UserError(message + more, key=dotted(location), file=file)
+    return UserError(message + more, key=dotted_key(location), file=file)
 
 
-def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
+def unknown_key_message(name: str, known: Iterable[str], of: str = "") -> str:
     """Return the message about an unknown key `of` something, e.g. ``" for strategy 'knfu'"``."""
     told = asked_for(name)
     if told is None and (elsewhere := _places().get(name)):
@@ -104,7 +104,7 @@ def _places() -> Mapping[str, list[str]]:
     def walk(model: type[BaseModel], path: tuple[str, ...]) -> None:
         for name, field in model.model_fields.items():
             found.setdefault(name, []).append(".".join((*path, name)))
-            section = section_of(field.annotation)
+            section = section_class(field.annotation)
             if section is not None and get_origin(field.annotation) is not list and name != "tracking":
                 walk(section, (*path, name))
 
@@ -119,11 +119,11 @@ def known_keys(location: Iterable[Any]) -> Collection[str]:
         if isinstance(part, int):  # an entry of a list has the model of the list's annotation
             continue
         field = model.model_fields.get(part) if model else None
-        model = section_of(field.annotation) if field else None
+        model = section_class(field.annotation) if field else None
     return model.model_fields.keys() if model else ()
 
 
-def dotted(location: Iterable[Any]) -> str:
+def dotted_key(location: Iterable[Any]) -> str:
     """Return a location as ``--set`` spells it, quoting parts that TOML would quote."""
     return ".".join(
         text if re.fullmatch(r"[A-Za-z0-9_-]+", text := str(part)) else json.dumps(text, ensure_ascii=False)
@@ -131,11 +131,11 @@ def dotted(location: Iterable[Any]) -> str:
     )
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_class(annotation: Any) -> type[BaseModel] | None:
     """Return the section class inside ``Section``, ``Section | None`` or ``list[Section]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+    return next((found for part in get_args(annotation) if (found := section_class(part))), None)
 
 
 def asked_for(name: str) -> str | None:

@@ -8,9 +8,9 @@ from typing import Any
 from fedkd.scenario.schema import Faults, Scenario
 from fedkd.scenario.sections import Topology
 
-INERT = ("name", "engine", "tracking", "checkpoint_every")
-"""Keys that decide no result. Of `engine`, `decisive` counts `threads_per_client`; `device` may change."""
-HANDLING = ("timeout", "on_client_error", "on_bad_upload", "retries", "min_replies")
+RESULT_NEUTRAL_KEYS = ("name", "engine", "tracking", "checkpoint_every")
+"""Keys that decide no result, except `engine.threads_per_client`; `device` may change."""
+FAULT_HANDLING_KEYS = ("timeout", "on_client_error", "on_bad_upload", "retries", "min_replies")
 """Keys of `faults` about clients that fail; without failures they decide nothing."""
 LATER: Mapping[tuple[str, ...], Any] = {
     ("clock",): None,
@@ -30,12 +30,18 @@ LATER: Mapping[tuple[str, ...], Any] = {
 PLACES = ("plugin_path", "data.root")  # keys of places; the same files may lie elsewhere tomorrow
 
 
-def decisive(scenario: Scenario) -> dict[str, Any]:
+def result_relevant_keys(scenario: Scenario) -> dict[str, Any]:
     """Return all that decides a resolved scenario's results, threads included, as JSON has it."""
-    tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
+    tables = {
+        key: value
+        for key, value in scenario.model_dump(mode="json").items()
+        if key not in RESULT_NEUTRAL_KEYS
+    }
     usual = Faults().model_dump(mode="json")
     tables["faults"] = {
-        key: value for key, value in tables["faults"].items() if key not in HANDLING or value != usual[key]
+        key: value
+        for key, value in tables["faults"].items()
+        if key not in FAULT_HANDLING_KEYS or value != usual[key]
     }
     if tables["fusion"]["ce_weight"] is not None:  # else the keys that the recipe sets are not resolved
         del tables["training"]["recipe"]
@@ -58,22 +64,22 @@ def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, A
     return {**tables, "training": training}
 
 
-def digest_of(scenario: Scenario) -> str:
+def scenario_digest(scenario: Scenario) -> str:
     """Return the SHA-256 of all that decides a scenario's results (64 hexadecimal digits)."""
-    return _sha256(decisive(scenario))
+    return _sha256(result_relevant_keys(scenario))
 
 
 def run_digest(scenario: Scenario) -> str:
-    """Return a digest like `digest_of` that stays when a run is moved, made longer, or deals with faults."""
-    usual = {key: getattr(Faults(), key) for key in HANDLING}
+    """Return a digest like `scenario_digest` that ignores folder, length and handling of faults."""
+    usual = {key: getattr(Faults(), key) for key in FAULT_HANDLING_KEYS}
     faults = scenario.faults.model_copy(update=usual)
-    tables = decisive(_anywhere(scenario).model_copy(update={"faults": faults}))
+    tables = result_relevant_keys(_anywhere(scenario).model_copy(update={"faults": faults}))
     return _sha256({key: value for key, value in tables.items() if key != "rounds"})
 
 
-def digest_anywhere(scenario: Scenario) -> str:
-    """Return a digest like `digest_of` that is the same wherever the scenario's files lie."""
-    return digest_of(_anywhere(scenario))
+def relocatable_digest(scenario: Scenario) -> str:
+    """Return a digest like `scenario_digest` that is the same wherever the scenario's files lie."""
+    return scenario_digest(_anywhere(scenario))
 
 
 def _anywhere(scenario: Scenario) -> Scenario:

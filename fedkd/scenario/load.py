@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from fedkd.errors import UserError, described
-from fedkd.plugins import module_file
+from fedkd.plugins import module_path
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.toml import NotToml, parse_toml
-from fedkd.storage import expanded
+from fedkd.scenario.toml import InvalidToml, parse_toml
+from fedkd.storage import expand_path
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}  # keys that only bench files have
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
@@ -68,7 +68,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         told = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         told = f"is not UTF-8 text (byte {error.start})"
-    except NotToml as error:
+    except InvalidToml as error:
         told = f"not valid TOML: {error}"
     except ValueError as error:  # a name with a NUL in it
         told = f"cannot be read: {error}"
@@ -114,7 +114,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _absolute(path: str, home: Path) -> str:
-    return str((home / expanded(path)).resolve())
+    return str((home / expand_path(path)).resolve())
 
 
 def _named_files(scenario: Scenario) -> list[Path]:
@@ -135,12 +135,12 @@ def _named_files(scenario: Scenario) -> list[Path]:
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):
         if name in PATH_DATASETS and isinstance(args.get("path"), str):
             paths.append(args["path"])
-    return [*map(module_file, modules), *(Path(path) for path in paths if not Path(path).is_absolute())]
+    return [*map(module_path, modules), *(Path(path) for path in paths if not Path(path).is_absolute())]
 
 
 def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
     """Return a file; a relative name lies in a folder of the scenario, or in the working folder."""
-    given = expanded(name, key=key)
+    given = expand_path(name, key=key)
     try:
         tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
         path = next((candidate for candidate in tried if candidate.is_file()), None)
@@ -160,7 +160,7 @@ class _OfClients(Protocol):
 Read = TypeVar("Read", bound=_OfClients)
 
 
-def read_file_of_clients(
+def read_client_file(
     name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
 ) -> tuple[Read, Path]:
     """Read a schedule or graph of N clients from a JSON file; return it and the file's place."""

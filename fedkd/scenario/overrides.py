@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.scenario.toml import NotToml, parse_toml
+from fedkd.scenario.toml import InvalidToml, parse_toml
 
 LONGEST = 100  # letters of a value that an error repeats
 
@@ -55,7 +55,7 @@ def _read_value(text: str, key: str) -> Any:
         raise UserError(f'{key} has no value; an empty string is {key}=""', key="--set")
     try:
         parsed = parse_toml(f"value = {text}")
-    except NotToml as error:
+    except InvalidToml as error:
         if text[0] in "\"'[{":
             raise UserError(f"{key}: {_short(text)} is not valid TOML", key="--set") from error
         return text

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedkd.scenario.continual import MOST_TASKS, Continual, TaskStream
+from fedkd.scenario.continual import MAX_TASKS, Continual, TaskStream
 from fedkd.scenario.fusion import FLOWER_PREFIX, CacheSettings, Filter, Fusion, Orthogonal, Relations
 from fedkd.scenario.sections import (
     Asynchronous,
@@ -25,7 +25,7 @@ from fedkd.scenario.sections import (
 )
 from fedkd.scenario.tracking import Tracking, Wandb
 
-MOST_ROUNDS = 10**9
+MAX_ROUNDS = 10**9
 
 
 class Heterogeneity(Section):
@@ -153,7 +153,7 @@ class Scenario(Section):
     """Name of the run; letters, digits, `.`, `_` and `-`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw derives from it."""
-    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = 10
+    rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 10
     """Federated rounds; of a stream of tasks: absent, as many as its tasks take."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""

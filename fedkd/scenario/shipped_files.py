@@ -13,16 +13,16 @@ from typing import Literal
 
 from fedkd.errors import UserError
 
-Kind = Literal["scenario", "bench"]
-LISTED: Mapping[Kind, str] = {"scenario": "scenarios", "bench": "benches"}
+ShippedKind = Literal["scenario", "bench"]
+KIND_PLURALS: Mapping[ShippedKind, str] = {"scenario": "scenarios", "bench": "benches"}
 """Kinds of files, and their lists in ``fedkd list``."""
-BENCHES = "bench"
-APPS = "flower-app"
-SUFFIX = ".toml"
+BENCH_FOLDER = "bench"
+APP_FOLDER = "flower-app"
+TOML_SUFFIX = ".toml"
 
 
 @dataclass(frozen=True)
-class Shipped:
+class ShippedFile:
     """A shipped file with its name."""
 
     name: str
@@ -44,51 +44,51 @@ def shipped_folder() -> Path | None:
     return next((f for f in (package / "shipped", package.parent / "scenarios") if f.is_dir()), None)
 
 
-def shipped(kind: Kind) -> list[Shipped]:
+def list_shipped(kind: ShippedKind) -> list[ShippedFile]:
     """Return all shipped scenarios or benches, ordered by name, those without a folder first."""
     folder = shipped_folder()
     if folder is None:
         return []
     found = []
-    for path in folder.rglob(f"*{SUFFIX}"):
+    for path in folder.rglob(f"*{TOML_SUFFIX}"):
         parts = path.relative_to(folder).parts
-        if parts[0] != APPS and (parts[0] == BENCHES) == (kind == "bench"):
-            found.append(Shipped("/".join(parts).removesuffix(SUFFIX), path))
+        if parts[0] != APP_FOLDER and (parts[0] == BENCH_FOLDER) == (kind == "bench"):
+            found.append(ShippedFile("/".join(parts).removesuffix(TOML_SUFFIX), path))
     return sorted(found, key=lambda entry: (entry.name.count("/"), entry.name))
 
 
-def names_of(kind: Kind) -> dict[str, Path]:
+def shipped_names(kind: ShippedKind) -> dict[str, Path]:
     """Return the names of shipped files of a kind: whole ones, and unique last parts."""
-    entries = shipped(kind)
+    entries = list_shipped(kind)
     lasts = [entry.name.rpartition("/")[2] for entry in entries]
     short = {last: entry.path for last, entry in zip(lasts, entries, strict=True) if lasts.count(last) == 1}
     return short | {entry.name: entry.path for entry in entries}
 
 
-def find_shipped(given: str | Path, kind: Kind) -> Path:
+def find_shipped(given: str | Path, kind: ShippedKind) -> Path:
     """Return the file of a path, or else the shipped file of this name; of the other kind by whole names.
 
     A missing path ending in ``.toml`` is returned as it is. An unknown name is a `UserError`.
     """
     path, name = Path(given), str(given)
     try:
-        there = path.is_file() or (path.is_dir() and name not in names_of(kind))
+        there = path.is_file() or (path.is_dir() and name not in shipped_names(kind))
     except (OSError, ValueError):  # a name that no file can have: opening it says so
         return path
     if there:
         return path
-    other: Kind = "scenario" if kind == "bench" else "bench"
-    known = {entry.name: entry.path for entry in shipped(other)} | names_of(kind)
+    other: ShippedKind = "scenario" if kind == "bench" else "bench"
+    known = {entry.name: entry.path for entry in list_shipped(other)} | shipped_names(kind)
     if name in known:
         return known[name]
-    near = known.get(path.stem) if path.suffix == SUFFIX else None
+    near = known.get(path.stem) if path.suffix == TOML_SUFFIX else None
     if near is not None:
         verb = "bench" if kind == "bench" else "run"
         told = f"no such file; the shipped {kind} runs by its name: fedkd {verb} {path.stem}"
         raise UserError(told, file=name)
-    if path.suffix == SUFFIX:
+    if path.suffix == TOML_SUFFIX:
         return path
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    told = f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {LISTED[kind]})"
+    told = f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {KIND_PLURALS[kind]})"
     raise UserError(told, file=name)

@@ -6,30 +6,30 @@ from fedkd.errors import UserError
 from fedkd.scenario.continual import Continual, TaskStream
 from fedkd.scenario.schema import Scenario
 
-Head = Literal["task", "domain", "class"]
+HeadKind = Literal["task", "domain", "class"]
 Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]
 """How a model is tested: with the task given, or without it, among the task's own or among all classes."""
 
 TASK_GIVEN: Protocol = "task_incremental"
-DEFAULT_COUNT = 5
+DEFAULT_TASK_COUNT = 5
 TASK_INFERENCE_RATE = "task_inference_rate"
 """Metric: the share of a task's samples that a learner which is not told of their task takes to be of it."""
 
 
-def head_of(continual: Continual) -> Head:
+def resolve_head(continual: Continual) -> HeadKind:
     """Return the head of a stream: what the scenario says, else what suits the kind of its tasks."""
     if continual.head is not None:
         return continual.head
     return "domain" if continual.tasks.kind in ("permuted", "rotated") else "task"
 
 
-def planned_count(tasks: TaskStream) -> int | None:
+def planned_task_count(tasks: TaskStream) -> int | None:
     """Return the number of tasks; None: `overlapping` windows without a count."""
     if tasks.count is None and tasks.classes is not None:
         return len(tasks.classes)
     if tasks.count is not None or tasks.kind == "overlapping":
         return tasks.count
-    return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_COUNT
+    return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_TASK_COUNT
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
@@ -37,12 +37,12 @@ def resolve_stream(scenario: Scenario) -> Scenario:
     continual = scenario.continual
     if continual is None:
         return scenario
-    count = planned_count(continual.tasks)
+    count = planned_task_count(continual.tasks)
     if count is None:
         told = "must say how many windows of classes there are, for 'overlapping' tasks"
         raise UserError(told, key="continual.tasks.count")
     tasks = continual.tasks.model_copy(update={"count": count})
-    resolved = continual.model_copy(update={"head": head_of(continual), "tasks": tasks})
+    resolved = continual.model_copy(update={"head": resolve_head(continual), "tasks": tasks})
     return scenario.model_copy(update={"continual": resolved})
 
 
@@ -66,7 +66,7 @@ def task_count(scenario: Scenario) -> int:
     return scenario.continual.tasks.count or scenario.rounds // scenario.continual.rounds_per_task
 
 
-def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
+def evaluation_protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
     """Return how a stream's models are tested: with the task given, and without."""
     assert scenario.continual is not None
     shared = scenario.continual.head == "domain"
@@ -76,7 +76,7 @@ def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
 def main_protocol(scenario: Scenario) -> Protocol:
     """Return the test that the head is made for, whose mean is `accuracy`."""
     assert scenario.continual is not None
-    given, unknown = protocols(scenario)
+    given, unknown = evaluation_protocols(scenario)
     knows = scenario.continual.head == "task" or not scenario.continual.evaluate_without_task
     return given if knows else unknown
 

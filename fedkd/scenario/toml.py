@@ -6,7 +6,7 @@ from typing import Any
 DEEPEST = 64  # nested tables and lists at most; a scenario needs less than ten
 
 
-class NotToml(ValueError):
+class InvalidToml(ValueError):
     """A text is no TOML, or nested too deeply."""
 
 
@@ -16,13 +16,13 @@ def parse_toml(text: str) -> dict[str, Any]:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what = str(error)  # ends with "(at line 3, column 8)"
-        raise NotToml(f"{what[:1].lower()}{what[1:]}") from None
+        raise InvalidToml(f"{what[:1].lower()}{what[1:]}") from None
     except ValueError:  # of int(), before the parser can look at it
-        raise NotToml("a number with thousands of digits") from None
+        raise InvalidToml("a number with thousands of digits") from None
     except RecursionError:
         tables = None
     if tables is None or _is_deep(tables):
-        raise NotToml(f"tables or lists more than {DEEPEST} deep")
+        raise InvalidToml(f"tables or lists more than {DEEPEST} deep")
     return tables
 
 

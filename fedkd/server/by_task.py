@@ -8,15 +8,15 @@ from fedkd.fusion import FusionStrategy
 from fedkd.scenario import CacheSettings
 from fedkd.server.fusing import MODEL, PENDING, Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict
-from fedkd.server.mailbox import Parcel
-from fedkd.server.peers import Mixing, PeerFusing
+from fedkd.server.mailbox import GuidanceParcel
+from fedkd.server.peers import PeerFusing, PeerTopology
 from fedkd.server.reports import FusionReport, Links, merged_links, merged_reports
-from fedkd.storage import below, by_number, under
+from fedkd.storage import add_prefix, group_by_number, strip_prefix
 
 TASK = "task/"
 
 
-class FusingByTask:
+class TaskwiseFusion:
     """Has a strategy fuse one task at a time, as if it were the only one.
 
     For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
@@ -36,7 +36,7 @@ class FusingByTask:
         *,
         backward: bool = False,
         exponent: float | None = None,
-        peers: Mixing | None = None,
+        peers: PeerTopology | None = None,
     ) -> None:
         self._strategy, self._known, self._knowledge_cache = strategy, known, knowledge_cache
         self._backward, self._exponent, self._peers = backward, exponent, peers
@@ -72,9 +72,9 @@ class FusingByTask:
         """Return the fusing of every task of some clients, by task, ascending."""
         return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
 
-    def take_old(self, client: int | None) -> dict[int, Parcel]:
+    def take_old(self, client: int | None) -> dict[int, GuidanceParcel]:
         """Take the newest guidance of other tasks that a client knows and that waits for it, by task."""
-        found: dict[int, Parcel] = {}
+        found: dict[int, GuidanceParcel] = {}
         if client is None or not self._backward:
             return found
         for task, fusing in sorted(self._by_task.items()):
@@ -125,21 +125,21 @@ class FusingByTask:
     def state(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for task, fusing in sorted(self._by_task.items()):
-            arrays |= under(f"{TASK}{task}/", fusing.state())
+            arrays |= add_prefix(f"{TASK}{task}/", fusing.state())
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`, after `move`."""
-        saved = by_number(below(TASK, arrays))
+        saved = group_by_number(strip_prefix(TASK, arrays))
         for task in sorted(saved.keys() | set(self._task_of.values())):
             self.at(task).restore(saved.get(task, {}))
 
 
-def model_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def model_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the weights that messages bring, from a `state` without a stream; else nothing."""
-    return below(f"{TASK}0/{MODEL}", arrays)
+    return strip_prefix(f"{TASK}0/{MODEL}", arrays)
 
 
-def waits(name: str) -> bool:
+def is_pending_guidance(name: str) -> bool:
     """Return whether an array of a `state` is waiting guidance, which is never written into."""
     return name.removeprefix(TASK).partition("/")[2].startswith(PENDING) if name.startswith(TASK) else False

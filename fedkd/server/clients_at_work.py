@@ -14,7 +14,7 @@ DEPARTURES = "departures"
 
 
 @dataclass(frozen=True)
-class Job:
+class ClientJob:
     """A client's work between a download and an upload.
 
     It `began` in a round, draws by round `key`, and starts at a second `start`. `working` are its seconds of
@@ -42,12 +42,12 @@ class Job:
         return self.over if self.is_done else self.start + self.working
 
 
-class InFlight:
+class JobsInFlight:
     """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends."""
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
         self._clients, self._concurrency, self._seed = clients, concurrency, seed
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, ClientJob] = {}
         self._held: set[int] = set()
         self._keys = np.zeros(clients, dtype=np.int64)  # of every client's last job
         self._departures = 0
@@ -68,7 +68,7 @@ class InFlight:
         """Return the round of the draws of a client's next job: this one, or one not used yet."""
         return max(round, int(self._keys[client]) + 1)
 
-    def depart(self, job: Job) -> None:
+    def depart(self, job: ClientJob) -> None:
         self.jobs[job.client] = job
         self._keys[job.client] = job.key
 
@@ -76,7 +76,7 @@ class InFlight:
         """Set the duration of a client's work, and the arrival of its upload."""
         self.jobs[client] = replace(self.jobs[client], working=working, over=over)
 
-    def first(self) -> Job | None:
+    def first(self) -> ClientJob | None:
         """Return the job that is over first; None: a job that was not done yet might be."""
         job = min(self.jobs.values(), key=lambda job: (job.earliest, job.client))
         waiting = [other.earliest for other in self.jobs.values() if not other.is_done]
@@ -103,7 +103,7 @@ class InFlight:
         self._keys = arrays[KEYS].astype(np.int64)
         self._departures = int(arrays[DEPARTURES])
         jobs = [
-            Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
+            ClientJob(int(client), int(began), int(key), start, working, int(size), int(steps), over)
             for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist()
         ]
         self.jobs = {job.client: job for job in jobs}

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedkd.clients import SENT
+from fedkd.clients import PREDICTIONS_SENT
 from fedkd.fusion import (
+    FilterSettings,
     FusionStrategy,
     Guidance,
     Knowledge,
-    Wanted,
-    class_shares,
+    filter_masks,
+    filtered_mean,
+    filtered_mixture,
     finite_logits,
-    is_personal,
-    kept,
-    mean_of_kept,
-    mix_of_kept,
+    has_personal_filter,
+    mean_class_shares,
     softmax,
 )
 from fedkd.server.guidance import SAMPLES, TARGETS
@@ -28,7 +28,7 @@ def fuse_filtered(
     strategy: FusionStrategy,
     knowledge: Knowledge,
     memory: Mapping[str, np.ndarray],
-    filters: Sequence[Wanted],
+    filters: Sequence[FilterSettings],
 ) -> tuple[Guidance, float | None]:
     """Fuse the predictions that filters keep; return their share too, over receivers (None: no filters).
 
@@ -37,23 +37,29 @@ def fuse_filtered(
     replaces dropped ones. For any other strategy, the other clients' mean does. A sample without predictions
     gets no targets. If nothing is dropped, the result is that of `fuse`, to the last bit.
     """
-    if not filters and SENT not in knowledge.payload:
+    if not filters and PREDICTIONS_SENT not in knowledge.payload:
         return strategy.fuse(knowledge, memory), None
     assert knowledge.logits is not None
     whole = np.ones(knowledge.logits.shape[:2], dtype=bool)
-    sent = np.stack(knowledge.payload[SENT]).astype(bool) if SENT in knowledge.payload else whole
-    knowledge = replace(knowledge, payload={n: a for n, a in knowledge.payload.items() if n != SENT})
+    sent = (
+        np.stack(knowledge.payload[PREDICTIONS_SENT]).astype(bool)
+        if PREDICTIONS_SENT in knowledge.payload
+        else whole
+    )
+    knowledge = replace(
+        knowledge, payload={n: a for n, a in knowledge.payload.items() if n != PREDICTIONS_SENT}
+    )
     assert knowledge.logits is not None
     q = softmax(knowledge.logits)
     number, anywhere = [], np.zeros_like(whole)
-    for keep in kept(filters, q, sent):
+    for keep in filter_masks(filters, q, sent):
         number.append(keep.mean())
         anywhere |= keep
     heard = float(np.mean(number))
     if heard == 1.0:
         return strategy.fuse(knowledge, memory), heard
     if strategy.capabilities.mixes:
-        by_receiver = kept(filters, q, sent)
+        by_receiver = filter_masks(filters, q, sent)
         stood_in = replace(knowledge, logits=_by_own_mean(knowledge.logits, q, anywhere))
         guidance = _mixed(strategy.fuse(stood_in, memory), by_receiver, knowledge, filters)
     else:
@@ -64,29 +70,29 @@ def fuse_filtered(
 
 def _by_own_mean(logits: np.ndarray, q: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Return logits with each client's mean prediction in place of dropped ones."""
-    own = np.log(np.maximum(class_shares(q, keep), LEAST))
+    own = np.log(np.maximum(mean_class_shares(q, keep), LEAST))
     return np.where(keep[..., None], logits, own[:, None, :].astype(logits.dtype))
 
 
 def _by_others(logits: np.ndarray, q: np.ndarray, keep: np.ndarray, fuses: str) -> np.ndarray:
     """Return logits with the mean of the kept ones in place of dropped ones."""
-    mean, known = mean_of_kept(finite_logits(logits) if fuses == "logits" else q, keep)
+    mean, known = filtered_mean(finite_logits(logits) if fuses == "logits" else q, keep)
     if fuses != "logits":
         mean = np.log(np.maximum(mean, LEAST))
     return np.where((~keep & known)[..., None], mean[None].astype(np.float32), logits)
 
 
 def _mixed(
-    guidance: Guidance, keeps: Iterator[np.ndarray], knowledge: Knowledge, filters: Sequence[Wanted]
+    guidance: Guidance, keeps: Iterator[np.ndarray], knowledge: Knowledge, filters: Sequence[FilterSettings]
 ) -> Guidance:
     weights, mixed = guidance.weights, guidance.mixed
     if weights is None or mixed is None:
         raise TypeError("a strategy that `mixes` has to return the weights of its guidance and what is mixed")
-    if is_personal(filters):
-        pairs = [mix_of_kept(own[None], mixed, keep) for own, keep in zip(weights, keeps, strict=True)]
+    if has_personal_filter(filters):
+        pairs = [filtered_mixture(own[None], mixed, keep) for own, keep in zip(weights, keeps, strict=True)]
         targets, taught = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     else:
-        targets, taught = mix_of_kept(weights, mixed, next(keeps))
+        targets, taught = filtered_mixture(weights, mixed, next(keeps))
     if taught.all():
         return replace(guidance, targets=targets, mixed=None)
     return _personal(guidance, targets, taught, knowledge)

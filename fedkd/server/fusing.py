@@ -8,24 +8,24 @@ import numpy as np
 
 from fedkd.fusion import (
     Arrays,
+    FilterSettings,
     FusionStrategy,
     Guidance,
     Kind,
     Knowledge,
     Network,
     ServerModels,
-    Wanted,
+    aux_networks_of,
     check_arrays,
-    networks_of,
-    sizes_of,
+    upload_sizes,
 )
 from fedkd.randomness import numpy_generator
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, fade, staleness
-from fedkd.server.mailbox import Mailbox, Parcel
+from fedkd.server.mailbox import GuidanceParcel, Mailbox
 from fedkd.server.reports import FusionReport, Links, report_of
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 from fedkd.training import one_blas_thread
 
 MODEL, PENDING = "model/", "pending/"
@@ -46,7 +46,7 @@ class ServerKnowledge:
     seed: int = 0
     classes_met: Callable[[int], tuple[int, ...] | None] | None = None
     rounds: int = 1
-    filters: Sequence[Wanted] = ()
+    filters: Sequence[FilterSettings] = ()
     classes: int | None = None
 
 
@@ -94,13 +94,13 @@ class Fusing:
         models = self._models_of(0)
         if models is None or Kind.WEIGHTS not in capabilities.kinds.values():
             return found, None
-        networks = networks_of(self.strategy)
+        networks = aux_networks_of(self.strategy)
         architecture = models.architecture_of(client)
         if networks.shared_model is not None:
             architecture = models.architecture(networks.shared_model, networks.shared_arguments)
         if architecture not in self._networks:
             weights, trainable = models.initial_weights(architecture), models.trainable(architecture)
-            sizes = sizes_of(self.strategy, weights, trainable)
+            sizes = upload_sizes(self.strategy, weights, trainable)
             self._networks[architecture] = Network.like(weights, trainable), sizes
         network, sizes = self._networks[architecture]
         return found | sizes, network
@@ -119,7 +119,7 @@ class Fusing:
         if self.strategy.capabilities.brings_model:
             self.model = dict(guidance.shared)
         else:
-            self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
+            self.mailbox.put_for_all(clients, GuidanceParcel(0, dict(guidance.shared)))
 
     def request(self, round: int) -> np.ndarray | None:
         """Return the transfer samples that clients predict in a round, ascending; None: all."""
@@ -174,7 +174,7 @@ class Fusing:
         gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
         for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():
             if client in gone_on and table:
-                self.mailbox.put_missed([client], Parcel(round, table))
+                self.mailbox.put_missed([client], GuidanceParcel(round, table))
         return self._post(round, here, knowledge, uploads.keys(), everyone)
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
@@ -209,7 +209,9 @@ class Fusing:
         # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}
         sent = 0
-        for client, parcel in ((client, Parcel(round, table)) for client, table in meant.items() if table):
+        for client, parcel in (
+            (client, GuidanceParcel(round, table)) for client, table in meant.items() if table
+        ):
             if client in took_part:
                 self.mailbox.put(client, parcel)
                 sent += parcel.size
@@ -217,7 +219,7 @@ class Fusing:
                 self.mailbox.put_missed([client], parcel)
         if for_others:
             others = [client for client in everyone if client not in meant]
-            self.mailbox.put_for_all(others, Parcel(round, for_others))
+            self.mailbox.put_for_all(others, GuidanceParcel(round, for_others))
         return sent
 
     def _knowledge(self, round: int, uploads: Mapping[int, Upload]) -> Knowledge:
@@ -252,15 +254,15 @@ class Fusing:
         return None if self._known.models is None else self._known.models(round)
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays = under("memory/", self._memory) | under(PENDING, self.mailbox.state())
-        return arrays | under("last/", self.cache.state()) | under(MODEL, self.model)
+        arrays = add_prefix("memory/", self._memory) | add_prefix(PENDING, self.mailbox.state())
+        return arrays | add_prefix("last/", self.cache.state()) | add_prefix(MODEL, self.model)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._started = True
-        self._memory = below("memory/", arrays)
-        self.mailbox.restore(below(PENDING, arrays))
-        self.cache.restore(below("last/", arrays))
-        self.model = below(MODEL, arrays)
+        self._memory = strip_prefix("memory/", arrays)
+        self.mailbox.restore(strip_prefix(PENDING, arrays))
+        self.cache.restore(strip_prefix("last/", arrays))
+        self.model = strip_prefix(MODEL, arrays)
 
 
 def _check_request(request: Any, size: int) -> None:

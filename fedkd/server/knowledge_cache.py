@@ -8,9 +8,9 @@ from math import ceil
 
 import numpy as np
 
-from fedkd.clients import SENT
-from fedkd.fusion import Arrays, Kind, mean_of_kept, softmax
-from fedkd.storage import below, by_number, under
+from fedkd.clients import PREDICTIONS_SENT
+from fedkd.fusion import Arrays, Kind, filtered_mean, softmax
+from fedkd.storage import add_prefix, group_by_number, strip_prefix
 
 LEAST = 1e-12
 """Least faded probability, so that it has a logarithm."""
@@ -60,15 +60,15 @@ class KnowledgeCache:
     def state(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for client, upload in self._last.items():
-            arrays |= under(f"{client}/arrays/", upload.arrays)
+            arrays |= add_prefix(f"{client}/arrays/", upload.arrays)
             arrays[f"{client}/round"] = np.array(upload.round)
             arrays[f"{client}/samples"] = np.array(upload.samples)
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._last = {
-            client: Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
-            for client, own in by_number(arrays).items()
+            client: Upload(int(own["round"]), strip_prefix("arrays/", own), int(own["samples"]))
+            for client, own in group_by_number(arrays).items()
         }
 
 
@@ -130,6 +130,8 @@ def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
 def _mean_of_sent(uploads: Sequence[Upload], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of the probabilities sent of each sample `[M, C]`, and which samples have any `[M]`."""
     q = np.stack([softmax(upload.arrays[name]) for upload in uploads])
-    if SENT in uploads[0].arrays:
-        return mean_of_kept(q, np.stack([upload.arrays[SENT] for upload in uploads]).astype(bool))
+    if PREDICTIONS_SENT in uploads[0].arrays:
+        return filtered_mean(
+            q, np.stack([upload.arrays[PREDICTIONS_SENT] for upload in uploads]).astype(bool)
+        )
     return q.mean(axis=0, dtype=np.float64), np.ones(q.shape[1], dtype=bool)

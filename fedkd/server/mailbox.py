@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.fusion import Arrays
-from fedkd.storage import below, by_number, under
+from fedkd.storage import add_prefix, group_by_number, strip_prefix
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
+class GuidanceParcel:
     """Guidance on its way: its round, and its arrays, one table for all that share it."""
 
     round: int
@@ -25,21 +25,21 @@ class Mailbox:
     """Guidance that waits: a client's last round's for any message, the newest missed for the method's."""
 
     def __init__(self) -> None:
-        self._own: dict[int, Parcel] = {}
-        self._missed: dict[int, Parcel] = {}
-        self._for_all: Parcel | None = None  # for clients that are not known yet
+        self._own: dict[int, GuidanceParcel] = {}
+        self._missed: dict[int, GuidanceParcel] = {}
+        self._for_all: GuidanceParcel | None = None  # for clients that are not known yet
 
-    def put(self, client: int, parcel: Parcel) -> None:
+    def put(self, client: int, parcel: GuidanceParcel) -> None:
         """Leave guidance of a round that the client took part in."""
         self._own[client] = parcel
         missed = self._missed.get(client)
         if missed is not None and missed.round <= parcel.round:  # it is out of date before it was sent
             del self._missed[client]
 
-    def put_missed(self, clients: Iterable[int], parcel: Parcel) -> None:
+    def put_missed(self, clients: Iterable[int], parcel: GuidanceParcel) -> None:
         self._missed |= dict.fromkeys(clients, parcel)
 
-    def put_for_all(self, clients: Iterable[int], parcel: Parcel) -> None:
+    def put_for_all(self, clients: Iterable[int], parcel: GuidanceParcel) -> None:
         """Leave guidance for absent clients, and for those that are not known yet."""
         self._for_all = parcel
         self.put_missed(clients, parcel)
@@ -49,39 +49,42 @@ class Mailbox:
         if self._for_all is not None:
             self.put_missed([client], self._for_all)
 
-    def take(self, client: int | None) -> Parcel | None:
+    def take(self, client: int | None) -> GuidanceParcel | None:
         """Return, once, a client's guidance of its last round."""
         return None if client is None else self._own.pop(client, None)
 
-    def take_missed(self, client: int | None, *, leave: bool = False) -> Parcel | None:
+    def take_missed(self, client: int | None, *, leave: bool = False) -> GuidanceParcel | None:
         """Return the newest that a client missed (None: for all clients); with `leave` it stays."""
         if client is None:
             return self._for_all
         return self._missed.get(client) if leave else self._missed.pop(client, None)
 
     def state(self) -> dict[str, np.ndarray]:
-        return under("own/", _state(self._own)) | under("missed/", _state(self._missed))
+        return add_prefix("own/", _state(self._own)) | add_prefix("missed/", _state(self._missed))
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self._own, self._missed = _restored(below("own/", arrays)), _restored(below("missed/", arrays))
+        self._own, self._missed = (
+            _restored(strip_prefix("own/", arrays)),
+            _restored(strip_prefix("missed/", arrays)),
+        )
 
 
-def _state(waiting: Mapping[int, Parcel]) -> dict[str, np.ndarray]:
+def _state(waiting: Mapping[int, GuidanceParcel]) -> dict[str, np.ndarray]:
     clients_of: dict[int, list[int]] = {}
     for client in sorted(waiting):
         clients_of.setdefault(id(waiting[client].arrays), []).append(client)
     arrays: dict[str, np.ndarray] = {}
     for number, clients in enumerate(clients_of.values()):
         parcel = waiting[clients[0]]
-        arrays |= under(f"{number}/guidance/", parcel.arrays)
+        arrays |= add_prefix(f"{number}/guidance/", parcel.arrays)
         arrays[f"{number}/round"] = np.array(parcel.round)
         arrays[f"{number}/clients"] = np.array(clients)
     return arrays
 
 
-def _restored(arrays: Mapping[str, np.ndarray]) -> dict[int, Parcel]:
-    waiting: dict[int, Parcel] = {}
-    for own in by_number(arrays).values():
-        parcel = Parcel(int(own["round"]), below("guidance/", own))
+def _restored(arrays: Mapping[str, np.ndarray]) -> dict[int, GuidanceParcel]:
+    waiting: dict[int, GuidanceParcel] = {}
+    for own in group_by_number(arrays).values():
+        parcel = GuidanceParcel(int(own["round"]), strip_prefix("guidance/", own))
         waiting |= dict.fromkeys(own["clients"].tolist(), parcel)
     return waiting

@@ -23,11 +23,11 @@ from fedkd.training import (
     OptimizerSpec,
     TrainJob,
     fit,
+    limit_torch_threads,
     load_weights,
     predict_logits,
     prepare_inputs,
     prepare_model,
-    torch_threads,
     trainable_names,
     weights_of,
 )
@@ -103,7 +103,7 @@ class TransferSetModels:
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""
-        with torch_threads(1):
+        with limit_torch_threads(1):
             x = prepare_inputs(self._data.x, "cpu")
             return self._of_task(predict_logits(self.network(architecture, weights), x)).numpy()
 
@@ -173,7 +173,7 @@ class TransferSetModels:
     def _run(self, purpose: str, *job: Any, **settings: Any) -> None:
         settings["generator"] = torch_generator(self._scenario.seed, purpose, round=self._round)
         settings["seed"] = derive_seed(self._scenario.seed, purpose, round=self._round)
-        with torch_threads(1):
+        with limit_torch_threads(1):
             try:
                 fit(TrainJob(*job, **settings))
             except TrainingDiverged as error:

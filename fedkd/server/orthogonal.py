@@ -9,15 +9,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkd.continual import have_own_heads, head_names, layers_of, protected_layers
-from fedkd.fusion import LEFT, SKETCH, Arrays, Unfit, check_like, extended, outside, share_left
+from fedkd.continual import find_layers, head_names, heads_are_disjoint, protected_layers
+from fedkd.fusion import (
+    RESIDUAL_SHARE_PREFIX,
+    SKETCH_PREFIX,
+    Arrays,
+    InvalidUpload,
+    check_weight,
+    extend_basis,
+    mean_residual_share,
+    remove_projection,
+)
 from fedkd.scenario import Orthogonal
-from fedkd.storage import below
+from fedkd.storage import strip_prefix
 from fedkd.training import one_blas_thread
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightRoles:
     """The roles of a network's weights.
 
     Attributes:
@@ -33,10 +42,10 @@ class Weights:
     units: Mapping[int, Sequence[int]]
 
     @classmethod
-    def of(cls, network: nn.Module, order: Sequence[int], units: Sequence[Sequence[int]]) -> Weights:
+    def of(cls, network: nn.Module, order: Sequence[int], units: Sequence[Sequence[int]]) -> WeightRoles:
         """Return the roles in a network; `order` has the tasks in the clients' common order."""
-        layers = layers_of(network)
-        own_heads = have_own_heads([torch.tensor(units[task]) for task in order])
+        layers = find_layers(network)
+        own_heads = heads_are_disjoint([torch.tensor(units[task]) for task in order])
         protected = protected_layers(layers, own_heads=own_heads)
         return cls(
             fan_in={name: layer.fan_in for name, layer in protected.items()},
@@ -65,7 +74,7 @@ class OrthogonalTraining:
     authors' code lets biases go on.)
     """
 
-    def __init__(self, settings: Orthogonal, weights: Weights) -> None:
+    def __init__(self, settings: Orthogonal, weights: WeightRoles) -> None:
         self._settings, self._weights = settings, weights
         self._ended = 0  # tasks that are over
         self.bases: dict[str, np.ndarray] = {}
@@ -85,7 +94,7 @@ class OrthogonalTraining:
             return after
         step = after.astype(np.float64) - before
         if layer is not None:
-            step = outside(step, self.bases[layer])
+            step = remove_projection(step, self.bases[layer])
         elif name in self._weights.heads:
             own = np.zeros(len(step), dtype=bool)
             own[list(self._weights.units[task])] = True
@@ -95,13 +104,16 @@ class OrthogonalTraining:
         return (before + step).astype(before.dtype)
 
     def check_sketches(self, arrays: Arrays) -> None:
-        """Raise `Unfit` unless there are a sketch and its share of energy of every protected layer."""
+        """Raise `InvalidUpload` unless every protected layer has a sketch and its share of energy."""
         for layer, fan_in in self._weights.fan_in.items():
             width = self._settings.width or fan_in
-            for name, shape in ((SKETCH + layer, (fan_in, width)), (LEFT + layer, ())):
+            for name, shape in (
+                (SKETCH_PREFIX + layer, (fan_in, width)),
+                (RESIDUAL_SHARE_PREFIX + layer, ()),
+            ):
                 if name not in arrays:
-                    raise Unfit(f"array {name} is missing")
-                check_like(name, arrays[name], np.empty(shape, np.float32))
+                    raise InvalidUpload(f"array {name} is missing")
+                check_weight(name, arrays[name], np.empty(shape, np.float32))
 
     def end_task(self, sketches: Sequence[Arrays], samples: Sequence[int]) -> None:
         """Protect the task's subspaces, from the clients' sketches and numbers of training samples."""
@@ -111,12 +123,14 @@ class OrthogonalTraining:
         threshold = min(self._settings.threshold + self._settings.threshold_increment * self._ended, 1.0)
         self._ended += 1
         for layer, fan_in in self._weights.fan_in.items():
-            left = share_left([float(own[LEFT + layer]) for own in sketches], samples)
-            total = np.zeros(sketches[0][SKETCH + layer].shape)
+            left = mean_residual_share(
+                [float(own[RESIDUAL_SHARE_PREFIX + layer]) for own in sketches], samples
+            )
+            total = np.zeros(sketches[0][SKETCH_PREFIX + layer].shape)
             for own in sketches:
-                total += own[SKETCH + layer]
+                total += own[SKETCH_PREFIX + layer]
             basis = self.bases.get(layer, np.zeros((fan_in, 0), dtype=np.float32))
-            basis, self._energies[layer] = extended(basis, total, left, threshold, self._settings.energy)
+            basis, self._energies[layer] = extend_basis(basis, total, left, threshold, self._settings.energy)
             if basis.shape[1]:
                 self.bases[layer] = basis
 
@@ -137,4 +151,4 @@ class OrthogonalTraining:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._ended = int(arrays["ended"])
-        self.bases = below("basis/", arrays)
+        self.bases = strip_prefix("basis/", arrays)

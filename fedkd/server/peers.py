@@ -6,21 +6,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd.fusion import Arrays, FusionStrategy, Guidance, Knowledge, is_mutual, metropolis, push_sum
+from fedkd.fusion import (
+    Arrays,
+    FusionStrategy,
+    Guidance,
+    Knowledge,
+    is_undirected,
+    metropolis_weights,
+    push_sum_weights,
+)
 from fedkd.plan import Graph
 from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.knowledge_cache import Upload
-from fedkd.server.mailbox import Parcel
+from fedkd.server.mailbox import GuidanceParcel
 from fedkd.server.reports import FusionReport, Links, report_of
-from fedkd.storage import below, by_number, under
+from fedkd.storage import add_prefix, group_by_number, strip_prefix
 from fedkd.training import one_blas_thread
 
 MEMORIES, HEARD = "memories/", "heard/"
 
 
 @dataclass(frozen=True)
-class Mixing:
+class PeerTopology:
     """The links between clients, from the scenario's `topology`."""
 
     graph: Graph
@@ -29,8 +37,8 @@ class Mixing:
 
     def matrix(self, heard: np.ndarray) -> np.ndarray:
         """Return the mixing weights over links `[N, N]`, float64 (see `fedkd.fusion.weights.mixing`)."""
-        plain = is_mutual(heard) if self.mixing is None else self.mixing == "metropolis"
-        return metropolis(heard) if plain else push_sum(heard)
+        plain = is_undirected(heard) if self.mixing is None else self.mixing == "metropolis"
+        return metropolis_weights(heard) if plain else push_sum_weights(heard)
 
 
 class _Made(NamedTuple):
@@ -47,7 +55,7 @@ class PeerFusing(Fusing):
     knowledge than its own, each item once.
     """
 
-    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, peers: Mixing) -> None:
+    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, peers: PeerTopology) -> None:
         super().__init__(strategy, known)
         self._peers = peers
         self._memories: dict[int, Mapping[str, np.ndarray]] = {}
@@ -92,7 +100,7 @@ class PeerFusing(Fusing):
             self.report = report_of(guidance, guidance.weights, knowledge.clients, knowledge.clients)
         for client, table in tables_of(guidance, knowledge)[0].items():
             if table:
-                self.mailbox.put(client, Parcel(round, table))
+                self.mailbox.put(client, GuidanceParcel(round, table))
         others = heard & ~np.eye(len(heard), dtype=bool)
         sizes = others * np.array([upload.sent for upload in uploads.values()], dtype=np.int64)
         self.links = Links(knowledge.clients, others, sizes)
@@ -117,7 +125,7 @@ class PeerFusing(Fusing):
             # Equal memories stay one object, so that clients with equal knowledge stay together.
             self._memories[client] = result.guidance.memory
             if table := result.tables[client]:
-                self.mailbox.put(client, Parcel(round, table))
+                self.mailbox.put(client, GuidanceParcel(round, table))
         self.report = _report(own) if all(one.guidance.weights is not None for one in own.values()) else None
 
     def _hear(self, uploads: Mapping[int, Upload], heard: np.ndarray) -> dict[int, dict[int, Upload]]:
@@ -169,14 +177,14 @@ class PeerFusing(Fusing):
         for client in sorted(self._memories):
             memories.setdefault(id(self._memories[client]), []).append(client)
         for number, clients in enumerate(memories.values()):
-            arrays |= under(f"{MEMORIES}{number}/arrays/", self._memories[clients[0]])
+            arrays |= add_prefix(f"{MEMORIES}{number}/arrays/", self._memories[clients[0]])
             arrays[f"{MEMORIES}{number}/clients"] = np.array(clients)
         numbers: dict[int, int] = {}
         for client, table in sorted(self._heard.items()):
             for author, upload in table.items():
                 if id(upload) not in numbers:
                     number = numbers[id(upload)] = len(numbers)
-                    arrays |= under(f"{HEARD}uploads/{number}/arrays/", upload.arrays)
+                    arrays |= add_prefix(f"{HEARD}uploads/{number}/arrays/", upload.arrays)
                     arrays[f"{HEARD}uploads/{number}/about"] = np.array(
                         [author, upload.round, upload.samples, upload.sent]
                     )
@@ -186,13 +194,13 @@ class PeerFusing(Fusing):
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         super().restore(arrays)
         self._memories, self._heard = {}, {}
-        for own in by_number(below(MEMORIES, arrays)).values():
-            self._memories |= dict.fromkeys(own["clients"].tolist(), below("arrays/", own))
+        for own in group_by_number(strip_prefix(MEMORIES, arrays)).values():
+            self._memories |= dict.fromkeys(own["clients"].tolist(), strip_prefix("arrays/", own))
         uploads: dict[int, tuple[int, Upload]] = {}
-        for number, own in by_number(below(f"{HEARD}uploads/", arrays)).items():
+        for number, own in group_by_number(strip_prefix(f"{HEARD}uploads/", arrays)).items():
             author, round, samples, sent = map(int, own["about"])
-            uploads[number] = (author, Upload(round, below("arrays/", own), samples, sent))
-        for client, known in below(f"{HEARD}by/", arrays).items():
+            uploads[number] = (author, Upload(round, strip_prefix("arrays/", own), samples, sent))
+        for client, known in strip_prefix(f"{HEARD}by/", arrays).items():
             self._heard[int(client)] = dict(uploads[int(number)] for number in known)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.fusion import Guidance, is_cheap, left_out
+from fedkd.fusion import Guidance, leave_one_out_is_cheap, leave_one_out_shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,9 @@ def report_of(
 ) -> FusionReport:
     """Return who learned from whom by some guidance, with weights `[N, N]` among N clients."""
     mixed = guidance.mixed
-    moves = left_out(weights, mixed) if mixed is not None and is_cheap(mixed) else None
+    moves = (
+        leave_one_out_shift(weights, mixed) if mixed is not None and leave_one_out_is_cheap(mixed) else None
+    )
     return FusionReport(clients, weights, present, guidance.distances, moves)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients import ClientFactory, decode, model_outputs, upload_stages
+from fedkd.clients import ClientFactory, decode_upload, model_outputs, upload_stages
 from fedkd.data import Data, FederatedStream
 from fedkd.errors import UserError
 from fedkd.fusion import (
@@ -21,8 +21,8 @@ from fedkd.fusion import (
     FusionStrategy,
     ServerLoss,
     ServerModel,
-    overrides,
-    teaches_targets,
+    distils_targets,
+    overrides_hook,
 )
 from fedkd.plan import Plan
 from fedkd.server.fusing import Fusing, ServerKnowledge
@@ -88,7 +88,7 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
 def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
     """Refuse targets that are no distributions if the loss compares them with a softmax."""
     targets = guidance.get("targets")
-    asked = not overrides(strategy, "targets_of") and teaches_targets(strategy)
+    asked = not overrides_hook(strategy, "targets_of") and distils_targets(strategy)
     if targets is None or not asked or not len(targets):
         return
     rows = np.asarray(targets[:LOOKED_AT], dtype=np.float32)
@@ -184,7 +184,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             client.fit = FitSummary({}, 0, scenario.training.lr)
             arrays = client.upload(round, request)
             sizes.append(sum(values.nbytes for values in arrays.values()))
-            received = decode(stages, arrays, strategy.kinds_of(arrays))
+            received = decode_upload(stages, arrays, strategy.kinds_of(arrays))
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
     uploads = dict(sorted(uploads.items()))

@@ -7,9 +7,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     [],
     {
         "comparison": ["Comparison", "compare"],
-        "listing": ["RunEntry", "RunList", "runs", "summary_of"],
+        "listing": ["RunEntry", "RunList", "read_run_summary", "runs"],
         "results": ["RunResult"],
         "runner": ["ERROR_FILE", "resume", "run"],
-        "scenario_check": ["check", "check_with", "check_without_plugins"],
+        "scenario_check": ["check_models_and_exchange", "check_plan", "check_without_plugins"],
     },
 )

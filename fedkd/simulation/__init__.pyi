@@ -2,12 +2,12 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .listing import RunEntry as RunEntry
 from .listing import RunList as RunList
+from .listing import read_run_summary as read_run_summary
 from .listing import runs as runs
-from .listing import summary_of as summary_of
 from .results import RunResult as RunResult
 from .runner import ERROR_FILE as ERROR_FILE
 from .runner import resume as resume
 from .runner import run as run
-from .scenario_check import check as check
-from .scenario_check import check_with as check_with
+from .scenario_check import check_models_and_exchange as check_models_and_exchange
+from .scenario_check import check_plan as check_plan
 from .scenario_check import check_without_plugins as check_without_plugins

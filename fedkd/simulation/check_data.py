@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.errors import one_line
-from fedkd.tracking import counted
+from fedkd.tracking import count_noun
 
 if TYPE_CHECKING:
     from fedkd.data import Data, FederatedData, FederatedStream, Skew, Task
@@ -41,7 +41,9 @@ def data_rows(scenario: Scenario, data: FederatedData, held_out: float | None = 
     yield row("", f"label skew: {skew(data.label_distribution())}")
     if data.skew:
         yield row("", f"clients differ by {_differences(data.skew)}")
-    yield row("transfer", f"{counted(len(data.transfer_x), 'sample')} from {scenario.data.transfer.source}")
+    yield row(
+        "transfer", f"{count_noun(len(data.transfer_x), 'sample')} from {scenario.data.transfer.source}"
+    )
 
 
 def stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
@@ -64,7 +66,7 @@ def stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
     if tasks[0].skew:
         yield row("", f"clients differ by {_differences(tasks[0].skew)}")
     size = max(len(task.transfer_x) for task in tasks)
-    yield row("transfer", f"{counted(size, 'sample')} from {scenario.data.transfer.source}, for each task")
+    yield row("transfer", f"{count_noun(size, 'sample')} from {scenario.data.transfer.source}, for each task")
 
 
 def _common_tests(scenario: Scenario) -> str:
@@ -74,8 +76,8 @@ def _common_tests(scenario: Scenario) -> str:
 
 
 def _course(scenario: Scenario, continual: Continual) -> str:
-    stream, epochs = continual.tasks, counted(scenario.training.local_epochs, "epoch")
-    tasks = f"{counted(stream.count or 1, 'task')} ({stream.kind})"
+    stream, epochs = continual.tasks, count_noun(scenario.training.local_epochs, "epoch")
+    tasks = f"{count_noun(stream.count or 1, 'task')} ({stream.kind})"
     if stream.order != "same":
         tasks += f" in order '{stream.order}'"
     if stream.blur:
@@ -84,12 +86,12 @@ def _course(scenario: Scenario, continual: Continual) -> str:
         tasks += ", each sample once"
     if stream.pace != "lockstep":
         return f"{tasks}, by clock '{stream.pace}', rounds of {epochs}"
-    return f"{tasks}, {counted(continual.rounds_per_task, 'round')} of {epochs} each"
+    return f"{tasks}, {count_noun(continual.rounds_per_task, 'round')} of {epochs} each"
 
 
 def _task(task: Task) -> str:
     names = [task.data.class_names[label].removesuffix(f" ({task.name})") for label in _own_labels(task)]
-    classes = counted(len(names), "class", "classes")
+    classes = count_noun(len(names), "class", "classes")
     if " ".join(names) == task.name:
         return f"{task.name} ({classes})"
     more = ", …" * (len(names) > SHOWN_CLASSES)
@@ -106,7 +108,7 @@ def _partition(scenario: Scenario) -> str:
     partition = scenario.data.partition
     drawn = partition.scheme in ("dirichlet", "dirichlet-per-client", "quantity")
     alpha = f", alpha = {partition.alpha:g}" if drawn else ""
-    return f"{partition.scheme}{alpha}, {counted(scenario.data.clients, 'client')}"
+    return f"{partition.scheme}{alpha}, {count_noun(scenario.data.clients, 'client')}"
 
 
 def _kind(data: Data) -> str:
@@ -116,17 +118,17 @@ def _kind(data: Data) -> str:
 def _size_rows(
     scenario: Scenario, tasks: Sequence[FederatedData], unit: str, held_out: float | None = None
 ) -> Iterator[str]:
-    from fedkd.clients import number_kept_apart
+    from fedkd.clients import count_held_out
 
     train = [stop - start for data in tasks for start, stop in data.train_bounds]
     test = [stop - start for data in tasks for start, stop in data.test_bounds]
     yield row("", f"train samples per {unit}: {_spread(train)}")
     if stopping := scenario.training.early_stopping:
-        apart = [number_kept_apart(samples, stopping.validation) for samples in train]
+        apart = [count_held_out(samples, stopping.validation) for samples in train]
         none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
         yield row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
     elif held_out:
-        apart = [number_kept_apart(samples, held_out) for samples in train]
+        apart = [count_held_out(samples, held_out) for samples in train]
         yield row("", f"of these kept apart to choose by: {_spread(apart)}")
     kind = "local test samples" if scenario.data.validation is None else "samples held out for validation"
     yield row("", f"{kind} per {unit}: {_spread(test)}" if any(test) else "no local test sets")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.fusion import exchanges
-from fedkd.plugins import calling
+from fedkd.fusion import exchanges_weight
+from fedkd.plugins import plugin_call
 from fedkd.simulation.check_data import row
-from fedkd.tracking import counted, size
+from fedkd.tracking import count_noun, format_bytes
 
 if TYPE_CHECKING:
     from fedkd.clients import Workload
@@ -25,7 +25,7 @@ def exchanged(plan: Plan, model: Any) -> int:
     if not isinstance(model, nn.Module):
         return 0
     named = model.named_parameters()
-    return sum(p.numel() for name, p in named if p.requires_grad and exchanges(plan.strategy, name))
+    return sum(p.numel() for name, p in named if p.requires_grad and exchanges_weight(plan.strategy, name))
 
 
 def traffic(plan: Plan, data: Data, parameters: int) -> str:
@@ -48,27 +48,27 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
         # What is made for a learner leaves some of them out, and sends something else now and then.
         weighed = strategy.capabilities.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.capabilities.learner is not None else "at least"
-        told = f"{least} {size(sent * number)} up, {size(sent * 4)} down in a round"
+        told = f"{least} {format_bytes(sent * number)} up, {format_bytes(sent * 4)} down in a round"
         return f"{told} ({strategy.capabilities.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
     when = "the first round" if strategy.capabilities.upload_changes else "a round"
     told = f"{strategy.capabilities.sends} up, guidance down"
-    return f"about {size(up)} up, {size(down)} down in {when} ({told})"
+    return f"about {format_bytes(up)} up, {format_bytes(down)} down in {when} ({told})"
 
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
     """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
-    from fedkd.plan import uploads_kept
+    from fedkd.plan import max_stored_uploads
 
-    if (kept := uploads_kept(plan)) == 0:
+    if (kept := max_stored_uploads(plan)) == 0:
         return
     each = 4.0 * parameters
     if "weights" not in plan.capabilities.needs:
         each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
-    told = f"about {size(int(kept * each))} in memory from one round to the next"
-    yield row("", f"{told}: {counted(kept, 'upload')} at most")
+    told = f"about {format_bytes(int(kept * each))} in memory from one round to the next"
+    yield row("", f"{told}: {count_noun(kept, 'upload')} at most")
 
 
 def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
@@ -82,7 +82,7 @@ def _tried(plan: Plan, data: Data) -> tuple[int, int]:
 
     strategy = plan.scenario.fusion.strategy
     when = " when a round was tried"
-    with calling(f"'{strategy}'", "fusion.strategy", when), np.errstate(all="ignore"):
+    with plugin_call(f"'{strategy}'", "fusion.strategy", when), np.errstate(all="ignore"):
         return trial_exchange(plan, data)
 
 
@@ -99,7 +99,7 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
     else:
         each = _tried(plan, data)[0] // max(len(clients), 1)
     links = int(heard.sum()) - len(clients)
-    told = f"about {size(links * each)} over {counted(links, 'link')} in round {round}"
+    told = f"about {format_bytes(links * each)} over {count_noun(links, 'link')} in round {round}"
     return f"{told} ({plan.capabilities.sends})" + ", and what is passed on" * scenario.topology.relay
 
 
@@ -110,18 +110,18 @@ def sketches(plan: Plan, data: Data, model: Any) -> str:
     settings = plan.scenario.fusion.orthogonal
     if settings is None or not isinstance(data, FederatedStream):
         return ""
-    from fedkd.server import Weights, exchanged_bytes
+    from fedkd.server import WeightRoles, exchanged_bytes
 
-    weights = Weights.of(model, plan.schedule.order(0), [task.units for task in data])
+    weights = WeightRoles.of(model, plan.schedule.order(0), [task.units for task in data])
     up, most = exchanged_bytes(settings, weights.fan_in)
     clients = plan.scenario.clients_per_round or plan.scenario.data.clients
-    sent = f"about {size(clients * up)} of sketches up"
-    return f"at the end of a task {sent}, at most {size(clients * most)} of what is protected down"
+    sent = f"about {format_bytes(clients * up)} of sketches up"
+    return f"at the end of a task {sent}, at most {format_bytes(clients * most)} of what is protected down"
 
 
 def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) -> Iterator[str]:
     """Say what is measured besides accuracies, and what it takes."""
-    from fedkd.clients import trial_work
+    from fedkd.clients import count_trial_operations
     from fedkd.data import FederatedData
 
     scenario = plan.scenario
@@ -132,14 +132,14 @@ def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) 
     clients = scenario.clients_per_round or scenario.data.clients
     samples = len(data.transfer_x)
     rounds = f"in round{'s' * (len(reached) > 1)} {', '.join(map(str, reached))}"
-    copies = counted(clients**2, "distillation")
+    copies = count_noun(clients**2, "distillation")
     epochs = f", {wanted.epochs} epochs" * (wanted.epochs > 1)
     yield row("measure", f"who would gain from whom, {rounds}: {copies} of {samples:,} samples{epochs} each")
-    times = trial_work(plan, data, models) / max(work.training, 1.0)
+    times = count_trial_operations(plan, data, models) / max(work.training, 1.0)
     down = 4 * clients**2 * samples * data.classes
     up = clients * samples * (np.dtype(scenario.fusion.upload_dtype).itemsize * data.classes + 4 * clients)
     told = f"about {times:.1f} times what clients train in a round"
-    yield row("", f"{told}; {size(up)} up, {size(down)} down each time")
+    yield row("", f"{told}; {format_bytes(up)} up, {format_bytes(down)} down each time")
 
 
 def testing(work: Workload) -> str:

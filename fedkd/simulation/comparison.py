@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plan import counted_clients, models_told_apart
-from fedkd.report import FINAL_ACCURACIES, Interval, metric, outcome_of, paired_difference
-from fedkd.scenario import Scenario, changed_keys, decisive, read_scenario, read_toml, toml_value
+from fedkd.plan import counted_clients, separately_measured_models
+from fedkd.report import FINAL_ACCURACIES, Interval, find_metric, paired_difference, read_stream_outcome
+from fedkd.scenario import Scenario, changed_keys, read_scenario, read_toml, result_relevant_keys, toml_value
 from fedkd.simulation.listing import aligned
-from fedkd.storage import expanded
+from fedkd.storage import expand_path
 from fedkd.tracking import (
-    MISSING,
-    SCENARIO,
-    duration,
-    percent,
-    plan_of_run,
-    points,
-    preformatted,
+    MISSING_VALUE,
+    SCENARIO_FILE,
+    format_bytes,
+    format_duration,
+    format_percent,
+    format_points,
+    html_preformatted,
+    html_table,
     read_metrics,
+    read_run_plan,
     read_timings,
-    size,
-    table,
 )
 
 LABELS = {
@@ -87,7 +87,11 @@ class Comparison:
         told = "".join(
             f"{letter}: {escape(f'{folder}, round {round}')}<br>" for letter, folder, round in runs
         )
-        parts = (preformatted(self._differences()), table(TITLES, self._rows()), preformatted(self._notes()))
+        parts = (
+            html_preformatted(self._differences()),
+            html_table(TITLES, self._rows()),
+            html_preformatted(self._notes()),
+        )
         return told + "".join(parts)
 
     def _differences(self) -> Iterator[str]:
@@ -118,7 +122,7 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     for path in (ours, theirs):
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
-    folders = (expanded(ours), expanded(theirs))
+    folders = (expand_path(ours), expand_path(theirs))
     scenarios = tuple(map(_scenario, folders))
     found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]
     (our_round, ours_at), (their_round, theirs_at) = found
@@ -126,23 +130,23 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     return Comparison(
         folders,
         (our_round, their_round),
-        changed_keys(*map(decisive, scenarios)),
+        changed_keys(*map(result_relevant_keys, scenarios)),
         tuple(_compared(label, ours_at[label], theirs_at[label]) for label in ours_at if label in theirs_at),
         {label: (cost, their_costs[label]) for label, cost in our_costs.items()},
     )
 
 
 def _scenario(folder: Path) -> Scenario:
-    file = folder / SCENARIO
+    file = folder / SCENARIO_FILE
     if not file.is_file():
-        raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+        raise UserError(f"not a run folder: it has no {SCENARIO_FILE}", file=str(folder))
     return read_scenario(read_toml(file), file=str(file), folder=folder)
 
 
 def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int, float]]]:
     rows, counted = read_metrics(folder), counted_clients(scenario)
     keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
-    of_models = _of_models(models_told_apart(row["metric"] for row in rows))
+    of_models = _of_models(separately_measured_models(row["metric"] for row in rows))
     keys |= {place: label for label, place in of_models.items()}
     of_clients = [row for row in rows if row["client"] in counted and (row["split"], row["metric"]) in keys]
     last = max((row["round"] for row in of_clients), default=None)
@@ -153,7 +157,7 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
         if row["round"] == last and row["value"] is not None and row["client"] is not None:
             found[keys[row["split"], row["metric"]]][row["client"]] = row["value"]
     if scenario.continual is not None and last == scenario.rounds:
-        outcome = outcome_of(plan_of_run(folder), folder)
+        outcome = read_stream_outcome(read_run_plan(folder), folder)
         known = outcome.figures() if outcome is not None else {}
         for name in OF_STREAMS:
             values = known.get(name, {})
@@ -171,7 +175,7 @@ def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Compared:
-    lower = name in OF_STREAMS and metric(name).better == "lower"
+    lower = name in OF_STREAMS and find_metric(name).better == "lower"
     shared = [client for client in ours if client in theirs]
     better = sum((theirs[c] < ours[c]) if lower else (theirs[c] > ours[c]) for c in shared)
     label = LABELS.get(name) or name.replace("_", " ")
@@ -182,20 +186,20 @@ def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float])
 def _costs(folder: Path) -> dict[str, str]:
     rows = read_timings(folder)
     totals: dict[str, tuple[str, Callable[[float], str]]] = {
-        "up": ("bytes_up", size),
-        "down": ("bytes_down", size),
-        "time": ("seconds", duration),
+        "up": ("bytes_up", format_bytes),
+        "down": ("bytes_down", format_bytes),
+        "time": ("seconds", format_duration),
     }
     return {label: word(sum(row.get(field) or 0 for row in rows)) for label, (field, word) in totals.items()}
 
 
 def _cells(figure: Compared) -> tuple[str, ...]:
-    told, better, difference = MISSING, MISSING, figure.difference
+    told, better, difference = MISSING_VALUE, MISSING_VALUE, figure.difference
     if difference is not None:
         half = "" if difference.half is None else f" ± {100 * difference.half:.1f}"
-        told = f"{points(difference.mean)}{half}"
+        told = f"{format_points(difference.mean)}{half}"
         better = f"{figure.better} of {difference.seeds}"
-    return figure.label, percent(figure.ours), percent(figure.theirs), told, better
+    return figure.label, format_percent(figure.ours), format_percent(figure.theirs), told, better
 
 
 def _value(value: Any) -> str:

@@ -10,17 +10,17 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.scenario import read_toml
-from fedkd.storage import NotJson, expanded, parse_json
+from fedkd.storage import InvalidJson, expand_path, parse_json
 from fedkd.tracking import (
-    METRICS,
-    MISSING,
-    SCENARIO,
-    SUMMARY,
-    duration,
+    METRICS_FILE,
+    MISSING_VALUE,
+    SCENARIO_FILE,
+    SUMMARY_FILE,
+    format_duration,
+    format_percent,
+    html_table,
     is_locked,
-    percent,
-    read_present,
-    table,
+    read_progress,
 )
 
 CELLS = "runs"  # folder of the run folders in a bench folder
@@ -68,7 +68,7 @@ class RunList:
             yield f"no runs in {self.folder}"
 
     def _repr_html_(self) -> str:
-        return table(TITLES, self._rows(), names=NAMES)
+        return html_table(TITLES, self._rows(), names=NAMES)
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [_cells(entry, self.folder) for entry in self.entries]
@@ -86,7 +86,7 @@ def runs(folder: str | Path = "runs") -> RunList:
     """Return the runs at or below a folder or of a bench's cells; a bench within it is one entry."""
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
-    root = expanded(folder)
+    root = expand_path(folder)
     try:
         if not root.is_dir():
             raise UserError("no such folder", file=str(folder))
@@ -115,7 +115,7 @@ def _below(folder: Path, depth: int) -> Iterator[RunEntry]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / SCENARIO).is_file()
+    return (folder / SCENARIO_FILE).is_file()
 
 
 def _is_bench(folder: Path) -> bool:
@@ -125,12 +125,12 @@ def _is_bench(folder: Path) -> bool:
 
 def _entry(folder: Path) -> RunEntry:
     try:
-        tables = read_toml(folder / SCENARIO)
+        tables = read_toml(folder / SCENARIO_FILE)
         name, rounds = str(tables.get("name", folder.name)), int(tables["rounds"])
-        strategy = str(tables.get("fusion", {}).get("strategy", MISSING))
+        strategy = str(tables.get("fusion", {}).get("strategy", MISSING_VALUE))
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
-        return RunEntry(folder, folder.name, MISSING, "unreadable")
-    summary, present = summary_of(folder), read_present(folder)
+        return RunEntry(folder, folder.name, MISSING_VALUE, "unreadable")
+    summary, present = read_run_summary(folder), read_progress(folder)
     said = "done" if present is None else present.status
     done = summary.get("rounds") == rounds and said == "done"
     status = "done" if done else said if said in ("failed", "interrupted") else "stopped"
@@ -147,7 +147,7 @@ def _entry(folder: Path) -> RunEntry:
         accuracy_local=(final.get("accuracy_local") or {}).get("mean"),
         accuracy_global=(final.get("accuracy_global") or {}).get("mean"),
         seconds=summary.get("seconds") if done else None,
-        when=_when(folder / SUMMARY if done else folder / METRICS),
+        when=_when(folder / SUMMARY_FILE if done else folder / METRICS_FILE),
     )
 
 
@@ -158,13 +158,13 @@ def _bench_entry(folder: Path) -> RunEntry:
     name = f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}"
     when = max((cell.when for cell in cells if cell.when is not None), default=None)
     spent = sum(seconds) if seconds else None
-    return RunEntry(folder, name, MISSING, f"{done} done", seconds=spent, when=when)
+    return RunEntry(folder, name, MISSING_VALUE, f"{done} done", seconds=spent, when=when)
 
 
-def summary_of(folder: Path) -> Mapping[str, Any]:
+def read_run_summary(folder: Path) -> Mapping[str, Any]:
     """Return the summary of a run; empty: there is none that can be read."""
-    with suppress(OSError, NotJson):
-        found = parse_json((folder / SUMMARY).read_bytes())
+    with suppress(OSError, InvalidJson):
+        found = parse_json((folder / SUMMARY_FILE).read_bytes())
         if isinstance(found, dict):
             return found
     return {}
@@ -178,15 +178,15 @@ def _when(path: Path) -> datetime | None:
 
 def _cells(entry: RunEntry, root: Path) -> tuple[str, ...]:
     shown = entry.folder.relative_to(root) if entry.folder.is_relative_to(root) else entry.folder
-    finished = MISSING if entry.finished is None else entry.finished
+    finished = MISSING_VALUE if entry.finished is None else entry.finished
     return (
         str(shown),
         entry.name,
         entry.strategy,
         entry.status,
-        MISSING if entry.rounds is None else f"{finished}/{entry.rounds}",
-        percent(entry.accuracy_local),
-        percent(entry.accuracy_global),
-        MISSING if entry.seconds is None else duration(entry.seconds),
-        MISSING if entry.when is None else f"{entry.when:%Y-%m-%d %H:%M}",
+        MISSING_VALUE if entry.rounds is None else f"{finished}/{entry.rounds}",
+        format_percent(entry.accuracy_local),
+        format_percent(entry.accuracy_global),
+        MISSING_VALUE if entry.seconds is None else format_duration(entry.seconds),
+        MISSING_VALUE if entry.when is None else f"{entry.when:%Y-%m-%d %H:%M}",
     )

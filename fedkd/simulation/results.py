@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.tracking import MetricRow, RunReport, closing_lines, percent, preformatted, read_metrics, table
+from fedkd.tracking import (
+    MetricRow,
+    RunReport,
+    closing_lines,
+    format_percent,
+    html_preformatted,
+    html_table,
+    read_metrics,
+)
 
 COLUMNS = ("round", "client", "task", "split", "metric", "value")
 FRAMES = ("pandas", "polars")
@@ -36,14 +44,14 @@ class RunResult:
     def __repr__(self) -> str:
         final = self.summary.get("final") or {}
         found = {key: final.get(key) for key in ("accuracy_local", "accuracy_global")}
-        told = [f"{key}={percent(value['mean'])}" for key, value in found.items() if value is not None]
+        told = [f"{key}={format_percent(value['mean'])}" for key, value in found.items() if value is not None]
         return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
 
     def _repr_html_(self) -> str:
         def mean(over_clients: Mapping[str, Any] | None) -> str:
             if over_clients is None:
-                return percent(None)
-            return f"{percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
+                return format_percent(None)
+            return f"{format_percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
 
         final = self.summary.get("final") or {}
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
@@ -59,7 +67,7 @@ class RunResult:
         without = ("local accuracy", "global accuracy", "before fusion", "architectures", " ")
         lines = closing_lines(RunReport(self.folder, {**self.summary}))
         besides = [line for line in lines if not line.startswith(without)]
-        return title + table(["clients", *moments], rows) + preformatted(besides)
+        return title + html_table(["clients", *moments], rows) + html_preformatted(besides)
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:

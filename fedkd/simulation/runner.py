@@ -11,27 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.engine import StartedEngine, if_lost, started_engine, stop_signals
+from fedkd.engine import StartedEngine, set_loss_message, started_engine, watch_stop_signals
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError, blaming
-from fedkd.plan import Plan, check_continuation, load_plan, parse_plan, plan_with
-from fedkd.plan import resolve as resolve_scenario
+from fedkd.plan import Plan, check_continuation, load_plan, parse_plan, plan_with_changes
+from fedkd.plan import resolve_plan as resolve_scenario
 from fedkd.report import finish_run
 from fedkd.scenario import Scenario, Tracking
 from fedkd.simulation.results import RunResult
-from fedkd.storage import expanded
+from fedkd.storage import expand_path
 from fedkd.tracking import (
-    SCENARIO,
+    SCENARIO_FILE,
     Observers,
-    PresentFile,
+    ProgressFile,
     RunLog,
     RunObserver,
-    check_beginning,
     check_links,
-    disk_told,
-    locked,
+    check_unchanged_scenario,
+    explain_disk_errors,
+    lock_run_folder,
     make_progress,
     new_run_folder,
-    plan_of_run,
+    read_run_plan,
     refuse_deployed,
     repair_run_files,
     write_clients,
@@ -90,7 +90,7 @@ def _plan_of(
         raise UserError(f"{told}, got a {type(scenario).__name__}")
     if changes:
         tables = scenario.scenario if isinstance(scenario, Plan) else scenario
-        return plan_with(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)
+        return plan_with_changes(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)
     if isinstance(scenario, Plan):
         return scenario
     if isinstance(scenario, Scenario):
@@ -120,13 +120,13 @@ def resume(
     """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
-    folder = expanded(folder).absolute()
-    plan = plan_of_run(folder, rounds)
+    folder = expand_path(folder).absolute()
+    plan = read_run_plan(folder, rounds)
     refuse_deployed(folder)
-    with locked(folder), _end_told(folder), _watched(plan.scenario, observers, progress) as observer:
+    with lock_run_folder(folder), _end_told(folder), _watched(plan.scenario, observers, progress) as observer:
         done = _check_continuation(plan, folder)
         check_links(folder, plan)
-        repair_run_files(folder, plan_of_run(folder), done, observer.message)
+        repair_run_files(folder, read_run_plan(folder), done, observer.message)
         with started_engine(plan, folder, observer.message) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)
@@ -138,16 +138,16 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
 
     began = CheckpointStore(folder).began()
     if began is None:
-        check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
+        check_unchanged_scenario(folder, read_run_plan(folder))  # without the rounds that it may now have
         return 0
-    with blaming(file=str(folder / SCENARIO)):
+    with blaming(file=str(folder / SCENARIO_FILE)):
         check_continuation(*began, plan.scenario)
     return began[1]
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
     observers = [*([make_progress(quiet=False)] if progress else []), *observers]
-    everyone = [*observers, PresentFile(), RunLog()]
+    everyone = [*observers, ProgressFile(), RunLog()]
     if scenario.tracking != Tracking():
         from fedkd.tracking import check_loggers, make_loggers
 
@@ -162,11 +162,11 @@ def _work(
     from fedkd.data import task_names
     from fedkd.federation import flower_logs_from
 
-    with flower_logs_from(logging.WARNING), stop_signals(partial(observer.message, STOPPING)) as stop:
+    with flower_logs_from(logging.WARNING), watch_stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
             (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         go_on = _way_on(folder)
-        if_lost(go_on)
+        set_loss_message(go_on)
         with _writing_to(folder):
             write_clients(folder, plan, engine.data)
         try:
@@ -196,7 +196,7 @@ def _rounds(
     resume: bool,
 ) -> Totals:
     """Run all rounds, from the last checkpoint again if actors are lost, and return their costs."""
-    from fedkd.engine import RestartPolicy, restart_point
+    from fedkd.engine import RestartPolicy, describe_restart_point
     from fedkd.federation import CheckpointStore, RunControl, ServerContext, server_app
 
     tolerant = plan.scenario.faults.on_client_error != "fail"
@@ -219,7 +219,7 @@ def _rounds(
             saved = 0 if began is None else began[1]
             if (end := policy.record(lost, saved)) is not None:
                 raise end from lost
-            observer.message(f"{lost}; going back to {restart_point(saved)} ({policy.count})")
+            observer.message(f"{lost}; going back to {describe_restart_point(saved)} ({policy.count})")
             try:
                 engine.renew()
                 renewed = True
@@ -228,7 +228,7 @@ def _rounds(
 
 
 def _way_on(folder: Path) -> str:
-    if not (folder / SCENARIO).exists():
+    if not (folder / SCENARIO_FILE).exists():
         return "nothing was written; start it again"
     return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
 
@@ -237,7 +237,7 @@ def _way_on(folder: Path) -> str:
 def _end_told(folder: Path) -> Iterator[None]:
     """Say what is kept where the disk is full, or a signal comes before or after the rounds."""
     try:
-        with disk_told(folder, partial(_kept, folder)):
+        with explain_disk_errors(folder, partial(_kept, folder)):
             yield
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_way_on(folder)}") from None

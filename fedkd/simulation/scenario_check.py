@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.scenario import toml_value
 from fedkd.simulation.check_data import data_rows, row, stream_rows
 from fedkd.simulation.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
-from fedkd.tracking import counted, size
+from fedkd.tracking import count_noun, format_bytes
 
 if TYPE_CHECKING:
     from fedkd.clients import Workload
@@ -21,7 +21,7 @@ SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72  # lines and characters of a schedule
 SHOWN_PARTS = 6  # parts of a graph that falls apart
 
 
-def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
+def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
     """Load the data, build every model and try a round's exchange; yield a line each."""
     from fedkd.data import load_data
     from fedkd.engine import check_local_gpus
@@ -30,14 +30,14 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     scenario = plan.scenario
     check_loggers(scenario)
     check_local_gpus(scenario.engine)
-    yield row("scenario", f"{scenario.name}, {counted(scenario.rounds, 'round')}, seed {scenario.seed}")
+    yield row("scenario", f"{scenario.name}, {count_noun(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
-    parameters, work, sketches = yield from check_with(plan, data)
+    parameters, work, sketches = yield from check_models_and_exchange(plan, data)
     clients, evaluated, unwaiting = scenario.data.clients, scenario.evaluate_clients, scenario.asynchronous
     told = f"{scenario.clients_per_round or clients} of {clients} train in a round"
     if unwaiting is not None:
         told = f"{unwaiting.concurrency or clients} of {clients} are at work at a time"
-        told += f", a round is over after {counted(unwaiting.buffer, 'upload')}"
+        told += f", a round is over after {count_noun(unwaiting.buffer, 'upload')}"
     yield row("clients", told + ("" if evaluated is None else f", {evaluated} are evaluated"))
     yield row("traffic", traffic(plan, data, parameters))
     yield from kept_rows(plan, data, parameters)
@@ -55,7 +55,7 @@ def check_without_plugins(
 
     scenario = unopened.scenario
     check_loggers(scenario)
-    yield row("scenario", f"{scenario.name}, {counted(scenario.rounds, 'round')}, seed {scenario.seed}")
+    yield row("scenario", f"{scenario.name}, {count_noun(scenario.rounds, 'round')}, seed {scenario.seed}")
     if unopened.knows_data:
         data = load_data(scenario.model_copy(update={"plugins": []}), progress)
         if isinstance(data, FederatedData):
@@ -66,17 +66,17 @@ def check_without_plugins(
     yield row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
 
 
-def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
+def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
     """Build every model, yield lines; return most exchanged parameters, a round's work, and sketches."""
-    from fedkd.clients import checked_models, share_held_out, workload
+    from fedkd.clients import build_checked_models, estimate_workload, selection_holdout_share
     from fedkd.data import FederatedData
 
     scenario = plan.scenario
     if isinstance(data, FederatedData):
-        yield from data_rows(scenario, data, share_held_out(plan))
+        yield from data_rows(scenario, data, selection_holdout_share(plan))
     else:
         yield from stream_rows(scenario, data)
-    models = checked_models(plan, data)
+    models = build_checked_models(plan, data)
     yield from _model_rows(plan, models)
     yield row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.fusion.filters:
@@ -87,7 +87,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield from _graph_rows(plan)
     yield row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
-    work = workload(plan, data, models)
+    work = estimate_workload(plan, data, models)
     yield from measure_rows(plan, data, models, work)
     most = max(exchanged(plan, model) for model in models)
     return most, work, sketches(plan, data, models[0])
@@ -95,23 +95,23 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
 
 def _filtered(wanted: Filter) -> str:
     """Word a filter: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
-    from fedkd.fusion import THRESHOLDS
+    from fedkd.fusion import DEFAULT_THRESHOLDS
 
     sent = ", which alone is sent" if wanted.at == "upload" else ""
     where = " of equal votes" if wanted.votes == "equal" else sent
     if wanted.quantile is not None:
         return f"all but the {100 * wanted.quantile:g} % least by {wanted.by}{where}"
-    least = THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
+    least = DEFAULT_THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
     return f"by {wanted.by} ≥ {least:g}{where}"
 
 
 def _schedule_rows(plan: Plan) -> Iterator[str]:
     if plan.schedule.in_step:
         return
-    from fedkd.report import AWAY, schedule_lines
+    from fedkd.report import ABSENT_SIGN, schedule_lines
 
     what = "who is there" if plan.learner is None else "the task of each client"
-    yield row("schedule", f"{what}, round by round ({AWAY}: away)")
+    yield row("schedule", f"{what}, round by round ({ABSENT_SIGN}: away)")
     for line in schedule_lines(plan.schedule, SHOWN_ROUNDS, SHOWN_CLIENTS):
         yield row("", line)
 
@@ -119,14 +119,14 @@ def _schedule_rows(plan: Plan) -> Iterator[str]:
 def _graph_rows(plan: Plan) -> Iterator[str]:
     if plan.graph is None:
         return
-    from fedkd.plan import separate
-    from fedkd.report import HEARS, HERSELF, graph_lines, graph_title
+    from fedkd.plan import unconnected_clients
+    from fedkd.report import LINK_SIGN, SELF_SIGN, graph_lines, graph_title
 
     rounds = plan.schedule.rounds
-    yield row("graph", f"{graph_title(plan.graph, rounds)} ({HERSELF}: itself, {HEARS}: whom it hears)")
+    yield row("graph", f"{graph_title(plan.graph, rounds)} ({SELF_SIGN}: itself, {LINK_SIGN}: whom it hears)")
     for line in graph_lines(plan.graph, rounds, SHOWN_ROUNDS, SHOWN_CLIENTS):
         yield row("", line)
-    for name, pieces in separate(plan, plan.graph):
+    for name, pieces in unconnected_clients(plan, plan.graph):
         told = f"client {pieces[0][0]} is alone: no other is of its architecture '{name}'"
         if len(pieces) > 1:
             told = f"clients of '{name}'" if name else "clients"
@@ -137,11 +137,11 @@ def _graph_rows(plan: Plan) -> Iterator[str]:
 
 
 def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
-    from fedkd.engine import expected_room
+    from fedkd.engine import estimate_capacity
 
-    live, of_client = expected_room(plan, data)
+    live, of_client = estimate_capacity(plan, data)
     if plan.scenario.engine.live_clients is not None or live < plan.scenario.data.clients:
-        each = f"up to {live:,} clients in memory in a process, of about {size(of_client)} each"
+        each = f"up to {live:,} clients in memory in a process, of about {format_bytes(of_client)} each"
         yield row("", f"{each}; what others are lies on disk once they have taken part")
 
 
@@ -156,7 +156,7 @@ def _model_rows(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
         if isinstance(model, nn.Module):
             name += f" ({_pairs(group.args)})" if group.args else ""
             what = f"{count_parameters(model):,} parameters"
-        yield row("model", f"{name}: {counted(clients[id(group)], 'client')}, {what}")
+        yield row("model", f"{name}: {count_noun(clients[id(group)], 'client')}, {what}")
 
 
 def _named(name: str, hyperparameters: Mapping[str, Any] | None) -> str:

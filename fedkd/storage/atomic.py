@@ -16,12 +16,12 @@ def write_text_atomically(path: Path | str, text: str) -> None:
 
 def write_bytes_atomically(path: Path | str, content: bytes) -> None:
     """Replace the file at `path` by `content`, durably: readers find the old content or the new one."""
-    with replacing(path) as temporary:
+    with atomic_replacement(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def atomic_replacement(path: Path | str) -> Iterator[Path]:
     """Yield a file to write, which replaces the one at `path` (a link, not its target) after the block."""
     path = Path(path)
     # In the same folder, because a rename is atomic only within a file system.
@@ -37,10 +37,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def unshare(path: Path) -> None:
+def break_hard_link(path: Path) -> None:
     """Give a file that is to be written in place an inode of its own: hard-linked copies stay as they are."""
     if path.exists() and path.stat().st_nlink > 1:
-        with replacing(path) as temporary:
+        with atomic_replacement(path) as temporary:
             shutil.copy2(path, temporary)
 
 

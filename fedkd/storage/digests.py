@@ -15,7 +15,7 @@ from fedkd.storage.atomic import write_bytes_atomically
 
 DIGEST, RUN = "digest", "run"
 """Arrays of a file besides its own: SHA-256 of all that it says, `[32]` uint8; and of the run it is of."""
-NO_RUN = 64 * "0"  # stands for the digest of a run that nobody names
+NO_RUN_DIGEST = 64 * "0"  # stands for the digest of a run that nobody names
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -71,7 +71,7 @@ def table_path(folder: Path, stem: str, round: int) -> Path:
     return folder / f"{stem}-{round:05d}.npz"
 
 
-def rounds_with_tables(folder: Path, stem: str) -> list[int]:
+def list_table_rounds(folder: Path, stem: str) -> list[int]:
     """Return the rounds that have such a file, ascending."""
     names = (re.fullmatch(rf"{stem}-(\d{{5,}})\.npz", path.name) for path in folder.glob(f"{stem}-*.npz"))
     return sorted(int(name[1]) for name in names if name)

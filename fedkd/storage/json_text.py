@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 
-class NotJson(ValueError):
+class InvalidJson(ValueError):
     """A text is no JSON, or nested too deeply."""
 
 
@@ -13,10 +13,10 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise NotJson(str(error)) from None
+        raise InvalidJson(str(error)) from None
     except UnicodeDecodeError:
-        raise NotJson("it is not UTF-8 text") from None
+        raise InvalidJson("it is not UTF-8 text") from None
     except ValueError:  # of int()
-        raise NotJson("a number with thousands of digits") from None
+        raise InvalidJson("a number with thousands of digits") from None
     except RecursionError:
-        raise NotJson("lists or tables thousands deep") from None
+        raise InvalidJson("lists or tables thousands deep") from None

@@ -6,17 +6,17 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def under(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
+def add_prefix(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
     """Return the table with `prefix` put before every name."""
     return {prefix + name: value for name, value in table.items()}
 
 
-def below(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
+def strip_prefix(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
     """Return the entries whose name begins with `prefix`, named without it."""
     return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
 
 
-def by_number(table: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
+def group_by_number(table: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
     """Return the entries by the number that their names begin with, ascending: ``3/round`` is in 3."""
     found: dict[int, dict[str, Value]] = {}
     for name, value in table.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedkd.errors import UserError
 
 
-def expanded(path: str | os.PathLike[str], *, key: str | None = None) -> Path:
+def expand_path(path: str | os.PathLike[str], *, key: str | None = None) -> Path:
     """Return a path with a leading ``~`` or ``~name`` replaced; no such home is a `UserError` at the key."""
     try:
         return Path(path).expanduser()

@@ -17,7 +17,7 @@ from fedkd.storage.digests import file_digest
 Arrays = Mapping[str, np.ndarray]
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """A file is not as it was written."""
 
 
@@ -29,7 +29,7 @@ class SavedFile:
     digest: str
 
     def read(self) -> Arrays:
-        """Return its arrays in the order of their names; raise `Damaged` if they were changed."""
+        """Return its arrays in the order of their names; raise `DamagedFile` if they were changed."""
         with self._read_errors():
             data = self.path.read_bytes()
             self._compare(sha256(data))
@@ -37,22 +37,22 @@ class SavedFile:
             return dict(sorted(load(data).items()))
 
     def check(self) -> None:
-        """Raise `Damaged` if it was changed; nothing of it stays in memory."""
+        """Raise `DamagedFile` if it was changed; nothing of it stays in memory."""
         with self._read_errors():
             self._compare(file_digest(self.path))
 
     def _compare(self, digest: str) -> None:
         if digest != self.digest:
-            raise Damaged(f"{self.path.name} is not what was written")
+            raise DamagedFile(f"{self.path.name} is not what was written")
 
     @contextmanager
     def _read_errors(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
-            raise Damaged(f"{self.path.name} is missing") from None
+            raise DamagedFile(f"{self.path.name} is missing") from None
         except (OSError, SafetensorError):
-            raise Damaged(f"{self.path.name} cannot be read") from None
+            raise DamagedFile(f"{self.path.name} cannot be read") from None
 
 
 class SavedStates(Mapping[int, Arrays]):
@@ -66,7 +66,7 @@ class SavedStates(Mapping[int, Arrays]):
         file = self._files[client]
         try:
             return file.read()
-        except Damaged as damage:
+        except DamagedFile as damage:
             raise UserError(str(damage), file=str(file.path.parent)) from damage
 
     def __iter__(self) -> Iterator[int]:

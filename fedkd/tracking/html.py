@@ -4,15 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-RIGHT = 'style="text-align:right"'
-LEFT = 'style="text-align:left"'
+ALIGN_RIGHT = 'style="text-align:right"'
+ALIGN_LEFT = 'style="text-align:left"'
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+def html_table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
     """Return a table, whose first `names` columns are set flush left."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        sides = [LEFT if place < names else RIGHT for place in range(len(cells))]
+        sides = [ALIGN_LEFT if place < names else ALIGN_RIGHT for place in range(len(cells))]
         aligned = [f"<{tag} {side}>{escape(cell)}</{tag}>" for side, cell in zip(sides, cells, strict=True)]
         return f"<tr>{''.join(aligned)}</tr>"
 
@@ -20,12 +20,12 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) 
     return f"<table><thead>{line('th', titles)}</thead><tbody>{body}</tbody></table>"
 
 
-def preformatted(lines: Iterable[str]) -> str:
+def html_preformatted(lines: Iterable[str]) -> str:
     """Return lines as they are."""
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def from_markdown(text: str) -> str:
+def markdown_to_html(text: str) -> str:
     """Return Markdown of headings, tables, bold words and paragraphs, with its escapes undone."""
     blocks = []
     for block in text.strip().split("\n\n"):

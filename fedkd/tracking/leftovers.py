@@ -10,7 +10,7 @@ from pathlib import Path
 UNFINISHED = ("tmp", "partial")  # endings of what is being written, under a name that begins with a dot
 
 
-def sweep(folder: Path, name: str = "*") -> None:
+def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Remove unfinished files in a folder and in those directly below it; of one `name`, in the folder alone.
 
     It is for the process that holds the folder's lock: others may be writing.

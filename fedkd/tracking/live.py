@@ -118,7 +118,11 @@ class RunTable(Display):
         return table
 
     def _task(self, task: int | None) -> str:
-        return wording.MISSING if task is None or self._matrix is None else f"{task + 1}/{self._matrix.tasks}"
+        return (
+            wording.MISSING_VALUE
+            if task is None or self._matrix is None
+            else f"{task + 1}/{self._matrix.tasks}"
+        )
 
     def _accuracies(self, matrix: TaskMatrix, learned: Mapping[int, list[float | None]]) -> RenderableType:
         """Return the last rows of the accuracy matrix, and as many of its columns as fit the width."""
@@ -150,7 +154,7 @@ class RunTable(Display):
             parts.append(f"task {self._task(self._schedule.task(0, self._round))}")
         parts += self._parts(with_left=left is None)
         if left is not None:
-            parts.append(f"{wording.time_left(left)} left")
+            parts.append(f"{wording.format_time_left(left)} left")
         line.add_row(bar, Text(" · ".join(parts), no_wrap=True, overflow="ellipsis"))
         return line
 
@@ -226,14 +230,16 @@ def _notebook_console() -> Console:
 
 
 def _cells(report: RoundReport, clients: int) -> list[RenderableType]:
-    sign = wording.points(report.fusion_gain)
-    colour = {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (wording.MISSING, "+0.0 pt") else ""
+    sign = wording.format_points(report.fusion_gain)
+    colour = (
+        {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (wording.MISSING_VALUE, "+0.0 pt") else ""
+    )
     return [
         f"{report.round}/{report.rounds}",
-        wording.moments(report.accuracy_before_fusion_local, report.accuracy_local),
-        wording.moments(report.accuracy_before_fusion_global, report.accuracy_global),
+        wording.format_before_after(report.accuracy_before_fusion_local, report.accuracy_local),
+        wording.format_before_after(report.accuracy_before_fusion_global, report.accuracy_global),
         Text(wording.gain(report, clients, of_all=False), style=colour),
-        wording.size(report.bytes_up),
-        wording.size(report.bytes_down),
+        wording.format_bytes(report.bytes_up),
+        wording.format_bytes(report.bytes_down),
         f"{report.seconds:.1f}" if report.seconds < 99.95 else f"{report.seconds:.0f}",
     ]

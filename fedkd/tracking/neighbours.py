@@ -39,9 +39,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedkd.storage import NO_RUN, read_table, table_path, write_table
+from fedkd.storage import NO_RUN_DIGEST, read_table, table_path, write_table
 
-FUSION, FOLDER = "fusion", "transferability"
+FUSION_STEM, TRANSFERABILITY_FOLDER = "fusion", "transferability"
 MOST_WHOLE = 500  # clients up to which a round has whole tables: a megabyte each
 KEPT = 64
 PREDICTED = "predicted_"
@@ -68,7 +68,7 @@ def write_neighbours(
     distances: np.ndarray | None = None,
     left_out: np.ndarray | None = None,
     *,
-    run: str = NO_RUN,
+    run: str = NO_RUN_DIGEST,
 ) -> None:
     """Write a round's tables, `[N, N]` each, into the folder of the run with this digest."""
     known = _known(np.float32, {"weights": weights, "distances": distances, "left_out": left_out})
@@ -79,12 +79,12 @@ def write_neighbours(
         places = np.argsort(-known["weights"], axis=1, kind="stable")[:, :KEPT]
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
-    write_table(table_path(folder / FUSION, "round", round), arrays, run)
+    write_table(table_path(folder / FUSION_STEM, "round", round), arrays, run)
 
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:
     """Return a round's tables; None: there are none, or they cannot be read as such."""
-    arrays = read_table(table_path(folder / FUSION, "round", round)) or {}
+    arrays = read_table(table_path(folder / FUSION_STEM, "round", round)) or {}
     with suppress(*WRONG):
         clients = tuple(map(int, arrays["clients"]))
         weights, senders = arrays["weights"], arrays.get("senders")
@@ -107,19 +107,24 @@ class LinkTable:
 
 
 def write_links(
-    folder: Path, round: int, clients: Sequence[int], heard: np.ndarray, sizes: np.ndarray, run: str = NO_RUN
+    folder: Path,
+    round: int,
+    clients: Sequence[int],
+    heard: np.ndarray,
+    sizes: np.ndarray,
+    run: str = NO_RUN_DIGEST,
 ) -> None:
     """Write a round's links (see `LinkTable`) into the folder of the run with this digest."""
     names, links = np.array(clients), np.nonzero(heard)
     receiver, sender = (names[places] for places in links)
     sent = sizes[links].astype(np.int64)
     arrays = {"clients": names, "receiver": receiver, "sender": sender, "bytes": sent}
-    write_table(table_path(folder / FUSION, "links", round), arrays, run)
+    write_table(table_path(folder / FUSION_STEM, "links", round), arrays, run)
 
 
 def read_links(folder: Path, round: int) -> LinkTable | None:
     """Return a round's links; None: there are none, or they cannot be read as such."""
-    arrays = read_table(table_path(folder / FUSION, "links", round)) or {}
+    arrays = read_table(table_path(folder / FUSION_STEM, "links", round)) or {}
     with suppress(*WRONG):
         names, *links = (arrays[name] for name in ("clients", "receiver", "sender", "bytes"))
         receiver, sender, sizes = links
@@ -152,18 +157,18 @@ class TransferMap:
         return {"local": self.gain_local, "global": self.gain_global}
 
 
-def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN) -> None:
+def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN_DIGEST) -> None:
     """Write a round's map into the folder of a run, whose scenario has the digest `run`."""
     tables: dict[str, Any] = {"gain_local": found.gain_local, "gain_global": found.gain_global}
     tables |= {f"{PREDICTED}{name}": table for name, table in found.predicted.items()}
     tables |= {"complement_by_class": found.complement_by_class, "transfer_rate": found.transfer_rate}
     arrays = {"clients": np.array(found.clients, dtype=np.int64), **_known(np.float64, tables)}
-    write_table(table_path(folder / FOLDER, "round", found.round), arrays, run)
+    write_table(table_path(folder / TRANSFERABILITY_FOLDER, "round", found.round), arrays, run)
 
 
 def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
     """Return a round's map; None: there is none, or it cannot be read as such."""
-    arrays = read_table(table_path(folder / FOLDER, "round", round)) or {}
+    arrays = read_table(table_path(folder / TRANSFERABILITY_FOLDER, "round", round)) or {}
     with suppress(*WRONG):
         clients = tuple(map(int, arrays.pop("clients")))
         if list(clients) != sorted(set(clients)) or min(clients, default=0) < 0:

@@ -12,7 +12,7 @@ from fedkd.scenario import Scenario, task_count
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
-from fedkd.tracking.wording import duration, phase_text, time_left
+from fedkd.tracking.wording import format_duration, format_time_left, phase_text
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class FollowedRun(RunObserver):
             return []
         parts = [phase_text(self._phase, self._done, self._total)]
         if self._slowest is not None and self._done > 1:
-            parts.append(f"slowest client {self._slowest.client} ({duration(self._slowest.seconds)})")
+            parts.append(f"slowest client {self._slowest.client} ({format_duration(self._slowest.seconds)})")
         if with_left and (left := self._phase_left()) is not None:
-            parts.append(f"{time_left(left)} left in it")
+            parts.append(f"{format_time_left(left)} left in it")
         return parts
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedkd.errors import Interrupted, one_line, words_of
 from fedkd.scenario import Scenario
-from fedkd.storage import NotJson, parse_json
+from fedkd.storage import InvalidJson, parse_json
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.phase_watch import FollowedRun, Slowest
 
@@ -26,7 +26,7 @@ EVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Present:
+class RunProgress:
     """Where a run is; `done` of `total` clients have finished the phase under way."""
 
     status: str  # running, done, failed or interrupted
@@ -40,7 +40,7 @@ class Present:
     error: str | None = None  # one line, of a run that failed or was interrupted
 
 
-class PresentFile(FollowedRun):
+class ProgressFile(FollowedRun):
     """Keeps `progress.json` up to date."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,7 +77,7 @@ class PresentFile(FollowedRun):
         if self._path is None:
             return
         under_way = (self._round, self._phase, self._done, self._total, self._slowest)
-        now = Present(status, self._finished, self._rounds, *under_way, error)
+        now = RunProgress(status, self._finished, self._rounds, *under_way, error)
         # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
         temporary = self._path.with_name(f".{PROGRESS}.tmp")
         with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
@@ -86,10 +86,10 @@ class PresentFile(FollowedRun):
         self._written = self._clock()
 
 
-def read_present(folder: Path) -> Present | None:
+def read_progress(folder: Path) -> RunProgress | None:
     """Return where a run is; None: it does not say, as one of an earlier version."""
-    with suppress(OSError, NotJson, TypeError, AttributeError, KeyError):
+    with suppress(OSError, InvalidJson, TypeError, AttributeError, KeyError):
         found: Any = parse_json((folder / PROGRESS).read_bytes())
         slowest = found.pop("slowest")
-        return Present(**found, slowest=None if slowest is None else Slowest(**slowest))
+        return RunProgress(**found, slowest=None if slowest is None else Slowest(**slowest))
     return None

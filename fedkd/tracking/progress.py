@@ -103,19 +103,21 @@ class PlainProgress(PlainLines, Display):
         matrix, task, parts = self._matrix, report.task, []
         if matrix is not None and task is not None:
             parts = [f"task {task + 1:>{len(str(matrix.tasks))}}/{matrix.tasks}"]
+        own = wording.format_before_after(report.accuracy_before_fusion_local, report.accuracy_local)
+        common = wording.format_before_after(report.accuracy_before_fusion_global, report.accuracy_global)
         parts = [
             f"round {report.round:>{len(str(report.rounds)) + 1}}/{report.rounds}",
             *parts,
-            f"local {wording.moments(report.accuracy_before_fusion_local, report.accuracy_local):>14}",
-            f"global {wording.moments(report.accuracy_before_fusion_global, report.accuracy_global):>14}",
+            f"local {own:>14}",
+            f"global {common:>14}",
             f"gain {wording.gain(report, self._clients):>8}",
             f"neighbours {wording.count(report.effective_neighbours):>4}",
-            f"up {wording.size(report.bytes_up):>8}",
-            f"down {wording.size(report.bytes_down):>8}",
-            f"{wording.duration(report.seconds):>6}",
+            f"up {wording.format_bytes(report.bytes_up):>8}",
+            f"down {wording.format_bytes(report.bytes_down):>8}",
+            f"{wording.format_duration(report.seconds):>6}",
         ]
         if report.round < report.rounds:
-            parts.append(f"left {wording.time_left(self._pace.left(report.rounds - report.round))}")
+            parts.append(f"left {wording.format_time_left(self._pace.left(report.rounds - report.round))}")
         self.message("  ".join(parts))
         if self._schedule is not None and matrix is not None and task is not None:
             matrix.add(report)

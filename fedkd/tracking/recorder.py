@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
-from fedkd.storage import NotJson, parse_json, sync_folder, unshare
+from fedkd.storage import InvalidJson, break_hard_link, parse_json, sync_folder
 
-METRICS = "metrics.jsonl"
-TIMINGS = "timings.jsonl"
+METRICS_FILE = "metrics.jsonl"
+TIMINGS_FILE = "timings.jsonl"
 EPOCHS = "epochs.jsonl"
 WARNINGS = "warnings.jsonl"
 """What a run warned of, as deterministic as its metrics; there is no such file until there is a warning."""
-SUMMARY = "summary.json"
+SUMMARY_FILE = "summary.json"
 BLOCK_BYTES = 1 << 20
 
 Split = Literal["local", "global", "train"]
@@ -63,7 +63,7 @@ class Recorder:
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = (METRICS, TIMINGS, *([EPOCHS] if epochs else []), WARNINGS)
+        names = (METRICS_FILE, TIMINGS_FILE, *([EPOCHS] if epochs else []), WARNINGS)
         keep = {name: (offsets or {}).get(name, 0) for name in names}
         digests = digests or {}
         # All are checked before either is cut: a refused resume leaves the folder as it was.
@@ -94,7 +94,7 @@ class Recorder:
             "metric": metric,
             "value": _json_number(value),
         }
-        self._waiting[METRICS].append(json.dumps(row))
+        self._waiting[METRICS_FILE].append(json.dumps(row))
 
     def epoch(
         self, value: float, *, round: int, client: int, task: int | None, epoch: int, split: Split
@@ -112,7 +112,7 @@ class Recorder:
     def timing(self, **fields: Any) -> None:
         """Append one line to `timings.jsonl`; numbers as in `metric`, other values as JSON has them."""
         row = {name: _json_number(value) if _is_number(value) else value for name, value in fields.items()}
-        self._waiting[TIMINGS].append(json.dumps(row))
+        self._waiting[TIMINGS_FILE].append(json.dumps(row))
 
     def flush(self) -> None:
         """Write every waiting line, metrics before timings, and wait until it is on disk."""
@@ -160,7 +160,7 @@ def read_metrics(folder: Path | str) -> list[MetricRow]:
     Raises:
         UserError: There is no such file, or another line is not JSON, or no row of metrics.
     """
-    path = Path(folder) / METRICS
+    path = Path(folder) / METRICS_FILE
     rows = _read_rows(path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not row.keys() >= MetricRow.__required_keys__:
@@ -183,7 +183,7 @@ def read_warnings(folder: Path | str) -> list[dict[str, Any]]:
 
 def read_timings(folder: Path | str) -> list[dict[str, Any]]:
     """Return the rows of a run folder's `timings.jsonl` (see `read_metrics`)."""
-    return _read_rows(Path(folder) / TIMINGS)
+    return _read_rows(Path(folder) / TIMINGS_FILE)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(parse_json(line))
-        except NotJson:
+        except InvalidJson:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"line {number} is not JSON", file=str(path)) from None
@@ -223,7 +223,7 @@ def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
 
 
 def _open_at(path: Path, offset: int) -> IO[bytes]:
-    unshare(path)
+    break_hard_link(path)
     file = path.open("ab")
     file.truncate(offset)
     return file

@@ -14,23 +14,23 @@ from fedkd.data import Data, FederatedData
 from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.models import architecture_names
 from fedkd.plan import Graph, Plan, load_plan
-from fedkd.scenario import Scenario, digest_anywhere, digest_of, dump_toml, run_digest
+from fedkd.scenario import Scenario, dump_toml, relocatable_digest, run_digest, scenario_digest
 from fedkd.storage import (
-    NotJson,
-    expanded,
+    InvalidJson,
+    expand_path,
     parse_json,
     read_table,
     write_json_atomically,
     write_text_atomically,
 )
-from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
-from fedkd.tracking.leftovers import sweep
-from fedkd.tracking.neighbours import FOLDER, FUSION
+from fedkd.tracking.folder import CLIENTS_FILE, DEPLOYMENT, SCENARIO_FILE, SCHEDULE_FILE, TOPOLOGY
+from fedkd.tracking.leftovers import remove_leftovers
+from fedkd.tracking.neighbours import FUSION_STEM, TRANSFERABILITY_FOLDER
 
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Error numbers of a disk that takes no more."""
-TABLES = (FUSION, FOLDER)  # folders of tables, one a round
+TABLES = (FUSION_STEM, TRANSFERABILITY_FOLDER)  # folders of tables, one a round
 MOST_COUNTS = 5_000_000  # label counts (clients x classes x tasks) up to which a run folder holds them
 
 
@@ -42,18 +42,22 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     A folder that holds a run, or that another process works in, is a `UserError`.
     """
     try:
-        folder = _free_folder(scenario) if out is None else expanded(out, key="--out").absolute()
+        folder = _free_folder(scenario) if out is None else expand_path(out, key="--out").absolute()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}", key="--out") from error
-    with locked(folder):
+    with lock_run_folder(folder):
         told = f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another"
-        refuse_if((folder / SCENARIO).exists(), told, "--out")
+        refuse_if((folder / SCENARIO_FILE).exists(), told, "--out")
         try:
             yield folder
         finally:
-            if not (folder / SCENARIO).exists():
-                for name in (SCHEDULE, TOPOLOGY, LOCK):  # written before it, on a disk that was full then
+            if not (folder / SCENARIO_FILE).exists():
+                for name in (
+                    SCHEDULE_FILE,
+                    TOPOLOGY,
+                    LOCK,
+                ):  # written before it, on a disk that was full then
                     (folder / name).unlink(missing_ok=True)
                 with suppress(OSError):  # other files are in it
                     folder.rmdir()
@@ -68,14 +72,14 @@ def write_plan(folder: Path, plan: Plan) -> None:
         _write_schedule(folder, plan)
         if plan.graph is not None:
             write_text_atomically(folder / TOPOLOGY, plan.graph.to_json())
-        write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario, folder))
+        write_text_atomically(folder / SCENARIO_FILE, dump_toml(plan.scenario, folder))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
 
 
 def _write_schedule(folder: Path, plan: Plan) -> None:
-    table = {"scenario": digest_anywhere(plan.scenario), **json.loads(plan.schedule.to_json())}
-    write_text_atomically(folder / SCHEDULE, json.dumps({**table, "digest": _digest_of(table)}) + "\n")
+    table = {"scenario": relocatable_digest(plan.scenario), **json.loads(plan.schedule.to_json())}
+    write_text_atomically(folder / SCHEDULE_FILE, json.dumps({**table, "digest": _digest_of(table)}) + "\n")
 
 
 def _digest_of(table: object) -> str:
@@ -84,8 +88,8 @@ def _digest_of(table: object) -> str:
 
 def _read_schedule(folder: Path) -> dict[str, Any] | None:
     """Return what `schedule.json` holds, with or without a digest; None: it is missing or damaged."""
-    with suppress(OSError, NotJson):
-        table = parse_json((folder / SCHEDULE).read_bytes())
+    with suppress(OSError, InvalidJson):
+        table = parse_json((folder / SCHEDULE_FILE).read_bytes())
         if isinstance(table, dict) and table.pop("digest", None) in (None, _digest_of(table)):
             return table
     return None
@@ -110,7 +114,7 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
     expected = json.loads(plan.schedule.to_json())
     if schedule is None or {key: schedule.get(key) for key in expected} != expected:
         _write_schedule(folder, plan)
-        tell(f"{SCHEDULE} was missing, damaged or another run's; it is made again")
+        tell(f"{SCHEDULE_FILE} was missing, damaged or another run's; it is made again")
 
 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
@@ -127,11 +131,11 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
     ]
     owners = {"owners": parts[0][1].owners} if parts[0][1].owners else {}
     table = {"models": architecture_names(plan.groups), **owners, "tasks": tasks if told else []}
-    write_text_atomically(folder / CLIENTS, json.dumps(table) + "\n")
+    write_text_atomically(folder / CLIENTS_FILE, json.dumps(table) + "\n")
 
 
 @contextmanager
-def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
+def explain_disk_errors(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
     """Turn errors of a full disk into a `RunFailed`, with the words of `kept` on how to go on."""
     try:
         yield
@@ -167,14 +171,14 @@ def _free_folder(scenario: Scenario) -> Path:
         folder = first.with_name(f"{first.name}-{number}")
 
 
-def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
+def read_run_plan(folder: Path, rounds: int | None = None) -> Plan:
     """Return the plan of an existing run folder, with `rounds` in place of its own number."""
     try:
-        if not (folder / SCENARIO).is_file():
-            raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+        if not (folder / SCENARIO_FILE).is_file():
+            raise UserError(f"not a run folder: it has no {SCENARIO_FILE}", file=str(folder))
     except OSError as error:  # a name that no folder can have
         raise UserError(f"not a run folder: {error.strerror}", file=str(folder)) from None
-    return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"], written=False)
+    return load_plan(folder / SCENARIO_FILE, [] if rounds is None else [f"rounds={rounds}"], written=False)
 
 
 def check_links(folder: Path, plan: Plan) -> None:
@@ -186,14 +190,14 @@ def check_links(folder: Path, plan: Plan) -> None:
     if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
         told = f"says other than {TOPOLOGY} who hears whom, by which the run began"
         told += "; put back the file that topology.path names"
-        raise UserError(told, key="topology", file=str(folder / SCENARIO))
+        raise UserError(told, key="topology", file=str(folder / SCENARIO_FILE))
 
 
-def check_beginning(folder: Path, plan: Plan) -> None:
+def check_unchanged_scenario(folder: Path, plan: Plan) -> None:
     """Refuse a run without a checkpoint whose scenario changed since it began."""
-    file, known = folder / SCENARIO, (_read_schedule(folder) or {}).get("scenario")
+    file, known = folder / SCENARIO_FILE, (_read_schedule(folder) or {}).get("scenario")
     # Earlier versions wrote the other digest, which changes with the place.
-    if known not in (None, digest_anywhere(plan.scenario), digest_of(plan.scenario)):
+    if known not in (None, relocatable_digest(plan.scenario), scenario_digest(plan.scenario)):
         told = (
             "was changed since the run began, and no round of it is saved; put it back, or start a run of its"
         )
@@ -201,7 +205,7 @@ def check_beginning(folder: Path, plan: Plan) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Hold a run folder, swept of half-written files; one that is held or read-only is a `UserError`."""
     try:
         # A lock that is there already may be opened where nothing else can be written.
@@ -216,7 +220,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError("another process is running in this folder", file=str(folder)) from error
-        sweep(folder)
+        remove_leftovers(folder)
         yield
 
 

@@ -7,7 +7,7 @@ from typing import IO
 
 from fedkd.errors import FedkdError, Interrupted, described, one_line
 from fedkd.scenario import Scenario
-from fedkd.storage import unshare
+from fedkd.storage import break_hard_link
 from fedkd.tracking.progress import PlainProgress
 
 RUN_LOG = "run.log"
@@ -31,7 +31,7 @@ class RunLog(PlainProgress):
                 print(*lines, sep="\n", end="\n" * bool(lines), file=self._file, flush=True)
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        unshare(folder / RUN_LOG)
+        break_hard_link(folder / RUN_LOG)
         self._file = (folder / RUN_LOG).open("a", encoding="utf-8", errors="backslashreplace")
         super().run_started(scenario, folder, resumed_from)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedkd.continual import average_accuracy, bwt
-from fedkd.plan import build_schedule, held_models
-from fedkd.scenario import Protocol, Scenario, accuracy_name, main_protocol, protocols, task_count
+from fedkd.plan import build_schedule, models_after_fusion
+from fedkd.scenario import Protocol, Scenario, accuracy_name, evaluation_protocols, main_protocol, task_count
 from fedkd.tracking.events import RoundReport
 
 
@@ -22,7 +22,7 @@ class TaskMatrix:
         self._schedule = build_schedule(scenario)
         rule = self._schedule.participation
         self._may_miss = rule.dropout > 0 or rule.clients_per_round is not None
-        self._models = held_models(scenario, self._schedule)
+        self._models = models_after_fusion(scenario, self._schedule)
         self.tasks = task_count(scenario)
         self.protocol = protocol or main_protocol(scenario)
         self._rows: dict[int, dict[int, float]] = {}
@@ -81,11 +81,11 @@ class TaskMatrix:
 
 def main_matrix(scenario: Scenario) -> TaskMatrix | None:
     """Return an empty matrix of the test that the scenario's head is made for, if it has any."""
-    return next((m for m in matrices(scenario) if m.protocol == main_protocol(scenario)), None)
+    return next((m for m in make_task_matrices(scenario) if m.protocol == main_protocol(scenario)), None)
 
 
-def matrices(scenario: Scenario) -> list[TaskMatrix]:
+def make_task_matrices(scenario: Scenario) -> list[TaskMatrix]:
     """Return an empty matrix for every protocol; none without a stream in which clients are in step."""
     if scenario.continual is None or not build_schedule(scenario).in_step:
         return []
-    return [TaskMatrix(scenario, protocol) for protocol in protocols(scenario)]
+    return [TaskMatrix(scenario, protocol) for protocol in evaluation_protocols(scenario)]

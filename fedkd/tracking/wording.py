@@ -6,32 +6,32 @@ from typing import Any
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.task_matrix import TaskMatrix
 
-MISSING = "–"
+MISSING_VALUE = "–"
 TASKS_IN_A_LINE = 10
 AVERAGE = "average_accuracy_"
 
 
-def percent(fraction: float | None) -> str:
+def format_percent(fraction: float | None) -> str:
     """Word an accuracy in [0, 1]: `87.1 %`."""
-    return MISSING if fraction is None else f"{100 * fraction:.1f} %"
+    return MISSING_VALUE if fraction is None else f"{100 * fraction:.1f} %"
 
 
-def moments(before: float | None, after: float | None) -> str:
+def format_before_after(before: float | None, after: float | None) -> str:
     """Word an accuracy before and after fusion: `51.6 → 34.4 %`; one number if they are equal."""
     if before is None or after is None or before == after:
-        return percent(after)
-    return f"{100 * before:.1f} → {percent(after)}"
+        return format_percent(after)
+    return f"{100 * before:.1f} → {format_percent(after)}"
 
 
-def points(difference: float | None) -> str:
+def format_points(difference: float | None) -> str:
     """Word a difference of accuracies in percentage points: `+1.2 pt`."""
     # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0 pt" would claim a loss.
-    return MISSING if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f} pt"
+    return MISSING_VALUE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f} pt"
 
 
 def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
     """Word a fusion gain, and its clients if fewer than those evaluated: `-35.0 pt (10 of 200)`."""
-    text, guided = points(report.fusion_gain), report.metrics.get("train/guided_clients")
+    text, guided = format_points(report.fusion_gain), report.metrics.get("train/guided_clients")
     if report.fusion_gain is None or guided is None or guided == clients:
         return text
     return f"{text} ({guided:.0f}{f' of {clients}' * of_all})"
@@ -39,15 +39,15 @@ def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
 
 def count(number: float | None) -> str:
     """Word a mean of counts: `3.4`."""
-    return MISSING if number is None else f"{number:.1f}"
+    return MISSING_VALUE if number is None else f"{number:.1f}"
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
+def count_noun(number: int, noun: str, plural: str | None = None) -> str:
     """Word how many there are of something: `1 round`, `2,000 rounds`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def size(number: float) -> str:
+def format_bytes(number: float) -> str:
     """Word a number of bytes with decimal prefixes: `512 B`, `2.0 MB`."""
     if number < 1000:
         return f"{number:.0f} B"
@@ -58,7 +58,7 @@ def size(number: float) -> str:
     return f"{number / 1000:.1f} TB"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Word a wall-clock time: `1.2 s`, `45 s`, `3 min 05 s`, `2 h 05 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -68,11 +68,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def time_left(seconds: float | None) -> str:
+def format_time_left(seconds: float | None) -> str:
     """Word an estimate, which has no decimals to show: `8 s`."""
     if seconds is None:
-        return MISSING
-    return f"{max(1, round(seconds))} s" if seconds < 9.95 else duration(seconds)
+        return MISSING_VALUE
+    return f"{max(1, round(seconds))} s" if seconds < 9.95 else format_duration(seconds)
 
 
 def phase_text(phase: str, done: int, total: int) -> str:
@@ -82,7 +82,7 @@ def phase_text(phase: str, done: int, total: int) -> str:
 
 def share(fraction: float | None) -> str:
     """Word an accuracy in [0, 1] in a table of percentages: `87.1`."""
-    return MISSING if fraction is None else f"{100 * fraction:.1f}"
+    return MISSING_VALUE if fraction is None else f"{100 * fraction:.1f}"
 
 
 def protocol_name(protocol: str) -> str:
@@ -115,12 +115,12 @@ def closing_lines(report: RunReport) -> list[str]:
     lines += _transferability_lines(report.summary.get("transferability"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
     if up is not None and down is not None:
-        lines.append(_line("traffic", f"up {size(up)}, down {size(down)}"))
+        lines.append(_line("traffic", f"up {format_bytes(up)}, down {format_bytes(down)}"))
     if (simulated := final.get("virtual_seconds")) is not None:
-        lines.append(_line("simulated time", duration(simulated)))
+        lines.append(_line("simulated time", format_duration(simulated)))
         lines += _reached_lines(final)
     if (seconds := report.summary.get("seconds")) is not None:
-        lines.append(_line("time", duration(seconds)))
+        lines.append(_line("time", format_duration(seconds)))
     return lines
 
 
@@ -141,8 +141,8 @@ def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
     half = "" if best["half"] is None else f" ± {best['half']:.2f}"
     return [
         f"transferability  round {table['round']}: '{name}' ranks {split} gains best, Spearman"
-        f" {best['rank']:+.2f}{half}, best sender found {percent(best['hit'])}"
-        f" (chance {percent(table[split]['chance'])})"
+        f" {best['rank']:+.2f}{half}, best sender found {format_percent(best['hit'])}"
+        f" (chance {format_percent(table[split]['chance'])})"
     ]
 
 
@@ -152,7 +152,7 @@ def _reached_lines(final: Mapping[str, Any]) -> list[str]:
     for split in ("local", "global"):
         names = [name for name in final if name.startswith("seconds_to_") and name.endswith(f"_{split}")]
         told = sorted((int(name.split("_")[2]), final[name]) for name in names)
-        words = [f"{target} %: {MISSING if at is None else duration(at)}" for target, at in told]
+        words = [f"{target} %: {MISSING_VALUE if at is None else format_duration(at)}" for target, at in told]
         if words:
             lines.append(_line(f"{split} reached", ", ".join(words)))
     return lines
@@ -166,7 +166,7 @@ def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
         if key != f"accuracy_{name}_{split}" or name.startswith("before_fusion"):
             continue
         trained = final.get(f"accuracy_before_fusion_{name}_{split}")
-        before = "" if trained in (None, found) else f", before fusion {percent(trained['mean'])}"
+        before = "" if trained in (None, found) else f", before fusion {format_percent(trained['mean'])}"
         lines.append(f"  {name:<13}  {_spread(found)}{before}")
     return lines
 
@@ -177,7 +177,9 @@ def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
         return []
     width, lines = max(map(len, architectures)), list[str]()
     for name, of in architectures.items():
-        local, common = (percent((of.get(f"accuracy_{s}") or {}).get("mean")) for s in ("local", "global"))
+        local, common = (
+            format_percent((of.get(f"accuracy_{s}") or {}).get("mean")) for s in ("local", "global")
+        )
         told = f"{name:<{width}}  {_clients(of['clients'])}  local {local:>7}  global {common:>7}"
         lines.append(_line("" if lines else "architectures", told))
     return lines
@@ -189,8 +191,8 @@ def _clients(number: int) -> str:
 
 def _spread(over_clients: Mapping[str, Any] | None) -> str:
     if over_clients is None or over_clients.get("mean") is None:
-        return MISSING
-    text = percent(over_clients["mean"])
+        return MISSING_VALUE
+    text = format_percent(over_clients["mean"])
     if over_clients.get("std") is not None:
         text += f" ± {100 * over_clients['std']:.1f}"
     if over_clients.get("min") is not None and over_clients.get("max") is not None:
@@ -208,19 +210,22 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     clients = max((of["n"] for of in table.values() if isinstance(of, Mapping) and "n" in of), default=0)
     rows = [(f"{tasks} task{'s' * (tasks != 1)}", [protocol_name(test) for test in tests])]
     for label, name, word in (
-        ("avg. accuracy", "average_accuracy", percent),
-        ("BWT", "bwt", points),
-        ("forgetting", "forgetting", points),
+        ("avg. accuracy", "average_accuracy", format_percent),
+        ("BWT", "bwt", format_points),
+        ("forgetting", "forgetting", format_points),
     ):
         rows.append((label, [_with_worst(table.get(f"{name}_{test}"), word, clients) for test in tests]))
     width = max(len(cells[0]) for _, cells in rows)
     lines = [_line(label, "  ".join(f"{cell:<{width}}" for cell in cells)).rstrip() for label, cells in rows]
     if (rate := table.get("task_inference_rate")) is not None:
-        lines.append(_line("task inferred", _with_worst(rate, percent, clients)))
+        lines.append(_line("task inferred", _with_worst(rate, format_percent, clients)))
     stored, most = table.get("stored_bytes_per_task"), table.get("peak_bytes")
     if stored is not None and most is not None:
         lines.append(
-            _line("stored", f"{size(stored['mean'])} a task and client, at most {size(most['max'])}")
+            _line(
+                "stored",
+                f"{format_bytes(stored['mean'])} a task and client, at most {format_bytes(most['max'])}",
+            )
         )
     given, unknown = (table.get(AVERAGE + test) for test in tests)
     if given is not None and unknown is not None and given["mean"] < unknown["mean"] - 1e-9:
@@ -231,7 +236,7 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
 def _with_worst(over_clients: Mapping[str, Any] | None, word: Callable[[float], str], clients: int) -> str:
     """Word a mean over clients, and what differs from all: `-0.8 pt (worst -1.7 pt, 2 of 5 clients)`."""
     if over_clients is None:
-        return MISSING
+        return MISSING_VALUE
     notes = [f"worst {word(over_clients['worst'])}"] if over_clients["std"] else []
     if (n := over_clients.get("n", clients)) < clients:
         notes.append(f"{n} of {_clients(clients).strip()}")

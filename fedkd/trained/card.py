@@ -8,7 +8,7 @@ from importlib.metadata import version
 from fedkd import __version__
 from fedkd.data import FederatedStream, Rotation, first_task, task_names
 from fedkd.scenario import Scenario, dump_toml
-from fedkd.tracking import METRICS, moments, read_metrics
+from fedkd.tracking import METRICS_FILE, format_before_after, read_metrics
 from fedkd.trained.client import TrainedRun
 
 USE = """```python
@@ -74,7 +74,7 @@ def _tests(scenario: Scenario) -> str:
 
 def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
     # A card without figures is still one.
-    rows = read_metrics(run.folder) if (run.folder / METRICS).exists() else []
+    rows = read_metrics(run.folder) if (run.folder / METRICS_FILE).exists() else []
     found = {
         (row["client"], row["split"], row["metric"]): row["value"]
         for row in rows
@@ -88,7 +88,9 @@ def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
     for entry in entries:
         before, after = "accuracy_before_fusion", "accuracy"
         own = [
-            moments(found.get((entry.index, split, before)), found.get((entry.index, split, after)))
+            format_before_after(
+                found.get((entry.index, split, before)), found.get((entry.index, split, after))
+            )
             for split in ("local", "global")
         ]
         owner = f" {_plain(entry.owner or '')} |" * named

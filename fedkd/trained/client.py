@@ -13,22 +13,22 @@ import numpy as np
 
 from fedkd.clients import Client, ClientFactory, EstimatorTrainer, TaskStream
 from fedkd.data import (
-    MANIFEST,
+    SHARE_MANIFEST,
     Data,
     FederatedData,
     FederatedStream,
-    Progress,
+    ProgressCallback,
     Statistics,
     Transform,
     load_data,
 )
 from fedkd.errors import UserError
-from fedkd.federation import WEIGHTS, CheckpointStore, SavedClient, newest_state, participant
+from fedkd.federation import WEIGHTS_PREFIX, CheckpointStore, SavedClient, load_participant, newest_state
 from fedkd.models import architecture_names
 from fedkd.plan import Plan
-from fedkd.server import model_in
-from fedkd.storage import below, expanded
-from fedkd.tracking import plan_of_run
+from fedkd.server import model_weights
+from fedkd.storage import expand_path, strip_prefix
+from fedkd.tracking import read_run_plan
 from fedkd.trained.network import OfUnits, with_tensors
 
 
@@ -102,12 +102,12 @@ class TrainedRun:
     """A run folder whose clients are looked at as they are after a round (None: the last)."""
 
     def __init__(
-        self, folder: str | Path, round: int | None = None, progress: Progress | None = None
+        self, folder: str | Path, round: int | None = None, progress: ProgressCallback | None = None
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
-        self.folder = expanded(folder).absolute()
-        self.plan: Plan = plan_of_run(self.folder).on_device("cpu")
+        self.folder = expand_path(folder).absolute()
+        self.plan: Plan = read_run_plan(self.folder).on_device("cpu")
         self._store = CheckpointStore(self.folder)
         kept = self._store.rounds()
         if not kept:
@@ -131,7 +131,7 @@ class TrainedRun:
             if saved.state is not None:
                 client.restore(saved.state)
             if self.plan.capabilities.brings_model:  # clients have none of their own: they have the server's
-                client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
+                client.load_weights(strip_prefix(WEIGHTS_PREFIX, saved.server) or model_weights(saved.server))
         if isinstance(self.data, FederatedStream):
             assert client.stream is not None
             return self._of_stream(client, client.stream, client.samples.place)
@@ -188,7 +188,7 @@ class TrainedNode(TrainedRun):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        found = participant(str(self.folder))
+        found = load_participant(str(self.folder))
         self.plan = found.plan.on_device("cpu")
         self.data = found.share.data
         self.architectures = architecture_names(self.plan.groups)
@@ -221,7 +221,7 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
     Raises:
         UserError: Not a run folder, no such checkpoint or client, the data are not there, or it is damaged.
     """
-    if isinstance(folder, str | os.PathLike) and (Path(folder) / MANIFEST).is_file():
+    if isinstance(folder, str | os.PathLike) and (Path(folder) / SHARE_MANIFEST).is_file():
         if round is not None:
             raise UserError("a node keeps its client as it is after its last message: no round can be chosen")
         return TrainedNode(Path(folder)).client(index)

@@ -23,8 +23,8 @@ from fedkd import __version__
 from fedkd.data import Permutation, Rotation
 from fedkd.errors import UserError
 from fedkd.models import count_parameters
-from fedkd.storage import expanded
-from fedkd.tracking import sweep
+from fedkd.storage import expand_path
+from fedkd.tracking import remove_leftovers
 from fedkd.trained import standalone
 from fedkd.trained.card import Entry, model_card
 from fedkd.trained.client import TrainedClient, TrainedRun
@@ -59,13 +59,13 @@ def export(
     something else or cannot be written to, is a `UserError`.
     """
     run = TrainedRun(folder, round, progress)
-    target = expanded(out, key="--out").absolute() if out else run.folder / FOLDER
+    target = expand_path(out, key="--out").absolute() if out else run.folder / FOLDER
     foreign = target.exists() and not (target / CLIENTS).is_file()
     if foreign and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} holds something that is no export; choose another folder", key="--out")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        sweep(target.parent, target.name)
+        remove_leftovers(target.parent, target.name)
         partial.mkdir(parents=True)
         try:
             made = _Writer(run, partial).write()

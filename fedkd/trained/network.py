@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fedkd.models import Conv2d, Flatten, MaxPool2d, blank_inputs, predicting
+from fedkd.models import Conv2d, Flatten, MaxPool2d, blank_inputs, evaluation_mode
 
 HEADER = '''"""The networks of a federation's clients, written down from their traces."""
 
@@ -73,7 +73,7 @@ def network_source(
         exec(compile(f"{HEADER}\n\n{source}", name, "exec"), namespace)  # noqa: S102  source that was written here
         rebuilt: nn.Module = namespace[name]().eval()
         rebuilt.load_state_dict(network.state_dict())
-        with predicting(network), predicting(rebuilt):
+        with evaluation_mode(network), evaluation_mode(rebuilt):
             x = blank_inputs(TRIED, tuple(input_shape), dtype)
             if x.is_floating_point():
                 x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase as NormWithStatistics
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
 
-from fedkd.models import schema_of as schema_of
-from fedkd.models import transformed as transformed
+from fedkd.models import is_transformed as is_transformed
+from fedkd.models import kernel_schema as kernel_schema
 
 __all__ = ["BatchNorm", "NormWithStatistics"]
 below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
@@ -32,6 +32,6 @@ def two_sided_padding(convolution: nn.Conv2d) -> Sequence[int]:
     return convolution._reversed_padding_repeated_twice
 
 
-def version(tensor: Tensor) -> int:
+def tensor_version(tensor: Tensor) -> int:
     """Return a number that changes in place count up."""
     return tensor._version

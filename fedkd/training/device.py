@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def torch_threads(number: int) -> Iterator[None]:
+def limit_torch_threads(number: int) -> Iterator[None]:
     """Compute on this number of torch threads in the block; it affects the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -41,9 +41,9 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def all_threads(number: int) -> Iterator[None]:
+def limit_all_threads(number: int) -> Iterator[None]:
     """Limit every thread pool of the process, such as scikit-learn's, in the block."""
-    with torch_threads(number), thread_pools().limit(limits=number):
+    with limit_torch_threads(number), thread_pools().limit(limits=number):
         yield
 
 

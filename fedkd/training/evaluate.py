@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.models import Conv2d, predicting
+from fedkd.models import Conv2d, evaluation_mode
 from fedkd.training.fast.known_modules import all_recordable
 from fedkd.training.losses import in_floats
 
@@ -49,7 +49,7 @@ def predict_in_batches(
     lanes = min(lanes, len(parts))
     if lanes > 1 and (x.device.type != "cpu" or not all_recordable(model)):
         lanes = 1
-    with predicting(model):
+    with evaluation_mode(model):
         return in_floats(torch.cat(_each(outputs, parts, lanes)))
 
 

@@ -14,7 +14,7 @@ job or its end. An executor can run many clients' jobs at once::
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 from fedkd.training.fast.replay import Replays
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
@@ -44,13 +44,13 @@ class LoopExecutor:
 
     def _attempt(self, job: TrainJob) -> FitResult | Exception:
         try:
-            with contained():
+            with contain_plugin():
                 return fit(job, self._replays)
         except Exception as error:
             return error
 
 
-def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
+def run_trainings(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
     """Run trainings side by side to their ends, and return their values.
 
     In every turn the executor gets the next job of each. A job's exception is raised where its training
@@ -62,7 +62,7 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
         jobs: dict[int, TrainJob] = {}
         for number, result in results.items():
             try:
-                with contained():
+                with contain_plugin():
                     if isinstance(result, Exception):
                         jobs[number] = trainings[number].throw(result)
                     else:  # the first message of a coroutine is None
@@ -75,9 +75,9 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
     return [outcomes[number] for number in range(len(trainings))]
 
 
-def complete_alone(training: Training[T], executor: Executor | None = None) -> T:
+def run_training(training: Training[T], executor: Executor | None = None) -> T:
     """Run one training to its end, by default in the loop, and return its value or raise its exception."""
-    (outcome,) = complete([training], executor or LoopExecutor())
+    (outcome,) = run_trainings([training], executor or LoopExecutor())
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.majority_guessing import Hits
+from fedkd.training.majority_guessing import TrainingHits
 from fedkd.training.optimizer import OptimizerSpec
 
 
@@ -195,11 +195,11 @@ class FitResult:
     loss: float
     steps: int
     samples: int
-    hits: Hits | None = None
+    hits: TrainingHits | None = None
     optimizer_state: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
-def together(results: Sequence[FitResult]) -> FitResult:
+def merge_results(results: Sequence[FitResult]) -> FitResult:
     """Return the result of several jobs of a model, one after another, without an optimiser state."""
     samples = sum(result.samples for result in results)
     total = 0.0

@@ -12,7 +12,7 @@ from fedkd.training.compat import BatchNorm
 from fedkd.training.early_stopping import BestWeights
 from fedkd.training.fast.replay import Replays
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.majority_guessing import Hits
+from fedkd.training.majority_guessing import TrainingHits
 from fedkd.training.optimizer import make_optimizer, step_schedule
 from fedkd.training.optimizer_state import aux_names, load_optimizer_state, names_of, optimizer_state
 from fedkd.training.step import Stepper
@@ -47,7 +47,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C9
     stepper = Stepper(job, parameters, optimizer, replays, clipped)
     best = _begin_early_stopping(job, parameters)
     total, taken, seen = 0.0, 0, 0
-    hits: Hits | None = None
+    hits: TrainingHits | None = None
     for network in networks:
         network.train()
     with seeded_torch(job.seed):
@@ -70,7 +70,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C9
             epoch_loss = sum_over_samples(losses, sizes)
             total, taken, seen = total + epoch_loss, taken + steps, seen + sum(sizes)
             if right:
-                hits = Hits(int(torch.stack(right).sum()), sum(sizes), job.guessing)
+                hits = TrainingHits(int(torch.stack(right).sum()), sum(sizes), job.guessing)
             if not math.isfinite(epoch_loss):
                 if best is not None:
                     break

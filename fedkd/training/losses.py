@@ -17,7 +17,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(in_floats(logits), labels)
 
 
-def correct(logits: Tensor, labels: Tensor) -> Tensor:
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the number of correctly classified samples of a batch, int64."""
     return (logits.detach().argmax(dim=1) == labels).sum()
 

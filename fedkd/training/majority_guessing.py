@@ -11,7 +11,7 @@ DEVIATIONS = 2.0
 
 
 @dataclass(frozen=True)
-class Hits:
+class TrainingHits:
     """Right answers on training samples in the last epoch; `guessing`: size of the largest class."""
 
     right: int
@@ -40,7 +40,7 @@ class Hits:
         return others >= 2 * margin and self.right <= self.guessing + margin
 
 
-def guessing_right(labels: ArrayLike) -> int:
+def majority_class_count(labels: ArrayLike) -> int:
     """Return the number of labels `[n]` of the most frequent class."""
     counted = np.asarray(labels)
     return int(np.bincount(counted).max()) if len(counted) else 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from fedkd.errors import UserError, did_you_mean, refuse_if
-from fedkd.training.fast.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled_class
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "step", "exponential")
@@ -71,13 +71,13 @@ def _of_parameters(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     common: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name == "sgd":
-        return uncompiled(torch.optim.SGD)(trainable, momentum=spec.momentum, fused=True, **common)
+        return uncompiled_class(torch.optim.SGD)(trainable, momentum=spec.momentum, fused=True, **common)
     if spec.name == "adam":
-        return uncompiled(torch.optim.Adam)(trainable, fused=True, **common)
+        return uncompiled_class(torch.optim.Adam)(trainable, fused=True, **common)
     if spec.name == "adamw":
-        return uncompiled(torch.optim.AdamW)(trainable, fused=True, **common)
+        return uncompiled_class(torch.optim.AdamW)(trainable, fused=True, **common)
     if spec.name == "rmsprop":
-        return uncompiled(torch.optim.RMSprop)(trainable, momentum=spec.momentum, **common)
+        return uncompiled_class(torch.optim.RMSprop)(trainable, momentum=spec.momentum, **common)
     told = f"no optimizer named '{spec.name}'; {did_you_mean(spec.name, OPTIMIZERS)}"
     raise UserError(told, key="training.optimizer")
 

@@ -40,7 +40,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor
     }
 
 
-def of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def model_optimizer_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state of the model's own parameters."""
     return {name: value for name, value in state.items() if not name.partition("/")[2].startswith(LOOSE)}
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from torch import nn
 
 from fedkd.training.executor import Training
-from fedkd.training.job import FitResult, TrainJob, together
+from fedkd.training.job import FitResult, TrainJob, merge_results
 
 Trains = Callable[[str], bool]
 """Whether the parameter of a name is trained."""
 
 
-def in_parts(
+def train_in_phases(
     job: TrainJob, parts: Sequence[tuple[int, Trains]], train: Callable[[TrainJob], Training[FitResult]]
 ) -> Training[FitResult]:
     """Train in parts (epochs, trained parameters), each with its own seed; `ValueError`: none is trained."""
@@ -24,7 +24,7 @@ def in_parts(
             results.append((yield from train(part)))
         if state is not None:  # what this part does not train may be trained in the next
             state = {**state, **(results[-1].optimizer_state or {})}
-    return replace(together(results), optimizer_state=state)
+    return replace(merge_results(results), optimizer_state=state)
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from fedkd.training.losses import cross_entropy
 
 def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
     """Return copies of all parameters and buffers, normalisation statistics included, by name."""
-    return arrays_of(model.state_dict())
+    return tensors_to_arrays(model.state_dict())
 
 
-def arrays_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def tensors_to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Return copies of tensors, contiguous whatever their memory layout on their device."""
     return {name: np.array(tensor.detach().cpu().numpy(), order="C") for name, tensor in tensors.items()}
 
 
-def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def arrays_to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Return copies of arrays as tensors on the CPU."""
     return {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}
 
@@ -33,7 +33,7 @@ def trainable_names(model: nn.Module) -> tuple[str, ...]:
 
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Set all parameters and buffers; values are cast to each tensor's own type."""
-    model.load_state_dict(tensors_of(weights))
+    model.load_state_dict(arrays_to_tensors(weights))
 
 
 Gradient = Callable[[Mapping[str, np.ndarray], np.ndarray], "tuple[float, dict[str, np.ndarray]]"]
@@ -47,7 +47,7 @@ def frozen_copy(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Modul
     return network
 
 
-def gradient_of(
+def gradient_function(
     network: nn.Module, model: nn.Module, of: Sequence[str], inputs: Tensor, labels: Tensor
 ) -> Gradient:
     """Return a function for the gradient of a cross entropy in the weights `of` a network.
@@ -66,6 +66,6 @@ def gradient_of(
         with torch.enable_grad():
             loss = cross_entropy(model(inputs.index_select(0, index)), labels.index_select(0, index))
             found = torch.autograd.grad(loss, wanted, materialize_grads=True)
-        return float(loss.detach()), arrays_of(dict(zip(of, found, strict=True)))
+        return float(loss.detach()), tensors_to_arrays(dict(zip(of, found, strict=True)))
 
     return gradient

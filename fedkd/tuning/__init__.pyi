@@ -1,4 +1,4 @@
-from .results import SHOWN as SHOWN
+from .results import MAX_TABLE_TRIALS as MAX_TABLE_TRIALS
 from .runner import TuneResult as TuneResult
 from .runner import describe_tune as describe_tune
 from .runner import plan_tune as plan_tune

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedkd.benchmark import METRICS
+from fedkd.benchmark import COMPARED_METRICS
 from fedkd.errors import UserError, did_you_mean
 from fedkd.report import CONTINUAL_METRICS
-from fedkd.scenario import Scenario, check_metric_name, protocols
-from fedkd.tracking import RoundReport, TaskMatrix, matrices
+from fedkd.scenario import Scenario, check_metric_name, evaluation_protocols
+from fedkd.tracking import RoundReport, TaskMatrix, make_task_matrices
 
 PREFIX = "validation/"
 _SPLITS = ("local", "global")
@@ -27,7 +27,7 @@ def check_metric(name: str) -> None:
     if PREFIX + name in OBJECTIVES:
         told = f"'{name}' is measured on test samples, which no search may look at"
         told += f"; on held-out samples it is '{PREFIX}{name}'"
-    elif name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
+    elif name.removeprefix(PREFIX) in (*COMPARED_METRICS, *CONTINUAL_METRICS):
         told = f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
     raise UserError(told, key="metric")
 
@@ -39,7 +39,11 @@ def check_metric_of(name: str, scenario: Scenario) -> None:
         return
     if scenario.continual is None:
         raise UserError(f"'{name}' is of a stream of tasks, and the scenario has none", key="metric")
-    tested = protocols(scenario) if scenario.continual.evaluate_without_task else protocols(scenario)[:1]
+    tested = (
+        evaluation_protocols(scenario)
+        if scenario.continual.evaluate_without_task
+        else evaluation_protocols(scenario)[:1]
+    )
     if protocol not in tested:
         told = ", ".join(f"{PREFIX}{AVERAGE}{known}" for known in tested)
         raise UserError(f"'{name}' is not measured in this scenario; allowed: {told}", key="metric")
@@ -59,7 +63,7 @@ class Curve:
     def __init__(self, name: str, scenario: Scenario) -> None:
         self._key = name.removeprefix(PREFIX)
         protocol = self._key.removeprefix(AVERAGE)
-        found = matrices(scenario) if self._key.startswith(AVERAGE) else []
+        found = make_task_matrices(scenario) if self._key.startswith(AVERAGE) else []
         self._matrix: TaskMatrix | None = next((m for m in found if m.protocol == protocol), None)
         self.values: dict[int, float] = {}
 

@@ -9,12 +9,12 @@ from fedkd.plan import parse_scenario
 from fedkd.report import csv_text
 from fedkd.scenario import Scenario, dump_toml
 from fedkd.storage import write_json_atomically, write_text_atomically
-from fedkd.tracking import percent
+from fedkd.tracking import format_percent
 from fedkd.tuning.schema import Search
 from fedkd.tuning.trials import Trial, best_of, in_words, value_labels
 
 BEST, TABLE, TRIALS, SUMMARY = "best.toml", "table.md", "trials.csv", "search.json"
-SHOWN = 20
+MAX_TABLE_TRIALS = 20
 WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
 
 
@@ -40,7 +40,7 @@ def markdown_table(search: Search, trials: Sequence[Trial], most: int | None = N
     best, rows = best_of(trials), ranked(trials)
     for trial in rows[:most]:
         words = value_labels(trial.values)
-        value = percent(trial.value).removesuffix(" %")
+        value = format_percent(trial.value).removesuffix(" %")
         cells = [str(trial.number), *(words[key].replace("|", "\\|") for key in keys)]
         cells += [f"**{value}**" if trial is best else value, str(trial.rounds), WORDS[trial.status]]
         lines.append("| " + " | ".join(cells) + " |")
@@ -86,8 +86,8 @@ def write_results(search: Search, trials: Sequence[Trial], folder: Path) -> None
     if best is not None:
         header = (
             f"# The best of {len(trials)} trials, number {best.number}: {in_words(best.values, ' = ')}.\n"
-            f"# {search.spec.metric} was {percent(best.value)} there. This scenario trains on all training\n"
-            "# samples, and is tested on test samples, which the search has not looked at.\n"
+            f"# {search.spec.metric} was {format_percent(best.value)} there. This scenario trains on all\n"
+            "# training samples, and is tested on test samples, which the search has not looked at.\n"
         )
         write_text_atomically(folder / BEST, header + dump_toml(found_scenario(search, best), folder))
 

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark import Scheduler, damage, level_of, make_bench_progress, scheduling
+from fedkd.benchmark import Scheduler, find_damage, make_bench_progress, make_level, open_scheduler
 from fedkd.errors import RunFailed, UserError
-from fedkd.plugins import require
-from fedkd.scenario import NotToml, parse_toml
-from fedkd.storage import expanded
-from fedkd.tracking import SCENARIO, TUNE, from_markdown, percent
-from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
+from fedkd.plugins import require_package
+from fedkd.scenario import InvalidToml, parse_toml
+from fedkd.storage import expand_path
+from fedkd.tracking import SCENARIO_FILE, TUNE_FILE, format_percent, markdown_to_html
+from fedkd.tuning.results import BEST, MAX_TABLE_TRIALS, legend, markdown_table, write_results
 from fedkd.tuning.sampling import draw
 from fedkd.tuning.schema import Search, dump_search, load_search
 from fedkd.tuning.trials import (
@@ -68,10 +68,10 @@ class TuneResult:
         return f"{markdown_table(self.search, self.trials, most)}\n{legend(self.search)}"
 
     def __repr__(self) -> str:
-        return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
+        return f"<TuneResult {in_words(self.best.values)}: {format_percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
+        return markdown_to_html(f"{self.table(MAX_TABLE_TRIALS)}\nresults {self.folder}")
 
 
 def plan_tune(
@@ -81,11 +81,11 @@ def plan_tune(
     out: str | Path | None = None,
 ) -> TunePlan:
     """Read a search and check it, its folder too; nothing runs."""
-    require("optuna", "fedkd tune", "tune")
+    require_package("optuna", "fedkd tune", "tune")
     read = load_search(path, overrides, search)
     check_space(read)
     folder = Path(out) if out is not None else Path("runs") / f"tune-{read.spec.name}"
-    plan = TunePlan(read, expanded(folder, key="--out").absolute(), base_values(read))
+    plan = TunePlan(read, expand_path(folder, key="--out").absolute(), base_values(read))
     runs_of(read, 0, plan.first or {})
     _check_folder(plan)
     return plan
@@ -116,10 +116,10 @@ def tune(
         Interrupted: Stopped by a signal; the same call goes on.
     """
     plan = plan_tune(path, overrides, search, out)
-    spec, dumped = plan.search.spec, (TUNE, dump_search(plan.search))
+    spec, dumped = plan.search.spec, (TUNE_FILE, dump_search(plan.search))
     total = spec.trials * len(plan.search.seeds)
     display = partial(make_bench_progress, [], 0, quiet=quiet, unknown=total)
-    with scheduling(plan.folder, plan.search.bench.file, dumped, spec.parallel, display) as scheduler:
+    with open_scheduler(plan.folder, plan.search.bench.file, dumped, spec.parallel, display) as scheduler:
         scheduler.progress.message(f"{spec.name}: {spec.trials} trials → {plan.folder}")
         trials = _run_trials(plan, scheduler)
         scheduler.close()
@@ -162,26 +162,26 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
                 curves.setdefault(runs[hash].seed, []).append(record.curve)
         best = best_of(trials)
         if waiting and best is not None:
-            tell(f"best so far: {percent(best.value)}, trial {best.number}: {in_words(best.values)}")
+            tell(f"best so far: {format_percent(best.value)}, trial {best.number}: {in_words(best.values)}")
     return trials
 
 
 def _damage(folder: Path) -> str | None:
-    if (reason := damage(folder)) is not None:
+    if (reason := find_damage(folder)) is not None:
         return reason
     return f"{TRIAL} is not what was written" if (folder / TRIAL).exists() else None
 
 
 def _check_folder(plan: TunePlan) -> None:
     """Refuse a folder that holds another search, whose tables would be written over."""
-    path = plan.folder / TUNE
+    path = plan.folder / TUNE_FILE
     try:
         before = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if any((plan.folder / name).exists() for name in (SCENARIO, "bench.toml", "cells.csv")):
+        if any((plan.folder / name).exists() for name in (SCENARIO_FILE, "bench.toml", "cells.csv")):
             raise UserError(f"{plan.folder} holds something else; choose another", key="--out") from None
         return
-    except (OSError, UnicodeDecodeError, NotToml):
+    except (OSError, UnicodeDecodeError, InvalidToml):
         raise UserError("cannot be read; choose another folder with --out", file=str(path)) from None
     now = parse_toml(dump_search(plan.search))
     keys = [key for key in dict.fromkeys([*before, *now]) if key not in MAY_GROW]
@@ -196,7 +196,7 @@ def describe_tune(plan: TunePlan) -> Iterator[str]:
     """Yield the lines of ``--dry-run``: the search space, the number of trials, and the first of them."""
     search, spec = plan.search, plan.search.spec
     for dimension in search.space:
-        choices = (level_of(dimension.key, choice).label for choice in dimension.choices)
+        choices = (make_level(dimension.key, choice).label for choice in dimension.choices)
         yield f"search   {dimension.key}: {' | '.join(choices) or dimension.range_words()}"
     share = 100 * search.bench.fixed["data.validation"]
     yield f"metric   {spec.metric}, {share:g} % of training samples held out"

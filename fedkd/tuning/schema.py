@@ -9,20 +9,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedkd.benchmark import (
-    NAME,
+    NAME_PATTERN,
     Bench,
     BenchFile,
     ExperimentFile,
     Seeds,
+    add_scenario_schema,
     apply_overrides,
     base_scenario,
     check_base_and_seeds,
     dump_file,
-    explaining,
+    file_errors,
     flatten,
-    overlapping,
+    keys_overlap,
     value_at,
-    with_scenario,
 )
 from fedkd.errors import UserError
 from fedkd.scenario import PositiveInt, Scenario, find_shipped, read_toml
@@ -40,7 +40,7 @@ class TuneFile(ExperimentFile):
     `!` replaces the whole table: `"fusion!" = [{ strategy = "fedmd" }, { strategy = "knfu", beta = 10.0 }]`.
     """
 
-    name: str = Field("search", pattern=NAME)
+    name: str = Field("search", pattern=NAME_PATTERN)
     """Name of the search; letters, digits, `.`, `_` and `-`."""
     seeds: Seeds | None = None
     """Every trial runs once with each of these seeds, and its value is the mean; a number n means 1, 2, …, n.
@@ -106,7 +106,7 @@ def load_search(
         mapping = {"name": mapping.get("name", path.stem), "scenario": mapping}
     fixed = apply_overrides(mapping, overrides, TuneFile.model_fields.keys() - {"name", "search"})
     more = dict(search) if isinstance(search, Mapping) else parse_search(search)
-    with explaining(file, TuneFile):
+    with file_errors(file, TuneFile):
         spec = TuneFile.model_validate(mapping)
         if more:
             spec = spec.model_copy(update={"search": flat_search(spec.search) | more})
@@ -129,7 +129,7 @@ def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
     space = dimensions(spec.search)
     folder, base = base_scenario(spec, path)
     for key in [*flatten(spec.set), *fixed]:
-        varied = next((found.key for found in space if overlapping(key, found.key)), None)
+        varied = next((found.key for found in space if keys_overlap(key, found.key)), None)
         if varied is not None:
             raise UserError(f"is searched; it cannot be set for all trials ({varied})", key=key)
     seeds = spec.seeds
@@ -160,7 +160,7 @@ def dump_search(search: Search) -> str:
 
 def search_json_schema() -> dict[str, Any]:
     """Return the JSON schema of a search; reading it checks keys of `set` and `search`."""
-    schema = with_scenario(TuneFile.model_json_schema(), "fedkd search")
+    schema = add_scenario_schema(TuneFile.model_json_schema(), "fedkd search")
     schema["properties"]["metric"]["enum"] = list(OBJECTIVES)
     schema["$defs"]["Range"] = Range.model_json_schema()
     varied = [{"$ref": "#/$defs/Range"}, {"type": "array", "minItems": 2}, {"type": "object"}]

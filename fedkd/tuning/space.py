@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fedkd.benchmark import overlapping
+from fedkd.benchmark import keys_overlap
 from fedkd.errors import UserError, refuse_if
 from fedkd.plugins import explain_error
-from fedkd.scenario import NotToml, Section, dotted, parse_override, parse_toml
+from fedkd.scenario import InvalidToml, Section, dotted_key, parse_override, parse_toml
 
 SEARCH = "--search"
 FORM = "e.g. training.lr=log:1e-4..1e-1 training.local_epochs=1..5 training.optimizer=adam,sgd"
@@ -91,11 +91,11 @@ def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
     names = [dimension.key for dimension in found]
     for name in names:
         key = name.removesuffix("!")
-        where = dotted(("search", *key.split(".")))
+        where = dotted_key(("search", *key.split(".")))
         told = "does not decide how well clients learn, or decides what that is measured on"
         fixed = any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED)
         refuse_if(fixed, f"{told}; it cannot be searched", where)
-        twice = any(other != name and overlapping(other, name) for other in names)
+        twice = any(other != name and keys_overlap(other, name) for other in names)
         refuse_if(twice, "is searched twice, as a whole and in part", where)
     return tuple(found)
 
@@ -113,7 +113,7 @@ def _within(table: Mapping[str, Any], prefix: str) -> list[Dimension]:
 
 def dimension_of(key: str, value: Any) -> Dimension:
     """Return the dimension of ``{ low = …, high = … }``, a list, or a text as ``log:1e-4..1e-1``."""
-    where = dotted(("search", *key.split(".")))
+    where = dotted_key(("search", *key.split(".")))
     if isinstance(value, str):
         return _parsed(key, value)
     if isinstance(value, Mapping):
@@ -169,7 +169,7 @@ def _parsed(key: str, text: str) -> Dimension:
         return dimension_of(key, {"low": low, "high": high, "log": match["log"] is not None})
     try:
         values = parse_toml(f"value = {text}")["value"] if text[0] == "[" else None
-    except NotToml:
+    except InvalidToml:
         values = None
     if values is None:
         values = [parse_override(f"{key}={word.strip()}")[1] for word in text.split(",") if word.strip()]

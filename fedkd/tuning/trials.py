@@ -10,21 +10,21 @@ from typing import Any
 
 from fedkd.benchmark import (
     Cell,
-    Outcome,
+    CellOutcome,
     cell_tables,
     flatten,
-    in_cell,
-    level_of,
     make_cell,
+    make_level,
+    name_cell_in_error,
     read_summary,
     run_cell,
     value_at,
 )
 from fedkd.errors import UserError
 from fedkd.plan import parse_scenario
-from fedkd.scenario import Scenario, dotted, scenario_from_json
-from fedkd.storage import NotJson, parse_json, write_json_atomically
-from fedkd.tracking import RoundReport, RunObserver, percent, read_metrics
+from fedkd.scenario import Scenario, dotted_key, scenario_from_json
+from fedkd.storage import InvalidJson, parse_json, write_json_atomically
+from fedkd.tracking import RoundReport, RunObserver, format_percent, read_metrics
 from fedkd.tuning.objective import Curve, check_metric_of, final_value
 from fedkd.tuning.schema import Search
 from fedkd.tuning.space import Dimension
@@ -68,7 +68,7 @@ class TrialRecord:
 
 def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
     """Return the runs of a trial, one for each seed."""
-    levels = {key: level_of(key, value) for key, value in values.items()}
+    levels = {key: make_level(key, value) for key, value in values.items()}
     found = []
     for seed in search.seeds:
         try:
@@ -105,7 +105,7 @@ def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> Non
         told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
         others = [f"{name} = {word}" for name, word in value_labels(values).items() if name != dimension.key]
         beside = f" (with {others[0]}; what goes together is a choice of whole tables)" if others else ""
-        where = dotted(("search", *key.split(".")))
+        where = dotted_key(("search", *key.split(".")))
         raise UserError(told + beside, key=where, file=search.bench.file) from None
 
 
@@ -114,7 +114,7 @@ def base_values(search: Search) -> dict[str, Any] | None:
     try:
         tables = make_cell(search.bench, {}, search.seeds[0]).scenario.model_dump(mode="json")
     except UserError as error:
-        raise in_cell(error, "base", search.bench.file) if error.key else error from None
+        raise name_cell_in_error(error, "base", search.bench.file) if error.key else error from None
     found = {}
     for dimension in search.space:
         value = value_at(tables, dimension.key, missing=...)
@@ -148,7 +148,7 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 def value_labels(values: Mapping[str, Any]) -> dict[str, str]:
     """Return values in words of one line, by their keys."""
-    return {key: level_of(key, value).label for key, value in values.items()}
+    return {key: make_level(key, value).label for key, value in values.items()}
 
 
 def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
@@ -173,7 +173,7 @@ def read_record(folder: Path) -> TrialRecord | None:
         found: Any = parse_json((folder / TRIAL).read_bytes())
         curve = {int(round): float(value) for round, value in found["curve"]}
         record = TrialRecord(str(found["status"]), found["value"], curve, str(found["error"]))
-    except (OSError, NotJson, KeyError, TypeError, ValueError):
+    except (OSError, InvalidJson, KeyError, TypeError, ValueError):
         return None
     value, status = record.value, record.status
     fits = value is None or (isinstance(value, float) and isfinite(value))
@@ -182,7 +182,7 @@ def read_record(folder: Path) -> TrialRecord | None:
     return record if fits and status in ("done", "pruned", "diverged") else None
 
 
-def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
+def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> CellOutcome:
     """Run a trial with one seed, or resume it; write how it ended into its folder."""
     watcher = _Follower(rule, scenario_from_json(scenario_json))
     outcome = run_cell(scenario_json, folder, gpus, observers=[watcher])
@@ -193,11 +193,11 @@ def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = 
         if value is None:
             return replace(outcome, status="failed", error=f"no client could be tested for {rule.metric}")
         write_record(folder, TrialRecord("done", value, curve))
-        return replace(outcome, told=percent(value))
+        return replace(outcome, told=format_percent(value))
     if outcome.status == "interrupted" and watcher.stopped is not None:
         reached = curve[watcher.stopped]
         write_record(folder, TrialRecord("pruned", reached, curve))
-        told = f"{percent(reached)} after round {watcher.stopped}: behind"
+        told = f"{format_percent(reached)} after round {watcher.stopped}: behind"
         return replace(outcome, status="pruned", told=told)
     if outcome.status == "failed" and outcome.diverged:
         write_record(folder, TrialRecord("diverged", None, curve, outcome.error))

@@ -21,7 +21,7 @@ from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.flower_strategies import make_flower_strategy
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.arrays import arrays_to_record
 from fedkd.fusion.weights.weight_exchange import WeightExchange
 
 LAYERS = 10
@@ -47,7 +47,7 @@ def seconds(name: str, clients: int, megabytes: float) -> float:
             message = Message(RecordDict(), node_id_of(client), "train")
             uploaded = {key: values + np.float32(client) for key, values in first.items()}
             content = {
-                msg.ARRAYS: to_record(uploaded),
+                msg.ARRAYS: arrays_to_record(uploaded),
                 msg.METRICS: MetricRecord({msg.NUM_EXAMPLES: client + 1}),
             }
             replies.append(Message(RecordDict(content), reply_to=message))

@@ -37,11 +37,11 @@ from fedkd.continual.subspace.gpm import GPM
 from fedkd.continual.subspace.layer_memory import layer_memories
 from fedkd.continual.subspace.trgp import TRGP
 from fedkd.data.registry import load_dataset
-from fedkd.data.request import SourceRequest, data_root
+from fedkd.data.request import SourceRequest, data_root_folder
 from fedkd.errors import told_in_one_line
 from fedkd.models.zoo.mlp import mlp
 from fedkd.training.device import prepare_model
-from fedkd.training.executor import LoopExecutor, complete_alone
+from fedkd.training.executor import LoopExecutor, run_training
 from fedkd.training.fast.replay import Replays
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
@@ -68,7 +68,7 @@ Task = tuple[Tensor, Tensor]
 
 def permuted_tasks(words: argparse.Namespace) -> list[Task]:
     """Return samples ``[n, 1, 28, 28]`` and labels ``[n]`` of every task, the first one's as they are."""
-    source = load_dataset(SourceRequest("mnist", data_root(words.root)))
+    source = load_dataset(SourceRequest("mnist", data_root_folder(words.root)))
     x = torch.from_numpy(source.train_x[: words.samples].astype(np.float32) / 255.0)
     x = (x - x.mean()) / x.std()
     y = torch.from_numpy(source.train_y[: words.samples])
@@ -133,7 +133,7 @@ class Way:
         )
         clock = time.process_time if self._words.clock == "cpu" else time.perf_counter
         begun = clock()
-        result = complete_alone(self._learning.fit(job, first_epoch=0, task_epochs=1), self._executor)
+        result = run_training(self._learning.fit(job, first_epoch=0, task_epochs=1), self._executor)
         return (clock() - begun) / result.steps
 
     def leave_one_layer(self) -> None:
@@ -186,7 +186,7 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> str:
 
 def compare_with_peers(words: argparse.Namespace) -> None:
     """Print a table of whole runs here and elsewhere."""
-    found = compare_with_avalanche(words, load_dataset(SourceRequest("mnist", data_root(words.root))))
+    found = compare_with_avalanche(words, load_dataset(SourceRequest("mnist", data_root_folder(words.root))))
     print("\n| run of Split MNIST | seconds | accuracy (%) | Avalanche's time ÷ this |")
     print("| --- | --: | --: | --: |")
     for name, runs in found.items():

@@ -33,7 +33,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.federation.apps.context import LocalContext
-from fedkd.federation.messages.arrays import to_record, values_of
+from fedkd.federation.messages.arrays import arrays_to_record, values_of
 
 SIZES = {"0.25 MB": 62_500, "45 MB": 11_250_000}
 WARM_UP = 3
@@ -94,7 +94,7 @@ def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -
     _start_ray(ray, actors, LOCAL_CONFIG)
     grid = RayGrid(EchoWorkload, (), [1.0] * clients, actors=actors)
     grid.wait_until_ready()
-    return measure(grid, to_record({"w": weights}), rounds)
+    return measure(grid, arrays_to_record({"w": weights}), rounds)
 
 
 class Bare:

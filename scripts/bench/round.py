@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data.registry import load_dataset
-from fedkd.data.request import SourceRequest, data_root
+from fedkd.data.request import SourceRequest, data_root_folder
 from fedkd.errors import told_in_one_line
 
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -80,7 +80,7 @@ class Took:
 
 def prepare(folder: Path, samples: int | None) -> None:
     """Write the data of all drivers: images of each client one after the other."""
-    images = load_dataset(SourceRequest("fashion-mnist", data_root(None)))
+    images = load_dataset(SourceRequest("fashion-mnist", data_root_folder(None)))
     x, y = images.train_x[:samples, 0], images.train_y[:samples]
     test_x, test_y = images.test_x[:samples, 0], images.test_y[:samples]
     clients = deal(y)

@@ -44,14 +44,14 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 
 import fedkd
-from fedkd.engine.ray.cluster import connect
+from fedkd.engine.ray.cluster import connect_ray
 from fedkd.engine.ray.grid import RayGrid
 from fedkd.federation.apps.context import LocalContext
-from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.arrays import arrays_to_record
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.recorder import read_timings
-from fedkd.tracking.wording import duration
+from fedkd.tracking.wording import format_duration
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,16 @@ def seconds_of_a_message(values: int, clients: int = 400, times: int = 5) -> flo
         clients: Messages that are sent at once.
         times: How often; the first one warms up, and the median of the others counts.
     """
-    cluster = connect(Engine())
+    cluster = connect_ray(Engine())
     try:
         grid = RayGrid(Echo, (), [1.0] * clients, actors=2, cpus_per_actor=0.5, watch=cluster.watch)
         grid.wait_until_ready(600.0)
         try:
             taken = []
             for _ in range(times + 1):
-                arrays = {client: to_record({"x": np.zeros(values, np.float32)}) for client in range(clients)}
+                arrays = {
+                    client: arrays_to_record({"x": np.zeros(values, np.float32)}) for client in range(clients)
+                }
                 messages = [
                     grid.create_message(RecordDict({"arrays": arrays[client]}), "train", node, "1")
                     for client, node in enumerate(grid.get_node_ids())
@@ -227,8 +229,10 @@ def table(parts: Parts, sizes: Sequence[RunSize]) -> str:
     ]
     for size in sizes:
         told = forecast(parts, size)
-        times = "".join(f"{duration(s):>12}" for s in (told.train, told.evaluate, told.save, told.round))
-        lines.append(f"{size.actors:>8}{times}{duration(told.run):>14}{told.busy:>8.0%}")
+        times = "".join(
+            f"{format_duration(s):>12}" for s in (told.train, told.evaluate, told.save, told.round)
+        )
+        lines.append(f"{size.actors:>8}{times}{format_duration(told.run):>14}{told.busy:>8.0%}")
     return "\n".join(lines)
 
 

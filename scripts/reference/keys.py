@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
-from fedkd.benchmark.schema import METRICS, BenchFile
+from fedkd.benchmark.schema import COMPARED_METRICS, BenchFile
 from fedkd.plugins.schema import type_text
 from fedkd.report.metrics import CONTINUAL_METRICS
 from fedkd.scenario.schema import Scenario
@@ -39,7 +39,7 @@ def scenario_page() -> str:
 
 def bench_page() -> str:
     """Return the page of bench files."""
-    metrics = ", ".join(map(code, (*METRICS, *CONTINUAL_METRICS)))
+    metrics = ", ".join(map(code, (*COMPARED_METRICS, *CONTINUAL_METRICS)))
     return page(
         "Bench files",
         "A bench is one TOML file: a base scenario, and what is compared. `fedkd check --schema bench`"

@@ -13,7 +13,7 @@ from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.data.request import SourceRequest
 from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
 from fedkd.fusion.capabilities import capabilities_of
-from fedkd.fusion.registry import STRATEGIES, source_of, strategy_hyperparameters
+from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters, strategy_source
 from fedkd.models.registry import MODELS
 from fedkd.plugins.schema import HyperParameter
 from fedkd.scenario.schema import Partition
@@ -96,7 +96,12 @@ def _strategy(name: str) -> str:
     if needed:
         facts.append(f"**Needs** {', '.join(needed)}.")
     return _part(
-        name, strategy, facts, strategy_hyperparameters(name), source_of(strategy), results.of_strategy(name)
+        name,
+        strategy,
+        facts,
+        strategy_hyperparameters(name),
+        strategy_source(strategy),
+        results.of_strategy(name),
     )
 
 

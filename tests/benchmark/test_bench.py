@@ -21,8 +21,8 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.benchmark import estimate, scheduler
-from fedkd.benchmark.runner import BenchResult, bench, plan_bench, study_so_far
-from fedkd.benchmark.worker import Outcome, run_cell
+from fedkd.benchmark.runner import BenchResult, bench, partial_study, plan_bench
+from fedkd.benchmark.worker import CellOutcome, run_cell
 from fedkd.cli.main import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
@@ -306,10 +306,10 @@ def test_a_killed_bench_has_a_page_of_its_finished_cells(copied, capsys):
 
 
 def test_the_page_includes_cells_newer_than_the_study(copied):
-    assert study_so_far(copied) is None, "the study has them all"
+    assert partial_study(copied) is None, "the study has them all"
     whole = read_study(copied)
     os.utime(copied / "study.json", (0, 0))
-    study = study_so_far(copied)
+    study = partial_study(copied)
     assert study is not None and study.missing == 0
     write_study(study, copied)
     assert read_study(copied) == whole
@@ -317,10 +317,10 @@ def test_the_page_includes_cells_newer_than_the_study(copied):
 
 def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):
     from fedkd.errors import UserError
-    from fedkd.tracking.run_folder import locked
+    from fedkd.tracking.run_folder import lock_run_folder
 
     (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out"), pytest.raises(UserError, match="another process"):
+    with lock_run_folder(tmp_path / "out"), pytest.raises(UserError, match="another process"):
         bench(in_turn, out=tmp_path / "out")
 
 
@@ -340,7 +340,7 @@ def test_asynchronous_rounds_are_estimated_by_their_uploads(write, tables, tmp_p
         with suppress(KeyboardInterrupt):
             for round, seconds in ((1, 9.0), (2, 3.0), (3, 50.0)):
                 observers[0].round_finished(RoundReport(round, 3, seconds=seconds))
-        return Outcome("interrupted")
+        return CellOutcome("interrupted")
 
     monkeypatch.setattr(estimate, "run_cell", timed)
     tables = tables | {"grid": {"asynchronous.buffer": [3, 1]}, "baseline": {"asynchronous.buffer": 3}}

@@ -9,7 +9,7 @@ from fedkd.benchmark.schema import load_bench
 from fedkd.continual.registry import learner_hyperparameters
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_scenario
-from fedkd.scenario.identity import digest_of
+from fedkd.scenario.identity import scenario_digest
 
 
 def cells_of(write, tables, overrides=()):
@@ -52,7 +52,7 @@ def test_the_hash_depends_on_result_relevant_keys(override, write, tables):
 def test_spelling_out_a_default_keeps_the_hash(digits_scenario):
     spelt = digits_scenario | {"clients_per_round": 4, "fusion": {"strategy": "knfu", "beta": 10.0}}
     plain = digits_scenario | {"clients_per_round": 4}
-    assert digest_of(parse_scenario(spelt)) == digest_of(parse_scenario(plain))
+    assert scenario_digest(parse_scenario(spelt)) == scenario_digest(parse_scenario(plain))
 
 
 def test_hyperparameters_do_not_leak_into_another_strategy(write, tables):

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fedkd.benchmark.results import FinishedCell, chance_line
-from fedkd.benchmark.worker import Outcome
+from fedkd.benchmark.worker import CellOutcome
 
 
 def cell(label: str, *clients: int) -> FinishedCell:
     summary = {"at_chance": [{"client": client, "task": 0} for client in clients]}
-    return FinishedCell(SimpleNamespace(label=label), Path(label), Outcome("done"), summary)  # type: ignore[arg-type]
+    return FinishedCell(SimpleNamespace(label=label), Path(label), CellOutcome("done"), summary)  # type: ignore[arg-type]
 
 
 def test_up_to_three_cells_are_named_and_the_rest_counted():
@@ -24,5 +24,5 @@ def test_up_to_three_cells_are_named_and_the_rest_counted():
 
 
 def test_summaries_of_earlier_releases_give_no_warning():
-    old = FinishedCell(SimpleNamespace(label="a"), Path("a"), Outcome("done"), {"final": {}})  # type: ignore[arg-type]
+    old = FinishedCell(SimpleNamespace(label="a"), Path("a"), CellOutcome("done"), {"final": {}})  # type: ignore[arg-type]
     assert chance_line([old]) is None

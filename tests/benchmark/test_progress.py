@@ -9,7 +9,7 @@ from fedkd.benchmark.cells import make_cells
 from fedkd.benchmark.estimate import CellPace
 from fedkd.benchmark.progress import LiveProgress, PlainProgress
 from fedkd.benchmark.schema import load_bench
-from fedkd.benchmark.worker import Outcome
+from fedkd.benchmark.worker import CellOutcome
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def test_progress_is_printed_as_plain_lines(cells):
     progress.slots(2)
     progress.started(cells[1])
     progress.started(cells[2])
-    progress.finished(cells[1], Outcome("done", 4.0))
-    progress.finished(cells[2], Outcome("failed", 1.0, "client 2, round 1: broke"))
+    progress.finished(cells[1], CellOutcome("done", 4.0))
+    progress.finished(cells[2], CellOutcome("failed", 1.0, "client 2, round 1: broke"))
     progress.started(cells[3])
-    progress.finished(cells[3], Outcome("done", 4.0))
+    progress.finished(cells[3], CellOutcome("done", 4.0))
     first, second, third = stream.getvalue().splitlines()
     assert first == "done    strategy=knfu seed=1  4.0 s  (2/4 done, 1 running, 4 s left)"
     assert second.startswith("failed  strategy=local seed=2: client 2, round 1: broke  (2/4 done, 1 failed")
@@ -48,7 +48,7 @@ def test_progress_is_shown_as_a_live_table(cells):
     progress = LiveProgress(console, cells, 0, ("fusion.strategy",))
     progress.slots(1)
     progress.started(cells[0])
-    progress.finished(cells[0], Outcome("failed", 1.0, "client 2, round 1: broke"))
+    progress.finished(cells[0], CellOutcome("failed", 1.0, "client 2, round 1: broke"))
     progress.started(cells[1])
     progress.closed()
     shown = console.file.getvalue()

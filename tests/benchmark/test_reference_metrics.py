@@ -11,7 +11,7 @@ import pytest
 from fedkd.benchmark.references import add_reference_metrics
 from fedkd.benchmark.results import collect
 from fedkd.benchmark.runner import bench, plan_bench
-from fedkd.benchmark.worker import Outcome
+from fedkd.benchmark.worker import CellOutcome
 from fedkd.plan.client_roles import poisoned_clients
 
 pytestmark = pytest.mark.usefixtures("no_report", "undrawn")
@@ -168,5 +168,5 @@ def test_ambiguous_foreign_and_failed_cells_are_no_references(write, stream_tabl
         c for c in collect(plan.cells, plan.runs, {}) if c.cell.levels["method"].label in ("naive", "joint")
     ]
     assert all("intransigence" in cell.relative for cell in add_reference_metrics(two, plan.axes))
-    failed = replace(two[1], outcome=Outcome("failed"), summary=None)
+    failed = replace(two[1], outcome=CellOutcome("failed"), summary=None)
     assert [cell.relative for cell in add_reference_metrics([two[0], failed], plan.axes)] == [{}, {}]

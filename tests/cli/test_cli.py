@@ -17,7 +17,7 @@ from fedkd.fusion.registry import STRATEGIES
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.simulation.check_data import skew
-from fedkd.tracking.wording import size
+from fedkd.tracking.wording import format_bytes
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -273,7 +273,7 @@ def test_check_estimates_the_bytes_that_a_run_counts(digits_toml, tmp_path, caps
     estimate = run_main(capsys, "check", digits_toml, *words)[1]
     assert run_main(capsys, "run", digits_toml, "--out", tmp_path / "out", "--quiet", *words)[0] == 0
     final = json.loads((tmp_path / "out" / "summary.json").read_text())["final"]
-    assert f"{size(final['bytes_up'])} up, {size(final['bytes_down'])} down" in estimate
+    assert f"{format_bytes(final['bytes_up'])} up, {format_bytes(final['bytes_down'])} down" in estimate
 
 
 def test_check_accepts_a_resolved_scenario(digits_toml, tmp_path, capsys):

@@ -511,9 +511,9 @@ def test_a_local_ray_prints_nothing(places):
     """A GPU where there is none, and a client that takes its process with it: a line each, fedkd's own."""
     code = f"""
 from fedkd.cli.main import main
-from fedkd.engine.ray.cluster import connect
+from fedkd.engine.ray.cluster import connect_ray
 from fedkd.scenario.schema import Engine
-connect(Engine())
+connect_ray(Engine())
 words = ["run", {places["FILE"]!r}, "--engine", "ray", "--quiet", "--out", {places["OUT"]!r}]
 words += ["--set", "engine.actors=1"]
 assert main([*words, "engine.gpus_per_actor=0.5"]) == 2

@@ -15,7 +15,7 @@ from fedkd.cli.watch import _Follower, watch
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.plan.load import parse_plan
 from fedkd.tracking.events import RunObserver
-from fedkd.tracking.present import PresentFile, read_present
+from fedkd.tracking.present import ProgressFile, read_progress
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -181,19 +181,19 @@ def test_other_folders_cannot_be_watched(tmp_path, capsys):
 
 
 def test_malformed_progress_files_are_ignored(tmp_path):
-    assert read_present(tmp_path) is None
+    assert read_progress(tmp_path) is None
     for text in ("", "{", "3", "{}", '{"slowest": 3}', '{"status": "running", "slowest": null}'):
         (tmp_path / "progress.json").write_text(text)
-        assert read_present(tmp_path) is None
+        assert read_progress(tmp_path) is None
 
 
 def test_progress_is_written_about_once_a_second(tmp_path):
     now = [0.0]
-    file = PresentFile(lambda: now[0])
+    file = ProgressFile(lambda: now[0])
     file.run_started(parse_plan({"rounds": 2}).scenario, tmp_path, 0)
     done = []
     for second in (0.2, 0.4, 1.1, 1.3):
         now[0] = second
         file.phase(1, "train", int(10 * second), 20)
-        done.append(read_present(tmp_path).done)
+        done.append(read_progress(tmp_path).done)
     assert done == [0, 0, 11, 11]

@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 import fedkd
-from fedkd.clients.costs.model_memory import bytes_of_client, checked_models
+from fedkd.clients.costs.model_memory import build_checked_models, estimate_client_bytes
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
@@ -130,9 +130,9 @@ def test_evaluations_ask_the_auxiliary_network(digits_scenario):
 def test_auxiliary_networks_count_as_memory(digits_scenario):
     plan = parse_plan(digits_scenario)
     data = load_data(plan.scenario)
-    models = checked_models(plan, data)
+    models = build_checked_models(plan, data)
     with_more = replace(plan, strategy=Beside())
-    more = bytes_of_client(with_more, data, models) - bytes_of_client(plan, data, models)
+    more = estimate_client_bytes(with_more, data, models) - estimate_client_bytes(plan, data, models)
     sizes = [
         values.nbytes
         for name in ("small", "copy", "projection")
@@ -153,7 +153,7 @@ def test_auxiliary_networks_count_as_memory(digits_scenario):
 def test_impossible_auxiliaries_are_refused_before_a_run(digits_scenario, strategy, key, told):
     plan = replace(parse_plan(digits_scenario), strategy=strategy)
     with pytest.raises(UserError, match=told) as caught:
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))
     assert caught.value.key == key
 
 
@@ -163,7 +163,7 @@ def test_auxiliary_networks_refuse_a_stream(digits_scenario):
     tables.pop("rounds")
     plan = replace(parse_plan(tables), strategy=Beside())
     with pytest.raises(UserError, match="which a learner of a stream of tasks knows nothing of"):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))
 
 
 def test_the_example_on_the_strategies_page_runs(digits_scenario, tmp_path):

@@ -9,15 +9,20 @@ import pytest
 import fedkd
 import fedkd.clients.local.select_executor as module
 from fedkd.cli.doctor import _executor_rows
-from fedkd.clients.local.executor_cache import cache_file, cache_step, cached_step, measured_steps
-from fedkd.clients.local.select_executor import choose
+from fedkd.clients.local.executor_cache import (
+    cache_step,
+    cached_step,
+    executor_cache_path,
+    read_step_measurements,
+)
+from fedkd.clients.local.select_executor import select_executor
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.federation.apps.context import _load_once
 from fedkd.plan.load import parse_plan
-from fedkd.scenario.identity import decisive, with_known_executor
+from fedkd.scenario.identity import result_relevant_keys, with_known_executor
 from fedkd.tracking.events import RunObserver
-from fedkd.tracking.run_folder import plan_of_run
+from fedkd.tracking.run_folder import read_run_plan
 from fedkd.training.fast.benchmark_executors import StepSeconds
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -66,9 +71,9 @@ class Lines(RunObserver):
         self.lines.append(text)
 
 
-def choice(**training) -> module.Choice:
+def choice(**training) -> module.ExecutorChoice:
     plan = parse_plan(scenario(**training))
-    return choose(plan, load_data(plan.scenario))
+    return select_executor(plan, load_data(plan.scenario))
 
 
 def test_groups_choose_the_executor_by_their_total_step_time(results):
@@ -93,7 +98,7 @@ def test_measurements_are_reused_until_something_changes(results):
     results[:] = [StepSeconds(1.0, 9.0)]
     assert choice().executor == "vectorised"
     assert choice(optimizer="sgd").executor == "loop"
-    assert len(measured_steps()) == 4
+    assert len(read_step_measurements()) == 4
 
 
 @pytest.mark.parametrize(
@@ -110,9 +115,9 @@ def test_measurements_are_reused_until_something_changes(results):
     ],
 )
 def test_a_malformed_cache_counts_as_empty(text):
-    cache_file().parent.mkdir(parents=True)
-    cache_file().write_text(text)
-    assert measured_steps() == [] and cached_step({}) is None
+    executor_cache_path().parent.mkdir(parents=True)
+    executor_cache_path().write_text(text)
+    assert read_step_measurements() == [] and cached_step({}) is None
     cache_step({"model": "mlp"}, (1.0, 2.0))
     assert cached_step({"model": "mlp"}) == (1.0, 2.0)
 
@@ -121,14 +126,14 @@ def test_an_unwritable_cache_is_skipped(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     cache_step({}, (1.0, 2.0))
-    assert measured_steps() == []
+    assert read_step_measurements() == []
 
 
 def test_the_choice_is_recorded_and_repeats_byte_for_byte(results, tmp_path):
     results[:] = [StepSeconds(9.0, 1.0)]
     observer = Lines()
     first = fedkd.run(scenario(), out=tmp_path / "auto", observers=[observer])
-    assert plan_of_run(first.folder).scenario.training.executor == "vectorised"
+    assert read_run_plan(first.folder).scenario.training.executor == "vectorised"
     assert (
         sum("executor vectorised: training together is 9.00 times as fast" in x for x in observer.lines) == 1
     )
@@ -151,19 +156,19 @@ def test_a_run_folder_with_an_unresolved_executor_is_refused(results, tmp_path):
 
 def test_a_bench_cell_resumes_with_its_recorded_executor():
     cell, run = (parse_plan(scenario(executor=name)).scenario for name in ("auto", "vectorised"))
-    assert with_known_executor(decisive(cell), run) == decisive(run)
-    assert with_known_executor(decisive(run), cell) == decisive(run)
+    assert with_known_executor(result_relevant_keys(cell), run) == result_relevant_keys(run)
+    assert with_known_executor(result_relevant_keys(run), cell) == result_relevant_keys(run)
 
 
 def test_clients_that_may_fail_train_in_the_loop():
     plan = parse_plan(scenario() | {"faults": {"on_client_error": "skip"}})
-    assert choose(plan, load_data(plan.scenario)).executor == "loop"
+    assert select_executor(plan, load_data(plan.scenario)).executor == "loop"
 
 
 def test_the_executor_choice_is_measured():
     found = choice()
-    assert [what["model"] for what, _ in measured_steps()] == ["mlp", "lenet"]
-    assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in measured_steps())
+    assert [what["model"] for what, _ in read_step_measurements()] == ["mlp", "lenet"]
+    assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in read_step_measurements())
     assert found.told.startswith(found.executor) and "times as fast as the loop" in found.told
 
 
@@ -173,7 +178,7 @@ def test_an_actors_node_decides_the_choice_on_a_cluster(ray_session, tmp_path):
     tables = scenario() | {"faults": {"on_client_error": "skip"}}  # so that nothing is measured there
     tables["engine"] = {"kind": "ray", "actors": 1, "cpus_per_actor": 0.5, "gpus_per_actor": 0.0}
     run = fedkd.run(tables, out=tmp_path / "run", observers=[observer])
-    assert plan_of_run(run.folder).scenario.training.executor == "loop"
+    assert read_run_plan(run.folder).scenario.training.executor == "loop"
     assert any("finding out on the cluster" in line for line in observer.lines)
     assert "executor loop: clients that may be skipped or tried again work alone" in observer.lines
 
@@ -192,4 +197,4 @@ def test_doctor_shows_the_measured_executors():
     assert row.strip() == (
         "mlp, batches of 8, 2 clients on cpu: 2 ms a step and client in the loop, 1 together"
     )
-    assert json.loads(cache_file().read_text())["version"] == 2
+    assert json.loads(executor_cache_path().read_text())["version"] == 2

@@ -22,7 +22,7 @@ from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.plan.client_roles import poisoned_clients, round_half_up
 from fedkd.plan.load import load_scenario
-from fedkd.plan.plan import resolve
+from fedkd.plan.plan import resolve_plan
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
@@ -50,7 +50,7 @@ def many(scenario: Scenario, clients: int) -> Scenario:
 
 
 def build(scenario: Scenario, index: int) -> Client:
-    return ClientFactory(resolve(scenario), load_federated_data(scenario)).build(index)
+    return ClientFactory(resolve_plan(scenario), load_federated_data(scenario)).build(index)
 
 
 def poisoned_and_honest(scenario: Scenario) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from conftest import digits_tables
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fedkd
-from fedkd.clients.upload.stages import SENT, decode, encode, upload_stages
+from fedkd.clients.upload.stages import PREDICTIONS_SENT, decode_upload, encode, upload_stages
 from fedkd.errors import UserError
-from fedkd.fusion.distillation.confidence import certainty
+from fedkd.fusion.distillation.confidence import normalised_certainty
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.plan.load import parse_plan
@@ -28,7 +28,7 @@ def there_and_back(fusion: Fusion, logits=LOGITS):
     stages = upload_stages(fusion)
     arrays = {"logits": logits, "counts": COUNTS}
     sent = encode(stages, arrays, KINDS, lambda purpose: numpy_generator(0, purpose))
-    return sent, decode(stages, sent, {name: KINDS.get(name, Kind.OTHER) for name in sent})
+    return sent, decode_upload(stages, sent, {name: KINDS.get(name, Kind.OTHER) for name in sent})
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 21])
@@ -38,11 +38,11 @@ def there_and_back(fusion: Fusion, logits=LOGITS):
 def test_a_client_sends_confident_predictions_and_one_bit_per_sample(samples, wanted) -> None:
     logits = LOGITS[:samples]
     sent, received = there_and_back(Fusion(filters=[Filter(by="confidence", at="upload", **wanted)]), logits)
-    sure = certainty(softmax(logits))
+    sure = normalised_certainty(softmax(logits))
     keep = sure >= wanted.get("threshold", np.quantile(sure, 0.5))
-    assert_array_equal(received[SENT], keep)
+    assert_array_equal(received[PREDICTIONS_SENT], keep)
     assert_array_equal(received["logits"], np.where(keep[:, None], logits, 0))
-    assert sent["logits"].nbytes + sent[SENT].nbytes == 24 * keep.sum() + (samples + 7) // 8 + 1
+    assert sent["logits"].nbytes + sent[PREDICTIONS_SENT].nbytes == 24 * keep.sum() + (samples + 7) // 8 + 1
     assert_array_equal(received["counts"], COUNTS)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.clients.costs.model_memory import checked_models
+from fedkd.clients.costs.model_memory import build_checked_models
 from fedkd.clients.evaluation.evaluator import KAPPAS, log_shares, smallest_kappa
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
@@ -89,7 +89,7 @@ def test_logit_adjustment_refuses_a_stream(digits_scenario):
     with pytest.raises(
         UserError, match=r"fusion.logit_adjustment: must be 0 in a stream of tasks, .* got 0.1"
     ):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))
 
 
 def test_the_smallest_kappa_within_a_standard_error_is_chosen():
@@ -178,4 +178,4 @@ def test_impossible_logit_adjustments_are_refused(changes, told, digits_scenario
         tables["data"] = tables["data"] | {"partition": {"samples_per_client": 50}}
     with pytest.raises(UserError, match=told):
         plan = parse_plan(tables)
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))

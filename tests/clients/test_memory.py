@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedkd.clients.costs.model_memory import (
-    bytes_of_client,
-    checked_models,
-    clients_that_fit,
+    build_checked_models,
     copies_in_training,
+    estimate_client_bytes,
+    max_resident_clients,
 )
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
@@ -39,10 +39,10 @@ def test_models_larger_than_the_memory_are_refused(memory, key, digits_scenario,
     wide = {"model": "mlp", "args": {"hidden": [500]}}  # 150 kB, 600 kB while it is trained
     plan = parse_plan(digits_scenario | {"clients": [wide]})
     data = load_data(plan.scenario)
-    assert len(checked_models(plan, data)) == 1
+    assert len(build_checked_models(plan, data)) == 1
     monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: memory)
     with pytest.raises(UserError) as caught:
-        checked_models(plan, data)
+        build_checked_models(plan, data)
     assert caught.value.key == key
 
 
@@ -51,7 +51,7 @@ def test_clients_with_a_shared_model_need_one_copy(digits_scenario, monkeypatch)
     tables = digits_scenario | {"clients": [wide], "fusion": {"strategy": "flwr:FedAvg"}}
     plan = parse_plan(tables)
     monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 1_000_000)
-    assert len(checked_models(plan, load_data(plan.scenario))) == 1
+    assert len(build_checked_models(plan, load_data(plan.scenario))) == 1
 
 
 def test_only_live_clients_count_as_memory(digits_scenario, monkeypatch):
@@ -61,25 +61,25 @@ def test_only_live_clients_count_as_memory(digits_scenario, monkeypatch):
     tables["data"] = tables["data"] | {"clients": 3000, "partition": partition}
     monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 100_000_000)
     plan = parse_plan(tables)
-    assert len(checked_models(plan, load_data(plan.scenario))) == 1, "a quarter of them"
+    assert len(build_checked_models(plan, load_data(plan.scenario))) == 1, "a quarter of them"
     plan = parse_plan(tables | {"engine": {"kind": "inline", "live_clients": 2000}})
     with pytest.raises(UserError, match="3000 clients' models"):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))
 
 
 def test_live_clients_take_at_most_a_quarter_of_the_memory(digits_scenario, monkeypatch):
     plan = parse_plan(digits_scenario | {"clients": [{"model": "mlp", "args": {"hidden": []}}]})
     data = load_data(plan.scenario)
     guidance, weights = 4 * 60 * 10, 4 * (64 * 10 + 10)
-    of_client = bytes_of_client(plan, data, checked_models(plan, data))
+    of_client = estimate_client_bytes(plan, data, build_checked_models(plan, data))
     assert of_client == 16_384 + guidance + weights
     kept = parse_plan(
         digits_scenario | {"training": {"optimizer_state": "kept"}, "clients": plan.scenario.clients}
     )
-    assert bytes_of_client(kept, data, checked_models(kept, data)) == of_client + 2 * weights
+    assert estimate_client_bytes(kept, data, build_checked_models(kept, data)) == of_client + 2 * weights
     tries = {"fusion": {"strategy": "chosen_beta", "kd_weight": 0.3}, "clients": plan.scenario.clients}
     chosen = parse_plan(digits_scenario | tries)
-    assert bytes_of_client(chosen, data, checked_models(chosen, data)) == of_client + 5 * guidance
+    assert estimate_client_bytes(chosen, data, build_checked_models(chosen, data)) == of_client + 5 * guidance
     monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: 100 * of_client)
     cpu = torch.device("cpu")
-    assert [clients_that_fit(of_client, share, 1.0, cpu) for share in (1.0, 0.2, 0.001)] == [25, 5, 1]
+    assert [max_resident_clients(of_client, share, 1.0, cpu) for share in (1.0, 0.2, 0.001)] == [25, 5, 1]

@@ -9,7 +9,7 @@ from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 
@@ -31,14 +31,14 @@ def tables(digits_scenario) -> dict:
     }
 
 
-def federation(tables: dict) -> tuple[FusingByTask, dict[int, Client], object]:
+def federation(tables: dict) -> tuple[TaskwiseFusion, dict[int, Client], object]:
     plan = parse_plan(tables)
     factory = ClientFactory(plan, load_data(plan.scenario))
     clients = {n: factory.build(n) for n in range(plan.scenario.data.clients)}
-    return FusingByTask(plan.strategy, lambda task: ServerKnowledge()), clients, plan.schedule
+    return TaskwiseFusion(plan.strategy, lambda task: ServerKnowledge()), clients, plan.schedule
 
 
-def live(round: int, fusing: FusingByTask, clients: dict[int, Client], schedule) -> dict[int, int]:
+def live(round: int, fusing: TaskwiseFusion, clients: dict[int, Client], schedule) -> dict[int, int]:
     """Run a round; return the task of every client that was taught."""
     uploads, taught = {}, {}
     fusing.move({n: schedule.task(n, round) for n in clients})

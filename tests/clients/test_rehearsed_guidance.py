@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fedkd.clients.client import Client
-from fedkd.clients.costs.model_memory import checked_models
+from fedkd.clients.costs.model_memory import build_checked_models
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.local.estimator_trainer import EstimatorTrainer
 from fedkd.clients.local.local_loss import LastGuidance, LocalLoss, Rehearsed
 from fedkd.clients.local.task_batches import of_task, task_batches
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.fusion.math.fidelity import divergence
+from fedkd.fusion.math.fidelity import mean_kl_divergence
 from fedkd.models.estimator import IncrementalModel
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator
@@ -137,7 +137,7 @@ def test_local_training_keeps_the_effect_of_distillation(client_with):
         client = client_with({"kd_weight": rho, "distill_epochs": 5})
         client.complete(client.learn({"targets": wanted}, 1))
         client.complete(client.train(2))
-        far.append(divergence(client.predict(client.data.transfer_x), wanted))
+        far.append(mean_kl_divergence(client.predict(client.data.transfer_x), wanted))
     assert far[0] > far[1] > far[2], far
 
 
@@ -267,7 +267,7 @@ def test_a_refit_uses_private_samples_and_targets(client_with):
 def test_rehearsal_refuses_a_strategy_without_targets(strategy, digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, "kd_weight": 0.3}})
     with pytest.raises(UserError, match=f"must be 0 with '{strategy}', whose guidance is no targets"):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))
 
 
 def test_rehearsal_refuses_a_learner_that_trains_on_memory_alone(digits_scenario):
@@ -276,4 +276,4 @@ def test_rehearsal_refuses_a_learner_that_trains_on_memory_alone(digits_scenario
         | {"fusion": {"strategy": "knfu", "kd_weight": 0.3}, "continual": {"learner": "gdumb"}}
     )
     with pytest.raises(UserError, match="must be 0, as 'gdumb' trains on what it remembers alone"):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))

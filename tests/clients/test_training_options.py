@@ -15,7 +15,7 @@ from torch import Tensor
 import fedkd
 from fedkd.clients.client import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.local_samples import keep_apart, number_kept_apart
+from fedkd.clients.local_samples import count_held_out, keep_apart
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario
@@ -198,7 +198,7 @@ def test_accumulated_batches_equal_one_large_batch(tables):
     ("samples", "share", "number"), [(80, 0.1, 8), (15, 0.1, 2), (14, 0.1, 0), (2, 0.9, 0)]
 )
 def test_fewer_than_two_samples_give_no_validation_set(samples, share, number):
-    assert number_kept_apart(samples, share) == number
+    assert count_held_out(samples, share) == number
     own = keep_apart(np.zeros(samples, dtype=np.int64), share, seed=1, client=0)
     assert len(own.kept_apart) == number
     assert sorted([*own.trained_on, *own.kept_apart]) == list(range(samples))

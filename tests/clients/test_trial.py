@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import fedkd
-from fedkd.clients.costs.model_memory import checked_models
+from fedkd.clients.costs.model_memory import build_checked_models
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
-from fedkd.simulation.scenario_check import check
-from fedkd.tracking.wording import size
+from fedkd.simulation.scenario_check import check_plan
+from fedkd.tracking.wording import format_bytes
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -85,8 +85,10 @@ def test_choices_are_recorded_and_their_cost_is_counted(digits_scenario, tmp_pat
     assert set(found) == {0, 1, 2, 3, None} and set(found.values()) - {found[None]} <= {0, 1, 2, 5, 10}
     sent = 4 * (5 * 60 * 10 * 4 + 60)
     assert result.summary["final"]["bytes_down"] == sent
-    told = list(check(parse_plan(tables)))
-    assert any(line.startswith("traffic") and f"{size(sent)} down in a round" in line for line in told)
+    told = list(check_plan(parse_plan(tables)))
+    assert any(
+        line.startswith("traffic") and f"{format_bytes(sent)} down in a round" in line for line in told
+    )
     assert any("of these kept apart to choose by: min 16, median 16, max 16" in line for line in told)
 
 
@@ -104,4 +106,4 @@ def test_impossible_trials_are_refused(changes, told, digits_scenario):
         tables["data"] = tables["data"] | {"partition": {"samples_per_client": 50}}
     plan = parse_plan(tables)
     with pytest.raises(UserError, match=told):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))

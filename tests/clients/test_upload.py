@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.poison import Poison
-from fedkd.clients.upload.stages import Finite, Poisoning, Precision, decode, encode, upload_stages
+from fedkd.clients.upload.stages import Finite, Poisoning, Precision, decode_upload, encode, upload_stages
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.kinds import Kind
@@ -90,7 +90,7 @@ def test_weights_travel_in_float16_and_arrive_in_float32():
     stages, kinds = upload_stages(Fusion(upload_dtype="float16")), kinds_of_model()
     sent = encode(stages, model(), kinds, generators)
     assert (sent["weight"].dtype, sent["batches"].dtype) == (np.float16, np.int64)
-    received = decode(stages, sent, kinds)
+    received = decode_upload(stages, sent, kinds)
     assert received["weight"].dtype == np.float32
     assert_array_equal(received["weight"], model()["weight"].astype(np.float16).astype(np.float32))
     assert_array_equal(received["batches"], 70_001)
@@ -100,7 +100,7 @@ def test_weights_travel_in_float16_and_arrive_in_float32():
 def test_predictions_arrive_as_they_were_sent(kind):
     stages = upload_stages(Fusion(upload_dtype="float16"))
     sent = encode(stages, {"z": np.full((2, 2), 0.1)}, {"z": kind}, generators)
-    assert decode(stages, sent, {"z": kind})["z"].dtype == np.float16
+    assert decode_upload(stages, sent, {"z": kind})["z"].dtype == np.float16
 
 
 @pytest.mark.parametrize("kind", [Kind.COUNTERS, Kind.INDICES, Kind.LABEL_COUNTS, Kind.CONSTANT])
@@ -108,7 +108,7 @@ def test_predictions_arrive_as_they_were_sent(kind):
 def test_integers_keep_their_values(kind, poison):
     values = np.array([3, 70_001, 12], np.int32)
     stages = upload_stages(Fusion(upload_dtype="float16"), poison)
-    sent = decode(stages, encode(stages, {"a": values}, {"a": kind}, generators), {"a": kind})["a"]
+    sent = decode_upload(stages, encode(stages, {"a": values}, {"a": kind}, generators), {"a": kind})["a"]
     assert sent.dtype == np.int32
     assert_array_equal(sent, values)
 
@@ -136,7 +136,7 @@ def test_upload_stages_are_undone_in_reverse():
     stages = (Adding("1"), Adding("2"))
     sent = encode(stages, {"a": np.ones(1)}, {}, generators)
     assert list(sent) == ["a12"]
-    assert list(decode(stages, sent, {})) == ["a"]
+    assert list(decode_upload(stages, sent, {})) == ["a"]
 
 
 def test_poisoned_weights_are_random_and_fit_the_model():

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 import fedkd
-from fedkd.clients.costs.arithmetic import Workload, workload
-from fedkd.clients.costs.model_memory import checked_models
+from fedkd.clients.costs.arithmetic import Workload, estimate_workload
+from fedkd.clients.costs.model_memory import build_checked_models
 from fedkd.data.load import load_data
 from fedkd.fusion.distillation.fedhkt import FedHKT
 from fedkd.fusion.distillation.mst import MST
@@ -17,7 +17,7 @@ from fedkd.fusion.experimental.path import Path
 from fedkd.fusion.prototypes.fedgen import FedGen
 from fedkd.fusion.prototypes.fedgh import FedGH
 from fedkd.fusion.prototypes.fedtgp import FedTGP
-from fedkd.fusion.server_cost import Extent
+from fedkd.fusion.server_cost import RoundExtent
 from fedkd.fusion.two_models.fedgkt import FedGKT
 from fedkd.plan.load import parse_plan
 from fedkd.training import evaluate
@@ -34,7 +34,7 @@ SGD = {"optimizer": "sgd"}
 def estimated(tables) -> tuple[Workload, int]:
     plan = parse_plan(tables)
     data = load_data(plan.scenario)
-    found = workload(plan, data, checked_models(plan, data))
+    found = estimate_workload(plan, data, build_checked_models(plan, data))
     return found, found.test
 
 
@@ -143,7 +143,7 @@ def test_a_stream_is_evaluated_on_all_tasks_so_far_and_the_next(digits_scenario)
     assert naive.evaluation > 3 * single.evaluation / 5
 
 
-EXTENT = Extent(clients=4, samples=60, classes=10, private=320, width=200)
+EXTENT = RoundExtent(clients=4, samples=60, classes=10, private=320, width=200)
 """Four clients with 80 samples each and the default mlp's features."""
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learning import TaskLearning
-from fedkd.training.executor import complete_alone
+from fedkd.training.executor import run_training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
@@ -49,12 +49,12 @@ def train(
     """Train for some of the present task's epochs."""
     job = TrainJob(learning.context.network, arrays, loss, epochs=len(epochs), **options)
     training = learning.fit(job, first_epoch=epochs.start, task_epochs=task_epochs, after_epoch=after_epoch)
-    return complete_alone(training)
+    return run_training(training)
 
 
 def guide(learning, arrays, loss, **options) -> FitResult:
     """Train on guidance."""
-    return complete_alone(learning.distil(TrainJob(learning.context.network, arrays, loss, **options)))
+    return run_training(learning.distil(TrainJob(learning.context.network, arrays, loss, **options)))
 
 
 def fit_task(learning, stream, task, *, epochs=2, task_epochs=None, optimizer=SGD, first=0, batch_size=8):

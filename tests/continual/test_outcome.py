@@ -17,7 +17,7 @@ from fedkd.plan.load import load_scenario
 from fedkd.plan.schedule_builder import build_schedule
 from fedkd.report.run_summary import _continual
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
+from fedkd.scenario.stream import accuracy_name, evaluation_protocols, main_protocol
 
 pytestmark = pytest.mark.usefixtures("no_rendering")
 
@@ -358,7 +358,7 @@ def test_the_curves_of_a_run_are_complete(finished):
 
 def test_protocols_follow_the_head():
     given = "task_incremental"
-    assert [protocols(scenario_of(head=h)) for h in ("task", "class", "domain")] == [
+    assert [evaluation_protocols(scenario_of(head=h)) for h in ("task", "class", "domain")] == [
         (given, "class_incremental"),
         (given, "class_incremental"),
         (given, "domain_incremental"),

@@ -14,10 +14,10 @@ from fedkd.continual.registry import LEARNERS, load_learner_class
 from fedkd.continual.subspace.cuber import CUBER
 from fedkd.continual.subspace.layer_memory import LayerMemory
 from fedkd.continual.subspace.reopened_subspace import own_directions
-from fedkd.continual.traits import why_closed
+from fedkd.continual.traits import reopening_obstacle
 from fedkd.models.zoo.mlp import mlp
 from fedkd.models.zoo.resnet import resnet8
-from fedkd.training.executor import complete_alone
+from fedkd.training.executor import run_training
 from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
@@ -45,7 +45,7 @@ def teach(learning, task, x, optimizer=ADAM, seed=5):
         generator=torch.Generator().manual_seed(1),
         seed=1,
     )
-    return complete_alone(learning.teach_again(job, task))
+    return run_training(learning.teach_again(job, task))
 
 
 def logits(learning, stream):
@@ -163,9 +163,9 @@ def test_learners_that_close_nothing_keep_their_usual_rules(name):
 
 
 def test_learners_with_closed_tasks_state_the_reason():
-    closed = {name: why_closed(load_learner_class(name)()) for name in LEARNERS.builtin}
+    closed = {name: reopening_obstacle(load_learner_class(name)()) for name in LEARNERS.builtin}
     opened = {name for name, why in closed.items() if why is None}
     assert opened == {*USUAL, "cuber", "ssnet", "exssnet"}
-    assert "kkt = true" in closed["supsup"] and why_closed(SupSup(kkt=True)) is None
-    assert "unknown" in why_closed(SupSup(boundaries="unknown"))
+    assert "kkt = true" in closed["supsup"] and reopening_obstacle(SupSup(kkt=True)) is None
+    assert "unknown" in reopening_obstacle(SupSup(boundaries="unknown"))
     assert "old tasks anyway" in closed["joint"] and "fresh network" in closed["single"]

@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from small_learning import fit_task, small_stream, start
 
 from fedkd.continual.masks import masks
-from fedkd.continual.masks.shared_mask import SharedMask, fingerprint
+from fedkd.continual.masks.shared_mask import SharedMask, fingerprint_weights
 from fedkd.continual.masks.ssnet import ExSSNeT
 from fedkd.continual.masks.supsup import SupSup
 from fedkd.models.zoo.mlp import mlp
@@ -67,7 +67,9 @@ def begun(learner, tasks=3):
         network = mlp((6,), 2 * tasks, hidden=(20,))
     stream = small_stream(tasks)
     learning = start(learner, network, stream)
-    shared = SharedMask(learner, learning.context, fingerprint(learner.memory(learning.context).weights))
+    shared = SharedMask(
+        learner, learning.context, fingerprint_weights(learner.memory(learning.context).weights)
+    )
     return learning, stream, shared
 
 
@@ -150,5 +152,5 @@ def _whole(learning, task) -> np.ndarray:
 def test_fingerprints_distinguish_weights():
     one, other = {"a": torch.ones(2, 3)}, {"a": torch.ones(3, 2)}
     moved = {"a": torch.ones(2, 3).index_fill(0, torch.tensor([0]), 1.0001)}
-    assert_array_equal(fingerprint(one), fingerprint({"a": torch.ones(2, 3)}))
-    assert len({fingerprint(weights).tobytes() for weights in (one, other, moved)}) == 3
+    assert_array_equal(fingerprint_weights(one), fingerprint_weights({"a": torch.ones(2, 3)}))
+    assert len({fingerprint_weights(weights).tobytes() for weights in (one, other, moved)}) == 3

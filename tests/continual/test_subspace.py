@@ -11,13 +11,13 @@ from torch import nn
 
 from fedkd.continual.baselines.baselines import Naive
 from fedkd.continual.subspace.bases import (
+    basis_energies,
     check_layers,
+    count_leading_energies,
     draw,
-    energies_along,
-    have_own_heads,
+    heads_are_disjoint,
     layer_inputs,
     mean_gradients,
-    number_needed,
     residual_directions,
 )
 from fedkd.errors import UserError
@@ -52,8 +52,8 @@ def test_directions_are_singular_vectors_of_the_residual():
     along = np.abs((directions.numpy() * vectors[:, ::-1][:, :6]).sum(axis=0))
     np.testing.assert_allclose(along, 1.0, atol=1e-10)  # the same but for their signs
     # All energy is either along the basis or along a new direction.
-    assert float(energies.sum() + energies_along(inputs, basis).sum()) == pytest.approx((r**2).sum())
-    np.testing.assert_allclose(energies_along(inputs, basis), np.diag(b.T @ r @ r.T @ b), rtol=1e-12)
+    assert float(energies.sum() + basis_energies(inputs, basis).sum()) == pytest.approx((r**2).sum())
+    np.testing.assert_allclose(basis_energies(inputs, basis), np.diag(b.T @ r @ r.T @ b), rtol=1e-12)
 
 
 def test_float32_rounding_of_a_basis_adds_no_directions():
@@ -100,11 +100,11 @@ def test_directions_ignore_order_and_repetition_of_inputs(strength):
 
 def test_the_fewest_directions_that_reach_the_threshold_are_taken():
     energies = torch.tensor([4.0, 3.0, 2.0, 1.0]).double()
-    assert [number_needed(energies, goal) for goal in (-1, 0, 0.1, 4, 4.1, 7, 9.5, 10)] == [
+    assert [count_leading_energies(energies, goal) for goal in (-1, 0, 0.1, 4, 4.1, 7, 9.5, 10)] == [
         0, 0, 1, 1, 2, 2, 4, 4,
     ]  # fmt: skip
-    assert number_needed(energies, 10.0 + 1e-9) == 4  # rounding cannot ask for more than there are
-    assert number_needed(energies[:0], 1.0) == 0
+    assert count_leading_energies(energies, 10.0 + 1e-9) == 4  # rounding cannot ask for more than there are
+    assert count_leading_energies(energies[:0], 1.0) == 0
 
 
 # Inputs and gradients of layers ---------------------------------------------------------------------------
@@ -202,7 +202,8 @@ def test_sample_draws_are_distinct_and_repeatable():
 )
 def test_heads_are_separate_if_tasks_share_no_unit(units, own):
     assert (
-        have_own_heads(start(Naive(), network(), small_stream(len(units)), units=units).context.units) is own
+        heads_are_disjoint(start(Naive(), network(), small_stream(len(units)), units=units).context.units)
+        is own
     )
 
 

@@ -17,7 +17,7 @@ from fedkd.models.build import build_model, forward_flops
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.scenario.schema import ClientGroup
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -91,7 +91,7 @@ def test_token_ids_reach_the_model_unchanged(tables):
     assert np.array_equal(data.y, labels[data.source_index])
     assert np.array_equal(data.test_x, test_x)
     assert {row.tobytes() for row in data.transfer_x} <= {row.astype(np.int64).tobytes() for row in stored}
-    assert any("samples of 6 integers" in line for line in check(parse_plan(tables)))
+    assert any("samples of 6 integers" in line for line in check_plan(parse_plan(tables)))
 
 
 def test_token_ids_of_an_npz_are_unchanged_unless_normalised(tables, tmp_path):

@@ -21,6 +21,6 @@ def test_the_lower_of_machine_and_container_limit_counts(told, expected, tmp_pat
 
 def test_more_than_half_the_memory_is_refused_with_both_figures(monkeypatch):
     monkeypatch.setattr(budget, "machine_memory", lambda: 4_000_000_000)
-    budget.check_fits(2_000_000_000, "it takes", "data.args")
+    budget.check_memory_budget(2_000_000_000, "it takes", "data.args")
     with pytest.raises(UserError, match=r"data.args: it takes 2.1 GB; half of this machine's memory is 2.0"):
-        budget.check_fits(2_100_000_000, "it takes", "data.args")
+        budget.check_memory_budget(2_100_000_000, "it takes", "data.args")

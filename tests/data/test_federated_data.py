@@ -21,10 +21,10 @@ def test_digits_equal_those_of_scikit_learn():
 
 def stored_digits() -> tuple[np.ndarray, np.ndarray]:
     """The train split of the digits, found independently: all digits, in order, less the test split."""
-    from fedkd.data.request import SourceRequest, data_root
+    from fedkd.data.request import SourceRequest, data_root_folder
     from fedkd.data.sources.digits import load
 
-    dataset = load(SourceRequest("digits", data_root(None)))
+    dataset = load(SourceRequest("digits", data_root_folder(None)))
     return dataset.train_x, dataset.train_y
 
 

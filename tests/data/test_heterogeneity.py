@@ -141,10 +141,10 @@ def test_local_test_samples_are_skewed_and_keep_true_labels(scenario):
 
 def test_the_samples_of_a_client_are_rotated_by_its_angle(scenario):
     from fedkd.data.normalise import measure
-    from fedkd.data.request import SourceRequest, data_root
+    from fedkd.data.request import SourceRequest, data_root_folder
     from fedkd.data.sources.digits import load as digits
 
-    stored = digits(SourceRequest("digits", data_root(None))).train_x
+    stored = digits(SourceRequest("digits", data_root_folder(None))).train_x
     skewed = load(scenario, rotation=40.0, colour=0.5)
     start, stop = skewed.train_bounds[2]
     images = stored[skewed.source_index[start:stop]].astype(np.float32)

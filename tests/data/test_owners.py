@@ -19,7 +19,7 @@ from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
 from fedkd.report.page.write import write_report
 from fedkd.scenario.schema import Partition
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -237,7 +237,7 @@ def cities(digits_scenario, tmp_path):
 
 
 def test_owner_names_stay_with_clients(cities, tmp_path):
-    told = [line for line in check(parse_plan(cities)) if "clients are" in line]
+    told = [line for line in check_plan(parse_plan(cities)) if "clients are" in line]
     run = fedkd.run(cities, out=tmp_path / "run").folder
     owners = json.loads((run / "clients.json").read_text())["owners"]
     assert (
@@ -260,16 +260,16 @@ def test_an_embedding_on_floats_is_refused_with_advice(cities):
     words = cities["data"] | {"dataset": "cities:words", "partition": {"scheme": "iid"}}
     tables = cities | {"data": words, "clients": [{"model": "cities:make_words"}]}
     with pytest.raises(UserError, match=r"which stay such with data\.normalise = false$"):
-        list(check(parse_plan(tables)))
+        list(check_plan(parse_plan(tables)))
     tables["data"] = words | {"normalise": False}
-    assert any(line.startswith("model") for line in check(parse_plan(tables)))
+    assert any(line.startswith("model") for line in check_plan(parse_plan(tables)))
 
 
 def test_a_share_of_a_missing_gpu_is_refused(cities, monkeypatch):
     tables = cities | {"engine": {"kind": "ray", "gpus_per_actor": 0.5}}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"asks for 0\.5 GPU an actor, but Ray sees no GPU here") as caught:
-        list(check(parse_plan(tables)))
+        list(check_plan(parse_plan(tables)))
     assert caught.value.key == "engine.gpus_per_actor"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert any(line.startswith("engine") for line in check(parse_plan(tables)))
+    assert any(line.startswith("engine") for line in check_plan(parse_plan(tables)))

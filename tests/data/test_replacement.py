@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.federated import FederatedData, load_federated_data
-from fedkd.data.partitions.replacement import SCHEMES, Pool, draw_with_replacement
+from fedkd.data.partitions.replacement import REPLACEMENT_SCHEMES, Pool, draw_with_replacement
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Partition
@@ -21,7 +21,7 @@ def draw(labels, clients, test_fraction=0.2, seed=1, task=None, **scheme):
     return draw_with_replacement(labels, clients, spec, test_fraction, seed, task=task)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", REPLACEMENT_SCHEMES)
 @pytest.mark.parametrize("alpha", [0.05, 100.0])
 def test_replacement_allows_more_clients_than_samples(scheme, alpha):
     labels = labels_of(150)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.registry import DATASETS, load_dataset
-from fedkd.data.request import SourceRequest, data_root
+from fedkd.data.request import SourceRequest, data_root_folder
 from fedkd.data.sources import image_folder
 from fedkd.data.sources.cifar import CIFAR10, ArrayUnpickler
 from fedkd.errors import UserError
@@ -572,10 +572,10 @@ def test_sixty_thousand_jpegs_are_decoded_once(data_root: Path):
 def test_the_data_root_is_of_scenario_then_environment_then_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert data_root(None) == cache
+    assert data_root_folder(None) == cache
     monkeypatch.setenv("FEDKD_DATA", str(tmp_path / "environment"))
-    assert data_root(None) == tmp_path / "environment"
-    assert data_root(str(tmp_path / "scenario")) == tmp_path / "scenario"
+    assert data_root_folder(None) == tmp_path / "environment"
+    assert data_root_folder(str(tmp_path / "scenario")) == tmp_path / "scenario"
 
 
 def test_the_cache_is_searched_after_the_root(cache: Path, tmp_path: Path):

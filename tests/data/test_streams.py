@@ -13,7 +13,7 @@ from fedkd.data.federated import Sources, federate, load_federated_data
 from fedkd.data.normalise import measure
 from fedkd.data.partitions.split_samples import split_samples
 from fedkd.data.partitions.stratified import local_split
-from fedkd.data.request import SourceRequest, data_root
+from fedkd.data.request import SourceRequest, data_root_folder
 from fedkd.data.sources.digits import load as load_digits
 from fedkd.data.streams.pixels import Permutation, to_shape
 from fedkd.data.streams.stream import FederatedStream, load_stream
@@ -21,7 +21,7 @@ from fedkd.data.streams.stream_plan import class_groups, lay_out
 from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Continual, Scenario, TaskStream
-from fedkd.scenario.stream import head_of, planned_count
+from fedkd.scenario.stream import planned_task_count, resolve_head
 
 KINDS = ("split", "overlapping", "permuted", "rotated")
 HEADS = ("task", "domain", "class")
@@ -63,7 +63,7 @@ def colour_file(
     return "colour.npz"
 
 
-DIGITS = load_digits(SourceRequest("digits", data_root(None)))
+DIGITS = load_digits(SourceRequest("digits", data_root_folder(None)))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -633,12 +633,12 @@ def test_missing_heads_and_counts_get_defaults():
         ("rotated", "domain"),
         ("datasets", "task"),
     ):
-        assert head_of(Continual(tasks=TaskStream(kind=kind))) == head
-        assert head_of(Continual(tasks=TaskStream(kind=kind), head="class")) == "class"
-    assert planned_count(TaskStream(kind="overlapping")) is None
-    assert planned_count(TaskStream(kind="overlapping", count=3)) == 3
-    assert planned_count(TaskStream(kind="datasets", datasets=["digits", "mnist"])) == 2
-    assert planned_count(TaskStream(kind="datasets")) == 1 and planned_count(TaskStream()) == 5
+        assert resolve_head(Continual(tasks=TaskStream(kind=kind))) == head
+        assert resolve_head(Continual(tasks=TaskStream(kind=kind), head="class")) == "class"
+    assert planned_task_count(TaskStream(kind="overlapping")) is None
+    assert planned_task_count(TaskStream(kind="overlapping", count=3)) == 3
+    assert planned_task_count(TaskStream(kind="datasets", datasets=["digits", "mnist"])) == 2
+    assert planned_task_count(TaskStream(kind="datasets")) == 1 and planned_task_count(TaskStream()) == 5
 
 
 def test_domain_heads_fit_the_task_with_the_most_classes():

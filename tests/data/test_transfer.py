@@ -99,7 +99,7 @@ def test_a_foreign_transfer_set_gets_the_private_shape_and_scale(scenario, data_
 
 def test_arrays_of_a_file_can_be_the_transfer_set(scenario, tmp_path):
     from fedkd.data.normalise import measure
-    from fedkd.data.request import SourceRequest, data_root
+    from fedkd.data.request import SourceRequest, data_root_folder
     from fedkd.data.sources.digits import load
 
     rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def test_arrays_of_a_file_can_be_the_transfer_set(scenario, tmp_path):
         plugin_path=(tmp_path,), transfer={"source": "npz", "args": {"path": "more.npz"}, "size": 40}
     )
     data = load_federated_data(made)
-    private = measure(load(SourceRequest("digits", data_root(None))).train_x)
+    private = measure(load(SourceRequest("digits", data_root_folder(None))).train_x)
     assert np.allclose(data.transfer_x, private.normalise(x)) and data.transfer_y is None
 
 

@@ -11,12 +11,12 @@ from fedkd.data.load import load_data
 from fedkd.data.partitions.stratified import held_out_split
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
-from fedkd.plan.plan import resolve
+from fedkd.plan.plan import resolve_plan
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
-from fedkd.scenario.identity import decisive, digest_of
+from fedkd.scenario.identity import result_relevant_keys, scenario_digest
 from fedkd.scenario.schema import Scenario
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 from fedkd.trained.card import _tests
 
 pytestmark = pytest.mark.usefixtures("read_once", "no_report")
@@ -101,18 +101,18 @@ def test_a_run_states_that_accuracies_are_on_validation_samples(digits_scenario,
     assert "accuracies are on held-out samples" in capsys.readouterr().out
     assert "not on tests" in run_page(read_record(result.folder)).notes[0]
     assert "test samples were not looked at" in _tests(parse_plan(tables).scenario)
-    assert "held out by clients" in "\n".join(check(parse_plan(tables)))
+    assert "held out by clients" in "\n".join(check_plan(parse_plan(tables)))
 
 
 def test_a_scenario_without_validation_is_unchanged(digits_scenario):
     scenario = parse_plan(digits_scenario).scenario
-    assert "validation" not in decisive(scenario)["data"]
+    assert "validation" not in result_relevant_keys(scenario)["data"]
     held_out = scenario.data.model_copy(update={"validation": 0.2})
-    assert digest_of(scenario) != digest_of(scenario.model_copy(update={"data": held_out}))
+    assert scenario_digest(scenario) != scenario_digest(scenario.model_copy(update={"data": held_out}))
 
 
 def test_validation_refuses_clients_that_share_samples(scenario):
     partition = {"scheme": "iid", "replacement": True, "samples_per_client": 30}
     with pytest.raises(UserError, match="train on what others hold out") as caught:
-        resolve(scenario(partition=partition, validation=0.2))
+        resolve_plan(scenario(partition=partition, validation=0.2))
     assert caught.value.key == "data.validation"

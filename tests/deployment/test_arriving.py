@@ -18,10 +18,10 @@ from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.apps.context import Participant
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.arrays import arrays_to_record
 from fedkd.federation.messages.node_gate import check_message, kinds_accepted, records_accepted
-from fedkd.fusion.auxiliary import networks_of
-from fedkd.fusion.forms import Unfit
+from fedkd.fusion.auxiliary import aux_networks_of
+from fedkd.fusion.forms import InvalidUpload
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import parse_plan
 
@@ -52,7 +52,7 @@ def node_of(name: str, samples) -> tuple[Participant, Any]:
     """Return a node of a strategy, and its client."""
     sgd = {"optimizer": "sgd"} if "plain_sgd" in make_strategy(name, {}).capabilities.needs else {}
     fusion: dict[str, Any] = {"strategy": name}
-    if networks_of(make_strategy(name, {})).shared_model is not None:
+    if aux_networks_of(make_strategy(name, {})).shared_model is not None:
         fusion["shared_args"] = {"hidden": [4]}
     plan = parse_plan(SMALL | {"clients": MLP, "fusion": fusion, "training": {"batch_size": 10, **sgd}})
     share = share_of_client(samples, 0)
@@ -64,22 +64,22 @@ def test_every_message_is_checked_against_the_strategy(samples, name):
     """Zeros under every record's name: what the strategy does not send is refused, and the record named."""
     node, client = node_of(name, samples) if name in NAMES else node_of_flower(name, samples)
     zeros = {weight: np.zeros_like(values) for weight, values in client.weights().items()}
-    stranger = to_record({"stranger": np.zeros(3, np.float32)})
+    stranger = arrays_to_record({"stranger": np.zeros(3, np.float32)})
     for kind in KINDS:
         sent = RecordDict({msg.CONFIG: config()})
         if kind not in kinds_accepted(node.plan):
-            with pytest.raises(Unfit, match="sends no such message"):
+            with pytest.raises(InvalidUpload, match="sends no such message"):
                 check_message(node, client, kind, sent)
             continue
         accepted = records_accepted(node.plan, kind)
         if node.plan.strategy.capabilities.brings_model:
-            check_message(node, client, kind, RecordDict({**sent, msg.ARRAYS: to_record(zeros)}))
+            check_message(node, client, kind, RecordDict({**sent, msg.ARRAYS: arrays_to_record(zeros)}))
         for record in RECORDS:
-            for arrays in (to_record(zeros), stranger):
+            for arrays in (arrays_to_record(zeros), stranger):
                 content = RecordDict({msg.CONFIG: config(), record: arrays})
                 if record == msg.ARRAYS and record in accepted and arrays is not stranger:
                     continue
-                with pytest.raises(Unfit) as refused:
+                with pytest.raises(InvalidUpload) as refused:
                     check_message(node, client, kind, content)
                 if record not in accepted:
                     assert f"record '{record}' is not what '{name}' sends" in str(refused.value)
@@ -105,11 +105,11 @@ def spoiled_targets() -> dict[str, tuple[np.ndarray, str]]:
 @pytest.mark.parametrize("what", spoiled_targets())
 def test_guidance_must_fit_the_transfer_set_of_the_node(samples, what):
     node, client = node_of("knfu", samples)
-    good = to_record({"targets": np.full((20, 10), 0.1, np.float32)})
+    good = arrays_to_record({"targets": np.full((20, 10), 0.1, np.float32)})
     check_message(node, client, msg.TRAIN, RecordDict({msg.CONFIG: config(), msg.GUIDANCE: good}))
     targets, reason = spoiled_targets()[what]
-    content = RecordDict({msg.CONFIG: config(), msg.GUIDANCE: to_record({"targets": targets})})
-    with pytest.raises(Unfit, match=reason):
+    content = RecordDict({msg.CONFIG: config(), msg.GUIDANCE: arrays_to_record({"targets": targets})})
+    with pytest.raises(InvalidUpload, match=reason):
         check_message(node, client, msg.TRAIN, content)
 
 
@@ -127,7 +127,7 @@ WRONG_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_configuration_must_belong_to_this_run(samples, what):
     node, client = node_of("knfu", samples)
     more, reason = WRONG_CONFIG[what]
-    with pytest.raises(Unfit, match=reason):
+    with pytest.raises(InvalidUpload, match=reason):
         check_message(node, client, msg.TRAIN, RecordDict({msg.CONFIG: config(**more)}))
 
 
@@ -141,7 +141,7 @@ def test_a_server_cannot_replace_the_model_of_a_node(dealt, tmp_path):
     kept = found.of_client(0) / "runs" / "77" / "now.safetensors"
     before = kept.read_bytes()
     weights = {name: values for name, values in load_file(kept).items() if name.startswith("model/")}
-    zeros = to_record({name.removeprefix("model/"): np.zeros_like(v) for name, v in weights.items()})
+    zeros = arrays_to_record({name.removeprefix("model/"): np.zeros_like(v) for name, v in weights.items()})
     content = RecordDict({msg.CONFIG: ConfigRecord({msg.SERVER_ROUND: 2}), msg.ARRAYS: zeros})
     with pytest.raises(
         UserError, match=r"^the 'train' message is refused: record 'arrays' is not what 'knfu' sends"

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 import fedkd
 from fedkd.errors import RunFailed, UserError
 from fedkd.federation.apps.client_app import client_app
-from fedkd.federation.apps.context import participant
+from fedkd.federation.apps.context import load_participant
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 from fedkd.federation.messages.node_gate import check_leaving
 from fedkd.federation.messages.records import first_line
 
@@ -64,7 +64,7 @@ def test_nodes_send_logits_and_metrics_only(dealt, tmp_path):
         arrays = {
             (record, name): values
             for record, found_arrays in reply.content.array_records.items()
-            for name, values in from_record(found_arrays).items()
+            for name, values in record_to_arrays(found_arrays).items()
         }
         if message.metadata.message_type == msg.TRAIN:
             assert {key: (a.dtype, a.shape) for key, a in arrays.items()} == {
@@ -116,14 +116,16 @@ def test_a_node_keeps_its_state_private(dealt, kind):
 
 def test_unexchanged_knowledge_does_not_leave(dealt):
     plan = dealt().plan
-    logits = to_record({"logits": np.zeros((20, 10), np.float32)})
+    logits = arrays_to_record({"logits": np.zeros((20, 10), np.float32)})
     check_leaving(plan, msg.TRAIN, RecordDict({msg.ARRAYS: logits, msg.IDENTITY: msg.identity(0)}))
     with pytest.raises(UserError, match=r"'state' is not for others"):
         check_leaving(plan, msg.TRAIN, RecordDict({msg.STATE: logits}))
     with pytest.raises(UserError, match="'knfu' exchanges no arrays upon a 'evaluate' message: logits"):
         check_leaving(plan, msg.EVALUATE, RecordDict({msg.ARRAYS: logits}))
     with pytest.raises(UserError, match=r"'knfu' exchanges no array 'head\.weight'"):
-        check_leaving(plan, msg.TRAIN, RecordDict({msg.ARRAYS: to_record({"head.weight": np.zeros(3)})}))
+        check_leaving(
+            plan, msg.TRAIN, RecordDict({msg.ARRAYS: arrays_to_record({"head.weight": np.zeros(3)})})
+        )
     with pytest.raises(UserError, match=r"'knfu' exchanges no arrays upon a 'query\.end_task'"):
         check_leaving(plan, msg.END_TASK, RecordDict({msg.ARRAYS: logits}))
 
@@ -246,11 +248,11 @@ def test_a_share_folder_may_lie_anywhere(dealt, tmp_path):
     elsewhere = shutil.copytree(own, tmp_path / "elsewhere")
     scenario = elsewhere / "scenario.toml"
     scenario.write_text(scenario.read_text().replace("[data]", '[data]\nroot = "/srv"'))
-    assert participant(str(elsewhere)).federation == participant(str(own)).federation
+    assert load_participant(str(elsewhere)).federation == load_participant(str(own)).federation
     scenario.write_text(scenario.read_text().replace("seed = 5", "seed = 6"))
     assert (
-        participant(str(shutil.move(elsewhere, tmp_path / "other"))).federation
-        != participant(str(own)).federation
+        load_participant(str(shutil.move(elsewhere, tmp_path / "other"))).federation
+        != load_participant(str(own)).federation
     )
 
 

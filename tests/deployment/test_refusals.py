@@ -13,7 +13,7 @@ from flwr.app import Context, Message, MetricRecord
 from fedkd.errors import RunFailed
 from fedkd.federation.apps.client_app import client_app
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -44,15 +44,15 @@ def arrays(change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
     """Return what changes the first array of a reply that is no counter."""
 
     def spoil(reply: Message) -> None:
-        sent = from_record(reply.content.array_records[msg.ARRAYS])
+        sent = record_to_arrays(reply.content.array_records[msg.ARRAYS])
         name = next(name for name, values in sent.items() if values.dtype.kind == "f" and values.size > 1)
-        reply.content[msg.ARRAYS] = to_record(sent | {name: change(np.array(sent[name]))})
+        reply.content[msg.ARRAYS] = arrays_to_record(sent | {name: change(np.array(sent[name]))})
 
     return spoil
 
 
 def without_arrays(reply: Message) -> None:
-    reply.content[msg.ARRAYS] = to_record({})
+    reply.content[msg.ARRAYS] = arrays_to_record({})
 
 
 def metric(name: str, value: float) -> Spoil:

@@ -18,7 +18,7 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import load_data
 from fedkd.data.normalise import measure
 from fedkd.data.shares.share import share_of_client, share_of_samples
-from fedkd.data.shares.share_file import ARRAYS, MANIFEST, read_share, write_share
+from fedkd.data.shares.share_file import ARRAYS, SHARE_MANIFEST, read_share, write_share
 from fedkd.deployment.partition import write_partition
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
@@ -79,16 +79,16 @@ def folder(dealt, tmp_path) -> Path:
     """A folder of client 0 that may be spoiled."""
     path = tmp_path / "client"
     path.mkdir()
-    for name in (MANIFEST, ARRAYS):
+    for name in (SHARE_MANIFEST, ARRAYS):
         (path / name).write_bytes((dealt().of_client(0) / name).read_bytes())
     return path
 
 
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
-    said = json.loads((folder / MANIFEST).read_text())
+    said = json.loads((folder / SHARE_MANIFEST).read_text())
     change(said)
     del said["digest"]  # as a share that an earlier release wrote
-    (folder / MANIFEST).write_text(json.dumps(said))
+    (folder / SHARE_MANIFEST).write_text(json.dumps(said))
 
 
 def resaved(folder: Path, change: Callable[[dict], object]) -> None:
@@ -103,13 +103,16 @@ def resaved(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no manifest": (lambda f: (f / MANIFEST).unlink(), "there is no share.json: not the share of a client"),
+    "no manifest": (
+        lambda f: (f / SHARE_MANIFEST).unlink(),
+        "there is no share.json: not the share of a client",
+    ),
     "no arrays": (lambda f: (f / ARRAYS).unlink(), "cannot be read: No such file"),
     "another name of a class": (
-        lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace('"9"', '"8"')),
+        lambda f: (f / SHARE_MANIFEST).write_text((f / SHARE_MANIFEST).read_text().replace('"9"', '"8"')),
         "share.json: is not what was written: it is damaged",
     ),
-    "no JSON": (lambda f: (f / MANIFEST).write_text("{"), "is no JSON"),
+    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is no JSON"),
     "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),
     "unknown key": (lambda f: edited(f, lambda s: s.update(pickle=1)), "pickle: Extra inputs"),
     "client out of range": (lambda f: edited(f, lambda s: s.update(client=3)), "client: must be below 3"),

@@ -203,7 +203,7 @@ def test_a_killed_actor_repeats_a_round_with_the_same_results(deadly, tmp_path, 
     (tmp_path / "marker").unlink()
     plan, send = (
         deadly(engine={"kind": "ray", "actors": 1, "cpus_per_actor": 0.1}),
-        engine_clients.files_to_ship,
+        engine_clients.shipped_plugin_files,
     )
 
     def send_and_remove(sent):
@@ -213,7 +213,7 @@ def test_a_killed_actor_repeats_a_round_with_the_same_results(deadly, tmp_path, 
         shutil.rmtree(tmp_path / "plug-ins")
         return folders
 
-    monkeypatch.setattr(engine_clients, "files_to_ship", send_and_remove)
+    monkeypatch.setattr(engine_clients, "shipped_plugin_files", send_and_remove)
     diary = Diary()
     result = fedkd.run(plan, out=tmp_path / "run", observers=[diary])
     assert written(result.folder) == unbroken

@@ -11,7 +11,7 @@ from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 
 # States on disk ---------------------------------------------------------------------------------------------
 
@@ -80,9 +80,9 @@ class Counters:
         if kind == msg.EXPORT_STATE:
             if client == 13:
                 raise OSError(28, "No space left on device")
-            return Message(RecordDict({msg.STATE: to_record({"n": np.array(seen)})}), reply_to=message)
+            return Message(RecordDict({msg.STATE: arrays_to_record({"n": np.array(seen)})}), reply_to=message)
         if kind == msg.IMPORT_STATE:
-            seen = int(from_record(message.content.array_records[msg.STATE])["n"])
+            seen = int(record_to_arrays(message.content.array_records[msg.STATE])["n"])
         elif kind == msg.TRAIN:
             seen += 1
         context.state["seen"] = ConfigRecord({"n": seen})
@@ -136,7 +136,7 @@ def test_unchanged_clients_are_not_written_again():
     for _ in range(3):
         assert seen(ask(grid, [0, 1], msg.EVALUATE)) == [1, 0]
     assert counters.number(msg.EXPORT_STATE) == 1
-    guided = RecordDict({msg.GUIDANCE: to_record({})})
+    guided = RecordDict({msg.GUIDANCE: arrays_to_record({})})
     ask(grid, [0], msg.EVALUATE, guided)
     ask(grid, [1], msg.EVALUATE)
     assert counters.number(msg.EXPORT_STATE) == 2
@@ -148,9 +148,11 @@ def test_states_are_exchanged_without_building_a_client():
     ask(grid, [0, 1])
     counters.made.clear()
     (reply,) = ask(grid, [0], msg.EXPORT_STATE)
-    assert int(from_record(reply.content.array_records[msg.STATE])["n"]) == 1
+    assert int(record_to_arrays(reply.content.array_records[msg.STATE])["n"]) == 1
     assert msg.sender(reply) == 0
-    (reply,) = ask(grid, [4], msg.IMPORT_STATE, RecordDict({msg.STATE: to_record({"n": np.array(70)})}))
+    (reply,) = ask(
+        grid, [4], msg.IMPORT_STATE, RecordDict({msg.STATE: arrays_to_record({"n": np.array(70)})})
+    )
     assert msg.sender(reply) == 4 and counters.made == []
     assert seen(ask(grid, [4])) == [71]
 

@@ -25,7 +25,7 @@ from fedkd.engine.ray.nodes import Node
 from fedkd.engine.ray.placement import count_actors, gpu_share
 from fedkd.engine.ray.process_watch import RayWatch
 from fedkd.errors import EngineLost, UserError
-from fedkd.federation.messages.arrays import from_record, to_record, values_of
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays, values_of
 from fedkd.federation.messages.records import (
     CLIENT_DIED,
     CLIENT_RAISED,
@@ -69,9 +69,9 @@ class Probe:
         client = int(context.node_config["client"])
         if message.metadata.message_type == EXPORT_STATE:
             seen = np.array(context.state.config_records["seen"]["n"])
-            return Message(RecordDict({STATE: to_record({"seen": seen})}), reply_to=message)
+            return Message(RecordDict({STATE: arrays_to_record({"seen": seen})}), reply_to=message)
         if message.metadata.message_type == IMPORT_STATE:
-            seen = from_record(message.content.array_records[STATE])["seen"]
+            seen = record_to_arrays(message.content.array_records[STATE])["seen"]
             context.state["seen"] = ConfigRecord({"n": int(seen)})
             return Message(RecordDict(), reply_to=message)
         ask = message.content.config_records["ask"]
@@ -85,7 +85,8 @@ class Probe:
         if ask.get("dies", -1) == client:
             os._exit(3)
         arrays = {
-            name: from_record(record)["x"] for name, record in sorted(message.content.array_records.items())
+            name: record_to_arrays(record)["x"]
+            for name, record in sorted(message.content.array_records.items())
         }
         context.state["seen"] = ConfigRecord({"n": int(context.state.get("seen", {}).get("n", 0)) + 1})
         told = ConfigRecord(
@@ -100,7 +101,7 @@ class Probe:
                 "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             }
         )
-        content = RecordDict({"told": told, "big": to_record({"x": np.full(50_000, client)})})
+        content = RecordDict({"told": told, "big": arrays_to_record({"x": np.full(50_000, client)})})
         return Message(content, reply_to=message)
 
 
@@ -163,9 +164,9 @@ def test_a_shared_record_is_stored_once_as_read_only(grid, monkeypatch):
     stored = []
     put = ray.put
     monkeypatch.setattr(module.ray, "put", lambda value: stored.append(value) or put(value))
-    shared = to_record({"x": np.arange(100_000, dtype=np.float64)})
+    shared = arrays_to_record({"x": np.arange(100_000, dtype=np.float64)})
     sent = messages(
-        grid, lambda client: {"shared": shared, "own": to_record({"x": np.full(1000, float(client))})}
+        grid, lambda client: {"shared": shared, "own": arrays_to_record({"x": np.full(1000, float(client))})}
     )
     records = told(grid.send_and_receive(sent))
     assert stored == [shared]
@@ -178,7 +179,7 @@ def test_a_shared_record_is_stored_once_as_read_only(grid, monkeypatch):
 
 def test_personal_records_are_not_shared(grid, monkeypatch):
     monkeypatch.setattr(module.ray, "put", lambda value: pytest.fail("nothing is shared"))
-    sent = messages(grid, lambda client: {"own": to_record({"x": np.full(10, float(client))})})
+    sent = messages(grid, lambda client: {"own": arrays_to_record({"x": np.full(10, float(client))})})
     assert [r["sums"] for r in told(grid.send_and_receive(sent))] == [[0.0], [10.0], [20.0], [30.0], [40.0]]
 
 
@@ -430,7 +431,7 @@ def test_a_grid_without_ray_makes_no_more_ray_calls(monkeypatch):
     grid = make_grid(clients=2, actors=1, cpus_per_actor=0.1)
     actors = list(grid._actors)
     grid._watch = Lost()
-    shared = to_record({"x": np.ones(9)})
+    shared = arrays_to_record({"x": np.ones(9)})
     with monkeypatch.context() as patched:
         for name in ("put", "get", "wait", "kill"):
             patched.setattr(module.ray, name, lambda *_, **__: pytest.fail("Ray may end this process"))
@@ -444,7 +445,7 @@ def test_a_grid_without_ray_makes_no_more_ray_calls(monkeypatch):
 
 
 def test_errors_of_ray_sockets_are_not_file_errors_of_the_run(grid, monkeypatch):
-    shared = to_record({"x": np.ones(9)})
+    shared = arrays_to_record({"x": np.ones(9)})
 
     def broken(value):
         raise BrokenPipeError("the store")
@@ -491,7 +492,7 @@ def test_gpus_are_divided_unless_the_scenario_sets_shares(engine, resources, cli
 
 
 def test_an_actor_receives_several_messages_at_once():
-    shared = to_record({"x": np.ones(50_000)})
+    shared = arrays_to_record({"x": np.ones(50_000)})
     blocks = Blocks([[0, 1], [3], [2, 4]])
     grid = make_grid(clients=5, actors=2, blocks=blocks, cpus_per_actor=0.0)  # whoever else is there
     try:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 before = dict(os.environ)
 from fedkd.engine.compat import LOOPBACK_ALONE
-from fedkd.engine.ray.cluster import connect
+from fedkd.engine.ray.cluster import connect_ray
 from fedkd.scenario.schema import Engine
 
-cluster = connect(Engine(cpus_per_actor=0.1))
+cluster = connect_ray(Engine(cpus_per_actor=0.1))
 import ray
 from ray import _raylet
 from ray._private import ray_constants, worker

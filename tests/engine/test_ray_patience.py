@@ -36,7 +36,7 @@ def test_a_second_start_has_longer_limits_and_names_a_busy_machine(starts, monke
     with pytest.raises(
         EngineLost, match=r"did not start, twice: .*timed out.*load 4000, .* likely cause; its logs"
     ):
-        ray_cluster.connect(Engine(kind="ray"))
+        ray_cluster.connect_ray(Engine(kind="ray"))
     assert starts == [None, "180000"]
     assert LIMIT not in os.environ
 
@@ -44,7 +44,7 @@ def test_a_second_start_has_longer_limits_and_names_a_busy_machine(starts, monke
 def test_an_idle_machine_is_not_called_busy(starts, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     with pytest.raises(EngineLost) as failure:
-        ray_cluster.connect(Engine(kind="ray"))
+        ray_cluster.connect_ray(Engine(kind="ray"))
     assert "likely cause" not in str(failure.value)
 
 
@@ -71,7 +71,7 @@ def test_a_start_does_not_wait_for_a_dead_raylet(monkeypatch):
 
     monkeypatch.setattr(services, "get_node", get_node)
     monkeypatch.setattr(compat.time, "sleep", lambda seconds: pytest.fail("it waits"))
-    monkeypatch.setattr(compat, "descendants", lambda pid: [])
+    monkeypatch.setattr(compat, "descendant_pids", lambda pid: [])
     with compat.patient(), pytest.raises(RuntimeError, match="not yet"):
         services.get_node("address", "a")
 

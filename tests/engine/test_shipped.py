@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.engine.ray import node_check as module
-from fedkd.engine.ray.node_check import ShippedFolder, files_to_ship, with_shipped_files
+from fedkd.engine.ray.node_check import ShippedFolder, shipped_plugin_files, with_shipped_files
 from fedkd.errors import UserError
 from fedkd.plugins.loading import load_object
 from fedkd.scenario.schema import Scenario
@@ -44,13 +44,13 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_imported_modules_travel_with_neighbours_and_packages(folder):
     scenario = Scenario(plugin_path=[str(folder)])
-    assert files_to_ship(scenario) == ()
+    assert shipped_plugin_files(scenario) == ()
     load_object("travelling:Class", [folder])
-    [sent] = files_to_ship(scenario)
+    [sent] = shipped_plugin_files(scenario)
     assert (sent.path, sorted(sent.files)) == (str(folder), ["sibling_of_travelling.py", "travelling.py"])
     assert sent.files["travelling.py"] == (folder / "travelling.py").read_bytes()
     load_object("travelling_pack.part:Class", [folder])
-    [sent] = files_to_ship(scenario)
+    [sent] = shipped_plugin_files(scenario)
     assert sorted(file for file in sent.files if "/" in file) == [
         "travelling_pack/__init__.py",
         "travelling_pack/deep/lazy.py",
@@ -68,7 +68,7 @@ def test_existing_plug_in_files_are_used_in_place(folder):
 def test_plug_in_files_are_written_once_and_equal_those_sent(there, folder):
     load_object("travelling:Class", [folder])
     scenario = Scenario(plugin_path=[str(folder), "/somewhere"])
-    sent = files_to_ship(scenario)
+    sent = shipped_plugin_files(scenario)
     if there == "nothing":
         shutil.rmtree(folder)
     else:
@@ -82,7 +82,7 @@ def test_plug_in_files_are_written_once_and_equal_those_sent(there, folder):
 
 def test_foreign_files_are_not_trusted(folder):
     load_object("travelling:Class", [folder])
-    sent = files_to_ship(Scenario(plugin_path=[str(folder)]))
+    sent = shipped_plugin_files(Scenario(plugin_path=[str(folder)]))
     shutil.rmtree(folder)
     scenario = Scenario(plugin_path=[str(folder)])
     place = Path(with_shipped_files(scenario, sent).plugin_path[0])
@@ -98,5 +98,5 @@ def test_files_too_large_for_source_code_are_refused(folder, monkeypatch):
     load_object("travelling:Class", [folder])
     monkeypatch.setattr(module, "MOST_BYTES", 20)
     with pytest.raises(UserError) as caught:
-        files_to_ship(Scenario(plugin_path=[str(folder)]))
+        shipped_plugin_files(Scenario(plugin_path=[str(folder)]))
     assert caught.value.key == "plugin_path.0" and "a folder of their own" in caught.value.message

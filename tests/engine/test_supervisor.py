@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 SPLIT = (
     "import os, signal, subprocess, sys, time\n"
-    "from fedkd.engine.supervisor import has_ended, held_signals, if_lost, split_off\n"
+    "from fedkd.engine.supervisor import report_end, held_signals, set_loss_message, run_in_child\n"
     "split_off()\n"
 )
 
@@ -94,9 +94,9 @@ def test_a_killed_parent_ends_its_child():
 
 
 def test_a_run_without_a_parent_sends_no_notice():
-    from fedkd.engine.supervisor import if_lost
+    from fedkd.engine.supervisor import set_loss_message
 
-    if_lost("to nobody")
+    set_loss_message("to nobody")
 
 
 HOLDING = """

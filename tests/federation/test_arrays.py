@@ -12,7 +12,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedkd.federation.messages.arrays import NumpyArray, from_record, payload_bytes, to_record
+from fedkd.federation.messages.arrays import NumpyArray, arrays_to_record, payload_bytes, record_to_arrays
 
 grid = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAMPLES = {
@@ -57,7 +57,7 @@ def test_the_bytes_and_id_of_an_array_equal_flowers():
 
 def test_a_supernode_can_reassemble_an_array():
     # How messages travel between a SuperLink and its nodes: objects by their ids.
-    content = RecordDict({"arrays": to_record(SAMPLES)})
+    content = RecordDict({"arrays": arrays_to_record(SAMPLES)})
     objects = {key: item.deflate() for key, item in get_all_nested_objects(content).items()}
     back = inflate_object_from_contents(content.object_id, objects)
     for name, wanted in SAMPLES.items():
@@ -66,7 +66,7 @@ def test_a_supernode_can_reassemble_an_array():
 
 def test_readers_share_a_read_only_array(values):
     own = values.copy()
-    for shared in (NumpyArray(own).values, from_record(to_record({"x": own}))["x"]):
+    for shared in (NumpyArray(own).values, record_to_arrays(arrays_to_record({"x": own}))["x"]):
         same(shared, values)
         with pytest.raises(ValueError, match="read-only"):
             shared[...] = 0
@@ -82,7 +82,7 @@ def test_arrays_of_flowers_class_may_be_written(values):
 def test_a_contiguous_array_is_not_copied():
     assert np.shares_memory(NumpyArray(grid).values, grid)
     assert np.shares_memory(NumpyArray(grid[1]).values, grid)
-    assert np.shares_memory(from_record(to_record({"x": grid}))["x"], grid)
+    assert np.shares_memory(record_to_arrays(arrays_to_record({"x": grid}))["x"], grid)
 
 
 def test_out_of_band_pickling_shares_the_buffer():
@@ -102,9 +102,9 @@ def test_in_band_pickling_restores_an_array(values):
 
 
 def test_flower_serialisation_restores_an_array():
-    content = RecordDict({"arrays": to_record(SAMPLES), "metrics": MetricRecord({"loss": 0.5})})
+    content = RecordDict({"arrays": arrays_to_record(SAMPLES), "metrics": MetricRecord({"loss": 0.5})})
     back = recorddict_from_proto(recorddict_to_proto(content))
-    received = from_record(back.array_records["arrays"])
+    received = record_to_arrays(back.array_records["arrays"])
     assert list(received) == list(SAMPLES), "the order of a model's tensors must survive"
     for name, wanted in SAMPLES.items():
         same(received[name], wanted)
@@ -113,7 +113,9 @@ def test_flower_serialisation_restores_an_array():
 def test_payload_counts_array_bytes_without_headers():
     content = RecordDict(
         {
-            "a": to_record({"x": np.zeros((3, 4), dtype=np.float16), "n": np.array(1, dtype=np.int64)}),
+            "a": arrays_to_record(
+                {"x": np.zeros((3, 4), dtype=np.float16), "n": np.array(1, dtype=np.int64)}
+            ),
             "b": ArrayRecord([np.zeros((0, 9)), np.zeros(2, dtype=np.float64)]),
             "m": MetricRecord({"loss": 0.5}),
         }

@@ -18,7 +18,7 @@ from fedkd.federation.manifest import Manifest
 from fedkd.fusion.weights.fedbuff import FedBuff
 from fedkd.fusion.weights.parameters import PARAMETERS
 from fedkd.plan.load import parse_scenario
-from fedkd.server.clients_at_work import InFlight
+from fedkd.server.clients_at_work import JobsInFlight
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 
@@ -182,7 +182,9 @@ class Fusions:
 def test_each_version_has_all_other_clients_in_flight(buffer, tmp_path, monkeypatch):
     """N − 1 of them, each a version older: the mean age is (N − 1)/K, but for what is still under way."""
     fusions, rounds, known = Fusions(monkeypatch), 20 // buffer, []
-    monkeypatch.setattr(asynchronous, "InFlight", lambda *given: known.append(InFlight(*given)) or known[0])
+    monkeypatch.setattr(
+        asynchronous, "JobsInFlight", lambda *given: known.append(JobsInFlight(*given)) or known[0]
+    )
     metrics(
         tmp_path / "run",
         rounds=rounds,

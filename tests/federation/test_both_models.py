@@ -9,19 +9,19 @@ import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.fusion.registry import make_strategy
-from fedkd.fusion.two_models.personal_model import PERSONAL, SHARED
+from fedkd.fusion.two_models.personal_model import PERSONAL, SHARED_KEY
 from fedkd.plan.load import parse_plan
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.page.federation import accuracy_figures
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import facts
 from fedkd.tracking.events import RunReport
-from fedkd.tracking.wording import closing_lines, moments
+from fedkd.tracking.wording import closing_lines, format_before_after
 from fedkd.training.evaluate import score
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
-BOTH = (PERSONAL, SHARED)
+BOTH = (PERSONAL, SHARED_KEY)
 
 
 def found_in(result, name: str, split: str) -> dict:
@@ -93,10 +93,10 @@ def test_closing_lines_and_titles_name_both_models(answered_by):
     assert f"{mean:.1f} %" in lines[6] and f"before fusion {trained:.1f} %" in lines[6]
     assert "before fusion" not in lines[5], "nothing changes the personal model"
     assert (
-        metric("accuracy_before_fusion_shared_local").label
+        find_metric("accuracy_before_fusion_shared_local").label
         == "local accuracy before fusion, shared model (%)"
     )
-    assert metric("accuracy_personal_global").label == "global accuracy after fusion, personal model (%)"
+    assert find_metric("accuracy_personal_global").label == "global accuracy after fusion, personal model (%)"
 
 
 def test_pages_and_comparisons_show_both_models(answered_by):
@@ -110,7 +110,9 @@ def test_pages_and_comparisons_show_both_models(answered_by):
         assert compared[f"global accuracy after fusion, {model} model"].ours == pytest.approx(mean)
         assert told[f"{model} model, after fusion"] == mean
         trained = record.series("global", f"accuracy_before_fusion_{model}").means[2]
-        assert (f"global accuracy, {model} model", moments(trained, mean)) in dict(facts(record)).items()
+        assert (f"global accuracy, {model} model", format_before_after(trained, mean)) in dict(
+            facts(record)
+        ).items()
     assert told["personal model, before fusion"] != told["shared model, before fusion"]
 
 

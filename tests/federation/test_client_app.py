@@ -15,11 +15,11 @@ from fedkd.clients.evaluation.fusion_effect import CORRECT, FOLLOWED
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import TrainingDiverged
-from fedkd.federation.apps.client_app import answer_together, client_app
+from fedkd.federation.apps.client_app import answer_batch, client_app
 from fedkd.federation.apps.context import client_behind, local_context
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 from fedkd.federation.messages.records import metrics_of
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import Plan
@@ -50,7 +50,7 @@ def message(client: int, kind: str, round: int, **records) -> Message:
     config = {msg.SERVER_ROUND: round}
     if msg.GUIDANCE in records:
         config[msg.GUIDANCE_ROUND] = round if kind != msg.TRAIN else round - 1
-    content = {msg.CONFIG: ConfigRecord(config), **{k: to_record(v) for k, v in records.items()}}
+    content = {msg.CONFIG: ConfigRecord(config), **{k: arrays_to_record(v) for k, v in records.items()}}
     return Message(RecordDict(content), node_id_of(client), kind, group_id=str(round))
 
 
@@ -65,7 +65,7 @@ def said(reply: Message) -> dict:
     arrays = {
         (name, key): (values.dtype, values.tobytes())
         for name, record in content.array_records.items()
-        for key, values in from_record(record).items()
+        for key, values in record_to_arrays(record).items()
     }
     metrics = {
         (name, key): np.float64(value).tobytes()
@@ -92,7 +92,7 @@ class Live:
         return [said(client_app(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)])) for m in messages]
 
     def together(self, messages: Sequence[Message]) -> list[Message | Exception]:
-        return answer_together([(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)]) for m in messages])
+        return answer_batch([(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)]) for m in messages])
 
 
 def training(clients: int, round: int, samples: int) -> list[Message]:
@@ -182,7 +182,7 @@ class Rebuilt:
         return [said(client_app(m, self.context)) for m in messages]
 
     def state(self) -> dict[str, np.ndarray]:
-        return from_record(self.context.state.array_records[msg.STATE])
+        return record_to_arrays(self.context.state.array_records[msg.STATE])
 
 
 def test_guidance_at_the_end_of_a_task_is_applied_and_evaluated(streamed, tmp_path):

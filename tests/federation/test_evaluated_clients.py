@@ -16,7 +16,7 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.client_roles import counted_clients, evaluated_clients, poisoned_clients
 from fedkd.plan.load import load_plan, load_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -123,4 +123,6 @@ def test_the_evaluated_clients_follow_the_setting(poisoned):
 def test_too_many_evaluated_clients_are_refused(digits_toml):
     with pytest.raises(UserError, match=r"evaluate_clients: must be ≤ data\.clients \(4\), got 5"):
         load_scenario(digits_toml, ["evaluate_clients=5"])
-    assert any("3 are evaluated" in line for line in check(load_plan(digits_toml, ["evaluate_clients=3"])))
+    assert any(
+        "3 are evaluated" in line for line in check_plan(load_plan(digits_toml, ["evaluate_clients=3"]))
+    )

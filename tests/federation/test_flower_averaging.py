@@ -19,7 +19,7 @@ from fedkd.federation.flower_averaging import restore_strategy, strategy_state
 from fedkd.federation.flower_strategies import flower_strategy_names, make_flower_strategy
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
-from fedkd.storage.namespaces import below
+from fedkd.storage.namespaces import strip_prefix
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -44,7 +44,7 @@ def weights_after(plan: Plan, folder) -> dict[str, np.ndarray]:
     fedkd.run(plan, out=folder)
     checkpoint = CheckpointStore(folder).latest()
     assert checkpoint is not None
-    return below("weights/", checkpoint.server)
+    return strip_prefix("weights/", checkpoint.server)
 
 
 def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
@@ -148,7 +148,7 @@ def test_clients_evaluate_the_averaged_weights(averaged, tmp_path):
     clients = ClientFactory(plan, data)
     client = clients.build(2)
     checkpoint = CheckpointStore(tmp_path / "run").latest()
-    client.load_weights(below("weights/", checkpoint.server))
+    client.load_weights(strip_prefix("weights/", checkpoint.server))
     assert client.evaluator.evaluate("global").accuracy == rows[0]["value"]
     local = next(
         r["value"]

@@ -17,7 +17,7 @@ from fedkd.errors import RunFailed
 from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.compat import node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.arrays import arrays_to_record
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.knfu import KnFu
@@ -72,7 +72,7 @@ class Federation:
             raise RuntimeError("no power")
         content = {
             msg.IDENTITY: msg.identity(client),
-            msg.ARRAYS: to_record({"logits": logits_of(client, round)}),
+            msg.ARRAYS: arrays_to_record({"logits": logits_of(client, round)}),
             msg.METRICS: MetricRecord({msg.NUM_EXAMPLES: 10 * (client + 1), "train_loss": float(client)}),
         }
         return Message(RecordDict(content), reply_to=message)
@@ -104,7 +104,7 @@ def train_round(
 
 
 def evaluate_round(strategy: KnowledgeFusion, federation: Federation, round: int) -> None:
-    requests = strategy.configure_evaluate(round, to_record({}), ConfigRecord(), federation.grid)
+    requests = strategy.configure_evaluate(round, arrays_to_record({}), ConfigRecord(), federation.grid)
     strategy.aggregate_evaluate(round, federation.grid.send_and_receive(requests))
 
 
@@ -134,11 +134,11 @@ def test_guidance_waits_for_the_next_training_without_evaluation():
 def test_the_order_of_replies_does_not_change_fusion():
     def targets(order) -> dict[int, np.ndarray]:
         federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
-        requests = strategy.configure_train(1, to_record({}), ConfigRecord(), federation.grid)
+        requests = strategy.configure_train(1, arrays_to_record({}), ConfigRecord(), federation.grid)
         replies = list(federation.grid.send_and_receive(requests))
         strategy.aggregate_train(1, [replies[i] for i in order])
         federation.grid.send_and_receive(
-            strategy.configure_evaluate(1, to_record({}), ConfigRecord(), federation.grid)
+            strategy.configure_evaluate(1, arrays_to_record({}), ConfigRecord(), federation.grid)
         )
         return {client: received[0][3] for client, received in federation.sent.items()}
 
@@ -233,7 +233,7 @@ def test_a_restored_strategy_continues_exactly(strategy):
     federation.sent.clear()
     for grid, run in ((federation, straight), (other, restored)):
         train_round(run, grid, 3)
-        grid.grid.send_and_receive(run.configure_evaluate(3, to_record({}), ConfigRecord(), grid.grid))
+        grid.grid.send_and_receive(run.configure_evaluate(3, arrays_to_record({}), ConfigRecord(), grid.grid))
     for client in range(N):
         ours, theirs = federation.sent[client], other.sent[client]
         assert [received[:3] for received in ours] == [received[:3] for received in theirs]

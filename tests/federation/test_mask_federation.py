@@ -14,7 +14,7 @@ from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.models.build import build_group_models
 from fedkd.plan.checks.requirements import check_requirements
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 
@@ -45,7 +45,7 @@ def federation(tables):
     plan = parse_plan(tables)
     factory = ClientFactory(plan, load_data(plan.scenario))
     clients = {n: factory.build(n) for n in range(plan.scenario.data.clients)}
-    return FusingByTask(plan.strategy, lambda task: ServerKnowledge()), clients, plan.schedule
+    return TaskwiseFusion(plan.strategy, lambda task: ServerKnowledge()), clients, plan.schedule
 
 
 def live(round, fusing, clients, schedule) -> dict[int, Upload]:

@@ -16,11 +16,11 @@ from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.models.zoo.mlp import mlp
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.scenario.schema import Orthogonal
-from fedkd.server.orthogonal import OrthogonalTraining, Weights, exchanged_bytes
+from fedkd.server.orthogonal import OrthogonalTraining, WeightRoles, exchanged_bytes
 from fedkd.simulation.runner import RunResult
-from fedkd.simulation.scenario_check import check
-from fedkd.storage.namespaces import below
-from fedkd.tracking.wording import size
+from fedkd.simulation.scenario_check import check_plan
+from fedkd.storage.namespaces import strip_prefix
+from fedkd.tracking.wording import format_bytes
 from fedkd.training.weights import weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -86,7 +86,7 @@ def test_a_resumed_run_preserves_protected_subspaces(strategy, tables, tmp_path)
     fedkd.resume(folder)
     assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     late = saved(folder, 4)
-    bases = below("orthogonal/basis/", early)
+    bases = strip_prefix("orthogonal/basis/", early)
     assert bases.keys() == LAYERS.keys()
     for layer, basis in bases.items():
         name, bias = f"weights/{layer}.weight", f"weights/{layer}.bias"
@@ -145,7 +145,7 @@ def test_outputs_of_other_tasks_stay_with_separate_heads():
     network = mlp((64,), 9, hidden=[HIDDEN, HIDDEN])
     before = weights_of(network)
     after = {name: values + 1.0 for name, values in before.items()}
-    weights = Weights.of(network, (0, 1, 2), [(0, 1, 2), (3, 4, 5), (6, 7, 8)])
+    weights = WeightRoles.of(network, (0, 1, 2), [(0, 1, 2), (3, 4, 5), (6, 7, 8)])
     held = OrthogonalTraining(Orthogonal(), weights)
     assert held.confined(before, after, 0)["body.1.bias"] is after["body.1.bias"]
     said = {"sketch/body.1": np.eye(64), "left/body.1": np.array(1.0)}
@@ -162,7 +162,7 @@ def test_outputs_of_other_tasks_stay_with_separate_heads():
 
 
 def test_the_threshold_grows_with_the_tasks():
-    weights = Weights({"head": 4}, {"head.weight": "head"}, frozenset(), frozenset({"head.weight"}), {})
+    weights = WeightRoles({"head": 4}, {"head.weight": "head"}, frozenset(), frozenset({"head.weight"}), {})
     held, ranks = (
         OrthogonalTraining(Orthogonal(threshold=0.5, threshold_increment=0.4, energy="sketch"), weights),
         [],
@@ -206,8 +206,9 @@ def test_check_estimates_the_bytes_of_sketches(pair, tables):
     """A run that is held back sends as much more as was said, at the end of each of two tasks."""
     held, free = (result.summary["final"]["bytes_up"] for result in pair)
     plan = parse_plan(tables)
-    (told,) = [line for line in check(plan) if "sketches" in line]
+    (told,) = [line for line in check_plan(plan) if "sketches" in line]
     up, most = exchanged_bytes(plan.scenario.fusion.orthogonal, LAYERS)
     assert held - free == 2 * 2 * up
     assert up == sum(4 * (inputs * 40 + 1) for inputs in LAYERS.values())
-    assert f"about {size(2 * up)} of sketches up, at most {size(2 * most)} of what is protected down" in told
+    assert f"about {format_bytes(2 * up)} of sketches up" in told
+    assert f"at most {format_bytes(2 * most)} of what is protected down" in told

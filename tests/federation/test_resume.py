@@ -166,9 +166,9 @@ def test_a_folder_with_a_run_is_not_overwritten(finished, tmp_path):
 
 
 def test_two_processes_cannot_work_in_one_folder(finished):
-    from fedkd.tracking.run_folder import locked
+    from fedkd.tracking.run_folder import lock_run_folder
 
-    with locked(finished), pytest.raises(UserError, match="another process"):
+    with lock_run_folder(finished), pytest.raises(UserError, match="another process"):
         fedkd.resume(finished)
 
 

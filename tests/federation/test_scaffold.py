@@ -20,14 +20,14 @@ from fedkd.federation.apps.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.apps.server_app import server_strategy
 from fedkd.federation.compat import node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.weights.scaffold import Scaffold
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.server.models import TransferSet, TransferSetModels
-from fedkd.simulation.scenario_check import check
-from fedkd.tracking.wording import size
+from fedkd.simulation.scenario_check import check_plan
+from fedkd.tracking.wording import format_bytes
 
 LR, STEPS = 0.2, 3
 
@@ -226,7 +226,9 @@ class Federation:
         return rounds
 
     def evaluate(self, round: int) -> dict[int, int]:
-        messages = list(self.strategy.configure_evaluate(round, to_record({}), ConfigRecord(), self.grid))
+        messages = list(
+            self.strategy.configure_evaluate(round, arrays_to_record({}), ConfigRecord(), self.grid)
+        )
         return sent_in(messages, self.grid)
 
 
@@ -256,7 +258,7 @@ def test_evaluated_clients_have_the_server_weights(plan_with, digits_scenario):
     for n in range(3):
         request = Message(RecordDict(), node_id_of(n), msg.EXPORT_STATE)
         (reply,) = federation.grid.send_and_receive([request])
-        state = from_record(reply.content.array_records[msg.STATE])
+        state = record_to_arrays(reply.content.array_records[msg.STATE])
         weights = [values.ravel() for name, values in state.items() if name.startswith("model/")]
         assert np.array_equal(np.sort(np.concatenate(weights)), np.sort(x))
 
@@ -286,7 +288,7 @@ def test_unsupported_settings_are_refused(changes, key, message, plan_with):
 
 @pytest.mark.parametrize("strategy", ["scaffold", "feddf"])
 def test_check_counts_weights_and_no_predictions(strategy, plan_with):
-    lines = list(check(plan_with({"strategy": strategy})))
+    lines = list(check_plan(plan_with({"strategy": strategy})))
     (traffic,) = [line for line in lines if line.startswith("traffic")]
     sent = 2 * (64 * 10 + 10) * 4
-    assert f"at least {size(sent)} up" in traffic
+    assert f"at least {format_bytes(sent)} up" in traffic

@@ -11,7 +11,7 @@ from stopping import StopInRound
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -164,4 +164,4 @@ def test_unsupported_targets_are_refused_by_the_check(changes, message):
         tables[key] = TABLES[key] | value if isinstance(value, dict) else value
     tables = {key: value for key, value in tables.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        list(check(parse_plan(tables)))
+        list(check_plan(parse_plan(tables)))

@@ -14,7 +14,7 @@ from fedkd.errors import Interrupted, UserError
 from fedkd.plan.graph import Graph
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.storage.digests import rounds_with_tables
+from fedkd.storage.digests import list_table_rounds
 from fedkd.tracking import read_links
 from fedkd.tracking.neighbours import read_neighbours
 
@@ -44,7 +44,7 @@ def test_a_complete_graph_equals_a_server(digits_scenario, tmp_path):
 def test_neighbours_are_recorded_and_counted(digits_scenario, tmp_path):
     run = fedkd.run(scenario(digits_scenario, "matching", seed=3), out=tmp_path / "run")
     graph = Graph.from_json((run.folder / "topology.json").read_text())
-    assert graph == Graph(4, "matching", 3) and rounds_with_tables(run.folder / "fusion", "links") == [1, 2]
+    assert graph == Graph(4, "matching", 3) and list_table_rounds(run.folder / "fusion", "links") == [1, 2]
     for round in (1, 2):
         links = read_links(run.folder, round)
         edges = graph.edges(round)

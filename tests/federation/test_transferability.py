@@ -20,12 +20,12 @@ from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation.compat import assume_identity
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import to_record
+from fedkd.federation.messages.arrays import arrays_to_record
 from fedkd.federation.transferability import TransferProbe
 from fedkd.plan.load import load_scenario, parse_plan
 from fedkd.scenario.schema import Transferability
-from fedkd.simulation.scenario_check import check
-from fedkd.storage.digests import rounds_with_tables
+from fedkd.simulation.scenario_check import check_plan
+from fedkd.storage.digests import list_table_rounds
 from fedkd.tracking import read_transfer_map
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.wording import closing_lines
@@ -69,7 +69,7 @@ def test_maps_change_no_result_and_resume_exactly(small, tmp_path):
         fedkd.run(wanted, out=tmp_path / "stopped", observers=[StopInRound(2)])
     fedkd.resume(tmp_path / "stopped")
     assert lines(tmp_path / "stopped") == lines(tmp_path / "with")
-    assert rounds_with_tables(tmp_path / "with" / "transferability", "round") == [2, 3]
+    assert list_table_rounds(tmp_path / "with" / "transferability", "round") == [2, 3]
     for round in (2, 3):
         name = Path("transferability") / f"round-{round:05d}.npz"
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "with" / name).read_bytes()
@@ -108,7 +108,7 @@ def test_unlabelled_transfer_sets_give_maps_without_labels(small, tmp_path):
 
 
 def test_check_states_the_cost_of_the_map(small):
-    told = "\n".join(check(parse_plan(small | MEASURE)))
+    told = "\n".join(check_plan(parse_plan(small | MEASURE)))
     assert "who would gain from whom, in round 2: 16 distillations of 40 samples each" in told
     # Of each client predictions (10 × 4 bytes) and 4 answers (4 bytes) of 40 samples; to it all predictions.
     assert "9.0 kB up, 25.6 kB down each time" in told
@@ -139,7 +139,7 @@ def test_check_states_the_cost_of_the_map(small):
 )
 def test_unmeasurable_transferability_is_refused(small, changes, told):
     with pytest.raises(UserError, match=told) as raised:
-        list(check(parse_plan(small | MEASURE | changes)))
+        list(check_plan(parse_plan(small | MEASURE | changes)))
     assert raised.value.key == "measure.transferability"
 
 
@@ -183,7 +183,7 @@ class Answers:
                 gains = np.stack([client + senders / 10, -client - senders / 10], axis=1)
                 answers = np.repeat(senders[:, None], 3, axis=1).astype(np.int32)
                 arrays = {msg.GAINS: gains, msg.ANSWERS: answers}
-            replies[client] = Message(RecordDict({msg.ARRAYS: to_record(arrays)}), reply_to=message)
+            replies[client] = Message(RecordDict({msg.ARRAYS: arrays_to_record(arrays)}), reply_to=message)
         return replies
 
 

@@ -10,7 +10,7 @@ import torch
 from local_steps import OneClient, batch_of, small_model
 from torch import nn
 
-from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.auxiliary import OWN_NETWORK
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.zoo.classifier import Classifier
 from fedkd.training.weights import load_weights, trainable_names, weights_of
@@ -23,18 +23,18 @@ class SeveralNetworks(OneClient):
 
     def __init__(self, model: Classifier, **others: nn.Module) -> None:
         super().__init__(model)
-        self.networks: dict[str, nn.Module] = {OWN: model, **others}
+        self.networks: dict[str, nn.Module] = {OWN_NETWORK: model, **others}
 
-    def network(self, of: str = OWN) -> nn.Module:
+    def network(self, of: str = OWN_NETWORK) -> nn.Module:
         return self.networks[of]
 
-    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
+    def weights(self, of: str = OWN_NETWORK) -> dict[str, np.ndarray]:
         return weights_of(self.networks[of])
 
-    def load_weights(self, weights: Mapping[str, np.ndarray], of: str = OWN) -> None:
+    def load_weights(self, weights: Mapping[str, np.ndarray], of: str = OWN_NETWORK) -> None:
         load_weights(self.networks[of], weights)
 
-    def frozen(self, weights: Mapping[str, np.ndarray], of: str = OWN) -> nn.Module:
+    def frozen(self, weights: Mapping[str, np.ndarray], of: str = OWN_NETWORK) -> nn.Module:
         network = copy.deepcopy(self.networks[of]).requires_grad_(False).eval()
         load_weights(network, weights)
         return network

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkd.fusion.views import FitSummary, Trial
+from fedkd.fusion.views import FitSummary, TrialLogits
 from fedkd.randomness import seeded_torch
-from fedkd.training.fast.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled_class
 
 
 class SmallSupermask:
@@ -124,10 +124,10 @@ class SmallClient:
     def tell_learner(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.told |= arrays
 
-    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> TrialLogits:
         """Return what the client says anyway: what it is taught in a trial is not learned."""
         assert len(targets) == len(samples) and not set(samples) & set(asked)
-        return Trial(self._private_logits, self.private_labels(), self.all_logits[asked])
+        return TrialLogits(self._private_logits, self.private_labels(), self.all_logits[asked])
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         self.distilled.append((targets, samples))
@@ -216,7 +216,7 @@ class SmallServer:
     def fit(self, network, arrays, loss, *, optimizer, lr, epochs, batch_size, weight_decay=0.0) -> None:
         self.fitted.append((arrays, optimizer, lr, epochs, batch_size, weight_decay))
         made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
-        chosen = uncompiled(made)(network.parameters(), lr=lr, weight_decay=weight_decay)
+        chosen = uncompiled_class(made)(network.parameters(), lr=lr, weight_decay=weight_decay)
         tensors = [torch.from_numpy(array) for array in arrays]
         for _ in range(epochs):
             for start in range(0, len(tensors[0]), batch_size):

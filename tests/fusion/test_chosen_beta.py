@@ -14,7 +14,7 @@ from fedkd.fusion.distillation.chosen_beta import ChosenBeta
 from fedkd.fusion.distillation.experts import Experts
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.registry import make_strategy
-from fedkd.fusion.views import Trial
+from fedkd.fusion.views import TrialLogits
 
 
 class TriedClient(SmallClient):
@@ -25,11 +25,11 @@ class TriedClient(SmallClient):
         self._outcomes = iter(outcomes)
         self.trials: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def trial(self, targets, samples, asked) -> Trial:
+    def trial(self, targets, samples, asked) -> TrialLogits:
         self.trials.append((targets, samples, asked))
         right, agreed = next(self._outcomes)
         experts = np.arange(len(self.all_logits)) % self.classes
-        return Trial(
+        return TrialLogits(
             np.eye(4, dtype=np.float32)[np.where(np.arange(10) < right, 1, 2)],
             np.full(10, 1),
             np.eye(4, dtype=np.float32)[(experts[asked] + (np.arange(len(asked)) >= agreed)) % 4],

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import assert_distributions, guidance_for
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.auxiliary import networks_of
+from fedkd.fusion.auxiliary import aux_networks_of
 from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.distillation.soft_labels import TeacherLogits
 from fedkd.fusion.kinds import Kind
@@ -25,7 +25,7 @@ from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import FitSummary
 from fedkd.randomness import numpy_generator
 from fedkd.server.guidance import tables_of
-from fedkd.storage.namespaces import under
+from fedkd.storage.namespaces import add_prefix
 
 FEATURES = 4
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5))
@@ -228,7 +228,7 @@ class Round:
             weight, bias = row[:split].reshape(start["weight"].shape), row[split:]
             objective_of(strategy).before_training(client)
             of = "head." if "linear_head" in strategy.capabilities.needs else ""
-            for network in ("model", *networks_of(strategy).aux_networks()):
+            for network in ("model", *aux_networks_of(strategy).aux_networks()):
                 client.load_weights({f"{of}weight": weight, f"{of}bias": bias}, network)
 
     def uploads(self) -> list[dict[str, np.ndarray]]:
@@ -267,9 +267,9 @@ class Round:
 def arrays_of(guidance: Guidance) -> dict[str, np.ndarray]:
     """Return all arrays of guidance in one table."""
     arrays = {"targets": guidance.targets, "weights": guidance.weights}
-    arrays |= under("memory/", guidance.memory) | under("shared/", guidance.shared)
+    arrays |= add_prefix("memory/", guidance.memory) | add_prefix("shared/", guidance.shared)
     for row, own in enumerate(guidance.personal):
-        arrays |= under(f"personal/{row}/", own)
+        arrays |= add_prefix(f"personal/{row}/", own)
     return {name: values for name, values in arrays.items() if values is not None}
 
 
@@ -382,12 +382,12 @@ def test_fuse_changes_no_argument_and_repeats(name, data, seed) -> None:
 
 
 def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = under("memory/", memory) | {"samples": knowledge.samples, "labels": knowledge.labels}
+    arrays = add_prefix("memory/", memory) | {"samples": knowledge.samples, "labels": knowledge.labels}
     for name in ("logits", "label_counts", "request"):
         if getattr(knowledge, name) is not None:
             arrays[name] = getattr(knowledge, name)
     for name, uploads in knowledge.payload.items():
-        arrays |= under(f"extra/{name}/", {str(n): values for n, values in enumerate(uploads)})
+        arrays |= add_prefix(f"extra/{name}/", {str(n): values for n, values in enumerate(uploads)})
     return arrays
 
 

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import guidance_for, knowledge_of, softmax_by_loops
 from small_views import SmallClient, SmallServer
 
-from fedkd.fusion.distillation.confidence import certainty
+from fedkd.fusion.distillation.confidence import normalised_certainty
 from fedkd.fusion.distillation.fedhkt import FedHKT, weighted_by_certainty
 from fedkd.fusion.weights.parameters import pack, unpack
 from fedkd.randomness import numpy_generator
@@ -89,9 +89,9 @@ def test_uncertain_samples_do_not_dilute_the_loss() -> None:
 
 def test_confidence_and_its_weights_equal_the_formula() -> None:
     q = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]]])
-    assert_allclose(certainty(q), [[1, 0], [0, 0]], atol=1e-12)
+    assert_allclose(normalised_certainty(q), [[1, 0], [0, 0]], atol=1e-12)
     assert_allclose(weighted_by_certainty(q), [[1.0, 0.0], [0.5, 0.5]])
-    assert_array_equal(certainty(np.ones((3, 1))), np.ones(3))
+    assert_array_equal(normalised_certainty(np.ones((3, 1))), np.ones(3))
 
 
 def test_a_client_loads_the_weights_and_then_distils() -> None:

@@ -10,7 +10,7 @@ from fedkd.errors import UserError
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.streams.fedmask import FedMask, log_odds
 from fedkd.scenario.schema import CacheSettings
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 
@@ -79,7 +79,7 @@ def test_the_knowledge_cache_serves_masks_to_late_clients():
         return Upload(round, {"mask": mask, "fingerprint": FINGERPRINT}, samples=8)
 
     strategy = FedMask(weight_by_count=True)
-    fusing = FusingByTask(strategy, lambda task: ServerKnowledge(), CacheSettings(decay=0.5))
+    fusing = TaskwiseFusion(strategy, lambda task: ServerKnowledge(), CacheSettings(decay=0.5))
     fusing.move({0: 0, 1: 1})
     fusing.fuse(1, {0: sent(1, packed(1, 1, 0))}, [0, 1])
     fusing.move({0: 1, 1: 0})

@@ -12,19 +12,21 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.fusion.two_models.fedmrl import PROJECTION, FedMRL
-from fedkd.fusion.two_models.shared_model import SHARED
+from fedkd.fusion.two_models.shared_model import SHARED_NETWORK
 
 
 def client_of() -> SeveralNetworks:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         projection = nn.Linear(5, 3).double()
-    return SeveralNetworks(small_model(1), **{SHARED: small_model(2, width=2), PROJECTION: projection})
+    return SeveralNetworks(
+        small_model(1), **{SHARED_NETWORK: small_model(2, width=2), PROJECTION: projection}
+    )
 
 
 def by_hand(client: SeveralNetworks, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what the own head and the shared one say."""
-    own, shared, projection = (client.weights(of) for of in ("model", SHARED, PROJECTION))
+    own, shared, projection = (client.weights(of) for of in ("model", SHARED_NETWORK, PROJECTION))
     both = np.concatenate([features_by_hand(shared, x), features_by_hand(own, x)], axis=1)
     r = both @ projection["weight"].T + projection["bias"]
     return (
@@ -58,7 +60,7 @@ def test_the_private_head_answers_from_both_features():
 def test_a_shared_model_wider_than_the_private_one_is_refused():
     class Wide:
         def width(self, network: str = "model") -> int:
-            return 8 if network == SHARED else 4
+            return 8 if network == SHARED_NETWORK else 4
 
     with pytest.raises(UserError, match="at most as wide as those of every client's model, 4, got 8"):
         FedMRL().aux_networks()[PROJECTION].make(Wide())

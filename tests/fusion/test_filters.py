@@ -11,17 +11,17 @@ from pydantic import ValidationError
 from rounds import draw_logits
 
 from fedkd.fusion.distillation import filters
-from fedkd.fusion.distillation.filters import agreement, class_shares, kept, relevance
+from fedkd.fusion.distillation.filters import agreement, filter_masks, mean_class_shares, relevance
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.scenario.schema import Filter
 
 Q = softmax(draw_logits(4, 12, 3, seed=2))
 SENT = np.ones(Q.shape[:2], dtype=bool)
-P = class_shares(Q, SENT)
+P = mean_class_shares(Q, SENT)
 
 
 def only(*wanted: Filter, q=Q, sent=SENT) -> list[np.ndarray]:
-    return list(kept(wanted, q, sent))
+    return list(filter_masks(wanted, q, sent))
 
 
 def test_relevance_is_the_probability_of_missing_classes() -> None:
@@ -47,7 +47,7 @@ def test_agreement_is_the_share_among_owners_of_the_class() -> None:
 def test_sole_senders_and_sole_class_owners_are_not_contradicted() -> None:
     assert_array_equal(agreement(Q[:1], P[:1], SENT[:1]), np.ones((1, 12)))
     sure, sent = np.eye(2)[[[0, 0], [1, 1], [1, 1]]], np.ones((3, 2), dtype=bool)
-    found = agreement(sure, class_shares(sure, sent), sent)
+    found = agreement(sure, mean_class_shares(sure, sent), sent)
     assert_array_equal(found, np.ones((3, 2)))
 
 
@@ -73,7 +73,7 @@ def test_unsent_samples_have_no_vote() -> None:
     """Such a prediction stands as zeros, and would vote for the first class."""
     q, sent = np.full((3, 1, 2), 0.5), np.array([[True], [False], [False]])
     q[0, 0] = [0.9, 0.1]
-    for p in (np.ones((3, 2)), class_shares(q, sent)):
+    for p in (np.ones((3, 2)), mean_class_shares(q, sent)):
         assert agreement(q, p, sent)[0, 0] == 1.0, "no other client has said anything"
         contradicted = q.copy()
         contradicted[1, 0] = [0.1, 0.9]
@@ -98,12 +98,12 @@ def test_colluders_defeat_votes_by_class_shares(colluders, kept_equal) -> None:
 def test_a_quantile_is_over_sent_samples() -> None:
     sent = SENT.copy()
     sent[0, 3:] = sent[1] = False
-    shares = class_shares(Q, sent)
+    shares = mean_class_shares(Q, sent)
     assert_allclose(shares[0], Q[0, :3].mean(axis=0), rtol=1e-6)
     assert_allclose(shares[1], 1 / 3)
 
 
-@pytest.mark.parametrize("by", filters.THRESHOLDS)
+@pytest.mark.parametrize("by", filters.DEFAULT_THRESHOLDS)
 def test_threshold_0_keeps_all_and_threshold_1_certain_samples(by) -> None:
     for receiver in only(Filter(by=by, threshold=0.0)):
         assert receiver.all()

@@ -9,13 +9,13 @@ from numpy.testing import assert_array_equal
 from several_networks import SeveralNetworks, assert_weights, backwards, gradient, softmax, step
 
 from fedkd.fusion.two_models.fml import FML
-from fedkd.fusion.two_models.shared_model import SHARED
+from fedkd.fusion.two_models.shared_model import SHARED_NETWORK
 from fedkd.fusion.weights.parameters import pack
 from fedkd.training.weights import weights_of
 
 
 def client_of() -> SeveralNetworks:
-    return SeveralNetworks(small_model(1), **{SHARED: small_model(2)})
+    return SeveralNetworks(small_model(1), **{SHARED_NETWORK: small_model(2)})
 
 
 def by_hand(own, other, own_weight: float, shared_weight: float):
@@ -34,14 +34,14 @@ def by_hand(own, other, own_weight: float, shared_weight: float):
 @pytest.mark.parametrize(("own_weight", "shared_weight"), [(0.5, 0.5), (0.2, 0.9), (1.0, 1.0)])
 def test_each_model_learns_from_labels_and_the_other_model(own_weight, shared_weight):
     client = client_of()
-    own, other = client.weights(), client.weights(SHARED)
+    own, other = client.weights(), client.weights(SHARED_NETWORK)
     step(FML(own_weight=own_weight, shared_weight=shared_weight), client, steps=2)
     for _ in range(2):
         of_own, of_other = by_hand(own, other, own_weight, shared_weight)
         own = {name: own[name] - 0.1 * of_own[name] for name in own}
         other = {name: other[name] - 0.1 * of_other[name] for name in other}
     assert_weights(client.network(), own)
-    assert_weights(client.network(SHARED), other)
+    assert_weights(client.network(SHARED_NETWORK), other)
 
 
 def test_zero_distillation_weights_equal_local_training():
@@ -55,7 +55,7 @@ def test_zero_distillation_weights_equal_local_training():
 def test_the_loss_is_the_sum_of_both():
     client = client_of()
     x = batch_of(client.model).inputs.numpy()
-    p, q = (softmax(logits_by_hand(client.weights(of), x)) for of in ("model", SHARED))
+    p, q = (softmax(logits_by_hand(client.weights(of), x)) for of in ("model", SHARED_NETWORK))
     y = batch_of(client.model).labels.numpy()
     labels = [-np.log(probabilities[np.arange(len(y)), y]).mean() for probabilities in (p, q)]
     kl = [(t * np.log(t / s)).sum(axis=1).mean() for s, t in ((p, q), (q, p))]
@@ -66,9 +66,9 @@ def test_the_loss_is_the_sum_of_both():
 def test_only_the_shared_model_is_sent():
     client = client_of()
     own, upload = client.weights(), FML().upload(client)
-    assert_array_equal(upload["parameters"], pack(client.weights(SHARED))["parameters"])
+    assert_array_equal(upload["parameters"], pack(client.weights(SHARED_NETWORK))["parameters"])
     FML().apply(client, pack(weights_of(small_model(7))))
-    assert_weights(client.network(SHARED), weights_of(small_model(7)))
+    assert_weights(client.network(SHARED_NETWORK), weights_of(small_model(7)))
     assert_weights(client.network(), own)
     assert FML().predictor(client) is None
 

@@ -12,11 +12,19 @@ from test_every_strategy import FUSING, Round, draw
 
 from fedkd.errors import UserError
 from fedkd.fusion.distillation.fedmd import FedMD
-from fedkd.fusion.forms import FORMS, Unfit, check_alike, check_guidance, check_upload, required, sizes_of
+from fedkd.fusion.forms import (
+    FORMS,
+    InvalidUpload,
+    check_guidance,
+    check_upload,
+    find_deviating_uploads,
+    required,
+    upload_sizes,
+)
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.strategy import FusionStrategy, Guidance
-from fedkd.fusion.validation import Received
+from fedkd.fusion.validation import ReceivedGuidance
 from fedkd.fusion.views import Network
 from fedkd.fusion.weights.weight_exchange import WeightExchange
 from fedkd.server.guidance import tables_of
@@ -33,7 +41,7 @@ def uploads_of(name: str) -> tuple[FusionStrategy, list[dict[str, np.ndarray]], 
     round = Round(strategy, draw((CLIENTS, M, C), seed=3))
     round.knowledge()
     weights, trainable = round.clients[0].weights(), round.clients[0].trainable()
-    sizes = SIZES | sizes_of(strategy, weights, trainable)
+    sizes = SIZES | upload_sizes(strategy, weights, trainable)
     if round.clients[0].request is not None:
         sizes["M"] = len(round.clients[0].request)
     return strategy, [strategy.upload(client) for client in round.clients], sizes
@@ -66,18 +74,18 @@ def test_valid_uploads_pass_and_spoiled_ones_are_refused(name):
     strategy, uploads, sizes = uploads_of(name)
     for arrays in uploads:
         check_upload(strategy, arrays, sizes)
-    assert check_alike(dict(enumerate(uploads)), strategy) == {}
+    assert find_deviating_uploads(dict(enumerate(uploads)), strategy) == {}
     kinds = strategy.kinds_of(uploads[0])
     assert Kind.OTHER not in kinds.values()
     for array, values in uploads[0].items():
         shape = strategy.capabilities.shapes.get(array, FORMS[kinds[array]].shape)
         assert shape is not None, "a strategy of fedkd's says what its arrays look like"
         for what, wrong in spoiled(values, kinds[array], shape):
-            with pytest.raises(Unfit, match=r"^array "):
+            with pytest.raises(InvalidUpload, match=r"^array "):
                 check_upload(strategy, uploads[0] | {array: wrong}, sizes)
                 pytest.fail(f"{array} passed: {what}")
     for array in required(strategy):
-        with pytest.raises(Unfit, match=f"array {array} is missing"):
+        with pytest.raises(InvalidUpload, match=f"array {array} is missing"):
             check_upload(strategy, {n: v for n, v in uploads[0].items() if n != array}, sizes)
 
 
@@ -123,9 +131,9 @@ def test_accepted_uploads_can_be_fused(name, rounds):
             sizes["M"] = M if round.clients[0].request is None else len(round.clients[0].request)
             try:
                 check_upload(strategy, uploads[0], sizes, network)
-            except Unfit:
+            except InvalidUpload:
                 continue
-            if check_alike(dict(enumerate(uploads)), strategy):
+            if find_deviating_uploads(dict(enumerate(uploads)), strategy):
                 continue
             try:
                 strategy.fuse(round.knowledge(uploads), round.memory)
@@ -224,12 +232,12 @@ def test_masters_sends_no_accuracy_without_held_out_samples():
 
 
 def test_infinite_values_count_as_diverged_training():
-    with pytest.raises(Unfit) as refused:
+    with pytest.raises(InvalidUpload) as refused:
         check_upload(FedMD(), {"logits": np.full((M, C), np.nan, np.float32)}, SIZES)
     assert refused.value.diverged and str(refused.value) == (
         "array logits has values that are not numbers (NaN or infinite)"
     )
-    with pytest.raises(Unfit) as refused:
+    with pytest.raises(InvalidUpload) as refused:
         check_upload(FedMD(), {"logits": np.zeros((C, M), np.float32)}, SIZES)
     assert not refused.value.diverged
     assert str(refused.value) == "array logits has shape [5, 7], must be [7, 5]"
@@ -246,7 +254,7 @@ def test_the_majority_decides_unknown_sizes():
     }
     for arrays in sent.values():
         check_upload(FedMD(), arrays, {})
-    found = {client: str(misfit) for client, misfit in check_alike(sent, FedMD()).items()}
+    found = {client: str(misfit) for client, misfit in find_deviating_uploads(sent, FedMD()).items()}
     assert found == {
         0: "array logits has shape [7, 4]; C is 5 for most clients of its architecture",
         8: "sent logits, more; most clients sent logits",
@@ -268,7 +276,7 @@ class Sparing(FusionStrategy):
 def test_undeclared_uploads_are_not_checked():
     assert required(Sparing()) == set()
     check_upload(Sparing(), {"sure": np.ones((3, 2, 1))}, SIZES)
-    with pytest.raises(Unfit, match="array sure has values that are not numbers"):
+    with pytest.raises(InvalidUpload, match="array sure has values that are not numbers"):
         check_upload(Sparing(), {"sure": np.array([np.inf])}, SIZES)
     assert required(FedMD()) == {"logits"}
     assert required(make_strategy("knfu", {"distribution": "shared"})) == {"logits", "label_counts"}
@@ -288,7 +296,7 @@ def test_guidance_fits_the_expectations_of_clients(name):
             if table and not strategy.capabilities.brings_model:
                 known = SIZES | sizes | {"M": M}
                 check_guidance(strategy, table, known)
-                with pytest.raises(Unfit, match="array stranger is not what"):
+                with pytest.raises(InvalidUpload, match="array stranger is not what"):
                     check_guidance(strategy, table | {"stranger": np.zeros(3)}, known)
 
 
@@ -311,7 +319,7 @@ def test_guidance_without_an_array_is_refused_by_name(name):
     round, tables = learned()
     for array in sorted(tables[0]) if not strategy.capabilities.uses_local_loss else ():
         round, tables = learned()
-        fewer = Received({name: values for name, values in tables[0].items() if name != array})
+        fewer = ReceivedGuidance({name: values for name, values in tables[0].items() if name != array})
         try:
             round.clients[0].learn(strategy, fewer)
         except UserError as error:

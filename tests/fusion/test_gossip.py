@@ -10,7 +10,7 @@ from small_views import SmallClient
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import FitSummary
 from fedkd.fusion.weights.gossip import Gossip
-from fedkd.fusion.weights.mixing import metropolis, push_sum
+from fedkd.fusion.weights.mixing import metropolis_weights, push_sum_weights
 from fedkd.plan.graph import Graph
 
 N, P = 5, 7
@@ -47,7 +47,7 @@ def clients() -> list[SmallClient]:
 
 @pytest.mark.parametrize("kind", ["ring", "k_regular", "complete"])
 def test_metropolis_mixing_preserves_the_mean(kind, clients):
-    mixing = metropolis(Graph(N, kind, 0).edges(1))
+    mixing = metropolis_weights(Graph(N, kind, 0).edges(1))
     before = weights_of(clients)
     weights = mix(clients, mixing)
     assert_allclose(weights_of(clients), mixing @ before, atol=1e-6)
@@ -59,12 +59,12 @@ def test_metropolis_mixing_preserves_the_mean(kind, clients):
 
 def test_isolated_clients_are_unchanged(clients):
     before = weights_of(clients)
-    mix(clients, metropolis(np.eye(N, dtype=bool)))
+    mix(clients, metropolis_weights(np.eye(N, dtype=bool)))
     assert_array_equal(weights_of(clients), before)
 
 
 def test_push_sum_approaches_the_mean_on_directed_links(clients):
-    mixing, generator = push_sum(ONE_WAY), np.random.default_rng(1)
+    mixing, generator = push_sum_weights(ONE_WAY), np.random.default_rng(1)
     x, w = weights_of(clients), np.ones(N)
     for _ in range(4):
         steps = generator.normal(size=(N, P))

@@ -15,7 +15,7 @@ from fedkd.fusion.distillation.mst import MST
 from fedkd.fusion.math.adam import Adam
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.randomness import numpy_generator
-from fedkd.training.fast.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled_class
 
 LABELS = numpy_generator(0, "labels").integers(0, 3, 12)
 
@@ -51,7 +51,7 @@ def test_gate_loss_and_gradient_equal_loops_and_finite_differences() -> None:
 def test_adam_equals_torchs() -> None:
     start, wanted = np.array([1.0, -2.0, 0.5]), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     wanted.requires_grad_()
-    theirs, ours, arrays = uncompiled(torch.optim.Adam)([wanted], lr=0.1), Adam(0.1), [start]
+    theirs, ours, arrays = uncompiled_class(torch.optim.Adam)([wanted], lr=0.1), Adam(0.1), [start]
     for _ in range(5):
         theirs.zero_grad()
         (wanted**4).sum().backward()

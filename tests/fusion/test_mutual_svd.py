@@ -15,7 +15,7 @@ from torch import nn
 from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress
 from fedkd.fusion.two_models.mutual_svd import PROJECTION, FedKD
-from fedkd.fusion.two_models.shared_model import SHARED
+from fedkd.fusion.two_models.shared_model import SHARED_NETWORK
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.randomness import numpy_generator
 
@@ -24,15 +24,17 @@ def client_of() -> SeveralNetworks:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         projection = nn.Linear(2, 3, bias=False).double()
-    return SeveralNetworks(small_model(1), **{SHARED: small_model(2, width=2), PROJECTION: projection})
+    return SeveralNetworks(
+        small_model(1), **{SHARED_NETWORK: small_model(2, width=2), PROJECTION: projection}
+    )
 
 
 def terms(client: SeveralNetworks) -> dict[str, float]:
     """Return all that the loss is made of, by hand."""
     batch = batch_of(client.model)
     x, y, rows = batch.inputs.numpy(), batch.labels.numpy(), np.arange(len(batch.labels))
-    p, q = (softmax(logits_by_hand(client.weights(of), x)) for of in ("model", SHARED))
-    seen = features_by_hand(client.weights(SHARED), x) @ client.weights(PROJECTION)["weight"].T
+    p, q = (softmax(logits_by_hand(client.weights(of), x)) for of in ("model", SHARED_NETWORK))
+    seen = features_by_hand(client.weights(SHARED_NETWORK), x) @ client.weights(PROJECTION)["weight"].T
     return {
         "own": float(-np.log(p[rows, y]).mean()),
         "other": float(-np.log(q[rows, y]).mean()),
@@ -76,7 +78,9 @@ def test_teacher_projection_and_divisor_have_no_gradient():
     divisor = begun["own"] + begun["other"]
     wanted = {
         "model": slopes(client, "model", lambda t: t["own"] + (t["taught"] + t["features"]) / divisor),
-        SHARED: slopes(client, SHARED, lambda t: t["other"] + (t["teaches"] + t["features"]) / divisor),
+        SHARED_NETWORK: slopes(
+            client, SHARED_NETWORK, lambda t: t["other"] + (t["teaches"] + t["features"]) / divisor
+        ),
         PROJECTION: slopes(client, PROJECTION, lambda t: t["features"] / divisor),
     }
     before = {of: client.weights(of) for of in wanted}
@@ -96,7 +100,7 @@ class Linear(SeveralNetworks):
     """A client whose shared model is the server's `plain` one."""
 
     def __init__(self) -> None:
-        super().__init__(small_model(1), **{SHARED: nn.Linear(40, 30)})
+        super().__init__(small_model(1), **{SHARED_NETWORK: nn.Linear(40, 30)})
         self.round, self.rounds = 1, 3
 
 
@@ -116,11 +120,11 @@ def test_clients_and_server_have_identical_shared_weights(energy):
             client.round = round
             strategy.before_training(client)
             change = generator.normal(size=(30, 2)) @ generator.normal(size=(2, 40))
-            weights = client.weights(SHARED)
+            weights = client.weights(SHARED_NETWORK)
             assert_array_equal(pack(weights)[PARAMETERS], memory[PARAMETERS])
             change = change + 0.01 * generator.normal(size=change.shape)
             client.load_weights(
-                {**weights, "weight": (weights["weight"] + change).astype(np.float32)}, SHARED
+                {**weights, "weight": (weights["weight"] + change).astype(np.float32)}, SHARED_NETWORK
             )
             uploads.append(strategy.upload(client))
             means.append(change)
@@ -173,4 +177,4 @@ def test_untrained_models_upload_factors_of_their_weights():
     client = Linear()
     found = FedKD(shared_model="plain").upload(client)
     assert found.keys() == {FACTORS, RANKS, COUNTERS}
-    assert_array_equal(found[FACTORS], compress(client.weights(SHARED), 0.95)[FACTORS])
+    assert_array_equal(found[FACTORS], compress(client.weights(SHARED_NETWORK), 0.95)[FACTORS])

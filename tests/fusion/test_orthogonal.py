@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedkd.fusion.weights.orthogonal import extended, outside, share_left
+from fedkd.fusion.weights.orthogonal import extend_basis, mean_residual_share, remove_projection
 
 N = 12
 
@@ -24,7 +24,7 @@ def spanned(inputs, threshold, basis=None):
         sketch += left @ omega
         shares.append((left**2).sum() / (own**2).sum())
         samples.append(own.shape[1])
-    return extended(basis, sketch, share_left(shares, samples), threshold).basis
+    return extend_basis(basis, sketch, mean_residual_share(shares, samples), threshold).basis
 
 
 def kept(basis, inputs):
@@ -37,7 +37,7 @@ def test_leading_directions_are_added_up_to_the_energy_threshold():
     sketch = directions * np.array([5.0, 4.0, 3.0, 2.0, 1.0, *[0.0] * 7])  # squares 25 16 9 4 1, of 55
     none = np.zeros((N, 0), np.float32)
     for threshold, rank in [(25 / 55 - 1e-6, 1), (25 / 55 + 1e-6, 2), (0.9, 3), (0.95, 4), (1.0, 5)]:
-        basis = extended(none, sketch, 1.0, threshold, "sketch").basis
+        basis = extend_basis(none, sketch, 1.0, threshold, "sketch").basis
         assert basis.shape == (N, rank)
         np.testing.assert_allclose(basis @ basis.T, directions[:, :rank] @ directions[:, :rank].T, atol=1e-6)
 
@@ -48,8 +48,8 @@ def test_the_threshold_counts_the_energy_of_protected_directions():
     basis = directions[:, :3].astype(np.float32)
     rest = directions[:, 3:7] * np.array([4.0, 3.0, 2.0, 1.0])  # squares 16 9 4 1 of 30; ρ = 1/2: 60 in all
     for threshold, rank in [(0.5, 3), (45 / 60, 4), (47 / 60, 5), (55.5 / 60, 6), (1.0, 7)]:
-        assert extended(basis, rest, 0.5, threshold, "sketch").basis.shape[1] == rank
-    unchanged = extended(basis, rest, 0.0, 1.0)
+        assert extend_basis(basis, rest, 0.5, threshold, "sketch").basis.shape[1] == rank
+    unchanged = extend_basis(basis, rest, 0.0, 1.0)
     assert unchanged.basis is basis and unchanged.energy == 1.0
 
 
@@ -68,7 +68,7 @@ def test_energy_is_measured_on_inputs_if_the_sketch_has_more(width):
     for draw in range(draws):
         sketch = inputs @ np.random.default_rng(draw).uniform(-1.0, 1.0, (400, width))
         for measure in true:
-            basis, energy = extended(none, sketch, 1.0, threshold, measure)
+            basis, energy = extend_basis(none, sketch, 1.0, threshold, measure)
             true[measure] += kept(basis, [inputs]) / draws
             told[measure] += energy / draws
     assert true["sketch"] < threshold - 0.2 and true["measured"] > true["sketch"] + 0.15
@@ -81,9 +81,9 @@ def test_energy_is_measured_on_inputs_if_the_sketch_has_more(width):
 def test_a_narrow_sketch_gives_all_directions_and_reports_energy():
     none, inputs = np.zeros((60, 0), np.float32), inputs_of_many_directions()
     sketch = inputs @ np.random.default_rng(0).uniform(-1.0, 1.0, (400, 20))
-    basis, energy = extended(none, sketch, 1.0, 0.99)
+    basis, energy = extend_basis(none, sketch, 1.0, 0.99)
     assert basis.shape == (60, 18) and energy < 0.9
-    one = extended(np.zeros((1, 0), np.float32), np.array([[2.0]]), 1.0, 0.9)
+    one = extend_basis(np.zeros((1, 0), np.float32), np.array([[2.0]]), 1.0, 0.9)
     assert one.basis.shape == (1, 1) and one.energy == pytest.approx(1.0)
 
 
@@ -106,29 +106,29 @@ def test_low_rank_bases_ignore_order_and_repetition(threshold):
     sketches = [np.outer(directions[:, n], np.eye(8)[n]) for n in range(5)]
     sketches += [-np.outer(directions[:, n], np.eye(8)[n + 3]) for n in range(2)]
     protected = np.linalg.qr(np.hstack([drawn(N, 1, seed=9), directions]))[0][:, :1].astype(np.float32)
-    first = extended(protected, sum(sketches), 1.0, threshold, "sketch").basis
+    first = extend_basis(protected, sum(sketches), 1.0, threshold, "sketch").basis
     for seed in range(5):
         draws = np.random.default_rng(seed)
         total = sum(sketches[n] for n in draws.permutation(7))
         for same in (total, total[:, draws.permutation(8)], np.hstack([total, 0.0 * total])):
-            found = extended(protected, same, 1.0, threshold, "sketch").basis
+            found = extend_basis(protected, same, 1.0, threshold, "sketch").basis
             np.testing.assert_allclose(found, first, atol=1e-6)
     assert first.shape[1] <= 6 and (threshold < 1.0 or first.shape[1] == 6)
 
 
 def test_shares_are_weighted_by_samples():
-    assert share_left([0.5, 0.1], [1, 3]) == pytest.approx(0.2)
-    assert share_left([0.5, 0.1], [0, 0]) == share_left([], []) == 0.0
-    assert share_left([7.0], [2]) == 1.0  # from whoever makes it up
+    assert mean_residual_share([0.5, 0.1], [1, 3]) == pytest.approx(0.2)
+    assert mean_residual_share([0.5, 0.1], [0, 0]) == mean_residual_share([], []) == 0.0
+    assert mean_residual_share([7.0], [2]) == 1.0  # from whoever makes it up
 
 
 @pytest.mark.parametrize("shape", [(5, N), (5, 3, 2, 2)])
 def test_projected_steps_leave_protected_inputs_unchanged(shape):
     basis = np.linalg.qr(drawn(N, 4))[0]
     step = drawn(*shape, seed=3)
-    left = outside(step, basis)
+    left = remove_projection(step, basis)
     matrix = step.reshape(5, N)
     np.testing.assert_allclose(left.reshape(5, N), matrix @ (np.eye(N) - basis @ basis.T), atol=1e-12)
     np.testing.assert_allclose(left.reshape(5, N) @ basis, 0.0, atol=1e-12)
-    np.testing.assert_allclose(outside(left, basis), left, atol=1e-12)
-    assert outside(step, basis[:, :0]).tobytes() == step.tobytes()
+    np.testing.assert_allclose(remove_projection(left, basis), left, atol=1e-12)
+    assert remove_projection(step, basis[:, :0]).tobytes() == step.tobytes()

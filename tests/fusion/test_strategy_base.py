@@ -12,11 +12,11 @@ import pytest
 import fedkd.fusion as door
 from fedkd.errors import UserError
 from fedkd.fusion import AuxNetworks, Capabilities, FusionStrategy, Guidance, LocalObjective, ServerCost
-from fedkd.fusion.auxiliary import networks_of
+from fedkd.fusion.auxiliary import aux_networks_of
 from fedkd.fusion.local import Local
 from fedkd.fusion.local_objective import objective_of, trained_epochs
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
-from fedkd.fusion.strategy import answers_otherwise, overrides, teaches_targets
+from fedkd.fusion.strategy import distils_targets, overrides_hook, replaces_predictor
 
 HOOKS = ("prepare", "request", "upload", "fuse", "apply", "loss", "end_task")
 
@@ -45,8 +45,12 @@ def test_mixins_and_base_share_no_name() -> None:
 def test_hooks_of_unused_mixins_change_nothing() -> None:
     strategy = Local()
     assert objective_of(strategy).local_loss({}) is None and trained_epochs(strategy, 3) == 3
-    assert networks_of(strategy).aux_networks() == {} and not answers_otherwise(strategy)
-    assert not teaches_targets(strategy) and overrides(strategy, "fuse") and not overrides(strategy, "loss")
+    assert aux_networks_of(strategy).aux_networks() == {} and not replaces_predictor(strategy)
+    assert (
+        not distils_targets(strategy)
+        and overrides_hook(strategy, "fuse")
+        and not overrides_hook(strategy, "loss")
+    )
 
 
 def test_the_public_module_exports_its_listed_names() -> None:

@@ -7,15 +7,20 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
 
-from fedkd.fusion.distillation.complement import complement, complement_by_class, surer, transfer_rate
+from fedkd.fusion.distillation.complement import (
+    complement,
+    complement_by_class,
+    complementary_transfer_rate,
+    surer,
+)
 from fedkd.fusion.distillation.shift import shift_cosine, shifts
 from fedkd.fusion.distillation.transferability import (
-    PREDICTORS,
+    TRANSFER_PREDICTORS,
     agreement,
-    chance,
-    hits,
+    best_sender_hits,
+    chance_accuracy,
     off_diagonal_mean,
-    predicted,
+    predict_gains,
     rank_correlation,
 )
 
@@ -54,7 +59,7 @@ def test_the_realised_share_equals_a_hand_count():
     """Client 1 has right what 0 has wrong in samples 2 and 3; a copy of 0 has learned one of them."""
     right = np.array([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=bool)
     taught = np.array([[[1, 1, 0, 0], [0, 1, 1, 0]], [[1, 1, 1, 1], [0, 1, 1, 1]]], dtype=bool)
-    assert_allclose(transfer_rate(right, taught), [[np.nan, 0.5], [1.0, np.nan]])
+    assert_allclose(complementary_transfer_rate(right, taught), [[np.nan, 0.5], [1.0, np.nan]])
 
 
 def test_the_unlabelled_measure_counts_confident_disagreement():
@@ -73,7 +78,7 @@ def by_loops(logits: np.ndarray, start: np.ndarray, labels: np.ndarray) -> dict[
     q /= q.sum(axis=-1, keepdims=True)
     p = (q.mean(axis=1) + 1e-6) / (1 + q.shape[-1] * 1e-6)
     moved = q.mean(axis=1) - start
-    tables = {name: np.zeros((clients, clients)) for name in PREDICTORS}
+    tables = {name: np.zeros((clients, clients)) for name in TRANSFER_PREDICTORS}
     for n in range(clients):
         for m in range(clients):
             tables["distance"][n, m] = -sum(a * np.log(a / b) for a, b in zip(p[n], p[m], strict=True))
@@ -91,12 +96,12 @@ def test_predictors_equal_loops():
     draws = np.random.default_rng(0)
     logits, start = draws.normal(0, 2, (4, 30, 3)), draws.dirichlet(np.ones(3), 4)
     labels = draws.integers(0, 3, 30)
-    found = predicted(logits.astype(np.float32), start, labels)
+    found = predict_gains(logits.astype(np.float32), start, labels)
     expected = by_loops(logits, start, labels)
     assert found.keys() == expected.keys()
     for name, table in expected.items():
         assert_allclose(found[name], table, atol=1e-5, err_msg=name)
-    assert "complement" not in predicted(logits, start)
+    assert "complement" not in predict_gains(logits, start)
 
 
 def test_progress_similarity_equals_loops():
@@ -118,7 +123,7 @@ def test_extreme_uploads_give_finite_values(size, seed, content):
         logits[:] = np.where(logits > 0, np.inf, -np.inf)
     else:
         start[0] = [np.inf, -np.inf, 1e30, 0.0][:classes]
-    for name, table in predicted(logits, start, draws.integers(0, classes, samples)).items():
+    for name, table in predict_gains(logits, start, draws.integers(0, classes, samples)).items():
         assert table.shape == (clients, clients) and np.isfinite(table).all(), name
     assert (np.abs(shifts(logits, start)) <= 1).all()
 
@@ -138,15 +143,15 @@ def test_constant_values_have_no_rank_correlation():
     guess = np.array([[0, 1, 2], [1, 0, np.nan], [5, 5, 0.0]])
     gain = np.array([[0, 1, 2], [1, 0, 1], [1, 2, 0.0]])
     assert_allclose(rank_correlation(guess, gain), [1, np.nan, np.nan])
-    for values in (hits, rank_correlation):
+    for values in (best_sender_hits, rank_correlation):
         assert np.isnan(values(np.zeros((1, 1)), np.zeros((1, 1)))).all()
 
 
 def test_the_hit_rate_of_the_best_sender_equals_a_hand_count():
     gain = np.array([[9, 0.3, 0.1, 0.3], [0.2, 9, 0.1, 0.0], [0, 0, 9, 0], [1, 2, 3, 9.0]])
     guess = np.array([[0, 2, 3, 1], [2, 0, 2, 1], [1, 0, 0, 0], [0, 0, 5, 0.0]])
-    assert_allclose(hits(guess, gain), [0, 0.5, 1, 1])
-    assert_allclose(chance(gain), [2 / 3, 1 / 3, 1, 1 / 3])
+    assert_allclose(best_sender_hits(guess, gain), [0, 0.5, 1, 1])
+    assert_allclose(chance_accuracy(gain), [2 / 3, 1 / 3, 1, 1 / 3])
 
 
 def test_means_exclude_self_and_unknown_values():

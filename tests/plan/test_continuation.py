@@ -7,12 +7,12 @@ import pytest
 from fedkd.errors import UserError
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import parse_scenario
-from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.scenario.identity import changed_keys, result_relevant_keys
 
 
 @pytest.fixture
 def began(digits_scenario):
-    return decisive(parse_scenario(digits_scenario))
+    return result_relevant_keys(parse_scenario(digits_scenario))
 
 
 def check(began, tables, done=1, **changes):
@@ -24,7 +24,7 @@ def test_place_and_engine_may_change_on_resume(began, digits_scenario):
     check(began, digits_scenario, name="other", engine=engine, checkpoint_every=5, plugin_path=["elsewhere"])
     mnist = digits_scenario | {"data": digits_scenario["data"] | {"dataset": "mnist"}}
     moved = mnist["data"] | {"root": "/elsewhere"}
-    check(decisive(parse_scenario(mnist)), mnist, data=moved)
+    check(result_relevant_keys(parse_scenario(mnist)), mnist, data=moved)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_rounds_may_increase_and_not_decrease(began, digits_scenario):
 )
 def test_runs_that_depend_on_rounds_cannot_be_extended(tables, done, reason, digits_scenario):
     tables = digits_scenario | tables
-    began = decisive(parse_scenario(tables))
+    began = result_relevant_keys(parse_scenario(tables))
     with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be made longer: {reason}"):
         check(began, tables, done=done, rounds=3)
     check(began, tables, done=0, rounds=3)
@@ -69,7 +69,7 @@ def test_runs_that_depend_on_rounds_cannot_be_extended(tables, done, reason, dig
 
 def test_strategies_independent_of_rounds_can_be_extended(digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "masters", "warm_up": 0.0}}
-    check(decisive(parse_scenario(tables)), tables, rounds=3)
+    check(result_relevant_keys(parse_scenario(tables)), tables, rounds=3)
 
 
 def test_changed_keys_are_dotted_and_sorted():
@@ -86,12 +86,12 @@ def test_changed_keys_are_dotted_and_sorted():
 
 
 def test_newer_keys_at_their_defaults_do_not_block_a_resume(digits_scenario):
-    tables = decisive(parse_scenario(digits_scenario))
+    tables = result_relevant_keys(parse_scenario(digits_scenario))
     assert (
         not {"kd_weight", "kd_weight_decay", "logit_adjustment", "absent_by_experts"}
         & tables["fusion"].keys()
     )
     assert "alpha" not in tables["data"]["transfer"]
     other = digits_scenario | {"fusion": {"strategy": "knfu", "kd_weight": 0.3, "absent_by_experts": True}}
-    found = decisive(parse_scenario(other))["fusion"]
+    found = result_relevant_keys(parse_scenario(other))["fusion"]
     assert found["kd_weight"] == 0.3 and found["absent_by_experts"] is True and "kd_weight_decay" not in found

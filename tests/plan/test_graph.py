@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.errors import UserError
-from fedkd.plan.checks.graph import check_graph, separate
+from fedkd.plan.checks.graph import check_graph, unconnected_clients
 from fedkd.plan.graph import Graph
 from fedkd.plan.load import parse_plan
 
@@ -124,7 +124,7 @@ def test_a_file_beside_the_scenario_is_read(digits_scenario, tmp_path):
     topology = {"graph": "file", "path": "who.json"}
     plan = parse_plan(digits_scenario | {"topology": topology}, folder=tmp_path)
     assert others(plan.graph) == [{1}, {0}, {3}, set()]
-    assert separate(plan, plan.graph) == [("", [(0, 1), (2, 3)])]
+    assert unconnected_clients(plan, plan.graph) == [("", [(0, 1), (2, 3)])]
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0]]}))
     with pytest.raises(UserError, match=r"is for 2 clients, data\.clients is 4"):
         parse_plan(digits_scenario | {"topology": topology}, folder=tmp_path)
@@ -184,10 +184,10 @@ def test_isolated_or_disconnected_architectures_are_named(digits_scenario):
     gossip = parse_plan(tables | {"fusion": {"strategy": "gossip"}})
     names = [group.model for group in gossip.groups]
     assert names == ["mlp", "lenet", "cnn", "mlp"]
-    assert separate(gossip, gossip.graph) == [("lenet", [(1,)]), ("cnn", [(2,)])]
+    assert unconnected_clients(gossip, gossip.graph) == [("lenet", [(1,)]), ("cnn", [(2,)])]
     apart = Graph.from_json('{"hears": [[1], [0], [3], [2]]}')
-    assert separate(gossip, apart)[0] == ("mlp", [(0,), (3,)])
+    assert unconnected_clients(gossip, apart)[0] == ("mlp", [(0,), (3,)])
     predictions = parse_plan(tables)
-    assert separate(predictions, predictions.graph) == []
+    assert unconnected_clients(predictions, predictions.graph) == []
     pairs = parse_plan(tables | {"topology": {"graph": "matching"}, "rounds": 30})
-    assert separate(pairs, pairs.graph) == []  # drawn anew, they all meet some day
+    assert unconnected_clients(pairs, pairs.graph) == []  # drawn anew, they all meet some day

@@ -8,7 +8,7 @@ import pytest
 
 import fedkd
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.plan.model_sharing import held_models
+from fedkd.plan.model_sharing import models_after_fusion
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -53,8 +53,8 @@ def test_a_shared_model_has_one_backward_transfer(fusion, tmp_path):
 def test_models_are_shared_within_architecture_and_task():
     def held(strategy: str, **changes: Any) -> int:
         plan = parse_plan(tables({"strategy": strategy}, **changes))
-        models = held_models(plan.scenario, plan.schedule, plan.strategy)
-        assert models == held_models(plan.scenario, plan.schedule)
+        models = models_after_fusion(plan.scenario, plan.schedule, plan.strategy)
+        assert models == models_after_fusion(plan.scenario, plan.schedule)
         return len(set(models))
 
     assert [held(name) for name in ("fedntd", "feddf", "fedper", "lg_fedavg", "fedala", "local")] == [

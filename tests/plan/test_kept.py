@@ -10,7 +10,7 @@ from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.federation.manifest import Manifest
 from fedkd.plan.load import parse_plan
-from fedkd.plan.upload_memory import uploads_kept
+from fedkd.plan.upload_memory import max_stored_uploads
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -43,7 +43,7 @@ def small(**changes):
     ],
 )
 def test_the_number_of_uploads_in_memory_equals_a_hand_count(changes, number):
-    assert uploads_kept(parse_plan(small(**changes))) == number
+    assert max_stored_uploads(parse_plan(small(**changes))) == number
 
 
 @pytest.mark.parametrize("graph", ["ring", "matching", "one_peer_exponential"])
@@ -52,14 +52,14 @@ def test_the_estimate_equals_the_uploads_that_a_run_stores(graph, tmp_path):
     fedkd.run(tables, out=tmp_path / "run", progress=False)
     saved = Manifest(tmp_path / "run" / "checkpoints" / "round-00006").server()
     remembered = sum("heard/uploads/" in name and name.endswith("/about") for name in saved)
-    assert 7 < remembered <= uploads_kept(parse_plan(tables)) <= 2 * remembered
+    assert 7 < remembered <= max_stored_uploads(parse_plan(tables)) <= 2 * remembered
 
 
 def test_uploads_beyond_memory_are_refused(monkeypatch):
     plan = parse_plan(small(asynchronous={"buffer": 2}))
     data = load_data(plan.scenario)
-    monkeypatch.setattr(memory, "uploads_kept", lambda plan: 10**12)
+    monkeypatch.setattr(memory, "max_stored_uploads", lambda plan: 10**12)
     with pytest.raises(
         UserError, match=r"asynchronous: 1,000,000,000,000 uploads that are kept take 200,000"
     ):
-        memory.checked_models(plan, data)
+        memory.build_checked_models(plan, data)

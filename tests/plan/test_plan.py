@@ -8,7 +8,7 @@ import pytest
 
 from fedkd.errors import UserError
 from fedkd.plan.load import load_plan, parse_plan
-from fedkd.plan.plan import Plan, open_plan, resolve
+from fedkd.plan.plan import Plan, open_plan, resolve_plan
 from fedkd.plan.schedule import Schedule, Span
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.load import read_scenario
@@ -41,7 +41,7 @@ def assert_same(one: Plan, other: Plan) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_resolved_plan_resolves_to_itself(name, tmp_path):
     plan = plan_of(name)
-    assert_same(resolve(plan.scenario), plan)
+    assert_same(resolve_plan(plan.scenario), plan)
     path = tmp_path / "scenario.toml"
     path.write_text(dump_toml(plan.scenario))
     assert_same(load_plan(path), plan)
@@ -62,7 +62,7 @@ def test_client_models_determine_what_fedgen_averages(models, share):
 def test_resolving_fills_in_missing_values():
     read = read_scenario({"fusion": {"strategy": "knfu"}, "continual": {"learner": "ewc"}})
     assert read.fusion.model_extra == {}
-    plan = resolve(read)
+    plan = resolve_plan(read)
     assert plan.scenario.fusion.model_extra["beta"] == plan.strategy.beta == 10.0
     assert plan.scenario.continual.model_extra["strength"] == plan.learner.strength
     assert plan.scenario.rounds == plan.schedule.rounds == 5
@@ -75,7 +75,7 @@ def test_a_plan_without_a_stream_has_no_learner():
 
 def test_errors_are_found_on_resolution():
     with pytest.raises(UserError, match="did you mean 'beta'") as caught:
-        resolve(read_scenario({"fusion": {"strategy": "knfu", "betta": 1.0}}))
+        resolve_plan(read_scenario({"fusion": {"strategy": "knfu", "betta": 1.0}}))
     assert caught.value.key == "fusion.betta"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedkd.plan.client_roles import counted_clients, poisoned_clients, victim_of
+from fedkd.plan.client_roles import counted_clients, poisoned_clients, poisoning_victim
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.schema import Scenario
 
@@ -38,6 +38,6 @@ def test_poisoned_clients_count_only_if_all_are_poisoned():
 def test_a_victim_is_honest_and_fixed():
     scenario = scenario_of(10, 0.3)
     for client in poisoned_clients(scenario):
-        assert victim_of(scenario, client) not in poisoned_clients(scenario)
-        assert victim_of(scenario, client) == victim_of(scenario, client)
-    assert victim_of(scenario_of(4, 1.0), 2) == 2
+        assert poisoning_victim(scenario, client) not in poisoned_clients(scenario)
+        assert poisoning_victim(scenario, client) == poisoning_victim(scenario, client)
+    assert poisoning_victim(scenario_of(4, 1.0), 2) == 2

@@ -13,7 +13,7 @@ from fedkd.errors import UserError
 from fedkd.plan.checks.key_rules import TABLE, Reader
 from fedkd.plan.checks.unread_keys import is_set, without_moot_keys
 from fedkd.plan.hyperparameters import bind_strategy
-from fedkd.plan.load import load_plan, parse_plan, plan_with
+from fedkd.plan.load import load_plan, parse_plan, plan_with_changes
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.overrides import apply_values
 from fedkd.scenario.schema import Scenario
@@ -176,7 +176,10 @@ def test_an_override_drops_keys_that_it_makes_irrelevant(tmp_path):
     file = tmp_path / "skewed.toml"
     file.write_text('[data.partition]\nscheme = "dirichlet"\nalpha = 0.1\n')
     assert load_plan(file, ["data.partition.scheme=iid"]).scenario.data.partition.alpha == 0.5
-    assert plan_with(file, {"data": {"partition": {"scheme": "iid"}}}).scenario.data.partition.alpha == 0.5
+    assert (
+        plan_with_changes(file, {"data": {"partition": {"scheme": "iid"}}}).scenario.data.partition.alpha
+        == 0.5
+    )
     with pytest.raises(UserError, match=r"alpha: must be left out.*set on the command line"):
         load_plan(file, ["data.partition.scheme=iid", "data.partition.alpha=0.2"])
     file.write_text('rounds = 3\n[data.partition]\nscheme = "iid"\nalpha = 0.1\n')

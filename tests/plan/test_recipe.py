@@ -7,14 +7,14 @@ from dataclasses import astuple
 import pytest
 
 from fedkd.cli.main import main
-from fedkd.clients.costs.model_memory import checked_models
+from fedkd.clients.costs.model_memory import build_checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
-from fedkd.plan.load import parse_plan, parse_scenario, plan_with
+from fedkd.plan.load import parse_plan, parse_scenario, plan_with_changes
 from fedkd.scenario.dump import dump_toml
-from fedkd.scenario.identity import digest_of
+from fedkd.scenario.identity import scenario_digest
 from fedkd.scenario.toml import parse_toml
 
 
@@ -66,13 +66,13 @@ def test_the_resolved_scenario_repeats_the_run(digits_scenario):
 )
 def test_consequences_of_a_choice_go_with_it(before, changes, expected, digits_scenario):
     scenario = parse_scenario(tables(digits_scenario, **before))
-    assert astuple(plan_with(scenario, changes).recipe) == expected
+    assert astuple(plan_with_changes(scenario, changes).recipe) == expected
 
 
 def test_a_recipe_equals_its_keys(digits_scenario):
     joint = parse_scenario(tables(digits_scenario, recipe="joint"))
     keys = parse_scenario(tables(digits_scenario, ce_weight=1.0, kd_weight=0.3))
-    assert digest_of(joint) == digest_of(keys) != digest_of(parse_scenario(digits_scenario))
+    assert scenario_digest(joint) == scenario_digest(keys) != scenario_digest(parse_scenario(digits_scenario))
 
 
 def test_only_cronus_and_comet_train_jointly():
@@ -101,4 +101,4 @@ def test_an_online_stream_refuses_private_batches_in_distillation(changes, digit
     stream = {"learner": "naive", "online": True, "tasks": {"kind": "split", "count": 2}}
     plan = parse_plan(tables(digits_scenario, **changes) | {"continual": stream})
     with pytest.raises(UserError, match="must be 0, as each sample is trained on once, got 1"):
-        checked_models(plan, load_data(plan.scenario))
+        build_checked_models(plan, load_data(plan.scenario))

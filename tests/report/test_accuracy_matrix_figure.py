@@ -14,7 +14,7 @@ from fedkd.continual.metrics.metrics import summarise
 from fedkd.continual.metrics.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.continual.task_history import TaskHistory
 from fedkd.report.continual import accuracy_matrix, matrix_csv, metrics_csv, write_continual
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.style import MOST_NUMBERS, draw_chart
 
 nan = np.nan
@@ -148,7 +148,11 @@ def test_a_failed_figure_keeps_the_previous_file(tmp_path, monkeypatch):
     ],
 )
 def test_continual_metrics_have_titles_and_a_direction(name, label, better):
-    assert (metric(name).label, metric(name).better, metric(name).name) == (label, better, name)
+    assert (find_metric(name).label, find_metric(name).better, find_metric(name).name) == (
+        label,
+        better,
+        name,
+    )
 
 
 def test_individual_orders_are_shown_by_task_and_by_position():

@@ -10,7 +10,7 @@ import pytest
 from fedkd.errors import UserError
 from fedkd.plugins.packages import MissingPackage, Omissions
 from fedkd.report import figures
-from fedkd.report.page.write import report_at_the_end, write_report
+from fedkd.report.page.write import write_final_report, write_report
 
 KINDS = ("png", "svg", "pdf")
 
@@ -57,4 +57,4 @@ def test_a_missing_package_refuses_the_page_and_writes_nothing(package, tmp_path
         write_report([tmp_path], tmp_path / "page")
     assert isinstance(caught.value, UserError) and not list(tmp_path.iterdir())
     with pytest.raises(MissingPackage):
-        report_at_the_end(tmp_path, print)
+        write_final_report(tmp_path, print)

@@ -8,7 +8,7 @@ import pytest
 from fedkd.report import curves, figures
 from fedkd.report.chart import BASELINE
 from fedkd.report.front import accuracy_against_stored, local_against_global
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.study import StudyAxis, StudyRun, group_looks
 from fedkd.report.style import draw_chart
 
@@ -30,7 +30,7 @@ def test_every_figure_is_drawn(study, tmp_path):
 
 
 def test_lines_and_bands_are_means_and_intervals(study):
-    figure = draw_chart(curves.over_rounds(study, metric("accuracy_local")))
+    figure = draw_chart(curves.over_rounds(study, find_metric("accuracy_local")))
     left, right = figure.axes
     assert [axes.get_title() for axes in (left, right)] == ["Dirichlet α = 0.1", "Dirichlet α = 10"]
     np.testing.assert_allclose(right.lines[1].get_ydata(), [91 / 3, 182 / 3, 91])
@@ -41,7 +41,7 @@ def test_lines_and_bands_are_means_and_intervals(study):
 
 
 def test_traffic_is_cumulative_and_flat_without_uploads(study):
-    figure = draw_chart(curves.over_traffic(study, metric("accuracy_local")))
+    figure = draw_chart(curves.over_traffic(study, find_metric("accuracy_local")))
     level, sending, _ = figure.axes[1].lines
     np.testing.assert_allclose(level.get_ydata(), 80)
     np.testing.assert_allclose(sending.get_xdata(), [1, 2, 3])  # kB
@@ -55,7 +55,7 @@ def test_a_clock_draws_metrics_over_simulated_time(slowest, scale, study, tmp_pa
         return replace(run, clock=tuple((r, pace * run.seed * r) for r in (1, 2, 3)))
 
     study = replace(study, runs=tuple(map(timed, study.runs)))
-    axes = draw_chart(curves.over_time(study, metric("accuracy_local"))).axes[1]
+    axes = draw_chart(curves.over_time(study, find_metric("accuracy_local"))).axes[1]
     assert axes.get_xscale() == scale
     _, knfu, fedmd = axes.lines
     np.testing.assert_allclose(knfu.get_xdata(), [2, 4, 6])  # of seeds 1, 2 and 3
@@ -66,7 +66,7 @@ def test_a_clock_draws_metrics_over_simulated_time(slowest, scale, study, tmp_pa
 
 
 def test_the_heat_map_shows_means(study):
-    axes = draw_chart(figures.heat_map(study, metric("accuracy_local"))).axes[0]
+    axes = draw_chart(figures.heat_map(study, find_metric("accuracy_local"))).axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), [[60, 80], [62, 91], [30, 90.8333333]])
     assert "91.0\n± 2.5" in {text.get_text() for text in axes.texts}
 
@@ -86,7 +86,7 @@ def test_a_stream_is_drawn_over_its_tasks(stream_study, tmp_path):
         *(f"heatmap-average_accuracy_{protocol}" for protocol in protocols),
         "accuracy-against-stored",
     }
-    figure = draw_chart(curves.over_tasks(stream_study, metric("average_accuracy_class_incremental")))
+    figure = draw_chart(curves.over_tasks(stream_study, find_metric("average_accuracy_class_incremental")))
     without, panel = figure.axes
     assert not without.lines, "nobody was tested so under the other head"
     np.testing.assert_allclose(panel.lines[0].get_xdata(), [1, 2, 3])
@@ -162,7 +162,10 @@ def test_all_marks_are_visible_and_all_labels_are_drawn(study):
 
 
 def test_a_group_without_a_curve_is_not_in_the_legend(study):
-    assert _named(draw_chart(curves.over_rounds(study, metric("fusion_gain_local")))) == ["knfu", "fedmd"]
+    assert _named(draw_chart(curves.over_rounds(study, find_metric("fusion_gain_local")))) == [
+        "knfu",
+        "fedmd",
+    ]
 
 
 def test_intervals_are_clipped_to_the_range_of_shares(study):
@@ -170,16 +173,16 @@ def test_intervals_are_clipped_to_the_range_of_shares(study):
         replace(run, curves={"accuracy_local": ((1, 0.5), (2, 0.8 + 0.1 * (run.seed - 1)))})
         for run in study.runs
     )
-    axes = draw_chart(curves.over_rounds(replace(study, runs=runs), metric("accuracy_local"))).axes[0]
+    axes = draw_chart(curves.over_rounds(replace(study, runs=runs), find_metric("accuracy_local"))).axes[0]
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == 100 and axes.get_ylim()[1] > 100
 
 
 def test_a_constant_has_no_colour_scale(study):
     alike = tuple(replace(run, final={"accuracy_local": 0.5}) for run in study.runs)
-    figure = draw_chart(figures.heat_map(replace(study, runs=alike), metric("accuracy_local")))
-    assert len(figure.axes) == 1 and figure.axes[0].get_title() == metric("accuracy_local").label
-    assert len(draw_chart(figures.heat_map(study, metric("accuracy_local"))).axes) == 2
+    figure = draw_chart(figures.heat_map(replace(study, runs=alike), find_metric("accuracy_local")))
+    assert len(figure.axes) == 1 and figure.axes[0].get_title() == find_metric("accuracy_local").label
+    assert len(draw_chart(figures.heat_map(study, find_metric("accuracy_local"))).axes) == 2
 
 
 def test_overlapping_bands_get_one_panel_per_group(study):
@@ -192,7 +195,7 @@ def test_overlapping_bands_get_one_panel_per_group(study):
     )
     axes = (StudyAxis("data.partition.alpha", ("10",)), StudyAxis("fusion.strategy", names))
     crowded = replace(study, axes=axes, runs=runs, baseline=())
-    figure = draw_chart(curves.over_rounds(crowded, metric("accuracy_local")))
+    figure = draw_chart(curves.over_rounds(crowded, find_metric("accuracy_local")))
     assert [panel.get_title() for panel in figure.axes] == list(names)
     assert not figure.legends
     for panel in figure.axes:
@@ -200,7 +203,9 @@ def test_overlapping_bands_get_one_panel_per_group(study):
     # Several blocks have no room for that: lines alone.
     both = (*runs, *(replace(run, levels=("0.1", run.levels[1])) for run in runs))
     axes = (StudyAxis("data.partition.alpha", ("0.1", "10")), axes[1])
-    figure = draw_chart(curves.over_traffic(replace(crowded, axes=axes, runs=both), metric("accuracy_local")))
+    figure = draw_chart(
+        curves.over_traffic(replace(crowded, axes=axes, runs=both), find_metric("accuracy_local"))
+    )
     assert [(len(panel.lines), len(panel.collections)) for panel in figure.axes] == [(11, 0)] * 2
 
 

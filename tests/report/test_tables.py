@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fedkd.report.comparison import compare
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.tables import csv_table, markdown_table
 
 # Half widths: 4.302653 · s / √3. E.g. local at α = 0.1: s = 0.1, so ± 24.8 points; knfu against local there:
@@ -105,7 +105,7 @@ def test_the_csv_has_the_same_numbers_in_full_precision(study):
     ],
 )
 def test_metrics_have_titles_and_a_direction(name, label, better):
-    assert (metric(name).label, metric(name).better) == (label, better)
+    assert (find_metric(name).label, find_metric(name).better) == (label, better)
 
 
 def test_a_stream_table_states_its_protocol(stream_study):

@@ -37,7 +37,7 @@ from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.shipped_files import names_of
+from fedkd.scenario.shipped_files import shipped_names
 from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import check_space
 
@@ -105,7 +105,7 @@ def test_documented_commands_parse(block):
         if named is not None and why is None:
             kind = "bench" if rest[0] == "bench" else "scenario"
             files = {other.file for other in prose.blocks(block.page)}
-            assert named in files or named in names_of(kind) or (REPOSITORY / named).is_file(), named
+            assert named in files or named in shipped_names(kind) or (REPOSITORY / named).is_file(), named
 
 
 @pytest.mark.parametrize("block", by_place(prose.all_blocks("python")))

@@ -35,7 +35,7 @@ from prose import PAGES, REPOSITORY, Block
 from reports import undrawn, unrendered
 
 from fedkd.cli.main import main
-from fedkd.scenario.shipped_files import names_of
+from fedkd.scenario.shipped_files import shipped_names
 
 pytestmark = pytest.mark.docs
 
@@ -120,7 +120,7 @@ def is_left_to_others(rest: list[str], block: Block) -> bool:
     if block.values or rest[0] not in ("run", "bench"):
         return False
     kind = "bench" if rest[0] == "bench" else "scenario"
-    return rest[1] in names_of(kind) or (REPOSITORY / rest[1]).is_file()
+    return rest[1] in shipped_names(kind) or (REPOSITORY / rest[1]).is_file()
 
 
 def with_values(rest: list[str], values: list[str]) -> list[str]:

@@ -62,7 +62,7 @@ def test_versions_cover_all_dependencies(unread, monkeypatch):
     )
     assert {"numpy", "wandb", "torch"} <= set(installed.dependencies())
     assert "pytest" not in installed.dependencies()
-    found = installed.versions()
+    found = installed.package_versions()
     assert found["numpy"] == importlib.metadata.version("numpy") and found["fedkd"] == fedkd.__version__
     assert {"python", "platform"} <= found.keys() and all(isinstance(v, str) for v in found.values())
 
@@ -74,7 +74,7 @@ def test_versions_without_an_installed_package(unread, monkeypatch):
     monkeypatch.setattr(installed, "requires", missing)
     assert installed.dependencies() == sorted(installed.NEEDED, key=str.lower)
     monkeypatch.setattr(installed, "version", missing)
-    assert set(installed.versions()) - {"cuda"} == {"fedkd", "python", "platform"}
+    assert set(installed.package_versions()) - {"cuda"} == {"fedkd", "python", "platform"}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_partitions_are_listed_with_their_keys(capsys):
 def test_the_schema_of_benches_accepts_valid_files(capsys):
     from fedkd.cli.main import main
     from fedkd.scenario.load import read_toml
-    from fedkd.scenario.shipped_files import shipped
+    from fedkd.scenario.shipped_files import list_shipped
 
     assert main(["check", "--schema", "bench"]) == 0
     schema = json.loads(capsys.readouterr().out)
@@ -202,7 +202,7 @@ def test_the_schema_of_benches_accepts_valid_files(capsys):
         assert reference in schema["$defs"]
     jsonschema = pytest.importorskip("jsonschema")
     check = jsonschema.Draft202012Validator(schema)
-    for entry in shipped("bench"):
+    for entry in list_shipped("bench"):
         assert check.is_valid(read_toml(entry.path)), entry.name
     assert not check.is_valid({"base": "quickstart", "sedes": 3})
     assert not check.is_valid({"scenario": {"rounds": 0}})

@@ -12,19 +12,19 @@ import pytest
 
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.load import read_toml
-from fedkd.tracking.run_folder import SCENARIO
+from fedkd.tracking.run_folder import SCENARIO_FILE
 
 pytestmark = pytest.mark.alone
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCENARIO_FILE = REPOSITORY / "scenarios" / "quickstart.toml"
+QUICKSTART_SCENARIO = REPOSITORY / "scenarios" / "quickstart.toml"
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("quickstart")
     done = subprocess.run(
-        [sys.executable, "-m", "fedkd", "run", str(SCENARIO_FILE), "--out", "out"],
+        [sys.executable, "-m", "fedkd", "run", str(QUICKSTART_SCENARIO), "--out", "out"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -39,7 +39,7 @@ def test_the_quickstart_runs_from_end_to_end(quickstart):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     rounds = [line for line in lines if line.startswith("round ")]
-    assert len(rounds) == read_toml(SCENARIO_FILE)["rounds"]
+    assert len(rounds) == read_toml(QUICKSTART_SCENARIO)["rounds"]
     assert f"results          {out}" in lines
     assert lines[-1].startswith("time ")
 
@@ -55,7 +55,7 @@ def test_the_quickstart_learns_far_beyond_chance(quickstart):
 
 def test_the_quickstart_leaves_a_complete_run_folder(quickstart):
     _, out = quickstart
-    rounds = load_scenario(out / SCENARIO).rounds
+    rounds = load_scenario(out / SCENARIO_FILE).rounds
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {row["client"] for row in rows} == {None, *range(10)}
     assert {row["round"] for row in rows} == set(range(1, rounds + 1))

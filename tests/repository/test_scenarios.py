@@ -12,9 +12,9 @@ from reports import undrawn
 from fedkd.cli.main import main
 from fedkd.plan.load import load_scenario, parse_scenario
 from fedkd.scenario.load import read_toml
-from fedkd.scenario.shipped_files import find_shipped, shipped
+from fedkd.scenario.shipped_files import find_shipped, list_shipped
 from fedkd.scenario.stream import task_count
-from fedkd.tracking.run_folder import SCENARIO
+from fedkd.tracking.run_folder import SCENARIO_FILE
 
 pytestmark = pytest.mark.usefixtures("no_rendering")
 
@@ -127,7 +127,7 @@ def test_a_shipped_scenario_has_a_comment_and_the_name_of_its_file(path):
 
 def test_shipped_scenarios_have_distinct_names():
     for kind in ("scenario", "bench"):
-        entries = shipped(kind)
+        entries = list_shipped(kind)
         assert len({entry.name for entry in entries}) == len(entries) > 10
         assert all(find_shipped(entry.name, kind) == entry.path for entry in entries)
         names = [read_toml(entry.path)["name"] for entry in entries]
@@ -164,7 +164,7 @@ def test_a_shortened_shipped_scenario_runs(path, with_data, tmp_path, capsys):
         status = main([*words, "--set", *short_overrides(path)])
     assert (status, capsys.readouterr().err) == (0, "") and (out / "report.html").exists()
     summary = json.loads((out / "summary.json").read_text())
-    scenario = load_scenario(out / SCENARIO)
+    scenario = load_scenario(out / SCENARIO_FILE)
     assert (summary["name"], summary["status"]) == (name_of(path), "done")
     assert 0.0 <= summary["final"]["accuracy_local"]["mean"] <= 1.0
     assert (summary["final"]["bytes_up"] > 0) == (scenario.fusion.strategy != "local")

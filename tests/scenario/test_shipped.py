@@ -11,7 +11,13 @@ from fedkd.benchmark.schema import load_bench
 from fedkd.errors import UserError
 from fedkd.plan.load import load_scenario
 from fedkd.scenario import shipped_files as module
-from fedkd.scenario.shipped_files import Shipped, find_shipped, names_of, shipped, shipped_folder
+from fedkd.scenario.shipped_files import (
+    ShippedFile,
+    find_shipped,
+    list_shipped,
+    shipped_folder,
+    shipped_names,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -70,18 +76,18 @@ def test_an_ambiguous_short_name_is_refused(tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         path.write_text("# What.\nseed = 1\n")
     monkeypatch.setattr(module, "shipped_folder", lambda: tmp_path)
-    assert names_of("scenario").keys() == {"a/same", "b/same", "b/other", "other"}
+    assert shipped_names("scenario").keys() == {"a/same", "b/same", "b/other", "other"}
 
 
 def test_every_shipped_file_states_purpose_and_duration():
-    for entry in (*shipped("scenario"), *shipped("bench")):
+    for entry in (*list_shipped("scenario"), *list_shipped("bench")):
         what, takes = entry.about()
         assert len(what) > 15 and takes.endswith(" on 2 cores") and not takes.startswith("…"), entry.name
 
 
 def test_a_comment_may_state_no_duration(tmp_path):
     (tmp_path / "a.toml").write_text("# One. Two.\nseed = 1\n")
-    assert Shipped("a", tmp_path / "a.toml").about() == ("One.", "")
+    assert ShippedFile("a", tmp_path / "a.toml").about() == ("One.", "")
 
 
 def test_a_local_bench_may_extend_a_shipped_scenario(elsewhere):
@@ -106,7 +112,7 @@ def test_an_installed_package_contains_the_shipped_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped_folder() == package / "shipped"
     assert load_scenario("own").plugin_path == [str(package / "shipped")]
-    for entry in shipped("bench"):
+    for entry in list_shipped("bench"):
         assert load_bench(entry.name).base, entry.name
 
 

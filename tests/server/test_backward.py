@@ -8,7 +8,7 @@ import pytest
 from fedkd.fusion.distillation.dsfl import DSFL
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.scenario.schema import CacheSettings
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 
@@ -20,7 +20,7 @@ def upload(round, seed):
 
 def after_two_rounds(strategy, backward=True):
     """Client 0 meets task 0 first, 1 and 2 second; in the meantime 1 is at task 1, and 2 away."""
-    fusing = FusingByTask(strategy, lambda task: ServerKnowledge(), CacheSettings(), backward=backward)
+    fusing = TaskwiseFusion(strategy, lambda task: ServerKnowledge(), CacheSettings(), backward=backward)
     fusing.move({0: 0, 1: 1, 2: 0})
     fusing.fuse(1, {0: upload(1, 0), 1: upload(1, 1)}, range(3))
     fusing.move({0: 1, 1: 0, 2: 0})
@@ -48,7 +48,7 @@ def test_clients_at_later_tasks_receive_targets_of_old_tasks(strategy):
 def test_the_newest_targets_wait_and_survive_a_checkpoint():
     fusing, _ = after_two_rounds(KnFu())
     fusing.fuse(3, {1: upload(3, 4)}, range(3))
-    again = FusingByTask(KnFu(), lambda task: ServerKnowledge(), CacheSettings(), backward=True)
+    again = TaskwiseFusion(KnFu(), lambda task: ServerKnowledge(), CacheSettings(), backward=True)
     again.move({0: 1, 1: 0, 2: 0})
     again.restore(fusing.state())
     one, other = fusing.take_old(0)[0], again.take_old(0)[0]

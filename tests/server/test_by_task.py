@@ -12,7 +12,7 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 from fedkd.server.reports import FusionReport, merged_reports
@@ -38,7 +38,7 @@ def uploads(round: int, task_of: dict[int, int]) -> dict[int, Upload]:
 def test_each_task_is_fused_separately():
     task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
     sent = uploads(1, task_of)
-    fusing = FusingByTask(KnFu(beta=1.0), known)
+    fusing = TaskwiseFusion(KnFu(beta=1.0), known)
     fusing.move(task_of)
     fusing.begin(range(N))
     cost = fusing.fuse(1, sent, range(N))
@@ -55,7 +55,7 @@ def test_each_task_is_fused_separately():
 
 def test_clients_receive_nothing_from_other_tasks():
     task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
-    fusing = FusingByTask(KnFu(beta=1.0), known)
+    fusing = TaskwiseFusion(KnFu(beta=1.0), known)
     fusing.move(task_of)
     fusing.fuse(1, uploads(1, task_of), range(N))
     report = fusing.report()
@@ -70,7 +70,7 @@ def test_clients_receive_nothing_from_other_tasks():
 
 def test_shared_guidance_waits_only_for_clients_at_the_task():
     task_of = {0: 0, 1: 0, 2: 1, 3: 0, 4: 1}
-    fusing = FusingByTask(FedMD(), known)
+    fusing = TaskwiseFusion(FedMD(), known)
     fusing.move(task_of)
     fusing.fuse(1, uploads(1, {0: 0, 1: 0}), range(N))
     assert fusing.of(3).mailbox.take_missed(3) is not None
@@ -78,7 +78,7 @@ def test_shared_guidance_waits_only_for_clients_at_the_task():
 
 
 def test_targets_of_a_task_that_all_have_left_are_forgotten():
-    fusing = FusingByTask(REMEMBERS, known)
+    fusing = TaskwiseFusion(REMEMBERS, known)
     fusing.move(dict.fromkeys(range(N), 0))
     fusing.fuse(1, uploads(1, dict.fromkeys(range(N), 0)), range(N))
     assert any(name.startswith(("task/0/memory/", "task/0/last/")) for name in fusing.state())
@@ -104,7 +104,7 @@ def test_weight_exchange_treats_all_tasks_as_one():
             raise NotImplementedError
 
     strategy = Weights()
-    fusing = FusingByTask(strategy, known)
+    fusing = TaskwiseFusion(strategy, known)
     for round, task_of in enumerate([{0: 0, 1: 1}, {0: 1, 1: 2}], start=1):
         fusing.move(task_of)
         fusing.fuse(round, uploads(round, {0: 0, 1: 0}), range(2))
@@ -114,7 +114,7 @@ def test_weight_exchange_treats_all_tasks_as_one():
 
 def test_a_restored_fusion_by_task_continues_exactly():
     task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
-    straight, restored = FusingByTask(REMEMBERS, known), FusingByTask(REMEMBERS, known)
+    straight, restored = TaskwiseFusion(REMEMBERS, known), TaskwiseFusion(REMEMBERS, known)
     straight.move(task_of)
     straight.begin(range(N))
     straight.fuse(1, uploads(1, {client: task_of[client] for client in (0, 1, 2, 3)}), range(N))

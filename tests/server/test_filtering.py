@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.clients.upload.stages import SENT
+from fedkd.clients.upload.stages import PREDICTIONS_SENT
 from fedkd.fusion.distillation.comet import Comet
-from fedkd.fusion.distillation.confidence import certainty
+from fedkd.fusion.distillation.confidence import normalised_certainty
 from fedkd.fusion.distillation.dsfl import DSFL
 from fedkd.fusion.distillation.fedmd import FedMD
-from fedkd.fusion.distillation.filters import agreement, class_shares, relevance
+from fedkd.fusion.distillation.filters import agreement, mean_class_shares, relevance
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.distillation.max_confidence import MaxConfidence
 from fedkd.fusion.math.probabilities import softmax
@@ -54,8 +54,8 @@ def test_a_threshold_of_zero_changes_no_bit(strategy, by) -> None:
 def test_mixing_strategies_mix_unfiltered_samples(filters) -> None:
     strategy = KnFu(beta=1.0)
     (_, heard), tables = fuse(strategy, *filters)
-    p = class_shares(Q, np.ones(Q.shape[:2], dtype=bool))
-    same = certainty(Q) >= 0.3
+    p = mean_class_shares(Q, np.ones(Q.shape[:2], dtype=bool))
+    same = normalised_certainty(Q) >= 0.3
     if BORNE_OUT in filters:
         same &= agreement(Q, p, np.ones(Q.shape[:2], dtype=bool)) >= 0.4
     keeps = [same & (relevance(Q, p[n]) >= 0.15) if WANTED in filters else same for n in range(4)]
@@ -77,7 +77,7 @@ def test_mixing_strategies_mix_unfiltered_samples(filters) -> None:
 @pytest.mark.parametrize("strategy", [DSFL(sharpen="mean"), DSFL(), FedMD()])
 def test_other_strategies_fuse_the_remaining_clients(strategy) -> None:
     _, tables = fuse(strategy, SURE)
-    keep = certainty(Q) >= 0.3
+    keep = normalised_certainty(Q) >= 0.3
     taught = np.flatnonzero(keep.any(axis=0))
     assert_array_equal(tables[0]["samples"], taught)
     for i, row in zip(taught, tables[0]["targets"], strict=True):
@@ -107,8 +107,10 @@ def test_filtered_samples_are_the_requested_ones() -> None:
 
 @pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL()])
 def test_unsent_samples_equal_samples_that_the_server_drops(strategy) -> None:
-    keep = certainty(Q) >= 0.3
-    sent = knowledge(np.where(keep[..., None], LOGITS, 0), payload={SENT: list(keep.astype(np.uint8))})
+    keep = normalised_certainty(Q) >= 0.3
+    sent = knowledge(
+        np.where(keep[..., None], LOGITS, 0), payload={PREDICTIONS_SENT: list(keep.astype(np.uint8))}
+    )
     at_upload, tables = fuse(strategy, known=sent)
     at_fusion, expected = fuse(strategy, SURE)
     assert at_upload[1] == at_fusion[1]

@@ -7,20 +7,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedkd.server.clients_at_work import InFlight, Job
+from fedkd.server.clients_at_work import ClientJob, JobsInFlight
 
 
-def depart(flights: InFlight, round: int, now: float, lasts) -> list[int]:
+def depart(flights: JobsInFlight, round: int, now: float, lasts) -> list[int]:
     clients = flights.departing()
     for client in clients:
-        flights.depart(Job(client, round, flights.key(client, round), now, 0.0, 0, 0))
+        flights.depart(ClientJob(client, round, flights.key(client, round), now, 0.0, 0, 0))
         flights.done(client, 0.0, now + lasts(client))
     return clients
 
 
 def ages(clients: int, buffer: int, versions: int, lasts, concurrency: int | None = None) -> list[int]:
     """Return how old every upload is, where who has uploaded begins again at once."""
-    flights, now, found = InFlight(clients, concurrency or clients, 0), 0.0, []
+    flights, now, found = JobsInFlight(clients, concurrency or clients, 0), 0.0, []
     for version in range(1, versions + 1):
         depart(flights, version, now, lasts)
         for place in range(buffer):
@@ -48,7 +48,7 @@ def test_the_mean_staleness_is_n_minus_1_over_k(buffer, mean, law):
 
 
 def test_simultaneous_events_are_ordered_by_client():
-    flights = InFlight(4, 4, 0)
+    flights = JobsInFlight(4, 4, 0)
     depart(flights, 1, 0.0, lambda client: 1.0)
     order = []
     while flights.jobs:
@@ -64,16 +64,16 @@ def test_simultaneous_events_are_ordered_by_client():
 @pytest.mark.parametrize(("least", "known"), [(2.0, False), (2.5, True)])
 def test_an_event_waits_until_all_end_times_are_known(least, known):
     """A job that cannot be over before 2 might be over at 2, like the one that is known to be."""
-    flights = InFlight(2, 2, 0)
+    flights = JobsInFlight(2, 2, 0)
     for client in flights.departing():
-        flights.depart(Job(client, 1, 1, 0.0, least, 0, 0))
+        flights.depart(ClientJob(client, 1, 1, 0.0, least, 0, 0))
     assert flights.first() is None
     flights.done(1, 1.0, 2.0)
     assert (flights.first() is not None) == known
 
 
 def test_jobs_of_a_client_use_different_random_draws():
-    flights, keys = InFlight(2, 2, 0), []
+    flights, keys = JobsInFlight(2, 2, 0), []
     for began, round in enumerate([1, 1, 1, 2, 7]):
         depart(flights, round, float(began), lambda client: 0.5)
         keys.append(flights.jobs[0].key)
@@ -84,7 +84,7 @@ def test_jobs_of_a_client_use_different_random_draws():
 
 def test_idle_clients_are_drawn_uniformly_and_repeatably():
     def drawn() -> Counter[int]:
-        flights, counts = InFlight(6, 2, 3), Counter()
+        flights, counts = JobsInFlight(6, 2, 3), Counter()
         for round in range(1, 601):
             counts.update(depart(flights, round, float(round), lambda client: 1.0))
             job = flights.first()
@@ -97,12 +97,12 @@ def test_idle_clients_are_drawn_uniformly_and_repeatably():
 
 
 def test_jobs_in_flight_continue_after_a_restore():
-    flights = InFlight(5, 3, 1)
+    flights = JobsInFlight(5, 3, 1)
     depart(flights, 1, 0.0, lambda client: 1.0 + client)
     flights.land(flights.first().client, hold=False)
     for client in flights.departing():
-        flights.depart(Job(client, 2, flights.key(client, 2), 1.5, 0.5, 64, 3))
-    again = InFlight(5, 3, 1)
+        flights.depart(ClientJob(client, 2, flights.key(client, 2), 1.5, 0.5, 64, 3))
+    again = JobsInFlight(5, 3, 1)
     again.restore(flights.state())
     assert again.jobs.keys() == flights.jobs.keys() and again.first() == flights.first() is None
     for one in (flights, again):

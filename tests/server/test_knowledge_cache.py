@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.clients.upload.stages import SENT
+from fedkd.clients.upload.stages import PREDICTIONS_SENT
 from fedkd.fusion.distillation.dsfl import DSFL
 from fedkd.fusion.distillation.fedmd import FedMD
 from fedkd.fusion.distillation.knfu import KnFu
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.math.probabilities import softmax
 from fedkd.scenario.schema import CacheSettings
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.knowledge_cache import KnowledgeCache, Upload, evict, fade
 
@@ -33,7 +33,7 @@ def known(task: int) -> ServerKnowledge:
     return ServerKnowledge()
 
 
-def targets(fusing: FusingByTask, client: int) -> np.ndarray:
+def targets(fusing: TaskwiseFusion, client: int) -> np.ndarray:
     return fusing.of(client).mailbox.take(client).arrays["targets"]
 
 
@@ -66,7 +66,7 @@ def test_old_predictions_decay_towards_sent_samples_only():
     uploads = {}
     for client, rows in enumerate(sent):
         whole = upload(client, 1 + (client > 0))
-        kept = {"logits": whole.arrays["logits"] * rows[:, None], SENT: rows}
+        kept = {"logits": whole.arrays["logits"] * rows[:, None], PREDICTIONS_SENT: rows}
         uploads[client] = replace(whole, arrays=whole.arrays | kept)
     q = [softmax(own.arrays["logits"]) for own in uploads.values()]
     shown = softmax(faded(uploads, 2, 0.25, KINDS)[0].arrays["logits"])
@@ -105,7 +105,7 @@ def test_very_old_knowledge_decays_to_the_current_mean():
 
 
 def test_a_late_client_learns_from_earlier_clients_of_its_task():
-    fusing = FusingByTask(FedMD(), known, CacheSettings(decay=1.0))
+    fusing = TaskwiseFusion(FedMD(), known, CacheSettings(decay=1.0))
     first = {n: upload(n, 1) for n in (0, 1)}
     fusing.move({0: 0, 1: 0, 2: 1})
     fusing.fuse(1, first | {2: upload(2, 1)}, range(3))
@@ -118,7 +118,7 @@ def test_a_late_client_learns_from_earlier_clients_of_its_task():
 
 
 def test_without_a_cache_a_late_client_learns_alone():
-    fusing = FusingByTask(FedMD(), known)
+    fusing = TaskwiseFusion(FedMD(), known)
     fusing.move({0: 0, 1: 1})
     fusing.fuse(1, {0: upload(0, 1)}, range(2))
     fusing.move({0: 1, 1: 0})
@@ -128,7 +128,7 @@ def test_without_a_cache_a_late_client_learns_alone():
 
 
 def test_clients_at_other_tasks_receive_no_guidance():
-    fusing = FusingByTask(KnFu(beta=1.0), known, CacheSettings())
+    fusing = TaskwiseFusion(KnFu(beta=1.0), known, CacheSettings())
     fusing.move({0: 0, 1: 0})
     fusing.fuse(1, {n: upload(n, 1) for n in (0, 1)}, range(2))
     for n in (0, 1):
@@ -140,8 +140,8 @@ def test_clients_at_other_tasks_receive_no_guidance():
 
 
 def test_strategies_with_their_own_ageing_receive_raw_knowledge():
-    fusing = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known, CacheSettings(decay=0.1))
-    alone = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known)
+    fusing = TaskwiseFusion(KnFu(beta=1.0, stale_decay=0.5), known, CacheSettings(decay=0.1))
+    alone = TaskwiseFusion(KnFu(beta=1.0, stale_decay=0.5), known)
     for each in (fusing, alone):
         each.move({0: 0, 1: 0})
         each.fuse(1, {n: upload(n, 1) for n in (0, 1)}, range(2))
@@ -170,14 +170,14 @@ def test_the_oldest_entry_is_evicted_first():
 
 def test_the_size_limit_holds_over_all_tasks():
     each = upload(0, 1).size
-    fusing = FusingByTask(FedMD(), known, CacheSettings(megabytes=2.5 * each / 1e6))
+    fusing = TaskwiseFusion(FedMD(), known, CacheSettings(megabytes=2.5 * each / 1e6))
     fusing.move({0: 0, 1: 0, 2: 1})
     fusing.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
     assert fusing.cache_bytes() == 2 * each
 
 
 def test_a_restored_cache_continues_exactly():
-    straight, restored = (FusingByTask(DSFL(), known, CacheSettings(decay=0.9)) for _ in range(2))
+    straight, restored = (TaskwiseFusion(DSFL(), known, CacheSettings(decay=0.9)) for _ in range(2))
     straight.move({0: 0, 1: 0, 2: 1})
     straight.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
     for fusing in (straight, restored):
@@ -194,8 +194,8 @@ def test_a_restored_cache_continues_exactly():
 def test_asynchronous_fusion_weighs_knowledge_by_age():
     """KnFu's weights are ∝ exp(−βd) s(age); what others fuse fades to what has just come, as s says."""
 
-    def fused(strategy) -> FusingByTask:
-        fusing = FusingByTask(strategy, known, exponent=1.0)
+    def fused(strategy) -> TaskwiseFusion:
+        fusing = TaskwiseFusion(strategy, known, exponent=1.0)
         fusing.fuse(1, {0: upload(0, 1)}, range(3))
         fusing.fuse(2, {1: upload(1, 2)}, range(3))
         fusing.fuse(4, {2: upload(2, 3)}, range(3))  # it began a round ago

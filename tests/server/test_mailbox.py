@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from fedkd.server.mailbox import Mailbox, Parcel
+from fedkd.server.mailbox import GuidanceParcel, Mailbox
 
 
-def parcel(round: int, value: float) -> Parcel:
-    return Parcel(round, {"targets": np.full((2, 3), value)})
+def parcel(round: int, value: float) -> GuidanceParcel:
+    return GuidanceParcel(round, {"targets": np.full((2, 3), value)})
 
 
 def test_the_newest_parcel_wins_and_is_taken_once():

@@ -15,10 +15,10 @@ from fedkd.fusion.distillation.ktpfl import KTpFL
 from fedkd.fusion.prototypes.fd import FD
 from fedkd.fusion.strategy import Guidance
 from fedkd.plan.graph import Graph
-from fedkd.server.by_task import FusingByTask
+from fedkd.server.by_task import TaskwiseFusion
 from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
-from fedkd.server.peers import Mixing, PeerFusing
+from fedkd.server.peers import PeerFusing, PeerTopology
 
 N, M, C = 6, 8, 4
 SENT = 100
@@ -35,7 +35,7 @@ def uploads(round: int, clients=range(N)) -> dict[int, Upload]:
 
 
 def peers(strategy, kind: str = "complete", *, relay: bool = False, **graph) -> PeerFusing:
-    return PeerFusing(strategy, ServerKnowledge(), Mixing(Graph(N, kind, 3, **graph), relay=relay))
+    return PeerFusing(strategy, ServerKnowledge(), PeerTopology(Graph(N, kind, 3, **graph), relay=relay))
 
 
 def listed(*hears: list[int]) -> tuple:
@@ -80,7 +80,7 @@ def test_a_complete_graph_equals_a_server_bit_for_bit(strategy):
 
 def test_a_ring_of_three_equals_a_complete_graph():
     three = [
-        PeerFusing(KnFu(beta=1.0), ServerKnowledge(), Mixing(Graph(3, kind, 3)))
+        PeerFusing(KnFu(beta=1.0), ServerKnowledge(), PeerTopology(Graph(3, kind, 3)))
         for kind in ("ring", "complete")
     ]
     for fusing in three:
@@ -212,7 +212,9 @@ def test_restored_peers_continue_exactly(strategy):
 
 
 def test_knowledge_of_a_task_stays_among_its_clients():
-    fusing = FusingByTask(FedMD(), lambda task: ServerKnowledge(), peers=Mixing(Graph(N, "complete", 0)))
+    fusing = TaskwiseFusion(
+        FedMD(), lambda task: ServerKnowledge(), peers=PeerTopology(Graph(N, "complete", 0))
+    )
     task_of = {0: 0, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0}
     fusing.move(task_of)
     received = fusing.fuse(1, uploads(1), range(N))

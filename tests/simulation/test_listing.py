@@ -10,7 +10,7 @@ import pytest
 import fedkd
 from fedkd.cli.main import main
 from fedkd.errors import UserError
-from fedkd.tracking.run_folder import locked
+from fedkd.tracking.run_folder import lock_run_folder
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -59,7 +59,7 @@ def test_runs_are_listed_with_their_status(folder, done):
     assert entry.accuracy_global == summary["final"]["accuracy_global"]["mean"]
     assert entry.seconds == summary["seconds"] and entry.when is not None
     assert (found["b-stopped"].finished, found["b-stopped"].accuracy_local) == (0, None)
-    with locked(folder / "b-stopped"):
+    with lock_run_folder(folder / "b-stopped"):
         assert {e.status for e in fedkd.runs(folder) if e.folder.name == "b-stopped"} == {"running"}
 
 

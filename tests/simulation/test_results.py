@@ -9,10 +9,10 @@ import pytest
 
 import fedkd
 from fedkd.errors import UserError
-from fedkd.plan.load import parse_plan, plan_with
+from fedkd.plan.load import parse_plan, plan_with_changes
 from fedkd.simulation.results import RunResult, frame_of
 from fedkd.tracking.events import RoundReport, RunReport
-from fedkd.tracking.html import from_markdown, table
+from fedkd.tracking.html import html_table, markdown_to_html
 from fedkd.tracking.live import NotebookProgress
 from fedkd.tracking.progress import make_progress
 
@@ -29,7 +29,9 @@ def result(make_digits_scenario, tmp_path_factory):
 
 
 def test_overrides_change_only_their_values(digits_scenario):
-    plan = plan_with(digits_scenario, {"rounds": 5, "fusion": {"beta": 2.5}, "data.transfer.size": 30})
+    plan = plan_with_changes(
+        digits_scenario, {"rounds": 5, "fusion": {"beta": 2.5}, "data.transfer.size": 30}
+    )
     assert (plan.scenario.rounds, plan.strategy.beta, plan.scenario.data.transfer.size) == (5, 2.5, 30)
     assert plan.scenario.data.transfer.source == "holdout" and plan.scenario.training.lr == 0.01
     assert digits_scenario["rounds"] == 2, "what was given is left as it was"
@@ -38,12 +40,12 @@ def test_overrides_change_only_their_values(digits_scenario):
 def test_overrides_drop_derived_values_of_a_resolved_scenario(digits_scenario):
     digits_scenario["fusion"]["beta"] = 3.0
     scenario = parse_plan(digits_scenario).scenario
-    assert plan_with(scenario, {"seed": 9}).strategy.beta == 3.0
-    assert plan_with(scenario, {"fusion.strategy": "fedmd"}).strategy.name == "fedmd"
+    assert plan_with_changes(scenario, {"seed": 9}).strategy.beta == 3.0
+    assert plan_with_changes(scenario, {"fusion.strategy": "fedmd"}).strategy.name == "fedmd"
     stream = {"learner": "ewc", "strength": 7.0, "tasks": {"kind": "split", "count": 2}}
     del digits_scenario["rounds"]
     scenario = parse_plan(digits_scenario | {"continual": stream}).scenario
-    longer = plan_with(scenario, {"continual": {"learner": "naive", "rounds_per_task": 3}})
+    longer = plan_with_changes(scenario, {"continual": {"learner": "naive", "rounds_per_task": 3}})
     assert (longer.scenario.rounds, longer.learner.name) == (6, "naive")
 
 
@@ -147,7 +149,7 @@ def test_a_result_displays_itself(result):
 
 
 def test_html_is_escaped():
-    html = table(["a", "<"], [["x", "1 & 2"]])
+    html = html_table(["a", "<"], [["x", "1 & 2"]])
     assert '<th style="text-align:left">a</th><th style="text-align:right">&lt;</th>' in html
     assert '<td style="text-align:left">x</td><td style="text-align:right">1 &amp; 2</td>' in html
 
@@ -156,7 +158,7 @@ def test_a_result_converts_to_a_markdown_table():
     text = "# Bench\n\n| a \\| b | n |\n| --- | --: |\n| \\<i\\> | **1** |\n\nMeans.\n**Bold**: best."
     head, row = "<tr><th>a | b</th><th>n</th></tr>", "<tr><td>&lt;i&gt;</td><td><b>1</b></td></tr>"
     told = "<p>Means. <b>Bold</b>: best.</p>"
-    assert from_markdown(text) == f"<h4>Bench</h4><table>{head}{row}</table>{told}"
+    assert markdown_to_html(text) == f"<h4>Bench</h4><table>{head}{row}</table>{told}"
 
 
 def test_a_notebook_shows_a_live_display(result):

@@ -11,7 +11,7 @@ import fedkd
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.recorder import read_epochs, read_metrics
@@ -45,7 +45,7 @@ def test_all_samples_of_a_client_are_trained_on(tables):
     data = load_data(parse_scenario(tables))
     for client in range(4):
         assert len(data.client(client).train_y) == 100 and not len(data.client(client).test_y)
-    assert any("no local test sets" in line for line in check(parse_plan(tables)))
+    assert any("no local test sets" in line for line in check_plan(parse_plan(tables)))
 
 
 @pytest.mark.parametrize("model", ["mlp", "random-forest"])

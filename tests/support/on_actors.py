@@ -16,7 +16,7 @@ from fedkd.engine.ray.grid import RayGrid
 from fedkd.federation.apps.server_app import make_rounds
 from fedkd.federation.compat import node_id_of
 from fedkd.federation.run_control import RunControl
-from fedkd.plan.plan import resolve
+from fedkd.plan.plan import resolve_plan
 from fedkd.scenario.schema import Scenario
 
 
@@ -55,7 +55,7 @@ class SharedActors:
 
     def metrics(self, place: int, folder: Path) -> bytes:
         """Run one of the scenarios and return what it wrote down."""
-        plan, data = resolve(self._scenarios[place]), self._data[place]
+        plan, data = resolve_plan(self._scenarios[place]), self._data[place]
         nodes = [node_id_of(client) for client in range(self._first[place], self._first[place + 1])]
         folder.mkdir()
         make_rounds(plan, NodeSubset(self.grid, nodes), data, RunControl(folder)).run()

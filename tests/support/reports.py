@@ -15,7 +15,7 @@ import pytest
 def unpaged() -> Iterator[None]:
     """End runs and benches without `report.html`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedkd.report.report_at_the_end", lambda folder, tell: None)
+        patch.setattr("fedkd.report.write_final_report", lambda folder, tell: None)
         yield
 
 

@@ -10,8 +10,8 @@ import tempfile
 import numpy as np
 
 from fedkd.federation.apps.node_state import NodeState
-from fedkd.tracking.leftovers import TemporaryFolder, sweep
-from fedkd.tracking.run_folder import locked
+from fedkd.tracking.leftovers import TemporaryFolder, remove_leftovers
+from fedkd.tracking.run_folder import lock_run_folder
 
 LEFT = (
     "fusion/.round-00001.npz.4711.tmp",
@@ -27,8 +27,8 @@ def test_the_lock_holder_removes_unfinished_files(tmp_path):
     for name in (*LEFT, *KEPT):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with locked(tmp_path):
-        sweep(tmp_path / "checkpoints")  # a store does so before it writes
+    with lock_run_folder(tmp_path):
+        remove_leftovers(tmp_path / "checkpoints")  # a store does so before it writes
         assert not [name for name in LEFT if (tmp_path / name).exists()]
     assert all((tmp_path / name).exists() for name in KEPT)
 
@@ -47,7 +47,7 @@ def test_a_node_removes_its_unfinished_model_file(tmp_path):
 def test_without_a_lock_only_files_of_one_name_are_removed(tmp_path):
     for name in (".page.html.4711.tmp", ".other.html.4711.tmp"):
         (tmp_path / name).touch()
-    sweep(tmp_path, "page.html")
+    remove_leftovers(tmp_path, "page.html")
     assert [path.name for path in tmp_path.iterdir()] == [".other.html.4711.tmp"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedkd.storage.digests import rounds_with_tables
+from fedkd.storage.digests import list_table_rounds
 from fedkd.tracking.neighbours import read_links, write_links
 
 HEARD = np.array([[False, True, False], [False, False, False], [True, True, False]])
@@ -16,7 +16,7 @@ SIZES = np.array([[0, 5, 0], [0, 0, 0], [7, 2**40, 0]])
 def test_link_traffic_reads_back_as_written(tmp_path):
     write_links(tmp_path, 12, [2, 5, 6], HEARD, SIZES)
     found = read_links(tmp_path, 12)
-    assert (found.round, found.clients) == (12, (2, 5, 6)) and rounds_with_tables(
+    assert (found.round, found.clients) == (12, (2, 5, 6)) and list_table_rounds(
         tmp_path / "fusion", "links"
     ) == [12]
     assert_array_equal(found.heard, HEARD)

@@ -13,16 +13,16 @@ import fedkd
 from fedkd.cli.catalogue import loggers
 from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
-from fedkd.plan.plan import resolve
+from fedkd.plan.plan import resolve_plan
 from fedkd.scenario.schema import Scenario
-from fedkd.simulation.scenario_check import check
+from fedkd.simulation.scenario_check import check_plan
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.background import BackgroundLogger
 from fedkd.tracking.loggers.figures import FigureMaker
 from fedkd.tracking.loggers.logger import GREY, Ending, Figures, LoggedRun, heat_map
 from fedkd.tracking.loggers.registry import LOGGERS, LoggerKind, make_loggers, wanted_loggers
 from fedkd.tracking.neighbours import write_neighbours
-from fedkd.tracking.recorder import METRICS, Recorder
+from fedkd.tracking.recorder import METRICS_FILE, Recorder
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -143,7 +143,7 @@ def test_pictures_cover_first_last_and_periodic_rounds(tmp_path):
     pictured = []
     for round in range(1, 8):
         write_neighbours(tmp_path, round, (0, 1), weights)
-        (tmp_path / METRICS).touch()
+        (tmp_path / METRICS_FILE).touch()
         made = maker.figures(RoundReport(round, 7), (0, 0))
         if made.heat_maps:
             pictured.append(round)
@@ -161,7 +161,7 @@ def test_histograms_use_the_rows_of_their_round(tmp_path):
                 recorder.metric("loss", 9.0, round=round, client=client, split="local")
             recorder.metric("accuracy", 0.5, round=round, split="local")
             recorder.flush()
-            stop = (tmp_path / METRICS).stat().st_size
+            stop = (tmp_path / METRICS_FILE).stat().st_size
             spans.append((start, stop))
             start = stop
     made = FigureMaker(scenario_of(), tmp_path, 0, 1).figures(RoundReport(2, 2), spans[1])
@@ -177,7 +177,7 @@ GIVEN = [[1.0, 0.5, None], [0.75, 0.875, 0.25], [0.625, 0.5, 1.0]]
 def test_streams_are_logged_by_round_and_by_task(tmp_path):
     continual = {"tasks": {"count": 3}, "head": "task", "rounds_per_task": 2}
     maker = FigureMaker(scenario_of(rounds=6, continual=continual, data={"clients": 3}), tmp_path, 0, 10)
-    (tmp_path / METRICS).touch()
+    (tmp_path / METRICS_FILE).touch()
     made = []
     for round in range(1, 6):
         task = (round - 1) // 2
@@ -254,7 +254,11 @@ def test_a_missing_logger_package_is_refused_before_a_run(
         assert capsys.readouterr().err == f"error: {digits_toml}: {told}\n"
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="not installed"):
-        list(check(resolve(Scenario.model_validate(digits_scenario | {"tracking": {"tensorboard": {}}}))))
+        list(
+            check_plan(
+                resolve_plan(Scenario.model_validate(digits_scenario | {"tracking": {"tensorboard": {}}}))
+            )
+        )
 
 
 def test_loggers_are_listed_with_their_extra(absent):
@@ -269,4 +273,4 @@ def test_logging_changes_nothing_of_a_run(digits_scenario, tmp_path):
     tables = digits_scenario | {"fusion": {"strategy": "fedmd"}}
     plain = fedkd.run(tables, out=tmp_path / "plain", progress=False)
     logged = fedkd.run(tables | {"tracking": {"tensorboard": {}}}, out=tmp_path / "logged", progress=False)
-    assert (plain.folder / METRICS).read_bytes() == (logged.folder / METRICS).read_bytes()
+    assert (plain.folder / METRICS_FILE).read_bytes() == (logged.folder / METRICS_FILE).read_bytes()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedkd.storage.digests import rounds_with_tables
+from fedkd.storage.digests import list_table_rounds
 from fedkd.tracking import neighbours
 from fedkd.tracking.neighbours import read_neighbours, write_neighbours
 
@@ -21,7 +21,7 @@ def test_files_read_back_and_repeat_byte_for_byte(tmp_path):
     assert read is not None and read.clients == (1, 4, 7) and read.left_out is None and read.senders is None
     assert_array_equal(read.weights, W.astype(np.float32))
     assert_array_equal(read.distances, (W * 2).astype(np.float32))
-    assert rounds_with_tables(tmp_path / "fusion", "round") == [3]
+    assert list_table_rounds(tmp_path / "fusion", "round") == [3]
 
 
 def test_the_greatest_weights_of_many_clients_are_recorded(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_the_greatest_weights_of_many_clients_are_recorded(tmp_path, monkeypatch
     monkeypatch.setattr(neighbours, "KEPT", 2)
     write_neighbours(tmp_path, 100_000, (1, 4, 7), W, left_out=W / 2)
     read = read_neighbours(tmp_path, 100_000)
-    assert read is not None and rounds_with_tables(tmp_path / "fusion", "round") == [100_000]
+    assert read is not None and list_table_rounds(tmp_path / "fusion", "round") == [100_000]
     assert_array_equal(read.senders, [[1, 7], [4, 1], [7, 1]])
     assert_array_equal(read.weights, np.float32([[0.5, 0.3], [0.5, 0.25], [1.0, 0.0]]))
     assert_array_equal(read.left_out, read.weights / 2)
@@ -40,7 +40,7 @@ def test_other_content_is_not_read_as_a_table(tmp_path, content):
     (tmp_path / "fusion").mkdir()
     (tmp_path / "fusion" / "round-00001.npz").write_bytes(content)
     (tmp_path / "fusion" / "round-x.npz").write_bytes(content)
-    assert rounds_with_tables(tmp_path / "fusion", "round") == [1]
+    assert list_table_rounds(tmp_path / "fusion", "round") == [1]
     assert read_neighbours(tmp_path, 1) is None and read_neighbours(tmp_path, 2) is None
 
 

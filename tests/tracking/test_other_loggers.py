@@ -11,7 +11,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.registry import make_loggers
 from fedkd.tracking.neighbours import write_neighbours
-from fedkd.tracking.recorder import METRICS, SUMMARY, Recorder
+from fedkd.tracking.recorder import METRICS_FILE, SUMMARY_FILE, Recorder
 
 
 def scenario_of(**tracking) -> Scenario:
@@ -25,14 +25,14 @@ def play(scenario: Scenario, folder: Path, rounds: range, *, finish: bool) -> No
     told: list[str] = []
     (logger,) = make_loggers(scenario, told.append)
     if rounds[0] == 1:
-        (folder / METRICS).touch()
+        (folder / METRICS_FILE).touch()
     with logger:
         logger.run_started(scenario, folder, rounds[0] - 1)
         for round in rounds:
             metrics = {f"accuracy_task_incremental/global/{t}": 0.1 * round + 0.5 * t for t in (0, 1)}
             write_neighbours(folder, round, (0, 1), np.eye(2))
-            start = (folder / METRICS).stat().st_size
-            with Recorder(folder, offsets={METRICS: start}) as recorder:
+            start = (folder / METRICS_FILE).stat().st_size
+            with Recorder(folder, offsets={METRICS_FILE: start}) as recorder:
                 for key, value in metrics.items():
                     metric, _, t = key.split("/")
                     recorder.metric(metric, value, round=round, split="global", task=int(t))
@@ -85,7 +85,7 @@ def test_mlflow_reads_the_log_after_a_resume(tmp_path, monkeypatch):
     client = MlflowClient((tmp_path / "mlruns").as_uri())
     identity = (tmp_path / "mlflow-id").read_text().strip()
     assert client.get_run(identity).info.status == "KILLED"
-    (tmp_path / SUMMARY).write_text("{}\n")
+    (tmp_path / SUMMARY_FILE).write_text("{}\n")
     play(scenario, tmp_path, range(3, 5), finish=True)
     run = client.get_run(identity)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "demo-seed4")
@@ -99,7 +99,7 @@ def test_mlflow_reads_the_log_after_a_resume(tmp_path, monkeypatch):
     pictures = [Path(file.path).name for file in client.list_artifacts(identity, "pictures/fusion/weights")]
     assert sorted(pictures) == ["round-00001.png", "round-00002.png", "round-00004.png"]
     assert {Path(file.path).name for file in client.list_artifacts(identity, "record")} == {
-        METRICS,
-        SUMMARY,
+        METRICS_FILE,
+        SUMMARY_FILE,
         "timings.jsonl",
     }

@@ -21,9 +21,15 @@ from fedkd.cli.main import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.plan.plan import resolve
+from fedkd.plan.plan import resolve_plan
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.run_folder import check_beginning, locked, new_run_folder, plan_of_run, write_plan
+from fedkd.tracking.run_folder import (
+    check_unchanged_scenario,
+    lock_run_folder,
+    new_run_folder,
+    read_run_plan,
+    write_plan,
+)
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -85,7 +91,7 @@ def test_an_unwritable_place_is_reported_before_data_loads(digits_toml, tmp_path
     monkeypatch.setattr("fedkd.data.load_data", lambda *arguments, **options: pytest.fail("loaded"))
     with pytest.raises(UserError, match="holds a run already"):
         fedkd.run(load_scenario(digits_toml), out=folder)
-    with locked(folder), pytest.raises(UserError, match="another process"):
+    with lock_run_folder(folder), pytest.raises(UserError, match="another process"):
         fedkd.resume(folder)
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
 
@@ -192,10 +198,10 @@ def test_a_moved_scenario_without_checkpoints_resumes(digits_scenario, tmp_path)
     data = digits_scenario["data"] | {"root": str(place)}
     folder = tmp_path / "a" / "out"
     folder.mkdir(parents=True)
-    plan = resolve(Scenario.model_validate(digits_scenario | {"data": data}), written=False)
+    plan = resolve_plan(Scenario.model_validate(digits_scenario | {"data": data}), written=False)
     write_plan(folder, plan)
     folder.rename(tmp_path / "out")
-    check_beginning(tmp_path / "out", plan_of_run(tmp_path / "out"))
+    check_unchanged_scenario(tmp_path / "out", read_run_plan(tmp_path / "out"))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fedkd.storage.digests import rounds_with_tables
+from fedkd.storage.digests import list_table_rounds
 from fedkd.tracking.neighbours import TransferMap, read_transfer_map, write_transfer_map
 
 GAIN = np.array([[0.0, -0.25], [0.125, np.nan]])
@@ -27,7 +27,7 @@ def test_files_read_back_and_repeat_byte_for_byte(tmp_path):
     file = tmp_path / "transferability" / "round-00012.npz"
     first = file.read_bytes()
     write_transfer_map(tmp_path, written)
-    assert file.read_bytes() == first and rounds_with_tables(tmp_path / "transferability", "round") == [12]
+    assert file.read_bytes() == first and list_table_rounds(tmp_path / "transferability", "round") == [12]
     read = read_transfer_map(tmp_path, 12)
     assert read is not None and read.clients == (1, 4) and read.predicted.keys() == {"shift"}
     for name in (field.name for field in fields(TransferMap)):
@@ -58,6 +58,6 @@ def test_other_content_is_not_read_as_a_map(tmp_path, content):
     (tmp_path / "transferability").mkdir()
     (tmp_path / "transferability" / "round-00001.npz").write_bytes(content)
     assert (
-        rounds_with_tables(tmp_path / "transferability", "round") == [1]
+        list_table_rounds(tmp_path / "transferability", "round") == [1]
         and read_transfer_map(tmp_path, 1) is None
     )

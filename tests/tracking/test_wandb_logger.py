@@ -18,7 +18,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.loggers.registry import make_loggers
 from fedkd.tracking.neighbours import write_neighbours
-from fedkd.tracking.recorder import METRICS, SUMMARY
+from fedkd.tracking.recorder import METRICS_FILE, SUMMARY_FILE
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -33,7 +33,7 @@ def _play(
     folder: Path, mode: str | None = "offline", *, finish: bool = True, resumed_from: int = 0, **changes
 ) -> list[str]:
     warnings: list[str] = []
-    (folder / METRICS).touch()
+    (folder / METRICS_FILE).touch()
     scenario = _scenario(mode, **changes)
     for logger in make_loggers(scenario, warnings.append):
         with logger:
@@ -171,7 +171,7 @@ def test_a_scenario_without_wandb_logs_nothing(fake, tmp_path, mode):
     wandb = fake(failing="init")
     assert _play(tmp_path, mode) == []
     assert wandb.opened == []
-    assert [path.name for path in tmp_path.iterdir()] == [METRICS]
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
 
 
 # The package itself -----------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def records_of(path: Path) -> Iterator[Any]:
 def test_offline_files_are_complete(tmp_path, capfd):
     pytest.importorskip("wandb")
     write_neighbours(tmp_path, 1, (0, 1), np.eye(2))
-    (tmp_path / SUMMARY).write_text("{}\n")
+    (tmp_path / SUMMARY_FILE).write_text("{}\n")
     began = time.monotonic()
     assert _play(tmp_path, artifacts=["record"]) == []
     assert capfd.readouterr() == ("", "")
@@ -233,5 +233,5 @@ def test_offline_files_are_complete(tmp_path, capfd):
             record.artifact if record.HasField("artifact") else record.request.log_artifact.artifact
         ).manifest.contents
     ]
-    assert set(files) == {METRICS, SUMMARY}
+    assert set(files) == {METRICS_FILE, SUMMARY_FILE}
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]

@@ -20,7 +20,7 @@ from fedkd.tracking.phase_watch import Pace
     ],
 )
 def test_sizes_are_decimal(number, text):
-    assert wording.size(number) == text
+    assert wording.format_bytes(number) == text
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_sizes_are_decimal(number, text):
     ],
 )
 def test_durations_are_worded_by_size(seconds, text):
-    assert wording.duration(seconds) == text
+    assert wording.format_duration(seconds) == text
 
 
 def test_estimates_have_no_decimals():
-    assert [wording.time_left(s) for s in (None, 0.0, 7.6, 12.3, 75)] == [
+    assert [wording.format_time_left(s) for s in (None, 0.0, 7.6, 12.3, 75)] == [
         "–",
         "1 s",
         "8 s",
@@ -49,8 +49,8 @@ def test_estimates_have_no_decimals():
 
 
 def test_accuracies_and_gains_are_formatted():
-    assert [wording.percent(v) for v in (0.8714, 1.0, None)] == ["87.1 %", "100.0 %", "–"]
-    assert [wording.points(v) for v in (0.012, -0.012, -0.0001, None)] == [
+    assert [wording.format_percent(v) for v in (0.8714, 1.0, None)] == ["87.1 %", "100.0 %", "–"]
+    assert [wording.format_points(v) for v in (0.012, -0.012, -0.0001, None)] == [
         "+1.2 pt",
         "-1.2 pt",
         "+0.0 pt",

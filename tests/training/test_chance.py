@@ -9,8 +9,8 @@ from torch import nn
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.job import TrainJob
 from fedkd.training.loop import fit
-from fedkd.training.losses import correct, cross_entropy
-from fedkd.training.majority_guessing import Hits, guessing_right
+from fedkd.training.losses import count_correct, cross_entropy
+from fedkd.training.majority_guessing import TrainingHits, majority_class_count
 from fedkd.training.optimizer import OptimizerSpec
 
 
@@ -40,15 +40,15 @@ from fedkd.training.optimizer import OptimizerSpec
     ],
 )
 def test_chance_level_is_two_standard_deviations_above_guessing(right, samples, guessing, at_chance):
-    hits = Hits(right, samples, guessing)
+    hits = TrainingHits(right, samples, guessing)
     assert hits.at_chance is at_chance
     assert (hits.accuracy, hits.chance) == (right / samples, guessing / samples)
 
 
 def test_guessing_predicts_the_majority_class():
-    assert guessing_right([2, 0, 2, 1, 2]) == 3
-    assert guessing_right(torch.tensor([4])) == 1
-    assert guessing_right([]) == 0
+    assert majority_class_count([2, 0, 2, 1, 2]) == 3
+    assert majority_class_count(torch.tensor([4])) == 1
+    assert majority_class_count([]) == 0
 
 
 class Recalls(nn.Module):
@@ -71,7 +71,7 @@ def job(labels, epochs: int = 2, **more) -> tuple[TrainJob, list[int]]:
 
     def scored_loss(model, inputs, wanted):
         counted.append(len(wanted))
-        return loss(model, inputs, wanted), correct(model(inputs), wanted)
+        return loss(model, inputs, wanted), count_correct(model(inputs), wanted)
 
     spec, order = OptimizerSpec("sgd", 0.1), torch.Generator().manual_seed(0)
     options = {"scored_loss": scored_loss, "guessing": 2, **more}
@@ -80,16 +80,16 @@ def job(labels, epochs: int = 2, **more) -> tuple[TrainJob, list[int]]:
 
 def test_hits_are_counted_in_the_last_epoch_only():
     one, counted = job([0, 1, 0, 0, 0])  # right but for the third and the last
-    assert fit(one).hits == Hits(3, 5, 2)
+    assert fit(one).hits == TrainingHits(3, 5, 2)
     assert counted == [2, 2, 1]  # not in the first
-    assert fit(job([0, 1, 0, 0, 0], accumulate=2)[0]).hits == Hits(3, 5, 2)
+    assert fit(job([0, 1, 0, 0, 0], accumulate=2)[0]).hits == TrainingHits(3, 5, 2)
 
 
 def test_early_stopping_counts_hits_in_every_epoch():
     held_out = (torch.tensor([[0.0]]), torch.tensor([0]))
     stopping = EarlyStopping(held_out, cross_entropy, patience=1)
     one, counted = job([0, 1, 0, 0, 0], epochs=5, early_stopping=stopping)
-    assert fit(one).hits == Hits(3, 5, 2)
+    assert fit(one).hits == TrainingHits(3, 5, 2)
     assert counted == [2, 2, 1]  # it does not change, so one epoch is enough
 
 

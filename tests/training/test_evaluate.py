@@ -13,7 +13,7 @@ from torch import nn
 
 from fedkd.models.fast.batch_last import Conv2d
 from fedkd.models.zoo.lenet import lenet
-from fedkd.training.device import torch_threads
+from fedkd.training.device import limit_torch_threads
 from fedkd.training.evaluate import (
     AT_ONCE,
     AT_ONCE_BATCH_LAST,
@@ -137,7 +137,7 @@ def test_parallel_batches_use_the_usual_number_of_threads(monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", noted)
-    with torch_threads(2):
+    with limit_torch_threads(2):
         predict_logits(nn.Linear(4, 3), torch.randn(700, 4), lanes=3)
     assert found and set(found) == {2}
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedkd.errors import TrainingDiverged
-from fedkd.training.executor import LoopExecutor, Training, complete, complete_alone
+from fedkd.training.executor import LoopExecutor, Training, run_training, run_trainings
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
@@ -72,17 +72,17 @@ def broken(model: nn.Module) -> Training[None]:
 def test_each_turn_takes_the_next_job_of_each_training():
     executor = Watched()
     trainings = [phases(network(n), seeds) for n, seeds in enumerate([(1, 2), (), (3, 4, 5), (6,)])]
-    outcomes = complete(trainings, executor)
+    outcomes = run_trainings(trainings, executor)
     assert executor.turns == [[1, 3, 6], [2, 4], [5]]
     assert [len(results) for results in outcomes] == [2, 0, 3, 1]
-    assert complete([], executor) == [] and len(executor.turns) == 3
+    assert run_trainings([], executor) == [] and len(executor.turns) == 3
 
 
 def test_parallel_and_sequential_training_equal_fit():
     seeds = [(1, 2), (3,), (4, 5, 6)]
     together, alone, plain = ([network(n) for n in range(3)] for _ in range(3))
-    outcomes = complete([phases(m, s) for m, s in zip(together, seeds, strict=True)], LoopExecutor())
-    assert outcomes == [complete_alone(phases(m, s)) for m, s in zip(alone, seeds, strict=True)]
+    outcomes = run_trainings([phases(m, s) for m, s in zip(together, seeds, strict=True)], LoopExecutor())
+    assert outcomes == [run_training(phases(m, s)) for m, s in zip(alone, seeds, strict=True)]
     assert outcomes == [[fit(job(m, seed)) for seed in s] for m, s in zip(plain, seeds, strict=True)]
     for models in zip(together, alone, plain, strict=True):
         assert len({model.weight.detach().numpy().tobytes() for model in models}) == 1
@@ -90,7 +90,7 @@ def test_parallel_and_sequential_training_equal_fit():
 
 def test_one_failed_training_leaves_the_others_unaffected():
     executor = Watched()
-    first, second, recovered, third, last = complete(
+    first, second, recovered, third, last = run_trainings(
         [
             phases(network(0), (1, 2)),
             diverging(network(1)),
@@ -108,9 +108,9 @@ def test_one_failed_training_leaves_the_others_unaffected():
 
 def test_a_single_training_raises_its_error():
     with pytest.raises(TrainingDiverged):
-        complete_alone(diverging(network(0)))
+        run_training(diverging(network(0)))
     with pytest.raises(ZeroDivisionError) as caught:
-        complete_alone(broken(network(0)))
+        run_training(broken(network(0)))
     assert caught.traceback[-1].name == "broken"
 
 
@@ -133,4 +133,4 @@ def test_an_interruption_is_not_recorded_as_an_outcome():
         yield interruption
 
     with pytest.raises(KeyboardInterrupt):
-        complete([training(), phases(network(1), (1,))], LoopExecutor())
+        run_trainings([training(), phases(network(1), (1,))], LoopExecutor())

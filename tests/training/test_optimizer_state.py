@@ -15,7 +15,7 @@ from fedkd.training.job import TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.weights import arrays_of, tensors_of
+from fedkd.training.weights import arrays_to_tensors, tensors_to_arrays
 
 SPECS = [
     OptimizerSpec("sgd", 0.05),
@@ -53,7 +53,7 @@ def job(model: nn.Module, spec: OptimizerSpec, epochs: int, **options) -> TrainJ
 
 
 def weights(model: nn.Module) -> list[bytes]:
-    return [values.tobytes() for values in arrays_of(model.state_dict()).values()]
+    return [values.tobytes() for values in tensors_to_arrays(model.state_dict()).values()]
 
 
 @pytest.mark.parametrize("through_files", [False, True])
@@ -64,9 +64,9 @@ def test_two_jobs_with_state_equal_one_job_to_the_bit(spec, through_files):
     first = job(parts, spec, 1, optimizer_state={})
     state = fit(first).optimizer_state
     if through_files:
-        arrays = arrays_of(state)
+        arrays = tensors_to_arrays(state)
         assert all(array.flags.c_contiguous for array in arrays.values())
-        state = tensors_of(arrays)
+        state = arrays_to_tensors(arrays)
     before = {name: value.clone() for name, value in state.items()}
     found = fit(replace(first, epochs=2, optimizer_state=state)).optimizer_state
     assert weights(parts) == weights(whole)

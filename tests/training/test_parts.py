@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.executor import Training, complete_alone
+from fedkd.training.executor import Training, run_training
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.losses import correct, cross_entropy
+from fedkd.training.losses import count_correct, cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
-from fedkd.training.phases import in_parts, only
-from fedkd.training.weights import frozen_copy, gradient_of, weights_of
+from fedkd.training.phases import only, train_in_phases
+from fedkd.training.weights import frozen_copy, gradient_function, weights_of
 
 
 def network() -> nn.Sequential:
@@ -51,7 +51,7 @@ def last(name: str) -> bool:
 
 def scored(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits = model(x)
-    return cross_entropy(logits, y), correct(logits, y)
+    return cross_entropy(logits, y), count_correct(logits, y)
 
 
 def test_training_one_part_keeps_the_others():
@@ -66,7 +66,7 @@ def test_training_one_part_keeps_the_others():
         return result
 
     parts = [(2, last), (1, first)]
-    result = complete_alone(in_parts(job_of(model, scored_loss=scored), parts, watched))
+    result = run_training(train_in_phases(job_of(model, scored_loss=scored), parts, watched))
     assert seen == [({"2.weight", "2.bias"}, 2, 5, 8), ({"0.weight", "0.bias"}, 1, 6, 4)]
     assert (result.steps, result.samples, result.hits.samples) == (12, 60, 20)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -74,11 +74,11 @@ def test_training_one_part_keeps_the_others():
 
 def test_optimiser_state_of_one_part_outlives_the_other():
     model = network()
-    kept = complete_alone(in_parts(job_of(model, optimizer_state={}), [(1, first), (1, last)], train))
+    kept = run_training(train_in_phases(job_of(model, optimizer_state={}), [(1, first), (1, last)], train))
     names = {f"momentum_buffer/{name}" for name, _ in model.named_parameters()}
     assert set(kept.optimizer_state) == names
-    again = in_parts(job_of(model, optimizer_state=kept.optimizer_state), [(1, last)], train)
-    after = complete_alone(again).optimizer_state
+    again = train_in_phases(job_of(model, optimizer_state=kept.optimizer_state), [(1, last)], train)
+    after = run_training(again).optimizer_state
     assert set(after) == names
     for name in names:
         assert torch.equal(after[name], kept.optimizer_state[name]) == ("/0." in name), name
@@ -95,7 +95,7 @@ def test_parameters_regain_their_requires_grad_after_an_error():
 
 def test_an_empty_part_is_an_error():
     with pytest.raises(ValueError, match="would train no parameter"):
-        complete_alone(in_parts(job_of(network()), [(1, lambda name: False)], train))
+        run_training(train_in_phases(job_of(network()), [(1, lambda name: False)], train))
 
 
 def test_the_gradient_is_taken_at_the_given_weights():
@@ -104,7 +104,7 @@ def test_the_gradient_is_taken_at_the_given_weights():
         other[2].weight.mul_(1.5)
     x, y = job_of(model).arrays
     copy = frozen_copy(model, weights_of(model))
-    gradient = gradient_of(copy, copy, ["2.weight"], x, y)
+    gradient = gradient_function(copy, copy, ["2.weight"], x, y)
     rows = torch.tensor([3, 1, 7])
     for _ in range(2):  # nothing is left of the first call
         loss, found = gradient({"2.weight": weights_of(other)["2.weight"]}, rows.numpy())

@@ -20,7 +20,7 @@ from fedkd.training.fast import replay
 from fedkd.training.fast.replay import Recording, Replays
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
-from fedkd.training.losses import correct, cross_entropy, kd_kl, logits_mae, soft_cross_entropy
+from fedkd.training.losses import count_correct, cross_entropy, kd_kl, logits_mae, soft_cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
 
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 4, 42
@@ -47,7 +47,7 @@ def plain(model: Any, x: Tensor, y: Tensor) -> Tensor:
 
 def scored(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(x)
-    return cross_entropy(logits, y), correct(logits, y)
+    return cross_entropy(logits, y), count_correct(logits, y)
 
 
 def job_of(make: Callable[[], nn.Module], spec: OptimizerSpec, **options: Any) -> TrainJob:

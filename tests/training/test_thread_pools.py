@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from fedkd.training.device import all_threads
+from fedkd.training.device import limit_all_threads
 from fedkd.training.fast.thread_pools import one_blas_thread, thread_pools
 
 
@@ -26,7 +26,7 @@ def test_thread_pools_are_searched_again_after_an_import(monkeypatch):
 def test_thread_limits_hold_within_the_block_only():
     np.eye(2) @ np.eye(2)
     before = threadpool_info()
-    with all_threads(2):
+    with limit_all_threads(2):
         assert numbers("blas") == {2}
         with one_blas_thread():
             assert numbers("blas") == {1}

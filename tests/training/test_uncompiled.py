@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.fast.uncompiled import uncompiled
+from fedkd.training.fast.uncompiled import uncompiled_class
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "fused": True}),
@@ -34,7 +34,10 @@ def trained(optimizer: type[torch.optim.Optimizer], **options) -> tuple[list[tor
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_uncompiled_optimisers_equal_torchs_to_the_bit(name):
     theirs, options = OPTIMIZERS[name]
-    (weights, state), (own, own_state) = trained(theirs, **options), trained(uncompiled(theirs), **options)
+    (weights, state), (own, own_state) = (
+        trained(theirs, **options),
+        trained(uncompiled_class(theirs), **options),
+    )
     assert all(torch.equal(one, other) for one, other in zip(weights, own, strict=True))
     assert own_state["param_groups"] == state["param_groups"]
     torch.testing.assert_close(own_state["state"], state["state"], rtol=0, atol=0)
@@ -42,7 +45,7 @@ def test_uncompiled_optimisers_equal_torchs_to_the_bit(name):
 
 def test_a_step_is_unprofiled_and_keeps_gradients_enabled():
     parameter = nn.Parameter(torch.ones(2))
-    optimizer = uncompiled(torch.optim.SGD)([parameter], lr=0.5)
+    optimizer = uncompiled_class(torch.optim.SGD)([parameter], lr=0.5)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -57,6 +60,6 @@ def test_a_step_is_unprofiled_and_keeps_gradients_enabled():
 
 
 def test_an_uncompiled_optimiser_is_a_cached_subclass_of_torchs():
-    assert issubclass(uncompiled(torch.optim.Adam), torch.optim.Adam)
-    assert uncompiled(torch.optim.Adam) is uncompiled(torch.optim.Adam)
-    assert uncompiled(torch.optim.Adam).__name__ == "Adam"
+    assert issubclass(uncompiled_class(torch.optim.Adam), torch.optim.Adam)
+    assert uncompiled_class(torch.optim.Adam) is uncompiled_class(torch.optim.Adam)
+    assert uncompiled_class(torch.optim.Adam).__name__ == "Adam"

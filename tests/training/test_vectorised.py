@@ -14,8 +14,8 @@ from fedkd.errors import TrainingDiverged
 from fedkd.training.executor import LoopExecutor
 from fedkd.training.fast.vectorised import VectorisedExecutor, fit_together, kind_of
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.losses import correct, cross_entropy, kd_kl
-from fedkd.training.majority_guessing import Hits
+from fedkd.training.losses import count_correct, cross_entropy, kd_kl
+from fedkd.training.majority_guessing import TrainingHits
 from fedkd.training.optimizer import OptimizerSpec
 
 SIZES = (24, 7, 33, 8, 24, 30, 3)
@@ -40,7 +40,7 @@ def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def scored(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(x)
-    return cross_entropy(logits, y), correct(logits, y)
+    return cross_entropy(logits, y), count_correct(logits, y)
 
 
 def jobs_of(make: Callable[[], nn.Module], spec: OptimizerSpec, **options: Any) -> list[TrainJob]:
@@ -90,7 +90,7 @@ def test_vectorised_jobs_end_like_single_ones(make, name):
     for one, other in zip(side_by_side, alone, strict=True):
         assert isinstance(one, FitResult) and isinstance(other, FitResult)
         assert (one.steps, one.samples, one.hits) == (other.steps, other.samples, other.hits)
-        assert isinstance(one.hits, Hits) and one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert isinstance(one.hits, TrainingHits) and one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.optimizer_state is not None and other.optimizer_state is not None
         assert one.optimizer_state.keys() == other.optimizer_state.keys()
         for slot, value in one.optimizer_state.items():

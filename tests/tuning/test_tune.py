@@ -176,7 +176,7 @@ def test_diverged_trials_rank_last_and_do_not_stop_the_search(tables, tmp_path):
 
 
 def test_other_trial_failures_stop_the_search(tables, tmp_path, monkeypatch):
-    broken = scheduler.Outcome("failed", error="its Ray worker died")
+    broken = scheduler.CellOutcome("failed", error="its Ray worker died")
     monkeypatch.setattr(scheduler, "run_in_turn", lambda jobs, progress, work: dict.fromkeys(jobs, broken))
     with pytest.raises(RunFailed, match=r"trial 0: .*its Ray worker died.*tries it again"):
         fedkd.tune(write(tmp_path, tables), out=tmp_path / "out")

@@ -7,18 +7,26 @@ from typing import Any
 from torch import nn
 
 from fedkd.clients.costs.model_memory import made_auxiliaries
-from fedkd.clients.local_samples import number_kept_apart, share_held_out
+from fedkd.clients.local_samples import count_held_out, selection_holdout_share
 from fedkd.continual import predicts_by_weights
 from fedkd.data import Data, FederatedData, FederatedStream
-from fedkd.fusion import OWN, TRAINING, Extent, ServerCost, ServerModel, networks_of, trained_epochs
+from fedkd.fusion import (
+    FORWARDS_PER_TRAINING_STEP,
+    OWN_NETWORK,
+    RoundExtent,
+    ServerCost,
+    ServerModel,
+    aux_networks_of,
+    trained_epochs,
+)
 from fedkd.models import (
     Estimator,
     architecture_names,
     blank_inputs,
     build_model,
     count_parameters,
+    evaluation_mode,
     forward_flops,
-    predicting,
 )
 from fedkd.plan import Plan, evaluated_clients
 from fedkd.scenario import ClientGroup
@@ -72,7 +80,7 @@ class Workload:
         return self.evaluation * self.evaluated / self.clients / every
 
 
-def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
+def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
     """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing."""
     scenario, strategy = plan.scenario, plan.strategy
     costs = _costs(plan, data, models)
@@ -94,23 +102,25 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
     with_private = 2 if plan.recipe.ce_weight > 0 else 1
     with_transfer = 2 if plan.recipe.kd_weight > 0 else 1
-    held_out = share_held_out(plan) or 0.0
+    held_out = selection_holdout_share(plan) or 0.0
     by_kept = 2 if scenario.fusion.logit_adjustment == "auto" else 0  # once for each test set
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
         cost, (aux_training, aux_tested) = costs[id(group)], besides[id(group)]
-        asked = (cost if OWN in networks_of(strategy).evaluated_networks else 0.0) + aux_tested
+        asked = (cost if OWN_NETWORK in aux_networks_of(strategy).evaluated_networks else 0.0) + aux_tested
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
             known = len(task.transfer_x) if strategy.capabilities.uses_transfer_set else 0
             epochs = trained_epochs(strategy, scenario.training.local_epochs)
-            kept = number_kept_apart(train, held_out)
-            trained += cost * (TRAINING * (train - kept) * epochs * with_transfer + known)
-            trained += cost * TRAINING * known * scenario.fusion.distill_epochs * with_private
-            trained += aux_training * TRAINING * (train - kept) * epochs
+            kept = count_held_out(train, held_out)
+            trained += cost * (FORWARDS_PER_TRAINING_STEP * (train - kept) * epochs * with_transfer + known)
+            trained += (
+                cost * FORWARDS_PER_TRAINING_STEP * known * scenario.fusion.distill_epochs * with_private
+            )
+            trained += aux_training * FORWARDS_PER_TRAINING_STEP * (train - kept) * epochs
             learned = strategy.capabilities.trial_share * known
-            a_trial = TRAINING * learned * with_private + known - learned + kept
+            a_trial = FORWARDS_PER_TRAINING_STEP * learned * with_private + known - learned + kept
             trained += cost * strategy.capabilities.trials * a_trial
             both = moments * (test + by_kept * kept) + (moments - 1 + once) * len(task.test_y)
             tested += asked * both + cost * guided * known
@@ -147,7 +157,7 @@ def _on_server(
     found = 0.0
     for task in tasks:
         private = sum(stop - start for start, stop in task.train_bounds)
-        extent = Extent(
+        extent = RoundExtent(
             clients=fused,
             samples=len(task.transfer_x),
             classes=task.classes,
@@ -163,12 +173,12 @@ def _on_server(
 def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
     if not isinstance(model, nn.Module):
         return 0
-    with predicting(model):
+    with evaluation_mode(model):
         features: Any = model.features
         return int(features(blank_inputs(2, data.input_shape, data.input_dtype)).flatten(1).shape[1])
 
 
-def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:
+def count_trial_operations(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:
     """Return the operations of a round's transferability map (`measure.transferability`)."""
     scenario = plan.scenario
     assert scenario.measure is not None and scenario.measure.transferability is not None
@@ -178,7 +188,7 @@ def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> 
     total = 0.0
     for group, (start, stop) in zip(plan.groups, data.test_bounds, strict=True):
         tested = stop - start + len(data.test_y) + known
-        total += costs[id(group)] * (taught * (TRAINING * known * epochs + tested) + tested)
+        total += costs[id(group)] * (taught * (FORWARDS_PER_TRAINING_STEP * known * epochs + tested) + tested)
     return total * taught / scenario.data.clients
 
 
@@ -186,12 +196,12 @@ def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> tuple[flo
     """Return a client's auxiliary networks in forward operations of a sample: in training, in evaluations."""
     strategy = plan.strategy
     training = answers = 0.0
-    for name, auxiliary in networks_of(strategy).aux_networks().items() if made else ():
+    for name, auxiliary in aux_networks_of(strategy).aux_networks().items() if made else ():
         samples = auxiliary.sees == "samples"
         cost = _forward(made[name], data) if samples else 2.0 * count_parameters(made[name])
         passes = float(auxiliary.trained) if auxiliary.passes is None else auxiliary.passes
         training += passes * cost
-        if name in networks_of(strategy).evaluated_networks:
+        if name in aux_networks_of(strategy).evaluated_networks:
             answers += cost
     return training, answers
 

@@ -11,12 +11,12 @@ from fedkd.clients.factory import model_factories, model_outputs
 from fedkd.clients.local.train_jobs import round_optimizer
 from fedkd.data import Data, FederatedStream, first_task, machine_memory
 from fedkd.errors import UserError
-from fedkd.fusion import overrides
+from fedkd.fusion import overrides_hook
 from fedkd.models import Estimator, build_group_models
-from fedkd.plan import Plan, check_requirements, make_auxiliaries, uploads_kept
+from fedkd.plan import Plan, check_requirements, make_auxiliaries, max_stored_uploads
 from fedkd.training import resolve_device
 
-STATES_AT_ONCE = 128
+STATES_PER_BATCH = 128
 """Clients whose states the server's process holds while they are saved or restored, and as many while they
 are written."""
 LIVE_SHARE = 0.25
@@ -27,7 +27,7 @@ ESTIMATOR_BYTES = 1_000_000
 """Assumed size of an estimator: about a forest of a hundred small trees."""
 
 
-def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
+def build_checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     """Build one model of every group; a `UserError` if memory or the strategy's requirements refuse it."""
     shape, outputs = data.input_shape, model_outputs(plan, data)
     copies = copies_in_training(plan)
@@ -43,7 +43,7 @@ def made_auxiliaries(
     plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]
 ) -> list[dict[str, nn.Module]]:
     """Return the auxiliary networks, by name, of a client of every group."""
-    if not overrides(plan.strategy, "aux_networks"):
+    if not overrides_hook(plan.strategy, "aux_networks"):
         return [{} for _ in models]
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
     return [
@@ -73,7 +73,7 @@ def copies_in_training(plan: Plan) -> int:
     return 2 + len([slot for slot in optimizer.slots if slot != "step"])
 
 
-def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> int:
+def estimate_client_bytes(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> int:
     """Return the approximate bytes of an idle client, the mean over all groups.
 
     It holds a model, a kept optimiser state, guidance, and a learner's memory of each task.
@@ -92,7 +92,7 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
     return OVERHEAD + guidance + copies * weights // len(plan.groups)
 
 
-def clients_that_fit(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
+def max_resident_clients(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
     """Return the number of idle clients, of so many bytes each, that fit into a process's memory.
 
     `share` is the process's share of this machine's memory, `gpu_share` of a GPU, or the number of GPUs.
@@ -120,7 +120,7 @@ def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
         living = min(clients * each, LIVE_SHARE * machine_memory())
         if live is not None:
             living = min(clients, live * at_work) * each
-        kept = living + min(clients, 2 * STATES_AT_ONCE) * each  # one portion is written, one comes in
+        kept = living + min(clients, 2 * STATES_PER_BATCH) * each  # one portion is written, one comes in
     needed = kept + at_work * (copies_in_training(plan) - 1) * max(sizes)
     if needed > machine_memory():
         raise UserError(
@@ -135,12 +135,12 @@ def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator])
     each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     if "weights" in plan.capabilities.needs:
         each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)
-    kept = uploads_kept(plan) * each
+    kept = max_stored_uploads(plan) * each
     if kept > machine_memory():
         scenario = plan.scenario
         unwaiting = "asynchronous" if scenario.asynchronous is not None else "fusion.stale_decay"
         raise UserError(
-            f"{uploads_kept(plan):,} uploads that are kept take {kept / 1e9:,.1f} GB; this machine has"
+            f"{max_stored_uploads(plan):,} uploads that are kept take {kept / 1e9:,.1f} GB; this machine has"
             f" {machine_memory() / 1e9:,.1f} GB",
             key="fusion.knowledge_cache" if scenario.fusion.knowledge_cache is not None else unwaiting,
         )

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedkd.clients.evaluation.fusion_effect import SPLITS, Split
 from fedkd.clients.local.network_trainer import NetworkTrainer
-from fedkd.fusion import Arrays, networks_of, objective_of
+from fedkd.fusion import Arrays, aux_networks_of, objective_of
 from fedkd.training import Score, score
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Evaluator:
     def predictor(self) -> nn.Module | None:
         """Return the network that the strategy evaluates; None: the client's model."""
         strategy = self._client.strategy
-        found = networks_of(strategy).predictor(self._client.at_guidance())
+        found = aux_networks_of(strategy).predictor(self._client.at_guidance())
         if found is None or isinstance(found, nn.Module):
             return found
         told = f"`predictor` of '{strategy.name}' returned a {type(found).__name__}"
@@ -83,11 +83,11 @@ class Evaluator:
         """Evaluate each model of the strategy; `answered` is the score of the answering one."""
         strategy, found = self._client.strategy, {}
         x, y = self._tests(split)
-        for name in networks_of(strategy).eval_models:
-            if name == networks_of(strategy).answering_model or not len(y):
+        for name in aux_networks_of(strategy).eval_models:
+            if name == aux_networks_of(strategy).answering_model or not len(y):
                 found[name] = answered
                 continue
-            network = networks_of(strategy).eval_model(self._client.at_guidance(), name)
+            network = aux_networks_of(strategy).eval_model(self._client.at_guidance(), name)
             logits, _ = self.leaning(partial(self._client.networks.logits_of, network), x)
             found[name] = score(logits, y)
         return found

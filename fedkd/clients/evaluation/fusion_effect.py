@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedkd.fusion import Arrays, agreement, divergence, flips
-from fedkd.storage import below, under
+from fedkd.fusion import Arrays, agreement, mean_kl_divergence, prediction_flips
+from fedkd.storage import add_prefix, strip_prefix
 from fedkd.training import Score
 
 Split = Literal["local", "global"]
@@ -94,12 +94,12 @@ class GuidanceEffect:
         if guidance is None or self._round != round:
             return measured
         if before is not None:
-            turned = flips(before, correct)
+            turned = prediction_flips(before, correct)
             measured["positive_flips"], measured["negative_flips"] = turned.positive, turned.negative
         followed = follow(guidance)
         if followed is not None and len(followed[0]):
             measured["agreement"] = agreement(*followed)
-            measured["guidance_kl"] = divergence(*followed)
+            measured["guidance_kl"] = mean_kl_divergence(*followed)
         return measured
 
     def state(self) -> dict[str, np.ndarray]:
@@ -108,11 +108,11 @@ class GuidanceEffect:
         if self._correct_before is not None:
             arrays[CORRECT] = self._correct_before
         models = {name: np.array(value, dtype=np.float64) for name, value in self._models_before.items()}
-        return arrays | under(MODELS, models) | under(FOLLOWED, self._followed or {})
+        return arrays | add_prefix(MODELS, models) | add_prefix(FOLLOWED, self._followed or {})
 
     def restore(self, arrays: Arrays) -> None:
         round, *before = arrays[TRAINED].tolist()
         self._round, self._before = int(round), dict(zip(SPLITS, before, strict=True))
         self._correct_before = arrays.get(CORRECT)
-        self._models_before = {name: float(value) for name, value in below(MODELS, arrays).items()}
-        self._followed = below(FOLLOWED, arrays) or None
+        self._models_before = {name: float(value) for name, value in strip_prefix(MODELS, arrays).items()}
+        self._followed = strip_prefix(FOLLOWED, arrays) or None

@@ -15,7 +15,7 @@ from fedkd.clients.evaluation.fusion_effect import SPLITS
 from fedkd.clients.shared_network import Measured
 from fedkd.continual import TaskLearning, TaskModel, predicts_by_weights
 from fedkd.data import FederatedStream
-from fedkd.scenario import Scenario, main_protocol, protocols
+from fedkd.scenario import Scenario, evaluation_protocols, main_protocol
 from fedkd.training import predict_in_batches
 
 Asked = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -49,7 +49,7 @@ class TaskTests:
 
     The tasks of `learning` are places in `order`, the client's own. `measured` are measurements that clients
     of the process share; None: the answers are the client's own. `main` is the scenario's own place among the
-    `protocols`: with the task given, and perhaps without.
+    `evaluation_protocols`: with the task given, and perhaps without.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TaskTests:
         measured: Measured | None = None,
     ) -> None:
         assert scenario.continual is not None
-        self.protocols = protocols(scenario)
+        self.protocols = evaluation_protocols(scenario)
         self.main = self.protocols.index(main_protocol(scenario))
         self._asks_without_task = scenario.continual.evaluate_without_task
         self._stream, self._tasks = stream, stream.client(client)

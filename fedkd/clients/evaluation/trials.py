@@ -12,24 +12,24 @@ from torch import nn
 
 from fedkd.clients.client import Client
 from fedkd.clients.evaluation.fusion_effect import SPLITS
-from fedkd.fusion import START, Arrays, Kind, mean_prediction
+from fedkd.fusion import INITIAL_PREDICTION, Arrays, Kind, mean_prediction
 from fedkd.training import Training, score
 
-LOGITS = "logits"
-KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}
+LOGITS_KEY = "logits"
+TRIAL_UPLOAD_KINDS = {LOGITS_KEY: Kind.TRANSFER_LOGITS, INITIAL_PREDICTION: Kind.UNTRAINED}
 
 
-def shown(client: Client, round: int) -> dict[str, np.ndarray]:
+def trial_knowledge(client: Client, round: int) -> dict[str, np.ndarray]:
     """Return a client's knowledge for trials, past all stages of an upload: its local training is over.
 
     `logits` are `[M, C]` on the transfer set, `start` is the initial mean prediction `[C]`.
     """
     x, trainer = client.data.transfer_x, client.networks
     start = mean_prediction(trainer.logits_of(trainer.fresh(), x))
-    return client.sent({LOGITS: client.predict(x), START: start}, KINDS, round)
+    return client.sent({LOGITS_KEY: client.predict(x), INITIAL_PREDICTION: start}, TRIAL_UPLOAD_KINDS, round)
 
 
-def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Arrays]:
+def run_trials(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Arrays]:
     """Let a copy of a client learn from each sender alone, on the same batches in the same order.
 
     The senders' `probabilities` are `[N, M, C]` float32. Return the `gains` of accuracy on the local and on

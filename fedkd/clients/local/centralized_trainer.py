@@ -21,15 +21,15 @@ from fedkd.fusion import Arrays
 from fedkd.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario import ClientGroup, Scenario
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 from fedkd.training import (
-    Hits,
     Training,
+    TrainingHits,
     TrainJob,
-    correct,
+    count_correct,
     cross_entropy,
-    guessing_right,
     load_weights,
+    majority_class_count,
     weights_of,
 )
 
@@ -54,8 +54,8 @@ class CentralizedModel(SharedModel):
         self._scenario, self._first = scenario, first
         self._initial = weights_of(network)
         self._rounds, self._loss = 0, nan
-        self._guessing = guessing_right(samples[1].cpu())
-        self.last_hits: Hits | None = None
+        self._guessing = majority_class_count(samples[1].cpu())
+        self.last_hits: TrainingHits | None = None
 
     def advance(self, round: int) -> Training[float]:
         """Bring the model to the end of a round, and return that round's mean loss.
@@ -91,12 +91,12 @@ class CentralizedModel(SharedModel):
 
     def state(self) -> dict[str, np.ndarray]:
         progress = {ROUNDS: np.array(self._rounds, np.int64), LOSS: np.array(self._loss, np.float64)}
-        return progress | under(WEIGHTS, weights_of(self.network))
+        return progress | add_prefix(WEIGHTS, weights_of(self.network))
 
     def restore(self, arrays: Arrays) -> None:
         """Take over a state, unless the model is as far already: every client brings one."""
         if int(arrays[ROUNDS]) > self._rounds:
-            load_weights(self.network, below(WEIGHTS, arrays))
+            load_weights(self.network, strip_prefix(WEIGHTS, arrays))
             self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
 
 
@@ -106,7 +106,7 @@ def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 
 def _scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(inputs)
-    return cross_entropy(logits, labels), correct(logits, labels)
+    return cross_entropy(logits, labels), count_correct(logits, labels)
 
 
 def first_alike(groups: Sequence[ClientGroup], client: int) -> int:

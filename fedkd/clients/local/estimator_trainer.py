@@ -11,8 +11,8 @@ from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import MODEL, Trained, Trainee
 from fedkd.models import EstimatorModel, IncrementalModel
 from fedkd.plan import Plan
-from fedkd.storage import below, under
-from fedkd.training import Hits, Training, all_threads, guessing_right, score
+from fedkd.storage import add_prefix, strip_prefix
+from fedkd.training import Training, TrainingHits, limit_all_threads, majority_class_count, score
 
 TRAINED_ROUND = "trained_round"
 
@@ -29,7 +29,7 @@ class EstimatorTrainer:
 
     def threads(self, number: int) -> AbstractContextManager[None]:
         """Compute on this number of threads, in all libraries, while the block runs."""
-        return all_threads(number)
+        return limit_all_threads(number)
 
     def pretrain(self) -> Training[None]:
         """Do nothing: labelled transfer sets are for networks."""
@@ -44,7 +44,7 @@ class EstimatorTrainer:
         self._trained_round = client.round
         self._fit(client, x, y)
         found = score(self.predict(x), y)
-        return Trained(found.loss, Hits(int(found.correct.sum()), len(y), guessing_right(y)))
+        return Trained(found.loss, TrainingHits(int(found.correct.sum()), len(y), majority_class_count(y)))
 
     def _fit(self, client: Trainee, x: np.ndarray, y: np.ndarray) -> None:
         """Fit on private samples, and on the last guidance if it is rehearsed.
@@ -80,11 +80,11 @@ class EstimatorTrainer:
 
     def state(self) -> dict[str, np.ndarray]:
         trained = {TRAINED_ROUND: np.array(self._trained_round, dtype=np.int64)}
-        return under(MODEL, self.model.state() | trained)
+        return add_prefix(MODEL, self.model.state() | trained)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Refit to the state."""
-        arrays = below(MODEL, arrays)
+        arrays = strip_prefix(MODEL, arrays)
         self._trained_round = int(arrays[TRAINED_ROUND])
         x, y, _ = self._samples.work(1, self._trained_round)
         self.model.restore(arrays, x, y, self._samples.data.transfer_x)

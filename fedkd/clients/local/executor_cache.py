@@ -11,8 +11,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fedkd.data import user_cache
-from fedkd.storage import NotJson, parse_json, write_json_atomically
+from fedkd.data import user_cache_folder
+from fedkd.storage import InvalidJson, parse_json, write_json_atomically
 
 VERSION = 2
 MOST = 200
@@ -22,15 +22,15 @@ Measured = tuple[float, float]
 """Seconds of a client's step: in the loop, and together."""
 
 
-def cache_file() -> Path:
-    return user_cache() / "executors.json"
+def executor_cache_path() -> Path:
+    return user_cache_folder() / "executors.json"
 
 
-def measured_steps() -> list[tuple[dict[str, Any], Measured]]:
+def read_step_measurements() -> list[tuple[dict[str, Any], Measured]]:
     """Return all measurements: the measured setting and its times, oldest first."""
     try:
-        stored = parse_json(cache_file().read_bytes())
-    except (OSError, NotJson, RuntimeError):  # the last: a home folder of nobody
+        stored = parse_json(executor_cache_path().read_bytes())
+    except (OSError, InvalidJson, RuntimeError):  # the last: a home folder of nobody
         return []
     if not isinstance(stored, Mapping) or stored.get("version") != VERSION:
         return []
@@ -50,16 +50,16 @@ def _row(row: Any) -> tuple[dict[str, Any], Measured] | None:
 
 def cached_step(what: Mapping[str, Any]) -> Measured | None:
     """Return the times of a setting; None: never measured."""
-    return next((measured for known, measured in reversed(measured_steps()) if known == what), None)
+    return next((measured for known, measured in reversed(read_step_measurements()) if known == what), None)
 
 
 def cache_step(what: Mapping[str, Any], measured: Measured) -> None:
     """Keep a measurement in place of an earlier one; where nobody may write, it is not kept."""
-    rows = [(known, seconds) for known, seconds in measured_steps() if known != what]
+    rows = [(known, seconds) for known, seconds in read_step_measurements() if known != what]
     rows.append((dict(what), measured))
     table = [
         {"what": known, "loop": loop, "vectorised": vectorised} for known, (loop, vectorised) in rows[-MOST:]
     ]
     with suppress(OSError, RuntimeError, ValueError):
-        cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(cache_file(), {"version": VERSION, "measured": table})
+        executor_cache_path().parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(executor_cache_path(), {"version": VERSION, "measured": table})

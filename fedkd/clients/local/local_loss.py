@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedkd.fusion import Arrays, LocalBatch, LocalStep
 from fedkd.scenario import Relations
-from fedkd.training import AuxBatches, angle_huber, correct, cross_entropy, distance_huber, graph_kl
+from fedkd.training import AuxBatches, angle_huber, count_correct, cross_entropy, distance_huber, graph_kl
 
 LEAST = 1e-7
 """Least probability with its own logarithm."""
@@ -111,7 +111,7 @@ class LocalLoss:
     def scored(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """Return it with the number of correct answers (see `TrainJob.scored_loss`)."""
         value, logits = self._with_logits(model, inputs, labels, others)
-        return value, correct(logits, labels)
+        return value, count_correct(logits, labels)
 
     def _with_logits(
         self, model: Any, inputs: Tensor, labels: Tensor, others: Sequence[Tensor]

@@ -15,19 +15,19 @@ from fedkd.clients.local.train_jobs import TrainJobs
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.fusion import OWN, Arrays, FitSummary, Trial, objective_of
+from fedkd.fusion import OWN_NETWORK, Arrays, FitSummary, TrialLogits, objective_of
 from fedkd.plan import Plan
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 from fedkd.training import (
     FitResult,
     Training,
     TrainJob,
-    in_parts,
+    limit_torch_threads,
     load_weights,
-    of_model,
+    model_optimizer_state,
     predict_in_batches,
     predict_logits,
-    torch_threads,
+    train_in_phases,
     weights_of,
 )
 
@@ -70,16 +70,16 @@ class NetworkTrainer:
         self._pretrained = False
 
     def threads(self, number: int) -> AbstractContextManager[None]:
-        return torch_threads(number)
+        return limit_torch_threads(number)
 
     # Networks -----------------------------------------------------------------------------------------
 
     def network_of(self, name: str) -> nn.Module:
         """Return the client's own network, or an auxiliary one; a `KeyError` for unknown names."""
-        if name != OWN and name not in self._auxiliaries:
-            known = ", ".join([OWN, *self._auxiliaries])
+        if name != OWN_NETWORK and name not in self._auxiliaries:
+            known = ", ".join([OWN_NETWORK, *self._auxiliaries])
             raise KeyError(f"'{self._strategy.name}' asks for a network '{name}'; clients have {known}")
-        return self.network if name == OWN else self._auxiliaries[name]
+        return self.network if name == OWN_NETWORK else self._auxiliaries[name]
 
     def fresh(self) -> nn.Module:
         """Return the client's initial network; a `TypeError` if it has none of its own."""
@@ -150,7 +150,9 @@ class NetworkTrainer:
             return (yield from self._private_training(client, job, loss))
         slow = self._samples.straggle(client.round, []) is not None
         parts = [(min(phase.epochs, 1) if slow else phase.epochs, phase.trains) for phase in phases]
-        return (yield from in_parts(job, parts, lambda part: self._private_training(client, part, loss)))
+        return (
+            yield from train_in_phases(job, parts, lambda part: self._private_training(client, part, loss))
+        )
 
     def _private_training(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
         if self._stream is None:
@@ -170,14 +172,16 @@ class NetworkTrainer:
         if self._scenario.fusion.distill_epochs and number:
             yield from self._guidance_training(self.jobs.distillation(targets, samples, client.round))
 
-    def trial(self, client: Trainee, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+    def trial(
+        self, client: Trainee, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray
+    ) -> TrialLogits:
         """Return the answers after one epoch of distillation, and restore the weights."""
         began = weights_of(self.network)
         if len(samples):
             job = self.jobs.trial_of_guidance(targets, samples, client.round)
             client.complete(self._guidance_training(job))
         kept_x, kept_y = self._samples.kept_apart()
-        found = Trial(self.predict(kept_x), kept_y, self.predict(client.data.transfer_x[asked]))
+        found = TrialLogits(self.predict(kept_x), kept_y, self.predict(client.data.transfer_x[asked]))
         load_weights(self.network, began)
         return found
 
@@ -197,7 +201,7 @@ class NetworkTrainer:
 
     def enter_task(self) -> None:
         """Forget the optimiser's state of a learner's own tensors, such as scores of a task."""
-        self._optimizer_state = of_model(self._optimizer_state)
+        self._optimizer_state = model_optimizer_state(self._optimizer_state)
 
     def model_state(self) -> dict[str, np.ndarray]:
         """Return the weights; nothing where every message brings them."""
@@ -208,18 +212,18 @@ class NetworkTrainer:
             load_weights(self.network, arrays)
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays = under(MODEL, self.model_state())
+        arrays = add_prefix(MODEL, self.model_state())
         for name, network in self._auxiliaries.items():
-            arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
+            arrays |= add_prefix(f"{AUXILIARY}{name}/", weights_of(network))
         kept = {n: np.array(value.cpu().numpy(), order="C") for n, value in self._optimizer_state.items()}
-        arrays |= under(OPTIMIZER, kept)
+        arrays |= add_prefix(OPTIMIZER, kept)
         return arrays | ({PRETRAINED: np.array(1, dtype=np.int64)} if self._pretrained else {})
 
     def restore(self, arrays: Arrays) -> None:
-        self.restore_model(below(MODEL, arrays))
+        self.restore_model(strip_prefix(MODEL, arrays))
         for name, network in self._auxiliaries.items():
-            load_weights(network, below(f"{AUXILIARY}{name}/", arrays))
+            load_weights(network, strip_prefix(f"{AUXILIARY}{name}/", arrays))
         self._pretrained = PRETRAINED in arrays
         self._optimizer_state = {
-            name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
+            name: torch.from_numpy(np.array(value)) for name, value in strip_prefix(OPTIMIZER, arrays).items()
         }

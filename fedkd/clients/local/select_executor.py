@@ -19,27 +19,34 @@ from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.clients.local.executor_cache import cache_step, cached_step
 from fedkd.data import Data, first_task
 from fedkd.plan import Plan
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 from fedkd.scenario import ClientGroup
-from fedkd.training import Clock, StepSeconds, TrainJob, benchmark_executors, resolve_device, torch_threads
+from fedkd.training import (
+    ClockFunction,
+    StepSeconds,
+    TrainJob,
+    benchmark_executors,
+    limit_torch_threads,
+    resolve_device,
+)
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExecutorChoice:
     """The executor ``"loop"`` or ``"vectorised"``, and the reason in words."""
 
     executor: str
     told: str
 
 
-def choose(
-    plan: Plan, data: Data, clock: Clock = time.perf_counter, tell: Tell = lambda line: None
-) -> Choice:
+def select_executor(
+    plan: Plan, data: Data, clock: ClockFunction = time.perf_counter, tell: Tell = lambda line: None
+) -> ExecutorChoice:
     """Return the executor that is quicker at a plan's first training on this process's device."""
     if plan.scenario.faults.goes_on:
-        return Choice("loop", "loop: clients that may be skipped or tried again work alone")
+        return ExecutorChoice("loop", "loop: clients that may be skipped or tried again work alone")
     together = plan.with_executor("vectorised")
     total = StepSeconds(0.0, 0.0)
     blocks = {id(together.groups[block[0]]): block for block in reversed(together.blocks)}
@@ -49,7 +56,9 @@ def choose(
         try:
             seconds = _of_group(together, data, group, blocks[id(group)], clock, tell)
         except Exception as error:  # of a plug-in; the run reports it with its client and round
-            return Choice("loop", f"loop: training together could not be tried ({type(error).__name__})")
+            return ExecutorChoice(
+                "loop", f"loop: training together could not be tried ({type(error).__name__})"
+            )
         if seconds is None:
             continue
         training, bounds = plan.scenario.training, first_task(data).train_bounds
@@ -57,20 +66,22 @@ def choose(
         steps = training.local_epochs * max(1, sum(ceil(size / training.batch_size) for size in sizes))
         total = StepSeconds(total.loop + steps * seconds.loop, total.vectorised + steps * seconds.vectorised)
     if not total.loop:
-        return Choice("loop", "loop: the clients' steps cannot be taken together")
+        return ExecutorChoice("loop", "loop: the clients' steps cannot be taken together")
     ratio = total.loop / total.vectorised
-    return Choice(total.choice, f"{total.choice}: training together is {ratio:.2f} times as fast as the loop")
+    return ExecutorChoice(
+        total.choice, f"{total.choice}: training together is {ratio:.2f} times as fast as the loop"
+    )
 
 
 def _of_group(
-    plan: Plan, data: Data, group: ClientGroup, block: Sequence[int], clock: Clock, tell: Tell
+    plan: Plan, data: Data, group: ClientGroup, block: Sequence[int], clock: ClockFunction, tell: Tell
 ) -> StepSeconds | None:
     """Return the seconds of a step of a group's clients, from the cache if possible."""
     what = what_is_measured(plan, data, group, len(block))
     if (known := cached_step(what)) is not None:
         return StepSeconds(*known)
     tell(f"measuring whether {group.model} trains quicker one by one or together")
-    with contained(), torch_threads(plan.scenario.engine.threads_per_client):
+    with contain_plugin(), limit_torch_threads(plan.scenario.engine.threads_per_client):
         factory = ClientFactory(plan, data)
         jobs: list[TrainJob] = []
         for index in block:

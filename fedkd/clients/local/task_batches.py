@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedkd.clients.local.local_loss import LocalLoss
 from fedkd.continual import Episode, OwnLoss, TaskLearning, TaskModel
-from fedkd.training import EarlyStopping, TrainJob, guessing_right
+from fedkd.training import EarlyStopping, TrainJob, majority_class_count
 
 
 def task_batches(
@@ -56,7 +56,7 @@ def task_batches(
         arrays=samples,
         loss=loss,
         scored_loss=scored_loss,
-        guessing=sum(guessing_right(labels[tasks == task].cpu()) for task in tasks.unique()),
+        guessing=sum(majority_class_count(labels[tasks == task].cpu()) for task in tasks.unique()),
         early_stopping=stopping,
         kind=None,
         replayable=False,

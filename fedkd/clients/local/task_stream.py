@@ -21,20 +21,20 @@ from fedkd.continual import (
     SupermaskLearner,
     TaskLearning,
     TaskModel,
-    fingerprint,
-    have_own_heads,
+    changes_training,
+    fingerprint_weights,
+    heads_are_disjoint,
     layer_sketches,
     predicts_by_weights,
     protected_layers,
-    shapes_training,
 )
 from fedkd.data import FederatedStream
 from fedkd.errors import UserError
-from fedkd.fusion import LEFT, SKETCH, Arrays, Supermask
+from fedkd.fusion import RESIDUAL_SHARE_PREFIX, SKETCH_PREFIX, Arrays, Supermask
 from fedkd.plan import Plan
 from fedkd.scenario import TASK_INFERENCE_RATE, accuracy_name
-from fedkd.storage import below, under
-from fedkd.training import FitResult, Training, TrainJob, prepare_inputs, tensors_of
+from fedkd.storage import add_prefix, strip_prefix
+from fedkd.training import FitResult, Training, TrainJob, arrays_to_tensors, prepare_inputs
 
 LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"
@@ -93,7 +93,7 @@ class TaskStream:
         if masks:
             assert isinstance(self.learning.learner, SupermaskLearner)
             memory = self.learning.learner.memory(self.learning.context)
-            self._begun_with = fingerprint(memory.weights)
+            self._begun_with = fingerprint_weights(memory.weights)
 
     def _on_device(self, array: np.ndarray) -> Tensor:
         return prepare_inputs(array, self._device)
@@ -142,13 +142,15 @@ class TaskStream:
         wanted = self._plan.scenario.fusion.orthogonal
         assert wanted is not None
         context = self.learning.context
-        layers = protected_layers(context.layers, own_heads=have_own_heads(context.units))
+        layers = protected_layers(context.layers, own_heads=heads_are_disjoint(context.units))
         x, _ = context.samples()
         found = layer_sketches(
-            context, layers, x, self.learning.substitutes(), tensors_of(bases), wanted.width
+            context, layers, x, self.learning.substitutes(), arrays_to_tensors(bases), wanted.width
         )
-        sketches = {SKETCH + name: own.columns.float().numpy() for name, own in found.items()}
-        return sketches | {LEFT + name: np.array(own.left, np.float32) for name, own in found.items()}
+        sketches = {SKETCH_PREFIX + name: own.columns.float().numpy() for name, own in found.items()}
+        return sketches | {
+            RESIDUAL_SHARE_PREFIX + name: np.array(own.left, np.float32) for name, own in found.items()
+        }
 
     def as_seen(self, network: nn.Module) -> nn.Module:
         return TaskModel(network, self.learning.model().units).eval()
@@ -164,7 +166,7 @@ class TaskStream:
         """Run a round's job on private samples under the learner."""
         schedule, local_epochs = self._plan.schedule, self._plan.scenario.training.local_epochs
         self.curves = {}
-        if shapes_training(self.learning.learner):
+        if changes_training(self.learning.learner):
             job = self._shaped(job, round, loss)
         return self.learning.fit(
             job,
@@ -284,7 +286,7 @@ class TaskStream:
 
     def state(self) -> dict[str, np.ndarray]:
         round, before = self._tasks_before
-        arrays = under(LEARNER, self.learning.state())
+        arrays = add_prefix(LEARNER, self.learning.state())
         arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
         if self._old_guidance:
             arrays[TAUGHT_AGAIN] = np.array(sorted(self._old_guidance.items()), dtype=np.int64)
@@ -294,6 +296,6 @@ class TaskStream:
         self._tasks_after = np.array(arrays[TASKS_AFTER])
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
         self._old_guidance = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}
-        self.learning.restore(below(LEARNER, arrays))
+        self.learning.restore(strip_prefix(LEARNER, arrays))
         if self.learning.task >= 0:
             self._samples.enter(self.learning.task)

@@ -18,7 +18,7 @@ from fedkd.clients.local.local_loss import (
 )
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import Trainee
-from fedkd.fusion import Arrays, networks_of, objective_of
+from fedkd.fusion import Arrays, aux_networks_of, objective_of
 from fedkd.plan import Plan
 from fedkd.scenario import Scenario
 from fedkd.training import (
@@ -29,9 +29,9 @@ from fedkd.training import (
     OptimizerSpec,
     TrainJob,
     cross_entropy,
-    declares,
-    guessing_right,
+    declares_recordable,
     kd_kl,
+    majority_class_count,
     prepare_inputs,
     round_lr,
 )
@@ -99,7 +99,7 @@ class TrainJobs:
             early_stopping=self._early_stopping(),
             optimizer_state=optimizer_state,
             scored_loss=loss.scored,
-            guessing=guessing_right(y),
+            guessing=majority_class_count(y),
             kind=self._kind("train", proximal_mu, weight) if alike else None,
             replayable=loss.own_alone,
             constants=loss.constants,
@@ -129,7 +129,9 @@ class TrainJobs:
             x = client.data.transfer_x
             samples = x if last.samples is None else x[last.samples]
             batches = self._aux_batches(samples, np.asarray(last.targets, dtype=np.float32), round)
-            return Rehearsed(batches, strategy.loss, weight, alike=declares(self._strategy, "loss"))
+            return Rehearsed(
+                batches, strategy.loss, weight, alike=declares_recordable(self._strategy, "loss")
+            )
         wanted = objective_of(strategy).rehearsal(client)
         if wanted is None:
             return None
@@ -151,7 +153,7 @@ class TrainJobs:
         ]
 
     def _aux_networks(self, round: int) -> list[AuxNetwork]:
-        wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
+        wanted = aux_networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
         rates = {
             name: None if own.lr is None else round_optimizer(self._scenario, own.lr, round).lr
             for name, own in wanted.items()
@@ -266,7 +268,7 @@ class TrainJobs:
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("distil") if fusion.relations is None else None,
-            replayable=declares(self._strategy, "loss") and fusion.relations is None,
+            replayable=declares_recordable(self._strategy, "loss") and fusion.relations is None,
         )
 
     def private_order(self, length: int, round: int) -> np.ndarray:

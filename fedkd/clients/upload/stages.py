@@ -1,8 +1,8 @@
-"""Stages of an upload: each has a client's half, `encode`, and a server's half, `decode`.
+"""Stages of an upload: each has a client's half, `encode`, and a server's half, `decode_upload`.
 
 Bytes are counted after all stages. Stages that send fewer predictions, or fewer numbers of each, come after
-the precision, so that client and server judge the same numbers. Of the arrays that they add, only `SENT`
-reaches the fusion.
+the precision, so that client and server judge the same numbers. Of the arrays that they add, only
+`PREDICTIONS_SENT` reaches the fusion.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,21 @@ import numpy as np
 
 from fedkd.clients.poison import Poison
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion import LARGEST, Kind, Wanted, certainty, finite_logits, least, softmax
+from fedkd.fusion import (
+    LARGEST_VALUE,
+    FilterSettings,
+    Kind,
+    filter_threshold,
+    finite_logits,
+    normalised_certainty,
+    softmax,
+)
 from fedkd.scenario import Filter, Fusion
 
 HALF = float(np.finfo(np.float16).max)
-SENT = "predictions_sent"
+PREDICTIONS_SENT = "predictions_sent"
 """Predictions on the transfer set that a client has sent: bits on the way, then `[M]` uint8."""
-CLASSES, WIDTH = "/classes", "/width"
+TOP_CLASS_SUFFIX, CLASS_COUNT_SUFFIX = "/classes", "/width"
 """Suffixes of the sent classes of a prediction, and of the number of all classes."""
 LEAST = 1e-7
 """Least probability of a class that was not sent: its logarithm must be finite."""
@@ -30,7 +38,7 @@ Generators = Callable[[str], np.random.Generator]
 """From a purpose to the client's generator in this round."""
 
 
-class Stage:
+class UploadStage:
     """One transformation of an upload; by default the identity."""
 
     def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
@@ -43,7 +51,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class Poisoning(Stage):
+class Poisoning(UploadStage):
     """A poisoned client fakes its upload."""
 
     poison: Poison
@@ -54,7 +62,7 @@ class Poisoning(Stage):
 
 
 @dataclass(frozen=True)
-class Finite(Stage):
+class Finite(UploadStage):
     """Refuses NaN at its source, and clips predictions that the server would refuse for their size."""
 
     def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
@@ -64,18 +72,18 @@ class Finite(Stage):
             if not values.size or not np.issubdtype(values.dtype, np.floating):
                 continue
             low, high = values.min(), values.max()  # NaN, if there is one
-            if low >= -LARGEST and high <= LARGEST:
+            if low >= -LARGEST_VALUE and high <= LARGEST_VALUE:
                 continue
             if np.isnan(low):
                 raise TrainingDiverged(f"{name} are not numbers (NaN); a lower training.lr may help")
             if not kinds[name].is_prediction:
-                raise TrainingDiverged(f"{name} are beyond ±{LARGEST:g}; a lower training.lr may help")
-            found[name] = np.clip(values, -LARGEST, LARGEST)
+                raise TrainingDiverged(f"{name} are beyond ±{LARGEST_VALUE:g}; a lower training.lr may help")
+            found[name] = np.clip(values, -LARGEST_VALUE, LARGEST_VALUE)
         return found
 
 
 @dataclass(frozen=True)
-class Precision(Stage):
+class Precision(UploadStage):
     """Floating-point type of predictions and weights on the way."""
 
     dtype: str
@@ -102,37 +110,40 @@ class Precision(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class Sifting(Stage):
+class Sifting(UploadStage):
     """Sends only predictions on transfer samples that pass the confidence `filters`, in order."""
 
-    filters: Sequence[Wanted]
+    filters: Sequence[FilterSettings]
 
     def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return the kept rows, one bit for each row, and the number of padding bits."""
         name = _transfer_logits(arrays, kinds)
         if name is None:
             return arrays
-        sure = certainty(softmax(arrays[name]))
+        sure = normalised_certainty(softmax(arrays[name]))
         keep = np.ones(len(sure), dtype=bool)
         for wanted in self.filters:
-            keep &= sure >= least(wanted, sure[keep])
+            keep &= sure >= filter_threshold(wanted, sure[keep])
         filling = np.array([-len(keep) % 8], dtype=np.uint8)
-        return arrays | {name: arrays[name][keep], SENT: np.concatenate([np.packbits(keep), filling])}
+        return arrays | {
+            name: arrays[name][keep],
+            PREDICTIONS_SENT: np.concatenate([np.packbits(keep), filling]),
+        }
 
     def decode(self, arrays: Named, kinds: Kinds) -> Named:
-        """Return all rows, zeros for those not sent, and `SENT` as `[M]` uint8."""
+        """Return all rows, zeros for those not sent, and `PREDICTIONS_SENT` as `[M]` uint8."""
         name = _transfer_logits(arrays, kinds)
-        if name is None or SENT not in arrays:
+        if name is None or PREDICTIONS_SENT not in arrays:
             return arrays
-        bits, filling = arrays[SENT][:-1], int(arrays[SENT][-1])
+        bits, filling = arrays[PREDICTIONS_SENT][:-1], int(arrays[PREDICTIONS_SENT][-1])
         keep = np.unpackbits(bits)[: 8 * len(bits) - filling]
         rows = np.zeros((len(keep), arrays[name].shape[1]), dtype=arrays[name].dtype)
         rows[keep.astype(bool)] = arrays[name]
-        return arrays | {name: rows, SENT: keep}
+        return arrays | {name: rows, PREDICTIONS_SENT: keep}
 
 
 @dataclass(frozen=True)
-class TopClasses(Stage):
+class TopClasses(UploadStage):
     """Sends only the `number` likeliest classes of every prediction with more."""
 
     number: int
@@ -150,18 +161,22 @@ class TopClasses(Stage):
             z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
             top = np.argsort(-z, axis=1, kind="stable")[:, : self.number]
             found[name] = np.take_along_axis(z, top, axis=1).astype(values.dtype)
-            found[name + CLASSES] = top.astype(np.min_scalar_type(classes - 1))
-            found[name + WIDTH] = np.array([classes], dtype=np.uint32)
+            found[name + TOP_CLASS_SUFFIX] = top.astype(np.min_scalar_type(classes - 1))
+            found[name + CLASS_COUNT_SUFFIX] = np.array([classes], dtype=np.uint32)
         return found
 
     def decode(self, arrays: Named, kinds: Kinds) -> Named:
         """Return whole predictions: the missing probability is spread evenly over the other classes."""
-        found = {n: values for n, values in arrays.items() if not n.endswith((CLASSES, WIDTH))}
+        found = {
+            n: values
+            for n, values in arrays.items()
+            if not n.endswith((TOP_CLASS_SUFFIX, CLASS_COUNT_SUFFIX))
+        }
         for name in found:
-            if name + WIDTH not in arrays:
+            if name + CLASS_COUNT_SUFFIX not in arrays:
                 continue
-            top = arrays[name + CLASSES].astype(np.int64)
-            classes, values = int(arrays[name + WIDTH][0]), arrays[name]
+            top = arrays[name + TOP_CLASS_SUFFIX].astype(np.int64)
+            classes, values = int(arrays[name + CLASS_COUNT_SUFFIX][0]), arrays[name]
             missing = 1.0 - np.exp(values.astype(np.float64)).sum(axis=1, keepdims=True)
             each = np.log(np.maximum(missing / (classes - top.shape[1]), LEAST))
             whole = np.broadcast_to(each, (len(values), classes)).astype(values.dtype)
@@ -174,9 +189,9 @@ def _transfer_logits(arrays: Named, kinds: Kinds) -> str | None:
     return next((name for name in arrays if kinds.get(name) is Kind.TRANSFER_LOGITS), None)
 
 
-def upload_stages(fusion: Fusion, poison: Poison | None = None) -> tuple[Stage, ...]:
+def upload_stages(fusion: Fusion, poison: Poison | None = None) -> tuple[UploadStage, ...]:
     """Return the stages of a client's uploads, in order; `poison` is None for an honest client."""
-    stages: list[Stage] = [] if poison is None else [Poisoning(poison)]
+    stages: list[UploadStage] = [] if poison is None else [Poisoning(poison)]
     stages += [Finite(), Precision(fusion.upload_dtype)]
     if sifted := [wanted for wanted in fusion.filters if wanted.at == "upload"]:
         stages.append(Sifting(sifted))
@@ -185,18 +200,18 @@ def upload_stages(fusion: Fusion, poison: Poison | None = None) -> tuple[Stage, 
     return tuple(stages)
 
 
-def at_fusion(fusion: Fusion) -> list[Filter]:
+def server_filters(fusion: Fusion) -> list[Filter]:
     return [wanted for wanted in fusion.filters if wanted.at == "fusion"]
 
 
-def encode(stages: Sequence[Stage], arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+def encode(stages: Sequence[UploadStage], arrays: Named, kinds: Kinds, generators: Generators) -> Named:
     """Return the sent arrays, after the client's half of every stage."""
     for stage in stages:
         arrays = stage.encode(arrays, kinds, generators)
     return arrays
 
 
-def decode(stages: Sequence[Stage], arrays: Named, kinds: Kinds) -> Named:
+def decode_upload(stages: Sequence[UploadStage], arrays: Named, kinds: Kinds) -> Named:
     """Return the received arrays, after the server's half of every stage, last stage first."""
     for stage in reversed(stages):
         arrays = stage.decode(arrays, kinds)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedkd.continual.adapters.decomposition import Layout, head_of
 from fedkd.continual.adapters.weit_state import WeITState, sparse, trained_shapes
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import layers_of
+from fedkd.continual.layers import find_layers
 from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.mixins import Phases, StateExchange, TaskParameters
 from fedkd.errors import UserError
@@ -85,7 +85,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     def check(self, network: nn.Module) -> None:
         """Refuse a network without weights below a head of its own, or whose layers share a weight."""
         shapes = trained_shapes(network)
-        heads = [layer.weight_name for layer in layers_of(network).values() if layer.is_head]
+        heads = [layer.weight_name for layer in find_layers(network).values() if layer.is_head]
         problem = None
         if not Layout.of(shapes).shapes:
             problem = "splits the weights below a head, and the model has none"

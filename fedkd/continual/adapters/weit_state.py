@@ -7,7 +7,7 @@ from fedkd.continual.adapters.decomposition import Layout
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
 from fedkd.continual.masks.masks import pack, unpack
-from fedkd.continual.state import LearnerState, Table, Value
+from fedkd.continual.state import LearnerState, TableField, Value
 
 VALUES, BITS, STAMP = "values", "bits", "stamp"
 
@@ -15,21 +15,21 @@ VALUES, BITS, STAMP = "values", "bits", "stamp"
 class WeITState(LearnerState):
     """Masks, parts and attention by task and weight."""
 
-    mask = Table()
+    mask = TableField()
     """Scores of masks, by task and weight."""
-    part = Table()
+    part = TableField()
     """Own parts, by task and weight."""
-    own = Table()
+    own = TableField()
     """Heads, biases and the like, by task and parameter."""
-    target = Table()
+    target = TableField()
     """B ⊙ m + A at the end of the last task, by task and weight."""
-    attention = Table()
+    attention = TableField()
     """Of the present task: α, one number for each lent part, by weight."""
     lenders = Value()
     """Of the present task: client and task of each lent part, ``[K, 2]``."""
-    borrowed = Table()
+    borrowed = TableField()
     """Σ α A of an ended task, sparse, by task."""
-    known = Table()
+    known = TableField()
     """Parts of others, sparse, with the time of their fusion, by client and task."""
 
     def __init__(self, context: LearnerContext) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Batch, Learner, LearnerTraits
-from fedkd.continual.state import LearnerState, Table
+from fedkd.continual.state import LearnerState, TableField
 from fedkd.plugins import hyperparameters
 
 
@@ -37,7 +37,7 @@ class Cumulative(Learner):
 class InitialState(LearnerState):
     """The initial weights and buffers, by name."""
 
-    initial = Table()
+    initial = TableField()
 
 
 @hyperparameters

@@ -11,7 +11,7 @@ from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.masks.chain import chain_of, inputs_of, outputs_of
 from fedkd.continual.mixins import Phases, StepObserver, TaskParameters
-from fedkd.continual.state import LearnerState, Table, Value
+from fedkd.continual.state import LearnerState, TableField, Value
 from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
 
@@ -25,9 +25,9 @@ UNDECIDED = 0.01
 class GateState(LearnerState):
     """What HAT remembers."""
 
-    embeddings = Table()
+    embeddings = TableField()
     """By task and layer."""
-    used = Table()
+    used = TableField()
     """How far earlier tasks use every unit, by layer."""
     taught = Value()
     """Output units of tasks that were trained, 1 or 0 ``[O]``."""

@@ -9,31 +9,31 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
 from fedkd.continual.masks import masks
 from fedkd.continual.masks.masks import Rule
-from fedkd.continual.state import LearnerState, Table, Value
+from fedkd.continual.state import LearnerState, TableField, Value
 
 
 class MaskState(LearnerState):
     """What supermask learners remember."""
 
-    scores = Table()
+    scores = TableField()
     """By slot and weight, while a mask is trained."""
-    bits = Table()
+    bits = TableField()
     """By slot and weight, of settled masks."""
-    others = Table()
+    others = TableField()
     """Bits of weights that other clients trained in their earlier tasks, by weight."""
-    free = Table()
+    free = TableField()
     """Bits of the present task's own weights, by weight, within the task."""
-    free_share = Table()
+    free_share = TableField()
     """Share of a mask that no earlier one has, by slot."""
-    overlap = Table()
+    overlap = TableField()
     """Share of a mask that each earlier one has too, by slot."""
-    kkt = Table()
+    kkt = TableField()
     """The slot that lent its scores, by slot; −1: none."""
-    kkt_accuracies = Table()
+    kkt_accuracies = TableField()
     """k-NN accuracies of all candidates, by slot."""
     slots = Value()
     """The mask that every task was last trained with, ``[T]``; −1: none."""
-    visits = Table()
+    visits = TableField()
     """Tasks that a mask was trained on, ``[T]`` of 0 and 1, by slot."""
 
 

@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import layers_of
+from fedkd.continual.layers import find_layers
 from fedkd.continual.learner import Learner, LearnerTraits, Tensors
 from fedkd.continual.mixins import Phases, TaskParameters
-from fedkd.continual.state import LearnerState, Table, Value
+from fedkd.continual.state import LearnerState, TableField, Value
 from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
 
@@ -24,11 +24,11 @@ FREE = 0
 class PackState(LearnerState):
     """What PackNet remembers."""
 
-    owners = Table()
+    owners = TableField()
     """The task of every weight plus 1, by weight."""
     scales = Value()
     """Standard deviation of each weight's initial values."""
-    vectors = Table()
+    vectors = TableField()
     """Biases and the like, by task and parameter."""
 
 
@@ -74,7 +74,7 @@ class PackNet(Phases, TaskParameters, Learner):
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network without a linear or convolutional layer."""
-        if not layers_of(network):
+        if not find_layers(network):
             raise UserError(
                 "'packnet' shares out the weights of linear and convolutional layers, and the model has none",
                 key="continual.learner",

@@ -84,7 +84,7 @@ class SharedMask:
         return torch.from_numpy(values[: sum(sizes)]).to(self.context.device).split(sizes)
 
 
-def fingerprint(weights: Tensors) -> np.ndarray:
+def fingerprint_weights(weights: Tensors) -> np.ndarray:
     """Return ``[FINGERPRINT]`` uint8 that tell weights from others, by names, shapes and values."""
     told = hashlib.blake2b(digest_size=FINGERPRINT)
     for name, weight in weights.items():

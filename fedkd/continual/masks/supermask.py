@@ -19,7 +19,7 @@ from fedkd.continual.mixins import Phases, TaskInference, TaskParameters
 from fedkd.continual.statistics import present_statistics, recall_statistics
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
-from fedkd.models import predicting
+from fedkd.models import evaluation_mode
 from fedkd.plugins import hyperparameters
 from fedkd.training import NormWithStatistics, OptimizerSpec
 
@@ -227,7 +227,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     ) -> tuple[Tensor, Tensor | None]:
         """Return the outputs under each sample's likeliest mask, other units far below, and its tasks."""
         slots = self.slots(context)
-        with predicting(context.network):
+        with evaluation_mode(context.network):
             if not slots:
                 return model.outputs(x)[:, : context.outputs], None
             inferred = self.infer(context, slots, x)
@@ -295,5 +295,5 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
 
     def _features(self, context: LearnerContext, slot: int, x: Tensor) -> Tensor:
         model = TaskModel(context.network, None, self._tensors(context, slot))
-        with predicting(context.network):
+        with evaluation_mode(context.network):
             return torch.cat([model.features(x[part]) for part in context.batches(len(x))])

@@ -16,7 +16,7 @@ from fedkd.continual.masks.supermask import MASK, SCORE_BITS, SupermaskLearner
 from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.statistics import statistics_names
 from fedkd.errors import UserError
-from fedkd.models import predicting
+from fedkd.models import evaluation_mode
 from fedkd.plugins import hyperparameters
 
 PROBE = 128
@@ -155,7 +155,7 @@ class SupSup(Reopenable, SupermaskLearner):
             return max(opened - 1, 0)
         probe = torch.randperm(len(x), generator=context.generator("boundary"))[:PROBE].to(x.device)
         compared = range(max(opened, FEWEST))
-        with predicting(context.network):
+        with evaluation_mode(context.network):
             slopes = self.superposition(context, compared).slopes(x[probe], compared).mean(dim=0)
         confidence = (-slopes).softmax(dim=0)
         likeliest = int(confidence.argmax())

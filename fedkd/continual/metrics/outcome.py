@@ -19,8 +19,8 @@ from fedkd.scenario import (
     Protocol,
     Scenario,
     accuracy_name,
+    evaluation_protocols,
     main_protocol,
-    protocols,
     task_count,
 )
 
@@ -210,7 +210,7 @@ def stream_outcome(
         mean = matrix(protocol, split, None) if in_step else _mean([clients[c] for c in sorted(counted)])
         return ProtocolOutcome(protocol, split, *mean, clients, found)
 
-    tests = tuple(tested(protocol, split) for protocol in protocols(scenario) for split in SPLITS)
+    tests = tuple(tested(protocol, split) for protocol in evaluation_protocols(scenario) for split in SPLITS)
     stored, most = (
         {client: _last(recorded[name, "train", client]) for client in everyone}
         for name in ("stored_bytes", "peak_bytes")

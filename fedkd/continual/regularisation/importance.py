@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
-from fedkd.models import predicting
+from fedkd.models import evaluation_mode
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """From outputs ``[B, O]`` and labels ``[B]`` to one number a sample, ``[B]``."""
@@ -38,7 +38,7 @@ def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, mag
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
     if not len(x):
         return sums
-    with predicting(network), torch.enable_grad():
+    with evaluation_mode(network), torch.enable_grad():
         linear, others = _sort(network, parameters, x[:2], y[:2], score)
         floats = sum(parameters[name].numel() for name in others)
         rows = min(ROWS, max(FLOATS // floats, 1)) if others else ROWS

@@ -9,17 +9,17 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step, Tensors
-from fedkd.continual.state import LearnerState, Table, Value
+from fedkd.continual.state import LearnerState, TableField, Value
 
 
 class AnchorState(LearnerState):
     """What quadratic penalties remember, by parameter."""
 
-    importance = Table()
+    importance = TableField()
     """Ω, a number a weight."""
-    anchor = Table()
+    anchor = TableField()
     """θ*, the weights that Ω pulls to."""
-    path = Table()
+    path = TableField()
     """ω of SI, a number a weight, within a task."""
     constant = Value()
     """K of EWC, a scalar."""

@@ -3,14 +3,14 @@
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.state import LearnerState, Table
-from fedkd.models import predicting
+from fedkd.continual.state import LearnerState, TableField
+from fedkd.models import evaluation_mode
 
 
 class TeacherState(LearnerState):
     """The network before the present task, buffers included, by name; empty once the task has ended."""
 
-    teacher = Table()
+    teacher = TableField()
 
 
 def keep_teacher(context: LearnerContext) -> None:
@@ -21,5 +21,5 @@ def keep_teacher(context: LearnerContext) -> None:
 
 def taught(context: LearnerContext, x: Tensor) -> Tensor:
     """Return all of the teacher's outputs ``[B, O]`` of samples ``[B, *input_shape]``, without gradients."""
-    with predicting(context.network):
+    with evaluation_mode(context.network):
         return context.run(x, TeacherState(context).teacher.part()).float()

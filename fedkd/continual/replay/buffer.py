@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.state import LearnerState, Table, TensorTable
+from fedkd.continual.state import LearnerState, TableField, TensorTable
 from fedkd.training import BatchNorm
 
 EPISODES = "episodes"
@@ -27,7 +27,7 @@ class Episode(NamedTuple):
 class BufferState(LearnerState):
     """The buffer of a learner: samples, labels and tasks as of `Episode`."""
 
-    episodes = Table()
+    episodes = TableField()
 
 
 def remember(

@@ -16,7 +16,7 @@ from fedkd.continual.replay.buffer import Episode
 from fedkd.continual.seen_classes import mark_seen, note_present, noted_units, present_units, seen_units
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
-from fedkd.models import predicting
+from fedkd.models import evaluation_mode
 from fedkd.plugins import hyperparameters
 
 UNITS = "units"
@@ -86,7 +86,7 @@ class ICaRL(OwnLoss, Learner):
         mark_seen(context, present_units(context))
         x, y = context.samples()
         if len(y):
-            with predicting(context.network):
+            with evaluation_mode(context.network):
                 phi = _directions(TaskModel(context.network, None), x)
             share, chosen = self._share(context, y), []
             for label in y.unique():

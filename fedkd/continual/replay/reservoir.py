@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.replay.buffer import counted, fresh_rows
-from fedkd.continual.state import LearnerState, Table
+from fedkd.continual.state import LearnerState, TableField
 
 RESERVOIR = "reservoir"
 OFFERED = "offered"
@@ -20,7 +20,7 @@ OFFERED = "offered"
 class ReservoirState(LearnerState):
     """The reservoir: samples, labels, tasks and outputs as of `Kept`."""
 
-    reservoir = Table()
+    reservoir = TableField()
 
 
 class Kept(NamedTuple):

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import Layer, layers_of
+from fedkd.continual.layers import Layer, find_layers
 from fedkd.continual.statistics import present_statistics
 from fedkd.continual.subspace.canonical_basis import canonical_rotation
 from fedkd.errors import UserError
-from fedkd.models import predicting
+from fedkd.models import evaluation_mode
 from fedkd.training import NormWithStatistics, batch_starts
 
 NOISE = 1e-12
@@ -33,7 +33,7 @@ def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner
         UserError: A convolution has groups or padding in words, or a matrix belongs to another kind of layer.
     """
     weights = set()
-    for layer in layers_of(network).values():
+    for layer in find_layers(network).values():
         module = layer.module
         weights.add(layer.weight_name)
         if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
@@ -50,7 +50,7 @@ def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner
             )
 
 
-def have_own_heads(units: Sequence[Tensor]) -> bool:
+def heads_are_disjoint(units: Sequence[Tensor]) -> bool:
     """Return whether no two tasks, by their output units ``[C_t]``, share one."""
     together = torch.cat(list(units))
     return len(units) > 1 and len(together.unique()) == len(together)
@@ -130,7 +130,7 @@ def read_inputs(
 
     hooks = [layer.module.register_forward_pre_hook(hook(read)) for layer, read in readers]
     try:
-        with predicting(context.network):
+        with evaluation_mode(context.network):
             for part in context.batches(len(x), CHUNK):
                 context.run(x[part], substitutes)
     finally:
@@ -173,7 +173,7 @@ def mean_gradients(
 
 @contextmanager
 def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    with predicting(network), torch.enable_grad():
+    with evaluation_mode(network), torch.enable_grad():
         for module in network.modules():
             if isinstance(module, NormWithStatistics):
                 module.training = True
@@ -199,14 +199,14 @@ def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * triangle.diagonal().sign(), energies[: vectors.shape[1]]
 
 
-def number_needed(energies: Tensor, goal: float) -> int:
+def count_leading_energies(energies: Tensor, goal: float) -> int:
     """Return how many leading entries of `energies` it takes until their sum is at least `goal`."""
     if goal <= 0.0:
         return 0
     return min(int((energies.cumsum(0) < goal).sum()) + 1, len(energies))
 
 
-def energies_along(inputs: Tensor, basis: Tensor) -> Tensor:
+def basis_energies(inputs: Tensor, basis: Tensor) -> Tensor:
     """Return ``oᵀ R Rᵀ o`` of every column o of a basis ``[n, r]``, as ``[r]``."""
     return (basis.T @ inputs).square().sum(dim=1)
 

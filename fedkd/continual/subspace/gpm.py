@@ -13,12 +13,12 @@ from fedkd.continual.layers import Layer, head_names
 from fedkd.continual.learner import Learner, LearnerTraits, Tensors
 from fedkd.continual.mixins import task_parameters_of
 from fedkd.continual.subspace.bases import (
+    basis_energies,
     check_layers,
+    count_leading_energies,
     draw,
-    energies_along,
-    have_own_heads,
+    heads_are_disjoint,
     layer_inputs,
-    number_needed,
     protected_layers,
     residual_directions,
 )
@@ -84,7 +84,7 @@ class GPM(FastSteps, Learner):
 
     def layers(self, context: LearnerContext) -> dict[str, Layer]:
         """Return the layers whose gradients are projected, by name."""
-        return protected_layers(context.layers, own_heads=have_own_heads(context.units))
+        return protected_layers(context.layers, own_heads=heads_are_disjoint(context.units))
 
     def thresholds(self, context: LearnerContext) -> dict[str, float]:
         """Return ε of the present task by layer."""
@@ -97,7 +97,7 @@ class GPM(FastSteps, Learner):
         """Get the projections ready."""
         for memory in layer_memories(context):
             memory.hold()
-        if self.protects(context) and have_own_heads(context.units):
+        if self.protects(context) and heads_are_disjoint(context.units):
             rows = torch.zeros(context.outputs, device=context.device)
             context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
@@ -111,7 +111,7 @@ class GPM(FastSteps, Learner):
         if not self.protects(context):
             return tensors
         names = {layer.weight_name for layer in context.layers.values()}
-        if have_own_heads(context.units):
+        if heads_are_disjoint(context.units):
             names |= head_names(context.layers)
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
@@ -129,8 +129,8 @@ class GPM(FastSteps, Learner):
         """Protect more directions of a layer, given R ``[n, k]`` float64 on the CPU and ε."""
         basis = memory.basis.double().cpu()
         directions, energies = residual_directions(inputs, basis)
-        explained = float(energies_along(inputs, basis).sum())
-        count = number_needed(energies, share * float(inputs.square().sum()) - explained)
+        explained = float(basis_energies(inputs, basis).sum())
+        count = count_leading_energies(energies, share * float(inputs.square().sum()) - explained)
         memory.append(directions[:, :count])
 
     def report(self, context: LearnerContext) -> dict[str, float]:

@@ -11,7 +11,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Tensors
 from fedkd.continual.subspace.projection import Projection, cheaper_projection
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
 BASIS = "basis/"
 """Orthonormal columns ``[n, r]`` of all that is protected, by layer."""
@@ -245,10 +245,10 @@ def layer_memories(context: LearnerContext) -> list[LayerMemory]:
 def scales_of(context: LearnerContext, task: int) -> Tensors:
     """Return the matrices Q of a task in all layers, by their names in memory."""
     own = f"{SCALE}{task}/"
-    return under(own, below(own, context.memory))
+    return add_prefix(own, strip_prefix(own, context.memory))
 
 
 def forget_scratch(context: LearnerContext) -> None:
     """Forget what is of use within a task only."""
-    for name in under(SCRATCH, below(SCRATCH, context.memory)):
+    for name in add_prefix(SCRATCH, strip_prefix(SCRATCH, context.memory)):
         del context.memory[name]

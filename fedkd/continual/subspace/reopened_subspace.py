@@ -11,7 +11,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import head_names
 from fedkd.continual.learner import Step, Tensors
 from fedkd.continual.reopened import Reopened
-from fedkd.continual.subspace.bases import have_own_heads, relatedness
+from fedkd.continual.subspace.bases import heads_are_disjoint, relatedness
 from fedkd.continual.subspace.layer_memory import LayerMemory
 from fedkd.continual.subspace.projection import project_onto
 
@@ -40,7 +40,7 @@ class ReopenedSubspace(Reopened):
             own = own_directions(memory, task)
             if own.shape[1] and memory.keeps_gradient(task):
                 self._open[layer.weight_name] = (memory, own)
-        heads = head_names(context.layers) if have_own_heads(context.units) else set()
+        heads = head_names(context.layers) if heads_are_disjoint(context.units) else set()
         self._heads = {name: p for name, p in context.network.named_parameters() if name in heads}
         self._rows = torch.zeros(context.outputs, dtype=torch.bool, device=context.device)
         self._rows[context.units[task]] = True

@@ -14,10 +14,10 @@ from fedkd.continual.learner import LearnerTraits, Tensors
 from fedkd.continual.mixins import TaskParameters
 from fedkd.continual.subspace.bases import (
     NOISE,
+    basis_energies,
+    count_leading_energies,
     draw,
-    energies_along,
     mean_gradients,
-    number_needed,
     relatedness,
     residual_directions,
 )
@@ -97,10 +97,10 @@ class TRGP(TaskParameters, GPM):
         """Choose the task's basis among old and new directions of a layer (see `GPM.extend`)."""
         basis = memory.basis.double().cpu()
         directions, new = residual_directions(inputs, basis)
-        energies = torch.cat([energies_along(inputs, basis), new])
+        energies = torch.cat([basis_energies(inputs, basis), new])
         order = energies.argsort(descending=True, stable=True)
         total = float(inputs.square().sum())
-        count = number_needed(energies[order], share * total)
+        count = count_leading_energies(energies[order], share * total)
         # The union is rounded to float32: its columns may hold less than all of the inputs they span, and
         # some of those that are orthogonal to them.
         count = min(count, int((energies > NOISE * total).sum()))

@@ -9,7 +9,7 @@ from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.errors import UserError, refuse_if
 from fedkd.plugins import show_value
 from fedkd.scenario import Partition, find_file
-from fedkd.storage import NotJson, parse_json
+from fedkd.storage import InvalidJson, parse_json
 
 KEY = "data.partition.path"
 
@@ -25,7 +25,7 @@ def read_partition_file(
         lists = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", key=KEY) from error
-    except NotJson as error:
+    except InvalidJson as error:
         raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
     if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
         raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)

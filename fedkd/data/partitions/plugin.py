@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.data.registry import PARTITIONS
 from fedkd.errors import UserError, blaming, described, refuse_if
-from fedkd.plugins import calling
+from fedkd.plugins import plugin_call
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition
 
@@ -38,7 +38,7 @@ def plugged_partition(
         raise UserError(told, key="data.partition.args") from error
     except ValueError:  # compiled callables have no signature to check against
         pass
-    with blaming(key=KEY), calling(f"'{name}'", KEY):
+    with blaming(key=KEY), plugin_call(f"'{name}'", KEY):
         dealt = function(labels, clients, rng, **scheme.args)
     return _checked(dealt, len(labels), clients, scheme)
 

@@ -19,7 +19,12 @@ from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition
 
-SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")  # schemes that say what one client draws
+REPLACEMENT_SCHEMES = (
+    "iid",
+    "dirichlet",
+    "dirichlet-per-client",
+    "quantity",
+)  # schemes that say what one client draws
 SIZE = "data.partition.samples_per_client"
 
 

@@ -18,15 +18,15 @@ from safetensors.numpy import load, save
 
 from fedkd.data.dataset import LARGEST
 from fedkd.data.federated import FederatedData
-from fedkd.data.memory_budget import check_fits
+from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import AsStored, Statistics
 from fedkd.data.shares.share import NOBODYS, Share, of_one_client
 from fedkd.data.streams.stream import FederatedStream
 from fedkd.data.streams.task import Task
 from fedkd.errors import UserError, blaming, refuse_if
-from fedkd.storage import NotJson, below, parse_json, under
+from fedkd.storage import InvalidJson, add_prefix, parse_json, strip_prefix
 
-MANIFEST = "share.json"
+SHARE_MANIFEST = "share.json"
 ARRAYS = "share.safetensors"
 FORMAT: Literal[1] = 1
 MOST_CLIENTS = 1_000_000
@@ -89,7 +89,9 @@ def write_share(folder: Path, share: Share) -> None:
         labels = [name for name in ("transfer_y", "foreign_y") if getattr(part, name) is not None]
         kept = {name: getattr(part, name) for name in (*REQUIRED, *labels)}
         kept |= {"mean": part.statistics.mean, "std": part.statistics.std}
-        arrays |= under(f"{place}/", {name: np.ascontiguousarray(values) for name, values in kept.items()})
+        arrays |= add_prefix(
+            f"{place}/", {name: np.ascontiguousarray(values) for name, values in kept.items()}
+        )
         client = share.client
         bounds = NOBODYS * 2 if client is None else part.train_bounds[client] + part.test_bounds[client]
         task = None if stream is None else stream[place]
@@ -117,23 +119,25 @@ def write_share(folder: Path, share: Share) -> None:
         format=FORMAT, client=share.client, clients=clients, parts=parts, stream=of_stream, arrays=found
     )
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / SHARE_MANIFEST).unlink(missing_ok=True)
     (folder / ARRAYS).unlink(missing_ok=True)
     private = os.open(folder / ARRAYS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(private, "wb") as file:
         file.write(data)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (folder / SHARE_MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_share(folder: Path) -> Share:
     """Read a share that `write_share` wrote; a missing or damaged one is a `UserError`."""
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = _read_manifest(folder / SHARE_MANIFEST)
     path = folder / ARRAYS
     try:
-        check_fits(path.stat().st_size, f"{path} takes", "node-config.data")
+        check_memory_budget(path.stat().st_size, f"{path} takes", "node-config.data")
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != manifest.arrays:
-            raise UserError(f"is not what {MANIFEST} was written for: damaged, or another's", file=str(path))
+            raise UserError(
+                f"is not what {SHARE_MANIFEST} was written for: damaged, or another's", file=str(path)
+            )
         # Copies: what is read from a buffer lies at any address, and sums may depend on that.
         arrays = {name: np.array(values) for name, values in load(data).items()}
     except OSError as error:
@@ -148,11 +152,11 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         found = _Manifest.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
-        told = f"there is no {MANIFEST}: not the share of a client; fedkd partition writes one for each"
+        told = f"there is no {SHARE_MANIFEST}: not the share of a client; fedkd partition writes one for each"
         raise UserError(told, file=str(path.parent)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    except NotJson as error:
+    except InvalidJson as error:
         raise UserError(f"is no JSON: {error}", file=str(path)) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -197,7 +201,7 @@ def _share_of(manifest: _Manifest, arrays: Mapping[str, np.ndarray]) -> Share:
 
 def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) -> FederatedData:
     said = manifest.parts[place]
-    found = below(f"{place}/", arrays)
+    found = strip_prefix(f"{place}/", arrays)
     for name in (*REQUIRED, "mean", "std"):
         if name not in found:
             raise UserError(f"has no array {place}/{name}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedkd.data.memory_budget import check_fits
+from fedkd.data.memory_budget import check_memory_budget
 from fedkd.errors import UserError
 
 OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
@@ -35,7 +35,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
                     file = archive.extractfile(member) if member.isfile() and wanted(member.name) else None
                     if file is not None:
                         size += member.size  # as its header claims, before anything is read
-                        check_fits(size, f"what is to be read of {path} takes", key)
+                        check_memory_budget(size, f"what is to be read of {path} takes", key)
                         yield member.name, file.read()
             if tail.last.strip(b"\0"):
                 raise EOFError("it ends without an end mark")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fedkd.data.request import Progress
+from fedkd.data.request import ProgressCallback
 from fedkd.errors import UserError
 
 TIMEOUT_SECONDS = 8.0
@@ -30,7 +30,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         Path(temporary).unlink(missing_ok=True)
 
 
-def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: Progress) -> Path:
+def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: ProgressCallback) -> Path:
     """Download `path` from the first of `urls` with the right content; an error ends with `hint`."""
     if path.is_file():
         with path.open("rb") as file:  # the checksum guards against accidents; it is no proof of origin
@@ -48,7 +48,7 @@ def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: 
     raise UserError(told, key="data.root")
 
 
-def _fetch(url: str, path: Path, md5: str, progress: Progress) -> None:
+def _fetch(url: str, path: Path, md5: str, progress: ProgressCallback) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, written_whole(path) as file:  # noqa: S310
         total = int(answer.headers.get("Content-Length") or 0)

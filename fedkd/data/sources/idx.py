@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.memory_budget import check_fits, memory_budget
+from fedkd.data.memory_budget import check_memory_budget, memory_budget
 from fedkd.data.request import SourceRequest
 from fedkd.data.sources.download import download
 from fedkd.errors import UserError, refuse_if
@@ -62,7 +62,7 @@ def read_idx(path: Path) -> np.ndarray:
         limit = memory_budget()
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(limit + 1)  # a gigabyte of zeros is a megabyte
-        check_fits(len(content), f"{path} unpacks to more than", "data.root")
+        check_memory_budget(len(content), f"{path} unpacks to more than", "data.root")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if len(content) < 8 or content[:2] != b"\0\0" or content[2] != UINT8 or len(content) < 4 + 4 * content[3]:

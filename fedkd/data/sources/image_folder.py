@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.memory_budget import check_fits
+from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.partitions.stratified import own_test_split
-from fedkd.data.request import SourceRequest, user_cache, writable
+from fedkd.data.request import SourceRequest, user_cache_folder, writable
 from fedkd.data.sources.archive import tar_members
 from fedkd.data.sources.download import written_whole
 from fedkd.errors import UserError, refuse_if
@@ -37,7 +37,9 @@ def load(request: SourceRequest) -> Dataset:
     path = request.path(args["path"])
     if args["size"] is not None and args["size"] < 1:
         raise UserError(f"must be ≥ 1, got {args['size']}", key="data.args.size")
-    cached = user_cache() / "image-folder" / f"{_fingerprint(path, args['size'], args['grayscale'])}.npz"
+    cached = (
+        user_cache_folder() / "image-folder" / f"{_fingerprint(path, args['size'], args['grayscale'])}.npz"
+    )
     decoded = _read_cache(cached)
     if decoded is None:
         decoded = _decode_all(path, args["size"], args["grayscale"], request)
@@ -79,7 +81,7 @@ def _decode_all(
             raise UserError(f"{told}; set data.args.size", key=KEY)
         images[name] = image
         decoded += 2 * image.nbytes  # they are copied into one array when all are there
-        check_fits(decoded, f"the images of {path}, decoded, take more than", KEY)
+        check_memory_budget(decoded, f"the images of {path}, decoded, take more than", KEY)
         if len(images) % REPORT_EVERY == 0:
             request.progress(f"decoded {len(images)} images")
     refuse_if(not images, f"{path} holds no images ({', '.join(sorted(SUFFIXES))})", KEY)
@@ -112,7 +114,9 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
     from PIL import Image
 
     if size is not None:
-        check_fits(size * size * (1 if grayscale else 3), "an image of this size takes", "data.args.size")
+        check_memory_budget(
+            size * size * (1 if grayscale else 3), "an image of this size takes", "data.args.size"
+        )
     try:
         # Of images that are refused just below Pillow warns before it tells their size.
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):

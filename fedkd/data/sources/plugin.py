@@ -6,7 +6,7 @@ from typing import Any
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError, did_you_mean, refuse_if
-from fedkd.plugins import calling
+from fedkd.plugins import plugin_call
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 OTHERS = ("class_names", "owners")
@@ -19,7 +19,7 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     wanted, `class_names` and `owners` of the train samples.
     """
     request.progress(f"calling {request.name}")
-    with calling(request.name, "data.dataset"):
+    with plugin_call(request.name, "data.dataset"):
         result = function(**request.args)
     arrays, others = _unpack(result, request.name)
     return dataset_from_arrays(request.name, *arrays, **others, integers=request.integers, key="data.dataset")

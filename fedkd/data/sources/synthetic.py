@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.memory_budget import check_fits
+from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
@@ -55,7 +55,7 @@ def load(request: SourceRequest) -> Dataset:
     sizes = _sizes(args)
     tests = np.maximum(np.rint(args["test_share"] * sizes).astype(np.int64), 1)
     total = int(sizes.sum())
-    check_fits(4 * total * features, f"{total:,} samples of {clients:,} clients take", "data.args")
+    check_memory_budget(4 * total * features, f"{total:,} samples of {clients:,} clients take", "data.args")
     if total > 1_000_000:
         request.progress(f"making {total:,} samples of {clients:,} clients")
     x, y = np.empty((total, features), np.float32), np.empty(total, np.int64)

@@ -13,14 +13,14 @@ from typing import Any, overload
 import numpy as np
 
 from fedkd.data.federated import ClientData
-from fedkd.data.request import Progress, silent
+from fedkd.data.request import ProgressCallback, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.streams.stream_parts import Part, changed_pixels, data_sets, grouped_classes
 from fedkd.data.streams.stream_plan import Outputs, lay_out
 from fedkd.data.streams.task import Task, Tests
 from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
-from fedkd.scenario import Scenario, head_of
+from fedkd.scenario import Scenario, resolve_head
 
 KEPT = 2  # tasks whose samples a client caches: the present one and the next
 
@@ -106,7 +106,7 @@ class ClientStream(Sequence[ClientData]):
         return {**self.__dict__, "_kept": {}}
 
 
-def load_stream(scenario: Scenario, progress: Progress | None = None) -> FederatedStream:
+def load_stream(scenario: Scenario, progress: ProgressCallback | None = None) -> FederatedStream:
     """Load the data of every task and deal each to the clients.
 
     Each task has its own partition, test sets and held-out transfer set, of the sizes in `data`. Other
@@ -125,7 +125,7 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
         dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
         make = grouped_classes if tasks.kind in ("split", "overlapping") else changed_pixels
         parts = list(make(tasks, dataset, sources))
-    head = head_of(scenario.continual)
+    head = resolve_head(scenario.continual)
     outputs = lay_out(head, [part.classes for part in parts])
     # A digit under two permutations is two classes, unless one unit stands for both.
     told_apart = head != "domain" and tasks.kind not in ("split", "overlapping")

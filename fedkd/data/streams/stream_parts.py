@@ -22,7 +22,7 @@ from fedkd.data.streams.pixels import Permutation, Rotation, Transform, to_shape
 from fedkd.data.streams.stream_plan import class_groups
 from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario import TaskStream, planned_count
+from fedkd.scenario import TaskStream, planned_task_count
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
         raise UserError("'rotated' needs images, the samples are integers to be looked up", key=key)
     statistics = sources.statistics(dataset)
     data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
-    count = planned_count(tasks) or 1
+    count = planned_task_count(tasks) or 1
     pixels = prod(data.input_shape[1:] if len(data.input_shape) == 3 else data.input_shape)
     for index in range(count):
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario import DEFAULT_COUNT, Head, TaskStream
+from fedkd.scenario import DEFAULT_TASK_COUNT, HeadKind, TaskStream
 
 DEFAULT_WINDOW = 4
 
@@ -46,7 +46,7 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
-    count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
+    count, first, width = tasks.count or DEFAULT_TASK_COUNT, tasks.first_classes, tasks.classes_per_task
     told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
     refuse_if(first is not None and first >= classes, told, "continual.tasks.first_classes")
     # Those that are shared out, and the tasks that share them.
@@ -76,7 +76,7 @@ class Outputs:
     """[T] tuples: the unit of each class that occurs in the task, in label order."""
 
 
-def lay_out(head: Head, classes: Sequence[Sequence[int]]) -> Outputs:
+def lay_out(head: HeadKind, classes: Sequence[Sequence[int]]) -> Outputs:
     """Give every class of every task its output unit; `classes` are [T] identities, in label order.
 
     With the head `task` each task has its own slice of units. With `domain` all tasks share units, the i-th

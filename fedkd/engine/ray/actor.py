@@ -12,12 +12,12 @@ from ray import get_runtime_context
 
 from fedkd.engine.grid import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
-from fedkd.federation import assume_identity, client_of
-from fedkd.plugins import contained
+from fedkd.federation import assume_identity, client_of_node
+from fedkd.plugins import contain_plugin
 from fedkd.tracking import TemporaryFolder
 
 ID_BYTES = 32
-"""Length of a message's id; see `fedkd.federation.compat.give_id`."""
+"""Length of a message's id; see `fedkd.federation.compat.assign_message_id`."""
 
 Part = tuple[Message, Mapping[str, int]]
 """A message, and the numbers of the held records that belong into it, by name."""
@@ -52,7 +52,7 @@ class ClientActor:
         assume_identity()
         keep_freed_memory()
         self._note = WorkNote(note)
-        with contained():
+        with contain_plugin():
             self._workload: Workload = make_workload(*arguments)
         room = getattr(self._workload, "room", None)  # None: for all
         self._clients = LiveClients(self._workload.app, self._workload.context, self._workload.together, room)
@@ -71,7 +71,7 @@ class ClientActor:
         messages = self._begin(parts)
         done = [self._clients.handle_keeping(message) for message in messages]
         states = {
-            client_of(message.metadata.dst_node_id): state
+            client_of_node(message.metadata.dst_node_id): state
             for message, (_, state) in zip(messages, done, strict=True)
             if state is not None
         }

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedkd.engine.ray.actor import Part
-from fedkd.federation import client_of, with_content
+from fedkd.federation import client_of_node, replace_content
 from fedkd.federation.messages import records as msg
 
 
@@ -66,12 +66,12 @@ def without_shared(message: Message, shared: Mapping[int, Any]) -> Part:
     if not places:
         return message, places
     kept = RecordDict({name: record for name, record in message.content.items() if name not in places})
-    return with_content(message, kept), places
+    return replace_content(message, kept), places
 
 
 def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
     """Lend an evaluated client threads of its node's idle actors; averaged weights have one client."""
-    actor_of = [owner[client_of(message.metadata.dst_node_id)] for message in messages]
+    actor_of = [owner[client_of_node(message.metadata.dst_node_id)] for message in messages]
     busy = Counter(nodes[actor] for actor in set(actor_of))
     there = Counter(nodes.values())
     for message, actor in zip(messages, actor_of, strict=True):

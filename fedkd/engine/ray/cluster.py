@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 from fedkd.engine.compat import (
     allowed_cpus,
     import_ray,
-    lean,
+    minimal_ray,
     patient,
-    secluded,
+    private_ray,
     silence_raylet,
 )
 from fedkd.engine.ray.nodes import Node, alive_nodes
 from fedkd.engine.ray.process_watch import RayWatch, watch_ray
 from fedkd.engine.signals import kept_handlers, sheltered_from_hang_up
-from fedkd.engine.supervisor import address_limit, descendants, end_processes_of_ray, held_signals
+from fedkd.engine.supervisor import address_limit, descendant_pids, end_processes_of_ray, held_signals
 from fedkd.errors import EngineLost, UserError, described
 from fedkd.scenario import Engine
 
@@ -81,7 +81,7 @@ class RayCluster:
             self.seclusion()
 
 
-def connect(engine: Engine) -> RayCluster:
+def connect_ray(engine: Engine) -> RayCluster:
     """Start a local Ray (twice, else `EngineLost`), or join the one at ``engine.address`` (`UserError`)."""
     for name, value in (_ENVIRONMENT | (_JOINING if engine.address is not None else {})).items():
         os.environ.setdefault(name, value)
@@ -101,7 +101,7 @@ def connect(engine: Engine) -> RayCluster:
 def _start() -> Callable[[], None]:
     import ray
 
-    with lean(), secluded() as seclusion, sheltered_from_hang_up(), held_signals(), kept_handlers():
+    with minimal_ray(), private_ray() as seclusion, sheltered_from_hang_up(), held_signals(), kept_handlers():
         ray.init(
             address="local",
             num_cpus=allowed_cpus(),
@@ -114,7 +114,7 @@ def _start() -> Callable[[], None]:
 
 def start_with_retry(start: Callable[[], Started]) -> Started:
     """Start a Ray, and once more with longer limits for a busy machine; then `EngineLost`."""
-    others = descendants(os.getpid())
+    others = descendant_pids(os.getpid())
     for patience in (nullcontext, patient):
         try:
             with patience():

@@ -17,7 +17,7 @@ from fedkd.engine.ray.nodes import lost_node
 from fedkd.engine.ray.process_watch import RayWatch
 from fedkd.engine.work_assignment import assign_work
 from fedkd.errors import ActorsLost, EngineLost
-from fedkd.federation import assume_identity, client_of
+from fedkd.federation import assume_identity, client_of_node
 from fedkd.federation.messages import records as msg
 
 POLL_SECONDS = 0.1
@@ -166,7 +166,7 @@ class RayGrid(EngineGrid):
         del batch.waiting[reference]
         batch.since[call.actor] = time.monotonic()
         for message, reply in zip(call.messages, replies or (), strict=True):
-            client = client_of(message.metadata.dst_node_id)
+            client = client_of_node(message.metadata.dst_node_id)
             if self._keeps_states and changed_by(message, reply):
                 self._states[client] = call.states
             elif self._keeps_states and reply.has_error():
@@ -203,8 +203,8 @@ class RayGrid(EngineGrid):
     ) -> Iterator[Message]:
         """Yield a dead actor's error replies; where states are kept, replace it: only the culprit fails."""
         lost = [message for call in batch.of(actor) for message in call.messages]
-        blamed = [message for message in lost if client_of(message.metadata.dst_node_id) == culprit]
-        others = [message for message in lost if client_of(message.metadata.dst_node_id) != culprit]
+        blamed = [message for message in lost if client_of_node(message.metadata.dst_node_id) == culprit]
+        others = [message for message in lost if client_of_node(message.metadata.dst_node_id) != culprit]
         batch.forget(actor)
         if self._keeps_states:
             self._replace(batch, actor)
@@ -226,7 +226,7 @@ class RayGrid(EngineGrid):
         """Return the client that an actor last worked for, or all that it may be."""
         noted = self._notes.read(actor)
         unanswered = {
-            message.metadata.message_id: client_of(message.metadata.dst_node_id)
+            message.metadata.message_id: client_of_node(message.metadata.dst_node_id)
             for call in batch.of(actor)
             for message in call.messages
         }
@@ -235,7 +235,7 @@ class RayGrid(EngineGrid):
     def _calls(self, messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
         by_priority = sorted(messages, key=lambda message: self._priority[self._blocks.of(message)])
         for own in self._blocks.split(by_priority):
-            yield self._owner[client_of(own[0].metadata.dst_node_id)], own
+            yield self._owner[client_of_node(own[0].metadata.dst_node_id)], own
 
     def _put(self, value: Any) -> ray.ObjectRef[Any]:
         self._watch.check()

@@ -19,7 +19,7 @@ from fedkd.engine.ray.nodes import Node, is_dead, own_node
 from fedkd.engine.ray.placement import fitting
 from fedkd.errors import ActorsLost, EngineLost, UserError
 from fedkd.plan import foreign_modules
-from fedkd.plugins import module_file
+from fedkd.plugins import module_path
 from fedkd.scenario import Engine, Scenario
 
 MOST_BYTES = 64 * 2**20
@@ -34,7 +34,7 @@ class ShippedFolder:
     files: Mapping[str, bytes]
 
 
-def files_to_ship(scenario: Scenario) -> tuple[ShippedFolder, ...]:
+def shipped_plugin_files(scenario: Scenario) -> tuple[ShippedFolder, ...]:
     """Return the files of a resolved scenario's plug-in folders; `UserError`: too large, unreadable."""
     folders, size = [], 0
     for index, name in enumerate(scenario.plugin_path):
@@ -68,7 +68,7 @@ def with_shipped_files(scenario: Scenario, folders: Sequence[ShippedFolder]) -> 
 def _imported_from(folder: Path) -> Iterator[Path]:
     """Yield, relative to a folder, the files that modules were imported from."""
     for name, module in list(sys.modules.items()):
-        relative = module_file(name)
+        relative = module_path(name)
         for file in (relative, relative.with_suffix("") / "__init__.py"):
             if getattr(module, "__file__", None) == str(folder / file):
                 yield file
@@ -137,7 +137,7 @@ def check_nodes(
     if not others:
         return
     sent = {file for folder in folders for file in folder.files}
-    modules = [m for m in foreign_modules(scenario) if module_file(m).as_posix() not in sent]
+    modules = [m for m in foreign_modules(scenario) if module_path(m).as_posix() not in sent]
     own = node_probe.look_around(list(DECIDING), modules)
     found = _ask(others, modules, cluster, scenario.engine.start_timeout)
     for node in others:

@@ -8,13 +8,13 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkd.clients import SPLITS, Client, Split, shown, try_out
+from fedkd.clients import SPLITS, Client, Split, run_trials, trial_knowledge
 from fedkd.federation.apps.context import client_behind, node_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record, values_of
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays, values_of
 from fedkd.federation.messages.node_gate import check_leaving, refuse_message, refuse_to_answer
-from fedkd.plugins import contained
-from fedkd.training import Score, Training, complete
+from fedkd.plugins import contain_plugin
+from fedkd.training import Score, Training, run_trainings
 
 client_app = ClientApp()
 
@@ -36,7 +36,7 @@ def _train(client: Client, message: Message) -> Training[Message]:
         figures |= {f"{msg.TRAINED}{split}": client.evaluator.evaluate(split).accuracy for split in SPLITS}
     curves: dict[str, Any] = {} if client.stream is None else client.stream.curves
     told = {msg.CURVES: ConfigRecord(curves), msg.AT_CHANCE: _at_chance(client)}
-    return _reply(message, client, arrays=to_record(uploaded), metrics=MetricRecord(figures), **told)
+    return _reply(message, client, arrays=arrays_to_record(uploaded), metrics=MetricRecord(figures), **told)
 
 
 def _at_chance(client: Client) -> ConfigRecord:
@@ -91,9 +91,9 @@ def _end_task(client: Client, message: Message) -> Training[Message]:
     yield from _receive(client, content, round, measured=True)
     told: dict[str, Any] = {}
     if msg.BASES in content:
-        sketches = client.sketch(round, from_record(content.array_records[msg.BASES]))
+        sketches = client.sketch(round, record_to_arrays(content.array_records[msg.BASES]))
         told = {
-            msg.ARRAYS: to_record(sketches),
+            msg.ARRAYS: arrays_to_record(sketches),
             msg.METRICS: MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples}),
         }
     client.end_task()
@@ -102,31 +102,31 @@ def _end_task(client: Client, message: Message) -> Training[Message]:
 
 def _show(client: Client, message: Message) -> Training[Message]:
     yield from ()
-    return _reply(message, client, arrays=to_record(shown(client, _round_of(message))))
+    return _reply(message, client, arrays=arrays_to_record(trial_knowledge(client, _round_of(message))))
 
 
 def _try_out(client: Client, message: Message) -> Training[Message]:
     probabilities = values_of(message.content.array_records[msg.ARRAYS][msg.PROBABILITIES])
     epochs = int(_config_of(message)[msg.EPOCHS])
-    trials = yield from try_out(client, probabilities, epochs, _round_of(message))
-    return _reply(message, client, arrays=to_record(trials))
+    trials = yield from run_trials(client, probabilities, epochs, _round_of(message))
+    return _reply(message, client, arrays=arrays_to_record(trials))
 
 
 def _export_state(client: Client, message: Message) -> Training[Message]:
     yield from ()
-    return _reply(message, client, state=to_record(client.state()))
+    return _reply(message, client, state=arrays_to_record(client.state()))
 
 
 def _import_state(client: Client, message: Message) -> Training[Message]:
     yield from ()
-    client.restore(from_record(message.content.array_records[msg.STATE]))
+    client.restore(record_to_arrays(message.content.array_records[msg.STATE]))
     return _reply(message, client)
 
 
 def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Training[None]:
     """Apply weights or guidance; with `measured`, measure the client before guidance of this round."""
     if content.array_records.get(msg.ARRAYS):
-        client.load_weights(from_record(content.array_records[msg.ARRAYS]))
+        client.load_weights(record_to_arrays(content.array_records[msg.ARRAYS]))
     client.enter(round)
     config: Any = content.config_records[msg.CONFIG]
     for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
@@ -134,10 +134,10 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
             continue
         if measured and client.evaluated and record == msg.GUIDANCE and fused == round:
             client.evaluator.measure_before_fusion(round, changes=client.guidance_changes_predictions)
-        yield from client.learn(from_record(content.array_records[record]), fused)
+        yield from client.learn(record_to_arrays(content.array_records[record]), fused)
     for task in msg.old_tasks(content):
         name = f"{msg.OLD}{task}"
-        guidance = from_record(content.array_records[name])
+        guidance = record_to_arrays(content.array_records[name])
         yield from client.learn_old_task(task, guidance, int(config[name]))
 
 
@@ -167,7 +167,7 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
 }
 
 
-def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+def answer_batch(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
     """Handle messages of one kind to different clients together; return a reply or an exception for each."""
     outcomes: dict[int, Message | Exception] = {}
     began = time.perf_counter()
@@ -175,7 +175,7 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
         clients: dict[int, Client] = {}
         for number, (_, context) in enumerate(requests):
             try:
-                with contained():
+                with contain_plugin():
                     clients[number] = stack.enter_context(client_behind(context))
             except Exception as error:  # must not stop the others
                 outcomes[number] = error
@@ -188,7 +188,7 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
         else:
             groups = [handled] if handled else []
         executors = [client.executor for client in clients.values()]  # all the same
-        done = [outcome for group in groups for outcome in complete(group, executors[0])]
+        done = [outcome for group in groups for outcome in run_trainings(group, executors[0])]
         share = (time.perf_counter() - began) / max(1, len(done))
         timed = [_timed(found, share) if isinstance(found, Message) else found for found in done]
         outcomes |= zip(clients, timed, strict=True)

@@ -14,21 +14,21 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from fedkd.clients import Client, ClientFactory
-from fedkd.data import MANIFEST, Share, load_data, read_share
+from fedkd.data import SHARE_MANIFEST, Share, load_data, read_share
 from fedkd.errors import UserError
 from fedkd.federation.apps.node_state import NodeState
 from fedkd.federation.compat import RUN_ID, node_id_of
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 from fedkd.plan import Plan, load_plan, open_plan
-from fedkd.scenario import digest_anywhere
-from fedkd.storage import expanded
-from fedkd.tracking import SCENARIO
-from fedkd.training import torch_threads
+from fedkd.scenario import relocatable_digest
+from fedkd.storage import expand_path
+from fedkd.tracking import SCENARIO_FILE
+from fedkd.training import limit_torch_threads
 
-DATA = "data"
+DATA_KEY = "data"
 """Key of the folder in a node's configuration and in the server's run configuration."""
-PARTITION = "partition-id"
+PARTITION_KEY = "partition-id"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +42,21 @@ class Participant:
     @property
     def federation(self) -> str:
         """Digest common to all participants: scenario, classes, scale, transfer set."""
-        both = f"{digest_anywhere(self.plan.scenario)} {self.share.common_digest()}"
+        both = f"{relocatable_digest(self.plan.scenario)} {self.share.common_digest()}"
         return sha256(both.encode()).hexdigest()
 
 
 def node_of(context: Context) -> Participant | None:
     """Return the node of a client's context (None: a simulation); `UserError` for another's share."""
-    named = context.node_config.get(DATA)
+    named = context.node_config.get(DATA_KEY)
     if named is None:
         return None
-    found = participant(str(named))
-    client, own = context.node_config.get(PARTITION), found.share.client
+    found = load_participant(str(named))
+    client, own = context.node_config.get(PARTITION_KEY), found.share.client
     if client is None:
         raise UserError(
-            f"names {found.folder}, the share of {found.share.owner}, and no {PARTITION}", key="node-config"
+            f"names {found.folder}, the share of {found.share.owner}, and no {PARTITION_KEY}",
+            key="node-config",
         )
     if own is None or int(client) != own:
         raise UserError(
@@ -67,19 +68,21 @@ def node_of(context: Context) -> Participant | None:
 
 def server_of(context: Context) -> Participant | None:
     """Return the server's share (None: a simulation); `UserError` for another's folder."""
-    named = str(context.run_config.get(DATA, ""))
+    named = str(context.run_config.get(DATA_KEY, ""))
     if not named:
         return None
-    found = participant(named)
+    found = load_participant(named)
     if found.share.client is not None:
-        raise UserError(f"{found.folder} has the samples of {found.share.owner}", key=f"run-config.{DATA}")
+        raise UserError(
+            f"{found.folder} has the samples of {found.share.owner}", key=f"run-config.{DATA_KEY}"
+        )
     return found
 
 
-def participant(folder: str) -> Participant:
-    path = expanded(folder).absolute()
+def load_participant(folder: str) -> Participant:
+    path = expand_path(folder).absolute()
     try:
-        written = (path / MANIFEST).stat().st_mtime_ns
+        written = (path / SHARE_MANIFEST).stat().st_mtime_ns
     except OSError:
         written = 0
     return _read_once(path, written)
@@ -88,19 +91,19 @@ def participant(folder: str) -> Participant:
 @lru_cache(maxsize=64)
 def _read_once(folder: Path, written: int) -> Participant:
     share = read_share(folder)
-    if not (folder / SCENARIO).is_file():
-        raise UserError(f"has no {SCENARIO} beside the share of {share.owner}", file=str(folder))
-    plan = alone(load_plan(folder / SCENARIO, written=False))
+    if not (folder / SCENARIO_FILE).is_file():
+        raise UserError(f"has no {SCENARIO_FILE} beside the share of {share.owner}", file=str(folder))
+    plan = with_loop_executor(load_plan(folder / SCENARIO_FILE, written=False))
     clients = plan.scenario.data.clients
     if share.data.num_clients != clients:
         raise UserError(
             f"is of a federation of {share.data.num_clients} clients, the scenario beside it of {clients}",
-            file=str(folder / MANIFEST),
+            file=str(folder / SHARE_MANIFEST),
         )
     return Participant(folder, plan, share)
 
 
-def alone(plan: Plan) -> Plan:
+def with_loop_executor(plan: Plan) -> Plan:
     return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
@@ -108,7 +111,7 @@ class LocalContext(Context):
     """The context of a client that lives in this process; `build` makes it on first use."""
 
     def __init__(self, client: int, threads: int, build: Callable[[], Client]) -> None:
-        super().__init__(RUN_ID, node_id_of(client), {PARTITION: client}, RecordDict(), run_config={})
+        super().__init__(RUN_ID, node_id_of(client), {PARTITION_KEY: client}, RecordDict(), run_config={})
         self.threads = threads
         self.client = cache(build)
 
@@ -126,7 +129,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     Flower's simulation it is rebuilt from the context's state and written back.
     """
     if isinstance(context, LocalContext):
-        with torch_threads(context.threads):
+        with limit_torch_threads(context.threads):
             client = context.client()
         with client.trainer.threads(context.threads):
             yield client
@@ -143,7 +146,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
             state.keep(step, client.state())
         return
     factory = factory_of(plan_of(context))
-    partition, clients = int(context.node_config[PARTITION]), factory.plan.scenario.data.clients
+    partition, clients = int(context.node_config[PARTITION_KEY]), factory.plan.scenario.data.clients
     if partition >= clients:
         raise UserError(
             f"the federation has more nodes than the scenario's {clients} clients;"
@@ -153,14 +156,14 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     client = factory.build(partition)
     with client.trainer.threads(factory.plan.scenario.engine.threads_per_client):
         if msg.STATE in context.state:
-            client.restore(from_record(context.state.array_records[msg.STATE]))
+            client.restore(record_to_arrays(context.state.array_records[msg.STATE]))
         yield client
-    context.state[msg.STATE] = to_record(client.state())
+    context.state[msg.STATE] = arrays_to_record(client.state())
 
 
 def plan_of(context: Context) -> Plan:
     """Return the plan of ``scenario``, a file (relative to here or the app), with the overrides ``set``."""
-    path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
+    path = expand_path(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
         path = Path(__file__).resolve().parents[3] / path
     if not path.is_file():
@@ -170,7 +173,7 @@ def plan_of(context: Context) -> Plan:
 
 @lru_cache(maxsize=8)
 def _load_once(path: str, overrides: str) -> Plan:
-    return alone(load_plan(path, overrides.split()))
+    return with_loop_executor(load_plan(path, overrides.split()))
 
 
 def factory_of(plan: Plan) -> ClientFactory:

@@ -12,15 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedkd.clients import Stage
+from fedkd.clients import UploadStage
 from fedkd.errors import RunFailed
 from fedkd.federation.compat import sample_nodes
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, payload_bytes, record_to_arrays
 from fedkd.federation.messages.server_gate import check_reply, opened, refusal
-from fedkd.fusion import Arrays, FusionStrategy, Unfit, check_alike, check_upload
+from fedkd.fusion import Arrays, FusionStrategy, InvalidUpload, check_upload, find_deviating_uploads
 from fedkd.scenario import CacheSettings
-from fedkd.server import FusingByTask, Mixing, Parcel, ServerKnowledge, Upload
+from fedkd.server import GuidanceParcel, PeerTopology, ServerKnowledge, TaskwiseFusion, Upload
 
 
 class KnowledgeFusion(Strategy):
@@ -33,7 +33,7 @@ class KnowledgeFusion(Strategy):
     Args:
         known: The server's knowledge besides the messages, of each task of a stream or of the only one.
         stages: Stages that uploads have passed (see `fedkd.clients.upload.stages`).
-        knowledge_cache: This and the following are those of `fedkd.server.by_task.FusingByTask`.
+        knowledge_cache: This and the following are those of `fedkd.server.by_task.TaskwiseFusion`.
         min_available_nodes: Nodes that a round of Flower's own loop waits for.
     """
 
@@ -41,18 +41,18 @@ class KnowledgeFusion(Strategy):
         self,
         strategy: FusionStrategy,
         known: Callable[[int], ServerKnowledge] | ServerKnowledge | None = None,
-        stages: Sequence[Stage] = (),
+        stages: Sequence[UploadStage] = (),
         knowledge_cache: CacheSettings | None = None,
         min_available_nodes: int = 2,
         *,
         backward: bool = False,
         exponent: float | None = None,
-        peers: Mixing | None = None,
+        peers: PeerTopology | None = None,
     ) -> None:
         self.strategy, self._stages = strategy, stages
         self._has_server, self._min_available_nodes = peers is None, min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        fusing = FusingByTask(
+        fusing = TaskwiseFusion(
             strategy, of_task, knowledge_cache, backward=backward, exponent=exponent, peers=peers
         )
         self._fusing = fusing
@@ -95,14 +95,16 @@ class KnowledgeFusion(Strategy):
                 if record not in content:
                     continue
                 sent = content.array_records[record]
-                parcel = Parcel(int(settings[of_round]), arrays.setdefault(id(sent), from_record(sent)))
+                parcel = GuidanceParcel(
+                    int(settings[of_round]), arrays.setdefault(id(sent), record_to_arrays(sent))
+                )
                 if record == msg.GUIDANCE:
                     mailbox.put(client, parcel)
                 else:
                     mailbox.put_missed([client], parcel)
             for task in msg.old_tasks(content):
                 name = f"{msg.OLD}{task}"
-                parcel = Parcel(int(settings[name]), from_record(content.array_records[name]))
+                parcel = GuidanceParcel(int(settings[name]), record_to_arrays(content.array_records[name]))
                 self._fusing.at(task).mailbox.put_missed([client], parcel)
 
     def configure_train(
@@ -159,7 +161,7 @@ class KnowledgeFusion(Strategy):
             asked = fusing.request(round)
             if asked is None:
                 continue
-            request = to_record({msg.SAMPLES: asked.astype(np.int32)})
+            request = arrays_to_record({msg.SAMPLES: asked.astype(np.int32)})
             for client, message in zip(clients, messages, strict=True):
                 if self._fusing.task_of(client) == task:
                     message.content[msg.REQUEST] = request
@@ -169,7 +171,7 @@ class KnowledgeFusion(Strategy):
     def _record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
         """Return one record for all that receive the same arrays, so that it travels once."""
         if id(arrays) not in self._records:
-            self._records[id(arrays)] = (arrays, to_record(arrays))  # holding them keeps the id theirs
+            self._records[id(arrays)] = (arrays, arrays_to_record(arrays))  # holding them keeps the id theirs
         return self._records[id(arrays)][1]
 
     def fuse(
@@ -195,9 +197,9 @@ class KnowledgeFusion(Strategy):
         self._opened.clear()
         self._sent += self._fusing.fuse(round, uploads, self._client_of_node.values(), awaited=awaited)
 
-    def misfits(self, replies: Sequence[Message]) -> dict[int, Unfit]:
+    def misfits(self, replies: Sequence[Message]) -> dict[int, InvalidUpload]:
         """Open uploads and keep them for `fuse`; return why some are refused, by client."""
-        found: dict[int, Unfit] = {}
+        found: dict[int, InvalidUpload] = {}
         alike: dict[tuple[int, str], dict[int, Arrays]] = {}
         for reply in replies:
             node = reply.metadata.src_node_id
@@ -215,17 +217,17 @@ class KnowledgeFusion(Strategy):
                     group = self._fusing.task_of(client), fusing.architecture_of(client)
                     alike.setdefault(group, {})[client] = upload.arrays
                 self._opened[id(reply)] = reply, upload
-            except Unfit as misfit:
+            except InvalidUpload as misfit:
                 found[msg.sender(reply) if client is None else client] = misfit
         for uploads in alike.values():
-            found |= check_alike(dict(sorted(uploads.items())), self.strategy)
+            found |= find_deviating_uploads(dict(sorted(uploads.items())), self.strategy)
         return dict(sorted(found.items()))
 
     def _meet(self, reply: Message) -> int:
-        """Return the client that a node names; raise `Unfit` if another node is that client."""
+        """Return the client that a node names; raise `InvalidUpload` if another node is that client."""
         client, node = msg.sender(reply), reply.metadata.src_node_id
         if client in self._client_of_node.values():
-            raise Unfit(f"it says that it is client {client}, which another node is")
+            raise InvalidUpload(f"it says that it is client {client}, which another node is")
         self._client_of_node[node] = client
         return client
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedkd.errors import UserError
-from fedkd.storage import Arrays, content_digest, replacing, sync_folder
-from fedkd.tracking import sweep
+from fedkd.storage import Arrays, atomic_replacement, content_digest, sync_folder
+from fedkd.tracking import remove_leftovers
 
 RUNS = "runs"
 NOW, BEFORE, LOCK = "now.safetensors", "before.safetensors", ".lock"
@@ -45,7 +45,7 @@ class NodeState:
             raise UserError(reason, file=str(self._folder)) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            sweep(self._folder)  # what a killed process leaves is a private model
+            remove_leftovers(self._folder)  # what a killed process leaves is a private model
             yield
 
     def at(self, step: str) -> Arrays | None:
@@ -66,7 +66,7 @@ class NodeState:
             if (found := _read(now, self._owner)) is not None and found[0] != step:
                 os.replace(now, self._folder / BEFORE)
                 sync_folder(self._folder)
-            with replacing(now) as file:
+            with atomic_replacement(now) as file:
                 arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
                 said = {STEP: step, **self._owner}
                 save_file(arrays, file, metadata={**said, DIGEST: content_digest(said, arrays)})

@@ -8,11 +8,11 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.clients import (
-    at_fusion,
     initial_network,
     initial_weights,
     model_factories,
     model_outputs,
+    server_filters,
     upload_stages,
 )
 from fedkd.data import Data, FederatedData, FederatedStream, first_task, task_names
@@ -27,13 +27,20 @@ from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan import Plan
 from fedkd.report import finish_run
-from fedkd.server import Mixing, OrthogonalTraining, ServerKnowledge, TransferSet, TransferSetModels, Weights
+from fedkd.server import (
+    OrthogonalTraining,
+    PeerTopology,
+    ServerKnowledge,
+    TransferSet,
+    TransferSetModels,
+    WeightRoles,
+)
 from fedkd.tracking import (
     Observers,
-    PresentFile,
+    ProgressFile,
     RunLog,
     Totals,
-    disk_told,
+    explain_disk_errors,
     make_progress,
     new_run_folder,
     write_clients,
@@ -43,7 +50,7 @@ from fedkd.tracking import (
 
 server_app = ServerApp()
 
-WAITS = {"wait": 60, "reply-within": 0}
+WAIT_DEFAULTS = {"wait": 60, "reply-within": 0}
 """Keys of a deployment's run configuration: seconds for all nodes to come; for each reply, 0: as Flower's."""
 
 
@@ -63,7 +70,7 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     if not plan.capabilities.by_flower:
         topology, peers = scenario.topology, None
         if plan.graph is not None:
-            peers = Mixing(plan.graph, topology.mixing, topology.relay)
+            peers = PeerTopology(plan.graph, topology.mixing, topology.relay)
         return KnowledgeFusion(
             plan.strategy,
             partial(_server_knowledge, plan, data),
@@ -80,7 +87,7 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     if fusion.orthogonal is not None:
         assert isinstance(data, FederatedStream)
         network = initial_network(plan, model_factories(plan, data)[0])
-        weights = Weights.of(network, plan.schedule.order(0), [task.units for task in data])
+        weights = WeightRoles.of(network, plan.schedule.order(0), [task.units for task in data])
         orthogonal = OrthogonalTraining(fusion.orthogonal, weights)
     return FlowerAveraging(strategy, plan.strategy, initial_weights(plan, data), stages, orthogonal)
 
@@ -95,7 +102,7 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
         seed=plan.scenario.seed,
         classes_met=partial(_classes_met, plan, data) if isinstance(data, FederatedStream) else None,
         rounds=plan.scenario.rounds,
-        filters=at_fusion(plan.scenario.fusion),
+        filters=server_filters(plan.scenario.fusion),
         classes=of_task.classes,
     )
 
@@ -148,8 +155,8 @@ def _main(grid: Grid, context: Context) -> None:
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
-        disk_told(folder, lambda: "make room, then start it again"),
-        Observers([make_progress(quiet=False), PresentFile(), RunLog()]) as observer,
+        explain_disk_errors(folder, lambda: "make room, then start it again"),
+        Observers([make_progress(quiet=False), ProgressFile(), RunLog()]) as observer,
     ):
         data = factory_of(plan).data if own is None else own.share.data
         # A missing client is reported before there is a run folder.
@@ -166,7 +173,7 @@ def _main(grid: Grid, context: Context) -> None:
 def _deployment(own: Participant | None, context: Context) -> Deployment | None:
     if own is None:
         return None
-    seconds = {key: context.run_config.get(key, default) for key, default in WAITS.items()}
+    seconds = {key: context.run_config.get(key, default) for key, default in WAIT_DEFAULTS.items()}
     for key, value in seconds.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < inf:
             raise UserError(f"must be a number of seconds, got {value!r}", key=f"run-config.{key}")

@@ -50,14 +50,14 @@ def values_of(array: Array) -> np.ndarray:
     return array.values if isinstance(array, NumpyArray) else array.numpy()
 
 
-def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+def arrays_to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Return an ArrayRecord of `arrays`, which must not be written to afterwards."""
     record = ArrayRecord()
     record.update({name: NumpyArray(values) for name, values in arrays.items()})
     return record
 
 
-def from_record(record: ArrayRecord) -> dict[str, np.ndarray]:
+def record_to_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
     """Return the arrays of a record; treat them as read-only."""
     return {name: values_of(array) for name, array in record.items()}
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedkd.clients import STATES_AT_ONCE
+from fedkd.clients import STATES_PER_BATCH
 from fedkd.errors import RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.messages.arrays import arrays_to_record, payload_bytes, record_to_arrays
 from fedkd.federation.messages.messenger import Messenger
 from fedkd.federation.messages.server_gate import sift
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan import Plan
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 from fedkd.storage import Arrays
 from fedkd.tracking import Recorder, Totals, peak_memory_mb
 
@@ -90,7 +90,7 @@ class Exchange:
         """Turn the errors of the strategy, which may be a plug-in, into a `RunFailed` with its name."""
         try:
             # Numbers out of range are reported by the checks of what was made, not by NumPy, in passing.
-            with contained(), np.errstate(all="ignore"):
+            with contain_plugin(), np.errstate(all="ignore"):
                 yield
         except (UserError, RunFailed):
             raise
@@ -122,20 +122,22 @@ class Exchange:
         for portion in _portions(sorted(self.changed)):
             sent = [Message(RecordDict(), self._node_of_client[c], msg.EXPORT_STATE) for c in portion]
             yield {
-                client: from_record(reply.content.array_records[msg.STATE])
+                client: record_to_arrays(reply.content.array_records[msg.STATE])
                 for client, reply in self._messenger.send(round, "save", sent).items()
             }
 
     def hand_back(self, round: int, states: Mapping[int, Arrays]) -> None:
         """Restore the clients' states, reading those of one portion at a time."""
         for portion in _portions(sorted(states)):
-            contents = {client: RecordDict({msg.STATE: to_record(states[client])}) for client in portion}
+            contents = {
+                client: RecordDict({msg.STATE: arrays_to_record(states[client])}) for client in portion
+            }
             sent = [Message(c, self._node_of_client[n], msg.IMPORT_STATE) for n, c in contents.items()]
             self._messenger.send(round, "restore", sent)
 
 
 def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
-    return [clients[start : start + STATES_AT_ONCE] for start in range(0, len(clients), STATES_AT_ONCE)]
+    return [clients[start : start + STATES_PER_BATCH] for start in range(0, len(clients), STATES_PER_BATCH)]
 
 
 def _evaluation_bytes(sent: Sequence[Message]) -> int:

@@ -12,7 +12,7 @@ from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.records import failure_of, first_line
 from fedkd.federation.messages.server_gate import refusal
 from fedkd.federation.run_control import Deployment, RunControl
-from fedkd.fusion import Unfit
+from fedkd.fusion import InvalidUpload
 from fedkd.scenario import Faults
 from fedkd.tracking import Split
 
@@ -79,13 +79,13 @@ class Messenger:
             if replies[client].has_error():
                 kind, _, text = first_line(replies[client]).partition(": ")
                 if kind == TrainingDiverged.__name__:
-                    misfits[client] = Unfit(text, diverged=True)
+                    misfits[client] = InvalidUpload(text, diverged=True)
         if misfits:
             self.refuse(round, phase, misfits, len(replies))
         for client in misfits:
             del replies[client]
 
-    def refuse(self, round: int, phase: str, misfits: Mapping[int, Unfit], answered: int) -> None:
+    def refuse(self, round: int, phase: str, misfits: Mapping[int, InvalidUpload], answered: int) -> None:
         """Leave out some of `answered` replies, or raise `RunFailed` (`Faults.on_bad_upload`)."""
         client = next(iter(misfits))
         if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedkd.clients import CLASSES, SENT, WIDTH, Client
+from fedkd.clients import CLASS_COUNT_SUFFIX, PREDICTIONS_SENT, TOP_CLASS_SUFFIX, Client
 from fedkd.data import FederatedData, FederatedStream
 from fedkd.errors import FedkdError, UserError
 from fedkd.federation.apps.context import Participant
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record
+from fedkd.federation.messages.arrays import record_to_arrays
 from fedkd.fusion import (
-    SHARED,
+    SHARED_NETWORK,
     Arrays,
-    Unfit,
+    InvalidUpload,
+    aux_networks_of,
     check_guidance,
-    check_like,
-    is_declared,
-    networks_of,
-    overrides,
-    sizes_of,
+    check_weight,
+    declares_upload,
+    overrides_hook,
+    upload_sizes,
 )
 from fedkd.plan import Plan
 
@@ -59,7 +59,7 @@ def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
         found.add(msg.ARRAYS)
     elif strategy.capabilities.sends != "nothing":
         found |= msg.GUIDED
-        if kind == msg.TRAIN and overrides(strategy, "request"):
+        if kind == msg.TRAIN and overrides_hook(strategy, "request"):
             found.add(msg.REQUEST)
         if kind == msg.TRAIN and fusion.backward_transfer:
             tasks = (span.task or 0 for course in plan.schedule.courses for span in course)
@@ -74,21 +74,21 @@ def refuse_message(node: Participant, client: Client, message: Message) -> None:
     kind = message.metadata.message_type
     try:
         check_message(node, client, kind, message.content)
-    except Unfit as misfit:
+    except InvalidUpload as misfit:
         raise UserError(f"the '{kind}' message is refused: {misfit}") from None
 
 
 def check_message(node: Participant, client: Client, kind: str, content: RecordDict) -> None:
-    """Raise `Unfit` for the first fault in a message."""
+    """Raise `InvalidUpload` for the first fault in a message."""
     plan = node.plan
     if kind not in kinds_accepted(plan):
-        raise Unfit(f"'{plan.scenario.fusion.strategy}' under this scenario sends no such message")
+        raise InvalidUpload(f"'{plan.scenario.fusion.strategy}' under this scenario sends no such message")
     allowed = records_accepted(plan, kind)
     for name in content:
         if name not in allowed:
-            raise Unfit(f"record '{name}' is not what '{plan.scenario.fusion.strategy}' sends")
+            raise InvalidUpload(f"record '{name}' is not what '{plan.scenario.fusion.strategy}' sends")
     if msg.CONFIG not in content.config_records:
-        raise Unfit(f"record '{msg.CONFIG}' is missing")
+        raise InvalidUpload(f"record '{msg.CONFIG}' is missing")
     round = _check_config(plan, content)
     if plan.capabilities.brings_model:
         _check_model(client, _arrays(content, msg.ARRAYS))
@@ -101,16 +101,16 @@ def check_message(node: Participant, client: Client, kind: str, content: RecordD
         _check_request(_arrays(content, msg.REQUEST), _sizes(node, client, task)["M"])
     if msg.BASES in content:
         for name, values in _arrays(content, msg.BASES).items():
-            check_like(name, values, np.empty(values.shape if values.ndim == 2 else (0, 0), np.float32))
+            check_weight(name, values, np.empty(values.shape if values.ndim == 2 else (0, 0), np.float32))
 
 
 def _arrays(content: RecordDict, record: str) -> Arrays:
     if record not in content.array_records:
-        raise Unfit(f"record '{record}' is missing, or has no arrays")
+        raise InvalidUpload(f"record '{record}' is missing, or has no arrays")
     try:
-        return from_record(content.array_records[record])
+        return record_to_arrays(content.array_records[record])
     except Exception as error:  # somebody else's bytes
-        raise Unfit(f"record '{record}' cannot be read: {type(error).__name__}") from None
+        raise InvalidUpload(f"record '{record}' cannot be read: {type(error).__name__}") from None
 
 
 def _check_config(plan: Plan, content: RecordDict) -> int:
@@ -119,40 +119,42 @@ def _check_config(plan: Plan, content: RecordDict) -> int:
         old = name.startswith(msg.OLD) and name in content
         expected = (int, inf) if old else _NUMBERS.get(name)
         if expected is None:
-            raise Unfit(f"{msg.CONFIG} has '{name}', which no server of this scenario sends")
+            raise InvalidUpload(f"{msg.CONFIG} has '{name}', which no server of this scenario sends")
         kind, most = expected
         fits = type(value) is kind or (kind is float and type(value) is int)
         if not fits or not 0 <= value <= most:
-            raise Unfit(f"{msg.CONFIG} has {name} = {value!r}, must be {kind.__name__} in 0 … {most:g}")
+            raise InvalidUpload(
+                f"{msg.CONFIG} has {name} = {value!r}, must be {kind.__name__} in 0 … {most:g}"
+            )
     for record, key in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
         if record in content and key not in config:
-            raise Unfit(f"{msg.CONFIG} has no '{key}' for the record '{record}'")
+            raise InvalidUpload(f"{msg.CONFIG} has no '{key}' for the record '{record}'")
     for task in msg.old_tasks(content):
         if f"{msg.OLD}{task}" not in config:
-            raise Unfit(f"{msg.CONFIG} has no round for the record '{msg.OLD}{task}'")
+            raise InvalidUpload(f"{msg.CONFIG} has no round for the record '{msg.OLD}{task}'")
     round = config.get(msg.SERVER_ROUND)
     if round is None or round > plan.last_round:
-        raise Unfit(f"{msg.SERVER_ROUND} is {round!r}, must be in 0 … {plan.last_round}")
+        raise InvalidUpload(f"{msg.SERVER_ROUND} is {round!r}, must be in 0 … {plan.last_round}")
     for key in (msg.GUIDANCE_ROUND, msg.MISSED_ROUND):
         if (told := config.get(key, 0)) > round:
-            raise Unfit(f"{key} is {told}, later than the message's round {round}")
+            raise InvalidUpload(f"{key} is {told}, later than the message's round {round}")
     return int(round)
 
 
 def _check_model(client: Client, arrays: Arrays) -> None:
     own = client.weights()
     if strange := sorted(own.keys() ^ arrays.keys()):
-        raise Unfit(f"the model has other arrays than the client's, such as {strange[0]}")
+        raise InvalidUpload(f"the model has other arrays than the client's, such as {strange[0]}")
     for name, values in arrays.items():
-        check_like(name, values, own[name])
+        check_weight(name, values, own[name])
 
 
 def _check_request(arrays: Arrays, size: int) -> None:
     asked = arrays.get(msg.SAMPLES)
     if asked is None or len(arrays) > 1 or asked.ndim != 1 or asked.dtype.kind not in "iu":
-        raise Unfit(f"record '{msg.REQUEST}' must have one array '{msg.SAMPLES}' of indices")
+        raise InvalidUpload(f"record '{msg.REQUEST}' must have one array '{msg.SAMPLES}' of indices")
     if len(asked) and (asked[0] < 0 or asked[-1] >= size or (np.diff(asked.astype(np.int64)) <= 0).any()):
-        raise Unfit(f"array {msg.SAMPLES} must have indices in 0 … {size - 1}, ascending")
+        raise InvalidUpload(f"array {msg.SAMPLES} must have indices in 0 … {size - 1}, ascending")
 
 
 def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
@@ -164,10 +166,10 @@ def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
     strategy = node.plan.strategy
     shapes = (strategy.capabilities.receives or {}).values()
     if OF_NETWORK & {letter for shape in shapes for letter in shape.split()}:
-        shared = networks_of(strategy).shared_model is not None
+        shared = aux_networks_of(strategy).shared_model is not None
         with suppress(FedkdError):  # the client's model is no network
-            weights = client.weights(SHARED) if shared else client.weights()
-            found |= sizes_of(strategy, weights, client.trainable())
+            weights = client.weights(SHARED_NETWORK) if shared else client.weights()
+            found |= upload_sizes(strategy, weights, client.trainable())
     return found
 
 
@@ -182,13 +184,13 @@ def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
     strange = next((name for name in content if name != msg.ARRAYS and name not in FIGURES), None)
     if strange is not None:
         raise UserError(f"'{strange}' is not for others to see: no strategy exchanges it")
-    arrays = from_record(content.array_records.get(msg.ARRAYS, ArrayRecord()))
+    arrays = record_to_arrays(content.array_records.get(msg.ARRAYS, ArrayRecord()))
     if not arrays or (kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None):
         return  # orthogonal training exchanges sketches of layers' inputs
     strategy = plan.scenario.fusion.strategy
     if kind != msg.TRAIN or plan.capabilities.sends == "nothing":
         raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
-    for name in arrays if is_declared(plan.strategy) else ():
-        stages = name == SENT or name.endswith((CLASSES, WIDTH))
+    for name in arrays if declares_upload(plan.strategy) else ():
+        stages = name == PREDICTIONS_SENT or name.endswith((TOP_CLASS_SUFFIX, CLASS_COUNT_SUFFIX))
         if name not in plan.capabilities.kinds and not stages:
             raise UserError(f"'{strategy}' exchanges no array '{name}'")

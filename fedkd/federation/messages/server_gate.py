@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedkd.clients import Stage, decode
+from fedkd.clients import UploadStage, decode_upload
 from fedkd.errors import RunFailed
 from fedkd.federation.messages import records as msg
-from fedkd.federation.messages.arrays import from_record, payload_bytes
-from fedkd.fusion import Arrays, Kind, Unfit
+from fedkd.federation.messages.arrays import payload_bytes, record_to_arrays
+from fedkd.fusion import Arrays, InvalidUpload, Kind
 from fedkd.server import Upload
 
 MOST_SAMPLES = 2**40
@@ -19,21 +19,21 @@ MOST_SAMPLES = 2**40
 LARGEST_FIGURE = 1e15
 TRAIN_LOSS = "train_loss"
 TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
-Misfits = Callable[[Sequence[Message]], Mapping[int, Unfit]]
+Misfits = Callable[[Sequence[Message]], Mapping[int, InvalidUpload]]
 """Returns why uploads are refused, by client."""
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
-    """Raise `Unfit` for the first fault in a reply with metrics `figures`, apart from its arrays."""
+    """Raise `InvalidUpload` for the first fault in a reply with metrics `figures`, apart from its arrays."""
     content = reply.content
     # Flower's views by type are tables made anew each time they are asked for.
     told = _record(content, msg.IDENTITY, ConfigRecord).get(msg.CLIENT)
     if told != client or isinstance(told, bool):
-        raise Unfit(f"it says that it is client {told!r}")
+        raise InvalidUpload(f"it says that it is client {told!r}")
     metrics = _record(content, msg.METRICS, MetricRecord)
     for name in figures:
         if name not in metrics:
-            raise Unfit(f"metric {name} is missing")
+            raise InvalidUpload(f"metric {name} is missing")
     for name, value in metrics.items():
         _check_figure(name, value)
     for record in (msg.CURVES, msg.AT_CHANCE, msg.LEARNER):
@@ -44,13 +44,13 @@ def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> N
 
 def sift(
     answers: Mapping[int, Message], figures: Collection[str], misfits_of: Misfits | None = None
-) -> tuple[dict[int, Message], dict[int, Unfit]]:
+) -> tuple[dict[int, Message], dict[int, InvalidUpload]]:
     """Return the replies that pass, and the others' reasons; `misfits_of` checks uploads, if any."""
-    misfits: dict[int, Unfit] = {}
+    misfits: dict[int, InvalidUpload] = {}
     for client, reply in answers.items():
         try:
             check_reply(client, reply, figures)
-        except Unfit as misfit:
+        except InvalidUpload as misfit:
             misfits[client] = misfit
     if misfits_of is not None:
         misfits |= misfits_of([reply for client, reply in answers.items() if client not in misfits])
@@ -65,38 +65,38 @@ def _record(content: RecordDict, name: str, kind: Any) -> Mapping[str, Any]:
 
 def _check_figure(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Unfit(f"metric {name} is {value!r}, must be a number")
+        raise InvalidUpload(f"metric {name} is {value!r}, must be a number")
     if name == msg.NUM_EXAMPLES and not (isinstance(value, int) and 0 <= value <= MOST_SAMPLES):
-        raise Unfit(f"metric {name} is {value!r}, must be in 0 … {MOST_SAMPLES}")
+        raise InvalidUpload(f"metric {name} is {value!r}, must be in 0 … {MOST_SAMPLES}")
     if name == TRAIN_LOSS and not (isnan(value) or (isfinite(value) and value >= -LARGEST_FIGURE)):
-        raise Unfit(f"metric {name} is {value!r}, must be finite, or NaN if nothing was trained")
+        raise InvalidUpload(f"metric {name} is {value!r}, must be finite, or NaN if nothing was trained")
     if name.startswith("accuracy") and not (isnan(value) or 0.0 <= value <= 1.0):
-        raise Unfit(f"metric {name} is {value!r}, must be in 0 … 1")
+        raise InvalidUpload(f"metric {name} is {value!r}, must be in 0 … 1")
 
 
 def opened(
-    reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
+    reply: Message, stages: Sequence[UploadStage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
 ) -> Upload:
-    """Return an upload past some stages, without its round, or raise `Unfit`."""
+    """Return an upload past some stages, without its round, or raise `InvalidUpload`."""
     try:
         size = payload_bytes(reply.content)
-        arrays = from_record(reply.content.array_records[msg.ARRAYS])
+        arrays = record_to_arrays(reply.content.array_records[msg.ARRAYS])
         wrong = next((name for name, values in arrays.items() if values.dtype.kind not in "biuf"), None)
     except Exception as error:  # somebody else's bytes
-        raise Unfit(f"its arrays cannot be read: {type(error).__name__}") from None
+        raise InvalidUpload(f"its arrays cannot be read: {type(error).__name__}") from None
     if wrong is not None:
-        raise Unfit(f"array {wrong} is of type {arrays[wrong].dtype}, must be real numbers")
+        raise InvalidUpload(f"array {wrong} is of type {arrays[wrong].dtype}, must be real numbers")
     try:
         with np.errstate(all="ignore"):
-            received = decode(stages, arrays, kinds_of(arrays))
+            received = decode_upload(stages, arrays, kinds_of(arrays))
     except Exception:
         names = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
-        raise Unfit(
+        raise InvalidUpload(
             f"its arrays do not fit what the scenario has clients send: {names or 'nothing'}"
         ) from None
     figures: Mapping[str, Any] = reply.content.metric_records[msg.METRICS]
     return Upload(0, received, int(figures[msg.NUM_EXAMPLES]), size)
 
 
-def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:
+def refusal(misfit: InvalidUpload, client: int, round: int) -> RunFailed:
     return RunFailed(f"reply refused: {misfit}", client=client, round=round, diverged=misfit.diverged)

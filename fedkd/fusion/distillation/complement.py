@@ -20,7 +20,7 @@ def complement_by_class(right: np.ndarray, labels: np.ndarray, classes: int) -> 
     return np.stack([complement(right[:, labels == label]) for label in range(classes)], axis=-1)
 
 
-def transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
+def complementary_transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
     """Return the share of m's complementary samples that n has right after learning from m alone, `[N, N]`.
 
     Receiver first; NaN where m complements n nowhere, as for m = n. `right` `[N, M]` are correct predictions

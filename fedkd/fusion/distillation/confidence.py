@@ -39,7 +39,7 @@ FAMILIARITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"energy": energy, 
 """Scores `[...]` of logits `[..., C]`, high for samples like those a model was trained on, by name."""
 
 
-def certainty(probabilities: np.ndarray) -> np.ndarray:
+def normalised_certainty(probabilities: np.ndarray) -> np.ndarray:
     """Return ``1 − H(q) / log C`` of `[..., C]`, float64: 0 for uniform rows, 1 for one class alone."""
     classes = probabilities.shape[-1]
     if classes == 1:

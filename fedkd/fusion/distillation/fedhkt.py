@@ -11,10 +11,10 @@ from pydantic import Field
 
 from fedkd.fusion import Guidance, Kind, Knowledge, softmax
 from fedkd.fusion.capabilities import TAUGHT, Capabilities
-from fedkd.fusion.distillation.confidence import ambiguity, certainty
+from fedkd.fusion.distillation.confidence import ambiguity, normalised_certainty
 from fedkd.fusion.distillation.server_model import ServerTeacher
 from fedkd.fusion.math.clustering import cluster
-from fedkd.fusion.server_cost import Extent
+from fedkd.fusion.server_cost import RoundExtent
 from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
@@ -71,7 +71,7 @@ class FedHKT(ServerTeacher):
         """Return `logits` `[M, C]`, and the weights as flat `parameters` and `counters`."""
         return {"logits": client.logits(), **pack(client.weights())}
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of the server's model and of the groups' predictions."""
         asked = sum(cost * min(number, self.clusters) for cost, number in extent.architectures.values())
         return super().server_cost(extent) + extent.samples * asked
@@ -110,6 +110,6 @@ class FedHKT(ServerTeacher):
 
 def weighted_by_certainty(predictions: np.ndarray) -> np.ndarray:
     """Return ``Σ_g a_g[i] q_g[i]`` of `[G, M, C]`, a by certainty, else equal: `[M, C]` float64."""
-    weights = certainty(predictions)
+    weights = normalised_certainty(predictions)
     weights[:, weights.max(axis=0) == 0.0] = 1.0
     return np.einsum("gm,gmc->mc", weights / weights.sum(axis=0), predictions)

@@ -12,22 +12,22 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fedkd.fusion.distillation.confidence import certainty
+from fedkd.fusion.distillation.confidence import normalised_certainty
 
-THRESHOLDS = {"relevance": 0.5, "confidence": 0.5, "agreement": 0.3}
+DEFAULT_THRESHOLDS = {"relevance": 0.5, "confidence": 0.5, "agreement": 0.3}
 """Default thresholds."""
 
 
-class Wanted(Protocol):
+class FilterSettings(Protocol):
     """A filter as a scenario has it."""
 
     @property
     def by(self) -> str:
-        """Measure: one of `THRESHOLDS`."""
+        """Measure: one of `DEFAULT_THRESHOLDS`."""
 
     @property
     def threshold(self) -> float | None:
-        """Least weight to keep; None: that of `THRESHOLDS`."""
+        """Least weight to keep; None: that of `DEFAULT_THRESHOLDS`."""
 
     @property
     def votes(self) -> Literal["equal", "class_shares"]:
@@ -70,55 +70,55 @@ def agreement(q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
     return np.clip(share, 0.0, 1.0)
 
 
-def class_shares(q: np.ndarray, sent: np.ndarray) -> np.ndarray:
+def mean_class_shares(q: np.ndarray, sent: np.ndarray) -> np.ndarray:
     """Return each client's mean over `sent` `[N, M]` of q `[N, M, C]`, `[N, C]`; uniform without any."""
     number = sent.sum(axis=1)[:, None]
     total = np.einsum("nm,nmc->nc", sent.astype(np.float64), q.astype(np.float64))
     return np.divide(total, number, out=np.full(total.shape, 1.0 / q.shape[-1]), where=number > 0)
 
 
-def is_personal(filters: Sequence[Wanted]) -> bool:
+def has_personal_filter(filters: Sequence[FilterSettings]) -> bool:
     """Return whether receivers may keep different predictions."""
     return any(wanted.by == "relevance" for wanted in filters)
 
 
-def kept(filters: Sequence[Wanted], q: np.ndarray, sent: np.ndarray) -> Iterator[np.ndarray]:
+def filter_masks(filters: Sequence[FilterSettings], q: np.ndarray, sent: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the `sent` predictions that each receiver keeps, `[N, M]` bool; once if all keep the same.
 
     `q` are probabilities, `[N, M, C]`; filters apply in order.
     """
-    p = class_shares(q, sent)
+    p = mean_class_shares(q, sent)
     same: list[np.ndarray | None] = []
     for wanted in filters:
         if wanted.by == "relevance":
             same.append(None)
         elif wanted.by == "confidence":
-            same.append(certainty(q))
+            same.append(normalised_certainty(q))
         else:
             same.append(agreement(q, np.ones_like(p) if wanted.votes == "equal" else p, sent))
-    for receiver in p if is_personal(filters) else p[:1]:
+    for receiver in p if has_personal_filter(filters) else p[:1]:
         keep = sent.copy()
         for wanted, known in zip(filters, same, strict=True):
             weights = relevance(q, receiver) if known is None else known
-            keep &= weights >= least(wanted, weights[keep])
+            keep &= weights >= filter_threshold(wanted, weights[keep])
         yield keep
 
 
-def least(wanted: Wanted, weights: np.ndarray) -> float:
+def filter_threshold(wanted: FilterSettings, weights: np.ndarray) -> float:
     """Return the least weight that a filter keeps."""
     if wanted.quantile is not None:
         return float(np.quantile(weights, wanted.quantile)) if weights.size else 0.0
-    return THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
+    return DEFAULT_THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
 
 
-def mean_of_kept(values: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def filtered_mean(values: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return each sample's mean `[M, C]` float64 of kept values `[N, M, C]`, and where one is kept."""
     number = keep.sum(axis=0)
     total = np.einsum("nm,nmc->mc", keep.astype(np.float64), values)
     return total / np.maximum(number, 1)[:, None], number > 0
 
 
-def mix_of_kept(weights: np.ndarray, q: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def filtered_mixture(weights: np.ndarray, q: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``Σ_m W_nm k_m[i] q_m[i] / Σ_m W_nm k_m[i]``, `[R, M, C]` float32, and where any is kept.
 
     W `[R, N]` are the weights of R receivers, q `[N, M, C]` probabilities, k `[N, M]` bool is `keep`.

@@ -15,7 +15,7 @@ from fedkd.fusion.math.distribution import EPSILON
 from fedkd.fusion.math.neighbour_weights import nearest
 from fedkd.fusion.math.probabilities import finite_logits
 from fedkd.fusion.math.similarity import class_kl, prediction_kl
-from fedkd.fusion.server_cost import TRAINING, Extent, dense
+from fedkd.fusion.server_cost import FORWARDS_PER_TRAINING_STEP, RoundExtent, dense
 from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
@@ -66,11 +66,11 @@ class MST(ServerCost, TemperedLabels):
     def capabilities(self) -> Capabilities:
         return Capabilities(guides="each", needs={"transfer_labels"} if self.judge == "labels" else set())
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the cost of training every client's gate."""
         teachers = min(self.neighbours, extent.clients - 1)
         gate = dense(extent.classes, 2 * extent.classes, teachers)
-        return TRAINING * self.steps * extent.clients * extent.samples * gate
+        return FORWARDS_PER_TRAINING_STEP * self.steps * extent.clients * extent.samples * gate
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`; the weights `[N, N]` are the mean shares of teachers."""

@@ -17,7 +17,7 @@ from fedkd.fusion.math.distribution import expertise
 from fedkd.fusion.math.neighbour_weights import effectiveness
 from fedkd.fusion.math.probabilities import finite_logits, log_softmax
 from fedkd.fusion.math.similarity import kl
-from fedkd.fusion.server_cost import Extent
+from fedkd.fusion.server_cost import RoundExtent
 from fedkd.plugins import hyperparameters
 from fedkd.randomness import numpy_generator
 
@@ -61,7 +61,7 @@ class ScaLearn(ServerCost, TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; factors are learned at 1."""
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the cost of fused logits for every receiver, forward and backward in each step."""
         labelled = extent.samples if self.labels is None else min(self.labels, extent.samples)
         once = 2.0 * extent.clients**2 * extent.classes

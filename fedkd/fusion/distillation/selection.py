@@ -22,7 +22,7 @@ def draw_samples(size: int, count: int | None, generator: np.random.Generator) -
     return np.sort(generator.choice(size, count, replace=False))
 
 
-def asks_anew(strategy: FusionStrategy, transfer_size: int, generator: np.random.Generator) -> bool:
+def varies_requests(strategy: FusionStrategy, transfer_size: int, generator: np.random.Generator) -> bool:
     """Return whether rounds ask for different transfer samples, which older predictions lack."""
     varies = strategy.capabilities.requests_vary
     return varies or strategy.request(transfer_size, {}, generator) is not None

@@ -9,7 +9,7 @@ from fedkd.fusion.capabilities import PREDICTIONS
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.views import ClientView
 
-START = "start"
+INITIAL_PREDICTION = "start"
 STILL = 1e-3
 """Shorter shifts are rounding of float16 predictions."""
 
@@ -47,8 +47,8 @@ class KnowsStart(LocalObjective, TemperedLabels):
     @cached_property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            kinds={**PREDICTIONS, START: Kind.UNTRAINED},
-            optional={"label_counts"} | (frozenset() if self.tells_start else {START}),
+            kinds={**PREDICTIONS, INITIAL_PREDICTION: Kind.UNTRAINED},
+            optional={"label_counts"} | (frozenset() if self.tells_start else {INITIAL_PREDICTION}),
         )
 
     @property
@@ -64,14 +64,17 @@ class KnowsStart(LocalObjective, TemperedLabels):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the logits `[M, C]`, and `start` `[C]`."""
         arrays = super().upload(client)
-        return arrays | {START: self._start_of(client)} if self.tells_start else arrays
+        return arrays | {INITIAL_PREDICTION: self._start_of(client)} if self.tells_start else arrays
 
     def _start_of(self, client: ClientView) -> np.ndarray:
-        if START not in client.memory or len(client.memory[START]) != client.classes:
-            client.memory[START] = mean_prediction(client.logits())
-        return client.memory[START]
+        if (
+            INITIAL_PREDICTION not in client.memory
+            or len(client.memory[INITIAL_PREDICTION]) != client.classes
+        ):
+            client.memory[INITIAL_PREDICTION] = mean_prediction(client.logits())
+        return client.memory[INITIAL_PREDICTION]
 
     def shift_of(self, knowledge: Knowledge) -> np.ndarray:
         """Return the shifts of the round's clients, `[N, C]`."""
         assert knowledge.logits is not None
-        return shifts(knowledge.logits, np.stack(knowledge.payload[START]))
+        return shifts(knowledge.logits, np.stack(knowledge.payload[INITIAL_PREDICTION]))

@@ -33,11 +33,11 @@ UNLABELLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "surer": lambda q: surer(q.argmax(axis=-1), q.max(axis=-1)),
 }
 """Guesses from probabilities `[N, M, C]` alone, by name; more is more."""
-PREDICTORS = (*UNLABELLED, "shift", "complement")
+TRANSFER_PREDICTORS = (*UNLABELLED, "shift", "complement")
 """All guesses, in the order of reports."""
 
 
-def predicted(
+def predict_gains(
     logits: np.ndarray, start: np.ndarray, labels: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Return each predictor's gains of receivers (rows) by senders, `[N, N]`; only their order counts.
@@ -69,7 +69,7 @@ def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return found
 
 
-def hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def best_sender_hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Return whether the guessed best sender of a receiver was one, `[N]`; NaN without senders.
 
     A fraction where several were guessed alike.
@@ -83,9 +83,9 @@ def hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return found
 
 
-def chance(gain: np.ndarray) -> np.ndarray:
+def chance_accuracy(gain: np.ndarray) -> np.ndarray:
     """Return the probability that a blind guess of the best sender is right, `[N]`; NaN without any."""
-    return hits(np.zeros_like(gain), gain)
+    return best_sender_hits(np.zeros_like(gain), gain)
 
 
 def off_diagonal_mean(table: np.ndarray) -> np.ndarray:

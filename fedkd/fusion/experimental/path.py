@@ -19,7 +19,7 @@ from fedkd.fusion.distillation.shift import KnowsStart, shift_cosine
 from fedkd.fusion.distillation.transferability import UNLABELLED
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts
-from fedkd.fusion.server_cost import Extent
+from fedkd.fusion.server_cost import RoundExtent
 from fedkd.plugins import hyperparameters
 
 LEAST = 1e-150
@@ -84,7 +84,7 @@ class Path(ServerCost, KnowsStart):
         """Whether clients send their mean prediction before any training."""
         return self.guess == "shift"
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the cost of a step's four products for every client's router."""
         return self.steps * extent.clients * (4 * 2.0 * extent.clients * extent.samples * extent.classes)
 

@@ -25,7 +25,7 @@ def agreement(logits: np.ndarray, guidance: np.ndarray) -> float:
     return float((logits.argmax(axis=-1) == guidance.argmax(axis=-1)).mean())
 
 
-def divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
+def mean_kl_divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
     """Return ``mean_i KL(guidance_i ‖ softmax(z_i))`` of `[M, C]` in nats, ≥ 0; nan without samples.
 
     It stays finite, because no probability is formed of the logits. Zeros of the guidance add nothing.
@@ -38,7 +38,7 @@ def divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
     return float(max((t * (log_t - log_q)).sum(axis=-1).mean(), 0.0))
 
 
-def flips(before: np.ndarray, after: np.ndarray) -> Flips:
+def prediction_flips(before: np.ndarray, after: np.ndarray) -> Flips:
     """Return the shares of samples `[S]` bool that became correct and wrong; nan without samples.
 
     Their difference is the gain in accuracy; a large sum with a small gain means exchanged knowledge.

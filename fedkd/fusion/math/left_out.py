@@ -7,7 +7,7 @@ MOST_TERMS = 30_000_000
 """Clients N, and N²·M·C, up to which the influence is computed in passing: a tenth of a second on a core."""
 
 
-def left_out(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+def leave_one_out_shift(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
     """Return how far guidance moves when a sender is left out and the others share its weight, `[N, N]`.
 
     The mean total variation between ``K_n = Σ_m W_nm q_m`` and the same mix without sender m::
@@ -31,6 +31,6 @@ def left_out(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
     return np.minimum(share * apart, 1.0)
 
 
-def is_cheap(mixed: np.ndarray) -> bool:
-    """Return whether `left_out` of so many clients and samples is computed in passing."""
+def leave_one_out_is_cheap(mixed: np.ndarray) -> bool:
+    """Return whether `leave_one_out_shift` of so many clients and samples is computed in passing."""
     return len(mixed) <= MOST_CLIENTS and len(mixed) * mixed.size <= MOST_TERMS

@@ -15,12 +15,12 @@ from fedkd.fusion import AuxNetwork, AuxNetworks, FusionStrategy, Guidance, Kind
 from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.distillation.server_model import own_network
 from fedkd.fusion.forms import check_feature_widths
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost, dense
+from fedkd.fusion.server_cost import FORWARDS_PER_TRAINING_STEP, RoundExtent, ServerCost, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.fusion.weights.averaging import in_body
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,11 +119,11 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         weights = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of training G against all heads."""
         made = dense(extent.classes + self.noise, self.hidden, extent.width)
         asked = extent.clients * dense(extent.width, extent.classes)
-        return TRAINING * self.server_steps * self.server_batch_size * (made + asked)
+        return FORWARDS_PER_TRAINING_STEP * self.server_steps * self.server_batch_size * (made + asked)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the mean weights, G (the memory too), and the known `classes` [C]."""
@@ -157,7 +157,9 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
             BIAS: np.einsum("n,nc->c", share, heads[1], dtype=np.float64).astype(np.float32),
         }
         if self.share == "model":
-            shared |= under(BODY, average(packs_of(below(BODY, knowledge.payload)), knowledge.samples))
+            shared |= add_prefix(
+                BODY, average(packs_of(strip_prefix(BODY, knowledge.payload)), knowledge.samples)
+            )
         known = np.isin(np.arange(classes), owned).astype(np.uint8)
         made = pack(weights_of(generator)) | {CLASSES: known | memory.get(CLASSES, known)}
         return Guidance(targets=None, shared=shared | made, memory=made)
@@ -180,14 +182,14 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         weights = client.weights()
         sent = {WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]}
         if self.share == "model":
-            sent |= under(BODY, pack(_body(weights)))
+            sent |= add_prefix(BODY, pack(_body(weights)))
         return sent | {"label_counts": client.label_counts()}
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Load the mean weights, and G if there is one."""
         weights = client.weights()
         if self.share == "model":
-            weights |= unpack(below(BODY, guidance), _body(weights))
+            weights |= unpack(strip_prefix(BODY, guidance), _body(weights))
         client.load_weights(weights | {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]})
         if CLASSES not in guidance:
             return

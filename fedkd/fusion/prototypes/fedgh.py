@@ -12,7 +12,7 @@ from pydantic import Field
 from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.server_model import ServerNetwork
 from fedkd.fusion.prototypes.label_means import OWNED, PROTOTYPES, LabelMeans, owned_prototypes
-from fedkd.fusion.server_cost import TRAINING, Extent, dense
+from fedkd.fusion.server_cost import FORWARDS_PER_TRAINING_STEP, RoundExtent, dense
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import pack
 from fedkd.plugins import hyperparameters
@@ -62,10 +62,10 @@ class FedGH(ServerNetwork, LabelMeans):
     server_batch_size: Annotated[int, Field(gt=0)] = 1
     """Means of one step on the server; one by one in the paper."""
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of training the head on N·C means."""
         means = extent.clients * extent.classes
-        return TRAINING * self.server_epochs * means * dense(extent.width, extent.classes)
+        return FORWARDS_PER_TRAINING_STEP * self.server_epochs * means * dense(extent.width, extent.classes)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the trained head, `head_weight` `[C, F]` and `head_bias` `[C]`; it is the memory too."""

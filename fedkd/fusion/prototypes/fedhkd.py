@@ -13,8 +13,8 @@ from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
 from fedkd.fusion.prototypes.label_means import (
     PROTOTYPES,
     distance_to_means,
+    label_means,
     mean_by_label,
-    mean_of_label,
     owners_of,
     stacked_features,
 )
@@ -76,11 +76,11 @@ class FedHKD(LocalObjective, FusionStrategy):
         """Return `features` `[C, F]`, `label_logits` `[C, C]`, log Q_n, and `label_counts` `[C]`."""
         labels, classes = client.private_labels(), client.classes
         counts = np.bincount(labels, minlength=classes)
-        features = mean_of_label(client.private_features(), labels, classes)
+        features = label_means(client.private_features(), labels, classes)
         if self.noise > 0:
             drawn = client.generator("noise").standard_normal(features.shape, dtype=np.float32)
             features = features + np.float32(self.noise) * drawn * (counts > 0)[:, None]
-        said = mean_of_label(softmax(client.private_logits(), self.temperature), labels, classes)
+        said = label_means(softmax(client.private_logits(), self.temperature), labels, classes)
         return {FEATURES: features, LOGITS: np.log(np.maximum(said, LEAST)), "label_counts": counts}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

@@ -14,7 +14,7 @@ from fedkd.fusion import Capabilities, Guidance, Knowledge
 from fedkd.fusion.distillation.server_model import ServerNetwork
 from fedkd.fusion.prototypes.fedproto import FedProto
 from fedkd.fusion.prototypes.label_means import OWNED, PROTOTYPES, owned_prototypes, owners_of
-from fedkd.fusion.server_cost import TRAINING, Extent, dense
+from fedkd.fusion.server_cost import FORWARDS_PER_TRAINING_STEP, RoundExtent, dense
 from fedkd.fusion.weights.parameters import pack
 from fedkd.plugins import hyperparameters
 
@@ -71,11 +71,11 @@ class FedTGP(ServerNetwork, FedProto):
             super().capabilities, kinds=OWNED, needs=PROTOTYPES.needs | {"server"}, label_counts=False
         )
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of making all prototypes in every step, and of their distances."""
         means, width = extent.clients * extent.classes, extent.width
         made = dense(width, width, width) / self.server_batch_size
-        return TRAINING * self.server_epochs * means * extent.classes * (made + 2.0 * width)
+        return FORWARDS_PER_TRAINING_STEP * self.server_epochs * means * extent.classes * (made + 2.0 * width)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the learned `prototypes` `[C, F]`, and how many `owners` `[C]` were ever heard."""

@@ -75,7 +75,7 @@ def distance_to_means(values: Tensor, labels: Tensor, means: Tensor, owned: Tens
     return logits_mse(values, torch.where(known, means.to(labels.device)[labels], values.float()))
 
 
-def mean_of_label(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def label_means(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Return the mean of `values` `[S, K]` over the samples of each label, `[C, K]` float32; else 0."""
     sums = np.zeros((classes, values.shape[1]))
     np.add.at(sums, labels, values)

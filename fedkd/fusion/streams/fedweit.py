@@ -11,7 +11,7 @@ from fedkd.continual import Layout
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
 from fedkd.plugins import hyperparameters
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
 BASE, UNITS = "base", "units"
 """Numbers of some units of the base, side by side, float32; which units these are, a bit each."""
@@ -91,10 +91,10 @@ class FedWeIT(LocalObjective, FusionStrategy):
         assert server is not None
         base, sent = averaged(memory[BASE], uploads[BASE], uploads[UNITS], fan_in)
         now = memory[FUSIONS] + 1
-        known = below(KNOWN, memory)
+        known = strip_prefix(KNOWN, memory)
         for n, client in enumerate(knowledge.clients):
             for task, part in received(uploads[PARTS][n], uploads[PART_BITS][n], uploads[TASKS][n]).items():
-                known |= under(f"{client}/{task}/", {**part, "stamp": now.astype(np.int32)})
+                known |= add_prefix(f"{client}/{task}/", {**part, "stamp": now.astype(np.int32)})
         last = memory[LAST].copy()
         rows, everything = _rows(base, sent, fan_in), _rows(base, np.ones(len(fan_in), bool), fan_in)
         everyone = server.clients_of(server.architecture_of(knowledge.clients[0]))
@@ -102,10 +102,12 @@ class FedWeIT(LocalObjective, FusionStrategy):
         for client in sorted(set(everyone).difference(knowledge.clients)):
             news = _news(known, client, last[client])
             # Clients that lack the same share one table, which is kept once.
-            absent[client] = tables.setdefault(tuple(news), {**everything, **under(KNOWN, news)})
-        personal = [{**rows, **under(KNOWN, _news(known, n, int(now[0]) - 1))} for n in knowledge.clients]
+            absent[client] = tables.setdefault(tuple(news), {**everything, **add_prefix(KNOWN, news)})
+        personal = [
+            {**rows, **add_prefix(KNOWN, _news(known, n, int(now[0]) - 1))} for n in knowledge.clients
+        ]
         last[list(knowledge.clients)] = now
-        kept = {BASE: base, FAN_IN: fan_in, FUSIONS: now, LAST: last, **under(KNOWN, known)}
+        kept = {BASE: base, FAN_IN: fan_in, FUSIONS: now, LAST: last, **add_prefix(KNOWN, known)}
         return Guidance(None, memory=kept, personal=personal, absent=absent)
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
@@ -118,7 +120,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         client.memory[TOLD] = np.array([len(learned)], np.int64)
         masks = [self._kept(told[f"mask/{name}"]) for name in layout.shapes]
         units = np.concatenate([np.empty(0, bool), *masks])
-        parts = {learned[place]: below(f"part/{place}/", told) for place in places}
+        parts = {learned[place]: strip_prefix(f"part/{place}/", told) for place in places}
         flat = {task: layout.flat(part) for task, part in parts.items() if part}  # some were never trained
         stacked = np.array(list(flat.values()), np.float32).reshape(len(flat), layout.size)
         return {
@@ -171,7 +173,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         fan_in, flat = layout.fan_in(), layout.flat(weights)
         flat[np.repeat(_unpacked(memory[UNITS], fan_in), fan_in)] = memory[BASE]
         client.load_weights(weights | layout.split(flat))
-        client.tell_learner(below(KNOWN, memory))
+        client.tell_learner(strip_prefix(KNOWN, memory))
         for name in [BASE, UNITS, *(n for n in memory if n.startswith(KNOWN))]:
             del memory[name]
 

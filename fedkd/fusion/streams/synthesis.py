@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import TrainingDiverged
-from fedkd.models import Generator, predicting
+from fedkd.models import Generator, evaluation_mode
 from fedkd.randomness import seeded_torch
-from fedkd.training import BatchNorm, cross_entropy, kd_kl, torch_threads, uncompiled
+from fedkd.training import BatchNorm, cross_entropy, kd_kl, limit_torch_threads, uncompiled_class
 
 if TYPE_CHECKING:
     from fedkd.fusion.streams.target import Target
@@ -107,10 +107,12 @@ def synthesise(
     """
     met = torch.tensor(list(classes))
     draws = torch.Generator().manual_seed(seed)
-    with torch_threads(1), seeded_torch(seed), _frozen(teacher), torch.enable_grad():
+    with limit_torch_threads(1), seeded_torch(seed), _frozen(teacher), torch.enable_grad():
         generator = Generator(input_shape, len(met), recipe.noise, recipe.generator_width)
-        optimizer = uncompiled(torch.optim.Adam)(generator.parameters(), lr=recipe.generator_lr, betas=BETAS)
-        learning = uncompiled(torch.optim.Adam)(student.parameters(), lr=recipe.student_lr)
+        optimizer = uncompiled_class(torch.optim.Adam)(
+            generator.parameters(), lr=recipe.generator_lr, betas=BETAS
+        )
+        learning = uncompiled_class(torch.optim.Adam)(student.parameters(), lr=recipe.student_lr)
         labels = draw_labels(recipe.samples, classes, draws)
         kept: list[Tensor] = []
         said: list[Tensor] = []
@@ -178,7 +180,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with predicting(model):
+        with evaluation_mode(model):
             yield
     finally:
         for parameter in trained:

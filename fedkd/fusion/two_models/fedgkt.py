@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks, joined
+from fedkd.fusion.auxiliary import OWN_NETWORK, AuxNetwork, AuxNetworks, joined
 from fedkd.fusion.distillation.server_model import ServerNetwork
 from fedkd.fusion.forms import check_feature_widths
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.fusion.server_cost import TRAINING, Extent, dense
+from fedkd.fusion.server_cost import FORWARDS_PER_TRAINING_STEP, RoundExtent, dense
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.plugins import hyperparameters
@@ -84,14 +84,14 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
     """What evaluations ask: the `server`'s model on the client's features, once there is one, or the client's
     own `model`."""
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of training on all samples and of answering them."""
         forward = dense(extent.width, *self.server_hidden, extent.classes)
-        return (TRAINING * self.server_epochs + 1) * extent.private * forward
+        return (FORWARDS_PER_TRAINING_STEP * self.server_epochs + 1) * extent.private * forward
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server's logits of each client's samples, `[S, C]`; its weights are the memory."""
-        from fedkd.training import predict_logits, prepare_inputs, torch_threads, weights_of
+        from fedkd.training import limit_torch_threads, predict_logits, prepare_inputs, weights_of
 
         uploads = knowledge.payload
         check_feature_widths(self.name, knowledge.clients, [own.shape[1] for own in uploads[FEATURES]])
@@ -103,7 +103,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
         network = self.trained_network(
             knowledge, memory, lambda: self.network(features.shape[1], classes), data, self.server_loss
         )
-        with torch_threads(1):
+        with limit_torch_threads(1):
             answers = [predict_logits(network, prepare_inputs(own, "cpu")) for own in own_features]
         personal = [{ANSWERS: own.numpy()} for own in answers]
         trained = pack(weights_of(network))
@@ -169,7 +169,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
     @property
     def evaluated_networks(self) -> tuple[str, ...]:  # type: ignore[override]
         """The client's model, and the server's on top of it where that answers."""
-        return (OWN, SERVER) if self.inference == "server" else (OWN,)
+        return (OWN_NETWORK, SERVER) if self.inference == "server" else (OWN_NETWORK,)
 
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return the server's model on top of the client's features, once it has arrived."""

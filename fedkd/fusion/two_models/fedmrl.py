@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedkd.errors import UserError
 from fedkd.fusion import Capabilities, LocalObjective
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker, joined
-from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
+from fedkd.fusion.auxiliary import OWN_NETWORK, AuxNetwork, Maker, joined
+from fedkd.fusion.two_models.shared_model import SHARED_NETWORK, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins import hyperparameters
 
@@ -43,11 +43,11 @@ class FedMRL(LocalObjective, SharedModel):
         SharedModel.capabilities, needs={"gradients", "features", "linear_head"}
     )
 
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, SHARED, PROJECTION)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN_NETWORK, SHARED_NETWORK, PROJECTION)
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         return {
-            SHARED: AuxNetwork(lambda make: make.shared_model(with_features=True)),
+            SHARED_NETWORK: AuxNetwork(lambda make: make.shared_model(with_features=True)),
             PROJECTION: AuxNetwork(_projection, start="client", sees="features"),
         }
 
@@ -55,7 +55,7 @@ class FedMRL(LocalObjective, SharedModel):
         """Return the cross entropies of both heads."""
         from fedkd.training import cross_entropy
 
-        shared: Any = client.network(SHARED)
+        shared: Any = client.network(SHARED_NETWORK)
         projection = client.network(PROJECTION)
 
         def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
@@ -76,13 +76,13 @@ class FedMRL(LocalObjective, SharedModel):
             features = [network.features(x).flatten(1) for network in (shared, own)]
             return own.head(representation(projection, *features))
 
-        return joined(answer, client.network(), client.network(SHARED), client.network(PROJECTION))
+        return joined(answer, client.network(), client.network(SHARED_NETWORK), client.network(PROJECTION))
 
 
 def _projection(make: Maker) -> nn.Module:
     from torch import nn
 
-    own, shared = make.width(), make.width(SHARED)
+    own, shared = make.width(), make.width(SHARED_NETWORK)
     if shared > own:
         raise UserError(
             f"must have features at most as wide as those of every client's model, {own}, got {shared}",

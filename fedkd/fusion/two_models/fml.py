@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
+from fedkd.fusion.two_models.shared_model import SHARED_NETWORK, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.plugins import hyperparameters
 
@@ -42,7 +42,7 @@ class FML(LocalObjective, SharedModel):
         """Return L."""
         from fedkd.training import cross_entropy, kd_kl
 
-        shared = client.network(SHARED)
+        shared = client.network(SHARED_NETWORK)
 
         def loss(batch: LocalBatch) -> Tensor:
             own, other = batch.logits.float(), shared(batch.inputs).float()

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedkd.fusion import AuxNetwork, Capabilities, Guidance, Kind, Knowledge, LocalObjective
 from fedkd.fusion.two_models.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
-from fedkd.fusion.two_models.shared_model import SHARED, SharedModel
+from fedkd.fusion.two_models.shared_model import SHARED_NETWORK, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
 from fedkd.plugins import hyperparameters
@@ -111,9 +111,9 @@ class FedKD(LocalObjective, SharedModel):
         from torch import nn
 
         return {
-            SHARED: AuxNetwork(lambda make: make.shared_model(with_features=True)),
+            SHARED_NETWORK: AuxNetwork(lambda make: make.shared_model(with_features=True)),
             PROJECTION: AuxNetwork(
-                lambda make: nn.Linear(make.width(SHARED), make.width(), bias=False),
+                lambda make: nn.Linear(make.width(SHARED_NETWORK), make.width(), bias=False),
                 start="client",
                 sees="features",
             ),
@@ -121,11 +121,11 @@ class FedKD(LocalObjective, SharedModel):
 
     def before_training(self, client: ClientView) -> None:
         """Keep g as received, the origin of changes."""
-        client.memory |= pack(client.weights(SHARED))
+        client.memory |= pack(client.weights(SHARED_NETWORK))
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the change of g in training."""
-        now = client.weights(SHARED)
+        now = client.weights(SHARED_NETWORK)
         received = unpack(client.memory, now) if PARAMETERS in client.memory else {}
         change = {n: v.astype(np.float64) - received.get(n, 0.0) for n, v in real(now).items()}
         compressed = compress(change, self.energy(client.round, client.rounds))
@@ -144,18 +144,18 @@ class FedKD(LocalObjective, SharedModel):
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Load g, or add its change to the g received last."""
-        like = client.weights(SHARED)
+        like = client.weights(SHARED_NETWORK)
         if FACTORS in guidance:
             received = unpack(client.memory, like)
             parameters = pack(moved(received, decompress(guidance, real(like))))[PARAMETERS]
             guidance = {PARAMETERS: parameters, COUNTERS: guidance[COUNTERS]}
-        client.load_weights(unpack(guidance, like), SHARED)
+        client.load_weights(unpack(guidance, like), SHARED_NETWORK)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``L_z + L_g``."""
         from fedkd.training import cross_entropy, kd_kl, logits_mse
 
-        shared: Any = client.network(SHARED)
+        shared: Any = client.network(SHARED_NETWORK)
         projection = client.network(PROJECTION)
 
         def loss(batch: LocalBatch) -> Tensor:

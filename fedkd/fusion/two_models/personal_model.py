@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
+from fedkd.fusion.auxiliary import OWN_NETWORK, AuxNetwork, AuxNetworks
 from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights.averaging import WeightAveraging
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PERSONAL = "personal"
 """The network that never leaves the client, and its name among the measured models."""
-SHARED = "shared"
+SHARED_KEY = "shared"
 """The averaged model among the measured ones."""
 
 
@@ -28,8 +28,8 @@ class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
     accuracy of both is recorded.
     """
 
-    eval_models: ClassVar[tuple[str, ...]] = (PERSONAL, SHARED)
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
+    eval_models: ClassVar[tuple[str, ...]] = (PERSONAL, SHARED_KEY)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN_NETWORK, PERSONAL)
 
     if TYPE_CHECKING:
 
@@ -43,16 +43,16 @@ class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
 
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return the personal model, unless w is to answer."""
-        return None if self.inference == SHARED else self.eval_model(client, PERSONAL)
+        return None if self.inference == SHARED_KEY else self.eval_model(client, PERSONAL)
 
     @property
     def answering_model(self) -> str:
         """`personal` or `shared`."""
-        return SHARED if self.inference == SHARED else PERSONAL
+        return SHARED_KEY if self.inference == SHARED_KEY else PERSONAL
 
     def eval_model(self, client: ClientView, name: str) -> nn.Module:
         """Return the personal model or w."""
-        return client.network(PERSONAL if name == PERSONAL else OWN)
+        return client.network(PERSONAL if name == PERSONAL else OWN_NETWORK)
 
 
 def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from fedkd.fusion import AuxNetwork, AuxNetworks, Capabilities
 from fedkd.fusion.weights.averaging import AVERAGED, AveragedNetwork
 from fedkd.plugins import hyperparameters
 
-SHARED = "shared"
+SHARED_NETWORK = "shared"
 """Name of the exchanged network."""
 
 
@@ -30,7 +30,7 @@ class SharedModel(AuxNetworks, AveragedNetwork):
         shares_model=False,
     )
 
-    exchanged_network: ClassVar[str] = SHARED
+    exchanged_network: ClassVar[str] = SHARED_NETWORK
 
     shared_model: str = "mlp"
     """The small model: a zoo name or `"pkg.mod:factory"`. The default takes samples of any shape; for images
@@ -45,4 +45,4 @@ class SharedModel(AuxNetworks, AveragedNetwork):
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the small model."""
-        return {SHARED: AuxNetwork(lambda make: make.shared_model())}
+        return {SHARED_NETWORK: AuxNetwork(lambda make: make.shared_model())}

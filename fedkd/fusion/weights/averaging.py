@@ -6,24 +6,24 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
-from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.auxiliary import OWN_NETWORK
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
 
-HEAD = "head."
+HEAD_PREFIX = "head."
 """Prefix of the head's weights, in the zoo and in plug-ins with a last layer `head`. All others are the
 body's, statistics of normalisation layers included."""
 
 
-def in_head(name: str) -> bool:
+def is_head_weight(name: str) -> bool:
     """Return whether a weight is the head's."""
-    return name.startswith(HEAD)
+    return name.startswith(HEAD_PREFIX)
 
 
 def in_body(name: str) -> bool:
     """Return whether a weight is the body's."""
-    return not in_head(name)
+    return not is_head_weight(name)
 
 
 AVERAGED = Capabilities(
@@ -51,7 +51,7 @@ class AveragedNetwork(FusionStrategy):
     with the weights of their seed, so the first round sends nothing down.
     """
 
-    exchanged_network: ClassVar[str] = OWN
+    exchanged_network: ClassVar[str] = OWN_NETWORK
 
     def exchanges(self, weight: str) -> bool:
         """Return whether a weight of this name leaves the client."""
@@ -81,6 +81,6 @@ class WeightAveraging(AveragedNetwork):
     capabilities: ClassVar[Capabilities] = AVERAGED
 
 
-def exchanges(strategy: FusionStrategy, weight: str) -> bool:
+def exchanges_weight(strategy: FusionStrategy, weight: str) -> bool:
     """Return whether a weight leaves the clients of a strategy that needs `weights`."""
     return not isinstance(strategy, WeightAveraging) or strategy.exchanges(weight)

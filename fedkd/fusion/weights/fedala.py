@@ -12,9 +12,9 @@ from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.weights.parameters import unpack
 from fedkd.plugins import hyperparameters
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
-OWN = "own/"
+OWN_PREFIX = "own/"
 RATES = "rates/"
 FOUND = "found/"
 WINDOW = 10
@@ -64,13 +64,13 @@ class FedALA(LocalObjective, WeightAveraging):
         """Return the weights, and store those of the top layers as w_n."""
         weights = client.weights()
         top = top_layers(client.trainable(), self.layers)
-        client.memory |= under(OWN, {name: weights[name] for name in top})
+        client.memory |= add_prefix(OWN_PREFIX, {name: weights[name] for name in top})
         return super().upload(client)
 
     def before_training(self, client: ClientView) -> None:
         """Continue from the Ω of the model that training begins with."""
-        found = below(FOUND, client.memory)
-        client.memory |= under(RATES, found)
+        found = strip_prefix(FOUND, client.memory)
+        client.memory |= add_prefix(RATES, found)
         for name in found:
             del client.memory[FOUND + name]
 
@@ -78,17 +78,17 @@ class FedALA(LocalObjective, WeightAveraging):
         """Load the average as far as Ω says; all of it before the first training."""
         current = client.weights()
         received = current | unpack(guidance, self._exchanged(current))
-        own, names = below(OWN, client.memory), top_layers(client.trainable(), self.layers)
+        own, names = strip_prefix(OWN_PREFIX, client.memory), top_layers(client.trainable(), self.layers)
         if own and self.lr > 0:
             ways = {name: received[name] - own[name] for name in names}
             rates = self._rates(client, received, ways)
-            client.memory |= under(FOUND, rates)
+            client.memory |= add_prefix(FOUND, rates)
             received |= _mixed(received, ways, rates)
         client.load_weights(received)
 
     def _rates(self, client: ClientView, received: Arrays, ways: Arrays) -> dict[str, np.ndarray]:
         """Return Ω by name, `[0, 1]` float32, found on own samples from w and the top layers' w − w_n."""
-        known = below(RATES, client.memory)
+        known = strip_prefix(RATES, client.memory)
         rates = known or {name: np.ones_like(way) for name, way in ways.items()}
         rows, size = client.own_rows(), client.batch_size
         chosen = client.generator("ala").permutation(rows)[: max(1, round(self.share * len(rows)))]

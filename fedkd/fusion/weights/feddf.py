@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedkd.fusion import Capabilities, Guidance, Kind, Knowledge
 from fedkd.fusion.math.probabilities import finite_logits, softmax
-from fedkd.fusion.server_cost import TRAINING, Extent, ServerCost
+from fedkd.fusion.server_cost import FORWARDS_PER_TRAINING_STEP, RoundExtent, ServerCost
 from fedkd.fusion.weights.averaging import AveragedNetwork
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
@@ -65,13 +65,13 @@ class FedDF(ServerCost, AveragedNetwork):
     patience: Annotated[int, Field(ge=0)] = 5
     """Stop after so many epochs without a lower validation loss, and keep the best weights; 0 never stops."""
 
-    def server_cost(self, extent: Extent) -> float:
+    def server_cost(self, extent: RoundExtent) -> float:
         """Return the operations of the ensemble's predictions and of each architecture's student."""
         if self.server_epochs == 0:
             return 0.0
         predicted = sum(cost * number for cost, number in extent.architectures.values())
         students = sum(cost for cost, _ in extent.architectures.values())
-        an_epoch = TRAINING * (1.0 - self.validation) + self.validation
+        an_epoch = FORWARDS_PER_TRAINING_STEP * (1.0 - self.validation) + self.validation
         return extent.samples * (predicted + students * an_epoch * self.server_epochs)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

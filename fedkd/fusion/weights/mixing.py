@@ -6,17 +6,17 @@ Receivers are rows and senders columns of a graph `[N, N]` bool. Its diagonal is
 import numpy as np
 
 
-def is_mutual(heard: np.ndarray) -> bool:
+def is_undirected(heard: np.ndarray) -> bool:
     """Return whether all links go both ways."""
     return bool((heard == heard.T).all())
 
 
-def metropolis(heard: np.ndarray) -> np.ndarray:
+def metropolis_weights(heard: np.ndarray) -> np.ndarray:
     """Return ``P_nm = 1 / (1 + max(deg_n, deg_m))`` for linked pairs, the rest on the diagonal, `[N, N]`.
 
     P is symmetric and its rows and columns sum to 1, so mixing keeps the mean. The graph must be mutual.
     """
-    if not is_mutual(heard):
+    if not is_undirected(heard):
         raise ValueError(
             "Metropolis weights are for graphs in which everyone is heard by those whom it hears"
         )
@@ -27,7 +27,7 @@ def metropolis(heard: np.ndarray) -> np.ndarray:
     return mixing
 
 
-def push_sum(heard: np.ndarray) -> np.ndarray:
+def push_sum_weights(heard: np.ndarray) -> np.ndarray:
     """Return ``P_nm = 1 / (number that hear m, itself included)``, columns summing to 1, `[N, N]` float64.
 
     Rows need not sum to 1: values are mixed with a mass of 1 each, and their ratio tends to the mean.
@@ -35,7 +35,7 @@ def push_sum(heard: np.ndarray) -> np.ndarray:
     return heard / heard.sum(axis=0, keepdims=True)
 
 
-def contraction(mixing: np.ndarray) -> float:
+def contraction_factor(mixing: np.ndarray) -> float:
     """Return λ₂ of ``‖P X − X̄‖ ≤ λ₂ ‖X − X̄‖``, the second largest singular value of a doubly stochastic P.
 
     0 for a single client; 1 where clients fall into parts.
@@ -44,7 +44,7 @@ def contraction(mixing: np.ndarray) -> float:
     return float(np.linalg.norm(apart, ord=2))
 
 
-def parts(heard: np.ndarray) -> list[tuple[int, ...]]:
+def connected_components(heard: np.ndarray) -> list[tuple[int, ...]]:
     """Return the sets of clients that links of either direction connect, in client order."""
     linked = heard | heard.T
     left, found = set(range(len(heard))), []

@@ -28,20 +28,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from fedkd.continual import energies_along, number_needed, residual_directions
+from fedkd.continual import basis_energies, count_leading_energies, residual_directions
 from fedkd.fusion.kinds import Kind
-from fedkd.training import torch_threads
+from fedkd.training import limit_torch_threads
 
-SKETCH, LEFT = "sketch/", "left/"
+SKETCH_PREFIX, RESIDUAL_SHARE_PREFIX = "sketch/", "left/"
 """Prefixes of a client's arrays for each layer: Y_c ``[n, width]``, and ρ_c."""
 
 
-def kinds_of(upload: Iterable[str]) -> dict[str, Kind]:
+def upload_kinds(upload: Iterable[str]) -> dict[str, Kind]:
     """Return the kind of each of a client's arrays."""
-    return {name: Kind.FEATURES if name.startswith(SKETCH) else Kind.OTHER for name in upload}
+    return {name: Kind.FEATURES if name.startswith(SKETCH_PREFIX) else Kind.OTHER for name in upload}
 
 
-def share_left(shares: Sequence[float], samples: Sequence[int]) -> float:
+def mean_residual_share(shares: Sequence[float], samples: Sequence[int]) -> float:
     """Return ρ in [0, 1]: the mean of the clients' ρ_c by samples; 0 without samples."""
     if sum(samples) == 0:
         return 0.0
@@ -63,7 +63,7 @@ class Protected(NamedTuple):
     energy: float
 
 
-def extended(
+def extend_basis(
     basis: np.ndarray, sketch: np.ndarray, left: float, threshold: float, measure: Measure = "measured"
 ) -> Protected:
     """Return U ``[n, r]`` with the new directions of a task, at most all of the sketch's.
@@ -75,22 +75,22 @@ def extended(
     wanted = 1.0 - (1.0 - threshold) / left if left > 0.0 else 0.0
     if wanted <= 0.0 or basis.shape[1] == len(basis):
         return Protected(basis, 1.0 if basis.shape[1] == len(basis) else 1.0 - left)
-    with torch_threads(1):  # how many threads share a sum decides its last bit
+    with limit_torch_threads(1):  # how many threads share a sum decides its last bit
         columns, held = (torch.from_numpy(a.astype(np.float64)) for a in (sketch, basis))
         width = columns.shape[1]
         apart, others = columns.split([-(-width // APART), width - -(-width // APART)], dim=1)
         directions, _ = residual_directions(others if width > 1 else columns, held)
-        shares = energies_along(apart, directions) / apart.square().sum().clamp(min=TINY)
-        count = number_needed(shares, wanted)
+        shares = basis_energies(apart, directions) / apart.square().sum().clamp(min=TINY)
+        count = count_leading_energies(shares, wanted)
         if measure == "sketch":
             directions, energies = residual_directions(columns, held)
-            count = number_needed(energies, wanted * float(columns.square().sum()))
+            count = count_leading_energies(energies, wanted * float(columns.square().sum()))
         found = float(shares[:count].sum())
         grown = np.concatenate([basis, directions[:, :count].numpy().astype(np.float32)], axis=1)
     return Protected(grown, 1.0 - left * (1.0 - min(found, 1.0)))
 
 
-def outside(step: np.ndarray, basis: np.ndarray) -> np.ndarray:
+def remove_projection(step: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Return ``Δ − Δ U Uᵀ``, float64, of a layer's step Δ ``[out, ...]`` and U ``[n, r]``."""
     delta, columns = step.reshape(len(step), -1).astype(np.float64), basis.astype(np.float64)
     return (delta - (delta @ columns) @ columns.T).reshape(step.shape)

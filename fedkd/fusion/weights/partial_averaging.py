@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fedkd.fusion import Capabilities, Guidance, LocalObjective
 from fedkd.fusion.views import Phase, ServerModels
-from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging, in_body, in_head
+from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging, in_body, is_head_weight
 from fedkd.fusion.weights.parameters import pack
 from fedkd.plugins import hyperparameters
 
@@ -28,7 +28,7 @@ class PartialAveraging(WeightAveraging):
 
     def exchanges(self, weight: str) -> bool:
         """Return whether a weight belongs to the shared part."""
-        return in_body(weight) if self.shared_part == "body" else in_head(weight)
+        return in_body(weight) if self.shared_part == "body" else is_head_weight(weight)
 
 
 @hyperparameters
@@ -76,7 +76,7 @@ class FedRep(LocalObjective, FedPer):
 
     def phases(self, epochs: int, *, last: bool) -> Sequence[Phase]:
         """Return the head's phase, and the body's unless the last fusion is over."""
-        head = Phase(self.head_epochs, in_head)
+        head = Phase(self.head_epochs, is_head_weight)
         return [head] if last else [head, Phase(epochs, in_body)]
 
 

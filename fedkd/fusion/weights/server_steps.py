@@ -12,7 +12,7 @@ from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
-from fedkd.storage import below, under
+from fedkd.storage import add_prefix, strip_prefix
 
 MODEL, SUM, COUNT, SEEN = "model/", "sum", "count", "seen"
 
@@ -42,11 +42,11 @@ class ServerSteps(FusionStrategy):
     def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x."""
         model = server.initial_weights(server.architecture_of(0))
-        return Guidance(targets=None, memory=under(MODEL, model), shared=model)
+        return Guidance(targets=None, memory=add_prefix(MODEL, model), shared=model)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the new x, or keep the sum so far while uploads of the round are awaited."""
-        model = _sorted(below(MODEL, memory))
+        model = _sorted(strip_prefix(MODEL, memory))
         x = pack(model)
         uploads = packs_of(knowledge.payload)
         freshness = np.ones(len(uploads)) if knowledge.freshness is None else knowledge.freshness
@@ -58,10 +58,10 @@ class ServerSteps(FusionStrategy):
         seen = np.max([x[COUNTERS], before, *(upload[COUNTERS] for upload in uploads)], axis=0)
         if knowledge.awaited:
             partly = {SUM: total, COUNT: np.array(count), SEEN: seen}
-            return Guidance(targets=None, memory=under(MODEL, model) | partly)
+            return Guidance(targets=None, memory=add_prefix(MODEL, model) | partly)
         moved = (x[PARAMETERS] + self._rate * total / count).astype(np.float32)
         new = unpack({PARAMETERS: moved, COUNTERS: seen}, model)
-        return Guidance(targets=None, memory=under(MODEL, new), shared=new)
+        return Guidance(targets=None, memory=add_prefix(MODEL, new), shared=new)
 
     @property
     @abstractmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedkd.models.fast.kernel_mode import transformed
+from fedkd.models.fast.kernel_mode import is_transformed
 
 FEWEST = 16  # fewest images of a batch that fill vectors
 MANY = 16  # fewest output channels that become the columns of a weight gradient's product
@@ -42,7 +42,7 @@ def batch_first(rows: Tensor) -> Tensor:
 def lies_batch_last(images: Tensor) -> bool:
     """Return whether images ``[B, C, H, W]`` lie on a CPU with their batch last."""
     on_cpu = images.device.type == "cpu" and images.dim() == 4 and images.numel() > 0
-    return on_cpu and not transformed() and batch_last(images).is_contiguous()
+    return on_cpu and not is_transformed() and batch_last(images).is_contiguous()
 
 
 class Conv2d(nn.Conv2d):
@@ -83,7 +83,7 @@ def _is_for_us(images: Tensor, weight: Tensor) -> bool:
         and images.numel() > 0
         and type(images) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and not transformed()
+        and not is_transformed()
     )
 
 

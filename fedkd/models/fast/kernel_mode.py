@@ -11,12 +11,12 @@ from torch.utils.flop_counter import flop_registry
 from fedkd.errors import UserError
 
 
-def transformed() -> bool:
+def is_transformed() -> bool:
     """Return whether a transformation of `torch.func`, such as `vmap`, is active."""
     return torch._C._are_functorch_transforms_active()
 
 
-def schema_of(kernel: Any) -> Any:
+def kernel_schema(kernel: Any) -> Any:
     """Return the signature of a kernel."""
     return kernel._schema
 
@@ -75,7 +75,7 @@ class Allowance(KernelMode):
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation, or raise a `UserError` if it asks for too much."""
-        first = schema_of(kernel).arguments[:1]
+        first = kernel_schema(kernel).arguments[:1]
         if first and first[0].name == "size" and args:
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
             self._asked += prod(args[0]) * dtype.itemsize

@@ -11,10 +11,10 @@ from fedkd.fusion import (
     Capabilities,
     FusionStrategy,
     Kind,
-    answers_otherwise,
-    asks_anew,
-    overrides,
-    teaches_targets,
+    distils_targets,
+    overrides_hook,
+    replaces_predictor,
+    varies_requests,
 )
 from fedkd.plan.recipe import recipe_of
 from fedkd.randomness import numpy_generator
@@ -53,7 +53,7 @@ class Case:
     def asks_anew(self) -> bool:
         """Whether each round asks for other transfer samples."""
         generator = numpy_generator(self.scenario.seed, "request", round=1)
-        return asks_anew(self.strategy, self.scenario.data.transfer.size, generator)
+        return varies_requests(self.strategy, self.scenario.data.transfer.size, generator)
 
 
 CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
@@ -76,10 +76,10 @@ CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
     "trials": lambda c: c.can.trials > 0,
     "infers_from_guidance": lambda c: c.can.infers_from_guidance,
     "request that varies": lambda c: c.returns_knowledge and c.asks_anew,
-    "phases": lambda c: overrides(c.strategy, "phases"),
-    "aux_networks": lambda c: overrides(c.strategy, "aux_networks"),
-    "predictor": lambda c: answers_otherwise(c.strategy),
-    "no targets": lambda c: not teaches_targets(c.strategy),
+    "phases": lambda c: overrides_hook(c.strategy, "phases"),
+    "aux_networks": lambda c: overrides_hook(c.strategy, "aux_networks"),
+    "predictor": lambda c: replaces_predictor(c.strategy),
+    "no targets": lambda c: not distils_targets(c.strategy),
 }
 """Capabilities by the name that the table has for them."""
 

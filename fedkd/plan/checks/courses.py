@@ -2,7 +2,7 @@
 
 from fedkd.errors import refuse_if
 from fedkd.plan.schedule import Schedule
-from fedkd.scenario import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream, task_count
+from fedkd.scenario import MAX_ROUNDS, MAX_TASKS, Population, Scenario, TaskStream, task_count
 
 
 def check_courses(scenario: Scenario) -> None:
@@ -22,10 +22,10 @@ def check_courses(scenario: Scenario) -> None:
         f"{key}.pace_range",
     )
     lessons, each = count * tasks.visits, scenario.continual.rounds_per_task
-    told = f"{count} tasks × {tasks.visits} visits are more than {MOST_TASKS} tasks"
-    refuse_if(lessons > MOST_TASKS, told, f"{key}.visits")
-    told = f"{lessons} tasks × {each} rounds_per_task are more than {MOST_ROUNDS} rounds"
-    refuse_if(lessons * each > MOST_ROUNDS, told, "continual.rounds_per_task")
+    told = f"{count} tasks × {tasks.visits} visits are more than {MAX_TASKS} tasks"
+    refuse_if(lessons > MAX_TASKS, told, f"{key}.visits")
+    told = f"{lessons} tasks × {each} rounds_per_task are more than {MAX_ROUNDS} rounds"
+    refuse_if(lessons * each > MAX_ROUNDS, told, "continual.rounds_per_task")
     _check_file(tasks, scenario.population)
 
 

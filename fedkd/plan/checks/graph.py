@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from fedkd.errors import refuse_if
-from fedkd.fusion import is_mutual, parts
+from fedkd.fusion import connected_components, is_undirected
 from fedkd.models import architecture_names
 from fedkd.plan.checks.capability_table import Case, check_table
 from fedkd.plan.graph import Graph
@@ -37,7 +37,7 @@ def check_graph(plan: Plan) -> None:
     ):
         refuse_if(given, f"{what}; topology.graph is '{kind}', in which there is none", key)
     refuse_if(
-        scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))),
+        scenario.topology.mixing == "metropolis" and not all(map(is_undirected, some_rounds(plan, graph))),
         f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
         "topology.mixing",
     )
@@ -55,7 +55,7 @@ def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
     return map(graph.edges, range(1, last + 1))
 
 
-def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
+def unconnected_clients(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
     """Return the clients that never hear of each other, by architecture where weights are mixed."""
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":
@@ -68,7 +68,7 @@ def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]
     found = []
     for name in dict.fromkeys(names):
         own = [client for client, other in enumerate(names) if other == name]
-        pieces = [tuple(own[at] for at in part) for part in parts(union[np.ix_(own, own)])]
+        pieces = [tuple(own[at] for at in part) for part in connected_components(union[np.ix_(own, own)])]
         if len(pieces) > 1 or (mixes and len(own) == 1 and graph.clients > 1):
             found.append((name, pieces))
     return found

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedkd.data import PARTITIONS, SCHEMES
-from fedkd.fusion import FusionStrategy, Kind, overrides, teaches_targets
+from fedkd.data import PARTITIONS, REPLACEMENT_SCHEMES
+from fedkd.fusion import FusionStrategy, Kind, distils_targets, overrides_hook
 from fedkd.models import ESTIMATORS
 from fedkd.plan.graph import PLACED, WITH_K
 from fedkd.scenario import Scenario
@@ -67,7 +67,7 @@ def _trains_in_batches(scenario: Scenario, _: Any) -> bool:
 
 
 def _distils(scenario: Scenario, strategy: FusionStrategy) -> bool:
-    return teaches_targets(strategy) and scenario.fusion.distill_epochs > 0
+    return distils_targets(strategy) and scenario.fusion.distill_epochs > 0
 
 
 def _copies_distil(scenario: Scenario, strategy: FusionStrategy) -> bool:
@@ -82,7 +82,7 @@ def _rehearses(scenario: Scenario, _: Any) -> bool:
 
 def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kind], bool]) -> bool:
     """Return whether clients send something of a kind; a strategy that finds kinds out may."""
-    if overrides(strategy, "kinds_of"):
+    if overrides_hook(strategy, "kinds_of"):
         return True
     return strategy.capabilities.sends != "nothing" and any(
         is_meant(kind) for kind in strategy.capabilities.kinds.values()
@@ -118,7 +118,7 @@ TABLE: tuple[Reader, ...] = (
     _with("data.partition.alpha", SCHEME, *DIRICHLET),
     _with("data.partition.shards_per_client", SCHEME, "shards"),
     _with("data.partition.samples_per_client", SCHEME, *DRAWN),
-    _with("data.partition.replacement", SCHEME, *SCHEMES),
+    _with("data.partition.replacement", SCHEME, *REPLACEMENT_SCHEMES),
     _with("data.partition.path", SCHEME, "file"),
     _without("data.partition.args", SCHEME, *PARTITIONS.builtin, only="a scheme of your own"),
     _without("data.transfer.args", "data.transfer.source", "holdout", "noise", only="another data set"),
@@ -155,7 +155,7 @@ TABLE: tuple[Reader, ...] = (
     ),
     # [fusion]
     _of_strategy(
-        "fusion.distill_epochs", "strategies whose clients distil targets", lambda s, h: teaches_targets(h)
+        "fusion.distill_epochs", "strategies whose clients distil targets", lambda s, h: distils_targets(h)
     ),
     *(
         _of_strategy(

@@ -10,15 +10,15 @@ from fedkd.continual import (
     Learner,
     LearnerContext,
     TaskLearning,
+    changes_training,
     needs_boundaries,
-    shapes_training,
     trains_on_old_tasks,
 )
 from fedkd.data import Data, FederatedStream
 from fedkd.errors import UserError, refuse_if
-from fedkd.fusion import overrides
+from fedkd.fusion import overrides_hook
 from fedkd.plan.plan import Plan
-from fedkd.plugins import calling, show_value
+from fedkd.plugins import plugin_call, show_value
 from fedkd.scenario import Scenario
 
 KEY = "fusion.strategy"
@@ -72,20 +72,20 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
     told = "must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
     refuse_if(adjustment != 0, f"{told} {show_value(adjustment)}", "fusion.logit_adjustment")
     shapes = plan.capabilities.uses_local_loss or any(
-        overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")
+        overrides_hook(plan.strategy, hook) for hook in ("rehearsal", "local_step")
     )
-    if shapes and shapes_training(learner):
+    if shapes and changes_training(learner):
         what = (
             "teaches the present task's classes" if plan.capabilities.uses_local_loss else "rehearses others"
         )
-        what = "has a loss of its own" if overrides(plan.strategy, "local_step") else what
+        what = "has a loss of its own" if overrides_hook(plan.strategy, "local_step") else what
         old = trains_on_old_tasks(learner)
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         told = f"'{strategy}' {what} in local training, where '{learner.name}'"
         raise UserError(f"{told} {why}; use a strategy that exchanges predictions", key=KEY)
     apart = not made_for_it and (traits.isolates or traits.scales_own_subspaces)
     refuse_if(
-        overrides(plan.strategy, "local_step") and apart,
+        overrides_hook(plan.strategy, "local_step") and apart,
         f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
         f" and '{learner.name}' puts others in their place for each task",
         KEY,
@@ -100,7 +100,7 @@ def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, mode
     def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
 
-    with calling(f"'{learner.name}'", "continual.learner", " when it was to prepare a model"):
+    with plugin_call(f"'{learner.name}'", "continual.learner", " when it was to prepare a model"):
         context = LearnerContext(
             model,
             [task.units for task in stream],

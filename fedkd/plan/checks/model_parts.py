@@ -7,8 +7,8 @@ from torch import nn
 
 from fedkd.data import Data, FederatedData
 from fedkd.errors import UserError, refuse_if
-from fedkd.fusion import HEAD, Kind, in_head, overrides, teaches_targets
-from fedkd.models import blank_inputs, predicting
+from fedkd.fusion import HEAD_PREFIX, Kind, distils_targets, is_head_weight, overrides_hook
+from fedkd.models import blank_inputs, evaluation_mode
 from fedkd.plan.plan import Plan
 from fedkd.scenario import Scenario
 
@@ -21,15 +21,15 @@ def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool)
     models_of: dict[tuple[tuple[int, ...], ...], str] = {}
     for group, model in zip(scenario.clients, models, strict=True):
         trained = {weight: p for weight, p in model.named_parameters() if p.requires_grad}
-        parts = {in_head(weight) for weight in trained}
-        missing = f"none called '{HEAD}…'" if True not in parts else f"none but '{HEAD}…'"
+        parts = {is_head_weight(weight) for weight in trained}
+        missing = f"none called '{HEAD_PREFIX}…'" if True not in parts else f"none but '{HEAD_PREFIX}…'"
         refuse_if(
             parts != {True, False},
             f"'{name}' tells a model's body and head apart by the names of its weights; model"
             f" '{group.model}' has {missing}",
             KEY,
         )
-        head = tuple(tuple(p.shape) for weight, p in trained.items() if in_head(weight))
+        head = tuple(tuple(p.shape) for weight, p in trained.items() if is_head_weight(weight))
         models_of.setdefault(head, group.model)
     if alike and len(models_of) > 1:
         told = (
@@ -43,7 +43,7 @@ def check_relations(plan: Plan, models: Sequence[Any]) -> None:
     """Refuse relations of transfer samples where there are no targets of them, or no features."""
     scenario, key = plan.scenario, "fusion.relations"
     refuse_if(
-        not teaches_targets(plan.strategy),
+        not distils_targets(plan.strategy),
         f"not allowed with '{scenario.fusion.strategy}', whose guidance is no targets of transfer samples"
         " that could be related",
         key,
@@ -85,7 +85,7 @@ def check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) 
     inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
     told = f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got"
     for model in models:
-        with predicting(model):
+        with evaluation_mode(model):
             widths.append(model.features(inputs).flatten(1).shape[1])
     first = f"{widths[0]} ('{scenario.clients[0].model}')"
     for group, width in zip(scenario.clients, widths, strict=True):
@@ -112,7 +112,7 @@ def check_filters(plan: Plan, data: Data) -> None:
     kinds, classes = strategy.capabilities.kinds.values(), max(_class_counts(data))
     told = f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}"
     refuse_if((fusion.upload_top or 0) > classes, told, "fusion.upload_top")
-    plain = not overrides(strategy, "targets_of") and teaches_targets(strategy)
+    plain = not overrides_hook(strategy, "targets_of") and distils_targets(strategy)
     refuse_if(
         fusion.filters and (not plain or Kind.TRANSFER_LOGITS not in kinds or Kind.WEIGHTS in kinds),
         f"not allowed with '{fusion.strategy}', which does not turn predictions on transfer samples into"

@@ -41,7 +41,7 @@ class WithoutPlugins:
         return not any(key.startswith(OF_DATA) for key in self.plug_ins)
 
 
-def plug_ins_of(scenario: Scenario) -> dict[str, str]:
+def find_plug_ins(scenario: Scenario) -> dict[str, str]:
     """Return a scenario's plug-ins by key: its modules, and names that are not fedkd's or Flower's."""
     modules = {f"plugins.{index}": module for index, module in enumerate(scenario.plugins)}
     return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
@@ -58,7 +58,7 @@ def foreign_modules(scenario: Scenario) -> list[str]:
 
 
 def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES) -> WithoutPlugins:
-    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve`)."""
+    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve_plan`)."""
     foreign = _foreign(scenario)
     if not scenario.plugins:  # else their modules may register any name
         for key, (registry, name) in foreign.items():
@@ -77,7 +77,7 @@ def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRID
         bind_learner(scenario.continual)
     if scenario.fusion.from_flower:
         check_one_architecture(scenario)
-    return WithoutPlugins(scenario, plug_ins_of(scenario))
+    return WithoutPlugins(scenario, find_plug_ins(scenario))
 
 
 def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedkd.data import Data, FederatedData, check_fits, first_task
+from fedkd.data import Data, FederatedData, check_memory_budget, first_task
 from fedkd.errors import UserError, refuse_if
 from fedkd.fusion import ServerModel
 from fedkd.models import build_model
@@ -130,4 +130,4 @@ def _check_generated(plan: Plan, data: Data) -> None:
     told = f"'{name}' generates vectors and images; samples are of {shape}"
     refuse_if(len(data.input_shape) not in (1, 3), told, KEY)
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
-    check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
+    check_memory_budget(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")

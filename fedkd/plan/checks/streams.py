@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from fedkd.continual import Phases, check_layers, statistics_names, why_closed
+from fedkd.continual import Phases, check_layers, reopening_obstacle, statistics_names
 from fedkd.errors import UserError, refuse_if
-from fedkd.fusion import overrides
+from fedkd.fusion import overrides_hook
 from fedkd.plan.plan import Plan
 
 KEY = "fusion.strategy"
@@ -38,7 +38,7 @@ def check_masks(plan: Plan) -> None:
 def check_backward(plan: Plan) -> None:
     """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
     strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
-    reason, closed = None, None if learner is None else why_closed(learner)
+    reason, closed = None, None if learner is None else reopening_obstacle(learner)
     if learner is None:
         reason = "needs a stream of tasks, of which some are old: [continual]"
     elif fusion.knowledge_cache is None:
@@ -50,7 +50,7 @@ def check_backward(plan: Plan) -> None:
             "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
             " pace = 'uniform'; here all go on at once, and nobody knows more of an old task"
         )
-    elif strategy.capabilities.uses_local_loss or overrides(strategy, "apply"):
+    elif strategy.capabilities.uses_local_loss or overrides_hook(strategy, "apply"):
         reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
     elif closed is not None:
         reason = f"not allowed: '{learner.name}' {closed}"

@@ -10,7 +10,7 @@ from fedkd.report.page.figure import MOST_PANELS, Figure, chart_figures
 from fedkd.report.page.page import Page, Section
 from fedkd.report.study import Study
 from fedkd.report.tables import MISSING, Cell, Table, comparison_table, explained
-from fedkd.tracking import CELLS
+from fedkd.tracking import CELLS_FILE
 
 
 def bench_page(study: Study, folder: Path, source: str | None) -> Page:
@@ -43,7 +43,7 @@ def _figures(charts: Iterable[tuple[str, Callable[[], Chart]]]) -> list[Figure]:
 def _cells(folder: Path) -> Iterator[Table]:
     """Yield the table of cells, as it was written beside."""
     try:
-        with (folder / CELLS).open(encoding="utf-8", newline="") as file:
+        with (folder / CELLS_FILE).open(encoding="utf-8", newline="") as file:
             columns, *rows = csv.reader(file)
     except (OSError, ValueError, csv.Error, UnicodeDecodeError):
         return

@@ -11,7 +11,7 @@ from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord
 from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
-from fedkd.scenario import changed_keys, decisive
+from fedkd.scenario import changed_keys, result_relevant_keys
 from fedkd.tracking import protocol_name
 
 HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
@@ -80,7 +80,7 @@ def _results(runs: Mapping[str, RunRecord]) -> Table:
 def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
     """Yield the keys at which scenarios differ, if they do."""
     tables = [
-        decisive(record.scenario) | {"name": record.scenario.name, "seed": record.scenario.seed}
+        result_relevant_keys(record.scenario) | {"name": record.scenario.name, "seed": record.scenario.seed}
         for record in runs.values()
     ]
     keys = dict.fromkeys(key for table in tables[1:] for key in changed_keys(tables[0], table))

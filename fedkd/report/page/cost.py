@@ -9,8 +9,8 @@ from fedkd.report.chart import COLOURS, DASHES, looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, bar, line, over_rounds
 from fedkd.report.page.record import RunRecord
-from fedkd.storage import rounds_with_tables
-from fedkd.tracking import FUSION, read_links
+from fedkd.storage import list_table_rounds
+from fedkd.tracking import FUSION_STEM, read_links
 
 MOST_PHASE_BARS = 120
 MOST_LINKED = 50  # clients up to which a page shows every pair
@@ -101,7 +101,7 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
     if record.scenario.topology.graph == "star" or clients > MOST_LINKED:
         return
     rounds, sizes = np.zeros((clients, clients), dtype=np.int64), np.zeros((clients, clients), dtype=np.int64)
-    for round in rounds_with_tables(record.folder / FUSION, "links"):
+    for round in list_table_rounds(record.folder / FUSION_STEM, "links"):
         table = read_links(record.folder, round)
         if table is not None and table.clients and max(table.clients) < clients:
             own = np.ix_(table.clients, table.clients)

@@ -8,8 +8,8 @@ import numpy as np
 
 from fedkd.report.page.figure import grid
 from fedkd.report.page.record import RunRecord
-from fedkd.storage import rounds_with_tables
-from fedkd.tracking import FUSION, Neighbours, read_neighbours
+from fedkd.storage import list_table_rounds
+from fedkd.tracking import FUSION_STEM, Neighbours, read_neighbours
 
 MOST_CLIENTS = 50  # clients up to which a page shows every pair; of more, architectures stand in for them
 MOST_ROUNDS = 40  # rounds that a page can show; of more, so many spread evenly
@@ -32,7 +32,7 @@ class NeighbourView:
 
 def neighbour_view(record: RunRecord) -> NeighbourView | None:
     """Return what a run recorded of its weights; None: nothing, or nothing that can be shown."""
-    recorded = rounds_with_tables(record.folder / FUSION, "round")
+    recorded = list_table_rounds(record.folder / FUSION_STEM, "round")
     if not recorded or len(record.models) < 2:
         return None
     places = np.unique(np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int))

@@ -12,16 +12,16 @@ import numpy as np
 
 from fedkd.errors import UserError
 from fedkd.models import architecture_names, client_models
-from fedkd.plan import USUAL_K, Schedule, counted_clients, models_told_apart
+from fedkd.plan import DEFAULT_NEIGHBOURS, Schedule, counted_clients, separately_measured_models
 from fedkd.scenario import Scenario, read_scenario, read_toml
-from fedkd.storage import NotJson, parse_json
+from fedkd.storage import InvalidJson, parse_json
 from fedkd.tracking import (
-    CLIENTS,
-    METRICS,
-    SCENARIO,
-    SCHEDULE,
-    SUMMARY,
-    TIMINGS,
+    CLIENTS_FILE,
+    METRICS_FILE,
+    SCENARIO_FILE,
+    SCHEDULE_FILE,
+    SUMMARY_FILE,
+    TIMINGS_FILE,
     MetricRow,
     read_epochs,
     read_metrics,
@@ -84,7 +84,7 @@ class RunRecord:
         topology = self.scenario.topology
         if topology.graph == "star":
             return ""
-        k = USUAL_K if topology.k is None else topology.k
+        k = DEFAULT_NEIGHBOURS if topology.k is None else topology.k
         told = {"file": Path(topology.path or "").name, "k_regular": f"k = {k}", "random_regular": f"k = {k}"}
         name = topology.graph.replace("_", "-")
         return f"{name} ({told[topology.graph]})" if topology.graph in told else name
@@ -107,7 +107,7 @@ class RunRecord:
     @cached_property
     def models_told_apart(self) -> tuple[str, ...]:
         """Models of a client whose accuracies are recorded separately."""
-        return models_told_apart(row["metric"] for row in self.rows)
+        return separately_measured_models(row["metric"] for row in self.rows)
 
     @cached_property
     def _series(self) -> dict[tuple[str, str], Series]:
@@ -159,22 +159,24 @@ class RunRecord:
 
 def read_record(folder: Path) -> RunRecord:
     """Read a run folder; another folder, or a file that cannot be read, is a `UserError`."""
-    path = folder / SCENARIO
+    path = folder / SCENARIO_FILE
     if not path.is_file():
-        raise UserError(f"neither a run folder (it has no {SCENARIO}) nor a bench folder", file=str(folder))
+        raise UserError(
+            f"neither a run folder (it has no {SCENARIO_FILE}) nor a bench folder", file=str(folder)
+        )
     scenario = read_scenario(read_toml(path), file=str(path), folder=folder)
     models = tuple(architecture_names(client_models(scenario)))
-    dealt = _json(folder / CLIENTS) or {}
+    dealt = _json(folder / CLIENTS_FILE) or {}
     owners = dealt.get("owners")
     return RunRecord(
         folder=folder,
         scenario=scenario,
         scenario_text=path.read_text(encoding="utf-8"),
         rows=_metric_rows(folder, len(models)),
-        timings=read_timings(folder) if (folder / TIMINGS).exists() else [],
+        timings=read_timings(folder) if (folder / TIMINGS_FILE).exists() else [],
         warnings=read_warnings(folder),
-        summary=_json(folder / SUMMARY),
-        schedule=_schedule(folder / SCHEDULE),
+        summary=_json(folder / SUMMARY_FILE),
+        schedule=_schedule(folder / SCHEDULE_FILE),
         models=models,
         labels=_labels(dealt, len(models)),
         owners=tuple(map(str, owners)) if isinstance(owners, list) and len(owners) == len(models) else (),
@@ -182,20 +184,20 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
-    if not (folder / METRICS).exists():
+    if not (folder / METRICS_FILE).exists():
         return []
     rows = read_metrics(folder)
     for number, row in enumerate(rows, start=1):
         client = row["client"]
         known = client is None or (isinstance(client, int) and 0 <= client < clients)
         if not known or not all(isinstance(value, ROW.get(key, object)) for key, value in row.items()):
-            raise UserError(f"line {number} is no row of metrics", file=str(folder / METRICS))
+            raise UserError(f"line {number} is no row of metrics", file=str(folder / METRICS_FILE))
     return rows
 
 
 def _json(path: Path) -> Any:
     """Return the table that a JSON file holds; None: it is not there, or holds something else."""
-    with suppress(OSError, NotJson):
+    with suppress(OSError, InvalidJson):
         value = parse_json(path.read_bytes())
         return value if isinstance(value, dict) else None
     return None

@@ -19,7 +19,7 @@ from fedkd.report.page.stream import (
 )
 from fedkd.report.page.transferability import transfer_figures
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking import SCENARIO, duration, moments, percent, size
+from fedkd.tracking import SCENARIO_FILE, format_before_after, format_bytes, format_duration, format_percent
 
 WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings in words
 MOST_LISTED = 1000  # clients that a table lists
@@ -44,7 +44,7 @@ def run_page(record: RunRecord) -> Page:
         Section("Cost", list(cost_figures(record))),
         Section("What went wrong", [*failure_figures(record), *_warnings(record)]),
     ]
-    notes, sources = list(_notes(record)), [(SCENARIO, record.scenario_text)]
+    notes, sources = list(_notes(record)), [(SCENARIO_FILE, record.scenario_text)]
     return Page(record.title, "fedkd · report of a run", sections, facts(record), notes, sources)
 
 
@@ -93,15 +93,15 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
                 final_mean(record, split, f"accuracy{at}{ending}") for at in ("_before_fusion", "")
             )
             if ending or after is not None:
-                told.append((title, moments(before, after)))
+                told.append((title, format_before_after(before, after)))
     if record.summary is not None:
         final = record.summary["final"]
-        up, down = size(final["bytes_up"]), size(final.get("bytes_down", 0))
+        up, down = format_bytes(final["bytes_up"]), format_bytes(final.get("bytes_down", 0))
         # What clients send each other is received as often as it is sent.
         told.append(("sent", f"{up} between clients" if record.topology else f"{up} up, {down} down"))
         if "virtual_seconds" in final:
-            told.append(("simulated time", duration(final["virtual_seconds"])))
-        told.append(("time", duration(record.summary["seconds"])))
+            told.append(("simulated time", format_duration(final["virtual_seconds"])))
+        told.append(("time", format_duration(record.summary["seconds"])))
     return told
 
 
@@ -156,7 +156,7 @@ def _warnings(record: RunRecord) -> Iterator[Table]:
     rows = []
     for row in record.warnings:
         name = WARNINGS.get(row.get("warning", ""), row.get("warning"))
-        shares = [percent(row.get(key)) for key in ("accuracy", "chance")]
+        shares = [format_percent(row.get(key)) for key in ("accuracy", "chance")]
         rows.append([name, *(row.get(key) for key in ("round", "client", "task")), *shares])
     columns = ["warning", "round", "client", "task", "training accuracy", "majority class"]
     caption = (

@@ -10,7 +10,7 @@ from fedkd.continual import ProtocolOutcome, StreamOutcome, forgetting_per_task
 from fedkd.plan import Schedule
 from fedkd.report.chart import looks
 from fedkd.report.continual import accuracy_matrix, outcome_of_rows, task_labels
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import find_metric
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure
 from fedkd.report.page.record import RunRecord
@@ -195,7 +195,7 @@ def continual_table(outcome: StreamOutcome) -> Table:
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]
         if values:
-            shown = metric(name)
+            shown = find_metric(name)
             worst = max(values) if shown.better == "lower" else min(values)
             ends = [Cell(f"{v * shown.scale:.{shown.decimals}f}", v) for v in (float(np.mean(values)), worst)]
             rows.append([shown.label, *ends, len(values)])

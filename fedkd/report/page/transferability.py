@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.fusion import PREDICTORS, chance, hits, rank_correlation
+from fedkd.fusion import TRANSFER_PREDICTORS, best_sender_hits, chance_accuracy, rank_correlation
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import RunRecord
 from fedkd.report.statistics import interval
 from fedkd.report.tables import Cell, Table
-from fedkd.storage import rounds_with_tables
-from fedkd.tracking import FOLDER, TransferMap, read_transfer_map
+from fedkd.storage import list_table_rounds
+from fedkd.tracking import TRANSFERABILITY_FOLDER, TransferMap, read_transfer_map
 
 MOST_CLIENTS = 50  # clients up to which every pair is shown; of more, the table alone
 MOST_ROUNDS = 20  # maps that a page can show; of more, so many spread evenly
@@ -30,7 +30,7 @@ MOST_NUMBERED = 6  # clients up to which cells have their numbers in them
 
 def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
     """Yield the maps and how good the predictors were; nothing if none was measured."""
-    recorded = rounds_with_tables(record.folder / FOLDER, "round")
+    recorded = list_table_rounds(record.folder / TRANSFERABILITY_FOLDER, "round")
     places = np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int)
     known = (read_transfer_map(record.folder, recorded[place]) for place in np.unique(places))
     clients = len(record.models)
@@ -48,7 +48,7 @@ def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
 
 
 def _predictors(found: TransferMap) -> list[str]:
-    return [name for name in PREDICTORS if name in found.predicted]
+    return [name for name in TRANSFER_PREDICTORS if name in found.predicted]
 
 
 def _label(found: TransferMap, name: str) -> str:
@@ -210,7 +210,7 @@ def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
             for name in _predictors(found):
                 guess, gain = _tables(found, name, split)
                 ranks = rank_correlation(guess, gain)[own]
-                shares = [_share(hits(guess, gain)[own]), _share(chance(gain)[own])]
+                shares = [_share(best_sender_hits(guess, gain)[own]), _share(chance_accuracy(gain)[own])]
                 number = int(np.isfinite(ranks).sum())
                 rows.append([found.round, WORDS[name], where, _spearman(ranks), number, *shares])
     columns = ["round", "predictor", "gain on", "Spearman", "receivers"]

@@ -5,15 +5,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedkd.errors import UserError
-from fedkd.plugins import MissingPackage, require
+from fedkd.plugins import MissingPackage, require_package
 from fedkd.report.page.bench import bench_page
 from fedkd.report.page.comparison import comparison_page
 from fedkd.report.page.page import MARK, Page, render
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
 from fedkd.report.study import Study, read_study
-from fedkd.storage import expanded, write_bytes_atomically
-from fedkd.tracking import BENCH, CELLS, METRICS, REPORT, SCENARIO, STUDY, TUNE, sweep
+from fedkd.storage import expand_path, write_bytes_atomically
+from fedkd.tracking import (
+    BENCH_FILE,
+    CELLS_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    SCENARIO_FILE,
+    STUDY_FILE,
+    TUNE_FILE,
+    remove_leftovers,
+)
 
 MOST_BYTES = 30_000_000  # of `metrics.jsonl` for a page at the end of a run: about a second's reading
 
@@ -30,16 +39,16 @@ def write_report(folders: Sequence[Path], out: Path | None = None, study: Study 
         UserError: A folder cannot be read, the file cannot be written, or a package is missing.
     """
     for package in ("plotly.offline", "jinja2"):  # before a long reading
-        require(package, REPORT, "report")
+        require_package(package, REPORT_FILE, "report")
     page = _page(folders, study)
-    path = folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    path = folders[0] / REPORT_FILE if len(folders) == 1 else Path(REPORT_FILE)
     if out is not None:
-        out = expanded(out, key="--out")
-        path = out if out.suffix.lower() in (".html", ".htm") or out.is_file() else out / REPORT
+        out = expand_path(out, key="--out")
+        path = out if out.suffix.lower() in (".html", ".htm") or out.is_file() else out / REPORT_FILE
     _check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name)
+        remove_leftovers(path.parent, path.name)
         write_bytes_atomically(path, render(page).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", file=str(path)) from error
@@ -51,7 +60,7 @@ def _page(folders: Sequence[Path], study: Study | None) -> Page:
         runs, why = folder / "runs", ""
         if not folder.is_dir():
             why = "no such folder" if not folder.exists() else "is no folder"
-        elif (folder / TUNE).is_file():
+        elif (folder / TUNE_FILE).is_file():
             why = f"is a search, whose table is in table.md; its runs have pages: {runs}/*"
         if why:
             raise UserError(why, file=str(folder))
@@ -66,13 +75,13 @@ def _page(folders: Sequence[Path], study: Study | None) -> Page:
         return run_page(read_record(folders[0]))
     source = None
     with suppress(OSError, UnicodeDecodeError):
-        source = (folders[0] / BENCH).read_text(encoding="utf-8")
+        source = (folders[0] / BENCH_FILE).read_text(encoding="utf-8")
     return bench_page(study or read_study(folders[0]), folders[0], source)
 
 
 def _is_bench(folder: Path) -> bool:
-    there = any((folder / name).exists() for name in (STUDY, CELLS, "runs"))
-    return there and not (folder / SCENARIO).exists()
+    there = any((folder / name).exists() for name in (STUDY_FILE, CELLS_FILE, "runs"))
+    return there and not (folder / SCENARIO_FILE).exists()
 
 
 def _check_replaceable(path: Path) -> None:
@@ -89,19 +98,19 @@ def _check_replaceable(path: Path) -> None:
     raise UserError(told, key="--out", file=str(path))
 
 
-def report_at_the_end(folder: Path, tell: Callable[[str], None]) -> None:
+def write_final_report(folder: Path, tell: Callable[[str], None]) -> None:
     """Write the page of a run or a bench that has just ended; `tell` why there is none instead of failing.
 
     Without its packages a `MissingPackage`.
     """
     try:
-        if (folder / METRICS).exists() and (folder / METRICS).stat().st_size > MOST_BYTES:
-            tell(f"{METRICS} is large, and {REPORT} was left for later: fedkd report {folder}")
+        if (folder / METRICS_FILE).exists() and (folder / METRICS_FILE).stat().st_size > MOST_BYTES:
+            tell(f"{METRICS_FILE} is large, and {REPORT_FILE} was left for later: fedkd report {folder}")
             return
         write_report([folder])
     except MissingPackage:
         raise
     except UserError as error:
-        tell(f"{REPORT} could not be made: {error}")
+        tell(f"{REPORT_FILE} could not be made: {error}")
     except Exception as error:  # a page is no reason to lose the word that a run has ended well
-        tell(f"{REPORT} could not be made: {type(error).__name__}: {error}")
+        tell(f"{REPORT_FILE} could not be made: {type(error).__name__}: {error}")

@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedkd.errors import Interrupted, one_line
-from fedkd.scenario import Scenario, relative_to
+from fedkd.scenario import Scenario, make_paths_relative
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.loggers.figures import FigureMaker
 from fedkd.tracking.loggers.logger import Ending, LoggedRun, Logger
-from fedkd.tracking.recorder import METRICS
+from fedkd.tracking.recorder import METRICS_FILE
 
 log = logging.getLogger("fedkd.tracking")
 
@@ -53,7 +53,7 @@ class BackgroundLogger(RunObserver):
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._folder, self._last, self._rounds = folder, resumed_from, scenario.last_round
         self._read = self._recorded()
-        run = LoggedRun(relative_to(scenario, folder), folder, resumed_from, self._told.put)
+        run = LoggedRun(make_paths_relative(scenario, folder), folder, resumed_from, self._told.put)
 
         def begin() -> None:
             self._maker = FigureMaker(scenario, folder, resumed_from, self._pictures_every)
@@ -97,7 +97,7 @@ class BackgroundLogger(RunObserver):
     # In the run's thread
 
     def _recorded(self) -> int:
-        path = self._folder / METRICS
+        path = self._folder / METRICS_FILE
         return path.stat().st_size if path.exists() else 0
 
     def _hand_over(self, work: Work) -> bool:

@@ -12,8 +12,8 @@ from fedkd.scenario import Scenario
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.loggers.logger import Figures
 from fedkd.tracking.neighbours import read_neighbours
-from fedkd.tracking.recorder import METRICS, read_metrics
-from fedkd.tracking.task_matrix import TaskMatrix, matrices
+from fedkd.tracking.recorder import METRICS_FILE, read_metrics
+from fedkd.tracking.task_matrix import TaskMatrix, make_task_matrices
 
 OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")  # shown as histograms
 WEIGHTS = "fusion/weights"
@@ -27,7 +27,7 @@ class FigureMaker:
         self._folder = folder
         self._pictures_every = pictures_every
         self._schedule = build_schedule(scenario)
-        self._matrices: list[TaskMatrix] = matrices(scenario)
+        self._matrices: list[TaskMatrix] = make_task_matrices(scenario)
         if self._matrices and resumed_from:
             rows = [row for row in read_metrics(folder) if row["round"] <= resumed_from]
             for matrix in self._matrices:
@@ -52,7 +52,7 @@ class FigureMaker:
             neighbours = read_neighbours(self._folder, report.round)
             if neighbours is not None and neighbours.senders is None:
                 heat_maps[WEIGHTS] = neighbours.weights
-            histograms = _over_clients(self._folder / METRICS, span, report.round)
+            histograms = _over_clients(self._folder / METRICS_FILE, span, report.round)
         return Figures(report.round, report.task, values, of_task, heat_maps, histograms)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from fedkd.scenario import Artifact, Scenario
 from fedkd.storage import write_text_atomically
-from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
-from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS
+from fedkd.tracking.folder import CLIENTS_FILE, SCENARIO_FILE, SCHEDULE_FILE
+from fedkd.tracking.recorder import METRICS_FILE, SUMMARY_FILE, TIMINGS_FILE
 
-RECORD = (SCENARIO, SCHEDULE, CLIENTS, METRICS, TIMINGS, SUMMARY)
+RECORD = (SCENARIO_FILE, SCHEDULE_FILE, CLIENTS_FILE, METRICS_FILE, TIMINGS_FILE, SUMMARY_FILE)
 """Files of a run folder that say what a run was and what it found."""
 SIDE, GREY = 480, (128, 128, 128)  # pixels along the longer side of a picture, about; colour of NaN
 VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")

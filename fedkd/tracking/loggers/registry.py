@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plugins import how_to_install
+from fedkd.plugins import install_hint
 from fedkd.scenario import LoggerSection, Scenario
 from fedkd.tracking.loggers.background import BackgroundLogger
 
@@ -62,7 +62,7 @@ def check_loggers(scenario: Scenario) -> None:
     """
     for kind, _ in wanted_loggers(scenario):
         if kind.extra and not kind.is_there:
-            told = f"{kind.package} is not installed; {how_to_install(kind.extra)}"
+            told = f"{kind.package} is not installed; {install_hint(kind.extra)}"
             raise UserError(told, key=f"tracking.{kind.name}")
 
 

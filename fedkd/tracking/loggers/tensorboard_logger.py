@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedkd.scenario import TensorBoard, dump_toml
-from fedkd.storage import expanded
+from fedkd.storage import expand_path
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, heat_map
 
 FOLDER = "tensorboard"
@@ -24,7 +24,7 @@ class TensorBoardLogger:
 
         folder = run.folder / FOLDER
         if self._wanted.folder is not None:
-            folder = expanded(self._wanted.folder, key="tracking.tensorboard.folder") / run.folder.name
+            folder = expand_path(self._wanted.folder, key="tracking.tensorboard.folder") / run.folder.name
         purged = run.resumed_from + 1 if run.resumed_from else None
         self._writer = SummaryWriter(str(folder), purge_step=purged)
         if not run.resumed_from:

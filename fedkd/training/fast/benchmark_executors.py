@@ -24,7 +24,7 @@ DECISIVE = 2.0
 UNTIL_REPLAYED = 3
 """Steps that record, prove, and replay."""
 
-Clock = Callable[[], float]
+ClockFunction = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StepSeconds:
 
 
 def benchmark_executors(
-    jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter, *, fast: bool = True
+    jobs: Sequence[TrainJob], together: int, clock: ClockFunction = time.perf_counter, *, fast: bool = True
 ) -> StepSeconds | None:
     """Return the median seconds of a step both ways; None: no two jobs can run together, or one fails."""
     if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
@@ -73,7 +73,7 @@ def _cut(job: TrainJob, steps: int) -> TrainJob:
     return replace(job, arrays=arrays, epochs=epochs)
 
 
-def _timed(executor: Executor, jobs: Sequence[TrainJob], clock: Clock) -> float | None:
+def _timed(executor: Executor, jobs: Sequence[TrainJob], clock: ClockFunction) -> float | None:
     cuda = jobs[0].arrays[0].device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()

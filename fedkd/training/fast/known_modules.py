@@ -19,10 +19,12 @@ def all_recordable(model: nn.Module) -> bool:
 
 def is_recordable(module: nn.Module) -> bool:
     """Return whether a module is torch's or declares itself recordable, and has no hook or patch."""
-    return (f"{type(module).__module__}.".startswith(TORCH) or declares(module)) and not reached_into(module)
+    return (
+        f"{type(module).__module__}.".startswith(TORCH) or declares_recordable(module)
+    ) and not reached_into(module)
 
 
-def declares(part: object, *methods: str) -> bool:
+def declares_recordable(part: object, *methods: str) -> bool:
     """Return whether a class declares itself recordable, or inherits that.
 
     A class that overrides none of `methods`, which steps call, has its base's declaration. Without methods,

@@ -10,7 +10,7 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 
 
-def own_kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def kernel_decorator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator for a kernel, such as ``"add_one(Tensor(a!) values) -> ()"``; `!`: in place."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedkd.models import KernelMode
-from fedkd.training.compat import below_autograd, schema_of, tree_leaves, tree_map_only
+from fedkd.training.compat import below_autograd, kernel_schema, tree_leaves, tree_map_only
 from fedkd.training.fast.own_kernels import function_of
 
 Step = Callable[[], "list[Tensor]"]
@@ -119,7 +119,7 @@ class _Recorder(KernelMode):
 
 
 def _written(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    schema = schema_of(kernel)
+    schema = kernel_schema(kernel)
     if "batch_norm" in schema.name:  # some of its kernels do not say that they change statistics
         written: list[Any] = [*args, *kwargs.values()]
     else:
@@ -185,7 +185,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
 
 
 def _node(graph: Graph, kernel: Any, args: Any, kwargs: Any) -> Node:
-    name = schema_of(kernel).name.removeprefix("aten::")
+    name = kernel_schema(kernel).name.removeprefix("aten::")
     if kernel.namespace == "aten" and name in DIRECT:
         return graph.call_function(getattr(torch, name), args, kwargs)
     if kernel.namespace == "aten" and name in METHODS:

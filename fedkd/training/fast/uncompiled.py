@@ -12,7 +12,7 @@ Optimizers = TypeVar("Optimizers", bound=Optimizer)
 
 
 @functools.cache
-def uncompiled(optimizer: type[Optimizers]) -> type[Optimizers]:
+def uncompiled_class(optimizer: type[Optimizers]) -> type[Optimizers]:
     """Return the unwrapped class of one of torch's optimisers, the same to the last bit."""
     guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     own: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in guarded}

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedkd.plugins import contained
+from fedkd.plugins import contain_plugin
 from fedkd.training.executor import Executor, LoopExecutor
 from fedkd.training.fast.known_modules import reached_into
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import all_finite, batch_starts, diverged, sum_over_samples
-from fedkd.training.majority_guessing import Hits
+from fedkd.training.majority_guessing import TrainingHits
 from fedkd.training.optimizer import make_optimizer
 from fedkd.training.optimizer_state import load_optimizer_state, names_of, optimizer_state
 from fedkd.training.step import add_to_gradients
@@ -58,7 +58,7 @@ class VectorisedExecutor:
         drawn = [job.generator.get_state() for job in jobs]
         positions = [None if job.aux_batches is None else job.aux_batches.position() for job in jobs]
         try:
-            with contained():
+            with contain_plugin():
                 return fit_together(jobs)
         except NotForVmapError:
             self._not_for_vmap.add(kind_of(jobs[0]))
@@ -124,7 +124,7 @@ class _Group:
         self._trained = [[p for p in model.parameters() if p.requires_grad] for model in models]
         self._loss = _Loss(jobs[0])
         self._totals, self._steps, self._samples = [0.0] * len(jobs), [0] * len(jobs), [0] * len(jobs)
-        self._hits: list[Hits | None] = [None] * len(jobs)
+        self._hits: list[TrainingHits | None] = [None] * len(jobs)
         self._failures: dict[int, Exception] = {}
         self._begun = False
 
@@ -187,7 +187,7 @@ class _Group:
             self._steps[place] += len(sizes[place])
             self._samples[place] += samples
             if counts and samples:
-                self._hits[place] = Hits(int(torch.stack(right[place]).sum()), samples, job.guessing)
+                self._hits[place] = TrainingHits(int(torch.stack(right[place]).sum()), samples, job.guessing)
             if job.rules is not None:
                 job.rules.after_epoch()
             if not math.isfinite(total):

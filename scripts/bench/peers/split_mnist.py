@@ -20,7 +20,7 @@ from fedkd.continual.replay.er import ExperienceReplay
 from fedkd.data.dataset import Dataset
 from fedkd.models.zoo.mlp import mlp
 from fedkd.training.evaluate import predict_logits
-from fedkd.training.executor import LoopExecutor, complete_alone
+from fedkd.training.executor import LoopExecutor, run_training
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
@@ -106,7 +106,7 @@ def _ours(
             replayable=True,
         )
         training = learning.fit(job, first_epoch=0, task_epochs=words.peer_epochs)
-        complete_alone(training, executor)
+        run_training(training, executor)
         learning.end()
     seconds = time.perf_counter() - begun
     right = predict_logits(network, test[0]).argmax(dim=1) == test[1]

@@ -16,7 +16,7 @@ from fedkd.report.page.figure import bar, heat_map
 from fedkd.report.page.page import library
 from fedkd.report.page.record import Series, read_record
 from fedkd.report.page.stream import forgotten
-from fedkd.report.page.write import report_at_the_end, write_report
+from fedkd.report.page.write import write_final_report, write_report
 from fedkd.tracking import write_links
 from fedkd.tracking.recorder import Recorder
 
@@ -238,7 +238,7 @@ def test_malformed_metrics_are_refused(line, make_run, capsys):
     assert main(["report", str(folder)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {folder / 'metrics.jsonl'}: line 91 is ")
     told: list[str] = []
-    report_at_the_end(folder, told.append)
+    write_final_report(folder, told.append)
     assert told[0].startswith(f"report.html could not be made: {folder}")
 
 

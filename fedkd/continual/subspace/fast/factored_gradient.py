@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedkd.training import transformed, tree_map_only, version
+from fedkd.training import is_transformed, tensor_version, tree_map_only
 
 
 class Factors(NamedTuple):
@@ -183,7 +183,7 @@ class FactoredWeight(Tensor):
     def remember(self, gradient: Tensor, factors: Factors) -> None:
         """Note that w's gradient is the product of these factors."""
         held = gradient.detach()  # another reference to the gradient itself would have autograd copy it
-        self._product = held, version(held), factors
+        self._product = held, tensor_version(held), factors
 
     def factors_of(self, gradient: Tensor) -> Factors | None:
         """Return the factors of w's gradient if it is ``δᵀ X`` of the last call alone, else None.
@@ -193,7 +193,7 @@ class FactoredWeight(Tensor):
         if self._product is None:
             return None
         held, unchanged, factors = self._product
-        if gradient.data_ptr() != held.data_ptr() or version(gradient) != unchanged:
+        if gradient.data_ptr() != held.data_ptr() or tensor_version(gradient) != unchanged:
             return None
         return factors if gradient.shape == held.shape and gradient.is_contiguous() else None
 
@@ -220,7 +220,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         and input.numel() <= weight.max_inputs * input.shape[-1]
         # Reduced precision is for products with weights, not for projections.
         and not torch.is_autocast_enabled(input.device.type)
-        and not transformed()
+        and not is_transformed()
     ):
         scales = () if weight.scaling is None else weight.scaling.scales
         out: Tensor = _FactoredLinear.apply(input, weight.plain, bias, weight, *scales)

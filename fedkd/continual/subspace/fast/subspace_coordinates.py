@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedkd.continual.subspace.fast.factored_gradient import Factors, Saved, Scaling
 from fedkd.continual.subspace.layer_memory import LayerMemory, TrustRegion
-from fedkd.training import own_kernel
+from fedkd.training import kernel_decorator
 
 
 class GradientParts(NamedTuple):
@@ -150,7 +150,7 @@ class Agreement(NamedTuple):
         return [product >= least * length for product, least in pairs]
 
 
-@own_kernel("agree(Tensor[] products, Tensor[] outside, Tensor[] inside, Tensor[] least) -> Tensor")
+@kernel_decorator("agree(Tensor[] products, Tensor[] outside, Tensor[] inside, Tensor[] least) -> Tensor")
 def agree(
     products: Sequence[Tensor], outside: Sequence[Tensor], inside: Sequence[Tensor], least: Sequence[Tensor]
 ) -> Tensor:
@@ -163,7 +163,7 @@ def agree(
     return torch.from_numpy(np.array(True))
 
 
-@own_kernel(
+@kernel_decorator(
     "hold_back(Tensor(a!) coordinates, Tensor centre, Tensor(b!) inside, Tensor pace,"
     " Tensor groups, Tensor members, Tensor reach) -> ()"
 )
