@@ -24,7 +24,7 @@ Rooms, lowest floor first; a room imports only from rooms below it:
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     ["register"],
