@@ -18,7 +18,7 @@ FILES = {"module.py": "{name}.py", "scenario.toml": "{name}.toml", "test.py": "t
 """Template to the file that is made of it."""
 IMPORTED = (
     *("capabilities", "class_var", "field", "fusion_strategy", "guidance", "knowledge", "learner"),
-    *("learner_context", "learner_state", "mapping", "step", "table", "tensor", "user_error"),
+    *("learner_context", "learner_state", "mapping", "step", "table_field", "tensor", "user_error"),
 )
 """Names whose class would hide one that a template imports."""
 LONGEST_NAME = 100  # letters of a name: a file system bears 255 of a file's, and a reader fewer

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Li
 SPLIT = (
     "import os, signal, subprocess, sys, time\n"
     "from fedkd.engine.supervisor import report_end, held_signals, set_loss_message, run_in_child\n"
-    "split_off()\n"
+    "run_in_child()\n"
 )
 
 
@@ -30,7 +30,7 @@ def start(code: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("status", [0, 2, 3, 130])
 def test_the_parent_exits_with_the_status_of_the_child(status):
-    process = start(f"print(os.getppid(), flush=True); has_ended(); sys.exit({status})")
+    process = start(f"print(os.getppid(), flush=True); report_end(); sys.exit({status})")
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said, error) == (status, f"{process.pid}\n", "")
 
@@ -48,7 +48,7 @@ def test_the_parent_exits_with_the_status_of_the_child(status):
     ],
 )
 def test_the_parent_reports_a_child_that_ends_silently(end, told):
-    process = start(f"if_lost('forget this'); if_lost('go on so'); {end}")
+    process = start(f"set_loss_message('forget this'); set_loss_message('go on so'); {end}")
     said, error = process.communicate(timeout=60)
     assert process.returncode == 3 and said == ""
     assert error.startswith("error: the run broke off; ") and told in error
@@ -67,7 +67,7 @@ while not seen:  # a handler of Python's does not run while a call that blocks i
 print("taken", flush=True)
 sys.stdin.read()
 print(len(seen))
-has_ended()
+report_end()
 """
     process = subprocess.Popen(
         [sys.executable, "-c", SPLIT + code],
@@ -109,7 +109,7 @@ with held_signals():
 while not seen:
     time.sleep(0.01)
 print("taken", flush=True)
-has_ended()
+report_end()
 """
 
 
@@ -123,7 +123,7 @@ def test_a_held_signal_reaches_the_child_after_the_block():
 
 
 def test_a_second_signal_ends_a_child_that_delays_the_first():
-    process = start("if_lost('start it again')\n" + HOLDING)
+    process = start("set_loss_message('start it again')\n" + HOLDING)
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
