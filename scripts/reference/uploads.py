@@ -183,6 +183,12 @@ class _Client:
     def private_logits(self) -> np.ndarray:
         return self.generator.normal(size=(OWN, CLASSES)).astype(np.float32)
 
+    def private_features(self) -> np.ndarray:
+        return np.ones((OWN, FEATURES), np.float32)
+
+    def private_labels(self) -> np.ndarray:
+        return np.arange(OWN) % CLASSES
+
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         return self.private_logits(), np.zeros(OWN, np.int64)
 
