@@ -15,8 +15,8 @@ import pytest
 def unpaged() -> Iterator[None]:
     """End runs and benches without `report.html`."""
     with pytest.MonkeyPatch.context() as patch:
-        # A door caches what it has imported, so both places are set.
-        for place in ("fedkd.report.page.write", "fedkd.report"):
+        # A door caches what it has imported: it is set first, so that it does not keep the file's stand-in.
+        for place in ("fedkd.report", "fedkd.report.page.write"):
             patch.setattr(f"{place}.write_final_report", lambda folder, tell: None)
         yield
 
