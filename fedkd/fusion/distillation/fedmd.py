@@ -35,7 +35,7 @@ class FedMD(TeacherLogits):
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
     matching: Literal["mae", "mse", "kl"] = "mae"
-    """How logits are matched: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
+    """Loss on logits: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
     compares probabilities, so that models with different logit scales can agree."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature of `kl`; above 1 it also teaches the order of unlikely classes."""

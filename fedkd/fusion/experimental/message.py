@@ -22,7 +22,7 @@ QUESTIONS, ANSWERED = "questions", "answered"
 
 @hyperparameters
 class Message(SoftLabels):
-    """Ask between which two classes, and learn the answer of whoever knows these classes.
+    """Send the two classes in doubt, and learn the answer of clients that know them.
 
     ::
 

@@ -78,7 +78,7 @@ class FedTGP(ServerNetwork, FedProto):
         return FORWARDS_PER_TRAINING_STEP * self.server_epochs * means * extent.classes * (made + 2.0 * width)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the learned `prototypes` `[C, F]`, and how many `owners` `[C]` were ever heard."""
+        """Return the learned `prototypes` `[C, F]` and the number of `owners` `[C]` so far."""
         import torch
         from torch import nn
 

@@ -63,7 +63,7 @@ def owners_of(counts: np.ndarray) -> np.ndarray:
 
 
 def distance_to_means(values: Tensor, labels: Tensor, means: Tensor, owned: Tensor) -> Tensor:
-    """Return ``mean ‖v − mean[y]‖² / K`` of values `[B, K]`; 0 for labels that nobody owns.
+    """Return ``mean ‖v − mean[y]‖² / K`` of values `[B, K]`; 0 for labels without an owner.
 
     `means` are `[C, K]`, `owned` `[C]` bool.
     """
