@@ -1,7 +1,7 @@
 """Errors a person can act on, each with the exit status the command line promises.
 
 Raise them where the cause is known. The command line prints ``error: <one line>`` and leaves with
-`exit_status`; nobody sees a traceback for a mistake in a scenario.
+`exit_status`; a mistake in a scenario prints no traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UserError(FedkdError):
     """The user's input is wrong (exit status 2).
 
     Args:
-        message: What is wrong and what is allowed, e.g. ``must be ≥ 0, got -1``.
+        message: The error and the allowed values, e.g. ``must be ≥ 0, got -1``.
         key: Dotted scenario key (``fusion.beta``), when one is to blame.
         file: File the key stands in, when there is one.
     """
@@ -72,7 +72,7 @@ class RunFailed(FedkdError):
     Args:
         round: Round in which it happened, 1-based.
         details: The traceback, for the log file.
-        diverged: Whether training led to numbers that are none: a result of the method, not an accident.
+        diverged: True if training led to NaN: a result of the method, not an accident.
     """
 
     exit_status = 3
@@ -100,7 +100,7 @@ class RunFailed(FedkdError):
 
 
 class EngineLost(RunFailed):
-    """What the run worked on broke down under it, or never came up: Ray itself, and no client."""
+    """Ray itself, and no client, broke down or never started."""
 
 
 class ActorsLost(EngineLost):
@@ -136,7 +136,7 @@ def words_of(error: BaseException) -> str:
     """Return what an exception says, if it can say anything."""
     try:
         return str(error).strip()
-    except Exception as failure:  # somebody else's class, whose `__str__` may do anything
+    except Exception as failure:  # a foreign class, whose `__str__` may do anything
         return f"no word about it, its __str__ raised {type(failure).__name__}"
 
 

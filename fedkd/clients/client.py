@@ -49,7 +49,7 @@ class Client(StrategyView):
     client, `stream` where there are no tasks.
 
     Attributes:
-        evaluated: Whether its accuracy before fusion is measured.
+        evaluated: True if its accuracy before fusion is measured.
         last_hits: Right answers in the last training on private samples.
         kappa: κ of the last logit adjustment.
     """
@@ -83,7 +83,7 @@ class Client(StrategyView):
 
     @property
     def guidance_changes_predictions(self) -> bool:
-        """Whether guidance changes the client's predictions as soon as it arrives."""
+        """True if guidance changes the client's predictions as soon as it arrives."""
         return not self.strategy.capabilities.uses_local_loss or replaces_predictor(self.strategy)
 
     @property

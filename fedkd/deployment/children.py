@@ -133,7 +133,7 @@ class Children:
         started = {child.process.pid for child in self._started}
         deadline, asked = time.monotonic() + GRACE, set[int]()
         while (left := self._left()) and time.monotonic() < deadline:
-            if not started & set(left):  # orphans, whom nobody else has asked
+            if not started & set(left):  # orphans
                 self._signal(set(left) - asked, signal.SIGTERM)
                 asked.update(left)
             time.sleep(0.05)

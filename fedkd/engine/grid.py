@@ -105,7 +105,7 @@ def answer(work: Callable[[Message, int], Message], message: Message, client: in
 def error_reply(message: Message, error: Exception) -> Message:
     """Return the reply of a client that raised: the exception's name, then the traceback."""
     reason = f"{described(error)}\n{''.join(traceback.format_exception(error))}"
-    # What travels is UTF-8, which half a surrogate pair is not.
+    # Messages are UTF-8, which half a surrogate pair is not.
     reason = reason.encode(errors="backslashreplace").decode()
     return Message(Error(code=msg.CLIENT_RAISED, reason=reason), reply_to=message)
 

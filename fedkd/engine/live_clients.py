@@ -24,7 +24,7 @@ STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 
 @dataclass(frozen=True)
 class Room:
-    """How many clients live in a process at a time (None: all), and the folder of the others' states.
+    """Number of clients in a process at a time (None: all), and the folder of other states.
 
     `evaluation_changes`: whether an evaluation without guidance may change a client, such as begin a task.
     """

@@ -47,7 +47,7 @@ def signals_as_interrupts() -> Iterator[None]:
 
 
 def _hang_up_once() -> None:
-    """Ignore SIGHUP from now on: the kernel tells of a closed terminal, and the shell too; nobody insists."""
+    """Ignore SIGHUP from now on: kernel and shell both send it for a closed terminal."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
@@ -85,7 +85,7 @@ def kept_handlers() -> Iterator[None]:
 
 @contextmanager
 def sheltered_from_hang_up() -> Iterator[None]:
-    """Have processes that are started meanwhile outlive the terminal: whoever started them stops them."""
+    """Let processes started meanwhile outlive the terminal; their parent stops them."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -124,7 +124,7 @@ class _Outliving:
     def _let_go(self, error: OSError) -> None:
         if error.errno != errno.EIO:
             raise error
-        # What waits in the buffer goes there too: Python flushes it on leaving, which must not fail aloud.
+        # The buffer goes there too: Python flushes it at exit, which must not fail aloud.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)

@@ -198,7 +198,7 @@ def _read(descriptor: int) -> str:
     try:
         while part := os.read(descriptor, 65536):
             parts.append(part)
-    except BlockingIOError:  # somebody whom the child has started holds the other end
+    except BlockingIOError:  # a process of the child holds the other end
         pass
     return b"".join(parts).decode(errors="replace")
 

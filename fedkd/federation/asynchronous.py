@@ -136,7 +136,7 @@ class AsynchronousRounds(Rounds):
 
     A client that has uploaded begins its next job: at once where every message brings the model, else
     after the fusion of its upload. It is evaluated when it is answered, and its figures stand until the next
-    answer. Where every message brings the model, all clients are evaluated with the newest.
+    answer. If every message contains the model, all clients are evaluated with the newest.
     """
 
     def __init__(self, plan: Plan, grid: Grid, strategy: KnowledgeFusion, control: RunControl) -> None:
@@ -158,7 +158,7 @@ class AsynchronousRounds(Rounds):
             self._flights.land(job.client, hold=not self._brings_model)
             self._exchange.totals = replace(self._exchange.totals, virtual_seconds=job.over)
             arrived.append((job, self._messages.done.pop(job.client)))
-            # What arrives at one instant comes before what departs then.
+            # Arrivals come before departures of the same instant.
             if self._brings_model and len(arrived) < self._buffer:
                 following = self._next(round) if self._flights.jobs else None
                 if following is None or following.over > job.over:

@@ -1,4 +1,4 @@
-"""What the loop of rounds asks of a server's strategy, whatever kind it is."""
+"""Interface of a server's strategy for the loop of rounds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

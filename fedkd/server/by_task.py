@@ -23,7 +23,7 @@ class TaskwiseFusion:
 
     Args:
         knowledge_cache: The knowledge cache of absent clients and those at another task; None: there is none.
-        backward: Whether guidance is also for clients at another task with knowledge in the cache.
+        backward: True if guidance is also for clients at another task with knowledge in the cache.
         exponent: Of `staleness`, in asynchronous rounds; None: they are synchronous.
         peers: Links between clients; None: there is a server.
     """

@@ -33,12 +33,12 @@ class ClientJob:
 
     @property
     def is_done(self) -> bool:
-        """Whether the work was done, so that `over` is known."""
+        """True if the work was done, so that `over` is known."""
         return not isnan(self.over)
 
     @property
     def earliest(self) -> float:
-        """When it is over, or a lower bound."""
+        """Time of its end, or a lower bound."""
         return self.over if self.is_done else self.start + self.working
 
 

@@ -145,7 +145,7 @@ class Fusing:
         Args:
             everyone: All known clients.
             elsewhere: Clients at another task, which get no guidance for absent ones.
-            backward: Whether those of them with fused knowledge get guidance as if they had missed it.
+            backward: True if those of them with fused knowledge get guidance as if they had missed it.
             awaited: Uploads of the round that come with another call.
         """
         self.report, capabilities = None, self.strategy.capabilities
@@ -206,7 +206,7 @@ class Fusing:
         everyone: Iterable[int],
     ) -> int:
         by_client, for_others = tables_of(guidance, knowledge)
-        # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
+        # Clients with old knowledge took no part, and get no personal guidance.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}
         sent = 0
         for client, parcel in (

@@ -149,7 +149,7 @@ TRIED = 2
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     """Return the bytes that the first round's participants send and are sent, guidance and requests.
 
-    Where untrained clients agree on nothing, guidance counts as a float for each class and sample. The
+    If untrained clients agree on nothing, guidance counts as a float for each class and sample. The
     server's models are untrained, and nothing is filtered. Of a stream, the first task's data are taken. A
     strategy that breaks a contract (see `check_pure` and `check_targets`) is a `UserError`.
     """

@@ -41,7 +41,7 @@ class Workload:
         evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
-        answered: Whether asynchronous rounds evaluate the clients that they answer.
+        answered: True if asynchronous rounds evaluate the clients that they answer.
     """
 
     training: float

@@ -136,7 +136,7 @@ class TaskTests:
         return local, common
 
     def present(self, x: np.ndarray) -> np.ndarray:
-        """Return what stands for the logits `[n, C]` of the present task."""
+        """Return a substitute for the logits `[n, C]` of the present task."""
         place = max(self._learning.task, 0)
         model = self._learning.model(place)
         outputs = self.outputs(place, model, x)
@@ -151,7 +151,7 @@ class TaskTests:
         found = predict_in_batches(model, lambda x: learner.predict(context, model, x), self._on_device(x))
         answers = found.cpu().numpy()
         if self._answered is not None:
-            self._answered[asked] = x, answers  # as long as the samples are held nobody else gets their place
+            self._answered[asked] = x, answers  # holding the samples keeps their id from being reused
         return answers
 
     def _shares(

@@ -83,7 +83,7 @@ class LocalLoss:
 
     Attributes:
         taught: Term of guidance.
-        with_features: Whether that term, or the strategy's own loss, needs the model's features.
+        with_features: True if that term, or the strategy's own loss, needs the model's features.
         step: The strategy's own loss in place of cross entropy and guidance; it gets the samples' indices.
     """
 
@@ -100,7 +100,7 @@ class LocalLoss:
 
     @property
     def own_alone(self) -> bool:
-        """Whether clients differ only in arrays and constants, so that they can train together."""
+        """True if clients differ only in arrays and constants, so that they can train together."""
         alone = self.taught is None and self.step is None
         return alone and (self.rehearsed is None or self.rehearsed.alike)
 

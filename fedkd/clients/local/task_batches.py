@@ -1,4 +1,4 @@
-"""What a learner makes of a round's private training: its own loss, on samples of the tasks that it names."""
+"""A learner's private training: its own loss, on samples of its tasks."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -127,7 +127,7 @@ class WorkNotes:
         """Return the id of the last message that an actor began; None: unknown."""
         try:
             return Path(self.paths[actor]).read_bytes().strip(b"\0 ").decode() or None
-        except (OSError, UnicodeDecodeError):  # gone, or what nobody wrote as a note
+        except (OSError, UnicodeDecodeError):  # gone, or not a note
             return None
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class RayCluster:
 
     @property
     def alone(self) -> bool:
-        """Whether it is for this run alone, on this machine."""
+        """True if it is for this run alone, on this machine."""
         return self.seclusion is not None
 
     def now(self) -> RayCluster:

@@ -32,7 +32,7 @@ class RayGrid(EngineGrid):
         cpus_per_actor: CPUs that each actor reserves, as `gpus_per_actor`; fractions share a GPU.
         blocks: Clients that one actor handles together, whose replies come together; None: each alone.
         timeout: Seconds that a client has for a message; None: no limit.
-        keeps_states: Whether the object store has every client's state after each message, so that a client
+        keeps_states: True if the object store has every client's state after each message, so that a client
             that fails goes back to its last, and a lost actor is replaced.
         spares: Actors started by `start_spares`, which are taken first.
     """

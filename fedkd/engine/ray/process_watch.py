@@ -95,7 +95,7 @@ class _Child:
 
 
 class _Stranger:
-    """A process of somebody else's on this machine; raises `OSError` or `AttributeError` without one."""
+    """Another user's process on this machine; raises `OSError` or `AttributeError` without one."""
 
     def __init__(self, pid: int) -> None:
         # A number alone could be another process's by then, or stay behind as a zombie.

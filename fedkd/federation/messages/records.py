@@ -19,8 +19,7 @@
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
 
-Flower's strategies have the same keys `arrays`, `metrics` and `config`, so both kinds speak to one
-ClientApp.
+Flower's strategies have the same keys `arrays`, `metrics` and `config`, so both kinds speak to one ClientApp.
 """
 
 import re
@@ -70,7 +69,7 @@ MEASURE_TRAINED = "measure-trained"
 LANES = "lanes"
 """Threads that may predict in an evaluation, on idle processors."""
 TELL_TRAINED = "tell-trained"
-"""Whether the reply to a training has the accuracies before fusion."""
+"""True if the reply to a training has the accuracies before fusion."""
 TRAINED = "accuracy_before_fusion_"
 """Prefix of these metrics; their split follows."""
 PROXIMAL_MU = "proximal-mu"
