@@ -16,7 +16,7 @@ from fedkd.storage import add_prefix, strip_prefix
 BASE, UNITS = "base", "units"
 """Numbers of some units of the base, side by side, float32; which units these are, a bit each."""
 PARTS, PART_BITS, TASKS = "parts", "part_bits", "tasks"
-"""Nonzero values of a client's parts; their places, a bit a number ``[n, ⌈P/8⌉]``; each part's task ``[n]``."""
+"""Nonzero values of a client's parts; their places, a bit each ``[n, ⌈P/8⌉]``; each part's task ``[n]``."""
 KNOWN = "known/"
 """Parts of others, ``known/{client}/{task}/`` `values`, `bits` and `stamp`, the fusion they arrived in."""
 FAN_IN, FUSIONS, LAST = "fan_in", "fusions", "last"
