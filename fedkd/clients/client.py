@@ -41,7 +41,7 @@ EFFECT = "effect/"
 
 
 class Client(StrategyView):
-    """Trains, uploads its knowledge, learns from guidance, evaluates.
+    """Train, upload knowledge, learn from guidance, evaluate.
 
     Every draw derives from (seed, purpose, client, round). So the state between two messages is that of the
     parts, the strategy's arrays and the round of the last guidance. Trainings are coroutines of jobs (see
@@ -97,13 +97,13 @@ class Client(StrategyView):
         return trainer.prediction_threads(lanes) if isinstance(trainer, NetworkTrainer) else nullcontext()
 
     def at_guidance(self) -> Client:
-        """Return the client as its strategy sees it between trainings: in the round of the last guidance."""
+        """Return the strategy's view of the client, in the round of the last guidance."""
         return self.at(self.applied_round)
 
     # Messages -----------------------------------------------------------------------------------------
 
     def enter(self, round: int) -> None:
-        """Move on to a round's task, of which the strategy knows nothing; called before guidance."""
+        """Move on to a round's task, before guidance; independent of the strategy."""
         if self.stream is None or not self.stream.enter(round):
             return
         self.last_guidance = None
@@ -127,7 +127,7 @@ class Client(StrategyView):
             return {}
         arrays = self.strategy.upload(self.at(round, request))
         check_arrays(arrays, f"what `upload` of '{self.scenario.fusion.strategy}' returned")
-        self.fit = None  # the weights it began with are of no further use
+        self.fit = None  # its initial weights are no longer needed
         return self.sent(arrays, self.strategy.kinds_of(arrays), round)
 
     def sent(

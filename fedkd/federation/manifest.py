@@ -15,7 +15,7 @@ CLIENTS, SERVER_POOL = "clients", "server"
 ARRAY = "array"
 STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
 TABLES = ("offsets", "digests", "offsets_if_longer", "digests_if_longer", "scenario")
-"""Fields of a checkpoint that its manifest has as they are."""
+"""Fields of a checkpoint copied into its manifest."""
 
 
 @dataclass(frozen=True)

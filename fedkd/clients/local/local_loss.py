@@ -41,7 +41,7 @@ class Rehearsed:
 
 @dataclass(frozen=True, eq=False)
 class LastGuidance:
-    """Targets ``[K, C]`` of a fusion that a client rehearses, and their samples ``[K]``; None: all."""
+    """Rehearsed targets ``[K, C]`` of a fusion, and their samples ``[K]``; None: all."""
 
     targets: np.ndarray
     samples: np.ndarray | None
@@ -119,7 +119,7 @@ class LocalLoss:
         index, others = (others[0], others[1:]) if self.step is not None else (None, others)
         extra = None
         if self.rehearsed is not None:
-            # Before the private samples: what a learner reads off the model afterwards is about those.
+            # Before the private samples: a learner later reads the model's state of those.
             extra, others = self.rehearsed(model, others[0], others[1]), others[2:]
         features = model.features(inputs) if self.with_features else None
         logits = model(inputs) if features is None else model.head(features)

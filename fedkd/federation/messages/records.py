@@ -47,7 +47,7 @@ REQUEST = "request"
 STATE = "state"
 
 GUIDED = frozenset({GUIDANCE, MISSED})
-"""Records that guidance comes in."""
+"""Records that contain guidance."""
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -60,7 +60,7 @@ EXPORT_STATE = "query.export_state"
 IMPORT_STATE = "query.import_state"
 
 MAY_TRAIN = frozenset({TRAIN, EVALUATE, END_TASK, FINISH})
-"""Messages that clients may train for: guidance comes with all of them."""
+"""Messages that clients may train for; all may contain guidance."""
 
 SERVER_ROUND = "server-round"
 GUIDANCE_ROUND = "guidance-round"
