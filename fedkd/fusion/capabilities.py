@@ -18,7 +18,7 @@ Need = Literal[
     "equal_features",  # penultimate features of one width
     "linear_head",  # heads that are one linear layer with biases
     "weights",  # weights to send
-    "masks",  # a learner whose masks mean something to others
+    "masks",  # a learner whose masks clients can share
     "one_architecture",  # one architecture for all clients
     "plain_sgd",  # local steps of SGD without momentum
     "transfer_labels",  # labels of the transfer set on the server

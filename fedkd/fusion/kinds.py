@@ -21,7 +21,7 @@ class Kind(Enum):
     SHARES = "How likely such classes are, in whole steps of 1/255, `[K, k]` uint8."
     SCORES = "How well the client does on own samples that it keeps apart."
     INDICES = "Which samples other arrays are about."
-    UNTRAINED = "What a model says before any training: a function of its random weights alone."
+    UNTRAINED = "Predictions of a model before any training: a function of its random weights alone."
     CONSTANT = "The same from every client, like the number of classes."
     OTHER = "None of these; what a strategy does not declare."
 

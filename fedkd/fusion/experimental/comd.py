@@ -55,7 +55,7 @@ class CoMD(TemperedLabels):
     margin: Annotated[float, Field(ge=0)] = 0.1
     """δ in nats: least advantage of a teacher. 0 takes any better client; a large one is local training."""
     uniform: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """u: share of uniform draws; others go where a client lags. 1 takes every sample once."""
+    """u: share of uniform draws; others prefer samples on which a client lags. 1 draws every sample once."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss (teachers are chosen at 1)."""
 

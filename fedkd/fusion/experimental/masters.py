@@ -1,4 +1,4 @@
-"""`masters`: weak teachers before strong ones; on each sample the nearest that the majority agrees with.
+"""`masters`: weak teachers before strong ones; each sample's nearest in the majority.
 
 After curricula of masked teachers, of which no publication was found. There small weights of one teacher are
 left out and restored in the course of training; here weak clients come first.
@@ -24,7 +24,7 @@ ACCURACY = "accuracy"
 
 @hyperparameters
 class Masters(TemperedLabels):
-    """Hear more and stronger clients as rounds go by; among them take, sample by sample, the nearest.
+    """Admit stronger teachers over rounds; take each sample's nearest among them.
 
     ::
 

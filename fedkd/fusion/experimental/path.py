@@ -154,7 +154,7 @@ class Router:
         log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
         value = -(wanted * np.log(mix)).sum() / samples
         value += self.balance * senders * (asked @ gate.mean(axis=0)) + self.z_loss * (log_sum**2).mean()
-        # How much of what is wanted each sender answers for, `[M, N]`, at most 1.
+        # Each sender's share of the wanted probability, `[M, N]`, at most 1.
         share = gate * (by_sample @ (wanted / mix)[..., None])[..., 0]
         slope = gate * share.sum(axis=1, keepdims=True) - share
         slope += self.balance * senders * gate * (asked - gate @ asked[:, None])

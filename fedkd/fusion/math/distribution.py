@@ -1,4 +1,4 @@
-"""Class distributions `p_n`: what the server takes a client's knowledge to be about."""
+"""Class distributions `p_n`: the server's estimate of a client's knowledge."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Means that a minority of arbitrary clients cannot move far: `[N, M, C]` to `[M, C]`, sample by sample."""
+"""Robust means, which a minority cannot move far: `[N, M, C]` to `[M, C]` by sample."""
 
 import numpy as np
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FD(LocalObjective, LabelMeans):
-    """Teach, with every private sample, what the other clients predict on average for its label.
+    """Learn, with every private sample, the other clients' mean prediction for its label.
 
     ::
 
@@ -73,7 +73,7 @@ class FD(LocalObjective, LabelMeans):
     """T of `kl`. A label's own class dominates its mean logits, so 2 to 4 lets more of the other classes
     through."""
     weight_by_count: bool = False
-    """Weigh clients by their samples of the label, not equally as in the paper; for very unequal clients."""
+    """Weigh clients by their samples of the label; the paper weighs them equally."""
     leave_one_out: bool = True
     """Leave a client's own answer out of its means. Without it all clients receive the same, and a
     label's only owner learns from itself."""

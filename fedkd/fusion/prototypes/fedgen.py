@@ -36,7 +36,7 @@ CLASSES = "classes"
 
 @hyperparameters
 class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
-    """Average the models; train features that all heads recognise; have clients learn from such features.
+    """Average the models; train features that all heads recognise; clients learn from them.
 
     ::
 

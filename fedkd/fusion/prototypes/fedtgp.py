@@ -1,4 +1,4 @@
-"""FedTGP: prototypes that the server trains to stay apart, in the place of means (arXiv 2401.03230)."""
+"""FedTGP: prototypes trained on the server, instead of means (arXiv 2401.03230)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEVER_ZERO = 1e-12
 
 @hyperparameters
 class FedTGP(ServerNetwork, FedProto):
-    """FedProto whose prototypes are learned on the server, so that those of different classes keep a margin.
+    """FedProto with prototypes learned on the server, with a margin between classes.
 
     ::
 

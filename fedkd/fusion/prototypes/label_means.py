@@ -30,7 +30,7 @@ OWNED = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
 
 
 class LabelMeans(FusionStrategy):
-    """Base of strategies whose clients send the mean of each label's samples."""
+    """Base of strategies that exchange means over each label's samples."""
 
     mean_of: ClassVar[Literal["features", "logits"]] = "features"
 

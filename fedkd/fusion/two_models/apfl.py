@@ -19,7 +19,7 @@ SHARE = "share"
 
 @hyperparameters
 class APFL(PersonalModel):
-    """FedAvg for w; what a client answers with is a mix of w with a model v of its own.
+    """FedAvg for w; a client's predictions mix w with its own model v.
 
     ::
 
