@@ -1,7 +1,7 @@
-"""Errors a person can act on, each with the exit status the command line promises.
+"""Errors that a user can fix, each with its exit status.
 
 Raise them where the cause is known. The command line prints ``error: <one line>`` and leaves with
-`exit_status`; nobody sees a traceback for a mistake in a scenario.
+`exit_status`; a mistake in a scenario prints no traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UserError(FedkdError):
     """The user's input is wrong (exit status 2).
 
     Args:
-        message: What is wrong and what is allowed, e.g. ``must be ≥ 0, got -1``.
+        message: The error and the allowed values, e.g. ``must be ≥ 0, got -1``.
         key: Dotted scenario key (``fusion.beta``), when one is to blame.
         file: File the key stands in, when there is one.
     """
@@ -72,7 +72,7 @@ class RunFailed(FedkdError):
     Args:
         round: Round in which it happened, 1-based.
         details: The traceback, for the log file.
-        diverged: Whether training led to numbers that are none: a result of the method, not an accident.
+        diverged: True if training led to NaN: a result of the method, not an accident.
     """
 
     exit_status = 3
@@ -100,11 +100,11 @@ class RunFailed(FedkdError):
 
 
 class EngineLost(RunFailed):
-    """What the run worked on broke down under it, or never came up: Ray itself, and no client."""
+    """Ray itself, and no client, broke down or never started."""
 
 
 class ActorsLost(EngineLost):
-    """A process or a node that clients lived on is gone; the run can continue from the last checkpoint.
+    """Clients' process or node is lost; the run can continue from the last checkpoint.
 
     `client` is the client at work in a process that died; None: a whole node was lost.
     """
@@ -117,11 +117,11 @@ class Interrupted(FedkdError):
 
 
 LONGEST_LINE = 1000
-"""Letters of an error that are shown; of a longer one the beginning and the end."""
+"""Letters of an error in a message; of a longer one the beginning and the end."""
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of printable letters that fits a screen, whatever is in it."""
+    """Return a text as one line of printable letters that fits a screen."""
     line = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
         for letter in " ".join(text.split())
@@ -133,27 +133,27 @@ def one_line(text: str) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """Return what an exception says, if it can say anything."""
+    """Return an exception's text, if it has one."""
     try:
         return str(error).strip()
-    except Exception as failure:  # somebody else's class, whose `__str__` may do anything
+    except Exception as failure:  # a foreign class, whose `__str__` may do anything
         return f"no word about it, its __str__ raised {type(failure).__name__}"
 
 
 def described(error: BaseException) -> str:
-    """Return an exception's kind and the first line of what it says."""
+    """Return an exception's kind and the first line of its text."""
     kind, words = type(error).__name__, words_of(error)
     return f"{kind}: {words.splitlines()[0]}" if words else kind
 
 
 NEAR = 0.7
-"""How alike two names are, from 0 to 1, for one to be taken for a slip of the other."""
+"""Similarity of two names, from 0 to 1, from which one counts as a slip of the other."""
 MAX_LISTED_ITEMS = 30
 """Names that an error lists."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that another one is a slip of; None: there is none."""
+    """Return the known name nearest to a misspelt one, if any."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
     for other in known:  # of short names: the order of their letters, or one letter of three or more
@@ -175,7 +175,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Let a script end as the command line does, where an error is one that a person can act on."""
+    """Let a script end like the command line on errors that a user can fix."""
     try:
         yield
     except FedkdError as error:

@@ -1,4 +1,4 @@
-"""Every random draw, derived from what it is for.
+"""Random draws, each derived from its purpose.
 
 A draw belongs to a ``(seed, purpose, client, round, task)``. Two runs that agree on these agree on
 the draw, whatever engine, actor or order the work ran in. No global generator is read.
@@ -43,13 +43,13 @@ def torch_generator(
 
 @contextmanager
 def seeded_torch(seed: int) -> Iterator[None]:
-    """Give code that reads torch's global generator (initialisers, dropout) a stream of its own."""
+    """Give code with torch's global generator (initialisers, dropout) its own stream."""
     import torch
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         if devices:
             torch.manual_seed(seed)
-        else:  # that formats a stack trace for every kind of device that there is none of: half a millisecond
+        else:  # it formats a stack trace for every missing kind of device: half a millisecond
             torch.default_generator.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Decorators that give a part of your own a name, as if it were built in.
+"""Decorators that register your own parts by name, like built-in ones.
 
 In ``mine.py``, beside the scenario file::
 

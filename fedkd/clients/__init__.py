@@ -1,4 +1,4 @@
-"""A participant: its model, what leaves it, what can be wrong with it. No messages, no engine."""
+"""A participant: its model, training, evaluation, uploads and faults."""
 
 import lazy_loader
 

@@ -41,7 +41,7 @@ EFFECT = "effect/"
 
 
 class Client(StrategyView):
-    """Trains, uploads its knowledge, learns from guidance, evaluates.
+    """Train, upload knowledge, learn from guidance, evaluate.
 
     Every draw derives from (seed, purpose, client, round). So the state between two messages is that of the
     parts, the strategy's arrays and the round of the last guidance. Trainings are coroutines of jobs (see
@@ -49,7 +49,7 @@ class Client(StrategyView):
     client, `stream` where there are no tasks.
 
     Attributes:
-        evaluated: Whether its accuracy before fusion is measured.
+        evaluated: True if its accuracy before fusion is measured.
         last_hits: Right answers in the last training on private samples.
         kappa: κ of the last logit adjustment.
     """
@@ -83,7 +83,7 @@ class Client(StrategyView):
 
     @property
     def guidance_changes_predictions(self) -> bool:
-        """Whether guidance changes the client's predictions as soon as it arrives."""
+        """True if guidance changes the client's predictions as soon as it arrives."""
         return not self.strategy.capabilities.uses_local_loss or replaces_predictor(self.strategy)
 
     @property
@@ -97,13 +97,13 @@ class Client(StrategyView):
         return trainer.prediction_threads(lanes) if isinstance(trainer, NetworkTrainer) else nullcontext()
 
     def at_guidance(self) -> Client:
-        """Return the client as its strategy sees it between trainings: in the round of the last guidance."""
+        """Return the strategy's view of the client, in the round of the last guidance."""
         return self.at(self.applied_round)
 
     # Messages -----------------------------------------------------------------------------------------
 
     def enter(self, round: int) -> None:
-        """Move on to a round's task, of which the strategy knows nothing; called before guidance."""
+        """Move on to a round's task, before guidance; independent of the strategy."""
         if self.stream is None or not self.stream.enter(round):
             return
         self.last_guidance = None
@@ -127,7 +127,7 @@ class Client(StrategyView):
             return {}
         arrays = self.strategy.upload(self.at(round, request))
         check_arrays(arrays, f"what `upload` of '{self.scenario.fusion.strategy}' returned")
-        self.fit = None  # the weights it began with are of no further use
+        self.fit = None  # its initial weights are no longer needed
         return self.sent(arrays, self.strategy.kinds_of(arrays), round)
 
     def sent(

@@ -15,7 +15,7 @@ FEWEST = 2
 """Fewest held-out samples: a loss on fewer is meaningless."""
 
 HELD_OUT = 0.2
-"""Default share of held-out samples where a client chooses by them."""
+"""Default share of held-out samples for a client's choices."""
 
 
 @dataclass(frozen=True)

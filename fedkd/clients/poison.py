@@ -13,7 +13,7 @@ from fedkd.scenario import Scenario
 
 @dataclass(frozen=True, eq=False)
 class Poison:
-    """The attack of a poisoned client; `victim` is the class distribution `[C]` that an imitator feigns."""
+    """The attack of a poisoned client; `victim` is the imitated class distribution `[C]`."""
 
     kind: Literal["random", "flipped", "imitation", "constant"]
     victim: np.ndarray

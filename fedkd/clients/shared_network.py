@@ -31,7 +31,7 @@ class Measured:
 
 
 class SharedModel:
-    """A model that clients of a process share in turn, where every message brings weights.
+    """A model that clients of a process share in turn if messages contain weights.
 
     Models with the same weights share one `measured`, so that each figure is measured once a round.
     """

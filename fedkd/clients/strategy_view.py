@@ -1,4 +1,4 @@
-"""A client as its strategy sees it."""
+"""A strategy's view of a client."""
 
 from collections.abc import Sequence
 from typing import Literal, Self, TypeVar
@@ -55,7 +55,7 @@ class StrategyView:
         self._draws = Draws(self.scenario.seed, index)
 
     def at(self, round: int, request: np.ndarray | None = None) -> Self:
-        """Return the client as its strategy sees it in a round: of the message, or of the guidance's fusion.
+        """Return the strategy's view in a round: of the message, or of the fusion.
 
         `request` are the transfer samples that the server asked for; None: all of them.
         """

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Trainee(ClientView, Protocol):
-    """A client as its trainer sees it; `round` is that of the training, or of the guidance."""
+    """A trainer's view of a client; `round` is that of the training or guidance."""
 
     kept: dict[str, np.ndarray]
     """Guidance that shapes local training."""
@@ -55,7 +55,7 @@ class Trainer(Protocol):
         """
 
     def pretrain(self) -> Training[None]:
-        """Train once before the first training and the first guidance, if the strategy asks for it."""
+        """Pretrain before the first training and guidance, if the strategy needs it."""
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Train on transfer samples to match targets `[K, C]` (see `ClientView.distil`)."""

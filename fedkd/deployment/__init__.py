@@ -1,4 +1,4 @@
-"""A federation that is no simulation: every client a node of its own, with its own data."""
+"""A real federation: every client is a node with its own data."""
 
 import lazy_loader
 

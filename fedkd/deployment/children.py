@@ -1,4 +1,4 @@
-"""Child processes that end with the block, together with all processes below them."""
+"""Child processes that end with a block, together with their descendants."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Child:
 
 
 class Children:
-    """Starts processes with logs in a folder; at its end, they and all processes below them end.
+    """Start processes with logs in a folder; at its end, they and their descendants end.
 
     On Linux, orphans become children of this process, and the kernel ends the children with it (SIGTERM).
     """
@@ -76,7 +76,7 @@ class Children:
     def start(
         self, name: str, command: Sequence[Word], environment: Mapping[str, str], folder: Path
     ) -> Child:
-        """Start a process in a session of its own, which a Ctrl-C reaches only through this process."""
+        """Start a process in its own session; Ctrl-C reaches it through this process."""
         log = self._folder / f"{name.replace(' ', '-')}.log"
         with log.open("ab") as file:
             process = self._open(command, environment, folder, file)
@@ -133,7 +133,7 @@ class Children:
         started = {child.process.pid for child in self._started}
         deadline, asked = time.monotonic() + GRACE, set[int]()
         while (left := self._left()) and time.monotonic() < deadline:
-            if not started & set(left):  # orphans, whom nobody else has asked
+            if not started & set(left):  # orphans
                 self._signal(set(left) - asked, signal.SIGTERM)
                 asked.update(left)
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A whole federation on one machine: a SuperLink, a SuperNode for every client, over TLS on loopback.
+"""A federation on one machine: a SuperLink and SuperNodes, over TLS on loopback.
 
 Each node has a key of its own, a folder with its own samples, and a process for every message. All
 processes end with the run, however it ends.
@@ -52,9 +52,8 @@ _NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed
 class Local:
     """A federation on this machine; `out` is the run folder.
 
-    All other files lie in `folder` and are used again; None: a temporary one. `port` is the SuperLink's; 0: a
-    free one. `wait` are the seconds in which nodes have to come, `reply_within` those for a reply; 0: as long
-    as Flower keeps a message.
+    All other files lie in `folder` and are used again; None: a temporary one. `port` is the SuperLink's (0: a
+    free one). `wait` and `reply_within` limit the seconds of nodes' start and replies (0: Flower's limit).
     """
 
     plan: Plan
@@ -128,7 +127,7 @@ class _Running:
         _check_key(self._certificates)
 
     def _environment(self, name: str) -> dict[str, str]:
-        """Return the environment of a process that finds nothing but its own."""
+        """Return an environment in which a process finds its own files alone."""
         home, temporary = (self._flower / kind / name for kind in ("home", "tmp"))
         for folder in (home, temporary):
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A scenario's data in folders, one for every client, one for the server; and the Flower app of a run."""
+"""Folders of a scenario's data for clients and server, and the Flower app of a run."""
 
 import shutil
 from collections.abc import Callable

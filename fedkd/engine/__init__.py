@@ -1,4 +1,4 @@
-"""Where client work runs: Flower grids over Ray actors, and in this process."""
+"""Engines of client work: Flower grids over Ray actors, and in this process."""
 
 import lazy_loader
 

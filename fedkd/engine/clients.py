@@ -143,7 +143,7 @@ def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
 
 
 def estimate_capacity(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return how many clients a process of this machine has room for, and the bytes of each."""
+    """Return the number of clients that fit a process here, and the bytes of each."""
     engine, of_client = (
         plan.scenario.engine,
         estimate_client_bytes(plan, data, build_checked_models(plan, data)),
@@ -187,7 +187,7 @@ def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float)
         cluster.watch.check()
         try:
             return ray.get(waiting[0])
-        except Exception as error:  # actors will tell of what is wrong there
+        except Exception as error:  # actors will report it
             return ExecutorChoice(
                 "loop", f"loop: nothing could be measured on the cluster ({described(error)})"
             )

@@ -57,7 +57,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def import_ray() -> None:
     """Load Ray so that it never ends this process.
 
-    If process 1 is the parent, Ray takes that for a dead raylet at the first failing call, unless the
+    If process 1 is the parent, Ray assumes a dead raylet at the first failing call, unless the
     raylet's process id is set.
     """
     if "ray" in sys.modules or "RAY_RAYLET_PID" in os.environ:
@@ -115,7 +115,7 @@ def _set_token_mode(mode: str) -> None:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Have a Ray that is started in the block wait longer for its own processes."""
+    """Let a Ray started in the block wait longer for its processes."""
     from ray._private import services
 
     # Ray waits 30 seconds for its node to register and has no setting for it.
@@ -189,6 +189,6 @@ def node_of_actor(actor: Any) -> str | None:
     """Return the node id of an actor, dead or alive; None where Ray does not know it."""
     from ray._private import state
 
-    with suppress(Exception):  # in public, Ray tells the actor itself alone
+    with suppress(Exception):  # Ray's public interface is for the actor alone
         return state.actors(actor._actor_id.hex())["Address"]["NodeID"] or None
     return None

@@ -1,4 +1,4 @@
-"""Base of the engines' grids: a Flower `Grid` over numbered clients that reports replies as they come."""
+"""Base of the engines' grids: a Flower `Grid` over numbered clients."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class EngineGrid(Grid):
         return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Have the messages handled; return their ids for `pull_messages`."""
+        """Handle the messages; return their ids for `pull_messages`."""
         batch = list(messages)
         for reply in self._exchange(batch):
             self._replies[reply.metadata.reply_to_message_id] = reply
         return [message.metadata.message_id for message in batch]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to the messages with these ids; each is handed out once."""
+        """Return the replies to the messages with these ids, each once."""
         return [self._replies.pop(key) for key in message_ids if key in self._replies]
 
     def send_and_receive(
@@ -93,7 +93,7 @@ class EngineGrid(Grid):
 
 
 def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
-    """Have a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
+    """Handle a client's message; an exception becomes an error reply, as in Flower."""
     try:
         # Later checks report numbers out of range, not NumPy.
         with contain_plugin(), np.errstate(all="ignore"):
@@ -105,7 +105,7 @@ def answer(work: Callable[[Message, int], Message], message: Message, client: in
 def error_reply(message: Message, error: Exception) -> Message:
     """Return the reply of a client that raised: the exception's name, then the traceback."""
     reason = f"{described(error)}\n{''.join(traceback.format_exception(error))}"
-    # What travels is UTF-8, which half a surrogate pair is not.
+    # Messages are UTF-8, which half a surrogate pair is not.
     reason = reason.encode(errors="backslashreplace").decode()
     return Message(Error(code=msg.CLIENT_RAISED, reason=reason), reply_to=message)
 
@@ -148,7 +148,7 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep some freed memory; return whether it does.
+    """Keep some freed memory in this process; return whether it does.
 
     glibc returns memory at the heap's end. A step of a few dozen images asks for it again at once: new pages
     take up to a quarter of its time. Settings from outside stay; other systems have none.

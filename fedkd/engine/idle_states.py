@@ -1,4 +1,4 @@
-"""States of clients that are put aside, in a file without a name."""
+"""States of idle clients, in a nameless file."""
 
 import tempfile
 from bisect import insort
@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 @dataclass(frozen=True)
 class Place:
-    """Place of a client's state in the file, and the order of its arrays, which its bytes do not keep."""
+    """Place of a client's state in the file, and the order of its arrays."""
 
     start: int
     stop: int
@@ -21,13 +21,13 @@ class Place:
 
 
 class IdleStates:
-    """Clients' states on disk, in a nameless file in `folder`, which vanishes however the process ends."""
+    """Clients' states in a nameless file in `folder`, which ends with the process."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder if folder is not None and folder.is_dir() else None
         self._file: IO[bytes] | None = None
         self._places: dict[int, Place] = {}
-        self._free: list[tuple[int, int]] = []  # starts and stops, ascending, no two of which touch
+        self._free: list[tuple[int, int]] = []  # starts and stops, ascending, never adjacent
         self._end = 0
 
     def __contains__(self, client: int) -> bool:

@@ -11,7 +11,7 @@ from fedkd.federation import arrays_to_record, assume_identity, client_of_node, 
 
 
 class InlineGrid(EngineGrid):
-    """Runs a ClientApp in this process; with `keeps_states`, a client that fails goes back."""
+    """Run a ClientApp in this process; with `keeps_states`, failed clients are restored."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The live clients of a process; some are put aside, and some go back to an earlier state."""
+"""The live clients of a process; idle ones are written to disk, failed ones restored."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 
 @dataclass(frozen=True)
 class Room:
-    """How many clients live in a process at a time (None: all), and the folder of the others' states.
+    """Number of clients in a process at a time (None: all), and the folder of other states.
 
     `evaluation_changes`: whether an evaluation without guidance may change a client, such as begin a task.
     """
@@ -51,15 +51,15 @@ class LiveClients:
     ) -> None:
         self._app, self._make_context, self._together = app, make_context, together
         self._room = room or Room()
-        self._contexts: dict[int, Context] = {}  # the one that was asked something last stands last
-        self._states = IdleStates(self._room.folder)  # of those put aside, and what others begin with
-        self._unchanged: set[int] = set()  # those of the living that are what was written down, if anything
+        self._contexts: dict[int, Context] = {}  # least recently used first
+        self._states = IdleStates(self._room.folder)  # of idle clients, and initial ones of others
+        self._unchanged: set[int] = set()  # live clients whose state on disk, if any, is valid
 
     def handle(self, message: Message) -> Message:
         return answer(self._work, message, client_of_node(message.metadata.dst_node_id))
 
     def handle_together(self, messages: Sequence[Message]) -> list[Message]:
-        """Have clients handle a message each, all of one kind; an exception becomes an error reply."""
+        """Handle a message of one kind for each client; exceptions become error replies."""
         if len(messages) == 1:
             return [self.handle(messages[0])]
         assert self._together is not None
@@ -83,7 +83,7 @@ class LiveClients:
     def _work(self, message: Message, client: int) -> Message:
         kind = message.metadata.message_type
         if client not in self._contexts:
-            # A client that is put aside needs no room for its state's way.
+            # An idle client's state needs no room in memory.
             if kind == msg.EXPORT_STATE and client in self._states:
                 return _reply(message, client, arrays_to_record(self._states.get(client)))
             if kind == msg.IMPORT_STATE and self._is_full:
@@ -94,7 +94,7 @@ class LiveClients:
         return self._app(message, context)
 
     def context(self, client: int, needed: Collection[int] = ()) -> Context:
-        """Return the context of a client; clients that are `needed` are not put aside for it."""
+        """Return the context of a client; `needed` clients stay in memory."""
         if client in self._contexts:
             self._contexts[client] = self._contexts.pop(client)
             return self._contexts[client]
@@ -138,7 +138,7 @@ class LiveClients:
         self._unchanged.discard(client)
 
     def handle_keeping(self, message: Message) -> tuple[Message, ArrayRecord | None]:
-        """Have a client handle a message; return the reply, and its state if that changed and is known."""
+        """Handle a client's message; return the reply, and its state if changed and known."""
         reply, client = self.handle(message), client_of_node(message.metadata.dst_node_id)
         if not changed_by(message, reply):
             return reply, None
@@ -154,7 +154,7 @@ class LiveClients:
             return error_reply(message, error), None
 
     def renew(self, client: int, state: ArrayRecord | None) -> None:
-        """Make a client anew from a state before its next message; None: its initial state."""
+        """Rebuild a client from a state before its next message; None: the initial one."""
         self._forget(client)
         self._states.drop(client)
         if state is not None:

@@ -1,4 +1,4 @@
-"""Stopping long work politely: the first Ctrl-C asks, the second insists, and a closed terminal asks once."""
+"""Stop long work: the first Ctrl-C requests a stop, the second forces it."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def watch_stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, where nothing else handles them."""
+    """Let SIGTERM and SIGHUP raise `KeyboardInterrupt` like Ctrl-C, without other handlers."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -47,13 +47,13 @@ def signals_as_interrupts() -> Iterator[None]:
 
 
 def _hang_up_once() -> None:
-    """Ignore SIGHUP from now on: the kernel tells of a closed terminal, and the shell too; nobody insists."""
+    """Ignore SIGHUP from now on: kernel and shell both send it for a closed terminal."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @contextmanager
 def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
-    """Handle signals, but a SIGHUP that is ignored: ``nohup`` wants it so."""
+    """Handle signals, except a SIGHUP that is ignored, as by ``nohup``."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -63,13 +63,13 @@ def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[No
         yield
     finally:
         for number, former in previous.items():
-            if signal.getsignal(number) is handler:  # else the terminal is closed, and that is said
+            if signal.getsignal(number) is handler:  # else the terminal is closed, and reported
                 signal.signal(number, former)
 
 
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Put this process's handlers of signals that ask to stop back after the block: Ray sets its own."""
+    """Restore this process's handlers of stop signals after the block: Ray sets its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -85,7 +85,7 @@ def kept_handlers() -> Iterator[None]:
 
 @contextmanager
 def sheltered_from_hang_up() -> Iterator[None]:
-    """Have processes that are started meanwhile outlive the terminal: whoever started them stops them."""
+    """Let processes started meanwhile outlive the terminal; their parent stops them."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -95,7 +95,7 @@ def sheltered_from_hang_up() -> Iterator[None]:
 
 @contextmanager
 def ignore_closed_terminal() -> Iterator[None]:
-    """Let nothing fail because standard output or error was a terminal that has been closed."""
+    """Prevent failures from a standard output or error of a closed terminal."""
     former = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("IO[str]", _Outliving(stream)) for stream in former)
     try:
@@ -124,7 +124,7 @@ class _Outliving:
     def _let_go(self, error: OSError) -> None:
         if error.errno != errno.EIO:
             raise error
-        # What waits in the buffer goes there too: Python flushes it on leaving, which must not fail aloud.
+        # The buffer goes there too: Python flushes it at exit, which must not fail aloud.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)

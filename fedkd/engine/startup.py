@@ -65,7 +65,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
             from fedkd.engine.ray.cluster import connect_ray
 
             tell("starting Ray and loading the data")
-            # Ray takes seconds to start, and so do imports, in actors and here; all of it at once.
+            # Ray and imports, in actors and here, take seconds to start: all at once.
             with ThreadPoolExecutor(max_workers=1) as background:
                 imported = background.submit(_import_all)
                 loading: Future[Data] = background.submit(_load, plan.scenario, tell)
@@ -99,11 +99,11 @@ def _load(scenario: Scenario, tell: Tell) -> Data:
 
 
 def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
-    """Start actors of this run's own Ray before there is work, so that they import packages meanwhile."""
+    """Start actors of this run's Ray early, so that they import packages meanwhile."""
     from fedkd.engine.ray.grid import start_spares
     from fedkd.engine.ray.placement import count_actors, gpu_share
 
-    if not cluster.alone or plan.scenario.training.executor == "auto":  # which may want fewer
+    if not cluster.alone or plan.scenario.training.executor == "auto":  # it may need fewer
         return []
     engine, number = plan.scenario.engine, len(plan.blocks)
     try:
@@ -127,7 +127,7 @@ def _ray_grid_again(
 
     number, scenario = len(plan.blocks), plan.scenario
     on_gpus = gpu_share(scenario.engine, cluster, number) > 0
-    # Fewer actors than were asked for are better than none.
+    # Fewer actors than requested are better than none.
     engine = scenario.engine.model_copy(update={"actors": None})
     plan = replace(plan, scenario=scenario.model_copy(update={"engine": engine}))
     began, waits = time.monotonic(), False

@@ -1,4 +1,4 @@
-"""A parent process reports an end that the run in its child could not report itself.
+"""A parent process that reports ends of a run which its child cannot report.
 
 Ray ends its process with status 1 when its object store has died; a plug-in may call `os._exit`. The parent
 also ends processes that Ray leaves behind, and holds signals back while Ray starts.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from os import (
-    _exit,  # while a verb runs, `os._exit` is another one (see `fedkd.plugins.loading.forbid_os_exit`)
+    _exit,  # while a command runs, `os._exit` is replaced (see `fedkd.plugins.loading.forbid_os_exit`)
 )
 from pathlib import Path
 from typing import NoReturn
@@ -68,20 +68,20 @@ def run_in_child() -> None:
 
 
 def set_loss_message(text: str) -> None:
-    """Have the parent, if there is one, say this should the child end without a word."""
+    """Set the parent's report, if there is one, for a child that ends without one."""
     if _to_parent is not None:
         os.write(_to_parent, f"{text}\n".encode())
 
 
 def report_end() -> None:
-    """Tell the parent, if there is one, that the child has reported its end and now leaves by itself."""
+    """Inform the parent, if there is one, that the child has reported its end."""
     if _shared is not None:
         _shared[_HAS_ENDED] = 1
 
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Have the parent pass on signals that ask to stop after the block only; a second one ends the child."""
+    """Let the parent pass on stop signals only after the block; a second ends the child."""
     if _shared is None:
         yield
         return
@@ -148,19 +148,19 @@ def _leave(what: str, lines: list[str], status: int) -> NoReturn:
 
 
 def signal_on_parent_death(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent dies; Linux alone has that."""
+    """Request a signal from the kernel at the parent's death; Linux only."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans(whether: bool) -> None:
-    """Have orphans below this process become its children, so that they are found; Linux alone has that."""
+    """Let orphans below this process become its children; Linux only."""
     if _libc is not None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(whether))
 
 
 def descendant_pids(pid: int) -> list[int]:
-    """Return the ids of all processes below one, where `/proc` tells; else none."""
+    """Return the ids of all processes below one; none without `/proc`."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):  # gone meanwhile
@@ -188,7 +188,7 @@ def end_processes_of_ray(spared: Collection[int] = ()) -> None:
 
 def _is_rays(pid: int) -> bool:
     with suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty, of one that is dead already
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for a dead one
         return words.startswith(b"ray::") or b"/ray/" in words.split(b"--", 1)[0]
     return False
 
@@ -198,7 +198,7 @@ def _read(descriptor: int) -> str:
     try:
         while part := os.read(descriptor, 65536):
             parts.append(part)
-    except BlockingIOError:  # somebody whom the child has started holds the other end
+    except BlockingIOError:  # a process of the child holds the other end
         pass
     return b"".join(parts).decode(errors="replace")
 

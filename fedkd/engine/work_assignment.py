@@ -30,7 +30,7 @@ def client_costs(
     first, strategy, fusion = first_task(data), plan.strategy, scenario.fusion
     known = len(first.transfer_x) if strategy.capabilities.uses_transfer_set else 0
     distilled = known * (3 * fusion.distill_epochs + 1)
-    # Weights that all clients are sent are tested once a process, what each has trained for itself.
+    # Common weights are tested once a process, each client's own ones separately.
     moments = 1 if strategy.capabilities.brings_model else 2
     tested = moments * len(first.test_y) / scenario.evaluate_every
     evaluated = frozenset(evaluated_clients(scenario))

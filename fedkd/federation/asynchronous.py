@@ -132,11 +132,11 @@ Arrived = Sequence[tuple[ClientJob, Reply]]
 
 
 class AsynchronousRounds(Rounds):
-    """Runs rounds that end after K uploads, of any clients.
+    """Run rounds that end after K uploads, of any clients.
 
     A client that has uploaded begins its next job: at once where every message brings the model, else
     after the fusion of its upload. It is evaluated when it is answered, and its figures stand until the next
-    answer. Where every message brings the model, all clients are evaluated with the newest.
+    answer. If every message contains the model, all clients are evaluated with the newest.
     """
 
     def __init__(self, plan: Plan, grid: Grid, strategy: KnowledgeFusion, control: RunControl) -> None:
@@ -158,7 +158,7 @@ class AsynchronousRounds(Rounds):
             self._flights.land(job.client, hold=not self._brings_model)
             self._exchange.totals = replace(self._exchange.totals, virtual_seconds=job.over)
             arrived.append((job, self._messages.done.pop(job.client)))
-            # What arrives at one instant comes before what departs then.
+            # Arrivals come before departures of the same instant.
             if self._brings_model and len(arrived) < self._buffer:
                 following = self._next(round) if self._flights.jobs else None
                 if following is None or following.over > job.over:
@@ -170,7 +170,7 @@ class AsynchronousRounds(Rounds):
         return self._record_training(round, replies)
 
     def _depart(self, round: int) -> None:
-        """Write the messages of all jobs that begin now; they are sent when their replies are needed."""
+        """Write the messages of all new jobs; they are sent once their replies are needed."""
         clients = self._flights.departing()
         if not clients:
             return
@@ -185,7 +185,7 @@ class AsynchronousRounds(Rounds):
             self._messages.waiting[client] = message
 
     def _next(self, round: int) -> ClientJob:
-        """Return the job that is over next, once every job is done that could be over before it."""
+        """Return the next job to end, once all candidates are done."""
         if (job := self._flights.first()) is None:
             self._do_all(round)
             job = self._flights.first()
@@ -258,7 +258,7 @@ class AsynchronousRounds(Rounds):
         return replies
 
     def _as_before(self, client: int) -> dict[str, float]:
-        """Return the figures of a client that has had no answer since its last evaluation."""
+        """Return the figures of a client without an answer since its last evaluation."""
         row = dict(zip(LASTING, self._measured[client].tolist(), strict=True))
         row |= dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
         self._set_two_moments(row, None)

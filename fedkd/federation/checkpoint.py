@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run after a round, on disk whole or not at all.
+"""Checkpoints: the whole state of a run after a round, written atomically.
 
     checkpoints/clients/client-00004@00002.safetensors  client 4 after round 2
                 server/array-0123….safetensors          an array of the server's that has waited for long
@@ -67,7 +67,7 @@ class CheckpointStore:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._previous: Path | None = None  # the last checkpoint
-        self._states: dict[int, SavedFile] = {}  # of every client, as it names them
+        self._states: dict[int, SavedFile] = {}  # clients' states in it
         self._added: dict[int, SavedFile] = {}  # written since
         self._lasting: dict[int, tuple[np.ndarray, SavedFile | None]] = {}  # arrays in it by their id
         self._spoken_of: dict[str, set[str]] = {}  # names of files in the two pools, by checkpoint

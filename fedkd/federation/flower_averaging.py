@@ -21,7 +21,7 @@ WEIGHTS_PREFIX, STRATEGY_PREFIX, ORTHOGONAL_PREFIX = "weights/", "strategy/", "o
 
 
 class FlowerAveraging(ServerStrategy):
-    """Has one of Flower's strategies average the clients' weights, from which clients start anew.
+    """Average the clients' weights, their next start, by one of Flower's strategies.
 
     `half` is the strategy's part on the clients, `stages` those that uploads have passed. `orthogonal` keeps
     the average out of what old tasks use.
@@ -50,7 +50,7 @@ class FlowerAveraging(ServerStrategy):
 
         At the end of a task, orthogonal training sends participants its bases and asks for sketches.
         """
-        # Flower's strategies ask a grid for its nodes alone, and take all of them.
+        # Flower's strategies need only the nodes of a grid, and take all of them.
         grid: Any = SimpleNamespace(get_node_ids=lambda: nodes)
         if kind == msg.EVALUATE:
             return list(self._strategy.configure_evaluate(round, self._weights, config, grid))
@@ -71,7 +71,7 @@ class FlowerAveraging(ServerStrategy):
         return messages
 
     def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
-        """Protect what the clients' sketches span; return the protected share of each layer."""
+        """Protect the span of the clients' sketches; return each layer's protected share."""
         if self._orthogonal is None:
             return {}
         sent = []
@@ -87,7 +87,7 @@ class FlowerAveraging(ServerStrategy):
         return self._orthogonal.figures()
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
-        """Have Flower's strategy average the uploads in client order, if there are any.
+        """Average any uploads in client order by Flower's strategy.
 
         Strategies such as FedAdam read the last average from the next messages. FedAvgM keeps its own; its
         steps are linear, so its momentum stays within the forbidden directions.
@@ -108,7 +108,7 @@ class FlowerAveraging(ServerStrategy):
             self._weights = in_precision_of(self._weights, weights)
 
     def misfits(self, replies: Sequence[Message]) -> dict[int, InvalidUpload]:
-        """Open uploads; return why some are no weights of the model, by client."""
+        """Open uploads; return reasons of misfits by client."""
         found: dict[int, InvalidUpload] = {}
         model = record_to_arrays(self._weights)
         for reply in replies:
@@ -136,7 +136,7 @@ class FlowerAveraging(ServerStrategy):
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         weights = strip_prefix(WEIGHTS_PREFIX, arrays)
-        # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
+        # Flower's strategies rely on the order of a model's tensors, which a file does not keep.
         self._weights = arrays_to_record({name: weights[name] for name in self._weights})
         restore_strategy(self._strategy, strip_prefix(STRATEGY_PREFIX, arrays))
         if self._orthogonal is not None:
@@ -172,7 +172,7 @@ def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
 
 
 def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> None:
-    """Put back what `strategy_state` returned."""
+    """Restore a `strategy_state`."""
     groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for key in sorted(arrays):
         kind, attribute, _, name = key.split("|", 3)

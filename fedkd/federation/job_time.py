@@ -25,7 +25,7 @@ class Handed(NamedTuple):
 
 
 class JobTime:
-    """Counts how long a job takes: download, work, upload.
+    """Durations of jobs: download, work, upload.
 
     Guidance belongs to the job that begins with it, and evaluation takes no time. So the frequency of
     evaluations does not change simulated time.
@@ -44,7 +44,7 @@ class JobTime:
                 self._add(self._client_of(message), RecordDict({msg.GUIDANCE: message.content[msg.GUIDANCE]}))
 
     def begin(self, message: Message) -> Handed:
-        """Return what a client has received for the job of a message."""
+        """Return a client's downloads for the job of a message."""
         client = self._client_of(message)
         self._add(client, message.content)
         return self._handed.pop(client)

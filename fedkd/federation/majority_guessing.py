@@ -61,7 +61,7 @@ class ChanceWatch:
         """Return the clients, ascending, that do not train on their present task again."""
         schedule, rounds = self._plan.schedule, self._plan.scenario.rounds
         if round < self._plan.last_round and self._plan.last_round > rounds:
-            return []  # in the end everybody trains once more
+            return []  # all clients train once more at the end
         waiting, ending = set(clients), set()
         for later in range(round + 1, rounds + 1):
             moved_on = {c for c in waiting if schedule.task(c, later) != schedule.task(c, round)}

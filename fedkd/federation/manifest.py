@@ -15,7 +15,7 @@ CLIENTS, SERVER_POOL = "clients", "server"
 ARRAY = "array"
 STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
 TABLES = ("offsets", "digests", "offsets_if_longer", "digests_if_longer", "scenario")
-"""Fields of a checkpoint that its manifest has as they are."""
+"""Fields of a checkpoint copied into its manifest."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Checkpoint:
     Attributes:
         offsets: Length of the run folder's tidy files; `digests` are their SHA-256.
         offsets_if_longer: The same without an evaluation made only because the run ends here.
-        scenario: What decides the results (see `fedkd.scenario.identity.result_relevant_keys`).
+        scenario: Keys that decide the results (see `fedkd.scenario.identity.result_relevant_keys`).
         lasting: Names of the server's arrays that never change, which later checkpoints may share.
     """
 

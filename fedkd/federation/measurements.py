@@ -40,7 +40,7 @@ Replies = Mapping[int, Message]
 
 
 class Measurements:
-    """Records the figures of replies."""
+    """Recorder of the figures of replies."""
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._schedule, self._recorder, self._folder = plan.schedule, recorder, folder
@@ -101,7 +101,7 @@ class Measurements:
                 self._record(found.round, split, metric, known)
 
     def links(self, round: int, links: Links | None) -> None:
-        """Record what every client sent and received over its links, and keep the links."""
+        """Record every client's traffic over its links, and keep the links."""
         if links is None:
             return
         write_links(self._folder, round, links.clients, links.heard, links.sizes, run=self._run)

@@ -85,7 +85,7 @@ class Rounds:
                         store.wait()
                         raise Interrupted(f"stopped after round {round} of {last}; the state is saved")
         except OSError as error:
-            if error.errno in DISK_ERRORS:  # told of with what is kept (see `explain_disk_errors`)
+            if error.errno in DISK_ERRORS:  # reported later (see `explain_disk_errors`)
                 raise
             raise RunFailed(f"cannot write to {control.folder}: {error.strerror or error}") from error
         finally:
@@ -202,7 +202,7 @@ class Rounds:
 
     def _evaluate_if_due(self, round: int) -> dict[str, float]:
         if not self._plan.evaluates(round):
-            return {}  # clients are handed their guidance with their next message
+            return {}  # guidance comes with clients' next message
         if not self._plan.would_evaluate(round):  # only because the run ends here
             self._recorder.flush()
             self._if_longer = self._recorder.offsets(), self._recorder.digests()

@@ -1,4 +1,4 @@
-"""Where a run writes, and its server's settings."""
+"""Folder of a run, and its server's settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ class Deployment:
 
 @dataclass(frozen=True)
 class RunControl:
-    """Where a run writes, its observer, and when it stops.
+    """Folder of a run, its observer, and its end.
 
     Args:
         folder: The run folder; `scenario.toml` is already in it.
         stop_requested: Called after every round; True ends the run there, with its state saved.
-        resume: Whether to go on from the latest checkpoint; `again`: in a run under way, not a new one.
+        resume: Go on from the latest checkpoint; `again`: in the same process.
         deployment: Settings for deployed nodes; None: a simulation.
     """
 

@@ -1,4 +1,4 @@
-"""What the loop of rounds asks of a server's strategy, whatever kind it is."""
+"""Interface of a server's strategy for the loop of rounds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -45,15 +45,15 @@ class ServerStrategy(Protocol):
         return None
 
     def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion; None: all receive the same."""
+        """Return the weights among clients of the last fusion; None: all receive the same."""
         return None
 
     def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: there is a server."""
+        """Return the links used in the last fusion; None: a server."""
         return None
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on."""
+        """Return the state that later rounds depend on."""
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""

@@ -52,7 +52,7 @@ class TransferProbe:
         knowledge = [decode_upload(self._stages, arrays, TRIAL_UPLOAD_KINDS) for arrays in uploads]
         logits = np.stack([arrays[LOGITS_KEY] for arrays in knowledge])
         probabilities = softmax(logits)
-        # One record for all, so that it travels once.
+        # One record for all, sent once.
         lesson = RecordDict(
             {msg.CONFIG: settings, msg.ARRAYS: arrays_to_record({msg.PROBABILITIES: probabilities})}
         )

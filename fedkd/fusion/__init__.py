@@ -1,7 +1,7 @@
-"""Fusion: clients' knowledge in, guidance out. Read `strategy` first, then one method such as `fedmd`.
+"""Fusion: aggregate clients' knowledge into guidance (start: `strategy`, then a method such as `fedmd`).
 
-A method is one file of one frozen dataclass, named as in the literature. `capabilities` says what a strategy
-needs and can, `views` what it may use of a client and of the server. `registry` knows all by name.
+A method is one frozen dataclass in one file, named as in the literature. `capabilities` states a strategy's
+needs and abilities, `views` its access to client and server. `registry` has all by name.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Networks that a client has besides its model, and trains in the same steps."""
+"""Networks that a client trains besides its model, in the same steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from fedkd.fusion.views import ClientView
 
 OWN_NETWORK = "model"
-"""What the client's own model is called among its networks."""
+"""Name of the client's model among its networks."""
 
 
 class Maker(Protocol):
-    """What a client provides for making an auxiliary network."""
+    """A client's means of making an auxiliary network."""
 
     @property
     def classes(self) -> int:
@@ -36,15 +36,15 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class AuxNetwork:
-    """A network that a client has besides its model.
+    """A network besides the client's model.
 
     Checkpoints hold it with the client's state. Messages carry it only if the strategy uploads it.
 
     Attributes:
-        make: Makes it, on the CPU; called once for a client, with torch's draws seeded.
-        start: `shared`: all clients begin with the same draws, as averaged models do; `client`: each its own.
-        trained: Whether local training changes it, in the same steps of the model's optimiser; gradients are
-            clipped for each network alone.
+        make: Makes it on the CPU, once for a client, with torch's draws seeded.
+        start: Initial draws: `shared` by all clients, as averaged models need, or of each `client`.
+        trained: True if local training changes it, in the model's optimiser steps. Gradients are clipped for
+            each network alone.
         lr: Learning rate of the first round; None: the model's.
         sees: Its inputs: samples, or features of another network.
         passes: Passes forward and back on a batch of local training; forward alone is a third. None: one if
@@ -63,7 +63,7 @@ class AuxNetworks:
     """Mixin: networks beside the client's model, ``class Mine(AuxNetworks, FusionStrategy)``."""
 
     shared_model: str | None = None
-    """Name of a small model that every client trains beside its own; a hyper-parameter."""
+    """Name of a small model that every client also trains; a hyper-parameter."""
     shared_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of that model; a hyper-parameter."""
     evaluated_networks: ClassVar[tuple[str, ...]] = (OWN_NETWORK,)
@@ -73,23 +73,23 @@ class AuxNetworks:
 
     @property
     def shared_arguments(self) -> dict[str, Any]:
-        """Arguments that `shared_model` is built with."""
+        """Arguments of `shared_model`."""
         return dict(self.shared_args)
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return the networks of every client beside its model, by name, in the order of their making."""
+        """Return every client's further networks by name, in the order of their making."""
         return {}
 
     def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return the network that evaluations ask; None: the client's model. Uploads are the model's.
+        """Return the network to evaluate, samples `[B, *input_shape]` to logits `[B, C]`; None: the model.
 
-        It maps samples `[B, *input_shape]` to logits `[B, C]`, on the device of the client's model.
+        It lies on the device of the client's model, which makes the uploads.
         """
         return None
 
     @property
     def answering_model(self) -> str:
-        """The one of `eval_models` that `predictor` returns; empty where there are none."""
+        """The one of `eval_models` that `predictor` returns; empty without any."""
         return ""
 
     def eval_model(self, client: ClientView, name: str) -> nn.Module:
@@ -120,5 +120,5 @@ _NONE = AuxNetworks()
 
 
 def aux_networks_of(strategy: FusionStrategy) -> AuxNetworks:
-    """Return a strategy's hooks for networks beside the client's model; without the mixin, neutral ones."""
+    """Return a strategy's hooks for further networks, neutral ones without the mixin."""
     return strategy if isinstance(strategy, AuxNetworks) else _NONE

@@ -1,4 +1,4 @@
-"""A fusion strategy's needs and abilities: one frozen value."""
+"""Needs and abilities of a fusion strategy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Need = Literal[
     "equal_features",  # penultimate features of one width
     "linear_head",  # heads that are one linear layer with biases
     "weights",  # weights to send
-    "masks",  # a learner whose masks mean something to others
+    "masks",  # a learner whose masks clients can share
     "one_architecture",  # one architecture for all clients
     "plain_sgd",  # local steps of SGD without momentum
     "transfer_labels",  # labels of the transfer set on the server
@@ -32,7 +32,7 @@ Need = Literal[
 ]
 
 Guided = Literal["all_alike", "each", "nobody"]
-"""Receivers of guidance: all clients the same, each client its own, or nobody."""
+"""Receivers of guidance: all clients the same, each client its own, or none."""
 
 REACH: Mapping[Guided, str] = {
     "all_alike": "all clients alike: who took part with the next message, who did not with the next training",
@@ -42,26 +42,26 @@ REACH: Mapping[Guided, str] = {
 """Receivers of guidance in words."""
 
 OverGraph = Literal["each", "mixed"]
-"""How a strategy works over a graph, without a server.
+"""Work of a strategy without a server.
 
-`each`: every client calls `fuse` on its own upload and on those of its neighbours. `mixed`: `fuse` gets the
-mixing weights of the graph (`Knowledge.mixing`).
+`each`: every client calls `fuse` on its own upload and its neighbours'. `mixed`: `fuse` gets the mixing
+weights of the graph (`Knowledge.mixing`).
 """
 
 PREDICTIONS: Mapping[str, Kind] = {"logits": Kind.TRANSFER_LOGITS, "label_counts": Kind.LABEL_COUNTS}
 """Arrays of the default `upload`."""
 
 TAUGHT: Mapping[str, str] = {"targets": "k C", "samples": "k<M"}
-"""Shapes of targets and of the indices of their transfer samples; without `samples`, they are of all."""
+"""Shapes of targets and of their transfer samples' indices; without `samples`, they cover all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a strategy needs and can. Checks, estimates and engines read it before and during a run.
+    """Needs and abilities of a strategy, for checks, estimates and engines.
 
-    A strategy states it once: ``capabilities: ClassVar[Capabilities] = Capabilities(guides="each")``. A
-    `functools.cached_property` returns it where it depends on hyper-parameters. `dataclasses.replace` changes
-    that of a base class.
+    A strategy states it once: ``capabilities: ClassVar[Capabilities] = Capabilities(guides="each")``. If it
+    depends on hyper-parameters, a `functools.cached_property` returns it. `dataclasses.replace` changes that
+    of a base class.
 
     Attributes:
         needs: Requirements on clients, data and server; other scenarios are refused.
@@ -69,37 +69,37 @@ class Capabilities:
         kinds: Kind of each array of an `upload`, by name; a missing one is `Kind.OTHER`. The server refuses
             uploads that lack one of these.
         optional: Arrays of `kinds` that an upload may lack.
-        shapes: Shapes of arrays by name where the kind leaves them open, as in `fedkd.fusion.forms`.
-        receives: Shapes of the arrays of guidance by name, for a strategy with its own `apply`; None: not
-            stated. A name may end with ``*``. Deployed clients refuse other arrays.
-        label_counts: Whether clients also upload their label histogram.
-        upload_changes: Whether the first upload has another size than later ones.
-        sends_steps: Whether a client sends how far training moved a model that came with the message.
+        shapes: Shapes of arrays by name if the kind leaves them open, as in `fedkd.fusion.forms`.
+        receives: Shapes of guidance arrays by name, for a strategy with its own `apply`; None: not stated. A
+            name may end with ``*``. Deployed clients refuse other arrays.
+        label_counts: True if clients also upload their label histogram.
+        upload_changes: True if the first upload differs in size from later ones.
+        sends_steps: True if a client uploads the difference to a model that came with the message.
         guides: Receivers of guidance; None: not stated.
         reach: Receivers in words; empty: those of `guides`.
-        uses_local_loss: Whether guidance is kept and shapes local training, not distilled at once.
-        infers_from_guidance: Whether kept guidance answers evaluations (`LocalObjective.infer`).
-        uses_transfer_set: Whether clients or server look at transfer samples.
-        requests_vary: Whether each round asks for other transfer samples than `request` shows.
-        pretrain_epochs: Epochs of training on the labelled transfer set before anything else.
-        trains_jointly: Whether the paper adds the loss on private samples to distillation.
-        averages: Average of predictions that `fuse` takes; filters fill in with it.
-        mixes: Whether personal targets are means of `Guidance.mixed` under weights.
-        over_graph: How it works without a server; None: it needs one.
+        uses_local_loss: True if guidance is kept and shapes local training, not distilled at once.
+        infers_from_guidance: True if kept guidance answers evaluations (`LocalObjective.infer`).
+        uses_transfer_set: True if clients or server use transfer samples.
+        requests_vary: True if each round needs other transfer samples than `request` shows.
+        pretrain_epochs: Epochs of training on the labelled transfer set before the first round.
+        trains_jointly: True if the paper adds the loss on private samples to distillation.
+        averages: Average of predictions in `fuse`; filters fill in with it.
+        mixes: True if personal targets are means of `Guidance.mixed` under weights.
+        over_graph: Work without a server; None: it needs one.
         requires_sync: Reason to wait for all clients of a round, to follow the strategy's name; None: none.
-        weighs_age: Whether `fuse` counts rows by `Knowledge.freshness`.
+        weighs_age: True if `fuse` counts rows by `Knowledge.freshness`.
         stale_decay: Weight factor per round of age of an absent client's last knowledge; None: left out.
-        by_flower: Whether one of Flower's strategies does the server's part.
-        brings_model: Whether every message carries the whole model, and clients keep none.
-        shares_model: Whether all clients of an architecture hold one model after fusion.
-        pools: Whether models train on the samples of all clients.
-        keeps_models: Further models of the client's own kind that it keeps.
-        learner: Name of the one learner that it works with; None: any.
+        by_flower: True if one of Flower's strategies is the server's part.
+        brings_model: True if every message carries the whole model, and clients keep none.
+        shares_model: True if all clients of an architecture hold one model after fusion.
+        pools: True if models train on the samples of all clients.
+        keeps_models: Number of further models of the client's own kind.
+        learner: Name of the only learner that fits; None: any.
         held_out_share: Share of training samples that every client keeps apart (`ClientView.held_out`).
-        trials: Number of times that a client tries guidance before it learns some (`ClientView.trial`).
+        trials: Number of trials of guidance before a client learns one (`ClientView.trial`).
         trial_share: Share of the transfer set that a trial learns from.
         generated_samples: Samples that the server generates and every client keeps.
-        counts_rounds: Whether a round depends on the number of rounds, so that a run cannot be continued.
+        counts_rounds: True if a round depends on the number of rounds; the run cannot be continued.
     """
 
     needs: Set[Need] = frozenset()
@@ -139,12 +139,12 @@ class Capabilities:
 
     @property
     def audience(self) -> str:
-        """Receivers of guidance in words; empty where the strategy does not state them."""
+        """Receivers of guidance in words; empty if not stated."""
         return self.reach or ("" if self.guides is None else REACH[self.guides])
 
     @property
     def fuses_by_task(self) -> bool:
-        """Whether knowledge of a stream is fused among the clients at one task; a plain average takes all."""
+        """True if knowledge of a stream is fused for each task; a plain average takes all."""
         return "weights" not in self.needs or "server" in self.needs
 
 

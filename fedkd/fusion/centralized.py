@@ -1,4 +1,4 @@
-"""`centralized`: a model of each architecture, trained on all clients' samples; the upper baseline."""
+"""`centralized`: one model of each architecture, trained on all samples; the upper baseline."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -11,12 +11,12 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Centralized(FusionStrategy):
-    """Centralised training: all clients of an architecture are one model, trained on everybody's samples.
+    """Centralized training: all clients of an architecture share a model, trained on all samples.
 
     The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
-    round is `training.local_epochs` passes over the union of all clients' training samples. Every round is
-    trained in full, whatever clients are sampled, drop out or are slow. Labels that a poisoned client flips
-    are flipped for all. The local accuracy is that of the one model on each client's own test split.
+    round is `training.local_epochs` passes over all clients' training samples. It is trained in full,
+    whatever clients are sampled, drop out or are slow. Labels flipped by a poisoned client are flipped for
+    all. The local accuracy is that of the shared model on each client's own test split.
     """
 
     name: ClassVar[str] = "centralized"

@@ -1,6 +1,6 @@
 """Forms of arrays: checks of uploads and guidance by kinds and known sizes.
 
-A shape has a letter for each dimension, ``"M C"``; numbers stand for themselves. The server knows capital
+A shape has a letter or number for each dimension, such as ``"M C"``. The server knows capital
 letters, or they agree for all clients of an architecture; a small letter is the client's own, and the same in
 all arrays of the upload. ``?`` behind a letter allows 0. ``<C`` at the end keeps every value below a size,
 ``=C`` asks for that value.
@@ -91,7 +91,7 @@ def check_upload(
 
     Args:
         arrays: By name, past the server's half of all stages.
-        sizes: Known sizes; a missing letter stands for any number.
+        sizes: Known sizes; a missing letter matches any number.
         network: The sender's; None: unknown, or it sends no weights.
 
     Raises:

@@ -21,26 +21,26 @@ class Kind(Enum):
     SHARES = "How likely such classes are, in whole steps of 1/255, `[K, k]` uint8."
     SCORES = "How well the client does on own samples that it keeps apart."
     INDICES = "Which samples other arrays are about."
-    UNTRAINED = "What a model says before any training: a function of its random weights alone."
+    UNTRAINED = "Predictions of a model before any training: a function of its random weights alone."
     CONSTANT = "The same from every client, like the number of classes."
     OTHER = "None of these; what a strategy does not declare."
 
     @property
     def is_logits_of_samples(self) -> bool:
-        """Whether a row is the client's prediction for one sample, which can be forged."""
+        """True if a row is the client's prediction for one sample, which can be forged."""
         return self in (Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS)
 
     @property
     def is_prediction(self) -> bool:
-        """Whether these are logits, whose precision a scenario chooses."""
+        """True if these are logits, whose precision a scenario chooses."""
         return self.is_logits_of_samples or self is Kind.LABEL_LOGITS
 
     @property
     def is_stacked(self) -> bool:
-        """Whether `Knowledge` holds all clients' arrays as one, outside `extra`."""
+        """True if `Knowledge` holds all clients' arrays as one, outside `extra`."""
         return self in (Kind.TRANSFER_LOGITS, Kind.LABEL_COUNTS)
 
     @property
     def is_honest(self) -> bool:
-        """Whether even a poisoned client sends it unchanged, so that its upload looks right."""
+        """True if even a poisoned client sends it unchanged, so that its upload looks right."""
         return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT)

@@ -28,18 +28,18 @@ class Knowledge:
 
     Args:
         clients: Client indices, ascending; N of them.
-        logits: Predictions on the transfer set, `[N, M, C]` float32 or float16; None where nothing is sent.
+        logits: Predictions on the transfer set, `[N, M, C]` float32 or float16; None: not sent.
         samples: Number of training samples of each client, `[N]` int64.
         label_counts: Training samples of each class, `[N, C]`; only for a strategy with `label_counts`.
         age: Rounds since each row was computed, `[N]`; None: all are of this round. Above 0 only with a
             `stale_decay`, a cache of knowledge, or asynchronous rounds.
-        new: Whether each row came with this round, `[N]` bool; None: those of age 0 did.
+        new: True if each row came with this round, `[N]` bool; None: those of age 0 did.
         freshness: Weight of each row by its age, `[N]` in (0, 1], in asynchronous rounds of a strategy that
             `weighs_age`; None: all rows count alike.
         awaited: Uploads of this round that come with a later call of `fuse`, since a client sent two; only
             in asynchronous rounds of a strategy that `brings_model`.
         payload: Other arrays of `upload` by name, one per client, of shapes that may differ.
-        request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
+        request: Indices of the round's transfer samples, `[M]`; None: the whole transfer set.
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
         server: Models of the server; only for a strategy that needs `weights` or a `server`.
         seed: Source of the strategy's own draws.
@@ -95,7 +95,7 @@ class Knowledge:
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """What the clients receive back.
+    """Targets or weights that the server sends back.
 
     Args:
         targets: Targets on the transfer set, float32: personal `[N, M, C]`, or `[M, C]` shared by all.
@@ -128,7 +128,7 @@ class Guidance:
 
     @property
     def is_personal(self) -> bool:
-        """Whether clients receive different things."""
+        """True if clients receive different targets or weights."""
         return bool(self.personal) or (self.targets is not None and self.targets.ndim == 3)
 
 
@@ -159,7 +159,7 @@ class FusionStrategy(ABC):
     paper: ClassVar[str] = ""
     """Source of the strategy; "after …" if it takes an idea of a paper and not its method."""
     recordable: ClassVar[bool] = False
-    """Whether `loss` computes the same from the same tensors at each call, and does nothing else. Then steps
+    """True if `loss` is a pure function of its tensors. Then steps
     of distillation may be recorded and replayed. A class that overrides `loss` declares it anew."""
     source_note: ClassVar[str] = ""
     """Difference to that paper in one line, or that none was found."""
@@ -172,7 +172,7 @@ class FusionStrategy(ABC):
 
         @property
         def capabilities(self) -> Capabilities:
-            """What the strategy needs and can."""
+            """Needs and abilities of the strategy."""
 
     else:
         capabilities = Capabilities()
@@ -181,7 +181,7 @@ class FusionStrategy(ABC):
         """Return the strategy with the defaults that the clients' models decide: ``replace(self, share=…)``.
 
         Raises:
-            UserError: A hyper-parameter asks for what these models cannot do.
+            UserError: A hyper-parameter does not fit these models.
         """
         return self
 

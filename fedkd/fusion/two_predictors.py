@@ -1,4 +1,4 @@
-"""`two_predictors`: a distilled model and one without guidance, each asked about what it knows."""
+"""`two_predictors`: a distilled model and one without guidance, mixed in evaluations."""
 
 from __future__ import annotations
 

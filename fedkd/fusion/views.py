@@ -103,7 +103,7 @@ class Supermask(Protocol):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the mask is final."""
+        """True if the mask is final."""
 
     @property
     def fingerprint(self) -> np.ndarray:

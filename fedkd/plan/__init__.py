@@ -1,4 +1,4 @@
-"""A scenario resolved once: names looked up, hyper-parameters bound, requirements checked, schedule drawn."""
+"""A resolved scenario: bound strategy and learner, checked requirements, drawn schedule."""
 
 import lazy_loader
 

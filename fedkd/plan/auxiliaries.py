@@ -18,7 +18,7 @@ from fedkd.scenario import ClientGroup
 def make_auxiliaries(
     strategy: FusionStrategy, factory: ModelFactory, model: nn.Module, seed: int, client: int
 ) -> dict[str, nn.Module]:
-    """Return the auxiliary networks of a client before the first round, on the CPU."""
+    """Return a client's initial auxiliary networks, on the CPU."""
     networks: dict[str, nn.Module] = {OWN_NETWORK: model}
     for name, auxiliary in aux_networks_of(strategy).aux_networks().items():
         own = derive_seed(seed, f"initial-weights-{name}", client=client)
@@ -35,7 +35,7 @@ def make_auxiliaries(
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """What `fedkd.fusion.auxiliary.Maker` promises, for one network of one client."""
+    """Implements `fedkd.fusion.auxiliary.Maker` for one network of one client."""
 
     strategy: FusionStrategy
     factory: ModelFactory
@@ -49,7 +49,7 @@ class _Maker:
     def width(self, network: str = OWN_NETWORK) -> int:
         asked: Any = self.networks[network]
         _check_features(asked, f"'{self.strategy.name}' reads features of '{network}'", "clients.model")
-        # No draws of it: what is made next must not depend on what was looked at.
+        # The look at the network must not change the draws of the next one.
         with seeded_torch(self.seed), evaluation_mode(asked):
             inputs = blank_inputs(2, self.factory.input_shape, self.factory.input_dtype)
             return int(asked.features(inputs.to(next(asked.parameters()).device)).flatten(1).shape[1])

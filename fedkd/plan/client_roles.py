@@ -1,4 +1,4 @@
-"""Poisoned, evaluated and counted clients, drawn from the seed: every process gets the same answer."""
+"""Poisoned, evaluated and counted clients, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRAINED = "accuracy_before_fusion_"
 
 
 def poisoned_clients(scenario: Scenario) -> frozenset[int]:
-    """Return the clients that are poisoned: a share of all, rounded to the nearest, drawn once."""
+    """Return the poisoned clients: a rounded share of all, drawn once."""
     clients = scenario.data.clients
     number = round_half_up(scenario.faults.poisoned * clients)
     if number == 0:
@@ -26,7 +26,7 @@ def poisoned_clients(scenario: Scenario) -> frozenset[int]:
 
 
 def poisoning_victim(scenario: Scenario, client: int) -> int:
-    """Return the honest client whose class distribution a poisoned one feigns; itself if all are poisoned."""
+    """Return the honest client whose class distribution a poisoned one imitates."""
     poisoned = poisoned_clients(scenario)
     honest = [other for other in range(scenario.data.clients) if other not in poisoned] or [client]
     return int(numpy_generator(scenario.seed, "victim", client=client).choice(honest))
@@ -38,7 +38,7 @@ def round_half_up(value: float) -> int:
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
-    """Return the evaluated clients, drawn once; poisoned ones only where honest ones are too few."""
+    """Return the evaluated clients, drawn once, honest ones first."""
     clients, number = scenario.data.clients, scenario.evaluate_clients
     if number is None or number >= clients:
         return tuple(range(clients))
@@ -48,13 +48,13 @@ def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
 
 
 def counted_clients(scenario: Scenario) -> frozenset[int]:
-    """Return the clients whose own figures count in means: all that are evaluated and honest, if any is."""
+    """Return the clients of means: the evaluated honest ones, if any."""
     evaluated = frozenset(evaluated_clients(scenario))
     return evaluated - poisoned_clients(scenario) or evaluated
 
 
 def separate_model_accuracies(strategy: FusionStrategy) -> list[tuple[Literal["local", "global"], str, str]]:
-    """Return split, metric and key of what is measured besides where a client's models are told apart."""
+    """Return split, metric and key of accuracies of a client's separate models."""
     splits: tuple[Literal["local", "global"], ...] = ("local", "global")
     return [
         (split, metric, f"{metric}_{split}")
@@ -65,7 +65,7 @@ def separate_model_accuracies(strategy: FusionStrategy) -> list[tuple[Literal["l
 
 
 def separately_measured_models(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Return which of a client's models have accuracies of their own among the names of recorded metrics."""
+    """Return the separate models of clients with accuracies among the recorded metrics."""
     named = dict.fromkeys(metrics)
     told = (name.removeprefix(_TRAINED) for name in named if name.startswith(_TRAINED))
     return tuple(name for name in told if f"accuracy_{name}" in named)

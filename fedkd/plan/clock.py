@@ -1,4 +1,4 @@
-"""Simulated time: how long a client takes for a job, and a message for its way. Drawn from the seed."""
+"""Simulated time of jobs and messages, drawn from the seed."""
 
 from dataclasses import dataclass
 from math import exp
@@ -11,7 +11,7 @@ BITS = 8e-6  # megabits of a byte
 
 @dataclass(frozen=True)
 class VirtualClock:
-    """Tells how long jobs and messages take, in simulated seconds.
+    """Simulated seconds of jobs and messages.
 
     ::
 
@@ -23,7 +23,7 @@ class VirtualClock:
     settings: Clock
 
     def work(self, client: int, job: int, steps: int) -> float:
-        """Return how long a client takes for a job of some steps, with the draws of the round `job`."""
+        """Return the time of a client's job, with the draws of the round `job`."""
         settings = self.settings
         typical = settings.seconds * self._factor("clock-speed", client, settings.spread)
         if settings.work == "drawn":
@@ -31,7 +31,7 @@ class VirtualClock:
         return typical * steps if settings.work == "steps" else typical
 
     def way(self, client: int, size: int) -> float:
-        """Return how long a message of so many bytes takes to a client, or from it."""
+        """Return the time of a message, given its bytes and client."""
         settings = self.settings
         if settings.bandwidth is None:
             return settings.latency

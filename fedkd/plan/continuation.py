@@ -1,4 +1,4 @@
-"""Check that a run may go on under the scenario that its folder now holds."""
+"""Check that a run may continue under the scenario of its folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from fedkd.errors import UserError, refuse_if
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.scenario import FAULT_HANDLING_KEYS, Scenario, changed_keys, result_relevant_keys
 
-MAX_LISTED_CHANGES = 3  # changed keys that are told of, at most
+MAX_LISTED_CHANGES = 3  # changed keys in an error
 
 
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
-    """Refuse to go on where a scenario would have led elsewhere than `began` did in `done` rounds."""
+    """Refuse a scenario whose `done` rounds would differ from those of `began`."""
     changed = changed_keys(began, result_relevant_keys(scenario))
     for key in FAULT_HANDLING_KEYS:
         changed.pop(f"faults.{key}", None)

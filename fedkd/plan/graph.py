@@ -1,4 +1,4 @@
-"""The graph of clients that speak to each other: drawn from the seed, or read from a file."""
+"""The graph of communicating clients, drawn or read from a file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fedkd.storage import parse_json
 MOST_CLIENTS = 10_000  # clients of a graph, whose square is the bytes of its matrix
 DEFAULT_NEIGHBOURS = 4
 DRAWN_EACH_ROUND = ("random_regular", "matching")
-PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs in which it matters who sits where
+PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs in which seats matter
 WITH_K = ("k_regular", "random_regular")
 ORDERS = ("numbered", "shuffled")
 
-Hears = tuple[tuple[int, ...], ...]  # the others that each client hears, N of them, each ascending
+Hears = tuple[tuple[int, ...], ...]  # the senders of each of N clients, each ascending
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The links of a run among N clients; of kind `file` from `listed`, round by round, in turn."""
+    """Links among N clients over a run; kind `file` repeats `listed`."""
 
     clients: int
     kind: str
@@ -35,7 +35,7 @@ class Graph:
     listed: tuple[Hears, ...] = ()
 
     def edges(self, round: int) -> np.ndarray:
-        """Return who hears whom in a round, receiver first, `[N, N]` bool; everyone hears itself."""
+        """Return a round's links, receiver first, `[N, N]` bool with a true diagonal."""
         clients = self.clients
         heard = np.eye(clients, dtype=bool)
         match self.kind:
@@ -68,12 +68,12 @@ class Graph:
 
     @property
     def stays(self) -> bool:
-        """Whether links are the same in every round."""
+        """True if links are the same in every round."""
         return self.period == 1
 
     @property
     def period(self) -> int | None:
-        """After how many rounds links repeat; None: they are drawn each round."""
+        """Rounds after which links repeat; None: they are drawn each round."""
         if self.kind in DRAWN_EACH_ROUND:
             return None
         if self.kind == "one_peer_exponential":
@@ -98,7 +98,7 @@ class Graph:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Graph:
-        """Return a graph of `to_json`, or a listed one: ``{"hears": [[1], [0]]}``, ``{"rounds": […]}``."""
+        """Return a graph of `to_json`, or one of ``hears`` or ``rounds``."""
         try:
             table = parse_json(text)
             if not isinstance(table, dict):
@@ -147,7 +147,7 @@ def draw_graph(scenario: Scenario) -> Graph | None:
 
 
 def _misfit(kind: str, clients: int, k: int) -> str | None:
-    """Return why a graph cannot be of so many clients; None: it can."""
+    """Return why a graph cannot have so many clients; None: it can."""
     if clients < 1:
         return f"there must be clients, got {clients}"
     if kind not in WITH_K:
@@ -160,7 +160,7 @@ def _misfit(kind: str, clients: int, k: int) -> str | None:
 
 
 def _read_hears(hears: object) -> Hears:
-    """Return whom each hears in a round, checked; who is said to hear itself does anyway."""
+    """Return the senders of each client in a round, checked, without itself."""
     if not isinstance(hears, list) or not hears or not all(isinstance(own, list) for own in hears):
         raise ValueError("must have a list for each client of the clients that it hears")
     found = []

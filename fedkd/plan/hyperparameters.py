@@ -1,4 +1,4 @@
-"""A scenario's strategy and learner: their names, and their own keys of ``[fusion]`` and ``[continual]``."""
+"""A scenario's strategy and learner, and their keys of ``[fusion]`` and ``[continual]``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the scenario that names a part and holds that part's hyper-parameters as well."""
+    """A table of the scenario with a part's name and hyper-parameters."""
 
     name: str
     kind: str
@@ -38,7 +38,7 @@ class Table:
                 raise UserError(told, key=f"{self.name}.{name}")
 
     def filled_in(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all hyper-parameters as the table may hold them, once those given have the right types."""
+        """Return all hyper-parameters in TOML's types, once the given ones are checked."""
         for name, value in given.items():
             _check_like(value, values[name], key=f"{self.name}.{name}")
         return {name: _as_toml(value) for name, value in values.items() if value is not None}
@@ -47,11 +47,11 @@ class Table:
 FUSION_TABLE = Table("fusion", "strategy", Fusion)
 CONTINUAL_TABLE = Table("continual", "learner", Continual)
 _FLOWER = "fedkd.federation.flower_strategies"
-"""Loaded by name, as registries load their parts: other plans need no Flower."""
+"""Loaded by name, as registries do: other plans need no Flower."""
 
 
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
-    """Return a scenario's strategy (the client's half of Flower's) and all its hyper-parameters."""
+    """Return a scenario's strategy (the client's half of Flower's) and its hyper-parameters."""
     fusion = scenario.fusion
     if fusion.from_flower:
         return _bind_flower(fusion)
@@ -65,7 +65,7 @@ def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
 
 
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
-    """Return the learner of a scenario, and its hyper-parameters with every default filled in."""
+    """Return the learner of a scenario and its hyper-parameters, defaults included."""
     name = continual.learner
     return _bind(CONTINUAL_TABLE, name, continual.model_extra, lambda name: load_learner_class(name, search))
 
@@ -96,12 +96,12 @@ def _bind_flower(fusion: Fusion) -> tuple[FusionStrategy, dict[str, Any]]:
     for name, value in given.items():
         _check_like(value, defaults[name], key=f"fusion.{name}")
     flower.make_flower_strategy(fusion.strategy, given)
-    # What has no default was given: Flower's strategy was built without complaint.
+    # Keys without a default were given: Flower's strategy was built without complaint.
     return WeightExchange(fusion.strategy), FUSION_TABLE.filled_in({}, {**defaults, **given})
 
 
 def _check_like(value: Any, model: Any, *, key: str) -> None:
-    """Check that `value` has the type of `model`: true is no number, and neither is "3"."""
+    """Check that `value` has the type of `model`; true is no number."""
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     kind = type(model)
     fits = type(value) is kind or (kind is float and type(value) is int)
@@ -114,14 +114,14 @@ def _as_toml(value: Any) -> Any:
 
 
 def canonical_strategy(name: str) -> str:
-    """Return the name of a strategy, fedkd's or Flower's: `FedAvg` and `flwr:fedavg` are `flwr:FedAvg`."""
+    """Return a strategy's name: `FedAvg` and `flwr:fedavg` are `flwr:FedAvg`."""
     found = STRATEGIES.canonical(name.removeprefix(FLOWER_PREFIX))
     of_flower = found.startswith(FLOWER_PREFIX)
     return found if of_flower or not name.startswith(FLOWER_PREFIX) else name
 
 
 def with_canonical_names(scenario: Scenario) -> Scenario:
-    """Return a scenario that names its strategy and its learner as they are called here."""
+    """Return a scenario with the canonical names of strategy and learner."""
     fusion, continual = scenario.fusion, scenario.continual
     changed: dict[str, Any] = {}
     if (strategy := canonical_strategy(fusion.strategy)) != fusion.strategy:

@@ -1,4 +1,4 @@
-"""Scenario files in, plans out."""
+"""Load scenario files as plans."""
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 def load_plan(
     path: str | Path, overrides: Sequence[str] = (), seed: int | None = None, *, written: bool = True
 ) -> Plan:
-    """Read, check and resolve a scenario file; a mistake is a `UserError` with the file and the key.
+    """Read, check and resolve a scenario file; a mistake is a `UserError`.
 
     Overrides are ``key=value`` texts of ``--set``, applied in order; keys that they make moot are left out.
     In a file that a person has `written`, a key that nothing reads is a mistake.
@@ -30,7 +30,7 @@ def load_plan(
 
 
 def load_without_plugins(path: str | Path, overrides: Sequence[str] = ()) -> Plan | WithoutPlugins:
-    """Return the plan of a file; where it names plug-ins, what can be known without importing them."""
+    """Return a file's plan, or with plug-ins the checks without imports."""
     return _load(path, overrides, None, parse_without_plugins)
 
 
@@ -47,7 +47,7 @@ def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: C
 
 @contextmanager
 def _told_of(keys: Collection[str], how: str) -> Iterator[None]:
-    """Say of an error about one of some keys how it was set."""
+    """Add to errors about some keys how they were set."""
     try:
         yield
     except UserError as error:
@@ -64,14 +64,14 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Resolve a scenario given as nested tables; paths begin in `folder`, else in the working folder."""
+    """Resolve a scenario of nested tables, with paths from `folder`."""
     return _parse(mapping, file, folder, lambda s: resolve_plan(s, layers, written=written))
 
 
 def plan_with_changes(
     scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]
 ) -> Plan:
-    """Resolve a scenario with values changed, by key or table, less what had followed from them."""
+    """Resolve a scenario with changed values, by key or table."""
     file, folder = None, None
     if isinstance(scenario, str | Path):
         path = find_shipped(scenario, "scenario")
@@ -86,7 +86,7 @@ def plan_with_changes(
 
 
 def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of a resolved scenario without what was filled in because of a value that changes."""
+    """Return a resolved scenario's tables without values derived from a changing one."""
     mapping = scenario.model_dump(exclude_defaults=True)
     changed = apply_values({}, {key: value for key, value in changes.items() if key.split(".")[0] in mapping})
     for name, choice in (("fusion", "strategy"), ("continual", "learner")):
@@ -110,7 +110,7 @@ def parse_without_plugins(
     folder: str | Path | None = None,
     layers: OverrideLayers = NO_OVERRIDES,
 ) -> Plan | WithoutPlugins:
-    """Check a scenario given as nested tables without importing a plug-in (see `parse_plan`)."""
+    """Check a scenario of nested tables without importing plug-ins (see `parse_plan`)."""
 
     def look(scenario: Scenario) -> Plan | WithoutPlugins:
         scenario = with_canonical_names(scenario)
@@ -128,7 +128,7 @@ def _parse(
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
-    """Return the resolved scenario of a file (see `load_plan`), which means the same in another place."""
+    """Return the resolved scenario of a file (see `load_plan`)."""
     return load_plan(path, overrides, seed).scenario
 
 

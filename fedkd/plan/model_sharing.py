@@ -1,4 +1,4 @@
-"""Which clients hold the same model after fusion."""
+"""Groups of clients that hold the same model after fusion."""
 
 from collections.abc import Hashable
 from contextlib import suppress
@@ -14,7 +14,7 @@ from fedkd.scenario import Scenario
 def models_after_fusion(
     scenario: Scenario, schedule: Schedule, strategy: FusionStrategy | None = None
 ) -> tuple[Hashable, ...]:
-    """Return which model each client holds after fusion, `[N]`; a strategy of None is bound anew."""
+    """Return each client's model after fusion, `[N]`; without a strategy, the scenario's."""
     if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
         with suppress(UserError):
             strategy, _ = bind_strategy(scenario)

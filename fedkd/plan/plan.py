@@ -1,4 +1,4 @@
-"""A scenario resolved once: the plan that all parts of a run share."""
+"""The plan of a run: a resolved scenario, shared by all parts."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A scenario whose names have been looked up and whose hyper-parameters are bound.
+    """A scenario with names looked up and hyper-parameters bound.
 
-    The scenario has every default and loads back to an equal plan. Another process is sent the scenario and
-    resolves it for itself (`open_plan`). Of Flower's strategies it has the client's half. A graph of None
-    means a server.
+    The scenario has every default and loads back to an equal plan. Other processes get the scenario and
+    resolve it again (`open_plan`). Of Flower's strategies it has the client's half. A graph of None means a
+    server.
     """
 
     scenario: Scenario
@@ -55,23 +55,22 @@ class Plan:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the strategy needs and can."""
+        """Requirements and abilities of the strategy."""
         return self.strategy.capabilities
 
     def evaluates(self, round: int) -> bool:
-        """Return whether a round is evaluated: every so many, the last, and every one that ends a task."""
+        """Return whether a round is evaluated, as every last one of a task."""
         return round == self.scenario.rounds or self.would_evaluate(round)
 
     def would_evaluate(self, round: int) -> bool:
-        """Return whether a round is evaluated even if it is not the last."""
+        """Return whether a round is evaluated even before the end."""
         return round % self.scenario.evaluate_every == 0 or bool(self.schedule.ending(round))
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Blocks of clients that are handed their messages together; in the loop each client is alone.
+        """Blocks of clients that train together; one client each in the loop.
 
-        Clients that train together are neighbours of one group. Blocks may decide a last bit, so the scenario
-        decides them, whatever the number of processes.
+        They are neighbours of a group. Blocks may decide a last bit, so they follow from the scenario alone.
         """
         training, clients = self.scenario.training, range(len(self.groups))
         if training.executor != "vectorised":
@@ -87,18 +86,18 @@ class Plan:
 
     @property
     def clock(self) -> VirtualClock | None:
-        """What tells simulated time; None: there is none."""
+        """Clock of simulated time, if there is one."""
         scenario = self.scenario
         return None if scenario.clock is None else VirtualClock(scenario.seed, scenario.clock)
 
     @property
     def recipe(self) -> Recipe:
-        """What clients minimise together."""
+        """Losses that clients minimise together."""
         return recipe_of(self.scenario, self.strategy)
 
     @property
     def last_round(self) -> int:
-        """The last round that anything is recorded of."""
+        """Last recorded round."""
         return self.scenario.last_round
 
     def with_executor(self, name: str) -> Plan:
@@ -115,10 +114,10 @@ class Plan:
 
 
 def resolve_plan(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
-    """Resolve a scenario; one that is resolved already stays equal.
+    """Resolve a scenario; a resolved one stays equal.
 
-    An unknown name, a contradiction, a hyper-parameter that is not allowed, or in a scenario that a person
-    has `written` a key that nothing reads, is a `UserError`.
+    A `UserError` reports unknown names, contradictions and wrong hyper-parameters. In a scenario that a
+    person has `written`, it reports unread keys too.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = with_canonical_names(scenario)
@@ -152,5 +151,5 @@ def resolve_plan(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, w
 
 
 def open_plan(scenario_json: str) -> Plan:
-    """Return the plan of a scenario that travelled as ``scenario.model_dump_json()``."""
+    """Return the plan of a scenario from ``scenario.model_dump_json()``."""
     return resolve_plan(scenario_from_json(scenario_json), written=False)

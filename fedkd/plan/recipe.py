@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights of the cross entropy in distillation (γ) and of distillation in training (ρ)."""
+    """Weights of cross entropy in distillation (γ) and distillation in training (ρ)."""
 
     ce_weight: float
     kd_weight: float
 
 
 ALTERNATING = Recipe(0.0, 0.0)
-JOINT = Recipe(1.0, 0.3)  # ρ = 0.3 is what a pilot with other code and other models had found
+JOINT = Recipe(1.0, 0.3)  # ρ = 0.3 was best in a pilot with other code and models
 
 
 def recipe_of(scenario: Scenario, strategy: FusionStrategy) -> Recipe:
-    """Return the weights that `fusion` gives, else those of the recipe, else those of the paper."""
+    """Return the weights that `fusion` gives, else the recipe's, else the paper's."""
     usual, fusion = _usual(scenario, strategy), scenario.fusion
     return Recipe(
         usual.ce_weight if fusion.ce_weight is None else fusion.ce_weight,
@@ -39,6 +39,6 @@ def _usual(scenario: Scenario, strategy: FusionStrategy) -> Recipe:
 
 
 def followed(scenario: Scenario, strategy: FusionStrategy) -> list[str]:
-    """Return the keys of `fusion` whose weights are those of the recipe and the strategy."""
+    """Return the keys of `fusion` whose weights the recipe decides."""
     usual = asdict(_usual(scenario, strategy))
     return [key for key, value in usual.items() if getattr(scenario.fusion, key) == value]

@@ -1,4 +1,4 @@
-"""The JSON schema of scenario files, for editors that complete and check them."""
+"""The JSON schema of scenario files, for completion and checks in editors."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from fedkd.scenario import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scenario with the hyper-parameters of built-in parts."""
+    """Return the JSON schema of scenarios, hyper-parameters of built-in parts included."""
     schema = Scenario.model_json_schema()
-    # A name that a plug-in registers is right too; editors still offer the built-in ones.
+    # Names registered by plug-ins are valid too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]
     scheme["anyOf"] = [{"enum": list(PARTITIONS.builtin)}, {"type": "string"}]
     for section, registry in (("Fusion", STRATEGIES), ("Continual", LEARNERS)):

@@ -1,4 +1,4 @@
-"""The schedule: who takes part in which round, and which task each client learns then.
+"""The schedule: participants of each round, and each client's task.
 
 It is built once for a run (`fedkd.plan.schedule_builder`); no other code computes a task from a round.
 """
@@ -17,7 +17,7 @@ from fedkd.storage import parse_json
 
 
 class Span(NamedTuple):
-    """Consecutive rounds that a client spends on one task, both ends included; rounds count from 1."""
+    """Consecutive rounds of a client on one task, from 1, ends included."""
 
     task: int | None  # 0-based; None: there is no stream
     first: int
@@ -25,19 +25,19 @@ class Span(NamedTuple):
 
 
 Course = tuple[Span, ...]
-"""What a client does over a run, in the order of rounds. In a round that no span covers it is not there."""
+"""A client's spans in the order of rounds; it is absent in rounds without a span."""
 
 
 @dataclass(frozen=True)
 class Participation:
-    """Takes `clients_per_round` at random (None: all), who drop out by `dropout`; one never does."""
+    """Draw of `clients_per_round` (None: all) less `dropout`; at least one takes part."""
 
     seed: int
     clients_per_round: int | None = None
     dropout: float = 0.0
 
     def present(self, members: Sequence[int], round: int) -> tuple[int, ...]:
-        """Return those of the members, ascending, that take part in a round, 1-based."""
+        """Return the members, ascending, that take part in a round, 1-based."""
         sampled = list(members)
         if self.clients_per_round is not None and self.clients_per_round < len(members):
             generator = numpy_generator(self.seed, "cohort", round=round)
@@ -55,7 +55,7 @@ class Participation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The distinct courses, `course_of` each client (empty: all take the first), and who takes part."""
+    """The courses of clients (`course_of` empty: all the first) and their participation."""
 
     clients: int
     rounds: int
@@ -64,55 +64,55 @@ class Schedule:
     course_of: tuple[int, ...] = ()
 
     def course(self, client: int) -> Course:
-        """Return what a client does over the run."""
+        """Return a client's course over the run."""
         return self.courses[self.course_of[client] if self.course_of else 0]
 
     def every_course(self) -> tuple[Course, ...]:
-        """Return the course of every client, N of them."""
+        """Return the N courses of all clients."""
         return tuple(map(self.course, range(self.clients)))
 
     def task(self, client: int, round: int) -> int | None:
-        """Return the task of a client's last begun span (round 0: its first); None: there is no stream."""
+        """Return the task of a client's last begun span, if any."""
         return self._span(client, round).task
 
     def place(self, client: int, round: int) -> int:
-        """Return the place, from 0, of the span that `task` speaks of among those of the client."""
+        """Return the index of the span of `task` among the client's."""
         return _place(self.course(client), round)
 
     def order(self, client: int) -> tuple[int, ...]:
-        """Return the tasks of a client's spans in their order; empty without a stream."""
+        """Return a client's tasks in order; empty without a stream."""
         return tuple(span.task for span in self.course(client) if span.task is not None)
 
     @property
     def in_step(self) -> bool:
-        """Whether all clients take one course."""
+        """True if all clients have the same course."""
         return len(self.courses) == 1
 
     def ends(self, client: int, round: int) -> bool:
-        """Return whether a client's task is over with a round."""
+        """Return whether a client's task ends with a round."""
         span = self._span(client, round)
         return span.task is not None and span.last == round
 
     def rounds_into_task(self, client: int, round: int) -> int:
-        """Return how many rounds of its present task lie behind a client when a round begins."""
+        """Return the client's earlier rounds on its present task."""
         return round - self._span(client, round).first
 
     def rounds_of_task(self, client: int, round: int) -> int:
-        """Return how many rounds a client spends on its present task, this time."""
+        """Return all rounds of the client's present task, this time."""
         span = self._span(client, round)
         return span.last - span.first + 1
 
     def ending(self, round: int) -> tuple[int, ...]:
-        """Return the clients whose task is over with a round, ascending."""
+        """Return the clients whose task ends with a round, ascending."""
         return self._whose([span.task is not None and span.last == round for span in self._spans(round)])
 
     def tasks(self, round: int) -> tuple[int | None, ...]:
-        """Return the task that every client is at in a round (see `task`), N of them."""
+        """Return every client's task in a round (see `task`), N of them."""
         spans = self._spans(round)
         return tuple(spans[course].task for course in self._courses())
 
     def is_member(self, client: int, round: int) -> bool:
-        """Return whether a client is there in a round, sampled or not."""
+        """Return whether a client is present in a round, sampled or not."""
         span = self._span(client, round)
         return span.first <= round <= span.last
 
@@ -124,10 +124,10 @@ class Schedule:
     def _span(self, client: int, round: int) -> Span:
         return self.course(client)[self.place(client, round)]
 
-    # What is the same for all clients of a course is found out once: they may be many, and it is every round.
+    # Computed once per course and round: there may be many clients.
 
     def _spans(self, round: int) -> list[Span]:
-        """Return the last span begun of each of the distinct courses."""
+        """Return the last begun span of each distinct course."""
         return [course[_place(course, round)] for course in self.courses]
 
     def _courses(self) -> Sequence[int]:

@@ -1,7 +1,7 @@
-"""Build the schedule of a scenario: drawn from the seed, or read from a file.
+"""Build a scenario's schedule: drawn, or read from a file.
 
-A client's course says in which order it meets tasks, for how long, and when it is away. Each client's part is
-drawn by itself. A bound on the lag settles times round by round, for all clients together.
+A client's course has the order and length of its tasks, and its absences. Each client's part is drawn by
+itself. A bound on the lag settles times round by round, for all clients together.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ from fedkd.scenario import MAX_ROUNDS, Continual, Population, Scenario, read_cli
 
 KEY = "continual.tasks.schedule"
 
-Orders = Sequence[tuple[int, ...]]  # the tasks of every client, 0-based, in the order in which it learns them
+Orders = Sequence[tuple[int, ...]]  # every client's tasks, 0-based, in learning order
 
 
 def build_schedule(scenario: Scenario) -> Schedule:
-    """Return the schedule of a scenario; a stream takes the rounds of its last client."""
+    """Return a scenario's schedule; a stream ends with its last client."""
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
     if tasks is not None and "file" in (tasks.order, tasks.pace):
@@ -54,7 +54,7 @@ def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) 
 
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
-    """Return the course of every client, N of them; `from_file` is the stream's `schedule` file."""
+    """Return all clients' courses; `from_file` is the stream's `schedule` file."""
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
     late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")
@@ -97,10 +97,10 @@ def _shared_course(scenario: Scenario) -> Course:
 def draw_orders(
     continual: Continual, clients: int, count: int, seed: int, from_file: Schedule | None = None
 ) -> Orders:
-    """Return the tasks of every client in the order in which it learns them.
+    """Return every client's tasks in learning order.
 
     In an `overlapping` order the tasks lie on a circle, drawn once. Clients take evenly spread windows of it,
-    so that some share many tasks and some none, each in an order of its own.
+    each in its own order, so that some share many tasks and some none.
     """
     tasks = continual.tasks
     if tasks.order == "file":
@@ -122,7 +122,7 @@ def draw_orders(
 
 
 def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[int]]:
-    """Return the rounds that every client spends on each of its tasks, before any bound on the lag."""
+    """Return the rounds of every client's tasks, before bounding the lag."""
     tasks, each, clients = continual.tasks, continual.rounds_per_task, len(orders)
     if tasks.pace == "poisson":
         return [
@@ -151,9 +151,9 @@ def _settle(
 ) -> list[list[tuple[int, int]]]:
     """Return the first and the last round of every client's tasks.
 
-    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Clients that
-    have not come yet (`late` `[N]` rounds), or are through, hold nobody back. `breaks` has the place of the
-    task before which a client pauses.
+    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Only present
+    clients count (`late`: `[N]` rounds before they join). `breaks` has the index of the task before which a
+    client pauses.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])
@@ -163,7 +163,7 @@ def _settle(
     spans: list[list[tuple[int, int]]] = [[] for _ in lengths]
     round, learning = 0, np.ones(clients, dtype=bool)
     while learning.any():
-        # Nothing happens before somebody's task is over: who waits for the slowest waits until then.
+        # Nothing happens before a task is over: clients that wait for the slowest wait until then.
         round = int(due[learning & (due > round + 1)].min()) - 1
         over = learning & (due <= round + 1)
         through = over & (place + 1 == count)
@@ -183,7 +183,7 @@ def _settle(
 
 
 def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
-    """Return a share of the clients, rounded to the nearest, drawn once, ascending."""
+    """Return a rounded share of the clients, drawn once, ascending."""
     number = round_half_up(share * clients)
     return sorted(numpy_generator(seed, purpose).permutation(clients)[:number].tolist())
 
@@ -192,14 +192,14 @@ def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) ->
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
     told = f"client {client} would join after round {late}, but there are {last}; take a smaller late_by"
     refuse_if(first > last, told, "population.late_by")
-    if not pauses or last - first < away + 1:  # there must be a round before a break and one after it
+    if not pauses or last - first < away + 1:  # a break needs a round before and after it
         return (Span(None, first, last),)
     before = int(numpy_generator(scenario.seed, "break", client=client).integers(first, last - away))
     return (Span(None, first, before), Span(None, before + away + 1, last))
 
 
 def _cut_short(course: Course, client: int, seed: int) -> Course:
-    """Return what a client does until it leaves, after one of the rounds before its last."""
+    """Return a client's course until it leaves, before its last round."""
     there = sum(span.last - span.first + 1 for span in course)
     if there < 2:
         return course

@@ -1,4 +1,4 @@
-"""Estimate how many uploads lie in memory from one round to the next."""
+"""Estimate the number of uploads in memory between two rounds."""
 
 from dataclasses import replace
 
@@ -8,13 +8,13 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
 LOOKED_AT = 50
-"""Rounds of a graph that are followed, where links are drawn each round and what is heard is passed on."""
-TAKEN = 3  # the last rounds of them, of which the one with most counts
-MOST_FOLLOWED = 200  # clients of a graph that are followed, one by one
+"""Simulated rounds of a graph with drawn links and relayed knowledge."""
+TAKEN = 3  # last rounds whose maximum counts
+MOST_FOLLOWED = 200  # largest graph that is simulated client by client
 
 
 def max_stored_uploads(plan: Plan) -> int:
-    """Return how many uploads the server's process keeps at most, were all clients there."""
+    """Return the largest number of uploads in the server's process."""
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
         return 0
@@ -32,16 +32,16 @@ def max_stored_uploads(plan: Plan) -> int:
 
 
 def _remembered(graph: Graph, rounds: int, *, relay: bool) -> int:
-    """Return how many uploads somebody remembers over a graph; one that several have counts once."""
+    """Return the number of distinct uploads in memory over a graph."""
     clients = graph.clients
-    if clients > MOST_FOLLOWED:  # as many of each as in a smaller one, which is less than there are
+    if clients > MOST_FOLLOWED:  # as many per client as in a smaller one: an upper bound
         if graph.kind == "file":
             return clients
         smaller = replace(graph, clients=MOST_FOLLOWED, k=min(graph.k, MOST_FOLLOWED - 2))
         return clients * _remembered(smaller, rounds, relay=relay) // MOST_FOLLOWED
-    # What is passed on has gone around by the logarithm of N, over links that are drawn each round.
+    # Over links drawn each round, knowledge spreads in log N rounds.
     last = min(rounds, LOOKED_AT if relay and graph.period is None else 2 * clients)
-    newest = np.zeros((clients, clients), dtype=np.int64)  # the round of what each has of each; 0: nothing
+    newest = np.zeros((clients, clients), dtype=np.int64)  # receiver's newest round of each sender; 0: none
     age, most = newest, 0
     for round in range(1, last + 1):
         heard = graph.edges(round)

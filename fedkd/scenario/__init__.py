@@ -1,4 +1,4 @@
-"""What to simulate: the scenario schema, loading and overrides."""
+"""The scenario schema, loading and overrides."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Writes a scenario as TOML, for run folders."""
+"""Write a scenario as TOML for run folders."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from fedkd.scenario.schema import Scenario
 
 
 def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
-    """Return `scenario` as TOML with every default; with a folder, paths are relative to it."""
+    """Return a scenario as TOML, with paths relative to a given folder."""
     import tomli_w
 
     header = "# The resolved scenario: running it again repeats the run.\n"
@@ -17,7 +17,7 @@ def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Return a value as a scenario file spells it."""
+    """Return a value in TOML."""
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, tuple | list):
@@ -26,7 +26,7 @@ def toml_value(value: Any) -> str:
 
 
 def make_paths_relative(scenario: Scenario, folder: Path) -> Scenario:
-    """Return a scenario with its folders relative to `folder`, so that a project may move."""
+    """Return a scenario with its folders relative to `folder`."""
     home = folder.resolve()
     root = scenario.data.root
     data = scenario.data.model_copy(update={"root": root and os.path.relpath(root, home)})

@@ -1,4 +1,4 @@
-"""Words errors about keys of scenarios: those allowed there, and keys of other tools and earlier releases."""
+"""Error messages about keys, also of other tools and earlier releases."""
 
 import json
 import re
@@ -64,14 +64,14 @@ _NAMES: Mapping[str, str] = {
     "there is no warm-up of learning rates here; training.schedule has what there is": "warmup warmuprounds",
 }
 ASKED: Mapping[str, str] = {name: sentence for sentence, names in _NAMES.items() for name in names.split()}
-"""Name of a key without case and underscores, to the end of an error."""
+"""Endings of errors, by the key's name without case and underscores."""
 _RENAMED_METRICS = {"accuracy_trained": "accuracy_before_fusion", "bank_bytes": "knowledge_cache_bytes"}
 
 
 def scenario_error(error: ValidationError, *, file: str | None = None) -> UserError:
-    """Return the first problem of a `ValidationError` as one line, with the number of the others."""
+    """Return the first problem in one line, with the number of others."""
     problems = error.errors(include_url=False)
-    # A misspelt key also leaves its default in place, which may cause follow-up errors: it goes first.
+    # A misspelt key keeps its default, which may cause follow-up errors: it goes first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     kind, location, known = first["type"], first["loc"], known_keys(first["loc"][:-1])
     if kind == "extra_forbidden":
@@ -86,7 +86,7 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
 
 
 def unknown_key_message(name: str, known: Iterable[str], of: str = "") -> str:
-    """Return the message about an unknown key `of` something, e.g. ``" for strategy 'knfu'"``."""
+    """Return the message about an unknown key, `of` e.g. ``" for strategy 'knfu'"``."""
     told = asked_for(name)
     if told is None and (elsewhere := _places().get(name)):
         told = f"did you mean {' or '.join(elsewhere[:MOST_PLACES])}?"
@@ -124,7 +124,7 @@ def known_keys(location: Iterable[Any]) -> Collection[str]:
 
 
 def dotted_key(location: Iterable[Any]) -> str:
-    """Return a location as ``--set`` spells it, quoting parts that TOML would quote."""
+    """Return a location as ``--set`` spells it, quoted like TOML."""
     return ".".join(
         text if re.fullmatch(r"[A-Za-z0-9_-]+", text := str(part)) else json.dumps(text, ensure_ascii=False)
         for part in location
@@ -139,11 +139,11 @@ def section_class(annotation: Any) -> type[BaseModel] | None:
 
 
 def asked_for(name: str) -> str | None:
-    """Return the sentence for a key of another tool; None: there is none."""
+    """Return the sentence about a key of another tool, if any."""
     return ASKED.get(name.casefold().replace("_", "").replace("-", ""))
 
 
 def check_metric_name(name: str, key: str) -> None:
-    """Refuse the name that a metric had in an earlier release."""
+    """Refuse a metric's name from an earlier release."""
     for old, new in _RENAMED_METRICS.items():
         refuse_if(old in name, f"the name of '{name}' is '{name.replace(old, new)}' now", key)

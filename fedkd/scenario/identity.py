@@ -1,4 +1,4 @@
-"""Identity of a scenario: the keys that decide its results, their digest, and their changes."""
+"""Identity of a scenario: keys that decide its results, and their digest."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from fedkd.scenario.schema import Faults, Scenario
 from fedkd.scenario.sections import Topology
 
 RESULT_NEUTRAL_KEYS = ("name", "engine", "tracking", "checkpoint_every")
-"""Keys that decide no result, except `engine.threads_per_client`; `device` may change."""
+"""Keys without effect on results, except `engine.threads_per_client`; `device` may change."""
 FAULT_HANDLING_KEYS = ("timeout", "on_client_error", "on_bad_upload", "retries", "min_replies")
-"""Keys of `faults` about clients that fail; without failures they decide nothing."""
+"""Keys of `faults` about clients that fail; without failures they have no effect."""
 LATER: Mapping[tuple[str, ...], Any] = {
     ("clock",): None,
     ("asynchronous",): None,
@@ -26,12 +26,12 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("measure",): None,
     ("topology",): Topology().model_dump(mode="json"),
 }
-"""Keys that are newer than some runs, each with the value that changes nothing."""
-PLACES = ("plugin_path", "data.root")  # keys of places; the same files may lie elsewhere tomorrow
+"""Keys newer than some runs, each with the value that changes nothing."""
+PLACES = ("plugin_path", "data.root")  # keys of folders, which may move
 
 
 def result_relevant_keys(scenario: Scenario) -> dict[str, Any]:
-    """Return all that decides a resolved scenario's results, threads included, as JSON has it."""
+    """Return the keys that decide a resolved scenario's results, as JSON."""
     tables = {
         key: value
         for key, value in scenario.model_dump(mode="json").items()
@@ -57,7 +57,7 @@ def result_relevant_keys(scenario: Scenario) -> dict[str, Any]:
 
 
 def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
-    """Return decisive keys with an open executor (`auto`) replaced by that of a run."""
+    """Return decisive keys with the executor `auto` replaced by a run's."""
     training = dict(tables["training"])
     if training["executor"] == "auto":
         training["executor"] = run.training.executor
@@ -65,12 +65,12 @@ def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, A
 
 
 def scenario_digest(scenario: Scenario) -> str:
-    """Return the SHA-256 of all that decides a scenario's results (64 hexadecimal digits)."""
+    """Return the SHA-256 of the keys that decide a scenario's results."""
     return _sha256(result_relevant_keys(scenario))
 
 
 def run_digest(scenario: Scenario) -> str:
-    """Return a digest like `scenario_digest` that ignores folder, length and handling of faults."""
+    """Return `scenario_digest` without folder, length and handling of faults."""
     usual = {key: getattr(Faults(), key) for key in FAULT_HANDLING_KEYS}
     faults = scenario.faults.model_copy(update=usual)
     tables = result_relevant_keys(_anywhere(scenario).model_copy(update={"faults": faults}))
@@ -78,7 +78,7 @@ def run_digest(scenario: Scenario) -> str:
 
 
 def relocatable_digest(scenario: Scenario) -> str:
-    """Return a digest like `scenario_digest` that is the same wherever the scenario's files lie."""
+    """Return `scenario_digest` without the places of the scenario's files."""
     return scenario_digest(_anywhere(scenario))
 
 
@@ -95,7 +95,7 @@ def _sha256(tables: Mapping[str, Any]) -> str:
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys that differ, with both values (None: absent); those of `PLACES` if asked."""
+    """Return the dotted keys that differ, with both values (None: absent)."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {
         key: (old.get(key), new.get(key))

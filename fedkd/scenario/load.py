@@ -1,6 +1,6 @@
-"""Reads scenario files, and files that they name: checks each field and makes relative paths absolute.
+"""Read scenario files: check fields and make paths absolute.
 
-`fedkd.plan` looks up the names of a scenario, and checks their hyper-parameters.
+`fedkd.plan` looks up the names of a scenario and checks their hyper-parameters.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ from fedkd.storage import expand_path
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}  # keys that only bench files have
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
-"""Keys of a resolved scenario, which has every default written out."""
+"""Keys of a resolved scenario, which contains every default."""
 PATH_DATASETS = ("npz", "image-folder")  # data sets that are read from the ``path`` of their arguments
 
 
@@ -29,8 +29,8 @@ def read_scenario(
     """Check the fields of a scenario given as nested tables.
 
     Relative paths and plug-ins are those of `folder`, else of the working folder. Folders of the result are
-    absolute, its own among them if it names files there. Defaults of a resolved scenario do not count as set.
-    The first mistake is a `UserError`.
+    absolute, and include `folder` if the scenario names files there. Defaults of a resolved scenario do not
+    count as set. The first mistake is a `UserError`.
     """
     if "search" in mapping:
         raise UserError(f"is a search, not a scenario; run it with: fedkd tune {file or 'FILE'}", file=file)
@@ -46,7 +46,7 @@ def read_scenario(
 
 
 def scenario_from_json(text: str | bytes) -> Scenario:
-    """Read a scenario that travelled as ``scenario.model_dump_json()``."""
+    """Read a scenario from ``scenario.model_dump_json()``."""
     try:
         return Scenario.model_validate_json(text)
     except ValidationError as error:
@@ -54,11 +54,11 @@ def scenario_from_json(text: str | bytes) -> Scenario:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file; one that is missing, empty or malformed (with the line) is a `UserError`."""
+    """Read a TOML file; a missing, empty or malformed one is refused."""
     try:
         if tables := parse_toml(Path(path).read_text(encoding="utf-8")):
             return tables
-        # Every key has a default: without this check, a file that was lost would run.
+        # Every key has a default: without this check an empty file would run.
         told = "is empty; expected a scenario in TOML"
     except FileNotFoundError:
         told = "no such file; expected a scenario in TOML"
@@ -89,7 +89,7 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
             data = data.model_copy(update={"root": root})
     with _naming("plugin_path"):
         search = [_absolute(path, home) for path in scenario.plugin_path]
-    # Only a folder that holds something named is searched, so a copy of the scenario elsewhere stays equal.
+    # Only folders with named files are searched, so a copy of the scenario elsewhere stays equal.
     if str(home) not in search and any(_is_there(home / file) for file in _named_files(scenario)):
         search.append(str(home))
     return scenario.model_copy(update={"data": data, "plugin_path": search})
@@ -118,7 +118,7 @@ def _absolute(path: str, home: Path) -> str:
 
 
 def _named_files(scenario: Scenario) -> list[Path]:
-    """Return the files that may lie beside the scenario: modules of ``"module:Name"``, and relative paths."""
+    """Return files that may lie beside the scenario: modules and relative paths."""
     data, fusion = scenario.data, scenario.fusion
     names = [data.dataset, data.transfer.source, data.partition.scheme]
     names += [group.model for group in scenario.clients]
@@ -139,7 +139,7 @@ def _named_files(scenario: Scenario) -> list[Path]:
 
 
 def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
-    """Return a file; a relative name lies in a folder of the scenario, or in the working folder."""
+    """Return a file, searched in the scenario's and the working folder."""
     given = expand_path(name, key=key)
     try:
         tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
@@ -163,7 +163,7 @@ Read = TypeVar("Read", bound=_OfClients)
 def read_client_file(
     name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
 ) -> tuple[Read, Path]:
-    """Read a schedule or graph of N clients from a JSON file; return it and the file's place."""
+    """Return a schedule or graph of N clients, and its file."""
     path = find_file(name, search, key=key)
     try:
         found = parse(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""``--set a.b=value``: changes single values of a scenario, with TOML's own types."""
+"""``--set a.b=value``: change single values of a scenario, with TOML's types."""
 
 import datetime
 import itertools
@@ -8,11 +8,11 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.scenario.toml import InvalidToml, parse_toml
 
-LONGEST = 100  # letters of a value that an error repeats
+LONGEST = 100  # letters of a value in an error
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Split ``a.b=value`` into its key and its value: TOML, or a bare word."""
+    """Split ``a.b=value`` into its key and value (TOML or a word)."""
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 arrive as half pairs
@@ -25,7 +25,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[str]:
-    """Apply overrides in place, with tables and list entries as needed; return the keys set."""
+    """Apply overrides in place; return the keys set."""
     written = set()
     for text in overrides:
         path, value = parse_override(text)
@@ -35,7 +35,7 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
 
 
 def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]:
-    """Apply values by dotted key in place, those of a table key by key; return the keys that were set."""
+    """Apply values by dotted key in place; return the keys set."""
     written = set()
     for key, value in values.items():
         path = tuple(key.split("."))

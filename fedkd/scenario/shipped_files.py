@@ -1,7 +1,7 @@
 """Scenarios and benches that come with fedkd, by name.
 
 They lie in ``scenarios/`` of the repository, or in ``fedkd/shipped/`` of an installed package. A name is the
-path below that folder without ``.toml``, such as ``continual/quickstart``, or a last part that is unique.
+path there without ``.toml``, such as ``continual/quickstart``, or its last part if that is unique.
 """
 
 import re
@@ -29,7 +29,7 @@ class ShippedFile:
     path: Path
 
     def about(self) -> tuple[str, str]:
-        """Return the first sentence of the file's comment, and its duration as the comment says it."""
+        """Return the first sentence and the duration of the file's comment."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         end = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
         comment = " ".join(line.lstrip("# ") for line in lines[:end])
@@ -39,13 +39,13 @@ class ShippedFile:
 
 
 def shipped_folder() -> Path | None:
-    """Return the folder of shipped files: inside the installed package, else beside its source."""
+    """Return the folder of shipped files, in the package or its repository."""
     package = Path(__file__).resolve().parent.parent
     return next((f for f in (package / "shipped", package.parent / "scenarios") if f.is_dir()), None)
 
 
 def list_shipped(kind: ShippedKind) -> list[ShippedFile]:
-    """Return all shipped scenarios or benches, ordered by name, those without a folder first."""
+    """Return all shipped scenarios or benches, those without a folder first."""
     folder = shipped_folder()
     if folder is None:
         return []
@@ -58,7 +58,7 @@ def list_shipped(kind: ShippedKind) -> list[ShippedFile]:
 
 
 def shipped_names(kind: ShippedKind) -> dict[str, Path]:
-    """Return the names of shipped files of a kind: whole ones, and unique last parts."""
+    """Return shipped files of a kind by name and unique last part."""
     entries = list_shipped(kind)
     lasts = [entry.name.rpartition("/")[2] for entry in entries]
     short = {last: entry.path for last, entry in zip(lasts, entries, strict=True) if lasts.count(last) == 1}
@@ -66,7 +66,7 @@ def shipped_names(kind: ShippedKind) -> dict[str, Path]:
 
 
 def find_shipped(given: str | Path, kind: ShippedKind) -> Path:
-    """Return the file of a path, or else the shipped file of this name; of the other kind by whole names.
+    """Return the file of a path or a shipped name.
 
     A missing path ending in ``.toml`` is returned as it is. An unknown name is a `UserError`.
     """

@@ -1,4 +1,4 @@
-"""What a scenario alone says of its stream of tasks: how many, with which head, tested how."""
+"""The stream of tasks that a scenario defines: number, head and tests."""
 
 from typing import Literal
 
@@ -8,16 +8,16 @@ from fedkd.scenario.schema import Scenario
 
 HeadKind = Literal["task", "domain", "class"]
 Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]
-"""How a model is tested: with the task given, or without it, among the task's own or among all classes."""
+"""Test protocol: with the task given, or without it among the task's or all classes."""
 
 TASK_GIVEN: Protocol = "task_incremental"
 DEFAULT_TASK_COUNT = 5
 TASK_INFERENCE_RATE = "task_inference_rate"
-"""Metric: the share of a task's samples that a learner which is not told of their task takes to be of it."""
+"""Metric: share of a task's samples that a learner without task labels assigns to it."""
 
 
 def resolve_head(continual: Continual) -> HeadKind:
-    """Return the head of a stream: what the scenario says, else what suits the kind of its tasks."""
+    """Return the scenario's head, else the default of its tasks' kind."""
     if continual.head is not None:
         return continual.head
     return "domain" if continual.tasks.kind in ("permuted", "rotated") else "task"
@@ -33,7 +33,7 @@ def planned_task_count(tasks: TaskStream) -> int | None:
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
-    """Return the scenario with the number of tasks and the head of its stream filled in."""
+    """Return the scenario with its number of tasks and head filled in."""
     continual = scenario.continual
     if continual is None:
         return scenario
@@ -47,7 +47,7 @@ def resolve_stream(scenario: Scenario) -> Scenario:
 
 
 def resolve_rounds(scenario: Scenario, rounds: int) -> Scenario:
-    """Return the scenario with the rounds that its stream takes filled in."""
+    """Return the scenario with the rounds of its stream filled in."""
     if scenario.continual is None:
         return scenario
     if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:
@@ -60,21 +60,21 @@ def resolve_rounds(scenario: Scenario, rounds: int) -> Scenario:
 
 
 def task_count(scenario: Scenario) -> int:
-    """Return the number of tasks T, however few rounds are run; 1 without a stream."""
+    """Return the number of tasks T; 1 without a stream."""
     if scenario.continual is None:
         return 1
     return scenario.continual.tasks.count or scenario.rounds // scenario.continual.rounds_per_task
 
 
 def evaluation_protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
-    """Return how a stream's models are tested: with the task given, and without."""
+    """Return the test protocols of a stream, with and without given task."""
     assert scenario.continual is not None
     shared = scenario.continual.head == "domain"
     return TASK_GIVEN, "domain_incremental" if shared else "class_incremental"
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the test that the head is made for, whose mean is `accuracy`."""
+    """Return the head's protocol, whose mean is `accuracy`."""
     assert scenario.continual is not None
     given, unknown = evaluation_protocols(scenario)
     knows = scenario.continual.head == "task" or not scenario.continual.evaluate_without_task

@@ -1,9 +1,9 @@
-"""Parses TOML; failures inside Python's parser are errors of the text."""
+"""Parse TOML; failures inside Python's parser are errors of the text."""
 
 import tomllib
 from typing import Any
 
-DEEPEST = 64  # nested tables and lists at most; a scenario needs less than ten
+DEEPEST = 64  # maximum nesting of tables and lists; a scenario needs less than ten
 
 
 class InvalidToml(ValueError):

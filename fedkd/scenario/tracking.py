@@ -1,4 +1,4 @@
-"""Where the figures of a run go besides its folder: the loggers, each a table of the scenario file."""
+"""Loggers of a run, each a table of the scenario file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import Field
 from fedkd.scenario.sections import Section
 
 Artifact = Literal["record", "checkpoint"]
-"""Files of a run that a logger keeps too: what it recorded, or its last checkpoint."""
+"""Files of a run that a logger keeps too: its record, or its last checkpoint."""
 
 
 class LoggerSection(Section):
-    """What every logger is told."""
+    """Settings of every logger."""
 
     pictures_every: Annotated[int, Field(ge=0)] = 10
-    """Rounds between pictures: a heat map of who learned from whom, histograms of accuracies and
+    """Rounds between pictures: a heat map of knowledge exchanged by clients, histograms of accuracies and
     neighbours. The first and the last round always have one; 0: none at all."""
 
 
@@ -32,7 +32,7 @@ class Wandb(LoggerSection):
     group: str | None = None
     """Group of the run, e.g. all seeds of a setting; absent: the name of its bench or search."""
     name: str | None = None
-    """What wandb calls the run; absent: the scenario's name and seed."""
+    """Name of the run in wandb; absent: the scenario's name and seed."""
     tags: list[str] = Field(default_factory=list)
     """Tags of the run."""
     artifacts: list[Artifact] = Field(default_factory=list)
@@ -43,7 +43,7 @@ class TensorBoard(LoggerSection):
     """Logging to TensorBoard's event files, with the extra `tensorboard`."""
 
     folder: str | None = None
-    """Folder that gets one for every run, in the working folder; absent: `tensorboard` in the run folder."""
+    """Parent folder of the runs' folders, in the working folder; absent: `tensorboard` in the run folder."""
 
 
 class Mlflow(LoggerSection):
@@ -55,7 +55,7 @@ class Mlflow(LoggerSection):
     experiment: str | None = None
     """Experiment the run belongs to; absent: the name of the bench or the search, else `fedkd`."""
     name: str | None = None
-    """What MLflow calls the run; absent: the scenario's name and seed."""
+    """Name of the run in MLflow; absent: the scenario's name and seed."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Tags of the run."""
     artifacts: list[Artifact] = Field(default_factory=list)
@@ -63,7 +63,7 @@ class Mlflow(LoggerSection):
 
 
 class Tracking(Section):
-    """Where metrics go besides the run folder; of several loggers each gets all of them."""
+    """Loggers besides the run folder; each of several gets all metrics."""
 
     wandb: Wandb | None = None
     """Absent: no wandb."""
@@ -73,7 +73,7 @@ class Tracking(Section):
     """Absent: no MLflow; `{}` for its defaults."""
 
     def grouped(self, name: str) -> Tracking:
-        """Return this with the runs of a bench, or of a search, kept together where nothing else is said."""
+        """Return this with a group for a bench or search, unless set."""
         changes = {
             logger: section.model_copy(update={key: name})
             for logger, key in (("wandb", "group"), ("mlflow", "experiment"))

@@ -1,4 +1,4 @@
-"""The server's work: knowledge in, guidance out, and the models it trains itself. No messages, no engine."""
+"""The server's work: fusing knowledge to guidance, and training models."""
 
 import lazy_loader
 

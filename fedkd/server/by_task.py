@@ -1,4 +1,4 @@
-"""Knowledge of a stream of tasks: each task's clients are fused by themselves."""
+"""Fusion in a stream of tasks: each task's clients by themselves."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -17,13 +17,13 @@ TASK = "task/"
 
 
 class TaskwiseFusion:
-    """Has a strategy fuse one task at a time, as if it were the only one.
+    """Fuse each task by itself.
 
-    For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
+    For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients count as at one.
 
     Args:
-        knowledge_cache: The knowledge cache of absent clients and those at another task; None: there is none.
-        backward: Whether guidance is also for clients at another task with knowledge in the cache.
+        knowledge_cache: Settings of the cache for absent clients and other tasks; None: no cache.
+        backward: True if guidance is also for clients at another task with knowledge in the cache.
         exponent: Of `staleness`, in asynchronous rounds; None: they are synchronous.
         peers: Links between clients; None: there is a server.
     """
@@ -73,7 +73,7 @@ class TaskwiseFusion:
         return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
 
     def take_old(self, client: int | None) -> dict[int, GuidanceParcel]:
-        """Take the newest guidance of other tasks that a client knows and that waits for it, by task."""
+        """Take a client's newest waiting guidance of other known tasks, by task."""
         found: dict[int, GuidanceParcel] = {}
         if client is None or not self._backward:
             return found
@@ -113,12 +113,12 @@ class TaskwiseFusion:
         return {task: fusing.cache for task, fusing in self._by_task.items()}
 
     def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion, within tasks."""
+        """Return the weights among clients of the last fusion, within tasks."""
         found = [fusing.report for _, fusing in sorted(self._by_task.items()) if fusing.report is not None]
         return merged_reports(found) if found else None
 
     def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: there is a server, or nothing was sent."""
+        """Return the links used in the last fusion; None: a server, or no messages."""
         found = [fusing.links for _, fusing in sorted(self._by_task.items()) if fusing.links is not None]
         return merged_links(found) if found else None
 
@@ -136,10 +136,10 @@ class TaskwiseFusion:
 
 
 def model_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the weights that messages bring, from a `state` without a stream; else nothing."""
+    """Return the weights sent with messages, from a `state` without a stream; else nothing."""
     return strip_prefix(f"{TASK}0/{MODEL}", arrays)
 
 
 def is_pending_guidance(name: str) -> bool:
-    """Return whether an array of a `state` is waiting guidance, which is never written into."""
+    """Return whether an array of a `state` is waiting guidance, which stays constant."""
     return name.removeprefix(TASK).partition("/")[2].startswith(PENDING) if name.startswith(TASK) else False

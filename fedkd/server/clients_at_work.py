@@ -17,9 +17,9 @@ DEPARTURES = "departures"
 class ClientJob:
     """A client's work between a download and an upload.
 
-    It `began` in a round, draws by round `key`, and starts at a second `start`. `working` are its seconds of
-    work, or at least so many before it was done. `size` are the bytes of its download, `steps` those of
-    distilling it. `over` is the arrival of its upload; NaN: unknown before it was done.
+    It `began` in a round, draws by round `key`, and starts at second `start`. `working` are its seconds of
+    work (before its end a lower bound). `size` are the bytes of its download, `steps` those of distilling it.
+    `over` is the arrival of its upload; NaN: unknown yet.
     """
 
     client: int
@@ -33,12 +33,12 @@ class ClientJob:
 
     @property
     def is_done(self) -> bool:
-        """Whether the work was done, so that `over` is known."""
+        """True if the work was done, so that `over` is known."""
         return not isnan(self.over)
 
     @property
     def earliest(self) -> float:
-        """When it is over, or a lower bound."""
+        """Time of its end, or a lower bound."""
         return self.over if self.is_done else self.start + self.working
 
 
@@ -77,7 +77,7 @@ class JobsInFlight:
         self.jobs[client] = replace(self.jobs[client], working=working, over=over)
 
     def first(self) -> ClientJob | None:
-        """Return the job that is over first; None: a job that was not done yet might be."""
+        """Return the first job to end; None: an unfinished job might be first."""
         job = min(self.jobs.values(), key=lambda job: (job.earliest, job.client))
         waiting = [other.earliest for other in self.jobs.values() if not other.is_done]
         return job if job.is_done and all(job.over < earliest for earliest in waiting) else None

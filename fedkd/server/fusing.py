@@ -34,10 +34,10 @@ MODEL, PENDING = "model/", "pending/"
 
 @dataclass(frozen=True, eq=False)
 class ServerKnowledge:
-    """The server's knowledge besides uploads, of a federation or of one of its tasks.
+    """The server's facts besides uploads, of a federation or one of its tasks.
 
-    `transfer_size` is the number of transfer samples M (None: the whole transfer set is always used),
-    `labels` `[M]` their true labels. `models` and `classes_met` return a round's (None: there is none).
+    `transfer_size` is the number M of transfer samples (None: all are always used), `labels` `[M]` their true
+    labels. `models` and `classes_met` return a round's, if any.
     """
 
     transfer_size: int | None = None
@@ -51,14 +51,14 @@ class ServerKnowledge:
 
 
 class Fusing:
-    """Fuses uploads in client order, and keeps guidance until it is sent.
+    """Fuse uploads in client order, and keep guidance until it is sent.
 
     `decay` is the weight of knowledge per round of age (see `fade`). None: only the round's knowledge is
     fused, unless the strategy weighs old knowledge. `exponent` is that of `staleness`; None: rounds are
     synchronous.
 
-    `report` and `links` are of the last fusion, `cache` has every client's last knowledge if old knowledge is
-    fused, and `model` the newest weights by name where messages bring the model.
+    `report` and `links` are of the last fusion. `cache` has every client's last knowledge if old knowledge is
+    fused. `model` has the newest weights by name if messages contain the model.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Fusing:
         Args:
             everyone: All known clients.
             elsewhere: Clients at another task, which get no guidance for absent ones.
-            backward: Whether those of them with fused knowledge get guidance as if they had missed it.
+            backward: True if those of them with fused knowledge get guidance like absent clients.
             awaited: Uploads of the round that come with another call.
         """
         self.report, capabilities = None, self.strategy.capabilities
@@ -166,7 +166,7 @@ class Fusing:
         self._memory = dict(guidance.memory)
         if capabilities.brings_model:
             self.model = dict(guidance.shared) or self.model
-            return 0  # it goes along with every message, which is when its bytes count
+            return 0  # its bytes count with every message
         if guidance.weights is not None:
             found = report_of(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
             self.report = replace(found, heard=heard)
@@ -206,7 +206,7 @@ class Fusing:
         everyone: Iterable[int],
     ) -> int:
         by_client, for_others = tables_of(guidance, knowledge)
-        # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
+        # Clients with old knowledge took no part, and get no personal guidance.
         meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}
         sent = 0
         for client, parcel in (

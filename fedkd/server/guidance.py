@@ -1,4 +1,4 @@
-"""From a strategy's guidance to each client's arrays."""
+"""Convert a strategy's guidance into each client's arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Array
     """Return each client's arrays and those of all others; clients with equal arrays share a table."""
     shared = dict(guidance.shared)
     if guidance.targets is not None and knowledge.request is not None:
-        # Targets of some transfer samples are of no use without their indices.
+        # Targets of some transfer samples need their indices.
         shared.setdefault(SAMPLES, knowledge.request.astype(np.int32))
     if guidance.targets is not None and guidance.targets.ndim == 2:
         shared[TARGETS] = guidance.targets

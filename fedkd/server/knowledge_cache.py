@@ -85,10 +85,9 @@ def fade(
 ) -> dict[int, Upload]:
     """Return knowledge weighted by age: the older, the closer to the mean of the `new`.
 
-    Probabilities on the transfer set become ``f · q + (1 − f) · mean of the new``, and numbers of samples
-    ``f`` times their value, with each client's f in (0, 1]. So a mean of probabilities weighs the old by
-    ``f``, and a strategy that compares clients finds the old close to the new. Without new uploads nothing
-    fades.
+    With each client's f in (0, 1], probabilities become ``f · q + (1 − f) · mean of the new``. Numbers of
+    samples become ``f`` times their value. So a mean weighs the old by ``f``, and comparisons find the old
+    close to the new. Without new uploads nothing fades.
     """
     if not new or all(factor == 1.0 for factor in factors.values()):
         return dict(uploads)
@@ -114,7 +113,7 @@ def fade(
 
 
 def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
-    """Drop the oldest uploads until `most` bytes are left, of equal age the highest client's first."""
+    """Drop the oldest uploads until `most` bytes are left; ties: the highest client's first."""
     kept = [
         (upload.round, -client, task, upload.size)
         for task, cache in caches.items()

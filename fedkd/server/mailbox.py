@@ -1,4 +1,4 @@
-"""Guidance that has been fused and not yet sent."""
+"""Fused guidance that waits to be sent."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fedkd.storage import add_prefix, group_by_number, strip_prefix
 
 @dataclass(frozen=True, eq=False)
 class GuidanceParcel:
-    """Guidance on its way: its round, and its arrays, one table for all that share it."""
+    """Guidance of a round, with one table of arrays for all that share it."""
 
     round: int
     arrays: Arrays
@@ -22,7 +22,7 @@ class GuidanceParcel:
 
 
 class Mailbox:
-    """Guidance that waits: a client's last round's for any message, the newest missed for the method's."""
+    """Waiting guidance of clients: from their last round, and the newest they missed."""
 
     def __init__(self) -> None:
         self._own: dict[int, GuidanceParcel] = {}
@@ -33,7 +33,7 @@ class Mailbox:
         """Leave guidance of a round that the client took part in."""
         self._own[client] = parcel
         missed = self._missed.get(client)
-        if missed is not None and missed.round <= parcel.round:  # it is out of date before it was sent
+        if missed is not None and missed.round <= parcel.round:  # out of date before it was sent
             del self._missed[client]
 
     def put_missed(self, clients: Iterable[int], parcel: GuidanceParcel) -> None:

@@ -1,4 +1,4 @@
-"""Federated orthogonal training on the server: the protected subspaces, and the limits of an average."""
+"""Federated orthogonal training on the server: subspaces protected from the average."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class WeightRoles:
 
     Attributes:
         fan_in: Inputs n of every protected layer, by name.
-        heads: Weights and biases of outputs of which every task has its own.
+        heads: Weights and biases of each task's own outputs.
         units: Output units of every task, by task.
     """
 
@@ -57,7 +57,7 @@ class WeightRoles:
 
 
 def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[int, int]:
-    """Return the bytes that a client sends at the end of a task, and the most that it is sent."""
+    """Return the bytes of a client's upload at a task's end, and the most of its download."""
     up = sum(4 * (inputs * (settings.width or inputs) + 1) for inputs in fan_in.values())
     return up, sum(4 * inputs * inputs for inputs in fan_in.values())
 
@@ -68,7 +68,7 @@ class OrthogonalTraining:
     After the first task, a step of the average may change two kinds of weights:
 
     - weights of linear and convolutional layers, outside of U;
-    - weights and biases of the present task's outputs, where every task has its own.
+    - weights and biases of the present task's own outputs.
 
     Other parameters (biases, scales and shifts of normalisation) stay, as they change old outputs. (The
     authors' code lets biases go on.)

@@ -48,7 +48,7 @@ class _Made(NamedTuple):
 
 
 class PeerFusing(Fusing):
-    """Has every client of a round fuse what it hears, and keeps guidance until it is sent.
+    """Fuse each client's received knowledge, and keep guidance until it is sent.
 
     Only participants get guidance. A strategy's memory is each client's own. With `stale_decay`, clients keep
     every author's newest knowledge. With `relay` they pass it on: a receiver asks its neighbours for newer
@@ -87,7 +87,7 @@ class PeerFusing(Fusing):
         return self.links.total
 
     def _mix(self, round: int, uploads: Mapping[int, Upload], heard: np.ndarray) -> None:
-        """Have the strategy fuse all at once, under mixing weights among equal architectures."""
+        """Fuse all clients at once, under mixing weights among equal architectures."""
         knowledge = self._knowledge(round, uploads)
         if knowledge.server is not None:
             kinds = np.array([knowledge.server.architecture_of(client) for client in uploads])
@@ -106,7 +106,7 @@ class PeerFusing(Fusing):
         self.links = Links(knowledge.clients, others, sizes)
 
     def _fuse_each(self, round: int, uploads: Mapping[int, Upload], heard: np.ndarray) -> None:
-        """Have the strategy fuse for every client, once for those with equal knowledge."""
+        """Fuse for every client, once for those with equal knowledge."""
         clients = tuple(uploads)
         known = self._hear(uploads, heard)
         nothing: Mapping[str, np.ndarray] = {}
@@ -171,7 +171,7 @@ class PeerFusing(Fusing):
         return [(author, column) for author, (_, column) in sorted(newest.items())]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that a later round depends on; shared objects are there once."""
+        """Return the state that later rounds depend on, shared objects once."""
         arrays = super().state()
         memories: dict[int, list[int]] = {}
         for client in sorted(self._memories):

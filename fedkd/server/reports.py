@@ -1,4 +1,4 @@
-"""Records of a fusion: who learned from whom, and who sent what to whom."""
+"""Records of a fusion: weights between clients, and messages between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class FusionReport:
         clients: The N clients whose knowledge was fused, some of it old; `present` took part in the round.
         left_out: Change of each receiver's guidance without each sender, `[N, N]` (see
             `fedkd.fusion.math.left_out`); None: unknown, or too many clients.
-        heard: Share of predictions that filters have left; None: there are no filters.
+        heard: Share of predictions that filters keep; None: no filters.
     """
 
     clients: tuple[int, ...]
@@ -46,7 +46,7 @@ class Links:
 def report_of(
     guidance: Guidance, weights: np.ndarray, clients: tuple[int, ...], present: tuple[int, ...]
 ) -> FusionReport:
-    """Return who learned from whom by some guidance, with weights `[N, N]` among N clients."""
+    """Return the report of some guidance with weights `[N, N]` among N clients."""
     mixed = guidance.mixed
     moves = (
         leave_one_out_shift(weights, mixed) if mixed is not None and leave_one_out_is_cheap(mixed) else None
@@ -55,7 +55,7 @@ def report_of(
 
 
 def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
-    """Return reports on different clients as one, in client order, with no weight between them."""
+    """Merge reports on different clients in client order, without weights between them."""
     if len(reports) == 1:
         return reports[0]
     clients = sorted(client for report in reports for client in report.clients)

@@ -86,7 +86,7 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
 
 
 def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
-    """Refuse targets that are no distributions if the loss compares them with a softmax."""
+    """Refuse targets other than distributions if the loss compares them with a softmax."""
     targets = guidance.get("targets")
     asked = not overrides_hook(strategy, "targets_of") and distils_targets(strategy)
     if targets is None or not asked or not len(targets):
@@ -119,7 +119,7 @@ def _is_data(name: str, value: Any) -> bool:
 def _copied(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # what cannot be copied is compared by being the same
+    except Exception:  # objects that cannot be copied are compared by identity
         return value
 
 
@@ -138,7 +138,7 @@ def _equal(one: Any, other: Any) -> bool:
     opaque = type(one) is type(other) and type(one).__eq__ is plain
     try:
         return one is other or bool(one == other) or opaque
-    except Exception:  # somebody else's `__eq__`
+    except Exception:  # a foreign `__eq__`
         return True
 
 
@@ -147,9 +147,9 @@ TRIED = 2
 
 
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes that the first round's participants send and are sent, guidance and requests.
+    """Return the first round's bytes of uploads, and of guidance and requests.
 
-    Where untrained clients agree on nothing, guidance counts as a float for each class and sample. The
+    If untrained clients agree on nothing, guidance counts as a float for each class and sample. The
     server's models are untrained, and nothing is filtered. Of a stream, the first task's data are taken. A
     strategy that breaks a contract (see `check_pure` and `check_targets`) is a `UserError`.
     """

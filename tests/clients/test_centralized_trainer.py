@@ -232,7 +232,7 @@ def test_poisoned_uploads_change_nothing(write):
 def test_centralized_training_refuses_streams(write, digits_scenario, tmp_path):
     tables = {"continual": {"learner": "naive", "tasks": {"kind": "split", "count": 2}}, "rounds": 2}
     with pytest.raises(
-        UserError, match="'centralized' knows no stream of tasks; use the learner 'joint'"
+        UserError, match="'centralized' does not support streams of tasks; use the learner 'joint'"
     ) as caught:
         fedkd.run(load_scenario(write(**tables)), out=tmp_path / "run")
     assert caught.value.key == "fusion.strategy"

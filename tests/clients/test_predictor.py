@@ -92,7 +92,7 @@ def test_predictors_refuse_a_stream(digits_scenario):
     tables = digits_scenario | {"continual": {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}}
     tables.pop("rounds", None)
     plan = parse_plan(tables)
-    with pytest.raises(UserError, match="answers evaluations by another model than the client's"):
+    with pytest.raises(UserError, match="evaluates another model than the client's"):
         model = ClientFactory(plan, data := load_data(plan.scenario)).build(0).network()
         check_requirements(replace(plan, strategy=Moved()), data, [model] * len(plan.scenario.clients))
 

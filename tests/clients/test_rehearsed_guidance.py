@@ -266,7 +266,7 @@ def test_a_refit_uses_private_samples_and_targets(client_with):
 @pytest.mark.parametrize("strategy", ["local", "centralized", "fd", "feddf", "flwr:FedAvg"])
 def test_rehearsal_refuses_a_strategy_without_targets(strategy, digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, "kd_weight": 0.3}})
-    with pytest.raises(UserError, match=f"must be 0 with '{strategy}', whose guidance is no targets"):
+    with pytest.raises(UserError, match=f"must be 0 with '{strategy}', whose guidance has no targets"):
         build_checked_models(plan, load_data(plan.scenario))
 
 

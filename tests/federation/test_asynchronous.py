@@ -269,7 +269,7 @@ def test_hyperparameter_choices_of_replying_clients_are_recorded(tmp_path):
         ({"fusion": {"strategy": "knfu", "knowledge_cache": {}}}, "fusion.knowledge_cache: not allowed"),
         ({"fusion": {"strategy": "flwr:FedAvg"}}, "'flwr:FedAvg' averages what all clients of a round send"),
         ({"fusion": {"strategy": "centralized"}}, "'centralized' trains on all clients' samples"),
-        ({"fusion": {"strategy": "moon"}}, "'moon' exchanges weights that go on from those of a round"),
+        ({"fusion": {"strategy": "moon"}}, "'moon' exchanges weights that build on the round's"),
         (
             {"fusion": {"strategy": "scarlet", "samples_per_round": 9}},
             "'scarlet' asks for other transfer samples every round",

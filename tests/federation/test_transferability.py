@@ -117,14 +117,14 @@ def test_check_states_the_cost_of_the_map(small):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"fusion": {"strategy": "centralized"}}, "no client has a model of its own"),
+        ({"fusion": {"strategy": "centralized"}}, "clients have no models of their own"),
         (
             {"fusion": {"strategy": "knfu", "filters": [{"by": "confidence", "at": "upload"}]}},
             "is of whole predictions",
         ),
         (
             {"fusion": {"strategy": "flwr:FedAvg"}, "clients": [{"model": "mlp"}]},
-            "every message brings the model",
+            "every message contains the model",
         ),
         ({"clients": [{"model": "random-forest"}], "training": {}}, "'random-forest' is not a network"),
         (

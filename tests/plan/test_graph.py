@@ -143,7 +143,7 @@ def test_a_file_beside_the_scenario_is_read(digits_scenario, tmp_path):
             "labels",
         ),
         ({"strategy": "fedper"}, {"graph": "ring"}, "fusion.strategy", "take 'gossip'"),
-        ({"strategy": "scarlet"}, {"graph": "ring"}, "fusion.strategy", "what no client can by itself"),
+        ({"strategy": "scarlet"}, {"graph": "ring"}, "fusion.strategy", "'scarlet' needs a server"),
         ({"strategy": "flwr:FedAvg"}, {"graph": "ring"}, "fusion.strategy", "take 'gossip'"),
         (
             {"strategy": "knfu", "knowledge_cache": {}},

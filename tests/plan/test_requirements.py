@@ -116,7 +116,7 @@ STREAM = {"learner": "naive", "rounds_per_task": 1, "tasks": {"kind": "split", "
     [
         ({"clients": [WIDE, {"model": "mlp"}]}, r"features are equally wide, got 8 \('mlp'\) and 200"),
         ({"clients": [BIASLESS]}, "one linear layer with biases; that of model 'mlp' is not"),
-        ({"clients": [WIDE], "continual": STREAM}, "in a stream of tasks heads are the learner's business"),
+        ({"clients": [WIDE], "continual": STREAM}, "which the learner does in a stream of tasks"),
     ],
 )
 def test_an_unfit_shared_head_is_refused(changes, message, digits_scenario):

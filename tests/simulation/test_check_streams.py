@@ -88,7 +88,7 @@ def test_check_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys)
         ),
         (
             ["fusion.strategy=fedbabu"],
-            "fusion.strategy: 'fedbabu' trains parts of a model in phases of its own, and in a stream of tas",
+            "fusion.strategy: 'fedbabu' trains parts of a model in phases, which the learner decides in a st",
         ),
         (
             ["fusion.strategy=fedntd"],

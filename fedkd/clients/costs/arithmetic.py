@@ -41,7 +41,7 @@ class Workload:
         evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
-        answered: Whether asynchronous rounds evaluate the clients that they answer.
+        answered: True if asynchronous rounds evaluate the clients that they answer.
     """
 
     training: float
@@ -59,7 +59,7 @@ class Workload:
         return self._evaluation / whole if whole else 0.0
 
     def remedies(self) -> dict[str, int]:
-        """Return the value of each key with which, changed alone, evaluations take at most half.
+        """Return each key's value that alone limits evaluations to half.
 
         Useless values are left out: below 1, or the present one.
         """
@@ -97,7 +97,7 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
     can = strategy.capabilities
     guided = 0.0 if can.sends == "nothing" or can.uses_local_loss else sampled
     moments = sampled * (1 + bool(guided)) if answered else 1 + guided
-    # Of weights that all clients are sent, the common test set is predicted once for all.
+    # With common weights, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.capabilities.brings_model else 1.0
     # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
     with_private = 2 if plan.recipe.ce_weight > 0 else 1

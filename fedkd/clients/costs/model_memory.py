@@ -17,8 +17,7 @@ from fedkd.plan import Plan, check_requirements, make_auxiliaries, max_stored_up
 from fedkd.training import resolve_device
 
 STATES_PER_BATCH = 128
-"""Clients whose states the server's process holds while they are saved or restored, and as many while they
-are written."""
+"""Clients whose states the server's process holds to save or restore them, and again to write them."""
 LIVE_SHARE = 0.25
 """Share of the memory of a machine or a GPU for idle clients."""
 OVERHEAD = 16_384
@@ -48,7 +47,7 @@ def made_auxiliaries(
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
     return [
         make_auxiliaries(plan.strategy, factories[id(group)], model, plan.scenario.seed, 0)
-        if isinstance(model, nn.Module) and id(group) in factories  # else no client has it
+        if isinstance(model, nn.Module) and id(group) in factories  # groups with clients
         else {}
         for group, model in zip(plan.scenario.clients, models, strict=True)
     ]
@@ -79,7 +78,7 @@ def estimate_client_bytes(plan: Plan, data: Data, models: Sequence[nn.Module | E
     It holds a model, a kept optimiser state, guidance, and a learner's memory of each task.
     """
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
-    # Until an evaluation has measured what it did; and what was learned of it until the next comes.
+    # Guidance before its evaluation, and measurements of it until the next.
     guidance *= max(1, plan.capabilities.trials) + (plan.recipe.kd_weight > 0)
     if plan.capabilities.brings_model or plan.capabilities.pools:
         return OVERHEAD + guidance

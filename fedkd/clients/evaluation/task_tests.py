@@ -1,4 +1,4 @@
-"""How well a client knows each task of its stream: with the task given, and without."""
+"""Tests of a client on each task of its stream, with the task given and without."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedkd.scenario import Scenario, evaluation_protocols, main_protocol
 from fedkd.training import predict_in_batches
 
 Asked = tuple[int, int, tuple[int, ...], tuple[int, ...]]
-"""The place of a task in a client's order, and where in memory samples lie."""
+"""Index of a task in a client's order, and memory address of samples."""
 
 
 class TaskMetric(NamedTuple):
@@ -45,7 +45,7 @@ def is_task_metric(key: str) -> bool:
 
 
 class TaskTests:
-    """Asks a learner's network about the test samples of tasks.
+    """Test a learner's network on the test samples of tasks.
 
     The tasks of `learning` are places in `order`, the client's own. `measured` are measurements that clients
     of the process share; None: the answers are the client's own. `main` is the scenario's own place among the
@@ -75,7 +75,7 @@ class TaskTests:
 
     @contextmanager
     def shared_predictions(self) -> Iterator[None]:
-        """Predict the same samples as the same task but once in the block, in which no weight changes."""
+        """Predict equal samples of a task once in the block, with constant weights."""
         self._answered = {}
         try:
             yield
@@ -90,7 +90,7 @@ class TaskTests:
         return list(dict.fromkeys(reversed(begun)))[::-1]
 
     def place_of(self, task: int) -> int:
-        """Return where in the client's order a task was last begun, or will first be."""
+        """Return the index in the client's order of a task's last or first start."""
         begun = self._order[: self._learning.task + 1]
         if task in begun:
             return len(begun) - 1 - begun[::-1].index(task)
@@ -113,9 +113,9 @@ class TaskTests:
         return measured, inferred
 
     def accuracies(self, task: int, fused: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return accuracies [protocols, splits] on one task, and how often it is inferred [splits].
+        """Return accuracies [protocols, splits] on a task, and rates of its inference [splits].
 
-        The latter is NaN where the learner infers none, or has not met this one. Arguments as in `measure`.
+        The latter is NaN if the learner infers none, or has not met this one. Arguments as in `measure`.
         """
         model = self._learning.model(self.place_of(task))
         own, common = self._tasks.tests(task)
@@ -136,7 +136,7 @@ class TaskTests:
         return local, common
 
     def present(self, x: np.ndarray) -> np.ndarray:
-        """Return what stands for the logits `[n, C]` of the present task."""
+        """Return a substitute for the logits `[n, C]` of the present task."""
         place = max(self._learning.task, 0)
         model = self._learning.model(place)
         outputs = self.outputs(place, model, x)
@@ -151,13 +151,13 @@ class TaskTests:
         found = predict_in_batches(model, lambda x: learner.predict(context, model, x), self._on_device(x))
         answers = found.cpu().numpy()
         if self._answered is not None:
-            self._answered[asked] = x, answers  # as long as the samples are held nobody else gets their place
+            self._answered[asked] = x, answers  # holding the samples keeps their id from being reused
         return answers
 
     def _shares(
         self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray
     ) -> tuple[float, float, float]:
-        """Return the shares of samples right with the task given, right without, and inferred to be its."""
+        """Return the shares of samples right with the task, right without, and inferred."""
         if not len(y):
             return nan, nan, nan
         info = self._stream[task]

@@ -20,7 +20,7 @@ TRIAL_UPLOAD_KINDS = {LOGITS_KEY: Kind.TRANSFER_LOGITS, INITIAL_PREDICTION: Kind
 
 
 def trial_knowledge(client: Client, round: int) -> dict[str, np.ndarray]:
-    """Return a client's knowledge for trials, past all stages of an upload: its local training is over.
+    """Return a client's knowledge for trials after local training and all upload stages.
 
     `logits` are `[M, C]` on the transfer set, `start` is the initial mean prediction `[C]`.
     """

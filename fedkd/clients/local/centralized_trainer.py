@@ -1,4 +1,4 @@
-"""Centralized clients: one model for all of an architecture, trained on the samples of all clients together.
+"""Centralized clients: one model for each architecture, trained on all samples.
 
 The model after r rounds depends on the scenario alone. So every process trains its own copy up to the rounds
 that it is asked about, and results do not depend on processes or participation.
@@ -94,7 +94,7 @@ class CentralizedModel(SharedModel):
         return progress | add_prefix(WEIGHTS, weights_of(self.network))
 
     def restore(self, arrays: Arrays) -> None:
-        """Take over a state, unless the model is as far already: every client brings one."""
+        """Restore a state, unless the model is as far already through another client."""
         if int(arrays[ROUNDS]) > self._rounds:
             load_weights(self.network, strip_prefix(WEIGHTS, arrays))
             self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
@@ -126,7 +126,7 @@ def all_samples_of(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray,
 
 
 class CentralizedTrainer(NetworkTrainer):
-    """Works in the pooled model of a client's architecture."""
+    """Trainer in the pooled model of a client's architecture."""
 
     def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: CentralizedModel) -> None:
         super().__init__(plan, index, samples, model)
@@ -142,7 +142,7 @@ class CentralizedTrainer(NetworkTrainer):
         yield from self._centralized.advance(round)
 
     def model_state(self) -> dict[str, np.ndarray]:
-        """Return the pooled model's weights and progress: other clients may go on in other processes."""
+        """Return the pooled model's weights and progress, for other processes."""
         return self._centralized.state()
 
     def restore_model(self, arrays: Arrays) -> None:

@@ -37,7 +37,7 @@ class EstimatorTrainer:
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
         """Fit on private samples and the last guidance, and return the log loss on private samples."""
-        yield from ()  # an estimator fits itself: there is no job for an executor
+        yield from ()  # an estimator has no job for an executor
         x, y, _ = self._samples.work(1, client.round)
         if not len(y):
             return Trained(nan)

@@ -54,7 +54,7 @@ def cached_step(what: Mapping[str, Any]) -> Measured | None:
 
 
 def cache_step(what: Mapping[str, Any], measured: Measured) -> None:
-    """Keep a measurement in place of an earlier one; where nobody may write, it is not kept."""
+    """Store a measurement over an earlier one, if the folder is writable."""
     rows = [(known, seconds) for known, seconds in read_step_measurements() if known != what]
     rows.append((dict(what), measured))
     table = [

@@ -41,7 +41,7 @@ class Rehearsed:
 
 @dataclass(frozen=True, eq=False)
 class LastGuidance:
-    """Targets ``[K, C]`` of a fusion that a client rehearses, and their samples ``[K]``; None: all."""
+    """Rehearsed targets ``[K, C]`` of a fusion, and their samples ``[K]``; None: all."""
 
     targets: np.ndarray
     samples: np.ndarray | None
@@ -83,7 +83,7 @@ class LocalLoss:
 
     Attributes:
         taught: Term of guidance.
-        with_features: Whether that term, or the strategy's own loss, needs the model's features.
+        with_features: True if that term, or the strategy's own loss, needs the model's features.
         step: The strategy's own loss in place of cross entropy and guidance; it gets the samples' indices.
     """
 
@@ -100,7 +100,7 @@ class LocalLoss:
 
     @property
     def own_alone(self) -> bool:
-        """Whether clients differ only in arrays and constants, so that they can train together."""
+        """True if clients differ only in arrays and constants, so that they can train together."""
         alone = self.taught is None and self.step is None
         return alone and (self.rehearsed is None or self.rehearsed.alike)
 
@@ -119,7 +119,7 @@ class LocalLoss:
         index, others = (others[0], others[1:]) if self.step is not None else (None, others)
         extra = None
         if self.rehearsed is not None:
-            # Before the private samples: what a learner reads off the model afterwards is about those.
+            # Before the private samples: a learner later reads the model's state of those.
             extra, others = self.rehearsed(model, others[0], others[1]), others[2:]
         features = model.features(inputs) if self.with_features else None
         logits = model(inputs) if features is None else model.head(features)

@@ -38,7 +38,7 @@ PRETRAINED = "pretrained"
 
 
 class NetworkTrainer:
-    """Trains a network by gradients, on private samples and on guidance.
+    """Train a network by gradients, on private samples and on guidance.
 
     Args:
         model: The client's own network, on its device; or the one that the clients of a process share.
@@ -140,7 +140,7 @@ class NetworkTrainer:
             yield self.jobs.pretraining()
 
     def catch_up(self, round: int) -> Training[None]:
-        """Train for a round's evaluation what no message has asked for: nothing of a client's own."""
+        """Train before a round's evaluation without a message; nothing by default."""
         yield from ()
 
     def _in_phases(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
@@ -204,7 +204,7 @@ class NetworkTrainer:
         self._optimizer_state = model_optimizer_state(self._optimizer_state)
 
     def model_state(self) -> dict[str, np.ndarray]:
-        """Return the weights; nothing where every message brings them."""
+        """Return the weights; nothing if every message contains them."""
         return {} if self.shared is not None else weights_of(self.network)
 
     def restore_model(self, arrays: Arrays) -> None:

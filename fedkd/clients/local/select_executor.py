@@ -51,7 +51,7 @@ def select_executor(
     total = StepSeconds(0.0, 0.0)
     blocks = {id(together.groups[block[0]]): block for block in reversed(together.blocks)}
     for group in plan.scenario.clients:
-        if len(blocks.get(id(group), ())) < 2:  # they work alone in any case
+        if len(blocks.get(id(group), ())) < 2:  # too few to train together
             continue
         try:
             seconds = _of_group(together, data, group, blocks[id(group)], clock, tell)
@@ -95,7 +95,7 @@ def _of_group(
 
 
 def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) -> dict[str, Any]:
-    """Return everything that the time of a step depends on, as JSON has it."""
+    """Return all influences on the time of a step, as JSON."""
     scenario, device = plan.scenario, resolve_device(plan.scenario.engine.device)
     training = scenario.training
     told: dict[str, Any] = {

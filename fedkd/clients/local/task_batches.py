@@ -1,4 +1,4 @@
-"""What a learner makes of a round's private training: its own loss, on samples of the tasks that it names."""
+"""A learner's private training: its own loss, on samples of its tasks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ def task_batches(
     patience: int,
     local: LocalLoss,
 ) -> TrainJob:
-    """Return a job with the learner's loss in the place of the cross entropy of the present task's samples.
+    """Return a job with the learner's loss instead of the cross entropy.
 
     FedProx's pull and rehearsed guidance of the `local` loss are added. Strategies that teach something else
     in local training are refused: it is about the present task's classes. Training stops early on `held_out`
@@ -34,7 +34,7 @@ def task_batches(
         return context.cross_entropy(outputs, labels, of_task)
 
     def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor, *others: Tensor) -> Tensor:
-        # First, so that the model has the outputs of private samples at hand afterwards.
+        # First, so that the model keeps the outputs of private samples.
         extra = None if rehearsed is None else rehearsed(model, *others)
         value = criterion(model.outputs(inputs), labels, of_task)
         if extra is not None:

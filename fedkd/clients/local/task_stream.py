@@ -1,4 +1,4 @@
-"""A client's stream of tasks: its place in it, its learner, and what it is measured on."""
+"""A client's stream of tasks: its progress, its learner, its measurements."""
 
 from collections.abc import Mapping
 from math import isnan, nan
@@ -120,12 +120,12 @@ class TaskStream:
         return True
 
     def learned_by(self, round: int) -> tuple[int, ...]:
-        """Return the tasks that the client is through with at the end of a round, in its order."""
+        """Return the client's finished tasks at the end of a round, in its order."""
         schedule = self._plan.schedule
         return self._order[: schedule.place(self._index, round) + schedule.ends(self._index, round)]
 
     def reopens(self, task: int, round: int) -> int | None:
-        """Return the place of an old task whose guidance of a round is new; None: there is none to learn."""
+        """Return the index of an old task with new guidance of a round, if any."""
         place = self.tests.place_of(task)
         if round <= self._old_guidance.get(task, 0) or place >= self.learning.task:
             return None
@@ -221,7 +221,7 @@ class TaskStream:
     # Measurements -------------------------------------------------------------------------------------
 
     def measure_before(self, round: int, effect: GuidanceEffect) -> None:
-        """Measure all tasks so far before guidance: what it does to earlier ones is `spatial_forgetting`."""
+        """Measure all tasks so far before guidance, for `spatial_forgetting`."""
         before, _ = self.tests.measure(self.tests.met())
         self._tasks_before = (round, before)
         effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
@@ -264,7 +264,7 @@ class TaskStream:
         return found
 
     def learner_report(self, round: int) -> dict[str, float]:
-        """Return at a task's end what the learner keeps of tasks, in bytes, and its report on the last."""
+        """Return a task's final figures: bytes that the learner keeps, and its report."""
         if not self._plan.schedule.ends(self._index, round):
             return {}
         learning = self.learning

@@ -54,7 +54,7 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
 
 
 class TrainJobs:
-    """Makes the training jobs of a client's `network`, and of its strategy's; rounds are 1-based."""
+    """Make training jobs of a client's `network` and its strategy; rounds are 1-based."""
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class TrainJobs:
         return self._on_transfer_set(arrays, loss, round, task)
 
     def trial_of_sender(self, model: nn.Module, targets: np.ndarray, epochs: int, round: int) -> TrainJob:
-        """Return the job of distilling probabilities `[M, C]` float32 into another model like this one.
+        """Return the job of distilling probabilities `[M, C]` into another such model.
 
         It lowers the KL divergence at temperature 1, with the rate and the batches of distillation.
         """

@@ -1,1 +1,1 @@
-"""What leaves a client: stages that encode an upload, and decode it on the server."""
+"""Stages that encode an upload, and decode it on the server."""

@@ -63,7 +63,7 @@ class Poisoning(UploadStage):
 
 @dataclass(frozen=True)
 class Finite(UploadStage):
-    """Refuses NaN at its source, and clips predictions that the server would refuse for their size."""
+    """Refuse NaN at its source, and clip predictions too large for the server."""
 
     def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return the arrays; `TrainingDiverged` if some are NaN, or too large and no predictions."""
@@ -111,7 +111,7 @@ class Precision(UploadStage):
 
 @dataclass(frozen=True, eq=False)
 class Sifting(UploadStage):
-    """Sends only predictions on transfer samples that pass the confidence `filters`, in order."""
+    """Send the predictions that pass the confidence `filters`, in order."""
 
     filters: Sequence[FilterSettings]
 
@@ -144,7 +144,7 @@ class Sifting(UploadStage):
 
 @dataclass(frozen=True)
 class TopClasses(UploadStage):
-    """Sends only the `number` likeliest classes of every prediction with more."""
+    """Send the `number` likeliest classes of every prediction."""
 
     number: int
 

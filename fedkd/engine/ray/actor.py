@@ -1,4 +1,4 @@
-"""The actor of the Ray engine: a process that owns some of the clients and notes its current message."""
+"""The actor of the Ray engine: a process that owns some of the clients."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ class Workload(Protocol):
 
 
 class ClientActor:
-    """Owns some clients, whose live state stays here for the run; imports `module` at once, if given."""
+    """Owner of some clients' live state for the run; imports `module` at once, if given."""
 
     def __init__(self, module: str | None = None) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
         self._held: dict[int, ArrayRecord] = {}  # by number
         self._uses: dict[int, int] = {}  # messages still to come that share a record
         if module is not None:
-            with suppress(Exception):  # which `open` will meet again
+            with suppress(Exception):  # `open` raises it again
                 import_module(module)
 
     def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
@@ -78,7 +78,7 @@ class ClientActor:
         return [reply for reply, _ in done], states
 
     def renew(self, client: int, states: Mapping[int, ArrayRecord] | None) -> None:
-        """Make a client anew with its state among `states`; None: its initial state."""
+        """Rebuild a client with its state among `states`; None: the initial one."""
         self._clients.renew(client, None if states is None else states[client])
 
     def _begin(self, parts: Sequence[Part]) -> list[Message]:
@@ -127,7 +127,7 @@ class WorkNotes:
         """Return the id of the last message that an actor began; None: unknown."""
         try:
             return Path(self.paths[actor]).read_bytes().strip(b"\0 ").decode() or None
-        except (OSError, UnicodeDecodeError):  # gone, or what nobody wrote as a note
+        except (OSError, UnicodeDecodeError):  # gone, or not a note
             return None
 
     def close(self) -> None:

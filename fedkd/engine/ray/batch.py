@@ -1,4 +1,4 @@
-"""Messages on their way to the actors, with the records that several of them share."""
+"""Messages on their way to the actors, with shared records."""
 
 import time
 from collections import Counter

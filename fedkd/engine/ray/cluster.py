@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
 }
 _JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
-"""Read by Ray when it is imported: one wait of half a minute for a cluster that wants a token, not twenty."""
+"""Ray reads it on import: a cluster that wants a token takes half a minute, not ten."""
 
 LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600, "max_direct_call_object_size": 2**19}
 """Of a Ray started here. A minute after its GCS died Ray would end this process; `RayWatch` reports it first.
@@ -66,7 +66,7 @@ class RayCluster:
 
     @property
     def alone(self) -> bool:
-        """Whether it is for this run alone, on this machine."""
+        """True if Ray serves this run alone, on this machine."""
         return self.seclusion is not None
 
     def now(self) -> RayCluster:

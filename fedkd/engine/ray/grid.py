@@ -24,7 +24,7 @@ POLL_SECONDS = 0.1
 
 
 class RayGrid(EngineGrid):
-    """Runs a ClientApp on Ray actors, each of which owns clients and handles its most expensive first.
+    """Run a ClientApp on Ray actors; each owns clients and starts with the most expensive.
 
     Args:
         make_workload: Called in every actor with `arguments`, which are put into the object store once.
@@ -32,7 +32,7 @@ class RayGrid(EngineGrid):
         cpus_per_actor: CPUs that each actor reserves, as `gpus_per_actor`; fractions share a GPU.
         blocks: Clients that one actor handles together, whose replies come together; None: each alone.
         timeout: Seconds that a client has for a message; None: no limit.
-        keeps_states: Whether the object store has every client's state after each message, so that a client
+        keeps_states: True if the object store has every client's state after each message, so that a client
             that fails goes back to its last, and a lost actor is replaced.
         spares: Actors started by `start_spares`, which are taken first.
     """
@@ -128,7 +128,7 @@ class RayGrid(EngineGrid):
                     yield from self._stop_late(batch, self._timeout)
 
     def _hand_out(self, batch: Batch, calls: Sequence[tuple[int, Sequence[Message]]]) -> None:
-        """Send each actor the records that its messages share with others, once, and then the messages."""
+        """Send each actor its messages' shared records once, and then the messages."""
         uses: dict[int, Counter[int]] = {}
         parts = [[without_shared(message, batch.shared) for message in own] for _, own in calls]
         for (actor, _), own in zip(calls, parts, strict=True):
@@ -201,7 +201,7 @@ class RayGrid(EngineGrid):
     def _give_up(
         self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
     ) -> Iterator[Message]:
-        """Yield a dead actor's error replies; where states are kept, replace it: only the culprit fails."""
+        """Yield a dead actor's error replies; with known states, only the culprit fails."""
         lost = [message for call in batch.of(actor) for message in call.messages]
         blamed = [message for message in lost if client_of_node(message.metadata.dst_node_id) == culprit]
         others = [message for message in lost if client_of_node(message.metadata.dst_node_id) != culprit]
@@ -223,7 +223,7 @@ class RayGrid(EngineGrid):
         batch.since[actor] = time.monotonic()
 
     def _suspects(self, batch: Batch, actor: int) -> list[int]:
-        """Return the client that an actor last worked for, or all that it may be."""
+        """Return the client of an actor's last work, or all candidates."""
         noted = self._notes.read(actor)
         unanswered = {
             message.metadata.message_id: client_of_node(message.metadata.dst_node_id)
@@ -246,7 +246,7 @@ class RayGrid(EngineGrid):
             for actor in [*self._actors, *self._spares]:
                 ray.kill(actor)
         self._actors, self._spares = [], []
-        self._arguments, self._states = (), {}  # what lies in the object store is another grid's room
+        self._arguments, self._states = (), {}  # frees the object store for another grid
         self._notes.close()
 
 

@@ -1,4 +1,4 @@
-"""The same code on every node: plug-in folders travel (lazy imports), package versions are compared."""
+"""Equal code on every node: plug-in folders are sent, package versions compared."""
 
 import hashlib
 import os

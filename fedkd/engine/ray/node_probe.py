@@ -1,4 +1,4 @@
-"""Versions on a node; it travels as source and needs only the standard library, not fedkd."""
+"""Versions on a node; sent as source, it needs only the standard library."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: their resources, what is free of them, and their loss."""
+"""The nodes of a Ray cluster: total and free resources, and losses."""
 
 import time
 from collections import Counter
@@ -15,7 +15,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a Ray cluster, named by its address; with a port where several nodes share it."""
+    """A machine of a Ray cluster, named by its address, with a port if nodes share it."""
 
     cpus: float
     gpus: float = 0.0
@@ -38,7 +38,7 @@ def alive_nodes() -> tuple[Node, ...]:
 
 
 def free_nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """Return the nodes with their free resources; all of them where Ray cannot tell."""
+    """Return the nodes with their free resources; all of them if unknown."""
     free = free_resources()
     if free is None:
         return tuple(nodes)
@@ -80,7 +80,7 @@ def _dead(node_id: str) -> str | None:
 
 
 def _is_settled(actor: Any) -> bool:
-    """Return whether Ray knows an actor to be dead for good, or reaches it again."""
+    """Return whether an actor is dead for good, or reachable again."""
     import ray
     from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 

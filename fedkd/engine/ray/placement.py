@@ -1,4 +1,4 @@
-"""How many actors a Ray cluster has room for, and each actor's share of a GPU."""
+"""Number of actors that fit a Ray cluster, and each actor's share of a GPU."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from fedkd.scenario import Engine
 
 GPU_KEY = "engine.gpus_per_actor"
 SETTLE_SECONDS = 3.0
-"""Seconds in which reserved resources may be those of actors that are being stopped."""
+"""Seconds in which stopping actors may still reserve resources."""
 POLL_SECONDS = 0.2
 
 

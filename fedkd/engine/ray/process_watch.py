@@ -65,7 +65,7 @@ class RayWatch:
 def watch_ray() -> RayWatch:
     """Return a watch over this process's connection to Ray."""
     node = own_ray_node()
-    if node is None:  # Ray's own client server stands between
+    if node is None:  # connected through Ray's client server
         return RayWatch()
     started = {name: infos[0].process for name, infos in node.all_processes.items() if infos}
     if RAYLET in started:
@@ -95,10 +95,10 @@ class _Child:
 
 
 class _Stranger:
-    """A process of somebody else's on this machine; raises `OSError` or `AttributeError` without one."""
+    """Another user's process on this machine; raises `OSError` or `AttributeError` without one."""
 
     def __init__(self, pid: int) -> None:
-        # A number alone could be another process's by then, or stay behind as a zombie.
+        # The id alone could belong to another process by then, or to a zombie.
         self._file = os.pidfd_open(pid)
 
     def end(self) -> str | None:

@@ -184,7 +184,7 @@ def answer_batch(requests: Sequence[tuple[Message, Context]]) -> list[Message | 
             for number, client in clients.items()
         ]
         if len({id(client.workplace) for client in clients.values()}) < len(clients):
-            groups = [[one] for one in handled]  # they can only work in turn
+            groups = [[one] for one in handled]  # one after the other
         else:
             groups = [handled] if handled else []
         executors = [client.executor for client in clients.values()]  # all the same
@@ -196,7 +196,7 @@ def answer_batch(requests: Sequence[tuple[Message, Context]]) -> list[Message | 
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Have the client of a context handle a message (see `HANDLERS`)."""
+    """Handle a message by the client of a context (see `HANDLERS`)."""
     began = time.perf_counter()
     kind, node = message.metadata.message_type, node_of(context)
     if node is not None:

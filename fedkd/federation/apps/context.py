@@ -33,7 +33,7 @@ PARTITION_KEY = "partition-id"
 
 @dataclass(frozen=True, eq=False)
 class Participant:
-    """A client or a server as its folder has it."""
+    """The share of a client or a server in its folder."""
 
     folder: Path
     plan: Plan

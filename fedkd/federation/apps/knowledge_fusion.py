@@ -1,4 +1,4 @@
-"""Any fusion strategy as a strategy of Flower."""
+"""Fusion strategies as strategies of Flower."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from fedkd.server import GuidanceParcel, PeerTopology, ServerKnowledge, Taskwise
 
 
 class KnowledgeFusion(Strategy):
-    """Runs a fusion strategy as a Flower strategy: ``KnowledgeFusion(KnFu(beta=10)).start(grid)``.
+    """A fusion strategy as Flower's: ``KnowledgeFusion(KnFu(beta=10)).start(grid)``.
 
     Every node trains and uploads knowledge. The server fuses it in client order. The guidance comes with the
     next message to each client. The ClientApp is `fedkd.federation.client_app`, or any app with the layout in
@@ -169,9 +169,9 @@ class KnowledgeFusion(Strategy):
                     self._sent += payload_bytes(RecordDict({msg.REQUEST: request})) * self._has_server
 
     def _record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-        """Return one record for all that receive the same arrays, so that it travels once."""
+        """Return one record for all receivers of the same arrays, to send it once."""
         if id(arrays) not in self._records:
-            self._records[id(arrays)] = (arrays, arrays_to_record(arrays))  # holding them keeps the id theirs
+            self._records[id(arrays)] = (arrays, arrays_to_record(arrays))  # holding them reserves the id
         return self._records[id(arrays)][1]
 
     def fuse(
@@ -198,7 +198,7 @@ class KnowledgeFusion(Strategy):
         self._sent += self._fusing.fuse(round, uploads, self._client_of_node.values(), awaited=awaited)
 
     def misfits(self, replies: Sequence[Message]) -> dict[int, InvalidUpload]:
-        """Open uploads and keep them for `fuse`; return why some are refused, by client."""
+        """Open uploads and keep them for `fuse`; return reasons of refusals by client."""
         found: dict[int, InvalidUpload] = {}
         alike: dict[tuple[int, str], dict[int, Arrays]] = {}
         for reply in replies:
@@ -251,7 +251,7 @@ class KnowledgeFusion(Strategy):
         return _mean_metrics(answered)
 
     def sent_bytes(self) -> int:
-        """Return the payload sent to clients since the last call; without a server, what they received."""
+        """Return the payload to clients since the last call; without a server, their receipts."""
         sent, self._sent = self._sent, 0
         return sent
 

@@ -45,7 +45,7 @@ class NodeState:
             raise UserError(reason, file=str(self._folder)) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            remove_leftovers(self._folder)  # what a killed process leaves is a private model
+            remove_leftovers(self._folder)  # a killed process leaves a private model
             yield
 
     def at(self, step: str) -> Arrays | None:

@@ -51,7 +51,7 @@ from fedkd.tracking import (
 server_app = ServerApp()
 
 WAIT_DEFAULTS = {"wait": 60, "reply-within": 0}
-"""Keys of a deployment's run configuration: seconds for all nodes to come; for each reply, 0: as Flower's."""
+"""Keys of a deployment's run configuration: seconds for nodes' start, and a reply (0: Flower's limit)."""
 
 
 class ServerContext(Context):

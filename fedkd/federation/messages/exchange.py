@@ -26,7 +26,7 @@ from fedkd.tracking import Recorder, Totals, peak_memory_mb
 
 
 class Exchange:
-    """Sends a strategy's messages, and returns the replies that pass the gate.
+    """Send a strategy's messages, and return the replies that pass the gate.
 
     `changed` are the clients that have changed since the last checkpoint, `totals` the costs so far.
     """
@@ -74,7 +74,7 @@ class Exchange:
         return replies
 
     def probe(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
-        """Send messages of a measurement, which cost the method nothing; return the replies."""
+        """Send messages of a measurement, free of charge; return the replies."""
         return self.admitted(round, phase, self._messenger.send(round, phase, sent))
 
     def admitted(self, round: int, phase: str, answers: Mapping[int, Message]) -> dict[int, Message]:
@@ -89,7 +89,7 @@ class Exchange:
     def charged_to_strategy(self, round: int) -> Iterator[None]:
         """Turn the errors of the strategy, which may be a plug-in, into a `RunFailed` with its name."""
         try:
-            # Numbers out of range are reported by the checks of what was made, not by NumPy, in passing.
+            # The checks of the result report numbers out of range, not NumPy.
             with contain_plugin(), np.errstate(all="ignore"):
                 yield
         except (UserError, RunFailed):

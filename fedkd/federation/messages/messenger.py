@@ -33,7 +33,7 @@ class Messenger:
         self._goes_on = self._faults.on_client_error != "fail"
         self.node_of_client = identify(grid, clients, control.deployment)
         self._client_of_node = {node: client for client, node in self.node_of_client.items()}
-        self._refused: set[int] = set()  # clients that were told of
+        self._refused: set[int] = set()  # reported clients
         self.failures: Counter[tuple[int, Split, str]] = Counter()
 
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
@@ -164,7 +164,7 @@ def _copied(message: Message) -> Message:
 
 
 PATIENCE = 60.0
-"""Seconds in which a simulation's nodes have to come."""
+"""Seconds within which a simulation's nodes must start."""
 POLL = 0.5
 KEY = "data.clients"
 

@@ -19,8 +19,7 @@
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
 
-Flower's strategies have the same keys `arrays`, `metrics` and `config`, so both kinds speak to one
-ClientApp.
+Flower's strategies have the same keys `arrays`, `metrics` and `config`, so both kinds speak to one ClientApp.
 """
 
 import re
@@ -48,7 +47,7 @@ REQUEST = "request"
 STATE = "state"
 
 GUIDED = frozenset({GUIDANCE, MISSED})
-"""Records that guidance comes in."""
+"""Records that contain guidance."""
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -61,7 +60,7 @@ EXPORT_STATE = "query.export_state"
 IMPORT_STATE = "query.import_state"
 
 MAY_TRAIN = frozenset({TRAIN, EVALUATE, END_TASK, FINISH})
-"""Messages that clients may train for: guidance comes with all of them."""
+"""Messages that clients may train for; all may contain guidance."""
 
 SERVER_ROUND = "server-round"
 GUIDANCE_ROUND = "guidance-round"
@@ -70,7 +69,7 @@ MEASURE_TRAINED = "measure-trained"
 LANES = "lanes"
 """Threads that may predict in an evaluation, on idle processors."""
 TELL_TRAINED = "tell-trained"
-"""Whether the reply to a training has the accuracies before fusion."""
+"""True if the reply to a training has the accuracies before fusion."""
 TRAINED = "accuracy_before_fusion_"
 """Prefix of these metrics; their split follows."""
 PROXIMAL_MU = "proximal-mu"

@@ -1,4 +1,4 @@
-"""The server's gate: sender, figures and uploads of replies are checked before anything reads them."""
+"""The server's gate, which checks sender, figures and uploads of replies."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import isfinite, isnan
@@ -20,13 +20,13 @@ LARGEST_FIGURE = 1e15
 TRAIN_LOSS = "train_loss"
 TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
 Misfits = Callable[[Sequence[Message]], Mapping[int, InvalidUpload]]
-"""Returns why uploads are refused, by client."""
+"""Returns reasons of refused uploads by client."""
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
     """Raise `InvalidUpload` for the first fault in a reply with metrics `figures`, apart from its arrays."""
     content = reply.content
-    # Flower's views by type are tables made anew each time they are asked for.
+    # Flower makes its views by type anew on each access.
     told = _record(content, msg.IDENTITY, ConfigRecord).get(msg.CLIENT)
     if told != client or isinstance(told, bool):
         raise InvalidUpload(f"it says that it is client {told!r}")

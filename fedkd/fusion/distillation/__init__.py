@@ -1,4 +1,1 @@
-"""Strategies that exchange predictions: clients learn from fused predictions by distillation.
-
-Start with `knfu`.
-"""
+"""Strategies that exchange predictions: clients distil from fused ones (start: `knfu`)."""

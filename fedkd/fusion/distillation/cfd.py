@@ -1,4 +1,4 @@
-"""CFD: clients vote, one class per transfer sample; quantised soft labels come back (arXiv 2012.00632)."""
+"""CFD: clients vote for classes and learn quantised soft labels (arXiv 2012.00632)."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -30,7 +30,7 @@ STEPS = "steps"
 
 @hyperparameters
 class CFD(ServerStudent, SoftLabels):
-    """Send the predicted class alone; average the votes; learn the result by cross entropy.
+    """Send the predicted class alone; average votes; learn the result by cross entropy.
 
     ::
 
@@ -38,24 +38,24 @@ class CFD(ServerStudent, SoftLabels):
         t[i, c] = share of clients with v_n[i] = c
 
     The cheapest uplink: 4·C times smaller than float32 logits. Votes lose certainty, so many clients are
-    needed; a single client teaches itself its own hard labels.
+    needed; a single client learns its own hard labels.
 
-    Without a `server_model` clients learn the shares, as float32. With one it is the paper's downlink::
+    Without a `server_model` clients learn the shares, as float32. A server model is the paper's downlink::
 
         server ← minimise −mean_i Σ_c t[i, c] log softmax(z(x_i))_c
         s[i]   = softmax(z(x_i)) in steps of 1 / (2^b − 1) that add up to 1        b = `bits_down`
         down   = a bit for each sample, and b bits for each class of those whose s[i] the client lacks
 
-    The server remembers the labels that each client holds, and sends every change once. Two parts of the
-    paper are left out: entropy coding (a changed label costs C·b bits) and delta coding of votes.
+    The server stores each client's labels, and sends every change once. Two parts of the paper are left out:
+    entropy coding (a changed label costs C·b bits) and delta coding of votes.
     """
 
     name: ClassVar[str] = "cfd"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
     bits_down: Annotated[int, Field(ge=1, le=8)] = 8
-    """b: bits of a class in what the server's model says, which is sent back. 1 is its most likely class
-    alone, and changes least from round to round."""
+    """b: bits of a class in the labels of the server's model. 1 is the most likely class alone, which changes
+    least from round to round."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -100,7 +100,7 @@ class CFD(ServerStudent, SoftLabels):
         roster = enrol(memory, knowledge.clients)
         told = np.zeros(len(roster.clients), dtype=np.int64)
         told[roster.known] = memory.get("told", np.empty(0, dtype=np.int64))
-        # Clients that are not sent labels now may lack any of them when the next message comes.
+        # Clients without labels now may lack any of them at the next message.
         known = np.where(knowledge.has_come, told[roster.present], 0)
         personal = [difference(new, int(since), self.bits_down) for since in known]
         told[roster.present[knowledge.has_come]] = round
@@ -108,7 +108,7 @@ class CFD(ServerStudent, SoftLabels):
         return Guidance(None, heard, memory=kept | trained, personal=personal)
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Learn the shares; or merge new labels into the stored ones, and learn them all."""
+        """Learn the shares; or merge new labels into the stored ones and learn all."""
         if SHAPE in guidance:
             client.memory[STEPS] = put_together(client.memory.get(STEPS), guidance, self.bits_down)
         return super().apply(client, guidance)

@@ -1,4 +1,4 @@
-"""`chosen_beta`: each client tries KnFu with several β, and learns from the one that suits it."""
+"""`chosen_beta`: each client tries KnFu with several β, and learns from the best."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,13 +18,13 @@ from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.plugins import hyperparameters
 
 EXPERTS = "experts"
-"""The class experts' class of each transfer sample, `[M]`."""
+"""Each transfer sample's class by the class experts, `[M]`."""
 CHOICE = "choice"
 
 
 @hyperparameters
 class ChosenBeta(TemperedLabels):
-    """Send every client KnFu's guidance for each of several β; it learns the one that it tries best with.
+    """Send KnFu's guidance for several β; each client learns that of its best trial.
 
     ::
 
@@ -35,27 +35,27 @@ class ChosenBeta(TemperedLabels):
     A trial is one epoch on a share of the transfer set, with the same weights and order for every β; then the
     client is reset. The accuracy is on held-out samples (`training.held_out`), never on a test set. The
     agreement is with the class of F, on transfer samples outside the trial whose class the client lacks. The
-    first of equals wins. With one β nothing is tried.
+    first of equals wins; one β needs no trial.
 
-    Guidance grows with the number of β, plus a byte or two a sample for F's classes; a round costs as many
-    short trainings more.
+    Guidance grows with the number of β, plus a byte or two a sample for F's classes. Each β costs a round a
+    short training more.
     """
 
     name: ClassVar[str] = "chosen_beta"
 
     betas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 5, 10)
-    """The β that clients try, as in `knfu`: 0 weighs all clients alike, a large one leaves each alone."""
+    """The β that clients try, as in `knfu`: 0 weighs all clients equally, a large one leaves each alone."""
     agreement: Annotated[float, Field(ge=0)] = 0.5
-    """a: what agreeing with the experts about classes that the client lacks counts, beside its accuracy on
-    classes that it has. At 0 it chooses by its own samples alone, and so never learns what it lacks."""
+    """a: weight of agreement with the experts about classes that the client lacks, relative to its accuracy
+    on its own classes. At 0 it chooses by its own samples alone, and never learns new classes."""
     trial_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the transfer set that a trial learns from."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss, as in `knfu`."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
-    """Class shares, as in `knfu`: `soft`, `hard`, `calibrated`; `shared` tells the server the labels."""
+    """Class shares, as in `knfu`: `soft`, `hard`, `calibrated`; `shared` sends label counts to the server."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
-    """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`."""
+    """Smoothing of a client's class shares; absent: 1e-6, or 1e-2 for `hard`."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out."""
@@ -120,7 +120,7 @@ class ChosenBeta(TemperedLabels):
         return len(guidance[_targets(0)])
 
     def client_metrics(self, client: ClientView) -> dict[str, float]:
-        """Return the last chosen β, once the client has been guided."""
+        """Return the last chosen β, once there is one."""
         return {"beta": self.betas[int(client.memory[CHOICE])]} if CHOICE in client.memory else {}
 
 

@@ -1,4 +1,4 @@
-"""COMET: clients of like predictions form clusters; each learns its cluster's mean."""
+"""COMET: clients with similar predictions form clusters; each learns its cluster's mean."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Comet(FusionStrategy):
     )
 
     clusters: Annotated[int, Field(ge=1)] = 3
-    """k: how many groups of like clients there are to be found, at most. 1 is the mean for all; N leaves each
-    client alone. Start low: a cluster of two teaches little."""
+    """k: maximum number of groups of similar clients. 1 is the mean for all; N leaves each client alone.
+    Start low: a cluster of two teaches little."""
     space: Literal["probabilities", "logits"] = "probabilities"
-    """What is clustered, averaged and matched. `probabilities` treats all models alike; `logits`, nearer to
-    the paper, also compares how large they are, so that two architectures may part for no other reason."""
+    """Values to cluster, average and match. `probabilities` treats all models alike. `logits`, nearer to the
+    paper, also compares their scale, which may separate architectures."""
     strength: Annotated[float, Field(gt=0)] = 1.0
     """λ: weight of the distance to the centroid, relative to `ce_weight` and as a factor of the learning
     rate. A squared distance of probabilities is at most 2: if clients hardly move, raise λ to 10."""

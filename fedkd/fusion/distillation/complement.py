@@ -1,12 +1,13 @@
-"""Complementary knowledge: samples that one model has right and another wrong (Roth et al., 2310.17653)."""
+"""Complementary knowledge: samples that only one of two models has right (Roth et al., 2310.17653)."""
 
 import numpy as np
 
 
 def complement(right: np.ndarray) -> np.ndarray:
-    """Return ``ρ⁺[n, m]``, the share of samples that m has right and n wrong, receiver first, `[N, N]`.
+    """Return ``ρ⁺[n, m]``, the share of samples that m has right and n wrong, `[N, N]`.
 
-    ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies. `right` is `[N, M]`; NaN without samples.
+    Receiver first. ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies. `right` is `[N, M]`; NaN
+    without samples.
     """
     clients, samples = right.shape
     if samples == 0:
@@ -21,9 +22,9 @@ def complement_by_class(right: np.ndarray, labels: np.ndarray, classes: int) -> 
 
 
 def complementary_transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
-    """Return the share of m's complementary samples that n has right after learning from m alone, `[N, N]`.
+    """Return n's share of right answers to m's complementary samples after learning from m, `[N, N]`.
 
-    Receiver first; NaN where m complements n nowhere, as for m = n. `right` `[N, M]` are correct predictions
+    Receiver first; NaN if m complements n nowhere, as for m = n. `right` `[N, M]` are correct predictions
     before, `taught` `[N, N, M]` those of n after learning from m.
     """
     rate = np.full(taught.shape[:2], np.nan)
@@ -36,9 +37,9 @@ def complementary_transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.nda
 
 
 def surer(answer: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Return the share of samples on which m disagrees with n and is surer, `[N, N]`; 0 without samples.
+    """Return the share of samples on which m disagrees with n and is more confident, `[N, N]`.
 
-    It replaces `complement` where there are no labels. `answer` and `confidence` are `[N, M]`.
+    It replaces `complement` without labels; 0 without samples. `answer` and `confidence` are `[N, M]`.
     """
     clients, samples = answer.shape
     share = np.zeros((clients, clients))

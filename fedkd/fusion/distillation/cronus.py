@@ -16,17 +16,17 @@ from fedkd.plugins import hyperparameters
 class Cronus(SoftLabels):
     """Estimate each sample's mean prediction so that a few poisoned clients cannot move it far.
 
-    A prediction has C numbers where a model has millions, and in few dimensions a robust mean is cheap and
-    tight. Predictions are compared as probabilities, because one client's unbounded logits could pull as far
-    as it likes. Clients train on private and soft-labelled transfer samples together, as in the paper:
-    `fusion.ce_weight` is 1 by default. With 0 a client takes them in turn.
+    A prediction has C numbers where a model has millions; in few dimensions a robust mean is cheap and tight.
+    Predictions are compared as probabilities, because unbounded logits could pull as far as they like.
+    Clients train on private and soft-labelled transfer samples together, as in the paper: `fusion.ce_weight`
+    is 1 by default. With 0 they take turns.
 
     ::
 
         q_n[i] = softmax(z_n(x_i)),   t[i] = robust mean over n of q_n[i]
 
-    Robust means reject minorities, so honest clients have to know the same classes. Where clients own
-    different classes, the few that know one are rejected even without an attacker.
+    Robust means reject minorities, so honest clients need the same classes. If clients have different
+    classes, the few that know one are rejected even without an attacker.
     """
 
     name: ClassVar[str] = "cronus"
@@ -36,21 +36,21 @@ class Cronus(SoftLabels):
     paper: ClassVar[str] = "Chang et al., Cronus: Robust and Heterogeneous Collaborative Learning, 2019"
 
     aggregate: Literal["spectral", "median", "trimmed_mean", "geometric_median", "mean"] = "spectral"
-    """`spectral`, the filter that the paper uses: it takes weight from those who stretch the spread of all
-    predictions in one direction; `median` of every class's probability; `trimmed_mean`, smoother; both by
-    class, so what is missing to 1 is spread as the mean is; `geometric_median`, which like `spectral`
-    treats a prediction as one point; `mean`, which a single client can move, to compare with."""
+    """`spectral`, the paper's filter: it reduces the weight of clients that stretch the spread of all
+    predictions in one direction; `median` of every class's probability; `trimmed_mean`, smoother (both by
+    class, with the missing rest to 1 spread like the mean); `geometric_median`, which like `spectral` treats
+    a prediction as one point; `mean`, which a single client can move, to compare with."""
     poisoned: Annotated[float, Field(ge=0, le=0.49)] = 0.2
-    """Share of clients that `spectral` assumes may be poisoned: at least what is feared, since up to it an
-    attack is filtered out. It takes the weight of twice as many, so too high a share costs honest knowledge;
-    0 is the mean. Of four clients 0.2 is not one: a liar among them is held down, not silenced."""
+    """Share of clients that `spectral` assumes may be poisoned; an attack is filtered up to it. It takes the
+    weight of twice as many, so too high a share costs honest knowledge; 0 is the mean. Of four clients 0.2
+    is less than one: a Byzantine client among them is weakened only."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
-    """Share left out at either end by `trimmed_mean`, ⌊trim · N⌋ clients; at least the share of attackers
-    that is feared. Of four clients 0.2 is none."""
+    """Share left out at either end by `trimmed_mean`, ⌊trim · N⌋ clients; at least the expected share of
+    attackers. Of four clients 0.2 is none."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
-    """`geometric_median` stops when no probability moves by more than this; targets need no finer."""
+    """`geometric_median` stops when no probability moves by more than this."""
     max_iterations: Annotated[int, Field(ge=1)] = 50
-    """`geometric_median` stops after so many steps at the latest; most samples need ten to twenty."""
+    """Maximum number of steps of `geometric_median`; most samples need ten to twenty."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the robust mean probability, `[M, C]`, and the mean weights of `spectral`."""

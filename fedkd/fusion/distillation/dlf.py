@@ -1,4 +1,4 @@
-"""`dlf`: dynamic logits fusion. A client adds its neighbours' shifts by training (arXiv 2406.15480)."""
+"""`dlf`: dynamic logits fusion; a client adds its neighbours' shifts by training (arXiv 2406.15480)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
@@ -21,7 +21,7 @@ BISECTIONS = 30
 
 @hyperparameters
 class DLF(LocalObjective, TemperedLabels):
-    """Add to a client's logits how far those of its neighbours have moved since before any training.
+    """Add the neighbours' shifts of logits since before training to a client's logits.
 
     ::
 
@@ -50,13 +50,13 @@ class DLF(LocalObjective, TemperedLabels):
     )
 
     beta: Annotated[float, Field(ge=0)] = 10.0
-    """β of KnFu's weights W: how sharply a distant client loses weight. 0 weighs all neighbours alike."""
+    """β of KnFu's weights W: how sharply a distant client loses weight. 0 weighs all neighbours equally."""
     neighbours: Annotated[int, Field(ge=0)] = 4
-    """Number of nearest others that are heard, ties included; 0 is learning alone. Each costs 30 predictions
-    of the transfer set."""
+    """Number of nearest neighbours, ties included; 0 is local training. Each costs 30 predictions of the
+    transfer set."""
     strength: Annotated[float, Field(ge=0, le=1000)] | None = None
-    """α of every neighbour and sample alike; absent: that which moves as far as the neighbour was moved. 0.5
-    and 1 are the controls."""
+    """α of every neighbour and sample; absent: matched to the neighbour's own movement. 0.5 and 1 are the
+    controls."""
     most: Annotated[float, Field(ge=0, le=1000)] = 1.5
     """Largest strength α that the search may give."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
@@ -98,7 +98,7 @@ class DLF(LocalObjective, TemperedLabels):
         return super().upload(client) | {INITIAL: initial}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse logits from before training that are neither of all transfer samples nor of none."""
+        """Refuse initial logits that are not of all transfer samples, or of none."""
         told, samples = len(upload[INITIAL]), len(upload["logits"])
         if told in (0, samples):
             return None
@@ -129,7 +129,7 @@ def _recall(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return clients' predictions before training, `[N, M, C]` float64, and the memory.
 
-    Those of a client that never sent them are its present ones: it has moved nowhere yet.
+    A client that never sent them gets its present ones: no movement yet.
     """
     roster = enrol(memory, clients)
     everyone = np.zeros((len(roster.clients), *logits.shape[1:]), dtype=np.float32)

@@ -22,11 +22,10 @@ class DSFL(SoftLabels):
         q[i] = mean_n softmax(z_n(x_i))
         t[i] = softmax(q[i] / T_era)          entropy reduction aggregation (ERA)
 
-    Clients with unlike data disagree, so their mean is vaguer than any of them; ERA sharpens it. It works on
-    probabilities and depends on the number of classes: it sharpens a vague mean where C < 1 / T_era, and
-    softens one that is nearly certain. `scarlet` has neither limit.
-
-    The paper's server trains a global model on the targets as well; here only clients have models.
+    Clients with different data disagree, so their mean is vaguer than any of them; ERA sharpens it. It works
+    on probabilities and depends on the number of classes: it sharpens a vague mean if C < 1 / T_era, and
+    softens one that is nearly certain. `scarlet` has neither limit. The paper's server also trains a global
+    model on the targets; here only clients have models.
     """
 
     name: ClassVar[str] = "dsfl"
@@ -34,14 +33,14 @@ class DSFL(SoftLabels):
     paper: ClassVar[str] = "Itahara et al., Distillation-Based Semi-Supervised Federated Learning, 2020"
 
     sharpen: Literal["era", "mean"] = "era"
-    """`era` reduces the entropy of the mean; `mean` leaves it as it is, the paper's simple aggregation and a
-    safer choice where clients have like data."""
+    """`era` reduces the entropy of the mean; `mean` leaves it unchanged, the paper's simple aggregation and a
+    safer choice for clients with similar data."""
     era_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.1
-    """T_era of `era`; 0.1 in the paper, for ten classes. Lower decides harder. Keep it below 1 / C: for a
+    """T_era of `era`; 0.1 in the paper, for ten classes. Lower sharpens more. Keep it below 1 / C: for a
     hundred classes start at 0.01, or vague means get vaguer."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
-    """Transfer samples drawn each round, of which alone predictions are sent; absent: all. The paper draws
-    1,000 of 20,000: a round costs less, and every round shows other samples."""
+    """Transfer samples drawn and predicted each round; absent: all. The paper draws 1,000 of 20,000: a round
+    costs less, and every round has other samples."""
 
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator

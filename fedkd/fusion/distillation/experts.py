@@ -1,4 +1,4 @@
-"""`experts`: class by class, clients that have a class teach it to all."""
+"""`experts`: clients that have a class teach it to all."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +17,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Experts(TemperedLabels):
-    """Average predictions class by class, each client weighing as much as it has of the class.
+    """Average predictions class by class, weighted by each client's share of the class.
 
     ::
 
@@ -25,19 +25,17 @@ class Experts(TemperedLabels):
         e_m     = smooth(mean_i q_m[i])                           what client m seems to know
         F[i, c] ∝ Σ_m e_m[c] q_m[i, c] / Σ_m e_m[c]               rows renormalised, one target for all
 
-    A plain mean asks all clients about all classes: nine that never saw a class outvote the one that knows
-    it. This is KnFu's `per_class` at β = 0 with one target for all, so it reaches absent clients too.
+    A plain mean gives all clients a vote about all classes: nine that never saw a class outvote the one that
+    knows it. This is KnFu's `per_class` at β = 0 with one target for all, so it reaches absent clients too.
 
-    Like every shared target it costs accuracy on a client's own data where clients train in turn;
-    `training.recipe = "joint"` changes that. Under the recipe class weighting adds up to a tenth to the gain
-    of the plain mean, and more under partial participation.
+    Like every shared target it costs local accuracy if clients train in turn; `training.recipe = "joint"`
+    changes that. Under the recipe class weighting adds up to a tenth to the gain of the plain mean, and more
+    under partial participation.
 
     Mansour, Mohri and Rostamizadeh weigh sources by distributions ("Domain Adaptation with Multiple Sources",
     2008), FedGen by label counts (Zhu et al., 2021), UWA by uncertainty (arXiv 2509.15147). Here mean
-    predictions estimate the class shares.
-
-    Clients state their own expertise. A poisoned client that always predicts one class becomes its expert,
-    so all clients have to be trusted.
+    predictions estimate the class shares. All clients must be trusted: a poisoned client that always predicts
+    one class becomes its expert.
     """
 
     name: ClassVar[str] = "experts"
@@ -46,12 +44,12 @@ class Experts(TemperedLabels):
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings experts and
     others closer together."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
-    """What a client has of each class: `soft` (mean prediction), `hard` (share of votes), `calibrated`
+    """Estimate of a client's class shares: `soft` (mean prediction), `hard` (share of votes), `calibrated`
     (relative to the federation's mean; for a transfer set with unequal classes), `shared` (true label counts;
     it leaks labels, so only as an ablation's oracle)."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
-    """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`. At 1 all clients are
-    nearly equal experts and the target is nearly the mean."""
+    """Smoothing of class shares; absent: 1e-6, or 1e-2 for `hard`. At 1 all clients are nearly equal experts
+    and the target is nearly the mean."""
     weight_by_size: bool = False
     """Multiply class shares by the number of training samples; for clients of very unequal size."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -69,7 +67,7 @@ class Experts(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the experts' target `[M, C]`, shared by all, with what each sender weighs, `[N, N]`."""
+        """Return the experts' target `[M, C]`, shared by all, with each sender's weight, `[N, N]`."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         e = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)

@@ -1,4 +1,4 @@
-"""Fed-ET: small clients train a larger model on the server, which then teaches them (arXiv 2204.12703)."""
+"""Fed-ET: small clients train a larger model on the server, their teacher (arXiv 2204.12703)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class FedET(ServerTeacher):
     )
 
     diversity: Annotated[float, Field(ge=0)] = 0.05
-    """λ: weight of those who disagree with the consensus; 0.05 in the authors' experiments. Raise it if
-    clients are skewed, where a minority may be the one that has the class."""
+    """λ: weight of clients that disagree with the consensus; 0.05 in the authors' experiments. Raise it for
+    skewed clients, where a minority may be the one that has the class."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the trained server's logits, `[M, C]`, shared by all; its weights are the memory."""
@@ -69,7 +69,7 @@ def consensus_and_diversity(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """
     z = finite_logits(logits)
     certainty = z.var(axis=-1, dtype=np.float64)
-    certainty[:, certainty.max(axis=0) == 0.0] = 1.0  # all logits equal: nobody is surer than anybody
+    certainty[:, certainty.max(axis=0) == 0.0] = 1.0  # all logits equal: equal certainty
     consensus = _weighted_mean(certainty, z).argmax(axis=-1)
     certainty *= z.argmax(axis=-1) != consensus
     disagreed = certainty.max(axis=0) > 0.0

@@ -1,4 +1,4 @@
-"""FedHKT: groups average their weights; their models teach one on the server, which teaches all clients."""
+"""FedHKT: groups average weights; their models teach the server's, which teaches all clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedHKT(ServerTeacher):
-    """Average weights in groups of like clients that teach a server model; written from an abstract.
+    """Average weights in groups of similar clients that teach a server model; written from an abstract.
 
     The formulas are fedkd's.
 
@@ -61,11 +61,11 @@ class FedHKT(ServerTeacher):
     )
 
     clusters: Annotated[int, Field(ge=1)] = 3
-    """k: how many groups of like clients there are to be found, at most. 1 averages all of an architecture,
-    as `feddf` does before it distils; N leaves each client its own weights."""
+    """k: maximum number of groups of similar clients. 1 averages all of an architecture, as `feddf` does
+    before it distils; N leaves each client its own weights."""
     ambiguity: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Largest L1 distance of the ensemble to its one-hot, 2 (1 − max e), for the server's model to learn it:
-    1 keeps samples of which one class has at least half, 2 keeps all."""
+    """Largest L1 distance of the ensemble to its one-hot, 2 (1 − max e), for samples that the server's model
+    learns: 1 keeps those with at least half for one class, 2 keeps all."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `logits` `[M, C]`, and the weights as flat `parameters` and `counters`."""

@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedMD(TeacherLogits):
-    """Digest, then revisit: match the federation's mean logits on the transfer set, then train privately.
+    """Digest, then revisit: match the mean logits on the transfer set, then train privately.
 
-    The plain form of averaging: all clients weigh the same. It does well where clients are alike or are
-    measured on balanced data, and costs points on a client's own skewed data.
+    The plain form of averaging: all clients weigh the same. It does well for similar clients or on balanced
+    data, and costs points of local accuracy on skewed data.
 
-    The paper's parties first train on the labelled public samples, then privately until they converge. Here
-    `pretrain_epochs` does the former, and the first round's local training the latter. Rounds of digest and
-    revisit follow.
+    The paper's parties first train on the labelled public samples (`pretrain_epochs`), then privately until
+    they converge (the first round's local training). Rounds of digest and revisit follow.
     """
 
     name: ClassVar[str] = "fedmd"
@@ -36,18 +35,18 @@ class FedMD(TeacherLogits):
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
     matching: Literal["mae", "mse", "kl"] = "mae"
-    """How logits are matched: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
+    """Loss on logits: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
     compares probabilities, so that models with different logit scales can agree."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature of `kl`; above 1 it also teaches the order of unlikely classes."""
 
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
-    """Transfer samples drawn each round, of which alone predictions are sent and matched; absent: all. The
-    authors draw 5,000 of their public set: a round costs less, and every round shows other samples."""
+    """Transfer samples drawn, predicted and matched each round; absent: all. The authors draw 5,000 of their
+    public set: a round costs less, and every round has other samples."""
     pretrain_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs of training on the transfer set *with its labels* before anything else, as the paper begins; 0:
-    none. Labels are there if `data.transfer.source` is `holdout` or another data set, of which label k
-    trains output k. It is for few private samples: clients set out from what all know."""
+    """Epochs of training on the transfer set *with its labels* before the first round, as in the paper; 0:
+    none. Labels exist if `data.transfer.source` is `holdout` or another data set, whose label k trains output
+    k. It helps with few private samples: clients start from common knowledge."""
 
     @cached_property
     def capabilities(self) -> Capabilities:

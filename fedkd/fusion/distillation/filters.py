@@ -2,9 +2,8 @@
 
 After the selectors of S. Feng et al., "Knowledge Card" (first called CooK), ICLR 2024, arXiv 2305.09955.
 
-A filter weighs every prediction in [0, 1] and drops those below its threshold. Weights are those of all sent
-predictions, whatever other filters drop, so absolute thresholds come in any order; a quantile is one of
-what earlier filters kept.
+A filter weighs every prediction in [0, 1] and drops those below its threshold. Weights come from all sent
+predictions, so absolute thresholds come in any order; a quantile is one of what earlier filters kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ DEFAULT_THRESHOLDS = {"relevance": 0.5, "confidence": 0.5, "agreement": 0.3}
 
 
 class FilterSettings(Protocol):
-    """A filter as a scenario has it."""
+    """A filter of a scenario."""
 
     @property
     def by(self) -> str:
@@ -52,7 +51,7 @@ def agreement(q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
 
     ``Σ_{k≠m} p_k[c] s_k[i] [argmax q_k[i] = c] / Σ_{k≠m} p_k[c] s_k[i]`` with ``c = argmax q_m[i]``; 1
     without other votes. q are probabilities `[N, M, C]`, p the weight of a client's vote for each class `[N,
-    C]`, and s the predictions that vote, `sent` `[N, M]` bool.
+    C]`, s (`sent`) the predictions that vote, `[N, M]` bool.
     """
     clients, samples, classes = q.shape
     votes = q.argmax(axis=-1)  # [N, M]
@@ -112,14 +111,14 @@ def filter_threshold(wanted: FilterSettings, weights: np.ndarray) -> float:
 
 
 def filtered_mean(values: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each sample's mean `[M, C]` float64 of kept values `[N, M, C]`, and where one is kept."""
+    """Return each sample's mean `[M, C]` float64 of kept values `[N, M, C]`, and a mask of samples."""
     number = keep.sum(axis=0)
     total = np.einsum("nm,nmc->mc", keep.astype(np.float64), values)
     return total / np.maximum(number, 1)[:, None], number > 0
 
 
 def filtered_mixture(weights: np.ndarray, q: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``Σ_m W_nm k_m[i] q_m[i] / Σ_m W_nm k_m[i]``, `[R, M, C]` float32, and where any is kept.
+    """Return ``Σ_m W_nm k_m[i] q_m[i] / Σ_m W_nm k_m[i]``, `[R, M, C]` float32, and a mask of samples.
 
     W `[R, N]` are the weights of R receivers, q `[N, M, C]` probabilities, k `[N, M]` bool is `keep`.
     """

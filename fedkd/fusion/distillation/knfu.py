@@ -1,4 +1,4 @@
-"""KnFu: each client receives its own fusion of the knowledge that is effective for it.
+"""KnFu: each client learns from its own fusion of effective knowledge.
 
 Seyedmohammadi et al., arXiv 2403.11892. The formulas are reconstructed from the paper (see the docs).
 """
@@ -34,8 +34,8 @@ class KnFu(TemperedLabels):
 
     β = 0 is FedMD with averaged probabilities; a large β is nearly local training. The useful β depends on
     heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is about 2.5 at α = 0.3,
-    0.8 at α = 1 and 0.08 at α = 10. An effective number of neighbours near 1 or N says that β has stopped
-    mattering.
+    0.8 at α = 1 and 0.08 at α = 10. An effective number of neighbours near 1 or N shows that β has no more
+    influence.
     """
 
     name: ClassVar[str] = "knfu"
@@ -43,24 +43,24 @@ class KnFu(TemperedLabels):
 
     beta: Annotated[float, Field(ge=0)] = 10.0
     """β: how sharply distance costs weight; 10 in the paper. Aim at 1 / (typical distance) and sweep it over
-    powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
+    powers of ten. 0 weighs all equally, 1e6 leaves each client alone."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and loss. Above 1 distributions come closer together, so raise β with it."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
-    """What a client's class distribution is: `soft` (mean prediction), `hard` (share of votes; sharper while
-    models are unsure), `calibrated` (relative to the federation's mean; for a transfer set with unequal
-    classes), `shared` (true label counts; it leaks labels, so only as an ablation's oracle)."""
+    """A client's class distribution: `soft` (mean prediction), `hard` (share of votes; sharper for uncertain
+    models), `calibrated` (relative to the federation's mean; for a transfer set with unequal classes),
+    `shared` (true label counts; it leaks labels, so only as an ablation's oracle)."""
     divergence: Literal["kl", "reverse", "symmetric", "js", "prediction_kl", "prediction_cosine"] = "kl"
     """Distance of receiver and sender: `kl` (the sender must know the receiver's classes), `reverse` (it must
     know no others), `symmetric` (mean of both), `js` (at most 0.69, so it needs a larger β). Or sample by
-    sample, which tells apart clients with equal labels and different domains: `prediction_kl` (mean KL),
+    sample, for clients with equal labels and different domains: `prediction_kl` (mean KL),
     `prediction_cosine` (at most 1)."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     """Smoothing of distributions; absent: 1e-6, or 1e-2 for `hard`. It bounds distances by about −log ε:
     raise it if single missing classes decide everything."""
     neighbours: Annotated[int, Field(ge=0)] | None = None
-    """Number of nearest others to keep, and those that tie with the last; absent: all. A guard against many
-    slightly wrong neighbours; start at the size of a group of like clients."""
+    """Number of nearest others to keep, ties included; absent: all. It guards against many slightly wrong
+    neighbours; start at the size of a group of similar clients."""
     threshold: Annotated[float, Field(ge=0)] | None = None
     """Largest distance of others to keep, in units of `threshold_kind`; absent: all are kept."""
     threshold_kind: Literal["quantile", "median"] = "quantile"
@@ -68,22 +68,21 @@ class KnFu(TemperedLabels):
     weight_by_size: bool = False
     """Multiply weights by the sender's number of training samples; for clients of very unequal size."""
     per_class: bool = False
-    """An option of ours: a sender also counts by its own p_m[c], class by class: `K_n[i,c] ∝ Σ_m W_nm p_m[c]
+    """A variant: a sender also counts by its own p_m[c], class by class: `K_n[i,c] ∝ Σ_m W_nm p_m[c]
     q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It matters at a small β; at β = 0 it is `experts`."""
     absent_by_experts: bool = False
-    """An option of ours: class experts F of the whole federation teach a client's rare classes (see
-    `experts`): `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c]. For a large β, which keeps to
-    like clients."""
+    """A variant: class experts F of the whole federation teach a client's rare classes (see `experts`):
+    `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c]. For a large β, which prefers similar
+    clients."""
     perplexity: Annotated[float, Field(ge=1)] | None = None
-    """An option of ours: each client has its own β instead of `beta`, at which its effective number of
-    neighbours is this; absent: `beta` for all. It makes up for distances that differ between clients and
-    rounds."""
+    """A variant: each client has the β, instead of `beta`, that gives it this effective number of neighbours;
+    absent: `beta` for all. It compensates distances that differ between clients and rounds."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
     distribution_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Exponential moving average of class distributions over rounds. 0.5 to 0.9 steadies the weights of small
-    models; keep it low if clients' data drifts (task streams)."""
+    models; keep it low if clients' data drift (streams of tasks)."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.threshold_kind == "quantile" and self.threshold > 1:

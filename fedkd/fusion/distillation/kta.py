@@ -1,4 +1,4 @@
-"""KTA: a market of predictions, where near and accurate clients are each other's teachers.
+"""KTA: a market of predictions, with near and accurate clients as teachers.
 
 Du, 2025, arXiv 2512.00841. The formula of the weights is as reconstructed here.
 """
@@ -19,7 +19,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class KTA(TemperedLabels):
-    """Weigh teachers by nearness of predictions and by accuracy on the transfer set, which needs its labels.
+    """Weigh teachers by nearness of predictions and by accuracy on the labelled transfer set.
 
     ::
 
@@ -44,10 +44,10 @@ class KTA(TemperedLabels):
     beta: Annotated[float, Field(ge=0)] = 1.0
     """β: how sharply distance costs weight; start at 1 for `kl` (several nats), at 10 for `cosine`."""
     gamma: Annotated[float, Field(ge=0)] = 5.0
-    """γ: how sharply errors cost weight: at 5, twenty points of accuracy are worth a factor e. Raise it if
-    some clients are broken or badly trained."""
+    """γ: how sharply errors cost weight: at 5, twenty points of accuracy are worth a factor e. Raise it for
+    broken or badly trained clients."""
     neighbours: Annotated[int, Field(ge=0)] | None = None
-    """Number of nearest others in the graph; absent: all. Start at the size of a group of like clients."""
+    """Number of nearest others in the graph; absent: all. Start at the size of a group of similar clients."""
     divergence: Literal["kl", "cosine"] = "kl"
     """Distance of predictions: mean `kl`, receiver first, or 1 − `cosine`, symmetric and at most 1."""
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6

@@ -1,4 +1,4 @@
-"""KT-pFL: the clients' weights for each other are learned (Zhang et al., NeurIPS 2021, arXiv 2111.02862)."""
+"""KT-pFL: learned weights of clients for each other (Zhang et al., NeurIPS 2021, arXiv 2111.02862)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -17,7 +17,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class KTpFL(TemperedLabels):
-    """Keep a matrix of knowledge coefficients c; improve it a step each round; teach every client its mix.
+    """Improve a matrix c of knowledge coefficients each round; teach every client its mixture.
 
     ::
 
@@ -26,10 +26,10 @@ class KTpFL(TemperedLabels):
         c_n    ← softmax of (c_n after a gradient step on L) / τ
         t_n[i] = Σ_m c_nm q_m[i]                                  learned by KL at temperature T
 
-    Clients gain weight whose predictions help to rebuild the receiver's; ρ keeps all near the mean. ρ's term
-    is stepped on implicitly, so that a large ρ means uniform weights. τ = 0.2 is the authors' code; τ = 1,
-    the formula as printed, leaves no weight more than e times another. Absent clients keep their
-    coefficients; new ones enter with the mean weight.
+    Clients whose predictions help to rebuild the receiver's gain weight; ρ keeps all near the mean. The step
+    on ρ's term is implicit, so a large ρ means uniform weights. τ = 0.2 is the authors' code; τ = 1, the
+    formula as printed, leaves no weight more than e times another. Absent clients keep their coefficients;
+    new ones start with the mean weight.
     """
 
     name: ClassVar[str] = "ktpfl"

@@ -1,4 +1,4 @@
-"""`max_confidence`: data-partitioned transfer. The most confident client teaches each sample."""
+"""`max_confidence`: the most confident client teaches each sample."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +17,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class MaxConfidence(TemperedLabels):
-    """Partition the transfer set among teachers: sample by sample, the surest prediction is the target.
+    """Partition the transfer set among teachers: the most confident prediction is the target.
 
     ::
 
@@ -25,24 +25,24 @@ class MaxConfidence(TemperedLabels):
         w_n(i)      = argmax_m W_nm · conf_m(x_i)           itself among the candidates; it wins ties
         target of n = q_w(i)[i]
 
-    The paper transfers between two pretrained models; the student among the candidates prevents forgetting:
-    where a client is surest, it is taught its own prediction. Here every other client is a teacher, equally
-    (W = 1) or by KnFu's nearness (`beta`). A confidently wrong client teaches its error, so labels help, and
-    so does a moderate `beta` where clients own few classes.
+    The paper transfers between two pretrained models. The student among the candidates prevents forgetting:
+    its own prediction is the target if it is most confident. Here every other client is a teacher, equally
+    (W = 1) or by KnFu's nearness (`beta`). A confidently wrong client teaches its error, so labels help, as
+    does a moderate `beta` if clients have few classes.
     """
 
     name: ClassVar[str] = "max_confidence"
     paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
 
     confidence: Literal["maximum", "true_class"] = "maximum"
-    """Who is surest: by the `maximum` probability (unsupervised), or by the probability of the `true_class`,
-    which needs labels of the transfer set on the server and cannot be won by a confident error."""
+    """Confidence: the `maximum` probability (unsupervised), or the probability of the `true_class`, which
+    needs labels of the transfer set on the server; a confident error cannot win."""
     beta: Annotated[float, Field(ge=0)] | None = None
-    """β of KnFu's effectiveness weights, which multiply confidences; absent: all clients are heard alike.
+    """β of KnFu's effectiveness weights, which multiply confidences; absent: all clients weigh the same.
     With confidences near 1 even a small β decides: start at 0.1 / (typical distance)."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of targets and of the loss (confidences are taken at 1). Above 1 it also teaches how the surest
-    client ranks the other classes."""
+    """T of targets and of the loss (confidences are taken at 1). Above 1 it also teaches how the most
+    confident client ranks the other classes."""
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -53,7 +53,7 @@ class MaxConfidence(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return targets `[N, M, C]`; the weights `[N, N]` say which share of samples each teacher won."""
+        """Return targets `[N, M, C]`, and each teacher's share of samples, `[N, N]`."""
         assert knowledge.logits is not None
         logits, labels = knowledge.logits, knowledge.labels if self.confidence == "true_class" else None
         log_weights = np.zeros((len(logits), len(logits)))
@@ -69,7 +69,7 @@ class MaxConfidence(TemperedLabels):
 
 
 def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-    """Return receiver n's teacher of sample i, `[N, M]`: itself in a tie, else the first of the surest.
+    """Return receiver n's teacher of sample i, `[N, M]`: itself in a tie, else the first of the best.
 
     Log-confidences are `[N, M]`, log-weights `[N, N]`. One receiver at a time: no N×N×M array exists.
     """

@@ -1,4 +1,4 @@
-"""MHAT (Hu et al., 2021): clients' predictions train a model on the server, which then teaches them."""
+"""MHAT (Hu et al., 2021): predictions train a server model, which teaches the clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class MHAT(ServerTeacher):
-    """Distil the mean prediction into a server model, and that into the clients; written from an abstract.
+    """Distil the mean prediction into a server model that teaches clients; written from an abstract.
 
     ::
 

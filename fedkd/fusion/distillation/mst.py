@@ -1,4 +1,4 @@
-"""`mst`: a mixture of specialised teachers, chosen by a gate for each sample (after arXiv 2507.07015)."""
+"""`mst`: specialised teachers, chosen by a gate for each sample (after arXiv 2507.07015)."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,7 +22,7 @@ from fedkd.randomness import numpy_generator
 
 @hyperparameters
 class MST(ServerCost, TemperedLabels):
-    """Have every client's own gate say, sample by sample, which of its nearest teachers it learns from.
+    """Choose the nearest teachers of each sample by every client's own gate.
 
     ::
 
@@ -30,12 +30,12 @@ class MST(ServerCost, TemperedLabels):
         L      = mean_i Σ_m g_m(i) ℓ_m(i) + w B Σ_m f_m mean_i g_m(i)
         K_n[i] = Σ_m g_m(i) q_m[i] / Σ_m g_m(i)              over the k largest g, q at temperature T
 
-    ℓ is a teacher's cross entropy to the label, f the share of samples of which it is the first choice. The
-    gate sees the client's own prediction alone.
+    ℓ is a teacher's cross entropy to the label, f its share of first choices among samples. The gate uses the
+    client's own prediction alone.
 
-    A gate trained through the distillation loss learns the *laziest* teacher, who says most nearly what the
-    student says already. So it is trained on labels, on the server, anew each round. The server sends K: for
-    fixed shares its gradient is that of the weighted sum of losses to the teachers.
+    A gate trained through the distillation loss learns the *laziest* teacher, which is closest to the
+    student. So it is trained on labels, on the server, anew each round. The server sends K: for fixed shares
+    its gradient is that of the weighted sum of losses to the teachers.
     """
 
     name: ClassVar[str] = "mst"
@@ -48,13 +48,13 @@ class MST(ServerCost, TemperedLabels):
     judge: Literal["labels", "consensus"] = "labels"
     """Measure of teachers: true `labels` of the transfer set, or the `consensus` of all other clients."""
     neighbours: Annotated[int, Field(ge=1)] = 4
-    """B: how many nearest others are teachers (ties with the last are too)."""
+    """B: number of nearest others as teachers, ties included."""
     divergence: Literal["prediction_kl", "kl"] = "prediction_kl"
-    """Distance of predictions sample by sample, which tells domains apart, or of class distributions."""
+    """Distance of predictions by sample, which separates domains, or of class distributions."""
     top: Annotated[int, Field(ge=1)] = 2
-    """k: how many teachers a sample is learned from."""
+    """k: teachers of a sample."""
     balance: Annotated[float, Field(ge=0, le=1e9)] = 0.1
-    """w: how much it costs to choose one teacher for everything; very large is even use of all of them."""
+    """w: cost of choosing one teacher for everything; very large is even use of all."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Steps of the gate's Adam on the whole transfer set; 0 gives all teachers the same share."""
     lr: Annotated[float, Field(gt=0, le=1e3)] = 1e-2

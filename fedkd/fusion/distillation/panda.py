@@ -1,7 +1,7 @@
-"""`panda`: learn from each client as far as it has learned in the same direction.
+"""`panda`: learn from clients that have moved in the same direction.
 
-After Zhong et al., PanDa, arXiv 2208.10160, where the distillation loss is multiplied by the similarity of
-two tasks. Here the shift of a client's mean prediction stands for its task.
+After Zhong et al., PanDa, arXiv 2208.10160, where the similarity of two tasks multiplies the distillation
+loss. Here the shift of a client's mean prediction stands for its task.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Panda(KnowsStart):
-    """Distil every other client's predictions, each multiplied by how alike the two have moved.
+    """Distil every other client's predictions, weighted by the similarity of their shifts.
 
     ::
 
@@ -31,7 +31,7 @@ class Panda(KnowsStart):
         K_n[i] = Σ_m W_nm softmax(z_m(x_i) / T)                for client n alone
 
     It is the paper's sum of losses, ``1/N Σ_m s_nm KD(z_n ← q_m)``: a dissimilar client's weight goes to the
-    client's own predictions. A factor on the whole loss would do nothing under Adam.
+    client's own predictions. A factor on the whole loss would have no effect under Adam.
 
     A client without similar ones keeps to itself, as under KnFu with a large β, but a weight is at most 1/N:
     among equal clients it is the plain mean. Like KnFu's distance it sees label mixes, not single samples.

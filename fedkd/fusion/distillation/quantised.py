@@ -1,4 +1,4 @@
-"""Soft labels of a few bits a class, and their changes, for a small downlink."""
+"""Soft labels of a few bits a class, and their differences, for a small downlink."""
 
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ def levels(bits: int) -> int:
 def quantise(probabilities: np.ndarray, bits: int) -> np.ndarray:
     """Return each class's steps, `[M, C]` uint8, rows that sum to all of them; b is 1 to 8.
 
-    It is the row with the least L1 distance to the probabilities: every class gets its whole steps, and the
-    largest remainders get the rest, of equal ones the first.
+    The row has the least L1 distance to the probabilities: every class gets its whole steps, and the largest
+    remainders get the rest, of equal ones the first.
     """
     steps = levels(bits)
     wanted = probabilities.astype(np.float64)
     wanted *= steps / wanted.sum(axis=-1, keepdims=True)
-    whole = np.floor(wanted + 1e-9)  # what is a step but for rounding is one
+    whole = np.floor(wanted + 1e-9)  # rounding must not lose a step
     left = steps - whole.sum(axis=-1, keepdims=True)
     order = np.argsort(-(wanted - whole), axis=-1, kind="stable")
     rank = np.empty_like(order)

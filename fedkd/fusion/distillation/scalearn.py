@@ -1,4 +1,4 @@
-"""`scalearn`: each client's weights of all others are learned from a few labels.
+"""`scalearn`: learn each client's weights of all others from a few labels.
 
 After Frohmann et al., "ScaLearn: Simple and Highly Parameter-Efficient Task Transfer by Learning to Scale",
 arXiv 2310.01217.
@@ -24,7 +24,7 @@ from fedkd.randomness import numpy_generator
 
 @hyperparameters
 class ScaLearn(ServerCost, TemperedLabels):
-    """Scale every client's logits by a factor that is learned for each receiver, and add them up.
+    """Add up clients' logits, scaled by factors learned for each receiver.
 
     ::
 
@@ -47,15 +47,15 @@ class ScaLearn(ServerCost, TemperedLabels):
     beta: Annotated[float, Field(ge=0)] = 10.0
     """β of KnFu's weights, from which the factors start."""
     start: Annotated[float, Field(ge=0, le=1000)] = 2.0
-    """Factor of KnFu's weights that is started from: means of logits are less sure than each of them."""
+    """Factor of KnFu's weights at the start: means of logits are less certain than each of them."""
     labels: Annotated[int, Field(ge=0)] | None = None
-    """How many transfer samples have a label that is learned from, drawn once for the run; absent: all."""
+    """Number of labelled transfer samples to learn from, drawn once for the run; absent: all."""
     per_class: bool = False
     """Learn a factor for each class of each sender, C times as many; for more labels than a few per class."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Steps of Adam, each over all labelled samples; 0 leaves the start as it is."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-2
-    """Learning rate: how far a factor can go in a step."""
+    """Learning rate of the factors."""
     pull: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     """λ: how strongly factors are held at their start."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
@@ -71,7 +71,7 @@ class ScaLearn(ServerCost, TemperedLabels):
         """Return K `[N, M, C]`; the weights `[N, N]` are the factors' shares of their amount."""
         assert knowledge.logits is not None and knowledge.labels is not None
         z = finite_logits(knowledge.logits).astype(np.float64)
-        z -= z.mean(axis=-1, keepdims=True)  # what classes have in common says nothing
+        z -= z.mean(axis=-1, keepdims=True)  # a constant over classes has no effect
         q = softmax(knowledge.logits)
         p = expertise("soft", q)
         start = self.start * effectiveness(kl(p), self.beta)
@@ -112,7 +112,7 @@ def learn_scales(
     lr: float,
     pull: float,
 ) -> np.ndarray:
-    """Return the scales `[N, N, K]` of least loss that Adam passes, for each receiver; at worst the start.
+    """Return each receiver's scales `[N, N, K]` of least loss on Adam's path; at worst the start.
 
     Logits z `[N, L, C]` float64 are of samples with `labels` `[L]`; rows of their weights `counts` `[N, L]`
     sum to 1. K is 1 or C; `pull` is λ.

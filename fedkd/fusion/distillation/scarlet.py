@@ -19,7 +19,7 @@ from fedkd.randomness import numpy_generator
 
 @hyperparameters
 class Scarlet(SoftLabels):
-    """Ask only for what has not been asked lately; sharpen the mean by a power; learn it by cross entropy.
+    """Request samples without a recent label; sharpen the mean by a power; learn it by cross entropy.
 
     ::
 
@@ -28,8 +28,8 @@ class Scarlet(SoftLabels):
         y[i] = mean^b / Σ mean^b,  mean = mean_n softmax(z_n(x_i))        for i in R_t; kept by the server
         client n receives the labels of S_t that it lacks, keeps them, and learns all of S_t
 
-    Absent clients have missed labels, or hold old ones. The server knows the round of each client's label of
-    each sample, and sends the missing ones alone. So every participant of a round learns the same labels.
+    Absent clients lack labels, or hold old ones. The server stores the round of each client's label of each
+    sample, and sends the missing ones alone. So every participant of a round learns the same labels.
     """
 
     name: ClassVar[str] = "scarlet"
@@ -37,10 +37,10 @@ class Scarlet(SoftLabels):
 
     exponent: Annotated[float, Field(gt=0)] = 2.0
     """b of enhanced ERA: 1 is the plain mean, above 1 sharpens, below 1 softens. Up to 3 or so for very
-    unlike clients, 1 for alike ones."""
+    different clients, 1 for similar ones."""
     cache_rounds: Annotated[int, Field(ge=0)] = 50
-    """D: rounds for which a label is good, its own included; 0 and 1 turn the cache off. A large D saves
-    bytes but teaches old knowledge: lower it while models still change fast."""
+    """D: rounds of a label's validity, its own included; 0 and 1 turn the cache off. A large D saves bytes
+    but teaches old knowledge: lower it while models change fast."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
     """Transfer samples drawn each round; absent: a tenth, as in the authors' runs (1,000 of 10,000). With
     all of them, every label dates from round 1 until D rounds are over."""
@@ -68,7 +68,7 @@ class Scarlet(SoftLabels):
         assert knowledge.logits is not None
         _, rows, classes = knowledge.logits.shape
         asked = np.arange(rows) if knowledge.request is None else np.asarray(knowledge.request)
-        # All that was drawn for round 1 was asked for, and as much is drawn for every round.
+        # Round 1 requests all of its draw, and later draws are as large.
         drawn = int(memory.get("drawn", len(asked)))
         wanted = np.union1d(asked, self._reused(memory, drawn - len(asked), knowledge.seed))
         length = int(wanted.max(initial=-1)) + 1
@@ -107,21 +107,21 @@ class Scarlet(SoftLabels):
         """Add new labels to the client's, and learn the round's samples from them."""
         wanted, classes = guidance["wanted"], client.classes
         labels = client.memory.get("labels", np.empty((0, classes), dtype=np.float32))
-        # What never came is not a number: learning it by mistake would fail at once.
+        # Missing labels are NaN: learning them by mistake fails at once.
         labels = enlarge(labels, (int(wanted.max()) + 1, classes), fill=np.nan)
         labels[guidance["new_samples"]] = guidance["new_labels"]
         client.memory["labels"] = labels
         return labels[wanted], wanted
 
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation:
-        """Return the round's samples and their labels, most of them of earlier rounds."""
+        """Return the round's samples and their labels, most of them from earlier rounds."""
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 
     def taught_samples(self, guidance: Arrays) -> int:
         return len(guidance["wanted"])
 
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the samples whose label is still good, ascending."""
+        """Return the samples with valid labels, ascending."""
         fused_in = memory.get("fused_in", np.empty(0, dtype=np.int32))
         return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in < self.cache_rounds))
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def asked_samples(size: int, count: int | None, generator: np.random.Generator) -> np.ndarray | None:
-    """Return the `request` of a round that draws `count` of `size` transfer samples; None: all of them."""
+    """Return a round's `request` of `count` of `size` transfer samples; None: all."""
     return None if count is None or count >= size else draw_samples(size, count, generator)
 
 

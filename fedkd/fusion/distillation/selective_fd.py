@@ -1,4 +1,4 @@
-"""Selective-FD: clients send no predictions of unknown samples, the server none that are unclear.
+"""Selective-FD: clients send predictions of known samples, the server clear ones.
 
 Shao, Wu and Zhang, Nature Communications 15, 349, 2024, arXiv 2304.01731.
 """
@@ -18,7 +18,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class SelectiveFD(SoftLabels):
-    """Average, sample by sample, over the clients that know the sample; drop what stays ambiguous.
+    """Average each sample over the clients that know it; drop ambiguous ones.
 
     ::
 
@@ -26,9 +26,9 @@ class SelectiveFD(SoftLabels):
         q̄_i  = mean over {n : i ∈ S_n} of softmax(z_n(x_i))
         keep i where ‖q̄_i − one-hot(q̄_i)‖₁ ≤ ambiguity  the server's selector
 
-    A skewed client is sure of its few classes on any image, so it is heard only where the sample looks like
-    its own data. The paper's clients estimate a density ratio by kernels on raw inputs. Here the model
-    itself judges: a score of its logits against a quantile of that score on own training samples.
+    A skewed client is sure of its few classes on any image, so it counts only if the sample resembles its own
+    data. The paper's clients estimate a density ratio by kernels on raw inputs. Here the model judges: a
+    score of its logits against a quantile of that score on its training samples.
     """
 
     name: ClassVar[str] = "selective_fd"
@@ -46,13 +46,13 @@ class SelectiveFD(SoftLabels):
     )
 
     selector: Literal["energy", "confidence"] = "energy"
-    """Score by which a client knows a sample: `energy` (log Σ exp of its logits, which also falls where no
-    class fits) or `confidence` (log of the largest probability, blind to the size of logits)."""
+    """Score of a known sample: `energy` (log Σ exp of its logits, which also falls if no class fits) or
+    `confidence` (log of the largest probability, independent of the scale of logits)."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A client votes on samples that score above this quantile of its own training samples; 0 is the most
-    generous. Models are surer of what they were trained on, so lower it if hardly anybody votes."""
+    generous. Models are surer of training samples, so lower it if few clients vote."""
     threshold: float | None = None
-    """The same score for every client instead of the quantile (`confidence`: log 0.9 is −0.105); absent: the
+    """One score for every client instead of the quantile (`confidence`: log 0.9 is −0.105); absent: the
     quantile. A very low one lets all vote on all: the mean of probabilities."""
     ambiguity: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples with at least
@@ -64,7 +64,7 @@ class SelectiveFD(SoftLabels):
         least = self.threshold
         if least is None:
             own = score(client.private_logits())
-            # Without samples of its own a client knows none: nothing compares with NaN.
+            # Without samples of its own a client knows none: comparisons with NaN are false.
             least = np.quantile(own, self.quantile) if len(own) else np.nan
         samples = np.flatnonzero(score(logits) >= least).astype(np.int32)
         return {"samples": samples, "sample_logits": logits[samples]}

@@ -1,4 +1,4 @@
-"""A model of the server's own, which lives on in the strategy's memory and may teach the clients."""
+"""A model on the server, kept in the strategy's memory, which may teach the clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arrays) -> nn.Module:
-    """Return a network of the strategy's own making, on the CPU, with its packed weights in `memory` if any.
+    """Return a network of the strategy, on the CPU, with the packed weights of `memory` if any.
 
     Only torch's draws of `make` may differ from call to call; `server` seeds them.
     """
@@ -34,7 +34,7 @@ def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arr
 
 
 class ServerNetwork(ServerCost):
-    """Mixin of strategies whose server trains an `own_network` on what clients send."""
+    """Mixin of strategies whose server trains an `own_network` on uploads."""
 
     server_epochs: int
     server_lr: float
@@ -49,7 +49,7 @@ class ServerNetwork(ServerCost):
         data: tuple[np.ndarray, ...],
         loss: Callable[..., Tensor],
     ) -> nn.Module:
-        """Return the network after the round's training on `data`, of which there may be none."""
+        """Return the network after the round's training on `data`, which may be empty."""
         assert knowledge.server is not None
         network = own_network(knowledge.server, make, memory)
         if self.server_epochs > 0 and len(data[0]):
@@ -70,13 +70,13 @@ class ServerStudent(ServerModel, FusionStrategy):
     """Base of strategies whose server trains a model of its own on the transfer set."""
 
     server_model: str | None = None
-    """The server's model: a zoo name or `"pkg.mod:factory"`; absent: there is none. It smooths votes, and may
-    be larger than clients' models; it must fit the data."""
+    """The server's model: a zoo name or `"pkg.mod:factory"`; absent: none. It smooths votes, and may be
+    larger than clients' models; it must fit the data."""
     server_args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the server's model, e.g. its width, which grows its capacity and costs."""
     server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over the transfer set per round. The model lives on from round to round, and holds its clients
-    back if it has learned too little: aim at a hundred steps a round, more for a small transfer set."""
+    """Passes over the transfer set per round. The model persists over rounds, and holds clients back if it
+    has learned too little: aim at a hundred steps a round, more for a small transfer set."""
     server_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
     server_batch_size: Annotated[int, Field(gt=0)] = 64

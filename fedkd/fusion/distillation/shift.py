@@ -1,4 +1,4 @@
-"""How a client's predictions have moved since before any training."""
+"""Shifts of clients' predictions since before any training."""
 
 from functools import cached_property
 
@@ -26,12 +26,12 @@ def shifts(logits: np.ndarray, start: np.ndarray) -> np.ndarray:
 
     z are present logits `[N, M, C]`; `start` is the mean of softmax r before any training, `[N, C]`.
     """
-    # Whoever sends what cannot be a probability says nothing by its size.
+    # Values that cannot be probabilities must not count by their size.
     return mean_prediction(logits).astype(np.float64) - np.clip(start.astype(np.float64), 0.0, 1.0)
 
 
 def shift_cosine(shift: np.ndarray) -> np.ndarray:
-    """Return the cosines of shifts `[N, C]`, `[N, N]`; clients that have not moved are alike."""
+    """Return the cosines of shifts `[N, C]`, `[N, N]`; clients without a shift are alike."""
     length = np.sqrt((shift**2).sum(axis=1))
     still = length < STILL
     unit = np.divide(shift, length[:, None], out=np.zeros_like(shift), where=~still[:, None])
@@ -53,11 +53,11 @@ class KnowsStart(LocalObjective, TemperedLabels):
 
     @property
     def tells_start(self) -> bool:
-        """Whether clients send it."""
+        """True if clients send it."""
         return True
 
     def before_training(self, client: ClientView) -> None:
-        """Keep the mean prediction of a client that has never trained."""
+        """Store the mean prediction of an untrained client."""
         if self.tells_start:
             self._start_of(client)
 

@@ -1,4 +1,4 @@
-"""Guesses from whom a client would learn, and their quality.
+"""Predictors of each client's gain from others, and their quality.
 
 After PANDA (Zhong et al., arXiv 2208.10160), which predicts the useful source by a similarity.
 """
@@ -13,7 +13,7 @@ from fedkd.fusion.math.probabilities import softmax
 from fedkd.fusion.math.similarity import class_kl
 
 TIED = 1e-12
-"""Gains this near to each other are equal: they are differences of accuracies."""
+"""Gains this close are equal: they are differences of accuracies."""
 
 
 def nearness(q: np.ndarray) -> np.ndarray:
@@ -32,9 +32,9 @@ UNLABELLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "agreement": agreement,
     "surer": lambda q: surer(q.argmax(axis=-1), q.max(axis=-1)),
 }
-"""Guesses from probabilities `[N, M, C]` alone, by name; more is more."""
+"""Predictors from probabilities `[N, M, C]` alone, by name; more is better."""
 TRANSFER_PREDICTORS = (*UNLABELLED, "shift", "complement")
-"""All guesses, in the order of reports."""
+"""All predictors, in the order of reports."""
 
 
 def predict_gains(
@@ -70,9 +70,9 @@ def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def best_sender_hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return whether the guessed best sender of a receiver was one, `[N]`; NaN without senders.
+    """Return whether each receiver's guessed best sender is right, `[N]`; NaN without senders.
 
-    A fraction where several were guessed alike.
+    A fraction if several have the same guess.
     """
     found = np.full(len(guess), np.nan)
     for n in range(len(guess)):
@@ -89,7 +89,7 @@ def chance_accuracy(gain: np.ndarray) -> np.ndarray:
 
 
 def off_diagonal_mean(table: np.ndarray) -> np.ndarray:
-    """Return each receiver's mean over the senders of known value, `[N]`; NaN without any."""
+    """Return each receiver's mean over senders with a value, `[N]`; NaN without any."""
     known = np.isfinite(table) & ~np.eye(len(table), dtype=bool)
     number = known.sum(axis=1)
     total = np.where(known, table, 0.0).sum(axis=1)
@@ -97,7 +97,7 @@ def off_diagonal_mean(table: np.ndarray) -> np.ndarray:
 
 
 def _others(guess: np.ndarray, gain: np.ndarray, receiver: int) -> np.ndarray:
-    """Return the senders of a receiver of whom both are known, `[N]` bool."""
+    """Return a receiver's senders with both values, `[N]` bool."""
     known = np.isfinite(guess[receiver]) & np.isfinite(gain[receiver])
     known[receiver] = False
     return known

@@ -1,4 +1,1 @@
-"""Strategies that do not beat local training or the plain mean in our benches, or that nobody published.
-
-Nothing else depends on them.
-"""
+"""Strategies without a gain over local training or the plain mean in our benches, or without a paper."""

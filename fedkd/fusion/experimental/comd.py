@@ -1,4 +1,4 @@
-"""`comd`: competitive distillation. On each sample better clients teach worse ones (arXiv 2311.08213)."""
+"""`comd`: competitive distillation; on each sample better clients teach worse ones (arXiv 2311.08213)."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,12 +16,12 @@ from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.plugins import hyperparameters
 
 DRAWN = "comd/drawn"
-"""The transfer samples that a client drew of its last guidance."""
+"""Transfer samples that a client drew of its last guidance."""
 
 
 @hyperparameters
 class CoMD(TemperedLabels):
-    """Let every sample have its own teachers: the clients that do better on it than the learner.
+    """Give every sample its own teachers: the clients that are better on it than the learner.
 
     ::
 
@@ -31,13 +31,13 @@ class CoMD(TemperedLabels):
         P_n(i)   = u/M + (1 − u) g_i / Σ g,  g_i = KL(K_n[i] ‖ q_n[i])
         learned: M samples drawn by P_n, `KL` at temperature T
 
-    A small model that knows a class teaches a large one that does not, and is taught elsewhere. The best
-    client of a sample is taught its own prediction. Samples on which a client lags are drawn more often, in
-    one pass as long as the transfer set; with `uniform = 1` each comes once.
+    A small model that knows a class teaches a large one that does not, and learns elsewhere. The best client
+    of a sample learns its own prediction. Samples on which a client lags are drawn more often, in one pass as
+    long as the transfer set; with `uniform = 1` each comes once.
 
     A public code chooses the teacher by the mean loss of a batch, nearly always the same model; here each
-    sample decides. Without labels the outlier loses: where most clients are wrong alike, they teach the one
-    that is right.
+    sample decides. Without labels the outlier loses: if most clients are wrong alike, they teach the one that
+    is right.
     """
 
     name: ClassVar[str] = "comd"
@@ -50,12 +50,12 @@ class CoMD(TemperedLabels):
     )
 
     judge: Literal["consensus", "labels"] = "consensus"
-    """What predictions are measured by: the `consensus` of all others, or the true `labels` of the transfer
-    set, which the server then needs."""
+    """Reference of predictions: the `consensus` of all others, or the true `labels` of the transfer set,
+    which the server then needs."""
     margin: Annotated[float, Field(ge=0)] = 0.1
-    """δ in nats: least advantage of a teacher. 0 takes any better client; a large one is learning alone."""
+    """δ in nats: least advantage of a teacher. 0 takes any better client; a large one is local training."""
     uniform: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """u: share of uniform draws; others go where a client lags. 1 takes every sample once."""
+    """u: share of uniform draws; others prefer samples on which a client lags. 1 draws every sample once."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss (teachers are chosen at 1)."""
 
@@ -95,7 +95,7 @@ class CoMD(TemperedLabels):
 
 
 def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
-    """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g`` of lags g ≥ 0, `[M]` int64.
+    """Return M of M samples, ascending, by ``u/M + (1 − u) g_i / Σ g`` of lags g ≥ 0, `[M]` int64.
 
     The draw is systematic, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times.
     """

@@ -1,4 +1,4 @@
-"""`complementary`: learn from clients that are right where the learner is wrong, better or worse overall.
+"""`complementary`: learn from clients that are right where the learner is wrong.
 
 The paper (arXiv 2310.17653) finds such knowledge between any two models; choosing clients by it is fedkd's.
 """
@@ -21,7 +21,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Complementary(TemperedLabels):
-    """Average a client's predictions with those of the few that know most of what it does not.
+    """Average a client's predictions with those of the few most complementary clients.
 
     ::
 
@@ -29,19 +29,19 @@ class Complementary(TemperedLabels):
         T_n    = the 3 others of largest ρ⁺_nm > 0, and n itself
         K_n[i] = mean of q_m[i] over T_n
 
-    KnFu chooses similar clients, this dissimilar ones. A weak client complements a strong one too: both ρ⁺
-    are usually above 0. Without labels m counts as right where the two disagree and it is surer, as a
-    confident error is too.
+    KnFu chooses similar clients, this strategy dissimilar ones. A weak client complements a strong one too:
+    both ρ⁺ are usually above 0. Without labels m counts as right if the two disagree and it is more
+    confident, so a confident error counts too.
     """
 
     name: ClassVar[str] = "complementary"
     paper: ClassVar[str] = "after Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024"
 
     judge: Literal["labels", "confidence"] = "labels"
-    """Judge where two disagree: true `labels` of the transfer set, which the server then needs, or
+    """Judge of disagreements: true `labels` of the transfer set, which the server then needs, or
     `confidence`."""
     teachers: Annotated[int, Field(ge=0)] = 3
-    """Number of teachers, ties included; 0 is learning alone."""
+    """Number of teachers, ties included; 0 is local training."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss."""
 

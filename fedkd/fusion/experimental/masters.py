@@ -1,4 +1,4 @@
-"""`masters`: weak teachers before strong ones; on each sample the nearest that the majority agrees with.
+"""`masters`: weak teachers before strong ones; each sample's nearest in the majority.
 
 After curricula of masked teachers, of which no publication was found. There small weights of one teacher are
 left out and restored in the course of training; here weak clients come first.
@@ -24,7 +24,7 @@ ACCURACY = "accuracy"
 
 @hyperparameters
 class Masters(TemperedLabels):
-    """Hear more and stronger clients as rounds go by; among them take, sample by sample, the nearest.
+    """Admit stronger teachers over rounds; take each sample's nearest among them.
 
     ::
 
@@ -42,11 +42,11 @@ class Masters(TemperedLabels):
     source_note: ClassVar[str] = "after curricula of masked teachers, of which no publication was found"
 
     first_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """ρ₀: the share of clients that is heard at the beginning; 1 is all of them from the first round on."""
+    """ρ₀: share of teachers in the first round; 1 is all clients from the start."""
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """T_w, as a share of all rounds: by then everybody is heard; 0 is at once."""
+    """T_w: share of all rounds until all clients teach; 0 is at once."""
     order: Literal["weak_first", "strong_first", "random"] = "weak_first"
-    """Who comes first; the others are controls. `random` is one order, drawn for the run."""
+    """Order of teachers; the others are controls. `random` is one order, drawn for the run."""
     distance_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.5
     """λ: how much nearness counts against being in the majority. 1 / λ nats are as bad as being outvoted."""
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -84,7 +84,7 @@ class Masters(TemperedLabels):
                 continue
             apart = own[teachers] - np.einsum("jic,ic->ji", q[teachers], log_q[n])
             score = agrees[teachers] - self.distance_weight * np.maximum(apart, 0.0)
-            share = score == score.max(axis=0)  # those who are equally good share the sample
+            share = score == score.max(axis=0)  # equally good teachers share the sample
             share = share / share.sum(axis=0)
             targets[n] = np.einsum("ji,jic->ic", share.astype(np.float32), tempered[teachers])
             weights[n] = 0.0
@@ -92,7 +92,7 @@ class Masters(TemperedLabels):
         return Guidance(targets, weights)
 
     def _heard(self, knowledge: Knowledge) -> np.ndarray:
-        """Return the rows heard in this round, ascending, with those that tie with the last."""
+        """Return the round's teachers, ascending, ties with the last included."""
         strength = self._strength(knowledge)
         if self.order == "strong_first":
             strength = -strength

@@ -22,7 +22,7 @@ QUESTIONS, ANSWERED = "questions", "answered"
 
 @hyperparameters
 class Message(SoftLabels):
-    """Ask between which two classes, and learn the answer of whoever knows these classes.
+    """Send the two classes in doubt, and learn the answer of clients that know them.
 
     ::
 
@@ -113,7 +113,7 @@ class Message(SoftLabels):
         return np.sort(order[: self._number(len(q))])
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Keep the round's questions for the next answers, and learn the answers to the client's own."""
+        """Store the round's questions, and learn the answers to the client's own."""
         client.memory[QUESTIONS] = np.array(guidance[QUESTIONS])
         return self.targets_of(client, guidance)
 

@@ -50,7 +50,7 @@ class Path(ServerCost, KnowsStart):
     source_note: ClassVar[str] = "after Path-PKT, of which no publication was found"
 
     guess: Literal["none", "distance", "agreement", "surer", "shift"] = "agreement"
-    """Where the scores begin: `distance` (−KL of mean predictions, as KnFu has it), `agreement` (share of
+    """Initial scores: `distance` (−KL of mean predictions, as KnFu has it), `agreement` (share of
     samples with one answer), `surer` (share on which the sender says something else and is surer), `shift`
     (cosine of how both have moved since before any training; C more numbers are sent), or `none`."""
     beta: Annotated[float, Field(ge=0, le=1e6)] = 10.0
@@ -64,7 +64,7 @@ class Path(ServerCost, KnowsStart):
     lr: Annotated[float, Field(gt=0, le=1e6)] = 2.0
     """Their size. A gate's gradient is a difference of probabilities: try 0.5 to 5."""
     balance: Annotated[float, Field(ge=0, le=1e6)] = 0.01
-    """Weight of the loss that evens out who is asked. At 1 it decides and the gate is nearly uniform."""
+    """Weight of the loss on balanced use of teachers. At 1 the gate is nearly uniform."""
     z_loss: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     """Weight of the loss that keeps scores near 0, so that gates stay soft."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
@@ -81,7 +81,7 @@ class Path(ServerCost, KnowsStart):
 
     @property
     def tells_start(self) -> bool:
-        """Whether clients send their mean prediction before any training."""
+        """True if clients send their mean prediction before any training."""
         return self.guess == "shift"
 
     def server_cost(self, extent: RoundExtent) -> float:
@@ -148,13 +148,13 @@ class Router:
         gate = self._gate_of(scores)
         samples, senders = gate.shape
         by_sample = np.ascontiguousarray(q.transpose(1, 0, 2))
-        # Nobody gives what is wanted any probability: then nobody is to blame.
+        # No teacher gives the label any probability: the blame is equal.
         mix = np.maximum((gate[:, None, :] @ by_sample)[:, 0], LEAST)
         asked, top = first_choices(scores), scores.max(axis=1)
         log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
         value = -(wanted * np.log(mix)).sum() / samples
         value += self.balance * senders * (asked @ gate.mean(axis=0)) + self.z_loss * (log_sum**2).mean()
-        # How much of what is wanted each sender answers for, `[M, N]`, at most 1.
+        # Each sender's share of the wanted probability, `[M, N]`, at most 1.
         share = gate * (by_sample @ (wanted / mix)[..., None])[..., 0]
         slope = gate * share.sum(axis=1, keepdims=True) - share
         slope += self.balance * senders * gate * (asked - gate @ asked[:, None])

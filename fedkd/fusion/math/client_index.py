@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Roster(NamedTuple):
-    """All clients so far `[K]`, ascending, with positions of earlier ones and of this round's `[N]`."""
+    """All clients so far `[K]`, ascending, with positions of earlier and present `[N]` ones."""
 
     clients: np.ndarray
     known: np.ndarray

@@ -9,7 +9,7 @@ def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> 
     Row k holds 1 / (size of group k) for its points, so ``membership @ points`` are the centroids. There are
     fewer groups if fewer points differ; no group is empty. Only exact ties depend on order.
     """
-    # By a power of two, which rounds nothing: squares of the largest floats are none.
+    # By a power of two, which is exact: squares of the largest floats overflow.
     scaled = np.ldexp(points, -np.frexp(np.abs(points).max(initial=0.0))[1])
     centred = scaled - scaled.mean(axis=0)  # smaller numbers: less lost in differences of squares
     centres = centred[_farthest_points(centred, clusters)]
@@ -26,7 +26,7 @@ def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> 
 
 
 def _farthest_points(points: np.ndarray, count: int) -> list[int]:
-    """Return the point farthest from the origin, then those farthest from all taken, while they differ."""
+    """Return the point farthest from the origin, then those farthest from all before."""
     distance = (points**2).sum(axis=1)
     chosen = [int(distance.argmax())]
     distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)

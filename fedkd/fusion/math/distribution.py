@@ -1,4 +1,4 @@
-"""Class distributions `p_n`: what the server takes a client's knowledge to be about."""
+"""Class distributions `p_n`: the server's estimate of a client's knowledge."""
 
 from collections.abc import Mapping, Sequence
 
@@ -70,8 +70,8 @@ def moving_average(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return each client's distribution averaged over its rounds, `[N, C]`, and the memory.
 
-    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen. `memory` is that of the last call. Rows
-    `[N]` that are not `fresh` counted before and change nothing.
+    ``p̂_n ← μ p̂_n + (1 − μ) p_n``, starting from the first `p_n` seen. `memory` is that of the last call.
+    Rows `[N]` that are not `fresh` counted before and change nothing.
     """
     roster = enrol(memory, clients)
     everyone = np.zeros((len(roster.clients), p.shape[1]))

@@ -74,7 +74,7 @@ def matched_beta(
     """Return the β of each receiver at which its effective neighbours are `perplexity` ≥ 1, `[N, 1]`.
 
     The number falls with β, so bisection of log β finds it, as t-SNE finds its widths (van der Maaten and
-    Hinton 2008). A receiver with fewer at β = 0 hears all alike; one with more at every β gets the largest.
+    Hinton 2008). A receiver with fewer at β = 0 weighs all equally; one with more at every β has the largest.
     The other arguments are those of `effectiveness`.
     """
 

@@ -1,4 +1,4 @@
-"""Means that a minority of arbitrary clients cannot move far: `[N, M, C]` to `[M, C]`, sample by sample."""
+"""Robust means, which a minority cannot move far: `[N, M, C]` to `[M, C]` by sample."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ _BLOCK = 1_000_000  # elements of a float64 block: 8 MB, so that one stays in ca
 _COINCIDE = 1e-12  # closer to a client than this is at it
 _NO_SPREAD = 1e-12  # variances below this are rounding of float32 probabilities
 _EQUAL = 1e-4  # variances that differ by less than this share have no order: rounding would choose one
-_GONE = 1e-3  # who has less than this share of the heaviest's weight is out, as are those who tie with it
+_GONE = 1e-3  # clients below this share of the largest weight are out, ties included
 
 
 def median(points: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FD(LocalObjective, LabelMeans):
-    """Teach, with every private sample, what the other clients predict on average for its label.
+    """Learn, with every private sample, the other clients' mean prediction for its label.
 
     ::
 
@@ -67,18 +67,18 @@ class FD(LocalObjective, LabelMeans):
     """λ: weight of the others' answer beside the cross entropy. Lower it (0.1) if clients own few labels:
     means of skewed models are skewed themselves."""
     matching: Literal["kl", "mse"] = "kl"
-    """How the answer is matched: `kl` between softmaxed logits, or `mse` between logits, which also matches
+    """Loss on the answer: `kl` between softmaxed logits, or `mse` between logits, which also matches
     their size, so that it is large where models' logit scales differ."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of `kl`. A label's own class dominates its mean logits, so 2 to 4 lets more of the other classes
     through."""
     weight_by_count: bool = False
-    """Weigh clients by their samples of the label, not equally as in the paper; for very unequal clients."""
+    """Weigh clients by their samples of the label; the paper weighs them equally."""
     leave_one_out: bool = True
-    """Whether a client's own answer is left out of its means. Without it all clients receive the same, and a
+    """Leave a client's own answer out of its means. Without it all clients receive the same, and a
     label's only owner learns from itself."""
     owners_only: bool = True
-    """Whether means are over owners of a label. Otherwise the others count as zeros, which pulls rare labels
+    """Take means over owners of a label. Otherwise the others count as zeros, which pulls rare labels
     towards no answer; a label without owners is not taught. It excludes `weight_by_count`."""
 
     def __post_init__(self) -> None:

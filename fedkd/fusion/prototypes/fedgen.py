@@ -36,7 +36,7 @@ CLASSES = "classes"
 
 @hyperparameters
 class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
-    """Average the models; train features that all heads recognise; have clients learn from such features.
+    """Average the models; train features that all heads recognise; clients learn from them.
 
     ::
 
@@ -61,7 +61,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     )
 
     share: Literal["model", "head"] | None = None
-    """What clients average: the whole `model`, as in the authors' code, or the `head`, their partial mode.
+    """Averaged weights: the whole `model`, as in the authors' code, or the `head`, their partial mode.
     Absent: `model` where all clients have one architecture, `head` where they have several."""
     strength: Annotated[float, Field(ge=0)] = 10.0
     """Weight of G's lessons, before it decays; 10 in the paper. 0 leaves the average alone."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedGH(ServerNetwork, LabelMeans):
-    """Train one head on the server, on every client's mean feature of every class; everybody puts it on.
+    """Train one head for all on the server, on every client's mean feature of each class.
 
     ::
 

@@ -31,7 +31,7 @@ LEAST = 1e-7
 
 @hyperparameters
 class FedHKD(LocalObjective, FusionStrategy):
-    """Teach a client's head what the federation says of the mean features of each class.
+    """Teach a client's head the federation's predictions for each class's mean features.
 
     ::
 

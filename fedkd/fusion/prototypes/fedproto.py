@@ -53,7 +53,7 @@ class FedProto(LocalObjective, LabelMeans):
     shrinks all features to a point before the classes are apart: lower it if accuracy stays at chance."""
 
     inference: Literal["model", "prototypes"] = "model"
-    """What evaluations take for a client's answer: its `model`'s output, or the nearest of the `prototypes`
+    """A client's answer in evaluations: its `model`'s output, or the nearest of the `prototypes`
     that it has received, as in the paper (the model's until there are any). A class without a prototype is
     never answered; prototypes know classes that a client has no sample of."""
 

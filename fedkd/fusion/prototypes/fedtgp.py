@@ -1,4 +1,4 @@
-"""FedTGP: prototypes that the server trains to stay apart, in the place of means (arXiv 2401.03230)."""
+"""FedTGP: prototypes trained on the server, instead of means (arXiv 2401.03230)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEVER_ZERO = 1e-12
 
 @hyperparameters
 class FedTGP(ServerNetwork, FedProto):
-    """FedProto whose prototypes are learned on the server, so that those of different classes keep a margin.
+    """FedProto with prototypes learned on the server, with a margin between classes.
 
     ::
 
@@ -78,7 +78,7 @@ class FedTGP(ServerNetwork, FedProto):
         return FORWARDS_PER_TRAINING_STEP * self.server_epochs * means * extent.classes * (made + 2.0 * width)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the learned `prototypes` `[C, F]`, and how many `owners` `[C]` were ever heard."""
+        """Return the learned `prototypes` `[C, F]` and the number of `owners` `[C]` so far."""
         import torch
         from torch import nn
 

@@ -30,7 +30,7 @@ OWNED = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
 
 
 class LabelMeans(FusionStrategy):
-    """Base of strategies whose clients send the mean of each label's samples."""
+    """Base of strategies that exchange means over each label's samples."""
 
     mean_of: ClassVar[Literal["features", "logits"]] = "features"
 
@@ -63,7 +63,7 @@ def owners_of(counts: np.ndarray) -> np.ndarray:
 
 
 def distance_to_means(values: Tensor, labels: Tensor, means: Tensor, owned: Tensor) -> Tensor:
-    """Return ``mean ‖v − mean[y]‖² / K`` of values `[B, K]`; 0 for labels that nobody owns.
+    """Return ``mean ‖v − mean[y]‖² / K`` of values `[B, K]`; 0 for labels without an owner.
 
     `means` are `[C, K]`, `owned` `[C]` bool.
     """

@@ -16,7 +16,7 @@ LEAST = 1e-6
 
 @hyperparameters
 class FedMask(FusionStrategy):
-    """Average the masks of a task to probabilities, and let their log-odds rank every client's scores.
+    """Average the masks of a task; their log-odds rank every client's scores.
 
     ::
 

@@ -16,8 +16,7 @@ from fedkd.storage import add_prefix, strip_prefix
 BASE, UNITS = "base", "units"
 """Numbers of some units of the base, side by side, float32; which units these are, a bit each."""
 PARTS, PART_BITS, TASKS = "parts", "part_bits", "tasks"
-"""What of a client's own parts is not zero, one part after another; where, a bit a number ``[n, ⌈P/8⌉]``; the
-task of each ``[n]``. Mostly n = 0."""
+"""Nonzero values of a client's parts; their places, a bit each ``[n, ⌈P/8⌉]``; each part's task ``[n]``."""
 KNOWN = "known/"
 """Parts of others, ``known/{client}/{task}/`` `values`, `bits` and `stamp`, the fusion they arrived in."""
 FAN_IN, FUSIONS, LAST = "fan_in", "fusions", "last"
@@ -26,7 +25,7 @@ TOLD = "told"
 
 @hyperparameters
 class FedWeIT(LocalObjective, FusionStrategy):
-    """Average the base unit by unit over those who use the unit; lend everyone's own parts to all others.
+    """Average each unit of the base over its users; send each client's parts to all others.
 
     ::
 
@@ -60,7 +59,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         needs={"gradients", "weights", "one_architecture"},
         uses_transfer_set=False,
         learner="fedweit",
-        reach="everyone, with the next message: the base, and own parts of the others that are new",
+        reach="all clients, with the next message: the base, and new parts of the others",
     )
     paper: ClassVar[str] = (
         "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"
@@ -101,7 +100,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         absent, tables = {}, dict[tuple[str, ...], Arrays]()
         for client in sorted(set(everyone).difference(knowledge.clients)):
             news = _news(known, client, last[client])
-            # Clients that lack the same share one table, which is kept once.
+            # Clients that lack the same parts share one table.
             absent[client] = tables.setdefault(tuple(news), {**everything, **add_prefix(KNOWN, news)})
         personal = [
             {**rows, **add_prefix(KNOWN, _news(known, n, int(now[0]) - 1))} for n in knowledge.clients
@@ -111,7 +110,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         return Guidance(None, memory=kept, personal=personal, absent=absent)
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the rows of the base that the present mask keeps, and parts of tasks that are over."""
+        """Return the base's rows in the present mask, and parts of finished tasks."""
         weights, learned = client.weights(), client.learned
         layout = _layout(weights, client.trainable())
         done = int(client.memory.get(TOLD, np.zeros(1, np.int64))[0])

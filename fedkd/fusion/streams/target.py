@@ -94,7 +94,7 @@ class Target(LocalObjective, AveragedNetwork):
         )
 
     def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
-        """Add samples that stand in for all tasks so far."""
+        """Add synthetic samples of all tasks so far."""
         if self.strength == 0.0:
             return guidance
         assert knowledge.server is not None and knowledge.classes_met is not None

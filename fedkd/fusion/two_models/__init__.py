@@ -1,4 +1,4 @@
-"""Strategies whose clients train two models: one of their own and one that is shared.
+"""Strategies whose clients train two models: a personal and a shared one.
 
 Start with `ditto`.
 """

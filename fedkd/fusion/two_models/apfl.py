@@ -19,7 +19,7 @@ SHARE = "share"
 
 @hyperparameters
 class APFL(PersonalModel):
-    """FedAvg for w; what a client answers with is a mix of w with a model v of its own.
+    """FedAvg for w; a client's predictions mix w with its own model v.
 
     ::
 
@@ -41,7 +41,7 @@ class APFL(PersonalModel):
     """η_a: step of a in a round; 0 keeps it. The paper's learning rate of training moves it little in a few
     rounds: try 0.01 to 0.1."""
     inference: Literal["mixed", "shared"] = "mixed"
-    """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
+    """Evaluated model: v̄, or w (the client's own before fusion, the average after)."""
 
     def share_of(self, client: ClientView) -> float:
         return float(client.memory.get(SHARE, self.share))

@@ -39,7 +39,7 @@ class Ditto(PersonalModel):
     """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
     the larger the nearer to FedAvg."""
     inference: Literal["personal", "shared"] = "personal"
-    """What evaluations ask: v, or w (the client's own after training, the average after guidance)."""
+    """Evaluated model: v, or w (the client's own before fusion, the average after)."""
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""

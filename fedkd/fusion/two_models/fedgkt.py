@@ -81,7 +81,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
     server_batch_size: Annotated[int, Field(gt=0)] = 64
     """Samples of one step on the server."""
     inference: Literal["server", "model"] = "server"
-    """What evaluations ask: the `server`'s model on the client's features, once there is one, or the client's
+    """Evaluated model: the `server`'s model on the client's features, once there is one, or the client's
     own `model`."""
 
     def server_cost(self, extent: RoundExtent) -> float:

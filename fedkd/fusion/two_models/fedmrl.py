@@ -21,7 +21,7 @@ PROJECTION = "projection"
 
 @hyperparameters
 class FedMRL(LocalObjective, SharedModel):
-    """Put a shared model's features beside the own model's, and have both heads read what is made of them.
+    """Fuse the features of a shared model and the own model for both heads.
 
     ::
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FML(LocalObjective, SharedModel):
-    """Train the own model z and the shared one g on the same batches, each also on what the other says.
+    """Train the own model z and the shared one g together, each also on the other's predictions.
 
     ::
 

@@ -1,4 +1,4 @@
-"""Changes of a model's weights as factors of low rank, where these are fewer numbers."""
+"""Changes of a model's weights as factors of low rank, if these are smaller."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ MASS = "mass"
 
 @hyperparameters
 class Gossip(FusionStrategy):
-    """Train, then mix: each model becomes a weighted mean of itself and of those that its client hears.
+    """Train, then mix: each model becomes a weighted mean of itself and its neighbours'.
 
     ::
 
@@ -29,7 +29,7 @@ class Gossip(FusionStrategy):
         z_n ← x_n / w_n                     what the client goes on with
 
     P is that of the scenario's `topology`. With Metropolis weights masses stay 1, and this is ``z ← P (z +
-    Δ)``. With push-sum, for directed links, masses undo that some clients are heard more than others. Either
+    Δ)``. With push-sum, for directed links, masses correct unequal numbers of receivers. Either
     way the sum of all x, and so the limit of everyone, is kept. Clients count alike, however many samples
     they have.
 

@@ -1,6 +1,6 @@
 """Graphs of clients as matrices, and mixing weights on them.
 
-Receivers are rows and senders columns of a graph `[N, N]` bool. Its diagonal is true: everyone hears itself.
+Receivers are rows and senders columns of a graph `[N, N]` bool with a true diagonal.
 """
 
 import numpy as np

@@ -18,8 +18,7 @@ hold more of Y than of A. So a tenth of the columns, H, is kept apart from the S
     e(k) = Σ_{i ≤ k} ‖v_iᵀ H‖² / ‖H‖²            unbiased, as the v_i know nothing of H's numbers
     e(k) = Σ_{i ≤ k} σ_i² / ‖Σ_c Y_c‖²           the authors' code, without H: an overestimate
 
-On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 % with sketches of 100
-columns.
+On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 % with sketches of 100 columns.
 """
 
 from collections.abc import Iterable, Sequence

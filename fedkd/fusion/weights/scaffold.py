@@ -27,10 +27,9 @@ class Scaffold(LocalObjective, FusionStrategy):
         x ← x + η_g · mean_n (y_n − x)              over the round's clients
         c ← c + 1/N · Σ_n (c_n⁺ − c_n)              N: all clients of the federation
 
-    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and
-    start at 0. They need every step to be η times a gradient, hence SGD without momentum. Everyone starts
-    from the server's newest x and c. Statistics of normalisation layers have no gradient and are averaged
-    plainly.
+    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and start
+    at 0. They need every step to be η times a gradient, hence SGD without momentum. Everyone starts from the
+    server's newest x and c. Statistics of normalisation layers have no gradient and are averaged plainly.
     """
 
     name: ClassVar[str] = "scaffold"

@@ -1,4 +1,1 @@
-"""Checks of a scenario before anything runs: rules between keys, models, data and strategies.
-
-Start with `capability_table`.
-"""
+"""Checks of a scenario before the run (start: `capability_table`)."""

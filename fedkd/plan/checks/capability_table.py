@@ -1,4 +1,4 @@
-"""One table of what does not go with what: a strategy's capability, a scenario's key, the reason."""
+"""Table of incompatible pairs: a strategy's capability, a scenario's key, the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STRATEGY = "fusion.strategy"
 
 @dataclass(frozen=True)
 class Case:
-    """A scenario, its strategy, and its learner where that is bound already."""
+    """A scenario, its strategy, and its learner if bound already."""
 
     scenario: Scenario
     strategy: FusionStrategy
@@ -46,12 +46,12 @@ class Case:
 
     @property
     def returns_knowledge(self) -> bool:
-        """Whether clients upload more than a model that came with the message."""
+        """True if clients upload more than a received model."""
         return self.can.sends != "nothing" and not self.can.brings_model
 
     @property
     def asks_anew(self) -> bool:
-        """Whether each round asks for other transfer samples."""
+        """True if the transfer samples differ from round to round."""
         generator = numpy_generator(self.scenario.seed, "request", round=1)
         return varies_requests(self.strategy, self.scenario.data.transfer.size, generator)
 
@@ -81,7 +81,7 @@ CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
     "predictor": lambda c: replaces_predictor(c.strategy),
     "no targets": lambda c: not distils_targets(c.strategy),
 }
-"""Capabilities by the name that the table has for them."""
+"""Capabilities by their names in the table."""
 
 KEYS: Mapping[str, Callable[[Case], bool]] = {
     "asynchronous": lambda c: c.scenario.asynchronous is not None,
@@ -99,11 +99,11 @@ KEYS: Mapping[str, Callable[[Case], bool]] = {
         c.scenario.faults.poisoned > 0 and c.scenario.faults.poison in ("imitation", "constant")
     ),
 }
-"""Whether a scenario sets a key to something that a capability may rule out."""
+"""True if a scenario sets a key that a capability may rule out."""
 
 
 class Row(NamedTuple):
-    """A pair that does not go together; `at` is the key of the error, `reason` a format string."""
+    """An incompatible pair; the error is at key `at`, `reason` a format string."""
 
     capability: str
     key: str
@@ -115,7 +115,7 @@ def _rows(key: str, at: str, frame: str, reasons: Mapping[str, str]) -> list[Row
     return [Row(capability, key, frame.format(reason=reason), at) for capability, reason in reasons.items()]
 
 
-ANEW = "asks for other transfer samples every round, which old predictions are not about"
+ANEW = "asks for other transfer samples every round, so old predictions do not apply"
 TABLE: Sequence[Row] = (
     *_rows(
         "asynchronous",
@@ -124,8 +124,8 @@ TABLE: Sequence[Row] = (
         {
             "averaged by Flower": "averages what all clients of a round send; use 'fedbuff' or 'fedasync'",
             "pools": "trains on all clients' samples in one place",
-            "needs weights of the round": "exchanges weights that go on from those of a round; use 'fedbuff'"
-            " or 'fedasync'",
+            "needs weights of the round": "exchanges weights that build on the round's; use 'fedbuff' or"
+            " 'fedasync'",
             "requires_sync": "{case.can.requires_sync}",
             "request that varies": ANEW,
         },
@@ -135,15 +135,14 @@ TABLE: Sequence[Row] = (
         STRATEGY,
         "'{{name}}' {reason}",
         {
-            "pools": "knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
-            "phases": "trains parts of a model in phases of its own, and in a stream of tasks a learner"
-            " says what is trained when; use 'fedper', which trains both parts together",
-            "trials": "has clients try guidance out and go back, which a learner of a stream of tasks cannot;"
-            " use 'knfu'",
-            "aux_networks": "has clients train networks besides their models, which a learner of a stream of"
-            " tasks knows nothing of; use a strategy that exchanges predictions",
-            "needs linear_head": "gives clients a head for all classes, and in a stream of tasks heads are"
-            " the learner's business; use 'fedproto' or a strategy that exchanges predictions",
+            "pools": "does not support streams of tasks; use the learner 'joint', which trains on all tasks",
+            "phases": "trains parts of a model in phases, which the learner decides in a stream of tasks;"
+            " use 'fedper', which trains both parts together",
+            "trials": "lets clients try out guidance, which learners of a stream of tasks cannot; use 'knfu'",
+            "aux_networks": "trains further networks on clients, which learners of a stream of tasks do not"
+            " support; use a strategy that exchanges predictions",
+            "needs linear_head": "sets the heads of clients, which the learner does in a stream of tasks;"
+            " use 'fedproto' or a strategy that exchanges predictions",
         },
     ),
     Row(
@@ -155,14 +154,14 @@ TABLE: Sequence[Row] = (
     Row(
         "predictor",
         "continual",
-        "'{name}' answers evaluations by another model than the client's, and in a stream of tasks they are"
-        " about the learner's outputs; use a strategy that exchanges predictions",
+        "'{name}' evaluates another model than the client's, and a stream of tasks evaluates the learner's"
+        " outputs; use a strategy that exchanges predictions",
     ),
     *(
         Row(
             "pools",
             key,
-            "'{name}' trains on all samples of all clients, so that none is left to choose by",
+            "'{name}' trains on all samples of all clients, and keeps none apart",
             key,
         )
         for key in ("training.held_out", "fusion.logit_adjustment")
@@ -178,7 +177,7 @@ TABLE: Sequence[Row] = (
             "needs transfer_labels": "needs the labels of the transfer set, which a server alone has",
             "needs weights, no over_graph": "makes one model of all clients' weights: take 'gossip', which"
             " has clients mix them",
-            "no over_graph": "makes on a server what no client can by itself (it has no `over_graph`)",
+            "no over_graph": "needs a server (it has no `over_graph`)",
         },
     ),
     Row(
@@ -191,8 +190,8 @@ TABLE: Sequence[Row] = (
     Row(
         "no targets",
         "fusion.kd_weight",
-        "must be 0 with '{name}', whose guidance is no targets of transfer samples that a client could"
-        " rehearse, got {case.kd_weight:g}",
+        "must be 0 with '{name}', whose guidance has no targets of transfer samples to rehearse, got"
+        " {case.kd_weight:g}",
         "fusion.kd_weight",
     ),
     *_rows(
@@ -202,7 +201,7 @@ TABLE: Sequence[Row] = (
         {
             "needs weights": "exchanges weights, which are of no task and soon out of date",
             "sends nothing": "sends nothing that could be kept",
-            "needs masks that settle": "hears no more of a mask once '{case.learner.name}' has settled it",
+            "needs masks that settle": "sends no more of a mask once '{case.learner.name}' has settled it",
             "request that varies": ANEW,
         },
     ),
@@ -211,9 +210,9 @@ TABLE: Sequence[Row] = (
         "measure.transferability",
         "with '{{name}}' {reason}",
         {
-            "pools": "no client has a model of its own to teach or to learn",
-            "brings_model": "every message brings the model along, and clients have none of their own; use a"
-            " strategy that exchanges predictions, or 'local'",
+            "pools": "clients have no models of their own",
+            "brings_model": "every message contains the model, and clients keep none; use a strategy that"
+            " exchanges predictions, or 'local'",
         },
     ),
     Row(

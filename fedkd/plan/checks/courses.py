@@ -1,4 +1,4 @@
-"""Cross-field validation of orders, paces, absences and asynchronous rounds."""
+"""Cross-field validation of task orders, paces, absences and asynchronous rounds."""
 
 from fedkd.errors import refuse_if
 from fedkd.plan.schedule import Schedule
@@ -6,7 +6,7 @@ from fedkd.scenario import MAX_ROUNDS, MAX_TASKS, Population, Scenario, TaskStre
 
 
 def check_courses(scenario: Scenario) -> None:
-    """Refuse keys that contradict each other about when a client learns what."""
+    """Refuse contradictory keys about the tasks of clients over time."""
     if scenario.continual is None:
         return
     tasks, key, clients = scenario.continual.tasks, "continual.tasks", scenario.data.clients
@@ -41,7 +41,7 @@ def _check_file(tasks: TaskStream, population: Population) -> None:
 
 
 def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
-    """Refuse `fusion.orthogonal` without an average of all clients and old tasks of all clients."""
+    """Refuse `fusion.orthogonal` without an average and old tasks of all clients."""
     key, fusion = "fusion.orthogonal", scenario.fusion
     if fusion.orthogonal is None:
         return
@@ -55,15 +55,14 @@ def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
     refuse_if(scenario.continual is None, told, key)
     refuse_if(
         not schedule.in_step,
-        "needs all clients at the same task: what the average must not change any more is what the old"
-        " tasks of all of them have used, and here some are still at what others have left; use"
-        " order = 'same' and pace = 'lockstep', with nobody late, on a break or leaving",
+        "needs all clients at the same task: it protects the old tasks of all clients; use order = 'same' and"
+        " pace = 'lockstep', with nobody late, on a break or leaving",
         key,
     )
 
 
 def check_asynchronous(scenario: Scenario) -> None:
-    """Refuse asynchronous rounds beside other keys about which clients take part when."""
+    """Refuse asynchronous rounds beside other keys about participation."""
     asynchronous, clients = scenario.asynchronous, scenario.data.clients
     if asynchronous is None:
         return
@@ -77,11 +76,11 @@ def check_asynchronous(scenario: Scenario) -> None:
         ("continual", scenario.continual is not None, "whose tasks are counted in rounds of all clients"),
         ("clients_per_round", scenario.clients_per_round is not None, "use asynchronous.concurrency"),
         ("end_with", scenario.end_with != "fusion", "as it does not end for all clients at once"),
-        ("faults.dropout", scenario.faults.dropout > 0, "in which nobody is waited for in any case"),
+        ("faults.dropout", scenario.faults.dropout > 0, "which wait for no client"),
         ("faults.on_client_error", scenario.faults.on_client_error == "skip", "use 'fail' or 'retry'"),
         ("faults.on_bad_upload", scenario.faults.on_bad_upload == "drop", "use 'fail'"),
         ("population", scenario.population != Population(), "use asynchronous.concurrency"),
-        ("topology.graph", scenario.topology.graph != "star", "whose server nobody waits for"),
+        ("topology.graph", scenario.topology.graph != "star", "which need a server"),
         ("measure.transferability", mapped, "in which clients are never all between two rounds"),
         (
             "fusion.knowledge_cache",

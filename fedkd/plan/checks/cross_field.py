@@ -1,4 +1,4 @@
-"""Cross-field validation: values of a scenario that contradict each other, and unknown names."""
+"""Cross-field validation: contradictory values of a scenario, and unknown names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedkd.scenario import PATH_DATASETS, Continual, Data, Scenario, TaskStream
 if TYPE_CHECKING:
     from fedkd.fusion import FusionStrategy
 
-DRAWN_TRANSFERS = ("holdout", "noise")  # transfer sources that are no other data set
+DRAWN_TRANSFERS = ("holdout", "noise")  # transfer sources that are not other data sets
 
 
 def check_scenario(scenario: Scenario) -> None:
-    """Refuse fields of a scenario that contradict each other, at the key that is the easiest to change."""
+    """Refuse contradictory fields, at the key that is the easiest to change."""
     clients, groups = scenario.data.clients, len(scenario.clients)
     for key in ("clients_per_round", "evaluate_clients"):
         number = getattr(scenario, key) or 0
@@ -50,7 +50,7 @@ def check_scenario(scenario: Scenario) -> None:
 
 
 def check_names(scenario: Scenario) -> None:
-    """Refuse names of data sets, partition schemes and models that do not exist."""
+    """Refuse unknown names of data sets, partition schemes and models."""
     data = scenario.data
     named = [
         (PARTITIONS, "data.partition.scheme", data.partition.scheme),
@@ -170,7 +170,7 @@ def has_one_architecture(scenario: Scenario) -> bool:
 
 
 def check_one_architecture(scenario: Scenario, what: str = "averages parameters") -> None:
-    """Refuse several architectures with a strategy that does `what` requires one."""
+    """Refuse several architectures if the strategy, which does `what`, requires one."""
     first, *others = scenario.clients
     for index, group in enumerate(others, start=1):
         refuse_if(

@@ -1,4 +1,4 @@
-"""Whether a strategy, and what a scenario says of it, can do without a server."""
+"""Requirements of strategies and keys on graphs without a server."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -13,11 +13,11 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
 KEY = "fusion.strategy"
-LOOKED_AT = 200  # rounds of a graph that is drawn each round, which are looked at
+LOOKED_AT = 200  # checked rounds of a graph that is drawn each round
 
 
 def check_graph(plan: Plan) -> None:
-    """Refuse a strategy that needs a server where there is none, or none where there is one."""
+    """Refuse a strategy that does not fit a graph with or without server."""
     strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
     name, kind = scenario.fusion.strategy, scenario.topology.graph
     refuse_if(
@@ -50,13 +50,13 @@ def check_graph(plan: Plan) -> None:
 
 
 def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
-    """Yield the graph of the run's rounds, `[N, N]` bool each, as far as they differ and can be looked at."""
+    """Yield distinct graphs of the run, `[N, N]` bool, up to a limit."""
     last = min(plan.schedule.rounds, graph.period or LOOKED_AT, LOOKED_AT)
     return map(graph.edges, range(1, last + 1))
 
 
 def unconnected_clients(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return the clients that never hear of each other, by architecture where weights are mixed."""
+    """Return unconnected groups of clients, by architecture for mixed weights."""
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":
         return []

@@ -1,4 +1,4 @@
-"""Which keys of a scenario are read only together with others: a table."""
+"""Table of keys that are read only together with other keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from fedkd.scenario import Scenario
 
 @dataclass(frozen=True)
 class Reader:
-    """When a key is read: in scenarios for which `reads` is true, some with the strategy (`asks_strategy`).
+    """A key that is read in scenarios for which `reads` is true.
 
-    `by` are the keys that decide; an error shows the first. `only` goes on after "it is for".
+    `by` are the keys that decide; an error shows the first. `only` follows "it is for".
     """
 
     key: str
@@ -26,14 +26,14 @@ class Reader:
 
 
 def _with(key: str, by: str, *values: str | None, only: str = "") -> Reader:
-    """Return the row of a key that is read with some values of another one."""
+    """Return the row of a key read with some values of another."""
     return Reader(
         key, (by,), only or " or ".join(f"'{value}'" for value in values), lambda s, _: at(s, by) in values
     )
 
 
 def _without(key: str, by: str, *values: str | None, only: str) -> Reader:
-    """Return the row of a key that is read with all values of another one but some."""
+    """Return the row of a key read without some values of another."""
     return Reader(key, (by,), only, lambda s, _: at(s, by) not in values)
 
 
@@ -42,7 +42,7 @@ def _above_0(key: str, by: str, only: str) -> Reader:
 
 
 def _of_tasks(key: str, by: str, *values: str, classes: bool = False) -> Reader:
-    """Return the row of a key of a stream; some do not stand beside lists of classes."""
+    """Return the row of a stream's key, perhaps excluded by lists of `classes`."""
     tasks = "continual.tasks"
     return Reader(
         f"{tasks}.{key}",
@@ -81,7 +81,7 @@ def _rehearses(scenario: Scenario, _: Any) -> bool:
 
 
 def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kind], bool]) -> bool:
-    """Return whether clients send something of a kind; a strategy that finds kinds out may."""
+    """Return whether clients send, or may send, something of a kind."""
     if overrides_hook(strategy, "kinds_of"):
         return True
     return strategy.capabilities.sends != "nothing" and any(
@@ -264,11 +264,11 @@ TABLE: tuple[Reader, ...] = (
         for key in ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout")
     ),
 )
-"""When each key is read that is not always read."""
+"""Rules of all keys that are read only in some scenarios."""
 
 
 def at(scenario: Scenario, key: str) -> Any:
-    """Return the value at a dotted key; None where a table on the way is absent."""
+    """Return the value at a dotted key; None: its table is absent."""
     value: Any = scenario
     for part in key.split("."):
         value = getattr(value, part, None)

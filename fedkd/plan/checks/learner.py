@@ -1,4 +1,4 @@
-"""Whether a learner can keep its word with a scenario's models and its strategy."""
+"""Requirements of a learner on a scenario's models and strategy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ KEY = "fusion.strategy"
 
 
 def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any]) -> None:
-    """Refuse a learner that cannot keep its word with these models and this strategy."""
+    """Refuse a learner that does not fit the models and the strategy."""
     assert isinstance(data, FederatedStream)
     scenario, needs, traits = plan.scenario, plan.capabilities.needs, learner.traits
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
@@ -59,7 +59,7 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
     stops = traits.replays_only and scenario.training.early_stopping is not None
     told = f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart"
     refuse_if(stops, told, "training.early_stopping")
-    # Neither private samples nor targets come along where each is trained on once, or by itself.
+    # Training each sample once, or on remembered ones alone, leaves no private samples or targets to add.
     once_only = "each sample is trained on once" if scenario.continual.online else None
     remembers = f"'{learner.name}' trains on what it remembers alone" if traits.replays_only else None
     for name, given, reason in (

@@ -1,4 +1,4 @@
-"""Requirements on the parts of models, the classes of data, and the predictions of strategies."""
+"""Requirements on parts of models, classes of data, and predictions of strategies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ KEY = "fusion.strategy"
 
 
 def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool) -> None:
-    """Refuse models without a body and a head by name, or whose heads differ if they must be `alike`."""
+    """Refuse models without a named body and head, or without `alike` heads."""
     name = scenario.fusion.strategy
     models_of: dict[tuple[tuple[int, ...], ...], str] = {}
     for group, model in zip(scenario.clients, models, strict=True):
@@ -40,7 +40,7 @@ def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool)
 
 
 def check_relations(plan: Plan, models: Sequence[Any]) -> None:
-    """Refuse relations of transfer samples where there are no targets of them, or no features."""
+    """Refuse relations of transfer samples without targets of them, or without features."""
     scenario, key = plan.scenario, "fusion.relations"
     refuse_if(
         not distils_targets(plan.strategy),
@@ -57,12 +57,12 @@ def check_relations(plan: Plan, models: Sequence[Any]) -> None:
 
 
 def _class_counts(data: Data) -> list[int]:
-    """Return the classes of a prediction, of each task of a stream."""
+    """Return the classes of a prediction, for each task of a stream."""
     return [data.classes] if isinstance(data, FederatedData) else [len(task.units) for task in data]
 
 
 def check_three_classes(name: str, data: Data) -> None:
-    """Refuse data whose samples have fewer than two classes that are not true."""
+    """Refuse data with fewer than two wrong classes for a sample."""
     fewest = min(_class_counts(data))
     where = "" if isinstance(data, FederatedData) else " in every task"
     told = f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}"
@@ -81,7 +81,7 @@ def has_linear_head(model: Any) -> bool:
 
 
 def check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
-    """Refuse features of several widths where they have to be compared."""
+    """Refuse features of several widths if they are compared."""
     inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
     told = f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got"
     for model in models:
@@ -93,7 +93,7 @@ def check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) 
 
 
 def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int) -> None:
-    """Refuse a map where clients have no networks of their own that could learn on the transfer set."""
+    """Refuse a map without networks that can learn on the transfer set."""
     scenario, key = plan.scenario, "measure.transferability"
     if scenario.measure is None or scenario.measure.transferability is None:
         return
@@ -107,7 +107,7 @@ def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int)
 
 
 def check_filters(plan: Plan, data: Data) -> None:
-    """Refuse filters where no predictions become targets, and an `upload_top` above the number of classes."""
+    """Refuse filters without predictions as targets, and an `upload_top` above the classes."""
     fusion, strategy, key = plan.scenario.fusion, plan.strategy, "fusion.filters"
     kinds, classes = strategy.capabilities.kinds.values(), max(_class_counts(data))
     told = f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}"

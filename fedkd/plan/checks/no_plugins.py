@@ -1,7 +1,7 @@
-"""Check a scenario that names plug-ins without importing any of them.
+"""Check a scenario without importing its plug-ins.
 
-Opening a scenario imports the modules that it names, and checking it calls what is in them:
-``dataset = "os:system"`` runs a command. Look first at a scenario from elsewhere.
+Opening a scenario imports the modules that it names, and checking it calls their code: ``dataset =
+"os:system"`` runs a command. Look first at a scenario from elsewhere.
 """
 
 from collections.abc import Mapping
@@ -30,25 +30,25 @@ OF_DATA = ("data.", "continual.tasks.")
 
 @dataclass(frozen=True, eq=False)
 class WithoutPlugins:
-    """A scenario of which nothing was imported, and its plug-ins by dotted key."""
+    """A scenario with nothing imported, and its plug-ins by dotted key."""
 
     scenario: Scenario
     plug_ins: Mapping[str, str]
 
     @property
     def knows_data(self) -> bool:
-        """Whether the data are fedkd's own, so that they can be loaded and dealt."""
+        """True if the data are fedkd's own and can be loaded."""
         return not any(key.startswith(OF_DATA) for key in self.plug_ins)
 
 
 def find_plug_ins(scenario: Scenario) -> dict[str, str]:
-    """Return a scenario's plug-ins by key: its modules, and names that are not fedkd's or Flower's."""
+    """Return a scenario's plug-ins by key: its modules, and foreign names."""
     modules = {f"plugins.{index}": module for index, module in enumerate(scenario.plugins)}
     return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
 
 
 def foreign_modules(scenario: Scenario) -> list[str]:
-    """Return the modules of plug-ins that clients' processes import: of all but data sets and partitions."""
+    """Return clients' plug-in modules: all but data sets and partitions."""
     modules = list(scenario.plugins)
     for key, (registry, name) in _foreign(scenario).items():
         if not key.startswith(OF_DATA):
@@ -58,7 +58,7 @@ def foreign_modules(scenario: Scenario) -> list[str]:
 
 
 def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES) -> WithoutPlugins:
-    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve_plan`)."""
+    """Check a scenario as far as possible without its plug-ins (see `resolve_plan`)."""
     foreign = _foreign(scenario)
     if not scenario.plugins:  # else their modules may register any name
         for key, (registry, name) in foreign.items():
@@ -81,7 +81,7 @@ def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRID
 
 
 def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:
-    """Return the names of a scenario that are not fedkd's or Flower's, by key, each with its registry."""
+    """Return foreign names of a scenario by key, each with its registry."""
     data, continual = scenario.data, scenario.continual
     named = {"data.dataset": (DATASETS, data.dataset)}
     named["data.partition.scheme"] = (PARTITIONS, data.partition.scheme)

@@ -1,4 +1,4 @@
-"""Whether a scenario's clients and data can do what its fusion strategy needs, before anything runs."""
+"""Requirements of a fusion strategy on clients and data."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  # noqa: C901
-    """Refuse a strategy that the scenario's clients (`models`: one a group) or data cannot serve."""
+    """Refuse a strategy that the data or `models` (one a group) cannot serve."""
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
     check_table(Case(scenario, plan.strategy, plan.learner))

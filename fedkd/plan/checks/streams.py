@@ -1,4 +1,4 @@
-"""Whether a stream of tasks, or none, is what a strategy and the keys of `[fusion]` can work with."""
+"""Requirements of strategies and keys of `[fusion]` on the stream of tasks."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ KEY = "fusion.strategy"
 
 
 def check_masks(plan: Plan) -> None:
-    """Refuse to exchange masks where there are none, or where they mean something else to every client."""
+    """Refuse to exchange masks that are missing or not shared."""
     learner, scenario = plan.learner, plan.scenario
     name, those_that_do = scenario.fusion.strategy, "use 'supsup' or 'exssnet'"
     if learner is None:
@@ -36,7 +36,7 @@ def check_masks(plan: Plan) -> None:
 
 
 def check_backward(plan: Plan) -> None:
-    """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
+    """Refuse backward transfer without later clients, or without anything that may change."""
     strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
     reason, closed = None, None if learner is None else reopening_obstacle(learner)
     if learner is None:
@@ -59,7 +59,7 @@ def check_backward(plan: Plan) -> None:
 
 
 def check_orthogonal(plan: Plan, model: nn.Module) -> None:
-    """Refuse a network that computes with more than can be protected."""
+    """Refuse a network that computes with more than protected weights."""
     key, learner = "fusion.orthogonal", plan.learner
     assert learner is not None
     check_layers("orthogonal", model, key=key)
@@ -74,7 +74,7 @@ def check_orthogonal(plan: Plan, model: nn.Module) -> None:
 
 
 def check_class_stream(plan: Plan) -> None:
-    """Refuse whatever is no stream that all clients learn in step, in which classes tell tasks apart."""
+    """Refuse all but streams in lockstep with a head `class`."""
     continual, name = plan.scenario.continual, plan.scenario.fusion.strategy
     if continual is None:
         raise UserError(f"'{name}' is about the classes of earlier tasks; it needs [continual]", key=KEY)

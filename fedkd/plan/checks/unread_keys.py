@@ -1,7 +1,7 @@
-"""The rule about keys that nothing reads (see `fedkd.plan.checks.key_rules`).
+"""The rule about unread keys (see `fedkd.plan.checks.key_rules`).
 
-Such a key says something that does not happen, so it is refused where somebody wrote it, even at its default.
-It is left out where a higher layer, such as ``--set``, made it moot.
+Such a key has no effect, so it is refused where a person wrote it, even at its default. It is left out if
+a higher layer, such as ``--set``, made it moot.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ from fedkd.scenario import Scenario
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """Dotted keys set over a file, lowest layer first; `axes` of a bench's cell, `varied` at any level."""
+    """Keys set over a file, lowest layer first, and those of a bench."""
 
     over: Sequence[Collection[str]] = ()
     axes: Sequence[Collection[str]] | None = None
@@ -30,7 +30,7 @@ NO_OVERRIDES = OverrideLayers()
 
 
 def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
-    """Return the number of the highest layer that sets a key, or a table around it or in it; 0: none."""
+    """Return the highest layer that sets a key (0: none)."""
     return max(
         (
             number
@@ -46,7 +46,7 @@ def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
 def without_moot_keys(
     scenario: Scenario, strategy: FusionStrategy | None = None, layers: OverrideLayers = NO_OVERRIDES
 ) -> Scenario:
-    """Return a scenario without moot keys, by rows about its strategy, or by the others if that is None."""
+    """Return a scenario without moot keys, by rows with a strategy or without."""
     given, fixed = scenario, len(layers.over)
     for row in TABLE:
         asked = row.asks_strategy == (strategy is not None) and is_set(given, row.key)
@@ -65,7 +65,7 @@ def without_moot_keys(
 
 
 def is_set(scenario: Scenario, key: str) -> bool:
-    """Return whether somebody wrote a dotted key, other than to say that something usually off is off."""
+    """Return whether a person set a key to more than its usual "off"."""
     table: Any = None
     value: Any = scenario
     for part in key.split("."):
@@ -77,7 +77,7 @@ def is_set(scenario: Scenario, key: str) -> bool:
 
 
 def _left_out(section: Any, path: Sequence[str]) -> Any:
-    """Return a table with a key of it, or of a table in it, at its default, as if nobody had written it."""
+    """Return a table with a key, perhaps of a nested table, unset."""
     name, *rest = path
     field = type(section).model_fields[name]
     value = _left_out(getattr(section, name), rest) if rest else field.get_default(call_default_factory=True)
@@ -88,7 +88,7 @@ def _left_out(section: Any, path: Sequence[str]) -> Any:
 
 
 def _shown(scenario: Scenario, key: str) -> str:
-    """Return what a key says, to go on after "and": `data.partition.scheme is 'iid'`."""
+    """Return a key's value to follow "and": `data.partition.scheme is 'iid'`."""
     if key == "clients":
         return f"clients are of {', '.join(sorted({group.model for group in scenario.clients}))}"
     value = at(scenario, key)
