@@ -37,7 +37,7 @@ def needs_boundaries(learner: AnyLearner) -> bool:
 
 
 def tells_tasks_apart(learner: AnyLearner) -> bool:
-    """Return whether the network computes other outputs for each task."""
+    """Return whether the network has different outputs per task."""
     return traits_of(learner).task_statistics or has(learner, TaskParameters)
 
 

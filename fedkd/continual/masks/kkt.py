@@ -1,4 +1,4 @@
-"""KKT: let the old task whose mask suits the new samples best lend its scores.
+"""KKT: a new task starts from the scores of the most suitable old mask.
 
 k-NN knowledge transfer of Yadav and Bansal, "Exclusive Supermask Subnetwork Training for Continual Learning",
 2022, arXiv 2210.10209.

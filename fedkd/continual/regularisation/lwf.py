@@ -1,4 +1,4 @@
-"""Learning without forgetting: the network before the task teaches the network that learns it."""
+"""Learning without forgetting: the network before a task teaches it."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -28,7 +28,7 @@ HEADS = "heads"
 
 @hyperparameters
 class LwF(FastSteps, Learner):
-    """Keep to what the network said of the present samples before the task, among the classes it knew.
+    """Keep the outputs of the network before the task on present samples, among old classes.
 
     ::
 
@@ -38,14 +38,14 @@ class LwF(FastSteps, Learner):
     have units of their own, those of each old task are a head. Shared units of the classes met in earlier
     tasks are one head (see `distil`). The teacher is as large as the network.
 
-    Where all classes compete, there is a form of its own (van de Ven et al., Three Types of Incremental
-    Learning, 2022): ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
+    If all classes compete, use the form of van de Ven et al. (Three Types of Incremental Learning, 2022):
+    ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
 
         L = CE(y, z)                                               among the classes seen so far
         D = T² mean_n KL(softmax(z'_old(x_n) / T) ‖ softmax(z_seen(x_n) / T)_old)
         total = L / t + (1 − 1/t) · λ · D                          t-th task
 
-    Little is left of classes whose samples are gone: expect 20 to 30 % where samples in memory give 90.
+    Classes without samples are mostly lost: expect 20 to 30 % where stored samples give 90.
     """
 
     name: ClassVar[str] = "lwf"
@@ -61,12 +61,14 @@ class LwF(FastSteps, Learner):
     """T; 2 in the paper. The higher, the more the unlikely classes count; a very high one asks for equal
     logits, up to a shift."""
     distil: Literal["met", "seen", "all"] = "met"
-    """Units of a shared head that are held: those of the classes `met` in earlier tasks, among themselves, or
-    against those of the present task as well (`seen`), or against `all` others, which the teacher takes for
-    unlikely: more of the old classes is left then, and less is learned of the new ones."""
+    """Units of a shared head that are held: classes `met` in earlier tasks, among themselves; or against the
+    present task's too (`seen`); or against `all` others, which the teacher finds unlikely. `all` keeps
+    more of the old classes and learns less of the new ones.
+    """
     compete: Literal["all", "seen"] = "all"
-    """Units of a shared head that the client's own samples are told apart among: `all`, or those of the
-    classes `seen` so far, so that classes to come are not pushed down before they come."""
+    """Units of a shared head in the cross entropy of own samples: `all`, or classes `seen` so far, so that
+    later classes are not pushed down in advance.
+    """
     mix: Literal["sum", "tasks"] = "sum"
     """How old and new losses are weighed: `sum`, as in the paper; `tasks` gives every task equal weight, so
     that old ones count for more the more there are."""
@@ -118,7 +120,6 @@ class LwF(FastSteps, Learner):
         mark_seen(context, present_units(context))
 
     def prepare_steps(self, context: LearnerContext) -> None:
-        """Find the heads."""
         self._heads(context)
 
     def _heads(self, context: LearnerContext) -> Sequence[Tensor]:

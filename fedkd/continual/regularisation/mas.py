@@ -1,4 +1,4 @@
-"""Memory aware synapses: weights are important that the outputs are sensitive to."""
+"""Memory aware synapses: importance is the outputs' sensitivity to a weight."""
 
 from typing import Annotated, ClassVar
 
@@ -19,14 +19,14 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class MAS(QuadraticPenalty):
-    """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
+    """Hold weights to their last values, weighted by the outputs' sensitivity in old tasks.
 
     ::
 
         Ω      ← Ω + mean_n |∂ ‖f(x_n)‖² / ∂θ|      at the end of a task, sample by sample; f: its logits
         penalty = λ Σ_i Ω_i (θ_i − θ_i*)²           θ* the weights at the end of the last task
 
-    Labels take no part in Ω.
+    Ω needs no labels.
     """
 
     name: ClassVar[str] = "mas"

@@ -1,4 +1,4 @@
-"""Synaptic intelligence: weights are important that have brought the loss down on their way."""
+"""Synaptic intelligence: importance is a weight's contribution to the fall of the loss."""
 
 from typing import Annotated, ClassVar
 
@@ -15,7 +15,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class SI(StepObserver, FastSteps, Learner):
-    """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
+    """Hold weights to the task's start, weighted by their contribution in earlier tasks.
 
     ::
 
@@ -42,13 +42,11 @@ class SI(StepObserver, FastSteps, Learner):
     move. Well above all squared changes it only scales Ω, as a smaller c would."""
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Start the path here."""
         state, weights = AnchorState(context), self.trainable(context)
         state.anchor.put(copies(weights))
         state.path.put({name: torch.zeros_like(p) for name, p in weights.items()})
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Add the penalty's gradient."""
         for name, pull in self._pulls(context, self.trainable(context)).items():
             gradients[name] = gradients[name].add_(pull) if name in gradients else pull
         return gradients

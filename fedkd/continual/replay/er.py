@@ -67,5 +67,4 @@ class ExperienceReplay(FastSteps, Learner):
         return share * (replayed - step.loss)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Take samples of the task into the memory."""
         episodes.remember(context, self.memory_size)

@@ -1,4 +1,4 @@
-"""iCaRL: exemplars hold what was known, and the nearest mean of exemplars is the answer."""
+"""iCaRL: distillation with exemplars, and classification by their nearest mean."""
 
 from typing import Annotated, ClassVar
 
@@ -28,7 +28,7 @@ FARTHER = 5.0
 
 @hyperparameters
 class ICaRL(OwnLoss, Learner):
-    """Train a network with exemplars of old classes, and answer with the class whose exemplars are nearest.
+    """Train with exemplars of old classes, and classify by the nearest mean of exemplars.
 
     ::
 
@@ -77,7 +77,6 @@ class ICaRL(OwnLoss, Learner):
         note_present(context)
 
     def batch(self, context: LearnerContext) -> Batch:
-        """Return the present task's samples and all exemplars."""
         return Batch((context.task,), episodes.everything(context))
 
     def end_task(self, context: LearnerContext) -> None:

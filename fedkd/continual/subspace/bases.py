@@ -27,7 +27,7 @@ CHUNK = 256
 
 
 def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner") -> None:
-    """Refuse a network that the learner or strategy `name`, of the scenario's `key`, cannot protect.
+    """Refuse a network that learner or strategy `name`, at the scenario's `key`, cannot protect.
 
     Raises:
         UserError: A convolution has groups or padding in words, or a matrix belongs to another kind of layer.
@@ -75,9 +75,6 @@ def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Ten
     return x.index_select(0, chosen), labels.index_select(0, chosen)
 
 
-# Inputs and gradients of layers ---------------------------------------------------------------------------
-
-
 class _Columns:
     """Vectors that a weight multiplies, or a matrix with their second moments once they are many."""
 
@@ -108,8 +105,8 @@ def layer_inputs(
 ) -> dict[str, Tensor]:
     """Return the inputs of layers in evaluation mode by layer, as columns of R ``[n, k]`` float64 on the CPU.
 
-    Convolutions have a column for each patch. Where columns outnumber rows, a smaller matrix with the same
-    ``R Rᵀ`` stands for them: it alone decides energies and directions.
+    Convolutions have a column per patch. If columns outnumber rows, a smaller matrix with the same ``R Rᵀ``
+    replaces them: it alone decides energies and directions.
     """
     found = {name: _Columns(layer) for name, layer in layers.items()}
     readers = {name: (layer, found[name].add) for name, layer in layers.items()}
@@ -178,9 +175,6 @@ def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
             if isinstance(module, NormWithStatistics):
                 module.training = True
         yield {name: values.clone() for name, values in present_statistics(network).items()}
-
-
-# Directions -----------------------------------------------------------------------------------------------
 
 
 def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""CUBER: let a new task improve old ones that it agrees with."""
+"""CUBER: let a new task improve related old ones."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -30,7 +30,7 @@ NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 
 @hyperparameters
 class CUBER(Phases, Reopenable, TRGP):
-    """TRGP that also lets w change within the subspaces of old tasks whose loss the change should lower.
+    """TRGP that also changes w in old tasks' subspaces if that should lower their loss.
 
     With G the mean gradient of a layer at the start of a task, and G_j that of old task j at its own end, the
     old task is in one of three regimes in that layer:
@@ -62,10 +62,11 @@ class CUBER(Phases, Reopenable, TRGP):
     """ε2: the least cosine between old and new gradients for which old weights may change. 0 asks for
     agreement at all; higher is more careful; above 1 they never may, as in TRGP."""
     strength: Annotated[float, Field(ge=0)] = 1.0
-    """λ: how hard weights are held back within the subspaces of R3; 0 leaves them free, a large one is TRGP.
-    It is compared with the norm of a layer's gradient there, below which nothing moves: the paper does not
-    tell it, so sweep it over powers of ten around 1. Small batches disagree by chance and end R3 within a few
-    steps; with weak λ those few can cost old tasks more than they give."""
+    """λ: strength that holds weights back within the subspaces of R3; 0 leaves them free, a large value is
+    TRGP. Nothing moves if a layer's gradient norm there is below it. The paper gives no value: sweep
+    powers of ten around 1. Small batches disagree by chance and end R3 within a few steps; with weak λ
+    those steps can cost old tasks more than they give.
+    """
 
     def begin_task(self, context: LearnerContext) -> None:
         """Decide on the regime of every old task in every layer."""

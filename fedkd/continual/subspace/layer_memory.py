@@ -32,7 +32,7 @@ RELATED = SCRATCH + "related/"
 PLACES = SCRATCH + "places/"
 """Where among them each related task's own are, ``{layer}/{old task}``, int64."""
 FLEXIBLE = SCRATCH + "flexible/"
-"""Length of G_j of the old tasks in whose subspaces the weight may change, by layer and task."""
+"""Norm of G_j of flexible old tasks, by layer and task."""
 START = SCRATCH + "start/"
 """Weights ``[out, n]`` at the start of the task, of layers that have such tasks."""
 
@@ -69,11 +69,9 @@ class LayerMemory:
     context: LearnerContext
     layer: Layer
 
-    # What is protected --------------------------------------------------------------------------------
-
     @property
     def protects(self) -> bool:
-        """Whether anything of the layer is protected."""
+        """True if anything of the layer is protected."""
         return BASIS + self.layer.name in self.context.memory
 
     @property
@@ -109,8 +107,6 @@ class LayerMemory:
         if OUTSIDE + name in memory:
             return Projection(memory[OUTSIDE + name], onto=True)
         return Projection(memory.get(INSIDE + name, memory[BASIS + name]), onto=False)
-
-    # Tasks and their scales (TRGP) --------------------------------------------------------------------
 
     def columns(self, task: int) -> Tensor | None:
         """Return which columns of the basis are a task's, int32 ``[r_j]``; None if it has not learned."""
@@ -172,8 +168,6 @@ class LayerMemory:
         places = [torch.searchsorted(union, own) for own in columns]
         return self.basis.index_select(1, union), places
 
-    # Gradients and regimes (CUBER) --------------------------------------------------------------------
-
     def keep_gradient(self, gradient: Tensor) -> None:
         """Make a gradient ``[out, n]`` that of the present task at its end."""
         self.context.memory[f"{GRADIENT}{self.context.task}/{self.layer.name}"] = gradient
@@ -225,7 +219,7 @@ class LayerMemory:
         del self.context.memory[f"{FLEXIBLE}{self.layer.name}/{old}"]
 
     def free_columns(self) -> Tensor:
-        """Return 1 for every column of the basis that none but flexible tasks have, else 0, ``[r]``."""
+        """Return 1 for basis columns of flexible tasks only, else 0, ``[r]``."""
         free = torch.ones(self.basis.shape[1], dtype=self.basis.dtype, device=self.basis.device)
         for old in self.learned:
             if old not in self.flexible:
@@ -233,7 +227,7 @@ class LayerMemory:
         return free
 
     def hold_all_but_flexible(self) -> None:
-        """Project gradients out of what the subspaces of all but the flexible tasks span."""
+        """Project gradients out of the subspaces of all inflexible tasks."""
         self.hold(self.basis[:, self.free_columns() == 0].contiguous() if self.flexible else None)
 
 

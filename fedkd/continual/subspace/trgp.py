@@ -1,4 +1,4 @@
-"""TRGP: reuse what related old tasks have learned by scaling weights within their subspaces."""
+"""TRGP: scale weights within the subspaces of related old tasks."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -111,7 +111,7 @@ class TRGP(TaskParameters, GPM):
         memory.keep_columns(chosen)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return what GPM tells, the rank of the task's own basis, and how many tasks it is related to."""
+        """Return GPM's figures, the rank of the task's basis, and its number of related tasks."""
         figures = super().report(context)
         for name, layer in self.layers(context).items():
             memory = LayerMemory(context, layer)
