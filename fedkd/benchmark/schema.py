@@ -54,8 +54,7 @@ class ExperimentFile(Section):
     """Name of the bench, or of the search; letters, digits, `.`, `_` and `-`."""
     base: str | None = None
     """The scenario file of every cell or trial, relative to this file, or a shipped one's name; or
-    `[scenario]` instead. Other relative paths and plug-ins are searched beside it.
-    """
+    `[scenario]` instead. Other relative paths and plug-ins are searched beside it."""
     scenario: dict[str, Any] | None = None
     """The base scenario itself, as a scenario file has it."""
     seeds: Seeds | None = None
@@ -63,8 +62,7 @@ class ExperimentFile(Section):
     parallel: bool = True
     """True: cells or trials run side by side on Ray, whatever the base's engine, each on
     `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor` GPUs. False: one after the other in this
-    process, for debugging. Never changes a result.
-    """
+    process, for debugging. Never changes a result."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Scenario keys that differ from the base in every cell or trial."""
 

@@ -1,4 +1,4 @@
-"""Optional hooks that make a learner's training steps faster: recorded steps, and another form of a step."""
+"""Optional hooks for faster training steps: recorded steps, and other forms of a step."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -36,8 +36,7 @@ class FastSteps:
     recordable: ClassVar[bool] = False
     """True if a step depends only on the weights, the memory, samples drawn ahead (`draw`), the task and the
     phase. It may change in place only trained tensors and the memory. It may branch on values, and write
-    to the memory for another branch, before its first change. Each derived class declares it anew.
-    """
+    to the memory for another branch, before its first change. Each derived class declares it anew."""
     step_form: ClassVar[StepForm[Any]] = PLAIN
     """Form in which steps are computed."""
 

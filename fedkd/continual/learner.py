@@ -35,7 +35,7 @@ class LearnerTraits:
     task_statistics: bool = False
     """Each task has its own running statistics in normalisation layers."""
     needs_boundaries: bool | None = None
-    """The learner must be told when a task begins and ends; None: its hooks decide."""
+    """The learner needs the start and end of each task; None: its hooks decide."""
     closed: str | None = None
     """Reason why no old task is reopened, as a predicate of the learner; None: its hooks decide."""
     withholds_masks: str | None = "has no masks over weights that all clients begin with"

@@ -35,11 +35,11 @@ class Reopened:
         return spec
 
     def penalty(self, step: Step) -> Tensor | None:
-        """Return what is added to the loss, a scalar; None: nothing."""
+        """Return a scalar that is added to the loss, or None."""
         return self.learner.penalty(self.context, step)
 
     def project(self, gradients: Tensors) -> Tensors:
-        """Return what becomes of gradients, same names and shapes."""
+        """Return projected gradients, same names and shapes."""
         return self.learner.project(self.context, gradients)
 
     def project_update(self, changes: Tensors) -> Tensors:

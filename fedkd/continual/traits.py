@@ -28,7 +28,7 @@ def changes_training(learner: AnyLearner) -> bool:
 
 
 def needs_boundaries(learner: AnyLearner) -> bool:
-    """Return whether the learner must be told when a task begins and ends."""
+    """Return whether the learner needs the start and end of each task."""
     traits = traits_of(learner)
     if traits.needs_boundaries is not None:
         return traits.needs_boundaries

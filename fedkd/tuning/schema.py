@@ -63,8 +63,7 @@ class TuneFile(ExperimentFile):
     """The sampler of trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or chance."""
     startup: Annotated[int, Field(ge=0)] = 8
     """Trials that the sampler needs before it learns, and runs (of a seed) needed before one is stopped
-    early.
-    """
+    early."""
     pruner: Literal["median", "none"] = "median"
     """`median` stops a run once its best value is below the median of runs of earlier batches by the same
     round."""

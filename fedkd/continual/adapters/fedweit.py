@@ -55,21 +55,18 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
 
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
     """λ1 of own parts; 1e-3 in the authors' code. A larger value leaves fewer weights to store and send, and
-    shifts more of a task to the base.
-    """
+    shifts more of a task to the base."""
     mask_sparsity: Annotated[float, Field(ge=0)] | None = None
     """λ1 of masks; absent: `sparsity`, as in the paper. The authors' code has 0."""
     retention: Annotated[float, Field(ge=0)] = 100.0
     """λ2: strength that holds earlier tasks to their values; 100 in the paper, whose code halves the square.
-    Plain SGD diverges unless lr · λ2 · 2 · (tasks) is below 2; Adam does not.
-    """
+    Plain SGD diverges unless lr · λ2 · 2 · (tasks) is below 2; Adam does not."""
     threshold: Annotated[float, Field(ge=0)] | None = None
     """Weights of a part whose size is not above it count as zero at the end of a task; absent: `sparsity`, as
     in the authors' code. Gradients of an L1 penalty alone make nothing zero."""
     initial_mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Every unit's mask at the start of a task; about 0.5 in the authors' code. Nearer to 1 a task starts
-    nearer to the base, but the sigmoid learns slower.
-    """
+    nearer to the base, but the sigmoid learns slower."""
     initial_part: Annotated[float, Field(ge=0, le=1)] = 1 / 3
     """A task's own part when it begins, as a share of the base: with the mask at 0.5 a task begins at 0.83 B.
     A third in the authors' code, there of the initial base; 0 begins with an empty part."""
@@ -78,12 +75,10 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     the authors' code."""
     borrow: Literal["latest", "all", "nothing"] = "latest"
     """Parts lent to a starting task: the `latest` of every other client, as in the authors' code; `all` known
-    ones, as in the paper's sum, at a set of weights per part and step; or `nothing`.
-    """
+    ones, as in the paper's sum, at a set of weights per part and step; or `nothing`."""
     initial_attention: float = 0.0
     """Every α at the start of a task. At 0 a part has no effect before it proves useful; the authors' code
-    draws α at random, which starts with noise as large as a part.
-    """
+    draws α at random, which starts with noise as large as a part."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network without weights below a head of its own, or whose layers share a weight."""

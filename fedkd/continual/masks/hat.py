@@ -23,7 +23,7 @@ UNDECIDED = 0.01
 
 
 class GateState(LearnerState):
-    """What HAT remembers."""
+    """HAT's memory."""
 
     embeddings = TableField()
     """By task and layer."""

@@ -19,7 +19,7 @@ QUERIES_AT_ONCE = 512
 def knn_accuracy(
     reference: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, neighbours: int, classes: int
 ) -> float:
-    """Return the share of queries `[m, F]` that a vote among their k nearest references `[n, F]` gets right.
+    """Return the accuracy of k-NN for queries `[m, F]` with references `[n, F]`.
 
     At most n neighbours vote, by Euclidean distance. Ties go to the first reference and the lowest label.
     """

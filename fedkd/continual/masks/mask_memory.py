@@ -13,7 +13,7 @@ from fedkd.continual.state import LearnerState, TableField, Value
 
 
 class MaskState(LearnerState):
-    """What supermask learners remember."""
+    """Memory of supermask learners."""
 
     scores = TableField()
     """By slot and weight, while a mask is trained."""

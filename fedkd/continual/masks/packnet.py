@@ -22,7 +22,7 @@ FREE = 0
 
 
 class PackState(LearnerState):
-    """What PackNet remembers."""
+    """PackNet's memory."""
 
     owners = TableField()
     """The task of every weight plus 1, by weight."""
@@ -64,15 +64,13 @@ class PackNet(Phases, TaskParameters, Learner):
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a layer's free weights that a task takes, 0.25 to 0.5 in the paper; absent: 1 / (tasks left),
     an equal share for every task. A fixed share favours early tasks, which suits streams whose later tasks
-    build on them.
-    """
+    build on them."""
     retrain_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of a task's epochs that retrains after pruning: at least one epoch, and all but one at most, so
     a task should have two or more. Raise it if little is kept; 0 prunes at the end and never retrains."""
     biases: Literal["task", "first"] = "task"
     """Handling of biases and normalisation scales, which are never pruned. With `task` each task has its own
-    copy, for a few bytes; with `first` they freeze after the first task, as in the paper.
-    """
+    copy, for a few bytes; with `first` they freeze after the first task, as in the paper."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network without a linear or convolutional layer."""

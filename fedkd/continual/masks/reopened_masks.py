@@ -1,4 +1,4 @@
-"""Old tasks of supermask learners, open once more: their own scores, or weights that they alone have."""
+"""Reopened old tasks of supermask learners: their scores, or weights of their masks alone."""
 
 from __future__ import annotations
 

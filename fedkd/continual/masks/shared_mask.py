@@ -1,4 +1,4 @@
-"""The mask of a client's present task as other clients know it, and its scores once all have voted."""
+"""The mask of a client's present task for other clients, and its scores after a vote."""
 
 from __future__ import annotations
 

@@ -46,8 +46,7 @@ class SSNeT(Reopenable, SupermaskLearner):
     mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of a task's epochs, over all its rounds, that finds the mask: rounded, at least one. One or more
     are left for the weights, unless the share is 1 (SupSup) or the task has a single epoch. Masks are
-    slower to find than weights to train: go below 0.5 only with tens of epochs.
-    """
+    slower to find than weights to train: go below 0.5 only with tens of epochs."""
 
     def phase_of(self, epoch: int, epochs: int) -> str:
         """Return whether an epoch of the task trains scores or weights."""
@@ -114,7 +113,7 @@ class ExSSNeT(SSNeT):
                 MaskState(context).free[name] = masks.free(bits, [old[layer] for old in earlier])
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Leave weights without a gradient that are not the task's own."""
+        """Zero the gradients of weights outside the task's own."""
         if context.phase != WEIGHTS:
             return gradients
         return {

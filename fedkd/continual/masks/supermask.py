@@ -44,21 +44,18 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of a layer's weights that `topk` takes; 0.3 to 0.5 gives the best single masks. Sparser tasks
     overlap less: t independent masks leave the last one (1 − density)^(t−1) of its weights to itself (see
-    `free_share` in the metrics). Take about 1/t if weights are trained too.
-    """
+    `free_share` in the metrics). Take about 1/t if weights are trained too."""
     rule: Literal["topk", "threshold"] = "topk"
     """Rule from scores to a mask. `topk` takes the `density` share of largest |score| in each layer.
     `threshold` takes every score ≥ 0, about half of the weights; it is cheaper a step and ignores
-    `density`.
-    """
+    `density`."""
     initial_weights: Literal["signed-constant", "network"] = "signed-constant"
     """`signed-constant`: sign(w) · √2/√fan_in, as in both papers; random signs of one size are what masks
     choose from best. `network`: as the network comes, for networks that were trained before."""
     mask_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; absent: the scenario's. Scores start at about 1/√fan_in, and only their
     order counts. Adam needs about 1e-3; wide networks bear 1e-2, but small convolutional ones may stay at
-    chance. SGD needs 10 to 100 times the rate of weights.
-    """
+    chance. SGD needs 10 to 100 times the rate of weights."""
     mask_optimizer: Literal["adam", "adamw", "sgd"] | None = None
     """Optimiser of the scores; absent: the scenario's, whose momentum and weight decay count here too. Adam
     is the safe choice: gradients of scores differ by orders of magnitude between layers."""
@@ -66,28 +63,24 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     """Task inference for samples without a task. `one-shot`: the steepest slope among all masks. `binary`: by
     halving; several times as expensive, safer with many tasks. `exhaustive`: each mask alone, a forward
     pass per mask; not in the paper. Use it for networks with running statistics: a superposition has none,
-    and slopes through others are uninformative.
-    """
+    and slopes through others are uninformative."""
     objective: Literal["entropy", "superfluous"] = "entropy"
     """Objective that the right mask lowers: `entropy` of the outputs' softmax, or `superfluous`, the
     logsumexp through further output units that training pushes down. The latter is safer with few classes
-    a task.
-    """
+    a task."""
     superfluous_units: Annotated[int, Field(ge=0)] | None = None
     """Further output units, which no label belongs to; absent: 100 for the objective that needs them, else
     none. The more, the surer the inference, at the price of a wider head."""
     kkt: bool = False
     """Start a task from the scores of the old task whose mask suits its samples best (k-NN knowledge
     transfer). It suits similar tasks: masks overlap more, which leaves less to train. All scores are
-    stored at 32 bits a weight and task, as a rounded score could change its rank.
-    """
+    stored at 32 bits a weight and task, as a rounded score could change its rank."""
     kkt_neighbours: Annotated[int, Field(ge=1)] = 200
     """k of its k-NN, never more than there are reference samples. 200 in the paper; take about the number of
     samples of one class among the reference where that is less."""
     kkt_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the new task's batches that is used, at least one; 0.2 in the paper. More makes the choice
-    safer, at one forward pass per sample and old task.
-    """
+    safer, at one forward pass per sample and old task."""
 
     def __post_init__(self) -> None:
         if self.objective == "superfluous" and self.superfluous_units == 0:
@@ -212,7 +205,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return memory.masked_weights(slot)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the logsumexp that superfluous units add to the task's own: pushes them down."""
+        """Return the logsumexp added by superfluous units, which pushes them down."""
         if not self.extra_outputs:
             return None
         outputs = step.outputs()

@@ -50,13 +50,11 @@ class SupSup(Reopenable, SupermaskLearner):
 
     boundaries: Literal["known", "unknown"] = "known"
     """Task boundaries, `known` or `unknown`. If unknown, the learner may return to an old mask or open
-    several for one task, and keeps all scores, since any mask may be trained again.
-    """
+    several for one task, and keeps all scores, since any mask may be trained again."""
     boundary_tolerance: Annotated[float, Field(gt=0)] = 0.125
     """Least distance from a uniform inferred task at which its mask is trained, with unknown boundaries; 0.1
     to 0.2 in the authors' code. Lower it if tasks get several masks, raise it if they share one (`masks`
-    in the metrics).
-    """
+    in the metrics)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

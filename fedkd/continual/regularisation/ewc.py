@@ -52,12 +52,10 @@ class EWC(QuadraticPenalty):
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """λ. Sweep it over powers of ten: F is small for well-learned tasks, so λ is large. Split MNIST with
     Adam: 1e2 to 1e6 with a head a task, 1e3 and more with one head. Plain SGD diverges unless
-    ``lr · λ · max F`` is below 2; Adam does not.
-    """
+    ``lr · λ · max F`` is below 2; Adam does not."""
     anchor: Literal["each", "last"] = "each"
     """Target of the weights: their values after `each` old task, or after the `last` one, weighted by the
-    mean over old tasks.
-    """
+    mean over old tasks."""
     labels: Labels = "sampled"
     samples: Samples = None
 
@@ -122,6 +120,6 @@ class OnlineEWC(QuadraticPenalty):
     samples: Samples = None
 
     def end_task(self, context: LearnerContext) -> None:
-        """Let the old tasks' information fade, add the task's, and anchor the present weights."""
+        """Decay the old information, add the task's, and anchor the present weights."""
         add_importance(context, fisher_diagonal(context, self.labels, self.samples), self.decay)
         AnchorState(context).anchor.put(copies(self.trainable(context)))

@@ -63,25 +63,23 @@ class LwF(FastSteps, Learner):
     distil: Literal["met", "seen", "all"] = "met"
     """Units of a shared head that are held: classes `met` in earlier tasks, among themselves; or against the
     present task's too (`seen`); or against `all` others, which the teacher finds unlikely. `all` keeps
-    more of the old classes and learns less of the new ones.
-    """
+    more of the old classes and learns less of the new ones."""
     compete: Literal["all", "seen"] = "all"
     """Units of a shared head in the cross entropy of own samples: `all`, or classes `seen` so far, so that
-    later classes are not pushed down in advance.
-    """
+    later classes are not pushed down in advance."""
     mix: Literal["sum", "tasks"] = "sum"
     """How old and new losses are weighed: `sum`, as in the paper; `tasks` gives every task equal weight, so
     that old ones count for more the more there are."""
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Keep the network as it is for a teacher, once it has something to teach, and note the classes."""
+        """Store the network as teacher once it has learned a task, and note the classes."""
         if context.task > 0:
             keep_teacher(context)
         if self.distil == "seen" or self.compete == "seen":
             note_present(context)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the distillation loss of all heads, and what makes the mix and the competition."""
+        """Return the heads' distillation loss, with corrections for mix and competition."""
         changed = self._among_seen(context, step)
         heads = self._heads(context)
         if not heads or not TeacherState(context).teacher:
@@ -93,7 +91,7 @@ class LwF(FastSteps, Learner):
             if self.distil == "seen" and is_shared(context, context.task):
                 present = noted_units(context)
                 present[head] = False
-                rivals = present.nonzero()[:, 0]  # of whom the teacher knows nothing
+                rivals = present.nonzero()[:, 0]  # unknown to the teacher
                 wanted = F.pad(wanted, (0, len(rivals)))
                 head = torch.cat([head, rivals])
             losses.append(kd_kl(outputs[:, head], wanted, self.temperature))
@@ -104,7 +102,7 @@ class LwF(FastSteps, Learner):
         return held if changed is None else held + changed
 
     def _among_seen(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what makes own samples' cross entropy among all units of their task one among those seen."""
+        """Return the change from cross entropy among all units to that among seen ones."""
         if self.compete == "all" or step.labels is None or not is_shared(context, context.task):
             return None
         outputs = step.outputs()[:, : context.outputs].float()
@@ -115,7 +113,7 @@ class LwF(FastSteps, Learner):
         return among_seen - context.cross_entropy(outputs, step.labels, step.tasks)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Dismiss the teacher, and note the classes met."""
+        """Drop the teacher, and note the task's classes."""
         TeacherState(context).teacher.drop()
         mark_seen(context, present_units(context))
 
@@ -123,7 +121,7 @@ class LwF(FastSteps, Learner):
         self._heads(context)
 
     def _heads(self, context: LearnerContext) -> Sequence[Tensor]:
-        """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
+        """Return the units of every head of earlier tasks, without heads of one unit."""
         return context.once(HEADS, lambda: self._find_heads(context))
 
     def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:

@@ -52,7 +52,7 @@ class SI(StepObserver, FastSteps, Learner):
         return gradients
 
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
-        """Credit each weight with what its change has done to the loss, to first order."""
+        """Credit weights with the loss change of their step, to first order."""
         weights, pulls = self.trainable(context), self._pulls(context, before)
         for name, gradient in gradients.items():
             own = gradient - pulls[name] if pulls else gradient

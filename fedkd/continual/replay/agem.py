@@ -39,15 +39,14 @@ class AGem(FastSteps, Learner):
     reference_batch_size: Annotated[int, Field(ge=1)] = 256
     """Stored samples for a step's reference gradient; 256 as in the authors' code, or all if there are fewer.
     Small batches are noisy and protect less: with 10, five short permuted tasks forgot twice as much.
-    Large ones cost their backward pass.
-    """
+    Large ones cost their backward pass."""
 
     def draw(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return remembered samples for the next step; none if nothing is remembered."""
         return episodes.draw(context, self.reference_batch_size) or ()
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return the gradients without what would raise the memory's loss."""
+        """Return gradients without the part that raises the memory's loss."""
         episode = episodes.drawn(context, self.reference_batch_size)
         if episode is None or not gradients:
             return gradients

@@ -44,7 +44,7 @@ class DER(Learner):
     it."""
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what holds the stored samples, and offer those of the step to the memory."""
+        """Return the replay loss, and offer the step's samples to the memory."""
         if self.memory_size == 0:
             return None
         held = self.replay(context)  # before the step's own samples may be among them

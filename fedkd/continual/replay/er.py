@@ -53,7 +53,7 @@ class ExperienceReplay(FastSteps, Learner):
         return episodes.draw(context, self.replay_batch_size) or ()
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what makes the mix of the new loss, ``share · (M − L)``, or M for the sum."""
+        """Return the correction of the new loss, ``share · (M − L)``, or M for the sum."""
         episode = episodes.drawn(context, self.replay_batch_size)
         if episode is None:
             return None

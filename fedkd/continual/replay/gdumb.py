@@ -20,7 +20,7 @@ from fedkd.plugins import hyperparameters
 from fedkd.training import OptimizerSpec
 
 EPOCH = "epoch "
-"""Begins the name of the phase that is one epoch, with a learning rate of its own."""
+"""Prefix of the phase of one epoch, which has its own learning rate."""
 MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 """Of the authors' SGD."""
 
@@ -57,11 +57,10 @@ class GDumb(Phases, Single):
     traits: ClassVar[LearnerTraits] = replace(Single.traits, replays_only=True)
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
-    """k: samples kept of all tasks together, and all that is ever learned from."""
+    """k: samples kept of all tasks together, the only training samples."""
     schedule: Literal["warm_restarts", "training"] = "warm_restarts"
     """Training of the network: the authors' SGD with `warm_restarts`, or the scenario's `training`. The
-    former suits batches of 16 and at least 31 epochs a task, after which a cosine ends.
-    """
+    former suits batches of 16 and at least 31 epochs a task, after which a cosine ends."""
     max_lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate after a restart; a tenth of it in the first epoch."""
     min_lr: Annotated[float, Field(ge=0)] = 5e-4
@@ -105,7 +104,7 @@ class GDumb(Phases, Single):
         )
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what makes a batch's loss that of a mixed batch, with the probability `cutmix`."""
+        """Return the correction to a mixed batch's loss, with the probability `cutmix`."""
         if self.cutmix == 0.0 or step.labels is None or step.tasks is None:
             return None
         draw = episodes.counted(context, "cutmix", 1)

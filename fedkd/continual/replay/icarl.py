@@ -96,12 +96,12 @@ class ICaRL(OwnLoss, Learner):
             episodes.remember(context, self.memory_size, order, equal="classes")
 
     def loss(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
-        """Return the part of the loss that is about the units of new classes."""
+        """Return the loss of the units of new classes."""
         wanted = F.one_hot(context.unit_of(labels, tasks), context.outputs)
         return _binary(outputs, wanted.float(), _units(context)[0])
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the part that is about those of old ones."""
+        """Return the loss of the units of old classes."""
         old = _units(context)[1]
         if not TeacherState(context).teacher or not len(old):
             return None

@@ -1,4 +1,4 @@
-"""The subspaces that a layer's inputs span, and gradients inside and outside of them.
+"""Subspaces of a layer's inputs, and gradients inside and outside of them.
 
 A gradient of a weight ``[out, n]`` is a sum of products ``δ xᵀ`` with the layer's inputs x. A change of the
 weight outside the span of old inputs changes nothing of their outputs (Saha, Garg and Roy, "Gradient
@@ -194,7 +194,7 @@ def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def count_leading_energies(energies: Tensor, goal: float) -> int:
-    """Return how many leading entries of `energies` it takes until their sum is at least `goal`."""
+    """Return the number of leading `energies` whose sum reaches `goal`."""
     if goal <= 0.0:
         return 0
     return min(int((energies.cumsum(0) < goal).sum()) + 1, len(energies))

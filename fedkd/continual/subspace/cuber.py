@@ -23,7 +23,7 @@ from fedkd.training import OptimizerSpec
 RATE = SCRATCH + "rate"
 """Learning rate."""
 DRIFTS = SCRATCH + "drifts"
-"""Present if the optimiser may leave a subspace in which the gradient has no part."""
+"""Present if the optimiser may leave the gradient's subspace."""
 NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
 
@@ -65,8 +65,7 @@ class CUBER(Phases, Reopenable, TRGP):
     """λ: strength that holds weights back within the subspaces of R3; 0 leaves them free, a large value is
     TRGP. Nothing moves if a layer's gradient norm there is below it. The paper gives no value: sweep
     powers of ten around 1. Small batches disagree by chance and end R3 within a few steps; with weak λ
-    those steps can cost old tasks more than they give.
-    """
+    those steps can cost old tasks more than they give."""
 
     def begin_task(self, context: LearnerContext) -> None:
         """Decide on the regime of every old task in every layer."""
@@ -104,7 +103,7 @@ class CUBER(Phases, Reopenable, TRGP):
         return context.memory[RATE]
 
     def drifts(self, context: LearnerContext) -> bool:
-        """Return whether the optimiser may leave a subspace in which the gradient has no part."""
+        """Return whether the optimiser may leave the gradient's subspace."""
         return DRIFTS in context.memory
 
     def end_task(self, context: LearnerContext) -> None:
@@ -125,7 +124,7 @@ class CUBER(Phases, Reopenable, TRGP):
         return reopened if reopened.has_any else None
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return what TRGP tells, and every old task's regime at the start and now, by layer."""
+        """Return TRGP's figures, and old tasks' regimes at the start and now, by layer."""
         figures = super().report(context)
         for name, layer in self.layers(context).items():
             at_start, now = LayerMemory(context, layer).regimes.tolist()
@@ -135,12 +134,12 @@ class CUBER(Phases, Reopenable, TRGP):
         return figures
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
-        """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
+        """Return ``w̃``; the gradient of w goes through Q unless it is projected out."""
         flexible = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
         return self.scaled(context, task, through=flexible if task == context.task else ())
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients outside of what is protected, and that of λ."""
+        """Return gradients outside protected directions, with λ's."""
         flexible = {
             memory.layer.weight_name: memory
             for memory in layer_memories(context)
@@ -167,7 +166,7 @@ class CUBER(Phases, Reopenable, TRGP):
     def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
         """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
         flexible = memory.flexible  # the step may have moved the last one to R2
-        if self.strength == 0.0 or not flexible:  # nothing over nothing is not a number
+        if self.strength == 0.0 or not flexible:  # 0 / 0 is not a number
             return gradient
         region, rate = memory.trust_region(memory.context.task), self.rate(memory.context)
         assert region is not None

@@ -28,7 +28,7 @@ from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
 
 ROWS = SCRATCH + "rows"
-"""Which outputs are the task's own, ``[O]``, where no two tasks share any."""
+"""The task's own outputs, ``[O]``, if tasks share none."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -59,16 +59,14 @@ class GPM(FastSteps, Learner):
     threshold: Share | list[Share] = 0.97
     """ε: protected share of the energy of a layer's inputs; one number, or a list with one per protected
     layer. Higher values forget less and leave less room: 0.97 for CIFAR-100, 0.965 for 5-Datasets, 0.985
-    for MiniImageNet; [0.95, 0.99, 0.99] for permuted MNIST.
-    """
+    for MiniImageNet; [0.95, 0.99, 0.99] for permuted MNIST."""
     threshold_increment: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What ε grows by with every task, up to 1; 0.003 for ten tasks of CIFAR-100. Later tasks add little to a
     basis that explains most of their inputs, unless ε grows."""
     samples: Annotated[int, Field(ge=1)] = 300
     """Number of the task's samples whose inputs are measured. A basis has at most as many directions as
     inputs: with high ε take as many as the layers are wide. Convolutions see many patches per sample, so
-    100 suffice.
-    """
+    100 suffice."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse grouped convolutions and weights of other kinds of layers."""
@@ -103,7 +101,7 @@ class GPM(FastSteps, Learner):
             context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
     def protects(self, context: LearnerContext) -> bool:
-        """Return whether there is anything to protect, which there is not in the first task."""
+        """Return whether there is anything to protect (not in the first task)."""
         return any(memory.protects for memory in layer_memories(context))
 
     def trainable(self, context: LearnerContext) -> Tensors:
@@ -117,7 +115,7 @@ class GPM(FastSteps, Learner):
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
     def end_task(self, context: LearnerContext) -> None:
-        """Protect what the layers' inputs of the task span, unless nothing was trained."""
+        """Protect the task's input directions, if anything was trained."""
         x, _ = draw(context, "representation", self.samples)
         if context.phase and len(x):
             layers, thresholds = self.layers(context), self.thresholds(context)
@@ -135,7 +133,7 @@ class GPM(FastSteps, Learner):
         memory.append(directions[:, :count])
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return how many directions of every layer are protected, and their share of all."""
+        """Return the number of protected directions per layer, and their share."""
         figures = {}
         for name, layer in self.layers(context).items():
             rank = LayerMemory(context, layer).basis.shape[1]

@@ -14,7 +14,7 @@ from fedkd.continual.subspace.projection import Projection, cheaper_projection
 from fedkd.storage import add_prefix, strip_prefix
 
 BASIS = "basis/"
-"""Orthonormal columns ``[n, r]`` of all that is protected, by layer."""
+"""Orthonormal columns ``[n, r]`` of protected directions, by layer."""
 COLUMNS = "columns/"
 """Which columns of a layer's basis are a task's: ``columns/{task}/{layer}``, int32."""
 SCALE = "scale/"
@@ -24,13 +24,13 @@ GRADIENT = "gradient/"
 REGIME = "regime/"
 """Regimes of all old tasks in the last task, by layer, ``[2, task]`` uint8: at its start, and now."""
 SCRATCH = "scratch/"
-"""Names that are forgotten at the end of a task."""
+"""Names that are deleted at the end of a task."""
 INSIDE, OUTSIDE = SCRATCH + "inside/", SCRATCH + "outside/"
 """Columns that gradients are projected with if not `BASIS`: part of it, or a complement's."""
 RELATED = SCRATCH + "related/"
-"""Those columns of a layer's basis that any related task of the present one has, ``[n, R]``."""
+"""Columns of a layer's basis of any related task, ``[n, R]``."""
 PLACES = SCRATCH + "places/"
-"""Where among them each related task's own are, ``{layer}/{old task}``, int64."""
+"""Positions of each related task's columns among them, ``{layer}/{old task}``, int64."""
 FLEXIBLE = SCRATCH + "flexible/"
 """Norm of G_j of flexible old tasks, by layer and task."""
 START = SCRATCH + "start/"
@@ -64,7 +64,7 @@ class TrustRegion(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """What a client's learner remembers of one layer, whose weight as a matrix is w ``[out, n]``."""
+    """A client's memory of one layer with weight matrix w ``[out, n]``."""
 
     context: LearnerContext
     layer: Layer
@@ -76,7 +76,7 @@ class LayerMemory:
 
     @property
     def basis(self) -> Tensor:
-        """B, the orthonormal columns ``[n, r]`` of all that is protected."""
+        """B, the orthonormal columns ``[n, r]`` of protected directions."""
         kept = self.context.memory.get(BASIS + self.layer.name)
         return self.layer.module.weight.new_zeros(self.layer.fan_in, 0) if kept is None else kept
 
@@ -145,7 +145,7 @@ class LayerMemory:
             memory[self._scale_name(self.context.task, old)] = identity
 
     def trust_region(self, task: int) -> TrustRegion | None:
-        """Return what a task scales; None where it is related to no other."""
+        """Return a task's scaled subspaces; None without related tasks."""
         related, memory, name = self.related(task), self.context.memory, self.layer.name
         if not related:
             return None
@@ -162,7 +162,7 @@ class LayerMemory:
         return f"{SCALE}{task}/{self.layer.name}/{old}"
 
     def _together(self, olds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Return the columns of the basis that any of some tasks has, and where each task's are in them."""
+        """Return the joint columns of some tasks, and each task's positions in them."""
         columns = [self._columns(old) for old in olds]
         union = torch.cat(columns).unique()
         places = [torch.searchsorted(union, own) for own in columns]
@@ -243,6 +243,6 @@ def scales_of(context: LearnerContext, task: int) -> Tensors:
 
 
 def forget_scratch(context: LearnerContext) -> None:
-    """Forget what is of use within a task only."""
+    """Delete the names of a single task."""
     for name in add_prefix(SCRATCH, strip_prefix(SCRATCH, context.memory)):
         del context.memory[name]

@@ -27,7 +27,7 @@ def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
 
 
 class Projection(NamedTuple):
-    """A way to leave a subspace: basis ``[n, r]`` of what is left (`onto`), or of the subspace itself."""
+    """A projection: basis ``[n, r]`` of the kept space (`onto`), or of the removed one."""
 
     basis: Tensor
     onto: bool
@@ -38,7 +38,7 @@ class Projection(NamedTuple):
         return self.basis.shape[1]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return what is outside of the subspace, of a gradient ``[out, n]`` or of inputs ``[B, n]``."""
+        """Project a gradient ``[out, n]`` or inputs ``[B, n]`` out of the subspace."""
         return project_onto(rows, self.basis) if self.onto else project_out(rows, self.basis)
 
     def less(self, rows: Tensor, inside: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An old task of CUBER, open once more: within directions of its own, where guidance agrees with it."""
+"""A reopened old task of CUBER: guidance changes its exclusive directions."""
 
 from __future__ import annotations
 

@@ -82,11 +82,11 @@ class TRGP(TaskParameters, GPM):
         return related
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return what GPM trains, and the matrices Q of the present task."""
+        """Return GPM's tensors and the present task's matrices Q."""
         return {**super().trainable(context), **scales_of(context, context.task)}
 
     def end_task(self, context: LearnerContext) -> None:
-        """Choose the task's basis and keep its matrices Q; unless nothing was trained."""
+        """Choose the task's basis and keep its matrices Q, if anything was trained."""
         super().end_task(context)
         for name, scale in scales_of(context, context.task).items():
             scale.requires_grad_(False)
