@@ -129,8 +129,8 @@ def stream_outcome(
     - `learning_area`, `epochs_to_90` and `auc` need accuracies before a task's first epoch and after each
       one. A client that missed an epoch of a task has none of them.
     - `temporal_forgetting` and `spatial_forgetting` are means over learned tasks j < T−1 of all drops on task
-      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`; each
-      may be beyond ±1, since one makes up for the other.
+      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`. Each may
+      be beyond ±1, since they can compensate.
     - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy.
       `rounds_to_90_early` covers tasks that no client began earlier, `rounds_to_90_late` tasks that others
       began earlier and none later. They need an evaluation every round.

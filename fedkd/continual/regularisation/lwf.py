@@ -34,9 +34,9 @@ class LwF(FastSteps, Learner):
 
         penalty = λ Σ_h T² mean_n KL(softmax(z'_h(x_n) / T) ‖ softmax(z_h(x_n) / T))
 
-    z' is the network as it was when the task began, in evaluation mode; h goes through the heads. Where tasks
-    have units of their own, those of each old task are a head. Shared units of the classes met in earlier
-    tasks are one head (see `distil`). The teacher is as large as the network.
+    z' is the network at the start of the task, in evaluation mode; h runs over the heads. If tasks have their
+    own units, each old task is a head. Shared units of earlier classes form one head (see `distil`). The
+    teacher is as large as the network.
 
     If all classes compete, use the form of van de Ven et al. (Three Types of Incremental Learning, 2022):
     ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
@@ -68,8 +68,8 @@ class LwF(FastSteps, Learner):
     """Units of a shared head in the cross entropy of own samples: `all`, or classes `seen` so far, so that
     later classes are not pushed down in advance."""
     mix: Literal["sum", "tasks"] = "sum"
-    """How old and new losses are weighed: `sum`, as in the paper; `tasks` gives every task equal weight, so
-    that old ones count for more the more there are."""
+    """Weights of old and new losses: `sum`, as in the paper, or `tasks`, an equal weight per task, so that
+    old ones count more with each task."""
 
     def begin_task(self, context: LearnerContext) -> None:
         """Store the network as teacher once it has learned a task, and note the classes."""

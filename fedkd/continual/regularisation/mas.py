@@ -36,8 +36,8 @@ class MAS(QuadraticPenalty):
     )
 
     strength: Annotated[float, Field(ge=0)] = 1.0
-    """λ; 1 in the paper. Sweep it over powers of ten. Split MNIST with Adam: 0.1 to 10. Plain SGD needs
-    ``2 · lr · λ · max Ω`` below 2, or training diverges; Ω grows with the logits and with every task."""
+    """λ; 1 in the paper. Sweep it over powers of ten. Split MNIST with Adam: 0.1 to 10. Plain SGD diverges
+    unless ``2 · lr · λ · max Ω`` is below 2; Ω grows with the logits and with every task."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """Samples of the task that Ω is measured on, drawn at random; absent: all. A few hundred are enough, and
     save time with convolutions; networks of linear layers take less than an epoch for all."""

@@ -35,8 +35,8 @@ class SI(StepObserver, FastSteps, Learner):
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """c. Sweep it over powers of ten. Split MNIST with Adam: 1e2 to 1e3 with a head a task, 1e3 to 1e4 with
-    one head. Plain SGD needs ``2 · lr · c · max Ω`` below 2, or training diverges; start at 1 if its steps
-    are long, since they earn a larger Ω too."""
+    one head. Plain SGD diverges unless ``2 · lr · c · max Ω`` is below 2; start at 1 if its steps are
+    long, since they enlarge Ω too."""
     damping: Annotated[float, Field(gt=0)] = 0.1
     """ξ, in squared units of the weights; 0.1 in the paper. It bounds the importance of weights that hardly
     move. Well above all squared changes it only scales Ω, as a smaller c would."""

@@ -44,9 +44,9 @@ class ExperienceReplay(FastSteps, Learner):
     """R: remembered samples in a step; absent: the training batch size, as in the paper. Raise it if early
     tasks are forgotten; a step's cost grows with B + R."""
     mix: Literal["samples", "tasks", "sum"] = "samples"
-    """How old and new losses are weighed. `samples` is the mean over one batch made of both, as in the paper;
-    `tasks` gives every task equal weight, so old ones count for more the more there are (van de Ven et al.,
-    Three Types of Incremental Learning, 2022); `sum` leaves the new loss as it is, and takes larger steps."""
+    """Weights of old and new losses. `samples` is the mean over one joint batch, as in the paper. `tasks`
+    gives every task equal weight, so old ones count more with each task (van de Ven et al., Three Types of
+    Incremental Learning, 2022). `sum` keeps the new loss as it is, and takes larger steps."""
 
     def draw(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return remembered samples for the next step; none if nothing is remembered."""

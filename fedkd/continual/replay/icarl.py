@@ -41,9 +41,9 @@ class ICaRL(OwnLoss, Learner):
                  every class keeps K / (classes so far) of its exemplars, the first ones
         answer:  argmin_y ‖ φ(x) − μ_y ‖,  μ_y the mean of φ over the exemplars of y, with length 1
 
-    Herding aims at the mean μ as it is, which the paper gives length 1. Means are made anew for every
-    evaluation; until a task ends, some of its own samples stand in for exemplars. A unit is old if a class of
-    an earlier task has it and no present sample does. Where a unit has several means, the nearest counts.
+    Herding aims at the mean μ itself, which the paper scales to length 1. Means are computed anew for every
+    evaluation; during a task, some of its own samples replace exemplars. A unit is old if a class of an
+    earlier task has it and no present sample does. Of several means of a unit, the nearest counts.
 
     Uploads are the logits z, and guidance is distilled into them, with Σ_{old y} added.
     """

@@ -32,19 +32,19 @@ NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 class CUBER(Phases, Reopenable, TRGP):
     """TRGP that also changes w in old tasks' subspaces if that should lower their loss.
 
-    With G the mean gradient of a layer at the start of a task, and G_j that of old task j at its own end, the
-    old task is in one of three regimes in that layer:
+    With G a layer's mean gradient at the start of a task, and G_j that of old task j at its end, the old task
+    has one of three regimes in that layer:
 
     - R1, no forgetting, if ``‖G B_j B_jᵀ‖ ≤ ε1 ‖G‖``: S_j, the span of B_j, is projected out.
     - R2, forward transfer, if ``>`` and ``⟨G_j, G⟩ < ε2 ‖G_j‖ ‖G‖``: the same, and Q_j is learned.
-    - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned, S_j is *not* projected out but for what it
-      shares with other tasks' bases, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
+    - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned. S_j is *not* projected out except for
+      directions shared with other tasks' bases, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
 
     At most two tasks a layer are in R2 or R3, those with the largest projections. At every step the batch's
     own gradient takes the place of G, and an R3 task whose correlation fails moves to R2 for good.
 
-    The norm has no gradient at its centre, so the step is implicit: the gradient ``λ d / ‖d‖`` is taken where
-    the step arrives, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``. For SGD this is a
+    The norm has no gradient at its centre, so the step is implicit. The gradient ``λ d / ‖d‖`` is taken at
+    the end of the step, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``. For SGD this is a
     proximal step: nothing moves within S_j as long as ``‖∇ B_j B_jᵀ‖ ≤ λ``. Gradients of stored tasks go
     through their own Q.
     """
@@ -59,8 +59,8 @@ class CUBER(Phases, Reopenable, TRGP):
     step_form: ClassVar[StepForm[Any]] = CoordinateSteps()
 
     correlation: Annotated[float, Field(ge=-1)] = 0.0
-    """ε2: the least cosine between old and new gradients for which old weights may change. 0 asks for
-    agreement at all; higher is more careful; above 1 they never may, as in TRGP."""
+    """ε2: least cosine between old and new gradients at which old weights may change. 0 asks for any
+    agreement; higher values are more careful; above 1 old weights never change, as in TRGP."""
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: strength that holds weights back within the subspaces of R3; 0 leaves them free, a large value is
     TRGP. Nothing moves if a layer's gradient norm there is below it. The paper gives no value: sweep

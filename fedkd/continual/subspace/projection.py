@@ -1,7 +1,7 @@
 """Projections of gradients by two products with a thin basis.
 
-A gradient ``∇`` of a layer's weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
-``∇ − ∇ B Bᵀ`` or, with a basis B' of the complement, by ``∇ B' B'ᵀ``: the thinner basis is taken.
+A gradient ``∇`` of a weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
+``∇ − ∇ B Bᵀ``. With a basis B' of the complement it is ``∇ B' B'ᵀ``; the thinner basis is used.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,9 @@
 """Subspace coordinates: steps in which a weight moves within the subspaces that it is scaled in.
 
-With B ``[n, r]`` the orthonormal columns of all that is protected in a layer, plain gradient steps change
-``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So the weight keeps, within the span of
-B, its values of the epoch's start, and its coordinates K = ``w B`` stand beside it:
-``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are taken once an epoch.
+With B ``[n, r]`` the orthonormal columns of a layer's protected directions, plain gradient steps change
+``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So within the span of B the weight keeps
+its values of the epoch's start. Its coordinates K = ``w B`` are stored beside it:
+``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are computed once an epoch.
 In float64, weights agree with the plain code within 1e-10.
 """
 
