@@ -139,7 +139,7 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
     if (kappa := plan.scenario.fusion.logit_adjustment) != 0:
         told = '"auto"' if kappa == "auto" else f"{kappa:g}"
         notes.append(
-            f"Accuracies include a logit adjustment to each client's classes (`logit_adjustment = {told}`),"
+            f"Accuracies include a logit adjustment to each client's classes (`logit_adjustment = {told}`);"
             " the exported networks do not."
         )
     if plan.learner is not None and plan.learner.overrides("predict"):
@@ -156,5 +156,5 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
     if plan.capabilities.brings_model:
         notes.append("The server averages weights: all clients of this round are the same network.")
         if plan.scenario.end_with == "training":
-            notes.append("The accuracies include a last private training, the average does not.")
+            notes.append("The accuracies include a last private training; the average does not.")
     return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []
