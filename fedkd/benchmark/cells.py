@@ -14,7 +14,7 @@ from fedkd.plan import OverrideLayers, find_plug_ins, parse_scenario, parse_with
 from fedkd.scenario import RESULT_NEUTRAL_KEYS, Scenario, dotted_key, evaluation_protocols, scenario_digest
 
 FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
-"""Beginning of a text that a spreadsheet takes for a formula; a number is none."""
+"""Beginning of a text that a spreadsheet reads as a formula, except numbers."""
 MOST_CELLS = 100_000  # all are resolved, and stand in one table, before the first runs
 # Columns of the results, whose names no axis may have.
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
@@ -207,7 +207,7 @@ def name_cell_in_error(error: UserError, label: str, file: str) -> UserError:
 
 
 def data_key(scenario: Scenario) -> str:
-    """Return a text of everything but the seed that decides a cell's data; many cells in a row share it."""
+    """Return a text of all that decides a cell's data besides the seed; many cells in a row share it."""
     shared = scenario.data.model_dump_json() + scenario.heterogeneity.model_dump_json()
     if (continual := scenario.continual) is None:
         return shared
@@ -230,7 +230,7 @@ def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
 
 
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the axes along which cells are compared, which cells of a block of the table vary.
+    """Return the axes along which cells are compared, those within a block of the table.
 
     These are the axes of the baseline, else the strategy, the learner, the first axis of names, or the last.
     """
@@ -243,7 +243,7 @@ def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[
 
 
 def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the metrics of the table: those of the bench file, else the usual ones of its kind of cells."""
+    """Return the metrics of the table: those of the bench file, else the default ones of its cells."""
     if bench.spec.metrics is not None:
         return tuple(bench.spec.metrics)
     streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]

@@ -42,7 +42,7 @@ class CellPace:
 
 
 def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> tuple[float, str]:
-    """Return the seconds that the cells to run take in turn, and the basis: finished cells, or one round."""
+    """Return the total seconds of the cells to run, and the basis: finished cells, or one round."""
     summaries = {cell: read_summary(folder / cell.folder_name) for cell in cells}
     waiting = [cell for cell, summary in summaries.items() if summary is None]
     if not waiting:
@@ -70,7 +70,7 @@ def _clients_per_round(scenario: Scenario) -> int:
 
 
 class _FirstRounds(RunObserver):
-    """Stops a run after a number of rounds, and keeps how long the last of them took."""
+    """Stops a run after a number of rounds, and records the time of the last one."""
 
     def __init__(self, number: int) -> None:
         self.seconds: float | None = None

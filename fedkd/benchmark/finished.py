@@ -1,6 +1,6 @@
-"""Run folders of cells that are done, and damage to their files.
+"""Run folders of finished cells, and damage to their files.
 
-``runs/CELL/digests.json`` has the SHA-256 of every file there that tables and figures are made of.
+``runs/CELL/digests.json`` has the SHA-256 of every file that tables and figures use.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Return what is damaged of a cell that was done; None: nothing, or it never was."""
+    """Return the damage to a finished cell; None: no damage, or not finished."""
     return _examined(folder)[1]
 
 
@@ -74,7 +74,7 @@ def _changed(folder: Path) -> str | None:
 
 
 def _broken_rows(folder: Path) -> str | None:
-    """Return which tidy file of a run is not rows, the last one whole; None: all are."""
+    """Return a tidy file of a run with broken rows, the last row included; None: all are whole."""
     for name, read in ((METRICS_FILE, read_metrics), (TIMINGS_FILE, read_timings)):
         try:
             whole = all(isinstance(row, dict) for row in read(folder))

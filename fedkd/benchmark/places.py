@@ -1,6 +1,6 @@
 """Checks that every node of a cluster sees the same data, plug-ins and run folders.
 
-A cell runs as a whole on one node: it reads data and plug-ins there, and writes its run folder there.
+A cell runs on one node: it reads data and plug-ins there, and writes its run folder there.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class NodeReport:
 
 
 def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
-    """Return what a cell finds on this machine; `MARK` has to be visible in a folder of run folders."""
+    """Return a cell's data or trouble on this machine; `MARK` must be visible among the run folders."""
     if folder is not None and not (Path(folder) / MARK).is_file():
         return NodeReport(f"does not see {folder}; put the bench on a disk that all nodes share")
     try:
@@ -100,7 +100,7 @@ def _ask(
 def await_all(
     references: Sequence[Any], engine: Engine, cluster: RayCluster, late: Callable[[int], str], lost: str
 ) -> list[Any]:
-    """Return the results of Ray tasks; `late` and `lost` word that some stay out, or that one failed.
+    """Return the results of Ray tasks; `late` and `lost` word missing nodes and failures.
 
     Each has `engine.start_timeout` seconds since the last one came.
     """

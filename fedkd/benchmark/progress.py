@@ -60,7 +60,7 @@ class BenchProgress:
         """Show a line."""
 
     def closed(self) -> None:
-        """Give back the terminal."""
+        """Release the terminal."""
 
     def left(self) -> float | None:
         """Return the seconds left, estimated from the cells that finished since the bench was started."""
@@ -74,7 +74,7 @@ class BenchProgress:
         return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))
 
     def counts(self, *, left: bool = False) -> str:
-        """Word how far it is: ``12/27 done, 1 failed, 2 running``."""
+        """Word the progress: ``12/27 done, 1 failed, 2 running``."""
         words = [f"{self.already_done + self.done}/{self.total} done"]
         if self.failed:
             words.append(f"{self.failed} failed")
@@ -146,7 +146,7 @@ class LiveProgress(BenchProgress):
 
 
 def finished_line(cell: Cell, outcome: CellOutcome) -> str:
-    """Return the line that says how a cell ended."""
+    """Return the line about a finished cell."""
     ending = f": {outcome.error}" if outcome.error else f"  {format_duration(outcome.seconds)}"
     return f"{outcome.status:<6}  {cell.label}{ending}" + (f"  {outcome.told}" if outcome.told else "")
 
@@ -154,7 +154,7 @@ def finished_line(cell: Cell, outcome: CellOutcome) -> str:
 def make_bench_progress(
     cells: Sequence[Cell], already_done: int, compared: Sequence[str] = (), *, quiet: bool, unknown: int = 0
 ) -> BenchProgress:
-    """Return the display that suits where the output goes."""
+    """Return the display that suits the output."""
     counted = (cells, already_done, compared, unknown)
     if quiet:
         return BenchProgress(*counted)

@@ -45,7 +45,7 @@ class FinishedCell:
 
     @property
     def done(self) -> bool:
-        """Whether it has a result."""
+        """True if it has a result."""
         return self.summary is not None
 
     @property
@@ -218,7 +218,7 @@ def final_values(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
-    """Return a cell that is done, as tables and figures take it."""
+    """Return a finished cell for tables and figures."""
     assert cell.summary is not None
     of_all, of_tasks = _means(cell)
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -254,7 +254,7 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
     if scenario.continual is None:
         return {}
     schedule = build_schedule(scenario)
-    if not schedule.in_step:  # no round is the end of the same task for all
+    if not schedule.in_step:  # without in_step, no round ends the same task for all
         return {}
     lessons, curves = TaskHistory.of(schedule.course(0)), {}
     for name in map(accuracy_name, evaluation_protocols(scenario)):

@@ -189,7 +189,7 @@ def study_of(
 
 
 def partial_study(folder: Path) -> Study | None:
-    """Return the study of a bench folder's finished cells; None: the study that is there has them all."""
+    """Return the study of a bench folder's finished cells; None: the present study has them all."""
 
     def written(path: Path) -> int:
         try:
@@ -224,7 +224,7 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
-    """Yield the lines of ``--dry-run``; at the end, a cell that cannot run is a `UserError`."""
+    """Yield the lines of ``--dry-run``, then raise a `UserError` if a cell cannot run."""
     for axis in plan.axes:
         yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
     yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"

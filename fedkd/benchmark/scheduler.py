@@ -1,4 +1,4 @@
-"""Runs the cells of a bench, or the trials of a search: in this process, or side by side on Ray."""
+"""Runs the cells of a bench or the trials of a search, in this process or on Ray."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ GO_ON = "cells that are done stay so; go on with the same command"
 Jobs = Mapping[Cell, tuple[str, str]]
 """Cell to its scenario as JSON and its run folder: the arguments of `run_cell`."""
 Work = Callable[[str, str, float | None], CellOutcome]
-"""Runs a job, called with its GPUs as well: `run_cell`, or the like; workers receive it."""
+"""Runs a job, called with its GPUs as well: `run_cell` or similar; workers receive it."""
 
 
 class CellCheck:
@@ -156,17 +156,14 @@ class RayRunner:
         self._running: dict[Any, Cell] = {}
 
     def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, CellOutcome]:
-        """Run jobs and return the outcomes of those that ran.
-
-        After a signal, running jobs save their state and no other starts; a second signal stops at once.
-        """
+        """Run jobs; after a signal running ones save their state, after a second one they stop."""
         import ray
 
         watch = self._cluster.watch
         slots = count_actors(self._engine, self._cluster, len(jobs))
         gpus = gpu_share(self._engine, self._cluster, len(jobs))
         check_all_nodes(list(jobs.values()), self._engine, self._cluster, gpus)
-        # A job that dies is recorded, not repeated behind the user's back.
+        # Failed jobs are recorded, not silently repeated.
         options = {"num_cpus": self._engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
         task: Any = ray.remote(_do).options(**options)
         waiting = iter(jobs.items())
@@ -199,7 +196,7 @@ class RayRunner:
         return outcomes
 
     def _wait_for_a_worker(self, options: Mapping[str, Any]) -> None:
-        """Return when a process for cells is up; a cell that waits for one looks like one that runs."""
+        """Wait until a process for cells is up; waiting cells look like running ones."""
         import ray
 
         nothing: Any = ray.remote(_nothing).options(**options)
@@ -241,7 +238,7 @@ class RayRunner:
 
         self._progress.message("stopping after the round of each running cell; Ctrl-C again stops at once")
         for reference in self._running:
-            # Not forced, it interrupts the worker's main thread, where the runner saves and stops.
+            # Not forced: it interrupts the worker's main thread, and the runner saves and stops.
             ray.cancel(reference, force=False)
 
 

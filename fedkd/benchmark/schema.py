@@ -53,16 +53,16 @@ class ExperimentFile(Section):
     name: str = Field("bench", pattern=NAME_PATTERN)
     """Name of the bench, or of the search; letters, digits, `.`, `_` and `-`."""
     base: str | None = None
-    """The scenario file that every cell or trial starts from, relative to this file, or a shipped one's name;
-    or `[scenario]` instead. Other relative paths and plug-ins are looked for beside it."""
+    """The scenario file of every cell or trial, relative to this file, or a shipped one's name; or
+    `[scenario]` instead. Other relative paths and plug-ins are searched beside it."""
     scenario: dict[str, Any] | None = None
     """The base scenario itself, as a scenario file has it."""
     seeds: Seeds | None = None
     """Every cell or trial runs once with each of these seeds; a number n means 1, 2, …, n."""
     parallel: bool = True
-    """Whether cells or trials run side by side on Ray, whatever the engine of the base, each on
-    `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this process,
-    for debugging. Never changes a result."""
+    """True: cells or trials run side by side on Ray, whatever the base's engine, each on
+    `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor` GPUs. False: one after the other in this
+    process, for debugging. Never changes a result."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Scenario keys that differ from the base in every cell or trial."""
 
@@ -70,13 +70,13 @@ class ExperimentFile(Section):
 class BenchFile(ExperimentFile):
     """The cells of a bench and their comparison.
 
-    Wherever a table of scenario keys stands (`set`, `grid`, a variant, `baseline`), `"a.b" = 1`, `a.b = 1`
-    and `a = { b = 1 }` mean the same: this one key, and its neighbours stay as they are. A key that ends in
-    `!` replaces the whole table: `"fusion!" = { strategy = "fedmd" }`.
+    In every table of scenario keys (`set`, `grid`, a variant, `baseline`), `"a.b" = 1`, `a.b = 1` and
+    `a = { b = 1 }` mean the same: this one key; its neighbours keep their values. A key that ends in `!`
+    replaces the whole table: `"fusion!" = { strategy = "fedmd" }`.
 
-    Hyper-parameters belong to their strategy, or learner: a cell with another than the base's starts without
-    those of the base. Those that this file sets stay, and a cell whose strategy does not know one is refused.
-    A key that nothing reads in a cell is left out where an axis makes it moot, and refused otherwise.
+    Hyper-parameters belong to their strategy or learner: a cell with another one than the base drops the
+    base's. Those of this file stay, and a strategy that does not know one refuses the cell. An unused key is
+    left out if an axis makes it moot, and refused otherwise.
     """
 
     seeds: Seeds = 3
@@ -176,7 +176,7 @@ def apply_overrides(
 
 @contextmanager
 def file_errors(file: str, model: type[ExperimentFile]) -> Iterator[None]:
-    """Have errors of the block name the file and the key."""
+    """Add the file and the key to errors of the block."""
     try:
         yield
     except ValidationError as error:
@@ -195,7 +195,7 @@ def file_errors(file: str, model: type[ExperimentFile]) -> Iterator[None]:
 
 
 def dump_bench(bench: Bench) -> str:
-    """Return a bench as one TOML file, with its base scenario in it and what ``--set`` has changed."""
+    """Return a bench as one TOML file, with its base scenario and the changes of ``--set``."""
     told = bench.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     told.pop("base", None)
     fixed = {"set": told.get("set", {}) | bench.fixed} if bench.fixed else {}
@@ -211,7 +211,7 @@ def dump_file(kind: str, tables: Mapping[str, Any]) -> str:
 
 
 def check_base_and_seeds(spec: ExperimentFile) -> None:
-    """Check that there is one base scenario, and no seed twice."""
+    """Check for one base scenario and distinct seeds."""
     if (spec.base is None) == (spec.scenario is None):
         given = "both are given" if spec.base else "neither is given"
         raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
@@ -223,7 +223,7 @@ def _check_metrics(metrics: list[str]) -> None:
     known = (*COMPARED_METRICS, *OF_MODELS, *CONTINUAL_METRICS)
     for name in metrics:
         check_metric_name(name, "metrics")
-        # Strategies may record what is not known here, but not under nearly the same name.
+        # Strategies may record unknown metrics, but not under nearly a known name.
         near = get_close_matches(name, known, n=1, cutoff=0.85)
         if near and near[0] != name and name not in known:
             raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")

@@ -1,4 +1,4 @@
-"""One cell, run on the inline engine wherever there is room for it."""
+"""One cell, run on the inline engine on any free worker."""
 
 import time
 import traceback
@@ -21,7 +21,7 @@ Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """How a cell ended."""
+    """The outcome of a cell."""
 
     status: Status  # an interrupted cell can be resumed; a trial behind the others is pruned
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""What a learner may see and do on one client."""
+"""A learner's view of one client."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ Samples = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class LearnerContext:
-    """One client's network, and what its learner remembers about it.
+    """One client's network and its learner's memory.
 
     Args:
         network: On its device, superfluous outputs included.
@@ -69,7 +69,7 @@ class LearnerContext:
         self._client = client
         self._common_tasks = common_tasks
         self._unit_of_label = nn.utils.rnn.pad_sequence(list(self.units), batch_first=True)
-        # What is added to the outputs to leave a task its own: 0 there, −inf elsewhere, [T, O].
+        # Added to the outputs to select a task: 0 for its own units, −inf elsewhere, [T, O].
         self._closed = torch.full((len(self.units), outputs), -torch.inf, device=self.device)
         for task, own in enumerate(self.units):
             self._closed[task, own] = 0.0
@@ -81,7 +81,7 @@ class LearnerContext:
 
     @property
     def tables(self) -> list[Tensor]:
-        """What the context itself reads in a step: units of tasks, and what follows from them."""
+        """Tensors that the context reads in a step: units of tasks and derived masks."""
         return [*self.units, self._unit_of_label, self._closed]
 
     def samples(self, task: int | None = None) -> tuple[Tensor, Tensor]:
@@ -122,11 +122,8 @@ class LearnerContext:
     ) -> Tensor:
         """Return the cross entropy of samples of several tasks, each among its own task's units.
 
-        Args:
-            outputs: All outputs, ``[B, O]`` or more columns.
-            labels: ``[B]`` int64, positions among the units of each sample's task.
-            tasks: ``[B]`` int64.
-            reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        `outputs` are ``[B, O]`` or wider, `labels` ``[B]`` int64 positions among the units of each sample's
+        task, `tasks` ``[B]`` int64. `reduction` is ``"mean"``, ``"sum"`` or ``"none"``.
         """
         target = self.unit_of(labels, tasks)
         return F.cross_entropy(self._allowed(outputs, tasks), target, reduction=reduction)
@@ -161,5 +158,5 @@ class LearnerContext:
             yield
 
     def stored_bytes(self) -> int:
-        """Return the bytes of all that is remembered."""
+        """Return the bytes of the memory."""
         return sum(values.numel() * values.element_size() for values in self.memory.values())

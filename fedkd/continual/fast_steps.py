@@ -1,4 +1,4 @@
-"""Optional hooks that make a learner's training steps faster: recorded steps, and another form of a step."""
+"""Optional hooks for faster training steps: recorded steps, and other forms of a step."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -34,9 +34,9 @@ class FastSteps:
     """Mixin of learners whose training steps may be recorded and replayed, or have a faster form."""
 
     recordable: ClassVar[bool] = False
-    """Whether a step depends only on the weights, the memory, samples drawn ahead (`draw`), the task and the
-    phase, and changes in place only the trained tensors and the memory. It may branch on values, and write
-    to the memory for another branch, before the first change. Each derived class declares it anew."""
+    """True if a step depends only on the weights, the memory, samples drawn ahead (`draw`), the task and the
+    phase. It may change in place only trained tensors and the memory. It may branch on values, and write
+    to the memory for another branch, before its first change. Each derived class declares it anew."""
     step_form: ClassVar[StepForm[Any]] = PLAIN
     """Form in which steps are computed."""
 

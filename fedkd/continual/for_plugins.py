@@ -1,3 +1,3 @@
-"""Parts of other rooms that a learner of your own uses."""
+"""Parts of other packages that custom learners use."""
 
 from fedkd.plugins import hyperparameters as hyperparameters

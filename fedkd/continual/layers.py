@@ -1,4 +1,4 @@
-"""A network's layers as a learner sees them: weights that multiply inputs, and everything else."""
+"""A network's layers for learners: weights of inputs, and all other parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

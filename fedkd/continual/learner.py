@@ -35,7 +35,7 @@ class LearnerTraits:
     task_statistics: bool = False
     """Each task has its own running statistics in normalisation layers."""
     needs_boundaries: bool | None = None
-    """The learner must be told when a task begins and ends; None: its hooks decide."""
+    """The learner needs the start and end of each task; None: its hooks decide."""
     closed: str | None = None
     """Reason why no old task is reopened, as a predicate of the learner; None: its hooks decide."""
     withholds_masks: str | None = "has no masks over weights that all clients begin with"
@@ -43,7 +43,7 @@ class LearnerTraits:
 
 
 class Batch(NamedTuple):
-    """Samples of local training: the tasks they come from, and samples of the buffer that join each batch."""
+    """Samples of local training: their tasks, and buffer samples that join each batch."""
 
     tasks: Sequence[int]
     replayed: Episode | None = None
@@ -75,7 +75,7 @@ class Step:
 class Learner:
     """Base of every learner: a frozen dataclass whose fields are its hyper-parameters.
 
-    Local training and distillation both call the hooks, so a guarantee holds for either loss. The task is
+    Local training and distillation call the same hooks, so a guarantee holds for both losses. The task is
     always an argument. State lies in a `LearnerState` record over ``context.memory``. Further hooks are
     mixins: `TaskParameters`, `Phases`, `StepObserver`, `OwnLoss`, `TaskInference`, `StateExchange`
     (`fedkd.continual.mixins`), `Reopenable` (`fedkd.continual.reopened`) and `FastSteps`
@@ -125,7 +125,7 @@ class Learner:
         return self.traits
 
     def check(self, network: nn.Module) -> None:
-        """Raise `UserError` for a network that the method does not fit."""
+        """Raise `UserError` for an unsuitable network."""
 
     def prepare(self, context: LearnerContext) -> None:
         """Change the network once, before any training or evaluation."""
@@ -160,16 +160,16 @@ class Learner:
         return self.project(context, changes)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Draw conclusions after the last training and distillation of ``context.task``."""
+        """Finish after the last training and distillation of ``context.task``."""
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return figures of the last task for the metrics, by name."""
         return {}
 
     def predict(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
-        """Return the outputs ``[B, O]`` of an evaluation: the largest, among the units asked for, wins.
+        """Return the outputs ``[B, O]`` of an evaluation; the largest of the permitted units wins.
 
         Uploads and distillation use the model's own outputs. The model is in evaluation mode, of the samples'
-        task if it is given, else of the last task.
+        task if given, else of the last.
         """
         return model.outputs(x)

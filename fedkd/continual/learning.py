@@ -49,9 +49,6 @@ class TaskLearning:
 
     It applies effective parameters, penalties, filters of gradients and updates, phases, and statistics
     of normalisation layers by task.
-
-    Args:
-        fast: Whether steps take the learner's fast form, if it has one.
     """
 
     def __init__(self, learner: Learner, context: LearnerContext, *, fast: bool = True) -> None:
@@ -61,14 +58,12 @@ class TaskLearning:
         self._form = step_form(learner, fast=fast)
         self.context = context
         self.ended = -1
-        """The last task that has been ended."""
+        """The last ended task."""
         self.peak_bytes = 0
         """The most the learner has remembered at once."""
         self._keeps_statistics = learner.traits.task_statistics and bool(statistics_names(network))
         self._kernels = {name: p for name, p in network.named_parameters() if p.dim() == 4}
         learner.prepare(context)
-
-    # Tasks --------------------------------------------------------------------------------------------
 
     @property
     def task(self) -> int:
@@ -76,7 +71,7 @@ class TaskLearning:
         return self.context.task
 
     def enter(self, task: int) -> None:
-        """Begin a task, unless it is under way; those in between are begun and ended on the way."""
+        """Begin a task, unless it is under way; tasks in between begin and end on the way."""
         while self.context.task < task:
             if self.context.task > self.ended:
                 self.end()
@@ -105,7 +100,7 @@ class TaskLearning:
         self.peak_bytes = max(self.peak_bytes, self.context.stored_bytes())
 
     def knows(self, task: int) -> bool:
-        """Return whether a task has been met: one that has not can not be inferred."""
+        """Return whether a task has been met; only such tasks can be inferred."""
         return task <= self.context.task
 
     def model(self, task: int | None = None) -> TaskModel:
@@ -116,7 +111,7 @@ class TaskLearning:
         return TaskModel(self.context.network, None if every else units, self._substitutes(chosen))
 
     def substitutes(self) -> dict[str, Tensor]:
-        """Return what stands in for the network's own tensors in the present task, by name."""
+        """Return tensors that replace the network's own in the present task, by name."""
         return self._substitutes(max(self.context.task, 0))
 
     def _substitutes(self, task: int) -> dict[str, Tensor]:
@@ -136,8 +131,6 @@ class TaskLearning:
             return {**tensors, **recall_statistics(self.context, task)}
         return tensors
 
-    # Between client and server ------------------------------------------------------------------------
-
     def export_state(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the learner's arrays for a strategy made for it; empty without `StateExchange`."""
         if not isinstance(self.learner, StateExchange):
@@ -154,16 +147,12 @@ class TaskLearning:
             self.learner.import_state(self.context, tensors)
             self._track_peak()
 
-    # Predictions --------------------------------------------------------------------------------------
-
     def predict_without_task(self, model: TaskModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return outputs and inferred tasks as `TaskInference`; other learners infer none."""
         if isinstance(self.learner, TaskInference):
             return self.learner.predict_without_task(self.context, model, x)
         with torch.no_grad():
             return self.learner.predict(self.context, model, x), None
-
-    # Training -----------------------------------------------------------------------------------------
 
     def fit(
         self,
@@ -176,8 +165,8 @@ class TaskLearning:
         """Train for some of the present task's epochs: one job for each phase that they belong to.
 
         Args:
-            job: The job without a learner, on the client's samples, labels and, where the learner
-                `changes_training`, their tasks. Each phase has a seed of its own.
+            job: The job without a learner, on the client's samples, labels and, if the learner
+                `changes_training`, their tasks. Each phase has its own seed.
             first_epoch: Place of the job's first epoch in the task, 0-based.
             task_epochs: Epochs of the whole task.
         """
@@ -263,10 +252,8 @@ class TaskLearning:
         self._track_peak()
         return result
 
-    # State --------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything besides the network that `restore` needs to continue exactly here."""
+        """Return the state besides the network, for an exact `restore`."""
         # Copies: what is remembered may be changed in place while the state is still being written.
         memory = self.context.memory.items()
         arrays = add_prefix(

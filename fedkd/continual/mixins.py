@@ -57,7 +57,7 @@ class OwnLoss(ABC):
 
 
 class TaskInference(ABC):
-    """Mixin of learners that predict in their own way if the task of a sample is not given."""
+    """Mixin of learners with their own predictions for samples without a task."""
 
     @property
     def extra_outputs(self) -> int:

@@ -1,4 +1,4 @@
-"""Learners by name, and their hyper-parameters checked in the scenario's own words."""
+"""Learners by name, with checked hyper-parameters."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fedkd.training import OptimizerSpec
 
 
 class Reopened:
-    """An old task of a learner that closes none: its usual penalty and filter apply."""
+    """An old task of a learner without closed tasks: its usual penalty and projection apply."""
 
     def __init__(self, learner: Learner, context: LearnerContext, task: int) -> None:
         self.learner, self.context, self.task = learner, context, task
@@ -35,11 +35,11 @@ class Reopened:
         return spec
 
     def penalty(self, step: Step) -> Tensor | None:
-        """Return what is added to the loss, a scalar; None: nothing."""
+        """Return a scalar that is added to the loss, or None."""
         return self.learner.penalty(self.context, step)
 
     def project(self, gradients: Tensors) -> Tensors:
-        """Return what becomes of gradients, same names and shapes."""
+        """Return projected gradients, same names and shapes."""
         return self.learner.project(self.context, gradients)
 
     def project_update(self, changes: Tensors) -> Tensors:
@@ -51,7 +51,7 @@ class Reopened:
 
 
 class Reopenable(ABC):
-    """Mixin of learners that say themselves which part of an old task guidance may change."""
+    """Mixin of learners that decide which part of an old task guidance may change."""
 
     @abstractmethod
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
@@ -135,7 +135,7 @@ class ReopenedRules(ProjectedSteps):
             self._project_changes(self._reopened.project_update)
 
     def after_epoch(self) -> None:
-        """Nothing is due."""
+        """Do nothing."""
 
     def before_evaluation(self) -> None:
         self._model.substitute(self._substitutes())

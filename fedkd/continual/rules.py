@@ -1,4 +1,4 @@
-"""A learner's word in every training step, as the training loop asks for it."""
+"""A learner's hooks in every training step."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -26,8 +26,8 @@ class LearnerRules(ProjectedSteps):
         substitutes: From a task to these parameters.
         optimizer: Of the phase; some leave the space that gradients were projected to.
         steps: Optimiser steps of an epoch, each of `accumulate` batches, the last perhaps of fewer.
-        labelled: Whether the batches are the client's own samples, labels second and, where the learner
-            `changes_training`, their tasks third; else guidance.
+        labelled: True for the client's own samples, with labels second and, if the learner
+            `changes_training`, tasks third; False for guidance.
         form: How steps are computed; `substitutes` go by it in a step.
     """
 
@@ -125,7 +125,7 @@ class LearnerRules(ProjectedSteps):
                 self._learner.after_step(self._context, self._before, self._gradients())
 
     def after_epoch(self) -> None:
-        # Also if nobody looks on, which must not make a difference.
+        # Also without observers, which must make no difference.
         if self._context.step_cache is not None:
             self._form.end(self._learner, self._context)
         self._context.step_cache, self._context.position, self._context.drawn = None, None, None

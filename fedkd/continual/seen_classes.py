@@ -1,4 +1,4 @@
-"""Which output units are those of classes that a client has met, whether tasks share units or not."""
+"""Output units of the classes that a client has met, for shared and separate units."""
 
 import torch
 from torch import Tensor

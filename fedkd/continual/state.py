@@ -48,7 +48,7 @@ class TensorTable(MutableMapping[Key, Tensor]):
         return len(self.part())
 
     def part(self, *key: str | int) -> dict[str, Tensor]:
-        """Return the tensors whose keys begin with some parts, by the rest of their keys."""
+        """Return the tensors below a key prefix, by the rest of their keys."""
         return strip_prefix(self.name_of(key) + "/", self._memory)
 
     def in_memory(self, *key: str | int) -> dict[str, Tensor]:
@@ -56,11 +56,11 @@ class TensorTable(MutableMapping[Key, Tensor]):
         return add_prefix(self.name_of(key) + "/", self.part(*key))
 
     def put(self, tensors: Mapping[str, Tensor], *key: str | int) -> None:
-        """Keep tensors whose keys begin with some parts, by the rest of their keys."""
+        """Store tensors below a key prefix, by the rest of their keys."""
         self._memory.update(add_prefix(self.name_of(key) + "/", tensors))
 
     def drop(self, *key: str | int) -> None:
-        """Forget the tensors whose keys begin with some parts."""
+        """Delete the tensors below a key prefix."""
         for name in self.in_memory(*key):
             del self._memory[name]
 

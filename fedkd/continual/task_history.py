@@ -1,4 +1,4 @@
-"""What a client learns over a run: its tasks, each once, and who was early or late to meet them."""
+"""A client's course over a run: its tasks, and which it met early or late."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Course = Sequence[tuple[int | None, int, int]]
-"""What a client does: tasks, each with the first and the last round that it spends on it."""
+"""A client's tasks, each with its first and last round."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TaskHistory:
 
     @staticmethod
     def of(course: Course) -> TaskHistory:
-        """Return what a client learns with such a course."""
+        """Return the history of a course."""
         met: dict[int, tuple[int, int]] = {}
         for task, first, last in course:
             if task is not None:

@@ -1,4 +1,4 @@
-"""A network as it is for one task: with that task's effective parameters, read through its output units."""
+"""A network for one task: its effective parameters, read through its output units."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -69,7 +69,7 @@ class TaskModel(nn.Module):
 
 
 class _Features(nn.Module):
-    """Makes the features of a network what a call of the module returns."""
+    """Returns a network's features when called."""
 
     recordable: ClassVar[bool] = True
 

@@ -28,7 +28,7 @@ def changes_training(learner: AnyLearner) -> bool:
 
 
 def needs_boundaries(learner: AnyLearner) -> bool:
-    """Return whether the learner must be told when a task begins and ends."""
+    """Return whether the learner needs the start and end of each task."""
     traits = traits_of(learner)
     if traits.needs_boundaries is not None:
         return traits.needs_boundaries
@@ -37,7 +37,7 @@ def needs_boundaries(learner: AnyLearner) -> bool:
 
 
 def tells_tasks_apart(learner: AnyLearner) -> bool:
-    """Return whether the network computes other outputs for each task."""
+    """Return whether the network has different outputs per task."""
     return traits_of(learner).task_statistics or has(learner, TaskParameters)
 
 

@@ -64,12 +64,12 @@ class FederatedData:
     test_x: np.ndarray  # [K, *input_shape] the common test set
     test_y: np.ndarray
     transfer_y: np.ndarray | None = None
-    """[M] int64 labels of a held-out transfer set, for servers, and for clients to pretrain; else None."""
+    """[M] int64 labels of a held-out transfer set, for servers and for pretraining clients; else None."""
     foreign_y: np.ndarray | None = None
     """[M] int64 labels of a transfer set from another data set, in its classes; else None."""
     skew: tuple[Skew, ...] = ()  # drawn skew of every client; empty if clients differ only in their labels
     statistics: Statistics | None = None  # normalisation for samples that come later; None: unknown
-    owners: tuple[str, ...] = ()  # name of each client's owner; empty where the data name none
+    owners: tuple[str, ...] = ()  # name of each client's owner; empty if the data name none
 
     @property
     def classes(self) -> int:
@@ -92,7 +92,7 @@ class FederatedData:
         return len(self.train_bounds)
 
     def client(self, n: int) -> ClientData:
-        """Return what client `n` sees."""
+        """Return the data of client `n`."""
         train, test = slice(*self.train_bounds[n]), slice(*self.test_bounds[n])
         return ClientData(
             train_x=self.x[train],

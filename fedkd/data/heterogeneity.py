@@ -58,7 +58,7 @@ def skew_images(images: np.ndarray, skew: Skew) -> np.ndarray:
         out /= 255.0
     if skew.angle:
         out = rotate(out, skew.angle)
-    if skew.colour:  # a brightness, where there is one channel
+    if skew.colour:  # a brightness, if there is one channel
         out = out * np.array(skew.colour, dtype=np.float32)[:, None, None]
     return out
 
@@ -69,7 +69,7 @@ def rotate(images: np.ndarray, degrees: float) -> np.ndarray:
     down = np.arange(height)[:, None] - (height - 1) / 2
     right = np.arange(width)[None, :] - (width - 1) / 2
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    # Where each pixel of the result lies in the original, with a border of one black pixel around it.
+    # Position of each result pixel in the original, with a border of one black pixel around it.
     row = np.clip(right * sin + down * cos + (height - 1) / 2 + 1, 0, height + 1)
     column = np.clip(right * cos - down * sin + (width - 1) / 2 + 1, 0, width + 1)
     top, left = np.minimum(row.astype(np.int64), height), np.minimum(column.astype(np.int64), width)

@@ -24,7 +24,7 @@ def machine_memory() -> int:
 
 
 def memory_budget() -> int:
-    """Return the bytes that one file's contents, or one data set, may take."""
+    """Return the bytes that one file's contents or one data set may take."""
     return int(SHARE * machine_memory())
 
 

@@ -51,6 +51,6 @@ def load_dataset(
 
         return call(source, request)
     except UserError as error:
-        # Sources speak of the keys of `[data]`, whichever table asked for them.
+        # Sources name keys of `[data]`, for every table.
         told = (error.key or key).replace("data.args", args_key).replace("data.dataset", key)
         raise UserError(error.message, key=told, file=error.file) from error

@@ -1,4 +1,4 @@
-"""What a data source is asked for, and where it may look."""
+"""The request for a data set, and the folders to search."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ ProgressCallback = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """Report progress to nobody."""
+    """Ignore progress."""
 
 
 def user_cache_folder() -> Path:
@@ -44,7 +44,7 @@ class SourceRequest:
     args: Mapping[str, Any] = field(default_factory=dict)  # the scenario's `data.args`
     search: tuple[Path, ...] = ()  # the scenario's folders (`plugin_path`), for relative paths and plug-ins
     progress: ProgressCallback = silent  # called with one line at a time during downloads and decoding
-    integers: bool = False  # whether integer samples, such as token ids, stay integers (int64)
+    integers: bool = False  # True if integer samples, such as token ids, stay integers (int64)
     clients: int = 10  # number of clients N, for sources with samples for each
 
     @property

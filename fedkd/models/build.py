@@ -49,7 +49,7 @@ class ModelFactory:
                 # One forward pass finds a wrong shape before round 1, and sets the shapes of lazy layers.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
-            # An attribute of the object may raise.
+            # An object's attributes may raise.
             with plugin_call(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
                 check_estimator(self.group.model, model)
             return model
@@ -135,7 +135,7 @@ def forward_flops(
     try:
         with seeded_torch(0), evaluation_mode(model), counter:
             model(blank_inputs(1, input_shape, input_dtype, device))
-    except Exception:  # a model of the user's may do anything; the count only orders work
+    except Exception:  # a user's model may raise anything; the count only orders work
         return 2 * count_parameters(model)
     return counter.total or 2 * count_parameters(model)
 

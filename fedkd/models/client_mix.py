@@ -11,7 +11,7 @@ def client_models(scenario: Scenario) -> list[ClientGroup]:
     """Return the group of every client, in proportion to shares, spread evenly; nothing is drawn."""
     groups, clients = scenario.clients, scenario.data.clients
     counts = apportion(clients, [group.share for group in groups])
-    # The j-th of k clients of a group would like the middle of the j-th of k equal parts.
+    # The j-th of k clients of a group belongs in the middle of the j-th of k equal parts.
     wishes = sorted(
         (Fraction(clients * (2 * j + 1), 2 * count), index)
         for index, count in enumerate(counts)

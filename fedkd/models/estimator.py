@@ -1,6 +1,6 @@
 """Client models with `fit` and `predict_proba`, such as a random forest beside a CNN.
 
-They learn from guidance by *weighted refitting*: a fresh fit on private samples of weight 1, and on every
+They learn from guidance by *weighted refitting*. A fresh fit sees private samples with weight 1, and every
 transfer sample once per class, weighted by the guidance's probability of that class. So their state is the
 last guidance: arrays, not a pickle. A classifier with its own `distill` continues: see `IncrementalModel`.
 """
@@ -71,7 +71,7 @@ def sgd(input_shape: tuple[int, ...], classes: int, *, alpha: float = 1e-3, **ar
 
 
 class EstimatorModel:
-    """An estimator that can be refitted, and refitted again to the last bit."""
+    """An estimator with refits that are equal to the last bit."""
 
     def __init__(self, make: Callable[[], Estimator], classes: int) -> None:
         self._make, self._classes = make, classes
@@ -147,7 +147,7 @@ class EstimatorModel:
 
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     """Return a fitted estimator's logits, or log-probabilities, `[n, C]`; least for unseen classes."""
-    if len(x) == 0:  # classifiers refuse to predict no sample at all
+    if len(x) == 0:  # classifiers refuse to predict an empty array
         return np.zeros((0, classes), dtype=np.float32)
     gives_logits = callable(getattr(estimator, "predict_logits", None))
     method = "predict_logits" if gives_logits else "predict_proba"
@@ -198,11 +198,11 @@ class _Constant:
 
 def flatten(x: np.ndarray) -> np.ndarray:
     """Return samples `[n, ...]` as rows `[n, D]`."""
-    return x.reshape(len(x), prod(x.shape[1:]))  # -1 does not do for no sample at all
+    return x.reshape(len(x), prod(x.shape[1:]))  # -1 fails for an empty array
 
 
 def is_estimator_class(factory: Any) -> bool:
-    """Return whether a plug-in is a class of estimators, like scikit-learn's, and no factory."""
+    """Return whether a plug-in is a class of estimators like scikit-learn's, not a factory."""
     predicts = hasattr(factory, "predict_proba") or hasattr(factory, "predict_logits")
     return isinstance(factory, type) and hasattr(factory, "fit") and predicts
 
@@ -270,7 +270,7 @@ class IncrementalModel(EstimatorModel):
         self._fitted = self._estimator
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the estimator's own state, if any; a `UserError` if it is no table of arrays."""
+        """Return the estimator's own state, if any; a `UserError` if it is not a table of arrays."""
         if self._fitted is None:
             return {}
         given = self._estimator.state()

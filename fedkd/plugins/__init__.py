@@ -1,7 +1,4 @@
-"""Users' own code: how it is found, which hyper-parameters it declares, which versions run it.
-
-Start with `loading`.
-"""
+"""Plug-ins: loading, hyper-parameters, and versions of packages."""
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
 """Registries of parts: built-in ones, and plug-ins.
 
-A plug-in is named in one of three ways:
+A scenario names a plug-in in one of three ways:
 
-- ``"pkg.mod:Name"``: a module that is installed or lies beside the scenario;
-- a name that a module registers (`fedkd.register`), once the scenario lists the module in ``plugins``;
-- a name that an installed package declares as an entry point, e.g. in its ``pyproject.toml``::
+- ``"pkg.mod:Name"``: an installed module, or one beside the scenario;
+- a name that a module registers (`fedkd.register`), if the scenario lists the module in ``plugins``;
+- the name of an installed package's entry point, e.g. in its ``pyproject.toml``::
 
       [project.entry-points."fedkd.strategies"]
       boldest = "my_package.boldest:Boldest"
@@ -31,10 +31,10 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 
 
 class Registry:
-    """The parts of one kind by name, imported only when asked for.
+    """The parts of one kind by name, imported only when needed.
 
-    `builtin` maps names to ``"module:attribute"``, `aliases` other names to names, `absent` names of parts
-    that do not exist to a sentence. `group` is an entry-point group, e.g. ``"fedkd.models"``.
+    `builtin` maps names to ``"module:attribute"``, `aliases` other names to names. `absent` maps names of
+    missing parts to a sentence. `group` is an entry-point group, e.g. ``"fedkd.models"``.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Registry:
         return list(dict.fromkeys([*self._builtin, *self._registered, *sorted(self._installed)]))
 
     def canonical(self, name: str) -> str:
-        """Return the name of a part that is called otherwise: in another case, or as the field calls it."""
+        """Return a part's own name, given another case or a term of the field."""
         if name in self._builtin or name in self._registered or name in self._installed:
             return name
         return self._spelled.get(_plain(name), name)
@@ -97,7 +97,7 @@ class Registry:
         return load_object(name, search)
 
     def check(self, name: str) -> None:
-        """Check that `name` stands for one object or looks like ``"module:Name"``, importing nothing."""
+        """Check that `name` names one object or looks like ``"module:Name"``, without imports."""
         if ":" in name:
             return
         claims = [_declared(entry) for entry in self._installed.get(name, ())]
@@ -110,7 +110,7 @@ class Registry:
             own = f'(a {self.kind} of your own is "module:Name")'
             raise UserError(f"no {self.kind} named '{name}'; {advice} {own}")
         if len(claims) > 1:
-            advice = 'rename one, uninstall its package, or say "module:Name"'
+            advice = 'rename one, uninstall its package, or use "module:Name"'
             raise UserError(f"two {self.kind}s named '{name}': {' and '.join(claims)}; {advice}")
 
     @cached_property
@@ -126,14 +126,14 @@ class Registry:
 
 
 def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None:
-    """Import the modules that a scenario lists in ``plugins``, so that their parts are registered."""
+    """Import the modules that a scenario lists in ``plugins``; this registers their parts."""
     for index, module in enumerate(modules):
         with blaming(key=f"plugins.{index}"):
             _import(module, search)
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
-    """Import ``"pkg.mod:Name"``, looking first for a file ``pkg/mod.py`` in the `search` folders."""
+    """Import ``"pkg.mod:Name"``; a file ``pkg/mod.py`` in a `search` folder comes first."""
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise UserError(f"'{reference}' is not of the form \"package.module:Name\"")
@@ -158,14 +158,14 @@ def contain_plugin() -> Iterator[None]:
         name = "os._exit" if isinstance(error, _SuddenEnd) else "sys.exit"
         raise RuntimeError(f"it called {name}({error.code!r})") from error
     except BaseException as error:
-        if type(error) is KeyboardInterrupt:  # Python's own, not what is derived from it
+        if type(error) is KeyboardInterrupt:  # Python's own class, not a subclass
             raise
         raise RuntimeError(f"it raised {described(error)}") from error
 
 
 @contextmanager
 def plugin_call(what: str, key: str, when: str = "") -> Iterator[None]:
-    """Turn an exception of a plug-in into a `UserError` at a key: `what`, "raised", the exception, `when`."""
+    """Turn a plug-in's exception into a `UserError` at a key: `what`, "raised", the exception, `when`."""
     try:
         with contain_plugin():
             yield
@@ -181,7 +181,7 @@ class _SuddenEnd(SystemExit):
 
 @contextmanager
 def forbid_os_exit() -> Iterator[None]:
-    """Make `os._exit` raise in this process, which would end silently; forked processes still end by it."""
+    """Make `os._exit` raise in this process, not in forked ones; it would end the run silently."""
     real, owner = os._exit, os.getpid()
 
     def refuse(status: int) -> NoReturn:
@@ -197,7 +197,7 @@ def forbid_os_exit() -> Iterator[None]:
 
 
 def module_path(module_name: str) -> Path:
-    """Return where the module ``pkg.mod`` lies in its folder: ``pkg/mod.py``."""
+    """Return the path of the module ``pkg.mod`` in its folder: ``pkg/mod.py``."""
     return Path(f"{module_name.replace('.', '/')}.py")
 
 
@@ -205,7 +205,7 @@ def _import(module_name: str, search: Iterable[str | Path]) -> Any:
     try:
         with contain_plugin():
             return _module_from_folders(module_name, search) or importlib.import_module(module_name)
-    except UserError:  # raised by the module, and already worded for its author
+    except UserError:  # raised by the module with a message for its author
         raise
     except ModuleNotFoundError as error:
         raise UserError(f"cannot import '{module_name}': {error}") from error
@@ -222,7 +222,7 @@ def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any 
         loaded = sys.modules.get(module_name)
         if loaded is not None and getattr(loaded, "__file__", None) == str(path):
             return loaded
-        # Appended, never put first: a user's random.py must not hide the standard library's.
+        # Appended, because a user's random.py must not hide the standard library's.
         if str(Path(folder).resolve()) not in sys.path:
             sys.path.append(str(Path(folder).resolve()))
         spec = importlib.util.spec_from_file_location(module_name, path)

@@ -1,4 +1,4 @@
-"""Which versions of what a run's figures depend on are installed."""
+"""Installed versions of the packages that determine a run's figures."""
 
 import platform
 import re
@@ -13,7 +13,7 @@ from types import ModuleType
 from fedkd.errors import UserError
 
 NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray", "pydantic", "safetensors")
-"""What fedkd needs most, where it is run from its source and nobody has written down what it needs."""
+"""The main requirements, for a source tree without package metadata."""
 
 
 class MissingPackage(UserError):
@@ -21,12 +21,12 @@ class MissingPackage(UserError):
 
 
 def install_hint(extra: str) -> str:
-    """Return how to install an extra of fedkd, which no package index has yet."""
+    """Return how to install an extra of fedkd from a clone."""
     return f"in a clone of fedkd: pip install '.[{extra}]'"
 
 
 def require_package(package: str, feature: str, extra: str) -> ModuleType:
-    """Import a package of an extra; without it, raise a `MissingPackage` that names feature and extra."""
+    """Import a package of an extra; if it is missing, raise a `MissingPackage` that names the extra."""
     try:
         return import_module(package)
     except ImportError:
@@ -35,27 +35,27 @@ def require_package(package: str, feature: str, extra: str) -> ModuleType:
 
 
 class Omissions:
-    """Collects the files that are left out for lack of a package, to name all of them in one line."""
+    """Collects files that lack a package, and names all of them in one line."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
 
     @contextmanager
     def without(self, file: str) -> Iterator[None]:
-        """Go on without a file if the block that writes it lacks a package."""
+        """Skip a file if the block that writes it lacks a package."""
         try:
             yield
         except MissingPackage as error:
             self._reasons[file] = str(error)
 
     def report(self, tell: Callable[[str], None]) -> None:
-        """Tell which files are left out, and how to get them; say nothing if there are none."""
+        """Report the skipped files and how to get them, if there are any."""
         if self._reasons:
             tell(f"left out: {', '.join(self._reasons)}; {next(iter(self._reasons.values()))}")
 
 
 def dependencies() -> list[str]:
-    """Return the packages that fedkd asks for to run, by name."""
+    """Return the names of fedkd's required packages."""
     try:
         asked = [need for need in requires("fedkd") or [] if "extra ==" not in need]
     except PackageNotFoundError:
@@ -65,18 +65,18 @@ def dependencies() -> list[str]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python, of all that fedkd asks for, and of the system and the GPU's runtime."""
+    """Return the versions of Python, required packages, the system, and the GPU's runtime."""
     from fedkd import __version__
 
     found = {"fedkd": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    torch = sys.modules.get("torch")  # whoever has run anything has it
+    torch = sys.modules.get("torch")  # loaded by every run
     cuda = getattr(getattr(torch, "version", None), "cuda", None)
     return found | _of_packages() | ({"cuda": cuda} if isinstance(cuda, str) else {})
 
 
 @cache
 def _of_packages() -> dict[str, str]:
-    """Return the versions of what fedkd asks for, which take a small run's time to read."""
+    """Return the packages' versions; reading them is slow, hence cached."""
     found = {}
     for package in dependencies():
         try:

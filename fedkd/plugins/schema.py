@@ -1,4 +1,4 @@
-"""Hyper-parameters of strategies and learners: the fields of a frozen dataclass, pydantic's or plain."""
+"""Hyper-parameters of strategies and learners: fields of a frozen dataclass, pydantic's or plain."""
 
 import dataclasses
 import types
@@ -17,7 +17,7 @@ from fedkd.plugins.loading import Registry, contain_plugin
 from fedkd.plugins.validation_errors import explain_error
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-"""Configuration of our own parts' pydantic dataclasses: a field's docstring is its description."""
+"""Configuration of fedkd's own pydantic dataclasses: a field's docstring is its description."""
 
 Part = TypeVar("Part")
 
@@ -71,22 +71,22 @@ def load_part(
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     missing = " and ".join(f"`{method}`" for method in sorted(abstract))
     refuse_if(missing, f"'{name}' does not define {missing}", key)
-    refuse_if(not hasattr(cls, "name"), f"'{name}' does not say its `name`", key)
-    # An inherited dataclass would do for is_dataclass, but the class's own fields would be ignored.
+    refuse_if(not hasattr(cls, "name"), f"'{name}' has no `name`", key)
+    # is_dataclass accepts an inherited dataclass, but would ignore the class's own fields.
     plain = "__dataclass_fields__" not in vars(cls)
     refuse_if(plain, f"'{name}' is not a dataclass; put @dataclass(frozen=True) above it", key)
     return cls
 
 
 def hyperparameter_names(cls: type) -> list[str]:
-    """Return the names of a part's hyper-parameters in the order in which it declares them."""
+    """Return the names of a part's hyper-parameters in their declared order."""
     return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
-    """Return a part's hyper-parameters in the order in which it declares them."""
+    """Return a part's hyper-parameters in their declared order."""
     hints = get_type_hints(cls, include_extras=True)
-    # A plain dataclass has none.
+    # A plain dataclass has no descriptions.
     described = [vars(base).get("__pydantic_fields__", {}) for base in reversed(cls.__mro__)]
     documented = {name: f.description for own in described for name, f in own.items() if f.description}
     return [
@@ -115,7 +115,7 @@ def _description(hint: Any) -> str:
 
 
 def type_text(hint: Any) -> str:
-    """Return an annotation for people: ``float ≥ 0``, ``"soft" | "hard"``, ``int ≥ 0 or absent``."""
+    """Return an annotation as text: ``float ≥ 0``, ``"soft" | "hard"``, ``int ≥ 0 or absent``."""
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         bounds = [bound for extra in extras for bound in getattr(extra, "metadata", [extra])]

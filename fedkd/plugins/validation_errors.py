@@ -1,4 +1,4 @@
-"""Words validation errors: what is wrong, what is allowed, what came instead."""
+"""Words for validation errors: the fault, the allowed values, the given value."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
         return f"must have at {end} {context[bound]} entries, got {context['actual_length']}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}, got {got}"
-    if kind == "value_error":  # raised by a validator of ours, already worded for the user
+    if kind == "value_error":  # a validator of fedkd, with a message for the user
         return str(context["error"])
     message = str(error["msg"])
     return f"{message[:1].lower()}{message[1:]}, got {got}"

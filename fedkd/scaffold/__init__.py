@@ -1,4 +1,4 @@
-"""``fedkd new``: a working part of your own to start from, with a scenario and a test."""
+"""``fedkd new``: a working part to start from, with a scenario and a test."""
 
 import sys
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from fedkd.storage import expand_path
 Kind = Literal["strategy", "model", "learner"]
 KINDS: tuple[str, ...] = get_args(Kind)
 FILES = {"module.py": "{name}.py", "scenario.toml": "{name}.toml", "test.py": "test_{name}.py"}
-"""Template to the file that is made of it."""
+"""Template to the name of its file."""
 IMPORTED = (
     *("capabilities", "class_var", "field", "fusion_strategy", "guidance", "knowledge", "learner"),
     *("learner_context", "learner_state", "mapping", "step", "table_field", "tensor", "user_error"),
 )
 """Names whose class would hide one that a template imports."""
-LONGEST_NAME = 100  # letters of a name: a file system bears 255 of a file's, and a reader fewer
+LONGEST_NAME = 100  # file systems allow names of 255 bytes
 
 
 def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
-    """Write ``NAME.py``, ``NAME.toml`` and ``test_NAME.py``; yield what to tell the user, a line each.
+    """Write ``NAME.py``, ``NAME.toml`` and ``test_NAME.py``; yield lines for the user.
 
-    A class is called ``NAME`` in camel case. The folder `out` is made if need be. A name that is none for a
-    module or is taken, files in the way, or a folder that takes none are a `UserError`.
+    A class is called ``NAME`` in camel case. The folder `out` is created if it is missing. A `UserError` is
+    raised if the name is taken or not a module's, if files exist, or if the folder is not writable.
     """
     _check_spelling(kind, name)
     folder = expand_path(out, key="--out")
@@ -69,6 +69,6 @@ def _check_free(kind: Kind, name: str) -> None:
     if name in {"strategy": STRATEGIES, "model": MODELS, "learner": LEARNERS}[kind].names():
         raise UserError(f"there is a {kind} named '{name}' already (fedkd list)", key="NAME")
     refuse_if(name in IMPORTED, f"'{name}' would name a class that the file imports", "NAME")
-    # A file that hides an installed module would be imported in its place, or never.
+    # A file with an installed module's name would hide it, or never be imported.
     if name in sys.stdlib_module_names or find_spec(name) is not None:
         raise UserError(f"there is a module named '{name}' already", key="NAME")

@@ -1,7 +1,4 @@
-"""Files and their names: JSON, digests, whole or absent writes, arrays without pickle.
-
-Start with `atomic`: every file of a run is written through it.
-"""
+"""JSON, digests, atomic writes, and arrays without pickle."""
 
 import lazy_loader
 

@@ -15,14 +15,14 @@ def write_text_atomically(path: Path | str, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path | str, content: bytes) -> None:
-    """Replace the file at `path` by `content`, durably: readers find the old content or the new one."""
+    """Replace the file at `path` by `content`, durably: readers find the old or the new content."""
     with atomic_replacement(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def atomic_replacement(path: Path | str) -> Iterator[Path]:
-    """Yield a file to write, which replaces the one at `path` (a link, not its target) after the block."""
+    """Yield a temporary file that replaces the one at `path` (a link, not its target) after the block."""
     path = Path(path)
     # In the same folder, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -38,19 +38,19 @@ def atomic_replacement(path: Path | str) -> Iterator[Path]:
 
 
 def break_hard_link(path: Path) -> None:
-    """Give a file that is to be written in place an inode of its own: hard-linked copies stay as they are."""
+    """Give a file its own inode before it is changed in place; hard-linked copies keep their content."""
     if path.exists() and path.stat().st_nlink > 1:
         with atomic_replacement(path) as temporary:
             shutil.copy2(path, temporary)
 
 
 def write_json_atomically(path: Path | str, value: Any) -> None:
-    """Replace the file at `path` by `value` as indented JSON, durably; a ValueError if it is not finite."""
+    """Replace the file at `path` by `value` as indented JSON, durably; a ValueError if not finite."""
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new files in `folder` durable, where the system can (not on Windows)."""
+    """Make renames and new files in `folder` durable, if the system can (not on Windows)."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

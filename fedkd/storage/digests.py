@@ -1,4 +1,4 @@
-"""Digests of tables of arrays, and files of arrays that hold their own."""
+"""Digests of tables of arrays, and array files that contain their digest."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ import numpy as np
 from fedkd.storage.atomic import write_bytes_atomically
 
 DIGEST, RUN = "digest", "run"
-"""Arrays of a file besides its own: SHA-256 of all that it says, `[32]` uint8; and of the run it is of."""
-NO_RUN_DIGEST = 64 * "0"  # stands for the digest of a run that nobody names
+"""Names of two extra arrays of a file: SHA-256 of its content, `[32]` uint8, and digest of its run."""
+NO_RUN_DIGEST = 64 * "0"  # digest for tables without a run
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -27,7 +27,7 @@ def file_digest(path: Path) -> str:
 
 
 def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
-    """Return the SHA-256 of a table of arrays and of what is said of them (64 hexadecimal digits)."""
+    """Return the SHA-256 of a table of arrays and its text fields (64 hexadecimal digits)."""
     found = hashlib.sha256(json.dumps(dict(sorted(said.items()))).encode())
     for name in sorted(arrays):
         values = np.asarray(arrays[name], order="C")
@@ -37,7 +37,7 @@ def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
 
 
 def write_table(path: Path, arrays: Arrays, run: str) -> None:
-    """Write arrays as a ``.npz`` with digests of its run, its name and itself; always the same bytes."""
+    """Write arrays as a ``.npz`` with digests of its run, name and content; always the same bytes."""
     told: dict[str, Any] = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
     told[DIGEST] = np.frombuffer(bytes.fromhex(content_digest({"file": path.name}, told)), np.uint8)
     content = BytesIO()
@@ -47,7 +47,7 @@ def write_table(path: Path, arrays: Arrays, run: str) -> None:
 
 
 def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a file; None: there is none, it was changed, or it is of another run."""
+    """Return the arrays of a file; None if it is missing, changed, or of another run."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -57,7 +57,7 @@ def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | No
         of_run = arrays.pop(RUN, None)
     except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return None
-    except Exception as error:  # zlib's, of a member that claims to be compressed
+    except Exception as error:  # zlib's errors too, from a member that claims to be compressed
         if type(error).__name__ != "error":
             raise
         return None
@@ -72,6 +72,6 @@ def table_path(folder: Path, stem: str, round: int) -> Path:
 
 
 def list_table_rounds(folder: Path, stem: str) -> list[int]:
-    """Return the rounds that have such a file, ascending."""
+    """Return the rounds that have a table, ascending."""
     names = (re.fullmatch(rf"{stem}-(\d{{5,}})\.npz", path.name) for path in folder.glob(f"{stem}-*.npz"))
     return sorted(int(name[1]) for name in names if name)

@@ -1,11 +1,11 @@
-"""Parses JSON; failures inside Python's parser are errors of the text."""
+"""Parse JSON; failures inside Python's parser become errors of the text."""
 
 import json
 from typing import Any
 
 
 class InvalidJson(ValueError):
-    """A text is no JSON, or nested too deeply."""
+    """A text is not JSON, or is nested too deeply."""
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Arrays of several owners in one table, the names of each below a prefix of its own: ``memory/clients``."""
+"""Arrays of several owners in one table, each with a prefix: ``memory/clients``."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -17,7 +17,7 @@ def strip_prefix(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def group_by_number(table: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
-    """Return the entries by the number that their names begin with, ascending: ``3/round`` is in 3."""
+    """Group entries by the number at the start of their names, ascending: ``3/round`` is in 3."""
     found: dict[int, dict[str, Value]] = {}
     for name, value in table.items():
         number, _, rest = name.partition("/")

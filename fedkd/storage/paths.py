@@ -1,4 +1,4 @@
-"""Paths as people write them."""
+"""Paths with home folders."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from fedkd.errors import UserError
 
 
 def expand_path(path: str | os.PathLike[str], *, key: str | None = None) -> Path:
-    """Return a path with a leading ``~`` or ``~name`` replaced; no such home is a `UserError` at the key."""
+    """Expand a leading ``~`` or ``~name``; a missing home is a `UserError` at the key."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"must begin with a home folder that there is, got '{path}'", key=key) from None
+        raise UserError(f"must begin with an existing home folder, got '{path}'", key=key) from None

@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class DamagedFile(Exception):
-    """A file is not as it was written."""
+    """A file differs from what was written."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class SavedFile:
     digest: str
 
     def read(self) -> Arrays:
-        """Return its arrays in the order of their names; raise `DamagedFile` if they were changed."""
+        """Return the arrays in the order of their names; raise `DamagedFile` if they were changed."""
         with self._read_errors():
             data = self.path.read_bytes()
             self._compare(sha256(data))
-            # A file keeps no order, and its reader's changes every time.
+            # Files keep no order, and their reader's order varies.
             return dict(sorted(load(data).items()))
 
     def check(self) -> None:
-        """Raise `DamagedFile` if it was changed; nothing of it stays in memory."""
+        """Raise `DamagedFile` if the file was changed; keep nothing in memory."""
         with self._read_errors():
             self._compare(file_digest(self.path))
 
@@ -62,7 +62,7 @@ class SavedStates(Mapping[int, Arrays]):
         self._files = files
 
     def __getitem__(self, client: int) -> Arrays:
-        """Return a client's state; raise `UserError` if it has been changed since the check."""
+        """Return a client's state; raise `UserError` if it changed since the check."""
         file = self._files[client]
         try:
             return file.read()
@@ -84,8 +84,8 @@ def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> SavedFile:
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a new file in place of an older one; with `sync`, wait until it is on disk."""
-    path.unlink(missing_ok=True)  # not written through: it may be a hard link
+    """Replace a file by a new one; with `sync`, wait until it is on disk."""
+    path.unlink(missing_ok=True)  # a hard link must keep its content
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -1,4 +1,4 @@
-"""What a run leaves to be used: its clients' trained models, in this process and as plain files."""
+"""A run's trained clients, in this process and as plain files."""
 
 import lazy_loader
 

@@ -22,24 +22,24 @@ client.model           # torch module in evaluation mode, of normalised samples:
 
 @dataclass(frozen=True)
 class Entry:
-    """A client of an export."""
+    """A client in an export."""
 
     index: int
     architecture: str
     parameters: int  # trainable scalars
-    file: str  # of its tensors
-    network: str | None  # the class that takes them; None: it could not be written down
-    owner: str | None = None  # of its samples; None: the data name none
+    file: str
+    network: str | None  # class that takes the tensors; None: its source could not be written
+    owner: str | None = None  # name of the samples' owner; None: the data name none
 
 
 def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str]) -> str:
-    """Return the card of a run's exported clients; others are `left_out` for a reason, by index."""
+    """Return the card of the exported clients; `left_out` maps the indices of others to a reason."""
     scenario = run.plan.scenario
     task = ", task=0" if isinstance(run.data, FederatedStream) else ""
     samples = ", ".join(map(str, ("n", *run.data.input_shape)))
     learner = f" Tasks are learned with `{scenario.continual.learner}`." if scenario.continual else ""
     toml = dump_toml(scenario, run.folder).strip()
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", toml)), default=0))  # longer than any in it
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", toml)), default=0))  # longer than the scenario's
     parts = [
         f"# {_plain(scenario.name)}: {len(entries)} trained clients",
         f"Clients of a federation simulated with fedkd {__version__}: strategy `{scenario.fusion.strategy}`,"
@@ -47,8 +47,8 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         _table(run, entries),
         f"Accuracies are those of this round, before fusion → after fusion; {_tests(scenario)}",
         "## Use",
-        f"`load.py` wants torch (these files were written with {version('torch')}), numpy and safetensors,"
-        " and no fedkd.",
+        f"`load.py` needs torch (this export was written with {version('torch')}), numpy and safetensors,"
+        " but not fedkd.",
         USE.format(index=entries[0].index, task=task, samples=f"[{samples}]"),
         "## Data",
         *_data(run),
@@ -73,7 +73,6 @@ def _tests(scenario: Scenario) -> str:
 
 
 def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
-    # A card without figures is still one.
     rows = read_metrics(run.folder) if (run.folder / METRICS_FILE).exists() else []
     found = {
         (row["client"], row["split"], row["metric"]): row["value"]
@@ -115,47 +114,47 @@ def _data(run: TrainedRun) -> list[str]:
         "Samples are normalised by the train split's mean and standard deviation, which `clients.json`"
         " has; uint8 is divided by 255 first."
         if scenario.data.normalise
-        else "Samples are taken as they are stored; uint8 is divided by 255."
+        else "Samples are used as stored; uint8 is divided by 255."
     )
     if first_task(data).skew:
-        told.append("Clients' own samples were changed, each client's in its own way (`heterogeneity`).")
+        told.append("Each client's samples were changed in a way of its own (`heterogeneity`).")
     return told
 
 
 def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str]) -> list[str]:
-    """Return what to know before the figures are taken for those of the files."""
+    """Return the notes that limit the use of the figures."""
     plan, notes = run.plan, list[str]()
-    notes += [f"Client {index} is not here: {why}." for index, why in left_out.items()]
+    notes += [f"Client {index} was not exported: {why}." for index, why in left_out.items()]
     unwritten = [str(entry.index) for entry in entries if entry.network is None]
     if unwritten:
         notes.append(
-            f"No source of a network for clients {', '.join(unwritten)}: their way through it could not be"
-            " traced. Pass yours: `load(index, network=…)`."
+            f"Networks of clients {', '.join(unwritten)} could not be traced, so they have no source."
+            " Pass yours: `load(index, network=…)`."
         )
     if plan.capabilities.infers_from_guidance:
         notes.append(
             f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from the model's"
-            " outputs: these files answer otherwise than the accuracies say."
+            " outputs: the exported networks do not, and differ from the accuracies."
         )
     if (kappa := plan.scenario.fusion.logit_adjustment) != 0:
         told = '"auto"' if kappa == "auto" else f"{kappa:g}"
         notes.append(
-            f"Accuracies are those of answers that lean to each client's own classes (`logit_adjustment ="
-            f" {told}`), which these files do not."
+            f"Accuracies include a logit adjustment to each client's classes (`logit_adjustment = {told}`);"
+            " the exported networks do not."
         )
     if plan.learner is not None and plan.learner.overrides("predict"):
         notes.append(
             f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's outputs:"
-            " these files answer otherwise than the accuracies say."
+            " the exported networks do not, and differ from the accuracies."
         )
     if isinstance(run.data, FederatedStream):
         notes += [
-            f"Task {task.index} is of images turned by {_plain(task.name)}, which `load.py` does not do."
+            f"Task {task.index} is of images turned by {_plain(task.name)}, which `load.py` does not apply."
             for task in run.data
             if isinstance(task.transform, Rotation)
         ]
     if plan.capabilities.brings_model:
         notes.append("The server averages weights: all clients of this round are the same network.")
         if plan.scenario.end_with == "training":
-            notes.append("A last private training is in the accuracies and not in the average.")
+            notes.append("The accuracies include a last private training; the average does not.")
     return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []

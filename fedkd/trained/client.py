@@ -1,4 +1,4 @@
-"""A run's clients as they are after a round: trained models with what it takes to ask them."""
+"""Trained clients of a run after a round, ready for inference."""
 
 from __future__ import annotations
 
@@ -34,35 +34,33 @@ from fedkd.trained.network import OfUnits, with_tensors
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedClient:
-    """A client's trained model, and what it takes to ask it.
+    """A client's trained model with its preprocessing.
 
     `predict`, `probabilities` and `logits` take samples ``[n, *input_shape]`` as the data set stores them
-    (uint8 images, floats, integers): they are normalised as the run's were and, in a stream, changed as the
-    task changes pixels. What the scenario's `heterogeneity` did to the client's own samples is not done to
-    them.
+    (uint8 images, floats, integers). They normalise samples as the run did and apply the task's change of
+    pixels. They do not apply the scenario's `heterogeneity`.
     """
 
     index: int
-    round: int  # the round after which the model is as it is here
-    architecture: str  # name of the model, with the arguments that tell it from others of the run
+    round: int  # round after which the model was saved
+    architecture: str  # name of the model, with the arguments that distinguish it in the run
     model: Any
-    """The module in evaluation mode, on the CPU, from normalised samples ``[n, *input_shape]`` to logits
-    ``[n, C]``: the client's own, or the one that its strategy evaluates in its place. Of a client without a
-    network: the fitted estimator."""
-    classes: tuple[str, ...]  # name of every class, in the order of the outputs
+    """The module in evaluation mode, on the CPU: normalised samples ``[n, *input_shape]`` → ``[n, C]``.
+    It is the client's own or the one that its strategy evaluates; or the fitted estimator."""
+    classes: tuple[str, ...]  # class names in the order of the outputs
     input_shape: tuple[int, ...]
     normalisation: Statistics
-    task: int | None = None  # the task of the stream that the model is of; None without a stream
+    task: int | None = None  # task of the stream; None without a stream
     task_name: str | None = None
     tasks: tuple[int, ...] = ()
-    """The tasks that the client has met, in the order of their last visits; none without a stream."""
-    transform: Transform | None = None  # what the task does to normalised samples; None: nothing
+    """Tasks that the client has met, in the order of their last visits; empty without a stream."""
+    transform: Transform | None = None  # the task's change of normalised samples; None: no change
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
-    owner: str | None = None  # name of the owner whose samples the client holds; None: the data name none
+    owner: str | None = None  # name of the samples' owner; None: the data name none
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """Return samples ``[n, *input_shape]`` of the data set as the model was trained on them."""
+        """Return samples ``[n, *input_shape]`` of the data set, normalised as in training."""
         x = np.asarray(x)
         if x.shape[1:] != self.input_shape:
             wanted = ", ".join(map(str, ("n", *self.input_shape)))
@@ -71,10 +69,10 @@ class TrainedClient:
         return x if self.transform is None else self.transform(x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Return the client's answers in the run's evaluations, ``[n, C]`` float32.
+        """Return ``[n, C]`` float32: the logits that the run evaluates.
 
-        Usually these are the model's outputs; an estimator's are log-probabilities. Some strategies and
-        learners answer in another way: FedProto by prototypes, iCaRL by exemplars.
+        Usually these are the model's outputs. An estimator returns log-probabilities, FedProto uses
+        prototypes, iCaRL exemplars.
         """
         x = self.normalise(x)
         return self._answer(x) if len(x) else np.zeros((0, len(self.classes)), dtype=np.float32)
@@ -86,11 +84,11 @@ class TrainedClient:
         return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return the likeliest class of every sample: ``[n]`` int64, places in `classes`."""
+        """Return the likeliest class of every sample: ``[n]`` int64, indices into `classes`."""
         return self.logits(x).argmax(axis=1)
 
     def of_task(self, task: int) -> TrainedClient:
-        """Return the client's model of a task that it has met, with the weights that are effective in it."""
+        """Return the client's model of a task that it has met, with that task's effective weights."""
         if self._of_task is None:
             raise UserError("the run has no stream of tasks")
         if task not in self.tasks:
@@ -99,7 +97,7 @@ class TrainedClient:
 
 
 class TrainedRun:
-    """A run folder whose clients are looked at as they are after a round (None: the last)."""
+    """A run folder, opened to load its clients after a round (None: the last)."""
 
     def __init__(
         self, folder: str | Path, round: int | None = None, progress: ProgressCallback | None = None
@@ -120,17 +118,17 @@ class TrainedRun:
         self.architectures = architecture_names(self.plan.groups)
 
     def client(self, index: int) -> TrainedClient:
-        """Return a client; none, or a damaged part of the checkpoint, is a `UserError`."""
+        """Return a client; raise a `UserError` if it is missing or its checkpoint is damaged."""
         clients = self.plan.scenario.data.clients
         if not isinstance(index, int) or not 0 <= index < clients:
             raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
         saved = self._saved(index)
-        # A factory of its own: clients of one may share a model.
+        # A factory of its own, because clients of one factory may share a model.
         client = ClientFactory(self.plan, self.data).build(index)
         with client.trainer.threads(self.plan.scenario.engine.threads_per_client):
             if saved.state is not None:
                 client.restore(saved.state)
-            if self.plan.capabilities.brings_model:  # clients have none of their own: they have the server's
+            if self.plan.capabilities.brings_model:  # clients have no model; they use the server's
                 client.load_weights(strip_prefix(WEIGHTS_PREFIX, saved.server) or model_weights(saved.server))
         if isinstance(self.data, FederatedStream):
             assert client.stream is not None
@@ -184,7 +182,7 @@ class TrainedRun:
 
 
 class TrainedNode(TrainedRun):
-    """The client of a deployed node, as its newest run has left it; none is a `UserError`."""
+    """The client of a deployed node after its newest run; a `UserError` if it is missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -195,7 +193,7 @@ class TrainedNode(TrainedRun):
         own = found.share.client
         newest = None if own is None else newest_state(self.folder, own, found.federation)
         if newest is None or self.plan.capabilities.brings_model:
-            why = "its client has taken part in no run yet" if newest is None else "its model is the server's"
+            why = "its client has joined no run yet" if newest is None else "its model is the server's"
             raise UserError(f"has no trained client: {why}", file=str(self.folder))
         step, self._state = newest
         self.round = int(step.rpartition(" ")[2])
@@ -208,21 +206,21 @@ class TrainedNode(TrainedRun):
 
 
 def load_client(folder: str | Path, index: int, *, round: int | None = None) -> TrainedClient:
-    """Return a client of a run as it is after a round, with its trained model; Ray is not started.
+    """Return a client of a run with its trained model after a round; Ray is not started.
 
-    A model is that of the checkpoint, without guidance that still waits for the client's next message. At
-    the end of a run none waits for clients that are evaluated. Where the server averages weights, the model
-    is the average, without a last private training (`end_with = "training"`).
+    The model is that of the checkpoint, before the client loads guidance that waits for its next message.
+    After a full run no guidance waits for evaluated clients. If the server averages weights, the model is the
+    average, without a last private training (`end_with = "training"`).
 
     Args:
-        folder: The run folder; or that of a deployed node, whose newest run is taken.
-        round: A round that there is a checkpoint of (the last two are kept); absent: the last.
+        folder: The run folder, or a deployed node's folder, whose newest run is taken.
+        round: A round with a checkpoint (the last two are kept); absent: the last.
 
     Raises:
-        UserError: Not a run folder, no such checkpoint or client, the data are not there, or it is damaged.
+        UserError: Not a run folder, a missing checkpoint, client or data set, or a damaged file.
     """
     if isinstance(folder, str | os.PathLike) and (Path(folder) / SHARE_MANIFEST).is_file():
         if round is not None:
-            raise UserError("a node keeps its client as it is after its last message: no round can be chosen")
+            raise UserError("a node keeps its newest client only: no round can be chosen")
         return TrainedNode(Path(folder)).client(index)
     return TrainedRun(folder, round).client(index)

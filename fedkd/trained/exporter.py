@@ -1,4 +1,4 @@
-"""``fedkd export``: a run's clients as safetensors, with a model card and what it takes to load them.
+"""``fedkd export``: a run's clients as safetensors, with a model card and loading code.
 
 DIR/export/README.md                    the model card
            load.py, networks.py         load them with torch, numpy and safetensors alone
@@ -37,7 +37,7 @@ NETWORKS = "networks.py"
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported: indices of clients, those left out with the reason, those without a source."""
+    """Indices of the clients exported, left out with a reason, and exported without source."""
 
     folder: Path
     clients: tuple[int, ...]
@@ -54,15 +54,15 @@ def export(
 ) -> Export:
     """Write a run's clients to a folder, whole or not at all.
 
-    `out` is by default ``export`` in the run folder; an earlier export there is replaced. `round` is one that
-    there is a checkpoint of; absent: the last. A run without clients to export, or an `out` that holds
-    something else or cannot be written to, is a `UserError`.
+    `out` is by default ``export`` in the run folder; an earlier export there is replaced. `round` needs a
+    checkpoint; absent: the last. An export without clients is a `UserError`, and so is an `out` that holds
+    other files or cannot be written.
     """
     run = TrainedRun(folder, round, progress)
     target = expand_path(out, key="--out").absolute() if out else run.folder / FOLDER
     foreign = target.exists() and not (target / CLIENTS).is_file()
     if foreign and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} holds something that is no export; choose another folder", key="--out")
+        raise UserError(f"{target} holds files that are not an export; choose another folder", key="--out")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         remove_leftovers(target.parent, target.name)
@@ -83,7 +83,7 @@ def export(
 class _Writer:
     def __init__(self, run: TrainedRun, folder: Path) -> None:
         self._run, self._folder = run, folder
-        self._classes: dict[str, str] = {}  # source, of a class called Network, to the name it has here
+        self._classes: dict[str, str] = {}  # source of a class called Network → its name in the export
         self._entries: list[Entry] = []
 
     def write(self) -> tuple[tuple[int, ...], dict[int, str], tuple[int, ...]]:
@@ -94,7 +94,7 @@ class _Writer:
                 clients[index] = self._client(client)
             else:
                 kind = "nothing yet" if client.model is None else f"a {type(client.model).__name__}"
-                left_out[index] = f"its model is {kind}, and no network of tensors; see fedkd.load_client"
+                left_out[index] = f"its model is {kind}, not a network of tensors; see fedkd.load_client"
         if not clients:
             kind = left_out[0].partition(",")[0].removeprefix("its model is ")
             why = f"no client of this run is a network of tensors, client 0 is {kind}"
@@ -132,7 +132,7 @@ class _Writer:
         return {"architecture": kind, **owned, "parameters": parameters, "network": name, "models": told}
 
     def _save(self, file: str, network: nn.Module, client: TrainedClient) -> None:
-        row_by_row = torch.contiguous_format  # as safetensors wants it, which takes no shared memory
+        row_by_row = torch.contiguous_format  # safetensors takes no shared memory
         tensors = {
             name: tensor.detach().cpu().contiguous(memory_format=row_by_row).clone()
             for name, tensor in network.state_dict().items()

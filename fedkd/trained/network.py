@@ -1,4 +1,4 @@
-"""Networks that stand alone: with a task's effective tensors in place, and as Python source without fedkd."""
+"""Self-contained networks: with a task's effective tensors, and as Python source without fedkd."""
 
 import builtins
 import re
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fedkd.models import Conv2d, Flatten, MaxPool2d, blank_inputs, evaluation_mode
 
-HEADER = '''"""The networks of a federation's clients, written down from their traces."""
+HEADER = '''"""The networks of a federation's clients, generated from their traces."""
 
 import torch
 from torch import nn
@@ -29,12 +29,12 @@ def _put(root, path, part, buffer=False):
     else:
         setattr(root, last, part)
 '''
-ZOO = (Conv2d, MaxPool2d, Flatten)  # the zoo's own layers, which compute what torch's of the same names do
-TRIED = 4  # samples that tell whether the source computes what the network does
+ZOO = (Conv2d, MaxPool2d, Flatten)  # the zoo's layers compute the same as torch's layers of these names
+TRIED = 4  # samples that compare the source with the network
 
 
 class OfUnits(nn.Module):
-    """A network ``[B, *input_shape]`` → ``[B, O]`` read through some of its outputs, the units ``[C]``."""
+    """A network ``[B, *input_shape]`` → ``[B, O]``, reduced to the outputs `units` ``[C]``."""
 
     recordable: ClassVar[bool] = True
 
@@ -50,7 +50,7 @@ class OfUnits(nn.Module):
 
 
 def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Put tensors in the place of a network's own, by name, and return it."""
+    """Replace a network's tensors by name and return the network."""
     own = dict(network.named_parameters()) | dict(network.named_buffers())
     with torch.no_grad():
         for name, values in tensors.items():
@@ -61,10 +61,10 @@ def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module
 def network_source(
     network: nn.Module, name: str, input_shape: Sequence[int], dtype: np.dtype | type = np.float32
 ) -> str | None:
-    """Return the source of a class that computes in evaluation mode what a network does, of torch alone.
+    """Return torch-only source of a class that computes a network in evaluation mode.
 
-    It is written from a symbolic trace, and tried: it takes the network's tensors and gives its outputs. A
-    network whose way through depends on the samples has none. The network is on the CPU.
+    The source comes from a symbolic trace and is tested: it must take the network's tensors and give its
+    outputs. Networks whose control flow depends on the samples return None. The network is on the CPU.
     """
     network = network.eval()
     try:
@@ -79,13 +79,13 @@ def network_source(
                 x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             if not torch.allclose(rebuilt(x), network(x), rtol=1e-4, atol=1e-5):
                 return None
-    except Exception:  # a module of the user's may do anything when it is traced, or have no words for itself
+    except Exception:  # a user's module may raise anything while it is traced or printed
         return None
     return source
 
 
 class _Tracer(fx.Tracer):
-    """Takes the zoo's own layers as a whole, as it does torch's, whose names they have."""
+    """Keeps the zoo's layers whole, as torch's layers of the same names."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in ZOO or super().is_leaf_module(m, module_qualified_name)
@@ -99,18 +99,18 @@ def _written(network: nn.Module, name: str) -> str:
         if path in called:
             kind = type(module).__name__
             if getattr(nn, kind, None) is not type(module) and type(module) not in ZOO:
-                raise TypeError(f"{kind} is no module of torch's")
+                raise TypeError(f"{kind} is not a torch module")
             put.append(f"_put(self, {path!r}, nn.{kind}({module.extra_repr()}))")
     held = tuple(f"{path}." for path in called)
     for path, tensor in network.state_dict(keep_vars=True).items():
-        if not path.startswith(held):  # what the trace reads, and what no sample ever comes by
+        if not path.startswith(held):  # read by the trace, but not used for samples
             shape, kind = list(tensor.shape), str(tensor.dtype)
             made = f"torch.empty({shape}, dtype={kind})"
             learns = f"nn.Parameter({made}, requires_grad={tensor.requires_grad})"
             held_as = learns if isinstance(tensor, nn.Parameter) else f"{made}, buffer=True"
             put.append(f"_put(self, {path!r}, {held_as})")
     code = traced.graph.python_code("self")
-    body = re.sub(r";  \w+(?: = \w+)* = None", "", code.src)  # names set free on the way
+    body = re.sub(r";  \w+(?: = \w+)* = None", "", code.src)  # names deleted on the way
     head, _, rest = body.strip().partition("\n")
     body = re.sub(r" : [\w.]+(?=[,)])| -> [\w.]+(?=:)", "", head) + f"\n{rest}"  # without annotations
     imports = _imports(body, code.globals)

@@ -1,4 +1,4 @@
-"""Loads the clients of a federation from this folder; needs torch, numpy and safetensors, and nothing else.
+"""Loads the clients of a federation from this folder; needs torch, numpy and safetensors only.
 
 python load.py                    # lists the clients
 
@@ -23,7 +23,7 @@ UNITS = "units"
 
 
 class OfUnits(torch.nn.Module):
-    """A network read through some of its outputs, those of a task."""
+    """A network reduced to some of its outputs, those of a task."""
 
     def __init__(self, network: torch.nn.Module, units: list[int]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OfUnits(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A client's model, its classes in the order of the outputs, and what samples are normalised by."""
+    """A client's model, its classes in the order of the outputs, and its normalisation."""
 
     model: torch.nn.Module
     classes: list[str]
@@ -47,9 +47,9 @@ class Loaded:
     degrees: float | None
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """Return samples [n, ...], as the data set stores them, as the model was trained on them."""
+        """Return samples [n, ...] of the data set, normalised as in training."""
         if self.degrees is not None:
-            told = f"samples of this task are turned by {self.degrees:g}°: hand turned ones to `model`"
+            told = f"samples of this task are turned by {self.degrees:g}°: pass turned ones to `model`"
             raise ValueError(told)
         x, of = np.asarray(x), self.normalisation
         if of["integers"]:
@@ -67,23 +67,22 @@ class Loaded:
             return self.model(torch.from_numpy(self.normalise(x))).numpy()
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return the likeliest class of every sample, [n]: its name, or its number if it has none."""
+        """Return the likeliest class of every sample, [n]: its name, or its number without a name."""
         places = self.logits(x).argmax(axis=1)
         numbered = self.classes == [str(number) for number in range(len(self.classes))]
         return places if numbered else np.array(self.classes)[places]
 
 
 def clients() -> dict[str, Any]:
-    """Return what clients.json says."""
+    """Return the content of clients.json."""
     return json.loads((FOLDER / "clients.json").read_text(encoding="utf-8"))
 
 
 def load(client: int, task: int | None = None, network: torch.nn.Module | None = None) -> Loaded:
     """Return a client's model.
 
-    client: its index.
-    task: of a stream of tasks; None: the last that the client learned.
-    network: yours, where clients.json has none for the client because it could not be written down.
+    client: its index. task: a task of the stream; None: the last that the client learned. network: your
+    module, if clients.json names none for the client.
     """
     known = clients()["clients"]
     if str(client) not in known:

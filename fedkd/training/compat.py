@@ -18,7 +18,7 @@ __all__ = ["BatchNorm", "NormWithStatistics"]
 below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
     torch._C, "_AutoDispatchBelowAutograd", nullcontext
 )
-"""Spares kernels autograd's look at their arguments, where torch has that."""
+"""Skips autograd's checks of kernel arguments, if torch can."""
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -33,5 +33,5 @@ def two_sided_padding(convolution: nn.Conv2d) -> Sequence[int]:
 
 
 def tensor_version(tensor: Tensor) -> int:
-    """Return a number that changes in place count up."""
+    """Return a counter of a tensor's in-place changes."""
     return tensor._version

@@ -57,8 +57,8 @@ def as_tensor(array: np.ndarray) -> Tensor:
 def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = True) -> nn.Module:
     """Move `model` to the device, with 2-D convolutions channels last, which is faster.
 
-    Such weights are not contiguous: ``.contiguous()`` them where bytes are written. `fast` allows fedkd's own
-    kernels.
+    Such weights are not contiguous: call ``.contiguous()`` before bytes are written. `fast` allows fedkd's
+    own kernels.
     """
     model = model.to(device)
     if not fast:

@@ -1,4 +1,4 @@
-"""Stopping where held-out samples say so (Prechelt, "Early Stopping — But When?", 1998)."""
+"""Stopping by the loss of held-out samples (Prechelt, "Early Stopping — But When?", 1998)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fedkd.training.evaluate import predict_in_batches
 
 @dataclass(frozen=True, eq=False)
 class EarlyStopping:
-    """Stops training before its last epoch and restores the best weights, at best those before the first.
+    """Stops training before its last epoch and restores the best weights, perhaps the initial ones.
 
     Attributes:
         arrays: Held-out tensors ``[n, ...]``, n ≥ 1: inputs, then further arguments of `loss`.
@@ -51,7 +51,7 @@ class BestWeights:
         return self._waited >= self._stopping.patience
 
     def look(self) -> bool:
-        """Compare the weights after an epoch with the best so far, and return whether they are better."""
+        """Compare the weights after an epoch with the best so far; return True if they are better."""
         loss = self._held_out_loss()
         better = loss < self._loss
         if better:

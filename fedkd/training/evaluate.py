@@ -16,7 +16,7 @@ from fedkd.training.losses import in_floats
 AT_ONCE = 256
 """Batch size of predictions."""
 AT_ONCE_BATCH_LAST = 128
-"""Batch size of predictions where images lie batch last, for the CPU's cache."""
+"""Batch size of predictions with images batch last, for the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def predict_in_batches(
     """Return outputs ``[M, ...]`` float32 of samples ``[M, *input_shape]``, on their device.
 
     `outputs` maps a batch ``[B, *input_shape]`` to ``[B, ...]`` and uses `model` in evaluation mode. Batches
-    are always the same, because their size changes last bits; `batch_size` None is a size for the model.
-    `lanes` batches run side by side on idle processors: on a CPU, if all modules of the model are recordable.
+    are fixed, because their size changes last bits; `batch_size` None depends on the model. On a CPU, `lanes`
+    batches run side by side on idle processors if all modules are recordable.
     """
     if batch_size is None:
         own = any(isinstance(module, Conv2d) for module in model.modules())
@@ -56,7 +56,7 @@ def predict_in_batches(
 def _each(outputs: Callable[[Tensor], Tensor], parts: Sequence[Tensor], lanes: int) -> list[Tensor]:
     if lanes == 1:
         return [outputs(part) for part in parts]
-    # Thread number and gradient mode are per thread.
+    # Number of threads and gradient mode are per thread.
     number = torch.get_num_threads()
     with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(number,)) as pool:
         return list(pool.map(torch.no_grad()(outputs), parts))

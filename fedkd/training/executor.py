@@ -1,7 +1,7 @@
 """Executors of jobs, and trainings of many clients side by side.
 
-A client's training is one coroutine: it yields a `TrainJob`, is sent the `FitResult`, and goes on to the next
-job or its end. An executor can run many clients' jobs at once::
+A client's training is a coroutine: it yields a `TrainJob`, receives the `FitResult`, and continues until its
+end. An executor can run many clients' jobs at once::
 
     def training(client) -> Training[float]:
         result = yield TrainJob(client.model, ...)
@@ -22,7 +22,7 @@ from fedkd.training.loop import fit
 T = TypeVar("T")
 
 Training = Generator[TrainJob, FitResult, T]
-"""Yields jobs, is sent the result of each, and returns one value."""
+"""Yields jobs, receives the result of each, and returns one value."""
 
 
 class Executor(Protocol):
@@ -39,7 +39,6 @@ class LoopExecutor:
         self._replays = (replays or Replays()) if fast else None
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return each job's result (see `Executor.run`)."""
         return [self._attempt(job) for job in jobs]
 
     def _attempt(self, job: TrainJob) -> FitResult | Exception:
@@ -53,8 +52,8 @@ class LoopExecutor:
 def run_trainings(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
     """Run trainings side by side to their ends, and return their values.
 
-    In every turn the executor gets the next job of each. A job's exception is raised where its training
-    yielded the job; one that leaves a training is its outcome. No two trainings share a model.
+    In every turn the executor gets the next job of each. A job's exception is raised inside its training; an
+    exception that leaves a training is its outcome. No two trainings share a model.
     """
     outcomes: dict[int, T | Exception] = {}
     results: dict[int, Any] = dict.fromkeys(range(len(trainings)))

@@ -41,15 +41,15 @@ class AuxBatches:
 
 
 class StepRules(Protocol):
-    """Rules of a training step of one or more batches (`TrainJob.accumulate`) besides its loss."""
+    """Rules of a training step of one or more batches (`TrainJob.accumulate`), besides its loss."""
 
     @property
     def idle(self) -> bool:
-        """Whether steps are the same without these rules."""
+        """True if steps are the same without these rules."""
 
     @property
     def kind(self) -> Hashable | None:
-        """Key that is equal for rules that do the same with the same tensors; None: unknown."""
+        """Equal keys for rules that treat the same tensors alike; None: unknown."""
 
     @property
     def reads(self) -> Sequence[Tensor]:
@@ -110,18 +110,18 @@ class TrainJob:
         seed: Seed of the model's own draws (dropout).
         autocast: bfloat16 autocast on a GPU; ignored on a CPU.
         correction: Added to the clipped gradients: one tensor for each trainable parameter, in order.
-        rules: Rules of every step; they have the last word on gradients and weights.
+        rules: Rules of every step, applied last to gradients and weights.
         accumulate: Batches a step, ≥ 1. The gradient is that of the mean over all their samples; only
             BatchNorm sees them apart. An epoch's last step may have fewer.
         lr_schedule: Learning rate over the steps of the job: constant, or half a cosine down to zero.
         early_stopping: Stops before the last epoch and restores the best weights. With it, a loss that is
             not finite ends the training without an error.
         scored_loss: Replaces `loss` in epochs that may be the last; returns the loss and the number of
-            correctly classified samples. None: they are not counted.
+            correctly classified samples. None: no counts.
         kind: Equal for jobs that may run together: they differ only in weights, arrays, constants,
             corrections, generators and seeds. None: unique.
-        replayable: Whether the losses only compute, and the same from the same tensors at each call. Then
-            steps may be recorded and replayed (see `fedkd.training.fast.replay`).
+        replayable: True if losses only compute, with the same results for the same tensors. Then steps may be
+            recorded and replayed (see `fedkd.training.fast.replay`).
         aux_batches: Other samples: each batch gets one more batch of them. Rules and epochs ignore them.
         constants: Tensors after the batches, the same in every step.
         guessing: Number of samples of the most frequent class.
@@ -166,7 +166,7 @@ class TrainJob:
         aux = () if self.aux_batches is None else self.aux_batches.arrays
         return (
             self.kind,
-            repr(self.model),  # nothing says that equal shapes are of equal layers
+            repr(self.model),  # equal shapes do not imply equal layers
             *((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for name, t in tensors.items()),
             *((array.shape[1:], array.dtype, array.device) for array in self.arrays),
             None if self.aux_batches is None else self.aux_batches.size,
@@ -187,7 +187,7 @@ class FitResult:
 
     Attributes:
         loss: Mean loss over the samples of all epochs, each before its step; nan if there was no step.
-        hits: Right answers in the last epoch, each before its step; None if not counted.
+        hits: Correct answers in the last epoch, each before its step; None if not counted.
         optimizer_state: State at the last weights, on the device, by names such as
             ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if the job has none.
     """

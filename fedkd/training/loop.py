@@ -57,7 +57,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C9
             batches = order.split(job.batch_size)[: len(sizes)]
             losses: list[Tensor] = []
             right: list[Tensor] = []
-            # Any epoch may turn out to be the last where training may stop early.
+            # With early stopping any epoch may be the last.
             counts = job.scored_loss is not None and (best is not None or epoch == job.epochs)
             for first in range(0, len(sizes), job.accumulate):
                 step = slice(first, first + job.accumulate)
@@ -66,7 +66,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C9
                 right += correct
                 if schedule is not None:
                     schedule.step()
-            # The losses leave the device once an epoch: asking after each step would make a GPU wait.
+            # Losses leave the device once an epoch, because reading each would make a GPU wait.
             epoch_loss = sum_over_samples(losses, sizes)
             total, taken, seen = total + epoch_loss, taken + steps, seen + sum(sizes)
             if right:
@@ -123,7 +123,7 @@ def sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
 
 def all_finite(parameters: Sequence[Tensor]) -> bool:
     with torch.no_grad():
-        # What is not finite makes a sum that is not: a tenth of the time of looking at each number.
+        # A sum is finite only if its terms are, and takes a tenth of the time of a check per number.
         if torch.stack([parameter.sum() for parameter in parameters]).isfinite().all():
             return True
         return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())

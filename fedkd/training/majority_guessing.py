@@ -1,4 +1,4 @@
-"""Right answers of a model in training, against majority-class guessing."""
+"""Correct answers of a model in training, compared with majority-class guessing."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 DEVIATIONS = 2.0
-"""How far above guessing counts as better, in standard deviations of a guess."""
+"""Margin above guessing, in standard deviations of a guess."""
 
 
 @dataclass(frozen=True)
 class TrainingHits:
-    """Right answers on training samples in the last epoch; `guessing`: size of the largest class."""
+    """Correct answers on training samples in the last epoch; `guessing`: size of the largest class."""
 
     right: int
     samples: int
@@ -28,10 +28,10 @@ class TrainingHits:
 
     @property
     def at_chance(self) -> bool:
-        """Whether these hits are no better than majority-class guessing.
+        """True if these hits are no better than majority-class guessing.
 
-        With n samples, m of them of the most frequent class, hits must exceed m by more than ``2σ``, ``σ =
-        √(m (n − m) / n)``. Where n is less than ``4σ`` above m, no hits are at chance.
+        With n samples, m of them of the most frequent class, hits must exceed m by more than ``2σ``,
+        ``σ = √(m (n − m) / n)``. If n is less than ``4σ`` above m, no hits are at chance.
         """
         others = self.samples - self.guessing
         if others <= 0:

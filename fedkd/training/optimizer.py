@@ -21,8 +21,8 @@ class OptimizerSpec:
     """An optimiser's name (`OPTIMIZERS`) and its hyper-parameters.
 
     Attributes:
-        momentum: Momentum μ of `sgd`, ``v ← μv + g``, ``w ← w − lr·v``, and of `rmsprop`, where g is first
-            divided by the root of its moving mean square (0.99 kept per step).
+        momentum: Momentum μ of `sgd`, ``v ← μv + g``, ``w ← w − lr·v``, and of `rmsprop`, which first divides
+            g by the root of its moving mean square (0.99 kept per step).
         weight_decay: λ: adds ``λw`` to the gradient (`sgd`, `adam`, `rmsprop`) or shrinks ``w`` by ``lr·λ·w``
             (`adamw`).
         clip_norm: Largest norm of the gradient, which is scaled down to it; None: no limit.
@@ -52,7 +52,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a fresh optimiser of the parameters that require a gradient; a `UserError` for unknown names.
 
-    Fused kernels update all parameters in one call: a fifth to a third off an Adam step of small
+    Fused kernels update all parameters in one call, a fifth to a third faster for Adam and small
     convolutional models. torch has none for RMSprop. Parameters `beside` have their own learning rate; None:
     that of `spec`.
     """
@@ -60,7 +60,7 @@ def make_optimizer(
     for others, lr in beside:
         optimizer.add_param_group({"params": list(others), "lr": spec.lr if lr is None else lr})
     if spec.name == "sgd" and spec.momentum > 0.0:
-        # The kernel fails where only some parameters have had a gradient yet, unless all have a momentum.
+        # The kernel fails if only some parameters have had a gradient, unless all have a momentum.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -19,7 +19,7 @@ WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
 
 
 def found_scenario(search: Search, trial: Trial) -> Scenario:
-    """Return the scenario with a trial's values, which trains on all samples and is tested on test sets."""
+    """A batch depends on the seed, its number, and earlier batches' results in the order of their trials."""
     tables, layers = cell_tables(search.bench, {"search": flatten(trial.values)}, search.seeds[0])
     tables["data"] = {key: value for key, value in tables.get("data", {}).items() if key != "validation"}
     scenario = parse_scenario(tables, folder=search.bench.folder, layers=layers)

@@ -60,7 +60,7 @@ class TuneResult:
 
     @property
     def scenario(self) -> Path:
-        """The file of the scenario that was found: `fedkd.run` takes it."""
+        """The file of the scenario that was found, for `fedkd.run`."""
         return self.folder / BEST
 
     def table(self, most: int | None = None) -> str:
@@ -173,7 +173,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _check_folder(plan: TunePlan) -> None:
-    """Refuse a folder that holds another search, whose tables would be written over."""
+    """Refuse a folder of another search, to keep its tables."""
     path = plan.folder / TUNE_FILE
     try:
         before = parse_toml(path.read_text(encoding="utf-8"))

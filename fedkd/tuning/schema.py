@@ -62,8 +62,8 @@ class TuneFile(ExperimentFile):
     sampler: Literal["tpe", "random"] = "tpe"
     """The sampler of trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or chance."""
     startup: Annotated[int, Field(ge=0)] = 8
-    """Trials that have to be known before the sampler learns from them, and runs (of a seed) that have to be
-    before one is stopped early."""
+    """Trials that the sampler needs before it learns, and runs (of a seed) needed before one is stopped
+    early."""
     pruner: Literal["median", "none"] = "median"
     """`median` stops a run once its best value is below the median of runs of earlier batches by the same
     round."""

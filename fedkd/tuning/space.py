@@ -19,7 +19,7 @@ FIXED = (
     *("name", "seed", "engine", "tracking", "checkpoint_every", "evaluate_every", "evaluate_clients"),
     *("plugins", "plugin_path", "data.validation", "data.test_fraction", "data.test_size"),
 )
-"""Keys that cannot be searched: they decide where a run goes or its test samples."""
+"""Keys that cannot be searched, such as a run's folder or its test samples."""
 MOST = 1e15  # floats hold whole numbers up to here exactly
 DIGITS = 4  # significant digits of a drawn number, so that it can be written down
 
@@ -47,7 +47,7 @@ class Dimension:
 
     @property
     def whole(self) -> bool:
-        """Whether its numbers are integers."""
+        """True if its numbers are integers."""
         return self.range is not None and isinstance(self.range.low, int) and isinstance(self.range.high, int)
 
     @property

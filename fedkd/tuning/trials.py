@@ -1,4 +1,4 @@
-"""The trials of a search: what each tries, the runs that it consists of, and how it ends."""
+"""The trials of a search: values, runs and outcomes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +58,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """How one run of a trial ended."""
+    """The outcome of one run of a trial."""
 
     status: str  # done, pruned or diverged
     value: float | None  # None: diverged
@@ -158,7 +158,7 @@ def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """When a run is stopped that is behind the others."""
+    """The rule that stops runs behind the others."""
 
     metric: str
     prunes: bool
@@ -168,7 +168,7 @@ class Rule:
 
 
 def read_record(folder: Path) -> TrialRecord | None:
-    """Return how a run ended; None: it has not, or its files are damaged."""
+    """Return a run's outcome; None: unfinished, or its files are damaged."""
     try:
         found: Any = parse_json((folder / TRIAL).read_bytes())
         curve = {int(round): float(value) for round, value in found["curve"]}
@@ -183,7 +183,7 @@ def read_record(folder: Path) -> TrialRecord | None:
 
 
 def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> CellOutcome:
-    """Run a trial with one seed, or resume it; write how it ended into its folder."""
+    """Run or resume a trial with one seed, and write its outcome into its folder."""
     watcher = _Follower(rule, scenario_from_json(scenario_json))
     outcome = run_cell(scenario_json, folder, gpus, observers=[watcher])
     curve = watcher.curve.values
@@ -205,12 +205,12 @@ def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = 
 
 
 def write_record(folder: str, record: TrialRecord) -> None:
-    """Write how a run ended into its folder."""
+    """Write a run's outcome into its folder."""
     write_json_atomically(Path(folder) / TRIAL, vars(record) | {"curve": sorted(record.curve.items())})
 
 
 class _Follower(RunObserver):
-    """Stops a run by Optuna's `MedianPruner`: its best value so far is below the others' median by then."""
+    """Stops a run by Optuna's `MedianPruner`: its best value is below the others' median."""
 
     def __init__(self, rule: Rule, scenario: Scenario) -> None:
         self.curve = Curve(rule.metric, scenario)

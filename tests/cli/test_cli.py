@@ -102,7 +102,7 @@ MALFORMED = {
     ),
     "nobody's home": (
         ["check", "FILE", "--set", "data.root=~nobody-here/x"],
-        ["FILE: data.root: must begin with a home folder that there is, got '~nobody-here/x'"],
+        ["FILE: data.root: must begin with an existing home folder, got '~nobody-here/x'"],
     ),
     "more clients than anybody": (
         ["check", "FILE", "--set", "data.clients=100000000"],
@@ -456,7 +456,7 @@ NO_HOME = "~nobody-of-this-name/x"
 )
 def test_an_unknown_users_home_folder_gives_one_line(words, digits_toml, capsys):
     assert main([str(digits_toml) if word == "FILE" else word for word in words]) == 2
-    told = f"error: must begin with a home folder that there is, got '{NO_HOME}'\n"
+    told = f"error: must begin with an existing home folder, got '{NO_HOME}'\n"
     assert capsys.readouterr().err == told
 
 

@@ -65,7 +65,7 @@ def test_clients_with_a_shared_model_adjust_their_own_answers(strategy, digits_s
         share = np.mean(own.global_y == np.bincount(own.train_y).argmax())
         assert found[index] == pytest.approx(share), index
     card = (fedkd.export(result.folder).folder / "README.md").read_text()
-    assert "answers that lean to each client's own classes (`logit_adjustment = 1e+06`)" in card
+    assert "a logit adjustment to each client's classes (`logit_adjustment = 1e+06`)" in card
 
 
 def test_logit_adjustment_leaves_learning_unchanged(digits_scenario, tmp_path):

@@ -81,7 +81,7 @@ def test_nodes_send_logits_and_metrics_only(dealt, tmp_path):
 
 def test_learned_models_stay_with_their_owner(dealt, tmp_path):
     found = dealt()
-    with pytest.raises(UserError, match="has no trained client: its client has taken part in no run yet"):
+    with pytest.raises(UserError, match="has no trained client: its client has joined no run yet"):
         fedkd.load_client(
             shutil.copytree(found.of_client(0), tmp_path / "new", ignore=lambda *_: ["runs"]), 0
         )

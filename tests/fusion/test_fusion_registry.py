@@ -206,7 +206,7 @@ def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
         ("Mute", {}, r"fusion\.strategy: 'my_strategies:Mute' says that guidance answers, but .* `infer`"),
         ("Sociable", {}, r"fusion\.strategy: .* its clients are one model with nothing to send"),
         ("TwoLogits", {}, r"fusion\.strategy: .* two arrays of a kind .* there can only be one"),
-        ("Nameless", {}, r"fusion\.strategy: 'my_strategies:Nameless' does not say its `name`"),
+        ("Nameless", {}, r"fusion\.strategy: 'my_strategies:Nameless' has no `name`"),
         ("Stranger", {}, r"fusion\.strategy: .* is not a class derived from .*FusionStrategy"),
         ("Odd", {}, r"fusion\.strategy: 'my_strategies:Odd': its hyper-parameters cannot be checked: "),
         ("Frist", {}, r"fusion\.strategy: .*did you mean 'First'\?"),

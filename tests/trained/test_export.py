@@ -98,7 +98,7 @@ def test_the_model_card_describes_the_model(run, exported):
         "client-00003.safetensors",
         "strategy `knfu`",
         "samples of 1×8×8, classes 0, 1, 2",
-        "Client 2 is not here: its model is a RandomForestClassifier",
+        "Client 2 was not exported: its model is a RandomForestClassifier",
         'strategy = "knfu"',
     ):
         assert told in card

@@ -1,4 +1,4 @@
-"""Which weights of a network are split into everybody's and a task's own, and how they lie side by side."""
+"""Layout of the weights that are split into a shared base and task parts."""
 
 from __future__ import annotations
 

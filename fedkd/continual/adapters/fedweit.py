@@ -1,4 +1,4 @@
-"""FedWeIT on a client: a shared base, masks and sparse parts of its own, and parts of other clients.
+"""FedWeIT on a client: a shared base, its own masks and sparse parts, and parts of other clients.
 
 The strategy `fedkd.fusion.streams.fedweit` exchanges bases and parts.
 """
@@ -23,7 +23,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
-    """Split weights into a base, a mask and a sparse part for each task, and parts that other clients lend.
+    """Split weights into a base, a mask and sparse part per task, and other clients' parts.
 
     For the weights of two or more dimensions below the head, layer by layer and task by task::
 
@@ -54,19 +54,19 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True)
 
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
-    """λ1 of own parts. The larger, the fewer weights of a part are left to be stored and sent, and the more a
-    task has to say through the base; 1e-3 in the authors' code."""
+    """λ1 of own parts; 1e-3 in the authors' code. A larger value leaves fewer weights to store and send, and
+    shifts more of a task to the base."""
     mask_sparsity: Annotated[float, Field(ge=0)] | None = None
     """λ1 of masks; absent: `sparsity`, as in the paper. The authors' code has 0."""
     retention: Annotated[float, Field(ge=0)] = 100.0
-    """λ2: how hard an earlier task is held to what it was, 100 in the paper, whose code halves the square.
-    Plain SGD needs lr · λ2 · 2 · (tasks) below 2, or training diverges; Adam does not mind."""
+    """λ2: strength that holds earlier tasks to their values; 100 in the paper, whose code halves the square.
+    Plain SGD diverges unless lr · λ2 · 2 · (tasks) is below 2; Adam does not."""
     threshold: Annotated[float, Field(ge=0)] | None = None
     """Weights of a part whose size is not above it count as zero at the end of a task; absent: `sparsity`, as
     in the authors' code. Gradients of an L1 penalty alone make nothing zero."""
     initial_mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Every unit's mask when a task begins; about 0.5 in the authors' code. Nearer to 1 a task begins nearer
-    to the base, but the sigmoid learns slower."""
+    """Every unit's mask at the start of a task; about 0.5 in the authors' code. Nearer to 1 a task starts
+    nearer to the base, but the sigmoid learns slower."""
     initial_part: Annotated[float, Field(ge=0, le=1)] = 1 / 3
     """A task's own part when it begins, as a share of the base: with the mask at 0.5 a task begins at 0.83 B.
     A third in the authors' code, there of the initial base; 0 begins with an empty part."""
@@ -74,13 +74,11 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     """Weight decay of the present part and of its mask's scores, and in the first task of the base; 1e-4 in
     the authors' code."""
     borrow: Literal["latest", "all", "nothing"] = "latest"
-    """Whose parts a task is lent when it begins: the `latest` of every other client, as in the authors' code;
-    `all` that are known, as in the paper's sum, at a whole set of weights a part and step; or `nothing`."""
+    """Parts lent to a starting task: the `latest` of every other client, as in the authors' code; `all` known
+    ones, as in the paper's sum, at a set of weights per part and step; or `nothing`."""
     initial_attention: float = 0.0
-    """Every α when a task begins. At 0 nothing is taken over before it has proved of use; the authors' code
-    draws them at random, which begins with noise of the size of a part."""
-
-    # What it can work with ----------------------------------------------------------------------------
+    """Every α at the start of a task. At 0 a part has no effect before it proves useful; the authors' code
+    draws α at random, which starts with noise as large as a part."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network without weights below a head of its own, or whose layers share a weight."""
@@ -97,8 +95,6 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
             problem = "cannot split weights that layers share"
         if problem:
             raise UserError(f"'{self.name}' {problem}", key="continual.learner")
-
-    # The course of a task -----------------------------------------------------------------------------
 
     def begin_phase(self, context: LearnerContext) -> None:
         """Begin the task's mask, its part, and the attention to what is lent; unless it has begun."""
@@ -165,8 +161,6 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
             "borrowed_share": float(taken.double().norm() / weights.double().norm().clamp(min=1e-30)),
         }
 
-    # A step -------------------------------------------------------------------------------------------
-
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
         state = WeITState(context)
@@ -184,7 +178,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         return tensors
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor:
-        """Return what sparse parts and masks cost, and what earlier tasks have moved by."""
+        """Return the penalties on sparse parts and masks, and on changes of earlier tasks."""
         state, present = WeITState(context), context.task
         masks = self.sparsity if self.mask_sparsity is None else self.mask_sparsity
         parts = list(state.part.part().values())
@@ -208,8 +202,6 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     def _pruned(self, part: Tensor) -> Tensor:
         least = self.sparsity if self.threshold is None else self.threshold
         return torch.where(part.detach().abs() > least, part.detach(), 0.0)
-
-    # What others lend ---------------------------------------------------------------------------------
 
     def export_state(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
         """Return the present mask as ``mask/{name}``, and parts as ``part/{task}/{name}``, pruned."""
@@ -238,7 +230,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         return sorted(latest.values())
 
     def _forget(self, context: LearnerContext) -> None:
-        """Forget parts that no later task will be lent, and the present one is not."""
+        """Drop parts that neither the present nor a later task uses."""
         state = WeITState(context)
         present = [] if state.lenders is None else state.lenders.tolist()
         for client, task in state.stamps().keys() - {*self._lenders(context), *map(tuple, present)}:

@@ -79,7 +79,7 @@ class WeITState(LearnerState):
         return stamps
 
     def lent(self, task: int) -> Tensors:
-        """Return ``Σ_i α_i A_i`` of a task, by name; empty where nothing was lent."""
+        """Return ``Σ_i α_i A_i`` of a task, by name; empty if nothing was lent."""
         kept = self.borrowed.part(task)
         if kept:
             return self._by_name(kept)

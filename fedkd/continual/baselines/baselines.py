@@ -13,7 +13,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Naive(Learner):
-    """Train on each task as it comes, and do nothing against forgetting."""
+    """Train on each task in turn, without protection against forgetting."""
 
     name: ClassVar[str] = "naive"
 
@@ -22,15 +22,14 @@ class Naive(Learner):
 class Cumulative(Learner):
     """Go on with every task, and train on the samples of all tasks so far.
 
-    A reference, not a continual learner, since it keeps all samples: `joint` without the new beginning. It is
-    the upper end of the scale at every moment, for ever longer rounds.
+    A reference, not a continual learner: it keeps all samples. It is `joint` without the new start, an upper
+    bound at every moment, with ever longer rounds.
     """
 
     name: ClassVar[str] = "cumulative"
     traits: ClassVar[LearnerTraits] = LearnerTraits(retrains_old_tasks=True)
 
     def batch(self, context: LearnerContext) -> Batch:
-        """Return the samples of all tasks so far."""
         return Batch(range(context.task + 1))
 
 
@@ -42,7 +41,7 @@ class InitialState(LearnerState):
 
 @hyperparameters
 class Single(Learner):
-    """Begin anew with every task: earlier ones neither help nor hinder, and are lost.
+    """Start each task from the initial weights; earlier tasks are lost.
 
     A reference for `gain_over_single`. Its stored bytes are the initial weights.
     """
@@ -53,12 +52,10 @@ class Single(Learner):
     )
 
     def prepare(self, context: LearnerContext) -> None:
-        """Remember the initial weights."""
         initial = {name: values.detach().clone() for name, values in context.network.state_dict().items()}
         InitialState(context).initial.put(initial)
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Go back to them."""
         initial = InitialState(context).initial
         with torch.no_grad():
             for name, values in context.network.state_dict().items():
@@ -77,5 +74,4 @@ class Joint(Single):
     traits: ClassVar[LearnerTraits] = replace(Single.traits, retrains_old_tasks=True)
 
     def batch(self, context: LearnerContext) -> Batch:
-        """Return the samples of all tasks so far."""
         return Batch(range(context.task + 1))

@@ -1,4 +1,4 @@
-"""Networks that are a chain of layers, each fed by the one before it and by nothing else."""
+"""Networks that are a plain chain of layers."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -9,20 +9,20 @@ from fedkd.continual.layers import Layer
 from fedkd.models import Classifier, Conv2d, Flatten, MaxPool2d
 
 LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
-"""What units belong to."""
+"""Layers with units."""
 
 BETWEEN = (
     *(nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, Flatten),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d),
     *(nn.MaxPool2d, MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
-"""What commutes with a unit's multiplication by a number ≥ 0, and leaves units apart."""
+"""Modules that commute with a factor ≥ 0 per unit and keep units apart."""
 
 
 def chain_of(network: nn.Module) -> tuple[Layer, ...]:
     """Return the layers of a network in the order in which a sample meets them, the head last.
 
-    A `ValueError` says why units cannot be multiplied by a number each.
+    Raise `ValueError` with the reason if units cannot be scaled one by one.
     """
     layers: list[Layer] = []
     for name, module in _modules(network):

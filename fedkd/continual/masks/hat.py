@@ -1,4 +1,4 @@
-"""HAT: every task learns which units it needs, and what they have learned is kept from later tasks."""
+"""HAT: a gate per task and unit protects weights of earlier tasks."""
 
 from typing import Annotated, ClassVar
 
@@ -16,14 +16,14 @@ from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
 
 FARTHEST = 6.0
-"""How far from 0 an embedding may go."""
+"""Largest absolute value of an embedding."""
 STEEPEST = 50.0
-"""What s·e is taken for at most where its hyperbolic cosine is."""
+"""Bound of s·e in its hyperbolic cosine."""
 UNDECIDED = 0.01
 
 
 class GateState(LearnerState):
-    """What HAT remembers."""
+    """HAT's memory."""
 
     embeddings = TableField()
     """By task and layer."""
@@ -35,7 +35,7 @@ class GateState(LearnerState):
 
 @hyperparameters
 class HAT(Phases, StepObserver, TaskParameters, Learner):
-    """Give every unit a gate for each task, and hold weights between units that earlier tasks have opened.
+    """Give every unit a gate per task, and protect weights between units of earlier tasks.
 
     With an embedding e of every hidden unit for every task, trained with the weights::
 
@@ -50,9 +50,9 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
     A unit of the head has no gate, and counts as used once a task that has it was trained. Gates multiply
     weights and biases, so layers must form a chain with ReLU, pooling or dropout between them.
 
-    A task is kept exactly where its gates are 0 or 1. In float32 σ(400 e) is 1 from e = 0.05 on, but 0 only
-    below −0.26: where gates are between, later tasks change a little (`undecided_gates` in the metrics).
-    Gates need many steps, and several batches an epoch. The task must be told to predict.
+    A task is kept exactly if its gates are 0 or 1. In float32 σ(400 e) is 1 from e = 0.05 on, but 0 only
+    below −0.26: with gates in between, later tasks change a little (`undecided_gates` in the metrics). Gates
+    need many steps, and several batches an epoch. Prediction needs the task.
     """
 
     name: ClassVar[str] = "hat"
@@ -70,7 +70,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
     raise it with the number of tasks. 0 leaves the size of tasks to chance."""
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network that is no chain of two or more layers, or has parameters besides."""
+        """Refuse a network that is not a chain of two or more layers, or has other parameters."""
         try:
             layers = chain_of(network)
         except ValueError as error:
@@ -81,18 +81,14 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         if len(layers) < 2:
             raise UserError("'hat' gates hidden units, of which this model has none", key="continual.learner")
 
-    # The course of a task -----------------------------------------------------------------------------
-
     def begin_phase(self, context: LearnerContext) -> None:
-        """Draw the task's embeddings. A client that is never asked to train on a task has none of it."""
+        """Draw the task's embeddings; a client that skips the task has none."""
         GateState(context).embeddings.put(self._embeddings(context, context.task), context.task)
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return the network's parameters and the task's embeddings."""
         return super().trainable(context) | GateState(context).embeddings.in_memory(context.task)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Count the task's units as used."""
         if not context.phase:
             return
         state = GateState(context)
@@ -117,8 +113,6 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
             "undecided_gates": float(undecided.double().mean()),
         }
 
-    # A step -------------------------------------------------------------------------------------------
-
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of hidden units, each times its gate."""
         hidden, tensors = _hidden(context), {}
@@ -132,7 +126,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         return tensors
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what keeps the task from opening more units than it needs."""
+        """Return the penalty on units that the task opens."""
         if self.compression == 0:
             return None
         opened, room = [], []
@@ -143,19 +137,17 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         return self.compression * torch.stack(opened).sum() / torch.stack(room).sum().clamp(min=1e-6)
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients of weights as far as no earlier task needs them, those of embeddings scaled."""
+        """Return weight gradients limited by earlier tasks' gates, and scaled embedding gradients."""
         return {**gradients, **self._unused(context, gradients), **self._compensated(context, gradients)}
 
     def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
-        """Return changes of weights as far as no earlier task needs these."""
+        """Return weight changes limited by earlier tasks' gates."""
         return self._unused(context, changes)
 
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Keep the embeddings within ±6."""
         for embedding in self._embeddings(context, context.task).values():
             embedding.clamp_(-FARTHEST, FARTHEST)
-
-    # Gates --------------------------------------------------------------------------------------------
 
     def _steepness(self, context: LearnerContext) -> float:
         """Return s of the present step, or that of evaluations."""

@@ -1,4 +1,4 @@
-"""KKT: let the old task whose mask suits the new samples best lend its scores.
+"""KKT: a new task starts from the scores of the most suitable old mask.
 
 k-NN knowledge transfer of Yadav and Bansal, "Exclusive Supermask Subnetwork Training for Continual Learning",
 2022, arXiv 2210.10209.
@@ -19,7 +19,7 @@ QUERIES_AT_ONCE = 512
 def knn_accuracy(
     reference: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, neighbours: int, classes: int
 ) -> float:
-    """Return the share of queries `[m, F]` that a vote among their k nearest references `[n, F]` gets right.
+    """Return the accuracy of k-NN for queries `[m, F]` with references `[n, F]`.
 
     At most n neighbours vote, by Euclidean distance. Ties go to the first reference and the lowest label.
     """

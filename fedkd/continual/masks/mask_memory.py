@@ -1,4 +1,4 @@
-"""Where supermasks lie in a learner's memory: scores while they are trained, bits afterwards."""
+"""A learner's memory of supermasks: scores during training, bits afterwards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fedkd.continual.state import LearnerState, TableField, Value
 
 
 class MaskState(LearnerState):
-    """What supermask learners remember."""
+    """Memory of supermask learners."""
 
     scores = TableField()
     """By slot and weight, while a mask is trained."""
@@ -104,7 +104,7 @@ class MaskMemory:
             self.state.scores.drop(slot)
 
     def masks(self, slot: int) -> Tensors:
-        """Return a mask, bool; one that is not there yet is that of its first scores."""
+        """Return a bool mask; a missing one follows from its initial scores."""
         if self.is_settled(slot):
             bits = self.state.bits
             return {name: masks.unpack(bits[slot, name], w.shape) for name, w in self.weights.items()}
@@ -118,12 +118,12 @@ class MaskMemory:
         return [masks.pack(mask) for mask in self.masks(slot).values()]
 
     def others(self) -> list[Tensor] | None:
-        """Return the bits, a tensor a layer, of weights that are closed for others' sake; None: of none."""
+        """Return bits of weights closed for other clients, one tensor per layer; None: none."""
         others = self.state.others
         return [others[name] for name in self.names if name in others] or None
 
     def set_others(self, bits: Sequence[Tensor] | None) -> None:
-        """Remember instead which weights are closed for others' sake."""
+        """Replace the weights closed for other clients."""
         self.state.others.drop()
         if bits is not None:
             self.state.others.put(dict(zip(self.names, bits, strict=True)))

@@ -82,11 +82,11 @@ def straight_through(weight: Tensor, scores: Tensor, rule: Rule, density: float)
 
 
 def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
-    """Return scores whose mask follows the clients' log-odds, and the own scores where these are even.
+    """Return scores whose mask follows the clients' log-odds; own scores break ties.
 
-    The client's sizes stay, and are dealt out anew: by `topk` the largest go to the highest log-odds, of
-    equal ones to the largest own, of these to the first; signs stay. By `threshold` signs are those of the
-    log-odds; at 0, a score's own. `log_odds` are above 0 where more than half of all masks have the weight.
+    The client's sizes are dealt out anew. By `topk` the largest go to the highest log-odds; ties go to the
+    largest own score, then to the first; signs stay. By `threshold` signs are those of the log-odds; at 0,
+    the score's own. `log_odds` are above 0 if more than half of all masks have the weight.
     """
     sizes = scores.abs()
     if rule == "threshold":

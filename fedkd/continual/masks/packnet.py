@@ -1,4 +1,4 @@
-"""PackNet: every task gets weights of its own, cut out of those that are still free."""
+"""PackNet: each task owns weights, taken from those still free."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -22,7 +22,7 @@ FREE = 0
 
 
 class PackState(LearnerState):
-    """What PackNet remembers."""
+    """PackNet's memory."""
 
     owners = TableField()
     """The task of every weight plus 1, by weight."""
@@ -34,7 +34,7 @@ class PackState(LearnerState):
 
 @hyperparameters
 class PackNet(Phases, TaskParameters, Learner):
-    """Train the free weights, keep the largest of them, retrain those; the rest is left to later tasks.
+    """Train the free weights, keep the largest for the task, and retrain those.
 
     Free weights start every further task at random, with the spread of the initial ones, where the paper's
     start at 0. With owner the task that each weight belongs to, layer by layer::
@@ -46,9 +46,9 @@ class PackNet(Phases, TaskParameters, Learner):
 
     So the logits of a task stay the same to the last bit. The task must be told to predict.
 
-    The head is shared out unit by unit, among the tasks that have the unit. Running statistics of
-    normalisation layers are every task's own. Owners take one byte a weight, two above 255 tasks. A task of a
-    single epoch is pruned after it, and not retrained.
+    The head is shared out by unit among the tasks that have the unit. Each task has its own running
+    statistics of normalisation layers. Owners take one byte per weight, two above 255 tasks. A task of one
+    epoch is pruned after it, without retraining.
     """
 
     name: ClassVar[str] = "packnet"
@@ -63,14 +63,14 @@ class PackNet(Phases, TaskParameters, Learner):
 
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a layer's free weights that a task takes, 0.25 to 0.5 in the paper; absent: 1 / (tasks left),
-    which gives all tasks of the stream equally many. A fixed share favours early tasks, which is right where
-    later ones can build on them."""
+    an equal share for every task. A fixed share favours early tasks, which suits streams whose later tasks
+    build on them."""
     retrain_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of a task's epochs that retrains after pruning: at least one epoch, and all but one at most, so
     a task should have two or more. Raise it if little is kept; 0 prunes at the end and never retrains."""
     biases: Literal["task", "first"] = "task"
-    """What happens to biases and scales of normalisation layers, which are never pruned. With `task` each
-    task has its own copy, for a few bytes; with `first` they freeze after the first task, as in the paper."""
+    """Handling of biases and normalisation scales, which are never pruned. With `task` each task has its own
+    copy, for a few bytes; with `first` they freeze after the first task, as in the paper."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network without a linear or convolutional layer."""
@@ -81,7 +81,6 @@ class PackNet(Phases, TaskParameters, Learner):
             )
 
     def prepare(self, context: LearnerContext) -> None:
-        """Declare all weights free."""
         kind = torch.uint8 if context.tasks <= torch.iinfo(torch.uint8).max else torch.int16
         state, scales = PackState(context), []
         for name, weight in _weights(context):
@@ -108,7 +107,6 @@ class PackNet(Phases, TaskParameters, Learner):
         return RETRAIN if epoch >= epochs - retrained else TRAIN
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Prune before retraining."""
         if context.phase == RETRAIN:
             self._prune(context)
 
@@ -127,8 +125,6 @@ class PackNet(Phases, TaskParameters, Learner):
         owners = torch.cat([PackState(context).owners[name].flatten() for name, _ in _weights(context)])
         return {"free_weights": float((owners == FREE).double().mean())}
 
-    # A step -------------------------------------------------------------------------------------------
-
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of an earlier task; those of the present one are the network's."""
         if task >= context.task:
@@ -142,7 +138,7 @@ class PackNet(Phases, TaskParameters, Learner):
         return tensors
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Leave nothing of the gradients of weights that are not the present phase's."""
+        """Zero the gradients of weights outside the present phase."""
         learning = context.task + 1 if context.phase == RETRAIN else FREE
         for name, gradient in gradients.items():
             owners = PackState(context).owners.get(name)
@@ -151,8 +147,6 @@ class PackNet(Phases, TaskParameters, Learner):
             elif self.biases == "first" and context.task > 0:
                 gradient.zero_()
         return gradients
-
-    # Pruning ------------------------------------------------------------------------------------------
 
     def _prune(self, context: LearnerContext) -> None:
         """Make the present task the owner of its share of the free weights, and the others zero."""
@@ -174,9 +168,8 @@ class PackNet(Phases, TaskParameters, Learner):
     def _take(self, task: int, owners: Tensor, weight: Tensor, left: int, *, last_all: bool = False) -> None:
         """Enter the task into contiguous `owners`, in place, at its share of the free weights.
 
-        Args:
-            left: Tasks that these weights must do for, this one included.
-            last_all: Whether the last task takes all, whatever `keep` says.
+        `left` counts the tasks that share these weights, this one included. With `last_all` the last task
+        takes all, whatever `keep` says.
         """
         flat = owners.view(-1)
         free = (flat == FREE).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Old tasks of supermask learners, open once more: their own scores, or weights that they alone have."""
+"""Reopened old tasks of supermask learners: their scores, or weights of their masks alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class ReopenedScores(Reopened):
         self._scores_of, self._memory = learner, learner.memory(context)
 
     def trainable(self) -> Tensors:
-        """Return the task's scores."""
         return self._memory.scores(self.task)
 
     def task_parameters(self) -> Tensors:
@@ -33,15 +32,13 @@ class ReopenedScores(Reopened):
         return self._memory.trainable_mask(self.task)
 
     def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
-        """Return the scores' own optimiser."""
         return self._scores_of.optimizer(self.context, spec)
 
     def penalty(self, step: Step) -> Tensor | None:
-        """Return None: what tells tasks apart is learned from samples of the task's own."""
+        """Return None: task inference learns from the task's own samples."""
         return None
 
     def project(self, gradients: Tensors) -> Tensors:
-        """Return all gradients."""
         return gradients
 
     def close(self) -> None:
@@ -50,7 +47,7 @@ class ReopenedScores(Reopened):
 
 
 class ReopenedWeights(Reopened):
-    """The weights that no mask but an old task's lets through, those of later tasks included.
+    """Weights that only an old task's mask selects, among the masks of all tasks.
 
     ::
 
@@ -72,7 +69,7 @@ class ReopenedWeights(Reopened):
 
     @property
     def has_any(self) -> bool:
-        """Whether there are such weights."""
+        """True if there are such weights."""
         return any(bool(own.any()) for own in self._own.values())
 
     def trainable(self) -> Tensors:
@@ -80,7 +77,6 @@ class ReopenedWeights(Reopened):
         return self._memory.weights
 
     def task_parameters(self) -> Tensors:
-        """Return the weights under the task's mask."""
         return self._memory.masked_weights(self.task)
 
     def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
@@ -88,9 +84,9 @@ class ReopenedWeights(Reopened):
         return replace(spec, weight_decay=0.0)
 
     def penalty(self, step: Step) -> Tensor | None:
-        """Return None: what tells tasks apart is learned from samples of the task's own."""
+        """Return None: task inference learns from the task's own samples."""
         return None
 
     def project(self, gradients: Tensors) -> Tensors:
-        """Leave weights without a gradient that are not the task's alone."""
+        """Zero the gradients of weights that other masks have."""
         return {name: masks.masked(gradient, self._own[name]) for name, gradient in gradients.items()}

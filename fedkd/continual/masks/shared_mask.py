@@ -1,4 +1,4 @@
-"""The mask of a client's present task as other clients know it, and its scores once all have voted."""
+"""The mask of a client's present task for other clients, and its scores after a vote."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class SharedMask:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the mask will not change any more."""
+        """True if the mask is final."""
         return self._memory.is_settled(self._slot)
 
     def bits(self) -> np.ndarray:
-        """Return the mask's bits ``[⌈d/8⌉]`` uint8; where nothing was trained, those of the first scores."""
+        """Return the mask's bits ``[⌈d/8⌉]`` uint8; without training, those of the initial scores."""
         return _packed(list(self._memory.masks(self._slot).values()))
 
     def taken(self) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from fedkd.training import OptimizerSpec
 
 @hyperparameters
 class SSNeT(Reopenable, SupermaskLearner):
-    """Find a task's mask as SupSup does, then train the weights that it lets through.
+    """Find a task's mask as in SupSup, then train its weights.
 
     ::
 
@@ -44,9 +44,9 @@ class SSNeT(Reopenable, SupermaskLearner):
     )
 
     mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of a task's epochs, all its rounds together, that finds the mask: rounded, but at least one. At
-    least one is left for the weights, unless the share is 1, which makes this SupSup, or there is but one
-    epoch in all. Masks are slower to find than weights to train: go below 0.5 only with tens of epochs."""
+    """Share of a task's epochs, over all its rounds, that finds the mask: rounded, at least one. One or more
+    are left for the weights, unless the share is 1 (SupSup) or the task has a single epoch. Masks are
+    slower to find than weights to train: go below 0.5 only with tens of epochs."""
 
     def phase_of(self, epoch: int, epochs: int) -> str:
         """Return whether an epoch of the task trains scores or weights."""
@@ -101,19 +101,19 @@ class ExSSNeT(SSNeT):
     traits: ClassVar[LearnerTraits] = replace(SSNeT.traits, trains_masked_weights=True, withholds_masks=None)
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Find out which weights under the mask are the task's own."""
+        """Find the task's exclusive weights."""
         super().begin_phase(context)
         if context.phase == WEIGHTS:
             memory = self.memory(context)
             earlier = [memory.bits(old) for old in self.earlier(context, context.task)]
-            others = memory.others()  # what clients that learn the task together have trained before it
+            others = memory.others()  # trained before by clients that learn the task together
             if others is not None:
                 earlier.append(others)
             for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(context.task), strict=True)):
                 MaskState(context).free[name] = masks.free(bits, [old[layer] for old in earlier])
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Leave weights without a gradient that are not the task's own."""
+        """Zero the gradients of weights outside the task's own."""
         if context.phase != WEIGHTS:
             return gradients
         return {
@@ -122,7 +122,6 @@ class ExSSNeT(SSNeT):
         }
 
     def end_task(self, context: LearnerContext) -> None:
-        """Keep the mask alone."""
         super().end_task(context)
         self.memory(context).set_others(None)
         MaskState(context).free.drop()

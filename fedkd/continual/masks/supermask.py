@@ -1,4 +1,4 @@
-"""What the supermask learners share: fixed or partly trained weights, and a mask of them for every task."""
+"""Base of supermask learners: fixed or partly trained weights, and a mask per task."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,52 +42,52 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True, withholds_masks=None)
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of a layer's weights that `topk` takes. 0.3 to 0.5 gives the best single masks; the sparser, the
-    less tasks overlap: t independent masks leave the last one (1 − density)^(t−1) of its weights for
-    itself (see `free_share` in the metrics), so take about 1/t where weights are trained too."""
+    """Share of a layer's weights that `topk` takes; 0.3 to 0.5 gives the best single masks. Sparser tasks
+    overlap less: t independent masks leave the last one (1 − density)^(t−1) of its weights to itself (see
+    `free_share` in the metrics). Take about 1/t if weights are trained too."""
     rule: Literal["topk", "threshold"] = "topk"
-    """How scores make a mask: `topk`, the `density` share of largest |score| in each layer, or `threshold`,
-    every score ≥ 0: about half of the weights, cheaper a step, and `density` is ignored."""
+    """Rule from scores to a mask. `topk` takes the `density` share of largest |score| in each layer.
+    `threshold` takes every score ≥ 0, about half of the weights; it is cheaper a step and ignores
+    `density`."""
     initial_weights: Literal["signed-constant", "network"] = "signed-constant"
     """`signed-constant`: sign(w) · √2/√fan_in, as in both papers; random signs of one size are what masks
     choose from best. `network`: as the network comes, for networks that were trained before."""
     mask_lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the scores; absent: the scenario's. Scores start at about 1/√fan_in and are judged by
-    their order alone: Adam wants about 1e-3, wide networks bear 1e-2, at which small convolutional ones may
-    stay at chance; SGD wants 10 to 100 times what weights do."""
+    """Learning rate of the scores; absent: the scenario's. Scores start at about 1/√fan_in, and only their
+    order counts. Adam needs about 1e-3; wide networks bear 1e-2, but small convolutional ones may stay at
+    chance. SGD needs 10 to 100 times the rate of weights."""
     mask_optimizer: Literal["adam", "adamw", "sgd"] | None = None
     """Optimiser of the scores; absent: the scenario's, whose momentum and weight decay count here too. Adam
     is the safe choice: gradients of scores differ by orders of magnitude between layers."""
     inference: Literal["one-shot", "binary", "exhaustive"] = "one-shot"
-    """How a sample's task is found where it is not given: `one-shot`, the steepest slope among all masks at
-    once; `binary`, by halving, which costs several times as much and is surer with many tasks; `exhaustive`,
-    each mask alone, an option of ours that costs a forward pass a mask. It is the one for networks with
-    running statistics: a superposition has none of its own, and slopes through others say next to nothing."""
+    """Task inference for samples without a task. `one-shot`: the steepest slope among all masks. `binary`: by
+    halving; several times as expensive, safer with many tasks. `exhaustive`: each mask alone, a forward
+    pass per mask; not in the paper. Use it for networks with running statistics: a superposition has none,
+    and slopes through others are uninformative."""
     objective: Literal["entropy", "superfluous"] = "entropy"
-    """What the right mask lowers: `entropy` of the outputs' softmax, or `superfluous`, the logsumexp through
-    further output units that training pushes down; the latter is surer with few classes a task."""
+    """Objective that the right mask lowers: `entropy` of the outputs' softmax, or `superfluous`, the
+    logsumexp through further output units that training pushes down. The latter is safer with few classes
+    a task."""
     superfluous_units: Annotated[int, Field(ge=0)] | None = None
     """Further output units, which no label belongs to; absent: 100 for the objective that needs them, else
     none. The more, the surer the inference, at the price of a wider head."""
     kkt: bool = False
     """Start a task from the scores of the old task whose mask suits its samples best (k-NN knowledge
-    transfer). For similar tasks: the masks overlap more, which leaves less to train, and all scores are kept,
-    32 bits a weight and task besides the mask's one, as a rounded score could change its rank."""
+    transfer). It suits similar tasks: masks overlap more, which leaves less to train. All scores are
+    stored at 32 bits a weight and task, as a rounded score could change its rank."""
     kkt_neighbours: Annotated[int, Field(ge=1)] = 200
     """k of its k-NN, never more than there are reference samples. 200 in the paper; take about the number of
     samples of one class among the reference where that is less."""
     kkt_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the new task's batches that are looked at, 0.2 in the paper, at least one. More makes the
-    choice surer and costs one forward pass a sample and old task."""
+    """Share of the new task's batches that is used, at least one; 0.2 in the paper. More makes the choice
+    safer, at one forward pass per sample and old task."""
 
     def __post_init__(self) -> None:
         if self.objective == "superfluous" and self.superfluous_units == 0:
             raise UserError("must be ≥ 1 for the objective 'superfluous'", key="continual.superfluous_units")
 
-    # What it can work with ----------------------------------------------------------------------------
-
     def check(self, network: nn.Module) -> None:
-        """Refuse parameters that neither a mask can be laid over nor a constant can take the place of."""
+        """Refuse parameters that take neither a mask nor a constant."""
         known: set[int] = set()
         layers = 0
         for name, module in network.named_modules():
@@ -129,10 +129,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
                     elif not isinstance(module, nn.Linear | nn.Conv2d):
                         parameter.fill_(1.0)
 
-    # The course of a task -----------------------------------------------------------------------------
-
     def phase_of(self, epoch: int, epochs: int) -> str:
-        """Return that scores are trained all the time."""
         return MASK
 
     def begin_phase(self, context: LearnerContext) -> None:
@@ -150,11 +147,9 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         memory.set_scores(slot, {name: own.detach().clone() for name, own in scores.items()})
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return the present task's scores."""
         return self.memory(context).scores(self.slot(context, context.task))
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
-        """Return the scores' own optimiser."""
         return replace(spec, name=self.mask_optimizer or spec.name, lr=self.mask_lr or spec.lr)
 
     def end_task(self, context: LearnerContext) -> None:
@@ -202,8 +197,6 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         packed = sum(masks.BITS * len(own) for own in bits)
         return packed + (SCORE_BITS * weights if self.kkt else 0)
 
-    # A step -------------------------------------------------------------------------------------------
-
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights under the task's mask; while it is learned, its scores have gradients."""
         memory, slot = self.memory(context), self.slot(context, task)
@@ -212,15 +205,13 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return memory.masked_weights(slot)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the logsumexp that superfluous units add to the task's own: pushes them down."""
+        """Return the logsumexp added by superfluous units, which pushes them down."""
         if not self.extra_outputs:
             return None
         outputs = step.outputs()
         own = context.logits_of(outputs, context.task)
         both = torch.cat([own, outputs[:, context.outputs :]], dim=1)
         return (both.logsumexp(dim=1) - own.logsumexp(dim=1)).mean()
-
-    # Without the task ---------------------------------------------------------------------------------
 
     def predict_without_task(
         self, context: LearnerContext, model: TaskModel, x: Tensor
@@ -261,8 +252,6 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
             self.objective,
             context.outputs,
         )
-
-    # Masks --------------------------------------------------------------------------------------------
 
     def memory(self, context: LearnerContext) -> MaskMemory:
         """Return the masks that a client remembers."""

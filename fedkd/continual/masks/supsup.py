@@ -27,7 +27,7 @@ FEWEST = 5
 
 @hyperparameters
 class SupSup(Reopenable, SupermaskLearner):
-    """Train no weight, only which of them take part in a task.
+    """Train only the choice of weights that take part in a task.
 
     ::
 
@@ -39,9 +39,9 @@ class SupSup(Reopenable, SupermaskLearner):
     the network rather than train longer. A task that is not given is inferred: ``argmin_i ∂H/∂α_i`` with H
     the entropy of ``softmax f(x; w ⊙ Σ_i α_i M_i)`` at α = 1/k.
 
-    Without known boundaries the learner decides before every epoch which mask to train. With g the mean of
-    ∂H/∂α over samples, it takes ``argmax_i softmax(−g)_i``, but opens a new mask where these k numbers are
-    about equal: ``k · max_i softmax(−g)_i < 1 + tolerance``.
+    Without known boundaries the learner chooses a mask before every epoch. With g the mean of ∂H/∂α over
+    samples, it takes ``argmax_i softmax(−g)_i``, but opens a new mask if these k numbers are about equal:
+    ``k · max_i softmax(−g)_i < 1 + tolerance``.
     """
 
     name: ClassVar[str] = "supsup"
@@ -49,12 +49,12 @@ class SupSup(Reopenable, SupermaskLearner):
     paper: ClassVar[str] = "Wortsman et al., Supermasks in Superposition, NeurIPS 2020, arXiv 2006.14769"
 
     boundaries: Literal["known", "unknown"] = "known"
-    """Whether the learner is told when a task begins. `unknown`: it finds out by itself, may go back to an
-    old mask or open several for one task, and keeps all scores, since any mask may be trained again."""
+    """Task boundaries, `known` or `unknown`. If unknown, the learner may return to an old mask or open
+    several for one task, and keeps all scores, since any mask may be trained again."""
     boundary_tolerance: Annotated[float, Field(gt=0)] = 0.125
-    """How far from uniform the inferred task must be for its mask to be trained on, where boundaries are
-    unknown; 0.1 to 0.2 in the authors' code. Lower it if tasks get several masks, raise it if they share one
-    (`masks` in the metrics)."""
+    """Least distance from a uniform inferred task at which its mask is trained, with unknown boundaries; 0.1
+    to 0.2 in the authors' code. Lower it if tasks get several masks, raise it if they share one (`masks`
+    in the metrics)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,7 @@ class SupSup(Reopenable, SupermaskLearner):
         return replace(self.traits, closed=closed)
 
     def check(self, network: nn.Module) -> None:
-        """Refuse also running statistics: that every task has its own would tell the learner of the task."""
+        """Also refuse running statistics per task, which would reveal the task."""
         super().check(network)
         if self._finds_tasks and statistics_names(network):
             raise UserError(
@@ -88,7 +88,7 @@ class SupSup(Reopenable, SupermaskLearner):
         return f"{MASK} {epoch}" if self._finds_tasks else MASK
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Choose the mask first, where boundaries are unknown."""
+        """Choose the mask first if boundaries are unknown."""
         if self._finds_tasks:
             slot = self._infer_slot(context)
             state = MaskState(context)
@@ -107,7 +107,7 @@ class SupSup(Reopenable, SupermaskLearner):
             self.remember_figures(context, self.slot(context, context.task))
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return also the number of `masks`, where it is the learner's own choice."""
+        """Add the number of `masks` if the learner chooses it."""
         figures = super().report(context)
         return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
 
@@ -133,7 +133,6 @@ class SupSup(Reopenable, SupermaskLearner):
         return -1 if slots is None else int(slots[task])
 
     def slots(self, context: LearnerContext) -> list[int]:
-        """Return the masks there are, in order."""
         if not self._finds_tasks:
             return super().slots(context)
         memory, opened = self.memory(context), 0

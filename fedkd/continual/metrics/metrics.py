@@ -11,9 +11,8 @@ the same everywhere:
 
 Three rules hold throughout:
 
-* A client that was absent from a whole task has not learned it. So comparisons with the moment of learning
-  are means over ``j ∈ L``, and `fwt` is one over the tasks that follow a learned one. Accuracies are means
-  over all tasks.
+* A client that missed a whole task has not learned it. So comparisons with the moment of learning are means
+  over ``j ∈ L``, and `fwt` is one over tasks after a learned one. Accuracies are means over all tasks.
 * NaN is an entry that was not measured. Only metrics whose formula needs it are NaN.
 * A mean over nothing is NaN: `bwt`, `fwt`, `forgetting`, `forgetting_first_last` and `nbt` of a single task.
 """
@@ -167,13 +166,8 @@ def summarise(
     A metric whose input is missing is absent; one that cannot be measured is NaN. Means of curves are over
     learned tasks.
 
-    Args:
-        R: `[T, T]`.
-        b: `[T]`.
-        single: Accuracy on task j of a model trained on task j alone, `[T]`.
-        joint: Accuracy on task k of joint training, `[T]`.
-        curves: Learning curve of each task, T of shape `[E_k]`.
-        learned: `[T]`.
+    `R` is `[T, T]`; `b` and `learned` are `[T]`. `single` and `joint` `[T]` are the accuracies of a model
+    trained on one task alone, and of joint training. `curves` are the learning curves, T of shape `[E_k]`.
     """
     R = _square(R)
     own = _learned(learned, len(R))
@@ -225,7 +219,7 @@ def _learned(learned: ArrayLike | None, tasks: int) -> NDArray[np.bool_]:
 
 
 def mean_or_nan(values: Array) -> float:
-    """Return the mean; NaN, without numpy's warning, where there is nothing to average."""
+    """Return the mean; NaN, without numpy's warning, of nothing."""
     return float(values.mean()) if values.size else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""What a run over a stream of tasks reached: accuracy matrices and continual metrics of every client."""
+"""Results of a run over a stream: accuracy matrices and metrics of every client."""
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -35,8 +35,8 @@ class ProtocolOutcome:
     """Accuracies and metrics under one protocol on one split.
 
     Attributes:
-        R: The federation's mean accuracy on task j after learning task i, `[T, T]`: as recorded where all
-            clients learn the same tasks at the same time; else the mean of the counted clients' matrices.
+        R: The federation's mean accuracy on task j after learning task i, `[T, T]`. It is recorded if all
+            clients learn the same tasks together; else it is the mean of the counted clients' matrices.
         b: The same of the untrained models, `[T]`.
         clients: R and b of every client, its tasks in the order in which it learned them.
         metrics: Every metric of every client, by name, over the tasks that it learned.
@@ -59,8 +59,8 @@ class StreamOutcome:
         tests: One per protocol and split.
         costs: `stored_bytes`, `stored_bytes_per_task` and `peak_bytes` of every client's learner at the end.
         counted: Clients that count in means over clients.
-        in_step: Whether all learned the same at the same time.
-        learned: Which of its tasks every client learned, N times `[T]`; empty: all.
+        in_step: True if all learned the same at the same time.
+        learned: Learned tasks of every client, N times `[T]`; empty: all.
     """
 
     tasks: int
@@ -73,7 +73,7 @@ class StreamOutcome:
     learned: Sequence[NDArray[np.bool_]] = ()
 
     def test(self, protocol: Protocol, split: Split) -> ProtocolOutcome:
-        """Return what was reached under a protocol on a split."""
+        """Return the results under a protocol on a split."""
         return next(test for test in self.tests if (test.protocol, test.split) == (protocol, split))
 
     @cached_property
@@ -129,11 +129,11 @@ def stream_outcome(
     - `learning_area`, `epochs_to_90` and `auc` need accuracies before a task's first epoch and after each
       one. A client that missed an epoch of a task has none of them.
     - `temporal_forgetting` and `spatial_forgetting` are means over learned tasks j < T−1 of all drops on task
-      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`; each
-      may be beyond ±1, since one makes up for the other.
-    - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy,
-      `rounds_to_90_early` over tasks that no client begins before, `rounds_to_90_late` over those that others
-      began before and none begins after. They need an evaluation every round.
+      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`. Each may
+      be beyond ±1, since they can compensate.
+    - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy.
+      `rounds_to_90_early` covers tasks that no client began earlier, `rounds_to_90_late` tasks that others
+      began earlier and none later. They need an evaluation every round.
     - `task_inference_rate` is how often the learner infers the right task at the end, the mean over tasks.
 
     A client has learned a task if it, or a client with the same model, trained in one of the task's rounds.

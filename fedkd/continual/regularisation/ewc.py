@@ -21,7 +21,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class EWC(QuadraticPenalty):
-    """Hold every weight to where it was after each old task, as hard as that task's Fisher information says.
+    """Hold weights to their values after each old task, weighted by its Fisher information.
 
     ::
 
@@ -50,12 +50,12 @@ class EWC(QuadraticPenalty):
     factor: ClassVar[float] = 0.5
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
-    """λ. Sweep it over powers of ten: F is small where a task was learned well, and λ with it large. Split
-    MNIST with Adam: 1e2 to 1e6 with a head a task, 1e3 and more with one head. Plain SGD needs
-    ``lr · λ · max F`` below 2, or training diverges; Adam does not mind."""
+    """λ. Sweep it over powers of ten: F is small for well-learned tasks, so λ is large. Split MNIST with
+    Adam: 1e2 to 1e6 with a head a task, 1e3 and more with one head. Plain SGD diverges unless
+    ``lr · λ · max F`` is below 2; Adam does not."""
     anchor: Literal["each", "last"] = "each"
-    """What weights are pulled to: where `each` old task left them, or where the `last` one did, as hard as
-    the mean over old tasks says."""
+    """Target of the weights: their values after `each` old task, or after the `last` one, weighted by the
+    mean over old tasks."""
     labels: Labels = "sampled"
     samples: Samples = None
 
@@ -92,7 +92,7 @@ class EWC(QuadraticPenalty):
 
 @hyperparameters
 class OnlineEWC(QuadraticPenalty):
-    """Hold every weight to where the last task left it, as hard as all old tasks' Fisher information says.
+    """Hold weights to their last values, weighted by all old tasks' Fisher information.
 
     ::
 
@@ -120,6 +120,6 @@ class OnlineEWC(QuadraticPenalty):
     samples: Samples = None
 
     def end_task(self, context: LearnerContext) -> None:
-        """Let the old tasks' information fade, add the task's, and anchor the present weights."""
+        """Decay the old information, add the task's, and anchor the present weights."""
         add_importance(context, fisher_diagonal(context, self.labels, self.samples), self.decay)
         AnchorState(context).anchor.put(copies(self.trainable(context)))

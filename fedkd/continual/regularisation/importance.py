@@ -63,7 +63,7 @@ def _sort(
 
     The former see one vector a sample, once, and share no weights. Unused parameters are in neither.
     """
-    # A subclass may do anything with its weight, and so may whatever computes a weight that is no parameter.
+    # Subclasses and parametrisations may use the weight in other ways.
     names = [name for name, module in network.named_modules() if type(module) is nn.Linear]
     with _Recorder(network, names) as seen:
         uses = _uses(score(network(x), y).sum())

@@ -1,4 +1,4 @@
-"""Learning without forgetting: the network before the task teaches the network that learns it."""
+"""Learning without forgetting: the network before a task teaches it."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -28,24 +28,24 @@ HEADS = "heads"
 
 @hyperparameters
 class LwF(FastSteps, Learner):
-    """Keep to what the network said of the present samples before the task, among the classes it knew.
+    """Keep the outputs of the network before the task on present samples, among old classes.
 
     ::
 
         penalty = λ Σ_h T² mean_n KL(softmax(z'_h(x_n) / T) ‖ softmax(z_h(x_n) / T))
 
-    z' is the network as it was when the task began, in evaluation mode; h goes through the heads. Where tasks
-    have units of their own, those of each old task are a head. Shared units of the classes met in earlier
-    tasks are one head (see `distil`). The teacher is as large as the network.
+    z' is the network at the start of the task, in evaluation mode; h runs over the heads. If tasks have their
+    own units, each old task is a head. Shared units of earlier classes form one head (see `distil`). The
+    teacher is as large as the network.
 
-    Where all classes compete, there is a form of its own (van de Ven et al., Three Types of Incremental
-    Learning, 2022): ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
+    If all classes compete, use the form of van de Ven et al. (Three Types of Incremental Learning, 2022):
+    ``distil = "seen"``, ``compete = "seen"``, ``mix = "tasks"``. ::
 
         L = CE(y, z)                                               among the classes seen so far
         D = T² mean_n KL(softmax(z'_old(x_n) / T) ‖ softmax(z_seen(x_n) / T)_old)
         total = L / t + (1 − 1/t) · λ · D                          t-th task
 
-    Little is left of classes whose samples are gone: expect 20 to 30 % where samples in memory give 90.
+    Classes without samples are mostly lost: expect 20 to 30 % where stored samples give 90.
     """
 
     name: ClassVar[str] = "lwf"
@@ -61,25 +61,25 @@ class LwF(FastSteps, Learner):
     """T; 2 in the paper. The higher, the more the unlikely classes count; a very high one asks for equal
     logits, up to a shift."""
     distil: Literal["met", "seen", "all"] = "met"
-    """Units of a shared head that are held: those of the classes `met` in earlier tasks, among themselves, or
-    against those of the present task as well (`seen`), or against `all` others, which the teacher takes for
-    unlikely: more of the old classes is left then, and less is learned of the new ones."""
+    """Units of a shared head that are held: classes `met` in earlier tasks, among themselves; or against the
+    present task's too (`seen`); or against `all` others, which the teacher finds unlikely. `all` keeps
+    more of the old classes and learns less of the new ones."""
     compete: Literal["all", "seen"] = "all"
-    """Units of a shared head that the client's own samples are told apart among: `all`, or those of the
-    classes `seen` so far, so that classes to come are not pushed down before they come."""
+    """Units of a shared head in the cross entropy of own samples: `all`, or classes `seen` so far, so that
+    later classes are not pushed down in advance."""
     mix: Literal["sum", "tasks"] = "sum"
-    """How old and new losses are weighed: `sum`, as in the paper; `tasks` gives every task equal weight, so
-    that old ones count for more the more there are."""
+    """Weights of old and new losses: `sum`, as in the paper, or `tasks`, an equal weight per task, so that
+    old ones count more with each task."""
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Keep the network as it is for a teacher, once it has something to teach, and note the classes."""
+        """Store the network as teacher once it has learned a task, and note the classes."""
         if context.task > 0:
             keep_teacher(context)
         if self.distil == "seen" or self.compete == "seen":
             note_present(context)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the distillation loss of all heads, and what makes the mix and the competition."""
+        """Return the heads' distillation loss, with corrections for mix and competition."""
         changed = self._among_seen(context, step)
         heads = self._heads(context)
         if not heads or not TeacherState(context).teacher:
@@ -91,7 +91,7 @@ class LwF(FastSteps, Learner):
             if self.distil == "seen" and is_shared(context, context.task):
                 present = noted_units(context)
                 present[head] = False
-                rivals = present.nonzero()[:, 0]  # of whom the teacher knows nothing
+                rivals = present.nonzero()[:, 0]  # unknown to the teacher
                 wanted = F.pad(wanted, (0, len(rivals)))
                 head = torch.cat([head, rivals])
             losses.append(kd_kl(outputs[:, head], wanted, self.temperature))
@@ -102,7 +102,7 @@ class LwF(FastSteps, Learner):
         return held if changed is None else held + changed
 
     def _among_seen(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what makes own samples' cross entropy among all units of their task one among those seen."""
+        """Return the change from cross entropy among all units to that among seen ones."""
         if self.compete == "all" or step.labels is None or not is_shared(context, context.task):
             return None
         outputs = step.outputs()[:, : context.outputs].float()
@@ -113,16 +113,15 @@ class LwF(FastSteps, Learner):
         return among_seen - context.cross_entropy(outputs, step.labels, step.tasks)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Dismiss the teacher, and note the classes met."""
+        """Drop the teacher, and note the task's classes."""
         TeacherState(context).teacher.drop()
         mark_seen(context, present_units(context))
 
     def prepare_steps(self, context: LearnerContext) -> None:
-        """Find the heads."""
         self._heads(context)
 
     def _heads(self, context: LearnerContext) -> Sequence[Tensor]:
-        """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
+        """Return the units of every head of earlier tasks, without heads of one unit."""
         return context.once(HEADS, lambda: self._find_heads(context))
 
     def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:

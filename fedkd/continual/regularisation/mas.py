@@ -1,4 +1,4 @@
-"""Memory aware synapses: weights are important that the outputs are sensitive to."""
+"""Memory aware synapses: importance is the outputs' sensitivity to a weight."""
 
 from typing import Annotated, ClassVar
 
@@ -19,14 +19,14 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class MAS(QuadraticPenalty):
-    """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
+    """Hold weights to their last values, weighted by the outputs' sensitivity in old tasks.
 
     ::
 
         Ω      ← Ω + mean_n |∂ ‖f(x_n)‖² / ∂θ|      at the end of a task, sample by sample; f: its logits
         penalty = λ Σ_i Ω_i (θ_i − θ_i*)²           θ* the weights at the end of the last task
 
-    Labels take no part in Ω.
+    Ω needs no labels.
     """
 
     name: ClassVar[str] = "mas"
@@ -36,8 +36,8 @@ class MAS(QuadraticPenalty):
     )
 
     strength: Annotated[float, Field(ge=0)] = 1.0
-    """λ; 1 in the paper. Sweep it over powers of ten. Split MNIST with Adam: 0.1 to 10. Plain SGD needs
-    ``2 · lr · λ · max Ω`` below 2, or training diverges; Ω grows with the logits and with every task."""
+    """λ; 1 in the paper. Sweep it over powers of ten. Split MNIST with Adam: 0.1 to 10. Plain SGD diverges
+    unless ``2 · lr · λ · max Ω`` is below 2; Ω grows with the logits and with every task."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """Samples of the task that Ω is measured on, drawn at random; absent: all. A few hundred are enough, and
     save time with convolutions; networks of linear layers take less than an epoch for all."""

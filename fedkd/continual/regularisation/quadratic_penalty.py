@@ -1,4 +1,4 @@
-"""Quadratic penalties: every weight is pulled back to an anchor, as hard as it is important."""
+"""Quadratic penalties pull weights to an anchor, in proportion to their importance."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from fedkd.continual.state import LearnerState, TableField, Value
 
 
 class AnchorState(LearnerState):
-    """What quadratic penalties remember, by parameter."""
+    """Memory of quadratic penalties, by parameter."""
 
     importance = TableField()
     """Ω, a number a weight."""

@@ -1,4 +1,4 @@
-"""Synaptic intelligence: weights are important that have brought the loss down on their way."""
+"""Synaptic intelligence: importance is a weight's contribution to the fall of the loss."""
 
 from typing import Annotated, ClassVar
 
@@ -15,7 +15,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class SI(StepObserver, FastSteps, Learner):
-    """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
+    """Hold weights to the task's start, weighted by their contribution in earlier tasks.
 
     ::
 
@@ -35,26 +35,24 @@ class SI(StepObserver, FastSteps, Learner):
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """c. Sweep it over powers of ten. Split MNIST with Adam: 1e2 to 1e3 with a head a task, 1e3 to 1e4 with
-    one head. Plain SGD needs ``2 · lr · c · max Ω`` below 2, or training diverges; start at 1 if its steps
-    are long, since they earn a larger Ω too."""
+    one head. Plain SGD diverges unless ``2 · lr · c · max Ω`` is below 2; start at 1 if its steps are
+    long, since they enlarge Ω too."""
     damping: Annotated[float, Field(gt=0)] = 0.1
     """ξ, in squared units of the weights; 0.1 in the paper. It bounds the importance of weights that hardly
     move. Well above all squared changes it only scales Ω, as a smaller c would."""
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Start the path here."""
         state, weights = AnchorState(context), self.trainable(context)
         state.anchor.put(copies(weights))
         state.path.put({name: torch.zeros_like(p) for name, p in weights.items()})
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Add the penalty's gradient."""
         for name, pull in self._pulls(context, self.trainable(context)).items():
             gradients[name] = gradients[name].add_(pull) if name in gradients else pull
         return gradients
 
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
-        """Credit each weight with what its change has done to the loss, to first order."""
+        """Credit weights with the loss change of their step, to first order."""
         weights, pulls = self.trainable(context), self._pulls(context, before)
         for name, gradient in gradients.items():
             own = gradient - pulls[name] if pulls else gradient

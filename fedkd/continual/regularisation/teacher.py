@@ -1,4 +1,4 @@
-"""A network as it was when a task began, kept to teach the one that learns it."""
+"""A copy of the network at the start of a task, as its teacher."""
 
 from torch import Tensor
 

@@ -16,7 +16,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class AGem(FastSteps, Learner):
-    """Take away from a gradient what goes against the gradient of samples of earlier tasks.
+    """Remove the part of a gradient that conflicts with samples of earlier tasks.
 
     With g the gradient of a step and r that of the mean cross entropy of a batch drawn from memory, at the
     same weights, all parameters as one vector::
@@ -37,16 +37,16 @@ class AGem(FastSteps, Learner):
     """Samples kept of all tasks together, equally many of each. More make the reference less dependent on a
     few samples, which matters less here than in replay. 0 trains like `naive`."""
     reference_batch_size: Annotated[int, Field(ge=1)] = 256
-    """Remembered samples that a step's reference gradient is the mean of, 256 as in the authors' code; all of
-    them if there are no more. A small batch's gradient is noisy and protects less: with 10 instead, five
-    short permuted tasks forgot twice as much. A large one costs its backward pass."""
+    """Stored samples for a step's reference gradient; 256 as in the authors' code, or all if there are fewer.
+    Small batches are noisy and protect less: with 10, five short permuted tasks forgot twice as much.
+    Large ones cost their backward pass."""
 
     def draw(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return remembered samples for the next step; none if nothing is remembered."""
         return episodes.draw(context, self.reference_batch_size) or ()
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return the gradients without what would raise the memory's loss."""
+        """Return gradients without the part that raises the memory's loss."""
         episode = episodes.drawn(context, self.reference_batch_size)
         if episode is None or not gradients:
             return gradients
@@ -59,7 +59,6 @@ class AGem(FastSteps, Learner):
         return remove_conflict(gradients, reference)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Take samples of the task into the memory."""
         episodes.remember(context, self.memory_size)
 
 

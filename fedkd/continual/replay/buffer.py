@@ -36,7 +36,7 @@ def remember(
     order: Tensor | None = None,
     equal: Literal["tasks", "classes"] = "tasks",
 ) -> None:
-    """Take samples of the present task into the memory, for which those of earlier tasks make room.
+    """Store samples of the present task; earlier tasks make room.
 
     Every task has an equal share of the memory, and every class one of its task's; or every class of every
     task has one. Shares without samples go to the others, a remainder to the first ones.
@@ -61,7 +61,7 @@ def remember(
 
 
 def replace(context: LearnerContext, samples: Episode, rows: Tensor) -> None:
-    """Let the memory consist of some rows ``[R]`` of samples; without any it stays as it is."""
+    """Replace the memory by rows ``[R]`` of samples; without rows it stays."""
     buffer = BufferState(context).episodes
     if len(rows):
         buffer.put({name: values[rows] for name, values in samples._asdict().items()})
@@ -69,7 +69,7 @@ def replace(context: LearnerContext, samples: Episode, rows: Tensor) -> None:
 
 
 def everything(context: LearnerContext) -> Episode | None:
-    """Return all that is remembered; None: nothing is."""
+    """Return the whole memory; None: it is empty."""
     buffer = BufferState(context).episodes
     return Episode(*(buffer[name] for name in Episode._fields)) if "tasks" in buffer else None
 
@@ -84,7 +84,7 @@ def draw(context: LearnerContext, size: int | None) -> Episode | None:
 
 
 def drawn(context: LearnerContext, size: int | None) -> Episode | None:
-    """Return what was drawn for the present step ahead of it, or else `draw` now."""
+    """Return the samples drawn ahead for the present step, or else `draw` now."""
     if context.drawn is None:
         return draw(context, size)
     ahead, context.drawn = context.drawn, None
@@ -108,7 +108,7 @@ def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None
 
 
 def counted(context: LearnerContext, owner: str, more: int, name: str = DRAWS) -> int:
-    """Return an owner's counter in the memory, and count it up."""
+    """Return an owner's counter in the memory, and increase it by `more`."""
     # It stays on the CPU, where every step reads it without waiting for another device.
     counter = TensorTable(context.memory, owner).setdefault(name, torch.zeros(1, dtype=torch.int64))
     before = int(counter)
@@ -122,13 +122,13 @@ def replay_loss(context: LearnerContext, episode: Episode) -> Tensor:
 
 
 def precedence(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random order ``[n]`` of samples whose every beginning has as equal classes as there can be."""
+    """Return a random order ``[n]`` of samples with balanced classes in every prefix."""
     shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
     return shuffled[by_rank(labels[shuffled])]
 
 
 def by_rank(groups: Tensor) -> Tensor:
-    """Return the order ``[n]`` that deals out the members of each group in turn: firsts, then seconds."""
+    """Return the order ``[n]`` that alternates groups: all firsts, then all seconds."""
     together = groups.argsort(stable=True)
     _, sizes = torch.unique_consecutive(groups[together], return_counts=True)
     starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)

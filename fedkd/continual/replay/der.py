@@ -1,4 +1,4 @@
-"""Dark Experience Replay: stored samples are to be answered as they were when they were trained on."""
+"""Dark Experience Replay: stored samples keep the outputs of their time of storage."""
 
 from typing import Annotated, ClassVar
 
@@ -16,7 +16,7 @@ from fedkd.training import logits_mse
 
 @hyperparameters
 class DER(Learner):
-    """Keep the logits of stored samples where they were when each was stored.
+    """Keep the logits of stored samples at their stored values.
 
     ::
 
@@ -44,7 +44,7 @@ class DER(Learner):
     it."""
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what holds the stored samples, and offer those of the step to the memory."""
+        """Return the replay loss, and offer the step's samples to the memory."""
         if self.memory_size == 0:
             return None
         held = self.replay(context)  # before the step's own samples may be among them
@@ -81,7 +81,6 @@ class DERpp(DER):
     """β; 0.5 to 1 in the paper: how much a stored sample counts beside a new one."""
 
     def replay(self, context: LearnerContext) -> Tensor | None:
-        """Return the loss of stored samples, a scalar; None: there are none."""
         held = super().replay(context)
         if held is None or self.beta == 0:
             return held

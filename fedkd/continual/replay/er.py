@@ -44,16 +44,16 @@ class ExperienceReplay(FastSteps, Learner):
     """R: remembered samples in a step; absent: the training batch size, as in the paper. Raise it if early
     tasks are forgotten; a step's cost grows with B + R."""
     mix: Literal["samples", "tasks", "sum"] = "samples"
-    """How old and new losses are weighed. `samples` is the mean over one batch made of both, as in the paper;
-    `tasks` gives every task equal weight, so old ones count for more the more there are (van de Ven et al.,
-    Three Types of Incremental Learning, 2022); `sum` leaves the new loss as it is, and takes larger steps."""
+    """Weights of old and new losses. `samples` is the mean over one joint batch, as in the paper. `tasks`
+    gives every task equal weight, so old ones count more with each task (van de Ven et al., Three Types of
+    Incremental Learning, 2022). `sum` keeps the new loss as it is, and takes larger steps."""
 
     def draw(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return remembered samples for the next step; none if nothing is remembered."""
         return episodes.draw(context, self.replay_batch_size) or ()
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what makes the mix of the new loss, ``share · (M − L)``, or M for the sum."""
+        """Return the correction of the new loss, ``share · (M − L)``, or M for the sum."""
         episode = episodes.drawn(context, self.replay_batch_size)
         if episode is None:
             return None
@@ -67,5 +67,4 @@ class ExperienceReplay(FastSteps, Learner):
         return share * (replayed - step.loss)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Take samples of the task into the memory."""
         episodes.remember(context, self.memory_size)

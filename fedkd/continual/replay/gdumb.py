@@ -20,23 +20,23 @@ from fedkd.plugins import hyperparameters
 from fedkd.training import OptimizerSpec
 
 EPOCH = "epoch "
-"""Begins the name of the phase that is one epoch, with a learning rate of its own."""
+"""Prefix of the phase of one epoch, which has its own learning rate."""
 MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 """Of the authors' SGD."""
 
 
 @hyperparameters
 class GDumb(Phases, Single):
-    """Keep a few samples of every class met, and learn from nothing else, from the initial weights on.
+    """Keep a few samples of every class, and learn from them alone, from the initial weights.
 
-    The *sampler* sees every sample of the stream once. Of the k places of the memory a class may have
-    k / (classes so far). A sample of a class below that is taken in, and where there is no room a random one
-    of the largest class has to go. The *learner* trains a fresh network on the memory when it is asked.
+    The *sampler* sees every sample of the stream once. A class may have k / (classes so far) of the k places.
+    A sample of a smaller class is stored, and replaces a random one of the largest class if the memory is
+    full. The *learner* trains a fresh network on the memory on request.
 
-    A client is asked in every round. So when a task begins, its samples pass the sampler in random order, the
-    network goes back to its initial weights, and the task's rounds train it on the memory alone. Its
-    accuracy says what the memory is worth. Give a task epochs enough for a small memory: an epoch is a pass
-    over it, and the authors make 128 or 256.
+    A client is evaluated in every round. So at the start of a task its samples pass the sampler in random
+    order, and the network returns to its initial weights. The task's rounds then train it on the memory
+    alone. Its accuracy shows the value of the memory. Allow enough epochs for a small memory: an epoch is one
+    pass, and the authors use 128 or 256.
 
     The learning rate of an epoch falls along a cosine that begins anew after 1, 2, 4, 8, … epochs (SGDR;
     Loshchilov & Hutter, ICLR 2017), with SGD of momentum 0.9. Momentum begins anew with every epoch, unless
@@ -46,7 +46,7 @@ class GDumb(Phases, Single):
 
         loss = λ · CE(z, y) + (1 − λ) · CE(z, y of the other image)         λ uniform in [0, 1]
 
-    A class is one of a task's: where tasks share classes, they share the memory out anew.
+    Classes are counted per task, also if tasks share them.
     """
 
     name: ClassVar[str] = "gdumb"
@@ -57,10 +57,10 @@ class GDumb(Phases, Single):
     traits: ClassVar[LearnerTraits] = replace(Single.traits, replays_only=True)
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
-    """k: samples kept of all tasks together, and all that is ever learned from."""
+    """k: samples kept of all tasks together, the only training samples."""
     schedule: Literal["warm_restarts", "training"] = "warm_restarts"
-    """What trains the network: the authors' SGD with `warm_restarts`, or what the scenario's `training` says.
-    The former wants batches of 16 and at least 31 epochs a task, after which a cosine has come to its end."""
+    """Training of the network: the authors' SGD with `warm_restarts`, or the scenario's `training`. The
+    former suits batches of 16 and at least 31 epochs a task, after which a cosine ends."""
     max_lr: Annotated[float, Field(gt=0)] = 0.05
     """Learning rate after a restart; a tenth of it in the first epoch."""
     min_lr: Annotated[float, Field(ge=0)] = 5e-4
@@ -104,7 +104,7 @@ class GDumb(Phases, Single):
         )
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return what makes a batch's loss that of a mixed batch, with the probability `cutmix`."""
+        """Return the correction to a mixed batch's loss, with the probability `cutmix`."""
         if self.cutmix == 0.0 or step.labels is None or step.tasks is None:
             return None
         draw = episodes.counted(context, "cutmix", 1)
@@ -118,7 +118,6 @@ class GDumb(Phases, Single):
         return share * own + (1.0 - share) * other - step.loss
 
     def batch(self, context: LearnerContext) -> Batch:
-        """Return the buffer alone."""
         return Batch((), episodes.everything(context))
 
 

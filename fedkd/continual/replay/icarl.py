@@ -1,4 +1,4 @@
-"""iCaRL: exemplars hold what was known, and the nearest mean of exemplars is the answer."""
+"""iCaRL: distillation with exemplars, and classification by their nearest mean."""
 
 from typing import Annotated, ClassVar
 
@@ -28,7 +28,7 @@ FARTHER = 5.0
 
 @hyperparameters
 class ICaRL(OwnLoss, Learner):
-    """Train a network with exemplars of old classes, and answer with the class whose exemplars are nearest.
+    """Train with exemplars of old classes, and classify by the nearest mean of exemplars.
 
     ::
 
@@ -41,9 +41,9 @@ class ICaRL(OwnLoss, Learner):
                  every class keeps K / (classes so far) of its exemplars, the first ones
         answer:  argmin_y ‖ φ(x) − μ_y ‖,  μ_y the mean of φ over the exemplars of y, with length 1
 
-    Herding aims at the mean μ as it is, which the paper gives length 1. Means are made anew for every
-    evaluation; until a task ends, some of its own samples stand in for exemplars. A unit is old if a class of
-    an earlier task has it and no present sample does. Where a unit has several means, the nearest counts.
+    Herding aims at the mean μ itself, which the paper scales to length 1. Means are computed anew for every
+    evaluation; during a task, some of its own samples replace exemplars. A unit is old if a class of an
+    earlier task has it and no present sample does. Of several means of a unit, the nearest counts.
 
     Uploads are the logits z, and guidance is distilled into them, with Σ_{old y} added.
     """
@@ -77,7 +77,6 @@ class ICaRL(OwnLoss, Learner):
         note_present(context)
 
     def batch(self, context: LearnerContext) -> Batch:
-        """Return the present task's samples and all exemplars."""
         return Batch((context.task,), episodes.everything(context))
 
     def end_task(self, context: LearnerContext) -> None:
@@ -97,12 +96,12 @@ class ICaRL(OwnLoss, Learner):
             episodes.remember(context, self.memory_size, order, equal="classes")
 
     def loss(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
-        """Return the part of the loss that is about the units of new classes."""
+        """Return the loss of the units of new classes."""
         wanted = F.one_hot(context.unit_of(labels, tasks), context.outputs)
         return _binary(outputs, wanted.float(), _units(context)[0])
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the part that is about those of old ones."""
+        """Return the loss of the units of old classes."""
         old = _units(context)[1]
         if not TeacherState(context).teacher or not len(old):
             return None

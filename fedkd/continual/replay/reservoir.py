@@ -56,19 +56,19 @@ def offer(context: LearnerContext, batch: Kept, size: int) -> None:
 
 
 def _places(offered: int, count: int, size: int, generator: torch.Generator) -> dict[int, int]:
-    """Return which of `count` samples ends up in which place of the memory, ascending where it grows."""
+    """Return the new sample in each changed place of the memory, ascending where it grows."""
     uniform: Sequence[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
     places: dict[int, int] = {}
     for row, u in enumerate(uniform):
         before = offered + row
         place = before if before < size else int(u * (before + 1))
         if place < size:
-            places[place] = row  # whoever had it is gone
+            places[place] = row  # replaces the former
     return places
 
 
 def draw(context: LearnerContext, size: int | None) -> Kept | None:
-    """Return a fresh batch of what is kept, all of it equally likely (see `episodes.fresh_rows`)."""
+    """Return a fresh batch of what is kept, all of it equally likely (see `buffer.fresh_rows`)."""
     state = ReservoirState(context).reservoir
     rows = fresh_rows(context, RESERVOIR, len(state.get("labels", ())), size)
     return None if rows is None else Kept(*(state[name].index_select(0, rows) for name in Kept._fields))

@@ -1,4 +1,4 @@
-"""The subspaces that a layer's inputs span, and gradients inside and outside of them.
+"""Subspaces of a layer's inputs, and gradients inside and outside of them.
 
 A gradient of a weight ``[out, n]`` is a sum of products ``δ xᵀ`` with the layer's inputs x. A change of the
 weight outside the span of old inputs changes nothing of their outputs (Saha, Garg and Roy, "Gradient
@@ -27,7 +27,7 @@ CHUNK = 256
 
 
 def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner") -> None:
-    """Refuse a network that the learner or strategy `name`, of the scenario's `key`, cannot protect.
+    """Refuse a network that learner or strategy `name`, at the scenario's `key`, cannot protect.
 
     Raises:
         UserError: A convolution has groups or padding in words, or a matrix belongs to another kind of layer.
@@ -75,9 +75,6 @@ def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Ten
     return x.index_select(0, chosen), labels.index_select(0, chosen)
 
 
-# Inputs and gradients of layers ---------------------------------------------------------------------------
-
-
 class _Columns:
     """Vectors that a weight multiplies, or a matrix with their second moments once they are many."""
 
@@ -108,8 +105,8 @@ def layer_inputs(
 ) -> dict[str, Tensor]:
     """Return the inputs of layers in evaluation mode by layer, as columns of R ``[n, k]`` float64 on the CPU.
 
-    Convolutions have a column for each patch. Where columns outnumber rows, a smaller matrix with the same
-    ``R Rᵀ`` stands for them: it alone decides energies and directions.
+    Convolutions have a column per patch. If columns outnumber rows, a smaller matrix with the same ``R Rᵀ``
+    replaces them: it alone decides energies and directions.
     """
     found = {name: _Columns(layer) for name, layer in layers.items()}
     readers = {name: (layer, found[name].add) for name, layer in layers.items()}
@@ -180,9 +177,6 @@ def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield {name: values.clone() for name, values in present_statistics(network).items()}
 
 
-# Directions -----------------------------------------------------------------------------------------------
-
-
 def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Return the principal directions ``[n, m]`` of ``R − B Bᵀ R`` and their energies ``[m]``, descending.
 
@@ -200,7 +194,7 @@ def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def count_leading_energies(energies: Tensor, goal: float) -> int:
-    """Return how many leading entries of `energies` it takes until their sum is at least `goal`."""
+    """Return the number of leading `energies` whose sum reaches `goal`."""
     if goal <= 0.0:
         return 0
     return min(int((energies.cumsum(0) < goal).sum()) + 1, len(energies))

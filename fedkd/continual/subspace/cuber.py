@@ -1,4 +1,4 @@
-"""CUBER: let a new task improve old ones that it agrees with."""
+"""CUBER: let a new task improve related old ones."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -23,28 +23,28 @@ from fedkd.training import OptimizerSpec
 RATE = SCRATCH + "rate"
 """Learning rate."""
 DRIFTS = SCRATCH + "drifts"
-"""Present if the optimiser may leave a subspace in which the gradient has no part."""
+"""Present if the optimiser may leave the gradient's subspace."""
 NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
 
 
 @hyperparameters
 class CUBER(Phases, Reopenable, TRGP):
-    """TRGP that also lets w change within the subspaces of old tasks whose loss the change should lower.
+    """TRGP that also changes w in old tasks' subspaces if that should lower their loss.
 
-    With G the mean gradient of a layer at the start of a task, and G_j that of old task j at its own end, the
-    old task is in one of three regimes in that layer:
+    With G a layer's mean gradient at the start of a task, and G_j that of old task j at its end, the old task
+    has one of three regimes in that layer:
 
     - R1, no forgetting, if ``‖G B_j B_jᵀ‖ ≤ ε1 ‖G‖``: S_j, the span of B_j, is projected out.
     - R2, forward transfer, if ``>`` and ``⟨G_j, G⟩ < ε2 ‖G_j‖ ‖G‖``: the same, and Q_j is learned.
-    - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned, S_j is *not* projected out but for what it
-      shares with other tasks' bases, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
+    - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned. S_j is *not* projected out except for
+      directions shared with other tasks' bases, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
 
     At most two tasks a layer are in R2 or R3, those with the largest projections. At every step the batch's
     own gradient takes the place of G, and an R3 task whose correlation fails moves to R2 for good.
 
-    The norm has no gradient at its centre, so the step is implicit: the gradient ``λ d / ‖d‖`` is taken where
-    the step arrives, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``. For SGD this is a
+    The norm has no gradient at its centre, so the step is implicit. The gradient ``λ d / ‖d‖`` is taken at
+    the end of the step, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``. For SGD this is a
     proximal step: nothing moves within S_j as long as ``‖∇ B_j B_jᵀ‖ ≤ λ``. Gradients of stored tasks go
     through their own Q.
     """
@@ -59,13 +59,13 @@ class CUBER(Phases, Reopenable, TRGP):
     step_form: ClassVar[StepForm[Any]] = CoordinateSteps()
 
     correlation: Annotated[float, Field(ge=-1)] = 0.0
-    """ε2: the least cosine between old and new gradients for which old weights may change. 0 asks for
-    agreement at all; higher is more careful; above 1 they never may, as in TRGP."""
+    """ε2: least cosine between old and new gradients at which old weights may change. 0 asks for any
+    agreement; higher values are more careful; above 1 old weights never change, as in TRGP."""
     strength: Annotated[float, Field(ge=0)] = 1.0
-    """λ: how hard weights are held back within the subspaces of R3; 0 leaves them free, a large one is TRGP.
-    It is compared with the norm of a layer's gradient there, below which nothing moves: the paper does not
-    tell it, so sweep it over powers of ten around 1. Small batches disagree by chance and end R3 within a few
-    steps; with weak λ those few can cost old tasks more than they give."""
+    """λ: strength that holds weights back within the subspaces of R3; 0 leaves them free, a large value is
+    TRGP. Nothing moves if a layer's gradient norm there is below it. The paper gives no value: sweep
+    powers of ten around 1. Small batches disagree by chance and end R3 within a few steps; with weak λ
+    those steps can cost old tasks more than they give."""
 
     def begin_task(self, context: LearnerContext) -> None:
         """Decide on the regime of every old task in every layer."""
@@ -103,7 +103,7 @@ class CUBER(Phases, Reopenable, TRGP):
         return context.memory[RATE]
 
     def drifts(self, context: LearnerContext) -> bool:
-        """Return whether the optimiser may leave a subspace in which the gradient has no part."""
+        """Return whether the optimiser may leave the gradient's subspace."""
         return DRIFTS in context.memory
 
     def end_task(self, context: LearnerContext) -> None:
@@ -124,7 +124,7 @@ class CUBER(Phases, Reopenable, TRGP):
         return reopened if reopened.has_any else None
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return what TRGP tells, and every old task's regime at the start and now, by layer."""
+        """Return TRGP's figures, and old tasks' regimes at the start and now, by layer."""
         figures = super().report(context)
         for name, layer in self.layers(context).items():
             at_start, now = LayerMemory(context, layer).regimes.tolist()
@@ -134,12 +134,12 @@ class CUBER(Phases, Reopenable, TRGP):
         return figures
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
-        """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
+        """Return ``w̃``; the gradient of w goes through Q unless it is projected out."""
         flexible = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
         return self.scaled(context, task, through=flexible if task == context.task else ())
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients outside of what is protected, and that of λ."""
+        """Return gradients outside protected directions, with λ's."""
         flexible = {
             memory.layer.weight_name: memory
             for memory in layer_memories(context)
@@ -166,7 +166,7 @@ class CUBER(Phases, Reopenable, TRGP):
     def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
         """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
         flexible = memory.flexible  # the step may have moved the last one to R2
-        if self.strength == 0.0 or not flexible:  # nothing over nothing is not a number
+        if self.strength == 0.0 or not flexible:  # 0 / 0 is not a number
             return gradient
         region, rate = memory.trust_region(memory.context.task), self.rate(memory.context)
         assert region is not None

@@ -1,4 +1,4 @@
-"""GPM: learn outside the subspaces that the inputs of old tasks span."""
+"""GPM: learn outside the input subspaces of old tasks."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -28,14 +28,14 @@ from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
 
 ROWS = SCRATCH + "rows"
-"""Which outputs are the task's own, ``[O]``, where no two tasks share any."""
+"""The task's own outputs, ``[O]``, if tasks share none."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @hyperparameters
 class GPM(FastSteps, Learner):
-    """Change weights only outside the subspaces that the layers' inputs of old tasks lie in.
+    """Change weights only outside the subspaces of old tasks' layer inputs.
 
     After a task, for the inputs R ``[n, samples]`` of every layer (patches of a convolution) and the basis B
     of what is protected already::
@@ -45,9 +45,9 @@ class GPM(FastSteps, Learner):
 
     and while learning later ones ``∇ ← ∇ − ∇ B Bᵀ``. Changes by Adam, momentum and weight decay obey it too.
 
-    Where every task has output units of its own, the output layer is not projected: the rows of other tasks
-    are left alone. Biases and the weights of normalisation freeze after the first task; running statistics
-    are kept for every task.
+    If tasks have their own output units, the output layer is not projected: rows of other tasks stay
+    unchanged. Biases and normalisation weights freeze after the first task; each task keeps its running
+    statistics.
     """
 
     name: ClassVar[str] = "gpm"
@@ -57,16 +57,16 @@ class GPM(FastSteps, Learner):
     step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     threshold: Share | list[Share] = 0.97
-    """ε: share of the energy of a layer's inputs that is protected; one number, or a list with one for every
-    protected layer. Higher forgets less and leaves less room: 0.97 for CIFAR-100, 0.965 for 5-Datasets, 0.985
+    """ε: protected share of the energy of a layer's inputs; one number, or a list with one per protected
+    layer. Higher values forget less and leave less room: 0.97 for CIFAR-100, 0.965 for 5-Datasets, 0.985
     for MiniImageNet; [0.95, 0.99, 0.99] for permuted MNIST."""
     threshold_increment: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What ε grows by with every task, up to 1; 0.003 for ten tasks of CIFAR-100. Later tasks add little to a
     basis that explains most of their inputs, unless ε grows."""
     samples: Annotated[int, Field(ge=1)] = 300
-    """Number of the task's samples whose inputs are looked at. A basis has no more directions than there are
-    inputs, so take as many as the layers are wide if ε is high; convolutions see many patches of each sample,
-    and 100 will do."""
+    """Number of the task's samples whose inputs are measured. A basis has at most as many directions as
+    inputs: with high ε take as many as the layers are wide. Convolutions see many patches per sample, so
+    100 suffice."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse grouped convolutions and weights of other kinds of layers."""
@@ -94,7 +94,6 @@ class GPM(FastSteps, Learner):
         return {name: min(share + grown, 1.0) for name, share in zip(layers, given, strict=True)}
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Get the projections ready."""
         for memory in layer_memories(context):
             memory.hold()
         if self.protects(context) and heads_are_disjoint(context.units):
@@ -102,7 +101,7 @@ class GPM(FastSteps, Learner):
             context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
     def protects(self, context: LearnerContext) -> bool:
-        """Return whether there is anything to protect, which there is not in the first task."""
+        """Return whether there is anything to protect (not in the first task)."""
         return any(memory.protects for memory in layer_memories(context))
 
     def trainable(self, context: LearnerContext) -> Tensors:
@@ -116,7 +115,7 @@ class GPM(FastSteps, Learner):
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
     def end_task(self, context: LearnerContext) -> None:
-        """Protect what the layers' inputs of the task span, unless nothing was trained."""
+        """Protect the task's input directions, if anything was trained."""
         x, _ = draw(context, "representation", self.samples)
         if context.phase and len(x):
             layers, thresholds = self.layers(context), self.thresholds(context)
@@ -134,7 +133,7 @@ class GPM(FastSteps, Learner):
         memory.append(directions[:, :count])
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return how many directions of every layer are protected, and their share of all."""
+        """Return the number of protected directions per layer, and their share."""
         figures = {}
         for name, layer in self.layers(context).items():
             rank = LayerMemory(context, layer).basis.shape[1]
@@ -143,11 +142,9 @@ class GPM(FastSteps, Learner):
         return figures
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients outside of what is protected."""
         return {**gradients, **self.projected(context, gradients)}
 
     def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
-        """Return changes outside of what is protected."""
         return self.projected(context, changes)
 
     def projected(self, context: LearnerContext, gradients: Mapping[str, Tensor]) -> Tensors:

@@ -14,7 +14,7 @@ from fedkd.continual.subspace.projection import Projection, cheaper_projection
 from fedkd.storage import add_prefix, strip_prefix
 
 BASIS = "basis/"
-"""Orthonormal columns ``[n, r]`` of all that is protected, by layer."""
+"""Orthonormal columns ``[n, r]`` of protected directions, by layer."""
 COLUMNS = "columns/"
 """Which columns of a layer's basis are a task's: ``columns/{task}/{layer}``, int32."""
 SCALE = "scale/"
@@ -24,15 +24,15 @@ GRADIENT = "gradient/"
 REGIME = "regime/"
 """Regimes of all old tasks in the last task, by layer, ``[2, task]`` uint8: at its start, and now."""
 SCRATCH = "scratch/"
-"""Names that are forgotten at the end of a task."""
+"""Names that are deleted at the end of a task."""
 INSIDE, OUTSIDE = SCRATCH + "inside/", SCRATCH + "outside/"
 """Columns that gradients are projected with if not `BASIS`: part of it, or a complement's."""
 RELATED = SCRATCH + "related/"
-"""Those columns of a layer's basis that any related task of the present one has, ``[n, R]``."""
+"""Columns of a layer's basis of any related task, ``[n, R]``."""
 PLACES = SCRATCH + "places/"
-"""Where among them each related task's own are, ``{layer}/{old task}``, int64."""
+"""Positions of each related task's columns among them, ``{layer}/{old task}``, int64."""
 FLEXIBLE = SCRATCH + "flexible/"
-"""Length of G_j of the old tasks in whose subspaces the weight may change, by layer and task."""
+"""Norm of G_j of flexible old tasks, by layer and task."""
 START = SCRATCH + "start/"
 """Weights ``[out, n]`` at the start of the task, of layers that have such tasks."""
 
@@ -64,21 +64,19 @@ class TrustRegion(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """What a client's learner remembers of one layer, whose weight as a matrix is w ``[out, n]``."""
+    """A client's memory of one layer with weight matrix w ``[out, n]``."""
 
     context: LearnerContext
     layer: Layer
 
-    # What is protected --------------------------------------------------------------------------------
-
     @property
     def protects(self) -> bool:
-        """Whether anything of the layer is protected."""
+        """True if anything of the layer is protected."""
         return BASIS + self.layer.name in self.context.memory
 
     @property
     def basis(self) -> Tensor:
-        """B, the orthonormal columns ``[n, r]`` of all that is protected."""
+        """B, the orthonormal columns ``[n, r]`` of protected directions."""
         kept = self.context.memory.get(BASIS + self.layer.name)
         return self.layer.module.weight.new_zeros(self.layer.fan_in, 0) if kept is None else kept
 
@@ -109,8 +107,6 @@ class LayerMemory:
         if OUTSIDE + name in memory:
             return Projection(memory[OUTSIDE + name], onto=True)
         return Projection(memory.get(INSIDE + name, memory[BASIS + name]), onto=False)
-
-    # Tasks and their scales (TRGP) --------------------------------------------------------------------
 
     def columns(self, task: int) -> Tensor | None:
         """Return which columns of the basis are a task's, int32 ``[r_j]``; None if it has not learned."""
@@ -149,7 +145,7 @@ class LayerMemory:
             memory[self._scale_name(self.context.task, old)] = identity
 
     def trust_region(self, task: int) -> TrustRegion | None:
-        """Return what a task scales; None where it is related to no other."""
+        """Return a task's scaled subspaces; None without related tasks."""
         related, memory, name = self.related(task), self.context.memory, self.layer.name
         if not related:
             return None
@@ -166,13 +162,11 @@ class LayerMemory:
         return f"{SCALE}{task}/{self.layer.name}/{old}"
 
     def _together(self, olds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Return the columns of the basis that any of some tasks has, and where each task's are in them."""
+        """Return the joint columns of some tasks, and each task's positions in them."""
         columns = [self._columns(old) for old in olds]
         union = torch.cat(columns).unique()
         places = [torch.searchsorted(union, own) for own in columns]
         return self.basis.index_select(1, union), places
-
-    # Gradients and regimes (CUBER) --------------------------------------------------------------------
 
     def keep_gradient(self, gradient: Tensor) -> None:
         """Make a gradient ``[out, n]`` that of the present task at its end."""
@@ -225,7 +219,7 @@ class LayerMemory:
         del self.context.memory[f"{FLEXIBLE}{self.layer.name}/{old}"]
 
     def free_columns(self) -> Tensor:
-        """Return 1 for every column of the basis that none but flexible tasks have, else 0, ``[r]``."""
+        """Return 1 for basis columns of flexible tasks only, else 0, ``[r]``."""
         free = torch.ones(self.basis.shape[1], dtype=self.basis.dtype, device=self.basis.device)
         for old in self.learned:
             if old not in self.flexible:
@@ -233,7 +227,7 @@ class LayerMemory:
         return free
 
     def hold_all_but_flexible(self) -> None:
-        """Project gradients out of what the subspaces of all but the flexible tasks span."""
+        """Project gradients out of the subspaces of all inflexible tasks."""
         self.hold(self.basis[:, self.free_columns() == 0].contiguous() if self.flexible else None)
 
 
@@ -249,6 +243,6 @@ def scales_of(context: LearnerContext, task: int) -> Tensors:
 
 
 def forget_scratch(context: LearnerContext) -> None:
-    """Forget what is of use within a task only."""
+    """Delete the names of a single task."""
     for name in add_prefix(SCRATCH, strip_prefix(SCRATCH, context.memory)):
         del context.memory[name]

@@ -1,7 +1,7 @@
 """Projections of gradients by two products with a thin basis.
 
-A gradient ``∇`` of a layer's weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
-``∇ − ∇ B Bᵀ`` or, with a basis B' of the complement, by ``∇ B' B'ᵀ``: the thinner basis is taken.
+A gradient ``∇`` of a weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
+``∇ − ∇ B Bᵀ``. With a basis B' of the complement it is ``∇ B' B'ᵀ``; the thinner basis is used.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
 
 
 class Projection(NamedTuple):
-    """A way to leave a subspace: basis ``[n, r]`` of what is left (`onto`), or of the subspace itself."""
+    """A projection: basis ``[n, r]`` of the kept space (`onto`), or of the removed one."""
 
     basis: Tensor
     onto: bool
@@ -38,7 +38,7 @@ class Projection(NamedTuple):
         return self.basis.shape[1]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return what is outside of the subspace, of a gradient ``[out, n]`` or of inputs ``[B, n]``."""
+        """Project a gradient ``[out, n]`` or inputs ``[B, n]`` out of the subspace."""
         return project_onto(rows, self.basis) if self.onto else project_out(rows, self.basis)
 
     def less(self, rows: Tensor, inside: Tensor) -> Tensor:

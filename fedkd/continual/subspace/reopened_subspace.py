@@ -1,4 +1,4 @@
-"""An old task of CUBER, open once more: within directions of its own, where guidance agrees with it."""
+"""A reopened old task of CUBER: guidance changes its exclusive directions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ReopenedSubspace(Reopened):
 
     @property
     def has_any(self) -> bool:
-        """Whether any layer may change."""
+        """True if any layer may change."""
         return bool(self._open)
 
     def trainable(self) -> Tensors:
@@ -64,7 +64,7 @@ class ReopenedSubspace(Reopened):
         return None
 
     def project(self, gradients: Tensors) -> Tensors:
-        """Return gradients in regime R3 within the task's own directions; of all others nothing."""
+        """Return gradients in regime R3 within the task's own directions, else zero."""
         left, agreed = {}, False
         for name, (memory, own) in self._open.items():
             if name not in gradients:

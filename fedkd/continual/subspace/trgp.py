@@ -1,4 +1,4 @@
-"""TRGP: reuse what related old tasks have learned by scaling weights within their subspaces."""
+"""TRGP: scale weights within the subspaces of related old tasks."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -37,10 +37,10 @@ class TRGP(TaskParameters, GPM):
 
         w̃ = w + Σ_j [w B_j Q_j B_jᵀ − w B_j B_jᵀ]
 
-    while w changes outside the union of all bases alone, so that ``w B_j`` stays. The basis of a task is
-    chosen among the union's columns o, by their energies ``oᵀ R Rᵀ o``, and the new directions, by their
-    squared singular values: the largest together until their share of ``‖R‖²`` is ε. All new directions join
-    the union, so a task's basis is a list of its columns.
+    while w changes outside the union of all bases alone, so ``w B_j`` stays. A task's basis is chosen among
+    the union's columns o, by their energies ``oᵀ R Rᵀ o``, and the new directions, by their squared singular
+    values. The largest are taken until their share of ``‖R‖²`` is ε. All new directions join the union, so a
+    task's basis is a list of its columns.
 
     The gradient of w goes past Q. Q is trained by the same optimiser; weight decay draws it to 0, not to the
     identity. B and Q fit the client's own weights, so strategies that average weights are refused.
@@ -56,9 +56,9 @@ class TRGP(TaskParameters, GPM):
     step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     relatedness: Annotated[float, Field(ge=0)] = 0.5
-    """ε1: share of the new gradient's norm within an old task's subspace from which on that task is related;
-    0.2 for permuted MNIST, 0.5 elsewhere. Lower reuses more, at a matrix Q for every pair; from 1 on nothing
-    is related, as in GPM."""
+    """ε1: least share of the new gradient's norm within an old task's subspace at which that task is related;
+    0.2 for permuted MNIST, 0.5 elsewhere. Lower values reuse more, at a matrix Q for every pair; from 1 on
+    nothing is related, as in GPM."""
     related_tasks: Annotated[int, Field(ge=1)] = 2
     """The most old tasks that a layer may be related to. Each costs two products with a thin matrix a step;
     the paper takes 2."""
@@ -82,11 +82,11 @@ class TRGP(TaskParameters, GPM):
         return related
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return what GPM trains, and the matrices Q of the present task."""
+        """Return GPM's tensors and the present task's matrices Q."""
         return {**super().trainable(context), **scales_of(context, context.task)}
 
     def end_task(self, context: LearnerContext) -> None:
-        """Choose the task's basis and keep its matrices Q; unless nothing was trained."""
+        """Choose the task's basis and keep its matrices Q, if anything was trained."""
         super().end_task(context)
         for name, scale in scales_of(context, context.task).items():
             scale.requires_grad_(False)
@@ -111,7 +111,7 @@ class TRGP(TaskParameters, GPM):
         memory.keep_columns(chosen)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return what GPM tells, the rank of the task's own basis, and how many tasks it is related to."""
+        """Return GPM's figures, the rank of the task's basis, and its number of related tasks."""
         figures = super().report(context)
         for name, layer in self.layers(context).items():
             memory = LayerMemory(context, layer)

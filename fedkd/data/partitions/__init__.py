@@ -1,4 +1,1 @@
-"""Partitions: which client gets which sample.
-
-Start with `schemes`.
-"""
+"""Partitions: the assignment of samples to clients."""

@@ -24,7 +24,7 @@ REPLACEMENT_SCHEMES = (
     "dirichlet",
     "dirichlet-per-client",
     "quantity",
-)  # schemes that say what one client draws
+)  # schemes that define one client's draw
 SIZE = "data.partition.samples_per_client"
 
 

@@ -47,9 +47,9 @@ def deal_by_owner(
 ) -> list[np.ndarray]:
     """Give every client the samples of one owner (`scheme = "natural"`).
 
-    Owners of fewer than `min_samples` become no clients; of the others, the clients are drawn once and keep
-    the owners' order. In a task every owner needs enough samples: clients are the same in all tasks. `owners`
-    [n] has that of each sample, a number or a name; None: the data name none.
+    Owners of fewer than `min_samples` become no clients. Of the others, the clients are drawn once and keep
+    the owners' order. In a task every owner needs enough samples, because clients are the same in all tasks.
+    `owners` [n] has each sample's owner, a number or a name; None: the data name none.
     """
     if owners is None:
         raise UserError(
@@ -127,12 +127,12 @@ def deal_shards(
 
 
 def class_proportions(classes: int, clients: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Return [N, C]: column c ~ Dir(α·1_N) says which share of class c each client receives."""
+    """Return [N, C]: column c ~ Dir(α·1_N) has each client's share of class c."""
     return rng.dirichlet(np.full(clients, alpha), size=classes).T
 
 
 def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Return [N, C]: row n ~ Dir(α·1_C) is the label distribution that client n asks for."""
+    """Return [N, C]: row n ~ Dir(α·1_C) is client n's wanted label distribution."""
     return rng.dirichlet(np.full(classes, alpha), size=clients)
 
 
@@ -154,9 +154,9 @@ def dirichlet_counts(
 def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndarray:
     """Move as few samples as possible from large clients to those below `floor`: [N, C] int64.
 
-    A small client receives the classes it would hold most of, each from the largest holder that can spare
-    samples. So its label mix keeps its character. `wishes` [N, C] are the exact shares that `counts` [N, C]
-    were rounded from; N·floor ≤ Σ counts.
+    A small client receives its most wanted classes, each from the largest holder that can spare samples. So
+    its label mix keeps its character. `wishes` [N, C] are the exact shares that `counts` [N, C] were rounded
+    from; N·floor ≤ Σ counts.
     """
     counts = counts.copy()
     sizes = counts.sum(axis=1)
@@ -180,7 +180,7 @@ def mix_counts(
     """Give every client its size by its own label mix, as far as the supply reaches: [N, C] int64.
 
     Clients are served in random order. The mass of an exhausted class goes to the client's other classes in
-    proportion, and then to all classes that are left. `mixes` [N, C] weigh the classes; `sizes` [N] sum to at
+    proportion, then to all classes that are left. `mixes` [N, C] weigh the classes; `sizes` [N] sum to at
     most the `supply` [C].
     """
     left = supply.astype(np.int64)

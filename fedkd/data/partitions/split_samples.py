@@ -24,7 +24,7 @@ Bounds = tuple[int, int]  # start and stop of a client's samples
 
 @dataclass(frozen=True)
 class SampleSplit:
-    """Indices of samples; with replacement several clients may train on one, or test on one."""
+    """Indices of samples; with replacement, clients may share some for training or tests."""
 
     held_out: np.ndarray  # [M] train indices of the transfer set; empty unless it is held out
     private: np.ndarray  # [S] train indices of the private samples, client after client, train before test
@@ -32,7 +32,7 @@ class SampleSplit:
     test_bounds: tuple[Bounds, ...]
     common: np.ndarray
     """[K] indices of the common test set in the test split, or in the train split if `validates`."""
-    validates: bool = False  # whether all tests use training samples that clients hold out
+    validates: bool = False  # True if all tests use training samples that clients hold out
 
     @property
     def shares(self) -> tuple[Bounds, ...]:
@@ -51,7 +51,7 @@ def split_samples(
 ) -> SampleSplit:
     """Split train and test samples, by their labels, between clients as the scenario's `data` says.
 
-    A `task` is given where the samples belong to it alone. `written` has every client's train indices from a
+    A `task` is given if the samples belong to it alone. `written` has every client's train indices from a
     file; None: the scheme decides.
     """
     data, seed, train_y, test_y = scenario.data, scenario.seed, dataset.train_y, dataset.test_y
@@ -98,7 +98,7 @@ def split_samples(
 def _hold_out(
     labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
 ) -> np.ndarray:
-    """Return the train indices of a held-out transfer set; empty where it has another source."""
+    """Return the train indices of a held-out transfer set; empty if it has another source."""
     transfer, available = scenario.data.transfer, np.arange(len(labels))
     if transfer.source != "holdout":
         return available[:0]

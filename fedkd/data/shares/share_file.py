@@ -138,7 +138,7 @@ def read_share(folder: Path) -> Share:
             raise UserError(
                 f"is not what {SHARE_MANIFEST} was written for: damaged, or another's", file=str(path)
             )
-        # Copies: what is read from a buffer lies at any address, and sums may depend on that.
+        # Copies, because the address of values in a buffer may change sums.
         arrays = {name: np.array(values) for name, values in load(data).items()}
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error

@@ -1,1 +1,1 @@
-"""One file for each place data sets come from; `fedkd.data.registry` names them."""
+"""Data sources, one file for each kind; `fedkd.data.registry` names them."""

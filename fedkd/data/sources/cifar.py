@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32×32 pixels (Krizhevsky, 2009).
 
-The *binary* distribution is read and downloaded, for it needs no pickle. A folder of torchvision's pickled
-batches is read too, but only after every file matches the checksum that torchvision knows, and by an
-unpickler that can build nothing but NumPy arrays.
+The *binary* distribution is read and downloaded, because it needs no pickle. A folder of torchvision's
+pickled batches is read too, after every file matches torchvision's checksum. Its unpickler builds only NumPy
+arrays.
 """
 
 import hashlib

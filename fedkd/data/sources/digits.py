@@ -27,7 +27,7 @@ def load(request: SourceRequest) -> Dataset:
     return Dataset(request.name, names, x[~test], y[~test], x[test], y[test])
 
 
-@cache  # a bench of small runs would read it again and again
+@cache  # a bench of small runs would read it repeatedly
 def _rows() -> np.ndarray:
     """Return pixels and label of every digit `[1797, 65]` uint8, read-only."""
     rows = _read().astype(np.uint8)
@@ -36,7 +36,7 @@ def _rows() -> np.ndarray:
 
 
 def _read() -> np.ndarray:
-    # Without importing scikit-learn if possible: that takes as long as all other work before the first round.
+    # Without importing scikit-learn if possible, which takes as long as all work before the first round.
     package = find_spec("sklearn")
     for folder in package.submodule_search_locations or () if package else ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"

@@ -1,1 +1,1 @@
-"""Kernels of models that are there for speed alone; `training.fast = false` goes without them."""
+"""Faster kernels of models; `training.fast = false` turns them off."""

@@ -1,4 +1,4 @@
-"""Images with their batch last in memory, and layers that are quick on them.
+"""Images with their batch last in memory, and fast layers for them.
 
 CPU vectors hold 8 or 16 numbers. The 6 channels of a LeNet, or rows of 10 pixels, leave them half empty. The
 same pixel of 32 images fills them, ``[H, C, W, B]`` in memory. The tensor's shape stays ``[B, C, H, W]``.
@@ -46,7 +46,7 @@ def lies_batch_last(images: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, up to rounding, quick on a CPU for few channels and `FEWEST` images or more."""
+    """`torch.nn.Conv2d`, up to rounding; fast on a CPU for few channels and `FEWEST` images or more."""
 
     recordable: ClassVar[bool] = True
     fedkd_kernels = True
@@ -216,7 +216,7 @@ class HalvingMax(torch.autograd.Function):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`torch.nn.MaxPool2d`, quicker on a CPU, and the same numbers.
+    """`torch.nn.MaxPool2d` with the same numbers, faster on a CPU.
 
     It takes whole rows of images with the batch last and, without gradients, of channels-last images.
     """

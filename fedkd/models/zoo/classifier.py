@@ -29,7 +29,7 @@ class Classifier(nn.Module):
 def projecting(
     body: nn.Sequential, width: int, classes: int, *, projection: int, bias: bool = True
 ) -> Classifier:
-    """Return a classifier of a body with features ``[B, width]``, with a two-layer projection if asked for.
+    """Return a classifier of a body with features ``[B, width]``, optionally with a two-layer projection.
 
     As in Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, and
     in MOON: a layer of the features' width, ReLU, and a layer of `projection` outputs (0: none) below the

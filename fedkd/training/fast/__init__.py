@@ -1,1 +1,1 @@
-"""Parts for speed alone: recorded steps, joint training, thread pools (`training.fast`)."""
+"""Faster training: recorded steps, joint training, thread pools (`training.fast`)."""

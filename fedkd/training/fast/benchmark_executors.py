@@ -36,7 +36,7 @@ class StepSeconds:
 
     @property
     def choice(self) -> str:
-        """The executor to take."""
+        """The faster executor."""
         return "vectorised" if self.loop > MARGIN * self.vectorised else "loop"
 
 

@@ -1,7 +1,7 @@
-"""Recordable code only computes, and the same from the same tensors at each call.
+"""Recordable code only computes, with the same results for the same tensors.
 
-A class declares that by ``recordable: ClassVar[bool] = True``; then its training steps may be recorded and
-replayed. A derived class that adds code must declare it again.
+A class declares ``recordable: ClassVar[bool] = True`` to allow recorded training steps. A derived class with
+more code must declare it again.
 """
 
 from torch import nn
@@ -27,8 +27,8 @@ def is_recordable(module: nn.Module) -> bool:
 def declares_recordable(part: object, *methods: str) -> bool:
     """Return whether a class declares itself recordable, or inherits that.
 
-    A class that overrides none of `methods`, which steps call, has its base's declaration. Without methods,
-    each class declares for itself.
+    A class that overrides none of the `methods` of a step inherits the declaration. Without `methods`, each
+    class declares for itself.
     """
     for cls in type(part).__mro__:
         own = vars(cls)
@@ -40,5 +40,5 @@ def declares_recordable(part: object, *methods: str) -> bool:
 
 
 def reached_into(module: nn.Module) -> bool:
-    """Return whether a hook or a patched forward adds to what a module's class says."""
+    """Return whether a hook or a patched forward changes a module's class behaviour."""
     return has_hooks(module) or "forward" in vars(module)

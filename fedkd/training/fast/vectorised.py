@@ -24,10 +24,10 @@ Tensors = dict[str, Tensor]
 class VectorisedExecutor:
     """Runs jobs of equal kind, shapes, optimiser, epochs and batch size together, and others in a loop.
 
-    Each model sees its own batches in its own order. Sums have another order than the loop's; the same jobs
+    Each model sees its own batches in its own order. Sums have another order than in the loop; the same jobs
     together give the same bits. The loop takes jobs with rules that change steps, early stopping, accumulated
-    gradients or a schedule over steps, and those that `vmap` cannot run: dropout, changed buffers, a loss
-    that branches on values. `together` is the most jobs at a time.
+    gradients or a schedule over steps. It also takes those that `vmap` cannot run: dropout, changed buffers,
+    a loss that branches on values. `together` is the most jobs at a time.
     """
 
     def __init__(self, together: int, *, fast: bool = True) -> None:
@@ -36,7 +36,6 @@ class VectorisedExecutor:
         self._not_for_vmap: set[Hashable] = set()
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return each job's result (see `fedkd.training.executor.Executor.run`)."""
         outcomes: dict[int, FitResult | Exception] = {}
         for numbers in self._groups(jobs):
             outcomes |= zip(numbers, self._run_group([jobs[number] for number in numbers]), strict=True)
@@ -95,7 +94,7 @@ def kind_of(job: TrainJob) -> Hashable | None:
 def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
     """Train models of one `kind_of` in place; `NotForVmapError` if they cannot run together."""
     size = jobs[0].batch_size
-    # The longest jobs first: those with batches left are in front, so that no weight is moved.
+    # The longest jobs first, so that jobs with batches left stay in front and no weight moves.
     samples = [len(job.arrays[0]) for job in jobs]
     places = sorted(range(len(jobs)), key=lambda place: divmod(samples[place], size), reverse=True)
     group = _Group([jobs[place] for place in places])
@@ -214,7 +213,7 @@ class _Group:
     def _step(
         self, places: range, batches: Sequence[Tensor], *, counts: bool
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Take a step of some jobs; return their losses and how many of each batch were right."""
+        """Take a step of some jobs; return their losses and numbers of correct answers."""
         jobs, among = self._jobs[places.start : places.stop], slice(places.start, places.stop)
         losses, right = self._gradients(jobs, among, batches, counts=counts)
         for job, own in zip(jobs, self._trained[among], strict=True):
@@ -229,7 +228,7 @@ class _Group:
     def _gradients(
         self, jobs: Sequence[TrainJob], among: slice, batches: Sequence[Tensor], *, counts: bool
     ) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of each job's mean loss; return the losses and the right answers, ``[k]``."""
+        """Leave the gradient of each job's mean loss; return losses and correct answers, ``[k]``."""
         arrays = [
             torch.stack([array.index_select(0, batch) for array, batch in zip(of_jobs, batches, strict=True)])
             for of_jobs in zip(*(job.arrays for job in jobs), strict=True)
@@ -280,11 +279,11 @@ class _Loss(nn.Module):
     def __init__(self, job: TrainJob) -> None:
         super().__init__()
         self.model = job.model
-        self.counts = False  # whether right answers are counted
+        self.counts = False  # True if correct answers are counted
         self._job = job
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over a batch, and the number of samples classified correctly."""
+        """Return the mean loss over a batch, and the number of correctly classified samples."""
         job = self._job
         if self.counts and job.scored_loss is not None:
             return job.scored_loss(self.model, *tensors)

@@ -1,1 +1,1 @@
-"""Faster forms of the subspace learners' steps; `training.fast = false` goes without them."""
+"""Faster steps of the subspace learners; `training.fast = false` turns them off."""

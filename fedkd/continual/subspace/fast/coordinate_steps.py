@@ -113,7 +113,6 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
             memory.context.step_cache.pop(memory.layer.name, None)  # it was made for another projection
 
     def end(self, learner: CUBER, context: LearnerContext) -> None:
-        """Add pending changes to the weights."""
         for memory in layer_memories(context):
             settle(memory)
 

@@ -198,7 +198,7 @@ class FactoredWeight(Tensor):
         return factors if gradient.shape == held.shape and gradient.is_contiguous() else None
 
     def forget(self) -> None:
-        """Let go of the last call."""
+        """Drop the last call."""
         self._product = None
 
     @classmethod

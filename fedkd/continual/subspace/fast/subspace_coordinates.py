@@ -1,9 +1,9 @@
 """Subspace coordinates: steps in which a weight moves within the subspaces that it is scaled in.
 
-With B ``[n, r]`` the orthonormal columns of all that is protected in a layer, plain gradient steps change
-``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So the weight keeps, within the span of
-B, its values of the epoch's start, and its coordinates K = ``w B`` stand beside it:
-``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are taken once an epoch.
+With B ``[n, r]`` the orthonormal columns of a layer's protected directions, plain gradient steps change
+``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So within the span of B the weight keeps
+its values of the epoch's start. Its coordinates K = ``w B`` are stored beside it:
+``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are computed once an epoch.
 In float64, weights agree with the plain code within 1e-10.
 """
 
@@ -68,13 +68,10 @@ class SubspaceCoordinates(Scaling):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All factors of the products below but inputs and gradients."""
         products = [self._across, self._known, self._coordinates, self._coordinates_across]
         held = [self._centre, self._pace, self._groups, self._members, self._reach]
         agreed = [self._stored, self._stored_inside, self._least, self._nothing]
         return [*self.scales, self.basis, self._places, *self._scales_across, *products, *held, *agreed]
-
-    # Products -----------------------------------------------------------------------------------------
 
     def outputs(self, inputs: Tensor, plain: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
         """Return ``x w̃ᵀ + b`` of inputs ``[B, n]``, the pending change included."""
@@ -101,8 +98,6 @@ class SubspaceCoordinates(Scaling):
         """Return the factors of w's gradient, which goes through the scales."""
         inputs = torch.addmm(saved.inputs, saved.inside, self._across)
         return Factors(outer, inputs, saved.inside, saved.inputs)
-
-    # Steps --------------------------------------------------------------------------------------------
 
     def parts(self, factors: Factors) -> GradientParts:
         """Return the gradient that is the product of these factors, which have to come from here."""
@@ -182,9 +177,9 @@ def hold_back(
         coordinates: K, changed in place.
         inside: Gradient; its memory is used up.
         pace: Learning rate of every column ``[r]``.
-        groups: 1 for the columns that are the same flexible tasks', else 0 ``[g, r]``.
-        members: Whether a task has a group's columns, bool ``[k, g]``.
-        reach: ``lr λ``: how far a step is held back.
+        groups: 1 for columns of the same flexible tasks, else 0 ``[g, r]``.
+        members: True if a task has a group's columns, bool ``[k, g]``.
+        reach: ``lr λ``, the distance that a step is held back.
     """
     # As few passes over tensors as possible: they wait for memory.
     torch.addcmul(coordinates, inside, pace, value=-1.0, out=inside)
