@@ -10,8 +10,8 @@ is replaced. Tables of benches that are not named stay as they are.
 
 The first word is the name of the bench, the second the form of the table:
 
-- ``side by side``: a row a strategy; for every level of the axis `columns` its own and all data, before and
-  after fusion (``+1.0 ± 2.0 → −3.0 ± 1.0``; one value: they are the same).
+- ``side by side``: a row a strategy; for every level of the axis `columns` its local and global accuracy,
+  before and after fusion (``+1.0 ± 2.0 → −3.0 ± 1.0``; one value: they are the same).
 - ``long``: a row for each setting and strategy; accuracy, and in brackets the difference.
 - ``at a glance``: a row a strategy; differences averaged over all settings, and in brackets the number of
   settings in which it is significantly above and below the baseline.
@@ -44,12 +44,11 @@ from fedkd.report.tables import DIFFERS, MISSING, TIED, difference_text, number_
 
 MARKED = re.compile(r"(<!-- results: (.*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MOMENTS = {
-    "own data": ("accuracy_before_fusion_local", "accuracy_local"),
-    "all classes": ("accuracy_before_fusion_global", "accuracy_global"),
+    "local": ("accuracy_before_fusion_local", "accuracy_local"),
+    "global": ("accuracy_before_fusion_global", "accuracy_global"),
 }
 ACCURACIES = tuple(name for pair in MOMENTS.values() for name in pair)
-TITLES = ("own data, before fusion", "own data, after fusion", "all classes, before fusion")
-TITLES = (*TITLES, "all classes, after fusion")
+TITLES = tuple(f"{split}, {moment} fusion" for split in MOMENTS for moment in ("before", "after"))
 JOINT = ", joint"
 """Ends the name of a strategy under the joint recipe."""
 WITH_LABELS = re.compile(r"\*($|,)")
