@@ -120,7 +120,7 @@ def open_scheduler(
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
-    with lock_run_folder(folder), explain_disk_errors(folder, lambda: f"make room; {GO_ON}"):
+    with lock_run_folder(folder), explain_disk_errors(folder, lambda: f"free disk space; {GO_ON}"):
         write_text_atomically(folder / dumped[0], dumped[1])
         scheduler = Scheduler(folder / "runs", file, parallel, progress())
         try:

@@ -80,7 +80,7 @@ class _Follower:
         summary = found if found.get("rounds") == self._plan.scenario.rounds else None
         if self._read():
             self._told = 0
-            self._observer.message("the run went back to an earlier round")
+            self._observer.message("the run restarted from an earlier round")
         finished = max((round for round in self._costs if round > 0), default=0)
         if summary is None:  # more may follow of a round that no word is said of
             finished = finished - 1 if present is None else min(finished, present.finished)
@@ -97,8 +97,8 @@ class _Follower:
         if present is not None and present.status in ("failed", "interrupted"):
             self._observer.message(f"{present.status}: {present.error}")
         else:
-            saved = f"go on with: fedkd resume {self._folder}"
-            self._observer.message(f"nobody works in this folder, and the run is not done; {saved}")
+            saved = f"continue with: fedkd resume {self._folder}"
+            self._observer.message(f"the run is unfinished, and no process works in its folder; {saved}")
         return True
 
     def _read(self) -> bool:
@@ -163,7 +163,7 @@ class _Tail:
                 data = file.read()
         except FileNotFoundError:
             if self._read and not self._path.parent.is_dir():
-                raise UserError("is gone", file=str(self._path.parent)) from None
+                raise UserError("was removed", file=str(self._path.parent)) from None
             return [], False
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", file=str(self._path)) from None
@@ -178,5 +178,5 @@ class _Tail:
             except ValueError:
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-                raise UserError("has a line that is no row", file=str(self._path))
+                raise UserError("has a line that is not a row of values", file=str(self._path))
             yield row

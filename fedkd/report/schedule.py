@@ -101,7 +101,7 @@ def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:
     if schedule.clients > height:
         lines.append(f"… and {schedule.clients - height} more")
     if every > 1:
-        lines.append(f"a character for {every} rounds")
+        lines.append(f"one character per {every} rounds")
     return lines
 
 

@@ -34,11 +34,11 @@ def graph_title(graph: Graph, rounds: int) -> str:
     heard = sorted({int(number) - 1 for edges in shown for number in edges.sum(axis=1)})
     most = f"{heard[0]} to {heard[-1]}" if len(heard) > 1 else str(heard[0])
     placed = ", shuffled" if graph.order == "shuffled" else ""
-    told = f"{graph.kind}{placed}: a client hears {most} other{'s' * (heard[-1] != 1)}"
+    told = f"{graph.kind}{placed}: {most} sender{'s' * (heard[-1] != 1)} per client"
     if graph.period is None:
-        told += ", drawn each round"
+        told += ", drawn in each round"
     elif not graph.stays:
-        told += f", the same again after {graph.period} rounds"
+        told += f", period of {graph.period} rounds"
     if graph.stays and 1 < graph.clients <= MOST_CLIENTS:
         mixing = metropolis_weights(shown[0]) if is_undirected(shown[0]) else push_sum_weights(shown[0])
         if np.allclose(mixing.sum(axis=1), 1.0):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fedkd.scenario import Continual, Scenario
 
 HEADS = {
-    "task": "each task has outputs of its own",
-    "domain": "all tasks share the outputs",
-    "class": "every class has an output and competes with all others",
+    "task": "separate outputs for each task",
+    "domain": "the same outputs for all tasks",
+    "class": "one output per class, and all classes compete",
 }
 """Heads of streams, in words."""
 SHOWN_TASKS = 5  # tasks of a stream that have a line each
@@ -26,7 +26,7 @@ SHOWN_OWNERS = 8
 
 
 def row(label: str, text: str) -> str:
-    return f"{label:<10}{text}"
+    return f"{label:<11}{text}"
 
 
 def data_rows(scenario: Scenario, data: FederatedData, held_out: float | None = None) -> Iterator[str]:
@@ -61,7 +61,7 @@ def stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
     yield row("partition", _partition(scenario))
     tasks = [task.data for task in stream]
     yield from _size_rows(scenario, tasks, "client and task")
-    yield row("", f"samples {_common_tests(scenario)} of a task: {testing}")
+    yield row("", f"{_common_tests(scenario)} per task: {testing}")
     yield row("", f"label skew in task 0: {skew(tasks[0].label_distribution()[:, _own_labels(stream[0])])}")
     if tasks[0].skew:
         yield row("", f"clients differ by {_differences(tasks[0].skew)}")
@@ -71,8 +71,8 @@ def stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
 
 def _common_tests(scenario: Scenario) -> str:
     if scenario.data.validation is None:
-        return "in the common test set"
-    return "held out by clients in the place of the common test set"
+        return "common test samples"
+    return "common validation samples, held out by the clients"
 
 
 def _course(scenario: Scenario, continual: Continual) -> str:
@@ -81,11 +81,11 @@ def _course(scenario: Scenario, continual: Continual) -> str:
     if stream.order != "same":
         tasks += f" in order '{stream.order}'"
     if stream.blur:
-        tasks += f", {100 * stream.blur:g} % of each of other tasks' classes"
+        tasks += f", {100 * stream.blur:g} % of each task from the classes of others"
     if continual.online:
-        tasks += ", each sample once"
+        tasks += ", one pass over each sample"
     if stream.pace != "lockstep":
-        return f"{tasks}, by clock '{stream.pace}', rounds of {epochs}"
+        return f"{tasks}, pace '{stream.pace}', rounds of {epochs}"
     return f"{tasks}, {count_noun(continual.rounds_per_task, 'round')} of {epochs} each"
 
 
@@ -122,25 +122,26 @@ def _size_rows(
 
     train = [stop - start for data in tasks for start, stop in data.train_bounds]
     test = [stop - start for data in tasks for start, stop in data.test_bounds]
-    yield row("", f"train samples per {unit}: {_spread(train)}")
+    yield row("", f"training samples per {unit}: {_spread(train)}")
     if stopping := scenario.training.early_stopping:
         apart = [count_held_out(samples, stopping.validation) for samples in train]
-        none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
-        yield row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
+        none = f"; {apart.count(0)} of {len(apart)} hold out none and train all epochs" * (0 in apart)
+        yield row("", f"of these held out for early stopping: {_spread(apart)}{none}")
     elif held_out:
         apart = [count_held_out(samples, held_out) for samples in train]
-        yield row("", f"of these kept apart to choose by: {_spread(apart)}")
+        yield row("", f"of these held out for selection: {_spread(apart)}")
     kind = "local test samples" if scenario.data.validation is None else "samples held out for validation"
     yield row("", f"{kind} per {unit}: {_spread(test)}" if any(test) else "no local test sets")
 
 
 def skew(shares: np.ndarray) -> str:
     """Word the label skew of clients, of their shares of classes `[N, C]`."""
-    seen = np.median((shares > 0).sum(axis=1))
+    median = np.median((shares > 0).sum(axis=1))
     # The exponential of the entropy: the number of equally frequent classes that would be as varied.
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     effective = np.median(np.exp(-(shares * logs).sum(axis=1)))
-    return f"a client sees {seen:g} of {shares.shape[1]} classes, effective number {effective:.1f} (medians)"
+    seen = f"{median:g} of {shares.shape[1]} classes per client (median)"
+    return f"{seen}, effective number of classes (median) {effective:.1f}"
 
 
 def _differences(skews: Sequence[Skew]) -> str:

@@ -48,14 +48,14 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
         # What is made for a learner leaves some of them out, and sends something else now and then.
         weighed = strategy.capabilities.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.capabilities.learner is not None else "at least"
-        told = f"{least} {format_bytes(sent * number)} up, {format_bytes(sent * 4)} down in a round"
-        return f"{told} ({strategy.capabilities.sends})"
+        told = f"{least} {format_bytes(sent * number)} up, {format_bytes(sent * 4)} down per round"
+        return f"{told} (clients send {strategy.capabilities.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
-    when = "the first round" if strategy.capabilities.upload_changes else "a round"
-    told = f"{strategy.capabilities.sends} up, guidance down"
-    return f"about {format_bytes(up)} up, {format_bytes(down)} down in {when} ({told})"
+    when = "in the first round" if strategy.capabilities.upload_changes else "per round"
+    told = f"clients send {strategy.capabilities.sends}"
+    return f"about {format_bytes(up)} up, {format_bytes(down)} down {when} ({told})"
 
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
@@ -67,8 +67,8 @@ def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
     each = 4.0 * parameters
     if "weights" not in plan.capabilities.needs:
         each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
-    told = f"about {format_bytes(int(kept * each))} in memory from one round to the next"
-    yield row("", f"{told}: {count_noun(kept, 'upload')} at most")
+    told = f"about {format_bytes(int(kept * each))} in memory between rounds"
+    yield row("", f"{told}: at most {count_noun(kept, 'upload')}")
 
 
 def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
@@ -100,7 +100,8 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
         each = _tried(plan, data)[0] // max(len(clients), 1)
     links = int(heard.sum()) - len(clients)
     told = f"about {format_bytes(links * each)} over {count_noun(links, 'link')} in round {round}"
-    return f"{told} ({plan.capabilities.sends})" + ", and what is passed on" * scenario.topology.relay
+    told += f" (clients send {plan.capabilities.sends})"
+    return told + ", plus relayed messages" * scenario.topology.relay
 
 
 def sketches(plan: Plan, data: Data, model: Any) -> str:
@@ -116,7 +117,7 @@ def sketches(plan: Plan, data: Data, model: Any) -> str:
     up, most = exchanged_bytes(settings, weights.fan_in)
     clients = plan.scenario.clients_per_round or plan.scenario.data.clients
     sent = f"about {format_bytes(clients * up)} of sketches up"
-    return f"at the end of a task {sent}, at most {format_bytes(clients * most)} of what is protected down"
+    return f"at the end of a task: {sent}, at most {format_bytes(clients * most)} of protected subspaces down"
 
 
 def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) -> Iterator[str]:
@@ -134,17 +135,17 @@ def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) 
     rounds = f"in round{'s' * (len(reached) > 1)} {', '.join(map(str, reached))}"
     copies = count_noun(clients**2, "distillation")
     epochs = f", {wanted.epochs} epochs" * (wanted.epochs > 1)
-    yield row("measure", f"who would gain from whom, {rounds}: {copies} of {samples:,} samples{epochs} each")
+    yield row("measure", f"transferability {rounds}: {copies} of {samples:,} samples{epochs} each")
     times = count_trial_operations(plan, data, models) / max(work.training, 1.0)
     down = 4 * clients**2 * samples * data.classes
     up = clients * samples * (np.dtype(scenario.fusion.upload_dtype).itemsize * data.classes + 4 * clients)
-    told = f"about {times:.1f} times what clients train in a round"
+    told = f"about {times:.1f} times the compute of a round's local training"
     yield row("", f"{told}; {format_bytes(up)} up, {format_bytes(down)} down each time")
 
 
-def testing(work: Workload) -> str:
-    """Word what share of the arithmetic evaluations take, and what to set if it is most of it."""
-    told = f"about {work.share:.0%} of the arithmetic"
+def evaluation(work: Workload) -> str:
+    """Word the share of compute that evaluations take, and the keys that halve a large one."""
+    told = f"≈ {100 * work.share:.0f} % of compute"
     *values, last = [f"{key} = {value}" for key, value in work.remedies().items()] or [""]
     half = f"{', '.join(values)} or {last}" if values else last
-    return f"{told}; for half of it: {half}" if half else told
+    return f"{told}; to halve it: {half}" if half else told

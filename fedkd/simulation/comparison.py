@@ -43,7 +43,7 @@ OF_STREAMS = (
 """Figures of a stream that are compared, where both runs have them."""
 OF_CLIENTS = ("seed", "data", "heterogeneity", "population", "clients", "continual.tasks")
 """Keys that decide what client n is: what it holds and what it learns with."""
-TITLES = ("", "A", "B", "B − A", "better for")
+TITLES = ("", "A", "B", "B − A", "better in B")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Comparison:
 
     def _differences(self) -> Iterator[str]:
         if not self.changed:
-            yield "the scenarios do not differ in anything that decides a result"
+            yield "no key that affects results differs"
         width = max(map(len, self.changed), default=0)
         for key, (ours, theirs) in self.changed.items():
             yield f"{key:<{width}}  {_value(ours)} → {_value(theirs)}"
@@ -108,13 +108,13 @@ class Comparison:
     def _notes(self) -> Iterator[str]:
         paired = [figure.difference for figure in self.figures if figure.difference is not None]
         if not paired:
-            yield "no client has been evaluated in both runs"
+            yield "no client was evaluated in both runs"
         elif self.alike:
-            yield "B − A: mean over the clients that both have, paired by client, ± 95 % interval of the"
-            yield "differences (Student's t). It is about these clients and this seed; others: fedkd bench."
+            yield "B − A: mean difference, paired by client, ± 95 % confidence interval (Student's t)."
+            yield "It holds for these clients and this seed only; fedkd bench compares several seeds."
         else:
-            yield "B − A: mean over clients of the same number, ± 95 % interval of the differences."
-            yield "Seed, data or models differ: client n of A is not client n of B, and pairing says nothing."
+            yield "B − A: mean difference between clients of the same number, ± 95 % confidence interval."
+            yield "Seed, data or models differ: client n of A is not client n of B."
 
 
 def compare(ours: str | Path, theirs: str | Path) -> Comparison:
@@ -151,7 +151,7 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
     of_clients = [row for row in rows if row["client"] in counted and (row["split"], row["metric"]) in keys]
     last = max((row["round"] for row in of_clients), default=None)
     if last is None:
-        raise UserError("nothing in it was evaluated yet", file=str(folder))
+        raise UserError("no client has been evaluated yet", file=str(folder))
     found: dict[str, dict[int, float]] = {key: {} for key in (*LABELS, *of_models)}
     for row in of_clients:
         if row["round"] == last and row["value"] is not None and row["client"] is not None:

@@ -91,7 +91,9 @@ def runs(folder: str | Path = "runs") -> RunList:
         if not root.is_dir():
             raise UserError("no such folder", file=str(folder))
     except (OSError, ValueError) as error:  # a name that no folder can have
-        raise UserError(f"no folder that there can be: {error}", file=str(folder)) from None
+        raise UserError(
+            f"must be the path of a folder, got an invalid one: {error}", file=str(folder)
+        ) from None
     if _is_run(root):
         return RunList(root.parent, (_entry(root),))
     inner = root / CELLS if _is_bench(root) else root
@@ -155,7 +157,7 @@ def _bench_entry(folder: Path) -> RunEntry:
     cells = [_entry(cell) for cell in sorted((folder / CELLS).iterdir()) if _is_run(cell)]
     done = sum(cell.status == "done" for cell in cells)
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
-    name = f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}"
+    name = f"bench of {len(cells)} run{'s' * (len(cells) != 1)}"
     when = max((cell.when for cell in cells if cell.when is not None), default=None)
     spent = sum(seconds) if seconds else None
     return RunEntry(folder, name, MISSING_VALUE, f"{done} done", seconds=spent, when=when)

@@ -172,7 +172,7 @@ def _work(
         try:
             totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
         except (Interrupted, KeyboardInterrupt) as error:
-            saved = f"{error}; go on with: fedkd resume {folder}"
+            saved = f"{error}; continue with: fedkd resume {folder}"
             raise Interrupted(saved if str(error) else f"stopped at once; {go_on}") from None
         except EngineLost as error:
             if stop.is_set():  # a signal to the whole process group stops Ray's processes too
@@ -219,7 +219,7 @@ def _rounds(
             saved = 0 if began is None else began[1]
             if (end := policy.record(lost, saved)) is not None:
                 raise end from lost
-            observer.message(f"{lost}; going back to {describe_restart_point(saved)} ({policy.count})")
+            observer.message(f"{lost}; restarting from {describe_restart_point(saved)} ({policy.count})")
             try:
                 engine.renew()
                 renewed = True
@@ -229,8 +229,8 @@ def _rounds(
 
 def _way_on(folder: Path) -> str:
     if not (folder / SCENARIO_FILE).exists():
-        return "nothing was written; start it again"
-    return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
+        return "nothing was written; start the run again"
+    return f"the last checkpoint is saved; continue with: fedkd resume {folder}"
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def _kept(folder: Path) -> str:
 
     saved = CheckpointStore(folder).rounds()
     kept = f"round {saved[-1]} is saved" if saved else "no round is saved yet"
-    return f"{kept}; make room, then go on with: fedkd resume {folder}"
+    return f"{kept}; free disk space, then continue with: fedkd resume {folder}"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.scenario import toml_value
 from fedkd.simulation.check_data import data_rows, row, stream_rows
-from fedkd.simulation.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
+from fedkd.simulation.check_traffic import evaluation, exchanged, kept_rows, measure_rows, sketches, traffic
 from fedkd.tracking import count_noun, format_bytes
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Ite
     data = load_data(scenario, progress)
     parameters, work, sketches = yield from check_models_and_exchange(plan, data)
     clients, evaluated, unwaiting = scenario.data.clients, scenario.evaluate_clients, scenario.asynchronous
-    told = f"{scenario.clients_per_round or clients} of {clients} train in a round"
+    told = f"{scenario.clients_per_round or clients} of {clients} train in each round"
     if unwaiting is not None:
-        told = f"{unwaiting.concurrency or clients} of {clients} are at work at a time"
-        told += f", a round is over after {count_noun(unwaiting.buffer, 'upload')}"
+        told = f"{unwaiting.concurrency or clients} of {clients} train at a time"
+        told += f", a round ends after {count_noun(unwaiting.buffer, 'upload')}"
     yield row("clients", told + ("" if evaluated is None else f", {evaluated} are evaluated"))
     yield row("traffic", traffic(plan, data, parameters))
     yield from kept_rows(plan, data, parameters)
     if sketches:
         yield row("", sketches)
-    yield row("testing", testing(work))
+    yield row("evaluation", evaluation(work))
 
 
 def check_without_plugins(
@@ -62,8 +62,8 @@ def check_without_plugins(
             yield from data_rows(scenario, data)
         else:
             yield from stream_rows(scenario, data)
-    left = "models and traffic" if unopened.knows_data else "data, models and traffic"
-    yield row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
+    left = "models, traffic" if unopened.knows_data else "data, models, traffic"
+    yield row("unchecked", f"{left} and the plug-ins: {_pairs(unopened.plug_ins)}")
 
 
 def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
@@ -80,7 +80,7 @@ def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tu
     yield from _model_rows(plan, models)
     yield row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.fusion.filters:
-        yield row("", f"hears {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
+        yield row("", f"filters: {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
     if scenario.continual is not None:
         yield row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)
@@ -94,15 +94,15 @@ def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tu
 
 
 def _filtered(wanted: Filter) -> str:
-    """Word a filter: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
+    """Word a filter: ``agreement ≥ 0.3``, ``all but the 20 % of lowest confidence``."""
     from fedkd.fusion import DEFAULT_THRESHOLDS
 
-    sent = ", which alone is sent" if wanted.at == "upload" else ""
-    where = " of equal votes" if wanted.votes == "equal" else sent
+    sent = " (before upload)" if wanted.at == "upload" else ""
+    where = " (equal votes)" if wanted.votes == "equal" else sent
     if wanted.quantile is not None:
-        return f"all but the {100 * wanted.quantile:g} % least by {wanted.by}{where}"
+        return f"all but the {100 * wanted.quantile:g} % of lowest {wanted.by}{where}"
     least = DEFAULT_THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
-    return f"by {wanted.by} ≥ {least:g}{where}"
+    return f"{wanted.by} ≥ {least:g}{where}"
 
 
 def _schedule_rows(plan: Plan) -> Iterator[str]:
@@ -110,8 +110,8 @@ def _schedule_rows(plan: Plan) -> Iterator[str]:
         return
     from fedkd.report import ABSENT_SIGN, schedule_lines
 
-    what = "who is there" if plan.learner is None else "the task of each client"
-    yield row("schedule", f"{what}, round by round ({ABSENT_SIGN}: away)")
+    what = "participation" if plan.learner is None else "task of each client"
+    yield row("schedule", f"{what} by round ({ABSENT_SIGN}: absent)")
     for line in schedule_lines(plan.schedule, SHOWN_ROUNDS, SHOWN_CLIENTS):
         yield row("", line)
 
@@ -123,16 +123,16 @@ def _graph_rows(plan: Plan) -> Iterator[str]:
     from fedkd.report import LINK_SIGN, SELF_SIGN, graph_lines, graph_title
 
     rounds = plan.schedule.rounds
-    yield row("graph", f"{graph_title(plan.graph, rounds)} ({SELF_SIGN}: itself, {LINK_SIGN}: whom it hears)")
+    yield row("graph", f"{graph_title(plan.graph, rounds)} ({SELF_SIGN}: itself, {LINK_SIGN}: its senders)")
     for line in graph_lines(plan.graph, rounds, SHOWN_ROUNDS, SHOWN_CLIENTS):
         yield row("", line)
     for name, pieces in unconnected_clients(plan, plan.graph):
-        told = f"client {pieces[0][0]} is alone: no other is of its architecture '{name}'"
+        told = f"client {pieces[0][0]} is isolated: no other client has its architecture '{name}'"
         if len(pieces) > 1:
             told = f"clients of '{name}'" if name else "clients"
             shown = [f"{{{', '.join(map(str, part))}}}" for part in pieces[:SHOWN_PARTS]]
             more = f" and {len(pieces) - SHOWN_PARTS} more" * (len(pieces) > SHOWN_PARTS)
-            told += f" fall into parts that never hear of each other: {' '.join(shown)}{more}"
+            told += f" form parts without a path between them: {' '.join(shown)}{more}"
         yield row("", told)
 
 
@@ -141,8 +141,8 @@ def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
 
     live, of_client = estimate_capacity(plan, data)
     if plan.scenario.engine.live_clients is not None or live < plan.scenario.data.clients:
-        each = f"up to {live:,} clients in memory in a process, of about {format_bytes(of_client)} each"
-        yield row("", f"{each}; what others are lies on disk once they have taken part")
+        each = f"at most {live:,} clients in memory per process, about {format_bytes(of_client)} each"
+        yield row("", f"{each}; the state of the others is on disk")
 
 
 def _model_rows(plan: Plan, models: Sequence[Any]) -> Iterator[str]:

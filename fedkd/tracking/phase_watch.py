@@ -95,7 +95,7 @@ class FollowedRun(RunObserver):
         if self._slowest is not None and self._done > 1:
             parts.append(f"slowest client {self._slowest.client} ({format_duration(self._slowest.seconds)})")
         if with_left and (left := self._phase_left()) is not None:
-            parts.append(f"{format_time_left(left)} left in it")
+            parts.append(f"{format_time_left(left)} left in this phase")
         return parts
 
 
@@ -134,7 +134,9 @@ def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[s
     parts += [f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}", f"seed {scenario.seed}"]
     lines = [f"{scenario.name}: {', '.join(parts)} → {folder}"]
     if scenario.data.validation is not None:
-        lines.append("accuracies are on held-out samples (data.validation), not on test samples")
+        lines.append(
+            "accuracies are measured on held-out training samples (data.validation), not on test samples"
+        )
     if resumed_from:
         lines.append(f"resumed after round {resumed_from}")
     return lines

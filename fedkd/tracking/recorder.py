@@ -166,7 +166,7 @@ def read_metrics(folder: Path | str) -> list[MetricRow]:
         if not isinstance(row, dict) or not row.keys() >= MetricRow.__required_keys__:
             lacks = sorted(MetricRow.__required_keys__ - row.keys()) if isinstance(row, dict) else []
             told = f"it lacks '{lacks[0]}'" if lacks else f"it is a {type(row).__name__}"
-            raise UserError(f"line {number} is no row of metrics: {told}", file=str(path))
+            raise UserError(f"line {number} is not a row of metrics: {told}", file=str(path))
     return cast("list[MetricRow]", rows)
 
 
@@ -216,9 +216,9 @@ def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
     if length < offset:
         why = f"has {length} bytes, but the checkpoint needs {offset}"
     elif digest not in (None, found.hexdigest()):
-        why = f"its first {offset} bytes are not what they were when the checkpoint was written"
+        why = f"its first {offset} bytes differ from those at the checkpoint"
     if why:
-        raise UserError(f"{why}: the file was changed since", file=str(path))
+        raise UserError(f"{why}: the file was changed", file=str(path))
     return found
 
 

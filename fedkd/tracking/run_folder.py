@@ -47,7 +47,7 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     except OSError as error:
         raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}", key="--out") from error
     with lock_run_folder(folder):
-        told = f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another"
+        told = f"{folder} holds a run already; resume it (fedkd resume {folder}) or choose another folder"
         refuse_if((folder / SCENARIO_FILE).exists(), told, "--out")
         try:
             yield folder
@@ -106,15 +106,15 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
         if not number.isdigit() or read_table(path, run) is not None:
             continue
         if int(number) <= done:
-            told = "is not what was written: it is damaged, or another run's"
-            raise UserError(f"{told}; put it back, or remove it to go on without it", file=str(path))
+            told = "is damaged or belongs to another run; restore it, or remove it to continue without it"
+            raise UserError(told, file=str(path))
         path.unlink()
-        tell(f"{path.parent.name}/{path.name} was damaged; it is made again")
+        tell(f"{path.parent.name}/{path.name} was damaged and is computed again")
     schedule = _read_schedule(folder)
     expected = json.loads(plan.schedule.to_json())
     if schedule is None or {key: schedule.get(key) for key in expected} != expected:
         _write_schedule(folder, plan)
-        tell(f"{SCHEDULE_FILE} was missing, damaged or another run's; it is made again")
+        tell(f"{SCHEDULE_FILE} was missing, damaged or of another run, and is written again")
 
 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
@@ -153,10 +153,8 @@ def write_deployment(folder: Path, federation: str) -> None:
 def refuse_deployed(folder: Path) -> None:
     """Raise `UserError` for a run of deployed nodes, which no simulation may resume."""
     if (folder / DEPLOYMENT).exists():
-        told = (
-            "was run by deployed nodes, which keep their clients' states to themselves; it cannot be gone on"
-        )
-        raise UserError(f"{told} with, only run anew (docs/deployment.md)", file=str(folder))
+        told = "deployed nodes ran it and keep their clients' states: run it again; it cannot be resumed"
+        raise UserError(f"{told} (docs/deployment.md)", file=str(folder))
 
 
 def _free_folder(scenario: Scenario) -> Path:
@@ -188,8 +186,8 @@ def check_links(folder: Path, plan: Plan) -> None:
     except (OSError, UnicodeDecodeError):  # there is none, or it is lost
         return
     if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
-        told = f"says other than {TOPOLOGY} who hears whom, by which the run began"
-        told += "; put back the file that topology.path names"
+        told = f"describes another graph than {TOPOLOGY}, with which the run began"
+        told += "; restore the file that topology.path names"
         raise UserError(told, key="topology", file=str(folder / SCENARIO_FILE))
 
 
@@ -198,10 +196,8 @@ def check_unchanged_scenario(folder: Path, plan: Plan) -> None:
     file, known = folder / SCENARIO_FILE, (_read_schedule(folder) or {}).get("scenario")
     # Earlier versions wrote the other digest, which changes with the place.
     if known not in (None, relocatable_digest(plan.scenario), scenario_digest(plan.scenario)):
-        told = (
-            "was changed since the run began, and no round of it is saved; put it back, or start a run of its"
-        )
-        raise UserError(f"{told} own: fedkd run {file}", file=str(file))
+        told = "was changed after the run began, and no round is saved; restore it, or start a new run"
+        raise UserError(f"{told}: fedkd run {file}", file=str(file))
 
 
 @contextmanager

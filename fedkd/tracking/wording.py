@@ -97,7 +97,7 @@ def learned_line(matrix: TaskMatrix, task: int) -> str:
     where = f"tasks {first + 1}–{task + 1}" if task > first else f"task {task + 1}"
     shown = "  ".join(map(share, accuracies[first:]))
     test = protocol_name(matrix.protocol)
-    return f"learned task {task + 1}/{matrix.tasks}, {test} accuracy (%) on {where}:  {shown}"
+    return f"end of task {task + 1}/{matrix.tasks}, {test} accuracy (%) on {where}:  {shown}"
 
 
 def closing_lines(report: RunReport) -> list[str]:
@@ -134,15 +134,15 @@ def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
         return []
     split = next((split for split in ("global", "local") if table[split]["predictors"]), None)
     if split is None:
-        return [f"transferability  round {table['round']}: gains do not differ, or there are too few clients"]
+        return [f"transferability  round {table['round']}: no ranking (equal gains or too few clients)"]
     predictors = table[split]["predictors"]
     name = max(predictors, key=lambda name: predictors[name]["rank"])
     best = predictors[name]
     half = "" if best["half"] is None else f" ± {best['half']:.2f}"
     return [
-        f"transferability  round {table['round']}: '{name}' ranks {split} gains best, Spearman"
+        f"transferability  round {table['round']}: best predictor of {split} gains is '{name}', Spearman"
         f" {best['rank']:+.2f}{half}, best sender found {format_percent(best['hit'])}"
-        f" (chance {format_percent(table[split]['chance'])})"
+        f" (by chance {format_percent(table[split]['chance'])})"
     ]
 
 
@@ -218,18 +218,20 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     width = max(len(cells[0]) for _, cells in rows)
     lines = [_line(label, "  ".join(f"{cell:<{width}}" for cell in cells)).rstrip() for label, cells in rows]
     if (rate := table.get("task_inference_rate")) is not None:
-        lines.append(_line("task inferred", _with_worst(rate, format_percent, clients)))
+        lines.append(_line("task inference", _with_worst(rate, format_percent, clients)))
     stored, most = table.get("stored_bytes_per_task"), table.get("peak_bytes")
     if stored is not None and most is not None:
         lines.append(
             _line(
                 "stored",
-                f"{format_bytes(stored['mean'])} a task and client, at most {format_bytes(most['max'])}",
+                f"{format_bytes(stored['mean'])} per task and client, at most {format_bytes(most['max'])}",
             )
         )
     given, unknown = (table.get(AVERAGE + test) for test in tests)
     if given is not None and unknown is not None and given["mean"] < unknown["mean"] - 1e-9:
-        lines.append("warning: models do worse with the task given than without it; something is broken")
+        lines.append(
+            "warning: accuracy with the task given is lower than without it; please report this error"
+        )
     return lines
 
 

@@ -227,34 +227,34 @@ def test_check_describes_the_run(digits_toml, capsys):
     assert "beta = 10.0" in out
     # 4 clients * 60 samples * 10 classes * 4 bytes.
     assert "9.6 kB up, 9.6 kB down" in out
-    assert re.search(r"a client sees \d+(\.5)? of 10 classes, effective number \d\.\d \(medians\)", out)
+    assert re.search(r"of 10 classes per client \(median\), effective number of classes .* \d\.\d", out)
 
 
 def test_check_states_the_number_of_clients_in_memory(digits_toml, capsys):
     assert "in memory" not in run_main(capsys, "check", digits_toml)[1]
     _, out, _ = run_main(capsys, "check", digits_toml, "--set", "engine.live_clients=2")
     # The model's 220,840 bytes, 60 * 10 numbers of guidance, and what a client takes besides.
-    assert "up to 2 clients in memory in a process, of about 239.6 kB each; what others are lies" in out
+    assert "at most 2 clients in memory per process, about 239.6 kB each; the state" in out
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["fusion.strategy=local"], "traffic   none"),
+        (["fusion.strategy=local"], "traffic    none"),
         (["fusion.upload_dtype=float16"], "4.8 kB up, 9.6 kB down"),
         (
             ['fusion.filters=[{by="confidence",quantile=0.2,at="upload"},{}]'],
-            "hears all but the 20 % least by confidence, which alone is sent, then by agreement ≥ 0.3",
+            "filters: all but the 20 % of lowest confidence (before upload), then agreement ≥ 0.3",
         ),
-        (['fusion.filters=[{votes="equal"}]'], "hears by agreement ≥ 0.3 of equal votes"),
+        (['fusion.filters=[{votes="equal"}]'], "filters: agreement ≥ 0.3 (equal votes)"),
         (
             ["fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
-            "441.7 kB up, 441.7 kB down in a round (weights)",
+            "441.7 kB up, 441.7 kB down per round (clients send weights)",
         ),
         (["fusion.strategy=dlf"], "19.2 kB up, 9.6 kB down in the first round"),
         # Weights of the default mlp and 60 * 10 numbers, at four clients.
         (['fusion={strategy="fedhkt",server_model="mlp",server_epochs=1}'], "893.0 kB up, 893.0 kB down"),
-        (["fusion.stale_decay=0.5"], "about 9.6 kB in memory from one round to the next: 4 uploads at most"),
+        (["fusion.stale_decay=0.5"], "about 9.6 kB in memory between rounds: at most 4 uploads"),
     ],
 )
 def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
@@ -264,8 +264,8 @@ def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
 
 def test_check_describes_label_skew():
     shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
-    assert skew(shares) == "a client sees 2 of 4 classes, effective number 2.0 (medians)"
-    assert skew(shares[2:]).startswith("a client sees 4 of 4 classes, effective number 4.0")
+    assert skew(shares) == "2 of 4 classes per client (median), effective number of classes (median) 2.0"
+    assert skew(shares[2:]).endswith("effective number of classes (median) 4.0")
 
 
 def test_check_estimates_the_bytes_that_a_run_counts(digits_toml, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_a_run_on_a_closed_terminal_saves_its_state(error_too, digits_toml, tmp_
     (saved,) = (out / "checkpoints").glob("round-*")
     done = int(saved.name.removeprefix("round-"))
     if not error_too:
-        told = f"stopped after round {done} of 5000; the state is saved; go on with: fedkd resume {out}"
+        told = f"stopped after round {done} of 5000; the state is saved; continue with: fedkd resume {out}"
         assert process.stderr == f"error: {told}\n"
     assert {json.loads(line)["round"] for line in (out / "metrics.jsonl").open()} == set(range(1, done + 1))
 
@@ -160,5 +160,5 @@ def test_a_hang_up_before_the_first_round_interrupts_the_run(
     monkeypatch.setattr("fedkd.data.load_data", lambda *args, **keys: os.kill(os.getpid(), number))
     terminate = signal.getsignal(signal.SIGTERM)
     assert main(["run", str(digits_toml), "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "error: stopped at once; nothing was written; start it again\n"
+    assert capsys.readouterr().err == "error: stopped at once; nothing was written; start the run again\n"
     assert signal.getsignal(signal.SIGTERM) == terminate and not (tmp_path / "run").exists()

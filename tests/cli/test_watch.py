@@ -132,7 +132,7 @@ def test_watch_recognises_a_killed_run(digits_scenario, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("round")] == ["1/2"]
     assert lines[-1].startswith(
-        "nobody works in this folder, and the run is not done; go on with: fedkd resume"
+        "the run is unfinished, and no process works in its folder; continue with: fedkd resume"
     )
     (tmp_path / "run" / "progress.json").unlink()  # as of an earlier version
     told = Told()
@@ -150,7 +150,7 @@ def test_rows_that_a_resumed_run_truncates_are_read_again(digits_scenario, tmp_p
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-2]) + lines[-2][:9])
     follower.step()
-    assert "the run went back to an earlier round" in told.messages
+    assert "the run restarted from an earlier round" in told.messages
     path.write_text("".join(lines))
     follower.step()
     assert [report.round for report in told.reports][-1] == 2
@@ -169,7 +169,7 @@ def test_watch_once_prints_plain_lines(digits_scenario, tmp_path, capsys, monkey
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("round  1/2  local ")
     assert re.match(
-        r"^       2/2  train 2/4 clients  slowest client [01] \(.* s\)  \d+ s left in it$", lines[2]
+        r"^       2/2  train 2/4 clients  slowest client [01] \(.* s\)  \d+ s left in this phase$", lines[2]
     )
 
 

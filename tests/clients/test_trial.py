@@ -86,10 +86,8 @@ def test_choices_are_recorded_and_their_cost_is_counted(digits_scenario, tmp_pat
     sent = 4 * (5 * 60 * 10 * 4 + 60)
     assert result.summary["final"]["bytes_down"] == sent
     told = list(check_plan(parse_plan(tables)))
-    assert any(
-        line.startswith("traffic") and f"{format_bytes(sent)} down in a round" in line for line in told
-    )
-    assert any("of these kept apart to choose by: min 16, median 16, max 16" in line for line in told)
+    assert any(line.startswith("traffic") and f"{format_bytes(sent)} down per round" in line for line in told)
+    assert any("of these held out for selection: min 16, median 16, max 16" in line for line in told)
 
 
 @pytest.mark.parametrize(

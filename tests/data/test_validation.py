@@ -98,10 +98,10 @@ def test_a_run_states_that_accuracies_are_on_validation_samples(digits_scenario,
     result = fedkd.run(tables, out=tmp_path / "run")
     assert result.summary["tested_on"] == "validation"
     assert result.summary["final"]["accuracy_local"] is not None
-    assert "accuracies are on held-out samples" in capsys.readouterr().out
+    assert "accuracies are measured on held-out training samples" in capsys.readouterr().out
     assert "not on tests" in run_page(read_record(result.folder)).notes[0]
     assert "test samples were not looked at" in _tests(parse_plan(tables).scenario)
-    assert "held out by clients" in "\n".join(check_plan(parse_plan(tables)))
+    assert "held out by the clients" in "\n".join(check_plan(parse_plan(tables)))
 
 
 def test_a_scenario_without_validation_is_unchanged(digits_scenario):

@@ -175,7 +175,7 @@ def test_a_lost_node_ends_the_run_and_is_named(dealt, tmp_path):
     with pytest.raises(RunFailed) as failure:
         found.run(tmp_path / "run", app=app)
     assert str(failure.value) == "client 1, round 2: Node Unavailable — no heartbeat"
-    with pytest.raises(UserError, match="was run by deployed nodes"):
+    with pytest.raises(UserError, match="deployed nodes ran it"):
         fedkd.resume(tmp_path / "run", progress=False)
 
 

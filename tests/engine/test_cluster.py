@@ -83,8 +83,8 @@ def test_a_lost_node_leaves_the_results_unchanged(every, measure, place, tables,
 
     status, said, error = run(tables, cluster, tmp_path / "ray", lose)
     assert status == 0 and "error: " not in error, error  # Ray may say a word about what it has lost
-    [told] = [line for line in said if "going back" in line]
-    assert re.fullmatch(rf"node \S+ was lost; going back to {place} \(1 of 3\)", told)
+    [told] = [line for line in said if "restarting from" in line]
+    assert re.fullmatch(rf"node \S+ was lost; restarting from {place} \(1 of 3\)", told)
     assert not nodes
     for file in ("metrics.jsonl", "schedule.json"):
         assert (tmp_path / "ray" / "run" / file).read_bytes() == (unbroken / file).read_bytes()
@@ -105,7 +105,7 @@ def test_losing_the_only_gpu_node_ends_the_run(tables, cluster, tmp_path):
         "what is left of the Ray cluster is not enough: its clients were on GPUs, and no node has one"
         in error
     )
-    assert error.endswith(f"go on with: fedkd resume {tmp_path / 'ray' / 'run'}\n")
+    assert error.endswith(f"continue with: fedkd resume {tmp_path / 'ray' / 'run'}\n")
     assert "waiting for another node: its clients were on GPUs, and no node has one" in said
 
 

@@ -58,7 +58,7 @@ class Diary(RunObserver):
         self.events.append(report.round)
 
     def message(self, text) -> None:
-        if "going back" in text:
+        if "restarting from" in text:
             self.events.append(text)
 
 
@@ -98,7 +98,7 @@ def test_repeated_rounds_give_the_same_bytes(digits_scenario, tmp_path, losing):
     losing((msg.TRAIN, 2), (msg.EVALUATE, 3), (msg.TRAIN, 5))
     result = fedkd.run(plan, out=tmp_path / "run", observers=[diary])
     assert written(result.folder) == unbroken
-    lost = "node 10.0.0.7 was lost; going back to "
+    lost = "node 10.0.0.7 was lost; restarting from "
     assert diary.events == [
         *(("started", 0), 1),
         *(f"{lost}its beginning (1 of 3)", ("back", 0), 1, 2),
@@ -135,7 +135,7 @@ def test_a_run_without_progress_ends_and_can_be_resumed(digits_scenario, tmp_pat
         fedkd.run(plan, out=out)
     assert str(caught.value) == (
         "node 10.0.0.7 was lost; the run has gone back to the checkpoint of round 2 2 times"
-        f" (engine.restarts); the last checkpoint is saved; go on with: fedkd resume {out}"
+        f" (engine.restarts); the last checkpoint is saved; continue with: fedkd resume {out}"
     )
     assert written(fedkd.resume(out).folder) == unbroken
 
@@ -219,5 +219,5 @@ def test_a_killed_actor_repeats_a_round_with_the_same_results(deadly, tmp_path, 
     assert written(result.folder) == unbroken
     [told] = [event for event in diary.events if isinstance(event, str)]
     assert told.startswith("client ") and ", round 2: its Ray actor died: " in told
-    assert told.endswith("; going back to the checkpoint of round 1 (1 of 3)")
+    assert told.endswith("; restarting from the checkpoint of round 1 (1 of 3)")
     assert diary.events[-3:] == [("back", 1), 2, 3]

@@ -54,7 +54,7 @@ def test_a_run_reports_a_lost_ray_process_and_can_be_resumed(name, digits_toml, 
     assert error.startswith("error: ") and error.count("\n") == 1
     # The child, or, where Ray was quicker to end that one, its parent.
     assert f"Ray's {name} was killed by SIGKILL; " in error or "the run broke off; Ray ended it" in error
-    assert error.endswith(f"the last checkpoint is saved; go on with: fedkd resume {out}\n")
+    assert error.endswith(f"the last checkpoint is saved; continue with: fedkd resume {out}\n")
 
     done = max(json.loads(line)["round"] for line in (out / "metrics.jsonl").read_text().splitlines())
     text = (out / "scenario.toml").read_text().replace('kind = "ray"', 'kind = "inline"')
@@ -83,7 +83,7 @@ def test_sigterm_during_the_start_of_ray_exits_with_130_cleanly(digits_toml, tmp
     finally:
         process.kill()
     assert process.returncode == 130
-    assert error == "error: stopped at once; nothing was written; start it again\n"
+    assert error == "error: stopped at once; nothing was written; start the run again\n"
     listed = subprocess.run(
         ["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, started))], capture_output=True, text=True
     )

@@ -211,4 +211,4 @@ def test_check_estimates_the_bytes_of_sketches(pair, tables):
     assert held - free == 2 * 2 * up
     assert up == sum(4 * (inputs * 40 + 1) for inputs in LAYERS.values())
     assert f"about {format_bytes(2 * up)} of sketches up" in told
-    assert f"at most {format_bytes(2 * most)} of what is protected down" in told
+    assert f"at most {format_bytes(2 * most)} of protected subspaces down" in told

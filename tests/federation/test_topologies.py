@@ -101,10 +101,10 @@ def test_check_shows_links_and_names_isolated_clients(tmp_path, capsys):
     assert main(["check", str(tmp_path / "a.toml")]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     at = next(place for place, line in enumerate(lines) if line.startswith("graph "))
-    assert "a client hears 0 to 1 other" in lines[at]
+    assert "0 to 1 sender per client" in lines[at]
     assert lines[at + 1 : at + 5] == ["client 0  ox··", "client 1  xo··", "client 2  ··ox", "client 3  ···o"]
-    assert lines[at + 5] == "clients fall into parts that never hear of each other: {0, 1} {2, 3}"
-    assert "about 2.4 kB over 3 links in round 1 (logits)" in lines[-3]
+    assert lines[at + 5] == "clients form parts without a path between them: {0, 1} {2, 3}"
+    assert "about 2.4 kB over 3 links in round 1 (clients send logits)" in lines[-3]
     words = ["check", str(tmp_path / "a.toml"), "--set", "topology.graph=web"]
     assert main(words) == 2
     assert "topology.graph" in capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_a_run_cannot_resume_on_another_graph(digits_scenario, tmp_path):
     tables = digits_scenario | {"rounds": 1, "topology": {"graph": "file", "path": "who.json"}}
     begun = fedkd.run(parse_scenario(tables, folder=tmp_path), out=tmp_path / "run")
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[2], [3], [0], [1]]}))
-    with pytest.raises(UserError, match=r"says other than topology\.json who hears whom"):
+    with pytest.raises(UserError, match=r"describes another graph than topology\.json"):
         fedkd.resume(begun.folder, rounds=2)
     (tmp_path / "who.json").write_text((begun.folder / "topology.json").read_text())
     assert fedkd.resume(begun.folder, rounds=2).summary["rounds"] == 2

@@ -84,7 +84,7 @@ def test_maps_change_no_result_and_resume_exactly(small, tmp_path):
     assert told["global"]["predictors"]["shift"]["rank"] == pytest.approx(np.mean(ranks))
     (line,) = [line for line in closing_lines(RunReport(result.folder, result.summary)) if "Spearman" in line]
     best = max(told["global"]["predictors"].items(), key=lambda item: item[1]["rank"])
-    assert line.startswith(f"transferability  round 3: '{best[0]}' ranks global gains best")
+    assert line.startswith(f"transferability  round 3: best predictor of global gains is '{best[0]}'")
     assert "transferability" not in json.loads((tmp_path / "without" / "summary.json").read_text())
 
 
@@ -109,7 +109,7 @@ def test_unlabelled_transfer_sets_give_maps_without_labels(small, tmp_path):
 
 def test_check_states_the_cost_of_the_map(small):
     told = "\n".join(check_plan(parse_plan(small | MEASURE)))
-    assert "who would gain from whom, in round 2: 16 distillations of 40 samples each" in told
+    assert "transferability in round 2: 16 distillations of 40 samples each" in told
     # Of each client predictions (10 × 4 bytes) and 4 answers (4 bytes) of 40 samples; to it all predictions.
     assert "9.0 kB up, 25.6 kB down each time" in told
 

@@ -72,7 +72,7 @@ def test_scenarios_that_need_plug_ins_give_one_line(changes, named, knows_data, 
     status, out, err = told("check", write(**changes), "--no-plugins")
     assert (status, err) == (0, "")
     *said, last = out.splitlines()
-    assert last == "ok" and said[-1].startswith("unchecked ") and f"what {named} would do" in said[-1]
+    assert last == "ok" and said[-1].startswith("unchecked ") and f"and the plug-ins: {named}" in said[-1]
     assert any(DATA in line for line in said) == knows_data == ("data, models" not in said[-1])
 
 

@@ -21,15 +21,15 @@ def test_links_are_lines_and_directed_links_are_arrows():
 @pytest.mark.parametrize(
     ("graph", "title"),
     [
-        (Graph(10, "ring", 0), "ring: a client hears 2 others; λ₂ = 0.8727"),
+        (Graph(10, "ring", 0), "ring: 2 senders per client; λ₂ = 0.8727"),
         (
             Graph(10, "k_regular", 0, 6, "shuffled"),
-            "k_regular, shuffled: a client hears 6 others; λ₂ = 0.3740",
+            "k_regular, shuffled: 6 senders per client; λ₂ = 0.3740",
         ),
-        (Graph(7, "matching", 0), "matching: a client hears 0 to 1 other, drawn each round"),
+        (Graph(7, "matching", 0), "matching: 0 to 1 sender per client, drawn in each round"),
         (
             Graph(8, "one_peer_exponential", 0),
-            "one_peer_exponential: a client hears 1 other, the same again after 3 rounds",
+            "one_peer_exponential: 1 sender per client, period of 3 rounds",
         ),
     ],
 )

@@ -37,13 +37,13 @@ def test_check_states_tasks_sizes_head_and_learner(stream, capsys):
     status, out, err = check(stream, capsys)
     assert (status, err) == (0, "")
     assert "digits-test, 10 rounds" in out
-    assert "stream    5 tasks (split), 2 rounds of 1 epoch each" in out
+    assert "stream     5 tasks (split), 2 rounds of 1 epoch each" in out
     assert "task 0: 0 1 (2 classes)" in out and "task 4: 8 9 (2 classes)" in out and "more" not in out
-    assert "head      task: each task has outputs of its own, 10 in all" in out
-    assert "train samples per client and task: min 32, median 32, max 32" in out
-    assert "a client sees 2 of 2 classes" in out
-    assert "transfer  30 samples from holdout, for each task" in out
-    assert 'learner   ewc: strength = 10.0, anchor = "each"' in out
+    assert "head       task: separate outputs for each task, 10 in all" in out
+    assert "training samples per client and task: min 32, median 32, max 32" in out
+    assert "2 of 2 classes per client" in out
+    assert "transfer   30 samples from holdout, for each task" in out
+    assert 'learner    ewc: strength = 10.0, anchor = "each"' in out
     # (64 + 1) * 200 + 201 * 200 + 201 * 10 weights of the default mlp.
     assert "mlp: 4 clients, 55,210 parameters" in out
     assert out.endswith("ok\n")
@@ -55,8 +55,8 @@ def test_check_lists_only_the_first_tasks(stream, capsys):
     )
     assert "task 1: permutation 1 (10 classes: 0, 1, 2, 3, 4, 5, …)" in out
     assert "task 5" not in out and "… and 2 more" in out
-    assert "every class has an output and competes with all others, 70 in all" in out
-    assert "a client sees 10 of 10 classes" in out, "of the task's own classes, not of all outputs"
+    assert "one output per class, and all classes compete, 70 in all" in out
+    assert "10 of 10 classes per client" in out, "of the task's own classes, not of all outputs"
 
 
 def test_check_counts_additional_outputs_of_the_learner(stream, capsys):
@@ -69,7 +69,7 @@ def test_check_counts_additional_outputs_of_the_learner(stream, capsys):
 def test_check_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
     _, out, _ = check(stream, capsys)
     # 4 clients * 30 samples * 2 classes * 4 bytes.
-    assert "about 960 B up, 960 B down in a round" in out
+    assert "about 960 B up, 960 B down per round" in out
     assert main(["run", str(stream), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     final = json.loads((tmp_path / "out" / "summary.json").read_text())["final"]
     assert (final["bytes_up"], final["bytes_down"]) == (10 * 960, 10 * 960)

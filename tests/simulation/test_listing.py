@@ -80,7 +80,7 @@ def test_runs_are_listed_as_a_table(folder, capsys):
     assert [line.split()[0] for line in lines[1:]] == [
         *("a-done", "b-stopped", "bench-x", "d-broken", "deep/er/c-interrupted")
     ]
-    assert "a bench of 2 runs" in lines[3] and " 1/1 " in lines[1] and " 0/1 " in lines[2]
+    assert "bench of 2 runs" in lines[3] and " 1/1 " in lines[1] and " 0/1 " in lines[2]
     assert "<td" in fedkd.runs(folder)._repr_html_()
 
 

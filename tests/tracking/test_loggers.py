@@ -87,7 +87,7 @@ def test_a_logger_works_in_its_own_thread(tmp_path):
 def test_the_first_failure_is_reported_and_the_run_continues(failing, tmp_path):
     notes = Notes(failing)
     assert play(notes, tmp_path) == [
-        f"notes is switched off, the run goes on: ConnectionError: {failing} is broken"
+        f"notes is switched off, the run continues: ConnectionError: {failing} is broken"
     ]
     assert notes.endings == []
 
@@ -96,7 +96,7 @@ def test_a_hanging_logger_does_not_block_the_run(tmp_path):
     notes = Notes(holding="log")
     told = play(notes, tmp_path, patience=0.2)
     notes.go_on.set()
-    assert told == ["notes is still writing after 0.2 s, and is left alone"]
+    assert told == ["notes is still writing after 0.2 s; the run does not wait for it"]
 
 
 def test_a_slow_logger_drops_rounds(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_slow_logger_drops_rounds(tmp_path, monkeypatch):
             logger.round_finished(RoundReport(round, 8))
         notes.go_on.set()
     assert 1 <= len(notes.figures) <= 2 and notes.endings == [Ending("interrupted", 8)]
-    assert told == [f"notes was too slow: {8 - len(notes.figures)} rounds are left out of it"]
+    assert told == [f"notes was too slow: {8 - len(notes.figures)} rounds were not logged"]
 
 
 def test_repeated_rounds_are_logged_once(tmp_path):

@@ -27,7 +27,11 @@ def test_a_phase_reports_its_slowest_client_and_time_left():
         watch.phase(3, "train", done, 4)
     assert watch._slowest == Slowest(0, 5.0)
     assert watch._phase_left() == 6.5 / 3
-    assert watch._parts(with_left=True) == ["train 3/4 clients", "slowest client 0 (5.0 s)", "2 s left in it"]
+    assert watch._parts(with_left=True) == [
+        "train 3/4 clients",
+        "slowest client 0 (5.0 s)",
+        "2 s left in this phase",
+    ]
     watch.answered(2, "train", 1, 99.0)  # of another round
     watch.phase(3, "train", 4, 4)
     assert watch._phase_left() is None and watch._slowest == Slowest(0, 5.0)
@@ -46,7 +50,10 @@ def test_a_long_round_has_few_plain_lines():
         progress.phase(1, "train", second, 400)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3, "after 30, 90 and 210 seconds"
-    assert lines[0] == "        1/12  train 30/400 clients  slowest client 1 (1.0 s)  6 min 10 s left in it"
+    assert (
+        lines[0]
+        == "        1/12  train 30/400 clients  slowest client 1 (1.0 s)  6 min 10 s left in this phase"
+    )
     progress.round_finished(RoundReport(1, 12))
     clock.now += QUIET_SECONDS - 1
     progress.phase(2, "train", 1, 400)

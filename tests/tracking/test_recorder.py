@@ -150,6 +150,8 @@ def test_a_resumed_run_keeps_records_to_the_bit(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text.replace("0.6", "0.7"))  # is cut off
     Recorder(tmp_path, **kept).close()
     (tmp_path / "metrics.jsonl").write_text(text.replace("0.5", "0.7"))
-    with pytest.raises(UserError, match=r"metrics\.jsonl: its first .* bytes are not what they were"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: its first .* bytes differ from those at the checkpoint"
+    ):
         Recorder(tmp_path, **kept)
     assert "0.6" in (tmp_path / "metrics.jsonl").read_text(), "a refused resume leaves the folder as it was"

@@ -121,7 +121,7 @@ def test_a_changed_scenario_is_reported_before_the_first_checkpoint(digits_toml,
     text = (folder / "scenario.toml").read_text()
     (folder / "scenario.toml").write_text(text.replace("seed = 7", "seed = 8"))
     with pytest.raises(
-        UserError, match=r"scenario.toml: was changed since the run began, and no round of it"
+        UserError, match=r"scenario.toml: was changed after the run began, and no round is saved"
     ):
         fedkd.resume(folder)
     (folder / "scenario.toml").write_text(text.replace('name = "digits-test"', 'name = "other"'))
@@ -132,7 +132,11 @@ def test_a_changed_scenario_is_reported_before_the_first_checkpoint(digits_toml,
     ("size", "status", "told"),
     [
         (1000, 2, "File too large\n"),  # not even the scenario
-        (20_000, 3, "File too large; no round is saved yet; make room, then go on with: fedkd resume "),
+        (
+            20_000,
+            3,
+            "File too large; no round is saved yet; free disk space, then continue with: fedkd resume ",
+        ),
     ],
 )
 def test_a_full_disk_gives_one_line_with_the_resume_command(
@@ -159,7 +163,7 @@ def test_a_full_disk_keeps_the_saved_rounds(digits_toml, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(CheckpointStore, "save", fail)
     assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == 3
-    told = f"error: cannot write to {out}: No space left on device; round 1 is saved; make room, then go on"
+    told = f"error: cannot write to {out}: No space left on device; round 1 is saved; free disk space"
     assert capsys.readouterr().err.startswith(told)
 
 

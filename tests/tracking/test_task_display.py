@@ -213,15 +213,15 @@ def test_plain_lines_name_the_task_and_end_it_with_its_row():
     lines = out.getvalue().splitlines()
     assert lines[0] == "stream: knfu, 3 clients, naive on 3 tasks, 6 rounds, seed 4 → runs/stream-4"
     assert lines[1].startswith("round  1/6  task 1/3  local ")
-    assert lines[3] == "learned task 1/3, task-incremental accuracy (%) on task 1:  100.0"
+    assert lines[3] == "end of task 1/3, task-incremental accuracy (%) on task 1:  100.0"
     assert lines[4].startswith("round  3/6  task 2/3  local ")
-    assert lines[6] == "learned task 2/3, task-incremental accuracy (%) on tasks 1–2:  75.0  87.5"
+    assert lines[6] == "end of task 2/3, task-incremental accuracy (%) on tasks 1–2:  75.0  87.5"
     assert lines[lines.index("results          runs/stream-4") + 3 : -2] == [
         "3 tasks          task-incremental                           class-incremental",
         "avg. accuracy    70.8 % (worst 61.0 %)                      35.4 %",
         "BWT              -37.5 pt (worst -40.0 pt)                  –",
         "forgetting       +37.5 pt (worst +40.0 pt, 2 of 3 clients)  +10.0 pt (1 of 3 clients)",
-        "stored           12.3 kB a task and client, at most 80.0 kB",
+        "stored           12.3 kB per task and client, at most 80.0 kB",
     ]
 
 
@@ -231,7 +231,7 @@ def test_a_drop_with_a_given_task_gives_a_warning():
     assert "broken" not in out.getvalue()
     upside_down = CONTINUAL | {"average_accuracy_class_incremental": over(0.71)}
     PlainProgress(out).run_finished(finished(upside_down))
-    assert "warning: models do worse with the task given than without it" in out.getvalue()
+    assert "warning: accuracy with the task given is lower than without it" in out.getvalue()
 
 
 def test_a_line_ends_with_the_last_ten_tasks():

@@ -138,14 +138,14 @@ def test_an_unfinished_run_is_closed_as_failed(fake, tmp_path):
 def test_a_failure_is_reported_once_and_the_run_continues(fake, tmp_path, failing):
     fake(failing=failing)
     assert _play(tmp_path) == [
-        f"wandb is switched off, the run goes on: ConnectionError: {failing} is broken"
+        f"wandb is switched off, the run continues: ConnectionError: {failing} is broken"
     ]
 
 
 def test_a_missing_package_is_reported_once(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     (warning,) = _play(tmp_path)
-    assert warning.startswith("wandb is switched off, the run goes on: ModuleNotFoundError")
+    assert warning.startswith("wandb is switched off, the run continues: ModuleNotFoundError")
 
 
 def test_online_mode_without_a_key_goes_offline_without_a_prompt(fake, tmp_path, capfd):

@@ -110,7 +110,7 @@ def test_incomplete_metric_rows_give_one_line(run, tmp_path, capsys):
     damaged = {key: value for key, value in json.loads(rows[1]).items() if key != "client"}
     (copy / "metrics.jsonl").write_text("\n".join([rows[0], json.dumps(damaged), *rows[2:]]) + "\n")
     assert main(["export", str(copy)]) == 2
-    told = f"error: {copy / 'metrics.jsonl'}: line 2 is no row of metrics: it lacks 'client'\n"
+    told = f"error: {copy / 'metrics.jsonl'}: line 2 is not a row of metrics: it lacks 'client'\n"
     assert capsys.readouterr().err == told
 
 

@@ -155,7 +155,7 @@ def _main(grid: Grid, context: Context) -> None:
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
-        explain_disk_errors(folder, lambda: "make room, then start it again"),
+        explain_disk_errors(folder, lambda: "free disk space, then start the run again"),
         Observers([make_progress(quiet=False), ProgressFile(), RunLog()]) as observer,
     ):
         data = factory_of(plan).data if own is None else own.share.data

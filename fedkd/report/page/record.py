@@ -191,7 +191,7 @@ def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
         client = row["client"]
         known = client is None or (isinstance(client, int) and 0 <= client < clients)
         if not known or not all(isinstance(value, ROW.get(key, object)) for key, value in row.items()):
-            raise UserError(f"line {number} is no row of metrics", file=str(folder / METRICS_FILE))
+            raise UserError(f"line {number} is not a row of metrics", file=str(folder / METRICS_FILE))
     return rows
 
 

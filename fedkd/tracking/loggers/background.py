@@ -90,9 +90,11 @@ class BackgroundLogger(RunObserver):
         thread.join(self._patience)
         self._pass_on()
         if thread.is_alive():
-            self._tell(f"{self._name} is still writing after {self._patience:g} s, and is left alone")
+            self._tell(
+                f"{self._name} is still writing after {self._patience:g} s; the run does not wait for it"
+            )
         elif self._left_out and not self._failed.is_set():
-            self._tell(f"{self._name} was too slow: {self._left_out} rounds are left out of it")
+            self._tell(f"{self._name} was too slow: {self._left_out} rounds were not logged")
 
     # In the run's thread
 
@@ -134,7 +136,9 @@ class BackgroundLogger(RunObserver):
                 work()
             except Exception as error:
                 self._failed.set()
-                self._told.put(f"{self._name} is switched off, the run goes on: {described_in_a_line(error)}")
+                self._told.put(
+                    f"{self._name} is switched off, the run continues: {described_in_a_line(error)}"
+                )
 
 
 def described_in_a_line(error: Exception) -> str:
