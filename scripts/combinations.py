@@ -96,7 +96,7 @@ def table(cells: Mapping[tuple[str, str, str], str]) -> Iterator[str]:
         yield f"| `{strategy}` | " + " | ".join(row) + " |"
     yield ""
     for number, reason in enumerate(reasons, start=1):
-        yield f"[{number}] {reason}"
+        yield f"- [{number}] {reason}"
 
 
 def outcome(cell: tuple[str, str, str], engine: Mapping[str, Any], folder: Path, only_check: bool) -> str:

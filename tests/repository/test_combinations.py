@@ -15,7 +15,7 @@ import combinations  # noqa: E402, the folder is on the path only now
 
 PAGE = (REPOSITORY / "docs" / "federated-continual.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition("<!-- scripts/combinations.py -->")[2].partition("<!-- end -->")[0]
-REASONS = dict(re.findall(r"^(\[\d+\]) (.*)$", TABLE, re.MULTILINE))
+REASONS = dict(re.findall(r"^- (\[\d+\]) (.*)$", TABLE, re.MULTILINE))
 
 
 def told(strategy: str) -> list[str]:

@@ -39,8 +39,7 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         predictions = "use a strategy that exchanges predictions"
         told = f"gives each task weights of its own that averaging would overwrite; {predictions}"
         refuse_if(traits.isolates and not made_for_it, f"{averages} {told}", KEY)
-        told = "scales them for each task within subspaces that each client has found for itself, which an"
-        told += f" average does not fit; {predictions}"
+        told = f"scales them within subspaces of each client's own, which averages do not fit; {predictions}"
         refuse_if(traits.scales_own_subspaces, f"{averages} {told}", KEY)
         schedule, takes_part = plan.schedule, plan.schedule.participation
         everybody = (takes_part.clients_per_round or schedule.clients) >= schedule.clients
