@@ -243,7 +243,7 @@ def test_owner_names_stay_with_clients(cities, tmp_path):
     assert (
         owners == sorted(owners) and set(owners) < {"Rome", "Oslo", "Berlin", "Bonn|*"} and len(owners) == 3
     )
-    assert told == [f"{'':<10}clients are {', '.join(owners)}"]
+    assert told == [f"{'':<11}clients are {', '.join(owners)}"]
     data = load_federated_data(parse_plan(cities).scenario)
     assert data.owners == tuple(owners)
     assert fedkd.load_client(run, 1).owner == owners[1]

@@ -24,7 +24,7 @@ def test_the_text_has_a_line_per_client_and_a_sign_per_round():
 
 
 def test_omitted_clients_and_rounds_are_stated():
-    assert schedule_lines(TWO, 3, 1) == ["client 0  022", "… and 2 more", "a character for 2 rounds"]
+    assert schedule_lines(TWO, 3, 1) == ["client 0  022", "… and 2 more", "one character per 2 rounds"]
 
 
 def test_without_a_stream_the_text_shows_presence():

@@ -100,11 +100,11 @@ def test_check_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys)
         ),
         (
             ["continual.learner=trgp", "fusion.strategy=flwr:FedAvg"],
-            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'trgp' scales them for each task",
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'trgp' scales them within subspaces",
         ),
         (
             ["continual.learner=cuber", "fusion.strategy=scaffold", "training.optimizer=sgd"],
-            "fusion.strategy: 'scaffold' averages weights, and 'cuber' scales them for each task",
+            "fusion.strategy: 'scaffold' averages weights, and 'cuber' scales them within subspaces",
         ),
         (
             ["continual.learner=fedweit", "fusion.strategy=flwr:FedAvg"],

@@ -52,7 +52,7 @@ class MST(ServerCost, TemperedLabels):
     divergence: Literal["prediction_kl", "kl"] = "prediction_kl"
     """Distance of predictions by sample, which separates domains, or of class distributions."""
     top: Annotated[int, Field(ge=1)] = 2
-    """k: teachers of a sample."""
+    """Number k of teachers of each sample."""
     balance: Annotated[float, Field(ge=0, le=1e9)] = 0.1
     """w: cost of choosing one teacher for everything; very large is even use of all."""
     steps: Annotated[int, Field(ge=0)] = 100

@@ -55,7 +55,7 @@ class ScaLearn(ServerCost, TemperedLabels):
     steps: Annotated[int, Field(ge=0)] = 100
     """Steps of Adam, each over all labelled samples; 0 leaves the start as it is."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-2
-    """Learning rate of the factors."""
+    """Learning rate of Adam for the factors."""
     pull: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     """λ: how strongly factors are held at their start."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0

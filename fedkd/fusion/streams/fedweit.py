@@ -59,7 +59,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         needs={"gradients", "weights", "one_architecture"},
         uses_transfer_set=False,
         learner="fedweit",
-        reach="all clients, with the next message: the base, and new parts of the others",
+        reach="each client, with its next message: the base, and new parts of the others",
     )
     paper: ClassVar[str] = (
         "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"
