@@ -1,4 +1,4 @@
-"""The command `fedkd`: one function a verb, in `verbs`; `main` parses the command line."""
+"""The command `fedkd`: `main` parses the command line, `verbs` holds the verbs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""``fedkd list``: what a scenario can name, described by the code's own docstrings."""
+"""``fedkd list``: the names that a scenario can use, described by the code's docstrings."""
 
 import inspect
 import re
@@ -39,11 +39,11 @@ TORCHVISION_FOLDERS = {
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
 }
-"""Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
+"""Folder of torchvision for each data set that is downloaded if it is missing."""
 
 
 def strategies() -> Iterator[str]:
-    """Yield every fusion strategy in a line, by family and by what it needs; details come by name."""
+    """Yield one line per fusion strategy, by family and requirements."""
     from flwr.serverapp import strategy as flower
 
     from fedkd.federation import flower_strategy_names
@@ -56,11 +56,11 @@ def strategies() -> Iterator[str]:
     yield from grouped(families, FAMILIES, "strategies")
     yield ""
     aliases = (f"{alias} = {name}" for alias, name in STRATEGIES.aliases.items())
-    yield f"Names of the field lead to these: {', '.join(aliases)}"
+    yield f"Aliases: {', '.join(aliases)}"
 
 
 def strategy_details() -> Iterator[str]:
-    """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
+    """Yield the details of every fusion strategy: messages, requirements, hyper-parameters, paper."""
     from flwr.serverapp import strategy as flower
 
     from fedkd.federation import flower_hyperparameters, flower_strategy_names
@@ -100,11 +100,11 @@ def models() -> Iterator[str]:
         args = [p.name + (f" = {toml_value(p.default)}" if p.default is not p.empty else "") for p in own]
         if args:
             yield _row("", f"  args: {', '.join(args)}")
-    yield _row('"mod:factory"', "Your own: factory(input_shape, classes, **args) returns a torch.nn.Module.")
+    yield _row('"mod:factory"', "A plug-in: factory(input_shape, classes, **args) returns a torch.nn.Module.")
 
 
 def learners() -> Iterator[str]:
-    """Yield every continual learner in a line, by family; details come by name."""
+    """Yield one line per continual learner, by family."""
     from fedkd.continual import LEARNERS
 
     families = _families(LEARNERS, lambda learner: (family_of_learner(learner), ""))
@@ -118,13 +118,13 @@ def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dic
             families.setdefault("Cannot be used", []).append(("", name, str(part)))
             continue
         family, needed = told(part)
-        starred = name + "*" * bool(part.source_note)  # it departs from its paper, or has none
+        starred = name + "*" * bool(part.source_note)  # it differs from its paper, or has none
         families.setdefault(family, []).append((needed, starred, _summary(part)))
     return families
 
 
 def details(what: str, name: str) -> Iterator[str]:
-    """Yield all that there is to say of one part of a list."""
+    """Yield the details of one part of a list."""
     from fedkd.continual import LEARNERS
     from fedkd.plan import canonical_strategy
 
@@ -138,11 +138,11 @@ def details(what: str, name: str) -> Iterator[str]:
         if found and line:
             yield line
     if wanted not in names:
-        raise UserError(f"no '{name}' among the {what}; {did_you_mean(name, names)}", key="NAME")
+        raise UserError(f"'{name}' is not among the {what}; {did_you_mean(name, names)}", key="NAME")
 
 
 def learner_details() -> Iterator[str]:
-    """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
+    """Yield the details of every continual learner: restrictions, hyper-parameters, paper."""
     from fedkd.continual import LEARNERS, learner_hyperparameters
     from fedkd.fusion import STRATEGIES, capabilities_of
 
@@ -153,42 +153,42 @@ def learner_details() -> Iterator[str]:
             yield _row(name, f"cannot be used: {learner}")
             continue
         yield _row(name, _summary(learner))
-        averages = "not with strategies that average weights"
+        averages = "strategies that average weights refuse it"
         if learner.traits.isolates:
-            but = f", but for {made_for[name]}" if name in made_for else ""
-            yield _row("", f"  gives each task weights of its own: {averages}{but}")
+            but = f", except {made_for[name]}" if name in made_for else ""
+            yield _row("", f"  gives each task its own weights: {averages}{but}")
         if learner.traits.scales_own_subspaces:
-            yield _row("", f"  scales weights in each client's own way: {averages}")
+            yield _row("", f"  scales each client's weights differently: {averages}")
         if learner.overrides("batch"):
-            yield _row("", "  trains on old tasks too: not with strategies that shape local training")
+            yield _row("", "  trains on old tasks too: strategies that change local training refuse it")
         yield from _hyperparameter_rows(learner_hyperparameters(learner), learner.source())
-    yield _row('"mod:Class"', "Your own: a dataclass derived from fedkd.continual.learner.Learner.")
+    yield _row('"mod:Class"', "A plug-in: a dataclass derived from fedkd.continual.learner.Learner.")
 
 
 def datasets() -> Iterator[str]:
-    """Yield every data set and where it was found."""
+    """Yield every data set and its folder."""
     from fedkd.data import DATASETS
 
     for name, source in _parts(DATASETS):
         if isinstance(source, UserError):
             yield _row(name, f"cannot be used: {source}")
             continue
-        # A built-in source is described by its module, a user's function by itself.
+        # The module of a built-in source describes it; a plug-in function has its own docstring.
         yield _row(name, _summary(sys.modules[source.__module__] if name in DATASETS.builtin else source))
         if name in TORCHVISION_FOLDERS:
             place = find_dataset(name)
             yield _row("", f"  found in {place}" if place else "  not found: downloaded on first use")
-    yield _row('"mod:function"', "Your own: a function that returns the arrays.")
+    yield _row('"mod:function"', "A plug-in: a function that returns the arrays.")
 
 
 SCHEME = re.compile(r"`(?P<name>[\w-]+)`(?: \((?P<what>(?:[^()]|\([^()]*\))*)\))?")
-"""A partition scheme in the description of its key, and what it says of it."""
-LIKE_ANY = {"iid": "every client a sample of the whole: equal sizes, labels as they come"}
-"""What the description does not explain."""
+"""A partition scheme and its explanation in the description of the key."""
+LIKE_ANY = {"iid": "uniform random samples, equal sizes"}
+"""Explanations that the description lacks."""
 
 
 def partitions() -> Iterator[str]:
-    """Yield every way to deal samples to clients, then what all of them can be told."""
+    """Yield every partition scheme, then the keys of all schemes."""
     from fedkd.data import PARTITIONS
     from fedkd.scenario import Partition
 
@@ -201,7 +201,7 @@ def partitions() -> Iterator[str]:
         else:
             error = isinstance(scheme, UserError)
             yield _row(name, f"cannot be used: {scheme}" if error else _summary(scheme))
-    yield _row('"mod:function"', "Your own: function(labels, clients, generator, **args) returns indices.")
+    yield _row('"mod:function"', "A plug-in: function(labels, clients, generator, **args) returns indices.")
     yield ""
     for name, field in Partition.model_fields.items():
         if name != "scheme":
@@ -210,7 +210,7 @@ def partitions() -> Iterator[str]:
 
 
 def loggers() -> Iterator[str]:
-    """Yield every logger: what it does, what brings it where it is not installed, and its keys."""
+    """Yield every logger, its keys, and how to install it."""
     from fedkd.scenario import Tracking
     from fedkd.tracking import LOGGERS
 
@@ -227,7 +227,7 @@ def loggers() -> Iterator[str]:
 
 
 def scenarios() -> Iterator[str]:
-    """Yield the shipped scenarios by name: what each shows, how long it takes; then those in ./scenarios."""
+    """Yield the shipped scenarios with their durations, then those in ./scenarios."""
     yield from _shipped("scenario")
     folder = Path.cwd() / "scenarios"
     for path in sorted(folder.glob("**/*.toml")) if folder.resolve() != shipped_folder() else ():
@@ -243,7 +243,7 @@ def scenarios() -> Iterator[str]:
 
 
 def benches() -> Iterator[str]:
-    """Return the shipped benches by name: what each compares and how long it takes."""
+    """Return the shipped benches with their durations."""
     return _shipped("bench")
 
 
@@ -256,11 +256,11 @@ def _shipped(kind: ShippedKind) -> Iterator[str]:
         if takes:
             yield f"{'':<{width}}    {takes[:1].lower()}{takes[1:]}"
     if not entries:
-        yield f"none: the folder of shipped {KIND_PLURALS[kind]} is not there"
+        yield f"none: the folder of shipped {KIND_PLURALS[kind]} is missing"
 
 
 def find_dataset(name: str) -> Path | None:
-    """Return the folder of a data set in the data root or the user cache, or None."""
+    """Return the folder of a data set in the data root or user cache, if it exists."""
     from fedkd.data import data_root_folder, user_cache_folder
 
     parts = (name, TORCHVISION_FOLDERS[name])
@@ -269,7 +269,7 @@ def find_dataset(name: str) -> Path | None:
 
 
 def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
-    """Yield every name with what it stands for, or with the error of a plug-in that cannot be loaded."""
+    """Yield every name with its part, or with the error of a plug-in that cannot be loaded."""
     for name in registry.names():
         try:
             yield name, registry.load(name)

@@ -1,6 +1,6 @@
 """Shell completion of verbs, options, shipped names, files, and keys of ``--set``.
 
-argcomplete, of the extra `completion`, brings it: ``eval "$(register-python-argcomplete fedkd)"``.
+It needs argcomplete (extra `completion`): ``eval "$(register-python-argcomplete fedkd)"``.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ASKED = "_ARGCOMPLETE"  # environment variable that a shell sets when it asks fo
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell, and leave the process."""
+    """Print the completions for a shell and end the process."""
     argcomplete = require_package("argcomplete", "completion in a shell", "completion")
     for action, kind in _arguments(parser):
         if action.dest == "scenario":
@@ -61,12 +61,12 @@ def _files(prefix: str) -> Iterator[str]:
 
 
 def set_words(prefix: str) -> list[str]:
-    """Return the keys of a scenario that begin with `prefix`, each with its ``=``."""
+    """Return the keys of a scenario that begin with `prefix`, each with ``=``."""
     return [f"{key}=" for key in keys_of(Scenario) if key.startswith(prefix)]
 
 
 def keys_of(section: type[BaseModel], path: str = "") -> Iterable[str]:
-    """Yield the dotted keys of a section and of those within it."""
+    """Yield the dotted keys of a section and its subsections."""
     for name, field in section.model_fields.items():
         inner = None if get_origin(field.annotation) is list else section_class(field.annotation)
         if inner is None:

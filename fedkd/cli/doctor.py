@@ -25,11 +25,11 @@ EXTRAS = {
     "mlflow": ("mlflow-skinny",),
     "tune": ("optuna",),
 }
-"""Packages of single features, by the extra that brings them."""
+"""Optional packages, by the extra that installs them."""
 
 
 def examine() -> Iterator[str]:
-    """Yield a line for each finding; a part that does not work says so and never stops the others."""
+    """Yield a line per finding; a failing probe does not stop the others."""
     yield _row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
         yield _row(package, _version(package))
@@ -37,7 +37,7 @@ def examine() -> Iterator[str]:
         for package in packages:
             found = _version(package)
             yield _row(package, f"{found}; {install_hint(extra)}" if found == MISSING else found)
-    # A container may have fewer than the machine.
+    # A container may have fewer CPUs than the machine.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield _row("cpus", f"{cpus} available to this process")
     yield _row("cuda", _guarded(_cuda))
@@ -80,15 +80,15 @@ def _cuda() -> str:
 
 def _why_none(built_for: str | None, driver: bool) -> str:
     if built_for is None:
-        more = "though there is an NVIDIA driver" if driver else "all that is needed"
+        more = "but this machine has an NVIDIA driver" if driver else "which is enough here"
         return f"torch is the CPU build, {more}"
     if driver:
-        return f"torch is built for CUDA {built_for}, and the driver shows it no GPU"
-    return f"torch is built for CUDA {built_for}, and there is no NVIDIA driver; the CPU build would do"
+        return f"torch is built for CUDA {built_for}, but the driver shows no GPU"
+    return f"torch is built for CUDA {built_for}, but there is no NVIDIA driver; the CPU build is enough"
 
 
 def _ray_resources() -> str:
-    """Start a local Ray for a moment: only Ray itself knows what it will count."""
+    """Start a local Ray briefly and return the resources that it counts."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -120,7 +120,7 @@ def _data_rows() -> Iterator[str]:
     if root.is_dir():
         names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         others = [name for name in names if name not in TORCHVISION_FOLDERS and not name.startswith(".")]
-        yield _row("also there", ", ".join(others) or "nothing else")
+        yield _row("other data", ", ".join(others) or "none")
 
 
 def _executor_rows() -> Iterator[str]:
@@ -128,11 +128,11 @@ def _executor_rows() -> Iterator[str]:
 
     measured = read_step_measurements()
     if not measured:
-        yield _row("executors", 'nothing measured yet (training.executor = "auto")')
+        yield _row("executors", 'no measurements yet (training.executor = "auto")')
         return
     yield _row("executors", f"measured, in {executor_cache_path()}:")
     for what, (loop, vectorised) in measured:
         keys = ("model", "batch_size", "vmap_size", "device")
         model, size, together, device = (what.get(key, "?") for key in keys)
-        times = f"{1e3 * loop:.3g} ms a step and client in the loop, {1e3 * vectorised:.3g} together"
+        times = f"{1e3 * loop:.3g} ms per step and client in the loop, {1e3 * vectorised:.3g} vectorised"
         yield _row("", f"{model}, batches of {size}, {together} clients on {device}: {times}")

@@ -1,7 +1,7 @@
-"""The command line: its options and its exit status. `fedkd.cli.verbs` holds the verbs.
+"""The options and exit status of the command line. `fedkd.cli.verbs` holds the verbs.
 
-Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
-on standard error. Heavy imports wait until a verb needs them.
+Exit status 0: done; 2: wrong input; 3: the run failed; 130: interrupted. A failure prints one line on
+standard error. A verb imports heavy modules only when it needs them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ READER_LEFT = 141  # exit status of a program that wrote to a closed pipe: 128 +
 
 
 def program() -> int:
-    """Run ``fedkd``: `main`, with a parent process over runs on Ray."""
+    """Run ``fedkd``; a parent process supervises runs on Ray."""
     try:
         return main(supervised=True)
     finally:
@@ -35,20 +35,20 @@ def program() -> int:
 
 
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
-    """Run one command and return its exit status; `supervised` runs on Ray may move to a child."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
+    """Run one command and return its exit status; `supervised` runs on Ray may move to a child process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with ignore_closed_terminal(), signals_as_interrupts():
             return _main(argv, supervised)
-    except KeyboardInterrupt:  # once more, while the first was told of
+    except KeyboardInterrupt:  # a second one, while the first was being reported
         return INTERRUPTED_STATUS
 
 
 def _main(argv: Sequence[str] | None, supervised: bool) -> int:
     try:
         parser = _parser()
-        if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line goes on
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
             from fedkd.cli.completion import complete
 
             complete(parser)
@@ -69,7 +69,7 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
         _drop(error)
         return _fail("interrupted", INTERRUPTED_STATUS)
     except MemoryError as error:
-        return _fail(f"this needs more memory than there is: {error or 'nothing is left'}", 3)
+        return _fail(f"out of memory: {error or 'no details'}", 3)
     except Exception as error:
         if os.environ.get("FEDKD_TRACEBACK"):
             raise
@@ -78,7 +78,7 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
 
 
 def _drop(error: BaseException | None) -> None:
-    """Free the frames of an interrupt silently: an object that was half made may complain when it ends."""
+    """Free the frames of an interrupt silently: a half-built object may raise in its finalizer."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda told: None
     try:
         while error is not None:
@@ -91,13 +91,13 @@ def _drop(error: BaseException | None) -> None:
 def _fail(message: str, status: int) -> int:
     try:
         print("error:", one_line(message), file=sys.stderr, flush=True)
-    except OSError:  # nobody is there to read it
+    except OSError:  # standard error is closed
         _silence(sys.stderr)
     return status
 
 
 def _silence(stream: IO[str]) -> None:
-    """Redirect a stream to nowhere: Python flushes it once more at exit, which must not fail aloud."""
+    """Redirect a stream to the null device: Python flushes it at exit, which must not print an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -105,12 +105,12 @@ RENAMED_VERBS = {"deal": "partition"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose complaints are errors like any other."""
+    """An `ArgumentParser` that raises a `UserError`."""
 
     def error(self, message: str) -> NoReturn:
         for old, new in RENAMED_VERBS.items():
             if f"invalid choice: '{old}'" in message:
-                raise UserError(f"'fedkd {old}' is 'fedkd {new}' now")
+                raise UserError(f"'fedkd {old}' is now 'fedkd {new}'")
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -133,87 +133,87 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = verb("resume", verbs.resume_verb, "continue an interrupted run where it stopped")
     _add_run_folder(resume)
-    resume.add_argument("--rounds", type=int, metavar="N", help="make the run longer: N rounds in all")
+    resume.add_argument("--rounds", type=int, metavar="N", help="extend the run to N rounds in all")
     _add_quiet(resume)
 
-    bench = verb("bench", verbs.bench_verb, "run every cell of a bench and compare them, with error bars")
+    bench = verb("bench", verbs.bench_verb, "run every cell of a bench and compare the results")
     _add_scenario(bench, "bench")
     _add_out(bench, "bench folder (default: runs/bench-NAME)")
-    text = "list the cells and estimate the time only; a round may be run for it, plug-ins called"
+    text = "list the cells and estimate the time; this may call plug-ins and run one round"
     bench.add_argument("--dry-run", action="store_true", help=text)
     _add_no_plugins(bench)
     _add_quiet(bench)
 
-    text = "search for the hyper-parameters with the highest accuracy on held-out samples, with Optuna"
+    text = "search for the hyper-parameters with the highest held-out accuracy, with Optuna"
     tune = verb("tune", verbs.tune_verb, text)
     _add_scenario(tune)
-    text = "what to vary, e.g. training.lr=log:1e-4..1e-1 training.optimizer=adam,sgd"
+    text = "keys and ranges to search, e.g. training.lr=log:1e-4..1e-1 training.optimizer=adam,sgd"
     _add_words(tune, "--search", "key=range", text)
     tune.add_argument("--trials", type=int, metavar="N", help="short for --set trials=N")
     tune.add_argument("--metric", metavar="NAME", help="short for --set metric=NAME")
-    _add_out(tune, "folder (default: runs/tune-NAME)")
-    tune.add_argument("--dry-run", action="store_true", help="say what would be searched only")
+    _add_out(tune, "search folder (default: runs/tune-NAME)")
+    tune.add_argument("--dry-run", action="store_true", help="describe the search without running it")
     _add_quiet(tune)
 
-    text = "make the page of a run or a bench, or of several runs side by side; it opens offline"
+    text = "write a run, a bench, or several runs side by side as one HTML page"
     report = verb("report", verbs.report_verb, text)
     text = "run folders, or a bench folder"
     report.add_argument("folders", nargs="+", type=_folder, metavar="DIR", help=text)
-    text = "folder of report.html, or a file .html (default: the run's or bench's folder; for several, here)"
+    text = "folder of report.html, or an .html file (default: the given folder; for several, the working one)"
     _add_out(report, text)
-    text = "follow a run from another terminal, or another machine that sees its folder, until it ends"
+    text = "follow a run from another terminal or machine until it ends"
     watch = verb("watch", verbs.watch_verb, text)
     _add_run_folder(watch)
-    watch.add_argument("--once", action="store_true", help="say where it is now, in plain lines, and leave")
+    watch.add_argument("--once", action="store_true", help="print the present state in plain lines and exit")
 
-    text = "list the runs below a folder: how far they are, what they reached, when"
+    text = "list the runs below a folder with their progress, results and dates"
     runs = verb("runs", verbs.runs_verb, text)
     folder: dict[str, Any] = {"type": _folder, "default": Path("runs"), "metavar": "DIR"}
-    runs.add_argument("folder", nargs="?", help="default: runs", **folder)
+    runs.add_argument("folder", nargs="?", help="folder to search (default: runs)", **folder)
 
-    text = "compare two runs client by client, and say what differs in their scenarios"
+    text = "compare two runs client by client, and show how their scenarios differ"
     compare = verb("compare", verbs.compare_verb, text)
     _add_run_folder(compare, "ours", "A")
     _add_run_folder(compare, "theirs", "B")
 
-    text = "write a run's trained clients as safetensors, with a model card and a loader that needs no fedkd"
+    text = "export a run's trained models as safetensors, with a model card and a standalone loader"
     export = verb("export", verbs.export_verb, text)
     _add_run_folder(export)
-    _add_out(export, "where to (default: export in the run folder)")
-    export.add_argument("--round", type=int, metavar="N", help="as after this round (default: the last)")
+    _add_out(export, "target folder (default: export in the run folder)")
+    export.add_argument("--round", type=int, metavar="N", help="export the state after round N")
 
-    text = "write every client's share of a scenario's data, and the server's, for nodes of a real federation"
+    text = "write the data of every client and of the server, for the nodes of a real federation"
     partition = verb("partition", verbs.partition_verb, text)
     _add_scenario(partition)
-    _add_out(partition, "where to: a folder for each", required=True)
+    _add_out(partition, "target folder; every client and the server get a folder in it", required=True)
 
-    text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
+    text = "check a scenario without running it; plug-ins are imported and called"
     check = verb("check", verbs.check_verb, text)
     _add_scenario(check)
     _add_no_plugins(check)
-    text = "print the JSON schema of scenario files instead, or of bench files, or of searches"
+    text = "print the JSON schema of scenario, bench or search files instead"
     kinds = ("scenario", "bench", "search")
     check.add_argument("--schema", nargs="?", const="scenario", choices=kinds, help=text)
 
-    listing = verb("list", verbs.list_verb, "list what a scenario can name")
+    listing = verb("list", verbs.list_verb, "list the names that a scenario can use")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
-    text = "all about one of them, e.g. strategies knfu"
+    text = "show the details of one name, e.g. strategies knfu"
     listing.add_argument("name", nargs="?", metavar="NAME", help=text)
 
-    text = "write a strategy, model or learner of your own to start from, with a scenario and a test"
+    text = "create the files of a new strategy, model or learner, with a scenario and a test"
     new = verb("new", verbs.new_verb, text)
-    new.add_argument("kind", choices=("strategy", "model", "learner"))
+    new.add_argument("kind", choices=("strategy", "model", "learner"), help="what to create")
     new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
-    _add_out(new, "where (default: here)", default=Path())
+    _add_out(new, "target folder (default: the working folder)", default=Path())
 
-    text = "show what is installed, which devices Ray sees, which data sets are found"
+    text = "show the installed packages, the devices that Ray sees, and the data sets"
     verb("doctor", verbs.doctor_verb, text)
     return parser
 
 
 def _folder(text: str) -> Path:
     if not text or "\0" in text:
-        raise UserError(f"a folder has a name without NULs, got {text!r}")
+        raise UserError(f"must be a folder name without NUL characters, got {text!r}")
     return expand_path(text)
 
 
@@ -237,7 +237,7 @@ def _add_out(parser: argparse.ArgumentParser, text: str, **more: Any) -> None:
 
 
 def _add_no_plugins(parser: argparse.ArgumentParser) -> None:
-    text = "import and call nothing that is not fedkd's own; say what cannot be told without"
+    text = "import and call only fedkd's own code; list what this leaves unchecked"
     parser.add_argument("--no-plugins", action="store_true", help=text)
 
 

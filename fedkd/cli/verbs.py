@@ -20,7 +20,7 @@ def run_verb(args: argparse.Namespace) -> None:
         overrides.append(f"engine.kind={args.engine}")
     plan = load_plan(path, overrides, seed=args.seed)
     _supervise(args, lambda: plan.scenario.engine.kind == "ray")
-    # Only now what takes a second to import: a mistake in the scenario is told at once.
+    # These imports take a second: they come after the scenario is checked.
     from fedkd.simulation import run
     from fedkd.tracking import make_progress
 
@@ -48,21 +48,21 @@ def bench_verb(args: argparse.Namespace) -> None:
     if args.dry_run:
         _print(describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)))
         return
-    refuse_if(args.no_plugins, "only with --dry-run: cells cannot run without what they name", "--no-plugins")
+    refuse_if(args.no_plugins, "needs --dry-run: cells cannot run without their plug-ins", "--no-plugins")
     _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
     if result.failed:
         told = f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'};"
-        raise RunFailed(f"{told} the same command tries them again")
+        raise RunFailed(f"{told} the same command retries them")
 
 
 def tune_verb(args: argparse.Namespace) -> None:
     check_address_space()
     from fedkd.tuning import MAX_TABLE_TRIALS, describe_tune, load_search, plan_tune, tune
 
-    if args.scenario is None:  # `--search a=0..1 file.toml` reads as it was meant
+    if args.scenario is None:  # accept `--search a=0..1 file.toml`
         args.scenario = next((word for word in args.search if "=" not in word), None)
         args.search = [word for word in args.search if word != args.scenario]
     path, overrides = _scenario_words(args)
@@ -123,7 +123,7 @@ def export_verb(args: argparse.Namespace) -> None:
     for index, why in made.left_out.items():
         print(f"client {index} is left out: {why}")
     for index in made.without_network:
-        print(f"client {index}: its network could not be written down, load.py wants it handed over")
+        print(f"client {index}: its network could not be described; pass the network to load.py")
     print(f"{len(made.clients)} clients  {made.folder}")
 
 
@@ -191,7 +191,7 @@ def doctor_verb(args: argparse.Namespace) -> None:
 
 
 def _scenario_words(args: argparse.Namespace, kind: ShippedKind = "scenario") -> tuple[str, list[str]]:
-    """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
+    """Return the scenario file and the overrides; accept ``--set a=1 file.toml``."""
     words, file = list(args.set), args.scenario
     if file is None:
         files = [word for word in words if "=" not in word and word.endswith(".toml")]
@@ -199,7 +199,7 @@ def _scenario_words(args: argparse.Namespace, kind: ShippedKind = "scenario") ->
         file = next(iter([*files, *(word for word in words if word in known)]), None)
         if file is None:
             listing = f"fedkd list {KIND_PLURALS[kind]}"
-            raise UserError(f"no {kind} file given, nor a name such as quickstart (see: {listing})")
+            raise UserError(f"give a {kind} file, or a name such as quickstart (see: {listing})")
         words.remove(file)
     return str(find_shipped(file, kind)), words
 

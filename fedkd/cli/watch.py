@@ -1,4 +1,4 @@
-"""``fedkd watch``: follow a run from another terminal, or from another machine that sees its folder."""
+"""``fedkd watch``: follow a run from another terminal, or from another machine that shares its folder."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ MEANS = {
     "effective_neighbours": ("train", "effective_neighbours"),
     "train_loss": ("train", "loss"),
 }
-"""Fields of a `RoundReport`, and the split and metric that each is the federation's mean of."""
+"""Split and metric whose federation mean fills each field of a `RoundReport`."""
 
 Rows = list[Mapping[str, Any]]
 
@@ -47,7 +47,7 @@ def watch(
     observer: RunObserver | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show a run's rounds until it ends, by default in a live table; write nothing into its folder."""
+    """Show a run's rounds until it ends; the run folder is only read."""
     folder = expand_path(folder).absolute()
     plan = read_run_plan(folder)
     if observer is None:
@@ -61,7 +61,7 @@ def watch(
 
 
 class _Follower:
-    """Reads what a run writes, and tells an observer of it as the run itself would."""
+    """Read the files of a run and notify an observer as the run itself would."""
 
     def __init__(self, plan: Plan, folder: Path, observer: RunObserver) -> None:
         self._plan, self._folder, self._observer = plan, folder, observer
@@ -73,8 +73,8 @@ class _Follower:
         observer.run_started(plan.scenario, folder, 0)
 
     def step(self) -> bool:
-        """Tell of what has come since the last step; return whether the run has ended."""
-        # First whether it ended, then what there is: nothing may come between the two and stay untold.
+        """Report the rounds since the last step; return whether the run has ended."""
+        # Read the end first, then the rows: rows written in between are then still reported.
         present, running = read_progress(self._folder), is_locked(self._folder)
         found = read_run_summary(self._folder) if present is None or present.status == "done" else {}
         summary = found if found.get("rounds") == self._plan.scenario.rounds else None
@@ -82,7 +82,7 @@ class _Follower:
             self._told = 0
             self._observer.message("the run restarted from an earlier round")
         finished = max((round for round in self._costs if round > 0), default=0)
-        if summary is None:  # more may follow of a round that no word is said of
+        if summary is None:  # more rows of the last round may follow
             finished = finished - 1 if present is None else min(finished, present.finished)
         for round in range(self._told + 1, finished + 1):
             self._observer.round_finished(self._report(round))
@@ -98,11 +98,11 @@ class _Follower:
             self._observer.message(f"{present.status}: {present.error}")
         else:
             saved = f"continue with: fedkd resume {self._folder}"
-            self._observer.message(f"the run is unfinished, and no process works in its folder; {saved}")
+            self._observer.message(f"the run stopped before its end; {saved}")
         return True
 
     def _read(self) -> bool:
-        """Take in new rows; return whether a resumed run has cut off rows that were read."""
+        """Read new rows; return whether a resumed run has removed rows read before."""
         again = False
         for tail, found in ((self._metrics, self._rows), (self._timings, self._costs)):
             rows, cut = tail.read()
@@ -141,7 +141,7 @@ class _Follower:
         self._observer.phase(present.round, present.phase, present.done, present.total)
 
     def tell_present(self) -> None:
-        """Say what is under way, where lines are all that there is."""
+        """Report the phase under way to a display of plain lines."""
         under_way = self._present is not None and self._present.status == "running" and self._present.phase
         if under_way and isinstance(self._observer, PlainProgress):
             self._observer.tell_phase()
@@ -153,7 +153,7 @@ class _Tail:
         self._read = 0
 
     def read(self) -> tuple[Rows, bool]:
-        """Return the rows that have come, and whether some of those before are gone: all come again then."""
+        """Return the new rows, and whether earlier rows were removed; then all rows are returned again."""
         try:
             with self._path.open("rb") as file:
                 cut = file.seek(0, 2) < self._read
@@ -167,7 +167,7 @@ class _Tail:
             return [], False
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", file=str(self._path)) from None
-        whole = data[: data.rfind(b"\n") + 1]  # what is half written is read when it is whole
+        whole = data[: data.rfind(b"\n") + 1]  # a half-written line is read next time
         self._read += len(whole)
         return list(self._rows(whole)), cut
 
@@ -178,5 +178,5 @@ class _Tail:
             except ValueError:
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-                raise UserError("has a line that is not a row of values", file=str(self._path))
+                raise UserError("has a line that is not a row of metrics", file=str(self._path))
             yield row

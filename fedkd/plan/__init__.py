@@ -1,4 +1,4 @@
-"""A resolved scenario: bound strategy and learner, checked requirements, drawn schedule."""
+"""The plan of a run: a resolved scenario with strategy, learner, checks and schedule."""
 
 import lazy_loader
 

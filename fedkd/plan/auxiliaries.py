@@ -23,12 +23,12 @@ def make_auxiliaries(
     for name, auxiliary in aux_networks_of(strategy).aux_networks().items():
         own = derive_seed(seed, f"initial-weights-{name}", client=client)
         drawn = derive_seed(seed, "initial-weights") if auxiliary.start == "shared" else own
-        when = f" when it was to make its '{name}'"
+        when = f" in making its '{name}'"
         with plugin_call(f"'{strategy.name}'", "fusion.strategy", when), seeded_torch(drawn):
             made = auxiliary.make(_Maker(strategy, factory, networks, drawn))
         if name == OWN_NETWORK or not isinstance(made, nn.Module):
-            told = f"'{strategy.name}' made a {type(made).__name__} its '{name}'; must be a torch.nn.Module"
-            raise UserError(f"{told} of another name than '{OWN_NETWORK}'", key="fusion.strategy")
+            told = f"'{strategy.name}' made a {type(made).__name__} as '{name}'; must be a torch.nn.Module"
+            raise UserError(f"{told} with a name other than '{OWN_NETWORK}'", key="fusion.strategy")
         networks[name] = made.to(device="cpu", dtype=torch.float32).train()
     return {name: network for name, network in networks.items() if name != OWN_NETWORK}
 
@@ -49,7 +49,7 @@ class _Maker:
     def width(self, network: str = OWN_NETWORK) -> int:
         asked: Any = self.networks[network]
         _check_features(asked, f"'{self.strategy.name}' reads features of '{network}'", "clients.model")
-        # The look at the network must not change the draws of the next one.
+        # This forward pass must not change the draws of the next network.
         with seeded_torch(self.seed), evaluation_mode(asked):
             inputs = blank_inputs(2, self.factory.input_shape, self.factory.input_dtype)
             return int(asked.features(inputs.to(next(asked.parameters()).device)).flatten(1).shape[1])

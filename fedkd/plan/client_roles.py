@@ -48,13 +48,13 @@ def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
 
 
 def counted_clients(scenario: Scenario) -> frozenset[int]:
-    """Return the clients of means: the evaluated honest ones, if any."""
+    """Return the clients that means count: the evaluated honest clients, if any."""
     evaluated = frozenset(evaluated_clients(scenario))
     return evaluated - poisoned_clients(scenario) or evaluated
 
 
 def separate_model_accuracies(strategy: FusionStrategy) -> list[tuple[Literal["local", "global"], str, str]]:
-    """Return split, metric and key of accuracies of a client's separate models."""
+    """Return split, metric and key of the accuracies of a client's separate models."""
     splits: tuple[Literal["local", "global"], ...] = ("local", "global")
     return [
         (split, metric, f"{metric}_{split}")
@@ -65,7 +65,7 @@ def separate_model_accuracies(strategy: FusionStrategy) -> list[tuple[Literal["l
 
 
 def separately_measured_models(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Return the separate models of clients with accuracies among the recorded metrics."""
+    """Return the separate client models whose accuracies are among the recorded metrics."""
     named = dict.fromkeys(metrics)
     told = (name.removeprefix(_TRAINED) for name in named if name.startswith(_TRAINED))
     return tuple(name for name in told if f"accuracy_{name}" in named)

@@ -6,7 +6,7 @@ from math import exp
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Clock
 
-BITS = 8e-6  # megabits of a byte
+BITS = 8e-6  # megabits per byte
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class VirtualClock:
     settings: Clock
 
     def work(self, client: int, job: int, steps: int) -> float:
-        """Return the time of a client's job, with the draws of the round `job`."""
+        """Return the time of a client's job; `job` is the round of its draws."""
         settings = self.settings
         typical = settings.seconds * self._factor("clock-speed", client, settings.spread)
         if settings.work == "drawn":
@@ -31,7 +31,7 @@ class VirtualClock:
         return typical * steps if settings.work == "steps" else typical
 
     def way(self, client: int, size: int) -> float:
-        """Return the time of a message, given its bytes and client."""
+        """Return the time of a message of `size` bytes."""
         settings = self.settings
         if settings.bandwidth is None:
             return settings.latency

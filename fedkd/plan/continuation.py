@@ -11,7 +11,7 @@ MAX_LISTED_CHANGES = 3  # changed keys in an error
 
 
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
-    """Refuse a scenario whose `done` rounds would differ from those of `began`."""
+    """Raise a `UserError` if the `done` rounds would differ under the new scenario."""
     changed = changed_keys(began, result_relevant_keys(scenario))
     for key in FAULT_HANDLING_KEYS:
         changed.pop(f"faults.{key}", None)
@@ -21,21 +21,21 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
         more = [f"{len(told) - MAX_LISTED_CHANGES} more"] if len(told) > MAX_LISTED_CHANGES else []
         raise UserError(
             f"the run began with other values: {', '.join([*told[:MAX_LISTED_CHANGES], *more])};"
-            " put them back, or start a run of its own"
+            " restore them, or start a new run"
         )
     refuse_if(now < before, f"the run began with {before} rounds and cannot have fewer, got {now}", "rounds")
     if now == before or done == 0:
         return
     if scenario.continual is not None:
-        reason = "its tasks say how many rounds a stream takes"
+        reason = "the number of rounds of a stream follows from its tasks"
     elif scenario.training.schedule == "cosine":
-        reason = "its learning rates, by schedule 'cosine', were those of a run that ends there"
+        reason = "the learning rates of schedule 'cosine' depend on the number of rounds"
     elif bind_strategy(scenario)[0].capabilities.counts_rounds:
-        reason = f"what '{scenario.fusion.strategy}' did in them was that of a run that ends there"
+        reason = f"the strategy '{scenario.fusion.strategy}' depends on the number of rounds"
     elif scenario.population.breaks or scenario.population.leaving:
-        reason = "when its clients are away was drawn for its rounds"
+        reason = "the absences of clients were drawn for this number of rounds"
     elif done > before:
-        reason = "it has ended with a training of its own (end_with = 'training')"
+        reason = "it has ended with a local training (end_with = 'training')"
     else:
         return
-    raise UserError(f"a run of {before} rounds cannot be made longer: {reason}", key="rounds")
+    raise UserError(f"a run of {before} rounds cannot be extended: {reason}", key="rounds")

@@ -13,19 +13,19 @@ from fedkd.randomness import numpy_generator
 from fedkd.scenario import Scenario, read_client_file
 from fedkd.storage import parse_json
 
-MOST_CLIENTS = 10_000  # clients of a graph, whose square is the bytes of its matrix
+MOST_CLIENTS = 10_000  # most clients of a graph: its matrix takes N² bytes
 DEFAULT_NEIGHBOURS = 4
 DRAWN_EACH_ROUND = ("random_regular", "matching")
-PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs in which seats matter
+PLACED = ("ring", "k_regular", "one_peer_exponential")  # graphs that depend on the order of clients
 WITH_K = ("k_regular", "random_regular")
 ORDERS = ("numbered", "shuffled")
 
-Hears = tuple[tuple[int, ...], ...]  # the senders of each of N clients, each ascending
+Hears = tuple[tuple[int, ...], ...]  # senders of each client, ascending
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Links among N clients over a run; kind `file` repeats `listed`."""
+    """Links among N clients over a run; kind `file` cycles through `listed`."""
 
     clients: int
     kind: str
@@ -73,7 +73,7 @@ class Graph:
 
     @property
     def period(self) -> int | None:
-        """Rounds after which links repeat; None: they are drawn each round."""
+        """Rounds after which links repeat; None if they are drawn each round."""
         if self.kind in DRAWN_EACH_ROUND:
             return None
         if self.kind == "one_peer_exponential":
@@ -98,7 +98,7 @@ class Graph:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Graph:
-        """Return a graph of `to_json`, or one of ``hears`` or ``rounds``."""
+        """Return a graph from `to_json`, or from a table with ``hears`` or ``rounds``."""
         try:
             table = parse_json(text)
             if not isinstance(table, dict):
@@ -107,10 +107,10 @@ class Graph:
             if kind == "file":
                 rounds = table["rounds"] if "rounds" in table else [table["hears"]]
                 if not isinstance(rounds, list) or not rounds:
-                    raise ValueError("'rounds' must list whom each client hears, for one round or more")
+                    raise ValueError("'rounds' must list the senders of each client for at least one round")
                 listed = tuple(_read_hears(hears) for hears in rounds)
                 if len({len(hears) for hears in listed}) > 1:
-                    raise ValueError("rounds are of different numbers of clients")
+                    raise ValueError("all rounds must have the same number of clients")
                 return Graph(len(listed[0]), "file", int(table.get("seed", 0)), listed=listed)
             numbers = {name: table[name] for name in ("clients", "seed", "k")}
             if any(type(number) is not int for number in numbers.values()):
@@ -122,23 +122,23 @@ class Graph:
                 raise ValueError(problem)
             graph.edges(1)
         except KeyError as error:
-            raise UserError(f"no graph: {error} is missing", file=file) from None
+            raise UserError(f"not a graph: {error} is missing", file=file) from None
         except (ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"no graph: {described(error)}", file=file) from None
+            raise UserError(f"not a graph: {described(error)}", file=file) from None
         return graph
 
 
 def draw_graph(scenario: Scenario) -> Graph | None:
-    """Return the graph of a scenario; None: there is a server."""
+    """Return the graph of a scenario; None with a server."""
     topology, clients = scenario.topology, scenario.data.clients
     if topology.graph == "star":
         return None
-    told = f"a graph is of at most {MOST_CLIENTS:,} clients, data.clients is {clients:,}"
+    told = f"a graph has at most {MOST_CLIENTS:,} clients, but data.clients is {clients:,}"
     refuse_if(clients > MOST_CLIENTS, told, "topology.graph")
     if topology.graph == "file":
         key, search = "topology.path", map(Path, scenario.plugin_path)
         if topology.path is None:
-            raise UserError("graph 'file' needs the path of a JSON file with whom each client hears", key=key)
+            raise UserError("missing; graph 'file' needs a JSON file with each client's senders", key=key)
         return read_client_file(topology.path, clients, search, Graph.from_json, key=key)[0]
     k = DEFAULT_NEIGHBOURS if topology.k is None else topology.k
     if (problem := _misfit(topology.graph, clients, k)) is not None:
@@ -147,28 +147,28 @@ def draw_graph(scenario: Scenario) -> Graph | None:
 
 
 def _misfit(kind: str, clients: int, k: int) -> str | None:
-    """Return why a graph cannot have so many clients; None: it can."""
+    """Return the reason why a graph cannot have so many clients, if any."""
     if clients < 1:
-        return f"there must be clients, got {clients}"
+        return f"a graph needs at least one client, got {clients}"
     if kind not in WITH_K:
         return None
     if k < 2 or k % 2:
-        return f"must be even, as links go both ways around, got {k}"
+        return f"must be even, as each link needs its mirror image, got {k}"
     if k >= clients:
         return f"must be < {clients}, the number of clients, got {k}"
     return None
 
 
 def _read_hears(hears: object) -> Hears:
-    """Return the senders of each client in a round, checked, without itself."""
+    """Return the checked senders of each client in a round, without itself."""
     if not isinstance(hears, list) or not hears or not all(isinstance(own, list) for own in hears):
-        raise ValueError("must have a list for each client of the clients that it hears")
+        raise ValueError("must have one list of senders per client")
     found = []
     for client, own in enumerate(hears):
         for other in own:
             if type(other) is not int or not 0 <= other < len(hears):
-                raise ValueError(f"client {client} hears {other!r}; clients are 0..{len(hears) - 1}")
+                raise ValueError(f"client {client} has the sender {other!r}; clients are 0..{len(hears) - 1}")
         if len(set(own)) < len(own):
-            raise ValueError(f"client {client} hears somebody twice")
+            raise ValueError(f"client {client} has a sender twice")
         found.append(tuple(sorted(set(own) - {client})))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""A scenario's strategy and learner, and their keys of ``[fusion]`` and ``[continual]``."""
+"""A scenario's strategy and learner, with their keys in ``[fusion]`` and ``[continual]``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Table:
     section: type[Section]
 
     def check_names(self, part: str, given: Iterable[str], known: Iterable[str]) -> None:
-        """Refuse a key that neither the table nor the part knows."""
+        """Raise a `UserError` for a key that neither the table nor the part has."""
         allowed = [*known, *self.section.model_fields]
         for name in given:
             if name not in allowed:
@@ -38,7 +38,7 @@ class Table:
                 raise UserError(told, key=f"{self.name}.{name}")
 
     def filled_in(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all hyper-parameters in TOML's types, once the given ones are checked."""
+        """Check the given hyper-parameters; return all of them in TOML's types."""
         for name, value in given.items():
             _check_like(value, values[name], key=f"{self.name}.{name}")
         return {name: _as_toml(value) for name, value in values.items() if value is not None}
@@ -47,11 +47,11 @@ class Table:
 FUSION_TABLE = Table("fusion", "strategy", Fusion)
 CONTINUAL_TABLE = Table("continual", "learner", Continual)
 _FLOWER = "fedkd.federation.flower_strategies"
-"""Loaded by name, as registries do: other plans need no Flower."""
+"""Loaded by name: other plans do not need Flower."""
 
 
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
-    """Return a scenario's strategy (the client's half of Flower's) and its hyper-parameters."""
+    """Return a scenario's strategy (for Flower's, the client part) and its hyper-parameters."""
     fusion = scenario.fusion
     if fusion.from_flower:
         return _bind_flower(fusion)
@@ -96,12 +96,12 @@ def _bind_flower(fusion: Fusion) -> tuple[FusionStrategy, dict[str, Any]]:
     for name, value in given.items():
         _check_like(value, defaults[name], key=f"fusion.{name}")
     flower.make_flower_strategy(fusion.strategy, given)
-    # Keys without a default were given: Flower's strategy was built without complaint.
+    # Flower's strategy was built, so the keys without a default are given.
     return WeightExchange(fusion.strategy), FUSION_TABLE.filled_in({}, {**defaults, **given})
 
 
 def _check_like(value: Any, model: Any, *, key: str) -> None:
-    """Check that `value` has the type of `model`; true is no number."""
+    """Check that `value` has the type of `model`; a Boolean is not a number."""
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     kind = type(model)
     fits = type(value) is kind or (kind is float and type(value) is int)

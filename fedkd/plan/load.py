@@ -23,14 +23,14 @@ def load_plan(
 ) -> Plan:
     """Read, check and resolve a scenario file; a mistake is a `UserError`.
 
-    Overrides are ``key=value`` texts of ``--set``, applied in order; keys that they make moot are left out.
-    In a file that a person has `written`, a key that nothing reads is a mistake.
+    Overrides are ``key=value`` texts of ``--set``, applied in order. Keys that they make ineffective are
+    dropped. An ineffective key is a mistake in a file `written` by a person.
     """
     return _load(path, overrides, seed, partial(parse_plan, written=written))
 
 
 def load_without_plugins(path: str | Path, overrides: Sequence[str] = ()) -> Plan | WithoutPlugins:
-    """Return a file's plan, or with plug-ins the checks without imports."""
+    """Return a file's plan, or if it has plug-ins the checks without imports."""
     return _load(path, overrides, None, parse_without_plugins)
 
 
@@ -47,7 +47,7 @@ def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: C
 
 @contextmanager
 def _told_of(keys: Collection[str], how: str) -> Iterator[None]:
-    """Add to errors about some keys how they were set."""
+    """Add the origin of keys to errors about them."""
     try:
         yield
     except UserError as error:
@@ -64,7 +64,7 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Resolve a scenario of nested tables, with paths from `folder`."""
+    """Resolve a scenario of nested tables; paths are relative to `folder`."""
     return _parse(mapping, file, folder, lambda s: resolve_plan(s, layers, written=written))
 
 
@@ -86,7 +86,7 @@ def plan_with_changes(
 
 
 def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved scenario's tables without values derived from a changing one."""
+    """Return a resolved scenario's tables without values that follow from a changed key."""
     mapping = scenario.model_dump(exclude_defaults=True)
     changed = apply_values({}, {key: value for key, value in changes.items() if key.split(".")[0] in mapping})
     for name, choice in (("fusion", "strategy"), ("continual", "learner")):
@@ -133,5 +133,5 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | N
 
 
 def parse_scenario(mapping: Mapping[str, Any], **options: Any) -> Scenario:
-    """Return the resolved scenario of nested tables (options: those of `parse_plan`)."""
+    """Return the resolved scenario of nested tables (options as in `parse_plan`)."""
     return parse_plan(mapping, **options).scenario

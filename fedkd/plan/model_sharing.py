@@ -14,7 +14,7 @@ from fedkd.scenario import Scenario
 def models_after_fusion(
     scenario: Scenario, schedule: Schedule, strategy: FusionStrategy | None = None
 ) -> tuple[Hashable, ...]:
-    """Return each client's model after fusion, `[N]`; without a strategy, the scenario's."""
+    """Return a label of each client's model after fusion, `[N]`; equal labels share a model."""
     if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
         with suppress(UserError):
             strategy, _ = bind_strategy(scenario)

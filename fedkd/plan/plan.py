@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A scenario with names looked up and hyper-parameters bound.
+    """A resolved scenario with its strategy, learner, schedule and graph.
 
-    The scenario has every default and loads back to an equal plan. Other processes get the scenario and
-    resolve it again (`open_plan`). Of Flower's strategies it has the client's half. A graph of None means a
-    server.
+    The scenario contains every default and loads back to an equal plan. Other processes get the scenario and
+    resolve it again (`open_plan`). For Flower's strategies, `strategy` is the client part. `graph` is None
+    with a server.
     """
 
     scenario: Scenario
@@ -59,18 +59,19 @@ class Plan:
         return self.strategy.capabilities
 
     def evaluates(self, round: int) -> bool:
-        """Return whether a round is evaluated, as every last one of a task."""
+        """Return whether a round is evaluated; the last round of a task always is."""
         return round == self.scenario.rounds or self.would_evaluate(round)
 
     def would_evaluate(self, round: int) -> bool:
-        """Return whether a round is evaluated even before the end."""
+        """Return whether a round is evaluated even if it is not the last."""
         return round % self.scenario.evaluate_every == 0 or bool(self.schedule.ending(round))
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Blocks of clients that train together; one client each in the loop.
+        """Blocks of clients that train together; single clients with the executor `loop`.
 
-        They are neighbours of a group. Blocks may decide a last bit, so they follow from the scenario alone.
+        A block has consecutive clients of one group. Blocks affect the last bits of results, so they depend
+        only on the scenario.
         """
         training, clients = self.scenario.training, range(len(self.groups))
         if training.executor != "vectorised":
@@ -92,7 +93,7 @@ class Plan:
 
     @property
     def recipe(self) -> Recipe:
-        """Losses that clients minimise together."""
+        """Weights of the losses that clients minimise together."""
         return recipe_of(self.scenario, self.strategy)
 
     @property
@@ -105,7 +106,7 @@ class Plan:
         return self._with("training", executor=name)
 
     def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
-        """Return the plan with all clients on one kind of device."""
+        """Return the plan with all clients on one type of device."""
         return self._with("engine", device=device)
 
     def _with(self, table: str, **values: str) -> Plan:
@@ -114,10 +115,10 @@ class Plan:
 
 
 def resolve_plan(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
-    """Resolve a scenario; a resolved one stays equal.
+    """Resolve a scenario; a resolved scenario stays equal.
 
-    A `UserError` reports unknown names, contradictions and wrong hyper-parameters. In a scenario that a
-    person has `written`, it reports unread keys too.
+    A `UserError` reports unknown names, contradictions and wrong hyper-parameters. It also reports
+    ineffective keys of a scenario `written` by a person.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = with_canonical_names(scenario)

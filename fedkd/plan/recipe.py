@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights of cross entropy in distillation (γ) and distillation in training (ρ)."""
+    """Weights of the cross entropy in distillation (γ) and of distillation in local training (ρ)."""
 
     ce_weight: float
     kd_weight: float
@@ -24,7 +24,7 @@ JOINT = Recipe(1.0, 0.3)  # ρ = 0.3 was best in a pilot with other code and mod
 
 
 def recipe_of(scenario: Scenario, strategy: FusionStrategy) -> Recipe:
-    """Return the weights that `fusion` gives, else the recipe's, else the paper's."""
+    """Return the weights in `fusion`, else those of the recipe or the strategy's paper."""
     usual, fusion = _usual(scenario, strategy), scenario.fusion
     return Recipe(
         usual.ce_weight if fusion.ce_weight is None else fusion.ce_weight,

@@ -12,7 +12,7 @@ from fedkd.scenario import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of scenarios, hyper-parameters of built-in parts included."""
+    """Return the JSON schema of scenarios, with hyper-parameters of built-in parts."""
     schema = Scenario.model_json_schema()
     # Names registered by plug-ins are valid too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]

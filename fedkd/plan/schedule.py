@@ -1,6 +1,6 @@
 """The schedule: participants of each round, and each client's task.
 
-It is built once for a run (`fedkd.plan.schedule_builder`); no other code computes a task from a round.
+`fedkd.plan.schedule_builder` builds it once for a run. No other code computes a task from a round.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from fedkd.storage import parse_json
 
 
 class Span(NamedTuple):
-    """Consecutive rounds of a client on one task, from 1, ends included."""
+    """Consecutive rounds of a client on one task, from `first` to `last` inclusive."""
 
-    task: int | None  # 0-based; None: there is no stream
+    task: int | None  # from 0; None without a stream
     first: int
     last: int
 
 
 Course = tuple[Span, ...]
-"""A client's spans in the order of rounds; it is absent in rounds without a span."""
+"""A client's spans in order; the client is absent in rounds without a span."""
 
 
 @dataclass(frozen=True)
 class Participation:
-    """Draw of `clients_per_round` (None: all) less `dropout`; at least one takes part."""
+    """Partial participation: a draw of `clients_per_round` (None: all), minus `dropout`.
+
+    At least one client takes part.
+    """
 
     seed: int
     clients_per_round: int | None = None
     dropout: float = 0.0
 
     def present(self, members: Sequence[int], round: int) -> tuple[int, ...]:
-        """Return the members, ascending, that take part in a round, 1-based."""
+        """Return the members that take part in a round (from 1), ascending."""
         sampled = list(members)
         if self.clients_per_round is not None and self.clients_per_round < len(members):
             generator = numpy_generator(self.seed, "cohort", round=round)
@@ -55,7 +58,10 @@ class Participation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The courses of clients (`course_of` empty: all the first) and their participation."""
+    """The courses of clients and their participation.
+
+    `course_of` has the index of each client's course; if it is empty, all clients have the first.
+    """
 
     clients: int
     rounds: int
@@ -76,7 +82,7 @@ class Schedule:
         return self._span(client, round).task
 
     def place(self, client: int, round: int) -> int:
-        """Return the index of the span of `task` among the client's."""
+        """Return the index of the span of `task` in the client's course."""
         return _place(self.course(client), round)
 
     def order(self, client: int) -> tuple[int, ...]:
@@ -94,11 +100,11 @@ class Schedule:
         return span.task is not None and span.last == round
 
     def rounds_into_task(self, client: int, round: int) -> int:
-        """Return the client's earlier rounds on its present task."""
+        """Return the number of the client's earlier rounds on its present task."""
         return round - self._span(client, round).first
 
     def rounds_of_task(self, client: int, round: int) -> int:
-        """Return all rounds of the client's present task, this time."""
+        """Return the number of rounds of the client's present span."""
         span = self._span(client, round)
         return span.last - span.first + 1
 
@@ -107,7 +113,7 @@ class Schedule:
         return self._whose([span.task is not None and span.last == round for span in self._spans(round)])
 
     def tasks(self, round: int) -> tuple[int | None, ...]:
-        """Return every client's task in a round (see `task`), N of them."""
+        """Return the tasks of all N clients in a round (see `task`)."""
         spans = self._spans(round)
         return tuple(spans[course].task for course in self._courses())
 
@@ -124,7 +130,7 @@ class Schedule:
     def _span(self, client: int, round: int) -> Span:
         return self.course(client)[self.place(client, round)]
 
-    # Computed once per course and round: there may be many clients.
+    # Per course, not per client: there may be many clients.
 
     def _spans(self, round: int) -> list[Span]:
         """Return the last begun span of each distinct course."""
@@ -154,7 +160,7 @@ class Schedule:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Schedule:
-        """Return the schedule that `to_json` wrote; any other text is a `UserError`."""
+        """Return the schedule from `to_json`; other texts raise a `UserError`."""
         try:
             table = parse_json(text)
             if type(table["clients"]) is not int or type(table["rounds"]) is not int:
@@ -188,7 +194,7 @@ def _read_course(spans: Sequence[Sequence[int]]) -> Course:
         if type(span.first) is not int or type(span.last) is not int:
             raise ValueError("rounds must be integers")
         if span.task is not None and (type(span.task) is not int or span.task < 0):
-            raise ValueError(f"{span.task!r} is no task; they are counted from 0")
+            raise ValueError(f"{span.task!r} is not a task number, which starts at 0")
         if not past < span.first <= span.last:
             raise ValueError(f"the rounds {span.first} to {span.last} do not come after round {past}")
         past = span.last

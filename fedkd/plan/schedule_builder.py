@@ -1,7 +1,7 @@
 """Build a scenario's schedule: drawn, or read from a file.
 
-A client's course has the order and length of its tasks, and its absences. Each client's part is drawn by
-itself. A bound on the lag settles times round by round, for all clients together.
+A client's course has the order and length of its tasks, and its absences. Each client is drawn
+independently. With `max_lag`, the times of all clients are then computed together, round by round.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ from fedkd.scenario import MAX_ROUNDS, Continual, Population, Scenario, read_cli
 
 KEY = "continual.tasks.schedule"
 
-Orders = Sequence[tuple[int, ...]]  # every client's tasks, 0-based, in learning order
+Orders = Sequence[tuple[int, ...]]  # every client's tasks, from 0, in learning order
 
 
 def build_schedule(scenario: Scenario) -> Schedule:
-    """Return a scenario's schedule; a stream ends with its last client."""
+    """Return a scenario's schedule; a stream ends when its last client does."""
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
     if tasks is not None and "file" in (tasks.order, tasks.pace):
@@ -32,7 +32,7 @@ def build_schedule(scenario: Scenario) -> Schedule:
     courses = draw_courses(scenario, from_file)
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
-    told = f"the tasks take more than {MAX_ROUNDS} rounds; take fewer tasks or rounds for each"
+    told = f"the tasks take more than {MAX_ROUNDS} rounds; use fewer tasks or rounds per task"
     refuse_if(last > MAX_ROUNDS, told, KEY if from_file is not None else "continual.rounds_per_task")
     return Schedule(
         clients=scenario.data.clients,
@@ -48,13 +48,13 @@ def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) 
     for client in range(clients):
         for span in schedule.course(client):
             named = "no task" if span.task is None else f"task {span.task}"
-            told = f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}"
+            told = f"{path}: client {client} has {named} in round {span.first}; tasks are 0..{tasks - 1}"
             refuse_if(span.task is None or span.task >= tasks, told, KEY)
     return schedule
 
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
-    """Return all clients' courses; `from_file` is the stream's `schedule` file."""
+    """Return all clients' courses; `from_file` is the content of the `schedule` file."""
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
     late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")
@@ -99,8 +99,8 @@ def draw_orders(
 ) -> Orders:
     """Return every client's tasks in learning order.
 
-    In an `overlapping` order the tasks lie on a circle, drawn once. Clients take evenly spread windows of it,
-    each in its own order, so that some share many tasks and some none.
+    In an `overlapping` order the tasks lie on a circle, drawn once. Clients get evenly spaced windows of it,
+    each in its own order. So some clients share many tasks, and some none.
     """
     tasks = continual.tasks
     if tasks.order == "file":
@@ -122,7 +122,7 @@ def draw_orders(
 
 
 def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[int]]:
-    """Return the rounds of every client's tasks, before bounding the lag."""
+    """Return the rounds of every client's tasks, without `max_lag`."""
     tasks, each, clients = continual.tasks, continual.rounds_per_task, len(orders)
     if tasks.pace == "poisson":
         return [
@@ -151,9 +151,9 @@ def _settle(
 ) -> list[list[tuple[int, int]]]:
     """Return the first and the last round of every client's tasks.
 
-    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Only present
-    clients count (`late`: `[N]` rounds before they join). `breaks` has the index of the task before which a
-    client pauses.
+    A client stays with its task while the next one would be more than `max_lag` tasks ahead of the slowest.
+    Only present clients count. `late` has the rounds before clients join, `[N]`. `breaks` has the index of
+    the task before which a client pauses.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])
@@ -163,7 +163,7 @@ def _settle(
     spans: list[list[tuple[int, int]]] = [[] for _ in lengths]
     round, learning = 0, np.ones(clients, dtype=bool)
     while learning.any():
-        # Nothing happens before a task is over: clients that wait for the slowest wait until then.
+        # Skip to the end of the next task: waiting clients cannot continue before.
         round = int(due[learning & (due > round + 1)].min()) - 1
         over = learning & (due <= round + 1)
         through = over & (place + 1 == count)
@@ -190,7 +190,7 @@ def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
 
 def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
-    told = f"client {client} would join after round {late}, but there are {last}; take a smaller late_by"
+    told = f"client {client} would join after round {late} of {last}; use a smaller late_by"
     refuse_if(first > last, told, "population.late_by")
     if not pauses or last - first < away + 1:  # a break needs a round before and after it
         return (Span(None, first, last),)

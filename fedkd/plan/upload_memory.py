@@ -1,4 +1,4 @@
-"""Estimate the number of uploads in memory between two rounds."""
+"""Estimate the number of uploads kept in memory between rounds."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from fedkd.plan.plan import Plan
 
 LOOKED_AT = 50
 """Simulated rounds of a graph with drawn links and relayed knowledge."""
-TAKEN = 3  # last rounds whose maximum counts
-MOST_FOLLOWED = 200  # largest graph that is simulated client by client
+TAKEN = 3  # last rounds, whose maximum is the estimate
+MOST_FOLLOWED = 200  # clients of the largest graph that is simulated as a whole
 
 
 def max_stored_uploads(plan: Plan) -> int:
@@ -32,9 +32,9 @@ def max_stored_uploads(plan: Plan) -> int:
 
 
 def _remembered(graph: Graph, rounds: int, *, relay: bool) -> int:
-    """Return the number of distinct uploads in memory over a graph."""
+    """Return the number of distinct uploads in memory in a run over a graph."""
     clients = graph.clients
-    if clients > MOST_FOLLOWED:  # as many per client as in a smaller one: an upper bound
+    if clients > MOST_FOLLOWED:  # upper bound: as many per client as in a smaller graph
         if graph.kind == "file":
             return clients
         smaller = replace(graph, clients=MOST_FOLLOWED, k=min(graph.k, MOST_FOLLOWED - 2))

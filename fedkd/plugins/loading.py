@@ -1,4 +1,4 @@
-"""Registries of parts: built-in ones, and plug-ins.
+"""Registries of built-in parts and plug-ins.
 
 A scenario names a plug-in in one of three ways:
 
@@ -31,10 +31,10 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 
 
 class Registry:
-    """The parts of one kind by name, imported only when needed.
+    """The parts of one kind by name, imported on demand.
 
-    `builtin` maps names to ``"module:attribute"``, `aliases` other names to names. `absent` maps names of
-    missing parts to a sentence. `group` is an entry-point group, e.g. ``"fedkd.models"``.
+    `builtin` maps names to ``"module:attribute"``, and `aliases` maps other names to names. `absent` maps
+    names of missing parts to advice. `group` is an entry-point group, e.g. ``"fedkd.models"``.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class Registry:
 
     @property
     def builtin(self) -> tuple[str, ...]:
-        """Names of fedkd's own parts, in the order they were listed."""
+        """Names of built-in parts, in listed order."""
         return tuple(self._builtin)
 
     def names(self) -> list[str]:
-        """Return the built-in names in the order they were listed, then those of plug-ins."""
+        """Return the built-in names in listed order, then those of plug-ins."""
         return list(dict.fromkeys([*self._builtin, *self._registered, *sorted(self._installed)]))
 
     def canonical(self, name: str) -> str:
-        """Return a part's own name, given another case or a term of the field."""
+        """Return the canonical name of a part, given another spelling or an alias."""
         if name in self._builtin or name in self._registered or name in self._installed:
             return name
         return self._spelled.get(_plain(name), name)
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Return a decorator that registers a part; a definition imported again replaces itself."""
+        """Return a decorator that registers a part; a repeated import replaces the part."""
         if not isinstance(name, str) or not name or ":" in name:
-            raise UserError(f"a {self.kind} is registered under a name without ':', got {name!r}")
+            raise UserError(f"the name of a {self.kind} must be a string without ':', got {name!r}")
 
         def decorate(part: Part) -> Part:
             former = self._registered.get(name)
@@ -85,7 +85,7 @@ class Registry:
         return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
-        """Return the object called `name`; ``.py`` files in `search` come before installed packages."""
+        """Return the part `name`; ``.py`` files in `search` come before installed packages."""
         self.check(name)
         if name in self._builtin:
             return load_object(self._builtin[name])
@@ -97,7 +97,7 @@ class Registry:
         return load_object(name, search)
 
     def check(self, name: str) -> None:
-        """Check that `name` names one object or looks like ``"module:Name"``, without imports."""
+        """Raise a `UserError` unless `name` is one known part or has the form ``"module:Name"``."""
         if ":" in name:
             return
         claims = [_declared(entry) for entry in self._installed.get(name, ())]
@@ -107,7 +107,7 @@ class Registry:
             claims.insert(0, self._builtin[name])
         if not claims:
             advice = self._absent.get(_plain(name)) or did_you_mean(name, [*self.names(), *self.aliases])
-            own = f'(a {self.kind} of your own is "module:Name")'
+            own = f'(a plug-in {self.kind} is "module:Name")'
             raise UserError(f"no {self.kind} named '{name}'; {advice} {own}")
         if len(claims) > 1:
             advice = 'rename one, uninstall its package, or use "module:Name"'
@@ -126,7 +126,7 @@ class Registry:
 
 
 def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None:
-    """Import the modules that a scenario lists in ``plugins``; this registers their parts."""
+    """Import the modules in a scenario's ``plugins``, which register their parts."""
     for index, module in enumerate(modules):
         with blaming(key=f"plugins.{index}"):
             _import(module, search)
@@ -149,7 +149,7 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contain_plugin() -> Iterator[None]:
-    """Let only ordinary exceptions and Ctrl-C out of a plug-in's code; the block must not ``yield``."""
+    """Turn exits of a plug-in's code into ordinary exceptions; the block must not ``yield``."""
     try:
         yield
     except Exception:
@@ -165,7 +165,7 @@ def contain_plugin() -> Iterator[None]:
 
 @contextmanager
 def plugin_call(what: str, key: str, when: str = "") -> Iterator[None]:
-    """Turn a plug-in's exception into a `UserError` at a key: `what`, "raised", the exception, `when`."""
+    """Turn a plug-in's exception into a `UserError`: `what`, "raised", the exception, `when`."""
     try:
         with contain_plugin():
             yield
@@ -181,7 +181,7 @@ class _SuddenEnd(SystemExit):
 
 @contextmanager
 def forbid_os_exit() -> Iterator[None]:
-    """Make `os._exit` raise in this process, not in forked ones; it would end the run silently."""
+    """Make `os._exit` raise in this process (not in forks): it would end the run silently."""
     real, owner = os._exit, os.getpid()
 
     def refuse(status: int) -> NoReturn:
@@ -205,7 +205,7 @@ def _import(module_name: str, search: Iterable[str | Path]) -> Any:
     try:
         with contain_plugin():
             return _module_from_folders(module_name, search) or importlib.import_module(module_name)
-    except UserError:  # raised by the module with a message for its author
+    except UserError:  # raised on purpose by the module
         raise
     except ModuleNotFoundError as error:
         raise UserError(f"cannot import '{module_name}': {error}") from error
@@ -222,7 +222,7 @@ def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any 
         loaded = sys.modules.get(module_name)
         if loaded is not None and getattr(loaded, "__file__", None) == str(path):
             return loaded
-        # Appended, because a user's random.py must not hide the standard library's.
+        # Append: a user's random.py must not hide that of the standard library.
         if str(Path(folder).resolve()) not in sys.path:
             sys.path.append(str(Path(folder).resolve()))
         spec = importlib.util.spec_from_file_location(module_name, path)

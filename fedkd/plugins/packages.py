@@ -1,4 +1,4 @@
-"""Installed versions of the packages that determine a run's figures."""
+"""Optional packages, and the installed versions of required packages."""
 
 import platform
 import re
@@ -21,12 +21,12 @@ class MissingPackage(UserError):
 
 
 def install_hint(extra: str) -> str:
-    """Return how to install an extra of fedkd from a clone."""
+    """Return the command that installs an extra of fedkd from a clone."""
     return f"in a clone of fedkd: pip install '.[{extra}]'"
 
 
 def require_package(package: str, feature: str, extra: str) -> ModuleType:
-    """Import a package of an extra; if it is missing, raise a `MissingPackage` that names the extra."""
+    """Import a package of an extra; raise a `MissingPackage` with the install command if it is missing."""
     try:
         return import_module(package)
     except ImportError:
@@ -35,7 +35,7 @@ def require_package(package: str, feature: str, extra: str) -> ModuleType:
 
 
 class Omissions:
-    """Collects files that lack a package, and names all of them in one line."""
+    """Collects files that were skipped for lack of a package, for one message."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
@@ -49,9 +49,9 @@ class Omissions:
             self._reasons[file] = str(error)
 
     def report(self, tell: Callable[[str], None]) -> None:
-        """Report the skipped files and how to get them, if there are any."""
+        """Report the skipped files, if any, with an install command."""
         if self._reasons:
-            tell(f"left out: {', '.join(self._reasons)}; {next(iter(self._reasons.values()))}")
+            tell(f"skipped: {', '.join(self._reasons)}; {next(iter(self._reasons.values()))}")
 
 
 def dependencies() -> list[str]:
@@ -76,7 +76,7 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def _of_packages() -> dict[str, str]:
-    """Return the packages' versions; reading them is slow, hence cached."""
+    """Return the packages' versions, cached because reading them is slow."""
     found = {}
     for package in dependencies():
         try:

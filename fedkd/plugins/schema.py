@@ -1,4 +1,4 @@
-"""Hyper-parameters of strategies and learners: fields of a frozen dataclass, pydantic's or plain."""
+"""Hyper-parameters of strategies and learners: fields of a frozen dataclass."""
 
 import dataclasses
 import types
@@ -29,7 +29,7 @@ def hyperparameters(cls: type[Part]) -> type[Part]:
 
 
 class HyperParameter(NamedTuple):
-    """One hyper-parameter of a part, as docs and ``fedkd list`` show it."""
+    """One hyper-parameter of a part, for docs and ``fedkd list``."""
 
     name: str
     default: Any
@@ -38,7 +38,7 @@ class HyperParameter(NamedTuple):
 
 
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
-    """Build a part from its table of a scenario; `key` names it, e.g. ``fusion.strategy``."""
+    """Build a part from its table of a scenario; `key` is e.g. ``fusion.strategy``."""
     table = key.partition(".")[0]
     known = hyperparameter_names(cls)
     for given in hyperparameters:
@@ -63,7 +63,7 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
-    """Return the class called `name`, a dataclass derived from `base` with its methods."""
+    """Return the class `name`; it must be a dataclass derived from `base`, with all methods."""
     with blaming(key=key):
         cls = registry.load(name, search)
     derived = isinstance(cls, type) and issubclass(cls, base)
@@ -79,12 +79,12 @@ def load_part(
 
 
 def hyperparameter_names(cls: type) -> list[str]:
-    """Return the names of a part's hyper-parameters in their declared order."""
+    """Return the names of a part's hyper-parameters in declared order."""
     return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
-    """Return a part's hyper-parameters in their declared order."""
+    """Return a part's hyper-parameters in declared order."""
     hints = get_type_hints(cls, include_extras=True)
     # A plain dataclass has no descriptions.
     described = [vars(base).get("__pydantic_fields__", {}) for base in reversed(cls.__mro__)]

@@ -1,4 +1,4 @@
-"""Words for validation errors: the fault, the allowed values, the given value."""
+"""Messages of validation errors: the allowed values and the given value."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,12 +29,12 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Word an entry of ``ValidationError.errors()``, such as ``must be ≥ 0, got -1``."""
+    """Return the message of an entry of ``ValidationError.errors()``: ``must be ≥ 0, got -1``."""
     kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
     if kind in _UNKNOWN:
         return f"unknown key; {did_you_mean(str(error['loc'][-1]), known)}"
     if kind in _MISSING:
-        return "missing, and it has no default"
+        return "missing; it has no default"
     if kind in _BOUNDS:
         sign, bound = _BOUNDS[kind]
         limit = context[bound]
@@ -56,7 +56,7 @@ def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Return `value` as a scenario file would spell it, shortened to fit a line."""
+    """Return `value` as in a scenario file, shortened to fit a line."""
     if isinstance(value, bool):
         return str(value).lower()
     text = "nothing" if value is None else repr(value)

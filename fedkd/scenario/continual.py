@@ -8,88 +8,90 @@ from fedkd.scenario.sections import PositiveInt, Section
 
 MAX_TASKS = 10_000
 ClassList = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-"""The classes of one task, by their labels."""
+"""Labels of the classes of one task."""
 
 
 class TaskStream(Section):
     """The stream of tasks that every client learns."""
 
     kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
-    """`split`: a group of classes is a task; `permuted`: one fixed permutation of the pixels; `rotated`: one
-    angle; `overlapping`: a window of classes; `datasets`: one data set."""
+    """Content of a task. `split`: a group of classes; `permuted`: a fixed permutation of the pixels;
+    `rotated`: a rotation angle; `overlapping`: a window of classes; `datasets`: a data set."""
     count: Annotated[int, Field(ge=1, le=MAX_TASKS)] | None = None
-    """Number of tasks. Absent: 5, or one for each of `datasets` or `classes`; `overlapping` needs it."""
+    """Number of tasks; required by `overlapping`. Absent: 5, or one per entry of `datasets` or `classes`."""
     classes: Annotated[list[ClassList], Field(min_length=1)] | None = None
-    """Labels of every task's classes (`split`, `overlapping`), in learning order. A class in several tasks
-    makes them `overlapping`. Absent: the keys below decide."""
+    """Labels of every task's classes (`split`, `overlapping`), in learning order. Only `overlapping` allows a
+    class in several tasks. Absent: set by the keys below."""
     first_classes: PositiveInt | None = None
-    """Classes of the first task (`split`); the others share the rest or have `classes_per_task`. Absent:
-    as many as the others."""
+    """Number of classes of the first task (`split`); the other tasks share the rest or have
+    `classes_per_task`. Absent: as many as the others."""
     classes_per_task: PositiveInt | None = None
-    """Classes of a task. Absent: `split` shares them out evenly; an `overlapping` window has 4."""
+    """Number of classes of a task. Absent: `split` divides them evenly; an `overlapping` window has 4."""
     stride: PositiveInt | None = None
     """Classes between the starts of two windows (`overlapping`); absent: half a window."""
     class_order: Literal["sorted", "shuffled"] = "sorted"
     """Order of the classes in `split` and `overlapping`; `shuffled` draws it from `class_seed`."""
     class_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Seed of a `shuffled` class order; runs of several seeds may share it. Absent: the scenario's seed."""
+    """Seed of a `shuffled` class order, e.g. one for all seeds of a bench. Absent: the scenario's seed."""
     blur: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of a task's training samples that belong to other tasks' classes ("blurry" streams; `split`,
-    head `class`). All other tasks give equally many. Tests have the task's classes alone."""
+    """Share of a task's training samples from the classes of other tasks, evenly from each ("blurry" streams;
+    `split`, head `class`). Test sets have only the task's classes."""
     boundaries: bool = True
-    """Tell learners when a task begins and ends. `false` needs a learner that works without (`naive`, `der`,
-    `der++`, `supsup` with inferred tasks), and tasks share outputs. Strategies still fuse by task."""
+    """Announce the begin and end of tasks to learners. `false` needs a learner without task boundaries
+    (`naive`, `der`, `der++`, `supsup` with inferred tasks) and shared outputs. Strategies still fuse by
+    task."""
     permute_first: bool = False
-    """Permute the first of `permuted` tasks too; `false` leaves its pixels in place."""
+    """Permute the pixels of the first task too (`permuted`)."""
     max_angle: Annotated[float, Field(gt=0.0, le=360.0)] = 180.0
-    """Angles of `rotated` tasks are spread evenly from 0 to below this many degrees."""
+    """Upper bound in degrees of the angles of `rotated` tasks, which are evenly spaced from 0."""
     datasets: list[str] = []
     """Names of the data sets (`datasets`), in learning order; empty: `data.dataset` alone."""
     shape: list[PositiveInt] | None = None
-    """Channels, height and width of the samples of all `datasets`; absent: the first's."""
+    """Channels, height and width of the samples of all `datasets`; absent: those of the first."""
     order: Literal["same", "shuffled", "overlapping", "file"] = "same"
-    """Order of a client's tasks. `same`: one order for all; `shuffled`: its own; `overlapping`: its own
-    `tasks_per_client`, some shared with others; `file`: that of the `schedule`."""
+    """Order of a client's tasks. `same`: one order for all clients; `shuffled`: drawn per client;
+    `overlapping`: `tasks_per_client` tasks drawn per client, some shared with others; `file`: by the
+    `schedule`."""
     tasks_per_client: PositiveInt | None = None
-    """Tasks that a client learns (`overlapping` order); absent: about half of them."""
+    """Number of tasks that a client learns (`overlapping` order); absent: half of them, rounded up."""
     visits: Annotated[int, Field(ge=1, le=1000)] = 1
-    """How often each client goes through its tasks; above 1 they return in the same order."""
+    """Passes of each client through its tasks, always in the same order."""
     pace: Literal["lockstep", "groups", "uniform", "poisson", "file"] = "lockstep"
-    """When clients begin the next task. `lockstep`: all after `rounds_per_task`; `groups`, `uniform`: each
-    group or client at its own pace; `poisson`: after a random number of rounds, drawn for every client and
-    task, with mean `rounds_per_task`; `file`: by the `schedule`."""
+    """Time that clients spend on a task. `lockstep`: `rounds_per_task` for all; `groups`, `uniform`: a
+    number of rounds per group or client; `poisson`: a random number of rounds, drawn per client and task,
+    with mean `rounds_per_task`; `file`: by the `schedule`."""
     groups: PositiveInt | None = None
     """Number of equally large groups of clients (`groups`); absent: 2."""
     pace_range: list[Annotated[int, Field(ge=1, le=10**6)]] | None = None
-    """Rounds a task of the fastest and the slowest. Groups lie evenly between them; `uniform` draws clients
-    evenly. Absent: `rounds_per_task` and three times as many."""
+    """Rounds per task of the fastest and the slowest clients. `groups` are evenly spaced between them;
+    `uniform` draws each client uniformly. Absent: `rounds_per_task` and three times as many."""
     max_lag: PositiveInt | None = None
-    """Tasks that the fastest client may be ahead of the slowest; it then waits. Absent: any number."""
+    """Most tasks between the fastest and the slowest client; faster clients wait. Absent: no limit."""
     schedule: str | None = None
-    """JSON file of every client's tasks and rounds, like a run's `schedule.json` (`file`)."""
+    """JSON file of every client's tasks and rounds, in the format of a run's `schedule.json` (`file`)."""
 
 
 class Continual(Section):
-    """Continual learning: every client learns a stream of tasks without forgetting.
+    """Continual learning: every client learns a stream of tasks.
 
-    All other keys are the learner's own (`strength`, `density`, …).
+    All other keys are hyper-parameters of the learner (`strength`, `density`, …).
     """
 
     model_config = ConfigDict(extra="allow")
 
     learner: str = "naive"
-    """Name of a learner, or your own as `"pkg.mod:Class"`."""
+    """Name of a learner, or a plug-in as `"pkg.mod:Class"`."""
     tasks: TaskStream = TaskStream()
     head: Literal["task", "domain", "class"] | None = None
-    """Outputs of the model. `task`: its own for each task; `domain`: shared by all tasks; `class`: one for
+    """Outputs of the model. `task`: separate for each task; `domain`: shared by all tasks; `class`: one for
     each class of all tasks. Absent: `domain` for `permuted` and `rotated`, else `task`."""
     rounds_per_task: PositiveInt = 1
     """Federated rounds of each task; `rounds` is the number of tasks times this."""
     online: bool = False
-    """Train on each sample once: a task's rounds share out its samples, for one epoch each. A learner may
-    train on remembered samples again."""
+    """Train on each sample once: the rounds of a task divide its samples, with one epoch each. Learners may
+    replay stored samples."""
     evaluate_without_task: bool = True
-    """Also test models without the task given. Learners that infer it need a pass for every task: for tens
-    of tasks, testing takes longer than learning."""
+    """Also test models without the task given. Learners that infer the task need one pass per task: with tens
+    of tasks, testing takes longer than training."""
     evaluate_epochs: bool = False
     """Test each client on its current task after every local epoch, for learning curves."""

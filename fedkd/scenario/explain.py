@@ -1,4 +1,4 @@
-"""Error messages about keys, also of other tools and earlier releases."""
+"""Error messages about keys, including those of other tools and earlier releases."""
 
 import json
 import re
@@ -13,65 +13,63 @@ from fedkd.plugins import explain_error
 from fedkd.scenario.schema import Scenario
 
 _NAMES: Mapping[str, str] = {
-    "its name is fusion.ce_weight now": "privateweight",
-    "its name is fusion.kd_weight now": "rehearse",
-    "its name is fusion.kd_weight_decay now": "rehearsedecay",
-    "its name is fusion.logit_adjustment now": "ownprior",
-    "its name is fusion.knowledge_cache now": "bank",
-    "its name is fusion.backward_transfer now": "backward",
-    "its name is tasks.pace now; the rounds that a task takes are tasks.pace_range": "clock",
-    "its name is training.vmap_size now": "together",
-    "it is end_with = 'fusion' or 'training' now": "finish",
-    "it is clients_per_round, the number of clients sampled for training each round": (
+    "it is now fusion.ce_weight": "privateweight",
+    "it is now fusion.kd_weight": "rehearse",
+    "it is now fusion.kd_weight_decay": "rehearsedecay",
+    "it is now fusion.logit_adjustment": "ownprior",
+    "it is now fusion.knowledge_cache": "bank",
+    "it is now fusion.backward_transfer": "backward",
+    "it is now tasks.pace, with tasks.pace_range for the rounds of a task": "clock",
+    "it is now training.vmap_size": "together",
+    "it is now end_with = 'fusion' or 'training'": "finish",
+    "use clients_per_round, the number of clients sampled for training each round": (
         "participation participationrate participationfraction clientfraction clientsampling "
         "samplefraction fractionfit fractiontrain joinratio"
     ),
-    "it is evaluate_clients, the number of clients that are evaluated": "fractionevaluate",
-    "it is data.clients, the number of clients": "numclients nclients",
-    "it is rounds": "numrounds communicationrounds globalrounds globalepochs",
-    "local training is counted in epochs: it is training.local_epochs": "localsteps epochs localep",
-    "it is training.local_epochs": "localepochs",
-    "it is training.lr": "learningrate locallr",
-    "it is training.batch_size": "batchsize localbatchsize",
-    "it is training.schedule": "lrscheduler scheduler",
-    "it is training.early_stopping.patience": "patience",
-    "μ of FedProx is fusion.proximal_mu, with fusion.strategy = 'fedprox'": "mu proximalmu prox",
-    "clients that drop out are faults.dropout; of a network it is args = { dropout = 0.2 } of [[clients]]": (
+    "use evaluate_clients, the number of evaluated clients": "fractionevaluate",
+    "use data.clients, the number of clients": "numclients nclients",
+    "use rounds": "numrounds communicationrounds globalrounds globalepochs",
+    "local training is counted in epochs; use training.local_epochs": "localsteps epochs localep",
+    "use training.local_epochs": "localepochs",
+    "use training.lr": "learningrate locallr",
+    "use training.batch_size": "batchsize localbatchsize",
+    "use training.schedule": "lrscheduler scheduler",
+    "use training.early_stopping.patience": "patience",
+    "for FedProx use fusion.proximal_mu, with fusion.strategy = 'fedprox'": "mu proximalmu prox",
+    "for clients use faults.dropout, for networks args = { dropout = 0.2 } of [[clients]]": (
         "dropout dropoutrate"
     ),
-    "models stand in [[clients]]: model = 'cnn', and args for its arguments": (
-        "model models architecture backbone"
-    ),
-    "samples are partitioned by data.partition, such as { scheme = 'dirichlet', alpha = 0.5 }": "noniid",
-    "it is data.partition.alpha": "dirichletalpha",
-    "the samples that everybody holds are data.transfer": "publicdata proxydata",
-    "it is faults.poisoned, the share of poisoned clients, and faults.poison": "byzantine",
-    "it is faults.poison, with faults.poisoned for the share of poisoned clients": "attack",
-    "poisoned uploads are met by fusion.filters, or by a strategy such as 'cronus', 'flwr:Krum'": "defence",
-    "it is fusion.strategy": "aggregation aggregator",
-    "it is engine.gpus_per_actor": "gpus numgpus",
-    "it is engine.actors": "workers numworkers",
-    "fusion.upload_dtype and fusion.upload_top make uploads smaller, and so do 'cfd' and 'fedkd_wu'": (
+    "use [[clients]] with model = 'cnn', and args for its arguments": "model models architecture backbone",
+    "use data.partition, such as { scheme = 'dirichlet', alpha = 0.5 }": "noniid",
+    "use data.partition.alpha": "dirichletalpha",
+    "use data.transfer": "publicdata proxydata",
+    "use faults.poisoned, the share of poisoned clients, and faults.poison": "byzantine",
+    "use faults.poison, with faults.poisoned for the share of poisoned clients": "attack",
+    "use fusion.filters, or a robust strategy such as 'cronus' or 'flwr:Krum'": "defence",
+    "use fusion.strategy": "aggregation aggregator",
+    "use engine.gpus_per_actor": "gpus numgpus",
+    "use engine.actors": "workers numworkers",
+    "for smaller uploads use fusion.upload_dtype or fusion.upload_top, or 'cfd' or 'fedkd_wu'": (
         "compression quantization"
     ),
-    "there are no adapters here; a model of your own may have some: model = 'pkg.mod:factory'": "lora peft",
-    "there is no secure aggregation here; the docs say what a server sees (Privacy)": "secureaggregation",
-    "there is no encryption of uploads here; nodes of a deployment speak by TLS": "encryption",
-    "there is no differential privacy here; what leaves a client is on the page Privacy of the docs": (
+    "fedkd has no adapters; a plug-in model may have them: model = 'pkg.mod:factory'": "lora peft",
+    "fedkd has no secure aggregation; see the page Privacy of the docs": "secureaggregation",
+    "fedkd does not encrypt uploads; deployed nodes use TLS": "encryption",
+    "fedkd has no differential privacy; see the page Privacy of the docs": (
         "privacy differentialprivacy noisemultiplier dp"
     ),
-    "there is no augmentation here; a data set of your own may bring augmented samples": "augmentation",
-    "there is no warm-up of learning rates here; training.schedule has what there is": "warmup warmuprounds",
+    "fedkd has no augmentation; a plug-in data set may return augmented samples": "augmentation",
+    "fedkd has no warm-up of learning rates; see training.schedule": "warmup warmuprounds",
 }
 ASKED: Mapping[str, str] = {name: sentence for sentence, names in _NAMES.items() for name in names.split()}
-"""Endings of errors, by the key's name without case and underscores."""
+"""Advice in errors, by the key's name in lower case without underscores."""
 _RENAMED_METRICS = {"accuracy_trained": "accuracy_before_fusion", "bank_bytes": "knowledge_cache_bytes"}
 
 
 def scenario_error(error: ValidationError, *, file: str | None = None) -> UserError:
-    """Return the first problem in one line, with the number of others."""
+    """Return the first error in one line, with the number of others."""
     problems = error.errors(include_url=False)
-    # A misspelt key keeps its default, which may cause follow-up errors: it goes first.
+    # A misspelt key keeps its default, which may cause follow-up errors: report it first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     kind, location, known = first["type"], first["loc"], known_keys(first["loc"][:-1])
     if kind == "extra_forbidden":
@@ -86,7 +84,7 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
 
 
 def unknown_key_message(name: str, known: Iterable[str], of: str = "") -> str:
-    """Return the message about an unknown key, `of` e.g. ``" for strategy 'knfu'"``."""
+    """Return the message about an unknown key; `of` is e.g. ``" for strategy 'knfu'"``."""
     told = asked_for(name)
     if told is None and (elsewhere := _places().get(name)):
         told = f"did you mean {' or '.join(elsewhere[:MOST_PLACES])}?"
@@ -139,11 +137,11 @@ def section_class(annotation: Any) -> type[BaseModel] | None:
 
 
 def asked_for(name: str) -> str | None:
-    """Return the sentence about a key of another tool, if any."""
+    """Return the advice about a key of another tool or release, if any."""
     return ASKED.get(name.casefold().replace("_", "").replace("-", ""))
 
 
 def check_metric_name(name: str, key: str) -> None:
-    """Refuse a metric's name from an earlier release."""
+    """Raise a `UserError` for a metric's name from an earlier release."""
     for old, new in _RENAMED_METRICS.items():
-        refuse_if(old in name, f"the name of '{name}' is '{name.replace(old, new)}' now", key)
+        refuse_if(old in name, f"'{name}' is now '{name.replace(old, new)}'", key)

@@ -1,4 +1,4 @@
-"""Identity of a scenario: keys that decide its results, and their digest."""
+"""Identity of a scenario: the keys that affect its results, and their digest."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("measure",): None,
     ("topology",): Topology().model_dump(mode="json"),
 }
-"""Keys newer than some runs, each with the value that changes nothing."""
-PLACES = ("plugin_path", "data.root")  # keys of folders, which may move
+"""Keys that older runs lack, each with its value without effect."""
+PLACES = ("plugin_path", "data.root")  # keys of folders, which may be moved
 
 
 def result_relevant_keys(scenario: Scenario) -> dict[str, Any]:
-    """Return the keys that decide a resolved scenario's results, as JSON."""
+    """Return the keys that affect a resolved scenario's results, as JSON."""
     tables = {
         key: value
         for key, value in scenario.model_dump(mode="json").items()
@@ -57,7 +57,7 @@ def result_relevant_keys(scenario: Scenario) -> dict[str, Any]:
 
 
 def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
-    """Return decisive keys with the executor `auto` replaced by a run's."""
+    """Return the keys with the executor `auto` replaced by that of a run."""
     training = dict(tables["training"])
     if training["executor"] == "auto":
         training["executor"] = run.training.executor
@@ -65,7 +65,7 @@ def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, A
 
 
 def scenario_digest(scenario: Scenario) -> str:
-    """Return the SHA-256 of the keys that decide a scenario's results."""
+    """Return the SHA-256 of the keys that affect a scenario's results."""
     return _sha256(result_relevant_keys(scenario))
 
 
@@ -78,7 +78,7 @@ def run_digest(scenario: Scenario) -> str:
 
 
 def relocatable_digest(scenario: Scenario) -> str:
-    """Return `scenario_digest` without the places of the scenario's files."""
+    """Return `scenario_digest` without the folders of the scenario's files."""
     return scenario_digest(_anywhere(scenario))
 
 
@@ -95,7 +95,7 @@ def _sha256(tables: Mapping[str, Any]) -> str:
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys that differ, with both values (None: absent)."""
+    """Return the dotted keys that differ, with both values (None if absent)."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {
         key: (old.get(key), new.get(key))

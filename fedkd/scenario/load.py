@@ -28,7 +28,7 @@ def read_scenario(
 ) -> Scenario:
     """Check the fields of a scenario given as nested tables.
 
-    Relative paths and plug-ins are those of `folder`, else of the working folder. Folders of the result are
+    Relative paths and plug-ins refer to `folder`, by default the working folder. Folders of the result are
     absolute, and include `folder` if the scenario names files there. Defaults of a resolved scenario do not
     count as set. The first mistake is a `UserError`.
     """
@@ -54,7 +54,7 @@ def scenario_from_json(text: str | bytes) -> Scenario:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file; a missing, empty or malformed one is refused."""
+    """Read a TOML file; a missing, empty or malformed one is a `UserError`."""
     try:
         if tables := parse_toml(Path(path).read_text(encoding="utf-8")):
             return tables
@@ -70,7 +70,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         told = f"is not UTF-8 text (byte {error.start})"
     except InvalidToml as error:
         told = f"not valid TOML: {error}"
-    except ValueError as error:  # a name with a NUL in it
+    except ValueError as error:  # a name with a NUL character
         told = f"cannot be read: {error}"
     raise UserError(told, file=str(path))
 
@@ -80,7 +80,7 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
     try:
         str(home).encode()
     except UnicodeEncodeError:
-        raise UserError(f"lies in {str(home)!r}, whose name is no text; move it elsewhere") from None
+        raise UserError(f"lies in {str(home)!r}, whose name is not valid text; move the file") from None
     data = scenario.data
     if data.root is not None:
         with _naming("data.root"):
@@ -101,15 +101,15 @@ def _naming(key: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise error.at(key=key) from None
-    except (OSError, ValueError) as error:  # too long, with a NUL in it
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL character
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".").lower()
-        raise UserError(f"is no folder that there can be: {reason}", key=key) from None
+        raise UserError(f"is not a valid folder name: {reason}", key=key) from None
 
 
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # no file can have such a name
+    except (OSError, ValueError):  # an invalid file name
         return False
 
 
@@ -144,8 +144,8 @@ def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
     try:
         tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
         path = next((candidate for candidate in tried if candidate.is_file()), None)
-    except (OSError, ValueError) as error:  # too long, with a NUL in it
-        raise UserError(f"is no file that there can be: {described(error)}", key=key) from None
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL character
+        raise UserError(f"is not a valid file name: {described(error)}", key=key) from None
     if path is None:
         places = ", ".join(str(candidate.absolute()) for candidate in tried)
         raise UserError(f"no file '{name}'; looked for {places}", key=key)
@@ -163,7 +163,7 @@ Read = TypeVar("Read", bound=_OfClients)
 def read_client_file(
     name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
 ) -> tuple[Read, Path]:
-    """Return a schedule or graph of N clients, and its file."""
+    """Return the schedule or graph of a file, and the file's path."""
     path = find_file(name, search, key=key)
     try:
         found = parse(path.read_text(encoding="utf-8"))
@@ -172,5 +172,5 @@ def read_client_file(
     except UserError as error:
         raise UserError(f"{path} is {error.message}", key=key) from None
     if found.clients != clients:
-        raise UserError(f"{path} is for {found.clients} clients, data.clients is {clients}", key=key)
+        raise UserError(f"{path} is for {found.clients} clients, but data.clients is {clients}", key=key)
     return found, path

@@ -8,14 +8,14 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.scenario.toml import InvalidToml, parse_toml
 
-LONGEST = 100  # letters of a value in an error
+LONGEST = 100  # characters of a value in an error
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """Split ``a.b=value`` into its key and value (TOML or a word)."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 arrive as half pairs
+    except UnicodeEncodeError:  # invalid UTF-8 of a command line arrives as surrogates
         raise UserError(f"{text!r} is not UTF-8 text", key="--set") from None
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
@@ -76,7 +76,7 @@ def _set(mapping: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         where = ".".join(path[:depth])
         table = _step(table, part, where, default=[] if following.isdecimal() else {})
         if not isinstance(table, dict | list):
-            raise UserError(f"{where} is a single value, so {'.'.join(path)} cannot be set", key="--set")
+            raise UserError(f"{where} is a single value; {'.'.join(path)} cannot be set", key="--set")
     where = ".".join(path)
     if isinstance(table, list):
         index = _index(table, path[-1], where)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Spread = Annotated[float, Field(ge=0.0, le=10.0)]
-"""σ of a factor's logarithm: 0, all clients are alike; 1, one in three is 2.7 times faster or slower."""
+"""σ of a factor's logarithm. 0: all clients are equal; 1: one in three is 2.7 times faster or slower."""
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 
@@ -23,109 +23,113 @@ class Partition(Section):
     """Partition of the private samples among clients."""
 
     scheme: str = "dirichlet"
-    """`iid`; `dirichlet` (each class by proportions drawn from Dir(α)); `dirichlet-per-client` (each client's
-    label mix drawn from Dir(α), equal sizes); `circle` (classes on a circle; client n has those around its
-    place, so that neighbours by number are alike); `shards` (label-sorted shards); `quantity` (equal label
-    mix, sizes drawn from Dir(α)); `natural` (each client one of the data's owners); `file` (indices from a
-    JSON file); or `"pkg.mod:function"`, called as `function(labels, clients, generator, **args)` for one
-    list of indices per client."""
+    """`iid`; `dirichlet` (shares of each class drawn from Dir(α)); `dirichlet-per-client` (label mix of each
+    client drawn from Dir(α), equal sizes); `circle` (classes on a circle; client n has the classes around its
+    place, so clients with near numbers are similar); `shards` (label-sorted shards); `quantity` (equal label
+    mix, sizes drawn from Dir(α)); `natural` (one owner of the data per client); `file` (indices from a JSON
+    file); or `"pkg.mod:function"`, called as `function(labels, clients, generator, **args)`, which returns
+    one list of indices per client."""
     args: dict[str, Any] = {}
-    """Keyword arguments of a plugged-in scheme."""
+    """Keyword arguments of a plug-in scheme."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5
-    """Concentration of the Dirichlet draws: small is heterogeneous."""
+    """Concentration α of the Dirichlet draws; small values are heterogeneous."""
     samples_per_client: PositiveInt | None = None
     """Samples of every client (`quantity`: on average) before its local test split; absent: all."""
     replacement: bool = False
-    """Draw each client's samples from all samples: clients may share some, and outnumber them. No client
-    holds one twice, or trains on a test sample of another. For `iid`, `dirichlet`, `dirichlet-per-client`
-    and `quantity`, with `samples_per_client`."""
+    """Draw each client's samples from all samples, so that clients may share samples. No client holds a
+    sample twice, or trains on a test sample of another. For `iid`, `dirichlet`, `dirichlet-per-client` and
+    `quantity`, with `samples_per_client`."""
     shards_per_client: PositiveInt = 2
-    """Label-sorted shards of a client (`shards`)."""
+    """Label-sorted shards per client (`shards`)."""
     min_samples: PositiveInt = 10
-    """Smallest number of samples of a client."""
+    """Least number of samples of a client."""
     path: str | None = None
-    """JSON file with one list of sample indices per client (`file`); may lie beside the scenario file."""
+    """JSON file with one list of sample indices per client (`file`), relative to the scenario file or the
+    working folder."""
 
 
 class Transfer(Section):
-    """The unlabelled samples that every participant holds."""
+    """The transfer set: unlabelled samples that all participants hold."""
 
     source: str = "holdout"
-    """`holdout` (kept apart from the private samples), another data set's name, or `noise`."""
+    """`holdout` (taken from the private samples), another data set's name, or `noise`."""
     args: dict[str, Any] = {}
     """Arguments of the other data set, as `data.args`."""
     size: Annotated[int, Field(ge=0)] = 1000
-    """Number of transfer samples M; 0 only for strategies that need none (`local`, `fd`, averaging, …)."""
+    """Number of transfer samples M; 0 only for strategies without a transfer set (`local`, `fd`,
+    averaging, …)."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] | None = None
-    """α of the Dirichlet label mix of held-out samples: small is unbalanced. Absent: the data set's mix."""
+    """α of the Dirichlet label mix of `holdout` samples; small values are unbalanced. Absent: the mix of the
+    data set."""
 
 
 class Data(Section):
     """The data set and its partition."""
 
     dataset: str = "digits"
-    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (made for every
+    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (generated for every
     client), `npz`, `image-folder`, or `"pkg.mod:function"`."""
     args: dict[str, Any] = {}
     """Arguments of the data set: `path` for `npz` and `image-folder`, `alpha`, `beta`, … for `synthetic`,
-    keywords of a plugged-in function."""
+    keyword arguments of a plug-in function."""
     root: str | None = None
     """Folder of the data sets, relative to the scenario file or the working folder; absent: `$FEDKD_DATA`,
-    else a user cache."""
+    else the user cache."""
     clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Number of clients N."""
     partition: Partition = Partition()
     transfer: Transfer = Transfer()
     normalise: bool = True
-    """Bring samples to mean 0 and variance 1. `false` passes them as stored, with uint8 divided by 255; other
+    """Scale samples to mean 0 and variance 1. `false` leaves them as stored, with uint8 divided by 255; other
     integers, such as token ids, stay integers (int64)."""
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of each client's samples kept for its local accuracy; 0: no local test sets."""
+    """Share of each client's samples for its local test set; 0: no local test sets."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of each client's training samples, by class share, that replaces all test samples: its own are
-    its local test set, all together the common one. For choosing hyper-parameters, as `fedkd tune` does.
-    Absent: tests use test samples."""
+    """Share of each client's training samples, stratified by class, that replaces the test samples: its own
+    are the local test set, those of all clients the common one. For choosing hyper-parameters; `fedkd tune`
+    sets it. Absent: tests use test samples."""
     test_size: PositiveInt | None = None
-    """Size of the common test set, drawn by class share from the data set's own test split; absent: all."""
+    """Size of the common test set, a stratified sample of the data set's test split; absent: all of it."""
 
 
 class ClientGroup(Section):
-    """One entry of the mix of client models."""
+    """A group of clients with the same model."""
 
     model: str = "cnn"
     """Name of a model (`mlp`, `lenet`, `cnn`, `resnet8`, `resnet20`; `random-forest`, `gradient-boosting`,
     `sgd`) or `"pkg.mod:factory"`."""
     share: Annotated[float, Field(gt=0.0)] = 1.0
-    """Relative number of clients with this model; shares need not sum to 1."""
+    """Relative number of clients in the group; shares need not sum to 1."""
     args: dict[str, Any] = {}
     """Keyword arguments of the model."""
 
 
 class EarlyStopping(Section):
-    """End local training by the loss on kept samples, at the best weights.
+    """Early stopping of local training by the loss on held-out samples.
 
-    Kept samples are drawn once per client and task. They are never trained on, but count as training samples.
-    Clients that would keep fewer than 2, and models that are no networks, train all epochs.
+    Training returns to the weights of the lowest loss. Held-out samples are drawn once per client and task.
+    They are never trained on, but count as training samples. Clients with fewer than 2 of them, and models
+    other than networks, train all epochs.
     """
 
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Share of the client's training samples that is kept, by class share."""
+    """Held-out share of the client's training samples, stratified by class."""
     patience: PositiveInt = 3
-    """Epochs in a row without a lower loss on them that end the round's training."""
+    """Epochs without a lower loss after which the round's training stops."""
 
 
 class Training(Section):
-    """Local training; distillation shares the optimiser's settings."""
+    """Local training; distillation uses the same optimiser settings."""
 
     recipe: Literal["alternating", "joint"] = "alternating"
-    """Training on private samples and targets. `alternating`: one after the other, unless the strategy's
-    paper trains on both at once. `joint`: both together; absent, `fusion.ce_weight` is then 1 and
-    `fusion.kd_weight` 0.3."""
+    """Combination of training on private samples and on targets. `alternating`: one after the other, unless
+    the strategy's paper trains on both at once. `joint`: both together, with defaults 1 of `fusion.ce_weight`
+    and 0.3 of `fusion.kd_weight`."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     """The optimiser."""
     optimizer_state: Literal["fresh", "kept"] = "fresh"
-    """Momentum and moments: `fresh` each round; `kept` over a client's rounds and tasks. Distillation always
-    starts fresh."""
+    """State of the optimiser (momentum and moments). `fresh`: reset each round; `kept`: kept over a client's
+    rounds and tasks. Distillation always starts fresh."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
     """Learning rate."""
     momentum: Fraction = 0.0
@@ -133,7 +137,8 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """L2 penalty (`sgd`, `adam`, `rmsprop`) or decoupled decay (`adamw`)."""
     schedule: Literal["constant", "cosine", "step", "exponential"] = "constant"
-    """Learning rate: `cosine` falls to zero; `step` drops every few rounds, `exponential` every round."""
+    """Learning-rate schedule: `cosine` decays to zero; `step` drops every few rounds, `exponential` every
+    round."""
     lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Factor of every drop; absent: 0.1 for `step`, 0.99 for `exponential`."""
     lr_step_rounds: PositiveInt | None = None
@@ -141,64 +146,65 @@ class Training(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     """Clip the gradient to this norm; absent: no clipping."""
     batch_size: PositiveInt = 32
-    """Samples a batch."""
+    """Samples per batch."""
     accumulate: PositiveInt = 1
-    """Batches an optimiser step, with averaged gradients, to save memory; distillation too."""
+    """Batches per optimiser step, with averaged gradients, to save memory; in distillation too."""
     local_epochs: PositiveInt = 1
-    """Passes over the client's own samples per round."""
+    """Passes over the client's training samples per round."""
     early_stopping: EarlyStopping | None = None
-    """Allow local training to end before its last epoch; absent: never."""
+    """Early stopping of local training; absent: none."""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of each client's training samples, by class share, kept for its choices
-    (`fusion.logit_adjustment = "auto"`, `chosen_beta`) and never trained on. Absent: 0.2 if there is a
-    choice, else 0. Those of `early_stopping` serve both. A client that would keep fewer than 2 keeps none."""
+    """Share of each client's training samples, stratified by class, that is held out for its choices
+    (`fusion.logit_adjustment = "auto"`, `chosen_beta`). Absent: 0.2 if there is a choice, else 0. With
+    `early_stopping` its held-out samples serve both. A client with fewer than 2 holds out none."""
     autocast: bool = False
     """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
     executor: Literal["loop", "vectorised", "auto"] = "loop"
-    """How a process trains its clients: one after the other (`loop`), or those of one model together
-    (`vectorised`), which pays on a GPU. The two round differently. `auto` measures once which is quicker,
-    and writes it into the run folder's scenario."""
+    """Execution of a process's clients. `loop`: one after the other; `vectorised`: clients of one model
+    together, faster on a GPU, with different rounding. `auto`: measure both once and write the faster into
+    the run folder's scenario."""
     vmap_size: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Largest number of clients that `vectorised` trains together, with a second copy of their weights."""
+    """Most clients that `vectorised` trains together; it holds a second copy of their weights."""
     fast: bool = True
-    """Record and replay steps, factor gradients, and compute layers by fedkd's kernels. `false` runs plain
-    code: the same results up to the order of sums."""
+    """Use recorded steps, factored gradients and fedkd's kernels. `false` runs plain code, with the same
+    results up to the order of sums."""
 
 
 class Clock(Section):
     """Simulated time of jobs and messages, drawn from the seed."""
 
     work: Literal["drawn", "steady", "steps"] = "drawn"
-    """Time of a job, times a factor of the client. `drawn`: `seconds` · |N(0, 1)|, anew for every job;
-    `steady`: `seconds`; `steps`: `seconds` a batch, those of distillation included."""
+    """Time of a job, multiplied by the client's factor. `drawn`: `seconds` · |N(0, 1)|, drawn per job;
+    `steady`: `seconds`; `steps`: `seconds` per batch, distillation included."""
     seconds: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
     """Simulated seconds of a client with factor 1."""
     spread: Spread = 1.0
-    """σ of a client's log-normal factor, drawn once; 0: all are equally fast."""
+    """σ of a client's log-normal factor, drawn once; 0: all clients are equally fast."""
     bandwidth: Annotated[float, Field(gt=0.0, le=1e9)] | None = None
-    """Megabits a second, each way, of a client with factor 1; absent: bytes take no time."""
+    """Megabits per second, each way, of a client with factor 1; absent: bytes take no time."""
     bandwidth_spread: Spread = 0.0
     """σ of the log-normal factor of a client's bandwidth, drawn once."""
     latency: Annotated[float, Field(ge=0.0, le=1e9)] = 0.0
-    """Simulated seconds of every message, each way, besides those of its bytes."""
+    """Simulated seconds of every message, each way, in addition to the time of its bytes."""
     targets: list[Percent] = Field(default=[50, 70, 80, 90], max_length=100)
-    """Accuracies in percent; the summary has the time when the federation's mean first reached each."""
+    """Target accuracies in percent; the summary has the time at which the mean first reached each."""
 
 
 class Asynchronous(Section):
     """Asynchronous rounds: the server fuses after a number of uploads."""
 
     buffer: PositiveInt = 10
-    """K: uploads after which the server fuses. 1 fuses each upload at once; FedBuff's paper has 10."""
+    """K: number of uploads after which the server fuses. 1 fuses each upload at once; FedBuff's paper uses
+    10."""
     concurrency: PositiveInt | None = None
-    """Most clients at work at a time; the next are drawn from the seed. Absent: all."""
+    """Most clients that train at a time; the next are drawn from the seed. Absent: all."""
     staleness: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
-    """a of s(τ) = (1 + τ)^−a, the weight of an upload that began τ versions ago; a strategy's
-    `stale_decay` has precedence."""
+    """a in s(τ) = (1 + τ)^−a, the weight of an upload that began τ versions ago; a strategy's `stale_decay`
+    has precedence."""
 
 
 class Topology(Section):
-    """Links between participants; graphs other than a star have no server."""
+    """Communication graph; graphs other than a star have no server."""
 
     graph: Literal[
         "star", "ring", "k_regular", "random_regular", "matching", "one_peer_exponential", "complete", "file"
@@ -211,13 +217,14 @@ class Topology(Section):
     """Neighbours of a client in `k_regular` and `random_regular`, even and below N (fewer if random rings
     share links); absent: 4."""
     order: Literal["numbered", "shuffled"] = "numbered"
-    """Seats in `ring`, `k_regular`, `one_peer_exponential`: by client number, or drawn once for the run."""
+    """Order of clients in `ring`, `k_regular`, `one_peer_exponential`: by number, or drawn once for the
+    run."""
     path: str | None = None
-    """JSON file of each client's senders (`file`): `{"hears": [[1, 2], [0], [0]]}`, or one such list for
-    each round in turn, `{"rounds": [[…], […]]}`; or a run's `topology.json`."""
+    """JSON file of each client's senders (`file`): `{"hears": [[1, 2], [0], [0]]}`, or a cycle of such lists,
+    one per round, `{"rounds": [[…], […]]}`; or a run's `topology.json`."""
     mixing: Literal["metropolis", "push_sum"] | None = None
-    """How `gossip` mixes weights. `metropolis`: 1 / (1 + the larger number of links), needs links both ways;
-    `push_sum` works with all links. Absent: `metropolis` in every round that allows it."""
+    """Mixing weights of `gossip`. `metropolis`: 1 / (1 + the larger number of links); needs links in both
+    directions. `push_sum`: for all graphs. Absent: `metropolis` in every round that allows it."""
     relay: bool = False
-    """Clients pass on the newest knowledge of others, one link a round. The strategy weighs it by its age,
-    so it needs a `stale_decay`."""
+    """Clients forward the newest knowledge of others, one link per round. The strategy weights it by age, so
+    it needs a `stale_decay`."""

@@ -1,6 +1,6 @@
 """Scenarios and benches that come with fedkd, by name.
 
-They lie in ``scenarios/`` of the repository, or in ``fedkd/shipped/`` of an installed package. A name is the
+They are in ``scenarios/`` of the repository, or in ``fedkd/shipped/`` of an installed package. A name is the
 path there without ``.toml``, such as ``continual/quickstart``, or its last part if that is unique.
 """
 
@@ -58,7 +58,7 @@ def list_shipped(kind: ShippedKind) -> list[ShippedFile]:
 
 
 def shipped_names(kind: ShippedKind) -> dict[str, Path]:
-    """Return shipped files of a kind by name and unique last part."""
+    """Return shipped files of a kind by name, and by unique last part."""
     entries = list_shipped(kind)
     lasts = [entry.name.rpartition("/")[2] for entry in entries]
     short = {last: entry.path for last, entry in zip(lasts, entries, strict=True) if lasts.count(last) == 1}
@@ -73,7 +73,7 @@ def find_shipped(given: str | Path, kind: ShippedKind) -> Path:
     path, name = Path(given), str(given)
     try:
         there = path.is_file() or (path.is_dir() and name not in shipped_names(kind))
-    except (OSError, ValueError):  # a name that no file can have: opening it says so
+    except (OSError, ValueError):  # an invalid file name: opening it raises the error
         return path
     if there:
         return path

@@ -1,4 +1,4 @@
-"""The stream of tasks that a scenario defines: number, head and tests."""
+"""Number of tasks, head and test protocols of a scenario's stream."""
 
 from typing import Literal
 
@@ -8,12 +8,12 @@ from fedkd.scenario.schema import Scenario
 
 HeadKind = Literal["task", "domain", "class"]
 Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]
-"""Test protocol: with the task given, or without it among the task's or all classes."""
+"""Test protocol: with the task given, or without it, among shared outputs or all classes."""
 
 TASK_GIVEN: Protocol = "task_incremental"
 DEFAULT_TASK_COUNT = 5
 TASK_INFERENCE_RATE = "task_inference_rate"
-"""Metric: share of a task's samples that a learner without task labels assigns to it."""
+"""Metric: share of a task's samples whose task the learner infers correctly."""
 
 
 def resolve_head(continual: Continual) -> HeadKind:
@@ -24,7 +24,7 @@ def resolve_head(continual: Continual) -> HeadKind:
 
 
 def planned_task_count(tasks: TaskStream) -> int | None:
-    """Return the number of tasks; None: `overlapping` windows without a count."""
+    """Return the number of tasks; None for `overlapping` windows without a count."""
     if tasks.count is None and tasks.classes is not None:
         return len(tasks.classes)
     if tasks.count is not None or tasks.kind == "overlapping":
@@ -39,7 +39,7 @@ def resolve_stream(scenario: Scenario) -> Scenario:
         return scenario
     count = planned_task_count(continual.tasks)
     if count is None:
-        told = "must say how many windows of classes there are, for 'overlapping' tasks"
+        told = "missing; 'overlapping' tasks need a number of windows"
         raise UserError(told, key="continual.tasks.count")
     tasks = continual.tasks.model_copy(update={"count": count})
     resolved = continual.model_copy(update={"head": resolve_head(continual), "tasks": tasks})
@@ -54,7 +54,7 @@ def resolve_rounds(scenario: Scenario, rounds: int) -> Scenario:
         tasks, length = task_count(scenario), scenario.continual.rounds_per_task
         reason = f"the {tasks} tasks × {length} rounds_per_task"
         if rounds != tasks * length:
-            reason = "until the last client is through with its tasks"
+            reason = "until the last client has finished its tasks"
         raise UserError(f"must be {rounds}, {reason}, or left out, got {scenario.rounds}", key="rounds")
     return scenario.model_copy(update={"rounds": rounds})
 
@@ -67,14 +67,14 @@ def task_count(scenario: Scenario) -> int:
 
 
 def evaluation_protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
-    """Return the test protocols of a stream, with and without given task."""
+    """Return the test protocols of a stream, with and without the task given."""
     assert scenario.continual is not None
     shared = scenario.continual.head == "domain"
     return TASK_GIVEN, "domain_incremental" if shared else "class_incremental"
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the head's protocol, whose mean is `accuracy`."""
+    """Return the protocol of the head, whose accuracy is the metric `accuracy`."""
     assert scenario.continual is not None
     given, unknown = evaluation_protocols(scenario)
     knows = scenario.continual.head == "task" or not scenario.continual.evaluate_without_task

@@ -1,4 +1,4 @@
-"""Parse TOML; failures inside Python's parser are errors of the text."""
+"""Parse TOML; every failure of Python's parser becomes an `InvalidToml`."""
 
 import tomllib
 from typing import Any
@@ -7,17 +7,17 @@ DEEPEST = 64  # maximum nesting of tables and lists; a scenario needs less than 
 
 
 class InvalidToml(ValueError):
-    """A text is no TOML, or nested too deeply."""
+    """A text is not TOML, or is nested too deeply."""
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a text."""
+    """Return the tables of a TOML text."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what = str(error)  # ends with "(at line 3, column 8)"
         raise InvalidToml(f"{what[:1].lower()}{what[1:]}") from None
-    except ValueError:  # of int(), before the parser can look at it
+    except ValueError:  # raised by int()
         raise InvalidToml("a number with thousands of digits") from None
     except RecursionError:
         tables = None

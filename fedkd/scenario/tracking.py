@@ -9,24 +9,24 @@ from pydantic import Field
 from fedkd.scenario.sections import Section
 
 Artifact = Literal["record", "checkpoint"]
-"""Files of a run that a logger keeps too: its record, or its last checkpoint."""
+"""Files of a run that a logger uploads: its record, or its last checkpoint."""
 
 
 class LoggerSection(Section):
-    """Settings of every logger."""
+    """Settings of all loggers."""
 
     pictures_every: Annotated[int, Field(ge=0)] = 10
-    """Rounds between pictures: a heat map of knowledge exchanged by clients, histograms of accuracies and
-    neighbours. The first and the last round always have one; 0: none at all."""
+    """Rounds between pictures: a heat map of the fusion weights between clients, and histograms of accuracies
+    and neighbours. The first and the last round always have them; 0: no pictures."""
 
 
 class Wandb(LoggerSection):
     """Logging to Weights & Biases."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"
-    """`offline` needs no key: the run lies in the run folder, to be synchronised later."""
+    """`offline` writes to the run folder without a key; upload later with `wandb sync`."""
     project: str = "fedkd"
-    """Project the run belongs to."""
+    """Project of the run."""
     entity: str | None = None
     """User or team that owns the project; absent: the account's default."""
     group: str | None = None
@@ -43,17 +43,18 @@ class TensorBoard(LoggerSection):
     """Logging to TensorBoard's event files, with the extra `tensorboard`."""
 
     folder: str | None = None
-    """Parent folder of the runs' folders, in the working folder; absent: `tensorboard` in the run folder."""
+    """Common folder, relative to the working folder, with one folder per run; absent: `tensorboard` in the
+    run folder."""
 
 
 class Mlflow(LoggerSection):
     """Logging to MLflow, with the extra `mlflow`."""
 
     uri: str | None = None
-    """A server's address, a folder, or `sqlite:///FILE`. Absent: `$MLFLOW_TRACKING_URI`, else `mlruns` in
+    """Address of a server, a folder, or `sqlite:///FILE`. Absent: `$MLFLOW_TRACKING_URI`, else `mlruns` in
     the run folder."""
     experiment: str | None = None
-    """Experiment the run belongs to; absent: the name of the bench or the search, else `fedkd`."""
+    """Experiment of the run; absent: the name of the bench or search, else `fedkd`."""
     name: str | None = None
     """Name of the run in MLflow; absent: the scenario's name and seed."""
     tags: dict[str, str] = Field(default_factory=dict)
@@ -63,17 +64,17 @@ class Mlflow(LoggerSection):
 
 
 class Tracking(Section):
-    """Loggers besides the run folder; each of several gets all metrics."""
+    """Loggers in addition to the run folder; each gets all metrics."""
 
     wandb: Wandb | None = None
-    """Absent: no wandb."""
+    """Weights & Biases, `{}` for its defaults; absent: off."""
     tensorboard: TensorBoard | None = None
-    """Absent: no TensorBoard; `{}` for its defaults."""
+    """TensorBoard, `{}` for its defaults; absent: off."""
     mlflow: Mlflow | None = None
-    """Absent: no MLflow; `{}` for its defaults."""
+    """MLflow, `{}` for its defaults; absent: off."""
 
     def grouped(self, name: str) -> Tracking:
-        """Return this with a group for a bench or search, unless set."""
+        """Return a copy with the group of a bench or search, unless one is set."""
         changes = {
             logger: section.model_copy(update={key: name})
             for logger, key in (("wandb", "group"), ("mlflow", "experiment"))

@@ -1,4 +1,4 @@
-"""Simulations from start to results: `runner` starts them, `results` reads them, `check` looks ahead."""
+"""Run scenarios, check them beforehand, list and compare the runs."""
 
 import lazy_loader
 

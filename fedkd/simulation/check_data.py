@@ -20,7 +20,7 @@ HEADS = {
     "class": "one output per class, and all classes compete",
 }
 """Heads of streams, in words."""
-SHOWN_TASKS = 5  # tasks of a stream that have a line each
+SHOWN_TASKS = 5  # tasks of a stream that are listed
 SHOWN_CLASSES = 6
 SHOWN_OWNERS = 8
 
@@ -99,7 +99,7 @@ def _task(task: Task) -> str:
 
 
 def _own_labels(task: Task) -> list[int]:
-    """Return the labels that occur in a task; with an output for every class, others may be predicted."""
+    """Return the labels that occur in a task; its outputs may cover other classes too."""
     label = {unit: place for place, unit in enumerate(task.units)}
     return [label[unit] for unit in task.own_units]
 
@@ -135,9 +135,9 @@ def _size_rows(
 
 
 def skew(shares: np.ndarray) -> str:
-    """Word the label skew of clients, of their shares of classes `[N, C]`."""
+    """Describe the label skew of clients from their class shares `[N, C]`."""
     median = np.median((shares > 0).sum(axis=1))
-    # The exponential of the entropy: the number of equally frequent classes that would be as varied.
+    # exp(entropy): the number of equally frequent classes with the same entropy.
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     effective = np.median(np.exp(-(shares * logs).sum(axis=1)))
     seen = f"{median:g} of {shares.shape[1]} classes per client (median)"

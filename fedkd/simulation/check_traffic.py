@@ -1,4 +1,4 @@
-"""What ``fedkd check`` says of a round's cost: the bytes of its messages, and where its arithmetic goes."""
+"""Costs of a round in ``fedkd check``: bytes of messages, memory and compute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def exchanged(plan: Plan, model: Any) -> int:
-    """Return how many parameters of a model leave its client, of a strategy that exchanges weights."""
+    """Return the number of a model's parameters that a weight-averaging strategy exchanges."""
     from torch import nn
 
     if not isinstance(model, nn.Module):
@@ -29,7 +29,7 @@ def exchanged(plan: Plan, model: Any) -> int:
 
 
 def traffic(plan: Plan, data: Data, parameters: int) -> str:
-    """Estimate what the method sends in a round, all clients together; of a stream's first task."""
+    """Estimate the traffic of all clients in a round, in a stream's first task."""
     scenario, strategy = plan.scenario, plan.strategy
     sampled = scenario.clients_per_round or scenario.data.clients
     if scenario.asynchronous is not None:
@@ -45,13 +45,13 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
         number, first = np.dtype(scenario.fusion.upload_dtype).itemsize, first_task(data)
         beside = Kind.TRANSFER_LOGITS in strategy.capabilities.kinds.values()
         sent = sampled * (parameters + (len(first.transfer_x) * first.classes if beside else 0))
-        # What is made for a learner leaves some of them out, and sends something else now and then.
+        # A strategy for a learner may send fewer weights, or other arrays in some rounds.
         weighed = strategy.capabilities.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.capabilities.learner is not None else "at least"
         told = f"{least} {format_bytes(sent * number)} up, {format_bytes(sent * 4)} down per round"
         return f"{told} (clients send {strategy.capabilities.sends})"
     up, down = _tried(plan, data)
-    if scenario.asynchronous is not None:  # a round of all clients is tried
+    if scenario.asynchronous is not None:  # the trial round has all clients
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
     when = "in the first round" if strategy.capabilities.upload_changes else "per round"
     told = f"clients send {strategy.capabilities.sends}"
@@ -59,7 +59,7 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
 
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
-    """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
+    """Yield the number and memory of the uploads kept between rounds, if any."""
     from fedkd.plan import max_stored_uploads
 
     if (kept := max_stored_uploads(plan)) == 0:
@@ -81,13 +81,13 @@ def _tried(plan: Plan, data: Data) -> tuple[int, int]:
     from fedkd.server import trial_exchange
 
     strategy = plan.scenario.fusion.strategy
-    when = " when a round was tried"
+    when = " in a trial round"
     with plugin_call(f"'{strategy}'", "fusion.strategy", when), np.errstate(all="ignore"):
         return trial_exchange(plan, data)
 
 
 def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
-    """Estimate what clients send each other in a round, all links together; of a stream's first task."""
+    """Estimate the traffic over all links in a round, in a stream's first task."""
     assert plan.graph is not None
     scenario = plan.scenario
     round, clients = _first_to_train(plan)
@@ -105,7 +105,7 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
 
 
 def sketches(plan: Plan, data: Data, model: Any) -> str:
-    """Word what is sent besides at the end of a task where old ones are protected; empty: nothing is."""
+    """Describe the extra traffic at the end of a task with `fusion.orthogonal`, if any."""
     from fedkd.data import FederatedStream
 
     settings = plan.scenario.fusion.orthogonal
@@ -121,7 +121,7 @@ def sketches(plan: Plan, data: Data, model: Any) -> str:
 
 
 def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) -> Iterator[str]:
-    """Say what is measured besides accuracies, and what it takes."""
+    """Yield the additional measurements and their cost."""
     from fedkd.clients import count_trial_operations
     from fedkd.data import FederatedData
 
@@ -144,7 +144,7 @@ def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) 
 
 
 def evaluation(work: Workload) -> str:
-    """Word the share of compute that evaluations take, and the keys that halve a large one."""
+    """Describe the evaluations' share of compute, and the keys that halve a large one."""
     told = f"≈ {100 * work.share:.0f} % of compute"
     *values, last = [f"{key} = {value}" for key, value in work.remedies().items()] or [""]
     half = f"{', '.join(values)} or {last}" if values else last

@@ -1,4 +1,4 @@
-"""``fedkd compare``: two runs, client by client, and what differs in their scenarios."""
+"""``fedkd compare``: two runs, client by client, and the differences of their scenarios."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,9 +40,9 @@ OF_STREAMS = (
     "bwt_task_incremental",
     "forgetting_task_incremental",
 )
-"""Figures of a stream that are compared, where both runs have them."""
+"""Figures of a stream that are compared if both runs have them."""
 OF_CLIENTS = ("seed", "data", "heterogeneity", "population", "clients", "continual.tasks")
-"""Keys that decide what client n is: what it holds and what it learns with."""
+"""Keys that define client n: its data and its model."""
 TITLES = ("", "A", "B", "B − A", "better in B")
 
 
@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def alike(self) -> bool:
-        """Whether client n is the same one in both: the same samples and the same model."""
+        """True if client n has the same samples and model in both runs."""
         return not any(f"{key}.".startswith(f"{part}.") for key in self.changed for part in OF_CLIENTS)
 
     def lines(self) -> Iterator[str]:

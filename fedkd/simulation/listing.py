@@ -1,4 +1,4 @@
-"""``fedkd runs``: the runs below a folder, and how far each has come."""
+"""``fedkd runs``: the runs below a folder and their progress."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,27 +25,27 @@ from fedkd.tracking import (
 
 CELLS = "runs"  # folder of the run folders in a bench folder
 SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")
-DEEPEST = 4  # levels of folders that are searched
+DEEPEST = 4  # searched levels of folders
 TITLES = ("run", "name", "strategy", "status", "rounds", "local", "global", "time", "when")
 NAMES = 4  # columns of text, from the left
 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run, or all runs of a bench, as far as the folder tells."""
+    """A run, or all runs of a bench."""
 
     folder: Path
     name: str
     strategy: str
     status: str
-    """`done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a word and can
-    be resumed. Of a bench: how many of its runs are done."""
+    """`done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped` (killed; it can be resumed).
+    For a bench, the number of finished runs."""
     finished: int | None = None
     rounds: int | None = None
-    accuracy_local: float | None = None  # mean over clients at the end, in [0, 1]; None: not there yet
+    accuracy_local: float | None = None  # mean over clients at the end, in [0, 1]; None before the end
     accuracy_global: float | None = None
     seconds: float | None = None
-    when: datetime | None = None  # when anything was last written
+    when: datetime | None = None  # time of the last write
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RunList:
 
 
 def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
-    """Yield rows with their columns below each other, the first `names` of them flush left."""
+    """Yield rows with aligned columns, the first `names` of them flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip("<" * names + ">" * (len(row) - names), row, widths, strict=True)
@@ -83,14 +83,17 @@ def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
 
 
 def runs(folder: str | Path = "runs") -> RunList:
-    """Return the runs at or below a folder or of a bench's cells; a bench within it is one entry."""
+    """Return the runs at or below a folder, or the cells of a bench folder.
+
+    A bench below the folder is one entry.
+    """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
     root = expand_path(folder)
     try:
         if not root.is_dir():
             raise UserError("no such folder", file=str(folder))
-    except (OSError, ValueError) as error:  # a name that no folder can have
+    except (OSError, ValueError) as error:  # an invalid folder name
         raise UserError(
             f"must be the path of a folder, got an invalid one: {error}", file=str(folder)
         ) from None
@@ -164,7 +167,7 @@ def _bench_entry(folder: Path) -> RunEntry:
 
 
 def read_run_summary(folder: Path) -> Mapping[str, Any]:
-    """Return the summary of a run; empty: there is none that can be read."""
+    """Return the summary of a run; empty if it is missing or unreadable."""
     with suppress(OSError, InvalidJson):
         found = parse_json((folder / SUMMARY_FILE).read_bytes())
         if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""The result of a run, for programs and for notebooks."""
+"""The result of a run, for scripts and notebooks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class RunResult:
         return read_metrics(self.folder)
 
     def frame(self, library: str | None = None) -> Any:
-        """Return `metrics.jsonl` as a data frame of `"pandas"` or `"polars"`; absent: the one installed."""
+        """Return `metrics.jsonl` as a data frame of `"pandas"` or `"polars"` (default: the installed one)."""
         rows: Sequence[Mapping[str, Any]] = self.metrics()
         return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)
 
@@ -55,7 +55,7 @@ class RunResult:
 
         final = self.summary.get("final") or {}
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
-        if len(parts) == 2:  # one architecture is all of them
+        if len(parts) == 2:  # a single architecture equals all clients
             parts = {"all clients": final}
         moments = [
             f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("before fusion", "after fusion")
@@ -71,7 +71,7 @@ class RunResult:
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
-    """Return columns of one length as a data frame (see `RunResult.frame`); integers may have gaps."""
+    """Return columns of equal length as a data frame (see `RunResult.frame`); integers may be missing."""
     if library is not None and library not in FRAMES:
         raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")
     wanted = FRAMES if library is None else (library,)

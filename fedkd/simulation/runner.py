@@ -1,4 +1,4 @@
-"""Runs a scenario, or resumes a run, for Python and for the command line."""
+"""Run a scenario or resume a run, from Python or the command line."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def run(
 
     Args:
         scenario: A scenario, its plan, the path of a scenario file, the name of a shipped one, or the tables
-            of such a file, with paths and plug-ins relative to the working folder.
-        out: Run folder; absent: a new one below ``runs/``.
-        observers: Told what happens while it runs.
-        progress: Whether to show it: a live table on a terminal or in a notebook, plain lines elsewhere.
-        report: Whether the folder has a `report.html` at the end, of two megabytes.
-        changes: Values of the scenario to change: ``rounds=5``; keys of a table: ``fusion={"beta": 2.0}``, or
+            of such a file. Paths and plug-ins in tables are relative to the working folder.
+        out: Run folder (default: a new one below ``runs/``).
+        observers: Observers of the run's events.
+        progress: Show a live table on a terminal or in a notebook, plain lines elsewhere.
+        report: Write `report.html` (two megabytes) at the end.
+        changes: Changed values of the scenario: ``rounds=5``; keys of a table: ``fusion={"beta": 2.0}``, or
             ``**{"fusion.beta": 2.0}``.
 
     Raises:
-        UserError: The scenario cannot be run as it is.
-        RunFailed: A client or the fusion failed; the folder's `error.txt` has the traceback.
-        Interrupted: Stopped by a signal, with the state saved.
+        UserError: The scenario is invalid.
+        RunFailed: A client or the fusion failed; `error.txt` in the run folder has the traceback.
+        Interrupted: A signal stopped the run; its state is saved.
     """
     plan = _plan_of(scenario, changes)
     with (
@@ -111,10 +111,10 @@ def resume(
     Its `metrics.jsonl` has the same bytes as that of an unbroken run.
 
     Args:
-        rounds: A larger number of rounds than the run's own, also of a finished run.
+        rounds: New total number of rounds, which extends the run.
 
     Raises:
-        UserError: Not a run folder, another process works in it, or its scenario was changed.
+        UserError: This is no run folder, another process uses it, or its scenario was changed.
         RunFailed: As `run`.
         Interrupted: As `run`.
     """
@@ -138,7 +138,7 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
 
     began = CheckpointStore(folder).began()
     if began is None:
-        check_unchanged_scenario(folder, read_run_plan(folder))  # without the rounds that it may now have
+        check_unchanged_scenario(folder, read_run_plan(folder))  # with the rounds in the file
         return 0
     with blaming(file=str(folder / SCENARIO_FILE)):
         check_continuation(*began, plan.scenario)
@@ -164,7 +164,7 @@ def _work(
 
     with flower_logs_from(logging.WARNING), watch_stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
-            (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
+            (folder / ERROR_FILE).unlink(missing_ok=True)  # left by the run that failed and is resumed
         go_on = _way_on(folder)
         set_loss_message(go_on)
         with _writing_to(folder):
@@ -195,7 +195,7 @@ def _rounds(
     stopping: Callable[[], bool],
     resume: bool,
 ) -> Totals:
-    """Run all rounds, from the last checkpoint again if actors are lost, and return their costs."""
+    """Run all rounds and return their costs; lost actors restart from the last checkpoint."""
     from fedkd.engine import RestartPolicy, describe_restart_point
     from fedkd.federation import CheckpointStore, RunControl, ServerContext, server_app
 
@@ -235,7 +235,7 @@ def _way_on(folder: Path) -> str:
 
 @contextmanager
 def _end_told(folder: Path) -> Iterator[None]:
-    """Say what is kept where the disk is full, or a signal comes before or after the rounds."""
+    """Name the saved state if the disk is full, or a signal comes before or after the rounds."""
     try:
         with explain_disk_errors(folder, partial(_kept, folder)):
             yield
@@ -266,7 +266,7 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     file = folder / ERROR_FILE
     try:
         file.write_text(error.details, encoding="utf-8", errors="backslashreplace")
-    except OSError:  # what failed is told all the same
+    except OSError:  # report the failure without the file
         return error
     told, diverged = f"{error.message} (traceback in {file})", error.diverged
     return RunFailed(told, round=error.round, client=error.client, diverged=diverged)

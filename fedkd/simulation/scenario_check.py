@@ -1,4 +1,4 @@
-"""``fedkd check``: everything that can be wrong before the first round, found without training."""
+"""``fedkd check``: find errors of a scenario without training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from fedkd.scenario import Filter
 
 SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72  # lines and characters of a schedule
-SHOWN_PARTS = 6  # parts of a graph that falls apart
+SHOWN_PARTS = 6  # parts of an unconnected graph
 
 
 def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Load the data, build every model and try a round's exchange; yield a line each."""
+    """Load the data, build every model and try the exchange of a round; yield one line each."""
     from fedkd.data import load_data
     from fedkd.engine import check_local_gpus
     from fedkd.tracking import check_loggers
@@ -49,7 +49,7 @@ def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Ite
 def check_without_plugins(
     unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
 ) -> Iterator[str]:
-    """Check as far as it goes without plug-ins; yield a line each, the last about what is left."""
+    """Check the parts without plug-ins; yield one line each, and last the unchecked parts."""
     from fedkd.data import FederatedData, load_data
     from fedkd.tracking import check_loggers
 
@@ -67,7 +67,10 @@ def check_without_plugins(
 
 
 def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
-    """Build every model, yield lines; return most exchanged parameters, a round's work, and sketches."""
+    """Build every model and yield lines.
+
+    Return the most parameters that a client exchanges, the work of a round, and the text of `sketches`.
+    """
     from fedkd.clients import build_checked_models, estimate_workload, selection_holdout_share
     from fedkd.data import FederatedData
 
@@ -94,7 +97,7 @@ def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tu
 
 
 def _filtered(wanted: Filter) -> str:
-    """Word a filter: ``agreement ≥ 0.3``, ``all but the 20 % of lowest confidence``."""
+    """Describe a filter: ``agreement ≥ 0.3``, ``all but the 20 % of lowest confidence``."""
     from fedkd.fusion import DEFAULT_THRESHOLDS
 
     sent = " (before upload)" if wanted.at == "upload" else ""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file has its old content or all of the new."""
 
 import json
 import os
@@ -15,16 +15,19 @@ def write_text_atomically(path: Path | str, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path | str, content: bytes) -> None:
-    """Replace the file at `path` by `content`, durably: readers find the old or the new content."""
+    """Replace the file at `path` by `content`, durably and atomically."""
     with atomic_replacement(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def atomic_replacement(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary file that replaces the one at `path` (a link, not its target) after the block."""
+    """Yield a temporary file that replaces the one at `path` after the block.
+
+    A symbolic link at `path` is replaced, not its target.
+    """
     path = Path(path)
-    # In the same folder, because a rename is atomic only within a file system.
+    # A rename is atomic only within a file system: use the same folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -38,14 +41,14 @@ def atomic_replacement(path: Path | str) -> Iterator[Path]:
 
 
 def break_hard_link(path: Path) -> None:
-    """Give a file its own inode before it is changed in place; hard-linked copies keep their content."""
+    """Give a file its own inode, so that in-place changes spare hard-linked copies."""
     if path.exists() and path.stat().st_nlink > 1:
         with atomic_replacement(path) as temporary:
             shutil.copy2(path, temporary)
 
 
 def write_json_atomically(path: Path | str, value: Any) -> None:
-    """Replace the file at `path` by `value` as indented JSON, durably; a ValueError if not finite."""
+    """Replace the file at `path` by `value` as indented JSON, durably; NaN raises a ValueError."""
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -37,7 +37,7 @@ def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
 
 
 def write_table(path: Path, arrays: Arrays, run: str) -> None:
-    """Write arrays as a ``.npz`` with digests of its run, name and content; always the same bytes."""
+    """Write arrays as a ``.npz`` with digests of its run, name and content, deterministically."""
     told: dict[str, Any] = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
     told[DIGEST] = np.frombuffer(bytes.fromhex(content_digest({"file": path.name}, told)), np.uint8)
     content = BytesIO()
@@ -47,7 +47,7 @@ def write_table(path: Path, arrays: Arrays, run: str) -> None:
 
 
 def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a file; None if it is missing, changed, or of another run."""
+    """Return the arrays of a file; None if it is missing, damaged, or from another run."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -57,7 +57,7 @@ def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | No
         of_run = arrays.pop(RUN, None)
     except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return None
-    except Exception as error:  # zlib's errors too, from a member that claims to be compressed
+    except Exception as error:  # `zlib.error`, from a member that claims to be compressed
         if type(error).__name__ != "error":
             raise
         return None

@@ -1,4 +1,4 @@
-"""Parse JSON; failures inside Python's parser become errors of the text."""
+"""Parse JSON; every failure of Python's parser becomes an `InvalidJson`."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ class InvalidJson(ValueError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a text."""
+    """Return the value of a JSON text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Files of arrays with digests; never a pickle."""
+"""Files of arrays with digests, without pickle."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class DamagedFile(Exception):
-    """A file differs from what was written."""
+    """A file differs from the one that was written."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class SavedFile:
     digest: str
 
     def read(self) -> Arrays:
-        """Return the arrays in the order of their names; raise `DamagedFile` if they were changed."""
+        """Return the arrays, sorted by name; raise `DamagedFile` if the file was changed."""
         with self._read_errors():
             data = self.path.read_bytes()
             self._compare(sha256(data))
-            # Files keep no order, and their reader's order varies.
+            # The order of safetensors varies.
             return dict(sorted(load(data).items()))
 
     def check(self) -> None:
-        """Raise `DamagedFile` if the file was changed; keep nothing in memory."""
+        """Raise `DamagedFile` if the file was changed, without loading it."""
         with self._read_errors():
             self._compare(file_digest(self.path))
 
     def _compare(self, digest: str) -> None:
         if digest != self.digest:
-            raise DamagedFile(f"{self.path.name} is not what was written")
+            raise DamagedFile(f"{self.path.name} was changed after it was written")
 
     @contextmanager
     def _read_errors(self) -> Iterator[None]:

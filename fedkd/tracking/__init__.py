@@ -1,4 +1,4 @@
-"""What a run leaves behind and what the user sees of it: recorded metrics, live progress, loggers."""
+"""Recorded metrics, live progress and loggers of a run."""
 
 import lazy_loader
 

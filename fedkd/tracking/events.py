@@ -1,4 +1,4 @@
-"""What happens in a run, told to whoever watches: the progress display, wandb, a user's own observer."""
+"""Events of a run for observers: the progress display, loggers, a user's own observer."""
 
 import logging
 import resource
@@ -17,10 +17,10 @@ log = logging.getLogger("fedkd.tracking")
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One finished round, averaged over the federation. None: not measured in this round."""
+    """One finished round, averaged over the federation; unmeasured values are None."""
 
     round: int
-    """1-based."""
+    """Number of the round, from 1."""
     rounds: int
     """Rounds of the whole run."""
     accuracy_local: float | None = None
@@ -32,37 +32,37 @@ class RoundReport:
     accuracy_before_fusion_global: float | None = None
     """The same before fusion, after local training."""
     fusion_gain: float | None = None
-    """Mean accuracy after fusion minus before, over the clients that took part in it, in [-1, 1]."""
+    """Mean accuracy after fusion minus before, over the round's clients, in [-1, 1]."""
     effective_neighbours: float | None = None
-    """How many clients a client effectively learned from."""
+    """Mean effective number of clients that a client learned from."""
     train_loss: float | None = None
     """Mean over clients of the local training loss."""
     bytes_up: int = 0
-    """Payload that clients sent in this round, to the server or, without one, to each other."""
+    """Payload from clients in this round, to the server or over a graph to each other."""
     bytes_down: int = 0
-    """Payload that the method sent to clients in this round."""
+    """Payload to clients in this round."""
     seconds: float = 0.0
     """Wall-clock time of the round."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Every other federation mean, named `split/metric`, e.g. `"local/loss"`; figures about one task of a
-    stream `metric/split/task`, e.g. `"accuracy_task_incremental/global/3"`."""
+    """All other federation means by `split/metric`, e.g. `"local/loss"`. Those of one task of a stream are
+    named `metric/split/task`, e.g. `"accuracy_task_incremental/global/3"`."""
     task: int | None = None
-    """Task of the round, 0-based; None: no stream."""
+    """Task of the round, from 0; None without a stream."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What has been spent so far."""
+    """Costs of a run so far."""
 
-    bytes_up: int = 0  # payload that clients have sent, to the server or, without one, to each other
-    bytes_down: int = 0  # payload that the method has sent to clients, evaluations left out
-    evaluation_bytes: int = 0  # payload sent to clients for evaluations alone
+    bytes_up: int = 0  # payload from clients, to the server or over a graph to each other
+    bytes_down: int = 0  # payload to clients, without evaluations
+    evaluation_bytes: int = 0  # payload to clients for evaluations only
     seconds: float = 0.0  # wall-clock time of all rounds
-    virtual_seconds: float = 0.0  # simulated time of all rounds, where there is a clock
+    virtual_seconds: float = 0.0  # simulated time of all rounds, with `[clock]`
 
 
 def peak_memory_mb() -> float:
-    """Return the largest memory this process has used, in MB."""
+    """Return the peak memory of this process, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
@@ -74,44 +74,44 @@ class RunReport:
     folder: Path
     """The run folder."""
     summary: Mapping[str, Any]
-    """What `summary.json` holds."""
+    """Content of `summary.json`."""
 
 
 class RunObserver:
-    """Watches a run without changing it. Every hook does nothing until a subclass overrides it.
+    """Base of observers, which watch a run without changing it.
 
-    As a context manager it calls `closed` on the way out, however the run ended.
+    Every hook does nothing by default. As a context manager an observer calls `closed` at the end.
     """
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        """Work begins; `resumed_from` is the last round that was already done, 0 for a fresh run."""
+        """The run begins; `resumed_from` is the last finished round, 0 for a new run."""
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        """The run goes on from the end of round `done`, 0 its beginning: later rounds come once more."""
+        """The run continues after round `done` (0: from its start); later rounds are repeated."""
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         """In `round`, `done` of `total` clients have finished `phase` (`"train"`, `"evaluate"`, …).
 
-        A phase that is not counted in clients has a `total` of 0 or 1.
+        A phase without a count of clients has a `total` of 0 or 1.
         """
 
     def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        """`client` has finished `phase` of `round` after so many seconds of work; `phase` follows."""
+        """`client` finished `phase` of `round` after `seconds` of work; `phase` is called next."""
 
     def round_finished(self, report: RoundReport) -> None:
         """A round is over."""
 
     def run_finished(self, report: RunReport) -> None:
-        """The last round is over and `summary.json` is written. Not called if the run fails."""
+        """The last round is over and `summary.json` is written; a failed run does not call this."""
 
     def message(self, text: str) -> None:
         """A line for the user."""
 
     def failed(self, error: BaseException) -> None:
-        """The run ends before its last round, by an error or an interrupt; `closed` follows."""
+        """An error or an interrupt ends the run early; `closed` is called next."""
 
     def closed(self) -> None:
-        """No further hook follows: give back the terminal, files, connections. May be called twice."""
+        """Release the terminal, files and connections; the last hook. May be called twice."""
 
     def __enter__(self) -> Self:
         return self
@@ -123,10 +123,10 @@ class RunObserver:
 
 
 class Observers(RunObserver):
-    """Tells several observers, in order, and keeps their failures away from the run.
+    """Call several observers in order and keep their failures away from the run.
 
     An observer that raises is closed and dropped, with one warning in the log. `KeyboardInterrupt` and
-    `SystemExit` pass: they are meant for the run. The display comes first: others may speak through it.
+    `SystemExit` pass through to the run. The display comes first, as others may print through it.
     """
 
     def __init__(self, observers: Iterable[RunObserver]) -> None:

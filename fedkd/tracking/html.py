@@ -1,4 +1,4 @@
-"""Small pieces of HTML for notebooks, every text escaped."""
+"""HTML tables and texts for notebooks, escaped."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ ALIGN_LEFT = 'style="text-align:left"'
 
 
 def html_table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
-    """Return a table, whose first `names` columns are set flush left."""
+    """Return a table whose first `names` columns are flush left."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = [ALIGN_LEFT if place < names else ALIGN_RIGHT for place in range(len(cells))]
@@ -21,12 +21,12 @@ def html_table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int 
 
 
 def html_preformatted(lines: Iterable[str]) -> str:
-    """Return lines as they are."""
+    """Return lines as preformatted text."""
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def markdown_to_html(text: str) -> str:
-    """Return Markdown of headings, tables, bold words and paragraphs, with its escapes undone."""
+    """Return the HTML of Markdown with headings, tables, bold words and paragraphs."""
     blocks = []
     for block in text.strip().split("\n\n"):
         lines = block.splitlines()

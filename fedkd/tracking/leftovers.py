@@ -1,4 +1,4 @@
-"""What killed processes leave behind: half-written files, and folders among the temporary ones."""
+"""Removal of half-written files and temporary folders of killed processes."""
 
 import fcntl
 import os
@@ -7,24 +7,25 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-UNFINISHED = ("tmp", "partial")  # endings of what is being written, under a name that begins with a dot
+UNFINISHED = ("tmp", "partial")  # endings of unfinished files, whose names begin with a dot
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove unfinished files in a folder and in those directly below it; of one `name`, in the folder alone.
+    """Remove unfinished files in a folder and in its direct subfolders.
 
-    It is for the process that holds the folder's lock: others may be writing.
+    With a `name`, only its unfinished files in the folder itself are removed. Only the process that holds
+    the folder's lock may call this.
     """
     for ending in UNFINISHED:
         patterns = [f".{name}.{ending}", f"*/.{name}.{ending}"] if name == "*" else [f".{name}.*.{ending}"]
         for pattern in patterns:
             for path in folder.glob(pattern):
-                with suppress(OSError):  # on another disk, say, that takes no more
+                with suppress(OSError):  # e.g. a read-only file system
                     remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it."""
+    """Remove a file, or a folder with its content."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -32,7 +33,10 @@ def remove(path: Path) -> None:
 
 
 class TemporaryFolder:
-    """A locked temporary folder until it is closed; those of its prefix that killed processes left go."""
+    """A temporary folder, locked until it is closed.
+
+    Folders of the same prefix that killed processes left are removed.
+    """
 
     def __init__(self, prefix: str) -> None:
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
@@ -40,7 +44,7 @@ class TemporaryFolder:
         while True:
             self._folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
             self.path = Path(self._folder.name)
-            with suppress(FileNotFoundError):  # another process has swept it before it was held
+            with suppress(FileNotFoundError):  # another process removed it before the lock
                 self._held = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self._held, fcntl.LOCK_SH)
                 if self.path.is_dir():
@@ -48,14 +52,14 @@ class TemporaryFolder:
                 os.close(self._held)
 
     def close(self) -> None:
-        """Remove it."""
+        """Remove the folder."""
         self._folder.cleanup()
         os.close(self._held)
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """Remove a temporary folder of this user's that no process holds."""
-    with suppress(OSError):  # another user's, or gone meanwhile
+    """Remove a temporary folder of this user that no process has locked."""
+    with suppress(OSError):  # another user's folder, or removed meanwhile
         descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
         try:
             if os.fstat(descriptor).st_uid == os.getuid():

@@ -21,10 +21,10 @@ from fedkd.tracking.task_matrix import TaskMatrix
 
 VISIBLE_ROUNDS = 10
 REFRESHES_PER_SECOND = 4
-# Lines of the display that are not rounds: the table's head and margins, the mark of hidden rounds, the bar.
+# Lines of the display besides rounds: the table's head and margins, the mark of hidden rounds, the bar.
 LINES_AROUND_ROUNDS = 8
 VISIBLE_TASKS = 10
-# The same of the accuracy matrix: its title, its head, and an empty line.
+# Lines of the accuracy matrix besides tasks: its title, its head, and an empty line.
 LINES_AROUND_TASKS = 3
 TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
@@ -33,16 +33,16 @@ COLUMNS = (
     "\nsec.",
 )  # fmt: skip
 TASK_COLUMN, NEIGHBOURS_COLUMN = "\ntask", "effective\nneighbours"
-# Widths of the terminal from which on there is room for these columns.
+# Least terminal widths that have room for these columns.
 WIDTH_WITH_TASK, WIDTH_WITH_NEIGHBOURS, WIDTH_WITH_BOTH = 90, 94, 102
 
-NOTEBOOK_SIZE = (104, 40)  # letters, lines
+NOTEBOOK_SIZE = (104, 40)  # characters, lines
 NOTEBOOK_SECONDS = 0.5  # least time between two updates of a notebook
 NOTEBOOK_FORMAT = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
 
 
 class RunTable(Display):
-    """A table of the last rounds above a bar with the phase and the time left, as wide as the console."""
+    """A table of the last rounds, above a bar with the phase and the time left."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -81,7 +81,7 @@ class RunTable(Display):
         self._running = False
 
     def _display(self) -> RenderableType:
-        # Called from the refreshing thread as well: the reports are copied before they are counted.
+        # The refreshing thread calls this too: copy the reports before counting them.
         reports = list(self._reports)
         learned = {} if self._matrix is None else self._matrix.rows()
         room = max(1, self._console.height - LINES_AROUND_ROUNDS)
@@ -91,7 +91,7 @@ class RunTable(Display):
         parts: list[RenderableType] = [self._table(reports, room)] if reports else []
         if rows > 0 and self._matrix is not None:
             parts += [self._accuracies(self._matrix, dict(list(learned.items())[-rows:])), ""]
-        # What stays on the screen, after the last round or an interruption, has nothing under way.
+        # After the last round or an interruption no phase is under way.
         if self._running and self._finished < self._rounds:
             parts.append(self._bar())
         return Group(*parts)
@@ -100,7 +100,7 @@ class RunTable(Display):
         visible = reports[-room:]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
         stream, width = self._matrix is not None, self._console.width
-        # Where it is narrow, the accuracy matrix and the bar say the task.
+        # On a narrow terminal the accuracy matrix and the bar show the task.
         with_task = stream and width >= WIDTH_WITH_TASK
         with_neighbours = width >= (WIDTH_WITH_BOTH if stream else WIDTH_WITH_NEIGHBOURS)
 
@@ -125,7 +125,7 @@ class RunTable(Display):
         )
 
     def _accuracies(self, matrix: TaskMatrix, learned: Mapping[int, list[float | None]]) -> RenderableType:
-        """Return the last rows of the accuracy matrix, and as many of its columns as fit the width."""
+        """Return the last rows of the accuracy matrix, with as many columns as fit."""
         fitting = max(1, (self._console.width - TASK_LABEL_WIDTH) // TASK_COLUMN_WIDTH)
         end = matrix.tasks if matrix.tasks <= fitting else max(max(learned) + 1, fitting)
         columns = range(max(0, end - fitting), end)
@@ -160,7 +160,7 @@ class RunTable(Display):
 
 
 class LiveProgress(RunTable):
-    """The table on a terminal, where its last state stays; other output appears above it."""
+    """The table on a terminal; other output appears above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console or Console())
@@ -184,7 +184,7 @@ class LiveProgress(RunTable):
 
 
 class NotebookProgress(RunTable):
-    """The table of a run as HTML, with all messages below it; `show` replaces what it showed last."""
+    """The table as HTML with all messages below; `show` replaces the previous HTML."""
 
     def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(_notebook_console(), clock)

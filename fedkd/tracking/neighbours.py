@@ -1,32 +1,32 @@
 """Tables of a round about pairs of clients, receivers first, as `.npz` files of a run folder.
 
-`fusion/round-00003.npz` says who learned how much from whom, and why:
+`fusion/round-00003.npz` holds the fusion weights between clients:
 
-    clients    [N]     whose knowledge was fused, ascending
-    weights    [N, N]  how much each took from each
-    distances  [N, N]  what decided about it, where that was a distance
-    left_out   [N, N]  change of a receiver's targets without the sender, where it was computed
+    clients    [N]     clients whose knowledge was fused, ascending
+    weights    [N, N]  weight of each sender in each receiver's targets
+    distances  [N, N]  distances behind the weights, if the strategy has any
+    left_out   [N, N]  change of a receiver's targets without the sender, if computed
 
-Above `MOST_WHOLE` clients each receiver keeps its `KEPT` greatest weights: tables are `[N, KEPT]`, and
+Above `MOST_WHOLE` clients each receiver keeps its `KEPT` largest weights: tables are `[N, KEPT]`, and
 `senders` `[N, KEPT]` names the client of each entry.
 
-`fusion/links-00003.npz` says what clients sent each other in a run without a server, one number a link:
+`fusion/links-00003.npz` holds the traffic over each link in a run without a server:
 
-    clients   [N]  who took part, ascending
+    clients   [N]  participants, ascending
     receiver  [L]
     sender    [L]
     bytes     [L]  sent over the link
 
-`transferability/round-00003.npz` says who would have gained from whom, and who was expected to, in float64:
+`transferability/round-00003.npz` holds measured and predicted gains between clients, in float64:
 
-    clients              [N]     who was measured, ascending, int64
-    gain_local           [N, N]  change of accuracy on own test data, of a copy that learned from the sender
+    clients              [N]     measured clients, ascending, int64
+    gain_local           [N, N]  change of local test accuracy of a copy that distilled the sender
     gain_global          [N, N]  the same on the common test set
-    predicted_NAME       [N, N]  what a predictor expected, in no unit; more is more
-    complement_by_class  [N, N, C]  share of a class's transfer samples that the sender alone has right
-    transfer_rate        [N, N]  share of these that the copy has right
+    predicted_NAME       [N, N]  score of a predictor, without a unit; higher predicts more gain
+    complement_by_class  [N, N, C]  share of a class's transfer samples that only the sender classifies right
+    transfer_rate        [N, N]  share of these that the copy classifies right
 
-The last two need labels of the transfer set. NaN: not defined.
+The last two need labels of the transfer set. Undefined entries are NaN.
 
 All files have the same bytes in every repetition of a run; `fedkd.storage.digests` adds digests.
 """
@@ -42,22 +42,22 @@ import numpy as np
 from fedkd.storage import NO_RUN_DIGEST, read_table, table_path, write_table
 
 FUSION_STEM, TRANSFERABILITY_FOLDER = "fusion", "transferability"
-MOST_WHOLE = 500  # clients up to which a round has whole tables: a megabyte each
+MOST_WHOLE = 500  # most clients for whole tables, of a megabyte each
 KEPT = 64
 PREDICTED = "predicted_"
-WRONG = (ValueError, KeyError, TypeError)  # errors of a file that is missing, or is no such table
+WRONG = (ValueError, KeyError, TypeError)  # errors of missing or malformed tables
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Who learned from whom in a round; tables are `[N, N]`, or `[N, K]` with `senders`."""
+    """Fusion weights of a round; tables are `[N, N]`, or `[N, K]` with `senders`."""
 
     round: int
     clients: tuple[int, ...]  # the N clients whose knowledge was fused
     weights: np.ndarray
-    distances: np.ndarray | None = None  # None: there were none
-    left_out: np.ndarray | None = None  # None: not worked out
-    senders: np.ndarray | None = None  # client of every column, by row; None: the columns are the clients
+    distances: np.ndarray | None = None
+    left_out: np.ndarray | None = None
+    senders: np.ndarray | None = None  # client of every column, by row; None if columns are the clients
 
 
 def write_neighbours(
@@ -75,7 +75,7 @@ def write_neighbours(
     names = np.array(clients)
     arrays: dict[str, Any] = {"clients": names, **known}
     if len(clients) > MOST_WHOLE:
-        # Of equal weights those of the first clients: the choice must not depend on how a sort goes about it.
+        # Ties go to the first clients: the choice must not depend on the sort.
         places = np.argsort(-known["weights"], axis=1, kind="stable")[:, :KEPT]
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
@@ -83,7 +83,7 @@ def write_neighbours(
 
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:
-    """Return a round's tables; None: there are none, or they cannot be read as such."""
+    """Return a round's tables; None if they are missing or malformed."""
     arrays = read_table(table_path(folder / FUSION_STEM, "round", round)) or {}
     with suppress(*WRONG):
         clients = tuple(map(int, arrays["clients"]))
@@ -102,8 +102,8 @@ class LinkTable:
 
     round: int
     clients: tuple[int, ...]  # the N clients that took part
-    heard: np.ndarray  # who heard whom, receiver first, [N, N] bool; the diagonal is false
-    sizes: np.ndarray  # bytes that went over each link, [N, N] int64
+    heard: np.ndarray  # links, receiver first, [N, N] bool; the diagonal is false
+    sizes: np.ndarray  # bytes over each link, [N, N] int64
 
 
 def write_links(
@@ -123,7 +123,7 @@ def write_links(
 
 
 def read_links(folder: Path, round: int) -> LinkTable | None:
-    """Return a round's links; None: there are none, or they cannot be read as such."""
+    """Return a round's links; None if they are missing or malformed."""
     arrays = read_table(table_path(folder / FUSION_STEM, "links", round)) or {}
     with suppress(*WRONG):
         names, *links = (arrays[name] for name in ("clients", "receiver", "sender", "bytes"))
@@ -148,12 +148,12 @@ class TransferMap:
     gain_local: np.ndarray
     gain_global: np.ndarray
     predicted: Mapping[str, np.ndarray] = field(default_factory=dict)  # by predictor
-    complement_by_class: np.ndarray | None = None  # [N, N, C]; None: labels are not known
-    transfer_rate: np.ndarray | None = None  # None: labels are not known
+    complement_by_class: np.ndarray | None = None  # [N, N, C]; None without labels
+    transfer_rate: np.ndarray | None = None  # None without labels
 
     @property
     def gains(self) -> dict[Literal["local", "global"], np.ndarray]:
-        """What was gained, by split."""
+        """Measured gains by split."""
         return {"local": self.gain_local, "global": self.gain_global}
 
 
@@ -167,7 +167,7 @@ def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN_DIGES
 
 
 def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
-    """Return a round's map; None: there is none, or it cannot be read as such."""
+    """Return a round's map; None if it is missing or malformed."""
     arrays = read_table(table_path(folder / TRANSFERABILITY_FOLDER, "round", round)) or {}
     with suppress(*WRONG):
         clients = tuple(map(int, arrays.pop("clients")))
@@ -189,5 +189,5 @@ def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
 
 
 def _known(kind: type, tables: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
-    """Return the tables that there are, as numbers of a kind."""
+    """Return the tables that are not None, converted to a dtype."""
     return {name: table.astype(kind) for name, table in tables.items() if table is not None}

@@ -1,4 +1,4 @@
-"""The state of a run that displays share: rounds, the phase under way, its slowest client, the pace."""
+"""State of a run for displays: rounds, present phase, slowest client, pace."""
 
 import time
 from collections import deque
@@ -17,14 +17,14 @@ from fedkd.tracking.wording import format_duration, format_time_left, phase_text
 
 @dataclass(frozen=True)
 class Slowest:
-    """The client whose work has taken longest in the present phase."""
+    """The slowest client of the present phase so far."""
 
     client: int
     seconds: float
 
 
 class Pace:
-    """Estimates the time left from the last rounds, so that a slow first round is soon forgotten."""
+    """Estimates the time left from the last `window` rounds."""
 
     def __init__(self, window: int = 5) -> None:
         self._seconds: deque[float] = deque(maxlen=window)
@@ -33,7 +33,7 @@ class Pace:
         self._seconds.append(seconds)
 
     def left(self, rounds: int, elapsed: float = 0.0) -> float | None:
-        """Return the seconds of `rounds` more, `elapsed` of them over; None: no round is finished yet."""
+        """Return the seconds left of `rounds`, minus `elapsed`; None before the first finished round."""
         if not self._seconds:
             return None
         a_round = fmean(self._seconds)
@@ -41,7 +41,7 @@ class Pace:
 
 
 class FollowedRun(RunObserver):
-    """Follows a run for a display: `_done` of `_total` clients have finished the `_phase` of the `_round`."""
+    """Follows a run for a display: `_done` of `_total` clients have finished `_phase` of `_round`."""
 
     _slowest: Slowest | None
 
@@ -82,13 +82,13 @@ class FollowedRun(RunObserver):
         self._slowest = None
 
     def _phase_left(self) -> float | None:
-        """Return the seconds that the phase still takes if the rest go as fast; None: that is not known."""
+        """Return the estimated seconds left of the phase, if known."""
         if self._total <= 1 or not 0 < self._done < self._total:
             return None
         return (self._clock() - self._phase_began) / self._done * (self._total - self._done)
 
     def _parts(self, *, with_left: bool) -> list[str]:
-        """Return what is to be said: the phase, the slowest of several clients, perhaps the time left."""
+        """Return the words for the phase, its slowest client and the time left."""
         if not self._phase:
             return []
         parts = [phase_text(self._phase, self._done, self._total)]
@@ -100,7 +100,7 @@ class FollowedRun(RunObserver):
 
 
 class Display(FollowedRun):
-    """Follows a run and the accuracy matrix of its stream, and tells how the run begins."""
+    """Follows a run with its accuracy matrix, and prints its first lines."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -119,14 +119,14 @@ class Display(FollowedRun):
         self._recall(scenario, folder)
 
     def _recall(self, scenario: Scenario, folder: Path) -> None:
-        """Begin the accuracy matrix anew, with what was recorded."""
+        """Rebuild the accuracy matrix from the recorded metrics."""
         self._matrix = main_matrix(scenario)
         if self._matrix is not None:
             self._matrix.recall(read_metrics(folder))
 
 
 def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[str]:
-    """Return the lines that begin a run: what it is and where it goes."""
+    """Return the first lines of a run: its settings and its folder."""
     parts = [scenario.fusion.strategy, f"{scenario.data.clients} clients"]
     if scenario.continual is not None:
         tasks = task_count(scenario)

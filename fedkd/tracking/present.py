@@ -1,10 +1,10 @@
-"""The run folder's `progress.json`: the state of a run for observers elsewhere.
+"""The run folder's `progress.json`: the state of a run for other processes.
 
     {"status": "running", "finished": 3, "rounds": 15, "round": 4, "phase": "train", "done": 7, "total": 10,
      "slowest": {"client": 4, "seconds": 2.1}, "error": null}
 
-The file is replaced about once a second and at the end. After a killed process it says "running": the
-folder's lock tells the truth.
+The file is replaced about once a second and at the end. A killed process leaves it as "running"; the lock
+of the folder shows whether the run is alive.
 """
 
 import json
@@ -27,13 +27,13 @@ EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Where a run is; `done` of `total` clients have finished the phase under way."""
+    """Progress of a run; `done` of `total` clients have finished the present phase."""
 
     status: str  # running, done, failed or interrupted
     finished: int  # rounds
     rounds: int
-    round: int  # the one under way
-    phase: str  # empty: none has begun
+    round: int  # present round
+    phase: str  # empty before the first phase
     done: int
     total: int
     slowest: Slowest | None = None
@@ -78,16 +78,16 @@ class ProgressFile(FollowedRun):
             return
         under_way = (self._round, self._phase, self._done, self._total, self._slowest)
         now = RunProgress(status, self._finished, self._rounds, *under_way, error)
-        # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
+        # Atomic but not durable: the file is useless after a power cut, and a disk may be slow.
         temporary = self._path.with_name(f".{PROGRESS}.tmp")
-        with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
+        with suppress(OSError):  # a full disk is reported by the essential files
             temporary.write_text(json.dumps(asdict(now)) + "\n", encoding="utf-8")
             temporary.replace(self._path)
         self._written = self._clock()
 
 
 def read_progress(folder: Path) -> RunProgress | None:
-    """Return where a run is; None: it does not say, as one of an earlier version."""
+    """Return the progress of a run, if the file is readable."""
     with suppress(OSError, InvalidJson, TypeError, AttributeError, KeyError):
         found: Any = parse_json((folder / PROGRESS).read_bytes())
         slowest = found.pop("slowest")

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live table on a terminal or in a notebook, else plain lines."""
+"""Displays of a run: a live table on a terminal or in a notebook, else plain lines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 QUIET_SECONDS = 30.0
-"""Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
+"""Silence in a round before a line reports its phase; each further interval is twice as long."""
 
 
 def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
-    """Return the display that suits where the output goes, a console or else standard output."""
+    """Return the display that suits the console, or standard output by default."""
     if quiet:
         return RunObserver()
     if console is None:
@@ -40,7 +40,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
 
 
 def notebook_show() -> Callable[[str], None] | None:
-    """Return a function that shows HTML in the notebook of this process; None: there is no notebook."""
+    """Return a function that shows HTML in the notebook of this process, if there is one."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):  # IPython on a terminal has no kernel
@@ -60,7 +60,7 @@ def notebook_show() -> Callable[[str], None] | None:
 
 
 class PlainLines:
-    """Prints lines to a stream, and is silent once that is closed."""
+    """Prints lines to a stream until it is closed."""
 
     _stream: IO[str] | None
 
@@ -69,12 +69,12 @@ class PlainLines:
             return
         try:
             print(text, file=self._stream, flush=True)
-        except OSError:  # ``| head``, or a terminal that was closed: the work goes on unseen
+        except OSError:  # ``| head`` or a closed terminal: the run continues without output
             self._stream = None
 
 
 class PlainProgress(PlainLines, Display):
-    """Prints an aligned line a round for log files and pipes, and the phase of long rounds."""
+    """Prints a line per round, and the phase of long rounds, for log files and pipes."""
 
     def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -92,7 +92,7 @@ class PlainProgress(PlainLines, Display):
             self._told, self._patience = self._clock(), 2 * self._patience
 
     def tell_phase(self) -> None:
-        """Say how far the round under way is."""
+        """Print the progress of the present round."""
         width = len(str(self._rounds)) + 1
         parts = [f"      {self._round:>{width}}/{self._rounds}", *self._parts(with_left=True)]
         self.message("  ".join(parts))

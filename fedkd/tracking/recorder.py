@@ -1,10 +1,10 @@
 """The run folder's `metrics.jsonl`, `timings.jsonl`, `epochs.jsonl`, `warnings.jsonl` and `summary.json`.
 
-`metrics.jsonl` is tidy, one value a line, and holds nothing that differs between two runs of a scenario:
+`metrics.jsonl` is tidy, one value a line, and identical in all runs of a scenario:
 
     {"round": 3, "client": 4, "task": null, "split": "local", "metric": "accuracy", "value": 0.871}
 
-Floats have Python's shortest exact form, so equal values are equal bytes.
+Floats have Python's shortest exact form: equal values give equal bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 EPOCHS = "epochs.jsonl"
 WARNINGS = "warnings.jsonl"
-"""What a run warned of, as deterministic as its metrics; there is no such file until there is a warning."""
+"""Warnings of a run, as deterministic as its metrics; created with the first warning."""
 SUMMARY_FILE = "summary.json"
 BLOCK_BYTES = 1 << 20
 
@@ -36,21 +36,21 @@ class MetricRow(TypedDict):
     """One line of `metrics.jsonl`."""
 
     round: int
-    client: int | None  # None: the federation's mean
-    task: int | None  # None: no stream
+    client: int | None  # None for the federation's mean
+    task: int | None  # None without a stream
     split: Split
     metric: str
-    value: float | None  # None: not a finite number
+    value: float | None  # None if not finite
 
 
 class Recorder:
     """Appends to the tidy files of a run folder, which is created if missing.
 
-    Lines wait in memory until `flush`, which makes them durable. A checkpoint stores `offsets` and `digests`
-    after a flush; a resumed run cuts the files there. A fresh run (None) starts with empty files.
+    Lines stay in memory until `flush` makes them durable. A checkpoint stores `offsets` and `digests` after a
+    flush. A resumed run truncates the files there. A new run (None) starts with empty files.
 
     Raises:
-        UserError: The bytes to keep have changed.
+        UserError: The kept bytes have changed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Recorder:
         names = (METRICS_FILE, TIMINGS_FILE, *([EPOCHS] if epochs else []), WARNINGS)
         keep = {name: (offsets or {}).get(name, 0) for name in names}
         digests = digests or {}
-        # All are checked before either is cut: a refused resume leaves the folder as it was.
+        # Check all files before truncating any: a refused resume leaves the folder unchanged.
         self._hashes = {name: _checked_hash(folder / name, keep[name], digests.get(name)) for name in names}
         if keep[WARNINGS] == 0:
             (folder / WARNINGS).unlink(missing_ok=True)
@@ -99,7 +99,7 @@ class Recorder:
     def epoch(
         self, value: float, *, round: int, client: int, task: int | None, epoch: int, split: Split
     ) -> None:
-        """Append a client's accuracy on the present task after a local epoch, 1-based, to `epochs.jsonl`."""
+        """Append a client's accuracy after a local epoch (from 1) to `epochs.jsonl`."""
         row = {"round": round, "client": client, "task": task, "epoch": epoch, "split": split}
         self._waiting[EPOCHS].append(json.dumps({**row, "metric": "accuracy", "value": _json_number(value)}))
 
@@ -110,12 +110,12 @@ class Recorder:
         self._waiting[WARNINGS].append(json.dumps(row | told))
 
     def timing(self, **fields: Any) -> None:
-        """Append one line to `timings.jsonl`; numbers as in `metric`, other values as JSON has them."""
+        """Append one line to `timings.jsonl`; numbers are written as in `metric`."""
         row = {name: _json_number(value) if _is_number(value) else value for name, value in fields.items()}
         self._waiting[TIMINGS_FILE].append(json.dumps(row))
 
     def flush(self) -> None:
-        """Write every waiting line, metrics before timings, and wait until it is on disk."""
+        """Write all pending lines, metrics before timings, and wait until they are on disk."""
         for name, lines in self._waiting.items():
             if lines:
                 data = "".join(f"{line}\n" for line in lines).encode()
@@ -131,11 +131,11 @@ class Recorder:
                 self._hashes[name].update(data)
 
     def offsets(self) -> dict[str, int]:
-        """Return the length of each file in bytes, as of the last `flush`."""
+        """Return the length of each file in bytes after the last `flush`."""
         return {name: offset for name, offset in self._offsets.items() if name != WARNINGS or offset}
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file, as of the last `flush`."""
+        """Return the SHA-256 of each file after the last `flush`."""
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def close(self) -> None:
@@ -155,10 +155,10 @@ class Recorder:
 
 
 def read_metrics(folder: Path | str) -> list[MetricRow]:
-    """Return the rows of a run folder's `metrics.jsonl` in order, without a half-written last line.
+    """Return the rows of a run folder's `metrics.jsonl`; a half-written last line is skipped.
 
     Raises:
-        UserError: There is no such file, or another line is not JSON, or no row of metrics.
+        UserError: The file is missing, or a line is not a row of metrics.
     """
     path = Path(folder) / METRICS_FILE
     rows = _read_rows(path)
@@ -176,7 +176,7 @@ def read_epochs(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def read_warnings(folder: Path | str) -> list[dict[str, Any]]:
-    """Return the rows of a run folder's `warnings.jsonl` (see `read_metrics`); none without the file."""
+    """Return the rows of a run folder's `warnings.jsonl` (see `read_metrics`), if it exists."""
     path = Path(folder) / WARNINGS
     return _read_rows(path) if path.exists() else []
 
@@ -200,12 +200,12 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         except InvalidJson:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
-            raise UserError(f"line {number} is not JSON", file=str(path)) from None
+            raise UserError(f"line {number} is not valid JSON", file=str(path)) from None
     return rows
 
 
 def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
-    """Return the hash of the bytes to keep of a file, unless they have changed."""
+    """Return the hash of a file's kept bytes; raise a `UserError` if they have changed."""
     found, left, why = hashlib.sha256(), offset, ""
     length = path.stat().st_size if path.exists() else 0
     if offset and length >= offset:

@@ -1,4 +1,4 @@
-"""The run folder: made once, locked while a run works in it, and read back to go on."""
+"""Create, lock, check and repair the run folder."""
 
 import errno
 import fcntl
@@ -29,17 +29,17 @@ from fedkd.tracking.neighbours import FUSION_STEM, TRANSFERABILITY_FOLDER
 
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Error numbers of a disk that takes no more."""
-TABLES = (FUSION_STEM, TRANSFERABILITY_FOLDER)  # folders of tables, one a round
-MOST_COUNTS = 5_000_000  # label counts (clients x classes x tasks) up to which a run folder holds them
+"""Error numbers of a full or failing disk."""
+TABLES = (FUSION_STEM, TRANSFERABILITY_FOLDER)  # folders with one table per round
+MOST_COUNTS = 5_000_000  # most label counts (clients × classes × tasks) in `clients.json`
 
 
 @contextmanager
 def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path]:
-    """Make a run folder and hold it for this process; yield its absolute path.
+    """Create and lock a run folder; yield its absolute path.
 
-    Without `out` it is the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, … An empty one is removed.
-    A folder that holds a run, or that another process works in, is a `UserError`.
+    The default is the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, … A folder that stays empty is
+    removed. A folder with a run, or locked by another process, is a `UserError`.
     """
     try:
         folder = _free_folder(scenario) if out is None else expand_path(out, key="--out").absolute()
@@ -47,7 +47,7 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     except OSError as error:
         raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}", key="--out") from error
     with lock_run_folder(folder):
-        told = f"{folder} holds a run already; resume it (fedkd resume {folder}) or choose another folder"
+        told = f"{folder} already holds a run; resume it (fedkd resume {folder}) or choose another folder"
         refuse_if((folder / SCENARIO_FILE).exists(), told, "--out")
         try:
             yield folder
@@ -57,16 +57,16 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
                     SCHEDULE_FILE,
                     TOPOLOGY,
                     LOCK,
-                ):  # written before it, on a disk that was full then
+                ):  # written before the disk was full
                     (folder / name).unlink(missing_ok=True)
-                with suppress(OSError):  # other files are in it
+                with suppress(OSError):  # the folder has other files
                     folder.rmdir()
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write a run's schedule, its graph if there is one, and last its scenario, which makes a run folder.
+    """Write a run's schedule and graph, then its scenario, which marks a run folder.
 
-    The scenario's digest in the schedule reveals a change of it before the first checkpoint.
+    The schedule stores the scenario's digest, to detect changes before the first checkpoint.
     """
     try:
         _write_schedule(folder, plan)
@@ -87,7 +87,7 @@ def _digest_of(table: object) -> str:
 
 
 def _read_schedule(folder: Path) -> dict[str, Any] | None:
-    """Return what `schedule.json` holds, with or without a digest; None: it is missing or damaged."""
+    """Return the content of `schedule.json`; None if it is missing or damaged."""
     with suppress(OSError, InvalidJson):
         table = parse_json((folder / SCHEDULE_FILE).read_bytes())
         if isinstance(table, dict) and table.pop("digest", None) in (None, _digest_of(table)):
@@ -96,9 +96,9 @@ def _read_schedule(folder: Path) -> dict[str, Any] | None:
 
 
 def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
-    """Repair the files of a resumed run that its checkpoints do not cover: `schedule.json`, tables of rounds.
+    """Repair files that the checkpoints of a resumed run do not cover: the schedule and tables of rounds.
 
-    Of a table in the `done` rounds, which do not run again, damage is a `UserError`.
+    The `done` rounds are not repeated: a damaged table of one is a `UserError`.
     """
     run = run_digest(plan.scenario)
     for path in sorted(path for kind in TABLES for path in (folder / kind).glob("*.npz")):
@@ -109,19 +109,19 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
             told = "is damaged or belongs to another run; restore it, or remove it to continue without it"
             raise UserError(told, file=str(path))
         path.unlink()
-        tell(f"{path.parent.name}/{path.name} was damaged and is computed again")
+        tell(f"{path.parent.name}/{path.name} was damaged; it is computed again")
     schedule = _read_schedule(folder)
     expected = json.loads(plan.schedule.to_json())
     if schedule is None or {key: schedule.get(key) for key in expected} != expected:
         _write_schedule(folder, plan)
-        tell(f"{SCHEDULE_FILE} was missing, damaged or of another run, and is written again")
+        tell(f"{SCHEDULE_FILE} was missing, damaged or from another run; it is written again")
 
 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
-    """Write every client's model, its owner's name, and its training samples of each class and task.
+    """Write every client's model, owner, and number of training samples per class and task.
 
-    Counts leave out what `blur` adds, more than `MOST_COUNTS`, and those of a deployed server (not
-    `counted`).
+    Counts exclude samples that `blur` adds. They are omitted above `MOST_COUNTS`, and without `counted` (a
+    deployed server).
     """
     parts = [("", data)] if isinstance(data, FederatedData) else [(task.name, task.data) for task in data]
     told = counted and plan.scenario.data.clients * sum(part.classes for _, part in parts) <= MOST_COUNTS
@@ -136,7 +136,7 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
 
 @contextmanager
 def explain_disk_errors(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn errors of a full disk into a `RunFailed`, with the words of `kept` on how to go on."""
+    """Turn errors of a full disk into a `RunFailed`; `kept` words how to continue."""
     try:
         yield
     except OSError as error:
@@ -146,19 +146,19 @@ def explain_disk_errors(folder: Path, kept: Callable[[], str]) -> Iterator[None]
 
 
 def write_deployment(folder: Path, federation: str) -> None:
-    """Mark a run as one of deployed nodes, which no simulation may resume."""
+    """Mark a run of deployed nodes, which a simulation must not resume."""
     write_json_atomically(folder / DEPLOYMENT, {"federation": federation})
 
 
 def refuse_deployed(folder: Path) -> None:
-    """Raise `UserError` for a run of deployed nodes, which no simulation may resume."""
+    """Raise `UserError` for a run of deployed nodes."""
     if (folder / DEPLOYMENT).exists():
-        told = "deployed nodes ran it and keep their clients' states: run it again; it cannot be resumed"
+        told = "cannot be resumed: deployed nodes ran it and keep their clients' states; run it again"
         raise UserError(f"{told} (docs/deployment.md)", file=str(folder))
 
 
 def _free_folder(scenario: Scenario) -> Path:
-    """Make the first folder below ``runs/`` that is not there yet; other processes may do so meanwhile."""
+    """Create the first free folder below ``runs/``, safely among parallel processes."""
     first = Path("runs").absolute() / f"{scenario.name}-seed{scenario.seed}"
     folder, number = first, 1
     while True:
@@ -170,44 +170,43 @@ def _free_folder(scenario: Scenario) -> Path:
 
 
 def read_run_plan(folder: Path, rounds: int | None = None) -> Plan:
-    """Return the plan of an existing run folder, with `rounds` in place of its own number."""
+    """Return the plan of a run folder, with a new number of `rounds` if given."""
     try:
         if not (folder / SCENARIO_FILE).is_file():
             raise UserError(f"not a run folder: it has no {SCENARIO_FILE}", file=str(folder))
-    except OSError as error:  # a name that no folder can have
+    except OSError as error:  # an invalid folder name
         raise UserError(f"not a run folder: {error.strerror}", file=str(folder)) from None
     return load_plan(folder / SCENARIO_FILE, [] if rounds is None else [f"rounds={rounds}"], written=False)
 
 
 def check_links(folder: Path, plan: Plan) -> None:
-    """Refuse to resume a run whose graph differs from the one that it began with."""
+    """Raise a `UserError` if the graph of a resumed run has changed."""
     try:
         text = (folder / TOPOLOGY).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # there is none, or it is lost
+    except (OSError, UnicodeDecodeError):  # no graph, or an unreadable file
         return
     if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
-        told = f"describes another graph than {TOPOLOGY}, with which the run began"
-        told += "; restore the file that topology.path names"
+        told = f"describes another graph than {TOPOLOGY} of the run; restore the file of topology.path"
         raise UserError(told, key="topology", file=str(folder / SCENARIO_FILE))
 
 
 def check_unchanged_scenario(folder: Path, plan: Plan) -> None:
-    """Refuse a run without a checkpoint whose scenario changed since it began."""
+    """Raise a `UserError` if the scenario of a run without a checkpoint has changed."""
     file, known = folder / SCENARIO_FILE, (_read_schedule(folder) or {}).get("scenario")
-    # Earlier versions wrote the other digest, which changes with the place.
+    # Earlier versions wrote the other digest, which depends on the folder.
     if known not in (None, relocatable_digest(plan.scenario), scenario_digest(plan.scenario)):
-        told = "was changed after the run began, and no round is saved; restore it, or start a new run"
+        told = "was changed after the run began, and no round is saved; restore the file, or start a new run"
         raise UserError(f"{told}: fedkd run {file}", file=str(file))
 
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Hold a run folder, swept of half-written files; one that is held or read-only is a `UserError`."""
+    """Lock a run folder and remove half-written files; a locked or read-only one is a `UserError`."""
     try:
-        # A lock that is there already may be opened where nothing else can be written.
+        # An existing lock may open in a folder that is otherwise read-only.
         probe = folder / f".probe.{os.getpid()}.tmp"
         probe.touch()
-        probe.unlink(missing_ok=True)  # the process that holds the folder may have removed it
+        probe.unlink(missing_ok=True)  # the process with the lock may have removed it
         file = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
@@ -215,13 +214,13 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError("another process is running in this folder", file=str(folder)) from error
+            raise UserError("another process uses this folder", file=str(folder)) from error
         remove_leftovers(folder)
         yield
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process works in a run folder; yes, where a file system has no locks."""
+    """Return whether a process uses a run folder; true if the file system has no locks."""
     try:
         with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

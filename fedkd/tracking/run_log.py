@@ -1,4 +1,4 @@
-"""The run folder's `run.log`: the messages of a run with their times, for people."""
+"""The run folder's `run.log`: the messages of a run with their times."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -14,7 +14,7 @@ RUN_LOG = "run.log"
 
 
 class RunLog(PlainProgress):
-    """Appends the plain lines of a run to its file; earlier lines wait until there is a folder."""
+    """Appends the plain lines of a run to its file; lines wait until the folder exists."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -27,7 +27,7 @@ class RunLog(PlainProgress):
         if self._file is not None:
             lines = [f"{when:%Y-%m-%d %H:%M:%S%z}  {line}" for when, line in self._waiting]
             self._waiting.clear()
-            with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
+            with suppress(OSError):  # a full disk is reported by the essential files
                 print(*lines, sep="\n", end="\n" * bool(lines), file=self._file, flush=True)
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:

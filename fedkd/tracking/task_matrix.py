@@ -1,4 +1,4 @@
-"""The accuracy matrix of a run over a stream of tasks, as it grows."""
+"""The accuracy matrix of a run over a stream of tasks."""
 
 from collections.abc import Iterable, Mapping
 from math import isnan, nan
@@ -13,9 +13,9 @@ from fedkd.tracking.events import RoundReport
 
 
 class TaskMatrix:
-    """The federation's mean accuracy on every task after every task, on the common test sets.
+    """The federation's mean accuracy on every task after every task, on common test sets.
 
-    The row of the present task is that of its last evaluated round. The default protocol fits the head.
+    The row of the present task is from its last evaluated round. The default protocol suits the head.
     """
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
@@ -29,7 +29,7 @@ class TaskMatrix:
         self._missed: dict[int, bool] = {}
 
     def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take what was recorded before a run was resumed, rows of `metrics.jsonl` in their order."""
+        """Add the rows of `metrics.jsonl` from before the run was resumed, in order."""
         metric = accuracy_name(self.protocol)
         for row in rows:
             wanted = (row["metric"], row["split"], row["client"]) == (metric, "global", None)
@@ -39,7 +39,7 @@ class TaskMatrix:
                 self._rows.setdefault(learned, {})[row["task"]] = row["value"]
 
     def add(self, report: RoundReport) -> bool:
-        """Take what a round measured; return whether it was evaluated."""
+        """Add a round; return whether it was evaluated."""
         metric = accuracy_name(self.protocol)
         keys = {task: f"{metric}/global/{task}" for task in range(self.tasks)}
         measured = {task: report.metrics[key] for task, key in keys.items() if key in report.metrics}
@@ -49,16 +49,16 @@ class TaskMatrix:
         return True
 
     def rows(self) -> dict[int, list[float | None]]:
-        """Return, for every task that was begun, the accuracy on all T tasks; None: not measured."""
+        """Return the accuracies on all T tasks, by begun task; None where not measured."""
         return {
             learned: [accuracies.get(task) for task in range(self.tasks)]
             for learned, accuracies in sorted(self._rows.copy().items())
         }
 
     def so_far(self) -> dict[str, float]:
-        """Return `average_accuracy` and, with two tasks or more, `bwt` of the tasks begun so far.
+        """Return `average_accuracy` and, from two tasks on, `bwt` of the tasks begun so far.
 
-        `bwt` is left out where a client missed a task: it is defined over what each client learned.
+        `bwt` is omitted if a client missed a task: it needs every task of every client.
         """
         rows = list(self.rows().values())
         if not rows:
@@ -70,7 +70,7 @@ class TaskMatrix:
         return {name: value for name, value in found.items() if not isnan(value)}
 
     def _missed_by_some(self, task: int) -> bool:
-        """Return whether a task is learned by none of the clients that hold some model."""
+        """Return whether some model misses a task, as no client with it takes part."""
         if self._may_miss and task not in self._missed:
             rounds = range(1, self._schedule.rounds + 1)
             of_task = [round for round in rounds if self._schedule.task(0, round) == task]
@@ -80,12 +80,12 @@ class TaskMatrix:
 
 
 def main_matrix(scenario: Scenario) -> TaskMatrix | None:
-    """Return an empty matrix of the test that the scenario's head is made for, if it has any."""
+    """Return an empty matrix of the scenario's main protocol, if it has any."""
     return next((m for m in make_task_matrices(scenario) if m.protocol == main_protocol(scenario)), None)
 
 
 def make_task_matrices(scenario: Scenario) -> list[TaskMatrix]:
-    """Return an empty matrix for every protocol; none without a stream in which clients are in step."""
+    """Return an empty matrix per protocol; none without a stream in lockstep."""
     if scenario.continual is None or not build_schedule(scenario).in_step:
         return []
     return [TaskMatrix(scenario, protocol) for protocol in evaluation_protocols(scenario)]

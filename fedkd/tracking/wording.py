@@ -1,4 +1,4 @@
-"""How numbers are worded for a person: `87.1 %`, `+1.2 pt`, `2.0 MB`, `–` where nothing was measured."""
+"""Format numbers for people: `87.1 %`, `+1.2 pt`, `2.0 MB`, `–` for missing values."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,25 +12,25 @@ AVERAGE = "average_accuracy_"
 
 
 def format_percent(fraction: float | None) -> str:
-    """Word an accuracy in [0, 1]: `87.1 %`."""
+    """Format an accuracy in [0, 1]: `87.1 %`."""
     return MISSING_VALUE if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def format_before_after(before: float | None, after: float | None) -> str:
-    """Word an accuracy before and after fusion: `51.6 → 34.4 %`; one number if they are equal."""
+    """Format an accuracy before and after fusion: `51.6 → 34.4 %`; one number if equal."""
     if before is None or after is None or before == after:
         return format_percent(after)
     return f"{100 * before:.1f} → {format_percent(after)}"
 
 
 def format_points(difference: float | None) -> str:
-    """Word a difference of accuracies in percentage points: `+1.2 pt`."""
-    # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0 pt" would claim a loss.
+    """Format a difference of accuracies in percentage points: `+1.2 pt`."""
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
     return MISSING_VALUE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f} pt"
 
 
 def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
-    """Word a fusion gain, and its clients if fewer than those evaluated: `-35.0 pt (10 of 200)`."""
+    """Format a fusion gain, and its clients if not all took part: `-35.0 pt (10 of 200)`."""
     text, guided = format_points(report.fusion_gain), report.metrics.get("train/guided_clients")
     if report.fusion_gain is None or guided is None or guided == clients:
         return text
@@ -38,17 +38,17 @@ def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
 
 
 def count(number: float | None) -> str:
-    """Word a mean of counts: `3.4`."""
+    """Format a mean of counts: `3.4`."""
     return MISSING_VALUE if number is None else f"{number:.1f}"
 
 
 def count_noun(number: int, noun: str, plural: str | None = None) -> str:
-    """Word how many there are of something: `1 round`, `2,000 rounds`."""
+    """Format a count with its noun: `1 round`, `2,000 rounds`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def format_bytes(number: float) -> str:
-    """Word a number of bytes with decimal prefixes: `512 B`, `2.0 MB`."""
+    """Format a number of bytes with decimal prefixes: `512 B`, `2.0 MB`."""
     if number < 1000:
         return f"{number:.0f} B"
     for unit in ("kB", "MB", "GB"):
@@ -59,7 +59,7 @@ def format_bytes(number: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Word a wall-clock time: `1.2 s`, `45 s`, `3 min 05 s`, `2 h 05 min`."""
+    """Format a wall-clock time: `1.2 s`, `45 s`, `3 min 05 s`, `2 h 05 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -69,29 +69,29 @@ def format_duration(seconds: float) -> str:
 
 
 def format_time_left(seconds: float | None) -> str:
-    """Word an estimate, which has no decimals to show: `8 s`."""
+    """Format an estimated time, without decimals: `8 s`."""
     if seconds is None:
         return MISSING_VALUE
     return f"{max(1, round(seconds))} s" if seconds < 9.95 else format_duration(seconds)
 
 
 def phase_text(phase: str, done: int, total: int) -> str:
-    """Word a phase, counted in clients where there are several: `train 7/10 clients`."""
+    """Format a phase, with a count of several clients: `train 7/10 clients`."""
     return f"{phase} {done}/{total} clients" if total > 1 else phase
 
 
 def share(fraction: float | None) -> str:
-    """Word an accuracy in [0, 1] in a table of percentages: `87.1`."""
+    """Format an accuracy in [0, 1] for a table of percentages: `87.1`."""
     return MISSING_VALUE if fraction is None else f"{100 * fraction:.1f}"
 
 
 def protocol_name(protocol: str) -> str:
-    """Word how models are tested on tasks: `task-incremental`."""
+    """Return the display name of a protocol: `task-incremental`."""
     return protocol.replace("_", "-")
 
 
 def learned_line(matrix: TaskMatrix, task: int) -> str:
-    """Return the line that ends a task: the accuracies on it and on those before, the last few of many."""
+    """Return the line at the end of a task: the accuracies on it and the tasks before."""
     accuracies = matrix.rows().get(task, [])[: task + 1]
     first = max(0, len(accuracies) - TASKS_IN_A_LINE)
     where = f"tasks {first + 1}–{task + 1}" if task > first else f"task {task + 1}"
@@ -101,7 +101,7 @@ def learned_line(matrix: TaskMatrix, task: int) -> str:
 
 
 def closing_lines(report: RunReport) -> list[str]:
-    """Return the lines that end a run: where its results are, what it reached, what it cost."""
+    """Return the last lines of a run: folder, accuracies and costs."""
     final = report.summary.get("final") or {}
     lines = [_line("results", str(report.folder))]
     for split in ("local", "global"):
@@ -129,7 +129,7 @@ def _line(label: str, text: str) -> str:
 
 
 def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
-    """Return the line that says which predictor ranked best who would gain from whom."""
+    """Return the line about the best predictor of gains between clients."""
     if table is None:
         return []
     split = next((split for split in ("global", "local") if table[split]["predictors"]), None)
@@ -147,7 +147,7 @@ def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
 
 
 def _reached_lines(final: Mapping[str, Any]) -> list[str]:
-    """Return when targets were reached, a line a split: `50 %: 3.2 s, 70 %: –`."""
+    """Return the times to reach target accuracies, a line per split: `50 %: 3.2 s, 70 %: –`."""
     lines = []
     for split in ("local", "global"):
         names = [name for name in final if name.startswith("seconds_to_") and name.endswith(f"_{split}")]
@@ -159,7 +159,7 @@ def _reached_lines(final: Mapping[str, Any]) -> list[str]:
 
 
 def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
-    """Return the accuracies of each of a client's models on a split, where several are told apart."""
+    """Return the accuracies of each client model on a split, if several are measured."""
     lines = []
     for key, found in final.items():
         name = key.removeprefix("accuracy_").removesuffix(f"_{split}")
@@ -172,7 +172,7 @@ def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
 
 
 def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
-    """Return the mean accuracies of every architecture, where there are several."""
+    """Return the mean accuracies of every architecture, if there are several."""
     if len(architectures) < 2:
         return []
     width, lines = max(map(len, architectures)), list[str]()
@@ -201,7 +201,7 @@ def _spread(over_clients: Mapping[str, Any] | None) -> str:
 
 
 def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
-    """Return what a stream of tasks reached, with the task given and without, and what it kept for that."""
+    """Return the lines about a stream: accuracies with and without the task given, and storage."""
     if table is None:
         return []
     tests = [name.removeprefix(AVERAGE) for name in table if name.startswith(AVERAGE)]
@@ -230,13 +230,13 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     given, unknown = (table.get(AVERAGE + test) for test in tests)
     if given is not None and unknown is not None and given["mean"] < unknown["mean"] - 1e-9:
         lines.append(
-            "warning: accuracy with the task given is lower than without it; please report this error"
+            "warning: accuracy is lower with the task given than without it; please report this error"
         )
     return lines
 
 
 def _with_worst(over_clients: Mapping[str, Any] | None, word: Callable[[float], str], clients: int) -> str:
-    """Word a mean over clients, and what differs from all: `-0.8 pt (worst -1.7 pt, 2 of 5 clients)`."""
+    """Format a mean over clients with its worst: `-0.8 pt (worst -1.7 pt, 2 of 5 clients)`."""
     if over_clients is None:
         return MISSING_VALUE
     notes = [f"worst {word(over_clients['worst'])}"] if over_clients["std"] else []

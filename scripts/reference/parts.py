@@ -109,11 +109,11 @@ def _learner(name: str) -> str:
     learner = LEARNERS.load(name)
     facts = []
     if learner.traits.isolates:
-        facts.append("Gives each task weights of its own: not with strategies that average weights.")
+        facts.append("Gives each task its own weights: strategies that average weights refuse it.")
     if learner.traits.scales_own_subspaces:
-        facts.append("Scales weights in each client's own way: not with strategies that average weights.")
+        facts.append("Scales each client's weights differently: strategies that average weights refuse it.")
     if learner.overrides("batch"):
-        facts.append("Trains on old tasks too: not with strategies that shape local training.")
+        facts.append("Trains on old tasks too: strategies that change local training refuse it.")
     return _part(
         name, learner, facts, learner_hyperparameters(learner), learner.source(), results.of_learner(name)
     )

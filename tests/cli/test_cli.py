@@ -49,7 +49,7 @@ def run_main(capsys, *words: object) -> tuple[int, str, str]:
 MALFORMED = {
     "unknown verb": (["rnu"], ["'rnu'", "run"]),
     "no verb": ([], ["VERB"]),
-    "no file": (["run"], ["no scenario file"]),
+    "no file": (["run"], ["give a scenario file"]),
     "missing file": (["run", "nowhere.toml"], ["nowhere.toml: no such file"]),
     "unknown flag": (["run", "FILE", "--fast"], ["--fast"]),
     "unknown engine": (["run", "FILE", "--engine", "spark"], ["--engine", "'spark'", "ray", "inline"]),
@@ -94,11 +94,11 @@ MALFORMED = {
     "a name with a NUL": (["run", "a\0b.toml"], ["cannot be read: embedded null byte"]),
     "a folder with a NUL": (
         ["check", "FILE", "--set", r'data.root="a\u0000b"'],
-        ["FILE: data.root: is no folder"],
+        ["FILE: data.root: is not a valid folder name"],
     ),
     "a long folder": (
         ["check", "FILE", "--set", f"data.root={'a' * 5000}"],
-        ["FILE: data.root: is no folder"],
+        ["FILE: data.root: is not a valid folder name"],
     ),
     "nobody's home": (
         ["check", "FILE", "--set", "data.root=~nobody-here/x"],
@@ -303,7 +303,7 @@ def test_check_schema_needs_no_file(capsys):
         ("models", ["resnet20", "hidden = [200, 200]"]),
         (
             "learners",
-            ["Weights of each task's own\n", "  naive ", "fedkd list learners NAME"],
+            ["Task-specific weights\n", "  naive ", "fedkd list learners NAME"],
         ),
         ("datasets", ["digits", "fashion-mnist", "image-folder"]),
     ],
@@ -343,7 +343,7 @@ def test_list_has_one_line_for_each_strategy(capsys):
     named = [name.rstrip("*") for name in starred]
     assert set(STRATEGIES.builtin) < set(named) and len(set(named)) == len(named)
     status, _, err = run_main(capsys, "list", "strategies", "kufn")
-    assert (status, err) == (2, "error: NAME: no 'kufn' among the strategies; did you mean 'knfu'?\n")
+    assert (status, err) == (2, "error: NAME: 'kufn' is not among the strategies; did you mean 'knfu'?\n")
 
 
 def test_list_names_shipped_and_local_scenarios(tmp_path, capsys, monkeypatch):
@@ -379,7 +379,7 @@ def test_doctor_continues_after_a_broken_part(capsys, monkeypatch, tmp_path):
     )
     assert status == 0
     assert rows["torch"][0].isdigit() and rows["mnist"] == str(tmp_path / "mnist")
-    assert "failed: RuntimeError: no raylet\n" in out and "also there    mine" in out
+    assert "failed: RuntimeError: no raylet\n" in out and "other data    mine" in out
 
 
 def test_lazily_imported_names_are_declared_in_advance():

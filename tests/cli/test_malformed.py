@@ -304,7 +304,7 @@ CASES = {
         "check BARE --set continual={learner='parts:Balking'}",
         (
             "BARE: continual.learner",
-            "'balking' raised ValueError: not this one when it was to prepare a model",
+            "'balking' raised ValueError: not this one in preparing a model",
         ),
     ),
     "a learner that babbles": Case(

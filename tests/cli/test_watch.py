@@ -131,9 +131,7 @@ def test_watch_recognises_a_killed_run(digits_scenario, tmp_path, capsys):
     assert main(["watch", str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("round")] == ["1/2"]
-    assert lines[-1].startswith(
-        "the run is unfinished, and no process works in its folder; continue with: fedkd resume"
-    )
+    assert lines[-1].startswith("the run stopped before its end; continue with: fedkd resume")
     (tmp_path / "run" / "progress.json").unlink()  # as of an earlier version
     told = Told()
     watch(tmp_path / "run", observer=told)

@@ -162,7 +162,7 @@ def test_auxiliary_networks_refuse_a_stream(digits_scenario):
     tables = digits_scenario | {"continual": {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}}
     tables.pop("rounds")
     plan = replace(parse_plan(tables), strategy=Beside())
-    with pytest.raises(UserError, match="which learners of a stream of tasks do not support"):
+    with pytest.raises(UserError, match="which learners do not support"):
         build_checked_models(plan, load_data(plan.scenario))
 
 

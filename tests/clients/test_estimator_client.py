@@ -199,7 +199,7 @@ REFUSED = {
     "averages": ({"strategy": "scaffold"}, GROUPS["sgd"], "'scaffold' exchanges weights.*'sgd'"),
     "flower": ({"strategy": "flwr:FedAvg"}, GROUPS["sgd"], "'flwr:FedAvg' exchanges weights.*'sgd'"),
     "features": ({"strategy": "fedproto"}, GROUPS["boosting"], "'fedproto' .*'gradient-boosting' is not"),
-    "gradients": ({"strategy": "fd"}, GROUPS["plug-in"], "'fd' shapes training by gradients.*'mine:Shares'"),
+    "gradients": ({"strategy": "fd"}, GROUPS["plug-in"], "'fd' trains by gradients.*'mine:Shares'"),
     "no state": ({"strategy": "knfu"}, {"model": "mine:Forgetful"}, "`distill` and without `state`"),
     "no probabilities": (
         {"strategy": "knfu"},

@@ -190,11 +190,11 @@ def test_flower_runtimes_use_the_loop(tmp_path):
 
 
 def test_doctor_shows_the_measured_executors():
-    assert "nothing measured yet" in "".join(_executor_rows())
+    assert "no measurements yet" in "".join(_executor_rows())
     what = {"model": "mlp", "batch_size": 8, "vmap_size": 2, "device": "cpu"}
     cache_step(what, (0.002, 0.001))
     *_, row = _executor_rows()
     assert row.strip() == (
-        "mlp, batches of 8, 2 clients on cpu: 2 ms a step and client in the loop, 1 together"
+        "mlp, batches of 8, 2 clients on cpu: 2 ms per step and client in the loop, 1 vectorised"
     )
     assert json.loads(executor_cache_path().read_text())["version"] == 2

@@ -152,9 +152,9 @@ def test_an_estimator_has_no_frozen_model(digits_scenario):
     [
         (
             "cumulative",
-            "has a loss of its own in local training, where 'cumulative' trains on the samples of earlier",
+            "has its own loss in local training, but 'cumulative' trains on samples of earlier",
         ),
-        ("supsup", "sees models by their own weights, and 'supsup' puts others in their place"),
+        ("supsup", "on the model's weights, but 'supsup' replaces the weights"),
     ],
 )
 def test_a_local_loss_refuses_unsupported_learners_by_name(learner, reason, digits_scenario):

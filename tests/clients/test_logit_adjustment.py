@@ -158,7 +158,7 @@ def test_kappas_are_recorded_and_stated_in_the_model_card(digits_scenario, tmp_p
         ({"training": {"held_out": 1.0}}, r"training.held_out: must be < 1, got 1.0"),
         (
             {"training": {"held_out": 0.1, "early_stopping": {}}},
-            r"training.held_out: must be left out: it is for runs without training.early_stopping",
+            r"training.held_out: must be left out: it applies only to runs without training.early_stopping",
         ),
         ({"training": {"held_out": 0.1}, "continual": {}}, r"training.held_out: must be left out"),
         (

@@ -136,7 +136,7 @@ def test_more_transfer_labels_than_outputs_are_refused(tables, tmp_path):
     source = {"source": "npz", "args": {"path": str(tmp_path / "more.npz")}, "size": 60}
     tables["data"] = tables["data"] | {"transfer": source}
     with pytest.raises(
-        UserError, match="labels of 'npz' go up to 11 and the clients' models have 10 outputs"
+        UserError, match="labels of 'npz' go up to 11 but the clients' models have 10 outputs"
     ):
         refuse(tables)
 

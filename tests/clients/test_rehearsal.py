@@ -111,6 +111,6 @@ def test_rehearsal_refuses_learners_that_train_on_old_tasks(stream):
     plan = replace(parse_plan(tables), strategy=Rehearsing(count=1))
     data = load_data(plan.scenario)
     models = build_group_models(plan.scenario, data.input_shape, data.outputs)
-    with pytest.raises(UserError, match="'local' rehearses others in local training, where 'joint'"):
+    with pytest.raises(UserError, match="'local' distils transfer samples in local training, but 'joint'"):
         check_requirements(plan, data, models)
     check_requirements(replace(plan, learner=Naive()), data, models)

@@ -266,7 +266,7 @@ def test_a_refit_uses_private_samples_and_targets(client_with):
 @pytest.mark.parametrize("strategy", ["local", "centralized", "fd", "feddf", "flwr:FedAvg"])
 def test_rehearsal_refuses_a_strategy_without_targets(strategy, digits_scenario):
     plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, "kd_weight": 0.3}})
-    with pytest.raises(UserError, match=f"must be 0 with '{strategy}', whose guidance has no targets"):
+    with pytest.raises(UserError, match=f"must be 0 with '{strategy}', which has no targets"):
         build_checked_models(plan, load_data(plan.scenario))
 
 
@@ -275,5 +275,5 @@ def test_rehearsal_refuses_a_learner_that_trains_on_memory_alone(digits_scenario
         of_stream(digits_scenario)
         | {"fusion": {"strategy": "knfu", "kd_weight": 0.3}, "continual": {"learner": "gdumb"}}
     )
-    with pytest.raises(UserError, match="must be 0, as 'gdumb' trains on what it remembers alone"):
+    with pytest.raises(UserError, match="must be 0, as 'gdumb' trains only on its buffer"):
         build_checked_models(plan, load_data(plan.scenario))

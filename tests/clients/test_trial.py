@@ -93,7 +93,7 @@ def test_choices_are_recorded_and_their_cost_is_counted(digits_scenario, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"continual": {}}, "'chosen_beta' lets clients try out guidance"),
+        ({"continual": {}}, "'chosen_beta' lets clients compare targets"),
         ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),
     ],
 )

@@ -123,7 +123,7 @@ def test_train_test_and_transfer_samples_are_disjoint(data):
     [
         ({"scheme": "shards", "samples_per_client": 20}, "replacement", "scheme is 'shards'"),
         ({"scheme": "natural"}, "replacement", "scheme is 'natural'"),
-        ({"scheme": "iid"}, "samples_per_client", "must say how many"),
+        ({"scheme": "iid"}, "samples_per_client", "missing; a draw with replacement"),
     ],
 )
 def test_impossible_replacement_settings_are_refused(partition, key, words, digits_scenario):

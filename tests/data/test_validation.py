@@ -113,6 +113,6 @@ def test_a_scenario_without_validation_is_unchanged(digits_scenario):
 
 def test_validation_refuses_clients_that_share_samples(scenario):
     partition = {"scheme": "iid", "replacement": True, "samples_per_client": 30}
-    with pytest.raises(UserError, match="train on what others hold out") as caught:
+    with pytest.raises(UserError, match="train on samples that others hold out") as caught:
         resolve_plan(scenario(partition=partition, validation=0.2))
     assert caught.value.key == "data.validation"

@@ -52,8 +52,8 @@ def test_backward_transfer_costs_bytes_down_and_resumes_the_same(tables, tmp_pat
     ("changes", "message"),
     [
         ({"knowledge_cache": None}, "needs fusion.knowledge_cache"),
-        ({"strategy": "fd"}, "guidance of 'fd' shapes what clients keep"),
-        ({"order": "same"}, "needs clients that meet tasks later than others"),
+        ({"strategy": "fd"}, "'fd' changes local training"),
+        ({"order": "same"}, "needs clients that learn tasks at different times"),
         ({"learner": "gpm"}, "'gpm' holds what old tasks use"),
         ({"learner": "supsup"}, "'supsup' forgets the scores of old masks; kkt = true keeps them"),
         ({"continual": None}, "needs a stream of tasks"),

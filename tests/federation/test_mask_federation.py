@@ -149,18 +149,21 @@ def test_a_mask_federation_resumes_exactly(learner, tables, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"continual": None}, "with no \\[continual\\]; use 'supsup' or 'exssnet'"),
+        (
+            {"continual": None},
+            "needs \\[continual\\] with a learner that has masks; use 'supsup' or 'exssnet'",
+        ),
         ({"learner": "er"}, "'er' has no masks over weights that all clients begin with; use 'supsup' or"),
         ({"learner": "packnet"}, "'packnet' has no masks over weights"),
         ({"learner": "ssnet"}, "'ssnet' trains weights that earlier masks have"),
         ({"boundaries": "unknown"}, "'supsup' finds tasks by itself"),
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "averages masks, so all clients need one arch"),
         ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),
-        ({"learner": "exssnet", "rounds_per_task": 1}, "settles one in the middle of round 1 of 1; choose"),
-        ({"learner": "exssnet", "fusion": {"knowledge_cache": {}}}, "once 'exssnet' has settled it"),
+        ({"learner": "exssnet", "rounds_per_task": 1}, "fixes one in the middle of round 1 of 1; choose"),
+        ({"learner": "exssnet", "fusion": {"knowledge_cache": {}}}, "once 'exssnet' has fixed it"),
         (
             {"fusion": {"knowledge_cache": {}, "backward_transfer": True}},
-            "guidance of 'fedmask' shapes what clients keep",
+            "'fedmask' changes local training",
         ),
     ],
 )

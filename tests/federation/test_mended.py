@@ -80,7 +80,7 @@ def test_an_intact_folder_resumes_silently(folder):
 def test_a_damaged_schedule_is_reported_and_rebuilt(folder, place):
     before = (folder / "schedule.json").read_bytes()
     flip(folder / "schedule.json", place)
-    assert resumed(folder) == ["schedule.json was missing, damaged or of another run, and is written again"]
+    assert resumed(folder) == ["schedule.json was missing, damaged or from another run; it is written again"]
     assert (folder / "schedule.json").read_bytes() == before
 
 
@@ -109,7 +109,7 @@ def test_a_table_of_another_run_is_refused(folder, tmp_path):
 
 def test_a_table_of_a_later_round_is_rebuilt(folder):
     shutil.copy(folder / "fusion" / "round-00001.npz", folder / "fusion" / "round-00002.npz")
-    assert resumed(folder) == ["fusion/round-00002.npz was damaged and is computed again"]
+    assert resumed(folder) == ["fusion/round-00002.npz was damaged; it is computed again"]
     assert read_table(folder / "fusion" / "round-00002.npz") is not None
 
 

@@ -159,7 +159,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, unbroken):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(finished, tmp_path):
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         fedkd.run(load_scenario(write(tmp_path)), out=finished)
     with pytest.raises(UserError, match="not a run folder"):
         fedkd.resume(tmp_path / "elsewhere")

@@ -237,7 +237,7 @@ def test_plug_in_learners_run_in_any_federation(strategy, mixed, tmp_path):
         ),
         (
             {"faults": {"poisoned": 0.3, "poison": "imitation"}},
-            "faults.poison: 'imitation' has no one distribution",
+            "faults.poison: 'imitation' is not allowed in a stream",
         ),
     ],
 )
@@ -250,5 +250,5 @@ def test_impossible_settings_are_refused(changes, message, mixed, tmp_path):
 def test_averaging_refuses_learners_with_task_weights(mixed, tmp_path):
     mixed["continual"] = mixed["continual"] | {"learner": "packnet"}
     tables = mixed | {"clients": [{"model": "mlp"}], "fusion": {"strategy": "flwr:FedAvg"}}
-    with pytest.raises(UserError, match="averages weights, and 'packnet' gives each task weights of its own"):
+    with pytest.raises(UserError, match="averages weights, and 'packnet' gives each task its own weights"):
         run(tables, tmp_path / "run")

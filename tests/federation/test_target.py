@@ -141,7 +141,7 @@ def test_target_on_actors_equals_one_process(run_once, ray_session, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"continual": None, "rounds": 2}, r"'target' is about the classes of earlier tasks"),
+        ({"continual": None, "rounds": 2}, r"'target' needs a stream of tasks"),
         ({"continual": {"head": "task"}}, r"continual\.head: must be 'class' with 'target'"),
         (
             {"continual": {"tasks": TABLES["continual"]["tasks"] | {"order": "shuffled"}}},
@@ -153,8 +153,11 @@ def test_target_on_actors_equals_one_process(run_once, ray_session, tmp_path):
         ),
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, r"clients: 'target' averages parameters"),
         ({"continual": {"learner": "packnet"}}, r"'target' averages weights, and 'packnet' gives each task"),
-        ({"continual": {"learner": "joint"}}, r"'target' rehearses others in local training, where 'joint'"),
-        ({"fusion": {"samples": 10**9}}, r"fusion\.samples: 1,000,000,000 samples at each of 3 clients take"),
+        (
+            {"continual": {"learner": "joint"}},
+            r"'target' distils transfer samples in local training, but 'joint'",
+        ),
+        ({"fusion": {"samples": 10**9}}, r"fusion\.samples: 1,000,000,000 samples on each of 3 clients take"),
         ({"data": {"normalise": False}}, r"data\.normalise: must be true with 'target'"),
     ],
 )

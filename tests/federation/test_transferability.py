@@ -117,14 +117,14 @@ def test_check_states_the_cost_of_the_map(small):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"fusion": {"strategy": "centralized"}}, "clients have no models of their own"),
+        ({"fusion": {"strategy": "centralized"}}, "clients have no personalised models"),
         (
             {"fusion": {"strategy": "knfu", "filters": [{"by": "confidence", "at": "upload"}]}},
-            "is of whole predictions",
+            "needs all predictions",
         ),
         (
             {"fusion": {"strategy": "flwr:FedAvg"}, "clients": [{"model": "mlp"}]},
-            "every message contains the model",
+            "clients keep no model between messages",
         ),
         ({"clients": [{"model": "random-forest"}], "training": {}}, "'random-forest' is not a network"),
         (
@@ -148,9 +148,9 @@ def test_unmeasurable_transferability_is_refused(small, changes, told):
     [
         (
             "{rounds=[3]}",
-            "measure.transferability.rounds: at least the first must be one of the run's 2 rounds",
+            "measure.transferability.rounds: must begin with one of the run's 2 rounds",
         ),
-        ("{rounds=[2,2]}", "measure.transferability.rounds: must ascend without repeats, got [2, 2]"),
+        ("{rounds=[2,2]}", "measure.transferability.rounds: must be ascending without repeats, got [2, 2]"),
         ("{rounds=[]}", "measure.transferability.rounds: must have at least 1"),
         ("{rounds=[1],epochs=0}", "measure.transferability.epochs: must be ≥ 1, got 0"),
         ("{round=1}", "measure.transferability.round: unknown key; did you mean 'rounds'?"),

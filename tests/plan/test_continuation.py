@@ -53,16 +53,16 @@ def test_rounds_may_increase_and_not_decrease(began, digits_scenario):
 @pytest.mark.parametrize(
     ("tables", "done", "reason"),
     [
-        ({"training": {"schedule": "cosine"}}, 1, "its learning rates"),
-        ({"end_with": "training"}, 3, "it has ended with a training"),
-        ({"fusion": {"strategy": "masters"}}, 1, "what 'masters' did in them"),
-        ({"fusion": {"strategy": "fedkd_wu"}}, 1, "what 'fedkd_wu' did in them"),
+        ({"training": {"schedule": "cosine"}}, 1, "the learning rates"),
+        ({"end_with": "training"}, 3, "it has ended with a local training"),
+        ({"fusion": {"strategy": "masters"}}, 1, "the strategy 'masters' depends"),
+        ({"fusion": {"strategy": "fedkd_wu"}}, 1, "the strategy 'fedkd_wu' depends"),
     ],
 )
 def test_runs_that_depend_on_rounds_cannot_be_extended(tables, done, reason, digits_scenario):
     tables = digits_scenario | tables
     began = result_relevant_keys(parse_scenario(tables))
-    with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be made longer: {reason}"):
+    with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be extended: {reason}"):
         check(began, tables, done=done, rounds=3)
     check(began, tables, done=0, rounds=3)
 

@@ -214,11 +214,11 @@ def spans(*course):
     ("table", "told"),
     [
         ({"clients": 3, "courses": [{"clients": [0, 1, 2], "spans": [[0, 1, 2]]}]}, "is for 3 clients"),
-        ({"courses": [spans((0, 1, 2), (9, 3, 4))]}, "at task 9 in round 3; tasks are 0..4"),
-        ({"courses": [spans((None, 1, 2))]}, "at no task in round 1"),
+        ({"courses": [spans((0, 1, 2), (9, 3, 4))]}, "client 0 has task 9 in round 3; tasks are 0..4"),
+        ({"courses": [spans((None, 1, 2))]}, "has no task in round 1"),
         ({"courses": [spans((0, 2, 1))]}, "do not come after round 0"),
         ({"courses": [spans((0, 1.5, 2))]}, "rounds must be integers"),
-        ({"courses": [spans((-1, 1, 2))]}, "-1 is no task"),
+        ({"courses": [spans((-1, 1, 2))]}, "-1 is not a task number"),
         ({"courses": [spans()]}, "a course must have a span"),
         ({"courses": []}, "every client must have one course"),
         ({"clients": "12"}, "must be integers"),
@@ -287,7 +287,7 @@ def test_rounds_default_to_those_of_the_slowest_client():
     tasks = {"pace": "groups", "pace_range": [1, 3]}
     assert plan_of(tasks, rounds=3 * T).scenario.rounds == 3 * T
     error = refused(tasks, rounds=10)
-    assert error.key == "rounds" and "must be 15, until the last client is through" in error.message
+    assert error.key == "rounds" and "must be 15, until the last client has finished" in error.message
 
 
 def test_joining_after_the_end_is_refused():

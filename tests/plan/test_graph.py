@@ -78,23 +78,26 @@ def test_a_graph_file_holds_one_or_several_graphs():
     ("text", "said"),
     [
         ("[1]", "must be a table with 'hears' or 'rounds'"),
-        ("{", "no graph"),
+        ("{", "not a graph"),
         ("{}", "'hears' is missing"),
-        ('{"hears": []}', "must have a list for each client"),
-        ('{"hears": 3}', "must have a list for each client"),
-        ('{"hears": [[1], [2]]}', "client 1 hears 2; clients are 0..1"),
-        ('{"hears": [[1, 1], []]}', "client 0 hears somebody twice"),
-        ('{"hears": [[true], []]}', "client 0 hears True"),
-        ('{"rounds": []}', "for one round or more"),
-        ('{"rounds": [[[]], [[], []]]}', "different numbers of clients"),
+        ('{"hears": []}', "must have one list of senders per client"),
+        ('{"hears": 3}', "must have one list of senders per client"),
+        ('{"hears": [[1], [2]]}', "client 1 has the sender 2; clients are 0..1"),
+        ('{"hears": [[1, 1], []]}', "client 0 has a sender twice"),
+        ('{"hears": [[true], []]}', "client 0 has the sender True"),
+        ('{"rounds": []}', "for at least one round"),
+        ('{"rounds": [[[]], [[], []]]}', "same number of clients"),
         ('{"graph": "web", "clients": 3, "seed": 0, "k": 4, "order": "numbered"}', "no graph 'web'"),
-        ('{"graph": "ring", "clients": 0, "seed": 0, "k": 4, "order": "numbered"}', "there must be clients"),
+        (
+            '{"graph": "ring", "clients": 0, "seed": 0, "k": 4, "order": "numbered"}',
+            "a graph needs at least one client",
+        ),
         ('{"graph": "ring", "clients": 3, "seed": 0, "k": 4, "order": "odd"}', "order must be one of"),
         ('{"graph": "k_regular", "clients": 3, "seed": 0, "k": 4, "order": "numbered"}', "must be < 3"),
     ],
 )
 def test_wrong_graphs_are_refused_with_the_reason(text, said):
-    with pytest.raises(UserError, match=r"^a\.json: no graph") as caught:
+    with pytest.raises(UserError, match=r"^a\.json: not a graph") as caught:
         Graph.from_json(text, file="a.json")
     assert said in str(caught.value)
 
@@ -104,10 +107,14 @@ def test_wrong_graphs_are_refused_with_the_reason(text, said):
     [
         ({"graph": "k_regular", "k": 3}, "k", "must be even"),
         ({"graph": "random_regular"}, "k", "must be < 4, the number of clients, got 4"),
-        ({"graph": "ring", "k": 2}, "k", "it is for 'k_regular' or 'random_regular', and topology.graph is"),
-        ({"graph": "matching", "order": "shuffled"}, "order", "it is for 'ring'"),
-        ({"graph": "file"}, "path", "needs the path of a JSON file"),
-        ({"graph": "ring", "path": "a.json"}, "path", "it is for 'file'"),
+        (
+            {"graph": "ring", "k": 2},
+            "k",
+            "it applies only to 'k_regular' or 'random_regular', and topology.graph is",
+        ),
+        ({"graph": "matching", "order": "shuffled"}, "order", "it applies only to 'ring'"),
+        ({"graph": "file"}, "path", "missing; graph 'file' needs a JSON file"),
+        ({"graph": "ring", "path": "a.json"}, "path", "it applies only to 'file'"),
         ({"graph": "file", "path": "nowhere.json"}, "path", "no file 'nowhere.json'"),
         ({"mixing": "push_sum"}, "mixing", "graph is 'star'"),
         ({"relay": True}, "relay", "graph is 'star'"),
@@ -126,7 +133,7 @@ def test_a_file_beside_the_scenario_is_read(digits_scenario, tmp_path):
     assert others(plan.graph) == [{1}, {0}, {3}, set()]
     assert unconnected_clients(plan, plan.graph) == [("", [(0, 1), (2, 3)])]
     (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0]]}))
-    with pytest.raises(UserError, match=r"is for 2 clients, data\.clients is 4"):
+    with pytest.raises(UserError, match=r"is for 2 clients, but data\.clients is 4"):
         parse_plan(digits_scenario | {"topology": topology}, folder=tmp_path)
 
 
@@ -142,14 +149,14 @@ def test_a_file_beside_the_scenario_is_read(digits_scenario, tmp_path):
             "fusion.strategy",
             "labels",
         ),
-        ({"strategy": "fedper"}, {"graph": "ring"}, "fusion.strategy", "take 'gossip'"),
+        ({"strategy": "fedper"}, {"graph": "ring"}, "fusion.strategy", "use 'gossip'"),
         ({"strategy": "scarlet"}, {"graph": "ring"}, "fusion.strategy", "'scarlet' needs a server"),
-        ({"strategy": "flwr:FedAvg"}, {"graph": "ring"}, "fusion.strategy", "take 'gossip'"),
+        ({"strategy": "flwr:FedAvg"}, {"graph": "ring"}, "fusion.strategy", "use 'gossip'"),
         (
             {"strategy": "knfu", "knowledge_cache": {}},
             {"graph": "ring"},
             "fusion.knowledge_cache",
-            "kept on a server",
+            "needs a server",
         ),
         ({"strategy": "knfu"}, {"graph": "ring", "relay": True}, "topology.relay", "fusion.stale_decay"),
         ({"strategy": "gossip"}, {"graph": "ring", "relay": True}, "topology.relay", "with 'knfu'"),
@@ -170,11 +177,11 @@ def test_server_settings_and_graphs_exclude_each_other(fusion, topology, key, sa
 
 def test_a_clock_filters_and_asynchronous_rounds_need_a_server(digits_scenario):
     ring = digits_scenario | {"topology": {"graph": "ring"}}
-    with pytest.raises(UserError, match=r"topology\.graph: not allowed in a run that is asynchronous"):
+    with pytest.raises(UserError, match=r"topology\.graph: not allowed in an asynchronous run"):
         parse_plan(ring | {"asynchronous": {"buffer": 2}})
-    with pytest.raises(UserError, match="clock: times the way to a server and back"):
+    with pytest.raises(UserError, match="clock: simulates messages to a server"):
         check_graph(parse_plan(ring | {"clock": {}}))
-    with pytest.raises(UserError, match=r"fusion\.filters: filter on a server"):
+    with pytest.raises(UserError, match=r"fusion\.filters: needs a server"):
         check_graph(parse_plan(ring | {"fusion": {"strategy": "knfu", "filters": [{"by": "agreement"}]}}))
 
 

@@ -120,7 +120,7 @@ def test_the_seed_argument_overrides_the_file(tmp_path):
         ("training.lr = true", "training.lr: must be a number, got true"),
         ("training.lr = inf", "training.lr: must be a finite number, got inf"),
         ("training.autocast = 1", "training.autocast: must be true or false, got 1"),
-        ("training.batchsize = 1", "training.batchsize: unknown key; it is training.batch_size"),
+        ("training.batchsize = 1", "training.batchsize: unknown key; use training.batch_size"),
         ("data.partition.alhpa = 1", "data.partition.alhpa: unknown key; did you mean 'alpha'?"),
         ("tracking.wandb.projct = 'x'", "tracking.wandb.projct: unknown key; did you mean 'project'?"),
         ("[[clients]]\nmodle = 'mlp'", "clients.0.modle: unknown key; did you mean 'model'?"),
@@ -133,20 +133,23 @@ def test_the_seed_argument_overrides_the_file(tmp_path):
         ),
         (
             "training.momentum = 0.9",
-            "training.momentum: must be left out: it is for 'sgd' or 'rmsprop', and training.optimizer is",
+            "training.momentum: must be left out: it applies only to 'sgd' or 'rmsprop', and training.opt",
         ),
         ("data.dataset = 'mnits'", "data.dataset: no data set named 'mnits'; did you mean 'mnist'?"),
         ("data.transfer.source = 'nois'", "data.transfer.source: no data set named 'nois'"),
         ("clients_per_round = 11", "clients_per_round: must be ≤ data.clients (10), got 11"),
         (
             "data.clients = 1\nclients = [{ model = 'mlp' }, { model = 'cnn' }]",
-            "clients: must be at most 1 tables [[clients]], one model for each of data.clients = 1, got 2",
+            "clients: must be at most 1 tables [[clients]], as data.clients is 1, got 2",
         ),
         (
             "data.partition.scheme = 'file'",
-            "data.partition.path: scheme 'file' needs the path of a JSON file",
+            "data.partition.path: missing; scheme 'file' needs a JSON file",
         ),
-        ("data.partition.path = 'p.json'", "data.partition.path: must be left out: it is for 'file'"),
+        (
+            "data.partition.path = 'p.json'",
+            "data.partition.path: must be left out: it applies only to 'file'",
+        ),
         (
             "data.partition = { scheme = 'file', path = 'p.json', samples_per_client = 50 }",
             "data.partition.samples_per_client: must be left out",
@@ -155,10 +158,10 @@ def test_the_seed_argument_overrides_the_file(tmp_path):
             "data.partition = { samples_per_client = 5 }",
             "data.partition.samples_per_client: must be ≥ data.partition.min_samples (10), got 5",
         ),
-        ("data.dataset = 'npz'", "data.args.path: data set 'npz' needs the path of its files"),
+        ("data.dataset = 'npz'", "data.args.path: missing; data set 'npz' needs the path of its files"),
         (
             "data.transfer.source = 'npz'",
-            "data.transfer.args.path: data set 'npz' needs the path of its files",
+            "data.transfer.args.path: missing; data set 'npz' needs the path of its files",
         ),
         ("data.transfer.args = { path = 'x' }", "data.transfer.args: must be left out"),
         (
@@ -312,14 +315,14 @@ def test_a_stream_of_tasks_sets_head_and_rounds(tmp_path):
         ("[continual]\nlearner = 'ewwc'", "continual.learner: no learner named 'ewwc'; did you mean 'ewc'?"),
         ("[continual]\nsharpness = 1", "continual.sharpness: unknown key for learner 'naive'"),
         ("rounds = 4\n[continual]", "rounds: must be 5, the 5 tasks × 1 rounds_per_task, or left out, got 4"),
-        ("[continual.tasks]\nkind = 'overlapping'", "continual.tasks.count: must say how many windows"),
+        ("[continual.tasks]\nkind = 'overlapping'", "continual.tasks.count: missing; 'overlapping' tasks"),
         (
             "[continual.tasks]\nstride = 2",
-            "continual.tasks.stride: must be left out: it is for",
+            "continual.tasks.stride: must be left out: it applies only to",
         ),
         (
             "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'digits']\ncount = 3",
-            "continual.tasks.count: must be ≤ 2, the data sets there are, got 3",
+            "continual.tasks.count: must be ≤ 2, the number of data sets, got 3",
         ),
         (
             "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'diggits']",
@@ -327,54 +330,54 @@ def test_a_stream_of_tasks_sets_head_and_rounds(tmp_path):
         ),
         (
             "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'mnist']",
-            "continual.tasks.datasets.1: 'mnist' is there twice",
+            "continual.tasks.datasets.1: 'mnist' occurs twice",
         ),
         (
             "[continual.tasks]\nkind = 'overlapping'\ncount = 2\nstride = 4",
-            "continual.tasks.stride: must be < 4, the classes of a task, or they do not overlap, got 4",
+            "continual.tasks.stride: must be < 4, the number of classes of a task, so that tasks overlap",
         ),
         ("[data]\ntransfer = { size = 0 }", "data.transfer.size: must be ≥ 1 for strategy 'knfu'"),
         (
             "[continual.tasks]\nclasses = [[0, 1], [2, 2]]",
-            "continual.tasks.classes.1.1: class 2 is there twice",
+            "continual.tasks.classes.1.1: class 2 occurs twice",
         ),
         (
             "[continual.tasks]\nclasses = [[0, 1], [3, 1]]",
-            "continual.tasks.classes.1.1: class 1 is in task 0 already; only kind = 'overlapping'",
+            "continual.tasks.classes.1.1: class 1 is also in task 0; only kind = 'overlapping'",
         ),
         (
             "[continual.tasks]\nkind = 'overlapping'\nclasses = [[0, 1], [2]]",
-            "continual.tasks.classes: no class is in two tasks, so they do not overlap; use kind = 'split'",
+            "continual.tasks.classes: no class is in two tasks; use kind = 'split'",
         ),
         ("[continual.tasks]\nclasses = [[0], []]", "continual.tasks.classes.1: must have at least 1"),
         ("[continual.tasks]\nclasses = [[0], [-1]]", "continual.tasks.classes.1.0: must be ≥ 0, got -1"),
         (
             "[continual.tasks]\nclasses = [[0], [1]]\ncount = 3",
-            "continual.tasks.count: must be 2, the lists of continual.tasks.classes, or left out, got 3",
+            "continual.tasks.count: must be 2, the number of lists of classes, or left out, got 3",
         ),
         (
             "[continual.tasks]\nclasses = [[0], [1]]\nclass_order = 'shuffled'",
-            "continual.tasks.class_order: must be left out: it is for",
+            "continual.tasks.class_order: must be left out: it applies only to",
         ),
         (
             "[continual.tasks]\nclass_seed = 3",
-            "continual.tasks.class_seed: must be left out: it is for",
+            "continual.tasks.class_seed: must be left out: it applies only to",
         ),
         (
             "[continual.tasks]\nfirst_classes = 3\ncount = 1",
-            "continual.tasks.first_classes: needs tasks after the first",
+            "continual.tasks.first_classes: needs further tasks",
         ),
         (
             "[continual.tasks]\nkind = 'overlapping'\ncount = 2\nfirst_classes = 3",
-            "continual.tasks.first_classes: must be left out: it is for",
+            "continual.tasks.first_classes: must be left out: it applies only to",
         ),
         (
             "[continual.tasks]\nkind = 'rotated'\npermute_first = true",
-            "continual.tasks.permute_first: must be left out: it is for",
+            "continual.tasks.permute_first: must be left out: it applies only to",
         ),
         (
             "[continual.tasks]\nkind = 'permuted'\nclasses = [[0]]",
-            "continual.tasks.classes: must be left out: it is for",
+            "continual.tasks.classes: must be left out: it applies only to",
         ),
     ],
 )

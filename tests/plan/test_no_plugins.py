@@ -107,7 +107,7 @@ def test_a_bench_lists_cells_without_plug_ins(told, write, tmp_path):
     assert "  strategy=trap:S seed=2" in out and "cells  4 " in out
     assert out.splitlines()[-1].endswith(': not without fusion.strategy = "trap:S"')
     status, _, err = told("bench", path, "--no-plugins")
-    assert status == 2 and err.startswith("error: --no-plugins: only with --dry-run")
+    assert status == 2 and err.startswith("error: --no-plugins: needs --dry-run")
 
 
 def test_a_bench_without_plug_ins_has_the_usual_description(told, write, tmp_path):

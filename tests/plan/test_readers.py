@@ -149,7 +149,11 @@ def nested(key: str, value: Any, beside: Beside) -> dict[str, Any]:
 @pytest.mark.parametrize(("key", "value", "without", "beside"), EXAMPLES)
 def test_a_key_without_effect_is_refused(key, value, without, beside):
     error = moot(nested(key, value, without))
-    assert error is not None and error.key == key and error.message.startswith("must be left out: it is for ")
+    assert (
+        error is not None
+        and error.key == key
+        and error.message.startswith("must be left out: it applies only to ")
+    )
     assert moot(nested(key, value, beside)) is None
 
 

@@ -39,7 +39,7 @@ def test_unsupported_poison_is_refused(strategy, poison, refused, digits_scenari
     if not refused:
         check_requirements(plan, data, models)
         return
-    with pytest.raises(UserError, match=f"'{poison}' is for clients that upload predictions") as caught:
+    with pytest.raises(UserError, match=f"'{poison}' needs clients that upload predictions") as caught:
         check_requirements(plan, data, models)
     assert caught.value.key == "faults.poison"
 
@@ -88,7 +88,7 @@ def test_an_impossible_server_model_is_refused(strategy, model, key, message, di
     ("changes", "key", "message"),
     [
         ({"fusion": {"strategy": "feddf"}}, "fusion.strategy", "'feddf' exchanges weights.*'random-forest'"),
-        ({"fusion": {"strategy": "fd"}}, "fusion.strategy", "'fd' shapes training by gradients"),
+        ({"fusion": {"strategy": "fd"}}, "fusion.strategy", "'fd' trains by gradients"),
         ({"fusion": {"strategy": "fedproto"}}, "fusion.strategy", "'fedproto' .*'random-forest' is not"),
         (
             {"fusion": {"strategy": "lg_fedavg"}},
@@ -114,9 +114,9 @@ STREAM = {"learner": "naive", "rounds_per_task": 1, "tasks": {"kind": "split", "
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clients": [WIDE, {"model": "mlp"}]}, r"features are equally wide, got 8 \('mlp'\) and 200"),
-        ({"clients": [BIASLESS]}, "one linear layer with biases; that of model 'mlp' is not"),
-        ({"clients": [WIDE], "continual": STREAM}, "which the learner does in a stream of tasks"),
+        ({"clients": [WIDE, {"model": "mlp"}]}, r"equal feature widths, got 8 \('mlp'\) and 200"),
+        ({"clients": [BIASLESS]}, "one linear layer with biases; model 'mlp' has another"),
+        ({"clients": [WIDE], "continual": STREAM}, "but in a stream of tasks the learner sets them"),
     ],
 )
 def test_an_unfit_shared_head_is_refused(changes, message, digits_scenario):
@@ -133,12 +133,12 @@ def test_an_unfit_shared_head_is_refused(changes, message, digits_scenario):
 @pytest.mark.parametrize(
     ("strategy", "clients", "message"),
     [
-        ("fedper", [{"model": "mlp", "args": {"hidden": []}}], "model 'mlp' has none but 'head.…'"),
-        ("lg_fedavg", [{"model": "headless:net"}], "model 'headless:net' has none called 'head.…'"),
+        ("fedper", [{"model": "mlp", "args": {"hidden": []}}], "model 'mlp' has only weights 'head.…'"),
+        ("lg_fedavg", [{"model": "headless:net"}], "model 'headless:net' has no weights 'head.…'"),
         (
             "lg_fedavg",
             [{"model": "mlp"}, {"model": "lenet"}, {"model": "mlp", "args": {"hidden": [84]}}],
-            "of one shape, got 10×200 and 10 of 'mlp', 10×84 and 10 of 'lenet'",
+            "of the same shape, got 10×200 and 10 of 'mlp', 10×84 and 10 of 'lenet'",
         ),
         ("fedrep", [{"model": "mlp"}, {"model": "lenet"}], "'fedrep' averages parameters"),
     ],

@@ -158,7 +158,7 @@ def test_a_duplicate_name_is_refused_with_both_owners():
 
 @pytest.mark.parametrize("name", ["", "a:b", None, len])
 def test_invalid_names_are_refused(name):
-    with pytest.raises(UserError, match="under a name without ':'"):
+    with pytest.raises(UserError, match="must be a string without ':'"):
         register.dataset(name)
 
 
@@ -274,7 +274,7 @@ def test_fedkd_list_shows_an_installed_learner(tmp_path: Path):
     assert status == 0, error
     lines = listed.splitlines()
     assert lines[0].startswith("sleepy") and "Learn nothing in the afternoon." in lines[0]
-    assert "gives each task weights of its own" in lines[1] and "hours = 3 (int)" in lines[2]
+    assert "gives each task its own weights" in lines[1] and "hours = 3 (int)" in lines[2]
     _, listed, _ = processes.run(["list", "learners"], tmp_path, path=[tmp_path])
     assert "  sleepy " in listed and re.search(r"^  gone .*cannot import 'no_mod'", listed, re.MULTILINE)
 
@@ -360,7 +360,7 @@ def test_invalid_partitions_are_refused(tmp_path: Path, scheme: str, args: dict,
             "scheme = 'zzz'",
             "allowed: circle, dirichlet, dirichlet-per-client, file, iid, natural, quantity, shards",
         ),
-        ("args = { a = 1 }", "args: must be left out: it is for a scheme of your own"),
+        ("args = { a = 1 }", "args: must be left out: it applies only to a plug-in scheme"),
         ("scheme = 'a:b', samples_per_client = 50", "samples_per_client: must be left out"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_bench_without_matplotlib_names_the_extra_and_continues(study, tmp_pat
             figures.draw_figures(study, tmp_path / folder, told.append)
     omissions.report(told.append)
     install = "in a clone of fedkd: pip install '.[report]'"
-    assert told == [f"left out: figures, more; a figure needs matplotlib; {install}"]
+    assert told == [f"skipped: figures, more; a figure needs matplotlib; {install}"]
     assert not list(tmp_path.iterdir())
 
 

@@ -80,7 +80,7 @@ def names(folder: Path) -> set[str]:
 
 def test_the_quickstart_ends_well_and_names_what_it_leaves_out(tmp_path):
     status, _, told = without(tmp_path, [*QUICKSTART, "out"])
-    assert (status, told) == (0, f"left out: report.html; report.html needs plotly; {INSTALL}")
+    assert (status, told) == (0, f"skipped: report.html; report.html needs plotly; {INSTALL}")
     assert main([*QUICKSTART, str(tmp_path / "with")]) == 0
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("out", "with")]
     assert metrics[0] and metrics[0] == metrics[1]
@@ -93,7 +93,7 @@ def test_a_run_with_several_figures_tells_it_once_and_a_report_has_status_2(tmp_
     run = ["run", "stream.toml", "--quiet", "--out", "out"]
     status, _, told = without(tmp_path, run, ["report", "out", "--out", "page"])
     left_out, error = told.splitlines(keepends=True)
-    assert left_out == f"left out: accuracy_matrix.png, report.html; a figure needs matplotlib; {INSTALL}"
+    assert left_out == f"skipped: accuracy_matrix.png, report.html; a figure needs matplotlib; {INSTALL}"
     assert (status, error) == (2, f"error: report.html needs plotly; {INSTALL}")
     assert {"accuracy_matrix.csv", "continual_metrics.csv", "summary.json"} <= names(tmp_path / "out")
     assert not (tmp_path / "page").exists() and not [*tmp_path.glob("**/*.png"), *tmp_path.glob("**/*.html")]
@@ -104,7 +104,7 @@ def test_a_bench_has_its_tables_and_tells_once_what_it_leaves_out(tmp_path):
     (tmp_path / "two.toml").write_text(BENCH)
     status, _, told = without(tmp_path, ["bench", "two.toml", "--out", "out"])
     files = "results.parquet, results.csv, figures, report.html"
-    assert (status, told) == (0, f"left out: {files}; a table of all values needs pyarrow; {INSTALL}")
+    assert (status, told) == (0, f"skipped: {files}; a table of all values needs pyarrow; {INSTALL}")
     assert {"cells.csv", "table.md", "table.csv", "table.tex", "study.json"} <= names(tmp_path / "out")
     assert not {"results.parquet", "results.csv", "figures", "report.html"} & names(tmp_path / "out")
 

@@ -80,14 +80,14 @@ def test_versions_without_an_installed_package(unread, monkeypatch):
 @pytest.mark.parametrize(
     ("built_for", "driver", "told"),
     [
-        (None, False, "torch is the CPU build, all that is needed"),
-        (None, True, "torch is the CPU build, though there is an NVIDIA driver"),
+        (None, False, "torch is the CPU build, which is enough here"),
+        (None, True, "torch is the CPU build, but this machine has an NVIDIA driver"),
         (
             "12.8",
             False,
-            "torch is built for CUDA 12.8, and there is no NVIDIA driver; the CPU build would do",
+            "torch is built for CUDA 12.8, but there is no NVIDIA driver; the CPU build is enough",
         ),
-        ("12.8", True, "torch is built for CUDA 12.8, and the driver shows it no GPU"),
+        ("12.8", True, "torch is built for CUDA 12.8, but the driver shows no GPU"),
     ],
 )
 def test_the_reason_for_a_missing_gpu_is_named(built_for, driver, told):

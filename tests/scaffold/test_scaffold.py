@@ -64,7 +64,7 @@ def test_a_scaffold_passes_ruff(kind: str, tmp_path: Path):
 def test_existing_files_are_not_overwritten(kind: str, file: str, tmp_path: Path, capsys):
     (tmp_path / file).write_text("mine")
     assert main(["new", kind, "my_idea", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / file}: exists already")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / file}: already exists")
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == "mine"
 
@@ -72,19 +72,19 @@ def test_existing_files_are_not_overwritten(kind: str, file: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("strategy", "knfu", "there is a strategy named 'knfu' already"),
-        ("model", "cnn", "there is a model named 'cnn' already"),
-        ("learner", "ewc", "there is a learner named 'ewc' already"),
-        ("model", "torch", "there is a module named 'torch' already"),
-        ("model", "random", "there is a module named 'random' already"),
+        ("strategy", "knfu", "a strategy named 'knfu' already exists"),
+        ("model", "cnn", "a model named 'cnn' already exists"),
+        ("learner", "ewc", "a learner named 'ewc' already exists"),
+        ("model", "torch", "a module named 'torch' already exists"),
+        ("model", "random", "a module named 'random' already exists"),
         ("strategy", "my-idea", "must be lower-case letters"),
         ("strategy", "MyIdea", "must be lower-case letters"),
         ("strategy", "2much", "must be lower-case letters"),
         ("strategy", "class", "must be lower-case letters"),
         ("strategy", "../up", "must be lower-case letters"),
         ("strategy", "test_me", "must not start with"),
-        ("learner", "step", "would name a class that the file imports"),
-        ("strategy", "knowledge", "would name a class that the file imports"),
+        ("learner", "step", "the file already imports a class of the name"),
+        ("strategy", "knowledge", "the file already imports a class of the name"),
     ],
 )
 def test_invalid_module_names_are_refused(kind: str, name: str, words: str, tmp_path: Path, capsys):

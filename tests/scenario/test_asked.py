@@ -1,4 +1,4 @@
-"""Keys that are not there: what was meant, and what there is none of."""
+"""Unknown keys are refused with advice."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fedkd.scenario.schema import Scenario
 @pytest.mark.parametrize(
     ("key", "told"),
     [
-        ("training.lora", "there are no adapters here"),
-        ("fusion.secure_aggregation", "there is no secure aggregation here"),
-        ("participation", "it is clients_per_round"),
-        ("fraction_fit", "it is clients_per_round"),
-        ("privacy.epsilon", "there is no differential privacy here"),
-        ("data.num_clients", "it is data.clients"),
-        ("num_rounds", "it is rounds"),
-        ("training.local_steps", "it is training.local_epochs"),
-        ("training.learning_rate", "it is training.lr"),
-        ("fusion.mu", "is fusion.proximal_mu, with fusion.strategy = 'fedprox'"),
-        ("dropout", "faults.dropout; of a network it is args"),
-        ("training.batchsize", "it is training.batch_size"),
-        ("model", "models stand in [[clients]]"),
+        ("training.lora", "fedkd has no adapters"),
+        ("fusion.secure_aggregation", "fedkd has no secure aggregation"),
+        ("participation", "use clients_per_round"),
+        ("fraction_fit", "use clients_per_round"),
+        ("privacy.epsilon", "fedkd has no differential privacy"),
+        ("data.num_clients", "use data.clients"),
+        ("num_rounds", "use rounds"),
+        ("training.local_steps", "use training.local_epochs"),
+        ("training.learning_rate", "use training.lr"),
+        ("fusion.mu", "use fusion.proximal_mu, with fusion.strategy = 'fedprox'"),
+        ("dropout", "use faults.dropout, for networks args"),
+        ("training.batchsize", "use training.batch_size"),
+        ("model", "use [[clients]] with model"),
         ("lr", "did you mean training.lr?"),
         ("fusion.momentum", "did you mean training.momentum?"),
         ("data.alpha", "did you mean data.partition.alpha or data.transfer.alpha?"),

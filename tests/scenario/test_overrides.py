@@ -64,7 +64,7 @@ def test_overrides_change_one_value_and_create_missing_tables(before, overrides,
         ('a="open', "is not valid TOML"),
         ("l.x=1", "l is a list: name an entry by its number, e.g. l.0"),
         ("l.4.x=1", "l has 1 entries"),
-        ("s.x=1", "s is a single value, so s.x cannot be set"),
+        ("s.x=1", "s is a single value; s.x cannot be set"),
     ],
 )
 def test_malformed_overrides_are_refused(override, expected):

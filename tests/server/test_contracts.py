@@ -117,7 +117,7 @@ def test_a_correct_strategy_is_accepted(name, check):
 @pytest.mark.parametrize(
     ("name", "hyperparameters", "told"),
     [
-        ("Trained", {"fails": True}, "raised KeyError: 'student' when a round was tried"),
+        ("Trained", {"fails": True}, "raised KeyError: 'student' in a trial round"),
         ("Logits", {}, "'mine' must give probabilities as targets, which its `loss` compares with a softmax"),
         ("Counting", {}, "'mine' must not change 'Counting.rounds' in a round"),
         (

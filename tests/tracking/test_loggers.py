@@ -96,7 +96,7 @@ def test_a_hanging_logger_does_not_block_the_run(tmp_path):
     notes = Notes(holding="log")
     told = play(notes, tmp_path, patience=0.2)
     notes.go_on.set()
-    assert told == ["notes is still writing after 0.2 s; the run does not wait for it"]
+    assert told == ["notes is still writing after 0.2 s; the run ends without it"]
 
 
 def test_a_slow_logger_drops_rounds(tmp_path, monkeypatch):

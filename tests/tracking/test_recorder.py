@@ -119,7 +119,7 @@ def test_readers_skip_only_a_half_written_last_line(tmp_path):
         assert rows[:3] == expected
         assert len(rows) == 3 + (cut == len(whole.splitlines()[0]))
     path.write_bytes(b"{broken\n" + whole)
-    with pytest.raises(UserError, match="line 1 is not JSON"):
+    with pytest.raises(UserError, match="line 1 is not valid JSON"):
         read_metrics(tmp_path)
 
 

@@ -83,13 +83,13 @@ def test_an_unwritable_place_gives_one_line(digits_toml, tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"error: --out: cannot write to {out}: ")
     for words in (["run", str(digits_toml), "--out", ""], ["resume", ""]):
         assert main(words) == 2
-        assert "a folder has a name without NULs, got ''" in capsys.readouterr().err
+        assert "must be a folder name without NUL characters, got ''" in capsys.readouterr().err
 
 
 def test_an_unwritable_place_is_reported_before_data_loads(digits_toml, tmp_path, monkeypatch):
     folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
     monkeypatch.setattr("fedkd.data.load_data", lambda *arguments, **options: pytest.fail("loaded"))
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         fedkd.run(load_scenario(digits_toml), out=folder)
     with lock_run_folder(folder), pytest.raises(UserError, match="another process"):
         fedkd.resume(folder)

@@ -231,7 +231,7 @@ def test_a_drop_with_a_given_task_gives_a_warning():
     assert "broken" not in out.getvalue()
     upside_down = CONTINUAL | {"average_accuracy_class_incremental": over(0.71)}
     PlainProgress(out).run_finished(finished(upside_down))
-    assert "warning: accuracy with the task given is lower than without it" in out.getvalue()
+    assert "warning: accuracy is lower with the task given than without it" in out.getvalue()
 
 
 def test_a_line_ends_with_the_last_ten_tasks():

@@ -208,7 +208,7 @@ def test_untraceable_networks_are_passed_to_the_loader(make_digits_scenario, tmp
     }
     result = fedkd.run(tables, out=tmp_path / "run")
     assert main(["export", str(result.folder)]) == 0
-    assert "client 1: its network could not be written down" in capsys.readouterr().out
+    assert "client 1: its network could not be described" in capsys.readouterr().out
     load = loader(result.folder / "export")
     with pytest.raises(ValueError, match="client 1 needs `network`: a mine:Net of yours"):
         load(1)

@@ -1,4 +1,4 @@
-"""Table of incompatible pairs: a strategy's capability, a scenario's key, the reason."""
+"""Table of incompatible pairs of a strategy's capability and a scenario's key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STRATEGY = "fusion.strategy"
 
 @dataclass(frozen=True)
 class Case:
-    """A scenario, its strategy, and its learner if bound already."""
+    """A scenario, its strategy, and its learner if it is bound."""
 
     scenario: Scenario
     strategy: FusionStrategy
@@ -81,7 +81,7 @@ CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
     "predictor": lambda c: replaces_predictor(c.strategy),
     "no targets": lambda c: not distils_targets(c.strategy),
 }
-"""Capabilities by their names in the table."""
+"""Tests of a strategy, by their names in the table."""
 
 KEYS: Mapping[str, Callable[[Case], bool]] = {
     "asynchronous": lambda c: c.scenario.asynchronous is not None,
@@ -99,11 +99,11 @@ KEYS: Mapping[str, Callable[[Case], bool]] = {
         c.scenario.faults.poisoned > 0 and c.scenario.faults.poison in ("imitation", "constant")
     ),
 }
-"""True if a scenario sets a key that a capability may rule out."""
+"""Tests whether a scenario sets a key, by their names in the table."""
 
 
 class Row(NamedTuple):
-    """An incompatible pair; the error is at key `at`, `reason` a format string."""
+    """An incompatible pair; `reason` is a format string, and `at` the key of the error."""
 
     capability: str
     key: str
@@ -115,17 +115,18 @@ def _rows(key: str, at: str, frame: str, reasons: Mapping[str, str]) -> list[Row
     return [Row(capability, key, frame.format(reason=reason), at) for capability, reason in reasons.items()]
 
 
-ANEW = "asks for other transfer samples every round, so old predictions do not apply"
+ANEW = "requests other transfer samples every round, so old predictions do not apply"
 TABLE: Sequence[Row] = (
     *_rows(
         "asynchronous",
         "asynchronous",
         "not allowed: '{{name}}' {reason}",
         {
-            "averaged by Flower": "averages what all clients of a round send; use 'fedbuff' or 'fedasync'",
-            "pools": "trains on all clients' samples in one place",
-            "needs weights of the round": "exchanges weights that build on the round's; use 'fedbuff' or"
+            "averaged by Flower": "averages the uploads of all clients of a round; use 'fedbuff' or"
             " 'fedasync'",
+            "pools": "trains on all clients' samples in one place",
+            "needs weights of the round": "exchanges weights that start from those of the round; use"
+            " 'fedbuff' or 'fedasync'",
             "requires_sync": "{case.can.requires_sync}",
             "request that varies": ANEW,
         },
@@ -136,32 +137,32 @@ TABLE: Sequence[Row] = (
         "'{{name}}' {reason}",
         {
             "pools": "does not support streams of tasks; use the learner 'joint', which trains on all tasks",
-            "phases": "trains parts of a model in phases, which the learner decides in a stream of tasks;"
-            " use 'fedper', which trains both parts together",
-            "trials": "lets clients try out guidance, which learners of a stream of tasks cannot; use 'knfu'",
-            "aux_networks": "trains further networks on clients, which learners of a stream of tasks do not"
-            " support; use a strategy that exchanges predictions",
-            "needs linear_head": "sets the heads of clients, which the learner does in a stream of tasks;"
+            "phases": "trains parts of a model in phases, but in a stream of tasks the learner sets the"
+            " phases; use 'fedper', which trains both parts together",
+            "trials": "lets clients compare targets in trials, which learners do not support; use 'knfu'",
+            "aux_networks": "trains further networks on clients, which learners do not support; use a"
+            " strategy that exchanges predictions",
+            "needs linear_head": "sets the heads of clients, but in a stream of tasks the learner sets them;"
             " use 'fedproto' or a strategy that exchanges predictions",
         },
     ),
     Row(
         "infers_from_guidance",
         "continual",
-        'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
+        'must be "model" in a stream of tasks, which evaluates the learner\'s outputs',
         "fusion.inference",
     ),
     Row(
         "predictor",
         "continual",
-        "'{name}' evaluates another model than the client's, and a stream of tasks evaluates the learner's"
+        "'{name}' evaluates another model than the client's, but a stream of tasks evaluates the learner's"
         " outputs; use a strategy that exchanges predictions",
     ),
     *(
         Row(
             "pools",
             key,
-            "'{name}' trains on all samples of all clients, and keeps none apart",
+            "'{name}' trains on all samples of all clients and holds out none",
             key,
         )
         for key in ("training.held_out", "fusion.logit_adjustment")
@@ -169,29 +170,26 @@ TABLE: Sequence[Row] = (
     *_rows(
         "topology.graph",
         STRATEGY,
-        "'{{name}}' {reason}; topology.graph is '{{case.scenario.topology.graph}}', in which there is no"
-        " server",
+        "'{{name}}' {reason}; topology.graph is '{{case.scenario.topology.graph}}', which has no server",
         {
-            "averaged by Flower": "averages weights on a server: take 'gossip', which has clients mix them",
+            "averaged by Flower": "averages weights on a server (use 'gossip' to mix them on clients)",
             "needs server": "trains a model on the server",
-            "needs transfer_labels": "needs the labels of the transfer set, which a server alone has",
-            "needs weights, no over_graph": "makes one model of all clients' weights: take 'gossip', which"
-            " has clients mix them",
+            "needs transfer_labels": "needs the labels of the transfer set, which only a server has",
+            "needs weights, no over_graph": "averages the weights of all clients into one model (use 'gossip'"
+            " to mix them on clients)",
             "no over_graph": "needs a server (it has no `over_graph`)",
         },
     ),
     Row(
         "no targets",
         "training.recipe",
-        "must be 'alternating' with '{name}', whose clients distil no targets of transfer samples, got"
-        " 'joint'",
+        "must be 'alternating' with '{name}', which has no targets of transfer samples, got 'joint'",
         "training.recipe",
     ),
     Row(
         "no targets",
         "fusion.kd_weight",
-        "must be 0 with '{name}', whose guidance has no targets of transfer samples to rehearse, got"
-        " {case.kd_weight:g}",
+        "must be 0 with '{name}', which has no targets of transfer samples, got {case.kd_weight:g}",
         "fusion.kd_weight",
     ),
     *_rows(
@@ -199,9 +197,9 @@ TABLE: Sequence[Row] = (
         "fusion.knowledge_cache",
         "not allowed: '{{name}}' {reason}",
         {
-            "needs weights": "exchanges weights, which are of no task and soon out of date",
-            "sends nothing": "sends nothing that could be kept",
-            "needs masks that settle": "sends no more of a mask once '{case.learner.name}' has settled it",
+            "needs weights": "exchanges weights, which belong to no task and soon become stale",
+            "sends nothing": "sends nothing to cache",
+            "needs masks that settle": "stops sending a mask once '{case.learner.name}' has fixed it",
             "request that varies": ANEW,
         },
     ),
@@ -210,24 +208,24 @@ TABLE: Sequence[Row] = (
         "measure.transferability",
         "with '{{name}}' {reason}",
         {
-            "pools": "clients have no models of their own",
-            "brings_model": "every message contains the model, and clients keep none; use a strategy that"
-            " exchanges predictions, or 'local'",
+            "pools": "clients have no personalised models",
+            "brings_model": "clients keep no model between messages; use a strategy that exchanges"
+            " predictions, or 'local'",
         },
     ),
     Row(
         "uploads weights",
         "faults.poison",
-        "'{case.scenario.faults.poison}' is for clients that upload predictions; with '{name}' use 'random'"
+        "'{case.scenario.faults.poison}' needs clients that upload predictions; with '{name}' use 'random'"
         " or 'flipped'",
         "faults.poison",
     ),
 )
-"""All pairs, in the order in which they are checked."""
+"""All pairs, in the order of the checks."""
 
 
 def check_table(case: Case, keys: Collection[str] = tuple(KEYS)) -> None:
-    """Refuse a strategy that cannot do what a scenario's keys ask for."""
+    """Raise a `UserError` if the strategy is incompatible with a key of the scenario."""
     for row in TABLE:
         if row.key in keys and KEYS[row.key](case) and CAPABILITIES[row.capability](case):
             told = row.reason.format(name=case.scenario.fusion.strategy, case=case)

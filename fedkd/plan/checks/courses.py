@@ -6,19 +6,19 @@ from fedkd.scenario import MAX_ROUNDS, MAX_TASKS, Population, Scenario, TaskStre
 
 
 def check_courses(scenario: Scenario) -> None:
-    """Refuse contradictory keys about the tasks of clients over time."""
+    """Raise a `UserError` for contradictory keys about the tasks of clients over time."""
     if scenario.continual is None:
         return
     tasks, key, clients = scenario.continual.tasks, "continual.tasks", scenario.data.clients
     count = task_count(scenario)
-    told = f"must be ≤ {count}, the tasks there are, got {tasks.tasks_per_client}"
+    told = f"must be ≤ {count}, the number of tasks, got {tasks.tasks_per_client}"
     refuse_if((tasks.tasks_per_client or 0) > count, told, f"{key}.tasks_per_client")
     told = f"must be ≤ data.clients ({clients}), got {tasks.groups}"
     refuse_if((tasks.groups or 0) > clients, told, f"{key}.groups")
     refuse_if(
         tasks.pace_range is not None
         and (len(tasks.pace_range) != 2 or tasks.pace_range[0] > tasks.pace_range[1]),
-        f"must be the rounds a task of the fastest and of the slowest, e.g. [1, 3], got {tasks.pace_range}",
+        f"must be the rounds per task of the fastest and the slowest, e.g. [1, 3], got {tasks.pace_range}",
         f"{key}.pace_range",
     )
     lessons, each = count * tasks.visits, scenario.continual.rounds_per_task
@@ -31,61 +31,60 @@ def check_courses(scenario: Scenario) -> None:
 
 def _check_file(tasks: TaskStream, population: Population) -> None:
     key, by_file = "continual.tasks", tasks.pace == "file"
-    told = f"must be 'file' as the clock is: the file says both, got '{tasks.order}'"
+    told = f"must be 'file' with pace = 'file', got '{tasks.order}'"
     refuse_if(by_file and tasks.order != "file", told, f"{key}.order")
-    told = "order 'file' needs the path of a JSON file with the schedule"
+    told = "missing; order 'file' needs a JSON file with the schedule"
     refuse_if(tasks.order == "file" and tasks.schedule is None, told, f"{key}.schedule")
     changed = next(iter(population.model_dump(exclude_defaults=True)), None)
-    told = "not allowed with clock 'file', which says who is there when"
+    told = "not allowed with pace 'file': the file has the absences of clients"
     refuse_if(by_file and changed, told, f"population.{changed}")
 
 
 def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
-    """Refuse `fusion.orthogonal` without an average and old tasks of all clients."""
+    """Raise a `UserError` for `fusion.orthogonal` without a Flower average or a stream in lockstep."""
     key, fusion = "fusion.orthogonal", scenario.fusion
     if fusion.orthogonal is None:
         return
     refuse_if(
         not fusion.from_flower,
-        "only Flower's strategies make one average of all clients that can be held back, such as"
-        f" 'flwr:FedAvg'; strategy is '{fusion.strategy}'",
+        f"needs one of Flower's strategies, such as 'flwr:FedAvg', got '{fusion.strategy}'",
         key,
     )
-    told = "needs a stream of tasks, which are not to be forgotten: [continual]"
+    told = "needs a stream of tasks: [continual]"
     refuse_if(scenario.continual is None, told, key)
     refuse_if(
         not schedule.in_step,
-        "needs all clients at the same task: it protects the old tasks of all clients; use order = 'same' and"
-        " pace = 'lockstep', with nobody late, on a break or leaving",
+        "needs all clients at the same task; use order = 'same' and pace = 'lockstep', without late, pausing"
+        " or leaving clients",
         key,
     )
 
 
 def check_asynchronous(scenario: Scenario) -> None:
-    """Refuse asynchronous rounds beside other keys about participation."""
+    """Raise a `UserError` for asynchronous rounds with other keys about participation."""
     asynchronous, clients = scenario.asynchronous, scenario.data.clients
     if asynchronous is None:
         return
     working = asynchronous.concurrency or clients
     told = f"must be ≤ data.clients ({clients}), got {working}"
     refuse_if(working > clients, told, "asynchronous.concurrency")
-    told = f"must be ≤ {working}, the clients that are at work at a time, got {asynchronous.buffer}"
+    told = f"must be ≤ {working}, the number of clients that train at a time, got {asynchronous.buffer}"
     refuse_if(asynchronous.buffer > working, told, "asynchronous.buffer")
     mapped = scenario.measure is not None and scenario.measure.transferability is not None
     for key, is_set, reason in (
-        ("continual", scenario.continual is not None, "whose tasks are counted in rounds of all clients"),
+        ("continual", scenario.continual is not None, "tasks are counted in rounds of all clients"),
         ("clients_per_round", scenario.clients_per_round is not None, "use asynchronous.concurrency"),
-        ("end_with", scenario.end_with != "fusion", "as it does not end for all clients at once"),
-        ("faults.dropout", scenario.faults.dropout > 0, "which wait for no client"),
+        ("end_with", scenario.end_with != "fusion", "clients end at different times"),
+        ("faults.dropout", scenario.faults.dropout > 0, "the server waits for no client"),
         ("faults.on_client_error", scenario.faults.on_client_error == "skip", "use 'fail' or 'retry'"),
         ("faults.on_bad_upload", scenario.faults.on_bad_upload == "drop", "use 'fail'"),
         ("population", scenario.population != Population(), "use asynchronous.concurrency"),
-        ("topology.graph", scenario.topology.graph != "star", "which need a server"),
-        ("measure.transferability", mapped, "in which clients are never all between two rounds"),
+        ("topology.graph", scenario.topology.graph != "star", "it needs a server"),
+        ("measure.transferability", mapped, "clients are never all between two rounds"),
         (
             "fusion.knowledge_cache",
             scenario.fusion.knowledge_cache is not None,
-            "which keeps a cache of knowledge by itself",
+            "it already caches knowledge",
         ),
     ):
-        refuse_if(is_set, f"not allowed in a run that is asynchronous, {reason}", key)
+        refuse_if(is_set, f"not allowed in an asynchronous run: {reason}", key)

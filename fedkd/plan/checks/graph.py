@@ -1,4 +1,4 @@
-"""Requirements of strategies and keys on graphs without a server."""
+"""Requirements of strategies and keys on the communication graph."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -13,50 +13,50 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
 KEY = "fusion.strategy"
-LOOKED_AT = 200  # checked rounds of a graph that is drawn each round
+LOOKED_AT = 200  # most rounds to check of a graph that is drawn each round
 
 
 def check_graph(plan: Plan) -> None:
-    """Refuse a strategy that does not fit a graph with or without server."""
+    """Raise a `UserError` if the strategy does not support the graph."""
     strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
     name, kind = scenario.fusion.strategy, scenario.topology.graph
     refuse_if(
         graph is None and "graph" in strategy.capabilities.needs,
-        f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
-        " another, such as 'ring', or for a star 'flwr:FedAvg'",
+        f"'{name}' needs links between clients, but topology.graph is 'star'; use another graph, such as"
+        " 'ring', or the strategy 'flwr:FedAvg'",
         KEY,
     )
     if graph is None or strategy.capabilities.sends == "nothing":
         return
     check_table(Case(scenario, strategy, plan.learner), ("topology.graph",))
     for key, given, what in (
-        ("fusion.knowledge_cache", scenario.fusion.knowledge_cache is not None, "is kept on a server"),
-        ("fusion.orthogonal", scenario.fusion.orthogonal is not None, "is kept on a server"),
-        ("fusion.filters", scenario.fusion.filters, "filter on a server"),
-        ("clock", scenario.clock is not None, "times the way to a server and back"),
+        ("fusion.knowledge_cache", scenario.fusion.knowledge_cache is not None, "needs a server"),
+        ("fusion.orthogonal", scenario.fusion.orthogonal is not None, "needs a server"),
+        ("fusion.filters", scenario.fusion.filters, "needs a server"),
+        ("clock", scenario.clock is not None, "simulates messages to a server"),
     ):
-        refuse_if(given, f"{what}; topology.graph is '{kind}', in which there is none", key)
+        refuse_if(given, f"{what}; topology.graph is '{kind}', which has none", key)
     refuse_if(
         scenario.topology.mixing == "metropolis" and not all(map(is_undirected, some_rounds(plan, graph))),
-        f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
+        f"must be 'push_sum' or left out: graph '{kind}' has links in one direction only",
         "topology.mixing",
     )
     refuse_if(
         scenario.topology.relay and strategy.capabilities.stale_decay is None,
-        "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
-        " with 'knfu' or 'experts'",
+        "needs a strategy that weights knowledge by its age: set fusion.stale_decay, e.g. 0.5, with 'knfu' or"
+        " 'experts'",
         "topology.relay",
     )
 
 
 def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
-    """Yield distinct graphs of the run, `[N, N]` bool, up to a limit."""
+    """Yield the distinct graphs of the run, `[N, N]` bool, up to a limit."""
     last = min(plan.schedule.rounds, graph.period or LOOKED_AT, LOOKED_AT)
     return map(graph.edges, range(1, last + 1))
 
 
 def unconnected_clients(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return unconnected groups of clients, by architecture for mixed weights."""
+    """Return unconnected groups of clients, by architecture if weights are mixed."""
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":
         return []

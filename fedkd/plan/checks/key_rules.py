@@ -1,4 +1,4 @@
-"""Table of keys that are read only together with other keys."""
+"""Table of keys that have an effect only with certain values of other keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from fedkd.scenario import Scenario
 
 @dataclass(frozen=True)
 class Reader:
-    """A key that is read in scenarios for which `reads` is true.
+    """A key that has an effect in scenarios for which `reads` is true.
 
-    `by` are the keys that decide; an error shows the first. `only` follows "it is for".
+    `by` are the keys that it depends on; an error shows the first. `only` follows "it applies only to".
     """
 
     key: str
@@ -26,14 +26,14 @@ class Reader:
 
 
 def _with(key: str, by: str, *values: str | None, only: str = "") -> Reader:
-    """Return the row of a key read with some values of another."""
+    """Return the row of a key that applies with some values of another."""
     return Reader(
         key, (by,), only or " or ".join(f"'{value}'" for value in values), lambda s, _: at(s, by) in values
     )
 
 
 def _without(key: str, by: str, *values: str | None, only: str) -> Reader:
-    """Return the row of a key read without some values of another."""
+    """Return the row of a key that applies without some values of another."""
     return Reader(key, (by,), only, lambda s, _: at(s, by) not in values)
 
 
@@ -42,7 +42,7 @@ def _above_0(key: str, by: str, only: str) -> Reader:
 
 
 def _of_tasks(key: str, by: str, *values: str, classes: bool = False) -> Reader:
-    """Return the row of a stream's key, perhaps excluded by lists of `classes`."""
+    """Return the row of a stream's key; with `classes`, lists of classes replace it."""
     tasks = "continual.tasks"
     return Reader(
         f"{tasks}.{key}",
@@ -81,7 +81,7 @@ def _rehearses(scenario: Scenario, _: Any) -> bool:
 
 
 def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kind], bool]) -> bool:
-    """Return whether clients send, or may send, something of a kind."""
+    """Return whether clients send, or may send, arrays of a kind."""
     if overrides_hook(strategy, "kinds_of"):
         return True
     return strategy.capabilities.sends != "nothing" and any(
@@ -111,16 +111,16 @@ def _reads_files(scenario: Scenario, _: Any) -> bool:
 
 SCHEME, DIRICHLET = "data.partition.scheme", ("dirichlet", "dirichlet-per-client", "quantity")
 DRAWN = tuple(name for name in PARTITIONS.builtin if name not in ("file", "natural"))
-DISTILLING = "strategies whose clients distil targets, for one epoch or more"
+DISTILLING = "strategies whose clients distil targets, with distill_epochs ≥ 1"
 TABLE: tuple[Reader, ...] = (
     # [data]
-    Reader("data.root", ("data.dataset",), "data sets that are read from files", _reads_files),
+    Reader("data.root", ("data.dataset",), "data sets in files", _reads_files),
     _with("data.partition.alpha", SCHEME, *DIRICHLET),
     _with("data.partition.shards_per_client", SCHEME, "shards"),
     _with("data.partition.samples_per_client", SCHEME, *DRAWN),
     _with("data.partition.replacement", SCHEME, *REPLACEMENT_SCHEMES),
     _with("data.partition.path", SCHEME, "file"),
-    _without("data.partition.args", SCHEME, *PARTITIONS.builtin, only="a scheme of your own"),
+    _without("data.partition.args", SCHEME, *PARTITIONS.builtin, only="a plug-in scheme"),
     _without("data.transfer.args", "data.transfer.source", "holdout", "noise", only="another data set"),
     _with("data.transfer.alpha", "data.transfer.source", "holdout"),
     _above_0("data.transfer.alpha", "data.transfer.size", "a transfer set"),
@@ -128,7 +128,7 @@ TABLE: tuple[Reader, ...] = (
         "data.test_size",
         "data.validation",
         None,
-        only="runs without validation, whose held-out samples are the common test set",
+        only="runs without data.validation",
     ),
     # [training]
     _with("training.momentum", "training.optimizer", "sgd", "rmsprop"),
@@ -139,7 +139,7 @@ TABLE: tuple[Reader, ...] = (
     Reader(
         "training.held_out",
         ("training.early_stopping", "continual"),
-        "runs without training.early_stopping, whose kept samples serve for both, and without [continual]",
+        "runs without training.early_stopping, whose held-out samples serve both, and without [continual]",
         lambda s, _: s.training.early_stopping is None and s.continual is None,
     ),
     *(
@@ -171,7 +171,7 @@ TABLE: tuple[Reader, ...] = (
     Reader(
         "fusion.kd_weight_decay",
         ("fusion.kd_weight", "training.recipe", "fusion.strategy"),
-        "clients that rehearse",
+        "local training with distillation (kd_weight > 0)",
         _rehearses,
     ),
     _of_strategy(
@@ -186,7 +186,7 @@ TABLE: tuple[Reader, ...] = (
     ),
     _of_strategy(
         "fusion.knowledge_cache.decay",
-        "strategies without a stale_decay of their own",
+        "strategies without their own stale_decay",
         lambda s, h: h.capabilities.stale_decay is None,
         "fusion.stale_decay",
     ),
@@ -210,19 +210,19 @@ TABLE: tuple[Reader, ...] = (
         "clock.bandwidth_spread",
         "clock.bandwidth",
         None,
-        only="networks with a bandwidth; without one bytes take no time",
+        only="a clock with a bandwidth",
     ),
     _of_strategy(
         "asynchronous.staleness",
-        "strategies whose clients send something, and that have no stale_decay of their own",
+        "strategies with uploads and without their own stale_decay",
         lambda s, h: h.capabilities.sends != "nothing" and h.capabilities.stale_decay is None,
         "fusion.stale_decay",
     ),
     _with("topology.k", "topology.graph", *WITH_K),
     _with("topology.order", "topology.graph", *PLACED),
     _with("topology.path", "topology.graph", "file"),
-    _without("topology.relay", "topology.graph", "star", only="clients without a server"),
-    _without("topology.mixing", "topology.graph", "star", only="clients without a server"),
+    _without("topology.relay", "topology.graph", "star", only="graphs without a server"),
+    _without("topology.mixing", "topology.graph", "star", only="graphs without a server"),
     _of_strategy(
         "topology.mixing",
         "strategies that mix weights, such as 'gossip'",
@@ -249,13 +249,13 @@ TABLE: tuple[Reader, ...] = (
     Reader(
         "continual.tasks.max_lag",
         ("continual.tasks.pace", "population"),
-        "clients that are at different tasks: another pace, or late clients or breaks",
+        "clients at different tasks (another pace, late clients or breaks)",
         _waits_for_slower,
     ),
     Reader(
         "continual.rounds_per_task",
         ("continual.tasks.pace", "continual.tasks.pace_range"),
-        "a pace that is neither a range nor from a file",
+        "a pace without pace_range and file",
         _paced_by_tasks,
     ),
     # [engine]
@@ -264,11 +264,11 @@ TABLE: tuple[Reader, ...] = (
         for key in ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout")
     ),
 )
-"""Rules of all keys that are read only in some scenarios."""
+"""Rules of all keys that have an effect only in some scenarios."""
 
 
 def at(scenario: Scenario, key: str) -> Any:
-    """Return the value at a dotted key; None: its table is absent."""
+    """Return the value at a dotted key; None if its table is absent."""
     value: Any = scenario
     for part in key.split("."):
         value = getattr(value, part, None)

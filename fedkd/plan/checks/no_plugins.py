@@ -1,7 +1,7 @@
 """Check a scenario without importing its plug-ins.
 
 Opening a scenario imports the modules that it names, and checking it calls their code: ``dataset =
-"os:system"`` runs a command. Look first at a scenario from elsewhere.
+"os:system"`` runs a command. This check is safe for scenarios from other people.
 """
 
 from collections.abc import Mapping
@@ -30,25 +30,25 @@ OF_DATA = ("data.", "continual.tasks.")
 
 @dataclass(frozen=True, eq=False)
 class WithoutPlugins:
-    """A scenario with nothing imported, and its plug-ins by dotted key."""
+    """A scenario without imports, and its plug-ins by dotted key."""
 
     scenario: Scenario
     plug_ins: Mapping[str, str]
 
     @property
     def knows_data(self) -> bool:
-        """True if the data are fedkd's own and can be loaded."""
+        """True if the data need no plug-in and can be loaded."""
         return not any(key.startswith(OF_DATA) for key in self.plug_ins)
 
 
 def find_plug_ins(scenario: Scenario) -> dict[str, str]:
-    """Return a scenario's plug-ins by key: its modules, and foreign names."""
+    """Return a scenario's plug-ins by key: its modules and plug-in names."""
     modules = {f"plugins.{index}": module for index, module in enumerate(scenario.plugins)}
     return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
 
 
 def foreign_modules(scenario: Scenario) -> list[str]:
-    """Return clients' plug-in modules: all but data sets and partitions."""
+    """Return the plug-in modules of clients, without those of data sets and partitions."""
     modules = list(scenario.plugins)
     for key, (registry, name) in _foreign(scenario).items():
         if not key.startswith(OF_DATA):
@@ -60,7 +60,7 @@ def foreign_modules(scenario: Scenario) -> list[str]:
 def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES) -> WithoutPlugins:
     """Check a scenario as far as possible without its plug-ins (see `resolve_plan`)."""
     foreign = _foreign(scenario)
-    if not scenario.plugins:  # else their modules may register any name
+    if not scenario.plugins:  # modules in `plugins` may register any name
         for key, (registry, name) in foreign.items():
             with blaming(key=key):
                 registry.check(name)
@@ -81,7 +81,7 @@ def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRID
 
 
 def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:
-    """Return foreign names of a scenario by key, each with its registry."""
+    """Return the plug-in names of a scenario by key, each with its registry."""
     data, continual = scenario.data, scenario.continual
     named = {"data.dataset": (DATASETS, data.dataset)}
     named["data.partition.scheme"] = (PARTITIONS, data.partition.scheme)

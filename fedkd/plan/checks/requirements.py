@@ -33,18 +33,18 @@ KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  # noqa: C901
-    """Refuse a strategy that the data or `models` (one a group) cannot serve."""
+    """Raise a `UserError` if data or `models` (one per group) lack what the strategy needs."""
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
     check_table(Case(scenario, plan.strategy, plan.learner))
     for group, model in zip(scenario.clients, models, strict=True):
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
-            what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
+            what = "exchanges weights" if "weights" in needs else "trains by gradients"
             raise UserError(f"'{name}' {what}, but model '{group.model}' is not a network", key=KEY)
         told = f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`"
         refuse_if("features" in needs and not has_features(model), told, KEY)
-        told = f"'{name}' needs heads that are one linear layer with biases; that of model '{group.model}'"
-        refuse_if("linear_head" in needs and not has_linear_head(model), f"{told} is not", KEY)
+        told = f"'{name}' needs a head of one linear layer with biases; model '{group.model}' has another"
+        refuse_if("linear_head" in needs and not has_linear_head(model), told, KEY)
     if "equal_features" in needs:
         check_feature_widths(scenario, data, models)
     check_graph(plan)
@@ -66,15 +66,15 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
         refuse_if(chosen != "sgd", f"must be 'sgd', got '{chosen}': {reason}", "training.optimizer")
         told = f"must be 0, got {training.momentum:g}: {reason}"
         refuse_if(training.momentum, told, "training.momentum")
-        told = f"not allowed, because it goes back to earlier weights: {reason}"
+        told = f"not allowed, because it returns to earlier weights: {reason}"
         refuse_if(stops, told, "training.early_stopping")
     if "class_stream" in needs:
         check_class_stream(plan)
     if "normalised_samples" in needs:
         _check_generated(plan, data)
-    told = f"'{name}' needs the labels of the transfer set on the server, which only data.transfer.source ="
+    told = f"'{name}' needs the labels of the transfer set on the server; use data.transfer.source ="
     unlabelled = "transfer_labels" in needs and first_task(data).transfer_y is None
-    refuse_if(unlabelled, f'{told} "holdout" has', KEY)
+    refuse_if(unlabelled, f'{told} "holdout"', KEY)
     if isinstance(plan.strategy, ServerModel) and plan.strategy.server_model is not None:
         _check_server_model(plan, plan.strategy, first_task(data))
     if plan.capabilities.pretrain_epochs > 0:
@@ -85,7 +85,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
     if scenario.fusion.orthogonal is not None:
         check_orthogonal(plan, models[0])
     partner, learner = plan.capabilities.learner, plan.learner
-    told = f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
+    told = f"'{name}' needs the learner '{partner}' in a stream of tasks; set"
     alone = partner is not None and (learner is None or learner.name != partner)
     refuse_if(alone, f'{told} continual.learner = "{partner}"', KEY)
     if plan.learner is not None:
@@ -107,27 +107,27 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
     given, labels = plan.capabilities.pretrain_epochs, data.public_y
     refuse_if(plan.learner is not None, f"must be 0 in a stream of tasks, got {given}", key)
     for group, model in zip(plan.scenario.clients, models, strict=True):
-        told = f"must be 0 as model '{group.model}' is not a network, got {given}"
+        told = f"must be 0, as model '{group.model}' is not a network, got {given}"
         refuse_if(not isinstance(model, nn.Module), told, key)
     if labels is None or not len(labels):
         raise UserError(
-            'must be 0 without a labelled transfer set, which data.transfer.source = "holdout" or another'
-            f" data set gives, got {given} with '{source}'",
+            f"must be 0 without a labelled transfer set, got {given} with '{source}'; use"
+            ' data.transfer.source = "holdout" or another data set',
             key=key,
         )
-    told = f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
+    told = f"must be 0, as labels of '{source}' go up to {labels.max()}, but the clients' models have"
     refuse_if(labels.max() >= data.classes, f"{told} {data.classes} outputs, got {given}", key)
 
 
 def _check_generated(plan: Plan, data: Data) -> None:
     name, settings = plan.scenario.fusion.strategy, plan.scenario.data
     count, clients = plan.capabilities.generated_samples, settings.clients
-    told = f"'{name}' generates samples of real numbers; those of the data are integers"
+    told = f"'{name}' generates real-valued samples, but the data are integers"
     refuse_if(np.issubdtype(data.input_dtype, np.integer), told, KEY)
     told = f"must be true with '{name}', which generates samples of mean 0 and variance 1"
     refuse_if(not settings.normalise, told, "data.normalise")
     shape = "×".join(map(str, data.input_shape))
-    told = f"'{name}' generates vectors and images; samples are of {shape}"
+    told = f"'{name}' generates vectors and images, but samples have the shape {shape}"
     refuse_if(len(data.input_shape) not in (1, 3), told, KEY)
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
-    check_memory_budget(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
+    check_memory_budget(size, f"{count:,} samples on each of {clients:,} clients take", key="fusion.samples")

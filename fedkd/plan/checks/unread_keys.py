@@ -1,7 +1,7 @@
-"""The rule about unread keys (see `fedkd.plan.checks.key_rules`).
+"""Handling of keys without effect (see `fedkd.plan.checks.key_rules`).
 
-Such a key has no effect, so it is refused where a person wrote it, even at its default. It is left out if
-a higher layer, such as ``--set``, made it moot.
+A key without effect is an error where a person wrote it, even at its default. It is dropped if a higher
+layer, such as ``--set``, removed its effect.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ from fedkd.scenario import Scenario
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """Keys set over a file, lowest layer first, and those of a bench."""
+    """Keys set on top of a file, lowest layer first, and the keys of a bench."""
 
     over: Sequence[Collection[str]] = ()
     axes: Sequence[Collection[str]] | None = None
@@ -30,7 +30,7 @@ NO_OVERRIDES = OverrideLayers()
 
 
 def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
-    """Return the highest layer that sets a key (0: none)."""
+    """Return the highest layer that sets one of the keys (0: none)."""
     return max(
         (
             number
@@ -46,7 +46,10 @@ def _highest(keys: Collection[str], layers: Sequence[Collection[str]]) -> int:
 def without_moot_keys(
     scenario: Scenario, strategy: FusionStrategy | None = None, layers: OverrideLayers = NO_OVERRIDES
 ) -> Scenario:
-    """Return a scenario without moot keys, by rows with a strategy or without."""
+    """Return a scenario without ineffective keys.
+
+    With a `strategy` only the rows that depend on it are checked, otherwise only the other rows.
+    """
     given, fixed = scenario, len(layers.over)
     for row in TABLE:
         asked = row.asks_strategy == (strategy is not None) and is_set(given, row.key)
@@ -56,16 +59,16 @@ def without_moot_keys(
         above = _highest(row.by, [*layers.over, *layers.varied])
         crosses = own != above and own > fixed and above > fixed
         if crosses or (layers.axes is not None and row.key.startswith("engine.")):
-            continue  # another cell of the bench reads the key, or the bench itself
+            continue  # another cell of the bench, or the bench itself, uses the key
         if above <= own:
             shown = _shown(scenario, row.by[0])
-            raise UserError(f"must be left out: it is for {row.only}, and {shown}", key=row.key)
+            raise UserError(f"must be left out: it applies only to {row.only}, and {shown}", key=row.key)
         scenario = _left_out(scenario, row.key.split("."))
     return scenario
 
 
 def is_set(scenario: Scenario, key: str) -> bool:
-    """Return whether a person set a key to more than its usual "off"."""
+    """Return whether a key was set, to a value other than "off"."""
     table: Any = None
     value: Any = scenario
     for part in key.split("."):
@@ -77,7 +80,7 @@ def is_set(scenario: Scenario, key: str) -> bool:
 
 
 def _left_out(section: Any, path: Sequence[str]) -> Any:
-    """Return a table with a key, perhaps of a nested table, unset."""
+    """Return a table with a key unset, which may be in a nested table."""
     name, *rest = path
     field = type(section).model_fields[name]
     value = _left_out(getattr(section, name), rest) if rest else field.get_default(call_default_factory=True)
@@ -88,8 +91,8 @@ def _left_out(section: Any, path: Sequence[str]) -> Any:
 
 
 def _shown(scenario: Scenario, key: str) -> str:
-    """Return a key's value to follow "and": `data.partition.scheme is 'iid'`."""
+    """Return a key's value in words: `data.partition.scheme is 'iid'`."""
     if key == "clients":
-        return f"clients are of {', '.join(sorted({group.model for group in scenario.clients}))}"
+        return f"clients have {', '.join(sorted({group.model for group in scenario.clients}))}"
     value = at(scenario, key)
     return f"{key} is {'set' if isinstance(value, BaseModel) else show_value(value)}"

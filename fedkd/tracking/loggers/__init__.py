@@ -1,1 +1,1 @@
-"""Loggers: where figures of a run go besides its folder. None can stop a run, or have it wait."""
+"""Loggers send a run's figures to other tools; they never stop or delay the run."""

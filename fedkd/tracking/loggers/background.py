@@ -1,4 +1,4 @@
-"""A logger at work beside a run, in a thread of its own; the end of the run alone waits for it, briefly."""
+"""Run a logger in its own thread; only the end of the run waits for it, briefly."""
 
 import logging
 import queue
@@ -17,17 +17,17 @@ from fedkd.tracking.recorder import METRICS_FILE
 
 log = logging.getLogger("fedkd.tracking")
 
-MOST_WAITING = 1000  # rounds that wait for a logger; of one that is slower still, further ones are left out
-PATIENCE = 60.0  # seconds that a run which is over waits for a logger to write what it still has
+MOST_WAITING = 1000  # rounds that wait for a logger; further rounds are dropped
+PATIENCE = 60.0  # seconds that a finished run waits for a logger
 Work = Callable[[], None]
 
 
 class BackgroundLogger(RunObserver):
-    """Runs a logger in another thread and keeps its failures away from the run.
+    """Run a logger in another thread and keep its failures away from the run.
 
     The first failure switches the logger off. Its messages reach `tell` with the next hook, so displays need
-    no locks. Pictures come every `pictures_every` rounds (0: never). The end of the run waits for the logger
-    for at most `patience` seconds.
+    no locks. Pictures are logged every `pictures_every` rounds (0: never). The end of the run waits for the
+    logger for at most `patience` seconds.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class BackgroundLogger(RunObserver):
         self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failed = threading.Event()
-        self._maker: FigureMaker  # made in the logger's thread
+        self._maker: FigureMaker  # created in the logger's thread
         self._folder = Path()
-        self._read = 0  # bytes of the record that earlier rounds take
+        self._read = 0  # bytes of `metrics.jsonl` before this round
         self._last = self._rounds = self._left_out = 0
         self._ending: Ending | None = None
 
@@ -65,7 +65,7 @@ class BackgroundLogger(RunObserver):
 
     def round_finished(self, report: RoundReport) -> None:
         span, self._read = (self._read, self._recorded()), self._recorded()
-        if report.round > self._last:  # else it repeats one: the run went back
+        if report.round > self._last:  # else the run went back and repeats a round
             self._last = report.round
             if not self._hand_over(lambda: self._logger.log(self._maker.figures(report, span))):
                 self._left_out += 1
@@ -90,9 +90,7 @@ class BackgroundLogger(RunObserver):
         thread.join(self._patience)
         self._pass_on()
         if thread.is_alive():
-            self._tell(
-                f"{self._name} is still writing after {self._patience:g} s; the run does not wait for it"
-            )
+            self._tell(f"{self._name} is still writing after {self._patience:g} s; the run ends without it")
         elif self._left_out and not self._failed.is_set():
             self._tell(f"{self._name} was too slow: {self._left_out} rounds were not logged")
 
@@ -103,7 +101,7 @@ class BackgroundLogger(RunObserver):
         return path.stat().st_size if path.exists() else 0
 
     def _hand_over(self, work: Work) -> bool:
-        """Have the logger's thread do something; return False where too much waits for it."""
+        """Queue work for the logger's thread; return False if the queue is full."""
         try:
             self._waiting.put_nowait(work)
         except queue.Full:
@@ -111,7 +109,7 @@ class BackgroundLogger(RunObserver):
         return True
 
     def _end(self, ending: Ending) -> None:
-        """Have the logger close, once, after all that waits."""
+        """Close the logger once, after all queued work."""
         if self._ending is not None or self._thread is None:
             return
         self._ending = ending
@@ -142,6 +140,6 @@ class BackgroundLogger(RunObserver):
 
 
 def described_in_a_line(error: Exception) -> str:
-    """Return the kind of an error and what it says, in one line."""
+    """Return the type and message of an error in one line."""
     text = " ".join(str(error).split())
     return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)

@@ -1,4 +1,4 @@
-"""The figures of a round for loggers, made from its report and the run folder in the logger's thread."""
+"""Figures of a round for loggers, from its report and the run folder."""
 
 import json
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from fedkd.tracking.task_matrix import TaskMatrix, make_task_matrices
 
 OF_CLIENTS = ("accuracy", "accuracy_before_fusion", "effective_neighbours")  # shown as histograms
 WEIGHTS = "fusion/weights"
-Span = tuple[int, int]  # where in `metrics.jsonl` the rows of a round are, in bytes
+Span = tuple[int, int]  # start and end of a round's rows in `metrics.jsonl`, in bytes
 
 
 class FigureMaker:
-    """Makes the figures of one run, round by round; pictures every so many rounds, or never (0)."""
+    """Make the figures of a run, round by round, with pictures every `pictures_every` rounds (0: never)."""
 
     def __init__(self, scenario: Scenario, folder: Path, resumed_from: int, pictures_every: int) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class FigureMaker:
                 matrix.recall(rows)
 
     def figures(self, report: RoundReport, span: Span) -> Figures:
-        """Return what there is to log of a round, whose rows are in `span` of the file."""
+        """Return the figures of a round, whose rows are in `span` of `metrics.jsonl`."""
         values, of_task = values_of(report), dict[str, float]()
         heat_maps, histograms = dict[str, np.ndarray](), dict[str, np.ndarray]()
         ends = report.task is not None and bool(self._schedule.ending(report.round))
@@ -57,7 +57,7 @@ class FigureMaker:
 
 
 def values_of(report: RoundReport) -> dict[str, float]:
-    """Return the single values of a round by name, those that were measured."""
+    """Return the measured scalars of a round by name."""
     named: Mapping[str, float | None] = {
         **report.metrics,
         "local/accuracy": report.accuracy_local,
@@ -73,7 +73,7 @@ def values_of(report: RoundReport) -> dict[str, float]:
 
 
 def _square(matrix: TaskMatrix) -> np.ndarray:
-    """Return the accuracy matrix [T, T] so far, NaN: not measured."""
+    """Return the accuracy matrix `[T, T]` so far, NaN where it was not measured."""
     found = np.full((matrix.tasks, matrix.tasks), np.nan)
     for learned, accuracies in matrix.rows().items():
         found[learned] = [np.nan if value is None else value for value in accuracies]
@@ -81,7 +81,7 @@ def _square(matrix: TaskMatrix) -> np.ndarray:
 
 
 def _over_clients(path: Path, span: Span, round: int) -> dict[str, np.ndarray]:
-    """Return what the clients of a round measured, by `split/metric`, from its rows."""
+    """Return the measured values of a round's clients, by `split/metric`."""
     start, stop = span
     if stop <= start:
         return {}

@@ -1,4 +1,4 @@
-"""What a logger is: something that is handed the figures of each round, and may fail in any way."""
+"""Interface of loggers, and the figures that they take."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from fedkd.tracking.folder import CLIENTS_FILE, SCENARIO_FILE, SCHEDULE_FILE
 from fedkd.tracking.recorder import METRICS_FILE, SUMMARY_FILE, TIMINGS_FILE
 
 RECORD = (SCENARIO_FILE, SCHEDULE_FILE, CLIENTS_FILE, METRICS_FILE, TIMINGS_FILE, SUMMARY_FILE)
-"""Files of a run folder that say what a run was and what it found."""
-SIDE, GREY = 480, (128, 128, 128)  # pixels along the longer side of a picture, about; colour of NaN
+"""Files of a run folder that hold its scenario and its results."""
+SIDE, GREY = 480, (128, 128, 128)  # approximate pixels of a picture's longer side; colour of NaN
 VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
-"""RGB of the colour map at equal distances, from 0 to 1, as Plotly has it."""
+"""RGB of Plotly's colour map at equal distances, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -24,41 +24,41 @@ class LoggedRun:
     """The run that a logger is opened for."""
 
     scenario: Scenario
-    folder: Path  # what a logger remembers of the run lies there
-    resumed_from: int  # the last round that was already done, 0 for a fresh run
-    tell: Callable[[str], None]  # tells the user a line
+    folder: Path  # run folder
+    resumed_from: int  # last finished round, 0 for a new run
+    tell: Callable[[str], None]  # shows the user a line
 
     @property
     def name(self) -> str:
-        """The run for a person: the scenario's name and, unless it ends in it, its seed."""
+        """Display name of the run: the scenario's name, followed by the seed."""
         seed = f"-seed{self.scenario.seed}"
         return self.scenario.name if self.scenario.name.endswith(seed) else self.scenario.name + seed
 
     def remembered(self, name: str) -> str | None:
-        """Return the line that a logger keeps in a file of the run folder; None: it has kept nothing."""
+        """Return the line that the logger saved in a file of the run folder, if any."""
         path = self.folder / name
         return path.read_text(encoding="utf-8").strip() or None if path.exists() else None
 
     def remember(self, name: str, text: str) -> None:
-        """Keep a line in a file of the run folder, for when the run is resumed."""
+        """Save a line in a file of the run folder, for a resumed run."""
         write_text_atomically(self.folder / name, f"{text}\n")
 
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What there is to log of a round, by name."""
+    """Figures of a round, by name."""
 
-    round: int  # 1-based; the x axis of all but `of_task`
-    task: int | None  # 0-based; None: there is no stream, or not all clients are at one task
+    round: int  # from 1; the x axis of all but `of_task`
+    task: int | None  # from 0; None without a stream in lockstep
     values: Mapping[str, float]  # `split/metric` as in metrics.jsonl
-    of_task: Mapping[str, float] = field(default_factory=dict)  # of a task that ended, the x axis
+    of_task: Mapping[str, float] = field(default_factory=dict)  # of a finished task, the x axis
     heat_maps: Mapping[str, np.ndarray] = field(default_factory=dict)  # [rows, columns] in [0, 1], or NaN
     histograms: Mapping[str, np.ndarray] = field(default_factory=dict)  # [clients]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended, with its last round, and its `summary.json` if it is done."""
+    """Status of an ended run, its last round, and its `summary.json` if it is done."""
 
     status: Literal["done", "failed", "interrupted"]
     rounds: int = 0
@@ -66,29 +66,29 @@ class Ending:
 
 
 class Logger(Protocol):
-    """Takes the figures of one run in its own thread; its first error switches it off."""
+    """Logs the figures of one run in its own thread; its first error switches it off."""
 
     def open(self, run: LoggedRun) -> None:
-        """Begin, or continue the log of a resumed run."""
+        """Begin a log, or continue that of a resumed run."""
 
     def log(self, figures: Figures) -> None:
-        """Take a round's figures; each round comes once, in order."""
+        """Log a round's figures; each round comes once, in order."""
 
     def close(self, ending: Ending) -> None:
-        """Write what waits and release all resources."""
+        """Write pending figures and release all resources."""
 
 
 def files_of(folder: Path, wanted: Artifact) -> list[Path]:
-    """Return the files of a run folder that an artifact is made of, its record or all checkpoints."""
+    """Return the files of an artifact: the run's record or all checkpoints."""
     if wanted == "record":
         return [folder / name for name in RECORD if (folder / name).is_file()]
     return sorted(path for path in (folder / "checkpoints").rglob("*") if path.is_file())
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
-    """Return a picture `[height, width, 3]` uint8 of a table in [0, 1]: a block of pixels for each number.
+    """Return a picture `[height, width, 3]` uint8 of a table in [0, 1], one square per number.
 
-    Values beyond [0, 1] have the nearest colour, NaN is grey; the first row is on top.
+    Values beyond [0, 1] have the nearest colour. NaN is grey. The first row is on top.
     """
     known, anchors = np.isfinite(values), np.frombuffer(VIRIDIS, np.uint8).reshape(-1, 3)
     places = np.linspace(0.0, 1.0, len(anchors))

@@ -27,10 +27,10 @@ STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MlflowLogger:
-    """Logs every round to an MLflow run, with the round as its step, and the task for `by_task/`.
+    """Logs every round to an MLflow run; the step is the round, or the task for `by_task/`.
 
-    Pictures are artifacts below `pictures/`; histograms are logged as minimum, median and maximum. A resumed
-    run continues the MLflow run that `DIR/mlflow-id` names.
+    Pictures are artifacts below `pictures/`. Histograms are logged as minimum, median and maximum. A resumed
+    run continues the MLflow run named in `DIR/mlflow-id`.
     """
 
     def __init__(self, wanted: Mlflow) -> None:
@@ -40,7 +40,7 @@ class MlflowLogger:
         self._folder = Path()
 
     def open(self, run: LoggedRun) -> None:
-        for name, value in ENVIRONMENT.items():  # before it is imported
+        for name, value in ENVIRONMENT.items():  # before the import
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
@@ -89,12 +89,12 @@ class MlflowLogger:
 
         try:
             self._client.get_run(identity)
-        except MlflowException:  # the store it was in is gone, or another one is named now
+        except MlflowException:  # the store was removed or replaced
             return False
         return True
 
     def _experiment(self) -> str:
-        """Return the experiment's id; runs that begin at the same time may all want to make it."""
+        """Return the experiment's id; parallel runs may create it at the same time."""
         from mlflow.exceptions import MlflowException
 
         name = self._wanted.experiment or EXPERIMENT

@@ -1,4 +1,4 @@
-"""The loggers that a scenario may name in `[tracking]`, and what each of them needs."""
+"""Registry of the loggers in `[tracking]`, with the packages that they need."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ class LoggerKind:
 
     name: str
     summary: str
-    package: str  # that it imports
-    extra: str  # of fedkd's, that brings the package; empty: fedkd itself does
-    logger: str  # its class, "module:Class"
+    package: str  # imported package
+    extra: str  # extra of fedkd that installs the package; empty for a dependency of fedkd
+    logger: str  # class, "module:Class"
 
     @property
     def is_there(self) -> bool:
-        """Whether its package is installed."""
+        """True if its package is installed."""
         try:
             return find_spec(self.package) is not None
         except (ImportError, ValueError):
             return False
 
     def make(self, section: LoggerSection) -> Any:
-        """Return a logger as its table of a scenario asks for."""
+        """Return a logger with the settings of its table."""
         module, _, name = self.logger.partition(":")
         return getattr(import_module(f"fedkd.tracking.loggers.{module}"), name)(section)
 
@@ -39,16 +39,16 @@ class LoggerKind:
 _KINDS = (
     LoggerKind("wandb", "Weights & Biases, offline in the run folder or online.", "wandb", "",
                "wandb_logger:WandbLogger"),
-    LoggerKind("tensorboard", "TensorBoard's event files, in the run folder or beside those of other runs.",
+    LoggerKind("tensorboard", "TensorBoard's event files, in the run folder or one common to several runs.",
                "tensorboard", "tensorboard", "tensorboard_logger:TensorBoardLogger"),
-    LoggerKind("mlflow", "MLflow: a server, a data base, or a folder within the run's.", "mlflow", "mlflow",
+    LoggerKind("mlflow", "MLflow: a server, a database, or a folder in the run folder.", "mlflow", "mlflow",
                "mlflow_logger:MlflowLogger"),
 )  # fmt: skip
 LOGGERS = {kind.name: kind for kind in _KINDS}
 
 
 def wanted_loggers(scenario: Scenario) -> Iterator[tuple[LoggerKind, LoggerSection]]:
-    """Yield the loggers that a scenario asks for, with what it says about each."""
+    """Yield the loggers of a scenario with their settings."""
     for name, kind in LOGGERS.items():
         section = getattr(scenario.tracking, name)
         if section is not None and getattr(section, "mode", None) != "disabled":
@@ -56,9 +56,9 @@ def wanted_loggers(scenario: Scenario) -> Iterator[tuple[LoggerKind, LoggerSecti
 
 
 def check_loggers(scenario: Scenario) -> None:
-    """Raise a `UserError` for a logger whose extra is not installed, and say how to install it.
+    """Raise a `UserError` for a logger whose extra is not installed, with the install command.
 
-    fedkd installs wandb: where it is broken, a run logs a warning and continues.
+    wandb is a dependency of fedkd: if it is broken, a run logs a warning and continues.
     """
     for kind, _ in wanted_loggers(scenario):
         if kind.extra and not kind.is_there:
@@ -67,7 +67,7 @@ def check_loggers(scenario: Scenario) -> None:
 
 
 def make_loggers(scenario: Scenario, tell: Callable[[str], None]) -> list[BackgroundLogger]:
-    """Return the loggers that a scenario asks for; they `tell` the user lines."""
+    """Return the loggers of a scenario; they pass messages for the user to `tell`."""
     return [
         BackgroundLogger(kind.name, kind.make(section), section.pictures_every, tell)
         for kind, section in wanted_loggers(scenario)

@@ -10,9 +10,9 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardLogger:
-    """Writes TensorBoard's event files, with the round as the step, and the task for `by_task/`.
+    """Writes TensorBoard's event files; the step is the round, or the task for `by_task/`.
 
-    A resumed run adds a file to the same folder; rounds that it repeats take the place of those before.
+    A resumed run adds a file to the same folder. Repeated rounds replace the earlier ones.
     """
 
     def __init__(self, wanted: TensorBoard) -> None:

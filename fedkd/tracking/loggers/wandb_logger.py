@@ -21,8 +21,8 @@ BINS = 32
 class WandbLogger:
     """Logs every round to a wandb run, with the round as its step.
 
-    A resumed run continues the wandb run in `DIR/wandb` that `DIR/wandb-id` names. An online run that cannot
-    start (no key, no network) is logged offline; `wandb sync` sends it later.
+    A resumed run continues the wandb run in `DIR/wandb` named in `DIR/wandb-id`. An online run that cannot
+    start (no key, no network) is logged offline; upload it later with `wandb sync`.
     """
 
     def __init__(self, wanted: Wandb) -> None:
@@ -69,14 +69,14 @@ class WandbLogger:
         identity = run.remembered(IDENTITY) or _new_identity(run)
         if self._wanted.mode == "online":
             if not _has_key():
-                run.tell("wandb: no API key is configured; logging offline, `wandb sync` sends it later")
+                run.tell("wandb: no API key is configured; logging offline, upload later with `wandb sync`")
             else:
                 try:
                     return self._open(run, identity, "online")
                 except Exception as error:
                     why = described_in_a_line(error)
-                    run.tell(f"wandb: logging offline, `wandb sync` sends it later: {why}")
-                    # wandb holds on to the identity of a run that failed to start.
+                    run.tell(f"wandb: logging offline, upload later with `wandb sync`: {why}")
+                    # wandb keeps the identity of a run that failed to start.
                     identity = _new_identity(run)
         return self._open(run, identity, "offline")
 
@@ -91,7 +91,7 @@ class WandbLogger:
         return wandb.init(
             project=wanted.project, entity=wanted.entity, group=wanted.group, tags=wanted.tags,
             name=wanted.name or run.name, id=identity, resume="allow", dir=run.folder,
-            reinit="create_new",  # a run that the caller may have open is not ours to end
+            reinit="create_new",  # keep a run that the caller has open
             config=run.scenario.model_dump(mode="json"), settings=settings,
         )  # fmt: skip
 
@@ -99,13 +99,13 @@ class WandbLogger:
 def _has_key() -> bool:
     import wandb
 
-    # wandb tells on standard error where it found a key.
+    # wandb prints the source of the key to standard error.
     with redirect_stderr(io.StringIO()):
         return wandb.login(prompt=False, verify=False)
 
 
 def _new_identity(run: LoggedRun) -> str:
-    # Not a draw of the experiment: two runs of one scenario must differ here.
+    # Not from the scenario's seed: two runs of one scenario need different identities.
     identity = secrets.token_hex(4)
     run.remember(IDENTITY, identity)
     return identity
