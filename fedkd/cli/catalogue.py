@@ -260,7 +260,7 @@ def _shipped(kind: ShippedKind) -> Iterator[str]:
 
 
 def find_dataset(name: str) -> Path | None:
-    """Return the folder of a data set in the data root or user cache, if it exists."""
+    """Return the folder of a data set in the data root or user cache, if any."""
     from fedkd.data import data_root_folder, user_cache_folder
 
     parts = (name, TORCHVISION_FOLDERS[name])
@@ -269,7 +269,7 @@ def find_dataset(name: str) -> Path | None:
 
 
 def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
-    """Yield every name with its part, or with the error of a plug-in that cannot be loaded."""
+    """Yield every name with its part, or with the error of loading it."""
     for name in registry.names():
         try:
             yield name, registry.load(name)

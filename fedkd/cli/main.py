@@ -35,7 +35,7 @@ def program() -> int:
 
 
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
-    """Run one command and return its exit status; `supervised` runs on Ray may move to a child process."""
+    """Run one command and return its exit status; with `supervised`, runs on Ray use a child process."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -97,7 +97,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _silence(stream: IO[str]) -> None:
-    """Redirect a stream to the null device: Python flushes it at exit, which must not print an error."""
+    """Redirect a stream to the null device, as Python flushes it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

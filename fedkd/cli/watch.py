@@ -1,4 +1,4 @@
-"""``fedkd watch``: follow a run from another terminal, or from another machine that shares its folder."""
+"""``fedkd watch``: follow a run from another terminal or machine."""
 
 import json
 import sys
@@ -153,7 +153,7 @@ class _Tail:
         self._read = 0
 
     def read(self) -> tuple[Rows, bool]:
-        """Return the new rows, and whether earlier rows were removed; then all rows are returned again."""
+        """Return the new rows, or all rows again (true) if earlier rows were removed."""
         try:
             with self._path.open("rb") as file:
                 cut = file.seek(0, 2) < self._read

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights of the cross entropy in distillation (γ) and of distillation in local training (ρ)."""
+    """Weights γ of the cross entropy in distillation and ρ of distillation in local training."""
 
     ce_weight: float
     kd_weight: float

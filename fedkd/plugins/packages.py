@@ -26,7 +26,7 @@ def install_hint(extra: str) -> str:
 
 
 def require_package(package: str, feature: str, extra: str) -> ModuleType:
-    """Import a package of an extra; raise a `MissingPackage` with the install command if it is missing."""
+    """Import a package of an extra, or raise a `MissingPackage` with the install command."""
     try:
         return import_module(package)
     except ImportError:

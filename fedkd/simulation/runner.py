@@ -114,7 +114,7 @@ def resume(
         rounds: New total number of rounds, which extends the run.
 
     Raises:
-        UserError: This is no run folder, another process uses it, or its scenario was changed.
+        UserError: It is not a run folder, another process uses it, or its scenario was changed.
         RunFailed: As `run`.
         Interrupted: As `run`.
     """
@@ -235,7 +235,7 @@ def _way_on(folder: Path) -> str:
 
 @contextmanager
 def _end_told(folder: Path) -> Iterator[None]:
-    """Name the saved state if the disk is full, or a signal comes before or after the rounds."""
+    """Name the saved state if the disk is full, or a signal comes outside the rounds."""
     try:
         with explain_disk_errors(folder, partial(_kept, folder)):
             yield

@@ -22,7 +22,7 @@ SHOWN_PARTS = 6  # parts of an unconnected graph
 
 
 def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Load the data, build every model and try the exchange of a round; yield one line each."""
+    """Load the data, build every model and try one exchange; yield one line each."""
     from fedkd.data import load_data
     from fedkd.engine import check_local_gpus
     from fedkd.tracking import check_loggers

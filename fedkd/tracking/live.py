@@ -42,7 +42,7 @@ NOTEBOOK_FORMAT = '<pre style="white-space:pre;overflow-x:auto;line-height:norma
 
 
 class RunTable(Display):
-    """A table of the last rounds, above a bar with the phase and the time left."""
+    """A table of the last rounds, above a progress bar."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)

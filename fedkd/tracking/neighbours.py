@@ -1,4 +1,4 @@
-"""Tables of a round about pairs of clients, receivers first, as `.npz` files of a run folder.
+"""Tables of a round about pairs of clients, receivers first, as `.npz` files.
 
 `fusion/round-00003.npz` holds the fusion weights between clients:
 
@@ -70,7 +70,7 @@ def write_neighbours(
     *,
     run: str = NO_RUN_DIGEST,
 ) -> None:
-    """Write a round's tables, `[N, N]` each, into the folder of the run with this digest."""
+    """Write a round's tables `[N, N]` into a run folder; `run` is the digest of the run."""
     known = _known(np.float32, {"weights": weights, "distances": distances, "left_out": left_out})
     names = np.array(clients)
     arrays: dict[str, Any] = {"clients": names, **known}
@@ -114,7 +114,7 @@ def write_links(
     sizes: np.ndarray,
     run: str = NO_RUN_DIGEST,
 ) -> None:
-    """Write a round's links (see `LinkTable`) into the folder of the run with this digest."""
+    """Write a round's links (see `LinkTable`) into a run folder."""
     names, links = np.array(clients), np.nonzero(heard)
     receiver, sender = (names[places] for places in links)
     sent = sizes[links].astype(np.int64)
@@ -158,7 +158,7 @@ class TransferMap:
 
 
 def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN_DIGEST) -> None:
-    """Write a round's map into the folder of a run, whose scenario has the digest `run`."""
+    """Write a round's map into a run folder; `run` is the digest of the run."""
     tables: dict[str, Any] = {"gain_local": found.gain_local, "gain_global": found.gain_global}
     tables |= {f"{PREDICTED}{name}": table for name, table in found.predicted.items()}
     tables |= {"complement_by_class": found.complement_by_class, "transfer_rate": found.transfer_rate}

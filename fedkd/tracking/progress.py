@@ -1,4 +1,4 @@
-"""Displays of a run: a live table on a terminal or in a notebook, else plain lines."""
+"""Displays of a run: a live table or plain lines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
 
 
 def notebook_show() -> Callable[[str], None] | None:
-    """Return a function that shows HTML in the notebook of this process, if there is one."""
+    """Return a function that shows HTML in this process's notebook, if any."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):  # IPython on a terminal has no kernel
@@ -74,7 +74,7 @@ class PlainLines:
 
 
 class PlainProgress(PlainLines, Display):
-    """Prints a line per round, and the phase of long rounds, for log files and pipes."""
+    """Prints a line per round, and the phase of long rounds."""
 
     def __init__(self, stream: IO[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)

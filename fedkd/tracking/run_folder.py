@@ -96,9 +96,9 @@ def _read_schedule(folder: Path) -> dict[str, Any] | None:
 
 
 def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
-    """Repair files that the checkpoints of a resumed run do not cover: the schedule and tables of rounds.
+    """Repair the schedule and the tables of rounds of a resumed run.
 
-    The `done` rounds are not repeated: a damaged table of one is a `UserError`.
+    Checkpoints do not cover them. The `done` rounds are not repeated: their damaged tables are a `UserError`.
     """
     run = run_digest(plan.scenario)
     for path in sorted(path for kind in TABLES for path in (folder / kind).glob("*.npz")):
@@ -201,7 +201,10 @@ def check_unchanged_scenario(folder: Path, plan: Plan) -> None:
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Lock a run folder and remove half-written files; a locked or read-only one is a `UserError`."""
+    """Lock a run folder and remove half-written files.
+
+    A locked or read-only folder is a `UserError`.
+    """
     try:
         # An existing lock may open in a folder that is otherwise read-only.
         probe = folder / f".probe.{os.getpid()}.tmp"
@@ -220,7 +223,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process uses a run folder; true if the file system has no locks."""
+    """Return whether a process uses a run folder; true without file locks."""
     try:
         with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -91,7 +91,7 @@ def protocol_name(protocol: str) -> str:
 
 
 def learned_line(matrix: TaskMatrix, task: int) -> str:
-    """Return the line at the end of a task: the accuracies on it and the tasks before."""
+    """Return the line at the end of a task: accuracies on all tasks so far."""
     accuracies = matrix.rows().get(task, [])[: task + 1]
     first = max(0, len(accuracies) - TASKS_IN_A_LINE)
     where = f"tasks {first + 1}–{task + 1}" if task > first else f"task {task + 1}"
@@ -147,7 +147,7 @@ def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
 
 
 def _reached_lines(final: Mapping[str, Any]) -> list[str]:
-    """Return the times to reach target accuracies, a line per split: `50 %: 3.2 s, 70 %: –`."""
+    """Return the times to target accuracies, a line per split: `50 %: 3.2 s, 70 %: –`."""
     lines = []
     for split in ("local", "global"):
         names = [name for name in final if name.startswith("seconds_to_") and name.endswith(f"_{split}")]

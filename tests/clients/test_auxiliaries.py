@@ -146,7 +146,7 @@ def test_auxiliary_networks_count_as_memory(digits_scenario):
     [
         (Beside(shared_model="nope"), "fusion.shared_model", "no model named 'nope'"),
         (Beside(shared_args={"deep": 1}), "fusion.shared_args", "deep"),
-        (Beside(projection=lambda make: 3), "fusion.strategy", "made a int its 'projection'"),
+        (Beside(projection=lambda make: 3), "fusion.strategy", "made a int as 'projection'"),
         (Beside(projection=lambda make: 1 / 0), "fusion.strategy", "raised ZeroDivisionError"),
     ],
 )

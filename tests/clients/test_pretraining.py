@@ -116,7 +116,7 @@ def test_a_pretrained_run_begins_better_and_resumes_byte_for_byte(tables, tmp_pa
         ({"data": {"transfer": {"source": "noise", "size": 60}}}, "without a labelled transfer set.*'noise'"),
         (
             {"clients": [MLP, {"model": "random-forest"}]},
-            "must be 0 as model 'random-forest' is not a network",
+            "must be 0, as model 'random-forest' is not a network",
         ),
         ({"continual": STREAM, "rounds": None}, "must be 0 in a stream of tasks, got 20"),
     ],
@@ -136,7 +136,7 @@ def test_more_transfer_labels_than_outputs_are_refused(tables, tmp_path):
     source = {"source": "npz", "args": {"path": str(tmp_path / "more.npz")}, "size": 60}
     tables["data"] = tables["data"] | {"transfer": source}
     with pytest.raises(
-        UserError, match="labels of 'npz' go up to 11 but the clients' models have 10 outputs"
+        UserError, match="labels of 'npz' go up to 11, but the clients' models have 10 outputs"
     ):
         refuse(tables)
 

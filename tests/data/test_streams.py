@@ -261,7 +261,7 @@ def test_classes_can_be_grouped_into_tasks(tasks, groups):
         ({"classes_per_task": 3}, "count", "5 tasks × 3 classes = 15.*at most 3 tasks"),
         ({"kind": "overlapping", "classes_per_task": 11}, "classes_per_task", "must be ≤ 10"),
         ({"kind": "overlapping", "count": 5}, "count", "must be ≤ 4"),
-        ({"kind": "datasets", "count": 2}, "count", "must be ≤ 1, the number of data sets"),
+        ({"kind": "datasets", "count": 2}, "count", "must be ≤ 1, the data sets there are"),
         ({"first_classes": 10}, "first_classes", "must be < 10, .* got 10"),
         (
             {"first_classes": 5, "count": 3},

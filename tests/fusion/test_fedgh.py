@@ -72,5 +72,5 @@ def test_a_client_loads_the_head_and_keeps_its_body() -> None:
 
 
 def test_unequal_feature_widths_are_refused() -> None:
-    with pytest.raises(UserError, match=r"'fedgh' needs models with equal feature widths"):
+    with pytest.raises(UserError, match=r"'fedgh' needs models whose features are equally wide"):
         fuse(FedGH(), means=[MEANS[0], np.zeros((3, 6), np.float32), MEANS[2]])

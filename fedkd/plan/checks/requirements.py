@@ -33,7 +33,7 @@ KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  # noqa: C901
-    """Raise a `UserError` if data or `models` (one per group) lack what the strategy needs."""
+    """Raise a `UserError` if data or `models` (one per group) do not suit the strategy."""
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
     check_table(Case(scenario, plan.strategy, plan.learner))

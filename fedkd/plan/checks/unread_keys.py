@@ -19,7 +19,7 @@ from fedkd.scenario import Scenario
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """Keys set on top of a file, lowest layer first, and the keys of a bench."""
+    """Keys set over a file, lowest layer first, and the keys of a bench."""
 
     over: Sequence[Collection[str]] = ()
     axes: Sequence[Collection[str]] | None = None

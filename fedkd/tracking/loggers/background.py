@@ -1,4 +1,4 @@
-"""Run a logger in its own thread; only the end of the run waits for it, briefly."""
+"""Run a logger in its own thread; only the end of the run waits for it."""
 
 import logging
 import queue

@@ -21,7 +21,7 @@ Span = tuple[int, int]  # start and end of a round's rows in `metrics.jsonl`, in
 
 
 class FigureMaker:
-    """Make the figures of a run, round by round, with pictures every `pictures_every` rounds (0: never)."""
+    """Make the figures of each round, with pictures every `pictures_every` rounds (0: never)."""
 
     def __init__(self, scenario: Scenario, folder: Path, resumed_from: int, pictures_every: int) -> None:
         self._folder = folder

@@ -56,7 +56,7 @@ def wanted_loggers(scenario: Scenario) -> Iterator[tuple[LoggerKind, LoggerSecti
 
 
 def check_loggers(scenario: Scenario) -> None:
-    """Raise a `UserError` for a logger whose extra is not installed, with the install command.
+    """Raise a `UserError` with the install command for a logger that is not installed.
 
     wandb is a dependency of fedkd: if it is broken, a run logs a warning and continues.
     """
