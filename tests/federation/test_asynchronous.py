@@ -254,7 +254,10 @@ def test_hyperparameter_choices_of_replying_clients_are_recorded(tmp_path):
     ("changes", "message"),
     [
         ({"asynchronous": {"buffer": 5}}, "asynchronous.buffer: must be ≤ 4, the number of clients"),
-        ({"asynchronous": {"buffer": 3, "concurrency": 2}}, "asynchronous.buffer: must be ≤ 2, the number of clients"),
+        (
+            {"asynchronous": {"buffer": 3, "concurrency": 2}},
+            "asynchronous.buffer: must be ≤ 2, the number of clients",
+        ),
         ({"asynchronous": {"concurrency": 5}}, "asynchronous.concurrency: must be ≤ data.clients (4), got 5"),
         ({"clients_per_round": 2}, "clients_per_round: not allowed in an asynchronous run"),
         ({"end_with": "training"}, "end_with: not allowed in an asynchronous run"),

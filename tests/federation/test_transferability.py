@@ -134,7 +134,10 @@ def test_check_states_the_cost_of_the_map(small):
             },
             "needs transfer samples",
         ),
-        ({"continual": {"tasks": {"kind": "split", "count": 2}}, "rounds": 2}, "not allowed in a stream of tasks"),
+        (
+            {"continual": {"tasks": {"kind": "split", "count": 2}}, "rounds": 2},
+            "not allowed in a stream of tasks",
+        ),
     ],
 )
 def test_unmeasurable_transferability_is_refused(small, changes, told):
