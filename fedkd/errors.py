@@ -1,7 +1,7 @@
-"""Errors and their exit status.
+"""Errors that a user can fix, each with its exit status.
 
-Raise them where the cause is known. The command line prints ``error: <one line>`` and exits with
-`exit_status`. A mistake in a scenario prints no traceback.
+Raise them where the cause is known. The command line prints ``error: <one line>`` and leaves with
+`exit_status`; a mistake in a scenario prints no traceback.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class UserError(FedkdError):
 
     Args:
         message: The error and the allowed values, e.g. ``must be ≥ 0, got -1``.
-        key: Dotted scenario key at fault (``fusion.beta``), if any.
-        file: File of the key, if any.
+        key: Dotted scenario key (``fusion.beta``), when one is to blame.
+        file: File the key stands in, when there is one.
     """
 
     exit_status = 2
@@ -43,13 +43,13 @@ class UserError(FedkdError):
         return partial(type(self), key=self.key, file=self.file), (self.message,)
 
     def at(self, *, key: str | None = None, file: str | None = None) -> UserError:
-        """Return this error with `key` and `file` filled in where they are unknown."""
+        """Return this error with `key` and `file` filled in where they are still unknown."""
         return type(self)(self.message, key=self.key or key, file=self.file or file)
 
 
 @contextmanager
 def blaming(*, key: str | None = None, file: str | None = None) -> Iterator[None]:
-    """Fill in the unknown key and file of a `UserError` raised in the block."""
+    """Fill in the key and the file of a `UserError` that leaves the block, where they are unknown."""
     try:
         yield
     except UserError as error:
@@ -57,22 +57,22 @@ def blaming(*, key: str | None = None, file: str | None = None) -> Iterator[None
 
 
 def refuse_if(wrong: object, message: str, key: str | None, *, file: str | None = None) -> None:
-    """Raise a `UserError` about a key if `wrong` is true."""
+    """Raise a `UserError` about a key if something is wrong with it."""
     if wrong:
         raise UserError(message, key=key, file=file)
 
 
 class TrainingDiverged(FedkdError):
-    """A loss is infinite or NaN."""
+    """A loss stopped being a finite number."""
 
 
 class RunFailed(FedkdError):
     """The run failed while running (exit status 3).
 
     Args:
-        round: Round of the failure, from 1.
+        round: Round in which it happened, 1-based.
         details: The traceback, for the log file.
-        diverged: Whether training diverged to NaN, which is a result of the method.
+        diverged: True if training led to NaN: a result of the method, not an accident.
     """
 
     exit_status = 3
@@ -100,13 +100,13 @@ class RunFailed(FedkdError):
 
 
 class EngineLost(RunFailed):
-    """Ray itself broke down or never started."""
+    """Ray itself, and no client, broke down or never started."""
 
 
 class ActorsLost(EngineLost):
-    """A client process or node is lost; the run can continue from the last checkpoint.
+    """Clients' process or node is lost; the run can continue from the last checkpoint.
 
-    `client` is the client at work in the process that died; None if a node was lost.
+    `client` is the client at work in a process that died; None: a whole node was lost.
     """
 
 
@@ -117,11 +117,11 @@ class Interrupted(FedkdError):
 
 
 LONGEST_LINE = 1000
-"""Characters of an error in a message; the middle of a longer one is cut."""
+"""Letters of an error in a message; of a longer one the beginning and the end."""
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of printable characters that fits a screen."""
+    """Return a text as one line of printable letters that fits a screen."""
     line = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
         for letter in " ".join(text.split())
@@ -136,27 +136,27 @@ def words_of(error: BaseException) -> str:
     """Return an exception's text, if it has one."""
     try:
         return str(error).strip()
-    except Exception as failure:  # a foreign class: its `__str__` may do anything
-        return f"no message, its __str__ raised {type(failure).__name__}"
+    except Exception as failure:  # a foreign class, whose `__str__` may do anything
+        return f"no word about it, its __str__ raised {type(failure).__name__}"
 
 
 def described(error: BaseException) -> str:
-    """Return an exception's type and the first line of its text."""
+    """Return an exception's kind and the first line of its text."""
     kind, words = type(error).__name__, words_of(error)
     return f"{kind}: {words.splitlines()[0]}" if words else kind
 
 
 NEAR = 0.7
-"""Similarity of two names, from 0 to 1, from which one counts as a misspelling of the other."""
+"""Similarity of two names, from 0 to 1, from which one counts as a slip of the other."""
 MAX_LISTED_ITEMS = 30
-"""Most names that an error lists."""
+"""Names that an error lists."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name nearest to a misspelt one, if any."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
-    for other in known:  # short names: swapped letters, or one wrong letter of at least three
+    for other in known:  # of short names: the order of their letters, or one letter of three or more
         wrong = sum(a != b for a, b in zip(name, other, strict=False))
         if sorted(name) == sorted(other) or (len(name) == len(other) >= 3 and wrong == 1):
             near.append(other)
@@ -164,7 +164,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known name, else the allowed names."""
+    """Return ``did you mean 'x'?`` for the nearest known name, else the list of what is allowed."""
     known = sorted(known)
     near = nearest(name, known)
     if near is not None:
@@ -175,7 +175,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """End a script like the command line on errors that a user can fix."""
+    """Let a script end like the command line on errors that a user can fix."""
     try:
         yield
     except FedkdError as error:
