@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "estimate_client_bytes",
             "max_resident_clients",
         ],
+        "costs.test_sample_size": ["with_test_sample"],
         "evaluation.fusion_effect": ["SPLITS", "Split"],
         "evaluation.task_tests": ["TaskMetric", "is_task_metric"],
         "evaluation.trials": ["LOGITS_KEY", "TRIAL_UPLOAD_KINDS", "run_trials", "trial_knowledge"],

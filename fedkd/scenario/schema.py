@@ -147,6 +147,10 @@ class Scenario(Section):
     """Federated rounds; absent in a stream of tasks: as many as its tasks take."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""
+    evaluate: Literal["auto", "full"] | PositiveInt = "auto"
+    """Samples of the common test set in rounds before the last, drawn once by class share. `auto`: as many
+    as leave evaluations a fifth of compute, at least 20 a class; all of up to 500. `full`: all, as in the
+    last round, and with streams and asynchronous rounds."""
     evaluate_every: PositiveInt = 1
     """Evaluate after every so many rounds, and always after the last. Learning stays the same."""
     evaluate_clients: PositiveInt | None = None

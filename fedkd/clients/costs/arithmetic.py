@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from torch import nn
@@ -38,32 +39,41 @@ class Workload:
 
     Attributes:
         training: Everything but evaluations, the server's training included.
-        evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
+        own: Predictions for measurements alone, but for the common test set, if all clients were evaluated in
+            every round.
+        common: The same of one sample of the common test set.
         every: Rounds from one evaluation to the next.
-        test: Samples of a common test set.
+        test: Samples of the common test set before the last round, of `test_set` in all.
         answered: True if asynchronous rounds evaluate the clients that they answer.
     """
 
     training: float
-    evaluation: float
+    own: float
+    common: float
     clients: int
     evaluated: int
     every: int
     test: int
+    test_set: int
     answered: bool = False
 
     @property
     def share(self) -> float:
         """Share of the evaluations in the whole, from 0 to 1."""
-        whole = self.training + self._evaluation
-        return self._evaluation / whole if whole else 0.0
+        whole = self.training + self.evaluation
+        return self.evaluation / whole if whole else 0.0
+
+    def affordable_test(self, share: float) -> float:
+        """Return the samples of a common test set with which evaluations have a share of the whole."""
+        allowed = self.training * share / (1.0 - share) / self._evaluations
+        return max(allowed - self.own, 0.0) / self.common if self.common else inf
 
     def remedies(self) -> dict[str, int]:
         """Return each key's value that alone limits evaluations to half.
 
         Useless values are left out: below 1, or the present one.
         """
-        now = self._evaluation
+        now = self.evaluation
         if now <= self.training:
             return {}
         allowed = self.training / now
@@ -75,9 +85,14 @@ class Workload:
         return {key: value for key, value in found.items() if value >= 1}
 
     @property
-    def _evaluation(self) -> float:
-        every = 1 if self.answered else self.every
-        return self.evaluation * self.evaluated / self.clients / every
+    def evaluation(self) -> float:
+        """Predictions for measurements alone."""
+        return (self.own + self.common * self.test) * self._evaluations
+
+    @property
+    def _evaluations(self) -> float:
+        """Share of clients that a round evaluates, on average."""
+        return self.evaluated / self.clients / (1 if self.answered else self.every)
 
 
 def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
@@ -104,7 +119,7 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
     with_transfer = 2 if plan.recipe.kd_weight > 0 else 1
     held_out = selection_holdout_share(plan) or 0.0
     by_kept = 2 if scenario.fusion.logit_adjustment == "auto" else 0  # once for each test set
-    training = evaluation = 0.0
+    training = measured = common = 0.0
     for client, group in enumerate(plan.groups):
         cost, (aux_training, aux_tested) = costs[id(group)], besides[id(group)]
         asked = (cost if OWN_NETWORK in aux_networks_of(strategy).evaluated_networks else 0.0) + aux_tested
@@ -122,14 +137,23 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
             learned = strategy.capabilities.trial_share * known
             a_trial = FORWARDS_PER_TRAINING_STEP * learned * with_private + known - learned + kept
             trained += cost * strategy.capabilities.trials * a_trial
-            both = moments * (test + by_kept * kept) + (moments - 1 + once) * len(task.test_y)
-            tested += asked * both + cost * guided * known
+            tested += asked * moments * (test + by_kept * kept) + cost * guided * known
         training += sampled * trained / len(tasks)
-        evaluation += tested / len(tasks) * _asked(plan, data)
+        measured += tested / len(tasks) * _asked(plan, data)
+        common += asked * (moments - 1 + once) * _asked(plan, data)
     training += _on_server(plan, tasks, models, costs, clients if answered else at_work)
-    evaluated = len(evaluated_clients(scenario))
-    test = max(len(task.test_y) for task in tasks)
-    return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test, answered)
+    test_set = round(sum(len(task.test_y) for task in tasks) / len(tasks))
+    return Workload(
+        training=training,
+        own=measured,
+        common=common,
+        clients=clients,
+        evaluated=len(evaluated_clients(scenario)),
+        every=scenario.evaluate_every,
+        test=min(test_set, scenario.evaluate) if isinstance(scenario.evaluate, int) else test_set,
+        test_set=test_set,
+        answered=answered,
+    )
 
 
 def _on_server(
