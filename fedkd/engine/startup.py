@@ -74,7 +74,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
                 imported.result()  # two threads must not import the same packages at once
                 spares = _start_early(plan, cluster)
                 data = loading.result()
-            from fedkd.engine.clients import ray_grid, measured_plan
+            from fedkd.engine.clients import measured_plan, ray_grid
 
             plan = measured_plan(plan, data, tell, cluster)
             engine = StartedEngine(
