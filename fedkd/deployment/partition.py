@@ -55,7 +55,8 @@ def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; choose another, or remove it", key="--out")
     data = load_data(plan.scenario, tell)
-    plan = with_test_sample(plan, data, build_checked_models(plan, data))
+    build_checked_models(plan, data)
+    plan = with_test_sample(plan, data)
     unfinished = out.with_name(f".{out.name}.unfinished")
 
     def write(name: str, share: Share) -> None:

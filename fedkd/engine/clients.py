@@ -162,7 +162,7 @@ def measured_plan(
     plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
 ) -> Plan:
     """Return a plan with an executor and a part of the test set, where the scenario leaves them open."""
-    plan = with_test_sample(plan, data, build_checked_models(plan, data))
+    plan = with_test_sample(plan, data)
     if isinstance(plan.scenario.evaluate, int) and isinstance(data, FederatedData):
         told = f"{plan.scenario.evaluate:,} of {len(data.test_y):,} common test samples"
         tell(f"rounds before the last are evaluated on {told} (evaluate = 'full': on all)")

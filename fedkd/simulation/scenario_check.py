@@ -92,7 +92,7 @@ def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tu
     yield from _graph_rows(plan)
     yield row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
-    work = estimate_workload(with_test_sample(plan, data, models), data, models)
+    work = estimate_workload(with_test_sample(plan, data), data, models)
     yield from measure_rows(plan, data, models, work)
     most = max(exchanged(plan, model) for model in models)
     return most, work, sketches(plan, data, models[0])

@@ -166,28 +166,17 @@ def test_server_training_is_counted(strategy, expected):
     assert strategy.server_cost(extent) == pytest.approx(expected)
 
 
-def work_of(training: float, a_sample: float, every: int = 1, **changes) -> Workload:
-    sizes = {"clients": 20, "evaluated": 20, "test": 1000, "test_set": 1000}
-    return Workload(training=training, own=0.0, common=a_sample, every=every, **sizes | changes)
-
-
 def test_the_suggested_settings_halve_the_evaluation_share():
-    work = work_of(10.0, 0.4)
+    work = Workload(
+        training=10.0, evaluation=400.0, clients=20, evaluated=20, every=1, test=1000, test_set=1000
+    )
     assert work.share == pytest.approx(400 / 410)
     remedies = work.remedies()
     assert remedies == {"evaluate_every": 40, "data.test_size": 25}, "half a client is none"
-    fewer = work_of(100.0, 0.4, 2)
+    fewer = Workload(100.0, 400.0, 20, 20, 2, 1000, 1000)
     assert fewer.remedies() == {"evaluate_every": 4, "evaluate_clients": 10, "data.test_size": 500}
     answered = replace(fewer, answered=True)
     assert answered.share == pytest.approx(400 / 500), "whenever it is told of"
     assert answered.remedies() == {"evaluate_clients": 5, "data.test_size": 250}
-    assert work_of(100.0, 0.4, 4).remedies() == {}
-    assert work_of(0.0, 0.0, test=0).share == 0.0
-
-
-def test_an_affordable_test_set_has_the_share_asked_for():
-    work = replace(work_of(300.0, 0.4, every=2, evaluated=10), own=60.0)
-    size = work.affordable_test(0.2)
-    assert size == pytest.approx((300 / 4 * 4 - 60) / 0.4)  # a fourth of training; a fourth of evaluations
-    assert replace(work, test=size).share == pytest.approx(0.2)
-    assert replace(work, own=400.0).affordable_test(0.2) == 0.0
+    assert Workload(100.0, 400.0, 20, 20, 4, 1000, 1000).remedies() == {}
+    assert Workload(0.0, 0.0, 2, 2, 1, 0, 0).share == 0.0

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import fedkd
-from fedkd.clients.costs import test_sample_size
 from fedkd.clients.costs.arithmetic import estimate_workload
 from fedkd.clients.costs.model_memory import build_checked_models
+from fedkd.clients.evaluation import test_sample
 from fedkd.clients.evaluation.test_sample import draw_test_sample
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
@@ -58,8 +58,7 @@ def test_a_part_changes_common_figures_before_the_last_round_alone(change, digit
 
 def planned(tables: dict[str, Any]) -> Plan:
     plan = parse_plan(tables)
-    data = load_data(plan.scenario)
-    return test_sample_size.with_test_sample(plan, data, build_checked_models(plan, data))
+    return test_sample.with_test_sample(plan, load_data(plan.scenario))
 
 
 def test_a_part_keeps_class_shares(digits_scenario):
@@ -75,19 +74,30 @@ def test_a_part_keeps_class_shares(digits_scenario):
     assert {sample.tobytes() for sample in x} <= whole
 
 
-def test_a_chosen_part_leaves_evaluations_a_fifth_of_compute(digits_scenario, monkeypatch):
-    monkeypatch.setattr(test_sample_size, "SMALL", 0)
-    monkeypatch.setattr(test_sample_size, "FEWEST_OF_CLASS", 1)
-    digits_scenario["training"] = {"local_epochs": 4}
-    plan = planned(digits_scenario)
-    data = load_data(plan.scenario)
-    models = build_checked_models(plan, data)
-    number = plan.scenario.evaluate
-    assert 10 < number < len(data.test_y)
-    assert estimate_workload(plan, data, models).share <= 0.2
-    assert estimate_workload(plan.with_test_sample(number + 1), data, models).share > 0.2
-    monkeypatch.setattr(test_sample_size, "FEWEST_OF_CLASS", number / 10 + 2)
-    assert planned(digits_scenario).scenario.evaluate == number + 20
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        # 80 training samples, three passes an epoch; 20 own test samples, and all evaluations twice.
+        ({}, (3 * 80 * 8 / 4 - 2 * 20) / 2),
+        ({"clients_per_round": 2}, (3 * 40 * 8 / 4 - 2 * 20) / 2),
+        ({"evaluate_clients": 3}, (3 * 80 * 8 / 4 - 2 * 20 * 3 / 4) / (2 * 3 / 4)),
+        ({"clients_per_round": 1, "evaluate_every": 2}, (3 * 20 * 8 / 4 - 20) / 1),
+        ({"training": {"local_epochs": 1}}, 10 * 2),
+    ],
+    ids=["all", "two train", "three are evaluated", "every other round", "fewest"],
+)
+def test_a_chosen_part_leaves_evaluations_a_fifth_of_compute(change, number, digits_scenario, monkeypatch):
+    monkeypatch.setattr(test_sample, "SMALL", 0)
+    monkeypatch.setattr(test_sample, "FEWEST_OF_CLASS", 2)
+    tables = digits_scenario | {"training": {"local_epochs": 8}} | change
+    plan = planned(tables)
+    assert plan.scenario.evaluate == int(number)
+    for strategy in ("local", "flwr:FedAvg", "fedmd"):
+        assert planned(tables | {"fusion": {"strategy": strategy}}).scenario.evaluate == int(number)
+    if "evaluate_every" in change or not change:
+        data = load_data(plan.scenario)
+        work = estimate_workload(plan, data, build_checked_models(plan, data))
+        assert work.share <= 0.2 and work.test == int(number)
 
 
 def test_small_sets_streams_and_asynchronous_rounds_use_all_samples(digits_scenario):

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from torch import nn
 
 from fedkd.clients.costs.model_memory import made_auxiliaries
+from fedkd.clients.evaluation.test_sample import sampled_size
 from fedkd.clients.local_samples import count_held_out, selection_holdout_share
 from fedkd.continual import predicts_by_weights
 from fedkd.data import Data, FederatedData, FederatedStream
@@ -39,17 +39,14 @@ class Workload:
 
     Attributes:
         training: Everything but evaluations, the server's training included.
-        own: Predictions for measurements alone, but for the common test set, if all clients were evaluated in
-            every round.
-        common: The same of one sample of the common test set.
+        evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
         test: Samples of the common test set before the last round, of `test_set` in all.
         answered: True if asynchronous rounds evaluate the clients that they answer.
     """
 
     training: float
-    own: float
-    common: float
+    evaluation: float
     clients: int
     evaluated: int
     every: int
@@ -60,20 +57,15 @@ class Workload:
     @property
     def share(self) -> float:
         """Share of the evaluations in the whole, from 0 to 1."""
-        whole = self.training + self.evaluation
-        return self.evaluation / whole if whole else 0.0
-
-    def affordable_test(self, share: float) -> float:
-        """Return the samples of a common test set with which evaluations have a share of the whole."""
-        allowed = self.training * share / (1.0 - share) / self._evaluations
-        return max(allowed - self.own, 0.0) / self.common if self.common else inf
+        whole = self.training + self._evaluation
+        return self._evaluation / whole if whole else 0.0
 
     def remedies(self) -> dict[str, int]:
         """Return each key's value that alone limits evaluations to half.
 
         Useless values are left out: below 1, or the present one.
         """
-        now = self.evaluation
+        now = self._evaluation
         if now <= self.training:
             return {}
         allowed = self.training / now
@@ -85,14 +77,9 @@ class Workload:
         return {key: value for key, value in found.items() if value >= 1}
 
     @property
-    def evaluation(self) -> float:
-        """Predictions for measurements alone."""
-        return (self.own + self.common * self.test) * self._evaluations
-
-    @property
-    def _evaluations(self) -> float:
-        """Share of clients that a round evaluates, on average."""
-        return self.evaluated / self.clients / (1 if self.answered else self.every)
+    def _evaluation(self) -> float:
+        every = 1 if self.answered else self.every
+        return self.evaluation * self.evaluated / self.clients / every
 
 
 def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
@@ -119,7 +106,7 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
     with_transfer = 2 if plan.recipe.kd_weight > 0 else 1
     held_out = selection_holdout_share(plan) or 0.0
     by_kept = 2 if scenario.fusion.logit_adjustment == "auto" else 0  # once for each test set
-    training = measured = common = 0.0
+    training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
         cost, (aux_training, aux_tested) = costs[id(group)], besides[id(group)]
         asked = (cost if OWN_NETWORK in aux_networks_of(strategy).evaluated_networks else 0.0) + aux_tested
@@ -137,23 +124,16 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
             learned = strategy.capabilities.trial_share * known
             a_trial = FORWARDS_PER_TRAINING_STEP * learned * with_private + known - learned + kept
             trained += cost * strategy.capabilities.trials * a_trial
-            tested += asked * moments * (test + by_kept * kept) + cost * guided * known
+            common = sampled_size(scenario, len(task.test_y))
+            both = moments * (test + by_kept * kept) + (moments - 1 + once) * common
+            tested += asked * both + cost * guided * known
         training += sampled * trained / len(tasks)
-        measured += tested / len(tasks) * _asked(plan, data)
-        common += asked * (moments - 1 + once) * _asked(plan, data)
+        evaluation += tested / len(tasks) * _asked(plan, data)
     training += _on_server(plan, tasks, models, costs, clients if answered else at_work)
-    test_set = round(sum(len(task.test_y) for task in tasks) / len(tasks))
-    return Workload(
-        training=training,
-        own=measured,
-        common=common,
-        clients=clients,
-        evaluated=len(evaluated_clients(scenario)),
-        every=scenario.evaluate_every,
-        test=min(test_set, scenario.evaluate) if isinstance(scenario.evaluate, int) else test_set,
-        test_set=test_set,
-        answered=answered,
-    )
+    evaluated = len(evaluated_clients(scenario))
+    test_set = max(len(task.test_y) for task in tasks)
+    test, every = sampled_size(scenario, test_set), scenario.evaluate_every
+    return Workload(training, evaluation, clients, evaluated, every, test, test_set, answered)
 
 
 def _on_server(

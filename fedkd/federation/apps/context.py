@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from fedkd.clients import Client, ClientFactory, build_checked_models, with_test_sample
+from fedkd.clients import Client, ClientFactory, with_test_sample
 from fedkd.data import SHARE_MANIFEST, Share, load_data, read_share
 from fedkd.errors import UserError
 from fedkd.federation.apps.node_state import NodeState
@@ -185,4 +185,4 @@ def factory_of(plan: Plan) -> ClientFactory:
 def _factory_once(scenario_json: str) -> ClientFactory:
     plan = open_plan(scenario_json)
     data = load_data(plan.scenario)
-    return ClientFactory(with_test_sample(plan, data, build_checked_models(plan, data)), data)
+    return ClientFactory(with_test_sample(plan, data), data)
