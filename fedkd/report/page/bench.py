@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedkd.report.chart import Chart
 from fedkd.report.figures import metric_charts, plane_charts
+from fedkd.report.page.bench_findings import bench_findings
 from fedkd.report.page.figure import MOST_PANELS, Figure, chart_figures
 from fedkd.report.page.page import Page, Section
 from fedkd.report.study import Study
@@ -33,7 +34,9 @@ def bench_page(study: Study, folder: Path, source: str | None) -> Page:
         *((study.title(axis), ", ".join(axis.levels)) for axis in study.axes if len(axis.levels) <= 8),
     ]
     sources = [("bench.toml", source)] if source is not None else []
-    return Page(study.name, "fedkd · report of a bench", sections, facts, notes, sources)
+    return Page(
+        study.name, "fedkd · report of a bench", sections, bench_findings(study), facts, notes, sources
+    )
 
 
 def _figures(charts: Iterable[tuple[str, Callable[[], Chart]]]) -> list[Figure]:

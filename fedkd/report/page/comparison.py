@@ -43,7 +43,7 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
     title = " · ".join(names) if len(names) <= 3 else f"{len(names)} runs"
     notes = [f"Not done: {', '.join(unfinished)}."] if unfinished else []
     sources = [(f"{name}.toml", record.scenario_text) for name, record in runs.items()]
-    return Page(title, "fedkd · report of several runs side by side", sections, facts, notes, sources)
+    return Page(title, "fedkd · report of several runs side by side", sections, (), facts, notes, sources)
 
 
 def run_names(records: Sequence[RunRecord]) -> list[str]:

@@ -34,7 +34,8 @@ class Page:
     title: str
     subtitle: str
     sections: Sequence[Section]
-    facts: Sequence[tuple[str, str]] = ()  # labels and values at the top
+    findings: Sequence[str] = ()  # sentences at the top
+    facts: Sequence[tuple[str, str]] = ()  # labels and values below them
     notes: Sequence[str] = ()  # warnings, such as that a run is not done
     sources: Sequence[tuple[str, str]] = ()  # name and text of the files that made it
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedkd.continual import StreamOutcome
 from fedkd.plan import poisoned_clients
 from fedkd.report.page.cost import cost_figures, failure_figures, link_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
@@ -9,6 +10,7 @@ from fedkd.report.page.labels import label_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
 from fedkd.report.page.record import MOMENTS, RunRecord, Series
+from fedkd.report.page.run_findings import run_findings
 from fedkd.report.page.stream import (
     continual_table,
     forgetting_figures,
@@ -19,7 +21,7 @@ from fedkd.report.page.stream import (
 )
 from fedkd.report.page.transferability import transfer_figures
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking import SCENARIO_FILE, format_before_after, format_bytes, format_duration, format_percent
+from fedkd.tracking import SCENARIO_FILE, format_before_after, format_bytes, format_percent
 
 WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings in words
 MOST_LISTED = 1000  # clients that a table lists
@@ -28,12 +30,12 @@ ERROR_FILE = "error.txt"
 
 def run_page(record: RunRecord) -> Page:
     """Return the page of a run, of what there is of it."""
-    schedule, view = record.schedule, neighbour_view(record)
+    schedule, view, outcome = record.schedule, neighbour_view(record), outcome_of(record)
     whom: list[Item] = [view] if view is not None else []
     varies = schedule is not None and (record.scenario.continual is not None or not schedule.in_step)
     sections = [
         Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
-        Section("Stream of tasks", list(_stream(record))),
+        Section("Stream of tasks", list(_stream(record, outcome))),
         Section(
             "Fusion" if record.fused else "Local training",
             [*effect_figures(record), *whom, *link_figures(record)],
@@ -45,11 +47,11 @@ def run_page(record: RunRecord) -> Page:
         Section("What went wrong", [*failure_figures(record), *_warnings(record)]),
     ]
     notes, sources = list(_notes(record)), [(SCENARIO_FILE, record.scenario_text)]
-    return Page(record.title, "fedkd · report of a run", sections, facts(record), notes, sources)
+    findings = run_findings(record, outcome)
+    return Page(record.title, "fedkd · report of a run", sections, findings, facts(record), notes, sources)
 
 
-def _stream(record: RunRecord) -> Iterator[Item]:
-    outcome = outcome_of(record)
+def _stream(record: RunRecord, outcome: StreamOutcome | None) -> Iterator[Item]:
     if outcome is None:
         return
     yield from matrix_figures(record, outcome)
@@ -99,9 +101,6 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         up, down = format_bytes(final["bytes_up"]), format_bytes(final.get("bytes_down", 0))
         # What clients send each other is received as often as it is sent.
         told.append(("sent", f"{up} between clients" if record.topology else f"{up} up, {down} down"))
-        if "virtual_seconds" in final:
-            told.append(("simulated time", format_duration(final["virtual_seconds"])))
-        told.append(("time", format_duration(record.summary["seconds"])))
     return told
 
 
