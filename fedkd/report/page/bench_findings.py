@@ -113,7 +113,11 @@ def _beside(study: Study, shown: Metric, duel: Duel) -> str:
         return ""
     values = means_by_seed(study, local)
     found = paired_difference(values.get(duel.best, {}), values.get(duel.other, {}))
-    return "" if found is None else f"; the local one changed by {_signed(found, local)}"
+    if found is None:
+        return ""
+    if found.excludes_zero() is False:
+        return f"; no measurable difference in the local one ({_signed(found, local)})"
+    return f"; the local one changed by {_signed(found, local)}"
 
 
 def _others(study: Study, shown: Metric, values: BySeed, duel: Duel) -> str:
