@@ -65,8 +65,9 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
 
 def _how_to_read(record: RunRecord, split: str, spread: str, architectures: bool) -> str:
     when = " after fusion" if record.fused else ""
+    over = ", over the tasks so far" if record.scenario.continual is not None else ""
     told = [
-        f"Accuracy {TEST_DATA[split]}.",
+        f"Accuracy {TEST_DATA[split]}{over}.",
         "Before fusion: after local training." * record.fused,
         f"The band spans the clients{when} ({spread})." if spread else "",
         f"Each architecture has the mean of its clients{when}." if architectures else "",

@@ -97,9 +97,9 @@ def _clients(change: Change) -> str:
         sum(gain < -EPSILON for gain in gains.values()),
     )
     if not gained and not lost:
-        return f"The {change.split} test accuracy of every client is unchanged."
+        return f"The {change.split} accuracy of every client is unchanged."
     worst, best = min(gains, key=lambda c: (gains[c], c)), max(gains, key=lambda c: (gains[c], -c))
-    told = f"{_share(gained, n)} gained in {change.split} test accuracy"
+    told = f"{_share(gained, n)} gained in {change.split} accuracy"
     if lost:
         return f"{told}; client {worst} lost most ({signed(gains[worst])})."
     return (
@@ -193,8 +193,9 @@ def _verb(points: float) -> str:
 
 
 def _accuracy(record: RunRecord, split: str, clients: int) -> str:
+    samples = "test" if record.scenario.data.validation is None else "validation"
     of_stream = " over the tasks so far" if record.scenario.continual is not None else ""
-    return f"the {'mean ' * (clients > 1)}{split} test accuracy{of_stream}"
+    return f"the {'mean ' * (clients > 1)}{split} {samples} accuracy{of_stream}"
 
 
 def _noun(record: RunRecord) -> str:

@@ -16,6 +16,7 @@ from fedkd.report.page.write import write_report
 from fedkd.scenario import read_scenario
 
 SENT = ({"round": 1, "phase": "train", "seconds": 1.5, "bytes_up": 6_000_000, "bytes_down": 12_000_000},)
+DATA = {"dataset": "digits", "clients": 1}
 DONE = {"final": {}, "seconds": 41.0}
 
 
@@ -60,7 +61,7 @@ def test_fusion_that_helped_most_clients():
     ) == [
         "Fusion raised the mean global test accuracy by 12.3 points in round 2 (31.0 % before, 43.3 % after,"
         " 4 clients); it lowered the local one by 2.5 points.",
-        "3 of 4 clients gained in global test accuracy; client 3 lost most (−2.1 points).",
+        "3 of 4 clients gained in global accuracy; client 3 lost most (−2.1 points).",
         "In 2 rounds, a client sent 1.5 MB and received 3.0 MB on average; the run took 41 s.",
     ]
 
@@ -72,7 +73,7 @@ def test_fusion_that_hurt():
         "Fusion lowered the mean global test accuracy by 12.5 points in round 2 (60.0 % before, 47.5 % after,"
         " 4 clients)."
     )
-    assert clients == "No client gained in global test accuracy; client 3 lost most (−20.0 points)."
+    assert clients == "No client gained in global accuracy; client 3 lost most (−20.0 points)."
 
 
 def test_fusion_without_an_effect():
@@ -84,17 +85,17 @@ def test_fusion_without_an_effect():
         "Fusion left the mean global test accuracy unchanged in round 2 (60.0 %, 4 clients); the local one is"
         " unchanged."
     )
-    assert clients == "The global test accuracy of every client is unchanged."
+    assert clients == "The global accuracy of every client is unchanged."
 
 
 def test_clients_that_gained_or_stayed():
     before = {"global": {0: 0.5, 1: 0.5, 2: 0.5, 3: 0.5}}
     _, some, _ = run_findings(run_of(before=before, **{"global": {0: 0.5, 1: 0.6, 2: 0.8, 3: 0.6}}))
     assert some == (
-        "3 of 4 clients gained in global test accuracy, and none lost; client 2 gained most (+30.0 points)."
+        "3 of 4 clients gained in global accuracy, and none lost; client 2 gained most (+30.0 points)."
     )
     _, every, _ = run_findings(run_of(before=before, **{"global": {0: 0.6, 1: 0.6, 2: 0.8, 3: 0.6}}))
-    assert every == "All 4 clients gained in global test accuracy; client 2 gained most (+30.0 points)."
+    assert every == "All 4 clients gained in global accuracy; client 2 gained most (+30.0 points)."
 
 
 def test_only_clients_that_took_part_are_compared():
@@ -102,7 +103,7 @@ def test_only_clients_that_took_part_are_compared():
     assert run_findings(run)[:2] == [
         "Fusion raised the mean global test accuracy by 5.0 points in round 2 (55.0 % before, 60.0 % after,"
         " the 2 of 4 clients that took part).",
-        "1 of 2 clients gained in global test accuracy, and none lost; client 1 gained most (+10.0 points).",
+        "1 of 2 clients gained in global accuracy, and none lost; client 1 gained most (+10.0 points).",
     ]
 
 
@@ -149,6 +150,13 @@ def test_a_strategy_without_a_measurement_before_fusion():
         "Without a measurement before fusion (strategy flwr:FedAvg), the global test accuracy is 50.0 % in"
         " round 2 (1 client)."
     )
+
+
+def test_validation_samples_are_named():
+    run = run_of(
+        before={"local": {0: 0.5}}, local={0: 0.6}, clients=1, changes={"data": DATA | {"validation": 0.2}}
+    )
+    assert run_findings(run)[0].startswith("Fusion raised the local validation accuracy by 10.0 points")
 
 
 def test_nothing_measured_gives_no_sentence():
