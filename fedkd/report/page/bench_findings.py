@@ -1,4 +1,4 @@
-"""What a bench shows, in three sentences: the best setting's difference, all differences, and the cost."""
+"""Three sentences on a bench: the difference of the best setting, all differences, and the cost."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def _duel(study: Study, shown: Metric, values: BySeed) -> Duel | None:
 
 
 def _difference(study: Study, shown: Metric, values: BySeed, duel: Duel) -> str:
-    """Word the best group's difference, paired by seed."""
+    """Return the sentence on the best group's difference, paired by seed."""
     found = paired_difference(values[duel.best], values[duel.other])
     assert found is not None
     best, other = name_of(study, duel.best), name_of(study, duel.other)
@@ -107,7 +107,7 @@ def _difference(study: Study, shown: Metric, values: BySeed, duel: Duel) -> str:
 
 
 def _beside(study: Study, shown: Metric, duel: Duel) -> str:
-    """Word the change of local accuracy beside that of the global one, if the bench shows both."""
+    """Return the clause on local accuracy, if the bench shows it beside the global one."""
     local = next((metric for metric in study.shown if metric.name == "accuracy_local"), None)
     if shown.name != "accuracy_global" or local is None:
         return ""
@@ -121,7 +121,7 @@ def _beside(study: Study, shown: Metric, duel: Duel) -> str:
 
 
 def _others(study: Study, shown: Metric, values: BySeed, duel: Duel) -> str:
-    """Word how many settings are better and worse than the baseline, or no worse than the best one."""
+    """Return the sentence on all settings: better and worse ones, or those tied with the best."""
     sign = -1 if shown.better == "lower" else 1
     best, other = name_of(study, duel.best), name_of(study, duel.other)
     if not duel.is_baseline:
@@ -158,7 +158,7 @@ def _others(study: Study, shown: Metric, values: BySeed, duel: Duel) -> str:
 
 
 def _cost(study: Study, groups: Sequence[Labels]) -> str:
-    """Word what a run of each group transferred and how long it took, means over blocks and seeds."""
+    """Return the sentence on bytes and time of a run, means over blocks and seeds."""
     parts = []
     for group in groups:
         runs = [run for run in study.runs if study.group_of(run) == group]
@@ -197,7 +197,7 @@ def _seeds(study: Study, found: Interval) -> str:
 
 
 def _size(found: Interval, shown: Metric) -> str:
-    """Word the size of a difference: `4.1 ± 1.2 points`."""
+    """Format the size of a difference: `4.1 ± 1.2 points`."""
     size = Interval(abs(found.mean), found.half, found.seeds)
     return f"{_amount(size, shown)} {shown.difference_unit}".rstrip()
 

@@ -1,4 +1,4 @@
-"""What a run shows, in three sentences: what fusion changed, for whom, and at what cost."""
+"""Three sentences on a run: the effect of fusion, the clients that gained, and the cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def last_change(record: RunRecord, split: str) -> Change | None:
 
 
 def _effect(record: RunRecord, found: list[Change]) -> str:
-    """Word the mean change on the main split, and on the other one if the same fusion was measured on it."""
+    """Return the sentence on the mean change, on both splits if the same fusion was measured."""
     main, points = found[0], _points(found[0].mean)
     what = _accuracy(record, main.split, len(main.gains))
     reached, everyone = len(main.gains), len(record.counted)
@@ -88,7 +88,7 @@ def _effect(record: RunRecord, found: list[Change]) -> str:
 
 
 def _clients(change: Change) -> str:
-    """Word how many clients gained, and the one that lost or gained most."""
+    """Return the sentence on the clients that gained, and the one that lost or gained most."""
     gains, n = change.gains, len(change.gains)
     if n == 1:
         return ""
@@ -112,7 +112,7 @@ def _share(number: int, n: int) -> str:
 
 
 def _without_fusion(record: RunRecord) -> tuple[str, str]:
-    """Word the accuracy that was reached, and its range over clients, where no fusion was measured."""
+    """Return the sentences on accuracy and its range over clients, without a measured fusion."""
     split = next((split for split in SPLITS if record.series(split, "accuracy").means), None)
     if split is None:
         return "", ""
@@ -134,7 +134,7 @@ def _without_fusion(record: RunRecord) -> tuple[str, str]:
 
 
 def _stream(outcome: StreamOutcome) -> str:
-    """Word the average accuracy and the backward transfer of a stream, means over clients."""
+    """Return the sentence on average accuracy and backward transfer of a stream, over clients."""
     figures = outcome.figures()
     accuracy, transfer = (
         [value for value in figures.get(name, {}).values() if not isnan(value)]
@@ -150,7 +150,7 @@ def _stream(outcome: StreamOutcome) -> str:
 
 
 def _cost(record: RunRecord) -> str:
-    """Word what a client sent and received on average, and how long the run took."""
+    """Return the sentence on bytes of a client and the time of the run."""
     if not record.timings:
         return ""
     up, down = (_total(record, key) / len(record.models) for key in ("bytes_up", "bytes_down"))
@@ -179,7 +179,7 @@ def _total(record: RunRecord, key: str) -> float:
 
 
 def signed(points: float) -> str:
-    """Word a difference of accuracies: `−2.1 points`."""
+    """Format a difference of accuracies: `−2.1 points`."""
     return f"{_points(points):+.1f} points".replace("-", "−")
 
 
