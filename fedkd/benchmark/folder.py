@@ -8,7 +8,7 @@ from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.merge import value_at
 from fedkd.errors import UserError
 from fedkd.plan import MAX_LISTED_CHANGES
-from fedkd.scenario import changed_keys, read_scenario, read_toml, result_relevant_keys
+from fedkd.scenario import changed_keys, read_scenario, read_toml, result_relevant_keys, with_choices_of
 from fedkd.tracking import SCENARIO_FILE
 
 SHOWN_VALUES = 4  # values of a key that a message names at most
@@ -35,10 +35,12 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
 def _difference(run: Path, cells: Sequence[Cell]) -> str:
     """Word the difference of a run from the cell that is most like it."""
     try:
-        before = result_relevant_keys(read_scenario(read_toml(run / SCENARIO_FILE), folder=run))
+        began = read_scenario(read_toml(run / SCENARIO_FILE), folder=run)
     except UserError:
         return f"{run.name}, whose {SCENARIO_FILE} cannot be read"
-    changes = [changed_keys(before, result_relevant_keys(cell.scenario), places=True) for cell in cells]
+    before = result_relevant_keys(began)
+    keys = [with_choices_of(began, result_relevant_keys(cell.scenario)) for cell in cells]
+    changes = [changed_keys(before, now, places=True) for now in keys]
     nearest = min(changes, key=len)
     if not nearest:
         twin = cells[changes.index(nearest)]

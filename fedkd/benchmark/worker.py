@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
 from fedkd.plan import check_continuation, resolve_plan
-from fedkd.scenario import result_relevant_keys, scenario_from_json, with_known_executor
+from fedkd.scenario import result_relevant_keys, scenario_from_json, with_choices_of
 from fedkd.simulation import ERROR_FILE, resume, run
 from fedkd.storage import write_text_atomically
 from fedkd.tracking import SCENARIO_FILE, RunObserver, read_run_plan
@@ -49,7 +49,7 @@ def run_cell(
         scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO_FILE).exists():
             began = read_run_plan(path).scenario
-            check_continuation(with_known_executor(result_relevant_keys(scenario), began), 0, began)
+            check_continuation(with_choices_of(began, result_relevant_keys(scenario)), 0, began)
             resume(path, observers=observers, progress=False, report=False)
         else:
             engine: dict[str, Any] = {"kind": "inline", "actors": None, "address": None}

@@ -10,6 +10,7 @@ from .evaluation.fusion_effect import SPLITS as SPLITS
 from .evaluation.fusion_effect import Split as Split
 from .evaluation.task_tests import TaskMetric as TaskMetric
 from .evaluation.task_tests import is_task_metric as is_task_metric
+from .evaluation.test_sample import with_test_sample as with_test_sample
 from .evaluation.trials import LOGITS_KEY as LOGITS_KEY
 from .evaluation.trials import TRIAL_UPLOAD_KINDS as TRIAL_UPLOAD_KINDS
 from .evaluation.trials import run_trials as run_trials

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from fedkd.clients.client import Client
+from fedkd.clients.evaluation.test_sample import draw_test_sample
 from fedkd.clients.local.centralized_trainer import (
     CentralizedModel,
     CentralizedTrainer,
@@ -45,6 +46,7 @@ class ClientFactory:
         training = plan.scenario.training
         self._fast = training.fast
         self._executor = make_executor(training.executor, training.vmap_size, fast=training.fast)
+        self._test_sample = draw_test_sample(plan, data)
         self._evaluated = frozenset(evaluated_clients(plan.scenario))
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block
@@ -66,8 +68,8 @@ class ClientFactory:
         if isinstance(data, FederatedStream):
             tasks = data.client(index)
         else:
-            own, pretrains = data.client(index), plan.capabilities.pretrain_epochs > 0
-            tasks = [replace(own, public_y=data.public_y) if pretrains else own]
+            public = data.public_y if plan.capabilities.pretrain_epochs > 0 else None
+            tasks = [replace(data.client(index), public_y=public, test_sample=self._test_sample)]
         if not isinstance(model, nn.Module | SharedModel):
             samples = LocalSamples(plan, index, tasks, poison, selection_holdout_share(plan))
             estimator = client_estimator(self._models[index].fresh, tasks[0].classes)

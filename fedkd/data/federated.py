@@ -27,7 +27,8 @@ class ClientData:
 
     `train_x` [n, *input_shape] is float32, or int64 of integers, like the local test samples `test_x` [m,
     …], the transfer set `transfer_x` [M, …] and the common test set `global_x` [K, …]. Labels are int64.
-    `public_y` [M] labels the transfer set for clients that train on it; else None.
+    `public_y` [M] labels the transfer set for clients that train on it; else None. `test_sample` is the part
+    of the common test set for rounds before the last; None: all of it.
     """
 
     train_x: np.ndarray
@@ -40,6 +41,7 @@ class ClientData:
     classes: int
     input_shape: tuple[int, ...]
     public_y: np.ndarray | None = None
+    test_sample: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli_w
 
 from fedkd import __version__
-from fedkd.clients import build_checked_models
+from fedkd.clients import build_checked_models, with_test_sample
 from fedkd.data import Share, load_data, share_of_client, share_of_server, write_share
 from fedkd.errors import UserError
 from fedkd.plan import Plan
@@ -56,6 +56,7 @@ def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda 
         raise UserError(f"{out} is there already; choose another, or remove it", key="--out")
     data = load_data(plan.scenario, tell)
     build_checked_models(plan, data)
+    plan = with_test_sample(plan, data)
     unfinished = out.with_name(f".{out.name}.unfinished")
 
     def write(name: str, share: Share) -> None:

@@ -15,8 +15,9 @@ from fedkd.clients import (
     estimate_client_bytes,
     max_resident_clients,
     select_executor,
+    with_test_sample,
 )
-from fedkd.data import Data
+from fedkd.data import Data, FederatedData
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
@@ -155,6 +156,17 @@ def estimate_capacity(plan: Plan, data: Data) -> tuple[int, int]:
 
 
 WAIT_SECONDS = 0.5
+
+
+def measured_plan(
+    plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
+) -> Plan:
+    """Return a plan with an executor and a part of the test set, where the scenario leaves them open."""
+    plan = with_test_sample(plan, data)
+    if isinstance(plan.scenario.evaluate, int) and isinstance(data, FederatedData):
+        told = f"{plan.scenario.evaluate:,} of {len(data.test_y):,} common test samples"
+        tell(f"rounds before the last are evaluated on {told} (evaluate = 'full': on all)")
+    return with_selected_executor(plan, data, tell, cluster)
 
 
 def with_selected_executor(

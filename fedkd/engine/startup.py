@@ -57,9 +57,9 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
     with ExitStack() as stack:
         if plan.scenario.engine.kind == "inline":
             data = _load(plan.scenario, tell)
-            from fedkd.engine.clients import inline_grid, with_selected_executor
+            from fedkd.engine.clients import inline_grid, measured_plan
 
-            plan = with_selected_executor(plan, data, tell)
+            plan = measured_plan(plan, data, tell)
             engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder), None)
         else:
             from fedkd.engine.ray.cluster import connect_ray
@@ -74,9 +74,9 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
                 imported.result()  # two threads must not import the same packages at once
                 spares = _start_early(plan, cluster)
                 data = loading.result()
-            from fedkd.engine.clients import ray_grid, with_selected_executor
+            from fedkd.engine.clients import measured_plan, ray_grid
 
-            plan = with_selected_executor(plan, data, tell, cluster)
+            plan = measured_plan(plan, data, tell, cluster)
             engine = StartedEngine(
                 plan,
                 data,

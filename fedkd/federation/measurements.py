@@ -43,7 +43,8 @@ class Measurements:
     """Recorder of the figures of replies."""
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
-        self._schedule, self._recorder, self._folder = plan.schedule, recorder, folder
+        self._plan, self._schedule = plan, plan.schedule
+        self._recorder, self._folder = recorder, folder
         self._evaluated = (*EVALUATED, *separate_model_accuracies(plan.strategy))
         self._run, self._poisoned = run_digest(plan.scenario), poisoned_clients(plan.scenario)
 
@@ -133,6 +134,9 @@ class Measurements:
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
             if values:
                 means[f"{split}/{metric}"] = self._record(round, split, metric, values)
+        sample = self._plan.test_sample(round)
+        if sample is not None:
+            self._recorder.metric("test_samples", sample, round=round, split="global")
         guided = {client for client, row in rows.items() if not isnan(row["fusion_gain_global"])}
         if guided:
             number = len(self._counted(guided))

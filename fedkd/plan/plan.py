@@ -66,6 +66,11 @@ class Plan:
         """Return whether a round is evaluated even if it is not the last."""
         return round % self.scenario.evaluate_every == 0 or bool(self.schedule.ending(round))
 
+    def test_sample(self, round: int) -> int | None:
+        """Return the number of common test samples of a round; None for all."""
+        number = self.scenario.evaluate
+        return number if isinstance(number, int) and round < self.scenario.rounds else None
+
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
         """Blocks of clients that train together; single clients with the executor `loop`.
@@ -108,6 +113,10 @@ class Plan:
     def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
         """Return the plan with all clients on one type of device."""
         return self._with("engine", device=device)
+
+    def with_test_sample(self, number: int | Literal["full"]) -> Plan:
+        """Return the plan with a number of common test samples before the last round."""
+        return replace(self, scenario=self.scenario.model_copy(update={"evaluate": number}))
 
     def _with(self, table: str, **values: str) -> Plan:
         changed = getattr(self.scenario, table).model_copy(update=values)

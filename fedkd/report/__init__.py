@@ -1,4 +1,4 @@
-"""Tables and figures: what a reader sees of runs that are done."""
+"""Tables, figures and pages of runs and benches."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Who is best, and who cannot be told from the best."""
+"""The best group of a comparison, and the groups without a measurable difference from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ from fedkd.report.study import Labels, Study, StudyRun, values_by_seed
 class Entry:
     """One metric of one group."""
 
-    value: Interval | None = None  # mean over seeds; None: not recorded
-    difference: Interval | None = None  # to the baseline, paired by seed; None: of the baseline itself
-    best: bool = False  # no other group of the block has a better mean
+    value: Interval | None = None  # mean over seeds; None if not recorded
+    difference: Interval | None = None  # to the baseline, paired by seed; None for the baseline
+    best: bool = False  # has the best mean of its block
     tied: bool = False  # the interval of the paired difference to the best group contains 0
-    differs: bool = False  # significant among all of the table's differences of its metric
+    differs: bool = False  # significant among all differences of its metric in the table
 
     @property
     def p(self) -> float | None:
-        """The p-value of the difference; None: it cannot be tested."""
+        """The p-value of the difference; None if there is no test."""
         return None if self.difference is None else self.difference.p
 
 
 @dataclass(frozen=True)
 class Row:
-    """One group: its labels on the block axes and on the compared axes, its seeds, its metrics in order."""
+    """One group: its labels on block axes and compared axes, its seeds, and its metrics in order."""
 
     block: Labels
     group: Labels
@@ -35,7 +35,10 @@ class Row:
 
 
 def compare(study: Study) -> list[Row]:
-    """Return one row per group, block by block; differences of one metric are a family of tests."""
+    """Return one row per group, block by block.
+
+    The differences of one metric are a family of tests.
+    """
     rows: list[Row] = []
     for block, groups in study.blocks.items():
         columns = [_column(groups, metric, study.baseline) for metric in study.shown]
@@ -49,7 +52,7 @@ def compare(study: Study) -> list[Row]:
 
 
 def mark_differences(family: Sequence[Entry]) -> list[Entry]:
-    """Return entries of one metric, those marked whose difference is significant among them all."""
+    """Return the entries of one metric, with significant differences marked."""
     tested = {index: entry.p for index, entry in enumerate(family) if entry.p is not None}
     marks = dict(zip(tested, discoveries(list(tested.values())), strict=True))
     return [replace(entry, differs=marks.get(index, False)) for index, entry in enumerate(family)]
@@ -57,11 +60,11 @@ def mark_differences(family: Sequence[Entry]) -> list[Entry]:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many differences of a table were tested, and how many of their intervals exclude 0."""
+    """Counts of tested differences in a table, and of intervals that exclude 0."""
 
     tested: int  # differences that vary over seeds
     excluding: int
-    by_chance: float  # expected number of intervals that exclude 0 if nothing differs
+    by_chance: float  # expected `excluding` if all groups are equal
     marked: int  # significant after the correction
 
 
@@ -76,7 +79,7 @@ def tally(rows: Sequence[Row]) -> Tally:
 def _column(
     groups: Mapping[Labels, tuple[StudyRun, ...]], metric: Metric, baseline: Labels
 ) -> dict[Labels, Entry]:
-    """Return one metric of all groups of a block."""
+    """Return the entries of one metric for all groups of a block."""
     values = {group: values_by_seed(runs, metric.name) for group, runs in groups.items()}
     means = {group: interval(list(by_seed.values())) for group, by_seed in values.items() if by_seed}
     ranked = {g: mean.mean for g, mean in means.items() if not all(run.is_bound for run in groups[g])}
@@ -91,7 +94,7 @@ def _column(
 
 
 def _best(means: Mapping[Labels, float], metric: Metric) -> set[Labels]:
-    """Return the groups with the best mean: several if they are equal, none if there is nothing to rank."""
+    """Return the groups with the best mean, several if equal; none without a ranking."""
     if metric.better is None or len(means) < 2:
         return set()
     top = (max if metric.better == "higher" else min)(means.values())

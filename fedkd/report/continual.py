@@ -31,7 +31,7 @@ def outcome_of_rows(
     strategy: FusionStrategy | None = None,
     **more: Any,
 ) -> StreamOutcome:
-    """Return the outcome of a stream from its rows; `more` are options of `stream_outcome`."""
+    """Return the outcome of a stream from its rows; `more` goes to `stream_outcome`."""
     counted, models = counted_clients(scenario), models_after_fusion(scenario, schedule, strategy)
     return stream_outcome(rows, scenario, schedule.every_course(), counted=counted, models=models, **more)
 
@@ -44,10 +44,10 @@ def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] =
 
 
 def matrix_csv(outcome: StreamOutcome) -> str:
-    """Return every accuracy measured on a task, before the first task and after each, one a line.
+    """Return every accuracy on a task, before the first task and after each, one a line.
 
-    Tasks, from 0, are in each client's order of learning. `client` is empty for the federation's mean, which
-    exists if all are in step; `after_task` is empty for the untrained models.
+    Tasks are numbered from 0, in each client's order of learning. `client` is empty for the federation's
+    mean, which exists if clients are in step. `after_task` is empty for untrained models.
     """
     rows: list[Sequence[object]] = []
     for test in outcome.tests:
@@ -62,7 +62,7 @@ def matrix_csv(outcome: StreamOutcome) -> str:
 
 
 def metrics_csv(outcome: StreamOutcome) -> str:
-    """Return every continual metric of every client that counts, one a line; empty: it has no value."""
+    """Return every continual metric of every counted client, one a line; undefined values are empty."""
     return csv_text(
         ("protocol", "split", "client", "metric", "value"),
         (
@@ -75,15 +75,15 @@ def metrics_csv(outcome: StreamOutcome) -> str:
 
 
 def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Draw the matrices into a run folder as `accuracy_matrix.png`, `.svg` and `.pdf`; return the files."""
+    """Draw `accuracy_matrix.png`, `.svg` and `.pdf` into a run folder; return the files."""
     return write_figure(lambda: draw_chart(accuracy_matrix(outcome, names)), folder, FIGURE)
 
 
 def accuracy_matrix(outcome: StreamOutcome, names: Sequence[str] = ()) -> Chart:
-    """Return the federation's mean accuracy on every task after every task, a panel a protocol.
+    """Return the mean accuracy on every task after every task, a panel per protocol.
 
-    The first row is the untrained models', the diagonal is outlined. Where orders differ, a row is each
-    client's first task, second task, and so on. Without `names` tasks are numbered.
+    The first row is of untrained models; the diagonal is outlined. If orders differ, rows are each client's
+    first task, second task, and so on. Without `names`, tasks are numbered.
     """
     labels = task_labels(outcome, names)
     order = "" if outcome.in_step else ", in each client's own order"
@@ -101,12 +101,12 @@ def accuracy_matrix(outcome: StreamOutcome, names: Sequence[str] = ()) -> Chart:
         title = "\n".join([protocol_name(test.protocol), *_caption(outcome, test)])
         axes = f"accuracy on task{order}", f"after task{order}"
         panels.append(Panel(title, [matrix], *axes, ("after", "task", "accuracy"), rows))
-    caption = "Mean over clients, on the tasks' common test sets."
+    caption = "Mean over clients, on the common test sets of tasks."
     return Chart(FIGURE, "Accuracy matrix", panels, len(panels), caption)
 
 
 def task_labels(outcome: StreamOutcome, names: Sequence[str] = ()) -> list[str]:
-    """Return names of the tasks in the order of learning, no two alike; numbers where orders differ."""
+    """Return distinct names of the tasks in the order of learning; numbers if orders differ."""
     tasks = range(len(outcome.tests[0].b))
     if not outcome.in_step or not names:
         return [str(place + 1) for place in tasks]
@@ -116,7 +116,7 @@ def task_labels(outcome: StreamOutcome, names: Sequence[str] = ()) -> list[str]:
 
 
 def _caption(outcome: StreamOutcome, test: ProtocolOutcome) -> list[str]:
-    """Return the means over clients in words: `average accuracy 97.1 %`, `BWT -2.0 points`."""
+    """Return the means over clients as text: `average accuracy 97.1 %`, `BWT -2.0 points`."""
     parts = []
     for name in ("average_accuracy", "bwt"):
         shown = find_metric(name)

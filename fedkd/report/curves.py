@@ -11,26 +11,26 @@ from fedkd.report.statistics import FEWEST_SEEDS, interval
 from fedkd.report.study import Curve as Recorded
 from fedkd.report.study import Study, StudyRun, group_looks, group_title
 
-HOW_TO_READ = "Means over seeds; bands are 95 % intervals, from three seeds on; thin lines are seeds."
+HOW_TO_READ = "Means over seeds. Bands are 95 % intervals, from three seeds on. Thin lines are single seeds."
 
-OPEN = (-np.inf, np.inf)  # limits of metrics without any
+OPEN = (-np.inf, np.inf)  # limits of unbounded metrics
 
 Across = Callable[[Sequence[StudyRun], np.ndarray], np.ndarray | None]
-"""Runs of a group and rounds, `[R]`, to where these stand across, `[R]`; None: nowhere, a level line."""
+"""Maps the runs of a group and rounds `[R]` to x values `[R]`; None for a level line."""
 
 
 def over_rounds(study: Study, shown: Metric) -> Chart:
-    """Return a metric over rounds: a panel a block, a line a group, bands are 95 % intervals."""
+    """Return a metric over rounds: a panel per block, a line per group."""
     return _chart(study, shown, "rounds", "over rounds", "round", study.runs)
 
 
 def over_tasks(study: Study, shown: Metric) -> Chart:
-    """Return the average over the tasks so far, after each task of a stream."""
+    """Return the average over tasks so far, after each task of a stream."""
     return _chart(study, shown, "tasks", "over tasks", "tasks learned", study.runs, of=lambda run: run.tasks)
 
 
 def over_traffic(study: Study, shown: Metric) -> Chart:
-    """Return a metric over the bytes sent so far; groups that send nothing have a level line."""
+    """Return a metric over the bytes so far; groups that send nothing have a level line."""
     most = max((run.traffic[-1][1] for run in study.runs if run.traffic), default=0)
     unit, size = next((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 0)) if most >= size)
     scale = size or 1e3
@@ -45,7 +45,7 @@ def over_traffic(study: Study, shown: Metric) -> Chart:
 
 
 def over_time(study: Study, shown: Metric) -> Chart:
-    """Return a metric over the simulated time that has passed, a mean over seeds like the metric itself."""
+    """Return a metric over simulated time; both are means over seeds."""
 
     def across(runs: Sequence[StudyRun], rounds: np.ndarray) -> np.ndarray:
         clocks = [dict(run.clock) for run in runs]
@@ -96,7 +96,7 @@ def _chart(
 
 
 def panels_across(study: Study) -> int:
-    """Return how many panels stand side by side: one level of the last block axis each, where that fits."""
+    """Return the number of panels per row: the levels of the last block axis, if they fit."""
     across = len(study.block_axes[-1].levels) if len(study.block_axes) > 1 else 1
     if 1 < across <= MOST_COLUMNS:
         return across
@@ -106,10 +106,10 @@ def panels_across(study: Study) -> int:
 def curve_over_seeds(
     curves: Sequence[Sequence[tuple[float, float]]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray] | None:
-    """Return curves of n seeds, pairs of x and value, as one; None: they share no point.
+    """Return the mean curve of n seeds, given pairs of x and value; None if they share no x.
 
-    These are shared x `[R]`, means `[R]`, half widths of 95 % intervals `[R]` (None below three seeds), and
-    values `[n, R]`.
+    The result has the shared x `[R]`, means `[R]`, half widths of 95 % intervals `[R]` (None below three
+    seeds), and values `[n, R]`.
     """
     tables = [dict(curve) for curve in curves]
     shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []

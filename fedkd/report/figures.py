@@ -1,4 +1,4 @@
-"""The figures of a bench, each a chart that is made from a `Study` alone."""
+"""The figures of a bench, as charts of a `Study`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,9 +16,10 @@ from fedkd.report.style import draw_chart, house_style, save
 
 
 def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print) -> list[Path]:
-    """Draw every figure that the runs of a study allow; `tell` of those that could not be drawn.
+    """Draw every figure that the runs of a study allow; `tell` about failures.
 
-    Without matplotlib a `MissingPackage`.
+    Raises:
+        MissingPackage: matplotlib is missing.
     """
     files = []
     with house_style():
@@ -28,13 +29,13 @@ def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print
                 files += save(draw_chart(chart()), folder, name)
             except OSError as error:
                 tell(f"figure {name} could not be written: {error.strerror or error}")
-            except Exception as error:  # a bench of hours must not fail for a picture
+            except Exception as error:  # a figure must not fail a bench of hours
                 tell(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
     return files
 
 
 def study_charts(study: Study) -> Iterator[tuple[str, Callable[[], Chart]]]:
-    """Yield the name of each chart that the runs of a study allow, and a function that makes it."""
+    """Yield the name of each possible chart, and a function that makes it."""
     for shown in study.shown:
         yield from metric_charts(study, shown)
     yield from plane_charts(study)
@@ -63,7 +64,7 @@ def plane_charts(study: Study) -> Iterator[tuple[str, Callable[[], Chart]]]:
     on_plane = {study.group_of(run) for run in study.runs if run.final.keys() >= plane}
     groups = {study.group_of(run) for run in study.runs if run.final.keys() >= both}
     has_front = len(groups) >= front.FEWEST_ON_A_CURVE
-    # The front names its best groups: it stands for the plane where there are more groups than colours.
+    # The front names its best groups, so it replaces the plane if there are more groups than colours.
     if on_plane and (told_by_colour(group_looks(study)) or not has_front or groups != on_plane):
         yield "local-against-global", partial(front.local_against_global, study)
     if has_front:
@@ -73,7 +74,7 @@ def plane_charts(study: Study) -> Iterator[tuple[str, Callable[[], Chart]]]:
 
 
 def heat_map(study: Study, shown: Metric) -> Chart:
-    """Return final values of a study of two axes: the compared one down, the other across."""
+    """Return final values of a study with two axes: rows of the compared one, columns of the other."""
     down, across = study.compared_axes[0], study.block_axes[0]
     values = [
         [final_interval(study.blocks[column,][row,], shown) for column in across.levels]

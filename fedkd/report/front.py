@@ -26,13 +26,15 @@ BEFORE = (find_metric("accuracy_before_fusion_global"), find_metric("accuracy_be
 AFTER = (find_metric("accuracy_global"), find_metric("accuracy_local"))
 FEWEST_ON_A_CURVE = 3
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
-HOW_TO_READ = "After the last round; bars are 95 % intervals, from three seeds on; small points are seeds."
+HOW_TO_READ = (
+    "After the last round. Bars are 95 % intervals, from three seeds on. Small points are single seeds."
+)
 
 Pair = tuple[float, float]
 
 
 def local_against_global(study: Study) -> Chart:
-    """Return final local against global accuracy, with the line of equal ones where it is in sight."""
+    """Return final local against global accuracy, with the line of equal values if it is in sight."""
     chart = _points_chart(study, AFTER, "local-against-global", "Local against global accuracy")
     x, y = (_ends(chart, axis) for axis in (0, 1))
     if not x or max(min(x), min(y)) >= min(max(x), max(y)):
@@ -44,7 +46,7 @@ def local_against_global(study: Study) -> Chart:
 
 
 def accuracy_against_stored(study: Study) -> Chart:
-    """Return the average accuracy after a stream against the bytes that learners keep of each task."""
+    """Return the average accuracy of a stream against the stored bytes per task."""
     shown = (find_metric("stored_bytes_per_task"), find_metric("average_accuracy"))
     title = "Average accuracy against stored bytes"
     chart = _points_chart(study, shown, "accuracy-against-stored", title)
@@ -53,10 +55,11 @@ def accuracy_against_stored(study: Study) -> Chart:
 
 
 def local_global_front(study: Study) -> Chart:
-    """Return local against global accuracy before and after fusion: a panel a block and moment.
+    """Return local against global accuracy before and after fusion, a panel per block and moment.
 
-    Lines join groups whose names differ in one number (`knfu 1`, `knfu 2`, `knfu 10`), and dotted the Pareto
-    front. Groups on the front are named if there are more groups than colours. Bounds beat no group.
+    Solid lines join groups whose names differ in one number (`knfu 1`, `knfu 2`, `knfu 10`); a dotted line is
+    the Pareto front. Groups on the front are named if there are more groups than colours. Bounds are left out
+    of the front.
     """
     blocks, across = list(study.blocks), min(len(study.blocks), MOST_COLUMNS)
     panels: list[Panel | None] = []
@@ -64,8 +67,8 @@ def local_global_front(study: Study) -> Chart:
         for moment, shown in (("before fusion", BEFORE), ("after fusion", AFTER)):
             row = [_front_panel(study, block, moment, shown) for block in blocks[first : first + across]]
             panels += [*row, *[None] * (across - len(row))]
-    caption = f"{HOW_TO_READ} A dotted line joins the groups that no other one beats in both accuracies."
-    return Chart("front", "Front", panels, across, caption, shared=False)
+    caption = f"{HOW_TO_READ} Dotted: the Pareto front of both accuracies."
+    return Chart("front", "Pareto front", panels, across, caption, shared=False)
 
 
 def _front_panel(study: Study, block: Labels, moment: str, shown: tuple[Metric, Metric]) -> Panel:
@@ -84,8 +87,8 @@ def _front_panel(study: Study, block: Labels, moment: str, shown: tuple[Metric, 
     for group, point in points.items():
         marks.append(replace(point, named=named and group in real and point.at in best, seeds=()))
     if best:
-        marks.append(_line("beaten by none in both", "#404040", best))
-    # Intervals of few seeds may be wider than all that is to be told apart.
+        marks.append(_line("Pareto front", "#404040", best))
+    # The limits follow the means: intervals of few seeds would hide the differences.
     ends = [(min(values), max(values)) for values in zip(*(p.at for p in points.values()), strict=True)]
     margins = [max(1.0, 0.06 * (high - low)) for low, high in ends]
     x, y = ((low - more, high + more) for (low, high), more in zip(ends, margins, strict=True))
@@ -125,7 +128,7 @@ def _seeds(runs: tuple[StudyRun, ...], shown: tuple[Metric, Metric]) -> list[Pai
 
 
 def _ends(chart: Chart, axis: int) -> list[float]:
-    """Return the ends of all intervals and the values of single seeds along an axis."""
+    """Return the ends of intervals and the values of single seeds along an axis."""
     points = [mark for panel in chart.drawn for mark in panel.marks if isinstance(mark, Point)]
     ends = [point.at[axis] + sign * (point.half[axis] or 0.0) for point in points for sign in (-1, 1)]
     return ends + [seed[axis] for point in points for seed in point.seeds]
@@ -137,7 +140,7 @@ def _line(name: str, colour: str, points: Sequence[Pair], dash: str = "dot") -> 
 
 
 def curves(groups: Sequence[Labels]) -> list[list[Labels]]:
-    """Return the groups whose names differ in one number alone, in its order: at least three at a time."""
+    """Return families of three or more groups whose names differ in one number, in its order."""
     families: dict[tuple[int, str], list[tuple[float, Labels]]] = {}
     for group in groups:
         title = group_title(group)
@@ -149,7 +152,7 @@ def curves(groups: Sequence[Labels]) -> list[list[Labels]]:
 
 
 def undominated(points: Sequence[Pair]) -> list[Pair]:
-    """Return the points that no other one beats in both coordinates, by the first."""
+    """Return the Pareto front of points, ordered by the first coordinate."""
     found: list[Pair] = []
     for point in sorted(set(points), reverse=True):
         if not found or point[1] > found[-1][1]:

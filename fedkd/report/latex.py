@@ -24,7 +24,7 @@ _SIGNS = _SPECIAL | {letter: rf"$\{name}$" for letter, name in _GREEK.items()}
 
 
 def latex_table(study: Study) -> str:
-    """Return the table of a study, a rule between its blocks, best values in bold; it needs `booktabs`."""
+    """Return the table of a study for `booktabs`, with rules between blocks and best values in bold."""
     table, names = comparison_table(study), len(study.axes)
     columns = "l" * names + "r" * (len(table.columns) - names)
     lines = [
@@ -45,7 +45,7 @@ def latex_table(study: Study) -> str:
 
 
 def _body(table: Table, of_block: int) -> Iterator[str]:
-    """Yield the rows, with a rule before the first and where one of the first `of_block` cells changes."""
+    """Yield the rows, with a rule before each block; the first `of_block` cells name the block."""
     for _, rows in groupby(table.rows, key=lambda row: row[:of_block]):
         yield r"\midrule"
         yield from (_line(map(_cell, row)) for row in rows)
@@ -55,7 +55,7 @@ def _cell(cell: Any) -> str:
     if not isinstance(cell, Cell):
         return escaped(str(cell))
     told = escaped(cell.text.replace("-", "−"))
-    # Mathematics takes no \textbf: its signs have a bold of their own.
+    # \textbf has no effect on mathematics, which needs \boldmath.
     return rf"\textbf{{\boldmath {told}}}" if cell.strong else told
 
 
@@ -64,5 +64,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text so that LaTeX sets it as it is."""
+    """Return a text with LaTeX's special characters escaped."""
     return "".join(_SIGNS.get(letter, letter) for letter in re.sub(r"\s+", " ", text))

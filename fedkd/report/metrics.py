@@ -1,4 +1,4 @@
-"""How metrics are titled, scaled and ranked."""
+"""Titles, units, scales and rankings of metrics."""
 
 import re
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as tables and figures show it."""
+    """The presentation of a metric in tables and figures."""
 
     name: str  # as in the bench file, e.g. accuracy_local
     title: str
@@ -18,17 +18,17 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """Title and unit, as on an axis."""
+        """Title and unit, for an axis."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     @property
     def difference_unit(self) -> str:
-        """Unit of a difference: percentages differ by points."""
+        """Unit of a difference: points for percentages."""
         return "points" if self.unit == "%" else self.unit
 
 
 def find_metric(name: str) -> Metric:
-    """Return how the metric called `name` is shown."""
+    """Return the presentation of the metric `name`."""
     if name in _WHOLE_RUN:
         return _WHOLE_RUN[name]
     for suffix, added in _TESTS.items():
@@ -64,8 +64,8 @@ _OF_SPLIT = _by_name(
     Metric("accuracy_before_fusion", "{split} accuracy before fusion", "%", 100.0, 1, "higher"),
     Metric("accuracy", "{split} accuracy after fusion", "%", 100.0, 1, "higher"),
     Metric("fusion_gain", "fusion gain, {split}", "points", 100.0, 1, "higher"),
-    Metric("transfer_gain", "gain by one other client, {split}", "points", 100.0, 1, "higher"),
-    Metric("transfer_rate", "learned of what others alone know", "%", 100.0, 1, "higher"),
+    Metric("transfer_gain", "gain from one sender, {split}", "points", 100.0, 1, "higher"),
+    Metric("transfer_rate", "transfer rate", "%", 100.0, 1, "higher"),
     Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
     Metric("effective_neighbours", "effective neighbours", decimals=1),
 )
@@ -97,10 +97,10 @@ _CONTINUAL = _by_name(
     Metric("rounds_to_90", "rounds to 90 %", "rounds", 1.0, 1, "lower"),
     Metric("rounds_to_90_early", "rounds to 90 %, first to learn", "rounds", 1.0, 1, "lower"),
     Metric("rounds_to_90_late", "rounds to 90 %, last to learn", "rounds", 1.0, 1, "lower"),
-    Metric("task_inference_rate", "task inferred", "%", 100.0, 1, "higher"),
+    Metric("task_inference_rate", "task inference rate", "%", 100.0, 1, "higher"),
     Metric("stored_bytes", "stored", "kB", 1e-3, 1, "lower"),
     Metric("stored_bytes_per_task", "stored per task", "kB", 1e-3, 1, "lower"),
-    Metric("peak_bytes", "stored at most", "kB", 1e-3, 1, "lower"),
+    Metric("peak_bytes", "peak storage", "kB", 1e-3, 1, "lower"),
 )
 _TESTS = {
     "": "",
@@ -109,14 +109,15 @@ _TESTS = {
     "_domain_incremental": ", domain-incremental",
     "_class_incremental": ", class-incremental",
 }
-"""How a stream was tested, as the end of a metric's name, and how a title says it."""
+"""Endings of metric names for the tests of a stream, and their titles."""
 
 CONTINUAL_METRICS = tuple(
     name + test
     for test in _TESTS
     for name in _CONTINUAL
     if not (test and _CONTINUAL[name].unit == "kB")
-    and not (test == "_task_incremental" and name == "task_inference_rate")  # there is nothing to infer
+    and not (test == "_task_incremental" and name == "task_inference_rate")  # the task is given
 )
-"""What is known of a run over a stream of tasks, if it could be measured: its summary says so, but for
-`intransigence` and `gain_over_single`, which take a second run and are a bench's."""
+"""Metrics of a run over a stream of tasks, in its summary if they are defined.
+
+A bench adds `intransigence` and `gain_over_single`, which need a second run."""

@@ -1,4 +1,4 @@
-"""The results of a finished run: `summary.json`, and the figures and the page beside it."""
+"""The results of a finished run: `summary.json`, figures, and the page."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -42,7 +42,7 @@ def finish_run(
     *,
     page: bool = True,
 ) -> dict[str, Any]:
-    """Write the summary, the figures and the page of a run, tell the observer, and return the summary."""
+    """Write the summary, figures and page of a run, notify the observer, and return the summary."""
     omissions = Omissions()
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
@@ -58,7 +58,7 @@ def finish_run(
             draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
     times, stream = {}, scenario.continual is not None
     if scenario.clock is not None:
-        # The accuracy of a stream is of another task now and then.
+        # The accuracy of a stream refers to changing tasks.
         reached = {} if stream else times_to_accuracy(rows, scenario.clock.targets)
         times = {"virtual_seconds": totals.virtual_seconds, **reached}
     summary = {
@@ -88,13 +88,13 @@ def finish_run(
 
         with omissions.without(REPORT_FILE):
             write_final_report(folder, observer.message)
-    # A cell of a bench has no page, and its bench warns for all cells.
+    # Cells of a bench have no page, and the bench warns once for all cells.
     omissions.report(log.warning if page else observer.message)
     return summary
 
 
 def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict[str, float | None]:
-    """Return by metric name when targets in percent were reached, in simulated seconds; None: never."""
+    """Return the simulated seconds to each target in percent, by metric name; None if never reached."""
     ended: dict[int, float] = {}
     means: dict[str, list[tuple[int, float]]] = {split: [] for split in ("local", "global")}
     for row in rows:
@@ -113,7 +113,7 @@ def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict
 
 
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
-    """Return the summary's table of the last transferability map; empty: none was measured."""
+    """Return the summary's table of the last transferability map; empty without a map."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
     for row in rows if last is not None else ():
@@ -137,7 +137,7 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
 
 
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the clients that ended a task, or a run, no better than majority-class guessing."""
+    """Return the clients that ended a task or a run no better than majority-class guessing."""
     names = architecture_names(plan.groups)
     return [
         {"client": row["client"], "model": names[row["client"]]}
@@ -158,7 +158,7 @@ FINAL_ACCURACIES = tuple(
 def final_accuracies(
     plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
 ) -> dict[str, dict[str, float] | None]:
-    """Return statistics over clients of the last round's accuracies; None: no client was tested."""
+    """Return statistics over clients of the last round's accuracies; None without a tested client."""
     last_round, told = plan.last_round, [*FINAL_ACCURACIES, *separate_model_accuracies(plan.strategy)]
     found: dict[str, list[float]] = {key: [] for _, _, key in told}
     keys = {(split, metric): key for split, metric, key in told}
@@ -170,7 +170,7 @@ def final_accuracies(
 
 
 def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, dict[str, Any]]:
-    """Return the number of counted clients of every architecture, and their final accuracies."""
+    """Return the number of counted clients and their final accuracies, by architecture."""
     clients: dict[str, set[int]] = {}
     for client, name in enumerate(architecture_names(plan.groups)):
         if client in counted:
@@ -181,7 +181,7 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
 def read_stream_outcome(
     plan: Plan, folder: Path, rows: Sequence[MetricRow] | None = None
 ) -> StreamOutcome | None:
-    """Return the continual metrics of a finished run, whose folder has these rows; None: it has no stream."""
+    """Return the outcome of a finished run; `rows` default to those of its folder. None without a stream."""
     if (continual := plan.scenario.continual) is None:
         return None
     rows = read_metrics(folder) if rows is None else rows
@@ -190,7 +190,7 @@ def read_stream_outcome(
 
 
 def _continual(outcome: StreamOutcome) -> dict[str, Any]:
-    """Return statistics of every figure of a stream over the n clients that have it; None: no client has."""
+    """Return statistics of each continual metric over the n clients for which it is defined."""
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]
@@ -200,7 +200,7 @@ def _continual(outcome: StreamOutcome) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, standard deviation (of the population), minimum, maximum, and the number of values n."""
+    """Return mean, population standard deviation, minimum, maximum, and the number of values n."""
     array = np.asarray(values, dtype=np.float64)
     figures = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
     return {name: float(value) for name, value in figures.items()} | {"n": len(array)}

@@ -1,4 +1,4 @@
-"""The schedule of a run, clients by rounds coloured by task, as a picture and as text."""
+"""The schedule of a run as a figure and as text: the task of each client in each round."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ NAME = "schedule"
 ABSENT_SIGN, PRESENT_SIGN = "·", "x"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MOST_TICKS = 12
-LEGEND_TASKS = 12  # tasks up to which a legend names each; of more, a bar has the colours
+LEGEND_TASKS = 12  # up to this number, a legend names the tasks; above it, a colour bar
 
 
 def draw_schedule_figure(
     schedule: Schedule, folder: Path, names: Sequence[str] = (), outcome: StreamOutcome | None = None
 ) -> list[Path]:
-    """Draw a schedule into a run folder as `schedule.png`, `.svg` and `.pdf`; return the files."""
+    """Draw `schedule.png`, `.svg` and `.pdf` into a run folder; return the files."""
     return write_figure(lambda: schedule_figure(schedule, names, outcome), folder, NAME)
 
 
 def schedule_figure(
     schedule: Schedule, names: Sequence[str] = (), outcome: StreamOutcome | None = None
 ) -> Figure:
-    """Draw every client's task over rounds, white where it is away; sampling and dropout are not in it.
+    """Draw every client's task over rounds, white if it is absent, without sampling and dropout.
 
-    An outcome adds each client's accuracies on its tasks at the end, on the common test sets, and the mean.
+    An outcome adds each client's final accuracies on its tasks, on the common test sets, and their mean.
     """
     from matplotlib import colormaps
     from matplotlib.patches import Patch
@@ -74,7 +74,7 @@ def schedule_figure(
 
 
 def _draw_ends(axes: Axes, outcome: StreamOutcome, colours: Sequence[tuple[float, ...]]) -> None:
-    """Draw the accuracies of every client at the end, a dot a task and a line at their mean."""
+    """Draw every client's final accuracies, a dot per task and a line at the mean."""
     test = outcome.test(outcome.evaluation, "global")
     for client, (R, _) in test.clients.items():
         tasks, end = outcome.histories[client].tasks, 100.0 * R[-1]
@@ -85,13 +85,13 @@ def _draw_ends(axes: Axes, outcome: StreamOutcome, colours: Sequence[tuple[float
         )  # fmt: skip
     axes.grid(axis="y", visible=False)
     axes.tick_params(left=False)
-    axes.set_xlabel("accuracy at the end (%)")
+    axes.set_xlabel("final accuracy (%)")
 
 
 def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:
-    """Return a schedule as text: a line a client and a character a round, the task's digit.
+    """Return a schedule as text: a line per client, a character per round, the task as a digit.
 
-    Of a run of more rounds than `width`, every so many have one; of more clients than `height`, the first.
+    Longer runs than `width` show every n-th round; more clients than `height` show the first ones.
     """
     every = max(-(-schedule.rounds // width), 1)
     lines = []

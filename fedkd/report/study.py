@@ -1,4 +1,4 @@
-"""The runs of a bench, as tables and figures take them, and their file `study.json` of a bench folder."""
+"""The runs of a bench, as tables and figures use them, and the file `study.json`."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _TITLES = {"data.partition.alpha": "Dirichlet α", "data.transfer.size": "transf
 
 @dataclass(frozen=True)
 class StudyAxis:
-    """What varies, and the labels of its levels in order."""
+    """An axis of a bench, with the labels of its levels in order."""
 
     name: str
     levels: Labels
@@ -33,21 +33,21 @@ class StudyAxis:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One finished run; metrics are the federation's means."""
+    """One finished run; metrics are means over clients."""
 
     levels: Labels  # on every axis
     seed: int
     final: Mapping[str, float] = field(default_factory=dict)  # after the last round, and costs of the run
     curves: Mapping[str, Curve] = field(default_factory=dict)  # metric to (round, mean)
     traffic: tuple[tuple[int, int], ...] = ()  # (round, bytes up and down since the start)
-    clock: Curve = ()  # (round, simulated seconds since the start); empty: no clock
+    clock: Curve = ()  # (round, simulated seconds since the start); empty without a clock
     tasks: Mapping[str, Curve] = field(default_factory=dict)  # metric to (tasks learned, mean over them)
-    is_bound: bool = False  # no federation, but says how far one could come: shown and not ranked
+    is_bound: bool = False  # an upper bound such as `centralized`: shown, not ranked
 
 
 @dataclass(frozen=True)
 class Study:
-    """All runs of a bench and what is compared.
+    """All runs of a bench, and the axes of its comparison.
 
     Runs that agree on all axes but the compared ones form a *block*; within a block, runs that agree on the
     compared axes too form a *group*, one run per seed.
@@ -56,29 +56,29 @@ class Study:
     name: str
     axes: tuple[StudyAxis, ...]  # in the order of the bench file
     compared: tuple[str, ...]  # names of the axes along which groups are compared
-    baseline: Labels  # on every compared axis, of the group that others are compared with; empty: none
+    baseline: Labels  # labels of the baseline on every compared axis; empty without one
     metrics: tuple[str, ...]
     runs: tuple[StudyRun, ...]  # the finished ones
-    missing: int = 0  # runs that failed or have not run yet
+    missing: int = 0  # failed or pending runs
 
     @property
     def block_axes(self) -> tuple[StudyAxis, ...]:
-        """The axes that are held fixed in a comparison."""
+        """The axes that a comparison holds fixed."""
         return tuple(axis for axis in self.axes if axis.name not in self.compared)
 
     @property
     def compared_axes(self) -> tuple[StudyAxis, ...]:
-        """The axes along which groups are compared."""
+        """The axes of the comparison."""
         return tuple(axis for axis in self.axes if axis.name in self.compared)
 
     @property
     def shown(self) -> tuple[Metric, ...]:
-        """The metrics that are shown."""
+        """The shown metrics."""
         return tuple(find_metric(name) for name in self.metrics)
 
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
-        """Labels on the block axes, to labels on the compared axes, to the group's runs in order of seeds."""
+        """Maps block labels and group labels to the group's runs in order of seeds."""
         grouped: dict[tuple[Labels, Labels], list[StudyRun]] = {}
         for run in sorted(self.runs, key=lambda run: run.seed):
             pairs = zip(self.axes, run.levels, strict=True)
@@ -96,36 +96,36 @@ class Study:
         return tuple(label for axis, label in pairs if axis.name in self.compared)
 
     def title(self, axis: StudyAxis) -> str:
-        """Return the axis for a person: the last part of its key where that says enough."""
+        """Return the title of an axis: the last part of its key if that is unique."""
         short = axis.name.rpartition(".")[2]
         if sum(other.name.rpartition(".")[2] == short for other in self.axes) > 1:
             return axis.name
         return _TITLES.get(axis.name, short.replace("_", " "))
 
     def block_title(self, block: Labels) -> str:
-        """Return a block for a person: ``Dirichlet α = 0.1, clients = 10``."""
+        """Return the title of a block: ``Dirichlet α = 0.1, clients = 10``."""
         pairs = zip(self.block_axes, block, strict=True)
         return ", ".join(f"{self.title(axis)} = {label}" for axis, label in pairs)
 
 
 def group_title(group: Labels) -> str:
-    """Return a group for a person."""
+    """Return the title of a group."""
     return ", ".join(group)
 
 
 def values_by_seed(runs: tuple[StudyRun, ...], name: str) -> dict[int, float]:
-    """Return seed to final value, for the runs that recorded the metric."""
+    """Return the final values of a metric by seed, for runs that recorded it."""
     return {run.seed: run.final[name] for run in runs if name in run.final}
 
 
 def final_interval(runs: tuple[StudyRun, ...], shown: Metric) -> Interval | None:
-    """Return a metric's final mean over seeds with its interval; None: nobody recorded it."""
+    """Return a metric's final mean over seeds with its interval; None if not recorded."""
     values = values_by_seed(runs, shown.name)
     return interval(list(values.values())) if values else None
 
 
 def group_looks(study: Study) -> dict[Labels, Look]:
-    """Return the look of every group; the baseline is grey, so that the others stand out against it."""
+    """Return the look of every group; the baseline is grey, so that others stand out."""
     groups = list(next(iter(study.blocks.values()), {}))
     others = [group for group in groups if not (study.baseline and group == study.baseline)]
     found = dict(zip(others, looks(len(others)), strict=True))
@@ -133,12 +133,12 @@ def group_looks(study: Study) -> dict[Labels, Look]:
 
 
 def told_by_colour(looks: Mapping[Labels, Look]) -> bool:
-    """Return whether no two groups have one colour."""
+    """Return whether every group has its own colour."""
     return len({look.colour for look in looks.values()}) == len(looks)
 
 
 def write_study(study: Study, folder: Path) -> None:
-    """Write a study into a bench folder. What is no finite number is left out: JSON cannot say it."""
+    """Write a study into a bench folder, without values that JSON lacks: NaN and infinity."""
     finals = [{name: value for name, value in run.final.items() if isfinite(value)} for run in study.runs]
     runs = tuple(replace(run, final=final) for run, final in zip(study.runs, finals, strict=True))
     table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
@@ -146,7 +146,11 @@ def write_study(study: Study, folder: Path) -> None:
 
 
 def read_study(folder: Path) -> Study:
-    """Read the study of a bench folder; without a study it is a `UserError`."""
+    """Read the study of a bench folder.
+
+    Raises:
+        UserError: The folder has no valid study.
+    """
     path = folder / STUDY_FILE
     try:
         study = TypeAdapter(Study).validate_python(parse_json(path.read_bytes()))
@@ -156,7 +160,9 @@ def read_study(folder: Path) -> Study:
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
     except (InvalidJson, ValidationError):
-        raise UserError("is no study of a bench; the bench writes it anew", file=str(path)) from None
+        raise UserError(
+            "is not a study of a bench; run the bench again to rewrite it", file=str(path)
+        ) from None
     if any(len(run.levels) != len(study.axes) for run in study.runs):
-        raise UserError("is no study of a bench; the bench writes it anew", file=str(path))
+        raise UserError("is not a study of a bench; run the bench again to rewrite it", file=str(path))
     return study

@@ -1,4 +1,4 @@
-"""Charts drawn by matplotlib, as PNG, SVG and PDF files that are readable in print."""
+"""Charts drawn by matplotlib as PNG, SVG and PDF files for print."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ MARKERS: Mapping[str, str] = {
     "": "", "circle": "o", "square": "s", "diamond": "D", "cross": "P", "x": "X", "triangle-up": "^",
     "star": "*", "x-thin-open": "x",
 }  # fmt: skip
-"""Dashes and symbols of Plotly as matplotlib calls them."""
+"""Plotly's dashes and symbols, with their names in matplotlib."""
 DOTS_PER_INCH = 200
-LEGEND_LINE = 0.2  # inches that a line of a legend takes
-LONGEST_LABEL = 34  # letters of an axis's title in one line
+LEGEND_LINE = 0.2  # inches per line of a legend
+LONGEST_LABEL = 34  # letters of an axis title in one line
 MOST_NUMBERS = 12
-"""Rows and columns up to which a heat map's cells have their numbers, and all ticks are named."""
+"""Up to this number of rows and columns, a heat map shows its numbers and all tick labels."""
 BESIDE: Sequence[Mapping[str, Any]] = ({"xytext": (3, 3), "va": "bottom"}, {"xytext": (3, -3), "va": "top"})
-"""Where names of points stand, by turns, so that those of neighbours do not meet."""
+"""Alternating positions of the names of points, so that neighbours do not overlap."""
 
 _PARAMETERS: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 9,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.6, "lines.markersize": 3.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
     "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
-    "text.parse_math": False,  # a name with $ in it is a name
-    "svg.hashsalt": "fedkd",  # ids in an SVG are salted hashes: a fixed salt makes equal figures equal bytes
-    "pdf.fonttype": 42,  # outlines that can be edited and printed
+    "text.parse_math": False,  # names may contain $
+    "svg.hashsalt": "fedkd",  # a fixed salt of ids makes equal figures equal bytes
+    "pdf.fonttype": 42,  # TrueType: editable and printable
 }  # fmt: skip
-# Kinds of files, and the metadata of each that would differ from one writing to the next.
+# File formats, with metadata that would differ between writes.
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer"),
 }  # fmt: skip
@@ -54,14 +54,18 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style while the block runs; a `MissingPackage` without matplotlib."""
+    """Draw in the house style inside the block.
+
+    Raises:
+        MissingPackage: matplotlib is missing.
+    """
     matplotlib = require_package("matplotlib", "a figure", "report")
     with matplotlib.rc_context(_PARAMETERS):
         yield
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG, SVG and PDF, each whole or not at all, the same bytes every time."""
+    """Write a figure as PNG, SVG and PDF, atomically, with the same bytes every time."""
     files = []
     for kind, nothing in FORMATS.items():
         drawn = BytesIO()
@@ -79,7 +83,7 @@ def write_figure(draw: Callable[[], Figure], folder: Path, name: str) -> list[Pa
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, sizes in inches."""
-    # Not pyplot: it keeps every figure, and asks for a display where there is one.
+    # pyplot would keep every figure and use a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -117,7 +121,7 @@ def draw_chart(chart: Chart) -> Figure:
         unit = next(m.unit for panel in panels for m in panel.marks if isinstance(m, Matrix))
         if image.norm.vmin != image.norm.vmax:
             figure.colorbar(image, ax=drawn, label=unit, pad=0.02).outline.set_visible(False)
-        else:  # a scale of one value says nothing that the cells do not
+        else:  # a constant needs no colour scale
             drawn[0].set_title(unit)
     if entries:
         place: Any = "outside right upper" if pointed else "outside upper center"
@@ -210,7 +214,7 @@ def _turned(matrix: Matrix) -> bool:
 
 
 def readable_on(image: Any, value: float) -> str:
-    """Return the colour of a text on the cell of a heat map that shows `value`."""
+    """Return the text colour on the heat map cell of `value`."""
     if isnan(value):
         return "black"
     red, green, blue, _ = image.cmap(image.norm(value))
@@ -233,7 +237,7 @@ def _scale(drawn: Sequence[Axes], chart: Chart) -> None:
 
 
 def _titles(figure: Figure, drawn: Sequence[Axes], panels: Sequence[Panel], chart: Chart) -> None:
-    """Title the axes: once for the figure if all panels have the same titles, else below each panel."""
+    """Title the axes once if all panels share their titles, else per panel."""
     up = panels[0].y.replace(", ", ",\n") if len(panels[0].y) > LONGEST_LABEL else panels[0].y
     if len({(panel.x, panel.y) for panel in panels}) == 1:
         figure.supxlabel(panels[0].x, fontsize=9)

@@ -19,27 +19,27 @@ DIFFERS = "‡"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: the text that is shown, and the value that it is sorted by and written as."""
+    """A cell of a table: the shown text, and the value for sorting and for CSV files."""
 
     text: str
     value: float | None = None
-    strong: bool = False  # whether it stands out
+    strong: bool = False  # bold
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, as Markdown, LaTeX and pages show it; cells are numbers, texts or a `Cell`."""
+    """A table for Markdown, LaTeX and pages; cells are numbers, texts or `Cell`s."""
 
-    name: str  # of its file, unique on the page
+    name: str  # of its file; unique on the page
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
-    open: bool = True  # whether a page shows it from the start
+    open: bool = True  # on a page
 
     @property
     def heads(self) -> list[tuple[str, bool]]:
-        """Headings, and whether what is below them are words."""
+        """Headings, and whether their columns hold words."""
         return [
             (column, all(isinstance(row[at], str | None) for row in self.rows) and bool(self.rows))
             for at, column in enumerate(self.columns)
@@ -47,7 +47,7 @@ class Table:
 
 
 def comparison_table(study: Study) -> Table:
-    """Return a row a group: results with intervals over seeds, and the differences to the baseline."""
+    """Return a row per group: results with intervals over seeds, and differences to the baseline."""
     titles = [study.title(axis) for axis in (*study.block_axes, *study.compared_axes)] + ["seeds"]
     for shown in study.shown:
         titles.append(shown.label)
@@ -55,7 +55,7 @@ def comparison_table(study: Study) -> Table:
             unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
             titles.append(f"Δ to {group_title(study.baseline)}{unit}")
     rows = [[*row.block, *row.group, row.seeds, *_cells(row, study)] for row in compare(study)]
-    return Table("comparison", "Every setting", titles, rows, "A click on a heading sorts.")
+    return Table("comparison", "Settings", titles, rows, "A click on a heading sorts the table.")
 
 
 def _cells(row: Row, study: Study) -> Iterator[Cell]:
@@ -69,7 +69,7 @@ def _cells(row: Row, study: Study) -> Iterator[Cell]:
 
 
 def markdown_table(study: Study) -> str:
-    """Return the table with its legend, one row per group, best values in bold."""
+    """Return the table with its legend: a row per group, best values in bold."""
     table = comparison_table(study)
     names = len(study.axes)
     alignment = ["---"] * names + ["--:"] * (len(table.columns) - names)
@@ -83,7 +83,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name that Markdown shows as it is."""
+    """Return a name with Markdown's special characters escaped."""
     return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", name)
 
 
@@ -94,21 +94,21 @@ def _markdown(cell: Any) -> str:
 
 
 def difference_text(entry: Entry, metric: Metric) -> str:
-    """Word the difference to the baseline, marked where it is significant: `+11.0 ± 2.5 ‡`."""
+    """Format the difference to the baseline, marked if significant: `+11.0 ± 2.5 ‡`."""
     return number_text(entry.difference, metric, sign="+") + f" {DIFFERS}" * entry.differs
 
 
 def number_text(value: Interval | None, metric: Metric, sign: str = "") -> str:
-    """Word a mean and its interval in the units of a metric: `91.0 ± 2.5`."""
+    """Format a mean and its interval in the units of a metric: `91.0 ± 2.5`."""
     if value is None:
         return MISSING
-    # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0" would claim a loss.
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
     mean = f"{round(value.mean * metric.scale, metric.decimals) + 0.0:{sign}.{metric.decimals}f}"
     return mean if value.half is None else f"{mean} ± {value.half * metric.scale:.{metric.decimals}f}"
 
 
 def explained(study: Study) -> str:
-    """Return what the table of a study is of and what its signs mean, as plain text."""
+    """Return the legend of the table of a study as plain text."""
     return _legend(study, compare(study), str, "Bold")
 
 
@@ -119,12 +119,12 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     where = f" for the same {' and '.join(blocks)}" if blocks else ""
     parts = ["Means over clients after the last round."]
     if any(name in CONTINUAL_METRICS for name in study.metrics):
-        parts.append("Streams are measured on the common test sets; BWT and forgetting with the task given")
-        parts.append("where each task has outputs of its own, and without it elsewhere.")
+        parts.append("Streams are measured on the common test sets. BWT and forgetting are measured with the")
+        parts.append("task given if each task has its own head, else without it.")
     if seeds > 1:
         parts.append(f"Mean ± 95 % confidence interval over {seeds} seeds (Student's t).")
     elif seeds == 1:
-        parts.append("One seed: no intervals, and no telling chance from effect.")
+        parts.append("One seed: there are no intervals.")
     if study.baseline:
         parts.append(f"Δ: difference to {plain(group_title(study.baseline))}{where}, paired by seed.")
     told = tally(rows)
@@ -138,11 +138,11 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
         parts.append(f"{bold}: best mean{where}.")
     if ranked and seeds > 1:
         parts.append(
-            f"{TIED}: not separable from the best, the 95 % interval of the paired difference contains 0."
+            f"{TIED}: the 95 % confidence interval of the seed-paired difference from the best contains 0."
         )
     bounds = {plain(group_title(study.group_of(run))) for run in study.runs if run.is_bound}
     if ranked and bounds:
-        parts.append(f"Not ranked, because all samples are in one place: {', '.join(sorted(bounds))}.")
+        parts.append(f"Not ranked, as an upper bound: {', '.join(sorted(bounds))}.")
     if study.missing:
         parts.append(f"{study.missing} of {study.missing + len(study.runs)} runs are missing.")
     nowhere = [name for name in study.metrics if not any(name in run.final for run in study.runs)]
@@ -152,10 +152,10 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
 
 
 def tally_text(told: Tally) -> str:
-    """Word how many differences were tested, and how many would seem to differ by chance."""
+    """Return the numbers of tested, differing and significant differences as text."""
     return (
-        f"Of {told.tested:,} differences {told.excluding:,} have an interval without 0, uncorrected;"
-        f" {told.by_chance:,.1f} would by chance if nothing differed. Significant: {told.marked:,}."
+        f"Of {told.tested:,} differences, {told.excluding:,} have an uncorrected interval that excludes 0"
+        f" (expected by chance: {told.by_chance:,.1f}). Significant: {told.marked:,}."
     )
 
 
@@ -167,7 +167,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def csv_table(study: Study) -> str:
-    """Return the same numbers, unscaled, in full precision: one line per group and metric."""
+    """Return the table as CSV, unscaled and in full precision: a line per group and metric."""
     axes = [*study.block_axes, *study.compared_axes]
     numbers = ("mean", "half_width", "difference", "difference_half_width", "p", "best", "tied", "differs")
     rows: list[list[object]] = []

@@ -1,4 +1,4 @@
-"""Who hears whom, to look at: clients on a circle as a picture, and a table of signs as text."""
+"""The graph of a topology, as a figure with clients on a circle and as text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 NAME = "topology"
 LINK_SIGN, SELF_SIGN, NO_LINK_SIGN = "x", "o", "·"
-MOST_ROUNDS = 4  # rounds that are drawn of a graph which changes
+MOST_ROUNDS = 4  # drawn rounds of a changing graph
 MOST_CLIENTS = 500
-"""Clients up to which it is worked out how quickly they come to agree: an eigenvalue of their square."""
+"""Up to this number of clients, λ₂ is computed: the eigenvalue of an N × N matrix."""
 MOST_NAMED = 40
 
 
 def shown_rounds(graph: Graph, rounds: int) -> list[int]:
-    """Return the rounds that are drawn: one of a graph that stays as it is, else the first few."""
+    """Return the drawn rounds: one of a static graph, else the first few."""
     return list(range(1, min(rounds, MOST_ROUNDS, graph.period or MOST_ROUNDS) + 1))
 
 
 def graph_title(graph: Graph, rounds: int) -> str:
-    """Word a graph: how many each hears, and by how much a round of mixing brings clients together."""
+    """Describe a graph: the senders per client, and the contraction λ₂ of a round of mixing."""
     shown = [graph.edges(round) for round in shown_rounds(graph, rounds)]
     heard = sorted({int(number) - 1 for edges in shown for number in edges.sum(axis=1)})
     most = f"{heard[0]} to {heard[-1]}" if len(heard) > 1 else str(heard[0])
@@ -47,7 +47,7 @@ def graph_title(graph: Graph, rounds: int) -> str:
 
 
 def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]:
-    """Return a graph as text: a line a receiver, a sign a sender; of too many clients the first."""
+    """Return a graph as text: a line per receiver, a sign per sender; the first ones of many."""
     clients, numbers = graph.clients, shown_rounds(graph, rounds)
     columns = min(clients, width)
     numbers = numbers[: max(width // (columns + 2), 1)]
@@ -67,14 +67,14 @@ def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]
 
 
 def draw_graph_figure(graph: Graph, rounds: int, folder: Path) -> list[Path]:
-    """Draw a graph into a run folder as `topology.png`, `.svg` and `.pdf`; return the files."""
+    """Draw `topology.png`, `.svg` and `.pdf` into a run folder; return the files."""
     return write_figure(lambda: graph_figure(graph, rounds), folder, NAME)
 
 
 def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figure:
-    """Draw who hears whom, clients on a circle; an arrow to the receiver where hearing is not mutual.
+    """Draw clients on a circle, with lines for mutual links and arrows to receivers for others.
 
-    Of a graph that changes the first rounds are drawn side by side. A client's colour is that of its group.
+    A changing graph has its first rounds side by side. A client has the colour of its group.
     """
     from matplotlib.collections import LineCollection
 

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "result_relevant_keys",
             "run_digest",
             "scenario_digest",
-            "with_known_executor",
+            "with_choices_of",
         ],
         "load": [
             "PATH_DATASETS",

@@ -21,7 +21,7 @@ from .identity import relocatable_digest as relocatable_digest
 from .identity import result_relevant_keys as result_relevant_keys
 from .identity import run_digest as run_digest
 from .identity import scenario_digest as scenario_digest
-from .identity import with_known_executor as with_known_executor
+from .identity import with_choices_of as with_choices_of
 from .load import PATH_DATASETS as PATH_DATASETS
 from .load import find_file as find_file
 from .load import read_client_file as read_client_file

@@ -14,6 +14,7 @@ FAULT_HANDLING_KEYS = ("timeout", "on_client_error", "on_bad_upload", "retries",
 """Keys of `faults` about clients that fail; without failures they have no effect."""
 LATER: Mapping[tuple[str, ...], Any] = {
     ("clock",): None,
+    ("evaluate",): "full",
     ("asynchronous",): None,
     ("data", "partition", "replacement"): False,
     ("data", "transfer", "alpha"): None,
@@ -56,12 +57,15 @@ def result_relevant_keys(scenario: Scenario) -> dict[str, Any]:
     return tables
 
 
-def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
-    """Return the keys with the executor `auto` replaced by that of a run."""
-    training = dict(tables["training"])
+def with_choices_of(run: Scenario, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys with `auto` (`evaluate`, `training.executor`) replaced by the choice of a run."""
+    chosen, training = result_relevant_keys(run), dict(tables["training"])
     if training["executor"] == "auto":
         training["executor"] = run.training.executor
-    return {**tables, "training": training}
+    rest = {key: value for key, value in tables.items() if (key, value) != ("evaluate", "auto")}
+    if "evaluate" in chosen and "evaluate" not in rest:
+        rest["evaluate"] = chosen["evaluate"]
+    return {**rest, "training": training}
 
 
 def scenario_digest(scenario: Scenario) -> str:

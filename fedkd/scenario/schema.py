@@ -150,6 +150,10 @@ class Scenario(Section):
     """Number of federated rounds; in a stream of tasks it follows from the tasks."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""
+    evaluate: Literal["auto", "full"] | PositiveInt = "auto"
+    """Number of common test samples in rounds before the last, a stratified sample drawn once. `auto`: so
+    many that evaluations take a fifth of compute, at least 20 per class, and all if there are at most 500.
+    `full`: all, as always in the last round, in streams and in asynchronous rounds."""
     evaluate_every: PositiveInt = 1
     """Rounds between evaluations; the last round is always evaluated. Training is unaffected."""
     evaluate_clients: PositiveInt | None = None

@@ -146,6 +146,8 @@ def measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) 
 def evaluation(work: Workload) -> str:
     """Describe the evaluations' share of compute, and the keys that halve a large one."""
     told = f"≈ {100 * work.share:.0f} % of compute"
+    if work.test < work.test_set:
+        told += f", on {work.test:,} of {work.test_set:,} common test samples before the last round"
     *values, last = [f"{key} = {value}" for key, value in work.remedies().items()] or [""]
     half = f"{', '.join(values)} or {last}" if values else last
     return f"{told}; to halve it: {half}" if half else told

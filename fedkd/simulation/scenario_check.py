@@ -71,7 +71,12 @@ def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tu
 
     Return the most parameters that a client exchanges, the work of a round, and the text of `sketches`.
     """
-    from fedkd.clients import build_checked_models, estimate_workload, selection_holdout_share
+    from fedkd.clients import (
+        build_checked_models,
+        estimate_workload,
+        selection_holdout_share,
+        with_test_sample,
+    )
     from fedkd.data import FederatedData
 
     scenario = plan.scenario
@@ -90,7 +95,7 @@ def check_models_and_exchange(plan: Plan, data: Data) -> Generator[str, None, tu
     yield from _graph_rows(plan)
     yield row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
-    work = estimate_workload(plan, data, models)
+    work = estimate_workload(with_test_sample(plan, data), data, models)
     yield from measure_rows(plan, data, models, work)
     most = max(exchanged(plan, model) for model in models)
     return most, work, sketches(plan, data, models[0])

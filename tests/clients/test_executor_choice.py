@@ -20,7 +20,7 @@ from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.federation.apps.context import _load_once
 from fedkd.plan.load import parse_plan
-from fedkd.scenario.identity import result_relevant_keys, with_known_executor
+from fedkd.scenario.identity import result_relevant_keys, with_choices_of
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.run_folder import read_run_plan
 from fedkd.training.fast.benchmark_executors import StepSeconds
@@ -156,8 +156,8 @@ def test_a_run_folder_with_an_unresolved_executor_is_refused(results, tmp_path):
 
 def test_a_bench_cell_resumes_with_its_recorded_executor():
     cell, run = (parse_plan(scenario(executor=name)).scenario for name in ("auto", "vectorised"))
-    assert with_known_executor(result_relevant_keys(cell), run) == result_relevant_keys(run)
-    assert with_known_executor(result_relevant_keys(run), cell) == result_relevant_keys(run)
+    assert with_choices_of(run, result_relevant_keys(cell)) == result_relevant_keys(run)
+    assert with_choices_of(cell, result_relevant_keys(run)) == result_relevant_keys(run)
 
 
 def test_clients_that_may_fail_train_in_the_loop():

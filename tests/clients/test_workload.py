@@ -167,14 +167,16 @@ def test_server_training_is_counted(strategy, expected):
 
 
 def test_the_suggested_settings_halve_the_evaluation_share():
-    work = Workload(training=10.0, evaluation=400.0, clients=20, evaluated=20, every=1, test=1000)
+    work = Workload(
+        training=10.0, evaluation=400.0, clients=20, evaluated=20, every=1, test=1000, test_set=1000
+    )
     assert work.share == pytest.approx(400 / 410)
     remedies = work.remedies()
     assert remedies == {"evaluate_every": 40, "data.test_size": 25}, "half a client is none"
-    fewer = Workload(100.0, 400.0, 20, 20, 2, 1000)
+    fewer = Workload(100.0, 400.0, 20, 20, 2, 1000, 1000)
     assert fewer.remedies() == {"evaluate_every": 4, "evaluate_clients": 10, "data.test_size": 500}
     answered = replace(fewer, answered=True)
     assert answered.share == pytest.approx(400 / 500), "whenever it is told of"
     assert answered.remedies() == {"evaluate_clients": 5, "data.test_size": 250}
-    assert Workload(100.0, 400.0, 20, 20, 4, 1000).remedies() == {}
-    assert Workload(0.0, 0.0, 2, 2, 1, 0).share == 0.0
+    assert Workload(100.0, 400.0, 20, 20, 4, 1000, 1000).remedies() == {}
+    assert Workload(0.0, 0.0, 2, 2, 1, 0, 0).share == 0.0

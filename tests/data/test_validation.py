@@ -99,7 +99,7 @@ def test_a_run_states_that_accuracies_are_on_validation_samples(digits_scenario,
     assert result.summary["tested_on"] == "validation"
     assert result.summary["final"]["accuracy_local"] is not None
     assert "accuracies are measured on held-out training samples" in capsys.readouterr().out
-    assert "not on tests" in run_page(read_record(result.folder)).notes[0]
+    assert "on validation samples" in run_page(read_record(result.folder)).notes[0]
     assert "test samples were not looked at" in _tests(parse_plan(tables).scenario)
     assert "held out by the clients" in "\n".join(check_plan(parse_plan(tables)))
 

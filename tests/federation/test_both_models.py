@@ -110,7 +110,7 @@ def test_pages_and_comparisons_show_both_models(answered_by):
         assert compared[f"global accuracy after fusion, {model} model"].ours == pytest.approx(mean)
         assert told[f"{model} model, after fusion"] == mean
         trained = record.series("global", f"accuracy_before_fusion_{model}").means[2]
-        assert (f"global accuracy, {model} model", format_before_after(trained, mean)) in dict(
+        assert (f"global test accuracy, {model} model", format_before_after(trained, mean)) in dict(
             facts(record)
         ).items()
     assert told["personal model, before fusion"] != told["shared model, before fusion"]

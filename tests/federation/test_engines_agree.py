@@ -56,9 +56,10 @@ BASE: dict[str, Any] = {
 """Partial participation, not every round evaluated, γ > 0, guidance that is rehearsed, that of some clients
 stale, optimisers that go on where they stopped, and stop early."""
 SCENARIOS: dict[str, dict[str, Any]] = {
-    # Three architectures and a forest; clients that lie, drop out and are slow.
+    # Three architectures and a forest; clients that lie, drop out and are slow; a part of the test set.
     "mixed": BASE
     | {
+        "evaluate": 30,
         "clients": [
             {"model": "mlp", "args": {"hidden": [32], "dropout": 0.2}},
             {"model": "lenet"},
@@ -70,6 +71,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # Weights with batch-normalisation statistics, averaged with momentum by Flower's FedAdam.
     "averaged": BASE
     | {
+        "evaluate": 30,
         "rounds": 3,
         "clients": [{"model": "resnet8", "args": {"norm": "batch"}}],
         "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01},

@@ -76,7 +76,7 @@ def test_each_block_and_moment_has_a_panel(both, tmp_path):
     across_labels = [axes.get_xlabel() for axes in figure.axes]
     assert ["before" in label for label in across_labels] == [True, True, False, False]
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == ["local", "knfu 1", "knfu 10", "knfu 2", "beaten by none in both"]
+    assert named == ["local", "knfu 1", "knfu 10", "knfu 2", "Pareto front"]
     before, after = figure.axes[0], figure.axes[2]
     lines = {across(line): line.get_ydata() for line in before.lines}
     np.testing.assert_allclose(lines[60, 80, 70], [80, 60, 70])  # knfu 1, 2, 10

@@ -21,7 +21,7 @@ SIDES = """\
 | knfu | **+2.0 ± 2.5** | **+2.0 ± 2.5** | **+11.0 ± 2.5 ‡** | **+11.0 ± 2.5 ‡** | 2.00 |
 | fedmd* | −30.0 ± 43.0 | −30.0 ± 43.0 | +10.8 ± 2.6 ‡ | +10.8 ± 2.6 ‡ | 2.00 |
 
-Of 16 differences 8 have an interval without 0, uncorrected; 0.8 would by chance if nothing differed. Significant: 8 (‡).
+Of 16 differences, 8 have an uncorrected interval that excludes 0 (expected by chance: 0.8). Significant: 8 (‡).
 """  # noqa: E501
 GLANCE = "| knfu | +6.5 (1 / 0) | +6.5 (1 / 0) | +6.5 (1 / 0) | +6.5 (1 / 0) | 2.00 |\n"
 

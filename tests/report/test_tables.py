@@ -29,9 +29,9 @@ TABLE = """\
 Means over clients after the last round. Mean ± 95 % confidence interval over 3 seeds (Student's t). \
 Δ: difference to local for the same Dirichlet α, paired by seed. \
 ‡: significant at a false discovery rate of 5 % (Benjamini–Hochberg, over all differences of one metric in this table). \
-Of 4 differences 2 have an interval without 0, uncorrected; 0.2 would by chance if nothing differed. Significant: 2. \
+Of 4 differences, 2 have an uncorrected interval that excludes 0 (expected by chance: 0.2). Significant: 2. \
 **Bold**: best mean for the same Dirichlet α. \
-†: not separable from the best, the 95 % interval of the paired difference contains 0.
+†: the 95 % confidence interval of the seed-paired difference from the best contains 0.
 """  # noqa: E501
 
 
@@ -49,14 +49,14 @@ def test_the_centralized_baseline_is_shown_and_not_ranked(study):
     table = markdown_table(replace(study, runs=runs, metrics=("accuracy_local",)))
     assert "| 10 | knfu | 3 | 91.0 ± 2.5 | +11.0 ± 2.5 ‡ |" in table
     assert "| 10 | fedmd | 3 | **90.8 ± 2.6** | +10.8 ± 2.6 ‡ |" in table
-    assert "Not ranked, because all samples are in one place: knfu." in table
+    assert "Not ranked, as an upper bound: knfu." in table
 
 
 def test_one_seed_has_no_intervals_and_a_note(study):
     first = tuple(run for run in study.runs if run.seed == 1)
     table = markdown_table(replace(study, runs=first, metrics=("accuracy_local",)))
     assert "| 0.1 | knfu | 1 | **52.0** | +2.0 |" in table
-    assert "One seed: no intervals" in table and "±" not in table and "†" not in table
+    assert "One seed: there are no intervals." in table and "±" not in table and "†" not in table
 
 
 def test_failed_runs_leave_gaps_and_are_counted(study):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fedkd.clients.costs.model_memory import made_auxiliaries
+from fedkd.clients.evaluation.test_sample import sampled_size
 from fedkd.clients.local_samples import count_held_out, selection_holdout_share
 from fedkd.continual import predicts_by_weights
 from fedkd.data import Data, FederatedData, FederatedStream
@@ -40,7 +41,7 @@ class Workload:
         training: Everything but evaluations, the server's training included.
         evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
-        test: Samples of a common test set.
+        test: Samples of the common test set before the last round, of `test_set` in all.
         answered: True if asynchronous rounds evaluate the clients that they answer.
     """
 
@@ -50,6 +51,7 @@ class Workload:
     evaluated: int
     every: int
     test: int
+    test_set: int
     answered: bool = False
 
     @property
@@ -122,14 +124,16 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
             learned = strategy.capabilities.trial_share * known
             a_trial = FORWARDS_PER_TRAINING_STEP * learned * with_private + known - learned + kept
             trained += cost * strategy.capabilities.trials * a_trial
-            both = moments * (test + by_kept * kept) + (moments - 1 + once) * len(task.test_y)
+            common = sampled_size(scenario, len(task.test_y))
+            both = moments * (test + by_kept * kept) + (moments - 1 + once) * common
             tested += asked * both + cost * guided * known
         training += sampled * trained / len(tasks)
         evaluation += tested / len(tasks) * _asked(plan, data)
     training += _on_server(plan, tasks, models, costs, clients if answered else at_work)
     evaluated = len(evaluated_clients(scenario))
-    test = max(len(task.test_y) for task in tasks)
-    return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test, answered)
+    test_set = max(len(task.test_y) for task in tasks)
+    test, every = sampled_size(scenario, test_set), scenario.evaluate_every
+    return Workload(training, evaluation, clients, evaluated, every, test, test_set, answered)
 
 
 def _on_server(

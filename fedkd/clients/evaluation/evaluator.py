@@ -28,14 +28,21 @@ class Evaluator:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def evaluate(self, split: Split) -> Score:
-        """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
-        x, y = self._tests(split)
+    def evaluate(self, split: Split, round: int | None = None) -> Score:
+        """Evaluate on the client's own test split (`local`), or on the round's part of the common test set.
+
+        A round of None has all of it.
+        """
+        x, y = self._tests(split, round)
         return score(self.answer(x) if len(y) else np.empty((0, self._client.classes)), y)
 
-    def _tests(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        data = self._client.data
-        return (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
+    def _tests(self, split: Split, round: int | None) -> tuple[np.ndarray, np.ndarray]:
+        data, plan = self._client.data, self._client.plan
+        if split == "local":
+            return data.test_x, data.test_y
+        if data.test_sample is None or round is None or plan.test_sample(round) is None:
+            return data.global_x, data.global_y
+        return data.test_sample
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` of evaluations of the present task."""
@@ -79,10 +86,10 @@ class Evaluator:
         told = f"`predictor` of '{strategy.name}' returned a {type(found).__name__}"
         raise TypeError(f"{told}; must be a torch.nn.Module, or None")
 
-    def evaluate_models(self, split: Split, answered: Score) -> dict[str, Score]:
+    def evaluate_models(self, split: Split, answered: Score, round: int | None = None) -> dict[str, Score]:
         """Evaluate each model of the strategy; `answered` is the score of the answering one."""
         strategy, found = self._client.strategy, {}
-        x, y = self._tests(split)
+        x, y = self._tests(split, round)
         for name in aux_networks_of(strategy).eval_models:
             if name == aux_networks_of(strategy).answering_model or not len(y):
                 found[name] = answered
@@ -96,7 +103,7 @@ class Evaluator:
         """Evaluate after the fusion of a round; once a process if all clients have the same answers."""
         client, trainer = self._client, self._client.trainer
         if not isinstance(trainer, NetworkTrainer):
-            return self.evaluate(split)
+            return self.evaluate(split, round)
         client.complete(trainer.catch_up(round))
         measured, what = None if trainer.shared is None else trainer.shared.measured, "global"
         if client.stream is not None:
@@ -104,8 +111,8 @@ class Evaluator:
         # With logit adjustment, clients with the same weights have different answers.
         alike = client.stream is not None or client.scenario.fusion.logit_adjustment == 0.0
         if measured is None or split == "local" or not alike:
-            return self.evaluate(split)
-        return measured.once(round, what, lambda: self.evaluate("global"))
+            return self.evaluate(split, round)
+        return measured.once(round, what, lambda: self.evaluate("global", round))
 
     def shared_predictions(self) -> AbstractContextManager[None]:
         stream = self._client.stream
@@ -115,11 +122,11 @@ class Evaluator:
         """Record that guidance arrives in this round, and the scores before it if it changes the model."""
         client = self._client
         with self.shared_predictions():
-            scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
+            scores = {split: self.evaluate(split, round) for split in SPLITS} if changes else None
             models = {
                 f"{name}_{split}": own.accuracy
                 for split, found in (scores or {}).items()
-                for name, own in self.evaluate_models(split, found).items()
+                for name, own in self.evaluate_models(split, found, round).items()
             }
             client.effect.begin(round, scores, models, replaces=client.workplace is not client)
             if changes and client.stream is not None:

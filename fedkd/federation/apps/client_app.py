@@ -33,7 +33,8 @@ def _train(client: Client, message: Message) -> Training[Message]:
     uploaded = client.upload(round, request)
     figures: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss}
     if config.get(msg.TELL_TRAINED, False) and client.evaluated:
-        figures |= {f"{msg.TRAINED}{split}": client.evaluator.evaluate(split).accuracy for split in SPLITS}
+        scores = {split: client.evaluator.evaluate(split, round) for split in SPLITS}
+        figures |= {f"{msg.TRAINED}{split}": score.accuracy for split, score in scores.items()}
     curves: dict[str, Any] = {} if client.stream is None else client.stream.curves
     told = {msg.CURVES: ConfigRecord(curves), msg.AT_CHANCE: _at_chance(client)}
     return _reply(message, client, arrays=arrays_to_record(uploaded), metrics=MetricRecord(figures), **told)
@@ -64,7 +65,7 @@ def _evaluated(
         moments = client.effect.before_and_after(round, split, score.accuracy)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
-        for name, own in client.evaluator.evaluate_models(split, score).items():
+        for name, own in client.evaluator.evaluate_models(split, score, round).items():
             both = client.effect.before_and_after_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
     metrics |= client.evaluator.fidelity(round, scores["global"]) | client.task_metrics(round)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from fedkd.clients import Client, ClientFactory
+from fedkd.clients import Client, ClientFactory, with_test_sample
 from fedkd.data import SHARE_MANIFEST, Share, load_data, read_share
 from fedkd.errors import UserError
 from fedkd.federation.apps.node_state import NodeState
@@ -184,4 +184,5 @@ def factory_of(plan: Plan) -> ClientFactory:
 @lru_cache(maxsize=1)
 def _factory_once(scenario_json: str) -> ClientFactory:
     plan = open_plan(scenario_json)
-    return ClientFactory(plan, load_data(plan.scenario))
+    data = load_data(plan.scenario)
+    return ClientFactory(with_test_sample(plan, data), data)

@@ -158,7 +158,8 @@ def _main(grid: Grid, context: Context) -> None:
         explain_disk_errors(folder, lambda: "free disk space, then start the run again"),
         Observers([make_progress(quiet=False), ProgressFile(), RunLog()]) as observer,
     ):
-        data = factory_of(plan).data if own is None else own.share.data
+        data = own.share.data if own is not None else factory_of(plan).data
+        plan = own.plan if own is not None else factory_of(plan).plan
         # A missing client is reported before there is a run folder.
         control = RunControl(folder, observer, deployment=_deployment(own, context))
         rounds = make_rounds(plan, grid, data, control)

@@ -42,6 +42,9 @@ def check_scenario(scenario: Scenario) -> None:
         refuse_if(rounds != sorted(set(rounds)), f"must be ascending without repeats, got {rounds}", key)
         told = f"must begin with one of the run's {scenario.rounds} rounds, got {rounds}"
         refuse_if(scenario.continual is None and rounds[0] > scenario.rounds, told, key)
+    whole = scenario.continual is not None or scenario.asynchronous is not None
+    told = "must be 'full' in a stream of tasks and in asynchronous rounds"
+    refuse_if(whole and isinstance(scenario.evaluate, int), f"{told}, got {scenario.evaluate}", "evaluate")
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)

@@ -7,47 +7,47 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.cost import known
 from fedkd.report.page.figure import Figure, Trace, line
 from fedkd.report.page.page import Page, Section
-from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord
+from fedkd.report.page.record import MOMENTS, SPLITS, TEST_DATA, RunRecord
 from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
 from fedkd.scenario import changed_keys, result_relevant_keys
 from fedkd.tracking import protocol_name
 
-HIDDEN_FROM = 8  # runs from which on each has one line, its mean after fusion
+HIDDEN_FROM = 8  # from this number of runs on, each has one line: its mean after fusion
 CURVES = (
-    ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),
+    ("fusion-gain", "Fusion gain in global test accuracy", "global", "fusion_gain", 100.0, "points"),
     ("effective-neighbours", "Effective neighbours", "train", "effective_neighbours", 1.0, "clients"),
-    ("fidelity", "Fidelity", "train", "agreement", 100.0, "transfer samples (%)"),
+    ("fidelity", "Fidelity", "train", "agreement", 100.0, "agreement (%)"),
     ("loss", "Training loss", "train", "loss", 1.0, "loss"),
 )
 
 Found = tuple[str, Sequence[float], Sequence[float], Sequence[Sequence[object]]]
-"""Of a run's line: words after the run's name, x, y, and rows of the CSV file."""
+"""One run's line: the text after the run's name, x, y, and the rows of the CSV file."""
 
 
 def comparison_page(records: Sequence[RunRecord]) -> Page:
-    """Return the page of several runs, each called by its folder."""
+    """Return the page of several runs, named by their folders."""
     names = run_names(records)
     runs = dict(zip(names, records, strict=True))
     unfinished = [name for name, record in runs.items() if not record.done]
-    facts = [("runs", str(len(runs))), ("done", str(len(runs) - len(unfinished)))]
+    facts = [("runs", str(len(runs))), ("finished", str(len(runs) - len(unfinished)))]
     sections = [
         Section("Results", [_results(runs)]),
-        Section("What sets them apart", [*_differences(runs)]),
+        Section("Differences between scenarios", [*_differences(runs)]),
         Section("Accuracy", [*_accuracy(runs)]),
         Section("Streams of tasks", [*_streams(runs)]),
         Section("Fusion", [figure for curve in CURVES for figure in _curve(runs, *curve)]),
         Section("Cost", [*_traffic(runs)]),
     ]
     title = " · ".join(names) if len(names) <= 3 else f"{len(names)} runs"
-    notes = [f"Not done: {', '.join(unfinished)}."] if unfinished else []
+    notes = [f"Unfinished: {', '.join(unfinished)}."] if unfinished else []
     sources = [(f"{name}.toml", record.scenario_text) for name, record in runs.items()]
-    return Page(title, "fedkd · report of several runs side by side", sections, facts, notes, sources)
+    return Page(title, "fedkd · report of several runs side by side", sections, (), facts, notes, sources)
 
 
 def run_names(records: Sequence[RunRecord]) -> list[str]:
-    """Return a name for each of several runs: its folder's, with the folder above where two are alike."""
+    """Return a name for each run: its folder, with the parent folder if two are alike."""
     paths = [record.folder.resolve() for record in records]
     names = [path.name for path in paths]
     if len(set(names)) == len(names):
@@ -71,14 +71,14 @@ def _results(runs: Mapping[str, RunRecord]) -> Table:
         seconds = sum(known(row.get("seconds")) for row in record.timings)
         rows.append([*row, Cell(f"{sent:.2f}", sent), Cell(f"{seconds:.1f}", seconds)])
     caption = (
-        "Means over clients after the last round that was evaluated. One run each: no intervals, and no"
-        " telling chance from effect; a bench has both."
+        "Means over clients after the last evaluated round. Single runs have no intervals; a bench repeats"
+        " settings over seeds."
     )
     return Table("results", "Results", columns, rows, caption)
 
 
 def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
-    """Yield the keys at which scenarios differ, if they do."""
+    """Yield the table of keys that differ between scenarios, if any."""
     tables = [
         result_relevant_keys(record.scenario) | {"name": record.scenario.name, "seed": record.scenario.seed}
         for record in runs.values()
@@ -108,16 +108,16 @@ def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
                     label = f"{name}, {moment} fusion" if few and record.fused else name
                     data.append(line(label, series.rounds, y, colour, symbol=symbol, **own))
         if data:
-            more = "" if few else " After fusion; the CSV has the values before fusion too."
+            more = "" if few else " After fusion; the CSV also has the values before fusion."
             columns, layout = ["run", "round", "moment", "accuracy"], plot.over_rounds("accuracy (%)")
-            caption = f"Means over clients.{more}"
-            yield Figure(f"accuracy-{split}", f"Accuracy {where}", columns, rows, data, layout, caption, 420)
+            caption = f"Means over clients, {TEST_DATA[split]}.{more}"
+            yield Figure(f"accuracy-{split}", where.capitalize(), columns, rows, data, layout, caption, 420)
 
 
 def _lines(
     runs: Mapping[str, RunRecord], find: Callable[[RunRecord], Found | None]
 ) -> tuple[list[Trace], list[list[object]]]:
-    """Return a line for each run that has one, and the numbers in them, each after its run."""
+    """Return a line for each run that has one, and the rows of all, each with its run."""
     data: list[Trace] = []
     rows: list[list[object]] = []
     for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
@@ -156,13 +156,13 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
     if data:
         title, columns = "Average accuracy over the tasks so far", ["run", "protocol", "tasks", "accuracy"]
         layout = plot.over_tasks("accuracy (%)", max(len(trace["x"]) for trace in data))
-        caption = "After each task, over all until then, on the common test sets"
-        caption += "; each by its scenario's protocol."
+        caption = "After each task, over all tasks so far, on the common test sets, under each scenario's"
+        caption += " own protocol."
         yield Figure("average-accuracy", title, columns, rows, data, layout, caption)
 
 
 def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
-    """Yield accuracy against what was sent, of runs that send something."""
+    """Yield global accuracy against bytes, for runs that send something."""
 
     def find(record: RunRecord) -> Found | None:
         series, sent = record.series("global", "accuracy"), _sent(record)
@@ -174,16 +174,16 @@ def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
 
     data, rows = _lines(runs, find)
     if data:
-        title, columns = "Global accuracy against bytes", ["run", "round", "bytes", "accuracy"]
+        title, columns = "Global test accuracy against bytes", ["run", "round", "bytes", "accuracy"]
         layout = plot.axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
         layout["xaxis"] |= plot.log_axis(trace["x"][-1] for trace in data)
-        caption = "Payload of the method's own messages, of all clients."
-        caption += " Runs that send nothing are not in it."
+        caption = "Payload of all clients' messages, without those for evaluation. Runs that send nothing are"
+        caption += " left out."
         yield Figure("traffic", title, columns, rows, data, layout, caption)
 
 
 def _sent(record: RunRecord) -> dict[int, float]:
-    """Return the bytes that the method sent, up and down, by round."""
+    """Return the bytes up and down by round, without those for evaluation."""
     sent: dict[int, float] = {}
     for row in record.timings:
         if isinstance(row.get("round"), int):

@@ -13,7 +13,7 @@ from fedkd.storage import list_table_rounds
 from fedkd.tracking import FUSION_STEM, read_links
 
 MOST_PHASE_BARS = 120
-MOST_LINKED = 50  # clients up to which a page shows every pair
+MOST_LINKED = 50  # up to this number of clients, a page shows every pair
 COUNTS = ("bytes_up", "bytes_down", "evaluation_bytes")
 
 
@@ -40,10 +40,10 @@ def known(value: object) -> float:
 
 
 def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
-    """Return the figure of what was sent, up, down and for evaluation; `between` clients, up is down too."""
+    """Return the bytes up, down and for evaluation; `between` clients, each byte up is a byte down."""
     rounds = sorted(sent)
     totals = np.cumsum([sent[round] for round in rounds], axis=0)
-    names = ("between clients" if between else "to the server", "to the clients", "for evaluation alone")
+    names = ("between clients" if between else "to the server", "to the clients", "for evaluation only")
     data = [
         line(name, rounds, totals[:, at] / 1e6, COLOURS[at], dash=DASHES[at])
         for at, name in enumerate(names)
@@ -52,7 +52,7 @@ def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
     rows = [[round, *map(int, sent[round])] for round in rounds]
     layout = over_rounds("MB")
     layout["yaxis"] |= plot.log_axis(totals[-1])
-    title, caption = "Bytes sent since the start", "Payload of all clients' messages."
+    title, caption = "Cumulative bytes", "Payload of all clients' messages."
     return Figure("bytes", title, ["round", *COUNTS], rows, data, layout, caption)
 
 
@@ -65,13 +65,13 @@ def _phases(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
         spans = (rounds[at : at + width] for at in range(0, len(rounds), width))
         data.append(bar(phase, starts, [sum(of_round.get(r, 0.0) for r in span) for span in spans], colour))
     rows = [[at, phase, value] for phase, of in seconds.items() for at, value in sorted(of.items())]
-    caption = "Wall-clock time on the server." + (f" A bar is {width} rounds." if width > 1 else "")
+    caption = "Wall-clock time on the server." + (f" Each bar covers {width} rounds." if width > 1 else "")
     layout = over_rounds("seconds", barmode="stack")
     return Figure("time", "Time by phase", ["round", "phase", "seconds"], rows, data, layout, caption)
 
 
 def failure_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield how many clients failed or came too late, round by round; nothing if none did."""
+    """Yield the number of failed and late clients by round; nothing without any."""
     found = {
         f"{word} in {phase}": record.series(split, name)
         for name, word in (("failed", "failed"), ("timed_out", "timed out"), ("refused", "refused"))
@@ -90,13 +90,13 @@ def failure_figures(record: RunRecord) -> Iterator[Figure]:
         for round in series.rounds
         for client, value in series.clients.get(round, {}).items()
     ]
-    columns, layout = ["round", "client", "what", "times"], over_rounds("times", barmode="stack")
-    caption = "They were skipped, and were absent from what failed."
-    yield Figure("failures", "Clients that failed", columns, rows, data, layout, caption)
+    columns, layout = ["round", "client", "failure", "count"], over_rounds("count", barmode="stack")
+    caption = "The round went on without these clients."
+    yield Figure("failures", "Failed clients", columns, rows, data, layout, caption)
 
 
 def link_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield who heard whom and what that weighed over the run, where there is no server."""
+    """Yield the bytes over each link of a run without a server."""
     clients = len(record.models)
     if record.scenario.topology.graph == "star" or clients > MOST_LINKED:
         return
@@ -113,10 +113,10 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
     shown = np.where(rounds > 0, sizes / 1e3, np.nan)
     alike = plot.constant(shown)
     told = "" if alike is None else f" Every link carried {alike:.4g} kB."
-    caption = f"Bytes over each link, all rounds together; empty where there was none.{told}"
+    caption = f"Bytes over each link, summed over rounds. Empty cells have no link.{told}"
     rows = [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()]
     columns = ["receiver", "sender", "rounds", "bytes"]
     data = [plot.heat_map(shown, names, names, unit="kB", digits=0)]
     layout = plot.named_axes("sender", "receiver") | {"showlegend": False}
     height = min(240 + 22 * clients, 640)
-    yield Figure("links", "Who heard whom", columns, rows, data, layout, caption, height)
+    yield Figure("links", "Bytes over links", columns, rows, data, layout, caption, height)

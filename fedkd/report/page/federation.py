@@ -10,14 +10,14 @@ import numpy as np
 from fedkd.report.chart import looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import MAIN, SECOND, Figure, Trace, line
-from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series
+from fedkd.report.page.record import MOMENTS, SPLITS, TEST_DATA, RunRecord, Series
 
-ALL_IN_BAND = 10  # clients below which a band is of all of them, from the lowest to the highest
-THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # look of all lines beside the mean
+ALL_IN_BAND = 10  # below this number of clients, a band spans the lowest to the highest
+THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # of all lines except the mean
 
 
 def accuracy_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield accuracy over rounds, on the common test set and on clients' own."""
+    """Yield global and local accuracy over rounds."""
     for split, where in SPLITS.items():
         fused, trained = record.series(split, "accuracy"), record.series(split, "accuracy_before_fusion")
         if fused.means:
@@ -58,25 +58,27 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
         draw("before fusion, mean", _means(trained, rounds), SECOND, dash="dash", legendrank=2)
     data.append(line(after, rounds, _percent(columns[after]), MAIN, width=4, legendrank=1))
     rows = [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)]
-    title, heads, layout = f"Accuracy {where}", ["round", *columns], plot.over_rounds("accuracy (%)")
-    caption = _how_to_read(record, words if several else "", bool(groups))
+    title, heads, layout = where.capitalize(), ["round", *columns], plot.over_rounds("accuracy (%)")
+    caption = _how_to_read(record, split, words if several else "", bool(groups))
     return Figure(f"accuracy-{split}", title, heads, rows, data, layout, caption, 400)
 
 
-def _how_to_read(record: RunRecord, spread: str, architectures: bool) -> str:
+def _how_to_read(record: RunRecord, split: str, spread: str, architectures: bool) -> str:
     when = " after fusion" if record.fused else ""
+    over = ", over the tasks so far" if record.scenario.continual is not None else ""
     told = [
-        "Each client is measured before fusion, after its local training, and after fusion." * record.fused,
+        f"Accuracy {TEST_DATA[split]}{over}.",
+        "Before fusion: after local training." * record.fused,
         f"The band spans the clients{when} ({spread})." if spread else "",
-        f"Lines of architectures are means of their clients{when}." if architectures else "",
-        "Worst and best are those of the last round." if spread else "",
-        "Dotted lines show each of a client's models alone." if record.models_told_apart else "",
+        f"Each architecture has the mean of its clients{when}." if architectures else "",
+        "Worst and best refer to the last round." if spread else "",
+        "Dotted lines show each model of a client alone." if record.models_told_apart else "",
     ]
     return " ".join(filter(None, told))
 
 
 def time_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield the mean accuracies over simulated time, of a run with a clock."""
+    """Yield the mean accuracies over simulated time of a run with a clock."""
     passed = record.series("train", "virtual_seconds").means
     data: list[Trace] = []
     columns: dict[str, Mapping[int, float]] = {}
@@ -94,7 +96,7 @@ def time_figures(record: RunRecord) -> Iterator[Figure]:
     if data:
         title, heads = "Accuracy over simulated time", ["round", "virtual_seconds", *columns]
         layout = plot.axes("simulated time (s)", "accuracy (%)", hovermode="closest")
-        caption = "Means over clients. Time is that of the scenario's clock: no run takes as long."
+        caption = "Means over clients. The clock of the scenario gives the simulated time."
         yield Figure("accuracy-time", title, heads, rows, data, layout, caption)
 
 
@@ -122,7 +124,7 @@ def _percent(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _architectures(record: RunRecord, counted: Collection[int]) -> dict[str, list[int]]:
-    """Return the clients of every architecture that count; nothing if there is but one."""
+    """Return the counted clients of every architecture; nothing if there is only one."""
     groups: dict[str, list[int]] = defaultdict(list)
     for client, name in enumerate(record.models):
         if client in counted:
@@ -131,7 +133,7 @@ def _architectures(record: RunRecord, counted: Collection[int]) -> dict[str, lis
 
 
 def _ends(series: Series, rounds: Sequence[int], counted: Collection[int]) -> tuple[int, int]:
-    """Return the worst and the best client of the last round that has several."""
+    """Return the worst and the best client of the last round with several clients."""
     for round in reversed(rounds):
         values = _of(series, round, counted)
         if len(values) > 1:
@@ -144,30 +146,29 @@ Line = tuple[str, str, str]  # split, metric and name of a line
 EFFECTS: Sequence[tuple[str, str, str, float, Sequence[Line], str]] = (
     (
         "fusion-gain", "Fusion gain", "points", 100,
-        [("global", "fusion_gain", "on the common test set"), ("local", "fusion_gain", "on own test data")],
+        [("global", "fusion_gain", "global test accuracy"), ("local", "fusion_gain", "local test accuracy")],
         "Accuracy after fusion minus accuracy before fusion, over clients that received targets or weights."
-        " Fusion helped above zero.",
+        " Above zero, fusion helped.",
     ),
     (
-        "fidelity", "Fidelity", "transfer samples (%)", 100,
-        [("train", "agreement", "client's class is that of its targets")],
-        "How often a client predicts the class of its targets after distillation, on the transfer set.",
+        "fidelity", "Fidelity", "agreement (%)", 100,
+        [("train", "agreement", "same class as the targets")],
+        "Share of transfer samples on which a client predicts the class of its targets after distillation.",
     ),
     (
-        "guidance-kl", "Distance from targets", "KL (nats)", 1,
-        [("train", "guidance_kl", "KL from the client's predictions to its targets")],
-        "Distance between a client's predictions and its targets on the transfer set; 0 means equal.",
+        "guidance-kl", "KL divergence from the targets", "KL (nats)", 1,
+        [("train", "guidance_kl", "from the client's predictions to its targets")],
+        "On the transfer set, after distillation. 0 means that predictions and targets are equal.",
     ),
     (
-        "flips", "Predictions that changed", "common test samples (%)", 100,
+        "flips", "Predictions changed by distillation", "common test samples (%)", 100,
         [("global", "positive_flips", "wrong to right"), ("global", "negative_flips", "right to wrong")],
-        "Their difference is the gain; large flips behind a small gain mean that knowledge was exchanged"
-        " rather than added.",
+        "The difference of both lines is the fusion gain. Large flips with a small gain cancel each other.",
     ),
     (
         "effective-neighbours", "Effective neighbours", "clients", 1,
-        [("train", "effective_neighbours", "clients that a client effectively learned from")],
-        "From 1, a single client, to N, all clients alike.",
+        [("train", "effective_neighbours", "effective number of sources")],
+        "1 = one source, N = uniform average.",
     ),
     (
         "loss", "Training loss", "loss", 1,
@@ -179,7 +180,7 @@ EFFECTS: Sequence[tuple[str, str, str, float, Sequence[Line], str]] = (
 
 
 def effect_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield what fusion did, as means with bands over clients: of what was recorded."""
+    """Yield the recorded effects of fusion as means with bands over clients."""
     for name, title, unit, scale, lines, caption in EFFECTS:
         data: list[Trace] = []
         rows: list[list[object]] = []
@@ -205,7 +206,7 @@ def effect_figures(record: RunRecord) -> Iterator[Figure]:
 
 
 def _loss_axis(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
-    """Return a logarithmic axis where one mean is far above most, as when a training diverges."""
+    """Return a logarithmic axis if one mean is far above most, as when training diverges."""
     means, lows = (np.array([row[at] for row in rows], dtype=float) for at in (3, 4))
     positive = lows[np.isfinite(lows)].min(initial=np.inf) > 0
     return plot.log_axis([means.max(), float(np.median(means))]) if positive else {}

@@ -1,4 +1,4 @@
-"""A figure of a page: its traces for Plotly, and its numbers."""
+"""A figure of a page: its Plotly traces and its numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ MAIN, SECOND = COLOURS[0], COLOURS[1]
 MUTED = "#808080"
 SCALE = COLOUR_MAP.capitalize()
 BAND_OPACITY = 0.18
-MOST_MARKERS = 30  # points below which each has a marker
-FEW_CELLS = 200  # cells up to which a heat map has its numbers in them
+MOST_MARKERS = 30  # below this number of points, each has a marker
+FEW_CELLS = 200  # up to this number of cells, a heat map shows its numbers
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Figure:
     columns: Sequence[str]
     rows: Rows
     data: Sequence[Trace] = ()  # with names that are `plain`
-    layout: Mapping[str, Any] = field(default_factory=dict)  # beside what all figures have in common
+    layout: Mapping[str, Any] = field(default_factory=dict)  # added to the common layout
     caption: str = ""
     height: int = 340  # pixels
-    frames: Sequence[tuple[str, Sequence[Trace]]] = ()  # for a slider in the place of `data`, by label
+    frames: Sequence[tuple[str, Sequence[Trace]]] = ()  # for a slider, by label; replaces `data`
 
 
 def in_frames(frames: Sequence[tuple[str, Sequence[Trace]]]) -> dict[str, Any]:
@@ -42,27 +42,27 @@ def in_frames(frames: Sequence[tuple[str, Sequence[Trace]]]) -> dict[str, Any]:
 
 
 def plain(text: object) -> str:
-    """Return a name that Plotly shows as it is, tags included."""
+    """Return a name that Plotly shows literally, tags included."""
     return escape(str(text), quote=False)
 
 
 def number(value: float | None) -> float | None:
-    """Return a number as JSON has it; None where it is not finite."""
+    """Return a number for JSON; None if it is not finite."""
     return None if value is None or not isfinite(value) else float(value)
 
 
 def numbers(values: Iterable[float | None]) -> list[float | None]:
-    """Return numbers as JSON has them."""
+    """Return numbers for JSON."""
     return [number(value) for value in values]
 
 
 def grid(table: np.ndarray, digits: int = 6) -> list[list[float | None]]:
-    """Return a matrix as JSON has it, to so many significant digits."""
+    """Return a matrix for JSON, rounded to significant digits."""
     return [[float(f"{v:.{digits}g}") if isfinite(v) else None for v in row] for row in table.tolist()]
 
 
 def line(name: str, x: Sequence[float], y: Iterable[float | None], colour: str, **look: Any) -> Trace:
-    """Return a line; few points have markers."""
+    """Return a line, with markers if it has few points."""
     y = numbers(y)
     style = {"color": colour, "width": look.pop("width", 2), "dash": look.pop("dash", "solid")}
     mode = "lines+markers" if len(x) < MOST_MARKERS else "lines"
@@ -87,7 +87,7 @@ def band(
 def heat_map(
     z: np.ndarray, x: Sequence[Any], y: Sequence[Any], *, unit: str = "", digits: int = 1, **look: Any
 ) -> Trace:
-    """Return a heat map, first row on top; numbers in few cells, no colour scale of a constant."""
+    """Return a heat map, first row on top; a constant has no colour scale."""
     trace: Trace = {
         "type": "heatmap", "z": grid(z), "x": [plain(v) for v in x], "y": [plain(v) for v in y],
         "colorscale": SCALE, "hoverongaps": False, "xgap": 1, "ygap": 1,
@@ -100,32 +100,32 @@ def heat_map(
 
 
 def constant(z: np.ndarray) -> float | None:
-    """Return the only number in a matrix; None if there are several, or none."""
+    """Return the only finite value of a matrix; None if there are several or none."""
     known = np.unique(z[np.isfinite(z)])
     return float(known[0]) if known.size == 1 else None
 
 
 def known_mean(table: np.ndarray, axis: int) -> np.ndarray:
-    """Return the mean of the finite values along an axis; NaN where there are none."""
+    """Return the mean of the finite values along an axis; NaN without any."""
     known = np.isfinite(table)
     count, total = known.sum(axis=axis), np.where(known, table, 0.0).sum(axis=axis)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def bar(name: str, x: Sequence[Any], y: Sequence[float | None], colour: str) -> Trace:
-    """Return bars that show a zero as a line; a missing value has none."""
+    """Return bars; a zero is a line, a missing value is empty."""
     lines = {"color": colour, "width": [4 if value == 0 else 0 for value in y]}
     return {"type": "bar", "name": plain(name), "x": list(x), "y": numbers(y),
             "marker": {"color": colour, "line": lines}}  # fmt: skip
 
 
 def log_axis(sizes: Iterable[float]) -> dict[str, str]:
-    """Return what makes an axis logarithmic if one of several sizes is far above another."""
+    """Return the settings of a logarithmic axis if sizes differ widely."""
     return {"type": "log"} if is_wide(list(sizes)) else {}
 
 
 def named_axes(x: str, y: str = "") -> dict[str, Any]:
-    """Return axes whose ticks are names, first row on top."""
+    """Return axes with named ticks, first row on top."""
     return {
         "xaxis": {"title": {"text": x}, "type": "category", "showgrid": False},
         "yaxis": {"title": {"text": y}, "type": "category", "autorange": "reversed", "showgrid": False},
@@ -133,7 +133,7 @@ def named_axes(x: str, y: str = "") -> dict[str, Any]:
 
 
 def axes(x: str, y: str, **more: Any) -> dict[str, Any]:
-    """Return titles of both axes, for a layout."""
+    """Return a layout with titles of both axes."""
     return {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}} | more
 
 
@@ -149,11 +149,11 @@ def over_tasks(y: str, tasks: int) -> dict[str, Any]:
     return {"xaxis": across, "yaxis": {"title": {"text": y}}, "hovermode": "x unified"}
 
 
-MOST_PANELS = 12  # panels of a chart that a page shows; a page of more would not be read
+MOST_PANELS = 12  # of a chart on a page
 
 
 def chart_figures(chart: Chart, most: int = MOST_PANELS) -> list[Figure]:
-    """Return a figure for each of a chart's first panels that has something in it."""
+    """Return a figure for each of a chart's first panels that is not empty."""
     figures = []
     for place, panel in enumerate(chart.drawn[:most]):
         if panel.marks:
@@ -189,7 +189,10 @@ def _panel_layout(panel: Panel, chart: Chart) -> dict[str, Any]:
 
 
 def traces(mark: Curve | Point | Matrix, name: str) -> list[Trace]:
-    """Return a mark's traces, none of a level line: it is a shape; `name` is for marks without one."""
+    """Return the traces of a mark; a level line is a shape and has none.
+
+    `name` is the name of marks without one.
+    """
     if isinstance(mark, Matrix):
         return [_matrix(mark)]
     title = mark.name or name

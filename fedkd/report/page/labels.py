@@ -1,4 +1,4 @@
-"""Who was dealt which classes."""
+"""The label distribution over clients."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,13 +7,13 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, Trace
 from fedkd.report.page.record import Labels
 
-MOST_BARS = 40  # clients up to which each has a bar of its own
+MOST_BARS = 40  # up to this number of clients, each has its own bar
 MOST_ROWS = 1000
 PATTERNS = ("", "/", "x", "-", "|", "+", ".", "\\")
 
 
 def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
-    """Yield who was dealt how many training samples of which class, with a slider over tasks."""
+    """Yield the training samples of each class and client, with a slider over tasks."""
     if not labels:
         return
     everyone = len(labels[0].train)
@@ -32,9 +32,9 @@ def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
         layout = plot.axes("client", "training samples", barmode="stack")
         layout["xaxis"] |= {"dtick": 1 if len(shown) <= 20 else 5, "tickformat": "d"}
         layout["legend"] = {"title": {"text": "class  "}}
-    caption = "Training samples of each class, as the partition dealt them to the clients."
+    caption = "Training samples of each class on each client."
     if shown.step > 1:
-        caption += f" One client in {shown.step} is shown."
+        caption += f" The figure shows one client in {shown.step}."
     alike = {plot.constant(task.train[shown].astype(float)) for task in labels}
     if not bars and len(alike) == 1 and None not in alike:
         caption += f" Every count is {alike.pop():g}."
@@ -54,6 +54,6 @@ def _label_bars(task: Labels, shown: range) -> list[Trace]:
 
 
 def _label_map(task: Labels, shown: range) -> list[Trace]:
-    """Return a row a client, one image for thousands of them."""
+    """Return a heat map with a row per client, for thousands of clients."""
     counts = task.train[shown].astype(float)
     return [plot.heat_map(counts, task.classes, shown, unit="samples", digits=0, xgap=0, ygap=0)]

@@ -1,4 +1,4 @@
-"""Who learned from whom, round by round, and why: what the page draws the graph and the matrix from."""
+"""The weights between clients, round by round: the data of the matrix and the graph."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from fedkd.report.page.record import RunRecord
 from fedkd.storage import list_table_rounds
 from fedkd.tracking import FUSION_STEM, Neighbours, read_neighbours
 
-MOST_CLIENTS = 50  # clients up to which a page shows every pair; of more, architectures stand in for them
-MOST_ROUNDS = 40  # rounds that a page can show; of more, so many spread evenly
+MOST_CLIENTS = 50  # up to this number, a page shows every pair of clients; above it, architectures
+MOST_ROUNDS = 40  # of a page, evenly spread over all
 DIGITS = 3
 
 
 @dataclass(frozen=True)
 class NeighbourView:
-    """Tables over rounds, for the page to draw, of clients or of architectures.
+    """Tables over rounds, of clients or of architectures.
 
-    A round has its number, the places of its participants in `labels`, and tables, receivers first: weights,
-    and where known distances and the effect of leaving a sender out.
+    Each round has its number, the positions of its participants in `labels`, and tables with a row per
+    receiver: weights and, if recorded, distances and the effect of leaving a sender out.
     """
 
     labels: Sequence[str]
@@ -31,7 +31,7 @@ class NeighbourView:
 
 
 def neighbour_view(record: RunRecord) -> NeighbourView | None:
-    """Return what a run recorded of its weights; None: nothing, or nothing that can be shown."""
+    """Return the recorded weights of a run; None if there is nothing to show."""
     recorded = list_table_rounds(record.folder / FUSION_STEM, "round")
     if not recorded or len(record.models) < 2:
         return None
@@ -59,7 +59,7 @@ def _of_clients(table: Neighbours) -> dict[str, Any]:
 
 
 def _of_architectures(table: Neighbours, record: RunRecord, architectures: Sequence[str]) -> dict[str, Any]:
-    """Return the mean weight that clients of one architecture give to all of another together."""
+    """Return the mean over receivers of the total weight given to each architecture."""
     group = np.array([architectures.index(record.models[client]) for client in table.clients])
     if table.senders is None:
         sender_group = np.broadcast_to(group, table.weights.shape)

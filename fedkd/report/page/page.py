@@ -1,4 +1,4 @@
-"""A page as one HTML file: figures, tables, scenarios, and all that it takes to draw them, in it."""
+"""A self-contained HTML page of figures, tables and scenarios."""
 
 import gzip
 import json
@@ -14,13 +14,13 @@ from fedkd.report.page.figure import Figure, number
 from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table
 
-MARK = '<meta name="generator" content="fedkd report">'  # by which a page of fedkd's is known again
+MARK = '<meta name="generator" content="fedkd report">'  # recognises a page of fedkd
 Item = Figure | Table | NeighbourView
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with a text, figures and tables below it; left out without items."""
+    """A heading with a text, figures and tables; a section without items is left out."""
 
     title: str
     items: Sequence[Item]
@@ -29,18 +29,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows."""
+    """The content of a page."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
-    facts: Sequence[tuple[str, str]] = ()  # labels and values at the top
-    notes: Sequence[str] = ()  # warnings, such as that a run is not done
-    sources: Sequence[tuple[str, str]] = ()  # name and text of the files that made it
+    findings: Sequence[str] = ()  # sentences at the top
+    facts: Sequence[tuple[str, str]] = ()  # labels and values below them
+    notes: Sequence[str] = ()  # warnings, such as for an unfinished run
+    sources: Sequence[tuple[str, str]] = ()  # names and texts of its scenario or bench files
 
 
 def render(page: Page) -> str:
-    """Return a page as HTML that needs nothing else, and asks nobody for anything."""
+    """Return a page as self-contained HTML that loads nothing."""
     sections = [section for section in page.sections if section.items]
     template = _environment().get_template("page.html")
     return template.render(
@@ -50,7 +51,7 @@ def render(page: Page) -> str:
 
 
 def _payload(sections: Sequence[Section]) -> dict[str, Any]:
-    """Return what the page's script draws and saves, by name."""
+    """Return the data that the page's script draws and saves, by name."""
     figures: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     neighbours = None
@@ -75,14 +76,14 @@ def _value(cell: Any) -> Any:
 
 
 def script_json(value: Mapping[str, Any]) -> str:
-    """Return a value as JSON that ends no script and begins no comment, whatever the names in it."""
+    """Return a value as JSON that is safe inside a script element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 @cache
 def library() -> str:
-    """Return Plotly's script, packed: gzip in base64."""
+    """Return Plotly's script, as gzip in base64."""
     from plotly.offline import get_plotlyjs
 
     script = get_plotlyjs()

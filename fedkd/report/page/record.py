@@ -1,4 +1,4 @@
-"""The record of a run folder, finished or not, read once for a page without plug-ins."""
+"""The record of a run folder, finished or not, read without plug-ins."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,19 @@ from fedkd.tracking import (
     read_warnings,
 )
 
-MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # relative to fusion, and their metrics
-SPLITS = {"global": "on the common test set", "local": "on clients' own test data"}
+MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # before and after fusion
+SPLITS = {"global": "global test accuracy", "local": "local test accuracy"}
+TEST_DATA = {
+    "global": "on the common test set",
+    "local": "on test data distributed like each client's own",
+}
 
 ROW: Any = {"round": int, "task": int | None, "split": str, "metric": str, "value": int | float | None}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Training samples of each class that every client has of a task, or of the only one."""
+    """Training samples of each class and client, of one task."""
 
     name: str  # of the task; empty: no stream
     classes: tuple[str, ...]
@@ -53,13 +57,13 @@ class Series:
 
     @property
     def rounds(self) -> list[int]:
-        """The rounds it was recorded in, ascending."""
+        """The recorded rounds, ascending."""
         return sorted(self.means)
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run as its folder tells of it."""
+    """The content of a run folder."""
 
     folder: Path
     scenario: Scenario
@@ -67,15 +71,15 @@ class RunRecord:
     rows: Sequence[MetricRow]
     timings: Sequence[Mapping[str, Any]]
     warnings: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any] | None  # None: the run is not done
-    schedule: Schedule | None  # None: the file is not there
+    summary: Mapping[str, Any] | None  # None: the run is unfinished
+    schedule: Schedule | None  # None: there is no file
     models: tuple[str, ...]  # every client's architecture
-    labels: tuple[Labels, ...]  # task by task; empty: not told
-    owners: tuple[str, ...]  # of each client; empty: the data name none
+    labels: tuple[Labels, ...]  # by task; empty: not recorded
+    owners: tuple[str, ...]  # of each client; empty: the data name no owners
 
     @property
     def title(self) -> str:
-        """Name, seed, and the topology of a run without a server."""
+        """Name and seed, with the topology of a run without a server."""
         return ", ".join(filter(None, (self.scenario.name, f"seed {self.scenario.seed}", self.topology)))
 
     @property
@@ -91,12 +95,12 @@ class RunRecord:
 
     @property
     def done(self) -> bool:
-        """Whether all rounds are done."""
+        """Whether the run is finished."""
         return self.summary is not None
 
     @cached_property
     def last_round(self) -> int:
-        """The last round of which something is recorded; 0: none is."""
+        """The last recorded round; 0 without any."""
         return max((row["round"] for row in self.rows), default=0)
 
     @cached_property
@@ -125,7 +129,7 @@ class RunRecord:
 
     @cached_property
     def fused(self) -> bool:
-        """Whether clients were measured before and after fusion: strategies such as `local` have none."""
+        """Whether clients were measured before and after fusion; false for `local`."""
         return any(
             self.series(split, "fusion_gain").means
             or self.series(split, "accuracy").means != self.series(split, "accuracy_before_fusion").means
@@ -133,12 +137,12 @@ class RunRecord:
         )
 
     def series(self, split: str, metric: str) -> Series:
-        """Return a metric over rounds that is about no single task; empty: it was not recorded."""
+        """Return a metric over rounds that concerns no single task; empty if not recorded."""
         return self._series.get((split, metric), Series())
 
     @cached_property
     def task_means(self) -> dict[tuple[str, str], dict[tuple[int, int], float]]:
-        """Split and metric to (round, task) to the federation's mean, of what is about single tasks."""
+        """Split and metric to (round, task) to the federation's mean, for metrics of single tasks."""
         found: dict[tuple[str, str], dict[tuple[int, int], float]] = defaultdict(dict)
         for row in self.rows:
             task, value = row["task"], row["value"]
@@ -147,18 +151,22 @@ class RunRecord:
         return dict(found)
 
     def client_name(self, client: int) -> str:
-        """Return a client for a person: `client 3 (cnn)`."""
+        """Return a client's name for people: `client 3 (cnn)`."""
         alike = len(set(self.models)) == 1
         return f"client {client}" if alike else f"client {client} ({self.models[client]})"
 
     def epochs(self) -> Sequence[Mapping[str, Any]]:
-        """Return the rows of `epochs.jsonl`; none without the file."""
+        """Return the rows of `epochs.jsonl`, if the scenario evaluates epochs."""
         continual = self.scenario.continual
         return read_epochs(self.folder) if continual is not None and continual.evaluate_epochs else ()
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run folder; another folder, or a file that cannot be read, is a `UserError`."""
+    """Read a run folder.
+
+    Raises:
+        UserError: The folder is no run folder, or a file cannot be read.
+    """
     path = folder / SCENARIO_FILE
     if not path.is_file():
         raise UserError(
@@ -196,7 +204,7 @@ def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
 
 
 def _json(path: Path) -> Any:
-    """Return the table that a JSON file holds; None: it is not there, or holds something else."""
+    """Return the table in a JSON file; None if there is none."""
     with suppress(OSError, InvalidJson):
         value = parse_json(path.read_bytes())
         return value if isinstance(value, dict) else None

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 
+from fedkd.continual import StreamOutcome
 from fedkd.plan import poisoned_clients
 from fedkd.report.page.cost import cost_figures, failure_figures, link_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.labels import label_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
-from fedkd.report.page.record import MOMENTS, RunRecord, Series
+from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series
+from fedkd.report.page.run_findings import run_findings
 from fedkd.report.page.stream import (
     continual_table,
     forgetting_figures,
@@ -19,21 +21,21 @@ from fedkd.report.page.stream import (
 )
 from fedkd.report.page.transferability import transfer_figures
 from fedkd.report.tables import Cell, Table
-from fedkd.tracking import SCENARIO_FILE, format_before_after, format_bytes, format_duration, format_percent
+from fedkd.tracking import SCENARIO_FILE, format_before_after, format_bytes, format_percent
 
-WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings in words
-MOST_LISTED = 1000  # clients that a table lists
+WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings, for people
+MOST_LISTED = 1000  # clients in a table
 ERROR_FILE = "error.txt"
 
 
 def run_page(record: RunRecord) -> Page:
-    """Return the page of a run, of what there is of it."""
-    schedule, view = record.schedule, neighbour_view(record)
+    """Return the page of a run, finished or not."""
+    schedule, view, outcome = record.schedule, neighbour_view(record), outcome_of(record)
     whom: list[Item] = [view] if view is not None else []
     varies = schedule is not None and (record.scenario.continual is not None or not schedule.in_step)
     sections = [
         Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
-        Section("Stream of tasks", list(_stream(record))),
+        Section("Stream of tasks", list(_stream(record, outcome))),
         Section(
             "Fusion" if record.fused else "Local training",
             [*effect_figures(record), *whom, *link_figures(record)],
@@ -42,14 +44,14 @@ def run_page(record: RunRecord) -> Page:
         Section("Clients", [*label_figures(record.labels), _clients(record)]),
         Section("Schedule", [schedule_figure(record, schedule)] if schedule is not None and varies else []),
         Section("Cost", list(cost_figures(record))),
-        Section("What went wrong", [*failure_figures(record), *_warnings(record)]),
+        Section("Failures and warnings", [*failure_figures(record), *_warnings(record)]),
     ]
     notes, sources = list(_notes(record)), [(SCENARIO_FILE, record.scenario_text)]
-    return Page(record.title, "fedkd · report of a run", sections, facts(record), notes, sources)
+    findings = run_findings(record, outcome)
+    return Page(record.title, "fedkd · report of a run", sections, findings, facts(record), notes, sources)
 
 
-def _stream(record: RunRecord) -> Iterator[Item]:
-    outcome = outcome_of(record)
+def _stream(record: RunRecord, outcome: StreamOutcome | None) -> Iterator[Item]:
     if outcome is None:
         return
     yield from matrix_figures(record, outcome)
@@ -61,17 +63,17 @@ def _stream(record: RunRecord) -> Iterator[Item]:
 
 def _notes(record: RunRecord) -> Iterator[str]:
     if record.scenario.data.validation is not None:
-        yield "All accuracies are on training samples that clients held out (data.validation), not on tests."
+        yield "All accuracies are on validation samples that clients held out (data.validation)."
     if record.done:
         return
     rounds = f"{record.last_round} of {record.scenario.rounds} rounds are recorded"
     failed = (record.folder / ERROR_FILE).exists()
     why = f" It failed: {ERROR_FILE} in its folder has the traceback." if failed else ""
-    yield f"This run is not done: {rounds}.{why} Go on with it: fedkd resume {record.folder}"
+    yield f"This run is unfinished: {rounds}.{why} To resume it: fedkd resume {record.folder}"
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
-    """Return what to know of a run at first sight."""
+    """Return the labels and values of the tiles of a run."""
     scenario = record.scenario
     kinds, scheme = len(set(record.models)), scenario.data.partition.scheme
     alpha = getattr(scenario.data.partition, "alpha", None)
@@ -83,10 +85,10 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         ("strategy", scenario.fusion.strategy),
     ]
     if record.topology:
-        told.append(("topology, no server", record.topology))
+        told.append(("topology (no server)", record.topology))
     if scenario.continual is not None:
         told.append(("learner", scenario.continual.learner))
-    for split, name in (("global", "global accuracy"), ("local", "local accuracy")):
+    for split, name in SPLITS.items():
         models = {f"_{model}": f"{name}, {model} model" for model in record.models_told_apart}
         for ending, title in {"": name, **models}.items():
             before, after = (
@@ -97,11 +99,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.summary is not None:
         final = record.summary["final"]
         up, down = format_bytes(final["bytes_up"]), format_bytes(final.get("bytes_down", 0))
-        # What clients send each other is received as often as it is sent.
+        # Between clients, every byte sent is a byte received.
         told.append(("sent", f"{up} between clients" if record.topology else f"{up} up, {down} down"))
-        if "virtual_seconds" in final:
-            told.append(("simulated time", format_duration(final["virtual_seconds"])))
-        told.append(("time", format_duration(record.summary["seconds"])))
     return told
 
 
@@ -136,13 +135,15 @@ def _clients(record: RunRecord) -> Table:
         row += [int(samples[client])] if samples is not None else []
         rows.append([*row, *(_last(found, client, scale) for found, _, scale in known)])
     clients = len(record.models)
-    caption = "What was measured of each client last."
-    caption += f" The first {MOST_LISTED} of {clients}." if clients > MOST_LISTED else ""
+    caption = "Last measured values of each client."
+    caption += (
+        f" The table has the first {MOST_LISTED} of {clients} clients." if clients > MOST_LISTED else ""
+    )
     return Table("clients", "All clients", columns, rows, caption, open=len(rows) <= 12)
 
 
 def _last(series: Series, client: int, scale: float) -> Cell:
-    """Return what was measured of a client last."""
+    """Return the last measured value of a client."""
     for round in sorted(series.clients, reverse=True):
         if client in series.clients[round]:
             value = series.clients[round][client] * scale
@@ -160,7 +161,7 @@ def _warnings(record: RunRecord) -> Iterator[Table]:
         rows.append([name, *(row.get(key) for key in ("round", "client", "task")), *shares])
     columns = ["warning", "round", "client", "task", "training accuracy", "majority class"]
     caption = (
-        "Clients that their last training, of the run or of a task, left no better on their training"
-        " samples than always guessing the majority class; its share stands beside their accuracy."
+        "These clients ended the run or a task with a training accuracy no better than majority-class"
+        " guessing."
     )
     yield Table("warnings", "Warnings", columns, rows, caption)

@@ -1,4 +1,4 @@
-"""The figures of a run over a stream of tasks: what was learned and forgotten, and what learners say."""
+"""The figures of a run over a stream of tasks: accuracy, forgetting, and metrics of learners."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,9 +18,9 @@ from fedkd.report.tables import Cell, Table
 from fedkd.tracking import protocol_name
 
 MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "density": "density"}
-STORED = {"stored_bytes": "stored", "peak_bytes": "stored at most"}
+STORED = {"stored_bytes": "stored", "peak_bytes": "peak"}
 REGIME, REGIMES = "regime/", {1: "R1, no forgetting", 2: "R2, forward", 3: "R3, backward"}
-SAID_ELSEWHERE = (
+SHOWN_ELSEWHERE = (
     "loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "knowledge_cache_bytes",
     "bytes_sent", "bytes_received", "bytes_per_link", "links",
 )  # fmt: skip
@@ -28,7 +28,7 @@ Values = Mapping[tuple[int, int], float]  # round and task to the mean over clie
 
 
 def outcome_of(record: RunRecord) -> StreamOutcome | None:
-    """Return what a run reached so far; None: there is no stream, or too little of it yet."""
+    """Return the outcome of a stream so far; None without a stream or a schedule."""
     if record.scenario.continual is None or record.schedule is None:
         return None
     return outcome_of_rows(record.rows, record.scenario, record.schedule, epochs=record.epochs())
@@ -38,7 +38,7 @@ def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure
     """Yield the accuracy matrix under each protocol, on the common test sets."""
     chart = accuracy_matrix(outcome, [task.name for task in record.labels])
     for protocol, figure in zip(outcome.protocols, plot.chart_figures(chart), strict=True):
-        own = "" if protocol != outcome.evaluation else " The scenario's own protocol."
+        own = "" if protocol != outcome.evaluation else " This is the protocol of the scenario."
         yield replace(
             figure,
             name=f"matrix-{protocol}",
@@ -50,7 +50,7 @@ def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure
 
 
 def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
-    """Yield how much of each task is gone at the end, and the average accuracy as tasks come."""
+    """Yield the forgetting of each task, and the average accuracy over tasks."""
     names = task_labels(outcome, [task.name for task in record.labels])
     tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
     bars, lines, losses, averages = [], [], [], []
@@ -66,14 +66,14 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
     if any(value is not None for trace in bars for value in trace["y"]):
         layout = plot.named_axes(_axis(record)) | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"}
         caption = (
-            "Best accuracy on the task since it was learned, before the last task, minus that at the end;"
-            " mean over the clients that learned it."
+            "Best accuracy on a task between its end and the last task, minus the final accuracy. Mean over"
+            " the clients that learned the task."
         )
         columns = ["protocol", "task", "forgetting", "clients"]
         yield Figure("forgetting", "Forgetting by task", columns, losses, bars, layout, caption)
     title, columns = "Average accuracy over the tasks so far", ["protocol", "tasks", "accuracy"]
     layout = plot.over_tasks("accuracy (%)", len(names))
-    caption = "After each task, over all tasks until then."
+    caption = "After each task, over all tasks so far, on the common test sets."
     yield Figure("average-accuracy", title, columns, averages, lines, layout, caption)
 
 
@@ -83,7 +83,7 @@ def average_so_far(R: np.ndarray) -> list[float]:
 
 
 def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray, list[int]]:
-    """Return the forgetting of each task but the last, `[T−1]`, mean over clients, and their number."""
+    """Return the mean forgetting of each task except the last, `[T−1]`, and the numbers of clients."""
     lost = np.full((len(test.clients) + 1, len(test.R) - 1), np.nan)
     for row, client in enumerate(sorted(outcome.counted & test.clients.keys())):
         R, _ = test.clients[client]
@@ -95,7 +95,7 @@ def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray
 
 
 def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
-    """Return who learns which task when; a gap where a client is away."""
+    """Return the task of each client in each round; absent clients leave gaps."""
     every = max(-(-schedule.clients // 1000), 1)
     across = max(-(-schedule.rounds // 1000), 1)
     clients, rounds = range(0, schedule.clients, every), range(1, schedule.rounds + 1, across)
@@ -119,23 +119,23 @@ def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
     layout["xaxis"] |= {"tickformat": "d", "showgrid": False}
     columns = ["client", "task", "name", "first round", "last round"]
     caption = (
-        "Which task each client is at in which round, the first task 1; a gap where it is away. Sampling and"
-        " dropout are not in it."
+        "Task of each client in each round, counted from 1. Absent clients leave gaps. Sampling and dropout"
+        " are left out."
     )
     height = min(220 + 14 * len(clients), 520)
     return Figure("schedule", "Schedule", columns, rows, [trace], layout, caption, height)
 
 
 def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
-    """Yield mask overlap and free share, bytes kept, regimes, and a table of whatever else learners say."""
+    """Yield masks, stored bytes, regimes, and a table of all other metrics of learners."""
     said = {
         name: values
         for (split, name), values in record.task_means.items()
-        if split == "train" and name not in SAID_ELSEWHERE
+        if split == "train" and name not in SHOWN_ELSEWHERE
     }
     for names, title, unit, scale, key in (
         (MASKS, "Masks", "share of weights (%)", 100.0, "masks"),
-        (STORED, "What learners keep", "kB", 1e-3, "stored"),
+        (STORED, "Stored bytes", "kB", 1e-3, "stored"),
     ):
         own = {name: said[name] for name in names if name in said}
         if own:
@@ -150,8 +150,8 @@ def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
         for (round, task), value in sorted(values.items())
     ]
     if rest:
-        title = "What learners say at the end of a task"
-        columns = ["what", "round", "task", "mean over clients"]
+        title = "Metrics of learners at the end of each task"
+        columns = ["metric", "round", "task", "mean over clients"]
         yield Table("learner", title, columns, rest, open=False)
 
 
@@ -169,8 +169,8 @@ def _by_task(
     layout = plot.over_tasks(unit, max(map(len, own.values())))
     if unit == "kB":
         layout["yaxis"] |= plot.log_axis(scale * max(values.values()) for values in own.values())
-    columns, caption = ["metric", "round", "task", "mean"], "as each task ended, in the order of rounds."
-    return Figure(key, title, columns, _rows(own), data, layout, f"Mean over clients, {caption}")
+    columns, caption = ["metric", "round", "task", "mean"], "Mean over clients at the end of each task."
+    return Figure(key, title, columns, _rows(own), data, layout, caption)
 
 
 def _regimes(regimes: Mapping[str, Values]) -> Figure:
@@ -181,16 +181,14 @@ def _regimes(regimes: Mapping[str, Values]) -> Figure:
     trace = plot.heat_map(table, when, names, unit="regime", zmin=1, zmax=3)
     ticks = {"tickvals": list(REGIMES), "ticktext": list(REGIMES.values()), "title": {"text": ""}}
     trace["colorbar"] |= ticks
-    layout = plot.named_axes("task that ended") | {"showlegend": False}
+    layout = plot.named_axes("task just learned") | {"showlegend": False}
     columns, height = ["layer/old task", "round", "task", "regime"], min(200 + 22 * len(names), 640)
-    caption = (
-        "In which regime each layer has each old task at the end of a new one; clients' mean of 1, 2, 3."
-    )
+    caption = "Regime of each old task in each layer, at the end of a new task. Mean of 1, 2, 3 over clients."
     return Figure("regimes", "Regimes", columns, _rows(regimes), [trace], layout, caption, height)
 
 
 def continual_table(outcome: StreamOutcome) -> Table:
-    """Return the continual metrics of the scenario's own protocol, mean and worst over clients."""
+    """Return the continual metrics under the scenario's protocol, mean and worst over clients."""
     rows = []
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]
@@ -204,6 +202,6 @@ def continual_table(outcome: StreamOutcome) -> Table:
 
 
 def _axis(record: RunRecord) -> str:
-    """Return the title of an axis of tasks: their names are those of their classes where they are split."""
+    """Return the title of an axis of tasks; split tasks are named by their classes."""
     split = all(task.name.split() == " ".join(task.classes).split() for task in record.labels)
-    return "task, by its classes" if record.labels and split else "task"
+    return "task (its classes)" if record.labels and split else "task"

@@ -8,28 +8,27 @@ import numpy as np
 from fedkd.fusion import TRANSFER_PREDICTORS, best_sender_hits, chance_accuracy, rank_correlation
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import Figure, Trace
-from fedkd.report.page.record import RunRecord
+from fedkd.report.page.record import SPLITS, RunRecord
 from fedkd.report.statistics import interval
 from fedkd.report.tables import Cell, Table
 from fedkd.storage import list_table_rounds
 from fedkd.tracking import TRANSFERABILITY_FOLDER, TransferMap, read_transfer_map
 
-MOST_CLIENTS = 50  # clients up to which every pair is shown; of more, the table alone
-MOST_ROUNDS = 20  # maps that a page can show; of more, so many spread evenly
+MOST_CLIENTS = 50  # up to this number, every pair of clients is shown; above it, only the table
+MOST_ROUNDS = 20  # maps of a page, evenly spread over all
 WORDS = {
     "distance": "−distance of mean predictions",
     "agreement": "agreement",
-    "surer": "says otherwise and is surer",
+    "surer": "disagrees with more confidence",
     "shift": "cosine of shifts",
     "complement": "right where the receiver is wrong",
 }
-MEASURED = {"local": "own test data", "global": "common test set"}
 GAP = 0.05
-MOST_NUMBERED = 6  # clients up to which cells have their numbers in them
+MOST_NUMBERED = 6  # up to this number of clients, cells show their numbers
 
 
 def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
-    """Yield the maps and how good the predictors were; nothing if none was measured."""
+    """Yield the maps and the quality of the predictors; nothing without a map."""
     recorded = list_table_rounds(record.folder / TRANSFERABILITY_FOLDER, "round")
     places = np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int)
     known = (read_transfer_map(record.folder, recorded[place]) for place in np.unique(places))
@@ -39,7 +38,7 @@ def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
         return
     shown = [(found, name) for found in maps for name in _predictors(found)]
     if shown and clients <= MOST_CLIENTS:
-        for split in MEASURED:
+        for split in SPLITS:
             yield _side_by_side(shown, split)
         yield _scatter(record, shown)
     if clients <= MOST_CLIENTS:
@@ -56,10 +55,10 @@ def _label(found: TransferMap, name: str) -> str:
 
 
 def _side_by_side(shown: Sequence[tuple[TransferMap, str]], split: str) -> Figure:
-    """Return what was predicted beside what was gained, with a slider over rounds and predictors."""
+    """Return predictions beside measured gains, with a slider over rounds and predictors."""
     width = (1.0 - GAP) / 2
     layout: dict[str, Any] = {"margin": {"t": 40}, "annotations": []}
-    for place, title in enumerate(("predicted", "gained (points)")):
+    for place, title in enumerate(("predicted", "measured gain (points)")):
         start, number = place * (width + GAP), "2" if place else ""
         layout["annotations"].append(
             {"text": title, "x": start + width / 2, "y": 1.0, "xref": "paper", "yref": "paper",
@@ -82,11 +81,11 @@ def _side_by_side(shown: Sequence[tuple[TransferMap, str]], split: str) -> Figur
     frames = plot.in_frames([(_label(found, name), _maps(found, name, split)) for found, name in shown])
     columns = ["round", "receiver", "sender", "predictor", "predicted", "gain"]
     caption = (
-        "Left: a predictor's values before any exchange; they have no unit, a row's order counts."
-        " Right: the change of a copy of the receiver that distilled the sender's predictions alone, red for"
-        " a gain, blue for a loss. On the diagonal a copy learned from itself."
+        "Left: values of a predictor before any exchange. They have no unit; their order within a row counts."
+        " Right: gain of a copy of the receiver that distilled the predictions of this sender alone (red:"
+        " gain, blue: loss). On the diagonal, a copy distilled its own predictions."
     )
-    name, title = f"transferability-{split}", f"Who would gain from whom, {MEASURED[split]}"
+    name, title = f"transferability-{split}", f"Predicted and measured gain, {SPLITS[split]}"
     return Figure(name, title, columns, rows, layout=layout, caption=caption, height=360, **frames)
 
 
@@ -95,7 +94,7 @@ def _tables(found: TransferMap, name: str, split: str) -> tuple[np.ndarray, np.n
 
 
 def _maps(found: TransferMap, name: str, split: str) -> list[Trace]:
-    """Return the heat maps of a round; that of the predictor has no diagonal."""
+    """Return the heat maps of a round; the predictor's has no diagonal."""
     guess, gain = _tables(found, name, split)
     guess = np.where(np.eye(len(found.clients), dtype=bool), np.nan, guess)
     names = [str(client) for client in found.clients]
@@ -111,7 +110,7 @@ def _maps(found: TransferMap, name: str, split: str) -> list[Trace]:
 
 
 def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Figure:
-    """Return every pair of two clients as a point: what was predicted against what was gained."""
+    """Return predicted against measured gain, a point per ordered pair of clients."""
     frames, rows = [], []
     for found, name in shown:
         apart = ~np.eye(len(found.clients), dtype=bool)
@@ -122,7 +121,7 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
             gain = _tables(found, name, split)[1][apart]
             finite = np.isfinite(gain) & np.isfinite(guess)
             traces.append(
-                {"type": "scatter", "mode": "markers", "name": MEASURED[split], "x": guess[finite].tolist(),
+                {"type": "scatter", "mode": "markers", "name": SPLITS[split], "x": guess[finite].tolist(),
                  "y": (100 * gain[finite]).tolist(), "marker": {"color": colour, "symbol": symbol, "size": 6},
                  "text": words[finite].tolist(),
                  "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.1f} points<extra></extra>"}
@@ -130,11 +129,11 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
             told = zip(pairs, guess.tolist(), gain.tolist(), strict=True)
             rows += [[found.round, name, split, *pair, x, y] for pair, x, y in told]
         frames.append((_label(found, name), traces))
-    title, layout = "Predicted and gained", plot.axes("predicted", "gain (points)")
+    title, layout = "Predicted against measured gain", plot.axes("predicted", "measured gain (points)")
     columns = ["round", "predictor", "split", "receiver", "sender", "predicted", "gain"]
     caption = (
-        "Every ordered pair of two clients. Points of a useful predictor rise to the right, also"
-        " among the senders of a single receiver; the rank correlations below measure that."
+        "One point per ordered pair of clients. A useful predictor makes points rise to the right, also among"
+        " the senders of a single receiver. The rank correlations below measure this."
     )
     slider = plot.in_frames(frames)
     return Figure(
@@ -143,7 +142,7 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
 
 
 def _knowledge(record: RunRecord, maps: Sequence[TransferMap]) -> Iterator[Figure]:
-    """Yield what others alone knew, class by class, and how much of what each alone knew was learned."""
+    """Yield complementary knowledge by class, and the share of it that receivers learned."""
     rates = [(found, found.transfer_rate) for found in maps if found.transfer_rate is not None]
     if not rates:
         return
@@ -153,24 +152,24 @@ def _knowledge(record: RunRecord, maps: Sequence[TransferMap]) -> Iterator[Figur
         classes = [str(label) for label in range(max(table.shape[1] for _, table in by_class))]
     yield _one_map(
         "complement-by-class",
-        "What others know and a client does not",
+        "Complementary knowledge",
         [(found, 100 * table, classes[: table.shape[1]]) for found, table in by_class],
         ("class", "client", "transfer samples of the class (%)"),
-        "Share of a class's transfer samples that another client has right and this one wrong, before"
-        " anything was exchanged; the mean over the others.",
+        "Share of a class's transfer samples that another client classifies correctly and this one does not,"
+        " before any exchange. Mean over the other clients.",
     )
     yield _one_map(
         "transfer-rate",
-        "How much of it was learned",
+        "Transfer rate",
         [(found, 100 * rate, [str(client) for client in found.clients]) for found, rate in rates],
-        ("sender", "receiver", "of what the sender alone had right (%)"),
-        "Of the transfer samples that the sender had right and the receiver wrong, those that a copy of the"
-        " receiver has right that learned from the sender alone.",
+        ("sender", "receiver", "learned of the complementary samples (%)"),
+        "Of the transfer samples that the sender classifies correctly and the receiver does not: the share"
+        " that a copy of the receiver classifies correctly after distilling from this sender alone.",
     )
 
 
 def _mean_of_others(found: TransferMap) -> np.ndarray:
-    """Return the share that another client has right and this one wrong, mean over the others, `[N, C]`."""
+    """Return the complementary share of each client and class, mean over other clients, `[N, C]`."""
     assert found.complement_by_class is not None
     table = found.complement_by_class.copy()
     table[np.arange(len(table)), np.arange(len(table))] = np.nan
@@ -201,12 +200,12 @@ def _one_map(
 
 
 def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
-    """Return how well each predictor ranked the senders of a receiver, and how often it found the best."""
+    """Return each predictor's rank correlation, and how often it found the best sender."""
     counted = record.counted
     rows: list[list[object]] = []
     for found in maps:
         own = np.array([client in counted for client in found.clients])
-        for split, where in MEASURED.items():
+        for split, where in SPLITS.items():
             for name in _predictors(found):
                 guess, gain = _tables(found, name, split)
                 ranks = rank_correlation(guess, gain)[own]
@@ -216,11 +215,11 @@ def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
     columns = ["round", "predictor", "gain on", "Spearman", "receivers"]
     columns += ["best sender found (%)", "by chance (%)"]
     caption = (
-        "Spearman's correlation of prediction and gain over the senders of a receiver; mean over receivers,"
-        " with the 95 % interval from three of them on. Receivers have senders in common, so it is of these"
-        " clients, not of others like them."
+        "Spearman's correlation of predicted and measured gain over the senders of a receiver. Mean over"
+        " receivers, with a 95 % interval from three receivers on. Receivers share senders, so the interval"
+        " holds for these clients only."
     )
-    return Table("transferability-quality", "How good the predictors were", columns, rows, caption)
+    return Table("transferability-quality", "Quality of the predictors", columns, rows, caption)
 
 
 def _spearman(ranks: np.ndarray) -> Cell:

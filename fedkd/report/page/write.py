@@ -1,4 +1,4 @@
-"""Pages of run folders and bench folders, written where they belong."""
+"""Writing the pages of run folders and bench folders."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,21 +24,21 @@ from fedkd.tracking import (
     remove_leftovers,
 )
 
-MOST_BYTES = 30_000_000  # of `metrics.jsonl` for a page at the end of a run: about a second's reading
+MOST_BYTES = 30_000_000  # of `metrics.jsonl` for a page at the end of a run: reading takes a second
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, study: Study | None = None) -> Path:
-    """Write the page of a run, of a bench, or of several runs side by side, and return the file.
+    """Write the page of a run, a bench, or several runs side by side; return the file.
 
     Args:
         folders: Run folders, or one bench folder.
-        out: The file, or the folder of `report.html`; absent: that of the run or bench, for several runs `.`.
-        study: Of a bench folder; absent: the one that is in it.
+        out: The file, or the folder of `report.html`. Default: the run or bench folder; `.` for several runs.
+        study: Of a bench folder. Default: read from the folder.
 
     Raises:
         UserError: A folder cannot be read, the file cannot be written, or a package is missing.
     """
-    for package in ("plotly.offline", "jinja2"):  # before a long reading
+    for package in ("plotly.offline", "jinja2"):  # before a long read
         require_package(package, REPORT_FILE, "report")
     page = _page(folders, study)
     path = folders[0] / REPORT_FILE if len(folders) == 1 else Path(REPORT_FILE)
@@ -59,15 +59,15 @@ def _page(folders: Sequence[Path], study: Study | None) -> Page:
     for folder in folders:
         runs, why = folder / "runs", ""
         if not folder.is_dir():
-            why = "no such folder" if not folder.exists() else "is no folder"
+            why = "no such folder" if not folder.exists() else "is not a folder"
         elif (folder / TUNE_FILE).is_file():
-            why = f"is a search, whose table is in table.md; its runs have pages: {runs}/*"
+            why = f"is a search, with its table in table.md; for pages of its runs: {runs}/*"
         if why:
             raise UserError(why, file=str(folder))
     benches = [folder for folder in folders if _is_bench(folder)]
     if len(folders) > 1 and benches:
         runs = benches[0] / "runs"
-        told = f"is a bench folder, which has a page of its own; its runs side by side: {runs}/*"
+        told = f"is a bench folder with its own page; for its runs side by side: {runs}/*"
         raise UserError(told, file=str(benches[0]))
     if len(folders) > 1:
         return comparison_page([read_record(folder) for folder in folders])
@@ -85,7 +85,7 @@ def _is_bench(folder: Path) -> bool:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse to write over a file that is no page of fedkd's."""
+    """Refuse to overwrite a file that is not a page of fedkd."""
     try:
         if not path.exists() and not path.is_symlink():
             return
@@ -94,23 +94,25 @@ def _check_replaceable(path: Path) -> None:
                 return
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", file=str(path)) from error
-    told = "is there already, and no report of fedkd; choose another with --out"
+    told = "exists and is not a report of fedkd; choose another file with --out"
     raise UserError(told, key="--out", file=str(path))
 
 
 def write_final_report(folder: Path, tell: Callable[[str], None]) -> None:
-    """Write the page of a run or a bench that has just ended; `tell` why there is none instead of failing.
+    """Write the page of a run or bench that has just ended; `tell` the reason if that fails.
 
-    Without its packages a `MissingPackage`.
+    Raises:
+        MissingPackage: A package for pages is missing.
     """
     try:
         if (folder / METRICS_FILE).exists() and (folder / METRICS_FILE).stat().st_size > MOST_BYTES:
-            tell(f"{METRICS_FILE} is large, and {REPORT_FILE} was left for later: fedkd report {folder}")
+            why = f"was left out because {METRICS_FILE} is large"
+            tell(f"{REPORT_FILE} {why}; to write it: fedkd report {folder}")
             return
         write_report([folder])
     except MissingPackage:
         raise
     except UserError as error:
-        tell(f"{REPORT_FILE} could not be made: {error}")
-    except Exception as error:  # a page is no reason to lose the word that a run has ended well
-        tell(f"{REPORT_FILE} could not be made: {type(error).__name__}: {error}")
+        tell(f"{REPORT_FILE} could not be written: {error}")
+    except Exception as error:  # a failed page must not fail a finished run
+        tell(f"{REPORT_FILE} could not be written: {type(error).__name__}: {error}")

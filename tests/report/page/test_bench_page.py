@@ -23,7 +23,7 @@ def test_a_study_reads_back_as_written(study, stream_study, tmp_path):
 @pytest.mark.parametrize("text", ["{", "{}", "[1]"])
 def test_a_folder_without_a_study_is_named(text, tmp_path):
     (tmp_path / "study.json").write_text(text)
-    with pytest.raises(UserError, match="is no study of a bench"):
+    with pytest.raises(UserError, match="is not a study of a bench"):
         read_study(tmp_path)
 
 

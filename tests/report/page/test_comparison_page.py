@@ -39,7 +39,7 @@ def test_folders_of_one_name_are_distinguished(make_run, payload_of, tmp_path):
     out = tmp_path / "page.html"
     write_report([make_run("x/run"), make_run("y/run", planned=8)], out)
     assert [row[0] for row in payload_of(out)["tables"]["results"]["rows"]] == ["x/run", "y/run"]
-    assert "Not done: y/run." in out.read_text()
+    assert "Unfinished: y/run." in out.read_text()
     write_report([make_run("z")] * 2, out)
     assert [row[0] for row in payload_of(out)["tables"]["results"]["rows"]] == ["1: z", "2: z"]
 
@@ -57,14 +57,14 @@ def test_many_runs_have_a_line_each(make_run, payload_of, tmp_path):
 def test_a_bench_folder_is_refused_as_a_run(make_run, tmp_path, capsys):
     (tmp_path / "bench" / "runs").mkdir(parents=True)
     assert main(["report", str(make_run()), str(tmp_path / "bench")]) == 2
-    assert "is a bench folder, which has a page of its own" in capsys.readouterr().err
+    assert "is a bench folder with its own page" in capsys.readouterr().err
 
 
 def test_a_search_folder_is_refused(tmp_path, capsys):
     (tmp_path / "search" / "runs").mkdir(parents=True)
     (tmp_path / "search" / "tune.toml").touch()
     assert main(["report", str(tmp_path / "search")]) == 2
-    assert "is a search, whose table is in table.md; its runs have pages" in capsys.readouterr().err
+    assert "is a search, with its table in table.md; for pages of its runs" in capsys.readouterr().err
 
 
 def test_out_may_be_a_folder_or_a_file(make_run, tmp_path, capsys):

@@ -65,8 +65,8 @@ def test_the_topology_is_in_title_and_tiles(make_run):
             [make_run(topology["graph"], clients=6, changes={"topology": topology})]
         ).read_text()
         assert f"<h1>made-up, seed 0, {told}</h1>" in text
-        assert f"<div><dt>topology, no server</dt><dd>{told}</dd></div>" in text
-    assert "topology, no server" not in write_report([make_run("star")]).read_text()
+        assert f"<div><dt>topology (no server)</dt><dd>{told}</dd></div>" in text
+    assert "topology (no server)" not in write_report([make_run("star")]).read_text()
 
 
 def test_a_constant_has_no_colour_scale(make_run, payload_of):
@@ -202,8 +202,8 @@ def test_a_minimal_run_has_a_page(clients, rounds, make_run, payload_of):
 
 def test_an_unfinished_run_says_so(make_run):
     text = write_report([make_run(planned=9)]).read_text()
-    assert "This run is not done: 3 of 9 rounds are recorded." in text
-    assert "not done" not in write_report([make_run("whole")]).read_text()
+    assert "This run is unfinished: 3 of 9 rounds are recorded." in text
+    assert "unfinished" not in write_report([make_run("whole")]).read_text()
 
 
 def test_a_run_that_has_just_begun_has_a_page(make_run, payload_of):
@@ -239,7 +239,7 @@ def test_malformed_metrics_are_refused(line, make_run, capsys):
     assert capsys.readouterr().err.startswith(f"error: {folder / 'metrics.jsonl'}: line 91 is ")
     told: list[str] = []
     write_final_report(folder, told.append)
-    assert told[0].startswith(f"report.html could not be made: {folder}")
+    assert told[0].startswith(f"report.html could not be written: {folder}")
 
 
 def test_failed_clients_and_warnings_are_shown(make_run, payload_of):
@@ -288,7 +288,7 @@ def test_only_generated_pages_are_overwritten(make_run, tmp_path, capsys):
     assert write_report([folder], mine) == mine
     mine.write_text("<html>my own</html>")
     assert main(["report", str(folder), "--out", str(mine)]) == 2
-    assert "no report of fedkd; choose another with --out" in capsys.readouterr().err
+    assert "is not a report of fedkd; choose another file with --out" in capsys.readouterr().err
     assert mine.read_text() == "<html>my own</html>"
 
 
@@ -298,7 +298,7 @@ def test_folders_without_runs_are_named(make_run, tmp_path, capsys):
     (tmp_path / "bench" / "runs").mkdir(parents=True)
     for name, told in {
         "nowhere": "no such folder",
-        "file": "is no folder",
+        "file": "is not a folder",
         "empty": "neither a run folder",
         "bench": "study.json: not found; the bench writes it once",
     }.items():

@@ -49,8 +49,8 @@ def test_the_table_shows_the_quality_of_each_predictor(make_run, payload_of):
     written(folder, 1, (0, 1, 2, 3), gain=gain, shift=gain, agreement=-gain)
     rows = payload_of(write_report([folder]))["tables"]["transferability-quality"]["rows"]
     found = {(row[1], row[2]): row[3:] for row in rows}
-    assert found["cosine of shifts", "own test data"] == [1.0, 4, 100.0, pytest.approx(100 / 3)]
-    assert found["agreement", "common test set"] == [-1.0, 4, 0.0, pytest.approx(100 / 3)]
+    assert found["cosine of shifts", "local test accuracy"] == [1.0, 4, 100.0, pytest.approx(100 / 3)]
+    assert found["agreement", "global test accuracy"] == [-1.0, 4, 0.0, pytest.approx(100 / 3)]
 
 
 @pytest.mark.parametrize("clients", [(0,), (0, 1)])

@@ -6,12 +6,12 @@
   const systemDark = matchMedia("(prefers-color-scheme: dark)");
   const NARROW = 560; // pixels of a figure below which its legend stands under it
   const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
-  // Colours of lines that white paper suits and a dark screen does not.
+  // Colours of lines on white, and their replacements on a dark screen.
   const ON_DARK = {
     "#0072B2": "#5AB0E8", "#D55E00": "#FF8F47", "#009E73": "#3CCB9F", "#000000": "#F2F2F2", "#808080": "#A8A8A8", "#707070": "#A8A8A8",
     "rgba(0,114,178,0.18)": "rgba(90,176,232,0.22)", "rgba(213,94,0,0.18)": "rgba(255,143,71,0.22)",
   };
-  const drawn = new Map(); // element to the function that draws it anew
+  const drawn = new Map(); // element to the function that redraws it
   const pen = document.createElement("canvas").getContext("2d");
   pen.font = "11px system-ui, sans-serif";
 
@@ -60,7 +60,7 @@
     };
     for (const name of ["xaxis", "yaxis"]) layout[name] = { ...axis, ...layout[name] };
     const x = layout.xaxis.tickformat === "d" && !layout.xaxis.dtick ? data.flatMap((trace) => trace.x || []) : [];
-    if (x.length) { // few whole numbers have a tick each: between two there is nothing
+    if (x.length) { // few whole numbers: one tick each
       const [least, most] = x.reduce(([low, high], at) => [Math.min(low, at), Math.max(high, at)], [x[0], x[0]]);
       if (most - least <= 6) layout.xaxis.dtick = 1;
     }
@@ -73,7 +73,7 @@
     return Plotly.react(element, shown, laidOut(layout, height, shown, element.clientWidth || 480), CONFIG);
   }
 
-  function reserve(element, data, layout, height) { // so that the page does not jump when the figure is drawn
+  function reserve(element, data, layout, height) { // keeps the page from jumping when the figure is drawn
     element.style.minHeight = `${fullHeight(layout, height, data, element.clientWidth || 480)}px`;
   }
 
@@ -137,18 +137,18 @@
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       watcher.unobserve(entry.target);
-      const draw = entry.target.drawAnew;
+      const draw = entry.target.drawNow;
       drawn.set(entry.target, draw);
       draw();
     }
   }, { rootMargin: "800px" });
 
   function whenSeen(box, draw) {
-    box.drawAnew = draw;
+    box.drawNow = draw;
     watcher.observe(box);
   }
 
-  // Who learned from whom -------------------------------------------------------------------------------
+  // Weights between clients -----------------------------------------------------------------------------
 
   function makeNeighbours(box) {
     const view = payload.neighbours;
@@ -173,14 +173,14 @@
       const more = round.w.map((row, n) => row.map((_, m) => {
         const why = [];
         if (round.d) why.push(`distance ${number(round.d, n, m)}`);
-        if (round.l) why.push(`without it ${number(round.l, n, m)}`);
+        if (round.l) why.push(`left out ${number(round.l, n, m)}`);
         return why.length ? `<br>${why.join("<br>")}` : "";
       }));
       const trace = {
         type: "heatmap", z: round.w, x: names, y: names, customdata: more, colorscale: "Cividis", zmin: 0, zmax: 1,
         showscale: new Set(round.w.flat()).size > 1,
         xgap: 1, ygap: 1, colorbar: { thickness: 12, outlinewidth: 0 },
-        hovertemplate: "%{y} took %{z:.3f} from %{x}%{customdata}<extra></extra>",
+        hovertemplate: "%{y} gives %{x} a weight of %{z:.3f}%{customdata}<extra></extra>",
       };
       if (names.length <= 12) trace.texttemplate = "%{z:.2f}";
       plot(matrix, [trace], {
@@ -195,7 +195,7 @@
         const angle = Math.PI / 2 - (2 * Math.PI * n) / count;
         return [Math.cos(angle), Math.sin(angle)];
       });
-      // One trace for all edges of about one weight, by the greatest there is: a line has but one width.
+      // One trace for all edges of similar weight: a Plotly line has one width.
       const others = round.w.flatMap((row, n) => row.filter((weight, m) => n !== m));
       const unit = Math.max(0.5 / count, ...others);
       const classes = [[0.66 * unit, 5], [0.33 * unit, 3], [0.1 * unit, 1.5]];
@@ -234,7 +234,7 @@
 
     function tell(round, receiver) {
       const n = round.places.indexOf(receiver);
-      const head = ["neighbour", "weight", ...(round.d ? ["distance"] : []), ...(round.l ? ["without it"] : [])];
+      const head = ["neighbour", "weight", ...(round.d ? ["distance"] : []), ...(round.l ? ["left out"] : [])];
       const cells = (tag, texts) => texts.map((text) => {
         const cell = document.createElement(tag);
         cell.textContent = text;
@@ -244,7 +244,7 @@
       const body = box.querySelector(".why tbody");
       if (n < 0) {
         const row = document.createElement("tr");
-        row.replaceChildren(...cells("td", [`${view.labels[receiver]} took no part in this round`]));
+        row.replaceChildren(...cells("td", [`${view.labels[receiver]} did not take part in this round`]));
         body.replaceChildren(row);
         return;
       }
@@ -299,7 +299,7 @@
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const keyed = rows.map((row) => [key(row, column), row]);
       keyed.sort(([a], [b]) => {
-        if (a === null || b === null) return (a === null) - (b === null); // what is not known comes last
+        if (a === null || b === null) return (a === null) - (b === null); // unknown values come last
         return down ? compare(b, a) : compare(a, b);
       });
       body.replaceChildren(...keyed.map(([, row]) => row));
@@ -317,7 +317,7 @@
   function hintAtCut(scroll) {
     const hint = document.createElement("p");
     hint.className = "hint";
-    hint.textContent = "Scroll inside the table to see all of it.";
+    hint.textContent = "Scroll inside the table to see more.";
     scroll.before(hint);
     const look = () => {
       const beyond = scroll.scrollWidth - scroll.clientWidth;
@@ -352,13 +352,13 @@
   addEventListener("resize", () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      if (width !== innerWidth) redraw(); // heights depend on how many lines a legend takes
+      if (width !== innerWidth) redraw(); // the height depends on the lines of the legend
       width = innerWidth;
     }, 150);
   });
   addEventListener("beforeprint", () => {
     for (const box of document.querySelectorAll("[data-figure], [data-neighbours]")) {
-      if (!drawn.has(box)) box.drawAnew();
+      if (!drawn.has(box)) box.drawNow();
     }
   });
 
@@ -388,7 +388,7 @@
   begin().catch((error) => {
     delete root.dataset.drawing;
     const trouble = document.getElementById("trouble");
-    trouble.textContent = `The figures cannot be drawn: ${error.message}. The page needs a browser of 2023 or later.`;
+    trouble.textContent = `The figures cannot be drawn: ${error.message}. This page needs a browser from 2023 or later.`;
     trouble.hidden = false;
   });
 })();
