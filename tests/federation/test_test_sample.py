@@ -107,7 +107,7 @@ def test_small_sets_streams_and_asynchronous_rounds_use_all_samples(digits_scena
     for other in ({"continual": STREAM}, {"rounds": 2, "asynchronous": {"buffer": 2}}):
         tables = digits_scenario | other
         assert planned(tables).scenario.evaluate == "full"
-        with pytest.raises(UserError, match="use figures of earlier rounds, got 40"):
+        with pytest.raises(UserError, match="in asynchronous rounds, got 40"):
             parse_plan(tables | {"evaluate": PART})
 
 
