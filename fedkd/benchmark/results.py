@@ -18,7 +18,7 @@ from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan import build_schedule
 from fedkd.plugins import require_package
-from fedkd.report import Curve, StudyRun
+from fedkd.report import TEST_SAMPLES, Curve, StudyRun
 from fedkd.scenario import Scenario, accuracy_name, evaluation_protocols
 from fedkd.storage import atomic_replacement
 from fedkd.tracking import METRICS_FILE, read_metrics, read_timings
@@ -224,7 +224,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in of_all:
         curves.setdefault(f"{row['metric']}_{row['split']}", []).append((row["round"], row["value"]))
-    last = {name: curve[-1][1] for name, curve in curves.items()}
+    last = {name: curve[-1][1] for name, curve in curves.items() if name != TEST_SAMPLES}
     # A learner's own metrics belong to the task that has just ended.
     said = {f"{row['metric']}_train": row["value"] for row in of_tasks if row["split"] == "train"}
     return StudyRun(
