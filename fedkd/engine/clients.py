@@ -136,7 +136,7 @@ def ray_grid(
 
 
 def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
-    """Return the plan on the CPU if clients have no GPU: Ray does not hide one from them."""
+    """Return the plan, on the CPU if clients reserve no GPU: Ray does not hide GPUs from them."""
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
         return plan
     return plan.on_device("cpu")
@@ -160,7 +160,7 @@ WAIT_SECONDS = 0.5
 def with_selected_executor(
     plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
 ) -> Plan:
-    """Return a plan with an executor, measured on the cluster (None: here) if the scenario is open."""
+    """Return a plan with an executor; ``auto`` is measured on the cluster (None: in this process)."""
     if plan.scenario.training.executor != "auto":
         return plan
     engine = plan.scenario.engine
@@ -169,7 +169,7 @@ def with_selected_executor(
     if cluster is None or cluster.alone:  # this process is like an actor
         choice = select_executor(placed, data, tell=tell)
     else:
-        tell("finding out on the cluster whether clients train quicker one by one or together")
+        tell("measuring on the cluster whether clients train faster one by one or together")
         choice = _choose_on_cluster(placed, data, cluster, share or 0.0)
     tell(f"executor {choice.told}")
     return plan.with_executor(choice.executor)
@@ -188,9 +188,7 @@ def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float)
         try:
             return ray.get(waiting[0])
         except Exception as error:  # actors will report it
-            return ExecutorChoice(
-                "loop", f"loop: nothing could be measured on the cluster ({described(error)})"
-            )
+            return ExecutorChoice("loop", f"loop: the measurement on the cluster failed ({described(error)})")
 
 
 def _choose(scenario_json: str, data: Any) -> ExecutorChoice:

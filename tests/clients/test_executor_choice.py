@@ -179,7 +179,7 @@ def test_an_actors_node_decides_the_choice_on_a_cluster(ray_session, tmp_path):
     tables["engine"] = {"kind": "ray", "actors": 1, "cpus_per_actor": 0.5, "gpus_per_actor": 0.0}
     run = fedkd.run(tables, out=tmp_path / "run", observers=[observer])
     assert read_run_plan(run.folder).scenario.training.executor == "loop"
-    assert any("finding out on the cluster" in line for line in observer.lines)
+    assert any("measuring on the cluster" in line for line in observer.lines)
     assert "executor loop: clients that may be skipped or tried again work alone" in observer.lines
 
 
