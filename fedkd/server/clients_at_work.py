@@ -17,9 +17,14 @@ DEPARTURES = "departures"
 class ClientJob:
     """A client's work between a download and an upload.
 
-    It `began` in a round, draws by round `key`, and starts at second `start`. `working` are its seconds of
-    work (before its end a lower bound). `size` are the bytes of its download, `steps` those of distilling it.
-    `over` is the arrival of its upload; NaN: unknown yet.
+    Attributes:
+        began: Round in which it began.
+        key: Round of its random draws.
+        start: Second at which it starts.
+        working: Seconds of work; a lower bound until it is done.
+        size: Bytes of its download.
+        steps: Steps of distilling the download.
+        over: Second at which its upload arrives; NaN: not known yet.
     """
 
     client: int

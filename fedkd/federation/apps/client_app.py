@@ -168,7 +168,7 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
 
 
 def answer_batch(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-    """Handle messages of one kind to different clients together; return a reply or an exception for each."""
+    """Handle messages of one kind together; return each client's reply or exception."""
     outcomes: dict[int, Message | Exception] = {}
     began = time.perf_counter()
     with ExitStack() as stack:
