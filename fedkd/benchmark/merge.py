@@ -51,7 +51,7 @@ def value_at(tables: Any, key: str, missing: Any = None) -> Any:
 def merged(tables: Mapping[str, Any], *steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `tables` with the changes of all `steps` applied, one key at a time.
 
-    A number steps into a list (``clients.0.model``). A step into a single value is a `UserError`.
+    A number steps into a list (``clients.0.model``). A step into a single value raises `UserError`.
     """
     result = deepcopy(dict(tables))
     for key, value in [pair for changes in steps for pair in flatten(changes).items()]:

@@ -1,4 +1,4 @@
-"""Progress of a bench or a search: a live display on a terminal, else plain lines, nothing if quiet."""
+"""Progress of a bench or search: a live display on a terminal, else plain lines; nothing if quiet."""
 
 from __future__ import annotations
 

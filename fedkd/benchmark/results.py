@@ -65,7 +65,7 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, CellOut
 
 
 def chance_line(done: Sequence[FinishedCell]) -> str | None:
-    """Return a line about cells whose clients ended a task, or the run, at chance; None: there are none."""
+    """Return a line about cells whose clients ended a task or the run at chance; None: no such cell."""
     found = [
         (cell.cell.label, len({told["client"] for told in cell.summary["at_chance"]}))
         for cell in done
@@ -77,7 +77,7 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
     more = f" and {len(found) - CELLS_NAMED} more" if len(found) > CELLS_NAMED else ""
     return (
         f"warning: in {len(found)} of {len(done)} cells clients were no better than the majority class on"
-        f" their training samples: {', '.join(named)}{more}; their summary.json says who, as at_chance"
+        f" their training samples: {', '.join(named)}{more}; see at_chance in their summary.json"
     )
 
 

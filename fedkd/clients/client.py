@@ -43,10 +43,10 @@ EFFECT = "effect/"
 class Client(StrategyView):
     """Train, upload knowledge, learn from guidance, evaluate.
 
-    Every draw derives from (seed, purpose, client, round). So the state between two messages is that of the
-    parts, the strategy's arrays and the round of the last guidance. Trainings are coroutines of jobs (see
-    `fedkd.training.executor`), so that several clients can train together. `poison` is None for an honest
-    client, `stream` where there are no tasks.
+    Every draw derives from (seed, purpose, client, round). So the state between two messages consists of the
+    states of the parts, the strategy's arrays, and the round of the last guidance. Trainings are coroutines
+    of jobs (see `fedkd.training.executor`), so that several clients can train together. `poison` is None for
+    an honest client, `stream` is None without tasks.
 
     Attributes:
         evaluated: True if its accuracy before fusion is measured.
@@ -126,7 +126,7 @@ class Client(StrategyView):
         if self.strategy.capabilities.sends == "nothing":
             return {}
         arrays = self.strategy.upload(self.at(round, request))
-        check_arrays(arrays, f"what `upload` of '{self.scenario.fusion.strategy}' returned")
+        check_arrays(arrays, f"the result of `upload` of '{self.scenario.fusion.strategy}'")
         self.fit = None  # its initial weights are no longer needed
         return self.sent(arrays, self.strategy.kinds_of(arrays), round)
 

@@ -38,7 +38,7 @@ class Workload:
 
     Attributes:
         training: Everything but evaluations, the server's training included.
-        evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
+        evaluation: Predictions for measurements, as if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
         answered: True if asynchronous rounds evaluate the clients that they answer.
@@ -59,9 +59,9 @@ class Workload:
         return self._evaluation / whole if whole else 0.0
 
     def remedies(self) -> dict[str, int]:
-        """Return each key's value that alone limits evaluations to half.
+        """Return, for each key, the value that limits evaluations to half of the work.
 
-        Useless values are left out: below 1, or the present one.
+        Values below 1 and present values are left out.
         """
         now = self._evaluation
         if now <= self.training:
@@ -99,7 +99,7 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
     moments = sampled * (1 + bool(guided)) if answered else 1 + guided
     # With common weights, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.capabilities.brings_model else 1.0
-    # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
+    # Each step may add a batch of the other kind: private samples in distillation, transfer ones in training.
     with_private = 2 if plan.recipe.ce_weight > 0 else 1
     with_transfer = 2 if plan.recipe.kd_weight > 0 else 1
     held_out = selection_holdout_share(plan) or 0.0

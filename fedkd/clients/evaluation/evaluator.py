@@ -66,8 +66,8 @@ class Evaluator:
             return client.predict(x)
         logits, wanted = client.networks.logits_of(network, x), (len(x), client.classes)
         if logits.shape != wanted:
-            told = f"what `predictor` of '{strategy.name}' returned made {list(logits.shape)}"
-            raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
+            told = f"the network from `predictor` of '{strategy.name}' returned {list(logits.shape)}"
+            raise TypeError(f"{told} logits; must be {list(wanted)}")
         return logits
 
     def predictor(self) -> nn.Module | None:
@@ -93,7 +93,7 @@ class Evaluator:
         return found
 
     def evaluate_after_fusion(self, split: Split, round: int) -> Score:
-        """Evaluate after the fusion of a round; once a process if all clients have the same answers."""
+        """Evaluate after fusion; once per process if all clients have the same answers."""
         client, trainer = self._client, self._client.trainer
         if not isinstance(trainer, NetworkTrainer):
             return self.evaluate(split)

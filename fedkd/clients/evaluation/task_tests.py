@@ -47,9 +47,9 @@ def is_task_metric(key: str) -> bool:
 class TaskTests:
     """Test a learner's network on the test samples of tasks.
 
-    The tasks of `learning` are places in `order`, the client's own. `measured` are measurements that clients
-    of the process share; None: the answers are the client's own. `main` is the scenario's own place among the
-    `evaluation_protocols`: with the task given, and perhaps without.
+    The tasks of `learning` are places in the client's `order`. `measured` are measurements that clients of
+    the process share; None: the answers are the client's own. `main` is the index of the scenario's protocol
+    among the `evaluation_protocols`: with the task given, and perhaps without.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class TaskTests:
     def accuracies(self, task: int, fused: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return accuracies [protocols, splits] on a task, and rates of its inference [splits].
 
-        The latter is NaN if the learner infers none, or has not met this one. Arguments as in `measure`.
+        The rates are NaN if the learner does not infer tasks or has not learned this one. Arguments as in
+        `measure`.
         """
         model = self._learning.model(self.place_of(task))
         own, common = self._tasks.tests(task)

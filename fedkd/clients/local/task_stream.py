@@ -46,9 +46,8 @@ TAUGHT_AGAIN = "taught_again"
 class TaskStream:
     """The learner of a client of a federated stream, and measurements on each task.
 
-    A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
-    A learner sees the tasks in the client's own order: its task is a place in that order, from 0. A task that
-    comes back is a further one to it.
+    A strategy sees one task at a time: its samples, transfer set and classes. A learner sees the tasks in the
+    client's own order: its task is a place in that order, from 0. A repeated task is a new one for it.
 
     Attributes:
         learning: The client's network under the learner.
@@ -176,9 +175,9 @@ class TaskStream:
         )
 
     def _shaped(self, job: TrainJob, round: int, loss: LocalLoss) -> TrainJob:
-        """Return the job with the learner's loss, on samples of the tasks it names and those it remembers.
+        """Return the job with the learner's loss, on samples of its tasks and its memory.
 
-        A straggler trains on less of each.
+        A straggler trains on fewer samples of each task.
         """
         learner, context = self.learning.learner, self.learning.context
         tasks, replayed = learner.batch(context)
@@ -227,7 +226,7 @@ class TaskStream:
         effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
 
     def task_metrics(self, round: int, effect: GuidanceEffect) -> dict[str, float]:
-        """Return accuracies on all tasks met so far and on the next one, and their drops; else NaN.
+        """Return accuracies on all tasks so far and on the next one, and their drops; others: NaN.
 
         At round 0, before any training, all tasks of the client are measured.
         """
