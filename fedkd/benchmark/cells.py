@@ -243,7 +243,7 @@ def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[
 
 
 def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the metrics of the table: those of the bench file, else the default ones of its cells."""
+    """Return the metrics of the table: those of the bench file, else the defaults of its cells."""
     if bench.spec.metrics is not None:
         return tuple(bench.spec.metrics)
     streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]

@@ -15,7 +15,7 @@ SHOWN_VALUES = 4  # values of a key that a message names at most
 
 
 def check_folder(cells: Sequence[Cell], folder: Path) -> None:
-    """Refuse a folder with runs of another bench; more seeds, values and variants only add cells."""
+    """Refuse a folder with runs of another bench; new seeds, values and variants only add cells."""
     try:
         found = sorted((folder / "runs").iterdir())
     except OSError:  # missing yet, or unreadable: writing there reports it

@@ -1,4 +1,4 @@
-"""Scenario keys in a bench file: one rule for all tables, whether keys are dotted, quoted or nested."""
+"""Scenario keys in a bench file: one rule for dotted, quoted and nested keys in all tables."""
 
 from collections.abc import Mapping
 from copy import deepcopy

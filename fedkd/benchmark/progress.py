@@ -36,7 +36,7 @@ class BenchProgress:
         self._usual = 0.0
 
     def add(self, cells: Sequence[Cell], known: int) -> None:
-        """Add cells to run; `known` counts them and those that are done, all unknown so far."""
+        """Add cells to run; `known` is the number of unknown cells that they and finished ones replace."""
         self._waiting |= dict.fromkeys(cells)
         self.already_done += known - len(cells)
         self._unknown -= known

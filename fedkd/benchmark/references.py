@@ -22,7 +22,7 @@ LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")
 
 
 def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
-    """Return the cells, in order, with the metrics of those that are done relative to their references."""
+    """Return the cells, in order; finished ones get metrics relative to their references."""
     changed = {axis.name: {key for level in axis.levels for key in level.changes} for axis in axes}
     shared = [name for name, keys in changed.items() if keys.isdisjoint(LEARNER)]
     siblings: defaultdict[Hashable, list[FinishedCell]] = defaultdict(list)

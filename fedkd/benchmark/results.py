@@ -55,7 +55,7 @@ class FinishedCell:
 
 
 def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, CellOutcome]) -> list[FinishedCell]:
-    """Return all cells with their outcomes; those without one were done before, or never ran."""
+    """Return all cells with their outcomes; a cell without one was done before, or never ran."""
     finished = []
     for cell in cells:
         summary = read_summary(folder / cell.folder_name)
@@ -240,7 +240,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
 
 
 def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the numeric rows of the federation's means: those of no task, and those of tasks."""
+    """Return the numeric rows of the federation's means: without a task, and of tasks."""
     with (cell.folder / METRICS_FILE).open(
         "rb"
     ) as lines:  # most are of single clients: the others are parsed

@@ -190,7 +190,7 @@ def study_of(
 
 
 def partial_study(folder: Path) -> Study | None:
-    """Return the study of a bench folder's finished cells; None: the present study has them all."""
+    """Return the study of a bench folder's finished cells; None: `study.json` has them all."""
 
     def written(path: Path) -> int:
         try:

@@ -135,7 +135,7 @@ def open_scheduler(
 
 
 def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, CellOutcome]:
-    """Run jobs one after the other; return the outcomes of those that ran. Ctrl-C starts no other job."""
+    """Run jobs one after the other until Ctrl-C; return the outcomes of those that ran."""
     progress.slots(1)
     outcomes: dict[Cell, CellOutcome] = {}
     for cell, (scenario_json, folder) in jobs.items():

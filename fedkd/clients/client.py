@@ -77,7 +77,7 @@ class Client(StrategyView):
 
     @property
     def workplace(self) -> object:
-        """The model that clients of this process share, or the client itself: one training at a time."""
+        """The process's shared model, or the client itself; only one training at a time may use it."""
         shared = self.trainer.shared if isinstance(self.trainer, NetworkTrainer) else None
         return self if shared is None else shared
 
@@ -133,7 +133,7 @@ class Client(StrategyView):
     def sent(
         self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], round: int
     ) -> dict[str, np.ndarray]:
-        """Return arrays of some kinds after the client's half of all stages of an upload."""
+        """Return arrays of some kinds after the client's half of all upload stages."""
         return encode(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
 
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:

@@ -68,7 +68,7 @@ class Local:
     tell: Callable[[str], None] = print
 
     def run(self) -> None:
-        """Start, run and stop; raise `UserError` for a wrong set-up, `RunFailed` for a failed run."""
+        """Start, run and stop; `UserError`: a wrong set-up; `RunFailed`: a failed run."""
         if (self.out / SCENARIO_FILE).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
@@ -204,7 +204,7 @@ class _Running:
             self._local.tell(f"warning: {child.name} {child.how}; end of its log: {_last_words(child.log)}")
 
     def _heard(self, line: str) -> None:
-        """Report a line of the server's, unless it is Flower's or a reported error's traceback."""
+        """Report a line of the server, except Flower's lines and tracebacks of reported errors."""
         plain = _COLOURS.sub("", line).strip()
         if self._failure is not None:
             self._wrong_input = self._wrong_input or plain.startswith("fedkd.errors.UserError")

@@ -75,7 +75,7 @@ class ScenarioWorkload:
 
 
 def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
-    """Return a grid in this process; idle states lie in `folder`. An unfit model is a `UserError`."""
+    """Return a grid in this process, with idle states in `folder`; an unfit model raises `UserError`."""
     models = build_checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
     clients = ClientFactory(here, data)
@@ -101,7 +101,7 @@ def ray_grid(
     """Return a grid that runs the plan's clients on Ray actors, `spares` first.
 
     Idle clients' states lie in `folder` on machines that have it, else among temporary files. `tell` receives
-    a line if others use the cluster too. An unfit model or cluster is a `UserError`, a late actor
+    a line if others use the cluster too. An unfit model or cluster raises `UserError`, a late actor
     `EngineLost`.
     """
     from fedkd.engine.ray.grid import RayGrid

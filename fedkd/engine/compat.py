@@ -162,7 +162,7 @@ def silence_raylet() -> None:
 
 
 def allowed_cpus() -> int | None:
-    """Return the CPUs of this process if Ray would count more: it ignores batch systems and ``taskset``."""
+    """Return this process's CPUs if Ray would count more: it ignores batch systems and ``taskset``."""
     from ray._private.utils import get_num_cpus
 
     if not hasattr(os, "sched_getaffinity"):

@@ -147,7 +147,7 @@ class LiveClients:
                 if client not in self._contexts and client in self._states:
                     return reply, arrays_to_record(self._states.get(client))
                 told = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
-                # Copied: a record shares its arrays with the client, which goes on.
+                # Copied: a record shares its arrays with the client, which changes them later.
                 state = record_to_arrays(told.content.array_records[msg.STATE])
                 return reply, arrays_to_record({name: values.copy() for name, values in state.items()})
         except Exception as error:

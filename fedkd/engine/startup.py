@@ -42,7 +42,7 @@ class StartedEngine:
         self.grid = make()
 
     def renew(self) -> None:
-        """Take another grid; `ActorsLost` if more was lost, `EngineLost` if the grid does not come up."""
+        """Take another grid; `ActorsLost`: another loss; `EngineLost`: no grid starts."""
         self.grid.close()
         self.grid = self._remake()
 
@@ -181,7 +181,7 @@ class RestartPolicy:
         self._blamed: tuple[int, int | None] | None = None
 
     def record(self, loss: ActorsLost, saved: int) -> ActorsLost | None:
-        """Count a loss; return the error that ends the run, or None; `saved`: round of the checkpoint."""
+        """Count a loss since the checkpoint of round `saved`; return the error that ends the run, if any."""
         self._count = 1 + (self._count if saved == self._saved else 0)
         blamed = None if loss.client is None else (loss.client, loss.round)
         again = blamed is not None and blamed == self._blamed
@@ -206,5 +206,5 @@ class RestartPolicy:
 
 
 def describe_restart_point(saved: int) -> str:
-    """Return in words where a run restarts, by its last checkpoint's round; 0: there is none."""
+    """Return a run's restart point in words; `saved` is the checkpoint's round, 0 without one."""
     return f"the checkpoint of round {saved}" if saved else "its beginning"

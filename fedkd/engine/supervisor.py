@@ -42,7 +42,7 @@ _shared: mmap.mmap | None = None
 
 
 def run_in_child() -> None:
-    """Go on in a child process group; the parent passes on signals and leaves with the child's status."""
+    """Continue in a child process group; the parent passes on signals and exits with the child's status."""
     global _to_parent, _shared
     if _libc is None or _to_parent is not None:
         return
@@ -204,13 +204,13 @@ def _read(descriptor: int) -> str:
 
 
 def address_limit() -> str | None:
-    """Return the limit on this process's address space (`ulimit -v`) in words; None: there is none."""
+    """Return the limit on this process's address space (`ulimit -v`) in words; None: no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if soft == resource.RLIM_INFINITY else f"{soft / 1e6:,.0f} MB (ulimit -v {soft // 1024})"
 
 
 def check_address_space() -> None:
-    """Raise `RunFailed` if the limit is so low that the run could only end by an abort."""
+    """Raise `RunFailed` if the address space is too small to load torch."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < LEAST_ADDRESS_BYTES:
         raise RunFailed(

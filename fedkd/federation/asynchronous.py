@@ -34,7 +34,7 @@ SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """A client's reply to a job: its upload, its metrics, and its accuracy if it is at chance."""
+    """A client's reply to a job: upload, metrics, and accuracy if it is at chance."""
 
     arrays: Mapping[str, np.ndarray]
     figures: Mapping[str, float]
@@ -42,7 +42,7 @@ class Reply:
 
     @classmethod
     def of(cls, reply: Message) -> Reply:
-        """Return a message's content; arrays are copied, as they may lie in memory lent for a moment."""
+        """Return a message's content, with copies of arrays: their memory may be reused."""
         content = reply.content
         told: Any = content.config_records[msg.AT_CHANCE] if msg.AT_CHANCE in content else {}
         sent = record_to_arrays(content.array_records[msg.ARRAYS])

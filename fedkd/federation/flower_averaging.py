@@ -153,7 +153,7 @@ def _check_names(arrays: Arrays, model: Arrays) -> None:
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
-    """Return the arrays of a Flower strategy: attributes that are a record, a dict or list of arrays."""
+    """Return a Flower strategy's arrays: attributes that are a record, or a dict or list of arrays."""
     arrays: dict[str, np.ndarray] = {}
     for attribute, value in vars(strategy).items():
         if isinstance(value, ArrayRecord):

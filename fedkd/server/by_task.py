@@ -84,7 +84,10 @@ class TaskwiseFusion:
         return found
 
     def begin(self, clients: Collection[int]) -> None:
-        """Leave initial guidance for all clients before a task's first round (unknown ones: the first)."""
+        """Leave initial guidance for all clients before a task's first round.
+
+        If no client is known, the first task begins.
+        """
         for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
 

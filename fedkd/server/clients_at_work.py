@@ -48,7 +48,7 @@ class ClientJob:
 
 
 class JobsInFlight:
-    """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends."""
+    """The jobs in flight, by (time, client) of their ends: one per client, at most `concurrency`."""
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
         self._clients, self._concurrency, self._seed = clients, concurrency, seed
@@ -70,7 +70,7 @@ class JobsInFlight:
         return chosen
 
     def key(self, client: int, round: int) -> int:
-        """Return the round of the draws of a client's next job: this one, or one not used yet."""
+        """Return the round of the draws of a client's next job: this round, or the next unused one."""
         return max(round, int(self._keys[client]) + 1)
 
     def depart(self, job: ClientJob) -> None:

@@ -36,7 +36,7 @@ LOOKED_AT = 8
 
 
 class UntrainedModels(TransferSetModels):
-    """Models on the server that are not trained: a loss is computed once, on two samples."""
+    """Untrained models on the server: a loss is computed once, on two samples."""
 
     def train(
         self,
@@ -58,7 +58,7 @@ class UntrainedModels(TransferSetModels):
 
 
 def attributes_of(strategy: FusionStrategy) -> dict[str, Any]:
-    """Return copies of the hyper-parameters, by name, and of the classes' attributes, by class and name."""
+    """Return copies of hyper-parameters by name, and of class attributes by class and name."""
     found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}
     for owner in type(strategy).__mro__:
         if issubclass(owner, FusionStrategy) and owner is not FusionStrategy:

@@ -88,7 +88,7 @@ class TrainedClient:
         return self.logits(x).argmax(axis=1)
 
     def of_task(self, task: int) -> TrainedClient:
-        """Return the client's model of a task that it has met, with that task's effective weights."""
+        """Return the client's model of a task that it has learned, with the task's effective weights."""
         if self._of_task is None:
             raise UserError("the run has no stream of tasks")
         if task not in self.tasks:
@@ -119,7 +119,7 @@ class TrainedRun:
         self.architectures = architecture_names(self.plan.groups)
 
     def client(self, index: int) -> TrainedClient:
-        """Return a client; raise a `UserError` if it is missing or its checkpoint is damaged."""
+        """Return a client; `UserError`: it is missing or its checkpoint is damaged."""
         clients = self.plan.scenario.data.clients
         if not isinstance(index, int) or not 0 <= index < clients:
             raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
@@ -183,7 +183,7 @@ class TrainedRun:
 
 
 class TrainedNode(TrainedRun):
-    """The client of a deployed node after its newest run; a `UserError` if it is missing."""
+    """The client of a deployed node after its newest run; a missing one raises `UserError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()

@@ -27,7 +27,7 @@ def found_scenario(search: Search, trial: Trial) -> Scenario:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return trials, the best first: those that are done, then those that were stopped, by value."""
+    """Return trials by value, the best first: finished trials, then stopped ones."""
     order = {"done": 0, "pruned": 1}
     return sorted(trials, key=lambda t: (order.get(t.status, 2), -(t.value or 0.0), t.number))
 

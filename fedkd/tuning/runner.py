@@ -34,7 +34,7 @@ MAY_GROW = ("trials", "parallel")  # keys of a search that may change between ca
 
 @dataclass(frozen=True)
 class TunePlan:
-    """A checked search; `first` are the base's values, the first trial; None: outside the search space."""
+    """A checked search; `first` has the base's values for the first trial; None: outside the search space."""
 
     search: Search
     folder: Path

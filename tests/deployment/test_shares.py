@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / SHARE_MANIFEST).write_text((f / SHARE_MANIFEST).read_text().replace('"9"', '"8"')),
         "share.json: is not what was written: it is damaged",
     ),
-    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is no JSON"),
+    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is not valid JSON"),
     "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),
     "unknown key": (lambda f: edited(f, lambda s: s.update(pickle=1)), "pickle: Extra inputs"),
     "client out of range": (lambda f: edited(f, lambda s: s.update(client=3)), "client: must be below 3"),

@@ -81,7 +81,7 @@ class Workload:
 
 
 def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
-    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing."""
+    """Estimate the products and convolutions of a round from sizes alone; estimators count as 0."""
     scenario, strategy = plan.scenario, plan.strategy
     costs = _costs(plan, data, models)
     made = made_auxiliaries(plan, data, models)
@@ -193,7 +193,7 @@ def count_trial_operations(plan: Plan, data: FederatedData, models: Sequence[nn.
 
 
 def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> tuple[float, float]:
-    """Return a client's auxiliary networks in forward operations of a sample: in training, in evaluations."""
+    """Return forward operations per sample of a client's auxiliary networks, in training and evaluation."""
     strategy = plan.strategy
     training = answers = 0.0
     for name, auxiliary in aux_networks_of(strategy).aux_networks().items() if made else ():

@@ -92,7 +92,7 @@ def estimate_client_bytes(plan: Plan, data: Data, models: Sequence[nn.Module | E
 
 
 def max_resident_clients(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
-    """Return the number of idle clients, of so many bytes each, that fit into a process's memory.
+    """Return the number of idle clients of `of_client` bytes that fit into a process's memory.
 
     `share` is the process's share of this machine's memory, `gpu_share` of a GPU, or the number of GPUs.
     """
@@ -103,7 +103,7 @@ def max_resident_clients(of_client: int, share: float, gpu_share: float, device:
 
 
 def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
-    """Refuse models that do not fit into this machine, if they are kept on it."""
+    """Refuse models that exceed this machine's memory, if they are kept on it."""
     scenario = plan.scenario
     elsewhere = scenario.engine.address is not None or resolve_device(scenario.engine.device).type != "cpu"
     if elsewhere:

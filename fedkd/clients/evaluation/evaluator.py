@@ -112,7 +112,7 @@ class Evaluator:
         return nullcontext() if stream is None else stream.tests.shared_predictions()
 
     def measure_before_fusion(self, round: int, *, changes: bool = True) -> None:
-        """Record that guidance arrives in this round, and the scores before it if it changes the model."""
+        """Record the arrival of guidance in this round, and the scores before it if it changes the model."""
         client = self._client
         with self.shared_predictions():
             scores = {split: self.evaluate(split) for split in SPLITS} if changes else None

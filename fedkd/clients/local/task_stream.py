@@ -98,7 +98,7 @@ class TaskStream:
         return prepare_inputs(array, self._device)
 
     def tensors(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return the samples and labels that the client trains on of the task at a place in its order."""
+        """Return the samples and labels for training on the task at a place in the client's order."""
         x, y = self._samples.trained_on(place)
         return self._on_device(x), self._on_device(y)
 
@@ -124,7 +124,7 @@ class TaskStream:
         return self._order[: schedule.place(self._index, round) + schedule.ends(self._index, round)]
 
     def reopens(self, task: int, round: int) -> int | None:
-        """Return the index of an old task with new guidance of a round, if any."""
+        """Return the place of an old task with new guidance in a round, if any."""
         place = self.tests.place_of(task)
         if round <= self._old_guidance.get(task, 0) or place >= self.learning.task:
             return None

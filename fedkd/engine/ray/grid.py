@@ -1,4 +1,4 @@
-"""The Ray engine: a Flower grid over a pool of actors, each of which owns some of the clients."""
+"""The Ray engine: a Flower grid over a pool of actors that own the clients."""
 
 import time
 from collections import Counter

@@ -90,7 +90,7 @@ def _is_here(folder: ShippedFolder, place: Path | None = None) -> bool:
 
 
 def _written(folder: ShippedFolder) -> Path:
-    """Return a folder of this user's with the files; processes of a machine share it."""
+    """Write the files into a folder that this user's processes share, and return it."""
     new, digest = Path(tempfile.mkdtemp(prefix="fedkd-plugins-")), hashlib.sha256()
     for file, data in sorted(folder.files.items()):
         path = new / file

@@ -29,7 +29,7 @@ def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
 
 
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
-    """Return how many actors an idle cluster fits, each on one node; `UserError`: too few or none."""
+    """Return how many actors fit an idle cluster, each on one node; `UserError`: too few or none."""
     gpus_per_actor = gpu_share(engine, cluster, num_clients)
     most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
     most_gpus = max((node.gpus for node in cluster.nodes), default=0.0)
@@ -119,7 +119,7 @@ def check_gpus(share: float, most: float, where: str) -> None:
     if most < share:
         raise UserError(f"asks for {share:g} GPUs an actor, but {where} {most:g}", key=GPU_KEY)
     if share > 1 and share % 1:
-        raise UserError(f"must be a whole number above 1, got {share:g}", key=GPU_KEY)
+        raise UserError(f"must be a whole number if it is above 1, got {share:g}", key=GPU_KEY)
 
 
 def check_local_gpus(engine: Engine) -> None:

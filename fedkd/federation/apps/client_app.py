@@ -218,7 +218,7 @@ def _timed(reply: Message, seconds: float) -> Message:
 
 @client_app.query("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Return the node's client, and its federation if it has a share of its own."""
+    """Return the node's client, and its federation if the node has a share of the data."""
     node = node_of(context)
     said = msg.identity(int(context.node_config["partition-id"]))
     if node is not None:

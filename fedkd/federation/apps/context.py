@@ -1,4 +1,4 @@
-"""From a Flower context to the client behind it, on engines, Flower's simulation and deployed nodes.
+"""Find the client behind a Flower context: on engines, in Flower's simulation, on deployed nodes.
 
 A deployed node's folder holds its share of the data (`fedkd.data.shares.share_file`) and the scenario. The
 node sends the scenario's digest, and a server with another digest refuses it.
@@ -162,7 +162,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of ``scenario``, a file (relative to here or the app), with the overrides ``set``."""
+    """Return the plan of the file ``scenario``, relative to here or the app, with the overrides ``set``."""
     path = expand_path(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
         path = Path(__file__).resolve().parents[3] / path

@@ -104,7 +104,7 @@ class Exchange:
             ) from error
 
     def account(self, **up: int) -> dict[str, int]:
-        """Add the bytes sent by clients and by the method to the totals; return both for a timing."""
+        """Add the clients' and the method's bytes to the totals; return both for a timing."""
         cost = {**up, "bytes_down": self._strategy.sent_bytes()}
         self.add(**cost)
         return cost

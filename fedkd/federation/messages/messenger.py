@@ -172,7 +172,7 @@ KEY = "data.clients"
 
 
 def identify(grid: Grid, expected: int, deployment: Deployment | None = None) -> dict[int, int]:
-    """Return the node id of each of the `expected` clients; on Flower's runtimes all nodes are asked.
+    """Return the node id of each of the `expected` clients; on Flower's runtimes, ask all nodes.
 
     Raises:
         UserError: A client is missing, there twice, or of another federation.

@@ -70,7 +70,7 @@ def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
 
 
 def refuse_message(node: Participant, client: Client, message: Message) -> None:
-    """Refuse a message that the server of the node's plan would not send, by a `UserError`."""
+    """Raise `UserError` for a message that the server of the node's plan would not send."""
     kind = message.metadata.message_type
     try:
         check_message(node, client, kind, message.content)
@@ -180,7 +180,7 @@ def refuse_to_answer(kind: str) -> None:
 
 
 def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
-    """Refuse, by a `UserError`, a reply with records that the strategy does not exchange."""
+    """Raise `UserError` for a reply with records that the strategy does not exchange."""
     strange = next((name for name in content if name != msg.ARRAYS and name not in FIGURES), None)
     if strange is not None:
         raise UserError(f"record '{strange}' must not leave the node: no strategy exchanges it")
