@@ -30,7 +30,7 @@ def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]
         cell = finished_cell.cell
         if cell.scenario.continual is not None:
             levels = tuple(cell.levels[name].label for name in shared)
-            # Variants may change more than the learner: other tasks or samples are no reference.
+            # Variants may change more than the learner; a reference has the same tasks and samples.
             siblings[cell.seed, levels, data_key(cell.scenario)].append(finished_cell)
     relative: dict[str, dict[str, float]] = {}
     for cells in siblings.values():

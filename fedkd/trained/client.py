@@ -110,7 +110,7 @@ class TrainedRun:
         self._store = CheckpointStore(self.folder)
         kept = self._store.rounds()
         if not kept:
-            raise UserError("has no checkpoint yet, so there is no trained client", file=str(self.folder))
+            raise UserError("has no trained client, as it has no checkpoint yet", file=str(self.folder))
         if round is not None and round not in kept:
             why = f"no checkpoint of round {round!r}; choose one of {', '.join(map(str, kept))}"
             raise UserError(why, file=str(self.folder))

@@ -184,8 +184,8 @@ class KnowledgeFusion(Strategy):
     ) -> None:
         """Fuse the knowledge of all replies, without errors and in client order; keep the guidance.
 
-        `begun` has the rounds in which clients began their jobs, if not this one; `awaited` counts replies of
-        the round that come with another call.
+        `begun` has the rounds in which clients began their jobs, if not this one. `awaited` is the number of
+        the round's replies that come with another call.
         """
         for client, misfit in self.misfits(replies).items():
             raise refusal(misfit, client, round)

@@ -167,7 +167,7 @@ def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
     shapes = (strategy.capabilities.receives or {}).values()
     if OF_NETWORK & {letter for shape in shapes for letter in shape.split()}:
         shared = aux_networks_of(strategy).shared_model is not None
-        with suppress(FedkdError):  # the client's model is no network
+        with suppress(FedkdError):  # the client has an estimator
             weights = client.weights(SHARED_NETWORK) if shared else client.weights()
             found |= upload_sizes(strategy, weights, client.trainable())
     return found
