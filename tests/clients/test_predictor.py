@@ -78,7 +78,7 @@ def test_the_model_answers_without_a_predictor(digits_scenario):
     ("made", "told"),
     [
         (lambda network: 3, "returned a int; must be a torch.nn.Module, or None"),
-        (lambda network: network.body, r"made \[359, 200\] of 359 samples; must be \[359, 10\]"),
+        (lambda network: network.body, r"returned \[359, 200\] logits; must be \[359, 10\]"),
     ],
 )
 def test_wrong_predictors_are_refused(digits_scenario, made, told):

@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / SHARE_MANIFEST).write_text((f / SHARE_MANIFEST).read_text().replace('"9"', '"8"')),
         "share.json: is not what was written: it is damaged",
     ),
-    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is no JSON"),
+    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is not valid JSON"),
     "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),
     "unknown key": (lambda f: edited(f, lambda s: s.update(pickle=1)), "pickle: Extra inputs"),
     "client out of range": (lambda f: edited(f, lambda s: s.update(client=3)), "client: must be below 3"),
@@ -148,11 +148,11 @@ def test_a_wrong_share_folder_gives_one_line(folder, what):
     [
         (
             {"fusion": {"strategy": "centralized"}},
-            "fusion.strategy: 'centralized' trains on all samples together",
+            "fusion.strategy: 'centralized' trains on the samples of all clients",
         ),
-        ({"faults": {"poisoned": 0.3}}, "faults.poisoned: clients that lie are simulated"),
-        ({"topology": {"graph": "ring"}}, "topology.graph: deployed nodes speak to a SuperLink"),
-        ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
+        ({"faults": {"poisoned": 0.3}}, "faults.poisoned: must be 0, as attacks are simulated only"),
+        ({"topology": {"graph": "ring"}}, "topology.graph: must be 'star', got 'ring': deployed nodes"),
+        ({"training": {"executor": "vectorised"}}, "training.executor: must be 'loop' or 'auto', as every"),
     ],
 )
 def test_simulation_only_scenarios_are_refused(tmp_path, tables, told):
@@ -182,7 +182,8 @@ def test_the_partition_command_writes_all_shares(tmp_path, capsys):
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.out == f"2 clients and the server  {tmp_path / 'dealt'}\n"
-    assert said.err == f"error: --out: {tmp_path / 'dealt'} is there already; choose another, or remove it\n"
+    told = f"error: --out: {tmp_path / 'dealt'} exists already; choose another folder, or remove it\n"
+    assert said.err == told
 
 
 # Samples of one's own -------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def read_partition_file(
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", key=KEY) from error
     except InvalidJson as error:
-        raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
+        raise UserError(f"{path} is not valid JSON: {error}", key=KEY) from error
     if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
         raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)
     refuse_if(len(lists) != clients, f"{path} deals to {len(lists)} clients, data.clients is {clients}", KEY)

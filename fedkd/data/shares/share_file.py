@@ -157,7 +157,7 @@ def _read_manifest(path: Path) -> _Manifest:
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except InvalidJson as error:
-        raise UserError(f"is no JSON: {error}", file=str(path)) from None
+        raise UserError(f"is not valid JSON: {error}", file=str(path)) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or None
