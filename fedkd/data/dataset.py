@@ -62,7 +62,7 @@ def dataset_from_arrays(
     y, test_labels = _labels(train_y, "train_y", len(x), key), _labels(test_y, "test_y", len(test), key)
     told = f"train_x and test_x must hold samples of one shape, got {x.shape[1:]} and {test.shape[1:]}"
     refuse_if(x.shape[1:] != test.shape[1:], told, key)
-    kinds = "uint8, integers or neither" if integers else "uint8, or neither"
+    kinds = "uint8, both integers, or both other numbers" if integers else "uint8, or both other numbers"
     refuse_if(x.dtype != test.dtype, f"train_x and test_x must both be {kinds}", key)
     largest = int(max(y.max(), test_labels.max()))
     if class_names is None:
@@ -85,7 +85,7 @@ def _as_array(values: Any, what: str, key: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except Exception as error:  # of lists of several lengths, of tensors elsewhere
-        raise UserError(f"{what} is no array: {described(error)}", key=key) from error
+        raise UserError(f"{what} must be an array: {described(error)}", key=key) from error
 
 
 def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
@@ -102,10 +102,10 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)
-        told = f"{what} must be finite in float32, it holds NaN or infinity"
+        told = f"{what} must be finite in float32, got NaN or infinity"
         refuse_if(not np.isfinite(x).all(), told, key)
         if np.abs(x).max() > LARGEST:
-            told = f"{what} must be within ±{LARGEST:g}, it holds {x.flat[np.abs(x).argmax()]:g}"
+            told = f"{what} must be within ±{LARGEST:g}, got {x.flat[np.abs(x).argmax()]:g}"
             raise UserError(told, key=key)
     return x
 

@@ -148,8 +148,8 @@ def federate(
     scenario, seed = sources.scenario, sources.scenario.seed
     if is_integer(dataset.train_x):
         for kind in ("rotation", "noise", "colour"):
-            told = "the samples are integers, which are looked up and cannot be changed by degrees;"
-            refuse_if(getattr(scenario.heterogeneity, kind), f"{told} must be 0", f"heterogeneity.{kind}")
+            told = "must be 0, because the samples are integers"
+            refuse_if(getattr(scenario.heterogeneity, kind), told, f"heterogeneity.{kind}")
     split = split_samples(dataset, scenario, sources.search, task=task, written=written)
     clients, held_out, common = scenario.data.clients, split.held_out, split.common
     if scenario.data.partition.replacement:

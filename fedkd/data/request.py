@@ -81,4 +81,4 @@ class SourceRequest:
             if candidate.exists():
                 return candidate
         places = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in tried))
-        raise UserError(f"nothing lies at '{value}'; looked for {places}", key="data.args.path")
+        raise UserError(f"no file or folder '{value}'; looked for {places}", key="data.args.path")

@@ -72,7 +72,7 @@ def foreign_samples(
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
     refuse_if(size > len(dataset.train_x), told, "data.transfer.size")
-    words = {True: "integers", False: "no integers"}
+    words = {True: "integers", False: "not integers"}
     foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
     refuse_if(foreign != own, f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key)
     if dataset.shape != shape and (own or not len(dataset.shape) == len(shape) == 3):

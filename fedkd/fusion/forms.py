@@ -99,13 +99,13 @@ def check_upload(
     """
     kinds = strategy.kinds_of(arrays)
     for name in sorted(required(strategy) - arrays.keys()):
-        raise InvalidUpload(f"array {name} is missing; it sent {', '.join(arrays) or 'nothing'}")
+        raise InvalidUpload(f"array {name} is missing; the client sent {', '.join(arrays) or 'nothing'}")
     known = dict(sizes)
     for name, values in arrays.items():
         form = FORMS[kinds[name]]
         if values.dtype.kind not in form.types:
             kind = kinds[name].name.lower().replace("_", " ")
-            raise InvalidUpload(f"array {name} is of type {values.dtype}, which {kind} cannot be")
+            raise InvalidUpload(f"array {name} is of type {values.dtype}, which does not fit {kind}")
         shape = strategy.capabilities.shapes.get(name, form.shape)
         bounds = (form.least, form.most)
         if shape is not None:
@@ -153,13 +153,13 @@ def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> No
     if shapes is None and not own:
         shapes = TAUGHT
     if shapes is TAUGHT and "targets" not in arrays:
-        raise InvalidUpload(f"array targets is missing; it has {', '.join(arrays) or 'nothing'}")
+        raise InvalidUpload(f"array targets is missing; guidance has {', '.join(arrays) or 'nothing'}")
     if shapes is not None and "samples" in shapes and "samples" not in arrays and "M" in known:
         known["k"] = known["M"]
     for name, values in arrays.items():
         pattern = next((p for p in shapes or () if fnmatchcase(name, p)), None)
         if shapes is not None and pattern is None:
-            raise InvalidUpload(f"array {name} is not what '{strategy.name}' sends")
+            raise InvalidUpload(f"array {name} is unknown to '{strategy.name}'")
         if values.dtype.kind not in "biuf":
             raise InvalidUpload(f"array {name} is of type {values.dtype}, must be real numbers")
         bounds = (-LARGEST_VALUE, LARGEST_VALUE) if values.dtype.kind == "f" else (-MOST, MOST)

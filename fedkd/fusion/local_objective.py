@@ -52,7 +52,9 @@ class LocalObjective:
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
         """Return logits `[n, C]` by features `[n, F]` and the last guidance, with `infers_from_guidance`."""
-        raise NotImplementedError(f"'{type(self).__name__}' does not define `infer`, so it cannot answer")
+        raise NotImplementedError(
+            f"'{type(self).__name__}' does not define `infer`, so guidance cannot answer evaluations"
+        )
 
 
 _NONE = LocalObjective()

@@ -238,7 +238,7 @@ class FusionStrategy(ABC):
         """
         found = self.targets_of(client, guidance)
         if found is None:
-            raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
+            raise KeyError(f"'{self.name}' gave guidance without targets, so it must define `apply`")
         return found
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:

@@ -25,5 +25,5 @@ class ReceivedGuidance(dict[str, np.ndarray]):
 
     def __missing__(self, name: str) -> NoReturn:
         raise UserError(
-            f"guidance is refused: array {name} is missing; it has {', '.join(self) or 'nothing'}"
+            f"guidance is refused: array {name} is missing; guidance has {', '.join(self) or 'nothing'}"
         )

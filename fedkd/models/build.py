@@ -189,7 +189,7 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
     except Exception as error:
         kind = "" if inputs.is_floating_point() else " of integers"
         looks_up = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules())
-        hint = "; an embedding looks up integers, which stay such with data.normalise = false"
+        hint = "; embeddings need integers: set data.normalise = false"
         told = f"fails on an input {list(inputs.shape)}{kind} with {described(error)}"
         told += hint * (looks_up and inputs.is_floating_point())
         raise UserError(told, key="clients.model") from error

@@ -157,7 +157,7 @@ class TrainJob:
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be ≥ 1, got {self.accumulate}")
         if self.aux_networks and self.kind is not None:
-            raise ValueError("a job with auxiliary networks is like no other, so its kind is None")
+            raise ValueError("a job with auxiliary networks must have no kind")
 
     def signature(self, tensors: Mapping[str, Tensor] | None = None) -> Hashable:
         """Return a key of the kernels of a step, without batch sizes; `tensors` of the model, if known."""

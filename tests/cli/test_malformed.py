@@ -289,7 +289,7 @@ CASES = {
     ),
     "a partition of brackets": Case(
         run_set("data.partition={scheme='file',path='brackets.json'}"),
-        ("FILE: data.partition.path", "brackets.json is no JSON: lists or tables thousands deep"),
+        ("FILE: data.partition.path", "brackets.json is not valid JSON: lists or tables thousands deep"),
     ),
     # What other parts of one's own hand over
     "partition of lists in lists": Case(

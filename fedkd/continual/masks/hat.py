@@ -79,7 +79,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
                 key="continual.learner",
             ) from error
         if len(layers) < 2:
-            raise UserError("'hat' gates hidden units, of which this model has none", key="continual.learner")
+            raise UserError("'hat' gates hidden units, but this model has none", key="continual.learner")
 
     def begin_phase(self, context: LearnerContext) -> None:
         """Draw the task's embeddings; a client that skips the task has none."""

@@ -76,7 +76,7 @@ class PackNet(Phases, TaskParameters, Learner):
         """Refuse a network without a linear or convolutional layer."""
         if not find_layers(network):
             raise UserError(
-                "'packnet' shares out the weights of linear and convolutional layers, and the model has none",
+                "'packnet' needs linear or convolutional layers, but the model has none",
                 key="continual.learner",
             )
 

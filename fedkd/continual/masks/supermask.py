@@ -94,7 +94,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
             if isinstance(module, nn.Linear | nn.Conv2d):
                 if id(module.weight) in known:
                     raise UserError(
-                        f"'{self.name}' cannot mask '{name}', whose weight another layer shares",
+                        f"'{self.name}' cannot mask '{name}': another layer shares its weight",
                         key="continual.learner",
                     )
                 layers += 1
@@ -102,7 +102,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
                 known.update(id(parameter) for parameter in module.parameters(recurse=False))
         unknown = [name for name, parameter in network.named_parameters() if id(parameter) not in known]
         if unknown or not layers:
-            what = f"but this network has '{unknown[0]}'" if unknown else "of which this network has none"
+            what = f"but this network has '{unknown[0]}'" if unknown else "but this network has none"
             raise UserError(
                 f"'{self.name}' masks linear and convolutional layers, {what}", key="continual.learner"
             )

@@ -59,7 +59,7 @@ class SupSup(Reopenable, SupermaskLearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kkt and self._finds_tasks:
-            raise UserError("needs to be told when a task begins: boundaries = 'known'", key="continual.kkt")
+            raise UserError("needs known task boundaries: boundaries = 'known'", key="continual.kkt")
 
     @property
     def _finds_tasks(self) -> bool:

@@ -73,7 +73,7 @@ class GDumb(Phases, Single):
         """Remember the initial weights; refuse to mix batches that are no images."""
         super().prepare(context)
         if self.cutmix > 0.0 and context.samples(0)[0].dim() != 4:
-            raise UserError("must be 0, as samples are no images", key="continual.cutmix")
+            raise UserError("must be 0, because samples are not images", key="continual.cutmix")
 
     def begin_task(self, context: LearnerContext) -> None:
         """Pass the task's samples by the sampler, and go back to the initial weights."""

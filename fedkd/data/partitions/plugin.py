@@ -63,12 +63,13 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         )
         shard = np.sort(shard.astype(np.int64))
         if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
-            told = f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
-            raise UserError(f"{told} there are 0..{samples - 1}", key=KEY)
-        told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
+            told = f"'{name}' gave client {client} indices in {shard[0]}..{shard[-1]},"
+            raise UserError(f"{told} must be in 0..{samples - 1}", key=KEY)
+        told = f"'{name}' gave client {client} {len(shard)} samples, must be ≥ {floor} (min_samples)"
         refuse_if(len(shard) < floor, told, KEY)
         if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
-            raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
+            told = f"'{name}' gave client {client} a sample twice, or a sample of another client"
+            raise UserError(told, key=KEY)
         owner[shard] = client
         shards.append(shard)
     return shards

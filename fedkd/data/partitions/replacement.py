@@ -58,7 +58,7 @@ def draw_with_replacement(
     too_many = any(own.max() > pool.size for own, pool in zip(wanted, pools, strict=True))
     if empty or (too_many and scheme.scheme != "quantity"):
         parted = f", {pools[1].size} of them for local tests" if test_fraction > 0.0 else ""
-        told = f"a client draws no sample twice, and there are {len(labels)} private samples{parted};"
+        told = f"a client cannot draw a sample twice; there are {len(labels)} private samples{parted},"
         raise UserError(f"{told} got {scheme.samples_per_client}", key=SIZE)
     drawn = []
     for client in range(clients):

@@ -53,20 +53,20 @@ def deal_by_owner(
     """
     if owners is None:
         raise UserError(
-            "'natural' needs data that say whose each sample is: 'synthetic', or `owners` beside the arrays"
-            " of an npz file or of a function of your own",
+            "'natural' needs the owner of each sample: use 'synthetic', or add `owners` to the arrays"
+            " of your npz file or function",
             key="data.partition.scheme",
         )
     floor = fewest_samples(scheme)
     names, sizes = np.unique(owners, return_counts=True)
     by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
     fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))
-    told = f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
-    refuse_if(len(fit) < clients, f"{told} are {len(names)} owners), got {clients}", "data.clients")
+    told = f"must be ≤ {len(fit)}, the owners with at least {floor} samples (data.partition.min_samples),"
+    refuse_if(len(fit) < clients, f"{told} of {len(names)} owners, got {clients}", "data.clients")
     chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
     client, fewest = int(sizes[chosen].argmin()), int(sizes[chosen].min())
     named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
-    told = f"the owner that client {client}{named} stands for has {fewest} samples of the task, needs {floor}"
+    told = f"the owner of client {client}{named} has {fewest} samples of the task, must have ≥ {floor}"
     refuse_if(fewest < floor, told, "data.partition.min_samples")
     return [by_owner[place] for place in chosen]
 
@@ -80,7 +80,7 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     """Return the fewest samples a client may hold, or raise a `UserError` if samples do not suffice."""
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
-    told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
+    told = f"must be ≥ {floor} (min_samples, and at least one sample each to train and test), got {wanted}"
     refuse_if(wanted is not None and wanted < floor, told, "data.partition.samples_per_client")
     left, total = f"but only {samples} private samples are left", clients * (wanted or 0)
     told = f"{clients} clients × {wanted} samples = {total}, {left}; at most {samples // clients} each"

@@ -79,7 +79,7 @@ def split_samples(
     else:
         common = np.arange(len(test_y))
         if data.test_size is not None:
-            told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
+            told = f"must be ≤ {len(test_y)}, the number of test samples, got {data.test_size}"
             refuse_if(data.test_size > len(test_y), told, "data.test_size")
             rng = numpy_generator(seed, "common-test-set", task=task)
             common = np.flatnonzero(stratified_choice(test_y, data.test_size, rng))

@@ -78,8 +78,8 @@ def share_of_samples(
     """Return the share of a client with its own train split; all have the same test split."""
     total = len(samples.train_y)
     if total < 2:
-        raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")
-    told = f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
+        raise UserError(f"a client needs at least 2 samples, got {total}")
+    told = f"transfer samples must have shape {list(samples.shape)}, got {list(transfer_x.shape[1:])}"
     refuse_if(transfer_x.shape[1:] != samples.shape, told, None)
     train, test = local_split(samples.train_y, scenario.data.test_fraction, seed=scenario.seed, client=client)
     order = np.concatenate([train, test])

@@ -35,12 +35,12 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
                     file = archive.extractfile(member) if member.isfile() and wanted(member.name) else None
                     if file is not None:
                         size += member.size  # as its header claims, before anything is read
-                        check_memory_budget(size, f"what is to be read of {path} takes", key)
+                        check_memory_budget(size, f"the content of {path} takes", key)
                         yield member.name, file.read()
             if tail.last.strip(b"\0"):
                 raise EOFError("it ends without an end mark")
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"cannot read {path} as a whole tar archive: {error}", key=key) from error
+        raise UserError(f"cannot read {path} as a complete tar archive: {error}", key=key) from error
 
 
 class _Tail:

@@ -63,4 +63,4 @@ def _fetch(url: str, path: Path, md5: str, progress: ProgressCallback) -> None:
                 bar = ("#" * tenths).ljust(10, ".")
                 progress(f"{path.name} [{bar}] {done / 1e6:.1f} of {total / 1e6:.1f} MB")
         if digest.hexdigest() != md5:
-            raise OSError(f"{url} has checksum {digest.hexdigest()}, not {md5}")
+            raise OSError(f"{url} has checksum {digest.hexdigest()}, must have {md5}")

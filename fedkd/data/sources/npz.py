@@ -31,7 +31,7 @@ def load(request: SourceRequest) -> Dataset:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except MemoryError as error:  # a header claims more than its member holds
-        raise UserError(f"{path} claims arrays that no memory holds: {error}", key=KEY) from error
+        raise UserError(f"{path} declares arrays too large for memory: {error}", key=KEY) from error
     except (OSError, ValueError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path} as .npz without pickled objects: {error}", key=KEY) from error
     names = arrays.get("class_names")

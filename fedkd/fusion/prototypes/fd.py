@@ -84,8 +84,7 @@ class FD(LocalObjective, LabelMeans):
     def __post_init__(self) -> None:
         if self.weight_by_count and not self.owners_only:
             raise UserError(
-                "must be true with weight_by_count, by which clients without a label count for nothing, got"
-                " false",
+                "must be true with weight_by_count, which ignores clients without a label, got false",
                 key="fusion.owners_only",
             )
 

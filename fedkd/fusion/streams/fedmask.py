@@ -87,7 +87,7 @@ class FedMask(FusionStrategy):
             one, other, *_ = starts.values()
             raise UserError(
                 f"'fedmask' needs clients that begin with the same weights; those of client {one} and client"
-                f" {other} differ, as where a model is not the same for the same seed",
+                f" {other} differ: does the model ignore the seed?",
                 key="clients.model",
             )
         counts = np.maximum(knowledge.samples, 1) if self.weight_by_count else np.ones_like(knowledge.samples)

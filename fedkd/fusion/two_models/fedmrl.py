@@ -85,7 +85,7 @@ def _projection(make: Maker) -> nn.Module:
     own, shared = make.width(), make.width(SHARED_NETWORK)
     if shared > own:
         raise UserError(
-            f"must have features at most as wide as those of every client's model, {own}, got {shared}",
+            f"must have features at most as wide as every client's, {own}, got {shared}",
             key="fusion.shared_model",
         )
     return nn.Linear(shared + own, own)

@@ -17,9 +17,7 @@ def metropolis_weights(heard: np.ndarray) -> np.ndarray:
     P is symmetric and its rows and columns sum to 1, so mixing keeps the mean. The graph must be mutual.
     """
     if not is_undirected(heard):
-        raise ValueError(
-            "Metropolis weights are for graphs in which everyone is heard by those whom it hears"
-        )
+        raise ValueError("Metropolis weights need an undirected graph")
     degrees = heard.sum(axis=1) - 1
     mixing = np.where(heard, 1.0 / (1.0 + np.maximum(degrees[:, None], degrees[None, :])), 0.0)
     np.fill_diagonal(mixing, 0.0)

@@ -26,7 +26,7 @@ class WeightExchange(FusionStrategy):
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Raise: one of Flower's strategies averages."""
-        raise NotImplementedError(f"'{self.name}' averages on a server of Flower's")
+        raise NotImplementedError(f"'{self.name}' averages on Flower's server, so it has no `fuse`")
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's parameters and buffers by name."""
