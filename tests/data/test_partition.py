@@ -206,7 +206,7 @@ def test_a_missing_partition_file_names_the_searched_places(tmp_path: Path):
 
 
 def test_a_written_partition_contradicting_samples_per_client_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="must be absent .* 2 samples for client 0"):
+    with pytest.raises(UserError, match=r"must be absent .* 2 samples for client 0"):
         read_partition_file(written(tmp_path, [[0, 1], [2, 3]], samples_per_client=4), 2, 10, [tmp_path])
 
 

@@ -20,7 +20,7 @@ BETWEEN = (
 
 
 def chain_of(network: nn.Module) -> tuple[Layer, ...]:
-    """Return the layers of a network in the order in which a sample meets them, the head last.
+    """Return the layers of a network in the order of the forward pass, the head last.
 
     Raise `ValueError` with the reason if units cannot be scaled one by one.
     """
@@ -43,17 +43,17 @@ def chain_of(network: nn.Module) -> tuple[Layer, ...]:
 
 
 def outputs_of(layer: Layer) -> int:
-    """Return the number of a layer's units: of its channels, if it is a convolution."""
+    """Return the number of a layer's units, or a convolution's channels."""
     return layer.module.weight.shape[0]
 
 
 def inputs_of(layer: Layer) -> int:
-    """Return the number of inputs of a layer: of its channels, if it is a convolution."""
+    """Return the number of a layer's inputs, or a convolution's input channels."""
     return layer.module.weight.shape[1]
 
 
 def _modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a sample goes through, with their names."""
+    """Yield the modules of the forward pass with their names."""
     if type(network) is Classifier:
         parts: Sequence[tuple[str, nn.Module]] = list(network.named_children())
     elif type(network) is nn.Sequential:
