@@ -29,7 +29,7 @@ class Sources:
         return tuple(map(Path, self.scenario.plugin_path))
 
     def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
-        """Load a data set whose samples become private."""
+        """Load a data set of private samples."""
         transfer = self.scenario.data.transfer
         told = "the private data set itself would leak clients' samples; use 'holdout'"
         refuse_if((transfer.source, transfer.args) == (name, args), told, "data.transfer.source")

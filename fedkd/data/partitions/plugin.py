@@ -26,7 +26,7 @@ def plugged_partition(
     *,
     task: int | None = None,
 ) -> list[np.ndarray]:
-    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
+    """Partition samples by ``function(labels, clients, generator, **args)``, and check the result."""
     with blaming(key=KEY):
         function = PARTITIONS.load(scheme.scheme, search)
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
@@ -54,7 +54,7 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
     for client, indices in enumerate(dealt):
         try:
             shard = np.asarray(indices)
-        except Exception as error:  # of lists of several lengths, of tensors elsewhere
+        except Exception as error:  # lists of unequal lengths, tensors on other devices
             told = f"'{name}' returned no indices for client {client}: {described(error)}"
             raise UserError(told, key=KEY) from error
         told = f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"

@@ -1,4 +1,4 @@
-"""The place of every sample: transfer set, a client's training and test part, common test set."""
+"""The split of all samples: transfer set, clients' training and test parts, common test set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,10 +49,10 @@ def split_samples(
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
 ) -> SampleSplit:
-    """Split train and test samples, by their labels, between clients as the scenario's `data` says.
+    """Split train and test samples among clients by the scenario's `data`.
 
-    A `task` is given if the samples belong to it alone. `written` has every client's train indices from a
-    file; None: the scheme decides.
+    `task` is the task of all samples, if any. `written` has every client's train indices from a file; None:
+    the scheme decides.
     """
     data, seed, train_y, test_y = scenario.data, scenario.seed, dataset.train_y, dataset.test_y
     if written is None and data.partition.scheme == "file":

@@ -1,7 +1,7 @@
 """A share in its own folder: `share.json` describes the arrays in `share.safetensors`.
 
-Samples are normalised and, in a stream, changed by the task. The JSON is written last. It has a digest of
-itself and one of the arrays, so that no partial or damaged file is read. There are no pickles.
+Samples are normalised and, in a stream, transformed by the task. The JSON is written last. It has a digest of
+itself and of the arrays, so that partial or damaged files are detected. There are no pickles.
 """
 
 import hashlib

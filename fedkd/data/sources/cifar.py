@@ -1,8 +1,7 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32×32 pixels (Krizhevsky, 2009).
 
-The *binary* distribution is read and downloaded, because it needs no pickle. A folder of torchvision's
-pickled batches is read too, after every file matches torchvision's checksum. Its unpickler builds only NumPy
-arrays.
+The *binary* distribution is read and downloaded, because it needs no pickle. Torchvision's pickled batches
+are read too, after every file matches torchvision's checksum. The unpickler builds only NumPy arrays.
 """
 
 import hashlib

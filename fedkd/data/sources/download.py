@@ -1,4 +1,4 @@
-"""Downloads that are whole or absent."""
+"""Downloads with a checksum; incomplete files are never kept."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ CHUNK_BYTES = 1 << 18
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of `path` that takes its name only if the block succeeds."""
+    """Open a temporary file that replaces `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -31,9 +31,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: ProgressCallback) -> Path:
-    """Download `path` from the first of `urls` with the right content; an error ends with `hint`."""
+    """Download `path` from the first of `urls` with the right checksum; errors end with `hint`."""
     if path.is_file():
-        with path.open("rb") as file:  # the checksum guards against accidents; it is no proof of origin
+        with path.open("rb") as file:  # the checksum detects damage; it does not prove the origin
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if found.hexdigest() == md5:
             return path

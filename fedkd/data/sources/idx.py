@@ -35,7 +35,7 @@ def load_fashion_mnist(request: SourceRequest) -> Dataset:
 
 
 def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str, ...]) -> Dataset:
-    """Search for the four files, in torchvision's folders too, and download them if they are missing."""
+    """Find the four files, in torchvision's folders too, or download them."""
     request.arguments()
     layouts = [Path(request.name), Path(torchvision_class) / "raw"]
     for folder in (base / layout for base in request.folders for layout in layouts):

@@ -1,4 +1,4 @@
-"""The tasks of each kind of stream, before their classes have output units.
+"""The tasks of each kind of stream, before output units are assigned.
 
 `split`, `permuted` and `rotated` follow van de Ven & Tolias (2019), arXiv:1904.07734, and Lopez-Paz & Ranzato
 (2017), arXiv:1706.08840; `overlapping` and `datasets` follow Lin et al. (2022), arXiv:2211.00789. A `rotated`
@@ -27,7 +27,7 @@ from fedkd.scenario import TaskStream, planned_task_count
 
 @dataclass(frozen=True)
 class Part:
-    """A task before its classes have output units; label y is the class with the identity `classes[y]`."""
+    """A task before output units are assigned; label y is the class with identity `classes[y]`."""
 
     name: str
     classes: tuple[int, ...]

@@ -49,7 +49,7 @@ def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     count, first, width = tasks.count or DEFAULT_TASK_COUNT, tasks.first_classes, tasks.classes_per_task
     told = f"must be < {classes}, the number of classes, to leave some to other tasks, got {first}"
     refuse_if(first is not None and first >= classes, told, "continual.tasks.first_classes")
-    # Those that are shared out, and the tasks that share them.
+    # The classes to divide, and the tasks that share them.
     before, rest, sharing = (0, classes, count) if first is None else (1, classes - first, count - 1)
     after = "" if first is None else f" after the first {first}"
     if width is None:
@@ -81,7 +81,7 @@ def lay_out(head: HeadKind, classes: Sequence[Sequence[int]]) -> Outputs:
 
     With the head `task` each task has its own slice of units. With `domain` all tasks share units, the i-th
     for the i-th class of each. With `class` every class of the stream has one unit, in order of appearance,
-    and every task may answer with all of them.
+    and every task predicts among all of them.
     """
     if head == "domain":
         most = max(map(len, classes))
