@@ -1,4 +1,4 @@
-"""Fusion strategies by name, and checks of their hyper-parameters."""
+"""Fusion strategies by name, with checked hyper-parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -144,7 +144,7 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
     """Return the class called `name`.
 
     Raises:
-        UserError: It is no dataclass derived from `FusionStrategy` with its methods.
+        UserError: It is not a dataclass derived from `FusionStrategy` with its methods.
     """
     cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
     _refuse(name, cls)
@@ -158,7 +158,7 @@ def _refuse(name: str, strategy: FusionStrategy | type[FusionStrategy]) -> None:
 
 
 def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
-    """Return the defect that would surface in a client in the middle of a run, if any.
+    """Return a defect that would otherwise appear in the middle of a run, if any.
 
     Capabilities that depend on hyper-parameters are checked once these are known.
     """
@@ -199,7 +199,7 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
 
 
 def strategy_source(strategy: type[FusionStrategy]) -> str:
-    """Return the paper of a strategy and the difference to it; empty for fedkd's own."""
+    """Return a strategy's paper and its departure from it; empty for fedkd's own."""
     return "; ".join(text for text in (strategy.paper, strategy.source_note) if text)
 
 
