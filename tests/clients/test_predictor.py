@@ -122,7 +122,7 @@ def test_impossible_eval_models_and_trials_are_refused_before_a_run(monkeypatch)
 
         capabilities: ClassVar[Capabilities] = replace(Local.capabilities, trials=2)
 
-    for cls, told in ((Nameless, "defines `eval_model`"), (Tries, "try guidance out, so it `needs`")):
+    for cls, told in ((Nameless, "defines `eval_model`"), (Tries, "try guidance, so it `needs`")):
         monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(), cls=cls: cls)
         with pytest.raises(UserError, match=f"'elsewhere' .*{told}"):
             load_strategy_class("elsewhere")

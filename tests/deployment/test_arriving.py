@@ -180,9 +180,13 @@ def test_nodes_accept_all_messages_of_their_server(dealt, simulated, tmp_path, k
 def test_incomplete_guidance_is_refused_in_one_line(samples):
     """In `apply`, or where guidance that is kept is first used."""
     _, client = node_of("message", samples)
-    with pytest.raises(UserError, match="guidance is refused: array questions is missing; it has answered"):
+    with pytest.raises(
+        UserError, match="guidance is refused: array questions is missing; guidance has answered"
+    ):
         client.complete(client.learn({"answered": np.zeros(0, np.uint8)}, 1))
     _, client = node_of("fd", samples)
     client.complete(client.learn({"label_logits": np.zeros((10, 10), np.float32)}, 1))
-    with pytest.raises(UserError, match="guidance is refused: array owners is missing; it has label_logits"):
+    with pytest.raises(
+        UserError, match="guidance is refused: array owners is missing; guidance has label_logits"
+    ):
         client.complete(client.train(2))

@@ -105,7 +105,7 @@ def resaved(folder: Path, change: Callable[[dict], object]) -> None:
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (
         lambda f: (f / SHARE_MANIFEST).unlink(),
-        "there is no share.json: not the share of a client",
+        "lacks share.json; `fedkd partition`",
     ),
     "no arrays": (lambda f: (f / ARRAYS).unlink(), "cannot be read: No such file"),
     "another name of a class": (
@@ -118,10 +118,16 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "client out of range": (lambda f: edited(f, lambda s: s.update(client=3)), "client: must be below 3"),
     "cut short": (
         lambda f: (f / ARRAYS).write_bytes((f / ARRAYS).read_bytes()[:-9]),
-        "is not what share.json was written for",
+        "does not match share.json: it is damaged",
     ),
-    "counts": (lambda f: edited(f, lambda s: s["parts"][0].update(test=9)), "samples are not 32 to train on"),
-    "a missing array": (lambda f: resaved(f, lambda a: a.pop("0/transfer_x")), "has no array 0/transfer_x"),
+    "counts": (
+        lambda f: edited(f, lambda s: s["parts"][0].update(test=9)),
+        r"must have 32 \+ 9 samples, got",
+    ),
+    "a missing array": (
+        lambda f: resaved(f, lambda a: a.pop("0/transfer_x")),
+        "array 0/transfer_x is missing",
+    ),
     "shape": (
         lambda f: resaved(f, lambda a: a.update({"0/x": np.zeros((40, 8), np.float32)})),
         r"0/x must be float32 or int64 samples \[1, 8, 8\], got float32 \[40, 8\]",
@@ -212,7 +218,7 @@ def test_a_client_may_bring_its_own_samples(tmp_path):
 
 def test_a_share_needs_samples(tmp_path):
     x, y = np.zeros((1, 4), np.float32), np.zeros(1, np.int64)
-    with pytest.raises(UserError, match="at least 2 samples, one of them to train on, got 1"):
+    with pytest.raises(UserError, match="at least 2 samples, got 1"):
         share_of_samples(parse_plan(SMALL).scenario, 0, Dataset("m", ("a",), x, y, x, y), measure(x), x)
 
 
